@@ -1,1 +1,17 @@
-//! Skeleton.
+//! What a backend tells the agent it starts.
+//!
+//! The backend and the agent meet only here: in [`AgentConfig`], which the backend writes as JSON
+//! and the agent reads once at start, and in [`handover`], the local socket on which the agent of
+//! the embedded backend passes file descriptors. This crate does no protocol work, starts no
+//! process and knows no actor. Everything read from a file or a socket is parsed into a type that
+//! cannot hold an invalid value.
+
+mod config;
+mod name;
+
+pub use config::{
+    AGENT_CONFIG_MAX_BYTES, AgentConfig, ConfigError, Listen, PublishedPort, Role, StartMode,
+    WorkloadRestart, WorkloadSpec,
+};
+pub use name::{INSTANCE_NAME_MAX_BYTES, InstanceName, InvalidInstanceName};
+pub mod handover;

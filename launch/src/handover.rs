@@ -1,0 +1,173 @@
+//! The handover socket: how file descriptors move between an agent, its successor and the daemon.
+//!
+//! In the embedded backend every agent serves one Unix SEQPACKET socket (mode 0600, in the
+//! instance's run directory). A request is one packet, its answer is one packet with the
+//! descriptors attached (SCM_RIGHTS):
+//!
+//! ```text
+//! new agent ── TakeOver{session} ──▶ old agent     answer: Channel + 1 fd
+//! daemon    ── Listeners ──────────▶ agent         answer: Listeners{names} + 1 fd per name
+//! ```
+//!
+//! `TakeOver` makes the old agent create a socket pair: one end goes to its workload, the other to
+//! the caller, who gives it to its own. From then on the two workloads talk directly, and no agent
+//! is in the path of the state. `Listeners` returns duplicates of the published listening sockets,
+//! so that a daemon that was restarted holds them again: connections made while an instance is
+//! being replaced wait in the socket's backlog instead of being refused.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use nix::cmsg_space;
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use serde::{Deserialize, Serialize};
+
+/// Largest packet on the handover socket, in bytes.
+pub const PACKET_MAX_BYTES: usize = 16 * 1024;
+/// Most descriptors in one packet; the kernel's own limit is 253 (SCM_MAX_FD).
+pub const PACKET_MAX_FDS: usize = 64;
+
+/// What is asked of an agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "ask")]
+pub enum Request {
+    /// A channel to the workload for the morph `session`, which the agent must know already from
+    /// the daemon's MORPH_PREPARE.
+    TakeOver {
+        /// The morph's session.
+        session: u64,
+    },
+    /// Duplicates of the published listening sockets.
+    Listeners,
+}
+
+/// What an agent answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "answer")]
+pub enum Answer {
+    /// One descriptor: the channel to the other workload.
+    Channel,
+    /// One descriptor for each name, in this order.
+    Listeners {
+        /// Names as in [`crate::PublishedPort::name`].
+        names: Vec<String>,
+    },
+    /// It was not done.
+    Refused {
+        /// Why, for the log.
+        reason: String,
+    },
+}
+
+/// Sends `message` as one packet with `fds` attached.
+///
+/// # Errors
+/// The system's; `InvalidInput` when the packet or the number of descriptors is over its limit.
+pub fn send<T: Serialize>(
+    socket: BorrowedFd<'_>,
+    message: &T,
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let bytes = serde_json::to_vec(message)?;
+    if bytes.len() > PACKET_MAX_BYTES || fds.len() > PACKET_MAX_FDS {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "handover packet over its limit",
+        ));
+    }
+    let raw: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
+    let iov = [IoSlice::new(&bytes)];
+    sendmsg::<()>(
+        socket.as_raw_fd(),
+        &iov,
+        control,
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )?;
+    Ok(())
+}
+
+/// Receives one packet and its descriptors. Blocks as the socket does.
+///
+/// # Errors
+/// The system's; `UnexpectedEof` when the peer is gone; `InvalidData` for a packet that is too
+/// large, cut short or not the message expected. Descriptors of a refused packet are closed.
+pub fn receive<T: for<'a> Deserialize<'a>>(
+    socket: BorrowedFd<'_>,
+) -> io::Result<(T, Vec<OwnedFd>)> {
+    let mut bytes = vec![0; PACKET_MAX_BYTES];
+    let mut control = cmsg_space!([std::os::fd::RawFd; PACKET_MAX_FDS]);
+    let mut fds = Vec::new();
+    let (length, truncated) = {
+        let mut iov = [IoSliceMut::new(&mut bytes)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let got = recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut control), flags)?;
+        for message in got.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(raw) = message {
+                // SAFETY: the kernel has just installed these descriptors for this process, and
+                // nothing else knows their numbers.
+                fds.extend(
+                    raw.into_iter()
+                        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),
+                );
+            }
+        }
+        let cut = MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC;
+        (got.bytes, got.flags.intersects(cut))
+    };
+    if length == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    if truncated {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "handover packet cut short",
+        ));
+    }
+    Ok((serde_json::from_slice(&bytes[..length])?, fds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use std::io::{Read, Write};
+    use std::os::fd::AsFd;
+
+    fn pair() -> (OwnedFd, OwnedFd) {
+        let kind = SockType::SeqPacket;
+        socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).unwrap()
+    }
+
+    #[test]
+    fn descriptors_arrive_with_their_message_and_still_work() {
+        let (ours, theirs) = pair();
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let answer = Answer::Listeners {
+            names: vec!["p1".into()],
+        };
+        send(ours.as_fd(), &answer, &[writer.as_fd()]).unwrap();
+        drop(writer);
+        let (got, fds) = receive::<Answer>(theirs.as_fd()).unwrap();
+        assert_eq!(got, answer);
+        let mut moved = std::fs::File::from(fds.into_iter().next().unwrap());
+        moved.write_all(b"x").unwrap();
+        drop(moved);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "x");
+    }
+
+    #[test]
+    fn garbage_and_a_closed_peer_are_errors_not_panics() {
+        let (ours, theirs) = pair();
+        nix::unistd::write(&ours, b"\xff\x00nonsense").unwrap();
+        let error = receive::<Request>(theirs.as_fd()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        drop(ours);
+        let error = receive::<Request>(theirs.as_fd()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+}
