@@ -1,1 +1,64 @@
-//! Skeleton.
+//! The control API's types: what kmorphd serves and kmorphctl reads, as HTTP and JSON.
+//!
+//! This crate holds data and its (de)serialization only: no I/O, no actor, no rendering. Every
+//! request refuses unknown fields; every response may grow fields. Times are RFC 3339 in UTC,
+//! durations are integers with their unit in the name.
+//!
+//! | method and path | request | answer |
+//! |---|---|---|
+//! | `GET /v1/daemon` | | [`DaemonStatus`] |
+//! | `POST /v1/daemon/reload` | | [`ReloadReport`] |
+//! | `POST /v1/daemon/stop` | [`StopRequest`] | [`DaemonStatus`] |
+//! | `GET /v1/actors` | | [`ActorInfo`] list |
+//! | `GET /v1/instances` | | [`InstanceSummary`] list |
+//! | `POST /v1/instances` | [`SpawnRequest`] | [`Operation`] |
+//! | `GET /v1/instances/{name}` | | [`InstanceStatus`] |
+//! | `DELETE /v1/instances/{name}?force=` | | [`Operation`] |
+//! | `GET /v1/instances/{name}/heartbeat` | | [`HeartbeatStatus`] |
+//! | `GET /v1/instances/{name}/health` | | [`HealthReport`] |
+//! | `POST /v1/instances/{name}/ping` | | [`PingReport`] |
+//! | `POST /v1/instances/{name}/recover` | | [`Operation`] |
+//! | `GET /v1/instances/{name}/morph` | | [`MorphStatus`] |
+//! | `POST /v1/instances/{name}/morph` | [`MorphRequest`] | [`Operation`] |
+//! | `POST /v1/instances/{name}/morph/validate` | | [`Operation`] |
+//! | `POST /v1/instances/{name}/morph/commit` | [`CommitRequest`] | [`Operation`] |
+//! | `POST /v1/instances/{name}/morph/rollback` | | [`Operation`] |
+//! | `GET /v1/instances/{name}/policy` | | [`Policy`] |
+//! | `PATCH /v1/instances/{name}/policy` | [`PolicyPatch`] | [`Policy`] |
+//! | `GET /v1/policies` | | [`PolicySet`] |
+//! | `PUT /v1/policies` | [`PolicySet`] | [`PolicySet`] |
+//! | `GET /v1/recoveries?instance=&since=` | | [`RecoveryRecord`] list |
+//! | `GET /v1/operations` | | [`Operation`] list |
+//! | `GET /v1/operations/{id}?wait_ms=&seen=` | | [`Operation`] |
+//! | `POST /v1/operations/{id}/cancel` | | [`Operation`] |
+//! | `GET /v1/events?instance=` | header `Last-Event-ID` | server-sent [`Event`]s |
+//! | `GET /v1/openapi.json` | | the OpenAPI description |
+//! | `GET /metrics` | | Prometheus text |
+//!
+//! A failure is an [`ApiError`] with the HTTP status of its [`ErrorCode`].
+
+mod daemon;
+mod error;
+mod event;
+mod instance;
+mod morph;
+mod operation;
+mod policy;
+mod recovery;
+
+pub use daemon::{ActorInfo, DaemonStatus, PoolUsage, ReloadReport, StopRequest};
+pub use error::{ApiError, ErrorCode};
+pub use event::{Event, EventKind};
+pub use instance::{
+    HealthReport, HeartbeatStatus, InstanceState, InstanceStatus, InstanceSummary, Metrics,
+    PingReport, PublishRequest, PublishedAddress, SpawnRequest, WorkloadRequest,
+};
+pub use morph::{Check, CommitRequest, DowntimeSteps, MorphPhase, MorphRequest, MorphStatus};
+pub use operation::{Operation, OperationKind, OperationState, Progress};
+pub use policy::{POLICY_MAX_TIMEOUT_S, POLICY_MIN_HEARTBEAT_S, Policy, PolicyPatch, PolicySet};
+pub use recovery::{RecoveryOutcome, RecoveryRecord};
+
+/// Largest request body the daemon reads, in bytes.
+pub const REQUEST_BODY_MAX_BYTES: usize = 1024 * 1024;
+/// Longest `wait_ms` of one operation request; longer waits ask again.
+pub const OPERATION_WAIT_MAX_MS: u64 = 30_000;

@@ -1,0 +1,94 @@
+//! The daemon itself.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// CPUs and memory that instances may be given, and what of it is given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PoolUsage {
+    /// Host CPUs in the pool.
+    pub cpus: Vec<u16>,
+    /// Those not given to any instance.
+    pub cpus_free: Vec<u16>,
+    /// True when several instances may be given the same CPU.
+    pub cpus_shared: bool,
+    /// Memory in the pool, in bytes.
+    pub memory_bytes: u64,
+    /// Of it not given to any instance, in bytes.
+    pub memory_free_bytes: u64,
+}
+
+/// What the daemon says of itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct DaemonStatus {
+    /// Version of kmorphd.
+    pub version: String,
+    /// Its pid.
+    pub pid: u32,
+    /// When it started.
+    pub started_at: String,
+    /// Seconds since then.
+    pub uptime_s: u64,
+    /// Name of the backend.
+    pub backend: String,
+    /// What the backend found on this machine.
+    pub backend_detail: String,
+    /// Its configuration file, if one was read.
+    pub config_path: Option<String>,
+    /// Its state directory.
+    pub state_dir: String,
+    /// Its runtime directory.
+    pub run_dir: String,
+    /// Number of instances.
+    pub instances: u32,
+    /// Recoveries and morphs under way.
+    pub operations_running: u32,
+    /// The pool.
+    pub pool: PoolUsage,
+    /// False when the journal cannot be written; `journal_error` says why.
+    pub journal_ok: bool,
+    /// Why the journal cannot be written.
+    pub journal_error: Option<String>,
+    /// Actors that panicked and were replaced since the start.
+    pub actor_restarts: u64,
+    /// Longest time, in milliseconds, that the daemon was late in the last minute.
+    pub self_lag_ms: u64,
+    /// True once it was asked to stop.
+    pub stopping: bool,
+}
+
+/// How the daemon shall stop. Instances keep running in both cases.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StopRequest {
+    /// Finish operations under way first; new ones are refused meanwhile. Otherwise they are
+    /// finished or undone by the next start.
+    #[serde(default)]
+    pub graceful: bool,
+}
+
+/// What a reload changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ReloadReport {
+    /// Keys whose new value is now in force.
+    pub applied: Vec<String>,
+    /// Keys that differ and need a restart of the daemon.
+    pub needs_restart: Vec<String>,
+}
+
+/// One actor, as seen while it runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ActorInfo {
+    /// Kind and subject: `instance/web`.
+    pub name: String,
+    /// Its state in one word.
+    pub state: String,
+    /// Messages handled.
+    pub handled: u64,
+    /// Messages refused because its mailbox was full.
+    pub refused: u64,
+    /// Last change of state and its cause.
+    pub last_transition: Option<String>,
+    /// Times it was replaced after a panic.
+    pub restarts: u64,
+}

@@ -1,0 +1,51 @@
+//! Recoveries, as the journal remembers them.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// How a recovery ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RecoveryOutcome {
+    /// Still under way.
+    Running,
+    /// A healthy successor serves.
+    Recovered,
+    /// The successor could not be started or did not become healthy; tried again.
+    Failed,
+    /// Failed too often: quarantined.
+    Quarantined,
+    /// The fence could not be confirmed.
+    OperatorActionNeeded,
+}
+
+/// One recovery.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RecoveryRecord {
+    /// Its number.
+    pub id: u64,
+    /// The instance.
+    pub instance: String,
+    /// Generation that failed.
+    pub failed_generation: u64,
+    /// Generation that took its place.
+    pub new_generation: Option<u64>,
+    /// The verdict: `kernel_dead`, `agent_dead`, `operator`.
+    pub cause: String,
+    /// The evidence, a line each.
+    pub evidence: Vec<String>,
+    /// How the fence was confirmed.
+    pub fence: Option<String>,
+    /// Its outcome.
+    pub outcome: RecoveryOutcome,
+    /// Why it failed, or what is left to do.
+    pub reason: Option<String>,
+    /// When the verdict was reached.
+    pub started_at: String,
+    /// When it ended.
+    pub ended_at: Option<String>,
+    /// Milliseconds from the verdict to the confirmed fence.
+    pub fence_ms: Option<f64>,
+    /// Milliseconds from the verdict to the first healthy heartbeat of the successor.
+    pub total_ms: Option<f64>,
+}
