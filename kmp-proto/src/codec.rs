@@ -1,0 +1,191 @@
+//! The stream of frames: bytes in, messages out, and back.
+//!
+//! ```text
+//! feed ──▶ [ header 32 B ] ──▶ checks 1-6 ──▶ [ payload ≤ limit ] ──▶ crc ──▶ layout ──▶ Frame
+//!                │                                  │                    │        │
+//!                └──────────────── FrameError: poisoned, never resynchronises ────┘
+//! ```
+//!
+//! Invariants: incomplete input is not an error; at most one frame is buffered, and its payload only
+//! after the header was accepted; after an error every further call fails with the same error.
+
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::message::{LayoutError, Message};
+use crate::wire::{ErrorCode, HEADER_BYTES, Header, HeaderError, MsgType, RawHeader};
+
+/// One frame, decoded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Frame {
+    /// Its header.
+    pub header: Header,
+    /// Its message.
+    pub message: Message,
+}
+
+/// Why a frame was refused. The stream must be closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// The header.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    /// The checksum.
+    #[error("the checksum of a {0} frame does not hold")]
+    BadCrc(MsgType),
+    /// The payload's layout.
+    #[error("the payload of a {msg_type} frame is malformed: {reason}")]
+    Layout {
+        /// The type.
+        msg_type: MsgType,
+        /// Why.
+        reason: LayoutError,
+    },
+}
+
+impl FrameError {
+    /// The code to answer with before closing.
+    pub fn code(self) -> ErrorCode {
+        match self {
+            Self::Header(error) => error.code(),
+            Self::BadCrc(_) => ErrorCode::BadCrc,
+            Self::Layout { reason, .. } => reason.code(),
+        }
+    }
+}
+
+/// A message that does not fit its type's limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a {msg_type} payload of {len} bytes does not fit its limit of {}", msg_type.payload_limit())]
+pub struct EncodeError {
+    /// The type.
+    pub msg_type: MsgType,
+    /// The payload's length.
+    pub len: usize,
+}
+
+/// Appends a whole frame to `out`; leaves it unchanged on failure.
+///
+/// # Errors
+/// When the message is larger than its type allows.
+pub fn encode(
+    message: &Message,
+    sequence: u32,
+    timestamp: u64,
+    out: &mut Vec<u8>,
+) -> Result<(), EncodeError> {
+    let start = out.len();
+    out.resize(start + HEADER_BYTES, 0);
+    message.write(out);
+    let (head, payload) = out[start..].split_at_mut(HEADER_BYTES);
+    let msg_type = message.msg_type();
+    let len = payload.len();
+    if len > msg_type.payload_limit() as usize {
+        out.truncate(start);
+        return Err(EncodeError { msg_type, len });
+    }
+    let raw = Header::seal(msg_type, message.is_reply(), sequence, timestamp, payload);
+    head.copy_from_slice(raw.as_bytes());
+    Ok(())
+}
+
+/// Decodes a stream.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    buffer: Vec<u8>,
+    accepted: Option<(RawHeader, Header)>,
+    poison: Option<FrameError>,
+}
+
+impl Decoder {
+    /// A decoder at the beginning of a stream.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes from the front of `input` what the next frame needs. `Ok(None)`: all of it was taken
+    /// and the frame is not complete.
+    ///
+    /// # Errors
+    /// When the stream is broken; then for ever.
+    pub fn feed(&mut self, input: &mut &[u8]) -> Result<Option<Frame>, FrameError> {
+        if let Some(error) = self.poison {
+            return Err(error);
+        }
+        let result = self.advance(input);
+        if let Err(error) = result {
+            self.poison = Some(error);
+            self.buffer = Vec::new();
+        }
+        result
+    }
+
+    /// Bytes of an incomplete frame that are held.
+    pub fn buffered(&self) -> usize {
+        self.buffer.len()
+            + if self.accepted.is_some() {
+                HEADER_BYTES
+            } else {
+                0
+            }
+    }
+
+    fn advance(&mut self, input: &mut &[u8]) -> Result<Option<Frame>, FrameError> {
+        let (raw, header) = match self.accepted {
+            Some(accepted) => accepted,
+            None => {
+                let Some(raw) = self.header(input) else {
+                    return Ok(None);
+                };
+                let header = Header::parse(&raw)?;
+                (raw, header)
+            }
+        };
+        let want = header.payload_len as usize;
+        if self.buffer.is_empty() && input.len() >= want {
+            let (payload, rest) = input.split_at(want);
+            *input = rest;
+            self.accepted = None;
+            return finish(&raw, header, payload).map(Some);
+        }
+        self.accepted = Some((raw, header));
+        self.take(input, want);
+        if self.buffer.len() < want {
+            return Ok(None);
+        }
+        self.accepted = None;
+        let frame = finish(&raw, header, &self.buffer)?;
+        self.buffer = Vec::new();
+        Ok(Some(frame))
+    }
+
+    fn header(&mut self, input: &mut &[u8]) -> Option<RawHeader> {
+        if self.buffer.is_empty()
+            && let Ok((raw, rest)) = RawHeader::read_from_prefix(input)
+        {
+            *input = rest;
+            return Some(raw);
+        }
+        self.take(input, HEADER_BYTES);
+        let raw = RawHeader::read_from_bytes(&self.buffer).ok()?;
+        self.buffer.clear();
+        Some(raw)
+    }
+
+    /// Moves bytes from `input` until the buffer holds `want`.
+    fn take(&mut self, input: &mut &[u8], want: usize) {
+        let count = want.saturating_sub(self.buffer.len()).min(input.len());
+        let (taken, rest) = input.split_at(count);
+        self.buffer.extend_from_slice(taken);
+        *input = rest;
+    }
+}
+
+fn finish(raw: &RawHeader, header: Header, payload: &[u8]) -> Result<Frame, FrameError> {
+    let msg_type = header.msg_type;
+    if !Header::checksum_holds(raw, payload) {
+        return Err(FrameError::BadCrc(msg_type));
+    }
+    let message = Message::parse(msg_type, header.reply, payload)
+        .map_err(|reason| FrameError::Layout { msg_type, reason })?;
+    Ok(Frame { header, message })
+}

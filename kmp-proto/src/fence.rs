@@ -1,0 +1,138 @@
+//! The proof that a generation has ended.
+//!
+//! ```text
+//! engine action ──▶ FenceOrder ──(backend stops it and sees its end)──▶ FenceCertificate
+//! ```
+//!
+//! An order can be carried out once: it is not `Clone`, and [`FenceOrder::confirm`] consumes it. A
+//! certificate has no other origin but the journal, which restores what an earlier daemon proved.
+//! Nothing is reclaimed, restarted or taken over without one.
+
+use crate::message::FenceClaim;
+use crate::wire::field::code_enum;
+
+code_enum! {
+    /// What was done to stop a generation.
+    FenceMethod: u16 {
+        /// Nothing: it had ended by itself.
+        AlreadyEnded = 1, "already_ended";
+        /// Its processes were killed.
+        ProcessesKilled = 2, "processes_killed";
+        /// The host has rebooted since.
+        HostRebooted = 3, "host_rebooted";
+        /// It was never started.
+        NeverStarted = 4, "never_started";
+    }
+}
+
+code_enum! {
+    /// How its end was seen.
+    Confirmation: u16 {
+        /// Every process of it was reported ended by the kernel (pidfd), and a scan found no other.
+        ProcessesGone = 1, "processes_gone";
+        /// The host's boot id differs from the one it was started under.
+        OtherHostBoot = 2, "other_host_boot";
+        /// A search for it found nothing that was started.
+        NothingFound = 3, "nothing_found";
+    }
+}
+
+/// The order to stop one generation for good.
+#[derive(Debug, PartialEq, Eq)]
+pub struct FenceOrder {
+    generation: u64,
+}
+
+/// The durable record that a generation can no longer run or do I/O.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FenceCertificate {
+    generation: u64,
+    method: FenceMethod,
+    confirmation: Confirmation,
+    fenced_at_unix_ns: u64,
+}
+
+impl FenceOrder {
+    /// Orders the end of `generation`. Anyone may order a fence: stopping is always safe, only
+    /// believing that something has stopped is not.
+    pub fn new(generation: u64) -> Self {
+        Self { generation }
+    }
+
+    /// The generation to stop.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Certifies that the order was carried out. For backends, which saw it.
+    pub fn confirm(
+        self,
+        method: FenceMethod,
+        confirmation: Confirmation,
+        fenced_at_unix_ns: u64,
+    ) -> FenceCertificate {
+        FenceCertificate {
+            generation: self.generation,
+            method,
+            confirmation,
+            fenced_at_unix_ns,
+        }
+    }
+}
+
+impl FenceCertificate {
+    /// The certificate that an earlier daemon wrote to its journal. `None` for names that no
+    /// version of kmorph has written.
+    pub fn restore_from_journal(
+        generation: u64,
+        method: &str,
+        confirmation: &str,
+        fenced_at_unix_ns: u64,
+    ) -> Option<Self> {
+        let method = FenceMethod::ALL
+            .iter()
+            .copied()
+            .find(|m| m.as_str() == method)?;
+        let confirmation = Confirmation::ALL
+            .iter()
+            .copied()
+            .find(|c| c.as_str() == confirmation)?;
+        Some(Self {
+            generation,
+            method,
+            confirmation,
+            fenced_at_unix_ns,
+        })
+    }
+
+    /// The generation that has ended.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// What was done.
+    pub fn method(&self) -> FenceMethod {
+        self.method
+    }
+
+    /// What was seen.
+    pub fn confirmation(&self) -> Confirmation {
+        self.confirmation
+    }
+
+    /// When, nanoseconds since the Unix epoch.
+    pub fn fenced_at_unix_ns(&self) -> u64 {
+        self.fenced_at_unix_ns
+    }
+
+    /// What survivors are told of it.
+    pub fn claim(&self) -> FenceClaim {
+        FenceClaim {
+            method: self.method.value(),
+            confirmation: self.confirmation.value(),
+            flags: 0,
+            generation: self.generation,
+            fenced_at_unix_ns: self.fenced_at_unix_ns,
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! ERROR and RETRY.
+
+use super::heartbeat::{append_text, text_record};
+use super::{LayoutError, Payload, fixed_only};
+use crate::wire::ErrorCode;
+use crate::wire::field::{Field, fixed};
+
+impl Field for ErrorCode {
+    type Wire = <u16 as Field>::Wire;
+
+    fn put(self) -> Self::Wire {
+        (self as u16).into()
+    }
+
+    fn get(wire: Self::Wire) -> Result<Self, LayoutError> {
+        let value = wire.get();
+        Self::from_value(value).ok_or(LayoutError::BadValue {
+            field: "ErrorCode",
+            value: u64::from(value),
+        })
+    }
+}
+
+fixed! {
+    /// Fixed part of ERROR.
+    ErrorFixed, 16 {
+        /// Why.
+        code: ErrorCode = 0,
+        /// `msg_type` of the frame refused, its reply bit included; 0 when it could not be read.
+        offending_type: u16 = 2,
+        /// Its sequence.
+        offending_sequence: u32 = 4,
+        ; reserved 8
+    }
+}
+
+/// ERROR.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ErrorInfo {
+    /// Why.
+    pub code: ErrorCode,
+    /// `msg_type` of the frame refused.
+    pub offending_type: u16,
+    /// Its sequence.
+    pub offending_sequence: u32,
+    /// For people, at most 512 bytes.
+    pub text: String,
+}
+
+impl Payload for ErrorInfo {
+    fn parse(payload: &[u8]) -> Result<Self, LayoutError> {
+        let (fixed, rest) = ErrorFixed::split(payload)?;
+        let text = text_record(rest)?;
+        let ErrorFixed {
+            code,
+            offending_type,
+            offending_sequence,
+        } = fixed;
+        Ok(Self {
+            code,
+            offending_type,
+            offending_sequence,
+            text,
+        })
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        let Self {
+            code,
+            offending_type,
+            offending_sequence,
+            ..
+        } = *self;
+        ErrorFixed {
+            code,
+            offending_type,
+            offending_sequence,
+        }
+        .append(out);
+        append_text(out, &self.text);
+    }
+}
+
+fixed! {
+    /// RETRY.
+    pub RetryAfter, 16 {
+        /// Not before this many milliseconds; the sender then backs off exponentially with jitter.
+        retry_after_ms: u32 = 0,
+        /// Why.
+        reason: ErrorCode = 4,
+        /// `msg_type` of the frame put off.
+        offending_type: u16 = 6,
+        /// Its sequence.
+        offending_sequence: u32 = 8,
+        ; reserved 4
+    }
+}
+
+fixed_only!(RetryAfter);

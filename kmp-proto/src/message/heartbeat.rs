@@ -1,0 +1,146 @@
+//! Heartbeats and what an instance says of its health.
+
+use super::{LayoutError, Payload, TEXT_MAX_BYTES, clip, fixed_only};
+use crate::wire::field::{code_enum, fixed};
+use crate::wire::record::{TEXT, append, once, records};
+
+/// Value of a pressure field where the kernel has no PSI.
+pub const PRESSURE_ABSENT: u16 = u16::MAX;
+
+code_enum! {
+    /// What the agent says of its instance.
+    Health: u8 {
+        /// All is well.
+        Healthy = 1, "healthy";
+        /// It works, with trouble.
+        Degraded = 2, "degraded";
+        /// It does not do its work.
+        Unhealthy = 3, "unhealthy";
+    }
+}
+
+code_enum! {
+    /// State of the instance's program.
+    WorkloadState: u8 {
+        /// It has none.
+        None = 0, "none";
+        /// Being started.
+        Starting = 1, "starting";
+        /// Serving.
+        Running = 2, "running";
+        /// Waiting for its state: the new side of a morph.
+        Awaiting = 3, "awaiting_state";
+        /// Frozen by a morph.
+        Frozen = 4, "frozen";
+        /// Ended by itself.
+        Exited = 5, "exited";
+        /// Failed too often, or could not be started.
+        Failed = 6, "failed";
+        /// Handed over: the old side of a committed morph.
+        Retired = 7, "retired";
+    }
+}
+
+fixed! {
+    /// HEARTBEAT_REQ.
+    pub HeartbeatReq, 16 {
+        /// Number of the probe, repeated in the answer.
+        probe: u32 = 0,
+        /// Unused, 0.
+        flags: u32 = 4,
+        /// How late the daemon itself is, in microseconds: a hint for the agent's log.
+        self_lag_us: u32 = 8,
+        ; reserved 4
+    }
+}
+
+fixed! {
+    /// HEARTBEAT_RSP. The frame is 80 bytes.
+    pub HeartbeatRsp, 48 {
+        /// The probe that is answered.
+        probe: u32 = 0,
+        /// What the agent says of the instance.
+        health: Health = 4,
+        /// State of its program.
+        workload: WorkloadState = 5,
+        /// CPUs.
+        cpu_count: u16 = 6,
+        /// CPU time spent busy since the last sample, 0 to 1000.
+        cpu_busy_permille: u16 = 8,
+        /// PSI `some avg10`, hundredths of a percent; [`PRESSURE_ABSENT`] where there is none.
+        pressure_cpu: u16 = 10,
+        /// The same for memory.
+        pressure_memory: u16 = 12,
+        /// The same for I/O.
+        pressure_io: u16 = 14,
+        /// Memory, KiB.
+        memory_total_kib: u64 = 16,
+        /// Memory that can be had without swapping, KiB.
+        memory_available_kib: u64 = 24,
+        /// Bytes read since boot.
+        io_read_bytes: u64 = 32,
+        /// Bytes written since boot.
+        io_write_bytes: u64 = 40,
+        ; reserved 0
+    }
+}
+
+fixed_only!(HeartbeatReq, HeartbeatRsp);
+
+fixed! {
+    /// Fixed part of HEALTH_STATUS.
+    pub HealthStatusFixed, 16 {
+        /// What the agent says of the instance.
+        health: Health = 0,
+        /// State of its program.
+        workload: WorkloadState = 1,
+        /// Unused, 0.
+        flags: u16 = 2,
+        /// How the program ended: its exit status, or minus the signal.
+        exit_status: i32 = 4,
+        /// Times the agent has restarted it.
+        restarts: u32 = 8,
+        ; reserved 4
+    }
+}
+
+/// HEALTH_STATUS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthStatus {
+    /// Fixed part.
+    pub fixed: HealthStatusFixed,
+    /// What happened, for people.
+    pub text: String,
+}
+
+impl Payload for HealthStatus {
+    fn parse(payload: &[u8]) -> Result<Self, LayoutError> {
+        let (fixed, rest) = HealthStatusFixed::split(payload)?;
+        let text = text_record(rest)?;
+        Ok(Self { fixed, text })
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        self.fixed.append(out);
+        append_text(out, &self.text);
+    }
+}
+
+/// The one TEXT record of a payload, empty when there is none.
+pub(super) fn text_record(rest: &[u8]) -> Result<String, LayoutError> {
+    let mut text = None;
+    for record in records(rest) {
+        let record = record?;
+        match record.kind {
+            TEXT => once(&mut text, record.text(TEXT_MAX_BYTES)?, TEXT)?,
+            _ => record.skip()?,
+        }
+    }
+    Ok(text.unwrap_or_default())
+}
+
+pub(super) fn append_text(out: &mut Vec<u8>, text: &str) {
+    if !text.is_empty() {
+        append(out, TEXT, 0, clip(text, TEXT_MAX_BYTES).as_bytes());
+    }
+}

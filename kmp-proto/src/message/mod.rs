@@ -1,0 +1,239 @@
+//! Messages as Rust values: one struct per payload, one enum over all of them.
+//!
+//! Decoding yields owned values without a pointer into the frame; encoding appends bytes. Every
+//! layout is in `docs/kmp.md` and in a golden frame.
+
+mod fault;
+mod heartbeat;
+mod hello;
+mod morph;
+mod recover;
+mod vmcore;
+
+pub use fault::{ErrorInfo, RetryAfter};
+pub use heartbeat::{
+    Health, HealthStatus, HealthStatusFixed, HeartbeatReq, HeartbeatRsp, PRESSURE_ABSENT,
+    WorkloadState,
+};
+pub use hello::{Channel, Hello, HelloFixed, PeerRole, features};
+pub use morph::{
+    Capabilities, Check, CheckResult, CommitReply, CommitStep, MorphCommit, MorphNegotiate,
+    MorphPrepare, MorphRollback, MorphTransfer, MorphTransferFixed, MorphValidate, NegotiateFixed,
+    Reference, RollbackFixed, RollbackReply, RollbackStatus, SessionReply, Side, StepStatus,
+    TransferMode, TransferOp, ValidateReply, ValidateReplyFixed, Verdict, capability,
+    transfer_flags,
+};
+pub use recover::{
+    FailureCause, FenceClaim, RecoverComplete, RecoverCompleteFixed, RecoverFixed, RecoverNotice,
+    RecoverReclaim, RecoverReply, RecoveryOutcome, TopologyEntry,
+};
+pub use vmcore::{
+    ChunkEncoding, MemoryRange, VmcoreComplete, VmcoreData, VmcoreDataFixed, VmcoreStart,
+    VmcoreStartFixed,
+};
+
+use crate::wire::{ErrorCode, MsgType};
+
+/// Longest text in a record, in bytes.
+pub const TEXT_MAX_BYTES: usize = 512;
+/// Longest instance id, in bytes.
+pub const INSTANCE_ID_MAX_BYTES: usize = 63;
+
+/// Why a payload was refused although its checksum held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LayoutError {
+    /// Shorter than its fixed part, or a record reaches beyond the end.
+    #[error("the payload ends too early")]
+    TooShort,
+    /// Bytes after a payload that has no records.
+    #[error("{0} bytes after the end of the payload")]
+    Trailing(usize),
+    /// Reserved bytes or padding in use.
+    #[error("reserved bytes are not zero")]
+    ReservedNotZero,
+    /// A number that version 1 does not have.
+    #[error("{value} is no {field}")]
+    BadValue {
+        /// The field's type.
+        field: &'static str,
+        /// The number.
+        value: u64,
+    },
+    /// A critical record of unknown kind.
+    #[error("record kind {0} is unknown and marked critical")]
+    CriticalRecord(u16),
+    /// A record that may appear once appeared again.
+    #[error("record kind {0} appears more than once")]
+    Repeated(u16),
+    /// A record that must be there is not.
+    #[error("record kind {0} is missing")]
+    MissingRecord(u16),
+    /// Too long a text.
+    #[error("the text of record kind {kind} is longer than {limit} bytes")]
+    TextTooLong {
+        /// The record's kind.
+        kind: u16,
+        /// Its limit.
+        limit: usize,
+    },
+    /// Not UTF-8.
+    #[error("a text is not UTF-8")]
+    NotText,
+    /// More entries than allowed.
+    #[error("more than {0} entries")]
+    TooMany(usize),
+    /// Lengths that contradict each other.
+    #[error("lengths contradict each other")]
+    Inconsistent,
+}
+
+impl LayoutError {
+    /// The code to answer with.
+    pub fn code(self) -> ErrorCode {
+        ErrorCode::Malformed
+    }
+}
+
+/// How one payload is read and written.
+pub(crate) trait Payload: Sized {
+    fn parse(payload: &[u8]) -> Result<Self, LayoutError>;
+    fn write(&self, out: &mut Vec<u8>);
+}
+
+macro_rules! messages {
+    ($($(#[$doc:meta])* $name:ident($body:ty) = $ty:ident, $reply:literal;)*) => {
+        /// Any message.
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum Message {
+            $($(#[$doc])* $name($body),)*
+        }
+
+        impl Message {
+            /// Its type.
+            pub const fn msg_type(&self) -> MsgType {
+                match self {
+                    $(Self::$name(_) => MsgType::$ty,)*
+                }
+            }
+
+            /// Whether it is the reply to that type.
+            pub const fn is_reply(&self) -> bool {
+                match self {
+                    $(Self::$name(_) => $reply,)*
+                }
+            }
+
+            pub(crate) fn parse(
+                msg_type: MsgType,
+                reply: bool,
+                payload: &[u8],
+            ) -> Result<Self, LayoutError> {
+                match (msg_type, reply) {
+                    $((MsgType::$ty, $reply) => <$body as Payload>::parse(payload).map(Self::$name),)*
+                    // The header was refused already: the type has no reply.
+                    (other, _) => Err(LayoutError::BadValue {
+                        field: "msg_type",
+                        value: other as u64,
+                    }),
+                }
+            }
+
+            pub(crate) fn write(&self, out: &mut Vec<u8>) {
+                match self {
+                    $(Self::$name(body) => body.write(out),)*
+                }
+            }
+        }
+    };
+}
+
+messages! {
+    /// See [`MsgType::Hello`].
+    Hello(Hello) = Hello, false;
+    /// The other side's HELLO.
+    HelloReply(Hello) = Hello, true;
+    /// See [`MsgType::HeartbeatReq`].
+    HeartbeatReq(HeartbeatReq) = HeartbeatReq, false;
+    /// See [`MsgType::HeartbeatRsp`].
+    HeartbeatRsp(HeartbeatRsp) = HeartbeatRsp, false;
+    /// See [`MsgType::HealthStatus`].
+    HealthStatus(HealthStatus) = HealthStatus, false;
+    /// See [`MsgType::RecoverPrepare`].
+    RecoverPrepare(RecoverNotice) = RecoverPrepare, false;
+    /// Its reply.
+    RecoverPrepareReply(RecoverReply) = RecoverPrepare, true;
+    /// See [`MsgType::RecoverReclaim`].
+    RecoverReclaim(RecoverReclaim) = RecoverReclaim, false;
+    /// Its reply.
+    RecoverReclaimReply(RecoverReply) = RecoverReclaim, true;
+    /// See [`MsgType::RecoverComplete`].
+    RecoverComplete(RecoverComplete) = RecoverComplete, false;
+    /// Its reply.
+    RecoverCompleteReply(RecoverReply) = RecoverComplete, true;
+    /// See [`MsgType::VmcoreStart`].
+    VmcoreStart(VmcoreStart) = VmcoreStart, false;
+    /// Its reply.
+    VmcoreStartReply(VmcoreComplete) = VmcoreStart, true;
+    /// See [`MsgType::VmcoreData`].
+    VmcoreData(VmcoreData) = VmcoreData, false;
+    /// See [`MsgType::VmcoreComplete`].
+    VmcoreComplete(VmcoreComplete) = VmcoreComplete, false;
+    /// Its reply.
+    VmcoreCompleteReply(VmcoreComplete) = VmcoreComplete, true;
+    /// See [`MsgType::MorphPrepare`].
+    MorphPrepare(MorphPrepare) = MorphPrepare, false;
+    /// Its reply.
+    MorphPrepareReply(SessionReply) = MorphPrepare, true;
+    /// See [`MsgType::MorphNegotiate`].
+    MorphNegotiate(MorphNegotiate) = MorphNegotiate, false;
+    /// Its reply.
+    MorphNegotiateReply(MorphNegotiate) = MorphNegotiate, true;
+    /// See [`MsgType::MorphTransferState`].
+    MorphTransfer(MorphTransfer) = MorphTransferState, false;
+    /// Its reply.
+    MorphTransferReply(MorphTransfer) = MorphTransferState, true;
+    /// See [`MsgType::MorphValidate`].
+    MorphValidate(MorphValidate) = MorphValidate, false;
+    /// Its reply.
+    MorphValidateReply(ValidateReply) = MorphValidate, true;
+    /// See [`MsgType::MorphCommit`].
+    MorphCommit(MorphCommit) = MorphCommit, false;
+    /// Its reply.
+    MorphCommitReply(CommitReply) = MorphCommit, true;
+    /// See [`MsgType::MorphRollback`].
+    MorphRollback(MorphRollback) = MorphRollback, false;
+    /// Its reply.
+    MorphRollbackReply(RollbackReply) = MorphRollback, true;
+    /// See [`MsgType::Error`].
+    Error(ErrorInfo) = Error, false;
+    /// See [`MsgType::Retry`].
+    Retry(RetryAfter) = Retry, false;
+}
+
+/// Implements [`Payload`] for a fixed part that has no records.
+macro_rules! fixed_only {
+    ($($name:ty),*) => {$(
+        impl $crate::message::Payload for $name {
+            fn parse(payload: &[u8]) -> Result<Self, $crate::message::LayoutError> {
+                let (fixed, rest) = Self::split(payload)?;
+                for record in $crate::wire::record::records(rest) {
+                    record?.skip()?;
+                }
+                Ok(fixed)
+            }
+            fn write(&self, out: &mut Vec<u8>) {
+                (*self).append(out);
+            }
+        }
+    )*};
+}
+pub(crate) use fixed_only;
+
+/// A text cut to its limit at a character boundary, so that what we write always parses.
+pub(crate) fn clip(text: &str, limit: usize) -> &str {
+    let mut end = text.len().min(limit);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}

@@ -1,0 +1,569 @@
+//! MORPH_*: moving a running workload from one kernel to another.
+
+use super::heartbeat::{append_text, text_record};
+use super::{LayoutError, Payload, TEXT_MAX_BYTES, clip, fixed_only};
+use crate::wire::field::{code_enum, fixed};
+use crate::wire::record::{CHECK, CRITICAL, DATA, MISSING, REFERENCE, append, once, records};
+
+/// Most entries in a list of what is missing.
+const MISSING_MAX_ENTRIES: usize = 12;
+/// Most checks in a validation report.
+const CHECKS_MAX: usize = 100;
+/// Most state references in one message.
+const REFERENCES_MAX: usize = 1024;
+
+code_enum! {
+    /// Which side of the morph is addressed.
+    Side: u8 {
+        /// The kernel that is left.
+        Old = 1, "old";
+        /// The kernel that is gone to.
+        New = 2, "new";
+    }
+}
+
+fixed! {
+    /// MORPH_PREPARE.
+    pub MorphPrepare, 40 {
+        /// The morph's session: never 0, never used again.
+        session: u64 = 0,
+        /// The generation that is left.
+        from_generation: u64 = 8,
+        /// The generation that is gone to.
+        to_generation: u64 = 16,
+        /// Budget for the downtime, microseconds.
+        downtime_budget_us: u32 = 24,
+        /// Longest time for one phase, milliseconds.
+        phase_timeout_ms: u32 = 28,
+        /// Which side is addressed.
+        side: Side = 32,
+        ; reserved 7
+    }
+}
+
+fixed! {
+    /// Reply to MORPH_PREPARE.
+    pub SessionReply, 16 {
+        /// The session.
+        session: u64 = 0,
+        ; reserved 8
+    }
+}
+
+code_enum! {
+    /// What a MORPH_NEGOTIATE says.
+    Verdict: u8 {
+        /// Question: what can you do? The fields say what the sender asks for.
+        Offer = 0, "offer";
+        /// Answer: the fields say what the sender can do.
+        Accept = 1, "accept";
+        /// Answer: it cannot; MISSING records say what is missing.
+        Veto = 2, "veto";
+    }
+}
+
+/// Bits of [`Capabilities`].
+pub mod capability {
+    /// State kind: memory.
+    pub const MEMORY: u32 = 1;
+    /// State kind: file descriptors.
+    pub const FDS: u32 = 2;
+    /// State kind: listening sockets.
+    pub const LISTENERS: u32 = 4;
+    /// State kind: established connections.
+    pub const CONNECTIONS: u32 = 8;
+    /// Provider: the workload takes part itself.
+    pub const COOPERATIVE: u32 = 1;
+    /// Mode: by reference, in memory that both sides can map.
+    pub const BY_REFERENCE: u32 = 1;
+    /// Mode: copied in rounds.
+    pub const ROUNDS: u32 = 2;
+}
+
+/// What one side of a morph can do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// State kinds, see [`capability`].
+    pub state_kinds: u32,
+    /// Providers.
+    pub providers: u32,
+    /// Modes.
+    pub modes: u32,
+}
+
+fixed! {
+    /// Fixed part of MORPH_NEGOTIATE.
+    pub NegotiateFixed, 48 {
+        /// The session.
+        session: u64 = 0,
+        /// Bytes of state.
+        memory_bytes: u64 = 8,
+        /// How fast it changes, bytes a second.
+        dirty_bytes_per_s: u64 = 16,
+        /// State kinds, see [`capability`].
+        state_kinds: u32 = 24,
+        /// Providers.
+        providers: u32 = 28,
+        /// Modes.
+        modes: u32 = 32,
+        /// Version of the state's own format, by the provider.
+        state_version: u32 = 36,
+        /// What is said.
+        verdict: Verdict = 40,
+        ; reserved 7
+    }
+}
+
+/// MORPH_NEGOTIATE, and its reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MorphNegotiate {
+    /// Fixed part.
+    pub fixed: NegotiateFixed,
+    /// What is missing, in a veto.
+    pub missing: Vec<String>,
+}
+
+impl MorphNegotiate {
+    /// The capabilities stated.
+    pub fn capabilities(&self) -> Capabilities {
+        let NegotiateFixed {
+            state_kinds,
+            providers,
+            modes,
+            ..
+        } = self.fixed;
+        Capabilities {
+            state_kinds,
+            providers,
+            modes,
+        }
+    }
+}
+
+impl Payload for MorphNegotiate {
+    fn parse(payload: &[u8]) -> Result<Self, LayoutError> {
+        let (fixed, rest) = NegotiateFixed::split(payload)?;
+        let mut missing = Vec::new();
+        for record in records(rest) {
+            let record = record?;
+            match record.kind {
+                MISSING if missing.len() == MISSING_MAX_ENTRIES => {
+                    return Err(LayoutError::TooMany(MISSING_MAX_ENTRIES));
+                }
+                MISSING => missing.push(record.text(TEXT_MAX_BYTES)?),
+                _ => record.skip()?,
+            }
+        }
+        Ok(Self { fixed, missing })
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        self.fixed.append(out);
+        for text in self.missing.iter().take(MISSING_MAX_ENTRIES) {
+            append(out, MISSING, 0, clip(text, TEXT_MAX_BYTES).as_bytes());
+        }
+    }
+}
+
+code_enum! {
+    /// What a MORPH_TRANSFER_STATE is.
+    TransferOp: u16 {
+        /// Daemon to old: send a round.
+        Pull = 1, "pull";
+        /// Old to daemon to new: bytes of the round.
+        Chunk = 2, "chunk";
+        /// Old to daemon to new: the round is complete.
+        EndOfRound = 3, "end_of_round";
+        /// New to daemon, the reply to END_OF_ROUND: everything is in place.
+        Applied = 4, "applied";
+    }
+}
+
+code_enum! {
+    /// How state moves.
+    TransferMode: u16 {
+        /// By reference.
+        ByReference = 1, "by_reference";
+        /// Copied in rounds.
+        Rounds = 2, "rounds";
+    }
+}
+
+/// Bits of [`MorphTransferFixed::flags`].
+pub mod transfer_flags {
+    /// The last round: the old workload is frozen.
+    pub const FINAL: u32 = 1;
+}
+
+fixed! {
+    /// Fixed part of MORPH_TRANSFER_STATE.
+    pub MorphTransferFixed, 56 {
+        /// The session.
+        session: u64 = 0,
+        /// Offset of the chunk in the state.
+        offset: u64 = 8,
+        /// Bytes of the whole state.
+        total_bytes: u64 = 16,
+        /// In END_OF_ROUND: bytes that changed meanwhile.
+        dirty_bytes: u64 = 24,
+        /// Number of the round, from 1.
+        round: u32 = 32,
+        /// See [`transfer_flags`].
+        flags: u32 = 36,
+        /// CRC-32/ISO-HDLC of the chunk's bytes.
+        chunk_crc32: u32 = 40,
+        /// What it is.
+        op: TransferOp = 44,
+        /// How state moves.
+        mode: TransferMode = 46,
+        ; reserved 8
+    }
+}
+
+fixed! {
+    /// State handed over by reference: a REFERENCE record.
+    pub Reference, 24 {
+        /// Which piece of state, by the provider.
+        region: u64 = 0,
+        /// Its length in bytes.
+        length: u64 = 8,
+        /// Its digest, 0 when it is taken later.
+        digest: u64 = 16,
+        ; reserved 0
+    }
+}
+
+/// MORPH_TRANSFER_STATE, and its reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MorphTransfer {
+    /// Fixed part.
+    pub fixed: MorphTransferFixed,
+    /// Bytes of a chunk.
+    pub data: Vec<u8>,
+    /// State by reference.
+    pub references: Vec<Reference>,
+}
+
+impl MorphTransfer {
+    /// A chunk with its checksum.
+    pub fn chunk(fixed: MorphTransferFixed, data: Vec<u8>) -> Self {
+        let chunk_crc32 = crate::checksum::crc32(&[&data]);
+        let fixed = MorphTransferFixed {
+            chunk_crc32,
+            op: TransferOp::Chunk,
+            ..fixed
+        };
+        Self {
+            fixed,
+            data,
+            references: Vec::new(),
+        }
+    }
+
+    /// Whether the chunk's checksum holds: it protects the bytes from one kernel to the other, over
+    /// every hop in between.
+    pub fn chunk_holds(&self) -> bool {
+        crate::checksum::crc32(&[&self.data]) == self.fixed.chunk_crc32
+    }
+}
+
+impl Payload for MorphTransfer {
+    fn parse(payload: &[u8]) -> Result<Self, LayoutError> {
+        let (fixed, rest) = MorphTransferFixed::split(payload)?;
+        let (mut data, mut references) = (None, Vec::new());
+        for record in records(rest) {
+            let record = record?;
+            match record.kind {
+                DATA => once(&mut data, record.bytes.to_vec(), DATA)?,
+                REFERENCE if references.len() == REFERENCES_MAX => {
+                    return Err(LayoutError::TooMany(REFERENCES_MAX));
+                }
+                REFERENCE => references.push(Reference::split(record.bytes)?.0),
+                _ => record.skip()?,
+            }
+        }
+        Ok(Self {
+            fixed,
+            data: data.unwrap_or_default(),
+            references,
+        })
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        self.fixed.append(out);
+        if !self.data.is_empty() {
+            append(out, DATA, CRITICAL, &self.data);
+        }
+        for reference in self.references.iter().take(REFERENCES_MAX) {
+            let mut bytes = Vec::with_capacity(Reference::BYTES);
+            reference.append(&mut bytes);
+            append(out, REFERENCE, CRITICAL, &bytes);
+        }
+    }
+}
+
+fixed! {
+    /// MORPH_VALIDATE.
+    pub MorphValidate, 32 {
+        /// The session.
+        session: u64 = 0,
+        /// The last round that was sent.
+        round: u32 = 8,
+        /// Unused, 0.
+        flags: u32 = 12,
+        /// Bytes of state expected.
+        state_bytes: u64 = 16,
+        ; reserved 8
+    }
+}
+
+code_enum! {
+    /// Result of a check.
+    CheckResult: u8 {
+        /// It holds.
+        Passed = 1, "passed";
+        /// It does not.
+        Failed = 2, "failed";
+    }
+}
+
+fixed! {
+    /// Fixed part of the reply to MORPH_VALIDATE.
+    pub ValidateReplyFixed, 16 {
+        /// The session.
+        session: u64 = 0,
+        /// Passed only when every check passed.
+        verdict: CheckResult = 8,
+        ; reserved 7
+    }
+}
+
+fixed! {
+    /// Fixed part of a CHECK record.
+    CheckFixed, 8 {
+        duration_us: u32 = 0,
+        name_len: u16 = 4,
+        result: CheckResult = 6,
+        ; reserved 1
+    }
+}
+
+/// One check of a validation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// What was checked.
+    pub name: String,
+    /// Its result.
+    pub result: CheckResult,
+    /// How long it took, microseconds.
+    pub duration_us: u32,
+    /// What was found.
+    pub detail: String,
+}
+
+/// Reply to MORPH_VALIDATE.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ValidateReply {
+    /// Fixed part.
+    pub fixed: ValidateReplyFixed,
+    /// Every check.
+    pub checks: Vec<Check>,
+}
+
+impl Check {
+    fn parse(bytes: &[u8]) -> Result<Self, LayoutError> {
+        let (fixed, rest) = CheckFixed::split(bytes)?;
+        let (name, detail) = rest
+            .split_at_checked(usize::from(fixed.name_len))
+            .ok_or(LayoutError::Inconsistent)?;
+        if name.len() > TEXT_MAX_BYTES || detail.len() > TEXT_MAX_BYTES {
+            return Err(LayoutError::TextTooLong {
+                kind: CHECK,
+                limit: TEXT_MAX_BYTES,
+            });
+        }
+        let text = |b| {
+            core::str::from_utf8(b)
+                .map(str::to_owned)
+                .map_err(|_| LayoutError::NotText)
+        };
+        let CheckFixed {
+            duration_us,
+            result,
+            ..
+        } = fixed;
+        Ok(Self {
+            name: text(name)?,
+            result,
+            duration_us,
+            detail: text(detail)?,
+        })
+    }
+
+    fn append(&self, out: &mut Vec<u8>) {
+        let (name, detail) = (clip(&self.name, 64), clip(&self.detail, TEXT_MAX_BYTES));
+        let name_len = u16::try_from(name.len()).unwrap_or(0);
+        let mut bytes = Vec::new();
+        CheckFixed {
+            duration_us: self.duration_us,
+            name_len,
+            result: self.result,
+        }
+        .append(&mut bytes);
+        bytes.extend_from_slice(name.as_bytes());
+        bytes.extend_from_slice(detail.as_bytes());
+        append(out, CHECK, CRITICAL, &bytes);
+    }
+}
+
+impl Payload for ValidateReply {
+    fn parse(payload: &[u8]) -> Result<Self, LayoutError> {
+        let (fixed, rest) = ValidateReplyFixed::split(payload)?;
+        let mut checks = Vec::new();
+        for record in records(rest) {
+            let record = record?;
+            match record.kind {
+                CHECK if checks.len() == CHECKS_MAX => {
+                    return Err(LayoutError::TooMany(CHECKS_MAX));
+                }
+                CHECK => checks.push(Check::parse(record.bytes)?),
+                _ => record.skip()?,
+            }
+        }
+        let all = checks.iter().all(|c| c.result == CheckResult::Passed);
+        if fixed.verdict == CheckResult::Passed && !all {
+            return Err(LayoutError::Inconsistent);
+        }
+        Ok(Self { fixed, checks })
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        self.fixed.append(out);
+        for check in self.checks.iter().take(CHECKS_MAX) {
+            check.append(out);
+        }
+    }
+}
+
+code_enum! {
+    /// One step of the commit, in this order.
+    CommitStep: u16 {
+        /// Old: stop serving; nothing is answered or changed from here on.
+        Freeze = 1, "freeze";
+        /// New: take over the state, be ready to answer.
+        Activate = 2, "activate";
+        /// New: serve. Only after the commit record is durable.
+        Serve = 3, "serve";
+        /// Old: end the workload; the fence follows.
+        Retire = 4, "retire";
+    }
+}
+
+fixed! {
+    /// MORPH_COMMIT.
+    pub MorphCommit, 32 {
+        /// The session.
+        session: u64 = 0,
+        /// Random; the reply repeats it, which shows that both directions work.
+        nonce: u64 = 8,
+        /// The step.
+        step: CommitStep = 16,
+        /// Unused, 0.
+        flags: u16 = 18,
+        ; reserved 12
+    }
+}
+
+code_enum! {
+    /// How a step went.
+    StepStatus: u16 {
+        /// Done.
+        Done = 1, "done";
+        /// Not done; nothing has changed on this side.
+        Refused = 2, "refused";
+    }
+}
+
+fixed! {
+    /// Reply to MORPH_COMMIT.
+    pub CommitReply, 40 {
+        /// The session.
+        session: u64 = 0,
+        /// The request's nonce.
+        nonce: u64 = 8,
+        /// Digest of the state: of FREEZE and ACTIVATE these must be equal.
+        state_digest: u64 = 16,
+        /// How long it took, microseconds.
+        elapsed_us: u32 = 24,
+        /// The step.
+        step: CommitStep = 28,
+        /// How it went.
+        status: StepStatus = 30,
+        ; reserved 8
+    }
+}
+
+fixed! {
+    /// Fixed part of MORPH_ROLLBACK.
+    pub RollbackFixed, 16 {
+        /// The session.
+        session: u64 = 0,
+        /// Which side is addressed.
+        side: Side = 8,
+        ; reserved 7
+    }
+}
+
+/// MORPH_ROLLBACK.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MorphRollback {
+    /// Fixed part.
+    pub fixed: RollbackFixed,
+    /// Why.
+    pub text: String,
+}
+
+code_enum! {
+    /// Where a side stands after a rollback.
+    RollbackStatus: u16 {
+        /// The workload serves (old).
+        Running = 1, "running";
+        /// The workload has ended (new, or old when it could not resume).
+        Stopped = 2, "stopped";
+    }
+}
+
+fixed! {
+    /// Reply to MORPH_ROLLBACK.
+    pub RollbackReply, 16 {
+        /// The session.
+        session: u64 = 0,
+        /// Where the side stands.
+        status: RollbackStatus = 8,
+        ; reserved 6
+    }
+}
+
+impl Payload for MorphRollback {
+    fn parse(payload: &[u8]) -> Result<Self, LayoutError> {
+        let (fixed, rest) = RollbackFixed::split(payload)?;
+        Ok(Self {
+            fixed,
+            text: text_record(rest)?,
+        })
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        self.fixed.append(out);
+        append_text(out, &self.text);
+    }
+}
+
+fixed_only!(
+    MorphPrepare,
+    SessionReply,
+    MorphValidate,
+    MorphCommit,
+    CommitReply,
+    RollbackReply
+);

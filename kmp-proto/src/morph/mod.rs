@@ -1,0 +1,184 @@
+//! Morph: moving a running workload from one kernel to another.
+//!
+//! ```text
+//! Preparing ─▶ Negotiating ─▶ Transferring ─▶ Validating ─▶ Committable ─▶ Committing ─▶ Done
+//!     │             │              │              │              │             │
+//!     └─────────────┴──────────────┴──────┬───────┴──────────────┘             │ before the
+//!                                         ▼                                    │ commit record
+//!                                    RollingBack ◀─────────────────────────────┘
+//! ```
+//!
+//! Committing, in this order and no other:
+//!
+//! ```text
+//! FREEZE old ─▶ last round ─▶ ACTIVATE new ─▶ commit record durable ─▶ SERVE new ─▶ RETIRE old ─▶ fence old
+//!                                             └── the commit point ──┘
+//! ```
+//!
+//! Invariants:
+//! * Before the commit record the end is the old generation serving and the new one fenced; after
+//!   it, the new one serving and the old one fenced. SERVE is sent only after the record is durable;
+//!   the old one is resumed only after the new one is fenced. So both never serve.
+//! * What commits is validated, and what takes over is fenced: [`Validated`] and
+//!   [`FenceCertificate`](crate::fence::FenceCertificate) can be had in one place each.
+//! * Every phase has a deadline.
+
+mod engine;
+mod phases;
+
+pub use engine::{Action, Engine, Event, Outcome, Step};
+pub use phases::{
+    Committable, Committing, Failed, Morph, Negotiating, Preparing, Transferring, Validated,
+    Validating,
+};
+
+use std::time::Duration;
+
+use crate::message::{Capabilities, TransferMode, capability};
+
+/// Most rounds of pre-copy before the last one.
+pub const ROUNDS_MAX: u32 = 10;
+/// Longest time for one step between the freeze and the commit record: the workload stands still.
+pub const FROZEN_STEP_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest time that a validated morph waits for its commit.
+pub const COMMITTABLE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Wait before a fence that was not confirmed is tried again.
+pub const FENCE_RETRY: Duration = Duration::from_secs(1);
+/// Times it is tried.
+pub const FENCE_ATTEMPTS: u32 = 10;
+
+/// What a morph may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Longest time for one phase.
+    pub phase_timeout: Duration,
+    /// Budget for the downtime.
+    pub downtime_budget: Duration,
+    /// What the steps of the commit cost apart from the last round: four round trips and a durable
+    /// write, as measured by the caller.
+    pub step_overhead: Duration,
+    /// State kinds that must move.
+    pub required_kinds: u32,
+    /// Modes that the backend makes possible.
+    pub possible_modes: u32,
+}
+
+/// One side's answer in the negotiation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Offer {
+    /// What it can do.
+    pub capabilities: Capabilities,
+    /// Version of its state's format.
+    pub state_version: u32,
+    /// Bytes of state (old side).
+    pub state_bytes: u64,
+    /// How fast it changes, bytes a second (old side).
+    pub dirty_bytes_per_s: u64,
+    /// What it says is missing; not empty in a veto.
+    pub missing: Vec<String>,
+}
+
+/// What both sides can do, or what is missing.
+///
+/// # Errors
+/// The list of what is missing, for people.
+pub fn negotiate(config: &Config, old: &Offer, new: &Offer) -> Result<TransferMode, Vec<String>> {
+    let mut missing = Vec::new();
+    for (side, offer) in [("old", old), ("new", new)] {
+        missing.extend(offer.missing.iter().map(|m| format!("{side} kernel: {m}")));
+        let have = offer.capabilities;
+        if have.providers & capability::COOPERATIVE == 0 {
+            missing.push(format!(
+                "{side} kernel: no workload that takes part in a morph"
+            ));
+            continue;
+        }
+        for (bit, name) in [
+            (capability::MEMORY, "memory"),
+            (capability::FDS, "file descriptors"),
+            (capability::LISTENERS, "listening sockets"),
+            (capability::CONNECTIONS, "connections"),
+        ] {
+            if config.required_kinds & bit != 0 && have.state_kinds & bit == 0 {
+                missing.push(format!("{side} kernel: cannot move {name}"));
+            }
+        }
+    }
+    let modes = old.capabilities.modes & new.capabilities.modes & config.possible_modes;
+    if missing.is_empty() && old.state_version != new.state_version {
+        missing.push(format!(
+            "the state's format: old version {}, new version {}",
+            old.state_version, new.state_version
+        ));
+    }
+    if missing.is_empty() && modes == 0 {
+        missing.push("a way to move state that both sides and the backend have".to_owned());
+    }
+    if !missing.is_empty() {
+        return Err(missing);
+    }
+    if modes & capability::BY_REFERENCE != 0 {
+        Ok(TransferMode::ByReference)
+    } else {
+        Ok(TransferMode::Rounds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> Config {
+        Config {
+            phase_timeout: Duration::from_secs(60),
+            downtime_budget: Duration::from_millis(10),
+            step_overhead: Duration::from_millis(1),
+            required_kinds: capability::MEMORY,
+            possible_modes: capability::BY_REFERENCE | capability::ROUNDS,
+        }
+    }
+
+    fn offer(kinds: u32, modes: u32) -> Offer {
+        let providers = capability::COOPERATIVE;
+        let capabilities = Capabilities {
+            state_kinds: kinds,
+            providers,
+            modes,
+        };
+        Offer {
+            capabilities,
+            state_version: 1,
+            ..Offer::default()
+        }
+    }
+
+    #[test]
+    fn the_outcome_is_what_both_have_reference_before_rounds() {
+        let both = capability::BY_REFERENCE | capability::ROUNDS;
+        let (old, new) = (offer(1, both), offer(1, both));
+        assert_eq!(
+            negotiate(&config(), &old, &new),
+            Ok(TransferMode::ByReference)
+        );
+        let new = offer(1, capability::ROUNDS);
+        assert_eq!(negotiate(&config(), &old, &new), Ok(TransferMode::Rounds));
+    }
+
+    #[test]
+    fn a_veto_lists_everything_that_is_missing() {
+        let config = Config {
+            required_kinds: 1 | 4,
+            ..config()
+        };
+        let old = offer(1, 1);
+        let missing = negotiate(&config, &old, &Offer::default()).unwrap_err();
+        assert_eq!(missing.len(), 2, "{missing:?}");
+        let new = offer(5, 2);
+        assert_eq!(negotiate(&config, &offer(5, 1), &new).unwrap_err().len(), 1);
+        let other = Offer {
+            state_version: 2,
+            ..offer(5, 1)
+        };
+        assert!(negotiate(&config, &offer(5, 1), &other).unwrap_err()[0].contains("version 2"));
+    }
+}

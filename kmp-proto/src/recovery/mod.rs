@@ -1,0 +1,352 @@
+//! Recovery: from a verdict to a healthy successor.
+//!
+//! ```text
+//!  verdict ─▶ Preparing ──fenced(certificate)──▶ Reclaiming ──released──▶ Respawning ─▶ Done
+//!                 │ fence not confirmed              (capturing a vmcore goes here)
+//!                 ▼
+//!        OperatorActionNeeded: it keeps its resources
+//! ```
+//!
+//! Invariants: the fence is the first effect; nothing is reclaimed or respawned without a
+//! [`FenceCertificate`] of the failed generation, and the types say so: `Reclaiming` can be had from
+//! one only. A survivor that does not answer is reported and never waited for.
+
+mod restart;
+
+use std::collections::VecDeque;
+
+pub use restart::{
+    BACK_OFF_FIRST, BACK_OFF_MAX, CRASH_LOOP_FAILURES, CRASH_LOOP_WINDOW, Decision, RestartPolicy,
+    STABLE_AFTER,
+};
+
+use crate::fence::{FenceCertificate, FenceOrder};
+
+/// Times a fence is tried before an operator is asked.
+pub const FENCE_ATTEMPTS: u32 = 5;
+
+/// Phase: fencing.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Preparing {
+    attempts: u32,
+}
+
+/// Phase: giving back what the failed generation held.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Reclaiming {
+    certificate: FenceCertificate,
+}
+
+/// Phase: starting the successor.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Respawning {
+    certificate: FenceCertificate,
+}
+
+/// One recovery in the phase `P`.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Recovery<P> {
+    failed_generation: u64,
+    phase: P,
+}
+
+/// A certificate of another generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the certificate is for generation {certified}, generation {failed} has failed")]
+pub struct WrongGeneration {
+    /// The generation that failed.
+    pub failed: u64,
+    /// The one certified.
+    pub certified: u64,
+}
+
+impl Recovery<Preparing> {
+    /// Begins the recovery of `failed_generation`: the order to fence it is the first effect.
+    pub fn begin(failed_generation: u64) -> (Self, FenceOrder) {
+        let phase = Preparing { attempts: 1 };
+        (
+            Self {
+                failed_generation,
+                phase,
+            },
+            FenceOrder::new(failed_generation),
+        )
+    }
+
+    /// The fence is confirmed.
+    ///
+    /// # Errors
+    /// When the certificate is for another generation; the recovery comes back unchanged.
+    pub fn fenced(
+        self,
+        certificate: FenceCertificate,
+    ) -> Result<Recovery<Reclaiming>, (Self, WrongGeneration)> {
+        let (failed, certified) = (self.failed_generation, certificate.generation());
+        if failed != certified {
+            return Err((self, WrongGeneration { failed, certified }));
+        }
+        Ok(Recovery {
+            failed_generation: failed,
+            phase: Reclaiming { certificate },
+        })
+    }
+
+    /// The fence was not confirmed. `None` once it was tried [`FENCE_ATTEMPTS`] times.
+    pub fn fence_again(mut self) -> Option<Self> {
+        self.phase.attempts += 1;
+        (self.phase.attempts <= FENCE_ATTEMPTS).then_some(self)
+    }
+}
+
+impl Recovery<Reclaiming> {
+    /// The proof that what is reclaimed is not in use.
+    pub fn certificate(&self) -> &FenceCertificate {
+        &self.phase.certificate
+    }
+
+    /// Everything was given back.
+    pub fn released(self) -> Recovery<Respawning> {
+        let Reclaiming { certificate } = self.phase;
+        Recovery {
+            failed_generation: self.failed_generation,
+            phase: Respawning { certificate },
+        }
+    }
+}
+
+impl Recovery<Respawning> {
+    /// The proof that no predecessor runs.
+    pub fn certificate(&self) -> &FenceCertificate {
+        &self.phase.certificate
+    }
+}
+
+/// What the engine is told.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The fence is confirmed.
+    Fenced(FenceCertificate),
+    /// It could not be confirmed; the order came back.
+    FenceUnconfirmed(String),
+    /// What the failed generation held was given back.
+    Released,
+    /// The successor is healthy.
+    SuccessorHealthy {
+        /// Its generation.
+        generation: u64,
+    },
+    /// The successor could not be started, or failed before it was healthy.
+    SuccessorFailed(String),
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Tell the survivors: RECOVER_PREPARE.
+    NoticeSurvivors,
+    /// Carry out the fence.
+    Fence(FenceOrder),
+    /// Tell the survivors (RECOVER_RECLAIM), and give back what the generation held.
+    Reclaim(FenceCertificate),
+    /// Start a successor.
+    Respawn(FenceCertificate),
+    /// Tell the survivors: RECOVER_COMPLETE with the topology.
+    Complete {
+        /// The successor.
+        new_generation: u64,
+    },
+    /// It is over.
+    Finished(Outcome),
+}
+
+/// How a recovery ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// A healthy successor serves.
+    Recovered,
+    /// The successor failed; it is the next to be recovered.
+    SuccessorFailed(String),
+    /// The fence could not be confirmed.
+    OperatorActionNeeded(String),
+}
+
+#[derive(Debug)]
+enum State {
+    Preparing(Recovery<Preparing>),
+    Reclaiming(Recovery<Reclaiming>),
+    Respawning(Recovery<Respawning>),
+    Done,
+}
+
+/// The engine of one recovery.
+#[derive(Debug)]
+pub struct Engine {
+    state: State,
+    actions: VecDeque<Action>,
+}
+
+impl Engine {
+    /// Begins the recovery of `failed_generation`.
+    pub fn new(failed_generation: u64) -> Self {
+        let (recovery, order) = Recovery::begin(failed_generation);
+        let actions = [Action::Fence(order), Action::NoticeSurvivors].into();
+        Self {
+            state: State::Preparing(recovery),
+            actions,
+        }
+    }
+
+    /// Goes on after a restart of the daemon with a generation that is fenced already. One whose
+    /// fence is not recorded begins anew: fencing twice is safe.
+    pub fn resume_fenced(certificate: FenceCertificate) -> Self {
+        let generation = certificate.generation();
+        let actions = [Action::Reclaim(certificate.clone())].into();
+        let phase = Reclaiming { certificate };
+        let recovery = Recovery {
+            failed_generation: generation,
+            phase,
+        };
+        Self {
+            state: State::Reclaiming(recovery),
+            actions,
+        }
+    }
+
+    /// The phase's name in journal and API.
+    pub fn phase(&self) -> &'static str {
+        match self.state {
+            State::Preparing(_) => "preparing_recovery",
+            State::Reclaiming(_) => "reclaiming_resources",
+            State::Respawning(_) => "respawning",
+            State::Done => "done",
+        }
+    }
+
+    /// The next action, in order.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// Takes an event. One that does not belong to the phase changes nothing.
+    pub fn handle(&mut self, event: Event) {
+        let state = std::mem::replace(&mut self.state, State::Done);
+        self.state = match (state, event) {
+            (State::Preparing(recovery), Event::Fenced(certificate)) => {
+                match recovery.fenced(certificate) {
+                    Ok(next) => {
+                        self.actions
+                            .push_back(Action::Reclaim(next.certificate().clone()));
+                        State::Reclaiming(next)
+                    }
+                    Err((same, _)) => State::Preparing(same),
+                }
+            }
+            (State::Preparing(recovery), Event::FenceUnconfirmed(reason)) => {
+                let generation = recovery.failed_generation;
+                match recovery.fence_again() {
+                    Some(again) => {
+                        self.actions
+                            .push_back(Action::Fence(FenceOrder::new(generation)));
+                        State::Preparing(again)
+                    }
+                    None => self.finish(Outcome::OperatorActionNeeded(reason)),
+                }
+            }
+            (State::Reclaiming(recovery), Event::Released) => {
+                let next = recovery.released();
+                self.actions
+                    .push_back(Action::Respawn(next.certificate().clone()));
+                State::Respawning(next)
+            }
+            (State::Respawning(recovery), Event::SuccessorHealthy { generation })
+                if generation > recovery.failed_generation =>
+            {
+                self.actions.push_back(Action::Complete {
+                    new_generation: generation,
+                });
+                self.finish(Outcome::Recovered)
+            }
+            (State::Respawning(_), Event::SuccessorFailed(reason)) => {
+                self.finish(Outcome::SuccessorFailed(reason))
+            }
+            (state, _) => state,
+        };
+    }
+
+    fn finish(&mut self, outcome: Outcome) -> State {
+        self.actions.push_back(Action::Finished(outcome));
+        State::Done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fence::{Confirmation, FenceMethod};
+
+    fn certificate(generation: u64) -> FenceCertificate {
+        let order = FenceOrder::new(generation);
+        order.confirm(FenceMethod::ProcessesKilled, Confirmation::ProcessesGone, 1)
+    }
+
+    fn drain(engine: &mut Engine) -> Vec<Action> {
+        std::iter::from_fn(|| engine.poll_action()).collect()
+    }
+
+    #[test]
+    fn the_fence_comes_first_and_everything_else_after_its_certificate() {
+        let mut engine = Engine::new(7);
+        assert!(matches!(
+            drain(&mut engine)[..],
+            [Action::Fence(_), Action::NoticeSurvivors]
+        ));
+        engine.handle(Event::Released);
+        engine.handle(Event::SuccessorHealthy { generation: 8 });
+        engine.handle(Event::Fenced(certificate(6)));
+        assert!(
+            drain(&mut engine).is_empty(),
+            "nothing moves it but its own certificate"
+        );
+        engine.handle(Event::Fenced(certificate(7)));
+        assert!(matches!(drain(&mut engine)[..], [Action::Reclaim(_)]));
+        engine.handle(Event::Released);
+        assert!(matches!(drain(&mut engine)[..], [Action::Respawn(_)]));
+        engine.handle(Event::SuccessorHealthy { generation: 8 });
+        let end = drain(&mut engine);
+        assert_eq!(end[0], Action::Complete { new_generation: 8 });
+        assert_eq!(end[1], Action::Finished(Outcome::Recovered));
+        assert_eq!(engine.phase(), "done");
+    }
+
+    #[test]
+    fn an_unconfirmed_fence_is_tried_again_and_then_left_to_an_operator() {
+        let mut engine = Engine::new(7);
+        let mut orders = 0;
+        loop {
+            let actions = drain(&mut engine);
+            orders += actions
+                .iter()
+                .filter(|a| matches!(a, Action::Fence(_)))
+                .count();
+            if let Some(Action::Finished(outcome)) = actions.last() {
+                assert!(matches!(outcome, Outcome::OperatorActionNeeded(_)));
+                break;
+            }
+            engine.handle(Event::FenceUnconfirmed("still there".into()));
+        }
+        assert_eq!(orders, FENCE_ATTEMPTS as usize);
+    }
+
+    #[test]
+    fn a_restarted_daemon_goes_on_with_the_certificate_it_finds() {
+        let mut engine = Engine::resume_fenced(certificate(7));
+        assert!(matches!(drain(&mut engine)[..], [Action::Reclaim(_)]));
+        engine.handle(Event::Released);
+        engine.handle(Event::SuccessorFailed("no memory".into()));
+        let last = drain(&mut engine).pop();
+        assert!(matches!(
+            last,
+            Some(Action::Finished(Outcome::SuccessorFailed(_)))
+        ));
+    }
+}

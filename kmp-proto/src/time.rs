@@ -1,0 +1,59 @@
+//! Time as the engines see it: whatever clock the caller has, as nanoseconds.
+
+use std::ops::{Add, Sub};
+use std::time::Duration;
+
+/// A point on the caller's monotonic clock, in nanoseconds since any fixed origin. Arithmetic
+/// saturates: no input can make it panic or wrap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Instant(u64);
+
+impl Instant {
+    /// From nanoseconds.
+    pub const fn from_nanos(nanos: u64) -> Self {
+        Self(nanos)
+    }
+
+    /// As nanoseconds.
+    pub const fn as_nanos(self) -> u64 {
+        self.0
+    }
+
+    /// The time from `earlier` to this; zero when it lies ahead.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl Add<Duration> for Instant {
+    type Output = Self;
+
+    fn add(self, duration: Duration) -> Self {
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        Self(self.0.saturating_add(nanos))
+    }
+}
+
+impl Sub<Instant> for Instant {
+    type Output = Duration;
+
+    fn sub(self, earlier: Self) -> Duration {
+        self.since(earlier)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arithmetic_saturates_at_both_ends() {
+        let end = Instant::from_nanos(u64::MAX);
+        assert_eq!(end + Duration::MAX, end);
+        assert_eq!(Instant::default() - end, Duration::ZERO);
+        assert_eq!(
+            end - Instant::from_nanos(u64::MAX - 5),
+            Duration::from_nanos(5)
+        );
+    }
+}

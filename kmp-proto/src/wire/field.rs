@@ -1,0 +1,140 @@
+//! How a plain Rust value lies in a payload's fixed part, and the macros that declare payloads.
+
+use zerocopy::byteorder::little_endian::{I32, U16, U32, U64};
+
+use crate::message::LayoutError;
+
+/// A value with a fixed little-endian form.
+pub(crate) trait Field: Sized {
+    /// The form.
+    type Wire;
+    fn put(self) -> Self::Wire;
+    fn get(wire: Self::Wire) -> Result<Self, LayoutError>;
+}
+
+macro_rules! plain_field {
+    ($($plain:ty => $wire:ty;)*) => {$(
+        impl Field for $plain {
+            type Wire = $wire;
+            fn put(self) -> $wire {
+                self.into()
+            }
+            fn get(wire: $wire) -> Result<Self, LayoutError> {
+                Ok(wire.into())
+            }
+        }
+    )*};
+}
+
+plain_field! {
+    u8 => u8;
+    [u8; 16] => [u8; 16];
+    u16 => U16;
+    u32 => U32;
+    u64 => U64;
+    i32 => I32;
+}
+
+/// Declares an enum carried as a number. A number that version 1 does not have is a layout error:
+/// the protocol grows by records and feature bits, never by new numbers in old fields.
+macro_rules! code_enum {
+    ($(#[$doc:meta])* $name:ident: $repr:ty {
+        $($(#[$vdoc:meta])* $variant:ident = $value:literal, $text:literal;)*
+    }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $($(#[$vdoc])* $variant,)*
+        }
+
+        impl $name {
+            /// Every value.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// The number on the wire.
+            pub const fn value(self) -> $repr {
+                match self {
+                    $(Self::$variant => $value,)*
+                }
+            }
+
+            /// The word used in logs, journal and API.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)*
+                }
+            }
+        }
+
+        impl $crate::wire::field::Field for $name {
+            type Wire = <$repr as $crate::wire::field::Field>::Wire;
+            fn put(self) -> Self::Wire {
+                $crate::wire::field::Field::put(self.value())
+            }
+            fn get(wire: Self::Wire) -> Result<Self, $crate::message::LayoutError> {
+                match <$repr as $crate::wire::field::Field>::get(wire)? {
+                    $($value => Ok(Self::$variant),)*
+                    other => Err($crate::message::LayoutError::BadValue {
+                        field: stringify!($name),
+                        value: u64::from(other),
+                    }),
+                }
+            }
+        }
+    };
+}
+pub(crate) use code_enum;
+
+/// Declares the fixed part of a payload: a plain struct for programs, and its form on the wire with
+/// the size and every offset asserted at compile time. Reserved bytes stand last and must be zero.
+macro_rules! fixed {
+    ($(#[$doc:meta])* $vis:vis $name:ident, $size:literal {
+        $($(#[$fdoc:meta])* $field:ident: $ty:ty = $offset:literal,)*
+        ; reserved $reserved:literal
+    }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        $vis struct $name {
+            $($(#[$fdoc])* $vis $field: $ty,)*
+        }
+
+        const _: () = {
+            use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+            use $crate::wire::field::Field;
+
+            #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+            #[repr(C)]
+            struct Wire {
+                $($field: <$ty as Field>::Wire,)*
+                reserved: [u8; $reserved],
+            }
+
+            assert!(core::mem::size_of::<Wire>() == $size);
+            $(assert!(core::mem::offset_of!(Wire, $field) == $offset);)*
+
+            impl $name {
+                #[allow(dead_code, reason = "only payloads inside records need their size")]
+                pub(crate) const BYTES: usize = $size;
+
+                pub(crate) fn split(
+                    payload: &[u8],
+                ) -> Result<(Self, &[u8]), $crate::message::LayoutError> {
+                    let (wire, rest) = Wire::read_from_prefix(payload)
+                        .map_err(|_| $crate::message::LayoutError::TooShort)?;
+                    if wire.reserved != [0; $reserved] {
+                        return Err($crate::message::LayoutError::ReservedNotZero);
+                    }
+                    let value = Self { $($field: <$ty as Field>::get(wire.$field)?,)* };
+                    Ok((value, rest))
+                }
+
+                pub(crate) fn append(self, out: &mut Vec<u8>) {
+                    let wire =
+                        Wire { $($field: Field::put(self.$field),)* reserved: [0; $reserved] };
+                    out.extend_from_slice(wire.as_bytes());
+                }
+            }
+        };
+    };
+}
+pub(crate) use fixed;

@@ -1,0 +1,151 @@
+//! Numbers that every implementation must agree on.
+
+/// Largest payload of any message, in bytes.
+pub const PAYLOAD_MAX_BYTES: u32 = 1024 * 1024;
+/// Bit of `msg_type` that marks a reply to that type.
+pub const REPLY_BIT: u16 = 0x8000;
+
+macro_rules! msg_types {
+    ($($(#[$doc:meta])* $name:ident = $value:literal, $spec:literal, $limit:expr, $reply:literal;)*) => {
+        /// The type of a message, without the reply bit.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u16)]
+        pub enum MsgType {
+            $($(#[$doc])* $name = $value,)*
+        }
+
+        impl MsgType {
+            /// Every type, in the order of its value.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The type with this value.
+            pub const fn from_value(value: u16) -> Option<Self> {
+                match value {
+                    $($value => Some(Self::$name),)*
+                    _ => None,
+                }
+            }
+
+            /// The name used in documents and logs.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => $spec,)*
+                }
+            }
+
+            /// Largest payload of this type, in bytes; its reply has the same limit.
+            pub const fn payload_limit(self) -> u32 {
+                match self {
+                    $(Self::$name => $limit,)*
+                }
+            }
+
+            /// Whether a reply of the same type with [`REPLY_BIT`] set exists.
+            pub const fn has_reply(self) -> bool {
+                match self {
+                    $(Self::$name => $reply,)*
+                }
+            }
+        }
+    };
+}
+
+msg_types! {
+    /// First frame on every connection, in both directions.
+    Hello = 0x0001, "HELLO", 1024, true;
+    /// Daemon to instance: are you there?
+    HeartbeatReq = 0x0101, "HEARTBEAT_REQ", 128, false;
+    /// Instance to daemon: yes, and these are my figures. The whole frame is under 256 bytes.
+    HeartbeatRsp = 0x0102, "HEARTBEAT_RSP", 223, false;
+    /// Instance to daemon, unsolicited.
+    HealthStatus = 0x0103, "HEALTH_STATUS", 1024, false;
+    /// Daemon to survivors: a generation has failed.
+    RecoverPrepare = 0x0201, "RECOVER_PREPARE", 4096, true;
+    /// Daemon to survivors: it is fenced, let go of what you share with it.
+    RecoverReclaim = 0x0202, "RECOVER_RECLAIM", 4096, true;
+    /// Daemon to survivors: it is over, this is the new topology.
+    RecoverComplete = 0x0203, "RECOVER_COMPLETE", 256 * 1024, true;
+    /// Daemon to a survivor: capture this memory.
+    VmcoreStart = 0x0211, "VMCORE_START", 64 * 1024, true;
+    /// Survivor to daemon: a chunk of it.
+    VmcoreData = 0x0212, "VMCORE_DATA", PAYLOAD_MAX_BYTES, false;
+    /// Both: the capture is over.
+    VmcoreComplete = 0x0213, "VMCORE_COMPLETE", 1024, true;
+    /// Daemon to old and new: a morph begins.
+    MorphPrepare = 0x0301, "MORPH_PREPARE", 1024, true;
+    /// Both: what can you do?
+    MorphNegotiate = 0x0302, "MORPH_NEGOTIATE", 8192, true;
+    /// Old to daemon to new: state.
+    MorphTransferState = 0x0303, "MORPH_TRANSFER_STATE", PAYLOAD_MAX_BYTES, true;
+    /// Daemon to new: check what you have.
+    MorphValidate = 0x0304, "MORPH_VALIDATE", 64 * 1024, true;
+    /// Daemon to old and new: one step of the commit.
+    MorphCommit = 0x0305, "MORPH_COMMIT", 1024, true;
+    /// Daemon to old and new: go back.
+    MorphRollback = 0x0306, "MORPH_ROLLBACK", 1024, true;
+    /// Both: refused.
+    Error = 0x0F01, "ERROR", 1024, false;
+    /// Both: later.
+    Retry = 0x0F02, "RETRY", 256, false;
+}
+
+macro_rules! error_codes {
+    ($($name:ident = $value:literal, $text:literal;)*) => {
+        /// Why a message was refused.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u16)]
+        pub enum ErrorCode {
+            $(#[doc = $text] $name = $value,)*
+        }
+
+        impl ErrorCode {
+            /// Every code.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The code with this value.
+            pub const fn from_value(value: u16) -> Option<Self> {
+                match value {
+                    $($value => Some(Self::$name),)*
+                    _ => None,
+                }
+            }
+
+            /// The words used in documents and logs.
+            pub const fn text(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)*
+                }
+            }
+        }
+    };
+}
+
+error_codes! {
+    Malformed = 1, "malformed";
+    BadCrc = 2, "bad crc";
+    UnsupportedVersion = 3, "unsupported version";
+    UnknownType = 4, "unknown type";
+    UnexpectedInState = 5, "unexpected in this state";
+    TooLarge = 6, "too large";
+    StaleGeneration = 7, "stale generation";
+    Incompatible = 8, "incompatible";
+    Busy = 9, "busy";
+    TimedOut = 10, "timed out";
+    RefusedByPolicy = 11, "refused by policy";
+    ResourceExhausted = 12, "resource exhausted";
+    ValidationFailed = 13, "validation failed";
+    NotFenced = 14, "not fenced";
+    Internal = 15, "internal";
+}
+
+impl std::fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.text())
+    }
+}
+
+impl std::fmt::Display for MsgType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}

@@ -1,0 +1,118 @@
+//! Golden frames: the exact bytes of one frame of every type and reply, readable by any other
+//! implementation. `UPDATE_GOLDEN=1 cargo test -p kmp-proto --test golden` writes them anew after a
+//! deliberate change of the protocol.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+mod samples;
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use kmp_proto::codec::{Decoder, encode};
+use kmp_proto::message::Message;
+use kmp_proto::wire::{ErrorCode, MsgType, RECORD_KINDS};
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden")
+}
+
+fn to_text(name: &str, message: &Message, frame: &[u8]) -> String {
+    let reply = if message.is_reply() { " (reply)" } else { "" };
+    let mut text = format!("# {name}: {}{reply}\n# header\n", message.msg_type());
+    for (n, line) in frame.chunks(16).enumerate() {
+        if n == 2 {
+            text.push_str("# payload\n");
+        }
+        let hex: Vec<_> = line.iter().map(|b| format!("{b:02x}")).collect();
+        writeln!(text, "{}", hex.join(" ")).unwrap();
+    }
+    text
+}
+
+fn from_text(text: &str) -> Vec<u8> {
+    let lines = text.lines().map(|line| line.split('#').next().unwrap());
+    lines
+        .flat_map(str::split_whitespace)
+        .map(|byte| u8::from_str_radix(byte, 16).unwrap())
+        .collect()
+}
+
+#[test]
+fn every_frame_has_exactly_the_golden_bytes() {
+    for (name, sequence, timestamp, message) in samples::samples() {
+        let mut frame = Vec::new();
+        encode(&message, sequence, timestamp, &mut frame).unwrap();
+        let path = folder().join(format!("{name}.hex"));
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(&path, to_text(name, &message, &frame)).unwrap();
+        }
+        let golden = from_text(&std::fs::read_to_string(&path).unwrap());
+        assert_eq!(frame, golden, "{name}");
+        let mut input = &golden[..];
+        let decoded = Decoder::new().feed(&mut input).unwrap().unwrap();
+        assert_eq!(
+            (decoded.message, decoded.header.sequence),
+            (message, sequence),
+            "{name}"
+        );
+        assert_eq!(decoded.header.timestamp, timestamp, "{name}");
+    }
+}
+
+#[test]
+fn every_type_and_reply_has_a_golden_frame_and_every_file_is_one() {
+    let mut covered = BTreeSet::new();
+    let mut files: BTreeSet<_> = std::fs::read_dir(folder())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    for (name, _, _, message) in samples::samples() {
+        covered.insert((message.msg_type(), message.is_reply()));
+        assert!(files.remove(&format!("{name}.hex")), "{name}");
+    }
+    for msg_type in MsgType::ALL {
+        assert!(covered.contains(&(*msg_type, false)), "{msg_type}");
+        assert_eq!(
+            covered.contains(&(*msg_type, true)),
+            msg_type.has_reply(),
+            "{msg_type}"
+        );
+    }
+    assert!(files.is_empty(), "files without a sample: {files:?}");
+}
+
+#[test]
+fn a_heartbeat_frame_is_80_bytes_and_any_is_under_256() {
+    let heartbeat = samples::samples()
+        .into_iter()
+        .find(|s| s.0 == "heartbeat_rsp")
+        .unwrap();
+    let mut frame = Vec::new();
+    encode(&heartbeat.3, 1, 1, &mut frame).unwrap();
+    assert_eq!(frame.len(), 80);
+    assert!(MsgType::HeartbeatRsp.payload_limit() + 32 < 256);
+}
+
+#[test]
+fn the_protocol_page_names_every_type_code_and_record() {
+    let page = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/kmp.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    for msg_type in MsgType::ALL {
+        let row = format!("| `{:#06x}` | {} |", *msg_type as u16, msg_type.name());
+        assert!(page.contains(&row), "missing: {row}");
+    }
+    for code in ErrorCode::ALL {
+        let row = format!("| {} | {} |", *code as u16, code.text());
+        assert!(page.contains(&row), "missing: {row}");
+    }
+    for (kind, name) in RECORD_KINDS {
+        let row = format!("| {kind} | {name} |");
+        assert!(page.contains(&row), "missing: {row}");
+    }
+}

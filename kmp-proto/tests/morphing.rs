@@ -1,0 +1,342 @@
+//! The morph engine against a model of both kernels, the journal and the backend, on virtual time,
+//! with loss, failure and death at any moment, the daemon's included.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+use std::time::Duration;
+
+use kmp_proto::fence::{Confirmation, FenceMethod};
+use kmp_proto::message::{Capabilities, Check, CheckResult, Side, capability};
+use kmp_proto::morph::{Action, Config, Engine, Event, Offer, Outcome};
+use kmp_proto::time::Instant;
+use proptest::prelude::*;
+
+const OLD: u64 = 7;
+const NEW: u64 = 8;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kernel {
+    Serving,
+    Frozen,
+    Waiting,
+    Ready,
+    Dead,
+}
+
+/// What goes wrong, and at which step of the run.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    Lose,
+    KillOld,
+    KillNew,
+    RestartDaemon,
+    Rollback,
+    Nothing,
+}
+
+struct World {
+    engine: Engine,
+    config: Config,
+    now: Instant,
+    old: Kernel,
+    new: Kernel,
+    committed: bool,
+    outcome: Option<Outcome>,
+}
+
+fn config() -> Config {
+    Config {
+        phase_timeout: Duration::from_secs(60),
+        downtime_budget: Duration::from_millis(10),
+        step_overhead: Duration::from_millis(2),
+        required_kinds: capability::MEMORY,
+        possible_modes: capability::BY_REFERENCE | capability::ROUNDS,
+    }
+}
+
+fn offer() -> Offer {
+    let capabilities = Capabilities {
+        state_kinds: capability::MEMORY,
+        providers: capability::COOPERATIVE,
+        modes: capability::ROUNDS,
+    };
+    Offer {
+        capabilities,
+        state_version: 1,
+        ..Offer::default()
+    }
+}
+
+fn passed() -> Vec<Check> {
+    let name = "index".to_owned();
+    vec![Check {
+        name,
+        result: CheckResult::Passed,
+        duration_us: 1,
+        detail: String::new(),
+    }]
+}
+
+impl World {
+    fn new() -> Self {
+        let now = Instant::default();
+        let engine = Engine::new(config(), OLD, NEW, now);
+        let (old, new) = (Kernel::Serving, Kernel::Waiting);
+        Self {
+            engine,
+            config: config(),
+            now,
+            old,
+            new,
+            committed: false,
+            outcome: None,
+        }
+    }
+
+    /// Carries out an action on the model; the event that answers it, unless it is lost.
+    fn act(&mut self, action: Action) -> Option<Event> {
+        let certify = |order: kmp_proto::fence::FenceOrder| {
+            order.confirm(FenceMethod::ProcessesKilled, Confirmation::ProcessesGone, 1)
+        };
+        match action {
+            Action::Prepare(Side::New) | Action::Negotiate(Side::New) | Action::Validate
+                if self.new == Kernel::Dead =>
+            {
+                None
+            }
+            Action::Prepare(Side::Old) | Action::Negotiate(Side::Old) | Action::Retire
+                if self.old == Kernel::Dead =>
+            {
+                None
+            }
+            Action::Prepare(side) => Some(Event::Prepared(side)),
+            Action::Negotiate(side) => Some(Event::Offered(side, offer())),
+            Action::Round { .. } if self.new == Kernel::Dead || self.old == Kernel::Dead => None,
+            Action::Round { .. } => {
+                let took = Duration::from_millis(1);
+                Some(Event::RoundApplied {
+                    sent_bytes: 1 << 20,
+                    dirty_bytes: 0,
+                    took,
+                })
+            }
+            Action::Validate => Some(Event::Report(passed())),
+            Action::Committable { .. } => Some(Event::CommitRequested { force: false }),
+            Action::Freeze if self.old == Kernel::Serving => {
+                self.old = Kernel::Frozen;
+                Some(Event::Frozen(5))
+            }
+            Action::Activate if self.new == Kernel::Waiting => {
+                self.new = Kernel::Ready;
+                Some(Event::Activated(5))
+            }
+            Action::WriteCommitRecord => {
+                self.committed = true;
+                Some(Event::RecordDurable)
+            }
+            Action::Serve if self.new != Kernel::Dead => {
+                assert!(self.committed, "SERVE before the commit record");
+                self.new = Kernel::Serving;
+                Some(Event::Serving)
+            }
+            Action::Retire => {
+                self.old = Kernel::Dead;
+                Some(Event::Retired)
+            }
+            Action::Fence(Side::Old, order) => {
+                assert!(
+                    self.committed,
+                    "the old kernel is fenced only after the commit record"
+                );
+                self.old = Kernel::Dead;
+                Some(Event::Fenced(Side::Old, certify(order)))
+            }
+            Action::Fence(Side::New, order) => {
+                assert!(
+                    !self.committed,
+                    "the new kernel is fenced only before the commit record"
+                );
+                self.new = Kernel::Dead;
+                Some(Event::Fenced(Side::New, certify(order)))
+            }
+            Action::ResumeOld if self.old != Kernel::Dead => {
+                assert_eq!(
+                    self.new,
+                    Kernel::Dead,
+                    "the old kernel resumes beside a new one"
+                );
+                self.old = Kernel::Serving;
+                Some(Event::OldRunning)
+            }
+            Action::Finished(outcome) => {
+                self.outcome = Some(outcome);
+                None
+            }
+            _ => None,
+        }
+    }
+
+    fn check(&self) {
+        let both = self.old == Kernel::Serving && self.new == Kernel::Serving;
+        assert!(!both, "both kernels serve");
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.engine.handle(event, self.now);
+    }
+
+    /// Runs until the engine is done; `fault` strikes at the `at`-th action.
+    fn run(&mut self, fault: Fault, at: usize, lose_also: usize) {
+        self.tell(Event::NewHealthy);
+        let mut step = 0;
+        while self.outcome.is_none() {
+            let Some(action) = self.engine.poll_action() else {
+                let Some(due) = self.engine.poll_timeout() else {
+                    panic!("waits without a deadline")
+                };
+                self.now = self.now.max(due);
+                if self.old == Kernel::Dead {
+                    self.tell(Event::Died(Side::Old, "gone".into()));
+                }
+                if self.new == Kernel::Dead {
+                    self.tell(Event::Died(Side::New, "gone".into()));
+                }
+                self.tell(Event::Tick);
+                continue;
+            };
+            if step == at {
+                match fault {
+                    Fault::KillOld => self.old = Kernel::Dead,
+                    Fault::KillNew => self.new = Kernel::Dead,
+                    Fault::Rollback => self.tell(Event::RollbackRequested("asked".into())),
+                    Fault::RestartDaemon => {
+                        let now = self.now;
+                        self.engine = Engine::resume(self.config, OLD, NEW, self.committed, now);
+                        step += 1;
+                        continue;
+                    }
+                    Fault::Lose | Fault::Nothing => {}
+                }
+            }
+            let fence = matches!(action, Action::Fence(..));
+            let lost = (matches!(fault, Fault::Lose) && step == at) || step == lose_also;
+            let answer = self.act(action);
+            self.check();
+            if let Some(event) = answer
+                && (!lost || fence || matches!(event, Event::RecordDurable))
+            {
+                self.tell(event);
+            }
+            step += 1;
+            assert!(step < 1000, "does not end");
+        }
+    }
+}
+
+#[test]
+fn a_quiet_morph_commits() {
+    let mut world = World::new();
+    world.run(Fault::Nothing, 0, usize::MAX);
+    assert_eq!(world.outcome, Some(Outcome::Committed));
+    assert_eq!((world.old, world.new), (Kernel::Dead, Kernel::Serving));
+}
+
+#[test]
+fn a_commit_over_the_budget_is_refused_unless_forced_and_changes_nothing() {
+    for force in [false, true] {
+        let mut world = World::new();
+        let slow = Config {
+            step_overhead: Duration::from_millis(20),
+            ..config()
+        };
+        world.engine = Engine::new(slow, OLD, NEW, world.now);
+        world.tell(Event::NewHealthy);
+        loop {
+            match world.engine.poll_action().unwrap() {
+                Action::Committable { estimate } => {
+                    assert_eq!(estimate, Duration::from_millis(20));
+                    break;
+                }
+                action => {
+                    if let Some(event) = world.act(action) {
+                        world.tell(event);
+                    }
+                }
+            }
+        }
+        world.tell(Event::CommitRequested { force });
+        let next: Vec<_> = std::iter::from_fn(|| world.engine.poll_action()).collect();
+        assert_eq!(next.contains(&Action::Freeze), force);
+        assert_eq!(world.old, Kernel::Serving);
+    }
+}
+
+#[test]
+fn a_failed_check_and_an_empty_report_roll_back() {
+    let mut bad = passed();
+    bad[0].result = CheckResult::Failed;
+    for checks in [bad, Vec::new()] {
+        let mut world = World::new();
+        world.tell(Event::NewHealthy);
+        while let Some(action) = world.engine.poll_action() {
+            let event = match action {
+                Action::Validate => Some(Event::Report(checks.clone())),
+                action => world.act(action),
+            };
+            if let Some(event) = event {
+                world.tell(event);
+            }
+        }
+        assert!(
+            matches!(world.outcome, Some(Outcome::RolledBack(_))),
+            "{:?}",
+            world.outcome
+        );
+        assert_eq!((world.old, world.new), (Kernel::Serving, Kernel::Dead));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_dies_whenever_one_kernel_ends_up_serving(
+        fault in prop_oneof![
+            Just(Fault::Lose), Just(Fault::KillOld), Just(Fault::KillNew),
+            Just(Fault::RestartDaemon), Just(Fault::Rollback), Just(Fault::Nothing),
+        ],
+        at in 0usize..24,
+        lose_also in prop_oneof![Just(usize::MAX), 0usize..24],
+    ) {
+        let mut world = World::new();
+        world.run(fault, at, lose_also);
+        let outcome = world.outcome.clone().unwrap();
+        match outcome {
+            Outcome::Committed => {
+                prop_assert!(world.committed);
+                prop_assert_eq!(world.old, Kernel::Dead);
+                prop_assert!(matches!(world.new, Kernel::Serving | Kernel::Dead));
+            }
+            Outcome::CommittedButFailed(_) => {
+                prop_assert!(world.committed);
+                prop_assert_eq!(world.old, Kernel::Dead);
+            }
+            Outcome::RolledBack(_) => {
+                prop_assert!(!world.committed);
+                prop_assert_eq!(world.new, Kernel::Dead);
+                // It may be killed once more after it has resumed: that is no matter of the morph.
+                let killed = matches!(fault, Fault::KillOld) && world.old == Kernel::Dead;
+                prop_assert!(killed || world.old == Kernel::Serving);
+            }
+            Outcome::OldFailed(_) => {
+                prop_assert!(!world.committed);
+                prop_assert_eq!(world.new, Kernel::Dead);
+            }
+            Outcome::OperatorActionNeeded(_) => prop_assert!(false, "every fence is confirmed here"),
+        }
+    }
+}
