@@ -1,0 +1,167 @@
+//! Byte streams between kernels.
+
+mod fault;
+mod unix;
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use fault::{FaultPlan, FaultyLink};
+use tokio::io::{AsyncRead, AsyncWrite};
+pub use unix::UnixVsockListener;
+
+/// Port on which an instance listens for its daemon.
+pub const KMP_PORT: u32 = 9000;
+/// Longest time for a connection to come about.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bytes that an in-memory link holds in each direction.
+pub const MEMORY_LINK_BYTES: usize = 64 * 1024;
+
+/// A byte stream.
+pub trait Link: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Link for T {}
+
+/// Any link.
+pub type BoxedLink = Box<dyn Link>;
+
+/// Where an instance is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// A Unix socket that takes `CONNECT <port>\n` and answers `OK <port>\n`.
+    Unix(PathBuf),
+    /// An AF_VSOCK context id.
+    Vsock(u32),
+}
+
+/// Why a connection did not come about.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The other kernel reset it: a live kernel without a listener on that port.
+    #[error("connecting to {address:?} port {port}: refused by its kernel")]
+    KernelRefused {
+        /// Where.
+        address: Address,
+        /// Which port.
+        port: u32,
+    },
+    /// Nothing is there.
+    #[error("connecting to {address:?} port {port}: {source}")]
+    Unreachable {
+        /// Where.
+        address: Address,
+        /// Which port.
+        port: u32,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// No answer within [`CONNECT_TIMEOUT`].
+    #[error("connecting to {address:?} port {port}: no answer within {CONNECT_TIMEOUT:?}")]
+    TimedOut {
+        /// Where.
+        address: Address,
+        /// Which port.
+        port: u32,
+    },
+}
+
+/// Connects to a port of an instance.
+///
+/// # Errors
+/// See [`ConnectError`]: who refused is evidence for the failure detector.
+pub async fn connect(address: &Address, port: u32) -> Result<BoxedLink, ConnectError> {
+    let attempt = async {
+        match address {
+            Address::Unix(path) => unix::connect(path, port)
+                .await
+                .map(|s| Box::new(s) as BoxedLink),
+            Address::Vsock(cid) => {
+                let to = tokio_vsock::VsockAddr::new(*cid, port);
+                tokio_vsock::VsockStream::connect(to)
+                    .await
+                    .map(|s| Box::new(s) as BoxedLink)
+            }
+        }
+    };
+    let address = || address.clone();
+    match tokio::time::timeout(CONNECT_TIMEOUT, attempt).await {
+        Ok(Ok(link)) => Ok(link),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
+            Err(ConnectError::KernelRefused {
+                address: address(),
+                port,
+            })
+        }
+        Ok(Err(source)) => Err(ConnectError::Unreachable {
+            address: address(),
+            port,
+            source,
+        }),
+        Err(_) => Err(ConnectError::TimedOut {
+            address: address(),
+            port,
+        }),
+    }
+}
+
+/// Two ends of a link in memory.
+pub fn memory() -> (BoxedLink, BoxedLink) {
+    let (a, b) = tokio::io::duplex(MEMORY_LINK_BYTES);
+    (Box::new(a), Box::new(b))
+}
+
+/// Where an instance listens.
+pub enum Listener {
+    /// See [`UnixVsockListener`].
+    Unix(UnixVsockListener),
+    /// AF_VSOCK.
+    Vsock(tokio_vsock::VsockListener),
+}
+
+impl Listener {
+    /// Listens on AF_VSOCK `port`, any context id.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn vsock(port: u32) -> io::Result<Self> {
+        let any = tokio_vsock::VsockAddr::new(tokio_vsock::VMADDR_CID_ANY, port);
+        tokio_vsock::VsockListener::bind(any).map(Self::Vsock)
+    }
+
+    /// The next connection. For the Unix form its CONNECT line is still to be read, with
+    /// [`accept_line`]: that waits for the peer and must not hold up the next accept.
+    ///
+    /// # Errors
+    /// The system's.
+    pub async fn accept(&self) -> io::Result<Accepted> {
+        match self {
+            Self::Unix(listener) => listener.accept().await,
+            Self::Vsock(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok(Accepted {
+                    link: Box::new(stream),
+                    port: None,
+                })
+            }
+        }
+    }
+}
+
+/// A connection that came in.
+pub struct Accepted {
+    pub(crate) link: BoxedLink,
+    pub(crate) port: Option<u32>,
+}
+
+/// Completes the accept: reads and answers the CONNECT line where there is one.
+///
+/// # Errors
+/// `InvalidData` when the line is another, or asks for another port.
+pub async fn accept_line(accepted: Accepted) -> io::Result<BoxedLink> {
+    let mut link = accepted.link;
+    if let Some(port) = accepted.port {
+        unix::answer_connect(&mut link, port).await?;
+    }
+    Ok(link)
+}

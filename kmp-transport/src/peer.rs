@@ -1,0 +1,220 @@
+//! The daemon's end of one instance: a heartbeat channel and a control channel.
+//!
+//! ```text
+//!  Peer::send ──▶ queue (bounded) ──▶ ┌───────────┐ ◀──▶ link ◀──▶ instance
+//!                                     │ one task  │
+//!  sink(PeerEvent) ◀───────────────── └───────────┘   connect ▸ HELLO ▸ pump ▸ back-off ▸ …
+//! ```
+//!
+//! Each channel has a task of its own, so a heartbeat never queues behind anything else. A channel
+//! that is lost is connected again, with exponential back-off and jitter, until the [`Peer`] is
+//! dropped.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kmp_proto::codec::Frame;
+use kmp_proto::message::{Channel, Hello, Message};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use crate::connection::{Connection, ConnectionError, greet};
+use crate::link::{Address, BoxedLink, ConnectError, KMP_PORT, connect};
+
+/// Messages that may wait to be written on one channel.
+pub const QUEUE_MAX: usize = 32;
+/// First wait before a lost channel is connected again.
+pub const RECONNECT_FIRST: Duration = Duration::from_millis(5);
+/// Longest such wait.
+pub const RECONNECT_MAX: Duration = Duration::from_secs(1);
+/// Longest time for one message to be written.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What happens on a peer's channels.
+#[derive(Debug)]
+pub enum PeerEvent {
+    /// A channel is up, and this is who answered.
+    Up(Channel, Box<Hello>),
+    /// A channel is down.
+    Down(Channel, String),
+    /// Connecting was refused by a live kernel.
+    KernelRefused(Channel),
+    /// A message was put on the wire with this sequence; `token` is the sender's own.
+    Sent {
+        /// The channel.
+        channel: Channel,
+        /// The sender's token.
+        token: u64,
+        /// The frame's sequence.
+        sequence: u32,
+    },
+    /// A frame came in.
+    Frame(Channel, Box<Frame>),
+}
+
+/// Takes events. Called from the channel's task: it must not block.
+pub type Sink = Arc<dyn Fn(PeerEvent) + Send + Sync>;
+
+/// The queue is full or the channel is down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the {} channel takes no message now", .0.as_str())]
+pub struct SendRefused(pub Channel);
+
+/// One instance. Dropping it closes its channels.
+pub struct Peer {
+    heartbeat: ChannelHandle,
+    control: ChannelHandle,
+}
+
+struct ChannelHandle {
+    queue: mpsc::Sender<(u64, Message)>,
+    task: AbortHandle,
+}
+
+impl Drop for ChannelHandle {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Peer {
+    /// Begins to connect to the instance at `address`. `hello` says who is meant; its channel is set
+    /// for each connection. `jitter_seed` spreads the reconnections of many peers.
+    pub fn start(address: Address, hello: &Hello, jitter_seed: u64, sink: Sink) -> Self {
+        let start = |channel| {
+            let mut hello = hello.clone();
+            hello.fixed.channel = channel;
+            let (queue, receiver) = mpsc::channel(QUEUE_MAX);
+            let runner = Runner {
+                address: address.clone(),
+                hello,
+                sink: Arc::clone(&sink),
+                queue: receiver,
+                random: jitter_seed | 1,
+            };
+            ChannelHandle {
+                queue,
+                task: tokio::spawn(runner.run()).abort_handle(),
+            }
+        };
+        Self {
+            heartbeat: start(Channel::Heartbeat),
+            control: start(Channel::Control),
+        }
+    }
+
+    /// Queues a message. Never waits.
+    ///
+    /// # Errors
+    /// When the channel's queue is full.
+    pub fn send(&self, channel: Channel, token: u64, message: Message) -> Result<(), SendRefused> {
+        let handle = match channel {
+            Channel::Heartbeat => &self.heartbeat,
+            Channel::Control => &self.control,
+            Channel::Bulk => return Err(SendRefused(channel)),
+        };
+        handle
+            .queue
+            .try_send((token, message))
+            .map_err(|_| SendRefused(channel))
+    }
+}
+
+/// Opens a bulk channel for `session`.
+///
+/// # Errors
+/// When it cannot be connected or the instance refuses it.
+pub async fn open_bulk(
+    address: &Address,
+    hello: &Hello,
+    session: u64,
+) -> Result<Connection, BulkError> {
+    let mut hello = hello.clone();
+    hello.fixed.channel = Channel::Bulk;
+    hello.fixed.session = session;
+    Ok(greet(connect(address, KMP_PORT).await?, hello).await?)
+}
+
+/// Why a bulk channel could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum BulkError {
+    /// Connecting.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The HELLO exchange.
+    #[error(transparent)]
+    Hello(#[from] ConnectionError),
+}
+
+struct Runner {
+    address: Address,
+    hello: Hello,
+    sink: Sink,
+    queue: mpsc::Receiver<(u64, Message)>,
+    random: u64,
+}
+
+impl Runner {
+    async fn run(mut self) {
+        let channel = self.hello.fixed.channel;
+        let mut wait = RECONNECT_FIRST;
+        loop {
+            match self.open().await {
+                Ok(connection) => {
+                    wait = RECONNECT_FIRST;
+                    // What was queued for the last connection is not for this one.
+                    while self.queue.try_recv().is_ok() {}
+                    (self.sink)(PeerEvent::Up(channel, Box::new(connection.hello.clone())));
+                    let end = self.pump(connection).await;
+                    (self.sink)(PeerEvent::Down(channel, end.to_string()));
+                }
+                Err(BulkError::Connect(ConnectError::KernelRefused { .. })) => {
+                    (self.sink)(PeerEvent::KernelRefused(channel));
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(self.jittered(wait)).await;
+            wait = (wait * 2).min(RECONNECT_MAX);
+        }
+    }
+
+    async fn open(&self) -> Result<Connection, BulkError> {
+        let link: BoxedLink = connect(&self.address, KMP_PORT).await?;
+        Ok(greet(link, self.hello.clone()).await?)
+    }
+
+    async fn pump(&mut self, mut connection: Connection) -> ConnectionError {
+        let channel = self.hello.fixed.channel;
+        loop {
+            tokio::select! {
+                frame = connection.reader.next() => match frame {
+                    Ok(frame) => (self.sink)(PeerEvent::Frame(channel, Box::new(frame))),
+                    Err(error) => return error,
+                },
+                next = self.queue.recv() => {
+                    let Some((token, message)) = next else { return ConnectionError::Closed };
+                    let write = connection.writer.send(&message);
+                    match tokio::time::timeout(WRITE_TIMEOUT, write).await {
+                        Ok(Ok(sequence)) => {
+                            (self.sink)(PeerEvent::Sent { channel, token, sequence });
+                        }
+                        Ok(Err(error)) => return error,
+                        Err(_) => {
+                            let text = format!("not writable for {WRITE_TIMEOUT:?}");
+                            return std::io::Error::new(std::io::ErrorKind::TimedOut, text).into();
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Between half of `wait` and all of it.
+    fn jittered(&mut self, wait: Duration) -> Duration {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        let part = u32::try_from(self.random % 512).unwrap_or(0);
+        wait / 2 + wait * part / 1024
+    }
+}
