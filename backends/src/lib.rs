@@ -1,1 +1,8 @@
-//! Skeleton.
+//! Where instances run: one contract ([`contract`]) and its implementations.
+//!
+//! This crate starts, observes, fences and ends instances. It decides nothing, speaks no KMP and
+//! knows no actor. A fence certificate comes from a backend that saw the end of a generation, and
+//! from nowhere else.
+
+pub mod contract;
+pub mod kernel_image;

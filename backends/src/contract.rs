@@ -1,0 +1,319 @@
+//! The contract every backend keeps.
+//!
+//! A backend starts, watches, fences and ends instances, and says how to reach them. It decides
+//! nothing: when to fence or respawn is the engines' business. The rules:
+//!
+//! 1. [`Backend::spawn`] returns when the instance's processes exist and its [`Placement`] is
+//!    complete, not when it is healthy. What it started is its own session: it survives the daemon.
+//! 2. A [`Placement`] is plain data. Written to the journal and read by another daemon process, it
+//!    is all that is needed to observe, reach, fence or terminate the instance. Processes in it are
+//!    named by pid *and* start time, so that a reused pid is never mistaken for the instance.
+//! 3. [`Backend::find`] recovers the placement of a spawn whose outcome was never recorded, because
+//!    the daemon died in between. It reads what exists, not what was intended.
+//! 4. [`Backend::fence`] returns a certificate only after *seeing* that nothing of the generation
+//!    can run or do I/O any more. If that cannot be confirmed it says so and keeps everything; a
+//!    timeout is never a confirmation. Fencing what has already ended is confirmed the same way.
+//! 5. [`Backend::release`] frees what belonged to a fenced generation (sockets, memory, files). It
+//!    needs the certificate.
+//! 6. Everything can be called again: a second fence or release of the same generation succeeds.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use kmorph_launch::{InstanceName, PublishedPort, StartMode, WorkloadSpec};
+use kmp_proto::fence::{FenceCertificate, FenceOrder};
+use serde::{Deserialize, Serialize};
+
+use crate::kernel_image::KernelImage;
+
+/// Which backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackendKind {
+    /// A child process running the agent.
+    Embedded,
+    /// A Linux kernel in QEMU.
+    Qemu,
+}
+
+impl BackendKind {
+    /// The name used in configuration, journal, API and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Embedded => "embedded",
+            Self::Qemu => "qemu",
+        }
+    }
+}
+
+/// A listening socket on the host for one published port.
+#[derive(Debug)]
+pub struct HostListener {
+    /// The workload's port that it stands for.
+    pub port: PublishedPort,
+    /// The bound, listening socket; a duplicate of the daemon's own.
+    pub socket: OwnedFd,
+}
+
+/// What to start. The generation is durable in the journal before this is built.
+#[derive(Debug)]
+pub struct SpawnSpec {
+    /// The instance.
+    pub name: InstanceName,
+    /// Its new incarnation.
+    pub generation: u64,
+    /// The kernel to run: read and checked, its hash known.
+    pub kernel: KernelImage,
+    /// Appended to the backend's own kernel command line.
+    pub cmdline: String,
+    /// An initramfs of the user's own, used instead of the built one (qemu).
+    pub initramfs: Option<PathBuf>,
+    /// Host CPUs granted by the pool; never empty.
+    pub cpus: Vec<u16>,
+    /// Memory granted by the pool, in bytes.
+    pub memory_bytes: u64,
+    /// What the instance runs.
+    pub workload: Option<WorkloadSpec>,
+    /// Ports of the workload.
+    pub ports: Vec<PublishedPort>,
+    /// Listening sockets for those ports, in the same order, where the backend passes sockets
+    /// ([`Backend::passes_sockets`]); empty otherwise.
+    pub listeners: Vec<HostListener>,
+    /// Fresh, or the new side of a morph.
+    pub start: StartMode,
+    /// The generation it takes over from, in a morph.
+    pub predecessor: Option<Arc<Placement>>,
+    /// Directory for this generation's sockets, logs and files: `<run>/instances/<name>/<generation>`.
+    /// The backend creates it, mode 0700.
+    pub run_dir: PathBuf,
+    /// Its vsock address: an address, not an identity.
+    pub cid: u32,
+}
+
+/// A process of an instance, safe against reuse of its pid.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// What it is: `agent`, `qemu`, `vhost-user-vsock`.
+    pub role: String,
+    /// Its pid on the host.
+    pub pid: i32,
+    /// Field 22 of `/proc/<pid>/stat`: start time in clock ticks since boot.
+    pub start_ticks: u64,
+}
+
+/// How the daemon reaches an instance's agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Endpoint {
+    /// A Unix socket that takes `CONNECT <port>`.
+    Unix {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// An AF_VSOCK address.
+    Vsock {
+        /// Context id.
+        cid: u32,
+    },
+}
+
+/// Where one generation of an instance runs: all that a daemon needs to take it over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    /// Which backend made it.
+    pub backend: BackendKind,
+    /// The instance.
+    pub name: InstanceName,
+    /// Its incarnation.
+    pub generation: u64,
+    /// Its processes, the one whose end is the instance's end first.
+    pub processes: Vec<ProcessId>,
+    /// How to reach its agent.
+    pub endpoint: Endpoint,
+    /// Its files.
+    pub run_dir: PathBuf,
+    /// Host CPUs it was given.
+    pub cpus: Vec<u16>,
+    /// Memory it was given, in bytes.
+    pub memory_bytes: u64,
+    /// Release of the kernel it was started with.
+    pub kernel_release: String,
+    /// Boot id of the host at the spawn: after a host reboot nothing of it exists.
+    pub host_boot_id: String,
+}
+
+/// How an instance ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum ExitCause {
+    /// Its main process was ended by a signal.
+    Signal {
+        /// Signal number.
+        signal: i32,
+    },
+    /// Its main process, or its kernel, ended by itself.
+    Exited {
+        /// Exit status; `None` for a guest that powered off or a process that was not our child.
+        status: Option<i32>,
+    },
+    /// Its kernel panicked. The processes still exist and hold its memory.
+    KernelPanicked,
+    /// Its kernel asked for a reset.
+    Reset,
+}
+
+impl std::fmt::Display for ExitCause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Signal { signal } => write!(f, "ended by signal {signal}"),
+            Self::Exited {
+                status: Some(status),
+            } => write!(f, "exited with status {status}"),
+            Self::Exited { status: None } => f.write_str("ended"),
+            Self::KernelPanicked => f.write_str("its kernel panicked"),
+            Self::Reset => f.write_str("its kernel reset itself"),
+        }
+    }
+}
+
+/// What a backend sees of an instance now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Observation {
+    /// It runs.
+    Running,
+    /// It exists but executes nothing (SIGSTOP, a paused guest).
+    Stopped,
+    /// It has ended.
+    Ended(ExitCause),
+}
+
+/// One range of an instance's memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryRange {
+    /// Address in the instance.
+    pub guest_address: u64,
+    /// Length in bytes.
+    pub length: u64,
+    /// Where a process on the host can map it.
+    pub host_path: PathBuf,
+    /// Offset of the range in that file.
+    pub host_offset: u64,
+}
+
+/// Why a spawn failed. Nothing of it is left running.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// What was asked for cannot be done: the user's to change.
+    #[error("{0}")]
+    Refused(String),
+    /// The machine lacks something: the operator's to provide.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The system failed while doing it.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried, on what.
+        what: String,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+}
+
+/// A fence that could not be confirmed. The order comes back, so that it can be tried again.
+#[derive(Debug, thiserror::Error)]
+#[error("the fence could not be confirmed: {reason}")]
+pub struct FenceUnconfirmed {
+    /// The order, still to be carried out.
+    pub order: FenceOrder,
+    /// What was seen instead of the end.
+    pub reason: String,
+}
+
+/// Any other failure.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {source}")]
+pub struct BackendError {
+    /// What was tried, on what.
+    pub what: String,
+    /// The system's reason.
+    pub source: std::io::Error,
+}
+
+/// One way of running instances. See the module for the rules.
+#[async_trait]
+pub trait Backend: Send + Sync {
+    /// Which one it is.
+    fn kind(&self) -> BackendKind;
+
+    /// True when published ports work by passing the listening socket to the workload, false when
+    /// the daemon's forwarder carries bytes to the workload over vsock.
+    fn passes_sockets(&self) -> bool;
+
+    /// Checks once that instances can be started here at all, and says in a line what was found
+    /// (accelerator, vsock device). Called at the daemon's start.
+    ///
+    /// # Errors
+    /// When something it needs is missing, naming it and how to get it.
+    async fn probe(&self) -> Result<String, SpawnError>;
+
+    /// Starts an instance.
+    ///
+    /// # Errors
+    /// When it was not started; nothing is left behind then.
+    async fn spawn(&self, spec: SpawnSpec) -> Result<Placement, SpawnError>;
+
+    /// Looks for a spawn that may or may not have happened.
+    ///
+    /// # Errors
+    /// When the system could not be asked.
+    async fn find(
+        &self,
+        name: &InstanceName,
+        generation: u64,
+        run_dir: &std::path::Path,
+    ) -> Result<Option<Placement>, BackendError>;
+
+    /// What can be seen of it now.
+    ///
+    /// # Errors
+    /// When the system could not be asked.
+    async fn observe(&self, placement: &Placement) -> Result<Observation, BackendError>;
+
+    /// Completes when the instance ends, its kernel panics or resets, and says how. At once when it
+    /// has ended already. Dropping the future stops watching and disturbs nothing.
+    async fn ended(&self, placement: &Placement) -> ExitCause;
+
+    /// Asks it to shut down by itself; does not wait for it.
+    ///
+    /// # Errors
+    /// When it could not be asked.
+    async fn request_shutdown(&self, placement: &Placement) -> Result<(), BackendError>;
+
+    /// Stops the generation for good and confirms it.
+    ///
+    /// # Errors
+    /// When the end could not be confirmed within the backend's own bound.
+    async fn fence(
+        &self,
+        placement: &Placement,
+        order: FenceOrder,
+    ) -> Result<FenceCertificate, FenceUnconfirmed>;
+
+    /// Frees what a fenced generation held. Logs are kept.
+    ///
+    /// # Errors
+    /// When something could not be freed; what, is named.
+    async fn release(
+        &self,
+        placement: &Placement,
+        proof: &FenceCertificate,
+    ) -> Result<(), BackendError>;
+
+    /// The instance's memory as the host can map it; empty where there is none to map.
+    ///
+    /// # Errors
+    /// When the system could not be asked.
+    async fn memory_map(&self, placement: &Placement) -> Result<Vec<MemoryRange>, BackendError>;
+}

@@ -1,0 +1,223 @@
+//! Kernel images: read, not trusted.
+//!
+//! Source of the layout: Linux, Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header".
+
+use std::fmt::Write as _;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+/// Largest image that is read, in bytes.
+pub const IMAGE_MAX_BYTES: u64 = 512 * 1024 * 1024;
+/// Longest version string, in bytes.
+const VERSION_MAX_BYTES: usize = 256;
+
+const BOOT_FLAG: usize = 0x1fe;
+const HEADER_MAGIC: usize = 0x202;
+const PROTOCOL: usize = 0x206;
+const VERSION_POINTER: usize = 0x20e;
+const SETUP_SECTS: usize = 0x1f1;
+const SYSSIZE: usize = 0x1f4;
+/// Boot protocol 2.06 (Linux 2.6.22) is the oldest taken.
+const PROTOCOL_MIN: u16 = 0x206;
+
+/// A kernel image that was read and found sound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelImage {
+    path: PathBuf,
+    release: String,
+    sha256: String,
+}
+
+/// Why a file is no kernel image that can be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BadImage {
+    /// It cannot be read.
+    #[error("the kernel image {path:?} cannot be read: {source}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// It is not a kernel.
+    #[error(
+        "{path:?} is no kernel image: {reason}; give a bzImage such as /boot/vmlinuz-<release>"
+    )]
+    NotAKernel {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl KernelImage {
+    /// Reads the image at `path` as a whole. Blocking; takes about a second for each gigabyte.
+    ///
+    /// # Errors
+    /// When it cannot be read or is not a bzImage, with what is wrong.
+    pub fn read(path: &Path) -> Result<Self, BadImage> {
+        let unreadable = |source| BadImage::Unreadable {
+            path: path.to_owned(),
+            source,
+        };
+        let refuse = |reason: &str| BadImage::NotAKernel {
+            path: path.to_owned(),
+            reason: reason.to_owned(),
+        };
+        let file = std::fs::File::open(path).map_err(unreadable)?;
+        let meta = file.metadata().map_err(unreadable)?;
+        if !meta.is_file() {
+            return Err(refuse("it is not a regular file"));
+        }
+        if meta.len() > IMAGE_MAX_BYTES {
+            return Err(refuse("it is larger than any kernel image"));
+        }
+        let mut image = Vec::new();
+        file.take(IMAGE_MAX_BYTES)
+            .read_to_end(&mut image)
+            .map_err(unreadable)?;
+        let release = release_of(&image).map_err(|reason| refuse(&reason))?;
+        let mut sha256 = String::with_capacity(64);
+        for byte in Sha256::digest(&image) {
+            let _ = write!(sha256, "{byte:02x}");
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            release,
+            sha256,
+        })
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its release, such as `6.12.9-amd64`, from its own header.
+    pub fn release(&self) -> &str {
+        &self.release
+    }
+
+    /// SHA-256 of the whole file, hexadecimal.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+}
+
+fn u16_at(image: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_le_bytes(image.get(at..at + 2)?.try_into().ok()?))
+}
+
+fn u32_at(image: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(image.get(at..at + 4)?.try_into().ok()?))
+}
+
+/// The release in a bzImage's header, or what is wrong with the image.
+fn release_of(image: &[u8]) -> Result<String, String> {
+    let short = || "it ends before its header does".to_owned();
+    if u16_at(image, BOOT_FLAG).ok_or_else(short)? != 0xaa55 {
+        return Err("it has no boot flag".to_owned());
+    }
+    if image
+        .get(HEADER_MAGIC..HEADER_MAGIC + 4)
+        .ok_or_else(short)?
+        != b"HdrS"
+    {
+        return Err("it has no setup header".to_owned());
+    }
+    let protocol = u16_at(image, PROTOCOL).ok_or_else(short)?;
+    if protocol < PROTOCOL_MIN {
+        return Err(format!("its boot protocol {protocol:#x} is too old"));
+    }
+    let setup = match image.get(SETUP_SECTS).copied().ok_or_else(short)? {
+        0 => 4,
+        sectors => usize::from(sectors),
+    };
+    let paragraphs = u32_at(image, SYSSIZE).ok_or_else(short)?;
+    let expected = (setup as u64 + 1) * 512 + u64::from(paragraphs) * 16;
+    if (image.len() as u64) < expected {
+        let have = image.len();
+        return Err(format!("it is cut short: {have} of {expected} bytes"));
+    }
+    let pointer = usize::from(u16_at(image, VERSION_POINTER).ok_or_else(short)?);
+    let text = image.get(0x200 + pointer..).filter(|_| pointer != 0);
+    let text = text.ok_or("its header names no version")?;
+    let text = &text[..text.len().min(VERSION_MAX_BYTES)];
+    let end = text
+        .iter()
+        .position(|b| *b == 0)
+        .ok_or("its version does not end")?;
+    let text = core::str::from_utf8(&text[..end]).map_err(|_| "its version is not text")?;
+    let release = text.split_whitespace().next().unwrap_or("");
+    let plausible = release.starts_with(|c: char| c.is_ascii_digit())
+        && release.chars().all(|c| c.is_ascii_graphic());
+    if !plausible {
+        return Err("its version is not one of Linux".to_owned());
+    }
+    Ok(release.to_owned())
+}
+
+/// A minimal sound image for tests and the embedded demo: a header and nothing to boot.
+pub fn synthetic(release: &str) -> Vec<u8> {
+    let mut image = vec![0; 0x400];
+    image[SETUP_SECTS] = 1;
+    image[BOOT_FLAG..BOOT_FLAG + 2].copy_from_slice(&0xaa55u16.to_le_bytes());
+    image[HEADER_MAGIC..HEADER_MAGIC + 4].copy_from_slice(b"HdrS");
+    image[PROTOCOL..PROTOCOL + 2].copy_from_slice(&0x20fu16.to_le_bytes());
+    image[VERSION_POINTER..VERSION_POINTER + 2].copy_from_slice(&0x100u16.to_le_bytes());
+    let text = format!("{release} (kmorph test image)");
+    let text = &text.as_bytes()[..text.len().min(0xff)];
+    image[0x300..0x300 + text.len()].copy_from_slice(text);
+    image
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(bytes: &[u8]) -> Result<KernelImage, BadImage> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vmlinuz");
+        std::fs::write(&path, bytes).unwrap();
+        KernelImage::read(&path)
+    }
+
+    #[test]
+    fn the_release_comes_from_the_header_and_the_hash_from_the_bytes() {
+        let image = read(&synthetic("6.12.9-amd64")).unwrap();
+        assert_eq!(image.release(), "6.12.9-amd64");
+        let other = read(&synthetic("6.12.8-amd64")).unwrap();
+        assert_ne!(image.sha256(), other.sha256());
+        assert_eq!(image.sha256().len(), 64);
+    }
+
+    #[test]
+    fn what_is_no_kernel_is_refused_with_the_reason() {
+        let mut long = synthetic("6.1.0");
+        long[SYSSIZE..SYSSIZE + 4].copy_from_slice(&100_000u32.to_le_bytes());
+        let mut nameless = synthetic("6.1.0");
+        nameless[VERSION_POINTER..VERSION_POINTER + 2].fill(0);
+        let mut wild = synthetic("6.1.0");
+        wild[VERSION_POINTER..VERSION_POINTER + 2].fill(0xff);
+        for (bytes, reason) in [
+            (&b""[..], "ends before"),
+            (&[0u8; 4096][..], "no boot flag"),
+            (&synthetic("6.1.0")[..0x204], "ends before"),
+            (&long, "cut short"),
+            (&nameless, "names no version"),
+            (&wild, "names no version"),
+            (&synthetic("garbage")[..], "not one of Linux"),
+        ] {
+            let error = read(bytes).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+        assert!(matches!(
+            KernelImage::read(Path::new("/nonexistent")),
+            Err(BadImage::Unreadable { .. })
+        ));
+        assert!(KernelImage::read(Path::new("/dev")).is_err());
+    }
+}
