@@ -43,6 +43,7 @@ mod event;
 mod instance;
 mod morph;
 mod operation;
+pub mod paths;
 mod policy;
 mod recovery;
 
