@@ -129,6 +129,46 @@ pub fn receive<T: for<'a> Deserialize<'a>>(
     Ok((serde_json::from_slice(&bytes[..length])?, fds))
 }
 
+/// Longest wait for an agent's answer.
+pub const ANSWER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Asks the agent at `path` one thing. Blocks for at most [`ANSWER_TIMEOUT`].
+///
+/// # Errors
+/// When it cannot be reached, does not answer in time, or refuses.
+pub fn ask(path: &std::path::Path, request: &Request) -> io::Result<(Answer, Vec<OwnedFd>)> {
+    use nix::sys::socket::{
+        AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, sockopt,
+    };
+    use nix::sys::time::TimeVal;
+    use std::os::fd::AsFd;
+
+    let kind = (SockType::SeqPacket, SockFlag::SOCK_CLOEXEC);
+    let socket = nix::sys::socket::socket(AddressFamily::Unix, kind.0, kind.1, None)?;
+    let seconds = i64::try_from(ANSWER_TIMEOUT.as_secs()).unwrap_or(1);
+    setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(seconds, 0))?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    send(socket.as_fd(), request, &[])?;
+    match receive::<Answer>(socket.as_fd())? {
+        (Answer::Refused { reason }, _) => Err(io::Error::other(format!("refused: {reason}"))),
+        answered => Ok(answered),
+    }
+}
+
+/// Asks the agent at `path` for duplicates of its published listening sockets, in their order.
+///
+/// # Errors
+/// As [`ask`].
+pub fn ask_listeners(path: &std::path::Path) -> io::Result<Vec<OwnedFd>> {
+    match ask(path, &Request::Listeners)? {
+        (Answer::Listeners { names }, fds) if names.len() == fds.len() => Ok(fds),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "another answer than listeners",
+        )),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
