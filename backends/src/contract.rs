@@ -28,6 +28,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::kernel_image::KernelImage;
 
+/// Name, in a generation's run directory, of the socket on which its agent hands over descriptors.
+pub const HANDOVER_SOCKET: &str = "handover.sock";
+
 /// Which backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
