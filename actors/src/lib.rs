@@ -1,1 +1,36 @@
-//! Skeleton.
+//! The actors of kmorphd: shells around the engines of `kmp-proto`.
+//!
+//! An actor turns messages into engine calls and engine actions into I/O; it decides nothing that an
+//! engine decides. This crate reads no configuration file and opens no log: `kmorphd` does.
+//!
+//! | actor | owns |
+//! |---|---|
+//! | [`supervisor::Supervisor`] | the tree: instances, admission of recoveries, restoration |
+//! | [`transport::Transport`] | every connection; requests and their replies |
+//! | [`watch::Watch`] | the failure detector of one generation |
+//! | [`instance::Instance`] | one instance: its state, its policy, what is under way |
+//! | [`recovery::RecoveryJob`] | one recovery |
+//! | [`morph::MorphSession`] | one morph |
+//! | [`journal::Journal`] | the state database; the only writer |
+//! | [`control`] | the API socket |
+//!
+//! All but the journal and the API socket share one thread: a request between them costs well under
+//! a microsecond, one across threads tens of them. Nothing that blocks runs on it.
+
+pub mod clock;
+pub mod control;
+pub mod events;
+pub mod generation;
+pub mod instance;
+pub mod journal;
+pub mod morph;
+pub mod operations;
+pub mod pool;
+pub mod publish;
+pub mod recovery;
+pub mod services;
+pub mod settings;
+pub mod supervisor;
+pub mod transport;
+pub mod wall_clock;
+pub mod watch;

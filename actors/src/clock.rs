@@ -1,0 +1,19 @@
+//! The engines' clock.
+
+use std::sync::OnceLock;
+
+use kmp_proto::time::Instant;
+
+static ORIGIN: OnceLock<tokio::time::Instant> = OnceLock::new();
+
+/// Now, on tokio's clock, so that a test may pause it.
+pub fn now() -> Instant {
+    let now = tokio::time::Instant::now();
+    let since = now.saturating_duration_since(*ORIGIN.get_or_init(|| now));
+    // One second ahead of the origin, so that no time is ever zero.
+    Instant::from_nanos(
+        u64::try_from(since.as_nanos())
+            .unwrap_or(u64::MAX)
+            .saturating_add(1 << 30),
+    )
+}

@@ -1,0 +1,108 @@
+//! Who may change things.
+
+use kmorph_control_api::{ApiError, ErrorCode};
+use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+
+/// Who is calling, as the kernel says.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Caller {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+}
+
+/// The rule.
+#[derive(Clone, Debug)]
+pub struct Access {
+    own_uid: u32,
+    group: Option<String>,
+}
+
+impl Access {
+    /// Root, the user this daemon runs as, and the members of `group`.
+    pub fn new(group: Option<String>) -> Self {
+        Self {
+            own_uid: Uid::effective().as_raw(),
+            group,
+        }
+    }
+
+    /// Whether `caller` may change things.
+    pub(super) fn check(&self, caller: Option<&Caller>) -> Result<u32, ApiError> {
+        let Some(caller) = caller else {
+            let text = "the kernel does not say who is calling";
+            return Err(ApiError::new(ErrorCode::Forbidden, text));
+        };
+        if caller.uid == 0 || caller.uid == self.own_uid || self.is_member(caller) {
+            return Ok(caller.uid);
+        }
+        let group = self.group.as_deref().unwrap_or("(none configured)");
+        let text = format!("uid {} may look, not change anything", caller.uid);
+        Err(ApiError::new(ErrorCode::Forbidden, text)
+            .hint(format!("call as root, or as a member of the group {group}")))
+    }
+
+    /// Asked anew each time: group membership may change while the daemon runs.
+    fn is_member(&self, caller: &Caller) -> bool {
+        let Some(name) = &self.group else {
+            return false;
+        };
+        let Ok(Some(group)) = Group::from_name(name) else {
+            return false;
+        };
+        if group.gid == Gid::from_raw(caller.gid) {
+            return true;
+        }
+        let Ok(Some(user)) = User::from_uid(Uid::from_raw(caller.uid)) else {
+            return false;
+        };
+        let Ok(user_name) = std::ffi::CString::new(user.name) else {
+            return false;
+        };
+        getgrouplist(&user_name, user.gid).is_ok_and(|groups| groups.contains(&group.gid))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_and_the_own_user_may_change_things_others_may_not() {
+        let access = Access {
+            own_uid: 1234,
+            group: Some("no-such-group".into()),
+        };
+        let caller = |uid| Caller { uid, gid: 99_999 };
+        assert_eq!(access.check(Some(&caller(0))).unwrap(), 0);
+        assert_eq!(access.check(Some(&caller(1234))).unwrap(), 1234);
+        assert_eq!(
+            access.check(Some(&caller(65_534))).unwrap_err().code,
+            ErrorCode::Forbidden
+        );
+        assert_eq!(access.check(None).unwrap_err().code, ErrorCode::Forbidden);
+    }
+
+    #[test]
+    fn members_of_the_control_group_may() {
+        let access = Access {
+            own_uid: 1234,
+            group: Some("root".into()),
+        };
+        assert!(
+            access
+                .check(Some(&Caller {
+                    uid: 65_534,
+                    gid: 0
+                }))
+                .is_ok()
+        );
+        assert!(
+            access
+                .check(Some(&Caller {
+                    uid: 65_534,
+                    gid: 65_534
+                }))
+                .is_err()
+        );
+    }
+}

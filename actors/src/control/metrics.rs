@@ -1,0 +1,109 @@
+//! Prometheus text: <https://prometheus.io/docs/instrumenting/exposition_formats/>.
+
+use std::fmt::Write;
+
+use actix_web::{HttpResponse, web};
+use kmorph_control_api::{DaemonStatus, InstanceState, InstanceSummary};
+
+use super::Api;
+use super::answers::{actor_gone, response};
+use crate::supervisor::{GetDaemon, List};
+
+pub(super) fn routes(config: &mut web::ServiceConfig) {
+    config.route("/metrics", web::get().to(metrics));
+}
+
+async fn metrics(api: web::Data<Api>) -> HttpResponse {
+    let asked = async {
+        let daemon = api.supervisor.send(GetDaemon).await.map_err(actor_gone)?;
+        let instances = api.supervisor.send(List).await.map_err(actor_gone)?;
+        Ok(render(&daemon, &instances))
+    };
+    match asked.await {
+        Ok(text) => HttpResponse::Ok()
+            .content_type("text/plain; version=0.0.4")
+            .body(text),
+        Err(error) => response(&error),
+    }
+}
+
+fn render(daemon: &DaemonStatus, instances: &[InstanceSummary]) -> String {
+    let mut text = String::new();
+    let mut head = |name: &str, kind: &str, help: &str, lines: &mut dyn FnMut(&mut String)| {
+        // Writing to a String does not fail.
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        lines(&mut text);
+    };
+    let mut gauge = |name: &str, help: &str, value: f64| {
+        head(name, "gauge", help, &mut |out| {
+            let _ = writeln!(out, "{name} {value}");
+        });
+    };
+    gauge(
+        "kmorph_up_seconds",
+        "Seconds since the daemon started.",
+        daemon.uptime_s as f64,
+    );
+    gauge(
+        "kmorph_pool_memory_free_bytes",
+        "Memory not given to an instance.",
+        daemon.pool.memory_free_bytes as f64,
+    );
+    gauge(
+        "kmorph_operations_running",
+        "Operations under way.",
+        f64::from(daemon.operations_running),
+    );
+    gauge(
+        "kmorph_actor_restarts",
+        "Actors replaced after a panic.",
+        daemon.actor_restarts as f64,
+    );
+    let mut family =
+        |name: &str, kind: &str, help: &str, value: &dyn Fn(&InstanceSummary) -> Option<f64>| {
+            head(name, kind, help, &mut |out| {
+                for i in instances {
+                    if let Some(value) = value(i) {
+                        let _ = writeln!(out, "{name}{{instance=\"{}\"}} {value}", i.name);
+                    }
+                }
+            });
+        };
+    family(
+        "kmorph_instance_up",
+        "gauge",
+        "1 when the instance answers heartbeats.",
+        &|i| {
+            let up = matches!(
+                i.state,
+                InstanceState::Running | InstanceState::Degraded | InstanceState::Morphing
+            );
+            Some(if up { 1.0 } else { 0.0 })
+        },
+    );
+    family(
+        "kmorph_instance_generation",
+        "gauge",
+        "Its generation.",
+        &|i| Some(i.generation as f64),
+    );
+    family(
+        "kmorph_instance_recoveries_total",
+        "counter",
+        "Recoveries.",
+        &|i| Some(i.recoveries as f64),
+    );
+    family(
+        "kmorph_instance_morphs_total",
+        "counter",
+        "Committed morphs.",
+        &|i| Some(i.morphs as f64),
+    );
+    family(
+        "kmorph_instance_heartbeat_age_seconds",
+        "gauge",
+        "Time since its last heartbeat.",
+        &|i| i.last_heartbeat_ms.map(|ms| ms as f64 / 1000.0),
+    );
+    text
+}

@@ -1,0 +1,143 @@
+//! The API socket: authorises, admits, asks the actors, streams events.
+//!
+//! HTTP runs on a thread of its own and reaches the actors by message. Whoever can open the socket
+//! may look; root, the daemon's own user and the members of the control group may change things. The
+//! kernel vouches for who is calling (SO_PEERCRED), read once for each connection.
+
+mod access;
+mod answers;
+mod changes;
+mod events;
+mod metrics;
+mod openapi;
+mod reads;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use actix_web::dev::{Extensions, ServerHandle};
+use actix_web::{App, HttpServer, web};
+use kmorph_control_api::{ApiError, ErrorCode, REQUEST_BODY_MAX_BYTES};
+use tokio::sync::mpsc;
+
+pub use access::Access;
+use access::Caller;
+
+use crate::events::EventLog;
+use crate::operations::Operations;
+use crate::supervisor::Supervisor;
+
+/// Connections to the API at once.
+pub const CONNECTIONS_MAX: usize = 256;
+/// Event streams at once.
+pub const STREAMS_MAX: usize = 64;
+/// Longest time for a client to send its request's head.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time that open requests have when the daemon stops.
+const SHUTDOWN_TIMEOUT_S: u64 = 1;
+
+/// What a caller asks of the daemon itself; `kmorphd` does it.
+#[derive(Debug)]
+pub enum DaemonRequest {
+    /// Read the configuration again.
+    Reload(tokio::sync::oneshot::Sender<Result<kmorph_control_api::ReloadReport, ApiError>>),
+    /// Stop.
+    Stop {
+        /// Finish what is under way first.
+        graceful: bool,
+    },
+}
+
+/// What the handlers share.
+#[derive(Clone)]
+pub struct Api {
+    /// The tree of actors.
+    pub supervisor: Addr<Supervisor>,
+    /// Long work.
+    pub operations: Operations,
+    /// The event stream.
+    pub events: EventLog,
+    /// Who may change things.
+    pub access: Arc<Access>,
+    /// The daemon itself.
+    pub daemon: mpsc::Sender<DaemonRequest>,
+    streams: Arc<tokio::sync::Semaphore>,
+}
+
+impl Api {
+    /// The API of one daemon.
+    pub fn new(
+        supervisor: Addr<Supervisor>,
+        operations: Operations,
+        events: EventLog,
+        access: Access,
+        daemon: mpsc::Sender<DaemonRequest>,
+    ) -> Self {
+        let streams = Arc::new(tokio::sync::Semaphore::new(STREAMS_MAX));
+        Self {
+            supervisor,
+            operations,
+            events,
+            access: Arc::new(access),
+            daemon,
+            streams,
+        }
+    }
+}
+
+/// Serves the API on a Unix socket at `path`, which must not be in use. Anyone may connect; what they
+/// may do is decided by who they are.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub fn serve(
+    path: &Path,
+    api: Api,
+) -> std::io::Result<(
+    ServerHandle,
+    impl Future<Output = std::io::Result<()>> + use<>,
+)> {
+    let data = web::Data::new(api);
+    let server = HttpServer::new(move || {
+        App::new()
+            .app_data(data.clone())
+            .app_data(web::PayloadConfig::new(REQUEST_BODY_MAX_BYTES))
+            .app_data(
+                web::JsonConfig::default()
+                    .limit(REQUEST_BODY_MAX_BYTES)
+                    .content_type_required(false)
+                    .error_handler(|error, _| answers::bad_body(error)),
+            )
+            .app_data(web::QueryConfig::default().error_handler(|error, _| {
+                answers::refuse(ApiError::new(ErrorCode::InvalidRequest, error.to_string()))
+            }))
+            .configure(reads::routes)
+            .configure(changes::routes)
+            .configure(events::routes)
+            .configure(metrics::routes)
+            .configure(openapi::routes)
+            .default_service(web::to(answers::no_such_path))
+    })
+    .on_connect(|connection, extensions: &mut Extensions| {
+        if let Some(stream) = connection.downcast_ref::<tokio::net::UnixStream>()
+            && let Ok(peer) = stream.peer_cred()
+        {
+            extensions.insert(Caller {
+                uid: peer.uid(),
+                gid: peer.gid(),
+            });
+        }
+    })
+    .workers(1)
+    .max_connections(CONNECTIONS_MAX)
+    .client_request_timeout(REQUEST_TIMEOUT)
+    .shutdown_timeout(SHUTDOWN_TIMEOUT_S)
+    .disable_signals()
+    .bind_uds(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+    let server = server.run();
+    Ok((server.handle(), server))
+}

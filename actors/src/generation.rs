@@ -1,0 +1,308 @@
+//! The life of one generation: intend, spawn, fence, release. Each step is in the journal before it
+//! is attempted and after it is confirmed.
+//!
+//! ```text
+//!  intend ─▶ [Intended] ─▶ spawn ─▶ [Placed] ─▶ … ─▶ [Fencing] ─▶ fence ─▶ [Fenced] ─▶ release ─▶ gone
+//! ```
+
+use kmorph_backends::contract::{Placement, SpawnSpec};
+use kmorph_backends::kernel_image::KernelImage;
+use kmorph_control_api::{ApiError, ErrorCode, WorkloadRequest};
+use kmorph_launch::{InstanceName, PublishedPort, StartMode, WorkloadSpec};
+use kmp_proto::fence::{Confirmation, FenceCertificate, FenceMethod, FenceOrder};
+use slog::{info, warn};
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::journal::{
+    CertificateRow, Change, GenerationPhase, GenerationRow, InstanceRow, JournalError,
+    KernelChoice, record,
+};
+use crate::publish::listener_name;
+use crate::services::Services;
+use crate::wall_clock;
+
+/// The name that stands for the reference workload without a path.
+pub const KV_NAME: &str = "kmorph-kv";
+
+/// A journal that cannot be written stops every change.
+pub fn journal_failure(error: &JournalError) -> ApiError {
+    ApiError::new(ErrorCode::JournalUnavailable, error.to_string())
+        .hint("nothing was changed; instances go on running")
+}
+
+/// Reads and checks a kernel image off this thread.
+///
+/// # Errors
+/// When it is no usable image, or not the one that was recorded.
+pub async fn read_kernel(path: &Path, recorded: Option<&str>) -> Result<KernelImage, ApiError> {
+    let owned = path.to_owned();
+    let read = tokio::task::spawn_blocking(move || KernelImage::read(&owned)).await;
+    let image = read
+        .map_err(|e| ApiError::new(ErrorCode::Internal, format!("reading {path:?}: {e}")))?
+        .map_err(|e| ApiError::new(ErrorCode::BadKernelImage, e.to_string()))?;
+    if recorded.is_some_and(|sha256| sha256 != image.sha256()) {
+        let text = format!("the kernel image {path:?} has changed since it was recorded");
+        return Err(ApiError::new(ErrorCode::BadKernelImage, text)
+            .hint("morph the instance to the new image instead of replacing the file"));
+    }
+    Ok(image)
+}
+
+impl Services {
+    /// Takes a number, a lease and an address for a new generation, and writes it down. `extra` is
+    /// written in the same transaction.
+    ///
+    /// # Errors
+    /// When the pool or the journal refuses; nothing is taken then.
+    pub async fn intend(
+        &self,
+        instance: &str,
+        kernel: &KernelChoice,
+        cpus: u16,
+        memory_bytes: u64,
+        extra: impl FnOnce(u64) -> Vec<Change>,
+    ) -> Result<GenerationRow, ApiError> {
+        let generation = self.numbers.borrow_mut().next_generation(instance);
+        let holder = (instance.to_owned(), generation);
+        let lease = self
+            .pool
+            .borrow_mut()
+            .take(holder.clone(), cpus, memory_bytes)
+            .map_err(|e| {
+                let text = format!("the pool cannot give {instance} what it needs: {e}");
+                ApiError::new(ErrorCode::InsufficientResources, text)
+                    .hint("ask for less, terminate an instance, or enlarge [pool] and reload")
+            })?;
+        let run_dir = self.settings.borrow().run_dir.clone();
+        let row = GenerationRow {
+            instance: instance.to_owned(),
+            generation,
+            phase: GenerationPhase::Intended,
+            kernel: kernel.clone(),
+            cid: self.numbers.borrow_mut().take_cid(),
+            cpus: lease.cpus,
+            memory_bytes,
+            run_dir: run_dir
+                .join("instances")
+                .join(instance)
+                .join(generation.to_string()),
+            placement: None,
+            certificate: None,
+            spawned_at: wall_clock::now_rfc3339(),
+        };
+        let mut changes = extra(generation);
+        changes.push(Change::Generation(Box::new(row.clone())));
+        if let Err(error) = record(&self.journal, changes).await {
+            self.forget(&row);
+            return Err(journal_failure(&error));
+        }
+        Ok(row)
+    }
+
+    /// Starts an intended generation. On failure nothing of it is left, not even its row.
+    ///
+    /// # Errors
+    /// As the backend's, and the journal's.
+    pub async fn spawn(
+        &self,
+        mut row: GenerationRow,
+        instance: &InstanceRow,
+        start: StartMode,
+        predecessor: Option<Placement>,
+    ) -> Result<GenerationRow, ApiError> {
+        match self.try_spawn(&row, instance, start, predecessor).await {
+            Ok(placement) => {
+                row.placement = Some(placement);
+                row.phase = GenerationPhase::Placed;
+                info!(self.log, "spawned"; "instance" => &row.instance,
+                    "generation" => row.generation, "kernel" => &row.kernel.release);
+                // Not being able to write this is survived: `find` will recover the placement.
+                if let Err(error) = record(
+                    &self.journal,
+                    vec![Change::Generation(Box::new(row.clone()))],
+                )
+                .await
+                {
+                    warn!(self.log, "the placement was not recorded"; "error" => %error);
+                }
+                Ok(row)
+            }
+            Err(error) => {
+                self.forget(&row);
+                let gone = Change::GenerationGone(row.instance.clone(), row.generation);
+                let _ = record(&self.journal, vec![gone]).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn try_spawn(
+        &self,
+        row: &GenerationRow,
+        instance: &InstanceRow,
+        start: StartMode,
+        predecessor: Option<Placement>,
+    ) -> Result<Placement, ApiError> {
+        let kernel = read_kernel(&row.kernel.path, Some(&row.kernel.sha256)).await?;
+        let name: InstanceName = row.instance.parse().map_err(|e| {
+            ApiError::new(
+                ErrorCode::Internal,
+                format!("the journal's instance name: {e}"),
+            )
+        })?;
+        let listeners = if self.backend.passes_sockets() {
+            self.publisher
+                .borrow()
+                .duplicates(&row.instance)
+                .map_err(|e| {
+                    let text = format!("duplicating the published sockets of {name}: {e}");
+                    ApiError::new(ErrorCode::Unavailable, text)
+                })?
+        } else {
+            Vec::new()
+        };
+        let port = |port: u16| PublishedPort {
+            port,
+            name: listener_name(port),
+        };
+        let spec = SpawnSpec {
+            name,
+            generation: row.generation,
+            kernel,
+            cmdline: row.kernel.cmdline.clone(),
+            initramfs: row.kernel.initramfs.clone(),
+            cpus: row.cpus.clone(),
+            memory_bytes: row.memory_bytes,
+            workload: instance.spec.workload.as_ref().map(|w| self.workload(w)),
+            ports: instance.spec.publish.iter().map(|p| port(p.port)).collect(),
+            listeners,
+            start,
+            predecessor: predecessor.map(Arc::new),
+            run_dir: row.run_dir.clone(),
+            cid: row.cid,
+        };
+        self.backend.spawn(spec).await.map_err(|error| {
+            use kmorph_backends::contract::SpawnError;
+            let code = match &error {
+                SpawnError::Refused(_) => ErrorCode::InvalidRequest,
+                SpawnError::Unavailable(_) => ErrorCode::Unavailable,
+                SpawnError::System { .. } => ErrorCode::Internal,
+            };
+            ApiError::new(code, format!("starting {}: {error}", row.instance))
+        })
+    }
+
+    fn workload(&self, request: &WorkloadRequest) -> WorkloadSpec {
+        let program = match (request.program.as_str(), self.backend.kind()) {
+            (KV_NAME, kmorph_backends::contract::BackendKind::Embedded) => {
+                self.settings.borrow().kv_program.clone()
+            }
+            (KV_NAME, kmorph_backends::contract::BackendKind::Qemu) => "/usr/bin/kmorph-kv".into(),
+            (path, _) => path.into(),
+        };
+        WorkloadSpec {
+            program,
+            args: request.args.clone(),
+            env: request.env.clone(),
+            restart: kmorph_launch::WorkloadRestart::default(),
+        }
+    }
+
+    /// Stops a generation for good and writes down the proof.
+    ///
+    /// # Errors
+    /// When its end could not be confirmed, or not be written down.
+    pub async fn fence(
+        &self,
+        row: &mut GenerationRow,
+        order: FenceOrder,
+    ) -> Result<FenceCertificate, String> {
+        if let Some(certificate) = restore(row) {
+            return Ok(certificate);
+        }
+        row.phase = GenerationPhase::Fencing;
+        self.write(row).await?;
+        let certificate = self.carry_out(row, order).await?;
+        row.certificate = Some(CertificateRow {
+            method: certificate.method().as_str().to_owned(),
+            confirmation: certificate.confirmation().as_str().to_owned(),
+            fenced_at_unix_ns: certificate.fenced_at_unix_ns(),
+        });
+        row.phase = GenerationPhase::Fenced;
+        self.write(row).await?;
+        info!(self.log, "fenced"; "instance" => &row.instance, "generation" => row.generation,
+            "confirmed" => certificate.confirmation().as_str());
+        Ok(certificate)
+    }
+
+    async fn write(&self, row: &GenerationRow) -> Result<(), String> {
+        let change = Change::Generation(Box::new(row.clone()));
+        record(&self.journal, vec![change])
+            .await
+            .map_err(|e| e.to_string())
+    }
+
+    async fn carry_out(
+        &self,
+        row: &mut GenerationRow,
+        order: FenceOrder,
+    ) -> Result<FenceCertificate, String> {
+        let now = wall_clock::now_unix_ns();
+        if row.placement.is_none() {
+            let name = row.instance.parse().map_err(|e| format!("{e}"))?;
+            let found = self.backend.find(&name, row.generation, &row.run_dir).await;
+            row.placement = found.map_err(|e| e.to_string())?;
+        }
+        let Some(placement) = &row.placement else {
+            return Ok(order.confirm(FenceMethod::NeverStarted, Confirmation::NothingFound, now));
+        };
+        if placement.host_boot_id != self.host_boot_id {
+            return Ok(order.confirm(FenceMethod::HostRebooted, Confirmation::OtherHostBoot, now));
+        }
+        self.backend
+            .fence(placement, order)
+            .await
+            .map_err(|unconfirmed| unconfirmed.to_string())
+    }
+
+    /// Gives back everything a fenced generation held.
+    ///
+    /// # Errors
+    /// When the journal cannot be written.
+    pub async fn release(
+        &self,
+        row: &GenerationRow,
+        proof: &FenceCertificate,
+    ) -> Result<(), String> {
+        if let Some(placement) = &row.placement
+            && let Err(error) = self.backend.release(placement, proof).await
+        {
+            warn!(self.log, "not everything could be released"; "instance" => &row.instance,
+                "generation" => row.generation, "error" => %error);
+        }
+        self.forget(row);
+        let gone = Change::GenerationGone(row.instance.clone(), row.generation);
+        record(&self.journal, vec![gone])
+            .await
+            .map_err(|e| e.to_string())
+    }
+
+    fn forget(&self, row: &GenerationRow) {
+        self.pool
+            .borrow_mut()
+            .give_back(&(row.instance.clone(), row.generation));
+        self.numbers.borrow_mut().cids.remove(&row.cid);
+    }
+}
+
+/// The certificate that is in the row, if it is.
+pub fn restore(row: &GenerationRow) -> Option<FenceCertificate> {
+    let at_rest = row.certificate.as_ref()?;
+    FenceCertificate::restore_from_journal(
+        row.generation,
+        &at_rest.method,
+        &at_rest.confirmation,
+        at_rest.fenced_at_unix_ns,
+    )
+}

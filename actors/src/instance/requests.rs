@@ -1,0 +1,251 @@
+//! What may be asked of an instance.
+
+use std::time::Duration;
+
+use actix::prelude::*;
+use kmorph_control_api::{
+    ApiError, ErrorCode, HealthReport, HeartbeatStatus, InstanceState, InstanceStatus,
+    InstanceSummary, MorphStatus, PingReport, Policy,
+};
+use kmp_proto::message::FailureCause;
+
+use super::{Instance, Work};
+use crate::journal::Desired;
+use crate::morph::{GetMorph, MorphPlan};
+use crate::operations::Handle;
+use crate::watch::Ping;
+
+/// Longest wait for the answer to a ping.
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// One line of the list.
+#[derive(Debug, Message)]
+#[rtype(result = "InstanceSummary")]
+pub struct GetSummary;
+
+/// Everything.
+#[derive(Debug, Message)]
+#[rtype(result = "InstanceStatus")]
+pub struct GetStatus;
+
+/// Its heartbeats.
+#[derive(Debug, Message)]
+#[rtype(result = "HeartbeatStatus")]
+pub struct GetHeartbeat;
+
+/// Its health.
+#[derive(Debug, Message)]
+#[rtype(result = "HealthReport")]
+pub struct GetHealth;
+
+/// One heartbeat now.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<PingReport, ApiError>")]
+pub struct PingInstance;
+
+/// A new policy, whole.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<Policy, ApiError>")]
+pub struct SetPolicy(pub Policy);
+
+/// End it.
+#[derive(Message)]
+#[rtype(result = "Result<(), ApiError>")]
+pub struct Terminate {
+    /// Without asking it first.
+    pub force: bool,
+    /// Who waits.
+    pub operation: Handle,
+}
+
+/// Heal it now, whatever its state.
+#[derive(Message)]
+#[rtype(result = "Result<(), ApiError>")]
+pub struct Recover(pub Handle);
+
+/// Begin a morph.
+#[derive(Message)]
+#[rtype(result = "Result<(), ApiError>")]
+pub struct Morph {
+    /// The plan, made from [`PlanMorph`].
+    pub plan: Box<MorphPlan>,
+    /// Who waits.
+    pub operation: Handle,
+}
+
+/// Go on with, or back from, a morph under way.
+#[derive(Message)]
+#[rtype(result = "Result<(), ApiError>")]
+pub struct MorphControl {
+    /// What.
+    pub kind: CommandKind,
+    /// Who waits.
+    pub operation: Handle,
+}
+
+/// See [`MorphControl`].
+#[derive(Clone, Copy, Debug)]
+pub enum CommandKind {
+    /// Validate.
+    Validate,
+    /// Commit.
+    Commit {
+        /// Over the budget too.
+        force: bool,
+    },
+    /// Roll back.
+    Rollback,
+}
+
+/// The morph under way.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<MorphStatus, ApiError>")]
+pub struct GetMorphStatus;
+
+/// What a new morph starts from; refused when the instance cannot be morphed now.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<(crate::journal::InstanceRow, crate::journal::GenerationRow), ApiError>")]
+pub struct PlanMorph;
+
+impl Instance {
+    /// Why nothing else can begin now.
+    fn busy(&self, wanted: &str) -> Option<ApiError> {
+        let doing = match self.work {
+            Work::Nothing => return None,
+            Work::Waiting(_) | Work::Queued(_) | Work::Recovering(_) => "it is being recovered",
+            Work::Morphing(_) => "a morph is under way",
+            Work::Terminating => "it is being terminated",
+        };
+        let text = format!("{} cannot be {wanted}: {doing}", self.row.name);
+        let hint = match self.work {
+            Work::Morphing(_) => {
+                "finish it with `kmorphctl morph commit`, or undo it with \
+                                  `kmorphctl morph rollback`"
+            }
+            _ => "wait until it is over; `kmorphctl status` shows it",
+        };
+        Some(ApiError::new(ErrorCode::WrongState, text).hint(hint))
+    }
+}
+
+impl Handler<Terminate> for Instance {
+    type Result = Result<(), ApiError>;
+
+    fn handle(&mut self, request: Terminate, ctx: &mut Self::Context) -> Self::Result {
+        // A waiting or queued recovery has had no effect yet: termination takes its place.
+        if let Work::Waiting(timer) = &self.work {
+            ctx.cancel_future(*timer);
+            self.work = Work::Nothing;
+        }
+        if matches!(self.work, Work::Queued(_)) {
+            self.work = Work::Nothing;
+        }
+        if let Some(error) = self.busy("terminated") {
+            request.operation.fail(error.clone(), None);
+            return Err(error);
+        }
+        if let Some(operation) = self.operation.take() {
+            let text = "it was terminated meanwhile";
+            operation.fail(ApiError::new(ErrorCode::WrongState, text), None);
+        }
+        self.terminate(request.force, request.operation, ctx);
+        Ok(())
+    }
+}
+
+impl Handler<Recover> for Instance {
+    type Result = Result<(), ApiError>;
+
+    fn handle(&mut self, Recover(operation): Recover, ctx: &mut Self::Context) -> Self::Result {
+        if let Some(error) = self.busy("recovered") {
+            operation.fail(error.clone(), None);
+            return Err(error);
+        }
+        self.restarts.forgive();
+        self.row.desired = Desired::Running;
+        self.row.reason = None;
+        operation.step("recovering");
+        self.operation = Some(operation);
+        self.end_watch();
+        let evidence = vec!["asked for by an operator".to_owned()];
+        self.recover_after(Duration::ZERO, true, FailureCause::Operator, evidence, ctx);
+        Ok(())
+    }
+}
+
+impl Handler<PlanMorph> for Instance {
+    type Result = <PlanMorph as Message>::Result;
+
+    fn handle(&mut self, _: PlanMorph, _: &mut Self::Context) -> Self::Result {
+        if let Some(error) = self.busy("morphed") {
+            return Err(error);
+        }
+        if !matches!(self.state, InstanceState::Running | InstanceState::Degraded) {
+            let state = super::status::state_name(self.state);
+            let text = format!("{} cannot be morphed: it is {state}", self.row.name);
+            return Err(ApiError::new(ErrorCode::WrongState, text).hint(
+                "an instance must run to be morphed; `kmorphctl status` shows why it does not",
+            ));
+        }
+        Ok((self.row.clone(), self.generation.clone()))
+    }
+}
+
+impl Handler<Morph> for Instance {
+    type Result = Result<(), ApiError>;
+
+    fn handle(&mut self, morph: Morph, ctx: &mut Self::Context) -> Self::Result {
+        if let Some(error) = self.busy("morphed") {
+            morph.operation.fail(error.clone(), None);
+            return Err(error);
+        }
+        self.begin_morph(*morph.plan, morph.operation, ctx);
+        Ok(())
+    }
+}
+
+impl Handler<GetMorphStatus> for Instance {
+    type Result = ResponseFuture<Result<MorphStatus, ApiError>>;
+
+    fn handle(&mut self, _: GetMorphStatus, _: &mut Self::Context) -> Self::Result {
+        let session = match &self.work {
+            Work::Morphing(session) => Some(session.clone()),
+            _ => None,
+        };
+        let name = self.row.name.clone();
+        Box::pin(async move {
+            let none = || {
+                let text = format!("{name} has no morph under way");
+                ApiError::new(ErrorCode::NotFound, text)
+            };
+            session
+                .ok_or_else(none)?
+                .send(GetMorph)
+                .await
+                .map_err(|_| none())
+        })
+    }
+}
+
+impl Handler<PingInstance> for Instance {
+    type Result = ResponseFuture<Result<PingReport, ApiError>>;
+
+    fn handle(&mut self, _: PingInstance, _: &mut Self::Context) -> Self::Result {
+        let (watch, name) = (self.watch.clone(), self.row.name.clone());
+        let generation = self.generation.generation;
+        Box::pin(async move {
+            let silent = || {
+                let text = format!("{name} did not answer within {PING_TIMEOUT:?}");
+                ApiError::new(ErrorCode::Timeout, text)
+            };
+            let ping = watch.ok_or_else(silent)?.send(Ping(PING_TIMEOUT)).await;
+            let rtt = ping.ok().flatten().ok_or_else(silent)?;
+            let rtt_us = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
+            Ok(PingReport {
+                name: name.clone(),
+                generation,
+                rtt_us,
+            })
+        })
+    }
+}

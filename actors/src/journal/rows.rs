@@ -1,0 +1,208 @@
+//! What the journal holds, as types: one struct per table.
+
+use std::path::PathBuf;
+
+use kmorph_backends::contract::{BackendKind, Placement};
+use kmorph_control_api::{Event, MorphStatus, Operation, Policy, RecoveryRecord, WorkloadRequest};
+use serde::{Deserialize, Serialize};
+
+/// What the user asked for, with everything optional filled in.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InstanceSpec {
+    /// The kernel that the next generation is started with; a committed morph changes it.
+    pub kernel: KernelChoice,
+    /// CPUs.
+    pub cpus: u16,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// Its program.
+    pub workload: Option<WorkloadRequest>,
+    /// Published ports; the host port is the one in use, never 0.
+    pub publish: Vec<PublishedPortSpec>,
+    /// Whether heartbeats watch it.
+    pub monitor: bool,
+    /// Which backend runs it.
+    pub backend: BackendKind,
+}
+
+/// A kernel with what is passed to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelChoice {
+    /// Path of the image on the host.
+    pub path: PathBuf,
+    /// Release, from the image's own header.
+    pub release: String,
+    /// SHA-256 of the image, hexadecimal: a file that changed meanwhile is refused.
+    pub sha256: String,
+    /// Added to the command line.
+    pub cmdline: String,
+    /// Used instead of the built initramfs.
+    pub initramfs: Option<PathBuf>,
+}
+
+/// A published port in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishedPortSpec {
+    /// Host address.
+    pub address: std::net::IpAddr,
+    /// Host port.
+    pub host_port: u16,
+    /// The workload's port.
+    pub port: u16,
+}
+
+/// What is wanted of an instance; only this survives a restart, its state is observed anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Desired {
+    /// It shall run.
+    Running,
+    /// It failed while auto-heal was off, or too often: it rests until `recover`.
+    Resting,
+    /// Its fence could not be confirmed.
+    OperatorAction,
+    /// It is being ended.
+    Terminating,
+}
+
+/// Table `instance`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InstanceRow {
+    /// Its name.
+    pub name: String,
+    /// What was asked for.
+    pub spec: InstanceSpec,
+    /// Its policy.
+    pub policy: Policy,
+    /// What is wanted of it.
+    pub desired: Desired,
+    /// Why it rests or needs an operator.
+    pub reason: Option<String>,
+    /// When it was created, RFC 3339.
+    pub created_at: String,
+    /// The generation that serves; the others are on their way in or out.
+    pub active_generation: u64,
+    /// Recoveries so far.
+    pub recoveries: u64,
+    /// Morphs committed so far.
+    pub morphs: u64,
+}
+
+/// How far the life of a generation is known to be.
+///
+/// ```text
+/// Intended ──▶ Placed ──▶ Fencing ──▶ Fenced ──▶ Released (row removed)
+///     └────────────────────▲
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GenerationPhase {
+    /// Its number is taken; a spawn may or may not have happened.
+    Intended,
+    /// It was started.
+    Placed,
+    /// Its end was decided; it may or may not still run.
+    Fencing,
+    /// Its end is confirmed: the certificate is in the row.
+    Fenced,
+}
+
+/// Table `generation`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GenerationRow {
+    /// The instance.
+    pub instance: String,
+    /// Its number.
+    pub generation: u64,
+    /// How far it is.
+    pub phase: GenerationPhase,
+    /// Its kernel.
+    pub kernel: KernelChoice,
+    /// Its vsock context id.
+    pub cid: u32,
+    /// CPUs it holds.
+    pub cpus: Vec<u16>,
+    /// Memory it holds, in bytes.
+    pub memory_bytes: u64,
+    /// Its runtime directory.
+    pub run_dir: PathBuf,
+    /// Set once it was started.
+    pub placement: Option<Placement>,
+    /// Set once it is fenced.
+    pub certificate: Option<CertificateRow>,
+    /// When it was intended, RFC 3339.
+    pub spawned_at: String,
+}
+
+/// A fence certificate at rest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateRow {
+    /// How it was stopped: a name of `kmp_proto::fence::FenceMethod`.
+    pub method: String,
+    /// How that was confirmed: a name of `kmp_proto::fence::Confirmation`.
+    pub confirmation: String,
+    /// When, nanoseconds since the Unix epoch.
+    pub fenced_at_unix_ns: u64,
+}
+
+/// Table `recovery`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RecoveryRow {
+    /// What is shown of it; its id is the key.
+    pub record: RecoveryRecord,
+    /// The engine's stable phase name; `done` when it is over.
+    pub phase: String,
+}
+
+/// Table `morph`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MorphRow {
+    /// What is shown of it; its session is the key.
+    pub status: MorphStatus,
+    /// The engine's stable phase name; `done` when it is over.
+    pub phase: String,
+    /// The commit record: once true and durable, the new generation is the instance.
+    pub committed: bool,
+    /// The kernel that is gone to.
+    pub kernel: KernelChoice,
+}
+
+/// Everything in the journal, as read at the daemon's start.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Instances.
+    pub instances: Vec<InstanceRow>,
+    /// Generations not yet released.
+    pub generations: Vec<GenerationRow>,
+    /// Last generation number used, by instance name, also of instances that are gone.
+    pub last_generation: std::collections::BTreeMap<String, u64>,
+    /// Recoveries, oldest first.
+    pub recoveries: Vec<RecoveryRow>,
+    /// Morphs, oldest first.
+    pub morphs: Vec<MorphRow>,
+    /// Operations, oldest first.
+    pub operations: Vec<Operation>,
+    /// Newest events, oldest first.
+    pub events: Vec<Event>,
+}
+
+/// One change; a list of them is one transaction.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// Inserts or replaces an instance.
+    Instance(Box<InstanceRow>),
+    /// Removes an instance. Its generation counter stays.
+    InstanceGone(String),
+    /// Inserts or replaces a generation, and moves the counter of its instance.
+    Generation(Box<GenerationRow>),
+    /// Removes a released generation.
+    GenerationGone(String, u64),
+    /// Inserts or replaces a recovery.
+    Recovery(Box<RecoveryRow>),
+    /// Inserts or replaces a morph.
+    Morph(Box<MorphRow>),
+    /// Inserts or replaces an operation.
+    Operation(Box<Operation>),
+    /// Adds an event.
+    Event(Box<Event>),
+}

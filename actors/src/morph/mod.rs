@@ -1,0 +1,615 @@
+//! The MorphSession actor: one morph, driven by its engine.
+
+mod steps;
+
+use std::time::Duration;
+
+use actix::prelude::*;
+use kmorph_control_api::{
+    ApiError, Check as ApiCheck, DowntimeSteps, ErrorCode, EventKind, MorphPhase, MorphStatus,
+};
+use kmp_proto::message::{Side, TransferMode, capability};
+use kmp_proto::morph::{Action, Config, Engine, Event, Outcome};
+use kmp_proto::time::Instant;
+use slog::{Logger, info, o};
+
+use crate::clock;
+use crate::events::Draft;
+use crate::instance::{Instance, MorphOver};
+use crate::journal::{Change, GenerationRow, InstanceRow, KernelChoice, MorphRow, Record};
+use crate::operations::Handle;
+use crate::services::Services;
+use crate::transport::PeerKey;
+use crate::wall_clock;
+use crate::watch::{EndWatch, Watch, WatchEvent, WatchKind};
+
+/// Answer time of an agent that has only to think.
+pub const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+/// What the commit's steps cost on an idle machine besides the last round: a guess for the estimate,
+/// replaced by the round trips measured in the negotiation.
+pub const STEP_OVERHEAD: Duration = Duration::from_millis(2);
+/// Budget for the downtime unless told, microseconds.
+pub const DOWNTIME_BUDGET_US: u32 = 10_000;
+
+/// What is asked of a morph.
+#[derive(Clone, Debug)]
+pub struct MorphPlan {
+    /// The instance.
+    pub instance: InstanceRow,
+    /// Its active generation.
+    pub old: GenerationRow,
+    /// The new generation, written down and not yet spawned.
+    pub new: GenerationRow,
+    /// The session.
+    pub session: u64,
+    /// The kernel gone to.
+    pub kernel: KernelChoice,
+    /// Go on to the validation by itself.
+    pub auto_validate: bool,
+    /// Go on to the commit by itself.
+    pub auto_commit: bool,
+    /// Commit over the budget too.
+    pub force: bool,
+    /// The budget.
+    pub budget: Duration,
+    /// Longest time for one phase.
+    pub phase_timeout: Duration,
+}
+
+/// The actor.
+pub struct MorphSession {
+    services: Services,
+    owner: Addr<Instance>,
+    log: Logger,
+    plan: MorphPlan,
+    engine: Engine,
+    status: MorphStatus,
+    watch: Option<Addr<Watch>>,
+    timer: Option<SpawnHandle>,
+    operation: Option<Handle>,
+    hold_validation: bool,
+    held_round: Option<Event>,
+    mode: TransferMode,
+    times: Times,
+    committed: bool,
+}
+
+/// When the steps of the commit began and ended.
+#[derive(Debug, Default)]
+struct Times {
+    freeze: Option<Instant>,
+    frozen: Option<Instant>,
+    applied: Option<Instant>,
+    activated: Option<Instant>,
+    recorded: Option<Instant>,
+    serving: Option<Instant>,
+}
+
+/// What a user asks of a morph under way.
+#[derive(Message)]
+#[rtype(result = "Result<(), ApiError>")]
+pub enum MorphCommand {
+    /// Validate what was transferred.
+    Validate(Handle),
+    /// Commit what was validated.
+    Commit {
+        /// Over the budget too.
+        force: bool,
+        /// Who waits.
+        operation: Handle,
+    },
+    /// Go back.
+    Rollback {
+        /// Why.
+        reason: String,
+        /// Who waits.
+        operation: Option<Handle>,
+    },
+}
+
+/// Asks where it is.
+#[derive(Debug, Message)]
+#[rtype(result = "MorphStatus")]
+pub struct GetMorph;
+
+/// The old generation failed, says its watch.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct OldFailed(pub String);
+
+impl MorphSession {
+    /// Starts a morph; `operation` ends when its goal is reached.
+    pub fn begin(
+        services: Services,
+        owner: Addr<Instance>,
+        plan: MorphPlan,
+        operation: Handle,
+    ) -> Addr<Self> {
+        let config = config(&services, &plan);
+        let (from, to) = (plan.old.generation, plan.new.generation);
+        let engine = Engine::new(config, from, to, clock::now());
+        let status = first_status(&plan, operation.id());
+        Self::with(services, owner, plan, engine, status, Some(operation)).start()
+    }
+
+    /// Takes up a morph that an earlier daemon left.
+    pub fn resume(
+        services: Services,
+        owner: Addr<Instance>,
+        plan: MorphPlan,
+        row: MorphRow,
+    ) -> Addr<Self> {
+        let config = config(&services, &plan);
+        let (from, to) = (plan.old.generation, plan.new.generation);
+        let engine = Engine::resume(config, from, to, row.committed, clock::now());
+        let mut session = Self::with(services, owner, plan, engine, row.status, None);
+        session.committed = row.committed;
+        session.start()
+    }
+
+    fn with(
+        services: Services,
+        owner: Addr<Instance>,
+        plan: MorphPlan,
+        engine: Engine,
+        status: MorphStatus,
+        operation: Option<Handle>,
+    ) -> Self {
+        let log = services
+            .log
+            .new(o!("instance" => plan.instance.name.clone(),
+            "generation" => plan.new.generation, "session" => plan.session));
+        let hold_validation = !plan.auto_validate;
+        Self {
+            services,
+            owner,
+            log,
+            plan,
+            engine,
+            status,
+            watch: None,
+            timer: None,
+            operation,
+            hold_validation,
+            held_round: None,
+            mode: TransferMode::ByReference,
+            times: Times::default(),
+            committed: false,
+        }
+    }
+
+    fn key(&self, side: Side) -> PeerKey {
+        let row = match side {
+            Side::Old => &self.plan.old,
+            Side::New => &self.plan.new,
+        };
+        PeerKey {
+            instance: row.instance.clone(),
+            generation: row.generation,
+        }
+    }
+
+    fn tell(&mut self, event: Event, ctx: &mut Context<Self>) {
+        self.note_time(&event);
+        self.engine.handle(event, clock::now());
+        self.run(ctx);
+    }
+
+    fn run(&mut self, ctx: &mut Context<Self>) {
+        while let Some(action) = self.engine.poll_action() {
+            self.act(action, ctx);
+        }
+        if let Some(timer) = self.timer.take() {
+            ctx.cancel_future(timer);
+        }
+        if let Some(due) = self.engine.poll_timeout() {
+            let wait = due - clock::now();
+            self.timer = Some(ctx.run_later(wait, |act, ctx| act.tell(Event::Tick, ctx)));
+        }
+    }
+
+    fn note_time(&mut self, event: &Event) {
+        let now = Some(clock::now());
+        match event {
+            Event::Frozen(_) => self.times.frozen = now,
+            Event::RoundApplied { .. } if self.times.frozen.is_some() => self.times.applied = now,
+            Event::Activated(_) => self.times.activated = now,
+            Event::RecordDurable => self.times.recorded = now,
+            Event::Serving => self.times.serving = now,
+            _ => {}
+        }
+    }
+
+    fn act(&mut self, action: Action, ctx: &mut Context<Self>) {
+        match action {
+            Action::Phase(phase) => self.enter(phase),
+            Action::Prepare(side) => self.prepare(side, ctx),
+            Action::Negotiate(side) => self.negotiate(side, ctx),
+            Action::Round { mode, number, last } => {
+                self.mode = mode;
+                self.status.mode = Some(mode.as_str().to_owned());
+                self.status.rounds = number;
+                self.round(mode, number, last, ctx);
+            }
+            Action::Validate => self.validate(ctx),
+            Action::Committable { estimate } => self.committable(estimate, ctx),
+            Action::CommitRefused(reason) => {
+                let error = ApiError::new(ErrorCode::OverBudget, reason.to_string())
+                    .hint("commit with --force, raise the budget, or wait for a quieter moment");
+                self.fail_operation(error);
+            }
+            Action::Freeze => {
+                self.times = Times {
+                    freeze: Some(clock::now()),
+                    ..Times::default()
+                };
+                self.freeze(ctx);
+            }
+            Action::Activate => self.activate(ctx),
+            Action::WriteCommitRecord => self.write_commit_record(ctx),
+            Action::Serve => self.serve(ctx),
+            Action::Retire => self.retire(ctx),
+            Action::Fence(side, order) => self.fence(side, order, ctx),
+            Action::ResumeOld => self.resume_old(ctx),
+            Action::Finished(outcome) => self.finished(outcome, ctx),
+        }
+    }
+
+    fn enter(&mut self, phase: &'static str) {
+        if let Some(phase) = phase_of(phase) {
+            self.status.phase = phase;
+        }
+        if let Some(operation) = &self.operation {
+            operation.step(phase.replace('_', " "));
+        }
+        self.say(format!("morph: {}", phase.replace('_', " ")));
+        self.save();
+    }
+
+    fn say(&self, message: impl Into<String>) {
+        let message = message.into();
+        info!(self.log, "{}", &message);
+        let name = &self.plan.instance.name;
+        let draft = Draft::of(EventKind::Morph, name, self.plan.new.generation, message);
+        self.services
+            .events
+            .publish(draft.with(serde_json::json!({ "session": self.plan.session })));
+    }
+
+    fn row(&self, phase: &str) -> MorphRow {
+        MorphRow {
+            status: self.status.clone(),
+            phase: phase.to_owned(),
+            committed: self.committed,
+            kernel: self.plan.kernel.clone(),
+        }
+    }
+
+    /// Writes the phase without waiting: what undoes a morph before its commit record is in the rows
+    /// of its generations.
+    fn save(&self) {
+        let row = self.row(self.engine.phase());
+        self.services
+            .journal
+            .do_send(Record(vec![Change::Morph(Box::new(row))]));
+    }
+
+    fn committable(&mut self, estimate: Duration, ctx: &mut Context<Self>) {
+        let micros = u64::try_from(estimate.as_micros()).unwrap_or(u64::MAX);
+        self.status.estimated_downtime_us = Some(micros);
+        self.say(format!(
+            "morph: validated, estimated downtime {estimate:.1?}"
+        ));
+        if self.plan.auto_commit {
+            return self.tell(
+                Event::CommitRequested {
+                    force: self.plan.force,
+                },
+                ctx,
+            );
+        }
+        self.succeed_operation();
+    }
+
+    fn succeed_operation(&mut self) {
+        if let Some(operation) = self.operation.take() {
+            operation.succeed(serde_json::to_value(&self.status).ok());
+        }
+    }
+
+    fn fail_operation(&mut self, error: ApiError) {
+        if let Some(operation) = self.operation.take() {
+            operation.fail(error, serde_json::to_value(&self.status).ok());
+        }
+    }
+
+    fn downtime(&self) -> Option<DowntimeSteps> {
+        let times = &self.times;
+        let start = times.freeze?;
+        let mut last = start;
+        let mut step = |at: Option<Instant>| {
+            let at = at.unwrap_or(last);
+            let took = at - last;
+            last = at;
+            u64::try_from(took.as_micros()).unwrap_or(u64::MAX)
+        };
+        let mut steps = DowntimeSteps {
+            freeze_us: step(times.frozen),
+            final_delta_us: step(times.applied),
+            activate_us: step(times.activated),
+            record_us: step(times.recorded),
+            serve_us: step(times.serving),
+            total_us: 0,
+        };
+        let total = times.serving? - start;
+        steps.total_us = u64::try_from(total.as_micros()).unwrap_or(u64::MAX);
+        Some(steps)
+    }
+
+    fn finished(&mut self, outcome: Outcome, ctx: &mut Context<Self>) {
+        self.status.ended_at = Some(wall_clock::now_rfc3339());
+        let (phase, error) = match &outcome {
+            Outcome::Committed => (MorphPhase::Committed, None),
+            Outcome::CommittedButFailed(why) => {
+                let text = format!("committed, but the new kernel failed: {why}");
+                (
+                    MorphPhase::Committed,
+                    Some(ApiError::new(ErrorCode::Internal, text)),
+                )
+            }
+            Outcome::RolledBack(why) => {
+                let code = if why.starts_with("incompatible") {
+                    ErrorCode::Incompatible
+                } else {
+                    ErrorCode::WrongState
+                };
+                let text = format!("rolled back, the old kernel serves: {why}");
+                (MorphPhase::RolledBack, Some(ApiError::new(code, text)))
+            }
+            Outcome::OldFailed(why) => {
+                let text = format!("undone, and the old kernel is being healed: {why}");
+                (
+                    MorphPhase::Failed,
+                    Some(ApiError::new(ErrorCode::Internal, text)),
+                )
+            }
+            Outcome::OperatorActionNeeded(why) => {
+                let text = format!("a fence could not be confirmed: {why}");
+                let error = ApiError::new(ErrorCode::OperatorActionNeeded, text)
+                    .hint("see that the processes named end, then `kmorphctl recover`");
+                (MorphPhase::Failed, Some(error))
+            }
+        };
+        self.status.phase = phase;
+        self.status.downtime = self.downtime();
+        self.status.reason = error.as_ref().map(|e| e.message.clone());
+        let said = match (&error, &self.status.downtime) {
+            (None, Some(steps)) => format!("morph: committed, downtime {} µs", steps.total_us),
+            (None, None) => "morph: committed".to_owned(),
+            (Some(error), _) => format!("morph: {}", error.message),
+        };
+        self.say(said);
+        let row = self.row("done");
+        self.services
+            .journal
+            .do_send(Record(vec![Change::Morph(Box::new(row))]));
+        self.end_operation(&outcome, error);
+        if !self.committed
+            && let Some(watch) = self.watch.take()
+        {
+            watch.do_send(EndWatch);
+        }
+        self.owner.do_send(MorphOver {
+            outcome,
+            status: self.status.clone(),
+            new: self.plan.new.clone(),
+            watch: self.watch.take(),
+        });
+        ctx.stop();
+    }
+
+    fn end_operation(&mut self, outcome: &Outcome, error: Option<ApiError>) {
+        let result = serde_json::to_value(&self.status).ok();
+        let Some(operation) = self.operation.take() else {
+            return;
+        };
+        let wanted = operation.snapshot().map(|o| o.kind);
+        let rollback = wanted == Some(kmorph_control_api::OperationKind::MorphRollback);
+        match (outcome, error) {
+            (Outcome::RolledBack(_), _) if rollback => operation.succeed(result),
+            (Outcome::RolledBack(_), _) if operation.cancel_requested() => operation.undone(result),
+            (_, Some(error)) => operation.fail(error, result),
+            (_, None) => operation.succeed(result),
+        }
+    }
+}
+
+fn config(services: &Services, plan: &MorphPlan) -> Config {
+    let embedded = services.backend.passes_sockets();
+    let (modes, kinds) = if embedded {
+        let kinds = capability::MEMORY | capability::LISTENERS | capability::CONNECTIONS;
+        (capability::BY_REFERENCE, kinds)
+    } else {
+        (capability::ROUNDS, capability::MEMORY)
+    };
+    Config {
+        phase_timeout: plan.phase_timeout,
+        downtime_budget: plan.budget,
+        step_overhead: STEP_OVERHEAD,
+        required_kinds: kinds,
+        possible_modes: modes,
+    }
+}
+
+fn first_status(plan: &MorphPlan, operation: String) -> MorphStatus {
+    MorphStatus {
+        instance: plan.instance.name.clone(),
+        session: plan.session,
+        operation,
+        phase: MorphPhase::Preparing,
+        from_generation: plan.old.generation,
+        to_generation: plan.new.generation,
+        from_kernel: plan.old.kernel.release.clone(),
+        to_kernel: plan.kernel.release.clone(),
+        mode: None,
+        state_bytes: 0,
+        sent_bytes: 0,
+        rounds: 0,
+        checks: Vec::new(),
+        downtime_budget_us: u64::try_from(plan.budget.as_micros()).unwrap_or(u64::MAX),
+        estimated_downtime_us: None,
+        downtime: None,
+        reason: None,
+        started_at: wall_clock::now_rfc3339(),
+        ended_at: None,
+    }
+}
+
+fn phase_of(name: &str) -> Option<MorphPhase> {
+    Some(match name {
+        "preparing" => MorphPhase::Preparing,
+        "negotiating" => MorphPhase::Negotiating,
+        "transferring" => MorphPhase::Transferring,
+        "validating" => MorphPhase::Validating,
+        "committable" => MorphPhase::Committable,
+        "committing" => MorphPhase::Committing,
+        "rolling_back" => MorphPhase::RollingBack,
+        _ => return None,
+    })
+}
+
+impl Actor for MorphSession {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        if self.engine.phase() == "preparing" {
+            self.say(format!(
+                "morph: from {} to {}",
+                self.status.from_kernel, self.status.to_kernel
+            ));
+            self.save();
+            self.spawn_new(ctx);
+        } else if self.plan.new.placement.is_some() && self.committed {
+            self.watch_new(ctx);
+        }
+        if let Some(operation) = &self.operation {
+            let cancelled = operation.cancelled();
+            ctx.spawn(cancelled.into_actor(self).map(|(), act, ctx| {
+                act.tell(
+                    Event::RollbackRequested("cancelled by request".to_owned()),
+                    ctx,
+                );
+            }));
+        }
+        self.run(ctx);
+    }
+}
+
+impl Handler<WatchEvent> for MorphSession {
+    type Result = ();
+
+    fn handle(&mut self, event: WatchEvent, ctx: &mut Self::Context) {
+        match event.kind {
+            WatchKind::Healthy(release) => {
+                if !release.is_empty() {
+                    self.status.to_kernel = release;
+                }
+                self.tell(Event::NewHealthy, ctx);
+            }
+            WatchKind::Failed(verdict) => {
+                self.tell(Event::Died(Side::New, verdict.evidence.join("; ")), ctx);
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Handler<OldFailed> for MorphSession {
+    type Result = ();
+
+    fn handle(&mut self, OldFailed(how): OldFailed, ctx: &mut Self::Context) {
+        self.tell(Event::Died(Side::Old, how), ctx);
+    }
+}
+
+impl Handler<GetMorph> for MorphSession {
+    type Result = MessageResult<GetMorph>;
+
+    fn handle(&mut self, _: GetMorph, _: &mut Self::Context) -> Self::Result {
+        MessageResult(self.status.clone())
+    }
+}
+
+impl Handler<MorphCommand> for MorphSession {
+    type Result = Result<(), ApiError>;
+
+    fn handle(&mut self, command: MorphCommand, ctx: &mut Self::Context) -> Self::Result {
+        let phase = self.status.phase;
+        let wrong = |wanted: &str| {
+            let text = format!("the morph is {phase:?}, not {wanted}").to_lowercase();
+            Err(ApiError::new(ErrorCode::WrongState, text)
+                .hint("`kmorphctl morph status` shows where it is"))
+        };
+        match command {
+            MorphCommand::Validate(operation) => match self.held_round.take() {
+                Some(event) => {
+                    operation.step("validating");
+                    self.operation = Some(operation);
+                    self.hold_validation = false;
+                    self.tell(event, ctx);
+                    Ok(())
+                }
+                None => {
+                    let refused = wrong("transferred");
+                    if let Err(error) = &refused {
+                        operation.fail(error.clone(), None);
+                    }
+                    refused
+                }
+            },
+            MorphCommand::Commit { force, operation } => {
+                if phase != MorphPhase::Committable {
+                    let refused = wrong("validated");
+                    if let Err(error) = &refused {
+                        operation.fail(error.clone(), None);
+                    }
+                    return refused;
+                }
+                operation.step("committing");
+                self.operation = Some(operation);
+                self.tell(Event::CommitRequested { force }, ctx);
+                Ok(())
+            }
+            MorphCommand::Rollback { reason, operation } => {
+                if self.committed {
+                    if let Some(operation) = operation {
+                        let text = "the morph is committed, it cannot be rolled back";
+                        operation.fail(ApiError::new(ErrorCode::WrongState, text), None);
+                    }
+                    return wrong("before its commit");
+                }
+                if let Some(operation) = operation
+                    && let Some(before) = self.operation.replace(operation)
+                {
+                    let text = "rolled back by request";
+                    before.fail(ApiError::new(ErrorCode::WrongState, text), None);
+                }
+                self.tell(Event::RollbackRequested(reason), ctx);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The checks of a report, for the API.
+fn api_checks(checks: &[kmp_proto::message::Check]) -> Vec<ApiCheck> {
+    checks
+        .iter()
+        .map(|c| ApiCheck {
+            name: c.name.clone(),
+            passed: c.result == kmp_proto::message::CheckResult::Passed,
+            duration_us: u64::from(c.duration_us),
+            detail: c.detail.clone(),
+        })
+        .collect()
+}

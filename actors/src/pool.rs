@@ -1,0 +1,216 @@
+//! The pool: the CPUs and memory that instances may be given.
+//!
+//! Pure accounting, no I/O. A [`Lease`] says what one generation holds; it is given back with
+//! [`Pool::give_back`] only once that generation is fenced. After a restart of the daemon the
+//! leases of adopted generations are taken again with [`Pool::retake`].
+
+use std::collections::BTreeMap;
+
+use kmorph_control_api::PoolUsage;
+
+/// CPUs and memory held by one generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Host CPUs.
+    pub cpus: Vec<u16>,
+    /// Bytes.
+    pub memory_bytes: u64,
+}
+
+/// Who holds a lease: instance and generation.
+pub type Holder = (String, u64);
+
+/// The pool cannot give what was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PoolExhausted {
+    /// Not enough CPUs.
+    #[error("{asked} CPUs were asked for, {free} of the pool's {total} are free")]
+    Cpus {
+        /// Asked for.
+        asked: u16,
+        /// Free.
+        free: usize,
+        /// In the pool.
+        total: usize,
+    },
+    /// Not enough memory.
+    #[error("{asked} bytes of memory were asked for, {free} of the pool's {total} are free")]
+    Memory {
+        /// Asked for.
+        asked: u64,
+        /// Free.
+        free: u64,
+        /// In the pool.
+        total: u64,
+    },
+}
+
+/// The accounts.
+#[derive(Debug)]
+pub struct Pool {
+    cpus: Vec<u16>,
+    shared: bool,
+    memory_bytes: u64,
+    leases: BTreeMap<Holder, Lease>,
+}
+
+impl Pool {
+    /// A pool of these CPUs and this much memory. With `shared`, several generations may be given
+    /// the same CPU, and the least loaded ones are given first.
+    pub fn new(mut cpus: Vec<u16>, shared: bool, memory_bytes: u64) -> Self {
+        cpus.sort_unstable();
+        cpus.dedup();
+        Self {
+            cpus,
+            shared,
+            memory_bytes,
+            leases: BTreeMap::new(),
+        }
+    }
+
+    /// Takes `cpus` CPUs and `memory_bytes` for `holder`.
+    ///
+    /// # Errors
+    /// When the pool has not enough; nothing is taken then.
+    pub fn take(
+        &mut self,
+        holder: Holder,
+        cpus: u16,
+        memory_bytes: u64,
+    ) -> Result<Lease, PoolExhausted> {
+        let mut choice = self.candidates();
+        if choice.len() < usize::from(cpus) {
+            let (free, total) = (choice.len(), self.cpus.len());
+            return Err(PoolExhausted::Cpus {
+                asked: cpus,
+                free,
+                total,
+            });
+        }
+        let free = self.memory_free();
+        if memory_bytes > free {
+            let total = self.memory_bytes;
+            return Err(PoolExhausted::Memory {
+                asked: memory_bytes,
+                free,
+                total,
+            });
+        }
+        choice.truncate(usize::from(cpus));
+        choice.sort_unstable();
+        let lease = Lease {
+            cpus: choice,
+            memory_bytes,
+        };
+        self.leases.insert(holder, lease.clone());
+        Ok(lease)
+    }
+
+    /// Notes that `holder`, found running, holds `lease`, whether or not the pool still has it: a
+    /// pool made smaller by the configuration never takes from what runs.
+    pub fn retake(&mut self, holder: Holder, lease: Lease) {
+        self.leases.insert(holder, lease);
+    }
+
+    /// Gives back what `holder` held. Returns it, or `None` when it held nothing.
+    pub fn give_back(&mut self, holder: &Holder) -> Option<Lease> {
+        self.leases.remove(holder)
+    }
+
+    /// Changes the size of the pool; leases stay.
+    pub fn resize(&mut self, cpus: Vec<u16>, shared: bool, memory_bytes: u64) {
+        let leases = std::mem::take(&mut self.leases);
+        *self = Self {
+            leases,
+            ..Self::new(cpus, shared, memory_bytes)
+        };
+    }
+
+    /// What is given and what is free.
+    pub fn usage(&self) -> PoolUsage {
+        let unused = self.cpus.iter().filter(|c| self.load(**c) == 0);
+        PoolUsage {
+            cpus: self.cpus.clone(),
+            cpus_free: unused.copied().collect(),
+            cpus_shared: self.shared,
+            memory_bytes: self.memory_bytes,
+            memory_free_bytes: self.memory_free(),
+        }
+    }
+
+    fn load(&self, cpu: u16) -> usize {
+        self.leases
+            .values()
+            .filter(|l| l.cpus.contains(&cpu))
+            .count()
+    }
+
+    fn memory_free(&self) -> u64 {
+        let used = self
+            .leases
+            .values()
+            .fold(0u64, |sum, l| sum.saturating_add(l.memory_bytes));
+        self.memory_bytes.saturating_sub(used)
+    }
+
+    /// CPUs that may be given now, the least loaded first.
+    fn candidates(&self) -> Vec<u16> {
+        let mut loaded: Vec<_> = self.cpus.iter().map(|c| (self.load(*c), *c)).collect();
+        if !self.shared {
+            loaded.retain(|(load, _)| *load == 0);
+        }
+        loaded.sort_unstable();
+        loaded.into_iter().map(|(_, cpu)| cpu).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn holder(generation: u64) -> Holder {
+        ("web".to_owned(), generation)
+    }
+
+    #[test]
+    fn what_is_taken_is_not_given_twice_and_comes_back() {
+        let mut pool = Pool::new(vec![2, 3], false, 100);
+        let first = pool.take(holder(1), 1, 60).unwrap();
+        let second = pool.take(holder(2), 1, 40).unwrap();
+        assert_ne!(first.cpus, second.cpus);
+        assert!(matches!(
+            pool.take(holder(3), 1, 0),
+            Err(PoolExhausted::Cpus { free: 0, .. })
+        ));
+        assert_eq!(pool.give_back(&holder(1)), Some(first));
+        assert!(matches!(
+            pool.take(holder(3), 1, 61),
+            Err(PoolExhausted::Memory { free: 60, .. })
+        ));
+        assert_eq!(pool.usage().cpus_free.len(), 1, "a refusal takes nothing");
+        pool.take(holder(3), 1, 60).unwrap();
+    }
+
+    #[test]
+    fn a_shared_pool_gives_the_least_loaded_cpu() {
+        let mut pool = Pool::new(vec![0, 1], true, 1000);
+        let first = pool.take(holder(1), 1, 1).unwrap();
+        let second = pool.take(holder(2), 1, 1).unwrap();
+        assert_ne!(first.cpus, second.cpus);
+        assert!(
+            pool.take(holder(3), 3, 1).is_err(),
+            "more CPUs than there are"
+        );
+        assert_eq!(pool.take(holder(3), 2, 1).unwrap().cpus, vec![0, 1]);
+    }
+
+    #[test]
+    fn a_smaller_pool_takes_nothing_from_what_runs() {
+        let mut pool = Pool::new(vec![0, 1], false, 1000);
+        let lease = pool.take(holder(1), 2, 900).unwrap();
+        pool.resize(vec![0], false, 500);
+        assert_eq!(pool.usage().memory_free_bytes, 0);
+        assert_eq!(pool.give_back(&holder(1)), Some(lease));
+        assert_eq!(pool.usage().memory_free_bytes, 500);
+    }
+}

@@ -1,0 +1,338 @@
+//! The RecoveryJob actor: one recovery, driven by its engine.
+
+use std::time::Duration;
+
+use actix::prelude::*;
+use kmorph_control_api::{EventKind, RecoveryOutcome, RecoveryRecord};
+use kmorph_launch::StartMode;
+use kmp_proto::message::{
+    FailureCause, Message as Kmp, RecoverComplete, RecoverCompleteFixed, RecoverFixed,
+    RecoverNotice, RecoverReclaim, RecoveryOutcome as WireOutcome, TopologyEntry,
+};
+use kmp_proto::recovery::{Action, Engine, Event, Outcome};
+use kmp_proto::time::Instant;
+use slog::{Logger, info, o, warn};
+
+use crate::clock;
+use crate::events::Draft;
+use crate::generation;
+use crate::instance::{Instance, RecoveryOver, Successor};
+use crate::journal::{Change, GenerationRow, InstanceRow, RecoveryRow, record};
+use crate::services::Services;
+use crate::supervisor::{GetTopology, NoteRecovery, Supervisor};
+use crate::transport::Broadcast;
+use crate::wall_clock;
+
+/// Wait before a fence that was not confirmed is tried again.
+pub const FENCE_RETRY: Duration = Duration::from_millis(500);
+
+/// What a recovery is to do.
+pub struct Plan {
+    /// The instance.
+    pub instance: InstanceRow,
+    /// The generation that failed.
+    pub failed: GenerationRow,
+    /// Whether a successor is to be started.
+    pub respawn: bool,
+    /// The verdict.
+    pub cause: FailureCause,
+    /// The evidence.
+    pub evidence: Vec<String>,
+    /// When the verdict was reached.
+    pub verdict_at: Instant,
+}
+
+/// The actor.
+pub struct RecoveryJob {
+    services: Services,
+    supervisor: Addr<Supervisor>,
+    owner: Addr<Instance>,
+    log: Logger,
+    plan: Plan,
+    engine: Engine,
+    record: RecoveryRecord,
+}
+
+/// The instance says how the successor fares.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub enum SuccessorNews {
+    /// It is healthy.
+    Healthy(u64),
+    /// It failed before.
+    Failed(String),
+}
+
+impl RecoveryJob {
+    /// Starts a recovery.
+    pub fn begin(
+        services: Services,
+        supervisor: Addr<Supervisor>,
+        owner: Addr<Instance>,
+        plan: Plan,
+    ) -> Addr<Self> {
+        let id = services.numbers.borrow_mut().next_recovery();
+        let (name, generation) = (plan.instance.name.clone(), plan.failed.generation);
+        let record = RecoveryRecord {
+            id,
+            instance: name.clone(),
+            failed_generation: generation,
+            new_generation: None,
+            cause: plan.cause.as_str().to_owned(),
+            evidence: plan.evidence.clone(),
+            fence: None,
+            outcome: RecoveryOutcome::Running,
+            reason: None,
+            started_at: wall_clock::now_rfc3339(),
+            ended_at: None,
+            fence_ms: None,
+            total_ms: None,
+        };
+        let log = services
+            .log
+            .new(o!("instance" => name, "generation" => generation, "recovery" => id));
+        let engine = match generation::restore(&plan.failed) {
+            Some(certificate) => Engine::resume_fenced(certificate),
+            None => Engine::new(generation),
+        };
+        Self {
+            services,
+            supervisor,
+            owner,
+            log,
+            plan,
+            engine,
+            record,
+        }
+        .start()
+    }
+
+    fn tell(&mut self, event: Event, ctx: &mut Context<Self>) {
+        self.engine.handle(event);
+        self.run(ctx);
+    }
+
+    fn run(&mut self, ctx: &mut Context<Self>) {
+        while let Some(action) = self.engine.poll_action() {
+            self.act(action, ctx);
+        }
+    }
+
+    fn act(&mut self, action: Action, ctx: &mut Context<Self>) {
+        match action {
+            Action::NoticeSurvivors => self.notice(),
+            Action::Fence(order) => self.fence(order, ctx),
+            Action::Reclaim(certificate) => self.reclaim(certificate, ctx),
+            Action::Respawn(_) if self.plan.respawn => self.respawn(ctx),
+            Action::Respawn(_) => self.end(RecoveryOutcome::Quarantined, None, ctx),
+            Action::Complete { new_generation } => self.complete(new_generation),
+            Action::Finished(Outcome::Recovered) => {
+                self.end(RecoveryOutcome::Recovered, None, ctx);
+            }
+            Action::Finished(Outcome::SuccessorFailed(reason)) => {
+                self.end(RecoveryOutcome::Failed, Some(reason), ctx);
+            }
+            Action::Finished(Outcome::OperatorActionNeeded(reason)) => {
+                self.end(RecoveryOutcome::OperatorActionNeeded, Some(reason), ctx);
+            }
+        }
+    }
+
+    fn say(&self, message: impl Into<String>) {
+        let message = message.into();
+        info!(self.log, "{}", &message);
+        let (name, generation) = (&self.plan.instance.name, self.plan.failed.generation);
+        self.services
+            .events
+            .publish(Draft::of(EventKind::Recovery, name, generation, message));
+    }
+
+    fn fixed(&self) -> RecoverFixed {
+        RecoverFixed {
+            recovery: self.record.id,
+            failed_generation: self.plan.failed.generation,
+            cause: self.plan.cause,
+        }
+    }
+
+    fn broadcast(&self, message: Kmp) {
+        let except = self.plan.instance.name.clone();
+        self.services
+            .transport
+            .do_send(Broadcast { except, message });
+    }
+
+    fn notice(&self) {
+        self.broadcast(Kmp::RecoverPrepare(RecoverNotice {
+            fixed: self.fixed(),
+            instance: self.plan.instance.name.clone(),
+            text: self.plan.evidence.join("; "),
+        }));
+    }
+
+    fn fence(&mut self, order: kmp_proto::fence::FenceOrder, ctx: &mut Context<Self>) {
+        let (services, mut row) = (self.services.clone(), self.plan.failed.clone());
+        let change = self.row_change();
+        let work = async move {
+            // The recovery is in the journal before its first effect.
+            let written = record(&services.journal, vec![change]).await;
+            let result = match written {
+                Ok(()) => services.fence(&mut row, order).await,
+                Err(error) => Err(error.to_string()),
+            };
+            (result, row)
+        };
+        ctx.spawn(work.into_actor(self).map(|(result, row), act, ctx| {
+            act.plan.failed = row;
+            match result {
+                Ok(certificate) => {
+                    let since = clock::now() - act.plan.verdict_at;
+                    act.record.fence_ms = Some(since.as_secs_f64() * 1000.0);
+                    act.record.fence = Some(certificate.confirmation().as_str().to_owned());
+                    act.say(format!("fenced: {}", certificate.confirmation().as_str()));
+                    act.tell(Event::Fenced(certificate), ctx);
+                }
+                Err(reason) => {
+                    warn!(act.log, "the fence is not confirmed"; "reason" => &reason);
+                    ctx.run_later(FENCE_RETRY, move |act, ctx| {
+                        act.tell(Event::FenceUnconfirmed(reason), ctx);
+                    });
+                }
+            }
+        }));
+    }
+
+    fn reclaim(
+        &mut self,
+        certificate: kmp_proto::fence::FenceCertificate,
+        ctx: &mut Context<Self>,
+    ) {
+        self.broadcast(Kmp::RecoverReclaim(RecoverReclaim {
+            fixed: self.fixed(),
+            instance: self.plan.instance.name.clone(),
+            fence: certificate.claim(),
+        }));
+        let (services, row) = (self.services.clone(), self.plan.failed.clone());
+        let work = async move { services.release(&row, &certificate).await };
+        ctx.spawn(work.into_actor(self).map(|result, act, ctx| {
+            if let Err(error) = result {
+                warn!(act.log, "the release was not recorded"; "error" => error);
+            }
+            act.tell(Event::Released, ctx);
+        }));
+    }
+
+    fn respawn(&mut self, ctx: &mut Context<Self>) {
+        let (services, instance) = (self.services.clone(), self.plan.instance.clone());
+        let work = async move {
+            let spec = &instance.spec;
+            let next = |generation| {
+                let mut row = instance.clone();
+                row.active_generation = generation;
+                row.recoveries += 1;
+                vec![Change::Instance(Box::new(row))]
+            };
+            let row = services
+                .intend(
+                    &instance.name,
+                    &spec.kernel,
+                    spec.cpus,
+                    spec.memory_bytes,
+                    next,
+                )
+                .await?;
+            services.spawn(row, &instance, StartMode::Fresh, None).await
+        };
+        ctx.spawn(work.into_actor(self).map(|result, act, ctx| match result {
+            Ok(row) => {
+                act.record.new_generation = Some(row.generation);
+                act.say(format!("successor: generation {}", row.generation));
+                act.owner.do_send(Successor {
+                    row,
+                    job: ctx.address(),
+                });
+            }
+            Err(error) => act.tell(Event::SuccessorFailed(error.message), ctx),
+        }));
+    }
+
+    fn complete(&self, new_generation: u64) {
+        let fixed = RecoverCompleteFixed {
+            recovery: self.record.id,
+            failed_generation: self.plan.failed.generation,
+            new_generation,
+            outcome: WireOutcome::Recovered,
+        };
+        let instance = self.plan.instance.name.clone();
+        let ask = self.supervisor.send(GetTopology);
+        let (transport, except) = (self.services.transport.clone(), instance.clone());
+        let work = async move {
+            let topology: Vec<TopologyEntry> = ask.await.unwrap_or_default();
+            let message = Kmp::RecoverComplete(RecoverComplete {
+                fixed,
+                instance,
+                topology,
+            });
+            transport.do_send(Broadcast { except, message });
+        };
+        // Outlives this actor: the survivors are told even when it has stopped meanwhile.
+        actix::spawn(work);
+    }
+
+    fn row_change(&self) -> Change {
+        let over = self.record.outcome != RecoveryOutcome::Running;
+        let phase = if over { "done" } else { self.engine.phase() };
+        Change::Recovery(Box::new(RecoveryRow {
+            record: self.record.clone(),
+            phase: phase.to_owned(),
+        }))
+    }
+
+    fn end(&mut self, outcome: RecoveryOutcome, reason: Option<String>, ctx: &mut Context<Self>) {
+        self.record.outcome = outcome;
+        self.record.reason = reason;
+        self.record.ended_at = Some(wall_clock::now_rfc3339());
+        let total = clock::now() - self.plan.verdict_at;
+        self.record.total_ms = Some(total.as_secs_f64() * 1000.0);
+        let said = match outcome {
+            RecoveryOutcome::Recovered => format!("recovered in {total:.1?}"),
+            RecoveryOutcome::Quarantined => "fenced and left ended".to_owned(),
+            _ => format!(
+                "not recovered: {}",
+                self.record.reason.as_deref().unwrap_or("unknown")
+            ),
+        };
+        self.say(said);
+        self.services
+            .journal
+            .do_send(crate::journal::Record(vec![self.row_change()]));
+        self.supervisor.do_send(NoteRecovery(self.record.clone()));
+        self.owner.do_send(RecoveryOver {
+            record: self.record.clone(),
+        });
+        ctx.stop();
+    }
+}
+
+impl Actor for RecoveryJob {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.supervisor.do_send(NoteRecovery(self.record.clone()));
+        self.say(format!("recovering: {}", self.plan.evidence.join("; ")));
+        self.run(ctx);
+    }
+}
+
+impl Handler<SuccessorNews> for RecoveryJob {
+    type Result = ();
+
+    fn handle(&mut self, news: SuccessorNews, ctx: &mut Self::Context) {
+        match news {
+            SuccessorNews::Healthy(generation) => {
+                self.tell(Event::SuccessorHealthy { generation }, ctx);
+            }
+            SuccessorNews::Failed(reason) => self.tell(Event::SuccessorFailed(reason), ctx),
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! What every actor needs: handed to each at its creation, so that none reaches for a global.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use actix::prelude::*;
+use kmorph_backends::contract::Backend;
+use kmp_proto::message::{Channel, Hello, HelloFixed, PeerRole};
+use kmp_proto::wire::VERSION;
+use slog::Logger;
+
+use crate::events::EventLog;
+use crate::journal::Journal;
+use crate::operations::Operations;
+use crate::pool::Pool;
+use crate::publish::Publisher;
+use crate::settings::Settings;
+use crate::transport::Transport;
+
+/// Lowest context id given to an instance: 0 to 2 are reserved (vsock(7)).
+pub const CID_FIRST: u32 = 3;
+
+/// Shared by the actors of one daemon. Cheap to clone; stays on its thread.
+#[derive(Clone)]
+pub struct Services {
+    /// The log.
+    pub log: Logger,
+    /// The journal.
+    pub journal: Addr<Journal>,
+    /// Where instances run.
+    pub backend: Arc<dyn Backend>,
+    /// The connections.
+    pub transport: Addr<Transport>,
+    /// The event stream.
+    pub events: EventLog,
+    /// Long work.
+    pub operations: Operations,
+    /// CPUs and memory.
+    pub pool: Rc<RefCell<Pool>>,
+    /// Configuration in force.
+    pub settings: Rc<RefCell<Settings>>,
+    /// Published ports.
+    pub publisher: Rc<RefCell<Publisher>>,
+    /// Numbers that only grow, or must not be given twice.
+    pub numbers: Rc<RefCell<Numbers>>,
+    /// Boot id of the host, as the kernel gives it.
+    pub host_boot_id: String,
+}
+
+/// Generations, recoveries, morph sessions, context ids.
+#[derive(Debug, Default)]
+pub struct Numbers {
+    /// Last generation, by instance name.
+    pub generations: BTreeMap<String, u64>,
+    /// Last recovery.
+    pub recovery: u64,
+    /// Last morph session.
+    pub session: u64,
+    /// Context ids in use.
+    pub cids: std::collections::BTreeSet<u32>,
+}
+
+impl Numbers {
+    /// The next generation of `instance`. It counts once its row is in the journal.
+    pub fn next_generation(&mut self, instance: &str) -> u64 {
+        let last = self.generations.entry(instance.to_owned()).or_default();
+        *last += 1;
+        *last
+    }
+
+    /// The next recovery.
+    pub fn next_recovery(&mut self) -> u64 {
+        self.recovery += 1;
+        self.recovery
+    }
+
+    /// The next morph session.
+    pub fn next_session(&mut self) -> u64 {
+        self.session += 1;
+        self.session
+    }
+
+    /// A context id that no live generation has.
+    pub fn take_cid(&mut self) -> u32 {
+        let mut cid = CID_FIRST;
+        while self.cids.contains(&cid) {
+            cid += 1;
+        }
+        self.cids.insert(cid);
+        cid
+    }
+}
+
+impl Services {
+    /// The daemon's HELLO to a generation of an instance.
+    pub fn hello(&self, instance: &str, generation: u64) -> Hello {
+        let mut boot_id = [0; 16];
+        let digits: Vec<u8> = self.host_boot_id.bytes().filter(|b| *b != b'-').collect();
+        for (byte, pair) in boot_id.iter_mut().zip(digits.chunks_exact(2)) {
+            let text = core::str::from_utf8(pair).unwrap_or("0");
+            *byte = u8::from_str_radix(text, 16).unwrap_or(0);
+        }
+        Hello {
+            fixed: HelloFixed {
+                version_min: VERSION,
+                version_max: VERSION,
+                role: PeerRole::Daemon,
+                channel: Channel::Control,
+                flags: 0,
+                generation,
+                boot_id,
+                features: 0,
+                session: 0,
+            },
+            instance: instance.to_owned(),
+            kernel_release: String::new(),
+            agent_version: concat!("kmorphd ", env!("CARGO_PKG_VERSION")).to_owned(),
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! What the configuration decides at run time.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kmorph_control_api::Policy;
+
+/// Settings that a reload may change, and the paths that it may not.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Policy of an instance that was spawned without one.
+    pub default_policy: Policy,
+    /// Memory of an instance that was spawned without one, bytes.
+    pub default_memory_bytes: u64,
+    /// Time an instance has for its first healthy answer.
+    pub start_timeout: Duration,
+    /// Time an instance has to end by itself when it is terminated.
+    pub stop_timeout: Duration,
+    /// Recoveries that may run at once.
+    pub recoveries_max: usize,
+    /// CPUs of the pool.
+    pub pool_cpus: Vec<u16>,
+    /// Whether several instances may be given the same CPU.
+    pub pool_cpus_shared: bool,
+    /// Memory of the pool, bytes.
+    pub pool_memory_bytes: u64,
+    /// Users of this group may change things, besides root and the daemon's own user.
+    pub control_group: Option<String>,
+    /// Where `kmorph-kv` lies for instances that name it without a path.
+    pub kv_program: PathBuf,
+    /// State directory.
+    pub state_dir: PathBuf,
+    /// Runtime directory.
+    pub run_dir: PathBuf,
+    /// Configuration file, if one was read.
+    pub config_path: Option<PathBuf>,
+}

@@ -1,0 +1,331 @@
+//! The Transport actor: every connection, and which reply belongs to which request.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use kmorph_backends::contract::Endpoint;
+use kmp_proto::codec::Frame;
+use kmp_proto::message::{
+    Channel, ErrorInfo, HealthStatus, HeartbeatReq, HeartbeatRsp, Hello, Message as Kmp,
+};
+use kmp_transport::link::Address;
+use kmp_transport::peer::{Peer, PeerEvent};
+use slog::{Logger, debug};
+use tokio::sync::oneshot;
+
+/// Requests that may be waiting for their reply at one peer.
+pub const REQUESTS_MAX: usize = 16;
+
+/// One generation of one instance.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerKey {
+    /// The instance.
+    pub instance: String,
+    /// Its generation.
+    pub generation: u64,
+}
+
+/// Begins to connect to a generation and to tell `owner` what happens on its channels.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Attach {
+    /// Who.
+    pub key: PeerKey,
+    /// Where.
+    pub endpoint: Endpoint,
+    /// What the daemon says of itself.
+    pub hello: Hello,
+    /// Who is told.
+    pub owner: Recipient<PeerUpdate>,
+}
+
+/// Ends the connections to a generation.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Detach(pub PeerKey);
+
+/// What happened on a peer's channels, for the watch that owns it.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub enum PeerUpdate {
+    /// The heartbeat channel is up.
+    HeartbeatUp(Box<Hello>),
+    /// The heartbeat channel is down.
+    HeartbeatDown(String),
+    /// Its kernel refused the connection.
+    KernelRefused,
+    /// A heartbeat was answered.
+    Answer(HeartbeatRsp),
+    /// A probe could not be sent.
+    ProbeRefused(u32),
+    /// The agent says something about its health.
+    Health(HealthStatus),
+    /// The control channel is up or down.
+    Control(bool),
+}
+
+/// Sends a heartbeat.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct SendProbe {
+    /// To whom.
+    pub key: PeerKey,
+    /// The probe.
+    pub request: HeartbeatReq,
+}
+
+/// Sends a request on the control channel and waits for its reply.
+#[derive(Message)]
+#[rtype(result = "Result<Kmp, RequestError>")]
+pub struct Request {
+    /// To whom.
+    pub key: PeerKey,
+    /// What.
+    pub message: Kmp,
+    /// For how long.
+    pub timeout: Duration,
+}
+
+/// Sends a message to every peer but those of one instance; replies are not waited for.
+#[derive(Message)]
+#[rtype(result = "usize")]
+pub struct Broadcast {
+    /// The instance that is left out.
+    pub except: String,
+    /// What.
+    pub message: Kmp,
+}
+
+/// Why a request has no reply.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// There is no such peer, or its control channel is down.
+    #[error("its control channel is down")]
+    NotConnected,
+    /// Too many requests wait already.
+    #[error("{REQUESTS_MAX} requests wait for its answer already")]
+    Busy,
+    /// No reply in time.
+    #[error("no answer within {0:?}")]
+    TimedOut(Duration),
+    /// It refused.
+    #[error("it refused: {}: {}", .0.code, .0.text)]
+    Refused(ErrorInfo),
+}
+
+struct Attached {
+    peer: Peer,
+    owner: Recipient<PeerUpdate>,
+    control_up: bool,
+    /// Requests by token; those on the wire also by sequence.
+    waiting: HashMap<u64, oneshot::Sender<Result<Kmp, RequestError>>>,
+    on_wire: HashMap<u32, u64>,
+}
+
+/// The actor.
+pub struct Transport {
+    log: Logger,
+    peers: BTreeMap<PeerKey, Attached>,
+    next_token: u64,
+}
+
+#[derive(Message)]
+#[rtype(result = "()")]
+struct FromPeer(PeerKey, PeerEvent);
+
+impl Transport {
+    /// An actor without connections.
+    pub fn new(log: Logger) -> Self {
+        Self {
+            log,
+            peers: BTreeMap::new(),
+            next_token: 1,
+        }
+    }
+}
+
+impl Actor for Transport {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(65_536);
+    }
+}
+
+impl Handler<Attach> for Transport {
+    type Result = ();
+
+    fn handle(&mut self, attach: Attach, ctx: &mut Self::Context) {
+        let address = match attach.endpoint {
+            Endpoint::Unix { path } => Address::Unix(path),
+            Endpoint::Vsock { cid } => Address::Vsock(cid),
+        };
+        let (own, key) = (ctx.address(), attach.key.clone());
+        // A peer's task runs on this thread: it is never ahead of this mailbox by more than what
+        // its socket held, so the mailbox bound is not needed to hold it back.
+        let sink = Arc::new(move |event| own.do_send(FromPeer(key.clone(), event)));
+        let seed = attach.key.generation ^ (attach.hello.instance.len() as u64) << 32;
+        let peer = Peer::start(address, &attach.hello, seed.wrapping_mul(0x9E37_79B9), sink);
+        let attached = Attached {
+            peer,
+            owner: attach.owner,
+            control_up: false,
+            waiting: HashMap::new(),
+            on_wire: HashMap::new(),
+        };
+        self.peers.insert(attach.key, attached);
+    }
+}
+
+impl Handler<Detach> for Transport {
+    type Result = ();
+
+    fn handle(&mut self, Detach(key): Detach, _: &mut Self::Context) {
+        self.peers.remove(&key);
+    }
+}
+
+impl Handler<SendProbe> for Transport {
+    type Result = ();
+
+    fn handle(&mut self, probe: SendProbe, _: &mut Self::Context) {
+        let Some(attached) = self.peers.get(&probe.key) else {
+            return;
+        };
+        let number = probe.request.probe;
+        let message = Kmp::HeartbeatReq(probe.request);
+        if attached.peer.send(Channel::Heartbeat, 0, message).is_err() {
+            attached.owner.do_send(PeerUpdate::ProbeRefused(number));
+        }
+    }
+}
+
+impl Handler<Request> for Transport {
+    type Result = ResponseFuture<Result<Kmp, RequestError>>;
+
+    fn handle(&mut self, request: Request, ctx: &mut Self::Context) -> Self::Result {
+        let token = self.next_token;
+        self.next_token += 1;
+        let Some(attached) = self.peers.get_mut(&request.key).filter(|p| p.control_up) else {
+            return Box::pin(async { Err(RequestError::NotConnected) });
+        };
+        let full = attached.waiting.len() >= REQUESTS_MAX;
+        if full
+            || attached
+                .peer
+                .send(Channel::Control, token, request.message)
+                .is_err()
+        {
+            return Box::pin(async { Err(RequestError::Busy) });
+        }
+        let (sender, receiver) = oneshot::channel();
+        attached.waiting.insert(token, sender);
+        let (own, key, timeout) = (ctx.address(), request.key, request.timeout);
+        Box::pin(async move {
+            match tokio::time::timeout(timeout, receiver).await {
+                Ok(reply) => reply.unwrap_or(Err(RequestError::NotConnected)),
+                Err(_) => {
+                    own.do_send(Forget(key, token));
+                    Err(RequestError::TimedOut(timeout))
+                }
+            }
+        })
+    }
+}
+
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Forget(PeerKey, u64);
+
+impl Handler<Forget> for Transport {
+    type Result = ();
+
+    fn handle(&mut self, Forget(key, token): Forget, _: &mut Self::Context) {
+        if let Some(attached) = self.peers.get_mut(&key) {
+            attached.waiting.remove(&token);
+            attached.on_wire.retain(|_, t| *t != token);
+        }
+    }
+}
+
+impl Handler<Broadcast> for Transport {
+    type Result = usize;
+
+    fn handle(&mut self, broadcast: Broadcast, _: &mut Self::Context) -> usize {
+        let others = self
+            .peers
+            .iter()
+            .filter(|(key, p)| key.instance != broadcast.except && p.control_up);
+        let send = |p: &Attached| p.peer.send(Channel::Control, 0, broadcast.message.clone());
+        others.filter(|(_, p)| send(p).is_ok()).count()
+    }
+}
+
+impl Handler<FromPeer> for Transport {
+    type Result = ();
+
+    fn handle(&mut self, FromPeer(key, event): FromPeer, _: &mut Self::Context) {
+        let Some(attached) = self.peers.get_mut(&key) else {
+            return;
+        };
+        match event {
+            PeerEvent::Up(Channel::Heartbeat, hello) => {
+                attached.owner.do_send(PeerUpdate::HeartbeatUp(hello));
+            }
+            PeerEvent::Up(_, _) => {
+                attached.control_up = true;
+                attached.owner.do_send(PeerUpdate::Control(true));
+            }
+            PeerEvent::Down(Channel::Heartbeat, why) => {
+                debug!(self.log, "heartbeat channel down"; "instance" => &key.instance,
+                    "generation" => key.generation, "reason" => &why);
+                attached.owner.do_send(PeerUpdate::HeartbeatDown(why));
+            }
+            PeerEvent::Down(_, _) => {
+                attached.control_up = false;
+                attached.on_wire.clear();
+                for (_, waiting) in attached.waiting.drain() {
+                    let _ = waiting.send(Err(RequestError::NotConnected));
+                }
+                attached.owner.do_send(PeerUpdate::Control(false));
+            }
+            PeerEvent::KernelRefused(Channel::Heartbeat) => {
+                attached.owner.do_send(PeerUpdate::KernelRefused);
+            }
+            PeerEvent::KernelRefused(_) => {}
+            PeerEvent::Sent {
+                channel: Channel::Control,
+                token,
+                sequence,
+            } if token != 0 => {
+                attached.on_wire.insert(sequence, token);
+            }
+            PeerEvent::Sent { .. } => {}
+            PeerEvent::Frame(_, frame) => attached.frame(*frame),
+        }
+    }
+}
+
+impl Attached {
+    fn frame(&mut self, frame: Frame) {
+        let sequence = frame.header.sequence;
+        match frame.message {
+            Kmp::HeartbeatRsp(answer) => self.owner.do_send(PeerUpdate::Answer(answer)),
+            Kmp::HealthStatus(status) => self.owner.do_send(PeerUpdate::Health(status)),
+            Kmp::Error(error) => self.complete(sequence, Err(RequestError::Refused(error))),
+            Kmp::Retry(_) => self.complete(sequence, Err(RequestError::Busy)),
+            message if frame.header.reply => self.complete(sequence, Ok(message)),
+            // An agent has nothing else to ask of its daemon.
+            _ => {}
+        }
+    }
+
+    fn complete(&mut self, sequence: u32, result: Result<Kmp, RequestError>) {
+        let token = self.on_wire.remove(&sequence);
+        if let Some(waiting) = token.and_then(|t| self.waiting.remove(&t)) {
+            let _ = waiting.send(result);
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! Wall-clock times as they are written in the journal and shown to people.
+
+/// Now, RFC 3339 in UTC with milliseconds.
+pub fn now_rfc3339() -> String {
+    let now = jiff::Timestamp::now();
+    format!("{now:.3}")
+}
+
+/// Now, nanoseconds since the Unix epoch; 0 for a clock before it.
+pub fn now_unix_ns() -> u64 {
+    u64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(0)
+}
+
+/// Seconds from the time `since`, as written by [`now_rfc3339`], until now; 0 when it does not parse
+/// or lies ahead.
+pub fn seconds_since(since: &str) -> u64 {
+    let Ok(then) = since.parse::<jiff::Timestamp>() else {
+        return 0;
+    };
+    let seconds = jiff::Timestamp::now().as_second() - then.as_second();
+    u64::try_from(seconds).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_written_time_reads_back() {
+        let text = now_rfc3339();
+        assert!(text.ends_with('Z') && text.len() == 24, "{text}");
+        assert!(seconds_since(&text) <= 1);
+        assert_eq!(seconds_since("garbage"), 0);
+    }
+}

@@ -1,0 +1,362 @@
+//! The Watch actor: the failure detector of one generation.
+//!
+//! It sends the probes, listens for exit events, measures how late the daemon itself is, and tells
+//! its owner what the detector finds. The owner changes once at most, when a morph commits.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use actix::prelude::*;
+use kmorph_backends::contract::{ExitCause, Observation, Placement};
+use kmp_proto::detector::{Action, Config, Counters, Detector, Event, Verdict};
+use kmp_proto::message::{HealthStatus, HeartbeatReq, HeartbeatRsp};
+use kmp_proto::time::Instant;
+use slog::{Logger, o, warn};
+use tokio::sync::oneshot;
+
+use crate::clock;
+use crate::services::Services;
+use crate::transport::{Attach, Detach, PeerKey, PeerUpdate, SendProbe};
+
+/// Lateness of a timer that counts as the daemon's own.
+pub const LAG_MIN: Duration = Duration::from_millis(5);
+/// Probes whose sending time is remembered for the round trip.
+const ROUND_TRIPS_MAX: usize = 32;
+
+/// What the owner is told.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct WatchEvent {
+    /// The generation.
+    pub generation: u64,
+    /// What.
+    pub kind: WatchKind,
+}
+
+/// See [`WatchEvent`].
+#[derive(Debug)]
+pub enum WatchKind {
+    /// The first healthy answer; the release that its kernel says.
+    Healthy(String),
+    /// Silent for a while.
+    Suspect(Duration),
+    /// Answered again.
+    Relieved(Duration),
+    /// The channel takes no probes.
+    Congested,
+    /// It has failed.
+    Failed(Verdict),
+    /// The agent says something about its health.
+    Health(HealthStatus),
+}
+
+/// The figures of a watch.
+#[derive(Clone, Debug)]
+pub struct WatchFigures {
+    /// The detector's phase.
+    pub phase: &'static str,
+    /// Its configuration.
+    pub config: Config,
+    /// Its counters.
+    pub counters: Counters,
+    /// Probes not answered in a row.
+    pub missed: usize,
+    /// Since the last answer.
+    pub since_answer: Option<Duration>,
+    /// The last answer.
+    pub last: Option<HeartbeatRsp>,
+    /// Last round trip.
+    pub rtt: Option<Duration>,
+    /// Smoothed round trip.
+    pub smoothed_rtt: Option<Duration>,
+    /// Longest own lateness seen.
+    pub self_lag: Duration,
+    /// Release of its kernel, as its agent says.
+    pub kernel_release: String,
+}
+
+/// Asks for the figures.
+#[derive(Debug, Message)]
+#[rtype(result = "WatchFigures")]
+pub struct GetFigures;
+
+/// Changes the timeout.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Reconfigure(pub Config);
+
+/// Sends a heartbeat now; the round trip.
+#[derive(Debug, Message)]
+#[rtype(result = "Option<Duration>")]
+pub struct Ping(pub Duration);
+
+/// Changes who is told.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct SetOwner(pub Recipient<WatchEvent>);
+
+/// The actor.
+pub struct Watch {
+    services: Services,
+    log: Logger,
+    key: PeerKey,
+    placement: Placement,
+    owner: Recipient<WatchEvent>,
+    detector: Detector,
+    timer: Option<SpawnHandle>,
+    due: Option<Instant>,
+    sent: BTreeMap<u32, Instant>,
+    pings: BTreeMap<u32, oneshot::Sender<Duration>>,
+    next_ping: u32,
+    last_answer: Option<(Instant, HeartbeatRsp)>,
+    rtt: Option<Duration>,
+    smoothed_rtt: Option<Duration>,
+    self_lag: Duration,
+    kernel_release: String,
+}
+
+/// First number of a ping's probes, out of the way of the detector's own.
+const PING_FIRST: u32 = 1 << 31;
+
+impl Watch {
+    /// Begins to watch a placed generation.
+    pub fn begin(
+        services: Services,
+        placement: Placement,
+        config: Config,
+        owner: Recipient<WatchEvent>,
+    ) -> Addr<Self> {
+        let instance = placement.name.as_str().to_owned();
+        let generation = placement.generation;
+        let log = services
+            .log
+            .new(o!("instance" => instance.clone(), "generation" => generation));
+        let watch = Self {
+            log,
+            key: PeerKey {
+                instance,
+                generation,
+            },
+            placement,
+            owner,
+            detector: Detector::new(config, clock::now()),
+            timer: None,
+            due: None,
+            sent: BTreeMap::new(),
+            pings: BTreeMap::new(),
+            next_ping: PING_FIRST,
+            last_answer: None,
+            rtt: None,
+            smoothed_rtt: None,
+            self_lag: Duration::ZERO,
+            kernel_release: String::new(),
+            services,
+        };
+        watch.start()
+    }
+
+    fn tell(&mut self, event: Event, ctx: &mut Context<Self>) {
+        self.detector.handle(event, clock::now());
+        while let Some(action) = self.detector.poll_action() {
+            self.act(action, ctx);
+        }
+        self.schedule(ctx);
+    }
+
+    fn act(&mut self, action: Action, ctx: &mut Context<Self>) {
+        let kind = match action {
+            Action::SendProbe { probe } => return self.send_probe(probe),
+            Action::LookCloser => return self.look_closer(ctx),
+            Action::Healthy => WatchKind::Healthy(self.kernel_release.clone()),
+            Action::Suspect { silence } => WatchKind::Suspect(silence),
+            Action::Relieved { silence } => WatchKind::Relieved(silence),
+            Action::TransportCongested => WatchKind::Congested,
+            Action::Failed(verdict) => WatchKind::Failed(verdict),
+        };
+        self.owner.do_send(WatchEvent {
+            generation: self.key.generation,
+            kind,
+        });
+    }
+
+    fn send_probe(&mut self, probe: u32) {
+        if self.sent.len() == ROUND_TRIPS_MAX {
+            self.sent.pop_first();
+        }
+        self.sent.insert(probe, clock::now());
+        let self_lag_us = u32::try_from(self.self_lag.as_micros()).unwrap_or(u32::MAX);
+        let request = HeartbeatReq {
+            probe,
+            flags: 0,
+            self_lag_us,
+        };
+        self.services.transport.do_send(SendProbe {
+            key: self.key.clone(),
+            request,
+        });
+    }
+
+    /// What the backend sees of it, now that it is silent.
+    fn look_closer(&mut self, ctx: &mut Context<Self>) {
+        let (backend, placement) = (self.services.backend.clone(), self.placement.clone());
+        let look = async move { backend.observe(&placement).await };
+        ctx.spawn(look.into_actor(self).map(|seen, act, ctx| match seen {
+            Ok(Observation::Stopped) => act.tell(Event::Stopped, ctx),
+            Ok(Observation::Ended(cause)) => act.tell(Event::Ended(cause.to_string()), ctx),
+            Ok(Observation::Running) => {}
+            Err(error) => warn!(act.log, "it could not be observed"; "error" => %error),
+        }));
+    }
+
+    fn schedule(&mut self, ctx: &mut Context<Self>) {
+        let due = self.detector.poll_timeout();
+        if due == self.due && self.timer.is_some() {
+            return;
+        }
+        if let Some(timer) = self.timer.take() {
+            ctx.cancel_future(timer);
+        }
+        self.due = due;
+        let Some(due) = due else { return };
+        self.timer = Some(ctx.run_later(due - clock::now(), move |act, ctx| {
+            act.timer = None;
+            let late = clock::now() - due;
+            if late >= LAG_MIN {
+                act.self_lag = act.self_lag.max(late);
+                act.detector.handle(Event::SelfLag(late), due);
+            }
+            act.tell(Event::Tick, ctx);
+        }));
+    }
+
+    fn answered(&mut self, answer: HeartbeatRsp) -> Option<Duration> {
+        let now = clock::now();
+        self.last_answer = Some((now, answer));
+        let rtt = now - self.sent.remove(&answer.probe)?;
+        self.sent
+            .retain(|probe, _| *probe > answer.probe || *probe >= PING_FIRST);
+        self.rtt = Some(rtt);
+        // The smoothing of TCP's round-trip estimate (RFC 6298): seven parts old, one part new.
+        self.smoothed_rtt = Some(self.smoothed_rtt.map_or(rtt, |old| (old * 7 + rtt) / 8));
+        Some(rtt)
+    }
+}
+
+impl Actor for Watch {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.services.transport.do_send(Attach {
+            key: self.key.clone(),
+            endpoint: self.placement.endpoint.clone(),
+            hello: self.services.hello(&self.key.instance, self.key.generation),
+            owner: ctx.address().recipient(),
+        });
+        let (backend, placement) = (self.services.backend.clone(), self.placement.clone());
+        let ended = async move { backend.ended(&placement).await };
+        ctx.spawn(ended.into_actor(self).map(|cause: ExitCause, act, ctx| {
+            act.tell(Event::Ended(cause.to_string()), ctx);
+        }));
+        self.schedule(ctx);
+    }
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        self.services.transport.do_send(Detach(self.key.clone()));
+    }
+}
+
+/// Ends the watch and its connections.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct EndWatch;
+
+impl Handler<EndWatch> for Watch {
+    type Result = ();
+
+    fn handle(&mut self, _: EndWatch, ctx: &mut Self::Context) {
+        ctx.stop();
+    }
+}
+
+impl Handler<PeerUpdate> for Watch {
+    type Result = ();
+
+    fn handle(&mut self, update: PeerUpdate, ctx: &mut Self::Context) {
+        match update {
+            PeerUpdate::HeartbeatUp(hello) => {
+                self.kernel_release = hello.kernel_release;
+                self.tell(Event::ChannelUp, ctx);
+            }
+            PeerUpdate::HeartbeatDown(_) => self.tell(Event::ChannelLost, ctx),
+            PeerUpdate::KernelRefused => self.tell(Event::KernelAnswered, ctx),
+            PeerUpdate::ProbeRefused(probe) => self.tell(Event::SendRefused { probe }, ctx),
+            PeerUpdate::Answer(answer) => {
+                let rtt = self.answered(answer);
+                match (self.pings.remove(&answer.probe), rtt) {
+                    (Some(ping), Some(rtt)) => drop(ping.send(rtt)),
+                    _ => {
+                        let (probe, health) = (answer.probe, answer.health);
+                        self.tell(Event::Answer { probe, health }, ctx);
+                    }
+                }
+            }
+            PeerUpdate::Health(status) => {
+                let kind = WatchKind::Health(status);
+                self.owner.do_send(WatchEvent {
+                    generation: self.key.generation,
+                    kind,
+                });
+            }
+            PeerUpdate::Control(_) => {}
+        }
+    }
+}
+
+impl Handler<GetFigures> for Watch {
+    type Result = MessageResult<GetFigures>;
+
+    fn handle(&mut self, _: GetFigures, _: &mut Self::Context) -> Self::Result {
+        MessageResult(WatchFigures {
+            phase: self.detector.phase(),
+            config: self.detector.config(),
+            counters: self.detector.counters(),
+            missed: self.detector.missed(),
+            since_answer: self.last_answer.map(|(at, _)| clock::now() - at),
+            last: self.last_answer.map(|(_, answer)| answer),
+            rtt: self.rtt,
+            smoothed_rtt: self.smoothed_rtt,
+            self_lag: self.self_lag,
+            kernel_release: self.kernel_release.clone(),
+        })
+    }
+}
+
+impl Handler<Reconfigure> for Watch {
+    type Result = ();
+
+    fn handle(&mut self, Reconfigure(config): Reconfigure, ctx: &mut Self::Context) {
+        self.tell(Event::Reconfigure(config), ctx);
+    }
+}
+
+impl Handler<SetOwner> for Watch {
+    type Result = ();
+
+    fn handle(&mut self, SetOwner(owner): SetOwner, _: &mut Self::Context) {
+        self.owner = owner;
+    }
+}
+
+impl Handler<Ping> for Watch {
+    type Result = ResponseFuture<Option<Duration>>;
+
+    fn handle(&mut self, Ping(timeout): Ping, _: &mut Self::Context) -> Self::Result {
+        let probe = self.next_ping;
+        self.next_ping = self.next_ping.checked_add(1).unwrap_or(PING_FIRST);
+        self.pings.retain(|_, waiting| !waiting.is_closed());
+        let (sender, receiver) = oneshot::channel();
+        self.pings.insert(probe, sender);
+        self.send_probe(probe);
+        Box::pin(async move { tokio::time::timeout(timeout, receiver).await.ok()?.ok() })
+    }
+}
