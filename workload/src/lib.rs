@@ -1,1 +1,11 @@
-//! Skeleton.
+//! What a workload links against to be moved by kmorph, and how its agent talks to it.
+//!
+//! This crate may open sockets, map shared memory and describe its own process to its agent. It
+//! may not speak KMP, know a backend, start a thread, or decide that a morph happens: it does what
+//! its agent asks and refuses what is not allowed in its phase. The agent uses [`handover`] from
+//! here; the reference workload is the binary `kmorph-kv`.
+
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("kmorph-workload maps large memory by 64-bit offsets: build for a 64-bit target");
+
+pub mod handover;

@@ -1,0 +1,2 @@
+//! The reference workload: an in-memory key-value server.
+fn main() {}
