@@ -1,0 +1,320 @@
+//! The mapping itself: the only place of this module that touches raw memory.
+//!
+//! Words are accessed as relaxed atomics, because another process may map the same memory. Bytes
+//! are lent out as slices only to the process that may use them: the owner, or anyone while the
+//! arena is frozen (see [`super::ownership`]).
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
+
+use super::dirty::DirtyPages;
+use super::{ArenaError, MAX_CAPACITY, MIN_CAPACITY, Result, index};
+
+/// Bytes made present per system call, so that other faults of the process get their turn.
+const PREFAULT_STEP_BYTES: u64 = 4 << 20;
+
+/// A shared mapping of a whole memfd.
+#[derive(Debug)]
+pub struct Mapping {
+    base: NonNull<u8>,
+    len: u64,
+    fd: OwnedFd,
+    dirty: Option<DirtyPages>,
+    written_bytes: u64,
+}
+
+fn system(what: &'static str) -> impl FnOnce(nix::errno::Errno) -> ArenaError {
+    move |errno| ArenaError::System {
+        what,
+        source: errno.into(),
+    }
+}
+
+impl Mapping {
+    /// Makes a new, empty memfd of `len` bytes. It takes memory only as it is written.
+    ///
+    /// # Errors
+    /// [`ArenaError::Incompatible`] for a size out of range; else the system's.
+    pub fn create(len: u64) -> Result<Self> {
+        check_len(len)?;
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let fd = memfd_create(c"kmorph-arena", flags).map_err(system("creating the arena"))?;
+        let size = i64::try_from(len).unwrap_or(i64::MAX);
+        nix::unistd::ftruncate(&fd, size).map_err(system("sizing the arena"))?;
+        // Nobody can shrink it under a process that maps it.
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW;
+        fcntl(&fd, FcntlArg::F_ADD_SEALS(seals)).map_err(system("sealing the arena"))?;
+        Self::map(fd, len)
+    }
+
+    /// Maps the memfd of another process.
+    ///
+    /// # Errors
+    /// [`ArenaError::Incompatible`] when it is not a sealed memfd of `len` bytes.
+    pub fn open(fd: OwnedFd, len: u64) -> Result<Self> {
+        check_len(len)?;
+        let seals = fcntl(&fd, FcntlArg::F_GET_SEALS)
+            .map_err(|_| ArenaError::Incompatible("it is not a memfd".to_owned()))?;
+        if !SealFlag::from_bits_retain(seals).contains(SealFlag::F_SEAL_SHRINK) {
+            let text = "its memfd is not sealed against shrinking";
+            return Err(ArenaError::Incompatible(text.to_owned()));
+        }
+        let stat = nix::sys::stat::fstat(&fd).map_err(system("asking the arena's size"))?;
+        if u64::try_from(stat.st_size).ok() != Some(len) {
+            let text = format!("its memfd has {} bytes, not {len}", stat.st_size);
+            return Err(ArenaError::Incompatible(text));
+        }
+        Self::map(fd, len)
+    }
+
+    fn map(fd: OwnedFd, len: u64) -> Result<Self> {
+        let size = NonZeroUsize::new(index(len))
+            .ok_or_else(|| ArenaError::Incompatible("it is empty".to_owned()))?;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping at an address that the kernel chooses replaces nothing; the file
+        // is sealed against shrinking, so every byte of it stays backed.
+        let base = unsafe { mmap(None, size, protection, MapFlags::MAP_SHARED, &fd, 0) }
+            .map_err(system("mapping the arena"))?
+            .cast::<u8>();
+        Ok(Self {
+            base,
+            len,
+            fd,
+            dirty: None,
+            written_bytes: 0,
+        })
+    }
+
+    /// Size in bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Never true: an arena has at least [`MIN_CAPACITY`] bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The memfd, to be passed on.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Makes the pages of `start..end` present and writable in this process, so that no fault
+    /// delays its first answers.
+    ///
+    /// # Errors
+    /// The system's; kernels before 5.14 refuse with `EINVAL`, which is no error here.
+    pub fn prefault(&self, start: u64, end: u64) -> Result<()> {
+        let end = end.min(self.len);
+        let mut at = start & !(PREFAULT_STEP_BYTES - 1);
+        while at < end {
+            let step = PREFAULT_STEP_BYTES.min(self.len - at);
+            // SAFETY: `at < len` and `at + step <= len`, so the range lies in this mapping, which
+            // populating does not change.
+            let result = unsafe {
+                let address = self.base.add(index(at)).cast();
+                madvise(address, index(step), MmapAdvise::MADV_POPULATE_WRITE)
+            };
+            match result {
+                Ok(()) => {}
+                Err(nix::errno::Errno::EINVAL) => return Ok(()),
+                Err(errno) => return Err(system("prefaulting the arena")(errno)),
+            }
+            at += step;
+        }
+        Ok(())
+    }
+
+    /// The word at `offset`, as an atomic.
+    ///
+    /// # Errors
+    /// [`ArenaError::Corrupt`] when the offset is unaligned or out of bounds.
+    pub fn word(&self, offset: u64) -> Result<&AtomicU64> {
+        if !offset.is_multiple_of(8) || offset.checked_add(8).is_none_or(|end| end > self.len) {
+            return Err(ArenaError::Corrupt {
+                what: "word",
+                offset,
+            });
+        }
+        // SAFETY: in bounds and aligned, as just checked; the mapping lives as long as `self`; all
+        // processes access words as atomics.
+        Ok(unsafe { self.base.add(index(offset)).cast::<AtomicU64>().as_ref() })
+    }
+
+    /// Reads a word.
+    ///
+    /// # Errors
+    /// As [`Mapping::word`].
+    pub fn get(&self, offset: u64) -> Result<u64> {
+        Ok(self.word(offset)?.load(Ordering::Relaxed))
+    }
+
+    /// Writes a word.
+    ///
+    /// # Errors
+    /// As [`Mapping::word`].
+    pub fn put(&mut self, offset: u64, value: u64) -> Result<()> {
+        self.word(offset)?.store(value, Ordering::Relaxed);
+        self.note_write(offset, 8);
+        Ok(())
+    }
+
+    /// Lends out bytes. The caller is the owner, or the arena is frozen.
+    ///
+    /// # Errors
+    /// [`ArenaError::Corrupt`] when the range is out of bounds.
+    pub fn bytes(&self, offset: u64, len: u64) -> Result<&[u8]> {
+        self.check_range(offset, len)?;
+        // SAFETY: in bounds, as just checked. Nobody writes meanwhile: this process has no writer
+        // while `self` is borrowed, others may not write what they do not own.
+        Ok(
+            unsafe {
+                std::slice::from_raw_parts(self.base.as_ptr().add(index(offset)), index(len))
+            },
+        )
+    }
+
+    /// Writes bytes.
+    ///
+    /// # Errors
+    /// As [`Mapping::bytes`].
+    pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let len = bytes.len() as u64;
+        self.check_range(offset, len)?;
+        // SAFETY: in bounds, as just checked; `bytes` cannot overlap the mapping, of which only
+        // shared borrows of `self` are given out and `self` is borrowed mutably.
+        unsafe {
+            let to = self.base.as_ptr().add(index(offset));
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
+        }
+        self.note_write(offset, len);
+        Ok(())
+    }
+
+    /// Copies bytes within the arena; the ranges may overlap.
+    ///
+    /// # Errors
+    /// As [`Mapping::bytes`].
+    pub fn copy_within(&mut self, from: u64, to: u64, len: u64) -> Result<()> {
+        self.check_range(from, len)?;
+        self.check_range(to, len)?;
+        // SAFETY: both ranges are in bounds, as just checked; `copy` allows them to overlap.
+        unsafe {
+            let source = self.base.as_ptr().add(index(from));
+            let target = self.base.as_ptr().add(index(to));
+            std::ptr::copy(source, target, index(len));
+        }
+        self.note_write(to, len);
+        Ok(())
+    }
+
+    /// Writes zeros.
+    ///
+    /// # Errors
+    /// As [`Mapping::bytes`].
+    pub fn zero(&mut self, offset: u64, len: u64) -> Result<()> {
+        self.check_range(offset, len)?;
+        // SAFETY: in bounds, as just checked.
+        unsafe { std::ptr::write_bytes(self.base.as_ptr().add(index(offset)), 0, index(len)) };
+        self.note_write(offset, len);
+        Ok(())
+    }
+
+    fn check_range(&self, offset: u64, len: u64) -> Result<()> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.len => Ok(()),
+            _ => Err(ArenaError::Corrupt {
+                what: "range",
+                offset,
+            }),
+        }
+    }
+
+    /// Notes that `len` bytes from `offset` on have changed.
+    pub(super) fn note_write(&mut self, offset: u64, len: u64) {
+        self.written_bytes = self.written_bytes.wrapping_add(len);
+        if let Some(dirty) = &mut self.dirty {
+            dirty.mark(offset, len);
+        }
+    }
+
+    /// Bytes written through this mapping since it was made.
+    #[must_use]
+    pub fn written_bytes(&self) -> u64 {
+        self.written_bytes
+    }
+
+    /// Begins to track writes; all of `0..end` counts as written.
+    pub fn track_dirty(&mut self, end: u64) {
+        let mut dirty = DirtyPages::new(self.len);
+        dirty.mark(0, end.min(self.len));
+        self.dirty = Some(dirty);
+    }
+
+    /// Stops tracking writes.
+    pub fn stop_tracking(&mut self) {
+        self.dirty = None;
+    }
+
+    /// Bytes written and not yet taken; 0 when not tracked.
+    #[must_use]
+    pub fn dirty_bytes(&self) -> u64 {
+        self.dirty.as_ref().map_or(0, DirtyPages::bytes)
+    }
+
+    /// Takes the next run of written pages, at most `max_bytes` of it: its offset and bytes.
+    ///
+    /// # Errors
+    /// As [`Mapping::bytes`].
+    pub fn take_dirty(&mut self, max_bytes: u64) -> Result<Option<(u64, &[u8])>> {
+        let Some(dirty) = &mut self.dirty else {
+            return Ok(None);
+        };
+        let Some((offset, len)) = dirty.take(max_bytes) else {
+            return Ok(None);
+        };
+        let len = len.min(self.len - offset);
+        Ok(Some((offset, self.bytes(offset, len)?)))
+    }
+}
+
+fn check_len(len: u64) -> Result<()> {
+    if (MIN_CAPACITY..=MAX_CAPACITY).contains(&len) && len.is_multiple_of(4096) {
+        return Ok(());
+    }
+    Err(ArenaError::Incompatible(format!(
+        "a size of {len} bytes is not a multiple of 4096 between {MIN_CAPACITY} and {MAX_CAPACITY}"
+    )))
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: this is the mapping that `map` made, whole, and no borrow of it outlives `self`.
+        // An error leaves it mapped, which harms nobody.
+        let _ = unsafe { munmap(self.base.cast(), index(self.len)) };
+    }
+}
+
+// SAFETY: the mapping is owned by this value alone within the process; its address may be used
+// from any thread.
+unsafe impl Send for Mapping {}
+
+impl From<ArenaError> for io::Error {
+    fn from(error: ArenaError) -> Self {
+        match error {
+            ArenaError::System { source, .. } => source,
+            other => io::Error::other(other.to_string()),
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Position-independent memory in a memfd, which two processes can map.
+//!
+//! All references inside are offsets from the start, so that a successor serves straight from the
+//! memory of its predecessor, wherever it maps it. The layout is in [`layout`]; it is versioned and
+//! a process refuses a version it does not know.
+//!
+//! Who may write is decided by one word in the header, see [`ownership`]. Every word that is read
+//! is taken as untrusted: an offset that leads nowhere is [`ArenaError::Corrupt`], never a fault.
+
+mod alloc;
+mod dirty;
+pub mod layout;
+mod map;
+mod ownership;
+
+use std::io;
+
+pub use map::Mapping;
+pub use ownership::{Ownership, OwnershipPhase};
+
+/// Smallest arena, in bytes.
+pub const MIN_CAPACITY: u64 = 1 << 20;
+/// Largest arena, in bytes.
+pub const MAX_CAPACITY: u64 = 1 << 44;
+
+/// Why an arena could not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum ArenaError {
+    /// No block is left that is large enough.
+    #[error("the arena is full")]
+    Full,
+    /// Another process owns the arena, or it is frozen.
+    #[error("the arena is not ours to write: {0:?}")]
+    NotOwner(Ownership),
+    /// What is in the memory cannot be.
+    #[error("the arena is damaged: {what} at offset {offset:#x}")]
+    Corrupt {
+        /// What was being read.
+        what: &'static str,
+        /// Where.
+        offset: u64,
+    },
+    /// It was written by a version that this program does not know, or it is no arena.
+    #[error("not an arena this program can read: {0}")]
+    Incompatible(String),
+    /// The system refused.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+/// Result of an arena operation.
+pub type Result<T> = std::result::Result<T, ArenaError>;
+
+/// An index into memory. Every offset fits: the crate builds for 64-bit targets only.
+#[allow(clippy::cast_possible_truncation)]
+pub(crate) const fn index(offset: u64) -> usize {
+    offset as usize
+}

@@ -1,0 +1,128 @@
+//! Who may write: one word, changed only by compare-and-swap.
+//!
+//! ```text
+//!   word = epoch << 2 | phase
+//!
+//!   (0, Empty) --create--> (1, Serving) <--resume / freeze--> (1, Frozen) --claim--> (2, Serving)
+//! ```
+//!
+//! Invariants: an owner remembers the epoch it claimed and writes only while the word says that
+//! epoch and `Serving`. `resume` by the old owner and `claim` by the new one start from the same
+//! value, so exactly one of them succeeds, whatever the order and however often they are tried.
+
+use std::sync::atomic::Ordering;
+
+use super::layout::word;
+use super::{ArenaError, Mapping, Result};
+
+/// What the ownership word says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ownership {
+    /// Counts the owners the arena has had.
+    pub epoch: u64,
+    /// What the owner does.
+    pub phase: OwnershipPhase,
+}
+
+/// What an owner does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OwnershipPhase {
+    /// Not set up yet.
+    Empty,
+    /// Writes.
+    Serving,
+    /// Holds still; the next owner may claim it.
+    Frozen,
+}
+
+impl Ownership {
+    const fn to_word(self) -> u64 {
+        self.epoch << 2
+            | match self.phase {
+                OwnershipPhase::Empty => 0,
+                OwnershipPhase::Serving => 1,
+                OwnershipPhase::Frozen => 2,
+            }
+    }
+
+    fn from_word(word: u64) -> Result<Self> {
+        let phase = match word & 3 {
+            0 => OwnershipPhase::Empty,
+            1 => OwnershipPhase::Serving,
+            2 => OwnershipPhase::Frozen,
+            _ => {
+                return Err(ArenaError::Corrupt {
+                    what: "ownership word",
+                    offset: word::OWNERSHIP,
+                });
+            }
+        };
+        Ok(Self {
+            epoch: word >> 2,
+            phase,
+        })
+    }
+}
+
+impl Mapping {
+    /// What the ownership word says now.
+    ///
+    /// # Errors
+    /// [`ArenaError::Corrupt`] when it says nothing known.
+    pub fn ownership(&self) -> Result<Ownership> {
+        Ownership::from_word(self.word(word::OWNERSHIP)?.load(Ordering::Acquire))
+    }
+
+    /// Whether the owner of `epoch` may write.
+    pub(crate) fn is_serving(&self, epoch: u64) -> bool {
+        let phase = OwnershipPhase::Serving;
+        let mine = Ownership { epoch, phase }.to_word();
+        self.word(word::OWNERSHIP)
+            .is_ok_and(|word| word.load(Ordering::Relaxed) == mine)
+    }
+
+    /// Takes the arena from one state to another, if it is in the first.
+    ///
+    /// # Errors
+    /// [`ArenaError::NotOwner`] with what it says instead.
+    pub(crate) fn change_owner(&mut self, from: Ownership, to: Ownership) -> Result<()> {
+        let result = self.word(word::OWNERSHIP)?.compare_exchange(
+            from.to_word(),
+            to.to_word(),
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+        match result {
+            Ok(_) => {
+                self.note_write(word::OWNERSHIP, 8);
+                Ok(())
+            }
+            Err(found) => Err(ArenaError::NotOwner(Ownership::from_word(found)?)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resume_and_claim_race_and_one_wins() {
+        let mut old = Mapping::create(1 << 20).unwrap();
+        let fd = old.fd().try_clone_to_owned().unwrap();
+        let mut new = Mapping::open(fd, 1 << 20).unwrap();
+        let at = |epoch, phase| Ownership { epoch, phase };
+        let empty = at(0, OwnershipPhase::Empty);
+        let serving = at(1, OwnershipPhase::Serving);
+        let frozen = at(1, OwnershipPhase::Frozen);
+        let claimed = at(2, OwnershipPhase::Serving);
+        old.change_owner(empty, serving).unwrap();
+        let error = new.change_owner(frozen, claimed).unwrap_err();
+        assert!(matches!(error, ArenaError::NotOwner(found) if found == serving));
+        old.change_owner(serving, frozen).unwrap();
+        new.change_owner(frozen, claimed).unwrap();
+        let error = old.change_owner(frozen, serving).unwrap_err();
+        assert!(matches!(error, ArenaError::NotOwner(found) if found == claimed));
+        assert!(new.is_serving(2) && !old.is_serving(1));
+    }
+}

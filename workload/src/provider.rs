@@ -1,0 +1,283 @@
+//! What a workload implements to be moved: the `cooperative` state provider.
+//!
+//! [`crate::session::Session`] speaks the protocol and keeps the phases; a provider is called only
+//! when its phase allows it, on the thread that handles the session's descriptors, never two
+//! methods at once.
+//!
+//! ```text
+//!   old side:  prepare_export, items ── read_dirty* ── freeze, connections ─┬─ (retire: exit)
+//!                                                                           └─ resume
+//!   new side:  prepare_import ── import*, early_complete | apply* ── import_connections
+//!              ── validate* ── activate ── serve
+//! ```
+//!
+//! Two promises keep a morph safe, and only the provider can give them: between `freeze` and
+//! `resume` it answers no client and changes no shared state; before `serve` has succeeded it reads
+//! from no client and changes no shared state.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use crate::arena::ArenaError;
+use crate::handover::message::{Check, FailureCode, Mode, StateDigest};
+use crate::handover::table::ConnectionBuffers;
+
+/// What a workload says of itself when it registers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Description {
+    /// Name of the program.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// What it can move, see [`crate::handover::message::state_kind`].
+    pub state_kinds: u32,
+    /// How, see [`crate::handover::message::mode_bit`].
+    pub modes: u32,
+}
+
+/// Current figures, see [`crate::handover::message::Status`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Memory that would move, in bytes.
+    pub state_bytes: u64,
+    /// Bytes of it in use.
+    pub used_bytes: u64,
+    /// Written bytes per second, a recent average.
+    pub dirty_bytes_per_s: u64,
+    /// Established client connections.
+    pub connections: u32,
+    /// Items held.
+    pub items: u64,
+    /// Requests answered by this process.
+    pub requests: u64,
+}
+
+/// Size of an export.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExportSize {
+    /// Memory in bytes; the new side makes room for as much.
+    pub total_len: u64,
+    /// Bytes that the first round carries; 0 in [`Mode::ByReference`].
+    pub dirty_bytes: u64,
+}
+
+/// Something that moves before the freeze.
+#[derive(Debug)]
+pub enum OutgoingItem<'a> {
+    /// A memory region: a memfd, sealed against shrinking.
+    Memory {
+        /// Name, unique in the workload.
+        name: String,
+        /// Size in bytes.
+        len: u64,
+        /// The memfd.
+        fd: BorrowedFd<'a>,
+    },
+    /// Any open file.
+    File {
+        /// Name, unique in the workload.
+        name: String,
+        /// The file.
+        fd: BorrowedFd<'a>,
+    },
+    /// A listening socket.
+    Listener {
+        /// Name, as in LISTEN_FDNAMES.
+        name: String,
+        /// The socket.
+        fd: BorrowedFd<'a>,
+    },
+}
+
+/// An established connection, with what is buffered for it.
+#[derive(Debug)]
+pub struct OutgoingConnection<'a> {
+    /// The socket.
+    pub fd: BorrowedFd<'a>,
+    /// The workload's own state for it, at most
+    /// [`crate::handover::table::MAX_CONNECTION_STATE_BYTES`].
+    pub state: Vec<u8>,
+    /// Read from the socket, not yet executed.
+    pub input: &'a [u8],
+    /// Answers not yet written to the socket.
+    pub output: &'a [u8],
+}
+
+/// Written bytes, to be copied.
+#[derive(Debug)]
+pub struct DirtyChunk<'a> {
+    /// Memory section.
+    pub section: u32,
+    /// Place in the section.
+    pub offset: u64,
+    /// The bytes.
+    pub bytes: &'a [u8],
+}
+
+/// [`OutgoingItem`] as it arrives.
+#[derive(Debug)]
+pub enum IncomingItem {
+    /// A memory region.
+    Memory {
+        /// Name, unique in the workload.
+        name: String,
+        /// Size in bytes, as the old side says it.
+        len: u64,
+        /// The memfd.
+        fd: OwnedFd,
+    },
+    /// Any open file.
+    File {
+        /// Name, unique in the workload.
+        name: String,
+        /// The file.
+        fd: OwnedFd,
+    },
+    /// A listening socket.
+    Listener {
+        /// Name, as in LISTEN_FDNAMES.
+        name: String,
+        /// The socket.
+        fd: OwnedFd,
+    },
+}
+
+/// [`OutgoingConnection`] as it arrives.
+#[derive(Debug)]
+pub struct IncomingConnection {
+    /// The socket.
+    pub fd: OwnedFd,
+    /// What is buffered.
+    pub buffers: ConnectionBuffers,
+}
+
+/// Why a provider could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct ProviderError {
+    /// Who is to blame.
+    pub code: FailureCode,
+    /// What was tried and what happened.
+    pub text: String,
+}
+
+impl ProviderError {
+    /// An error of the given kind.
+    pub fn new(code: FailureCode, text: impl Into<String>) -> Self {
+        Self {
+            code,
+            text: text.into(),
+        }
+    }
+}
+
+impl From<ArenaError> for ProviderError {
+    fn from(error: ArenaError) -> Self {
+        let code = match &error {
+            ArenaError::NotOwner(_) => FailureCode::Fenced,
+            ArenaError::Corrupt { .. } | ArenaError::Incompatible(_) => FailureCode::BadState,
+            ArenaError::Full | ArenaError::System { .. } => FailureCode::System,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+/// Result of a provider's method.
+pub type Result<T> = std::result::Result<T, ProviderError>;
+
+/// A workload that can be moved. See the module's picture for the order of calls.
+pub trait Provider {
+    /// What it says of itself when it registers.
+    fn describe(&self) -> Description;
+
+    /// Current figures. Called in every phase; cheap.
+    fn figures(&self) -> Figures;
+
+    /// Old side: make ready. In [`Mode::Rounds`] all memory in use counts as written from here on.
+    /// A second call starts over. Goes on serving.
+    ///
+    /// # Errors
+    /// Any; nothing has changed then.
+    fn prepare_export(&mut self, mode: Mode) -> Result<ExportSize>;
+
+    /// Old side, [`Mode::ByReference`]: what moves before the freeze.
+    fn items(&self) -> Vec<OutgoingItem<'_>>;
+
+    /// Old side, [`Mode::Rounds`]: the next written bytes, at most `max_bytes`; `None` when none
+    /// are left.
+    ///
+    /// # Errors
+    /// Any; the export is given up then.
+    fn read_dirty(&mut self, max_bytes: usize) -> Result<Option<DirtyChunk<'_>>>;
+
+    /// Old side, [`Mode::Rounds`]: bytes that [`Provider::read_dirty`] has still to give.
+    fn dirty_bytes(&self) -> u64;
+
+    /// Old side: stop answering and writing, at once. No copying and no digest over all content
+    /// here: clients wait.
+    ///
+    /// # Errors
+    /// Any; it goes on serving then.
+    fn freeze(&mut self) -> Result<StateDigest>;
+
+    /// Old side, [`Mode::ByReference`], frozen: the established connections.
+    fn connections(&self) -> Vec<OutgoingConnection<'_>>;
+
+    /// Old side: go on serving, whether frozen or not; forget the export.
+    ///
+    /// # Errors
+    /// [`FailureCode::Fenced`] when the new side serves; the process exits then.
+    fn resume(&mut self) -> Result<()>;
+
+    /// New side: make room. `total_len` is 0 in [`Mode::ByReference`].
+    ///
+    /// # Errors
+    /// Any; the morph is given up then.
+    fn prepare_import(&mut self, mode: Mode, total_len: u64) -> Result<()>;
+
+    /// New side, [`Mode::ByReference`]: one item.
+    ///
+    /// # Errors
+    /// Any; the morph is given up then.
+    fn import(&mut self, item: IncomingItem) -> Result<()>;
+
+    /// New side, [`Mode::ByReference`]: all items are here. Map and prefault now, while the old
+    /// side still serves. Returns the bytes made present.
+    ///
+    /// # Errors
+    /// Any; the morph is given up then.
+    fn early_complete(&mut self) -> Result<u64>;
+
+    /// New side, [`Mode::Rounds`]: bytes of a [`DirtyChunk`].
+    ///
+    /// # Errors
+    /// Any; the morph is given up then.
+    fn apply(&mut self, section: u32, offset: u64, bytes: &[u8]) -> Result<()>;
+
+    /// New side, [`Mode::ByReference`]: the connections, after the freeze. Not to be read from
+    /// before [`Provider::serve`].
+    ///
+    /// # Errors
+    /// Any; the morph is given up then.
+    fn import_connections(&mut self, connections: Vec<IncomingConnection>) -> Result<()>;
+
+    /// New side: the old side has resumed. Close the connections: they are served elsewhere.
+    fn forget_connections(&mut self);
+
+    /// New side: check what is here. `frozen`: whether the old side holds still, so that the
+    /// content can be checked too, for at most `budget`.
+    fn validate(&mut self, frozen: bool, budget: Duration) -> Vec<Check>;
+
+    /// New side: become able to answer a first request; answer nobody. `expected` is what the old
+    /// side froze, where it is known here.
+    ///
+    /// # Errors
+    /// Any; the morph is given up then.
+    fn activate(&mut self, expected: Option<StateDigest>, budget: Duration) -> Result<StateDigest>;
+
+    /// New side: take the state and serve.
+    ///
+    /// # Errors
+    /// [`FailureCode::Fenced`] when the old side has resumed; the process exits then.
+    fn serve(&mut self) -> Result<()>;
+}
