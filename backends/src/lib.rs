@@ -5,4 +5,6 @@
 //! from nowhere else.
 
 pub mod contract;
+pub mod embedded;
 pub mod kernel_image;
+mod process;

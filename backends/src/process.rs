@@ -1,0 +1,197 @@
+//! Processes on the host, named so that a reused pid is never taken for another, and watched by pidfd.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Mutex, PoisonError};
+
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
+use tokio::io::unix::AsyncFd;
+
+use crate::contract::{ExitCause, ProcessId};
+
+/// What `/proc/<pid>/stat` says of a process (proc_pid_stat(5)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stat {
+    pub(crate) pid: i32,
+    /// `R`, `S`, `T`, `Z` …
+    pub(crate) state: u8,
+    pub(crate) session: i32,
+    pub(crate) start_ticks: u64,
+}
+
+impl Stat {
+    /// Reads it; `None` when there is no such process.
+    pub(crate) fn read(pid: i32) -> io::Result<Option<Self>> {
+        match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+            Ok(text) => Ok(Self::parse(pid, &text)),
+            Err(error) if gone(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The command's name may contain anything, blanks and parentheses too: fields are counted from
+    /// the last parenthesis.
+    fn parse(pid: i32, text: &str) -> Option<Self> {
+        let (_, rest) = text.rsplit_once(')')?;
+        let fields: Vec<&str> = rest.split_whitespace().collect();
+        Some(Self {
+            pid,
+            state: *fields.first()?.as_bytes().first()?,
+            session: fields.get(3)?.parse().ok()?,
+            start_ticks: fields.get(19)?.parse().ok()?,
+        })
+    }
+
+    /// Whether it has ended and only waits to be reaped.
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.state, b'Z' | b'X' | b'x')
+    }
+}
+
+fn gone(error: &io::Error) -> bool {
+    // ESRCH: it ended between opening and reading.
+    error.kind() == io::ErrorKind::NotFound
+        || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
+}
+
+/// Every process there is now.
+pub(crate) fn all() -> io::Result<Vec<Stat>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let Ok(entry) = entry else { continue };
+        let pid = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
+        if let Some(pid) = pid
+            && let Ok(Some(stat)) = Stat::read(pid)
+        {
+            found.push(stat);
+        }
+    }
+    Ok(found)
+}
+
+/// A pidfd for exactly this process; `None` when it is gone.
+pub(crate) fn open(process: &ProcessId) -> io::Result<Option<OwnedFd>> {
+    let Some(pid) = Pid::from_raw(process.pid) else {
+        return Ok(None);
+    };
+    let fd = match pidfd_open(pid, PidfdFlags::NONBLOCK) {
+        Ok(fd) => fd,
+        Err(rustix::io::Errno::SRCH) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
+    };
+    // Looked at after the pidfd is open: from here on the number cannot be reused unnoticed.
+    let same = Stat::read(process.pid)?.is_some_and(|s| s.start_ticks == process.start_ticks);
+    Ok(same.then_some(fd))
+}
+
+/// Sends a signal to the process behind `fd`; one that has ended is no error.
+pub(crate) fn send(fd: &OwnedFd, signal: Signal) -> io::Result<()> {
+    match pidfd_send_signal(fd, signal) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// How children of this daemon have ended: the status can be had once, but is asked for by several.
+#[derive(Debug, Default)]
+pub(crate) struct Exits {
+    known: Mutex<HashMap<(i32, u64), ExitCause>>,
+}
+
+impl Exits {
+    /// Completes when the process has ended, reaps it if it is ours, and says how it ended.
+    pub(crate) async fn wait(&self, process: &ProcessId) -> io::Result<ExitCause> {
+        let Some(fd) = open(process)? else {
+            return Ok(self.recall(process));
+        };
+        // SAFETY: the descriptor is owned by the AsyncFd, which takes it off the reactor before it is
+        // closed; it is never replaced.
+        let fd = unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)?;
+        // A pidfd becomes readable when its process has ended (pidfd_open(2)).
+        let _ = fd.readable().await?;
+        Ok(self.reap(process, fd.get_ref()))
+    }
+
+    /// Reaps an ended process if it is ours.
+    pub(crate) fn reap(&self, process: &ProcessId, fd: &OwnedFd) -> ExitCause {
+        use std::os::fd::AsFd;
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        if let Ok(Some(status)) = waitid(WaitId::PidFd(fd.as_fd()), options) {
+            let signal = status.terminating_signal();
+            let cause = match signal {
+                Some(signal) => ExitCause::Signal { signal },
+                None => ExitCause::Exited {
+                    status: status.exit_status(),
+                },
+            };
+            self.known
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert((process.pid, process.start_ticks), cause.clone());
+            return cause;
+        }
+        self.recall(process)
+    }
+
+    fn recall(&self, process: &ProcessId) -> ExitCause {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = known.get(&(process.pid, process.start_ticks));
+        found.cloned().unwrap_or(ExitCause::Exited { status: None })
+    }
+
+    /// Forgets a process whose end is of no interest any more.
+    pub(crate) fn forget(&self, process: &ProcessId) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.remove(&(process.pid, process.start_ticks));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_name_cannot_forge_the_fields_behind_it() {
+        let text = "7 (a) R 1 1 1) S 1 7 42 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 12345 0 0";
+        let stat = Stat::parse(7, text).unwrap();
+        assert_eq!(
+            (stat.state, stat.session, stat.start_ticks),
+            (b'S', 42, 12345)
+        );
+    }
+
+    #[tokio::test]
+    async fn the_status_of_a_child_is_told_to_everyone_who_asks() {
+        #[expect(clippy::zombie_processes, reason = "reaping it is what is tested")]
+        let child = std::process::Command::new("sleep")
+            .arg("1000")
+            .spawn()
+            .unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let start_ticks = Stat::read(pid).unwrap().unwrap().start_ticks;
+        let process = ProcessId {
+            role: "sleep".into(),
+            pid,
+            start_ticks,
+        };
+        let exits = Exits::default();
+        let other = ProcessId {
+            start_ticks: start_ticks + 1,
+            ..process.clone()
+        };
+        assert!(
+            open(&other).unwrap().is_none(),
+            "another start time is another process"
+        );
+        send(&open(&process).unwrap().unwrap(), Signal::KILL).unwrap();
+        let killed = ExitCause::Signal { signal: 9 };
+        assert_eq!(exits.wait(&process).await.unwrap(), killed);
+        assert_eq!(exits.wait(&process).await.unwrap(), killed);
+    }
+}
