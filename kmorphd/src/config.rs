@@ -1,0 +1,344 @@
+//! The configuration file: TOML, every key optional, unknown keys refused with their place.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kmorph_actors::settings::Settings;
+use kmorph_control_api::Policy;
+use serde::Deserialize;
+
+/// Largest configuration file, in bytes.
+pub(crate) const CONFIG_MAX_BYTES: u64 = 1024 * 1024;
+/// Memory left to the host when the pool's size is not configured.
+const HOST_MEMORY_BYTES: u64 = 1 << 30;
+
+/// The file as it is written.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct File {
+    /// `embedded` or `qemu`.
+    pub(crate) backend: Backend,
+    pub(crate) paths: Paths,
+    pub(crate) control: Control,
+    pub(crate) pool: Pool,
+    pub(crate) defaults: Defaults,
+    pub(crate) limits: Limits,
+    pub(crate) log: Log,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Backend {
+    #[default]
+    Embedded,
+    Qemu,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Paths {
+    pub(crate) state_dir: Option<PathBuf>,
+    pub(crate) run_dir: Option<PathBuf>,
+    pub(crate) socket: Option<PathBuf>,
+    pub(crate) agent: Option<PathBuf>,
+    pub(crate) kv: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Control {
+    group: Option<String>,
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        Self {
+            group: Some("kmorph".to_owned()),
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Pool {
+    cpus: Option<Vec<u16>>,
+    share_cpus: Option<bool>,
+    memory_mib: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Defaults {
+    heartbeat_timeout_s: f64,
+    auto_heal: bool,
+    morph_timeout_s: f64,
+    memory_mib: u64,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        // Development's timeout is 60 s, production's 1 s: a daemon that was told nothing errs
+        // between them.
+        Self {
+            heartbeat_timeout_s: 5.0,
+            auto_heal: true,
+            morph_timeout_s: 60.0,
+            memory_mib: 256,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Limits {
+    start_timeout_s: f64,
+    stop_timeout_s: f64,
+    recoveries: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            start_timeout_s: 30.0,
+            stop_timeout_s: 5.0,
+            recoveries: 8,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Log {
+    pub(crate) format: Format,
+    pub(crate) level: Level,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Format {
+    #[default]
+    Terminal,
+    Json,
+    Journald,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Level {
+    Error,
+    Warning,
+    #[default]
+    Info,
+    Debug,
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    #[error("reading the configuration {path:?}: {source}")]
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("the configuration {path:?} is larger than {CONFIG_MAX_BYTES} bytes")]
+    TooLarge { path: PathBuf },
+    #[error("the configuration {path:?} is refused:\n{reason}")]
+    Parse { path: PathBuf, reason: String },
+    #[error("the configuration {path:?} is refused: {key}: {reason}")]
+    Value {
+        path: PathBuf,
+        key: &'static str,
+        reason: String,
+    },
+}
+
+impl File {
+    /// Reads and parses the file at `path`. The parser's message names line and column.
+    pub(crate) fn read(path: &Path) -> Result<Self, ConfigError> {
+        let owned = || path.to_owned();
+        let read = |source| ConfigError::Read {
+            path: owned(),
+            source,
+        };
+        let length = std::fs::metadata(path).map_err(read)?.len();
+        if length > CONFIG_MAX_BYTES {
+            return Err(ConfigError::TooLarge { path: owned() });
+        }
+        let text = std::fs::read_to_string(path).map_err(read)?;
+        toml::from_str(&text).map_err(|e| ConfigError::Parse {
+            path: owned(),
+            reason: e.to_string(),
+        })
+    }
+
+    /// The settings that follow, for the places in `places`.
+    pub(crate) fn settings(&self, places: Places) -> Result<Settings, ConfigError> {
+        let path = places.config.clone().unwrap_or_else(|| "(defaults)".into());
+        let refuse = |key, reason: String| ConfigError::Value {
+            path: path.clone(),
+            key,
+            reason,
+        };
+        let default_policy = Policy {
+            heartbeat_timeout_s: self.defaults.heartbeat_timeout_s,
+            auto_heal: self.defaults.auto_heal,
+            morph_timeout_s: self.defaults.morph_timeout_s,
+        };
+        if let Some((key, fault)) = default_policy.fault() {
+            return Err(refuse(key, fault));
+        }
+        let seconds = |key, value: f64| match Duration::try_from_secs_f64(value) {
+            Ok(time) if (0.1..=3600.0).contains(&value) => Ok(time),
+            _ => Err(refuse(
+                key,
+                format!("{value} is not a number of seconds from 0.1 to 3600"),
+            )),
+        };
+        let mib = |key, value: u64| {
+            let bytes = value.checked_mul(1 << 20).filter(|_| value > 0);
+            bytes.ok_or_else(|| refuse(key, format!("{value} MiB is out of range")))
+        };
+        if self.limits.recoveries == 0 {
+            return Err(refuse(
+                "limits.recoveries",
+                "at least 1 must be allowed".to_owned(),
+            ));
+        }
+        let present = host_cpus();
+        let cpus = self.pool.cpus.clone().unwrap_or_else(|| present.clone());
+        if let Some(cpu) = cpus.iter().find(|cpu| !present.contains(cpu)) {
+            return Err(refuse(
+                "pool.cpus",
+                format!("this host has no CPU {cpu} for this process"),
+            ));
+        }
+        if cpus.is_empty() {
+            return Err(refuse(
+                "pool.cpus",
+                "the pool needs at least one CPU".to_owned(),
+            ));
+        }
+        let memory = match self.pool.memory_mib {
+            Some(value) => mib("pool.memory_mib", value)?,
+            None => host_memory_bytes()
+                .saturating_sub(HOST_MEMORY_BYTES)
+                .max(HOST_MEMORY_BYTES),
+        };
+        Ok(Settings {
+            default_policy,
+            default_memory_bytes: mib("defaults.memory_mib", self.defaults.memory_mib)?,
+            start_timeout: seconds("limits.start_timeout_s", self.limits.start_timeout_s)?,
+            stop_timeout: seconds("limits.stop_timeout_s", self.limits.stop_timeout_s)?,
+            recoveries_max: self.limits.recoveries,
+            pool_cpus: cpus,
+            // CPUs that were named are given out one by one; a pool of "whatever there is" is shared.
+            pool_cpus_shared: self.pool.share_cpus.unwrap_or(self.pool.cpus.is_none()),
+            pool_memory_bytes: memory,
+            control_group: self.control.group.clone(),
+            kv_program: places.kv,
+            state_dir: places.state_dir,
+            run_dir: places.run_dir,
+            config_path: places.config,
+        })
+    }
+}
+
+/// Where this daemon keeps its files.
+#[derive(Clone, Debug)]
+pub(crate) struct Places {
+    pub(crate) config: Option<PathBuf>,
+    pub(crate) state_dir: PathBuf,
+    pub(crate) run_dir: PathBuf,
+    pub(crate) kv: PathBuf,
+}
+
+/// CPUs this process may run on.
+fn host_cpus() -> Vec<u16> {
+    let Ok(set) = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)) else {
+        return vec![0];
+    };
+    (0..nix::sched::CpuSet::count())
+        .filter(|cpu| set.is_set(*cpu).unwrap_or(false))
+        .filter_map(|cpu| u16::try_from(cpu).ok())
+        .collect()
+}
+
+fn host_memory_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = text.lines().find_map(|line| {
+        line.strip_prefix("MemTotal:")?
+            .trim()
+            .strip_suffix(" kB")?
+            .parse::<u64>()
+            .ok()
+    });
+    kib.unwrap_or(0).saturating_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places() -> Places {
+        let dir = PathBuf::from("/nonexistent");
+        Places {
+            config: None,
+            state_dir: dir.clone(),
+            run_dir: dir.clone(),
+            kv: dir,
+        }
+    }
+
+    fn parse(text: &str) -> Result<Settings, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kmorphd.conf");
+        std::fs::write(&path, text).unwrap();
+        let file = File::read(&path).map_err(|e| e.to_string())?;
+        file.settings(places()).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn an_empty_file_is_the_defaults() {
+        let settings = parse("").unwrap();
+        assert_eq!(settings.recoveries_max, 8);
+        assert!(settings.pool_cpus_shared);
+        assert!(!settings.pool_cpus.is_empty());
+    }
+
+    #[test]
+    fn an_unknown_key_and_a_wrong_type_are_refused_with_their_line() {
+        let error = parse("[defaults]\nheartbeat_timeout_s = 1\nheartbeet = 2\n").unwrap_err();
+        assert!(
+            error.contains("line 3") && error.contains("heartbeet"),
+            "{error}"
+        );
+        let error = parse("[limits]\nrecoveries = \"many\"\n").unwrap_err();
+        assert!(error.contains("line 2, column"), "{error}");
+        assert!(
+            parse("backend = \"vmware\"\n")
+                .unwrap_err()
+                .contains("line 1")
+        );
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused_by_name() {
+        for (text, key) in [
+            (
+                "[defaults]\nheartbeat_timeout_s = 0.0",
+                "heartbeat_timeout_s",
+            ),
+            ("[limits]\nstart_timeout_s = -1", "start_timeout_s"),
+            ("[limits]\nrecoveries = 0", "recoveries"),
+            ("[pool]\ncpus = []", "pool.cpus"),
+            ("[pool]\ncpus = [60000]", "pool.cpus"),
+            (
+                "[pool]\nmemory_mib = 18446744073709551615",
+                "pool.memory_mib",
+            ),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(key), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! The wiring: journal, backend, actors, API socket, signals; then the end.
+
+use std::cell::RefCell;
+use std::error::Error;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use kmorph_actors::control::{self, Access, Api, DaemonRequest};
+use kmorph_actors::events::{Draft, EventLog};
+use kmorph_actors::journal::{Journal, Snapshot};
+use kmorph_actors::operations::Operations;
+use kmorph_actors::pool::Pool;
+use kmorph_actors::publish::Publisher;
+use kmorph_actors::services::{Numbers, Services};
+use kmorph_actors::settings::Settings;
+use kmorph_actors::supervisor::{ApplySettings, GetDaemon, Stopping, Supervisor};
+use kmorph_actors::transport::Transport;
+use kmorph_backends::contract::Backend;
+use kmorph_backends::embedded::{EmbeddedBackend, EmbeddedConfig};
+use kmorph_control_api::{ApiError, ErrorCode, ReloadReport};
+use slog::{Logger, info, warn};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::Start;
+use crate::config::{Backend as BackendChoice, File};
+use crate::logging;
+
+/// Requests to the daemon itself that may wait.
+const DAEMON_REQUESTS_MAX: usize = 8;
+/// Longest time a graceful stop waits for operations under way.
+const GRACEFUL_TIMEOUT: Duration = Duration::from_secs(600);
+/// How often a graceful stop looks.
+const GRACEFUL_POLL: Duration = Duration::from_millis(100);
+
+type Fault = Box<dyn Error>;
+
+/// Runs the daemon until it is told to stop.
+pub(crate) fn run(start: Start, settings: Settings) -> Result<(), Fault> {
+    let log = logging::logger(&start.file.log);
+    make_dir(&settings.state_dir)?;
+    make_dir(&settings.run_dir)?;
+    let system = System::new();
+    system.block_on(serve(start, settings, log))
+}
+
+fn make_dir(path: &Path) -> Result<(), Fault> {
+    let made = std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(path);
+    made.map_err(|error| {
+        format!(
+            "the directory {path:?} cannot be made: {error}; name another with --state-dir, \
+                 --run-dir or [paths]"
+        )
+        .into()
+    })
+}
+
+async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Fault> {
+    let (journal, snapshot, arbiter) = Journal::open(&settings.state_dir)?;
+    let backend = choose_backend(&start, &settings)?;
+    let detail = backend.probe().await?;
+    let socket = free_socket(&start.socket)?;
+    let services = services(&log, journal, backend, &settings, &snapshot)?;
+    let (operations, events) = (services.operations.clone(), services.events.clone());
+    let supervisor = Supervisor::new(services, snapshot, detail.clone()).start();
+    // Answered only after everything is restored: the API never shows half of it.
+    supervisor.send(GetDaemon).await?;
+    let (sender, mut requests) = mpsc::channel(DAEMON_REQUESTS_MAX);
+    let access = Access::new(settings.control_group.clone());
+    let api = Api::new(
+        supervisor.clone(),
+        operations.clone(),
+        events.clone(),
+        access,
+        sender,
+    );
+    let (handle, server) = control::serve(&socket, api)
+        .map_err(|error| format!("the control socket {socket:?} cannot be made: {error}"))?;
+    actix::spawn(server);
+    info!(log, "ready"; "socket" => %socket.display(), "backend" => detail,
+        "pid" => std::process::id());
+    events.publish(Draft::daemon("started"));
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let graceful = loop {
+        tokio::select! {
+            _ = hangup.recv() => match reload(&start, &supervisor).await {
+                Ok(report) => info!(log, "reloaded"; "applied" => report.applied.join(", ")),
+                Err(error) => warn!(log, "not reloaded: {}", error),
+            },
+            _ = terminate.recv() => break false,
+            _ = interrupt.recv() => break false,
+            request = requests.recv() => match request {
+                Some(DaemonRequest::Reload(answer)) => {
+                    let _ = answer.send(reload(&start, &supervisor).await);
+                }
+                Some(DaemonRequest::Stop { graceful }) => break graceful,
+                None => break false,
+            },
+        }
+    };
+    supervisor.do_send(Stopping);
+    if graceful {
+        finish_operations(&log, &operations).await;
+    }
+    info!(log, "stopping; instances run on");
+    events.publish(Draft::daemon("stopped"));
+    handle.stop(false).await;
+    let _ = std::fs::remove_file(&socket);
+    arbiter.stop();
+    let _ = arbiter.join();
+    Ok(())
+}
+
+async fn finish_operations(log: &Logger, operations: &Operations) {
+    let wait = async {
+        while operations.running() > 0 {
+            tokio::time::sleep(GRACEFUL_POLL).await;
+        }
+    };
+    if tokio::time::timeout(GRACEFUL_TIMEOUT, wait).await.is_err() {
+        warn!(
+            log,
+            "operations are still under way; the next start finishes or undoes them"
+        );
+    }
+}
+
+fn choose_backend(start: &Start, settings: &Settings) -> Result<Arc<dyn Backend>, Fault> {
+    match start.file.backend {
+        BackendChoice::Embedded => {
+            let config = EmbeddedConfig {
+                agent: start.agent.clone(),
+            };
+            let _ = settings;
+            Ok(Arc::new(EmbeddedBackend::new(config)?))
+        }
+        BackendChoice::Qemu => Err(
+            "the qemu backend is not wired into this version; use backend = \"embedded\"".into(),
+        ),
+    }
+}
+
+/// The socket's path, free of what an earlier daemon left there. The lock on the state directory is
+/// held already, but another daemon with another state directory may use the same socket.
+fn free_socket(path: &Path) -> Result<std::path::PathBuf, Fault> {
+    if let Some(parent) = path.parent() {
+        make_dir(parent)?;
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => Err(format!("another daemon answers on the control socket {path:?}").into()),
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path)?;
+            Ok(path.to_owned())
+        }
+        Err(_) => Ok(path.to_owned()),
+    }
+}
+
+fn services(
+    log: &Logger,
+    journal: Addr<Journal>,
+    backend: Arc<dyn Backend>,
+    settings: &Settings,
+    snapshot: &Snapshot,
+) -> Result<Services, Fault> {
+    let events = EventLog::new(snapshot.events.clone(), journal.clone());
+    let operations = Operations::new(snapshot.operations.clone(), journal.clone());
+    let numbers = Numbers {
+        generations: snapshot.last_generation.clone(),
+        recovery: snapshot.recoveries.last().map_or(0, |r| r.record.id),
+        session: snapshot.morphs.last().map_or(0, |m| m.status.session),
+        cids: std::collections::BTreeSet::new(),
+    };
+    let pool = Pool::new(
+        settings.pool_cpus.clone(),
+        settings.pool_cpus_shared,
+        settings.pool_memory_bytes,
+    );
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map_err(|error| format!("reading the host's boot id: {error}"))?;
+    Ok(Services {
+        log: log.clone(),
+        journal,
+        backend,
+        transport: Transport::new(log.clone()).start(),
+        events,
+        operations,
+        pool: Rc::new(RefCell::new(pool)),
+        settings: Rc::new(RefCell::new(settings.clone())),
+        publisher: Rc::new(RefCell::new(Publisher::default())),
+        numbers: Rc::new(RefCell::new(numbers)),
+        host_boot_id: boot_id.trim().to_owned(),
+    })
+}
+
+/// Reads the configuration again; applies all of it, or nothing.
+async fn reload(start: &Start, supervisor: &Addr<Supervisor>) -> Result<ReloadReport, ApiError> {
+    let Some(path) = &start.places.config else {
+        let text = "this daemon was started without a configuration file";
+        return Err(ApiError::new(ErrorCode::WrongState, text));
+    };
+    let refuse = |error: crate::config::ConfigError| {
+        ApiError::new(ErrorCode::InvalidRequest, error.to_string()).hint("nothing was changed")
+    };
+    let file = File::read(path).map_err(refuse)?;
+    let settings = file.settings(start.places.clone()).map_err(refuse)?;
+    let mut needs_restart = Vec::new();
+    if file.backend != start.file.backend {
+        needs_restart.push("backend".to_owned());
+    }
+    if file.paths != start.file.paths {
+        needs_restart.push("paths".to_owned());
+    }
+    if file.log != start.file.log {
+        needs_restart.push("log".to_owned());
+    }
+    let applied = supervisor.send(ApplySettings(Box::new(settings))).await;
+    let busy = |_| ApiError::new(ErrorCode::Busy, "the supervisor is being replaced");
+    Ok(ReloadReport {
+        applied: applied.map_err(busy)?,
+        needs_restart,
+    })
+}
