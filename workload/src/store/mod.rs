@@ -193,6 +193,22 @@ impl Store {
         self.map.get(word::KEYS)
     }
 
+    /// Keys that have a time to expire at.
+    ///
+    /// # Errors
+    /// [`ArenaError::Corrupt`].
+    pub fn keys_with_expiry(&self) -> Result<u64> {
+        self.map.get(word::KEYS_WITH_EXPIRY)
+    }
+
+    /// What the arena says about its owner.
+    ///
+    /// # Errors
+    /// [`ArenaError::Corrupt`].
+    pub fn ownership(&self) -> Result<Ownership> {
+        self.map.ownership()
+    }
+
     /// What identifies the content.
     ///
     /// # Errors

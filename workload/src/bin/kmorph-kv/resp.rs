@@ -1,0 +1,347 @@
+//! RESP, version 2: reading commands, writing replies.
+//!
+//! The parser keeps its place between reads, so that a large command that arrives in pieces is
+//! looked at once. It holds ranges of the input, not copies.
+
+use std::ops::Range;
+
+/// Longest inline command and longest length line, in bytes.
+const MAX_LINE_BYTES: usize = 64 * 1024;
+/// Most arguments of one command.
+const MAX_ARGUMENTS: usize = 1024 * 1024;
+/// Arguments for which room is made before they have come.
+const RESERVED_ARGUMENTS: usize = 64;
+
+/// What the input holds.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Parsed {
+    /// A command: its arguments, as ranges of the input. Never empty.
+    Command(Vec<Range<usize>>),
+    /// More input is needed.
+    Incomplete,
+    /// It is not RESP; the text goes to the client, and the connection is closed.
+    Invalid(String),
+}
+
+/// Reads commands from a growing input.
+#[derive(Debug, Default)]
+pub(crate) struct Parser {
+    /// Where the command under way begins: all before it can be dropped.
+    start: usize,
+    /// Up to where the input has been read.
+    at: usize,
+    /// Arguments still to come.
+    missing: usize,
+    /// Length of the argument under way, once known.
+    bulk: Option<usize>,
+    arguments: Vec<Range<usize>>,
+}
+
+impl Parser {
+    /// Where the command under way begins.
+    pub(crate) fn start(&self) -> usize {
+        self.start
+    }
+
+    /// Tells that the first `count` bytes of the input, all before [`Parser::start`], are gone.
+    pub(crate) fn dropped(&mut self, count: usize) {
+        self.start -= count;
+        self.at -= count;
+        for range in &mut self.arguments {
+            *range = range.start - count..range.end - count;
+        }
+    }
+
+    /// The next command of `input`, which begins with what it began with before.
+    pub(crate) fn next(&mut self, input: &[u8], max_bulk: usize) -> Parsed {
+        loop {
+            if self.missing == 0 {
+                match self.begin(input) {
+                    Ok(Some(inline)) if inline.is_empty() => {
+                        self.start = self.at;
+                        continue;
+                    }
+                    Ok(Some(inline)) => {
+                        self.start = self.at;
+                        return Parsed::Command(inline);
+                    }
+                    Ok(None) if self.missing == 0 => return Parsed::Incomplete,
+                    Ok(None) => {}
+                    Err(text) => return Parsed::Invalid(text),
+                }
+            }
+            match self.argument(input, max_bulk) {
+                Ok(true) if self.missing == 0 => {
+                    self.start = self.at;
+                    return Parsed::Command(std::mem::take(&mut self.arguments));
+                }
+                Ok(true) => {}
+                Ok(false) => return Parsed::Incomplete,
+                Err(text) => return Parsed::Invalid(text),
+            }
+        }
+    }
+
+    /// Reads the first line: an inline command is returned whole.
+    fn begin(&mut self, input: &[u8]) -> Result<Option<Vec<Range<usize>>>, String> {
+        let from = self.at;
+        let Some(line) = self.line(input)? else {
+            return Ok(None);
+        };
+        let Some(b'*') = input.get(from) else {
+            return Ok(Some(words(input, line)));
+        };
+        let count = number(&input[line.start + 1..line.end])
+            .filter(|count| *count <= MAX_ARGUMENTS as i64)
+            .ok_or("Protocol error: invalid multibulk length")?;
+        self.missing = usize::try_from(count).unwrap_or(0);
+        self.arguments = Vec::with_capacity(self.missing.min(RESERVED_ARGUMENTS));
+        // `*0` and `*-1` are no command.
+        Ok((self.missing == 0).then(Vec::new))
+    }
+
+    fn argument(&mut self, input: &[u8], max_bulk: usize) -> Result<bool, String> {
+        let len = match self.bulk {
+            Some(len) => len,
+            None => {
+                let Some(line) = self.line(input)? else {
+                    return Ok(false);
+                };
+                let text = &input[line];
+                if text.first() != Some(&b'$') {
+                    let found = text.first().map_or(' ', |byte| char::from(*byte));
+                    return Err(format!(
+                        "Protocol error: expected '$', got '{}'",
+                        found.escape_default()
+                    ));
+                }
+                let len = number(&text[1..])
+                    .and_then(|len| usize::try_from(len).ok())
+                    .filter(|len| *len <= max_bulk)
+                    .ok_or("Protocol error: invalid bulk length")?;
+                self.bulk = Some(len);
+                len
+            }
+        };
+        let end = self.at + len;
+        if input.len() < end + 2 {
+            return Ok(false);
+        }
+        if &input[end..end + 2] != b"\r\n" {
+            return Err("Protocol error: expected CRLF after a bulk string".to_owned());
+        }
+        self.arguments.push(self.at..end);
+        self.at = end + 2;
+        self.bulk = None;
+        self.missing -= 1;
+        Ok(true)
+    }
+
+    /// The next line without its end.
+    fn line(&mut self, input: &[u8]) -> Result<Option<Range<usize>>, String> {
+        let rest = &input[self.at..];
+        let searched = &rest[..rest.len().min(MAX_LINE_BYTES)];
+        let Some(len) = searched.iter().position(|byte| *byte == b'\n') else {
+            if rest.len() >= MAX_LINE_BYTES {
+                return Err("Protocol error: too big inline request".to_owned());
+            }
+            return Ok(None);
+        };
+        let start = self.at;
+        self.at += len + 1;
+        let end = start + len;
+        let end = if searched[..len].ends_with(b"\r") {
+            end - 1
+        } else {
+            end
+        };
+        Ok(Some(start..end))
+    }
+}
+
+fn words(input: &[u8], line: Range<usize>) -> Vec<Range<usize>> {
+    let mut words = Vec::new();
+    let mut begin = None;
+    for at in line.clone() {
+        match (input[at].is_ascii_whitespace(), begin) {
+            (false, None) => begin = Some(at),
+            (true, Some(from)) => {
+                words.push(from..at);
+                begin = None;
+            }
+            _ => {}
+        }
+    }
+    words.extend(begin.map(|from| from..line.end));
+    words
+}
+
+/// A number in decimal as the protocol and INCR write it: no sign but `-`, no spaces, no leading
+/// zeros.
+pub(crate) fn number(text: &[u8]) -> Option<i64> {
+    let digits = text.strip_prefix(b"-").unwrap_or(text);
+    let canonical = match digits {
+        [b'0'] => text.len() == 1,
+        [b'1'..=b'9', rest @ ..] => rest.len() < 19 && rest.iter().all(u8::is_ascii_digit),
+        _ => false,
+    };
+    canonical
+        .then(|| std::str::from_utf8(text).ok()?.parse().ok())
+        .flatten()
+}
+
+/// Writes `+text`.
+pub(crate) fn simple(out: &mut Vec<u8>, text: &str) {
+    out.push(b'+');
+    out.extend_from_slice(text.as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes `-text`; line ends in it become spaces.
+pub(crate) fn error(out: &mut Vec<u8>, text: &str) {
+    out.push(b'-');
+    out.extend(text.bytes().map(|byte| match byte {
+        b'\r' | b'\n' => b' ',
+        other => other,
+    }));
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes `:value`.
+pub(crate) fn integer(out: &mut Vec<u8>, value: i64) {
+    prefixed(out, b':', value);
+}
+
+/// Writes a bulk string.
+pub(crate) fn bulk(out: &mut Vec<u8>, bytes: &[u8]) {
+    prefixed(out, b'$', i64::try_from(bytes.len()).unwrap_or(i64::MAX));
+    out.extend_from_slice(bytes);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes a bulk string, or the null bulk string.
+pub(crate) fn bulk_or_null(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
+    match bytes {
+        Some(bytes) => bulk(out, bytes),
+        None => out.extend_from_slice(b"$-1\r\n"),
+    }
+}
+
+/// Writes the header of an array of `len` replies.
+pub(crate) fn array(out: &mut Vec<u8>, len: usize) {
+    prefixed(out, b'*', i64::try_from(len).unwrap_or(i64::MAX));
+}
+
+fn prefixed(out: &mut Vec<u8>, prefix: u8, value: i64) {
+    use std::io::Write;
+    out.push(prefix);
+    // Writing to a vector cannot fail.
+    let _ = write!(out, "{value}\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX_BULK: usize = 1000;
+
+    /// Feeds `input` in pieces of `step` bytes, dropping what has been consumed after each.
+    fn commands(input: &[u8], step: usize) -> (Vec<Vec<Vec<u8>>>, Option<String>) {
+        let mut parser = Parser::default();
+        let mut buffer = Vec::new();
+        let mut out = Vec::new();
+        for piece in input.chunks(step) {
+            buffer.extend_from_slice(piece);
+            loop {
+                match parser.next(&buffer, MAX_BULK) {
+                    Parsed::Command(args) => {
+                        out.push(
+                            args.into_iter()
+                                .map(|range| buffer[range].to_vec())
+                                .collect(),
+                        );
+                    }
+                    Parsed::Incomplete => break,
+                    Parsed::Invalid(text) => return (out, Some(text)),
+                }
+            }
+            let start = parser.start();
+            buffer.drain(..start);
+            parser.dropped(start);
+        }
+        (out, None)
+    }
+
+    #[test]
+    fn commands_are_the_same_however_the_stream_is_split() {
+        let input = b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$4\r\n\r\n*1\r\nPING\r\n\r\n*0\r\n  get  k \n\
+                      *2\r\n$3\r\nGET\r\n$0\r\n\r\n";
+        let (whole, error) = commands(input, input.len());
+        assert_eq!(error, None);
+        let expected: Vec<Vec<&[u8]>> = vec![
+            vec![b"SET", b"k", b"\r\n*1"],
+            vec![b"PING"],
+            vec![b"get", b"k"],
+            vec![b"GET", b""],
+        ];
+        assert_eq!(whole, expected);
+        for step in 1..input.len() {
+            assert_eq!(commands(input, step), (whole.clone(), None), "step {step}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_resp_is_refused_with_its_reason() {
+        for (input, expected) in [
+            (&b"*x\r\n"[..], "Protocol error: invalid multibulk length"),
+            (b"*99999999\r\n", "Protocol error: invalid multibulk length"),
+            (b"*1\r\n:1\r\n", "Protocol error: expected '$', got ':'"),
+            (b"*1\r\n$1001\r\n", "Protocol error: invalid bulk length"),
+            (b"*1\r\n$-1\r\n", "Protocol error: invalid bulk length"),
+            (
+                b"*1\r\n$1\r\nabc",
+                "Protocol error: expected CRLF after a bulk string",
+            ),
+        ] {
+            let (none, error) = commands(input, input.len());
+            assert!(none.is_empty());
+            assert_eq!(error.as_deref(), Some(expected));
+        }
+        let (_, error) = commands(&vec![b'x'; MAX_LINE_BYTES + 1], 4096);
+        assert_eq!(
+            error.as_deref(),
+            Some("Protocol error: too big inline request")
+        );
+    }
+
+    #[test]
+    fn only_canonical_numbers_are_numbers() {
+        for (text, value) in [
+            ("0", Some(0)),
+            ("-1", Some(-1)),
+            ("9223372036854775807", Some(i64::MAX)),
+            ("-9223372036854775808", Some(i64::MIN)),
+            ("9223372036854775808", None),
+            ("-0", None),
+            ("01", None),
+            ("+1", None),
+            (" 1", None),
+            ("", None),
+            ("-", None),
+        ] {
+            assert_eq!(number(text.as_bytes()), value, "{text:?}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_parsed_without_panic_and_alike_in_any_split(
+            input in proptest::collection::vec(
+                proptest::sample::select(&b"*$\r\n0123 abGET-"[..]), 0..200),
+            step in 1usize..20,
+        ) {
+            let whole = commands(&input, input.len().max(1));
+            proptest::prop_assert_eq!(commands(&input, step), whole);
+        }
+    }
+}
