@@ -119,6 +119,11 @@ impl Connection {
         self.socket.as_fd()
     }
 
+    /// Bytes held for it, read and not run or answered and not written.
+    pub(crate) fn buffered(&self) -> usize {
+        self.input.len() + self.output.len()
+    }
+
     /// Whether it waits to write.
     pub(crate) fn wants_write(&self) -> bool {
         self.written < self.output.len()

@@ -120,6 +120,8 @@ impl Provider for Server {
     }
 
     fn prepare_import(&mut self, mode: Mode, total_len: u64) -> Result<()> {
+        self.close_all();
+        self.prefaulted = 0;
         self.store = match mode {
             Mode::ByReference => None,
             Mode::Rounds => Some(Store::awaiting(total_len)?),

@@ -11,6 +11,8 @@ const MAX_LINE_BYTES: usize = 64 * 1024;
 const MAX_ARGUMENTS: usize = 1024 * 1024;
 /// Arguments for which room is made before they have come.
 const RESERVED_ARGUMENTS: usize = 64;
+/// A command may be this many times as long as its longest argument.
+const COMMAND_TO_BULK: usize = 4;
 
 /// What the input holds.
 #[derive(Debug, PartialEq, Eq)]
@@ -54,6 +56,15 @@ impl Parser {
 
     /// The next command of `input`, which begins with what it began with before.
     pub(crate) fn next(&mut self, input: &[u8], max_bulk: usize) -> Parsed {
+        let parsed = self.advance(input, max_bulk);
+        let most = max_bulk * COMMAND_TO_BULK + MAX_LINE_BYTES;
+        if parsed == Parsed::Incomplete && self.at - self.start > most {
+            return Parsed::Invalid("Protocol error: the command is too long".to_owned());
+        }
+        parsed
+    }
+
+    fn advance(&mut self, input: &[u8], max_bulk: usize) -> Parsed {
         loop {
             if self.missing == 0 {
                 match self.begin(input) {
@@ -307,6 +318,13 @@ mod tests {
             assert!(none.is_empty());
             assert_eq!(error.as_deref(), Some(expected));
         }
+        let long = [&b"*100\r\n"[..], &b"$1000\r\n"[..], &[b'x'; 1000], b"\r\n"];
+        let long = [long[0], &long[1..].concat().repeat(99)].concat();
+        let (_, error) = commands(&long, 4096);
+        assert_eq!(
+            error.as_deref(),
+            Some("Protocol error: the command is too long")
+        );
         let (_, error) = commands(&vec![b'x'; MAX_LINE_BYTES + 1], 4096);
         assert_eq!(
             error.as_deref(),

@@ -33,6 +33,10 @@ const EVENTS_PER_WAIT: usize = 256;
 /// Bytes read from a client at once.
 const READ_BYTES: usize = 64 << 10;
 
+/// Bytes held for all clients together. A client that makes it more is closed; so what is held
+/// also fits into one connection table.
+const MAX_BUFFERED_BYTES: usize = 512 << 20;
+
 const AGENT: u64 = u64::MAX;
 const PEER: u64 = u64::MAX - 1;
 /// Listener `n` has this plus `n`; below are connections.
@@ -85,6 +89,8 @@ pub(crate) struct Server {
     all: Epoll,
     control: Epoll,
     scratch: Vec<u8>,
+    /// Bytes held for all clients.
+    buffered: usize,
     /// Accepting is suspended until a connection closes.
     accept_paused: bool,
     last_tick: Instant,
@@ -107,6 +113,7 @@ impl Server {
             all: epoll()?,
             control: epoll()?,
             scratch: vec![0; READ_BYTES],
+            buffered: 0,
             accept_paused: false,
             last_tick: Instant::now(),
             last_written: 0,
@@ -141,6 +148,7 @@ impl Server {
         connection.interest = interest(&connection);
         let event = EpollEvent::new(connection.interest, key as u64);
         self.all.add(connection.socket(), event)?;
+        self.buffered += connection.buffered();
         entry.insert(connection);
         self.facts.clients = self.connections.len();
         Ok(key)
@@ -148,6 +156,7 @@ impl Server {
 
     pub(crate) fn close_all(&mut self) {
         self.connections.clear();
+        self.buffered = 0;
         self.ready.clear();
         self.facts.clients = 0;
     }
@@ -255,7 +264,10 @@ impl Server {
             return Ok(());
         };
         if connection.wants_read() {
-            if !connection.read(&mut self.scratch) {
+            let before = connection.buffered();
+            let broken = !connection.read(&mut self.scratch);
+            self.buffered = self.buffered + connection.buffered() - before;
+            if broken {
                 self.close(key);
                 return Ok(());
             }
@@ -275,9 +287,15 @@ impl Server {
         let Some(store) = &mut self.store else {
             return Ok(());
         };
-        let before = connection.interest;
+        let (before, held) = (connection.interest, connection.buffered());
         let fate = connection.run(store, &mut self.facts, now)?;
-        if fate == Fate::Close {
+        self.buffered = self.buffered + connection.buffered() - held;
+        let greedy = self.buffered > MAX_BUFFERED_BYTES && connection.buffered() > 0;
+        if greedy {
+            let id = connection.client.id;
+            eprintln!("kmorph-kv: client {id} closed: more than {MAX_BUFFERED_BYTES} bytes wait");
+        }
+        if fate == Fate::Close || greedy {
             self.close(key);
             return Ok(());
         }
@@ -296,8 +314,8 @@ impl Server {
     }
 
     fn close(&mut self, key: usize) {
-        if self.connections.contains(key) {
-            self.connections.remove(key);
+        if let Some(connection) = self.connections.try_remove(key) {
+            self.buffered -= connection.buffered();
         }
         self.facts.clients = self.connections.len();
         if self.accept_paused {
