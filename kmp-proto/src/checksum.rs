@@ -1,7 +1,8 @@
 //! CRC-32/ISO-HDLC, as the frame header carries it.
 
 /// The checksum of `parts` as if they were one byte string.
-pub(crate) fn crc32(parts: &[&[u8]]) -> u32 {
+#[inline]
+pub fn crc32(parts: &[&[u8]]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     for part in parts {
         hasher.update(part);

@@ -53,35 +53,49 @@ impl FrameError {
     }
 }
 
-/// A message that does not fit its type's limit.
+/// A message that no peer would read. Nothing was written; the connection is not harmed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a {msg_type} payload of {len} bytes does not fit its limit of {}", msg_type.payload_limit())]
-pub struct EncodeError {
-    /// The type.
-    pub msg_type: MsgType,
-    /// The payload's length.
-    pub len: usize,
+pub enum EncodeError {
+    /// It does not fit its type's limit.
+    #[error("a {msg_type} payload of {len} bytes does not fit its limit of {}", msg_type.payload_limit())]
+    TooLarge {
+        /// The type.
+        msg_type: MsgType,
+        /// The payload's length.
+        len: usize,
+    },
+    /// A list or a name in it is over its limit.
+    #[error("a {msg_type} message cannot be written: {reason}")]
+    Unwritable {
+        /// The type.
+        msg_type: MsgType,
+        /// Why.
+        reason: LayoutError,
+    },
 }
 
 /// Appends a whole frame to `out`; leaves it unchanged on failure.
 ///
 /// # Errors
-/// When the message is larger than its type allows.
+/// When the message, or a list or name in it, is larger than its type allows.
 pub fn encode(
     message: &Message,
     sequence: u32,
     timestamp: u64,
     out: &mut Vec<u8>,
 ) -> Result<(), EncodeError> {
+    let msg_type = message.msg_type();
+    message
+        .writable()
+        .map_err(|reason| EncodeError::Unwritable { msg_type, reason })?;
     let start = out.len();
     out.resize(start + HEADER_BYTES, 0);
     message.write(out);
     let (head, payload) = out[start..].split_at_mut(HEADER_BYTES);
-    let msg_type = message.msg_type();
     let len = payload.len();
     if len > msg_type.payload_limit() as usize {
         out.truncate(start);
-        return Err(EncodeError { msg_type, len });
+        return Err(EncodeError::TooLarge { msg_type, len });
     }
     let raw = Header::seal(msg_type, message.is_reply(), sequence, timestamp, payload);
     head.copy_from_slice(raw.as_bytes());
@@ -129,6 +143,7 @@ impl Decoder {
             }
     }
 
+    #[inline]
     fn advance(&mut self, input: &mut &[u8]) -> Result<Option<Frame>, FrameError> {
         let (raw, header) = match self.accepted {
             Some(accepted) => accepted,
@@ -158,6 +173,7 @@ impl Decoder {
         Ok(Some(frame))
     }
 
+    #[inline]
     fn header(&mut self, input: &mut &[u8]) -> Option<RawHeader> {
         if self.buffer.is_empty()
             && let Ok((raw, rest)) = RawHeader::read_from_prefix(input)
@@ -180,6 +196,7 @@ impl Decoder {
     }
 }
 
+#[inline]
 fn finish(raw: &RawHeader, header: Header, payload: &[u8]) -> Result<Frame, FrameError> {
     let msg_type = header.msg_type;
     if !Header::checksum_holds(raw, payload) {

@@ -11,7 +11,7 @@
 
 #![forbid(unsafe_code)]
 
-mod checksum;
+pub mod checksum;
 pub mod codec;
 pub mod detector;
 pub mod fence;

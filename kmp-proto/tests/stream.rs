@@ -8,7 +8,7 @@
 
 mod samples;
 
-use kmp_proto::codec::{Decoder, Frame, FrameError, encode};
+use kmp_proto::codec::{Decoder, EncodeError, Frame, FrameError, encode};
 use kmp_proto::message::*;
 use kmp_proto::wire::{ErrorCode, HEADER_BYTES, HeaderError, MsgType};
 use proptest::prelude::*;
@@ -235,6 +235,179 @@ fn unknown_records_are_skipped_unless_they_are_critical() {
             );
         }
     }
+}
+
+#[test]
+fn every_single_bit_of_every_golden_frame_counts() {
+    for sample in samples::samples() {
+        let good = frame(&sample);
+        for bit in 0..good.len() * 8 {
+            let mut bytes = good.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            match all(&mut Decoder::new(), &bytes) {
+                Err(_) => {}
+                Ok(frames) => {
+                    let length = 12 * 8..16 * 8;
+                    assert!(
+                        frames.is_empty() && length.contains(&bit),
+                        "{} bit {bit}",
+                        sample.0
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_prefix_of_a_frame_is_no_error_and_no_frame() {
+    for sample in samples::samples() {
+        let bytes = frame(&sample);
+        for end in 0..bytes.len() {
+            assert_eq!(
+                all(&mut Decoder::new(), &bytes[..end]),
+                Ok(Vec::new()),
+                "{}",
+                sample.0
+            );
+        }
+    }
+}
+
+/// A frame of `name` whose fixed part is kept and whose records are `records`.
+fn with_records(name: &str, fixed: usize, records: &[u8]) -> Vec<u8> {
+    let mut bytes = sample(name)[..HEADER_BYTES + fixed].to_vec();
+    bytes.extend_from_slice(records);
+    let length = u32::try_from(bytes.len() - HEADER_BYTES).unwrap();
+    forge(&mut bytes, 12, &length.to_le_bytes());
+    bytes
+}
+
+fn record(kind: u16, bytes: &[u8]) -> Vec<u8> {
+    let mut record = kind.to_le_bytes().to_vec();
+    record.extend_from_slice(&1u16.to_le_bytes());
+    record.extend_from_slice(&u32::try_from(bytes.len()).unwrap().to_le_bytes());
+    record.extend_from_slice(bytes);
+    record.resize(record.len().next_multiple_of(8), 0);
+    record
+}
+
+fn layout_reason(bytes: &[u8]) -> LayoutError {
+    match refused(bytes) {
+        FrameError::Layout { reason, .. } => reason,
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn records_that_break_a_rule_are_malformed_each_with_its_reason() {
+    const ERROR_FIXED: usize = 16;
+    let error = |records: &[u8]| layout_reason(&with_records("error", ERROR_FIXED, records));
+    let text = record(4, b"what happened");
+    assert_eq!(
+        error(&[&text[..], &text[..]].concat()),
+        LayoutError::Repeated(4)
+    );
+    assert_eq!(
+        error(&record(4, &[b'x'; TEXT_MAX_BYTES + 1])),
+        LayoutError::TextTooLong {
+            kind: 4,
+            limit: TEXT_MAX_BYTES
+        }
+    );
+    assert_eq!(error(&record(4, &[0xff, 0xfe])), LayoutError::NotText);
+    assert_eq!(error(&text[..text.len() - 8]), LayoutError::TooShort);
+    assert_eq!(error(&text[..5]), LayoutError::TooShort);
+    let mut endless = text.clone();
+    endless[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
+    assert_eq!(error(&endless), LayoutError::TooShort);
+    let mut unclean = text.clone();
+    *unclean.last_mut().unwrap() = 1;
+    assert_eq!(error(&unclean), LayoutError::ReservedNotZero);
+    let hello = layout_reason(&with_records("hello", 56, &[]));
+    assert_eq!(hello, LayoutError::MissingRecord(1));
+    let long = layout_reason(&with_records(
+        "morph_transfer_state",
+        56,
+        &record(9, &[0; 32]),
+    ));
+    assert_eq!(long, LayoutError::Trailing(8));
+    let unproven = with_records("recover_reclaim", 24, &record(1, b"web-server"));
+    assert_eq!(layout_reason(&unproven), LayoutError::MissingRecord(5));
+}
+
+#[test]
+fn a_number_that_no_enumeration_has_is_malformed() {
+    let mut bytes = sample("hello");
+    forge(&mut bytes, HEADER_BYTES + 5, &[9]);
+    let reason = LayoutError::BadValue {
+        field: "Channel",
+        value: 9,
+    };
+    assert_eq!(layout_reason(&bytes), reason);
+    let mut bytes = sample("error");
+    forge(&mut bytes, HEADER_BYTES, &16u16.to_le_bytes());
+    let reason = LayoutError::BadValue {
+        field: "ErrorCode",
+        value: 16,
+    };
+    assert_eq!(layout_reason(&bytes), reason);
+}
+
+#[test]
+fn a_reserved_byte_in_use_is_malformed() {
+    let mut bytes = sample("morph_commit");
+    forge(&mut bytes, HEADER_BYTES + 31, &[1]);
+    assert_eq!(layout_reason(&bytes), LayoutError::ReservedNotZero);
+}
+
+#[test]
+fn a_list_over_its_limit_is_not_cut_but_refused() {
+    let chunk = MorphTransferFixed {
+        session: 1,
+        offset: 0,
+        total_bytes: 0,
+        dirty_bytes: 0,
+        round: 1,
+        flags: 0,
+        chunk_crc32: 0,
+        op: TransferOp::EndOfRound,
+        mode: TransferMode::ByReference,
+    };
+    let reference = Reference {
+        region: 1,
+        length: 2,
+        digest: 3,
+    };
+    let mut transfer = MorphTransfer {
+        fixed: chunk,
+        data: Vec::new(),
+        references: vec![reference; 1024],
+    };
+    let mut out = Vec::new();
+    encode(&Message::MorphTransfer(transfer.clone()), 1, 1, &mut out).unwrap();
+    transfer.references.push(reference);
+    out.clear();
+    let error = encode(&Message::MorphTransfer(transfer), 1, 1, &mut out).unwrap_err();
+    let (msg_type, reason) = (MsgType::MorphTransferState, LayoutError::TooMany(1024));
+    assert_eq!(error, EncodeError::Unwritable { msg_type, reason });
+    assert!(out.is_empty());
+}
+
+#[test]
+fn a_text_over_its_limit_is_cut_at_a_character() {
+    let error = ErrorInfo {
+        code: ErrorCode::Internal,
+        offending_type: 0,
+        offending_sequence: 0,
+        text: "é".repeat(TEXT_MAX_BYTES) + "x",
+    };
+    let mut out = Vec::new();
+    encode(&Message::Error(error), 1, 1, &mut out).unwrap();
+    let Message::Error(back) = all(&mut Decoder::new(), &out).unwrap().remove(0).message else {
+        panic!("another message");
+    };
+    assert_eq!(back.text, "é".repeat(TEXT_MAX_BYTES / 2));
 }
 
 #[test]

@@ -3,10 +3,12 @@
 use super::heartbeat::{append_text, text_record};
 use super::{LayoutError, Payload, fixed_only};
 use crate::wire::ErrorCode;
+use crate::wire::Layout;
 use crate::wire::field::{Field, fixed};
 
 impl Field for ErrorCode {
     type Wire = <u16 as Field>::Wire;
+    const NAME: &'static str = "u16 ErrorCode";
 
     fn put(self) -> Self::Wire {
         (self as u16).into()
@@ -97,3 +99,6 @@ fixed! {
 }
 
 fixed_only!(RetryAfter);
+
+pub(super) const LAYOUTS: &[(&str, Layout)] =
+    &[("ERROR", ErrorFixed::LAYOUT), ("RETRY", RetryAfter::LAYOUT)];

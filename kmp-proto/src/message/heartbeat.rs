@@ -1,6 +1,7 @@
 //! Heartbeats and what an instance says of its health.
 
 use super::{LayoutError, Payload, TEXT_MAX_BYTES, clip, fixed_only};
+use crate::wire::Layout;
 use crate::wire::field::{code_enum, fixed};
 use crate::wire::record::{TEXT, append, once, records};
 
@@ -144,3 +145,9 @@ pub(super) fn append_text(out: &mut Vec<u8>, text: &str) {
         append(out, TEXT, 0, clip(text, TEXT_MAX_BYTES).as_bytes());
     }
 }
+
+pub(super) const LAYOUTS: &[(&str, Layout)] = &[
+    ("HEARTBEAT_REQ", HeartbeatReq::LAYOUT),
+    ("HEARTBEAT_RSP", HeartbeatRsp::LAYOUT),
+    ("HEALTH_STATUS", HealthStatusFixed::LAYOUT),
+];

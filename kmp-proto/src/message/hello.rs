@@ -1,6 +1,7 @@
 //! HELLO: who speaks, for which generation, on which channel.
 
-use super::{INSTANCE_ID_MAX_BYTES, LayoutError, Payload, TEXT_MAX_BYTES, clip};
+use super::{INSTANCE_ID_MAX_BYTES, LayoutError, Payload, TEXT_MAX_BYTES, clip, writable_id};
+use crate::wire::Layout;
 use crate::wire::field::{code_enum, fixed};
 use crate::wire::record::{
     AGENT_VERSION, CRITICAL, INSTANCE_ID, KERNEL_RELEASE, append, once, records,
@@ -101,12 +102,7 @@ impl Payload for Hello {
 
     fn write(&self, out: &mut Vec<u8>) {
         self.fixed.append(out);
-        append(
-            out,
-            INSTANCE_ID,
-            CRITICAL,
-            clip(&self.instance, INSTANCE_ID_MAX_BYTES).as_bytes(),
-        );
+        append(out, INSTANCE_ID, CRITICAL, self.instance.as_bytes());
         for (kind, text) in [
             (KERNEL_RELEASE, &self.kernel_release),
             (AGENT_VERSION, &self.agent_version),
@@ -116,4 +112,10 @@ impl Payload for Hello {
             }
         }
     }
+
+    fn writable(&self) -> Result<(), LayoutError> {
+        writable_id(&self.instance)
+    }
 }
+
+pub(super) const LAYOUTS: &[(&str, Layout)] = &[("HELLO", HelloFixed::LAYOUT)];

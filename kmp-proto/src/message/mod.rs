@@ -32,12 +32,25 @@ pub use vmcore::{
     VmcoreStartFixed,
 };
 
-use crate::wire::{ErrorCode, MsgType};
+use crate::wire::{ErrorCode, Layout, MsgType};
 
 /// Longest text in a record, in bytes.
 pub const TEXT_MAX_BYTES: usize = 512;
 /// Longest instance id, in bytes.
 pub const INSTANCE_ID_MAX_BYTES: usize = 63;
+
+/// Every byte table of `docs/kmp.md`, below the heading it stands under.
+pub fn layouts() -> impl Iterator<Item = (&'static str, Layout)> {
+    let parts = [
+        hello::LAYOUTS,
+        heartbeat::LAYOUTS,
+        recover::LAYOUTS,
+        vmcore::LAYOUTS,
+        morph::LAYOUTS,
+        fault::LAYOUTS,
+    ];
+    parts.into_iter().flatten().copied()
+}
 
 /// Why a payload was refused although its checksum held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -98,6 +111,33 @@ impl LayoutError {
 pub(crate) trait Payload: Sized {
     fn parse(payload: &[u8]) -> Result<Self, LayoutError>;
     fn write(&self, out: &mut Vec<u8>);
+
+    /// Whether what is written would be read again. Texts for people are cut to their limit; lists
+    /// and names are not, since without their end they would say something else.
+    fn writable(&self) -> Result<(), LayoutError> {
+        Ok(())
+    }
+}
+
+/// Whether a list of `len` entries keeps its limit.
+pub(crate) fn at_most(len: usize, limit: usize) -> Result<(), LayoutError> {
+    if len > limit {
+        Err(LayoutError::TooMany(limit))
+    } else {
+        Ok(())
+    }
+}
+
+/// Whether an instance id keeps its limit.
+pub(crate) fn writable_id(instance: &str) -> Result<(), LayoutError> {
+    if instance.len() > INSTANCE_ID_MAX_BYTES {
+        Err(LayoutError::TextTooLong {
+            kind: crate::wire::record::INSTANCE_ID,
+            limit: INSTANCE_ID_MAX_BYTES,
+        })
+    } else {
+        Ok(())
+    }
 }
 
 macro_rules! messages {
@@ -135,6 +175,12 @@ macro_rules! messages {
                         field: "msg_type",
                         value: other as u64,
                     }),
+                }
+            }
+
+            pub(crate) fn writable(&self) -> Result<(), LayoutError> {
+                match self {
+                    $(Self::$name(body) => body.writable(),)*
                 }
             }
 

@@ -1,7 +1,8 @@
 //! MORPH_*: moving a running workload from one kernel to another.
 
 use super::heartbeat::{append_text, text_record};
-use super::{LayoutError, Payload, TEXT_MAX_BYTES, clip, fixed_only};
+use super::{LayoutError, Payload, TEXT_MAX_BYTES, at_most, clip, fixed_only};
+use crate::wire::Layout;
 use crate::wire::field::{code_enum, fixed};
 use crate::wire::record::{CHECK, CRITICAL, DATA, MISSING, REFERENCE, append, once, records};
 
@@ -278,7 +279,7 @@ impl Payload for MorphTransfer {
                 REFERENCE if references.len() == REFERENCES_MAX => {
                     return Err(LayoutError::TooMany(REFERENCES_MAX));
                 }
-                REFERENCE => references.push(Reference::split(record.bytes)?.0),
+                REFERENCE => references.push(Reference::exact(record.bytes)?),
                 _ => record.skip()?,
             }
         }
@@ -294,11 +295,15 @@ impl Payload for MorphTransfer {
         if !self.data.is_empty() {
             append(out, DATA, CRITICAL, &self.data);
         }
-        for reference in self.references.iter().take(REFERENCES_MAX) {
+        for reference in &self.references {
             let mut bytes = Vec::with_capacity(Reference::BYTES);
             reference.append(&mut bytes);
             append(out, REFERENCE, CRITICAL, &bytes);
         }
+    }
+
+    fn writable(&self) -> Result<(), LayoutError> {
+        at_most(self.references.len(), REFERENCES_MAX)
     }
 }
 
@@ -439,9 +444,13 @@ impl Payload for ValidateReply {
 
     fn write(&self, out: &mut Vec<u8>) {
         self.fixed.append(out);
-        for check in self.checks.iter().take(CHECKS_MAX) {
+        for check in &self.checks {
             check.append(out);
         }
+    }
+
+    fn writable(&self) -> Result<(), LayoutError> {
+        at_most(self.checks.len(), CHECKS_MAX)
     }
 }
 
@@ -567,3 +576,18 @@ fixed_only!(
     CommitReply,
     RollbackReply
 );
+
+pub(super) const LAYOUTS: &[(&str, Layout)] = &[
+    ("MORPH_PREPARE", MorphPrepare::LAYOUT),
+    ("MORPH_PREPARE", SessionReply::LAYOUT),
+    ("MORPH_NEGOTIATE", NegotiateFixed::LAYOUT),
+    ("MORPH_TRANSFER_STATE", MorphTransferFixed::LAYOUT),
+    ("MORPH_TRANSFER_STATE", Reference::LAYOUT),
+    ("MORPH_VALIDATE", MorphValidate::LAYOUT),
+    ("MORPH_VALIDATE", ValidateReplyFixed::LAYOUT),
+    ("MORPH_VALIDATE", CheckFixed::LAYOUT),
+    ("MORPH_COMMIT", MorphCommit::LAYOUT),
+    ("MORPH_COMMIT", CommitReply::LAYOUT),
+    ("MORPH_ROLLBACK", RollbackFixed::LAYOUT),
+    ("MORPH_ROLLBACK", RollbackReply::LAYOUT),
+];

@@ -1,7 +1,10 @@
 //! RECOVER_*: what survivors of a failure are told.
 
 use super::heartbeat::append_text;
-use super::{INSTANCE_ID_MAX_BYTES, LayoutError, Payload, TEXT_MAX_BYTES, clip, fixed_only};
+use super::{
+    INSTANCE_ID_MAX_BYTES, LayoutError, Payload, TEXT_MAX_BYTES, at_most, fixed_only, writable_id,
+};
+use crate::wire::Layout;
 use crate::wire::field::{code_enum, fixed};
 use crate::wire::record::{
     CRITICAL, FENCE_CERTIFICATE, INSTANCE_ID, TEXT, TOPOLOGY, append, once, records,
@@ -153,12 +156,7 @@ pub struct TopologyEntry {
 }
 
 fn instance_record(out: &mut Vec<u8>, instance: &str) {
-    append(
-        out,
-        INSTANCE_ID,
-        CRITICAL,
-        clip(instance, INSTANCE_ID_MAX_BYTES).as_bytes(),
-    );
+    append(out, INSTANCE_ID, CRITICAL, instance.as_bytes());
 }
 
 impl Payload for RecoverNotice {
@@ -190,6 +188,10 @@ impl Payload for RecoverNotice {
         instance_record(out, &self.instance);
         append_text(out, &self.text);
     }
+
+    fn writable(&self) -> Result<(), LayoutError> {
+        writable_id(&self.instance)
+    }
 }
 
 impl Payload for RecoverReclaim {
@@ -205,11 +207,11 @@ impl Payload for RecoverReclaim {
                     INSTANCE_ID,
                 )?,
                 FENCE_CERTIFICATE => {
-                    let (claim, after) = FenceClaim::split(record.bytes)?;
-                    if !after.is_empty() {
-                        return Err(LayoutError::Trailing(after.len()));
-                    }
-                    once(&mut fence, claim, FENCE_CERTIFICATE)?;
+                    once(
+                        &mut fence,
+                        FenceClaim::exact(record.bytes)?,
+                        FENCE_CERTIFICATE,
+                    )?;
                 }
                 _ => record.skip()?,
             }
@@ -229,6 +231,10 @@ impl Payload for RecoverReclaim {
         let mut claim = Vec::with_capacity(FenceClaim::BYTES);
         self.fence.append(&mut claim);
         append(out, FENCE_CERTIFICATE, CRITICAL, &claim);
+    }
+
+    fn writable(&self) -> Result<(), LayoutError> {
+        writable_id(&self.instance)
     }
 }
 
@@ -262,15 +268,28 @@ impl Payload for RecoverComplete {
     fn write(&self, out: &mut Vec<u8>) {
         self.fixed.append(out);
         instance_record(out, &self.instance);
-        for entry in self.topology.iter().take(TOPOLOGY_MAX_ENTRIES) {
+        for entry in &self.topology {
             entry.append(out);
         }
+    }
+
+    fn writable(&self) -> Result<(), LayoutError> {
+        writable_id(&self.instance)?;
+        at_most(self.topology.len(), TOPOLOGY_MAX_ENTRIES)?;
+        for entry in &self.topology {
+            writable_id(&entry.name)?;
+            at_most(entry.cpus.len(), TOPOLOGY_MAX_CPUS)?;
+        }
+        Ok(())
     }
 }
 
 impl TopologyEntry {
     fn parse(bytes: &[u8]) -> Result<Self, LayoutError> {
         let (fixed, rest) = TopologyFixed::split(bytes)?;
+        if usize::from(fixed.cpu_count) > TOPOLOGY_MAX_CPUS {
+            return Err(LayoutError::TooMany(TOPOLOGY_MAX_CPUS));
+        }
         let (cpus, name) = (
             usize::from(fixed.cpu_count) * 2,
             usize::from(fixed.name_len),
@@ -293,8 +312,8 @@ impl TopologyEntry {
     }
 
     fn append(&self, out: &mut Vec<u8>) {
-        let name = clip(&self.name, INSTANCE_ID_MAX_BYTES);
-        let cpus = &self.cpus[..self.cpus.len().min(TOPOLOGY_MAX_CPUS)];
+        let name = &self.name;
+        let cpus = &self.cpus;
         let mut bytes = Vec::with_capacity(TopologyFixed::BYTES + cpus.len() * 2 + name.len());
         TopologyFixed {
             generation: self.generation,
@@ -309,3 +328,12 @@ impl TopologyEntry {
         append(out, TOPOLOGY, 0, &bytes);
     }
 }
+
+pub(super) const LAYOUTS: &[(&str, Layout)] = &[
+    ("RECOVER_PREPARE", RecoverFixed::LAYOUT),
+    ("RECOVER_PREPARE", RecoverReply::LAYOUT),
+    ("RECOVER_RECLAIM", RecoverFixed::LAYOUT),
+    ("RECOVER_RECLAIM", FenceClaim::LAYOUT),
+    ("RECOVER_COMPLETE", RecoverCompleteFixed::LAYOUT),
+    ("RECOVER_COMPLETE", TopologyFixed::LAYOUT),
+];

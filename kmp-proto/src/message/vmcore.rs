@@ -1,6 +1,7 @@
 //! VMCORE_*: a survivor reads the memory of a fenced kernel.
 
-use super::{LayoutError, Payload, fixed_only};
+use super::{LayoutError, Payload, at_most, fixed_only};
+use crate::wire::Layout;
 use crate::wire::field::{code_enum, fixed};
 use crate::wire::record::{CRITICAL, DATA, RANGE, append, once, records};
 
@@ -103,7 +104,7 @@ impl Payload for VmcoreStart {
                 RANGE if ranges.len() == RANGES_MAX => {
                     return Err(LayoutError::TooMany(RANGES_MAX));
                 }
-                RANGE => ranges.push(MemoryRange::split(record.bytes)?.0),
+                RANGE => ranges.push(MemoryRange::exact(record.bytes)?),
                 _ => record.skip()?,
             }
         }
@@ -112,11 +113,15 @@ impl Payload for VmcoreStart {
 
     fn write(&self, out: &mut Vec<u8>) {
         self.fixed.append(out);
-        for range in self.ranges.iter().take(RANGES_MAX) {
+        for range in &self.ranges {
             let mut bytes = Vec::with_capacity(MemoryRange::BYTES);
             range.append(&mut bytes);
             append(out, RANGE, CRITICAL, &bytes);
         }
+    }
+
+    fn writable(&self) -> Result<(), LayoutError> {
+        at_most(self.ranges.len(), RANGES_MAX)
     }
 }
 
@@ -144,3 +149,10 @@ impl Payload for VmcoreData {
         }
     }
 }
+
+pub(super) const LAYOUTS: &[(&str, Layout)] = &[
+    ("VMCORE_START", VmcoreStartFixed::LAYOUT),
+    ("VMCORE_START", MemoryRange::LAYOUT),
+    ("VMCORE_DATA", VmcoreDataFixed::LAYOUT),
+    ("VMCORE_COMPLETE", VmcoreComplete::LAYOUT),
+];

@@ -4,10 +4,25 @@ use zerocopy::byteorder::little_endian::{I32, U16, U32, U64};
 
 use crate::message::LayoutError;
 
+/// The byte table of a fixed part, so that `docs/kmp.md` can be checked against it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Name of the Rust struct.
+    pub name: &'static str,
+    /// Bytes.
+    pub size: usize,
+    /// Name, type and offset of every field.
+    pub fields: &'static [(&'static str, &'static str, usize)],
+    /// Bytes at the end that must be 0.
+    pub reserved: usize,
+}
+
 /// A value with a fixed little-endian form.
 pub(crate) trait Field: Sized {
     /// The form.
     type Wire;
+    /// Its name in a byte table.
+    const NAME: &'static str;
     fn put(self) -> Self::Wire;
     fn get(wire: Self::Wire) -> Result<Self, LayoutError>;
 }
@@ -16,6 +31,7 @@ macro_rules! plain_field {
     ($($plain:ty => $wire:ty;)*) => {$(
         impl Field for $plain {
             type Wire = $wire;
+            const NAME: &'static str = stringify!($plain);
             fn put(self) -> $wire {
                 self.into()
             }
@@ -68,6 +84,7 @@ macro_rules! code_enum {
 
         impl $crate::wire::field::Field for $name {
             type Wire = <$repr as $crate::wire::field::Field>::Wire;
+            const NAME: &'static str = concat!(stringify!($repr), " ", stringify!($name));
             fn put(self) -> Self::Wire {
                 $crate::wire::field::Field::put(self.value())
             }
@@ -116,6 +133,13 @@ macro_rules! fixed {
                 #[allow(dead_code, reason = "only payloads inside records need their size")]
                 pub(crate) const BYTES: usize = $size;
 
+                pub(crate) const LAYOUT: $crate::wire::Layout = $crate::wire::Layout {
+                    name: stringify!($name),
+                    size: $size,
+                    fields: &[$((stringify!($field), <$ty as Field>::NAME, $offset),)*],
+                    reserved: $reserved,
+                };
+
                 pub(crate) fn split(
                     payload: &[u8],
                 ) -> Result<(Self, &[u8]), $crate::message::LayoutError> {
@@ -126,6 +150,15 @@ macro_rules! fixed {
                     }
                     let value = Self { $($field: <$ty as Field>::get(wire.$field)?,)* };
                     Ok((value, rest))
+                }
+
+                /// The value, when it is all there is.
+                #[allow(dead_code, reason = "only payloads inside records stand alone")]
+                pub(crate) fn exact(bytes: &[u8]) -> Result<Self, $crate::message::LayoutError> {
+                    match Self::split(bytes)? {
+                        (value, []) => Ok(value),
+                        (_, rest) => Err($crate::message::LayoutError::Trailing(rest.len())),
+                    }
                 }
 
                 pub(crate) fn append(self, out: &mut Vec<u8>) {

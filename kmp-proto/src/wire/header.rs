@@ -111,6 +111,7 @@ impl Header {
     ///
     /// # Errors
     /// The first check that fails.
+    #[inline]
     pub fn parse(raw: &RawHeader) -> Result<Self, HeaderError> {
         if raw.magic.get() != MAGIC {
             return Err(HeaderError::BadMagic(raw.magic.get()));
@@ -143,6 +144,7 @@ impl Header {
     }
 
     /// The header for `payload`, its checksum included.
+    #[inline]
     pub(crate) fn seal(
         msg_type: MsgType,
         reply: bool,
@@ -167,6 +169,7 @@ impl Header {
     }
 
     /// Whether the checksum of `raw` holds for `payload`.
+    #[inline]
     pub(crate) fn checksum_holds(raw: &RawHeader, payload: &[u8]) -> bool {
         let mut zeroed = *raw;
         zeroed.crc32 = 0.into();

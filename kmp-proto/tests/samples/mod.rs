@@ -255,11 +255,11 @@ fn recovery_messages() -> Vec<Sample> {
                 fixed: VmcoreDataFixed {
                     capture: 5,
                     address: 0x10_0000,
-                    length: 12,
+                    length: 9,
                     chunk_crc32: 0xCBF4_3926,
                     encoding: ChunkEncoding::Raw,
                 },
-                data: b"kernel bytes".to_vec(),
+                data: b"123456789".to_vec(),
             }),
         ),
         ("vmcore_complete", 32, 10, Message::VmcoreComplete(done)),

@@ -1,0 +1,141 @@
+//! `docs/kmp.md` against the code: every type, limit, code, record kind, byte table and enumeration.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+use std::path::PathBuf;
+
+use kmp_proto::fence::{Confirmation, FenceMethod};
+use kmp_proto::message::*;
+use kmp_proto::wire::{ErrorCode, HEADER_BYTES, MsgType, RECORD_KINDS};
+
+fn page() -> String {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/kmp.md");
+    std::fs::read_to_string(path).unwrap()
+}
+
+/// The rows of `text` as cells without the blanks around them.
+fn rows(text: &str) -> Vec<Vec<&str>> {
+    text.lines()
+        .filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |"))
+        .map(|row| row.split('|').map(str::trim).collect())
+        .collect()
+}
+
+/// What stands below a heading, up to the next heading of that level.
+fn section<'a>(page: &'a str, level: &str, name: &str) -> &'a str {
+    let heading = format!("\n{level} {name}\n");
+    let at = page
+        .find(&heading)
+        .unwrap_or_else(|| panic!("no heading {name}"));
+    let rest = &page[at + heading.len()..];
+    let end = ["\n## ", "\n### "]
+        .iter()
+        .filter_map(|next| rest.find(next))
+        .min();
+    &rest[..end.unwrap_or(rest.len())]
+}
+
+#[test]
+fn every_type_is_listed_with_its_limit_and_whether_it_has_a_reply() {
+    let page = page();
+    let rows = rows(section(&page, "##", "Message types"));
+    for msg_type in MsgType::ALL {
+        let value = format!("`{:#06x}`", *msg_type as u16);
+        let row = rows
+            .iter()
+            .find(|row| row[0] == value)
+            .unwrap_or_else(|| panic!("{msg_type}"));
+        assert_eq!(row[1], msg_type.name());
+        assert_eq!(row[3] == "bit 15", msg_type.has_reply(), "{msg_type}");
+        assert_eq!(row[4], msg_type.payload_limit().to_string(), "{msg_type}");
+    }
+    let listed = rows.iter().filter(|row| row[0].starts_with("`0x")).count();
+    assert_eq!(listed, MsgType::ALL.len());
+}
+
+#[test]
+fn every_error_code_and_record_kind_is_listed() {
+    let page = page();
+    let codes = rows(section(&page, "##", "Error codes"));
+    for code in ErrorCode::ALL {
+        let row = [(*code as u16).to_string(), code.text().to_owned()];
+        assert!(codes.iter().any(|r| r[..] == row), "{code}");
+    }
+    let kinds = rows(section(&page, "##", "Records"));
+    for (kind, name) in RECORD_KINDS {
+        let kind = kind.to_string();
+        assert!(
+            kinds.iter().any(|r| r[0] == kind && r[1] == *name),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn every_byte_table_is_the_one_that_is_compiled() {
+    let page = page();
+    for (heading, layout) in layouts() {
+        let mut expected: Vec<_> = layout
+            .fields
+            .iter()
+            .map(|(name, wire, offset)| [offset.to_string(), (*name).into(), (*wire).into()])
+            .collect();
+        if layout.reserved > 0 {
+            expected.push([
+                (layout.size - layout.reserved).to_string(),
+                "reserved".into(),
+                format!("[u8; {}]", layout.reserved),
+            ]);
+        }
+        let rows = rows(section(&page, "###", heading));
+        let found = rows.windows(expected.len()).any(|rows| {
+            rows.iter()
+                .zip(&expected)
+                .all(|(row, want)| row.len() == 4 && row[..3] == want[..])
+        });
+        assert!(found, "{heading}: no table says {layout:?}");
+        assert_eq!(layout.size % 8, 0, "records begin at a multiple of 8");
+    }
+}
+
+#[test]
+fn every_message_has_a_section_and_a_byte_table() {
+    let page = page();
+    for msg_type in MsgType::ALL {
+        section(&page, "###", msg_type.name());
+        assert!(
+            layouts().any(|(heading, _)| heading == msg_type.name()),
+            "{msg_type}"
+        );
+    }
+    let header = rows(section(&page, "##", "Frame"));
+    assert!(header.iter().any(|r| r[0] == "28" && r[1] == "reserved"));
+    assert_eq!(HEADER_BYTES, 32);
+}
+
+/// Checks one enumeration: each value in its table, and no other row in it.
+macro_rules! listed {
+    ($page:ident: $($name:ident),*) => {$(
+        let title = concat!("\n", stringify!($name), ":\n\n");
+        let at = $page.find(title).unwrap_or_else(|| panic!("no table {title}"));
+        let table = $page[at + title.len()..].split("\n\n").next().unwrap();
+        let found: Vec<_> = rows(table).iter().skip(1).map(|r| (r[0].to_owned(), r[1].to_owned())).collect();
+        let expected: Vec<_> = $name::ALL
+            .iter()
+            .map(|v| (v.value().to_string(), v.as_str().to_owned()))
+            .collect();
+        assert_eq!(found, expected, stringify!($name));
+    )*};
+}
+
+#[test]
+fn every_enumeration_lists_exactly_its_values() {
+    let page = page();
+    listed!(page: PeerRole, Channel, Health, WorkloadState, FailureCause, RecoveryOutcome,
+        FenceMethod, Confirmation, ChunkEncoding, Side, Verdict, TransferOp, TransferMode,
+        CheckResult, CommitStep, StepStatus, RollbackStatus);
+}
