@@ -19,4 +19,5 @@ pub mod message;
 pub mod morph;
 pub mod recovery;
 pub mod time;
+pub mod transition;
 pub mod wire;

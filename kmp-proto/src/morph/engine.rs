@@ -1,149 +1,18 @@
 //! The engine that drives one morph: holds "some phase", turns events into actions.
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
+use super::events::{Action, Event, Outcome, Step};
 use super::phases::{
-    Committable, Committing, Failed, Morph, Negotiating, Preparing, Transferring, Validated,
-    Validating,
+    Committable, Committing, Morph, Negotiating, Preparing, Transferring, Validated, Validating,
 };
-use super::{COMMITTABLE_TIMEOUT, Config, FENCE_ATTEMPTS, FENCE_RETRY, FROZEN_STEP_TIMEOUT, Offer};
-use crate::fence::{FenceCertificate, FenceOrder};
-use crate::message::{Check, Side, TransferMode};
+use super::{
+    COMMITTABLE_TIMEOUT, Config, FENCE_ATTEMPTS, FENCE_RETRY, FROZEN_STEP_TIMEOUT, Offer,
+    REQUEST_ATTEMPTS, REQUEST_RETRY, RESUME_TIMEOUT,
+};
+use crate::fence::FenceOrder;
+use crate::message::{Side, TransferMode};
 use crate::time::Instant;
-
-/// What the engine is told.
-#[derive(Debug)]
-pub enum Event {
-    /// The new generation is healthy.
-    NewHealthy,
-    /// A side acknowledged MORPH_PREPARE.
-    Prepared(Side),
-    /// A side answered MORPH_NEGOTIATE.
-    Offered(Side, Offer),
-    /// The new side has a round in place.
-    RoundApplied {
-        /// Bytes sent in it.
-        sent_bytes: u64,
-        /// Bytes that changed meanwhile.
-        dirty_bytes: u64,
-        /// How long it took.
-        took: Duration,
-    },
-    /// The new side's validation report.
-    Report(Vec<Check>),
-    /// Commit now, even over the budget when forced.
-    CommitRequested {
-        /// See [`Config::downtime_budget`].
-        force: bool,
-    },
-    /// Go back.
-    RollbackRequested(String),
-    /// The old workload stands still; digest of its state.
-    Frozen(u64),
-    /// The new workload has taken over; digest of its state.
-    Activated(u64),
-    /// The commit record is durable.
-    RecordDurable,
-    /// The commit record could not be written.
-    RecordFailed(String),
-    /// The new workload serves.
-    Serving,
-    /// The old workload has ended.
-    Retired,
-    /// The fence of a side is confirmed.
-    Fenced(Side, FenceCertificate),
-    /// The fence of a side could not be confirmed.
-    FenceUnconfirmed(Side, String),
-    /// The old workload serves again.
-    OldRunning,
-    /// A side refused something.
-    Refused(Side, String),
-    /// A side has failed, by its detector's verdict.
-    Died(Side, String),
-    /// Time has passed.
-    Tick,
-}
-
-/// A step of the commit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// Old: FREEZE.
-    Freezing,
-    /// The last round.
-    LastRound,
-    /// New: ACTIVATE.
-    Activating,
-    /// The commit record.
-    Recording,
-    /// New: SERVE.
-    Serving,
-    /// Old: RETIRE.
-    Retiring,
-    /// The old generation's fence.
-    FencingOld,
-}
-
-/// What is to be done.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Action {
-    /// MORPH_PREPARE to a side.
-    Prepare(Side),
-    /// MORPH_NEGOTIATE to a side.
-    Negotiate(Side),
-    /// Have a round sent and applied.
-    Round {
-        /// By reference or copied.
-        mode: TransferMode,
-        /// Its number.
-        number: u32,
-        /// The last one: the old workload stands still.
-        last: bool,
-    },
-    /// MORPH_VALIDATE to the new side.
-    Validate,
-    /// It can be committed; this is the downtime to expect.
-    Committable {
-        /// The estimate.
-        estimate: Duration,
-    },
-    /// The commit was refused, nothing has changed.
-    CommitRefused(Failed),
-    /// FREEZE to the old side.
-    Freeze,
-    /// ACTIVATE to the new side.
-    Activate,
-    /// Make the commit record durable.
-    WriteCommitRecord,
-    /// SERVE to the new side.
-    Serve,
-    /// RETIRE to the old side.
-    Retire,
-    /// Fence a side.
-    Fence(Side, FenceOrder),
-    /// MORPH_ROLLBACK to the old side: resume.
-    ResumeOld,
-    /// The phase has changed.
-    Phase(&'static str),
-    /// It is over.
-    Finished(Outcome),
-}
-
-/// How a morph ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The new generation serves, the old one is fenced.
-    Committed,
-    /// The new generation is the instance, the old one is fenced, but the new one does not serve:
-    /// it needs a recovery.
-    CommittedButFailed(String),
-    /// The old generation serves, the new one is fenced.
-    RolledBack(String),
-    /// The new generation is fenced and the old one has failed: it needs a recovery.
-    OldFailed(String),
-    /// A fence could not be confirmed.
-    OperatorActionNeeded(String),
-}
 
 #[derive(Debug)]
 enum State {
@@ -180,6 +49,9 @@ pub struct Engine {
     deadline: Option<Instant>,
     retry_at: Option<Instant>,
     fence_attempts: u32,
+    /// Refusals of the request that is under way after the outcome was decided: SERVE or the old
+    /// side's rollback. It is repeated, because giving up means to lose the workload's state.
+    refusals: u32,
     died_while_recording: Deaths,
     actions: VecDeque<Action>,
 }
@@ -230,6 +102,7 @@ impl Engine {
             deadline: None,
             retry_at: None,
             fence_attempts: 0,
+            refusals: 0,
             died_while_recording: Deaths::default(),
             actions: VecDeque::new(),
         }
@@ -249,6 +122,28 @@ impl Engine {
         }
     }
 
+    /// The state's name in the transition table: the phase, and its step where it has steps.
+    pub fn state(&self) -> &'static str {
+        match &self.state {
+            State::Committing { step, .. } | State::Committed { step, .. } => match step {
+                Step::Freezing => "committing.freezing",
+                Step::LastRound => "committing.last_round",
+                Step::Activating => "committing.activating",
+                Step::Recording => "committing.recording",
+                Step::Serving => "committed.serving",
+                Step::Retiring => "committed.retiring",
+                Step::FencingOld => "committed.fencing_old",
+            },
+            State::RollingBack {
+                new_fenced: false, ..
+            } => "rolling_back.fencing_new",
+            State::RollingBack {
+                new_fenced: true, ..
+            } => "rolling_back.resuming_old",
+            _ => self.phase(),
+        }
+    }
+
     /// The next action, in order.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
@@ -262,6 +157,7 @@ impl Engine {
     /// Takes an event. One that does not belong to the phase changes nothing.
     pub fn handle(&mut self, event: Event, now: Instant) {
         let before = self.phase();
+        let already = self.actions.len();
         let state = std::mem::replace(&mut self.state, State::Done);
         match state {
             State::Done => {}
@@ -278,7 +174,7 @@ impl Engine {
         let after = self.phase();
         if before != after {
             // The change is told before what follows from it.
-            self.actions.push_front(Action::Phase(after));
+            self.actions.insert(already, Action::Phase(after));
         }
     }
 
@@ -340,7 +236,8 @@ impl Engine {
                 let budget = self.config.downtime_budget;
                 let phase = &mut morph.phase;
                 self.deadline = Some(now + self.config.phase_timeout);
-                if phase.rounds.applied(budget, sent_bytes, dirty_bytes, took) {
+                let more = phase.rounds.applied(budget, sent_bytes, dirty_bytes, took);
+                if more && phase.mode == TransferMode::Rounds {
                     phase.rounds.number += 1;
                     let (mode, number) = (phase.mode, phase.rounds.number);
                     self.actions.push_back(Action::Round {
@@ -353,6 +250,10 @@ impl Engine {
                     self.actions.push_back(Action::Validate);
                     State::Validating(morph.transferred())
                 }
+            }
+            (State::Transferring(morph), Event::Held) => {
+                self.deadline = Some(now + COMMITTABLE_TIMEOUT);
+                State::Transferring(morph)
             }
             (State::Validating(morph), Event::Report(checks)) => match morph.on_report(&checks) {
                 Ok((morph, proof)) => {
@@ -504,12 +405,26 @@ impl Engine {
     }
 
     fn enter_committed(&mut self, now: Instant) {
-        self.deadline = Some(now + self.config.phase_timeout);
-        self.actions.push_back(Action::Serve);
-        self.state = State::Committed {
-            step: Step::Serving,
-            new_failed: None,
+        let new_failed = self.died_while_recording.new.take();
+        let step = if new_failed.is_some() {
+            self.deadline = None;
+            self.order_fence(Side::Old);
+            Step::FencingOld
+        } else {
+            self.deadline = Some(now + self.config.phase_timeout);
+            self.actions.push_back(Action::Serve);
+            Step::Serving
         };
+        self.state = State::Committed { step, new_failed };
+    }
+
+    /// A request that must not be given up lightly was refused: it is repeated. False when it was
+    /// repeated often enough.
+    fn ask_again_later(&mut self, now: Instant) -> bool {
+        self.refusals += 1;
+        let again = self.refusals < REQUEST_ATTEMPTS;
+        self.retry_at = again.then_some(now + REQUEST_RETRY);
+        again
     }
 
     /// After the commit record: whatever happens, the end is the old generation fenced.
@@ -523,12 +438,21 @@ impl Engine {
                 Step::FencingOld
             }
             (Step::Serving, Event::Refused(Side::New, text)) => {
-                failed = Some(format!("it refused to serve: {text}"));
-                Step::FencingOld
+                if self.ask_again_later(now) {
+                    Step::Serving
+                } else {
+                    failed = Some(format!("it refused to serve: {text}"));
+                    Step::FencingOld
+                }
             }
             (Step::Serving, Event::Tick) if overdue => {
                 failed = Some("it did not say that it serves".to_owned());
                 Step::FencingOld
+            }
+            (Step::Serving, Event::Tick) if self.retry_due(now) => {
+                self.retry_at = None;
+                self.actions.push_back(Action::Serve);
+                Step::Serving
             }
             (
                 Step::Retiring,
@@ -564,6 +488,7 @@ impl Engine {
             (step, _) => step,
         };
         if next != step {
+            self.retry_at = None;
             match next {
                 Step::Retiring => {
                     self.deadline = Some(now + FROZEN_STEP_TIMEOUT);
@@ -608,7 +533,7 @@ impl Engine {
                 if let Some(how) = old_failed {
                     return self.finish(Outcome::OldFailed(how));
                 }
-                self.deadline = Some(now + FROZEN_STEP_TIMEOUT);
+                self.deadline = Some(now + RESUME_TIMEOUT);
                 self.actions.push_back(Action::ResumeOld);
                 self.state = State::RollingBack {
                     reason,
@@ -634,11 +559,28 @@ impl Engine {
             }
             Event::OldRunning if new_fenced => self.finish(Outcome::RolledBack(reason)),
             Event::Refused(Side::Old, text) if new_fenced => {
-                self.finish(Outcome::OldFailed(format!("it could not resume: {text}")));
+                if self.ask_again_later(now) {
+                    self.state = State::RollingBack {
+                        reason,
+                        new_fenced,
+                        old_failed,
+                    };
+                } else {
+                    self.finish(Outcome::OldFailed(format!("it could not resume: {text}")));
+                }
             }
             Event::Tick if new_fenced && overdue => {
                 let how = "it did not say that it serves again".to_owned();
                 self.finish(Outcome::OldFailed(how));
+            }
+            Event::Tick if new_fenced && self.retry_due(now) => {
+                self.retry_at = None;
+                self.actions.push_back(Action::ResumeOld);
+                self.state = State::RollingBack {
+                    reason,
+                    new_fenced,
+                    old_failed,
+                };
             }
             Event::Died(Side::Old, how) if new_fenced => self.finish(Outcome::OldFailed(how)),
             Event::Died(Side::Old, how) => {

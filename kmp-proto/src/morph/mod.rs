@@ -24,13 +24,18 @@
 //! * Every phase has a deadline.
 
 mod engine;
+mod events;
 mod phases;
+mod transitions;
 
-pub use engine::{Action, Engine, Event, Outcome, Step};
+pub use engine::Engine;
+pub use events::{Action, Event, Outcome, Step};
 pub use phases::{
     Committable, Committing, Failed, Morph, Negotiating, Preparing, Transferring, Validated,
     Validating,
 };
+
+pub use transitions::TRANSITIONS;
 
 use std::time::Duration;
 
@@ -40,7 +45,15 @@ use crate::message::{Capabilities, TransferMode, capability};
 pub const ROUNDS_MAX: u32 = 10;
 /// Longest time for one step between the freeze and the commit record: the workload stands still.
 pub const FROZEN_STEP_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest time that a validated morph waits for its commit.
+/// Longest time for the old workload to say that it serves again, after which it is recovered and
+/// its state is lost: so a long one.
+pub const RESUME_TIMEOUT: Duration = Duration::from_secs(10);
+/// Times that SERVE, or the old side's rollback, is asked for when it is refused or does not arrive.
+pub const REQUEST_ATTEMPTS: u32 = 5;
+/// Wait before it is asked for again.
+pub const REQUEST_RETRY: Duration = Duration::from_millis(200);
+/// Longest time that a validated morph waits for its commit, and a transferred one for its
+/// validation.
 pub const COMMITTABLE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Wait before a fence that was not confirmed is tried again.
 pub const FENCE_RETRY: Duration = Duration::from_secs(1);

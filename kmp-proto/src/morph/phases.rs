@@ -53,7 +53,7 @@ impl Rounds {
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 
-    /// Takes the result of a round. True when another one is worth its time: the last round would
+    /// Takes the result of a copied round. True when another one is worth its time: the last round would
     /// take more than half of the budget, and this one made it shorter.
     pub(super) fn applied(
         &mut self,
@@ -193,9 +193,12 @@ impl Morph<Validating> {
 impl Morph<Committable> {
     /// The downtime to expect.
     pub fn estimate(&self) -> Duration {
-        self.config
-            .step_overhead
-            .saturating_add(self.phase.rounds.last_round())
+        let last_round = match self.phase.mode {
+            // Nothing is copied: what changes is in the new side's reach already.
+            TransferMode::ByReference => Duration::ZERO,
+            TransferMode::Rounds => self.phase.rounds.last_round(),
+        };
+        self.config.step_overhead.saturating_add(last_round)
     }
 
     /// Decides to commit: consumes the proof of validation.

@@ -9,9 +9,12 @@
 //!
 //! Invariants: the fence is the first effect; nothing is reclaimed or respawned without a
 //! [`FenceCertificate`] of the failed generation, and the types say so: `Reclaiming` can be had from
-//! one only. A survivor that does not answer is reported and never waited for.
+//! one only. A survivor that does not answer is reported and never waited for. The engine itself
+//! waits for nothing without a bound: a backend bounds its fence and its release, the successor's
+//! failure detector bounds its start, and each says how it ended.
 
 mod restart;
+mod transitions;
 
 use std::collections::VecDeque;
 
@@ -19,6 +22,7 @@ pub use restart::{
     BACK_OFF_FIRST, BACK_OFF_MAX, CRASH_LOOP_FAILURES, CRASH_LOOP_WINDOW, Decision, RestartPolicy,
     STABLE_AFTER,
 };
+pub use transitions::TRANSITIONS;
 
 use crate::fence::{FenceCertificate, FenceOrder};
 
@@ -139,6 +143,19 @@ pub enum Event {
     SuccessorFailed(String),
 }
 
+impl Event {
+    /// The name in the transition table.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Fenced(_) => "Fenced",
+            Self::FenceUnconfirmed(_) => "FenceUnconfirmed",
+            Self::Released => "Released",
+            Self::SuccessorHealthy { .. } => "SuccessorHealthy",
+            Self::SuccessorFailed(_) => "SuccessorFailed",
+        }
+    }
+}
+
 /// What is to be done.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action {
@@ -152,11 +169,29 @@ pub enum Action {
     Respawn(FenceCertificate),
     /// Tell the survivors: RECOVER_COMPLETE with the topology.
     Complete {
-        /// The successor.
+        /// The successor; 0 when there is none: the resources are back in the pool.
         new_generation: u64,
     },
     /// It is over.
     Finished(Outcome),
+}
+
+impl Action {
+    /// The name in the transition table.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::NoticeSurvivors => "NoticeSurvivors",
+            Self::Fence(_) => "Fence",
+            Self::Reclaim(_) => "Reclaim",
+            Self::Respawn(_) => "Respawn",
+            Self::Complete { .. } => "Complete",
+            Self::Finished(outcome) => match outcome {
+                Outcome::Recovered => "Finished(Recovered)",
+                Outcome::SuccessorFailed(_) => "Finished(SuccessorFailed)",
+                Outcome::OperatorActionNeeded(_) => "Finished(OperatorActionNeeded)",
+            },
+        }
+    }
 }
 
 /// How a recovery ended.
@@ -267,6 +302,9 @@ impl Engine {
                 self.finish(Outcome::Recovered)
             }
             (State::Respawning(_), Event::SuccessorFailed(reason)) => {
+                // The survivors were told that something was under way: they hear of its end too.
+                self.actions
+                    .push_back(Action::Complete { new_generation: 0 });
                 self.finish(Outcome::SuccessorFailed(reason))
             }
             (state, _) => state,
@@ -343,7 +381,9 @@ mod tests {
         assert!(matches!(drain(&mut engine)[..], [Action::Reclaim(_)]));
         engine.handle(Event::Released);
         engine.handle(Event::SuccessorFailed("no memory".into()));
-        let last = drain(&mut engine).pop();
+        let end = drain(&mut engine);
+        assert_eq!(end[1], Action::Complete { new_generation: 0 });
+        let last = end.into_iter().next_back();
         assert!(matches!(
             last,
             Some(Action::Finished(Outcome::SuccessorFailed(_)))

@@ -14,12 +14,23 @@
 //!   the channel; it is judged after the timeout, a guard, and the daemon's own lateness meanwhile.
 //!   So a verdict never comes earlier than the timeout after the last moment at which the instance
 //!   could have answered.
+//! * Silence is judged on [`Event::Tick`] only, and on one that is not late itself: whatever else
+//!   the daemon finds waiting after it was held up, answers above all, is heard before.
 //! * Losing the channel is not losing the instance, and a probe that could not be sent is never a
 //!   missed heartbeat.
+//! * Being overloaded is a state to show, see [`Detector::overload`]: never a reason to fence.
 //! * After [`Action::Failed`] there is no further action.
+
+mod events;
+mod overload;
+mod transitions;
 
 use std::collections::VecDeque;
 use std::time::Duration;
+
+pub use events::{Action, Event, Level, Verdict};
+pub use overload::{OVERLOAD_SAMPLES, Overload, Sample};
+pub use transitions::TRANSITIONS;
 
 use crate::message::Health;
 use crate::time::Instant;
@@ -32,6 +43,13 @@ pub const INTERVAL_MAX: Duration = Duration::from_secs(5);
 pub const VERDICT_GUARD: Duration = Duration::from_millis(10);
 /// Most by which the daemon's own lateness can put off a verdict, in timeouts.
 const LAG_MAX_TIMEOUTS: u32 = 10;
+/// Lateness below this is within the guard: many small ones must not add up to a late verdict.
+pub const LAG_MIN: Duration = Duration::from_millis(5);
+/// Most verdicts put off one after the other because the tick that was to give them came late.
+const LATE_TICKS_MAX: u32 = 8;
+/// Times in a row that a channel can come back without an answer to a probe and still count as a
+/// sign of life.
+const FLAPS_MAX: u32 = 3;
 /// Intervals of silence before it is a suspicion.
 const SUSPICION_INTERVALS: u32 = 2;
 /// Probes remembered as unanswered; more of them tell nothing new.
@@ -61,101 +79,10 @@ impl Config {
     }
 }
 
-/// What the detector is told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// The heartbeat channel is up.
-    ChannelUp,
-    /// The heartbeat channel was lost.
-    ChannelLost,
-    /// Connecting was refused: a kernel lives there, its agent does not listen.
-    KernelAnswered,
-    /// A probe was answered.
-    Answer {
-        /// The probe.
-        probe: u32,
-        /// What the agent says.
-        health: Health,
-    },
-    /// The probe could not be sent: our own queue is full.
-    SendRefused {
-        /// The probe.
-        probe: u32,
-    },
-    /// The backend saw its end, or its panic.
-    Ended(String),
-    /// The backend sees that it executes nothing.
-    Stopped,
-    /// The daemon itself was late by this much.
-    SelfLag(Duration),
-    /// A changed policy.
-    Reconfigure(Config),
-    /// Time has passed.
-    Tick,
-}
-
-/// What is to be done, and what was found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Send this probe.
-    SendProbe {
-        /// Its number.
-        probe: u32,
-    },
-    /// Find out whether its kernel answers, and whether it executes at all.
-    LookCloser,
-    /// The first healthy answer.
-    Healthy,
-    /// It has been silent for a while.
-    Suspect {
-        /// For how long.
-        silence: Duration,
-    },
-    /// It answered again.
-    Relieved {
-        /// How long it was silent.
-        silence: Duration,
-    },
-    /// The channel has not taken probes for a whole timeout; the instance is not to blame.
-    TransportCongested,
-    /// It has failed.
-    Failed(Verdict),
-}
-
-/// The level at which an instance failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
-    /// Its kernel has ended, panicked, or answers at no level.
-    KernelDead,
-    /// Its kernel answers, its agent does not.
-    AgentDead,
-}
-
-impl Level {
-    /// The name in journal, API and logs.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::KernelDead => "kernel_dead",
-            Self::AgentDead => "agent_dead",
-        }
-    }
-}
-
-/// A verdict with its evidence.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verdict {
-    /// The level.
-    pub level: Level,
-    /// What it rests on, a line each, for people.
-    pub evidence: Vec<String>,
-    /// How long it had been silent; zero for an exit event.
-    pub silence: Duration,
-}
-
 /// Phase: no healthy answer yet.
 #[derive(Debug)]
 struct Starting {
-    since: Instant,
+    began: Mark,
 }
 
 /// Phase: it answers.
@@ -176,19 +103,35 @@ enum Phase {
     Failed,
 }
 
+/// A moment from which silence counts, with the daemon's lateness so far: only what is added to it
+/// later puts off the judgement.
+#[derive(Clone, Copy, Debug)]
+struct Mark {
+    at: Instant,
+    lag: Duration,
+}
+
 /// The detector of one generation.
 #[derive(Debug)]
 pub struct Detector {
     config: Config,
     phase: Phase,
-    outstanding: VecDeque<(u32, Instant)>,
+    outstanding: VecDeque<(u32, Mark)>,
     next_probe: u32,
     probe_due: Option<Instant>,
-    lost_at: Option<Instant>,
+    lost: Option<Mark>,
+    flaps: u32,
     congested_since: Option<Instant>,
     kernel_answered: bool,
     stopped: bool,
+    /// Lateness of the daemon since the beginning, in sum.
     lag: Duration,
+    /// Lateness was told for the tick that comes next: it is not measured a second time.
+    lag_told: Option<Duration>,
+    /// Judgement put off, because the tick for it came late.
+    hearing_until: Option<Instant>,
+    late_ticks: u32,
+    load: overload::Watch,
     counters: Counters,
     actions: VecDeque<Action>,
 }
@@ -207,17 +150,25 @@ pub struct Counters {
 impl Detector {
     /// Begins to watch a generation spawned at `now`, over a channel that is not up yet.
     pub fn new(config: Config, now: Instant) -> Self {
+        let lag = Duration::ZERO;
         Self {
             config,
-            phase: Phase::Starting(Starting { since: now }),
+            phase: Phase::Starting(Starting {
+                began: Mark { at: now, lag },
+            }),
             outstanding: VecDeque::new(),
             next_probe: 1,
             probe_due: None,
-            lost_at: None,
+            lost: None,
+            flaps: 0,
             congested_since: None,
             kernel_answered: false,
             stopped: false,
-            lag: Duration::ZERO,
+            lag,
+            lag_told: None,
+            hearing_until: None,
+            late_ticks: 0,
+            load: overload::Watch::default(),
             counters: Counters::default(),
             actions: VecDeque::new(),
         }
@@ -248,6 +199,11 @@ impl Detector {
         self.outstanding.len()
     }
 
+    /// Whether it is overloaded by its own figures, and the evidence.
+    pub fn overload(&self) -> Option<&Overload> {
+        self.load.overload()
+    }
+
     /// The next action, in order.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
@@ -270,51 +226,114 @@ impl Detector {
             return;
         }
         match event {
-            Event::ChannelUp => {
-                self.lost_at = self.lost_at.filter(|_| !self.outstanding.is_empty());
-                self.probe_due = Some(now);
-            }
-            Event::ChannelLost => {
-                self.lost_at.get_or_insert(now);
-                self.probe_due = None;
-            }
+            Event::ChannelUp => self.channel_up(now),
+            Event::ChannelLost => self.channel_lost(now),
             Event::KernelAnswered => self.kernel_answered = true,
             Event::Stopped => self.stopped = true,
             Event::Answer { probe, health } => self.answered(probe, health, now),
             Event::SendRefused { probe } => self.refused(probe, now),
             Event::Ended(how) => self.fail(Level::KernelDead, vec![how], Duration::ZERO),
             Event::SelfLag(late) => {
-                let most = self.config.timeout.saturating_mul(LAG_MAX_TIMEOUTS);
-                self.lag = self.lag.saturating_add(late).min(most);
+                self.lag_told = Some(self.lag_told.map_or(late, |told| told.max(late)));
+                self.was_late(late);
             }
             Event::Reconfigure(config) => {
                 self.config = config;
                 self.probe_due = self.probe_due.map(|due| due.min(now + config.interval));
             }
-            Event::Tick => {}
+            Event::Sample(sample) => self.load.take(sample, now),
+            Event::Tick => {
+                self.tick(now);
+                self.probe(now);
+            }
         }
-        self.judge(now);
+    }
+
+    fn mark(&self, at: Instant) -> Mark {
+        Mark { at, lag: self.lag }
+    }
+
+    fn was_late(&mut self, late: Duration) {
+        if late >= LAG_MIN {
+            self.lag = self.lag.saturating_add(late);
+        }
+    }
+
+    /// HELLO is a sign of life, but not for an agent that does nothing else again and again.
+    fn channel_up(&mut self, now: Instant) {
+        if self.flaps < FLAPS_MAX {
+            self.lost = None;
+            self.flaps += 1;
+        }
+        self.probe_due = Some(now);
         self.probe(now);
     }
 
-    /// Since when it has been silent, if it is.
-    fn silent_since(&self) -> Option<Instant> {
-        let oldest = self.outstanding.front().map(|(_, sent)| *sent);
-        [oldest, self.lost_at].into_iter().flatten().min()
+    /// The instance could have answered until now: the silence counts from here, but a second loss
+    /// in the same silence does not put it off again.
+    fn channel_lost(&mut self, now: Instant) {
+        self.outstanding.clear();
+        let mark = self.mark(now);
+        self.lost.get_or_insert(mark);
+        self.probe_due = None;
     }
 
-    fn judgement_due(&self) -> Option<Instant> {
+    fn tick(&mut self, now: Instant) {
+        let late = self.lag_told.take().unwrap_or_else(|| {
+            let late = self.poll_timeout().map_or(Duration::ZERO, |due| now - due);
+            self.was_late(late);
+            late
+        });
+        let judging = self.judgement_due().is_some_and(|due| due <= now);
+        if judging && late >= LAG_MIN && self.late_ticks < LATE_TICKS_MAX {
+            self.late_ticks += 1;
+            let hearing = late.min(self.config.timeout).max(VERDICT_GUARD);
+            self.hearing_until = Some(now + hearing);
+            return;
+        }
+        self.judge(now);
+    }
+
+    /// Since when it has been silent, if it is.
+    fn silence(&self) -> Option<Mark> {
+        let oldest = self.outstanding.front().map(|(_, sent)| *sent);
+        [oldest, self.lost]
+            .into_iter()
+            .flatten()
+            .min_by_key(|mark| mark.at)
+    }
+
+    fn silent_for(&self, now: Instant) -> Duration {
+        self.silence().map_or(Duration::ZERO, |mark| now - mark.at)
+    }
+
+    /// The daemon's lateness since `mark`, as far as it counts.
+    fn lag_since(&self, mark: Mark) -> Duration {
+        let most = self.config.timeout.saturating_mul(LAG_MAX_TIMEOUTS);
+        self.lag.saturating_sub(mark.lag).min(most)
+    }
+
+    /// When the silence since `mark` has lasted for `patience`, put off by the daemon's lateness.
+    fn due(&self, mark: Mark, patience: Duration) -> Instant {
+        mark.at + patience.saturating_add(self.lag_since(mark))
+    }
+
+    /// What is judged: since when, and how long it may last.
+    fn at_issue(&self) -> Option<(Mark, Duration)> {
         match &self.phase {
-            Phase::Starting(starting) => {
-                Some(starting.since + self.config.start_timeout.saturating_add(self.lag))
-            }
+            Phase::Starting(starting) => Some((starting.began, self.config.start_timeout)),
             Phase::Monitoring(_) | Phase::Detecting(_) => {
                 let patience = self.config.timeout.saturating_add(VERDICT_GUARD);
-                self.silent_since()
-                    .map(|since| since + patience.saturating_add(self.lag))
+                self.silence().map(|mark| (mark, patience))
             }
             Phase::Failed => None,
         }
+    }
+
+    fn judgement_due(&self) -> Option<Instant> {
+        let (mark, patience) = self.at_issue()?;
+        let due = self.due(mark, patience);
+        Some(self.hearing_until.map_or(due, |until| due.max(until)))
     }
 
     fn suspicion_due(&self) -> Option<Instant> {
@@ -322,15 +341,12 @@ impl Detector {
             return None;
         };
         let patience = self.config.interval.saturating_mul(SUSPICION_INTERVALS);
-        self.silent_since()
-            .map(|since| since + patience.saturating_add(self.lag))
+        self.silence().map(|mark| self.due(mark, patience))
     }
 
     fn judge(&mut self, now: Instant) {
         if self.suspicion_due().is_some_and(|due| due <= now) {
-            let silence = self
-                .silent_since()
-                .map_or(Duration::ZERO, |since| now - since);
+            let silence = self.silent_for(now);
             self.actions.push_back(Action::Suspect { silence });
             self.actions.push_back(Action::LookCloser);
             self.phase = Phase::Detecting(Detecting {
@@ -346,16 +362,14 @@ impl Detector {
         let mut evidence = Vec::new();
         let silence = match &self.phase {
             Phase::Starting(starting) => {
-                let waited = now - starting.since;
+                let waited = now - starting.began.at;
                 evidence.push(format!(
                     "no healthy answer within {waited:.1?} of its start"
                 ));
                 waited
             }
             _ => {
-                let silence = self
-                    .silent_since()
-                    .map_or(Duration::ZERO, |since| now - since);
+                let silence = self.silent_for(now);
                 let timeout = self.config.timeout;
                 evidence.push(format!(
                     "silent for {silence:.3?} (timeout {timeout:?}), {} probes unanswered",
@@ -364,14 +378,19 @@ impl Detector {
                 silence
             }
         };
-        if self.lost_at.is_some() {
+        if self.lost.is_some() {
             evidence.push("its channel was lost and did not come back".to_owned());
         }
-        if self.lag > Duration::ZERO {
+        let lag = self
+            .at_issue()
+            .map_or(Duration::ZERO, |(mark, _)| self.lag_since(mark));
+        if lag > Duration::ZERO {
             evidence.push(format!(
-                "judged {:?} later for the daemon's own lateness",
-                self.lag
+                "judged {lag:.1?} later for the daemon's own lateness"
             ));
+        }
+        if let Some(overload) = self.load.overload() {
+            evidence.push(format!("before that, {overload}"));
         }
         let level = if self.stopped {
             evidence.push("it executes nothing: stopped".to_owned());
@@ -399,16 +418,16 @@ impl Detector {
         let Some(at) = self.outstanding.iter().position(|(p, _)| *p == probe) else {
             return;
         };
-        let silence = self
-            .silent_since()
-            .map_or(Duration::ZERO, |since| now - since);
+        let silence = self.silent_for(now);
         self.outstanding.drain(..=at);
         self.counters.answered += 1;
-        self.lost_at = None;
+        self.lost = None;
+        self.flaps = 0;
         self.congested_since = None;
         self.kernel_answered = false;
         self.stopped = false;
-        self.lag = Duration::ZERO;
+        self.hearing_until = None;
+        self.late_ticks = 0;
         self.phase = match std::mem::replace(&mut self.phase, Phase::Failed) {
             Phase::Starting(_) if health != Health::Unhealthy => {
                 self.actions.push_back(Action::Healthy);
@@ -445,7 +464,8 @@ impl Detector {
             // The oldest marks the beginning of the silence: drop the second oldest instead.
             self.outstanding.remove(1);
         }
-        self.outstanding.push_back((probe, now));
+        let mark = self.mark(now);
+        self.outstanding.push_back((probe, mark));
         self.counters.sent += 1;
         self.actions.push_back(Action::SendProbe { probe });
         let wait = match &mut self.phase {

@@ -1,0 +1,133 @@
+//! What the detector is told, and what it finds.
+
+use std::time::Duration;
+
+use super::{Config, Sample};
+use crate::message::Health;
+
+/// What the detector is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The heartbeat channel is up: HELLO was exchanged, the agent lives.
+    ChannelUp,
+    /// The heartbeat channel was lost. What was under way on it can no longer be answered.
+    ChannelLost,
+    /// Connecting was refused: a kernel lives there, its agent does not listen.
+    KernelAnswered,
+    /// A probe was answered.
+    Answer {
+        /// The probe.
+        probe: u32,
+        /// What the agent says.
+        health: Health,
+    },
+    /// The probe could not be sent: our own queue is full.
+    SendRefused {
+        /// The probe.
+        probe: u32,
+    },
+    /// The backend saw its end, or its panic.
+    Ended(String),
+    /// The backend sees that it executes nothing.
+    Stopped,
+    /// The daemon itself was late by this much.
+    SelfLag(Duration),
+    /// A changed policy.
+    Reconfigure(Config),
+    /// What the answer says of the instance's load.
+    Sample(Sample),
+    /// Time has passed.
+    Tick,
+}
+
+impl Event {
+    /// The name in the transition table.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::ChannelUp => "ChannelUp",
+            Self::ChannelLost => "ChannelLost",
+            Self::KernelAnswered => "KernelAnswered",
+            Self::Answer { .. } => "Answer",
+            Self::SendRefused { .. } => "SendRefused",
+            Self::Ended(_) => "Ended",
+            Self::Stopped => "Stopped",
+            Self::SelfLag(_) => "SelfLag",
+            Self::Reconfigure(_) => "Reconfigure",
+            Self::Sample(_) => "Sample",
+            Self::Tick => "Tick",
+        }
+    }
+}
+
+/// What is to be done, and what was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Send this probe.
+    SendProbe {
+        /// Its number.
+        probe: u32,
+    },
+    /// Find out whether its kernel answers, and whether it executes at all.
+    LookCloser,
+    /// The first healthy answer.
+    Healthy,
+    /// It has been silent for a while.
+    Suspect {
+        /// For how long.
+        silence: Duration,
+    },
+    /// It answered again.
+    Relieved {
+        /// How long it was silent.
+        silence: Duration,
+    },
+    /// The channel has not taken probes for a whole timeout; the instance is not to blame.
+    TransportCongested,
+    /// It has failed.
+    Failed(Verdict),
+}
+
+impl Action {
+    /// The name in the transition table.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::SendProbe { .. } => "SendProbe",
+            Self::LookCloser => "LookCloser",
+            Self::Healthy => "Healthy",
+            Self::Suspect { .. } => "Suspect",
+            Self::Relieved { .. } => "Relieved",
+            Self::TransportCongested => "TransportCongested",
+            Self::Failed(_) => "Failed",
+        }
+    }
+}
+
+/// The level at which an instance failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Its kernel has ended, panicked, or answers at no level.
+    KernelDead,
+    /// Its kernel answers, its agent does not.
+    AgentDead,
+}
+
+impl Level {
+    /// The name in journal, API and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::KernelDead => "kernel_dead",
+            Self::AgentDead => "agent_dead",
+        }
+    }
+}
+
+/// A verdict with its evidence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The level.
+    pub level: Level,
+    /// What it rests on, a line each, for people.
+    pub evidence: Vec<String>,
+    /// How long it had been silent; zero for an exit event.
+    pub silence: Duration,
+}

@@ -1,0 +1,324 @@
+//! The morph's transition table.
+
+use crate::transition::{Transition, row};
+
+const PREPARING: &str = "preparing";
+const NEGOTIATING: &str = "negotiating";
+const TRANSFERRING: &str = "transferring";
+const VALIDATING: &str = "validating";
+const COMMITTABLE: &str = "committable";
+const FREEZING: &str = "committing.freezing";
+const LAST_ROUND: &str = "committing.last_round";
+const ACTIVATING: &str = "committing.activating";
+const RECORDING: &str = "committing.recording";
+const SERVING: &str = "committed.serving";
+const RETIRING: &str = "committed.retiring";
+const FENCING_OLD: &str = "committed.fencing_old";
+const FENCING_NEW: &str = "rolling_back.fencing_new";
+const RESUMING: &str = "rolling_back.resuming_old";
+const DONE: &str = "done";
+
+const OVERDUE: &str = "deadline over";
+const UNDO: &[&str] = &["Phase", "Fence(new)"];
+const FENCE_OLD: &[&str] = &["Fence(old)"];
+
+/// The events that undo a morph before its commit record, from one state.
+macro_rules! undone_from {
+    ($state:ident) => {
+        [
+            row($state, "RollbackRequested", "", FENCING_NEW, UNDO),
+            row($state, "Died(old)", "", FENCING_NEW, UNDO),
+            row($state, "Died(new)", "", FENCING_NEW, UNDO),
+            row($state, "Refused(old)", "", FENCING_NEW, UNDO),
+            row($state, "Refused(new)", "", FENCING_NEW, UNDO),
+            row($state, "Tick", OVERDUE, FENCING_NEW, UNDO),
+        ]
+    };
+}
+
+const FORWARD: &[Transition] = &[
+    row("–", "begin", "", PREPARING, &["Prepare(old)"]),
+    row(
+        "–",
+        "resume",
+        "no commit record",
+        FENCING_NEW,
+        &["Fence(new)"],
+    ),
+    row("–", "resume", "commit record found", SERVING, &["Serve"]),
+    row(PREPARING, "NewHealthy", "", PREPARING, &["Prepare(new)"]),
+    row(
+        PREPARING,
+        "Prepared",
+        "the other side is not",
+        PREPARING,
+        &[],
+    ),
+    row(
+        PREPARING,
+        "Prepared",
+        "both sides are",
+        NEGOTIATING,
+        &["Phase", "Negotiate(old)", "Negotiate(new)"],
+    ),
+    row(NEGOTIATING, "Offered", "by one side", NEGOTIATING, &[]),
+    row(
+        NEGOTIATING,
+        "Offered",
+        "by both, nothing missing",
+        TRANSFERRING,
+        &["Phase", "Round"],
+    ),
+    row(
+        NEGOTIATING,
+        "Offered",
+        "by both, something missing",
+        FENCING_NEW,
+        UNDO,
+    ),
+    row(
+        TRANSFERRING,
+        "RoundApplied",
+        "copied, the last round would be long, and each was shorter; at most 10 rounds",
+        TRANSFERRING,
+        &["Round"],
+    ),
+    row(
+        TRANSFERRING,
+        "RoundApplied",
+        "otherwise",
+        VALIDATING,
+        &["Phase", "Validate"],
+    ),
+    row(TRANSFERRING, "Held", "", TRANSFERRING, &[]),
+    row(
+        VALIDATING,
+        "Report",
+        "at least one check, none failed",
+        COMMITTABLE,
+        &["Phase", "Committable"],
+    ),
+    row(VALIDATING, "Report", "otherwise", FENCING_NEW, UNDO),
+    row(
+        COMMITTABLE,
+        "CommitRequested",
+        "estimate within the budget, or forced",
+        FREEZING,
+        &["Phase", "Freeze"],
+    ),
+    row(
+        COMMITTABLE,
+        "CommitRequested",
+        "otherwise",
+        COMMITTABLE,
+        &["CommitRefused"],
+    ),
+    row(FREEZING, "Frozen", "", LAST_ROUND, &["Round(last)"]),
+    row(LAST_ROUND, "RoundApplied", "", ACTIVATING, &["Activate"]),
+    row(
+        ACTIVATING,
+        "Activated",
+        "the digests agree",
+        RECORDING,
+        &["WriteCommitRecord"],
+    ),
+    row(
+        ACTIVATING,
+        "Activated",
+        "the digests differ",
+        FENCING_NEW,
+        UNDO,
+    ),
+    row(RECORDING, "RecordDurable", "", SERVING, &["Serve"]),
+    row(
+        RECORDING,
+        "RecordDurable",
+        "the new side died meanwhile",
+        FENCING_OLD,
+        FENCE_OLD,
+    ),
+    row(RECORDING, "RecordFailed", "", FENCING_NEW, UNDO),
+    row(
+        RECORDING,
+        "Died(old)",
+        "remembered until the record's outcome is known",
+        RECORDING,
+        &[],
+    ),
+    row(
+        RECORDING,
+        "Died(new)",
+        "remembered until the record's outcome is known",
+        RECORDING,
+        &[],
+    ),
+];
+
+const AFTER_THE_RECORD: &[Transition] = &[
+    row(SERVING, "Serving", "", RETIRING, &["Retire"]),
+    row(
+        SERVING,
+        "Refused(new)",
+        "asked fewer than 5 times; asked again after 200 ms",
+        SERVING,
+        &[],
+    ),
+    row(
+        SERVING,
+        "Refused(new)",
+        "asked 5 times",
+        FENCING_OLD,
+        FENCE_OLD,
+    ),
+    row(
+        SERVING,
+        "Tick",
+        "200 ms after a refusal",
+        SERVING,
+        &["Serve"],
+    ),
+    row(SERVING, "Tick", OVERDUE, FENCING_OLD, FENCE_OLD),
+    row(SERVING, "Died(new)", "", FENCING_OLD, FENCE_OLD),
+    row(RETIRING, "Retired", "", FENCING_OLD, FENCE_OLD),
+    row(RETIRING, "Refused(old)", "", FENCING_OLD, FENCE_OLD),
+    row(RETIRING, "Died(old)", "", FENCING_OLD, FENCE_OLD),
+    row(RETIRING, "Died(new)", "", RETIRING, &[]),
+    row(RETIRING, "Tick", OVERDUE, FENCING_OLD, FENCE_OLD),
+    row(
+        FENCING_OLD,
+        "Fenced(old)",
+        "certificate of the old generation",
+        DONE,
+        &["Phase", "Finished(Committed)"],
+    ),
+    row(
+        FENCING_OLD,
+        "Fenced(old)",
+        "the same, and the new side failed",
+        DONE,
+        &["Phase", "Finished(CommittedButFailed)"],
+    ),
+    row(FENCING_OLD, "Died(new)", "", FENCING_OLD, &[]),
+    row(
+        FENCING_OLD,
+        "FenceUnconfirmed(old)",
+        "tried fewer than 10 times",
+        FENCING_OLD,
+        &[],
+    ),
+    row(
+        FENCING_OLD,
+        "Tick",
+        "1 s after an unconfirmed fence",
+        FENCING_OLD,
+        FENCE_OLD,
+    ),
+    row(
+        FENCING_OLD,
+        "FenceUnconfirmed(old)",
+        "tried 10 times",
+        DONE,
+        &["Phase", "Finished(OperatorActionNeeded)"],
+    ),
+];
+
+const ROLLING_BACK: &[Transition] = &[
+    row(
+        FENCING_NEW,
+        "Fenced(new)",
+        "certificate of the new generation",
+        RESUMING,
+        &["ResumeOld"],
+    ),
+    row(
+        FENCING_NEW,
+        "Fenced(new)",
+        "the same, and the old side has failed",
+        DONE,
+        &["Phase", "Finished(OldFailed)"],
+    ),
+    row(FENCING_NEW, "Died(old)", "", FENCING_NEW, &[]),
+    row(
+        FENCING_NEW,
+        "FenceUnconfirmed(new)",
+        "tried fewer than 10 times",
+        FENCING_NEW,
+        &[],
+    ),
+    row(
+        FENCING_NEW,
+        "Tick",
+        "1 s after an unconfirmed fence",
+        FENCING_NEW,
+        &["Fence(new)"],
+    ),
+    row(
+        FENCING_NEW,
+        "FenceUnconfirmed(new)",
+        "tried 10 times",
+        DONE,
+        &["Phase", "Finished(OperatorActionNeeded)"],
+    ),
+    row(
+        RESUMING,
+        "OldRunning",
+        "",
+        DONE,
+        &["Phase", "Finished(RolledBack)"],
+    ),
+    row(
+        RESUMING,
+        "Refused(old)",
+        "asked fewer than 5 times; asked again after 200 ms",
+        RESUMING,
+        &[],
+    ),
+    row(
+        RESUMING,
+        "Refused(old)",
+        "asked 5 times",
+        DONE,
+        &["Phase", "Finished(OldFailed)"],
+    ),
+    row(
+        RESUMING,
+        "Tick",
+        "200 ms after a refusal",
+        RESUMING,
+        &["ResumeOld"],
+    ),
+    row(
+        RESUMING,
+        "Tick",
+        OVERDUE,
+        DONE,
+        &["Phase", "Finished(OldFailed)"],
+    ),
+    row(
+        RESUMING,
+        "Died(old)",
+        "",
+        DONE,
+        &["Phase", "Finished(OldFailed)"],
+    ),
+];
+
+const UNDONE: [[Transition; 6]; 8] = [
+    undone_from!(PREPARING),
+    undone_from!(NEGOTIATING),
+    undone_from!(TRANSFERRING),
+    undone_from!(VALIDATING),
+    undone_from!(COMMITTABLE),
+    undone_from!(FREEZING),
+    undone_from!(LAST_ROUND),
+    undone_from!(ACTIVATING),
+];
+
+/// Every step an [`Engine`](super::Engine) takes, part by part: forward to the commit record, undone
+/// before it, after it, and rolling back. What is not listed changes nothing.
+pub const TRANSITIONS: [&[Transition]; 4] = [
+    FORWARD,
+    UNDONE.as_flattened(),
+    AFTER_THE_RECORD,
+    ROLLING_BACK,
+];
