@@ -1,1 +1,30 @@
-//! Skeleton.
+//! `kmorph-agent`: the instance's side of KMP.
+//!
+//! ```text
+//!   kmorphd ══ heartbeat ══▶ [server] ── figures (/proc) ── [figures]
+//!           ══ control ════▶    │ ────── MORPH_* ───────── [morph] ── [workload] ─▶ the program
+//!                               └─────── RECOVER_* ─────── [topology]    ▲
+//!   next generation's agent ── TakeOver ── [handover] ───────────────────┘
+//! ```
+//!
+//! One process, one thread. It answers for its instance, starts and supervises the instance's
+//! program (the workload), and passes a morph's steps on to it. It decides nothing about instances:
+//! a frozen workload stays frozen until the daemon says what follows, however long that takes.
+//!
+//! This crate may start the workload, read `/proc` and change its own process. It knows no backend,
+//! no journal and no actor.
+
+pub mod confine;
+pub mod figures;
+pub mod handover;
+pub mod inherited;
+pub mod morph;
+pub mod output;
+pub mod reap;
+pub mod server;
+pub mod topology;
+pub mod workload;
+
+mod run;
+
+pub use run::{RunError, run};

@@ -1,0 +1,51 @@
+//! `kmorph-agent --config <file>`: see the library of this package.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use kmorph_launch::AgentConfig;
+
+const USAGE: &str = "usage: kmorph-agent --config <file> | --version";
+/// Exit status for a wrong command line or configuration.
+const EXIT_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let path = match arguments.as_slice() {
+        [flag] if flag == "--version" => {
+            println!("kmorph-agent {}", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        [flag] if flag == "--help" => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        [flag, path] if flag == "--config" => PathBuf::from(path),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    let config = match AgentConfig::load(&path) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("kmorph-agent: {error}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    // SAFETY: first thing the program does with descriptors; no thread runs yet.
+    let listeners = match unsafe { kmorph_agent::inherited::listeners(config.ports.len()) } {
+        Ok(listeners) => listeners,
+        Err(error) => {
+            eprintln!("kmorph-agent: {error}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    match kmorph_agent::run(config, &path, listeners) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kmorph-agent: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

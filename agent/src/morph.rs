@@ -1,0 +1,458 @@
+//! The instance's side of a morph: one session at a time, each step passed on to the workload.
+//!
+//! ```text
+//!          MORPH_PREPARE        old: FREEZE            RETIRE
+//!  [none] ──────────────▶ [session] ───────▶ frozen ─────────▶ retired
+//!                             │                └── ROLLBACK ──▶ running
+//!                             │ new: PULL, VALIDATE, ACTIVATE, SERVE ──▶ running
+//! ```
+//!
+//! Invariants: a step of another session than the one prepared is refused; a new session replaces
+//! an old one unless the workload is frozen, because only the daemon that froze it knows whether
+//! its successor serves; silence of the daemon changes nothing here.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use kmorph_launch::handover::{self as launch_handover, Answer};
+use kmorph_workload::handover::PacketSocket;
+use kmorph_workload::handover::message::{self as workload, Mode, Reply, Request, Status};
+use kmp_proto::message::{
+    Check, CheckResult, CommitReply, CommitStep, Message, MorphCommit, MorphNegotiate,
+    MorphPrepare, MorphRollback, MorphTransfer, MorphTransferFixed, MorphValidate, NegotiateFixed,
+    RollbackReply, RollbackStatus, SessionReply, Side, StepStatus, TransferMode, TransferOp,
+    ValidateReply, ValidateReplyFixed, Verdict, WorkloadState, capability, transfer_flags,
+};
+use kmp_proto::wire::ErrorCode;
+use std::os::fd::OwnedFd;
+
+use crate::workload::{AskError, Workload};
+
+/// Longest wait for the workload in a step that is not part of the downtime.
+const CALM_STEP_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest wait for the workload in a step of the downtime.
+const FROZEN_STEP_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time the workload may spend checking content before the freeze, microseconds.
+const VALIDATE_BUDGET_US: u32 = 100_000;
+/// Time it may spend checking content while frozen, microseconds.
+const ACTIVATE_BUDGET_US: u32 = 200;
+/// Version of the cooperative provider's state; equal on both sides of a morph.
+const STATE_VERSION: u32 = workload::PROTOCOL_VERSION;
+
+/// Why a request was not done: an ERROR frame.
+#[derive(Debug)]
+pub struct Refusal {
+    /// Its code.
+    pub code: ErrorCode,
+    /// Its text.
+    pub text: String,
+}
+
+impl Refusal {
+    fn new(code: ErrorCode, text: impl Into<String>) -> Self {
+        let text = text.into();
+        Self { code, text }
+    }
+}
+
+impl From<AskError> for Refusal {
+    fn from(error: AskError) -> Self {
+        let code = match &error {
+            AskError::NotRunning(_) | AskError::NotCooperative => ErrorCode::UnexpectedInState,
+            AskError::Exchange(_) => ErrorCode::Internal,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Session {
+    id: u64,
+    side: Side,
+}
+
+/// The instance's side of morphs. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Morphs {
+    workload: Workload,
+    generation: u64,
+    predecessor: Option<PathBuf>,
+    session: Arc<Mutex<Option<Session>>>,
+}
+
+impl Morphs {
+    /// For an instance of `generation` with this workload; `predecessor` is where the generation it
+    /// takes over from hands over its state, if it is on the same host kernel.
+    pub fn new(workload: Workload, generation: u64, predecessor: Option<PathBuf>) -> Self {
+        Self {
+            workload,
+            generation,
+            predecessor,
+            session: Arc::default(),
+        }
+    }
+
+    fn current(&self) -> Option<Session> {
+        *self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether `session` is the one in which this side is left.
+    pub fn is_left_by(&self, session: u64) -> bool {
+        self.current()
+            .is_some_and(|s| s.id == session && s.side == Side::Old)
+    }
+
+    /// Answers a request of a morph.
+    ///
+    /// # Errors
+    /// What to answer with ERROR instead.
+    pub async fn answer(&self, message: &Message) -> Result<Message, Refusal> {
+        match message {
+            Message::MorphPrepare(prepare) => self.prepare(prepare),
+            Message::MorphNegotiate(ask) => self.negotiate(ask).await,
+            Message::MorphTransfer(transfer) => self.transfer(transfer).await,
+            Message::MorphValidate(validate) => self.validate(validate).await,
+            Message::MorphCommit(commit) => self.commit(*commit).await,
+            Message::MorphRollback(rollback) => self.roll_back(rollback).await,
+            other => {
+                let text = format!("{} is no request of a morph", other.msg_type());
+                Err(Refusal::new(ErrorCode::UnexpectedInState, text))
+            }
+        }
+    }
+
+    fn prepare(&self, prepare: &MorphPrepare) -> Result<Message, Refusal> {
+        let (meant, session) = match prepare.side {
+            Side::Old => (prepare.from_generation, prepare.session),
+            Side::New => (prepare.to_generation, prepare.session),
+        };
+        if meant != self.generation {
+            let text = format!("this is generation {}, not {meant}", self.generation);
+            return Err(Refusal::new(ErrorCode::StaleGeneration, text));
+        }
+        let frozen = self.workload.condition().state == WorkloadState::Frozen;
+        let mut current = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(other) = current.filter(|s| s.id != session)
+            && frozen
+        {
+            let text = format!("frozen by session {}: roll that back first", other.id);
+            return Err(Refusal::new(ErrorCode::UnexpectedInState, text));
+        }
+        *current = Some(Session {
+            id: session,
+            side: prepare.side,
+        });
+        Ok(Message::MorphPrepareReply(SessionReply { session }))
+    }
+
+    fn expect(&self, session: u64) -> Result<Side, Refusal> {
+        match self.current() {
+            Some(current) if current.id == session => Ok(current.side),
+            Some(current) => {
+                let text = format!("session {session} is not under way, {} is", current.id);
+                Err(Refusal::new(ErrorCode::UnexpectedInState, text))
+            }
+            None => {
+                let text = format!("session {session} was never prepared here");
+                Err(Refusal::new(ErrorCode::UnexpectedInState, text))
+            }
+        }
+    }
+
+    fn expect_side(&self, session: u64, side: Side) -> Result<(), Refusal> {
+        if self.expect(session)? == side {
+            return Ok(());
+        }
+        let text = format!(
+            "this is not the {} side of session {session}",
+            side.as_str()
+        );
+        Err(Refusal::new(ErrorCode::UnexpectedInState, text))
+    }
+
+    async fn negotiate(&self, ask: &MorphNegotiate) -> Result<Message, Refusal> {
+        let session = ask.fixed.session;
+        self.expect(session)?;
+        let mut fixed = NegotiateFixed {
+            session,
+            memory_bytes: 0,
+            dirty_bytes_per_s: 0,
+            state_kinds: 0,
+            providers: 0,
+            modes: 0,
+            state_version: STATE_VERSION,
+            verdict: Verdict::Accept,
+        };
+        let mut missing = Vec::new();
+        if self.workload.exists() {
+            match self.status().await {
+                Ok(status) => {
+                    fixed.memory_bytes = status.state_bytes;
+                    fixed.dirty_bytes_per_s = status.dirty_bytes_per_s;
+                    fixed.state_kinds = status.state_kinds;
+                    fixed.providers = capability::COOPERATIVE;
+                    fixed.modes = status.modes;
+                }
+                Err(error) => {
+                    fixed.verdict = Verdict::Veto;
+                    missing.push(error.to_string());
+                }
+            }
+        }
+        let answer = MorphNegotiate { fixed, missing };
+        Ok(Message::MorphNegotiateReply(answer))
+    }
+
+    async fn status(&self) -> Result<Status, AskError> {
+        let query = self
+            .workload
+            .ask(Request::Query, Vec::new(), FROZEN_STEP_TIMEOUT);
+        match query.await?.message {
+            Reply::Status(status) => Ok(status),
+            _ => Err(AskError::NotCooperative),
+        }
+    }
+
+    async fn transfer(&self, transfer: &MorphTransfer) -> Result<Message, Refusal> {
+        let fixed = transfer.fixed;
+        self.expect_side(fixed.session, Side::New)?;
+        if fixed.op != TransferOp::Pull || fixed.mode != TransferMode::ByReference {
+            let text = format!(
+                "{} of {} on a control channel",
+                fixed.op.as_str(),
+                fixed.mode.as_str()
+            );
+            return Err(Refusal::new(ErrorCode::UnexpectedInState, text));
+        }
+        let last = fixed.flags & transfer_flags::FINAL != 0;
+        if self.workload.exists() && !last {
+            self.take_over(fixed.session).await?;
+        }
+        let fixed = MorphTransferFixed {
+            op: TransferOp::Applied,
+            dirty_bytes: 0,
+            ..fixed
+        };
+        Ok(Message::MorphTransferReply(MorphTransfer {
+            fixed,
+            data: Vec::new(),
+            references: Vec::new(),
+        }))
+    }
+
+    /// Gets a channel to the old workload and has ours import over it.
+    async fn take_over(&self, session: u64) -> Result<(), Refusal> {
+        let Some(predecessor) = self.predecessor.clone() else {
+            let text = "no predecessor on this kernel: state cannot move by reference";
+            return Err(Refusal::new(ErrorCode::Incompatible, text));
+        };
+        let place = format!("taking over at {}", predecessor.display());
+        let ask = move || {
+            let request = launch_handover::Request::TakeOver { session };
+            launch_handover::ask(&predecessor, &request)
+        };
+        let failed = |e: String| Refusal::new(ErrorCode::Internal, format!("{place}: {e}"));
+        let (answer, fds) = tokio::task::spawn_blocking(ask)
+            .await
+            .map_err(|e| failed(e.to_string()))?
+            .map_err(|e| failed(e.to_string()))?;
+        if answer != Answer::Channel || fds.len() != 1 {
+            return Err(failed("another answer than a channel".to_owned()));
+        }
+        let import = Request::PrepareImport {
+            mode: Mode::ByReference,
+            total_len: 0,
+        };
+        let imported = self.workload.ask(import, fds, CALM_STEP_TIMEOUT).await?;
+        expect_reply(
+            &imported.message,
+            matches!(imported.message, Reply::ImportReady { .. }),
+        )
+    }
+
+    /// The old side of [`Morphs::take_over`]: the end of the channel that the new side gets.
+    ///
+    /// # Errors
+    /// When `session` is not the one in which this side is left, or the workload refuses.
+    pub async fn hand_over(&self, session: u64) -> Result<OwnedFd, Refusal> {
+        self.expect_side(session, Side::Old)?;
+        let (ours, theirs) = PacketSocket::pair()
+            .map_err(|e| Refusal::new(ErrorCode::ResourceExhausted, e.to_string()))?;
+        let export = Request::PrepareExport {
+            mode: Mode::ByReference,
+        };
+        let prepared = self
+            .workload
+            .ask(export, vec![ours], CALM_STEP_TIMEOUT)
+            .await?;
+        expect_reply(
+            &prepared.message,
+            matches!(prepared.message, Reply::Prepared { .. }),
+        )?;
+        Ok(theirs)
+    }
+
+    async fn validate(&self, validate: &MorphValidate) -> Result<Message, Refusal> {
+        self.expect_side(validate.session, Side::New)?;
+        let mut checks = Vec::new();
+        if self.workload.exists() {
+            let budget_us = VALIDATE_BUDGET_US;
+            let request = Request::Validate { budget_us };
+            let reply = self
+                .workload
+                .ask(request, Vec::new(), CALM_STEP_TIMEOUT)
+                .await?;
+            let Reply::Validated { checks: found, .. } = reply.message else {
+                return Err(unexpected(&reply.message));
+            };
+            checks.extend(found.into_iter().map(check));
+        }
+        checks.push(self.alive());
+        let all = checks.iter().all(|c| c.result == CheckResult::Passed);
+        let verdict = passed(all);
+        let session = validate.session;
+        let fixed = ValidateReplyFixed { session, verdict };
+        Ok(Message::MorphValidateReply(ValidateReply { fixed, checks }))
+    }
+
+    /// The agent's own check: the workload stands where the new side of a morph should.
+    fn alive(&self) -> Check {
+        let began = Instant::now();
+        let condition = self.workload.condition();
+        let well = matches!(
+            condition.state,
+            WorkloadState::Awaiting | WorkloadState::None
+        );
+        Check {
+            name: "workload".to_owned(),
+            result: passed(well),
+            duration_us: micros(began),
+            detail: format!("is {}", condition.state.as_str()),
+        }
+    }
+
+    async fn commit(&self, commit: MorphCommit) -> Result<Message, Refusal> {
+        let side = match commit.step {
+            CommitStep::Freeze | CommitStep::Retire => Side::Old,
+            CommitStep::Activate | CommitStep::Serve => Side::New,
+        };
+        self.expect_side(commit.session, side)?;
+        let began = Instant::now();
+        let state_digest = if self.workload.exists() {
+            self.commit_step(commit).await?
+        } else {
+            0
+        };
+        Ok(Message::MorphCommitReply(CommitReply {
+            session: commit.session,
+            nonce: commit.nonce,
+            state_digest,
+            elapsed_us: micros(began),
+            step: commit.step,
+            status: StepStatus::Done,
+        }))
+    }
+
+    /// Has the workload take the step; the digest of its state, or 0. A step that was taken already
+    /// is not taken again: a daemon that was restarted in between repeats SERVE and RETIRE.
+    async fn commit_step(&self, commit: MorphCommit) -> Result<u64, Refusal> {
+        let state = self.workload.condition().state;
+        let request = match (commit.step, state) {
+            (CommitStep::Serve, WorkloadState::Running)
+            | (CommitStep::Retire, WorkloadState::Retired) => return Ok(0),
+            (CommitStep::Freeze, _) => Request::Freeze,
+            (CommitStep::Activate, _) => Request::Activate {
+                nonce: commit.nonce,
+                budget_us: ACTIVATE_BUDGET_US,
+            },
+            (CommitStep::Serve, _) => Request::Serve,
+            (CommitStep::Retire, _) => Request::Retire,
+        };
+        let ask = self.workload.ask(request, Vec::new(), FROZEN_STEP_TIMEOUT);
+        match (commit.step, ask.await?.message) {
+            (CommitStep::Freeze, Reply::Frozen { state, .. }) => Ok(state.digest),
+            (CommitStep::Activate, Reply::Activated { nonce, state, .. })
+                if nonce == commit.nonce =>
+            {
+                Ok(state.digest)
+            }
+            (CommitStep::Serve, Reply::Serving { .. }) | (CommitStep::Retire, Reply::Retired) => {
+                Ok(0)
+            }
+            (_, other) => Err(unexpected(&other)),
+        }
+    }
+
+    async fn roll_back(&self, rollback: &MorphRollback) -> Result<Message, Refusal> {
+        let (session, side) = (rollback.fixed.session, rollback.fixed.side);
+        // A side that was never prepared has nothing to undo.
+        if self.current().is_some() {
+            self.expect_side(session, side)?;
+        }
+        let status = match side {
+            Side::Old => self.resume().await?,
+            Side::New => {
+                self.workload.stop().await;
+                RollbackStatus::Stopped
+            }
+        };
+        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        Ok(Message::MorphRollbackReply(RollbackReply {
+            session,
+            status,
+        }))
+    }
+
+    async fn resume(&self) -> Result<RollbackStatus, Refusal> {
+        let condition = self.workload.condition();
+        if !self.workload.exists() {
+            return Ok(RollbackStatus::Running);
+        }
+        if condition.cooperative {
+            let ask = self
+                .workload
+                .ask(Request::Resume, Vec::new(), FROZEN_STEP_TIMEOUT);
+            let reply = ask.await?;
+            expect_reply(&reply.message, reply.message == Reply::Resumed)?;
+        }
+        Ok(match self.workload.condition().state {
+            WorkloadState::Running | WorkloadState::Starting => RollbackStatus::Running,
+            _ => RollbackStatus::Stopped,
+        })
+    }
+}
+
+fn expect_reply(reply: &Reply, expected: bool) -> Result<(), Refusal> {
+    if expected {
+        Ok(())
+    } else {
+        Err(unexpected(reply))
+    }
+}
+
+fn unexpected(reply: &Reply) -> Refusal {
+    let text = format!("the workload answered {reply:?}");
+    Refusal::new(ErrorCode::Internal, text)
+}
+
+fn passed(well: bool) -> CheckResult {
+    if well {
+        CheckResult::Passed
+    } else {
+        CheckResult::Failed
+    }
+}
+
+fn check(found: workload::Check) -> Check {
+    Check {
+        name: found.name,
+        result: passed(found.passed),
+        duration_us: found.duration_us,
+        detail: found.detail,
+    }
+}
+
+fn micros(since: Instant) -> u32 {
+    u32::try_from(since.elapsed().as_micros()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,215 @@
+//! Wiring: from the configuration to a serving agent, and its end.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use kmorph_launch::{AgentConfig, Listen, Role, StartMode};
+use kmp_proto::message::{Channel, Hello, HelloFixed, PeerRole, features};
+use kmp_proto::wire::VERSION;
+use kmp_transport::link::{Listener, UnixVsockListener};
+use slog::{Drain, Logger, info, o, warn};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::confine::{ConfineError, confine};
+use crate::figures::{Sampler, Scope};
+use crate::handover::{self, Handover};
+use crate::morph::Morphs;
+use crate::server::{self, Served};
+use crate::workload::{Plan, Workload};
+
+/// Why the agent could not start, or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Its process could not be confined to the instance's resources.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
+    /// The system refused something.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: String,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The role cannot be played by this program.
+    #[error("role {0:?} is not built into this agent")]
+    Role(Role),
+}
+
+fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> RunError {
+    let what = what.into();
+    |source| RunError::System { what, source }
+}
+
+/// Runs the agent until it is told to end. `path` is where `config` came from; `inherited` are the
+/// published listening sockets, in the order of its ports.
+///
+/// # Errors
+/// When it cannot start. Once it serves, only the end of the process stops it.
+pub fn run(config: AgentConfig, path: &Path, inherited: Vec<OwnedFd>) -> Result<(), RunError> {
+    let log = logger(&config);
+    match config.role {
+        Role::Child => confine(&config.cpus, config.memory_bytes)?,
+        Role::Service => {}
+        Role::Init => return Err(RunError::Role(config.role)),
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(failed("starting the runtime"))?;
+    let dir = path.parent().unwrap_or(Path::new("/")).to_owned();
+    runtime.block_on(serve(config, dir, inherited, log))
+}
+
+fn logger(config: &AgentConfig) -> Logger {
+    let decorator = slog_term::PlainSyncDecorator::new(io::stderr());
+    let drain = slog_term::FullFormat::new(decorator)
+        .use_utc_timestamp()
+        .build()
+        .fuse();
+    let name = config.instance.to_string();
+    Logger::root(
+        drain,
+        o!("instance" => name, "generation" => config.generation),
+    )
+}
+
+async fn serve(
+    config: AgentConfig,
+    dir: PathBuf,
+    inherited: Vec<OwnedFd>,
+    log: Logger,
+) -> Result<(), RunError> {
+    let mut ended = signal(SignalKind::terminate()).map_err(failed("watching SIGTERM"))?;
+    let mut children = signal(SignalKind::child()).map_err(failed("watching SIGCHLD"))?;
+    let release = config.kernel_release.clone().unwrap_or_else(own_release);
+    let names = config.ports.iter().map(|port| port.name.clone());
+    let listeners: Vec<_> = names.zip(inherited).collect();
+    let socket = match &config.handover {
+        Some(path) => {
+            let what = format!("creating the handover socket {}", path.display());
+            Some(handover::open(path).map_err(failed(what))?)
+        }
+        None => None,
+    };
+    let workload = start_workload(&config, &release, &listeners, &dir, &log)?;
+    let morphs = Morphs::new(
+        workload.clone(),
+        config.generation,
+        config.predecessor.clone(),
+    );
+    if let Some(socket) = socket {
+        let morphs = morphs.clone();
+        let shared = Handover { morphs, listeners };
+        handover::serve(socket, shared, log.clone()).map_err(failed("handover socket"))?;
+    }
+    let identity = identity(&config, &release)?;
+    let report = {
+        let log = log.clone();
+        move |text: &str| warn!(log, "connection refused"; "reason" => text)
+    };
+    let connections = kmp_transport::server::serve(listen(&config.listen)?, identity, report);
+    let served = Served {
+        workload: workload.clone(),
+        morphs,
+        state_dir: dir,
+        log: log.clone(),
+    };
+    tokio::spawn(server::serve(connections, served, sampler(&config)));
+    info!(log, "agent serves"; "kernel" => &release);
+    loop {
+        tokio::select! {
+            _ = ended.recv() => {
+                info!(log, "agent ends");
+                workload.stop().await;
+                return Ok(());
+            }
+            _ = children.recv() => { crate::reap::orphans(workload.condition().pid); }
+        }
+    }
+}
+
+fn start_workload(
+    config: &AgentConfig,
+    release: &str,
+    listeners: &[(String, OwnedFd)],
+    dir: &Path,
+    log: &Logger,
+) -> Result<Workload, RunError> {
+    let Some(spec) = config.workload.clone() else {
+        return Ok(Workload::none());
+    };
+    let mut own = Vec::with_capacity(listeners.len());
+    for (name, socket) in listeners {
+        let socket = socket
+            .try_clone()
+            .map_err(failed("duplicating a listening socket"))?;
+        own.push((name.clone(), socket));
+    }
+    let child = config.role == Role::Child;
+    let plan = Plan {
+        spec,
+        instance: config.instance.to_string(),
+        generation: config.generation,
+        kernel_release: release.to_owned(),
+        listeners: own,
+        standby: matches!(config.start, StartMode::AwaitState { .. }),
+        standby_listeners: !child,
+        rotated_log: child.then(|| dir.join("agent.log.1")),
+    };
+    Ok(Workload::start(plan, log.clone()))
+}
+
+fn sampler(config: &AgentConfig) -> Sampler {
+    let scope = match config.role {
+        Role::Child => Scope::Processes {
+            memory_limit_kib: config.memory_bytes / 1024,
+        },
+        Role::Init | Role::Service => Scope::System,
+    };
+    Sampler::new(scope, config.cpus.len())
+}
+
+fn listen(listen: &Listen) -> Result<Listener, RunError> {
+    match listen {
+        Listen::Unix { path, port } => {
+            let what = format!("listening at {}", path.display());
+            UnixVsockListener::bind(path, *port)
+                .map(Listener::Unix)
+                .map_err(failed(what))
+        }
+        Listen::Vsock { port } => {
+            Listener::vsock(*port).map_err(failed(format!("listening at vsock port {port}")))
+        }
+    }
+}
+
+fn identity(config: &AgentConfig, release: &str) -> Result<Hello, RunError> {
+    let mut boot_id = [0; 16];
+    getrandom::fill(&mut boot_id)
+        .map_err(|e| failed("making a boot id")(io::Error::other(e.to_string())))?;
+    Ok(Hello {
+        fixed: HelloFixed {
+            version_min: VERSION,
+            version_max: VERSION,
+            role: PeerRole::Instance,
+            channel: Channel::Control,
+            flags: 0,
+            generation: config.generation,
+            boot_id,
+            features: features::COOPERATIVE | features::BY_REFERENCE,
+            session: 0,
+        },
+        instance: config.instance.to_string(),
+        kernel_release: release.to_owned(),
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+    })
+}
+
+fn own_release() -> String {
+    nix::sys::utsname::uname().map_or_else(
+        |_| "unknown".to_owned(),
+        |name| name.release().to_string_lossy().into_owned(),
+    )
+}

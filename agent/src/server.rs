@@ -1,0 +1,280 @@
+//! The instance's end of the daemon's connections.
+//!
+//! One heartbeat and one control connection are served at a time; a newer one takes the place of
+//! the older, because the daemon reconnects before this side has noticed that the old one is dead.
+//! Heartbeats are answered on a task of their own and wait for nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use kmp_proto::codec::Frame;
+use kmp_proto::message::{
+    Channel, Health, HealthStatus, HealthStatusFixed, HeartbeatReq, HeartbeatRsp, Message,
+    RecoverReply, RetryAfter, WorkloadState,
+};
+use kmp_proto::wire::ErrorCode;
+use kmp_transport::connection::{Connection, ConnectionError, FrameReader, FrameWriter};
+use slog::{Logger, debug, info, warn};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use crate::figures::Sampler;
+use crate::morph::{Morphs, Refusal};
+use crate::workload::{Condition, Workload};
+
+/// Requests of one control connection that may be under way.
+const REQUESTS_MAX: u32 = 8;
+/// Answers that may wait to be written.
+const ANSWERS_MAX: usize = 16;
+/// When the daemon may come again after too many requests, milliseconds.
+const RETRY_AFTER_MS: u32 = 50;
+
+/// Everything a connection needs.
+#[derive(Clone, Debug)]
+pub struct Served {
+    /// The program.
+    pub workload: Workload,
+    /// The morphs.
+    pub morphs: Morphs,
+    /// Directory of the topology file.
+    pub state_dir: std::path::PathBuf,
+    /// The log.
+    pub log: Logger,
+}
+
+/// Serves identified connections until there are no more.
+pub async fn serve(mut connections: mpsc::Receiver<Connection>, served: Served, figures: Sampler) {
+    let figures = Arc::new(tokio::sync::Mutex::new(figures));
+    let (mut heartbeat, mut control) = (None::<AbortHandle>, None::<AbortHandle>);
+    while let Some(connection) = connections.recv().await {
+        let channel = connection.hello.fixed.channel;
+        debug!(served.log, "connection"; "channel" => channel.as_str());
+        let task = match channel {
+            Channel::Heartbeat => {
+                let (workload, figures) = (served.workload.clone(), figures.clone());
+                replace(&mut heartbeat, async move {
+                    let mut figures = figures.lock().await;
+                    answer_heartbeats(connection, &workload, &mut figures).await
+                })
+            }
+            Channel::Control => replace(&mut control, attend(connection, served.clone())),
+            Channel::Bulk => {
+                tokio::spawn(refuse_bulk(connection));
+                continue;
+            }
+        };
+        let log = served.log.clone();
+        tokio::spawn(async move {
+            if let Ok(Err(error)) = task.await {
+                info!(log, "connection ended"; "channel" => channel.as_str(), "reason" => %error);
+            }
+        });
+    }
+}
+
+fn replace(
+    place: &mut Option<AbortHandle>,
+    work: impl Future<Output = Result<(), ConnectionError>> + Send + 'static,
+) -> tokio::task::JoinHandle<Result<(), ConnectionError>> {
+    if let Some(older) = place.take() {
+        older.abort();
+    }
+    let task = tokio::spawn(work);
+    *place = Some(task.abort_handle());
+    task
+}
+
+async fn next(
+    reader: &mut FrameReader,
+    writer: &mut FrameWriter,
+) -> Result<Frame, ConnectionError> {
+    let frame = reader.next().await;
+    if let Err(ConnectionError::Frame(error)) = &frame {
+        writer.refuse_stream(*error).await;
+    }
+    frame
+}
+
+async fn answer_heartbeats(
+    connection: Connection,
+    workload: &Workload,
+    figures: &mut Sampler,
+) -> Result<(), ConnectionError> {
+    let (mut reader, mut writer) = (connection.reader, connection.writer);
+    loop {
+        let frame = next(&mut reader, &mut writer).await?;
+        let Message::HeartbeatReq(request) = &frame.message else {
+            let text = "only heartbeats travel on a heartbeat channel".to_owned();
+            let code = ErrorCode::UnexpectedInState;
+            writer.refuse(code, &frame, text).await;
+            continue;
+        };
+        let answer = heartbeat(*request, &workload.condition(), figures);
+        let answer = Message::HeartbeatRsp(answer);
+        writer.reply(&answer, frame.header.sequence).await?;
+    }
+}
+
+fn heartbeat(request: HeartbeatReq, condition: &Condition, figures: &mut Sampler) -> HeartbeatRsp {
+    let sample = figures.figures();
+    HeartbeatRsp {
+        probe: request.probe,
+        health: health(condition.state),
+        workload: condition.state,
+        cpu_count: sample.cpu_count,
+        cpu_busy_permille: sample.cpu_busy_permille,
+        pressure_cpu: sample.pressure_cpu,
+        pressure_memory: sample.pressure_memory,
+        pressure_io: sample.pressure_io,
+        memory_total_kib: sample.memory_total_kib,
+        memory_available_kib: sample.memory_available_kib,
+        io_read_bytes: sample.io_read_bytes,
+        io_write_bytes: sample.io_write_bytes,
+    }
+}
+
+/// What a workload's state says of the instance. One that is being started does not work yet: a
+/// spawn is complete when its program runs.
+fn health(state: WorkloadState) -> Health {
+    match state {
+        WorkloadState::Starting | WorkloadState::Failed => Health::Unhealthy,
+        WorkloadState::Exited => Health::Degraded,
+        WorkloadState::None
+        | WorkloadState::Running
+        | WorkloadState::Awaiting
+        | WorkloadState::Frozen
+        | WorkloadState::Retired => Health::Healthy,
+    }
+}
+
+fn status(condition: &Condition) -> Message {
+    Message::HealthStatus(HealthStatus {
+        fixed: HealthStatusFixed {
+            health: health(condition.state),
+            workload: condition.state,
+            flags: 0,
+            exit_status: condition.exit_status,
+            restarts: condition.restarts,
+        },
+        text: condition.text.clone(),
+    })
+}
+
+/// A control connection: each request on a task of its own, so that a long one holds up none.
+async fn attend(connection: Connection, served: Served) -> Result<(), ConnectionError> {
+    let (mut reader, mut writer) = (connection.reader, connection.writer);
+    let (answers, mut ready) = mpsc::channel::<(Frame, Result<Message, Refusal>)>(ANSWERS_MAX);
+    let under_way = Arc::new(AtomicU32::new(0));
+    let mut changes = served.workload.changes();
+    let mut supervised = true;
+    writer.send(&status(&served.workload.condition())).await?;
+    loop {
+        tokio::select! {
+            frame = reader.next() => {
+                let frame = match frame {
+                    Err(ConnectionError::Frame(error)) => {
+                        writer.refuse_stream(error).await;
+                        return Err(error.into());
+                    }
+                    other => other?,
+                };
+                if under_way.load(Ordering::Relaxed) >= REQUESTS_MAX {
+                    writer.reply(&busy(&frame), frame.header.sequence).await?;
+                    continue;
+                }
+                under_way.fetch_add(1, Ordering::Relaxed);
+                let (served, answers, under_way) =
+                    (served.clone(), answers.clone(), under_way.clone());
+                tokio::spawn(async move {
+                    let answer = served.answer(&frame.message).await;
+                    under_way.fetch_sub(1, Ordering::Relaxed);
+                    let _ = answers.send((frame, answer)).await;
+                });
+            }
+            Some((frame, answer)) = ready.recv() => match answer {
+                Ok(message) => writer.reply(&message, frame.header.sequence).await?,
+                Err(Refusal { code, text }) => {
+                    warn!(served.log, "request refused"; "type" => frame.header.msg_type.name(),
+                        "code" => code.text(), "reason" => &text);
+                    writer.refuse(code, &frame, text).await;
+                }
+            },
+            changed = changes.changed(), if supervised => {
+                supervised = changed.is_ok();
+                let condition = changes.borrow_and_update().clone();
+                writer.send(&status(&condition)).await?;
+            }
+        }
+    }
+}
+
+fn busy(frame: &Frame) -> Message {
+    Message::Retry(RetryAfter {
+        retry_after_ms: RETRY_AFTER_MS,
+        reason: ErrorCode::Busy,
+        offending_type: frame.header.msg_type as u16,
+        offending_sequence: frame.header.sequence,
+    })
+}
+
+async fn refuse_bulk(connection: Connection) {
+    let (mut reader, mut writer) = (connection.reader, connection.writer);
+    if let Ok(frame) = next(&mut reader, &mut writer).await {
+        let text = "this agent has no bulk transfers yet".to_owned();
+        writer
+            .refuse(ErrorCode::RefusedByPolicy, &frame, text)
+            .await;
+    }
+}
+
+impl Served {
+    async fn answer(&self, message: &Message) -> Result<Message, Refusal> {
+        let refuse = |code, text: &str| {
+            let text = text.to_owned();
+            Err(Refusal { code, text })
+        };
+        match message {
+            Message::RecoverPrepare(notice) => {
+                info!(self.log, "an instance has failed"; "failed" => &notice.instance,
+                    "evidence" => &notice.text);
+                Ok(Message::RecoverPrepareReply(done(notice.fixed.recovery)))
+            }
+            Message::RecoverReclaim(notice) => {
+                Ok(Message::RecoverReclaimReply(done(notice.fixed.recovery)))
+            }
+            Message::RecoverComplete(notice) => {
+                match crate::topology::write(&self.state_dir, notice) {
+                    Ok(_) => Ok(Message::RecoverCompleteReply(done(notice.fixed.recovery))),
+                    Err(error) => refuse(
+                        ErrorCode::Internal,
+                        &format!("writing the topology in {:?}: {error}", self.state_dir),
+                    ),
+                }
+            }
+            Message::VmcoreStart(_) | Message::VmcoreData(_) | Message::VmcoreComplete(_) => {
+                refuse(
+                    ErrorCode::RefusedByPolicy,
+                    "this agent captures no vmcore yet",
+                )
+            }
+            Message::HeartbeatReq(_) => refuse(
+                ErrorCode::UnexpectedInState,
+                "heartbeats travel on a heartbeat channel",
+            ),
+            Message::MorphPrepare(_)
+            | Message::MorphNegotiate(_)
+            | Message::MorphTransfer(_)
+            | Message::MorphValidate(_)
+            | Message::MorphCommit(_)
+            | Message::MorphRollback(_) => self.morphs.answer(message).await,
+            _ => refuse(ErrorCode::UnexpectedInState, "not a request to an instance"),
+        }
+    }
+}
+
+fn done(recovery: u64) -> RecoverReply {
+    RecoverReply {
+        recovery,
+        elapsed_ms: 0,
+    }
+}

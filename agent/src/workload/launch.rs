@@ -1,0 +1,83 @@
+//! Starting the program.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use kmorph_workload::handover::{ActivatedListener, AgentEnd, attach};
+use nix::sys::signal::Signal;
+
+use super::Plan;
+
+/// Why the program could not be started.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} for the workload {program:?}: {source}")]
+pub struct LaunchError {
+    what: &'static str,
+    program: PathBuf,
+    source: io::Error,
+}
+
+/// A started program.
+pub(super) struct Launched {
+    pub(super) child: tokio::process::Child,
+    pub(super) end: AgentEnd,
+    /// What it prints.
+    pub(super) output: OwnedFd,
+}
+
+/// Starts the program of `plan`, with its listening sockets when `listening`.
+pub(super) fn launch(plan: &Plan, listening: bool) -> Result<Launched, LaunchError> {
+    let failed = |what: &'static str| {
+        move |source| LaunchError {
+            what,
+            program: plan.spec.program.clone(),
+            source,
+        }
+    };
+    let mut command = Command::new(&plan.spec.program);
+    let (output, input) = io::pipe().map_err(failed("making a pipe"))?;
+    let errors = input.try_clone().map_err(failed("making a pipe"))?;
+    command
+        .args(&plan.spec.args)
+        .envs(&plan.spec.env)
+        .env("KMORPH_INSTANCE", &plan.instance)
+        .env("KMORPH_GENERATION", plan.generation.to_string())
+        .env("KMORPH_KERNEL_RELEASE", &plan.kernel_release)
+        .env_remove(crate::inherited::LISTENERS_ENV)
+        .stdin(Stdio::null())
+        .stdout(input)
+        .stderr(errors);
+    let mut listeners = Vec::new();
+    if listening {
+        for (name, socket) in &plan.listeners {
+            let socket = socket
+                .try_clone()
+                .map_err(failed("duplicating a listening socket"))?;
+            let name = name.clone();
+            listeners.push(ActivatedListener { name, socket });
+        }
+    }
+    let ours = attach(&mut command, &listeners).map_err(failed("passing its sockets"))?;
+    die_with_parent(&mut command);
+    let mut command = tokio::process::Command::from(command);
+    let child = command.spawn().map_err(failed("starting"))?;
+    // Closes this process's copies of what the program inherits.
+    drop(command);
+    let end = AgentEnd::new(ours).map_err(failed("watching its socket"))?;
+    Ok(Launched {
+        child,
+        end,
+        output: output.into(),
+    })
+}
+
+/// A workload never outlives its agent: without it an instance is dead, and nothing would fence it.
+fn die_with_parent(command: &mut Command) {
+    use std::os::unix::process::CommandExt;
+    let bind = || nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(io::Error::from);
+    // SAFETY: the closure runs between fork and exec and makes one system call; it allocates
+    // nothing and takes no lock.
+    unsafe { command.pre_exec(bind) };
+}

@@ -1,0 +1,216 @@
+//! The instance's program: started, supervised, asked.
+//!
+//! ```text
+//!              registered, or alive for PLAIN_AFTER
+//!  [Starting] ─────────────▶ [Running] ⇄ [Frozen] ──▶ [Retired]
+//!      ▲ │                      │           │
+//!      │ └── ends ──────────────┤           └── ends ──▶ [Failed]
+//!      │                        ▼
+//!      └──── back-off ──── [Starting] … RESTARTS_MAX in a row ──▶ [Failed]
+//!  [Starting] ── registered, new side of a morph ──▶ [Awaiting] ── Serve ──▶ [Running]
+//! ```
+//!
+//! Invariants: a program that holds or awaits the state of a morph is never started again by the
+//! agent, because its successor would begin with nothing; one that has retired stays ended.
+
+mod launch;
+mod supervisor;
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kmorph_launch::WorkloadSpec;
+use kmorph_workload::handover::message::{Reply, Request};
+use kmorph_workload::handover::{AgentEndError, Incoming};
+use kmp_proto::message::WorkloadState;
+use slog::Logger;
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use launch::LaunchError;
+
+/// A program that has not registered after this time, but lives, takes no part in morphs.
+pub const PLAIN_AFTER: Duration = Duration::from_secs(1);
+/// Longest time for the new side of a morph to register.
+pub const STANDBY_REGISTER_TIMEOUT: Duration = Duration::from_secs(30);
+/// First pause before the program is started again; doubled each time.
+pub const RESTART_PAUSE: Duration = Duration::from_millis(100);
+/// Longest such pause.
+pub const RESTART_PAUSE_MAX: Duration = Duration::from_secs(10);
+/// Failures in a row before the agent gives up.
+pub const RESTARTS_MAX: u32 = 5;
+/// A program that ran for this long did not fail at its start: the count begins anew.
+pub const SETTLED_AFTER: Duration = Duration::from_secs(10);
+/// Time a program has to end after SIGTERM.
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Requests that may wait for the program.
+const REQUESTS_MAX: usize = 16;
+
+/// What is known of the program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// Where it is in its life.
+    pub state: WorkloadState,
+    /// Whether it takes part in morphs.
+    pub cooperative: bool,
+    /// How it last ended: exit status, or minus the signal.
+    pub exit_status: i32,
+    /// Times it was started again.
+    pub restarts: u32,
+    /// What happened last, for people.
+    pub text: String,
+    /// Its process, while there is one.
+    pub pid: Option<i32>,
+}
+
+/// What the program is, and what it is started with.
+#[derive(Debug)]
+pub struct Plan {
+    /// The program.
+    pub spec: WorkloadSpec,
+    /// The instance it belongs to.
+    pub instance: String,
+    /// Its generation.
+    pub generation: u64,
+    /// The release to report.
+    pub kernel_release: String,
+    /// Its listening sockets, with their names.
+    pub listeners: Vec<(String, OwnedFd)>,
+    /// The new side of a morph.
+    pub standby: bool,
+    /// Whether the new side is given the listening sockets too. In the embedded backend they come
+    /// with the state, and two programs that hold them would both be connected to.
+    pub standby_listeners: bool,
+    /// Where the log is kept when it has grown too large.
+    pub rotated_log: Option<std::path::PathBuf>,
+}
+
+struct Ask {
+    request: Request,
+    data: Vec<u8>,
+    fds: Vec<OwnedFd>,
+    within: Duration,
+    reply: oneshot::Sender<Result<Incoming<Reply>, AskError>>,
+}
+
+/// Why the program did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// There is none, or it has ended.
+    #[error("the workload does not run ({0})")]
+    NotRunning(&'static str),
+    /// It has not registered: it takes no part in morphs.
+    #[error("the workload takes no part in morphs: it has not registered with its agent")]
+    NotCooperative,
+    /// The exchange failed, or it refused.
+    #[error(transparent)]
+    Exchange(#[from] AgentEndError),
+}
+
+/// The agent's handle on its program. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    asks: Option<mpsc::Sender<Ask>>,
+    condition: watch::Receiver<Condition>,
+    stop: Arc<tokio::sync::Notify>,
+}
+
+impl Workload {
+    /// No program: the instance runs only its agent.
+    pub fn none() -> Self {
+        let (_, condition) = watch::channel(Condition::new(WorkloadState::None));
+        Self {
+            asks: None,
+            condition,
+            stop: Arc::default(),
+        }
+    }
+
+    /// Starts the program of `plan` and supervises it from a task of its own.
+    pub fn start(plan: Plan, log: Logger) -> Self {
+        let (asks, queue) = mpsc::channel(REQUESTS_MAX);
+        let (told, condition) = watch::channel(Condition::new(WorkloadState::Starting));
+        let stop = Arc::<tokio::sync::Notify>::default();
+        let supervisor = supervisor::Supervisor::new(plan, queue, told, stop.clone(), log);
+        tokio::spawn(supervisor.run());
+        Self {
+            asks: Some(asks),
+            condition,
+            stop,
+        }
+    }
+
+    /// Whether there is a program at all.
+    pub fn exists(&self) -> bool {
+        self.asks.is_some()
+    }
+
+    /// What is known of it.
+    pub fn condition(&self) -> Condition {
+        self.condition.borrow().clone()
+    }
+
+    /// A receiver that hears of every change.
+    pub fn changes(&self) -> watch::Receiver<Condition> {
+        self.condition.clone()
+    }
+
+    /// Asks the program.
+    ///
+    /// # Errors
+    /// See [`AskError`].
+    pub async fn ask(
+        &self,
+        request: Request,
+        fds: Vec<OwnedFd>,
+        within: Duration,
+    ) -> Result<Incoming<Reply>, AskError> {
+        self.ask_with(request, Vec::new(), fds, within).await
+    }
+
+    /// Asks the program, with raw data after the request.
+    ///
+    /// # Errors
+    /// See [`AskError`].
+    pub async fn ask_with(
+        &self,
+        request: Request,
+        data: Vec<u8>,
+        fds: Vec<OwnedFd>,
+        within: Duration,
+    ) -> Result<Incoming<Reply>, AskError> {
+        let gone = || AskError::NotRunning(self.condition.borrow().state.as_str());
+        let asks = self.asks.as_ref().ok_or_else(gone)?;
+        let (reply, answer) = oneshot::channel();
+        let ask = Ask {
+            request,
+            data,
+            fds,
+            within,
+            reply,
+        };
+        asks.send(ask).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    /// Ends the program: SIGTERM, then SIGKILL after [`STOP_TIMEOUT`]. Returns when it has ended.
+    pub async fn stop(&self) {
+        self.stop.notify_one();
+        let mut changes = self.condition.clone();
+        // The supervisor drops its end when it is done.
+        while changes.changed().await.is_ok() {}
+    }
+}
+
+impl Condition {
+    fn new(state: WorkloadState) -> Self {
+        Self {
+            state,
+            cooperative: false,
+            exit_status: 0,
+            restarts: 0,
+            text: String::new(),
+            pid: None,
+        }
+    }
+}
