@@ -1,2 +1,7 @@
-//! Skeleton.
-fn main() {}
+//! `kmorphctl`: see the library of this package and docs/cli.md.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kmorphctl::run()
+}

@@ -1,0 +1,136 @@
+//! The commands that concern one instance.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, ArgGroup, Args, ValueEnum};
+use kmorph_control_api::PublishRequest;
+
+use super::{WaitArgs, values};
+
+#[derive(Debug, Args)]
+#[command(
+    group = ArgGroup::new("program").args(["workload", "command"]),
+    override_usage = "kmorphctl spawn [OPTIONS] --kernel <FILE> <NAME> [-- <PROGRAM> [ARGUMENT]...]"
+)]
+pub(crate) struct SpawnArgs {
+    /// Its name: 1 to 63 of a-z 0-9 . _ -
+    pub(crate) name: String,
+    /// Kernel image on this machine
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: PathBuf,
+    /// Added to the kernel command line
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true,
+        allow_hyphen_values = true
+    )]
+    pub(crate) kernel_cmdline: String,
+    /// Initramfs used instead of the one kmorph builds
+    #[arg(long, value_name = "FILE")]
+    pub(crate) initramfs: Option<PathBuf>,
+    /// Watch it with heartbeats
+    #[arg(
+        long,
+        value_name = "BOOL",
+        action = ArgAction::Set,
+        default_value = "true",
+        default_missing_value = "true",
+        num_args = 0..=1,
+        require_equals = true
+    )]
+    pub(crate) monitor: bool,
+    /// Silence after which it has failed, 0.1 to 3600; the configuration's default unless told
+    #[arg(long, value_name = "SECONDS", value_parser = values::heartbeat_timeout)]
+    pub(crate) heartbeat_timeout: Option<f64>,
+    /// CPUs
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) cpus: u16,
+    /// Memory, as 256M, 16GB or a number of bytes; the configuration's default unless told
+    #[arg(long, value_name = "SIZE", value_parser = values::memory)]
+    pub(crate) memory: Option<u64>,
+    /// Program to run in it; `kmorph-kv` is the reference server
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) workload: Option<String>,
+    /// An argument for the program; may be given again
+    #[arg(
+        long,
+        value_name = "ARGUMENT",
+        requires = "workload",
+        allow_hyphen_values = true
+    )]
+    pub(crate) workload_arg: Vec<String>,
+    /// An environment variable for the program; may be given again
+    #[arg(long, value_name = "NAME=VALUE", value_parser = values::environment, requires = "program")]
+    pub(crate) env: Vec<(String, String)>,
+    /// Make a port of the program reachable on this machine; may be given again. Address 127.0.0.1
+    /// unless told, host port 0 lets the system choose
+    #[arg(long, value_name = "[ADDRESS:]HOST_PORT:PORT", value_parser = values::publish)]
+    pub(crate) publish: Vec<PublishRequest>,
+    #[command(flatten)]
+    pub(crate) wait: WaitArgs,
+    /// The program and its arguments
+    #[arg(last = true, value_name = "PROGRAM")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TerminateArgs {
+    /// The instance
+    pub(crate) name: String,
+    /// Do not ask the instance, end it at once
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) wait: WaitArgs,
+}
+
+/// A group of figures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MetricGroup {
+    /// CPU
+    Cpu,
+    /// Memory
+    Memory,
+    /// I/O
+    Io,
+}
+
+impl MetricGroup {
+    /// What the names of its figures start with in the API.
+    pub(crate) fn prefix(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu_",
+            Self::Memory => "memory_",
+            Self::Io => "io_",
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HealthArgs {
+    /// The instance
+    pub(crate) name: String,
+    /// Which figures
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        value_name = "GROUP",
+        default_values = ["cpu", "memory", "io"]
+    )]
+    pub(crate) metrics: Vec<MetricGroup>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PingArgs {
+    /// The instance
+    pub(crate) name: String,
+    /// How many
+    #[arg(long, short, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) count: u32,
+    /// Time between two
+    #[arg(long, short, value_name = "SECONDS", default_value = "1", value_parser = values::interval)]
+    pub(crate) interval: f64,
+}

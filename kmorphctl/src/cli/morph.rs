@@ -1,0 +1,100 @@
+//! `kmorphctl morph`: the steps as subcommands, and the whole morph as `morph <name> --kernel=…`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::{NameArgs, WaitArgs, values};
+
+/// Either a subcommand or a whole morph. Without a subcommand the arguments of the whole morph are
+/// required; with one they must be absent (checked by the command, because clap's own rule for it
+/// would also refuse `morph --output-format=json status web`).
+#[derive(Debug, Args)]
+#[command(
+    subcommand_negates_reqs = true,
+    override_usage = "kmorphctl morph [OPTIONS] --kernel <FILE> <NAME>\n       kmorphctl morph <COMMAND>",
+    after_help = "An instance named like one of the commands is morphed by `kmorphctl morph run <NAME>`."
+)]
+pub(crate) struct MorphArgs {
+    #[command(subcommand)]
+    pub(crate) form: Option<MorphForm>,
+    #[command(flatten)]
+    pub(crate) whole: Option<MorphWholeArgs>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MorphForm {
+    /// Start the new kernel and move the state; the old one keeps serving
+    Prepare(MorphPrepareArgs),
+    /// Let the new kernel check what it has
+    Validate {
+        /// The instance
+        name: String,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Switch to the new kernel
+    Commit {
+        /// The instance
+        name: String,
+        /// Also when the estimated downtime is above the budget
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Go back to the old kernel
+    Rollback {
+        /// The instance
+        name: String,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Show where a morph is
+    Status(NameArgs),
+    /// The whole morph, for any name
+    Run(MorphWholeArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MorphPrepareArgs {
+    /// The instance
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) target: MorphTarget,
+    #[command(flatten)]
+    pub(crate) wait: WaitArgs,
+}
+
+/// Where a morph goes.
+#[derive(Debug, Args)]
+pub(crate) struct MorphTarget {
+    /// Image of the new kernel on this machine
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: PathBuf,
+    /// Command line of the new kernel; the old one's unless told
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) kernel_cmdline: Option<String>,
+    /// Initramfs of the new kernel, instead of the one kmorph builds
+    #[arg(long, value_name = "FILE")]
+    pub(crate) initramfs: Option<PathBuf>,
+    /// Longest downtime allowed, in milliseconds; 10 unless told
+    #[arg(long, value_name = "MS", value_parser = values::budget_us)]
+    pub(crate) downtime_budget_ms: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MorphWholeArgs {
+    /// The instance
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) target: MorphTarget,
+    /// Commit once validated; otherwise it stops there and says how to go on
+    #[arg(long)]
+    pub(crate) auto_commit: bool,
+    /// Commit also when the estimated downtime is above the budget
+    #[arg(long, requires = "auto_commit")]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) wait: WaitArgs,
+}

@@ -1,0 +1,67 @@
+//! `kmorphctl policy`.
+
+use std::path::PathBuf;
+
+use clap::{Subcommand, ValueEnum};
+
+use super::values;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyCommand {
+    /// Show the policies in force
+    Show {
+        /// Only of this instance
+        #[arg(long, value_name = "NAME")]
+        instance: Option<String>,
+    },
+    /// Change one value of one policy
+    #[command(subcommand)]
+    Set(PolicySetting),
+    /// Write all policies as a TOML file that `import` reads
+    Export {
+        /// The file, replaced whole; standard output unless told
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Apply a policy file, whole or not at all
+    Import {
+        /// The file; - is standard input
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicySetting {
+    /// Silence after which an instance has failed: 0.1 to 3600 seconds
+    HeartbeatTimeout {
+        /// The instance
+        name: String,
+        /// Seconds; may have a fraction
+        #[arg(value_parser = values::heartbeat_timeout)]
+        seconds: f64,
+    },
+    /// Whether a failed instance is healed without being asked
+    AutoHeal {
+        /// The instance
+        name: String,
+        /// Yes or no
+        #[arg(value_enum)]
+        state: AutoHeal,
+    },
+    /// Longest time for one phase of a morph: 1 to 3600 seconds
+    MorphTimeout {
+        /// The instance
+        name: String,
+        /// Seconds; may have a fraction
+        #[arg(value_parser = values::morph_timeout)]
+        seconds: f64,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AutoHeal {
+    /// Healed by itself
+    Enabled,
+    /// Left as it is until `recover`
+    Disabled,
+}

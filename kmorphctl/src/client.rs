@@ -1,0 +1,347 @@
+//! Asks the daemon: HTTP and JSON over its Unix socket, one connection a request.
+//!
+//! Nothing here waits for ever and nothing here reads without a limit. Whatever goes wrong becomes a
+//! [`Failure`] that names the socket.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ACCEPT, CONTENT_TYPE, HOST};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use kmorph_control_api::{ApiError, REQUEST_BODY_MAX_BYTES};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::net::UnixStream;
+
+use crate::exit::Exit;
+use crate::failure::Failure;
+
+/// Longest time to reach the socket.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Largest answer that is read, bytes: 10,000 instances need about 6 MiB.
+const ANSWER_MAX_BYTES: usize = 64 << 20;
+/// How much of an answer that makes no sense is shown, characters.
+const EXCERPT_MAX_CHARS: usize = 200;
+
+/// An answer: as it came, and as this program understands it. JSON output shows the former, so that
+/// fields of a newer daemon are not lost.
+#[derive(Clone, Debug)]
+pub(crate) struct Answer<T> {
+    /// As it came.
+    pub(crate) raw: Value,
+    /// As understood.
+    pub(crate) value: T,
+}
+
+/// Where the daemon is and how long it may take.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    socket: PathBuf,
+    timeout: Duration,
+}
+
+impl Client {
+    /// A client for the daemon at `socket` that gives it `timeout` for each answer.
+    pub(crate) fn new(socket: PathBuf, timeout: Duration) -> Self {
+        Self { socket, timeout }
+    }
+
+    /// The daemon's socket.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<Answer<T>, Failure> {
+        self.ask(Method::GET, path, None, Duration::ZERO).await
+    }
+
+    /// A request that the daemon answers late on purpose: after up to `wait`.
+    pub(crate) async fn get_waiting<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        wait: Duration,
+    ) -> Result<Answer<T>, Failure> {
+        self.ask(Method::GET, path, None, wait).await
+    }
+
+    pub(crate) async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<Answer<T>, Failure> {
+        let body = self.encode(body)?;
+        self.ask(Method::POST, path, Some(body), Duration::ZERO)
+            .await
+    }
+
+    pub(crate) async fn put<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<Answer<T>, Failure> {
+        let body = self.encode(body)?;
+        self.ask(Method::PUT, path, Some(body), Duration::ZERO)
+            .await
+    }
+
+    pub(crate) async fn patch<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<Answer<T>, Failure> {
+        let body = self.encode(body)?;
+        self.ask(Method::PATCH, path, Some(body), Duration::ZERO)
+            .await
+    }
+
+    pub(crate) async fn delete<T: DeserializeOwned>(
+        &self,
+        path: &str,
+    ) -> Result<Answer<T>, Failure> {
+        self.ask(Method::DELETE, path, None, Duration::ZERO).await
+    }
+
+    /// Opens a stream that ends when the daemon ends it; only its beginning is waited for under the
+    /// timeout.
+    pub(crate) async fn stream(&self, path: &str) -> Result<Incoming, Failure> {
+        let begun = tokio::time::timeout(self.timeout, self.send(Method::GET, path, None));
+        let response = begun.await.map_err(|_| self.silent(self.timeout))??;
+        if response.status().is_success() {
+            return Ok(response.into_body());
+        }
+        let (status, body) = self.collect(response).await?;
+        Err(refusal(self.socket(), status, &body))
+    }
+
+    /// What to say when the connection breaks while an answer is on its way.
+    pub(crate) fn broken(&self, why: impl std::fmt::Display) -> Failure {
+        let socket = self.socket.display();
+        let text = format!("the daemon at {socket} ended the connection: {why}");
+        Failure::new(Exit::Unreachable, text).hint("see `kmorphctl daemon status` and its log")
+    }
+
+    fn encode(&self, body: &impl Serialize) -> Result<Bytes, Failure> {
+        let body = serde_json::to_vec(body)
+            .map_err(|error| Failure::internal(format!("cannot encode the request: {error}")))?;
+        if body.len() > REQUEST_BODY_MAX_BYTES {
+            let text = format!(
+                "the request has {} bytes; the daemon reads {REQUEST_BODY_MAX_BYTES}",
+                body.len()
+            );
+            return Err(Failure::invalid(text));
+        }
+        Ok(body.into())
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Bytes>,
+        wait: Duration,
+    ) -> Result<Answer<T>, Failure> {
+        let limit = self.timeout.saturating_add(wait);
+        let exchange = async {
+            let response = self.send(method, path, body).await?;
+            self.collect(response).await
+        };
+        let answered = tokio::time::timeout(limit, exchange).await;
+        let (status, body) = answered.map_err(|_| self.silent(limit))??;
+        if !status.is_success() {
+            return Err(refusal(self.socket(), status, &body));
+        }
+        let understood =
+            serde_json::from_slice(&body).and_then(|raw: Value| Ok((T::deserialize(&raw)?, raw)));
+        understood
+            .map(|(value, raw)| Answer { raw, value })
+            .map_err(|error| self.not_understood(path, &error, &body))
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Bytes>,
+    ) -> Result<Response<Incoming>, Failure> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, "kmorphd")
+            .header(ACCEPT, "application/json, text/event-stream")
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::new(body.unwrap_or_default()))
+            .map_err(|error| Failure::invalid(format!("cannot ask for {path}: {error}")))?;
+        let connecting = UnixStream::connect(&self.socket);
+        let stream = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
+            .await
+            .map_err(|_| self.silent(CONNECT_TIMEOUT))?
+            .map_err(|error| self.unreachable(&error))?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream))
+                .await
+                .map_err(|error| self.broken(error))?;
+        // Ends with the exchange: it holds nothing but this connection. Its error reaches the
+        // exchange too.
+        tokio::spawn(connection);
+        sender
+            .send_request(request)
+            .await
+            .map_err(|error| self.broken(error))
+    }
+
+    async fn collect(&self, response: Response<Incoming>) -> Result<(StatusCode, Bytes), Failure> {
+        let status = response.status();
+        let body = Limited::new(response.into_body(), ANSWER_MAX_BYTES);
+        match body.collect().await {
+            Ok(body) => Ok((status, body.to_bytes())),
+            Err(error) if error.is::<LengthLimitError>() => {
+                let socket = self.socket.display();
+                let text = format!(
+                    "the daemon at {socket} answers with more than {ANSWER_MAX_BYTES} bytes"
+                );
+                Err(Failure::internal(text))
+            }
+            Err(error) => Err(self.broken(error)),
+        }
+    }
+
+    fn unreachable(&self, error: &std::io::Error) -> Failure {
+        let socket = self.socket.display();
+        match error.kind() {
+            ErrorKind::NotFound => Failure::new(
+                Exit::Unreachable,
+                format!("no daemon answers at {socket}: there is no such socket"),
+            )
+            .hint("start it with `kmorphctl daemon start`, or name its socket with --socket"),
+            ErrorKind::ConnectionRefused => Failure::new(
+                Exit::Unreachable,
+                format!("no daemon answers at {socket}: its socket is left from an earlier one"),
+            )
+            .hint("start it with `kmorphctl daemon start`"),
+            ErrorKind::PermissionDenied => Failure::new(
+                Exit::Forbidden,
+                format!("cannot open the daemon's socket {socket}: permission denied"),
+            )
+            .hint("run as root or as the daemon's user, or open the socket's directory to you"),
+            _ => Failure::new(
+                Exit::Unreachable,
+                format!("cannot reach the daemon at {socket}: {error}"),
+            ),
+        }
+    }
+
+    fn silent(&self, limit: Duration) -> Failure {
+        let socket = self.socket.display();
+        let text = format!(
+            "the daemon at {socket} did not answer within {}s",
+            limit.as_secs_f64()
+        );
+        Failure::new(Exit::TimedOut, text)
+            .hint("try again with a longer --timeout; the daemon's log may say what holds it up")
+    }
+
+    fn not_understood(&self, path: &str, error: &serde_json::Error, body: &[u8]) -> Failure {
+        let socket = self.socket.display();
+        let text = format!(
+            "the answer of the daemon at {socket} to {path} is not understood: {error}; it begins \
+             {:?}",
+            excerpt(body)
+        );
+        Failure::internal(text)
+            .hint("kmorphctl and kmorphd may differ in version: see `kmorphctl daemon status`")
+    }
+}
+
+/// A refusal. One of a newer daemon, with a code this program does not know, keeps its message.
+fn refusal(socket: &Path, status: StatusCode, body: &[u8]) -> Failure {
+    #[derive(serde::Deserialize)]
+    struct Said {
+        message: String,
+        next_step: Option<String>,
+    }
+    if let Ok(error) = serde_json::from_slice::<ApiError>(body) {
+        return Failure::refused(error);
+    }
+    if let Ok(said) = serde_json::from_slice::<Said>(body) {
+        let failure = Failure::internal(said.message);
+        return match said.next_step {
+            Some(next_step) => failure.hint(next_step),
+            None => failure,
+        };
+    }
+    let text = format!(
+        "what listens at {} refused with HTTP {status} and said no reason: {:?}",
+        socket.display(),
+        excerpt(body)
+    );
+    Failure::internal(text).hint("is that socket kmorphd's?")
+}
+
+fn excerpt(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body);
+    text.chars().take(EXCERPT_MAX_CHARS).collect()
+}
+
+/// A path of the API with names in it: each `segment` is escaped, so that it stays one segment.
+pub(crate) fn path(segments: &[&str]) -> String {
+    let mut path = String::from("/v1");
+    for segment in segments {
+        path.push('/');
+        path.push_str(&escape(segment));
+    }
+    path
+}
+
+/// A query: pairs whose value is absent are left out.
+pub(crate) fn query(pairs: &[(&str, Option<String>)]) -> String {
+    let mut query = String::new();
+    for (key, value) in pairs {
+        if let Some(value) = value {
+            query.push(if query.is_empty() { '?' } else { '&' });
+            query.push_str(key);
+            query.push('=');
+            query.push_str(&escape(value));
+        }
+    }
+    query
+}
+
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            escaped.push(char::from(byte));
+        } else {
+            escaped.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_stays_one_segment_whatever_is_in_it() {
+        let given = path(&["instances", "a/../b?c=d#e %", "morph"]);
+        assert_eq!(given, "/v1/instances/a%2F..%2Fb%3Fc%3Dd%23e%20%25/morph");
+        assert_eq!(path(&["instances", "wéb"]), "/v1/instances/w%C3%A9b");
+    }
+
+    #[test]
+    fn absent_values_are_left_out_of_the_query() {
+        assert_eq!(query(&[("a", None), ("b", None)]), "");
+        let some = [
+            ("a", None),
+            ("b", Some("x y".to_owned())),
+            ("c", Some("1".to_owned())),
+        ];
+        assert_eq!(query(&some), "?b=x%20y&c=1");
+    }
+}

@@ -1,0 +1,362 @@
+//! `kmorphctl daemon`: starting and stopping kmorphd, and what it says of itself.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use kmorph_control_api::{DaemonStatus, ReloadReport, StopRequest};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::time::Instant;
+
+use super::detach;
+use crate::cli::{DaemonCommand, StartArgs, StopArgs};
+use crate::client::{Answer, Client, path};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::figures::{age_s, bytes, cpu_list, local_time};
+use crate::output::{Output, Tone, Word};
+use crate::places::Places;
+
+/// The daemon's program.
+const PROGRAM: &str = "kmorphd";
+/// How often a starting or stopping daemon is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// Longest time a daemon that did not come up has to end before it is killed.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+/// How much of its log is shown when it did not start, bytes.
+const LOG_SHOWN_BYTES: u64 = 4096;
+/// How many lines of it.
+const LOG_SHOWN_LINES: usize = 8;
+
+pub(super) async fn run(
+    client: &Client,
+    out: &mut Output,
+    places: &Places,
+    command: DaemonCommand,
+) -> Result<Exit, Failure> {
+    match command {
+        DaemonCommand::Start(args) if args.foreground => Err(become_daemon(&args, places)),
+        DaemonCommand::Start(args) => start(client, out, &args, places).await,
+        DaemonCommand::Stop(args) => stop(client, out, &args).await,
+        DaemonCommand::Status => status(client, out).await,
+        DaemonCommand::Reload => reload(client, out).await,
+    }
+}
+
+/// The command that runs the daemon: from beside this program, else from PATH.
+fn program(args: &StartArgs, places: &Places) -> (PathBuf, Command) {
+    let beside = std::env::current_exe()
+        .ok()
+        .and_then(|own| own.parent().map(|dir| dir.join(PROGRAM)))
+        .filter(|program| program.is_file());
+    let program = beside.unwrap_or_else(|| PathBuf::from(PROGRAM));
+    let mut command = Command::new(&program);
+    if let Some(config) = &args.config {
+        command.arg("--config").arg(config);
+    }
+    if places.socket_was_named {
+        command.arg("--socket").arg(&places.socket);
+    }
+    (program, command)
+}
+
+fn cannot_run(program: &Path, error: &std::io::Error) -> Failure {
+    let text = format!("cannot run {}: {error}", program.display());
+    match error.kind() {
+        std::io::ErrorKind::NotFound => Failure::new(Exit::NotFound, text)
+            .hint("install kmorphd beside kmorphctl or in a directory of PATH"),
+        _ => Failure::new(Exit::Unreachable, text),
+    }
+}
+
+/// Returns only when it failed.
+fn become_daemon(args: &StartArgs, places: &Places) -> Failure {
+    let (program, mut command) = program(args, places);
+    cannot_run(&program, &command.exec())
+}
+
+async fn start(
+    client: &Client,
+    out: &mut Output,
+    args: &StartArgs,
+    places: &Places,
+) -> Result<Exit, Failure> {
+    if let Ok(running) = client.get::<DaemonStatus>(&path(&["daemon"])).await {
+        let text = format!(
+            "a daemon runs already: pid {} answers at {}",
+            running.value.pid,
+            client.socket().display()
+        );
+        return Err(Failure::new(Exit::Refused, text)
+            .hint("`kmorphctl daemon status` shows it, `kmorphctl daemon stop` ends it"));
+    }
+    let log_path = args.log_file.as_ref().unwrap_or(&places.log);
+    let log = open_log(log_path)?;
+    let began_at = log.metadata().map_or(0, |meta| meta.len());
+    let (program, command) = program(args, places);
+    let child = detach::start(command, &log).map_err(|error| cannot_run(&program, &error))?;
+    let limit = Duration::from_secs_f64(args.wait_timeout);
+    let answer = match wait_until_up(client, child, limit).await {
+        Ok(answer) => answer,
+        Err(why) => return Err(did_not_start(&why, log_path, began_at)),
+    };
+    if out.is_json() {
+        out.json(&answer.raw)?;
+    } else {
+        let daemon = &answer.value;
+        let text = format!("kmorphd {} runs: pid {}", daemon.version, daemon.pid);
+        out.line(&text)?;
+        out.line(&format!("Socket: {}", client.socket().display()))?;
+        out.line(&format!("Log: {}", log_path.display()))?;
+    }
+    Ok(Exit::Ok)
+}
+
+/// Opens the log for appending; it and a directory made for it are for the owner only, unless root's.
+fn open_log(path: &Path) -> Result<File, Failure> {
+    let (dir_mode, file_mode) = match nix::unistd::geteuid().is_root() {
+        true => (0o755, 0o644),
+        false => (0o700, 0o600),
+    };
+    if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(dir_mode)
+            .create(dir)
+            .map_err(|error| Failure::file("make the directory", dir, &error))?;
+    }
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(file_mode)
+        .open(path)
+        .map_err(|error| Failure::file("write the log", path, &error))
+}
+
+/// Waits until the daemon just started answers; ends it when it does not.
+async fn wait_until_up(
+    client: &Client,
+    mut child: Child,
+    limit: Duration,
+) -> Result<Answer<DaemonStatus>, String> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let asked = tokio::time::timeout_at(deadline, client.get::<DaemonStatus>("/v1/daemon"));
+        match asked.await {
+            Ok(Ok(answer)) if answer.value.pid == child.id() => return Ok(answer),
+            Ok(_) | Err(_) => {}
+        }
+        match child.try_wait() {
+            Ok(Some(status)) => return Err(format!("it ended at once ({status})")),
+            Ok(None) => {}
+            Err(error) => return Err(format!("it cannot be watched: {error}")),
+        }
+        let stopped = tokio::select! {
+            () = tokio::time::sleep(LOOK_INTERVAL) => None,
+            _ = tokio::signal::ctrl_c() => Some("interrupted by Ctrl-C".to_owned()),
+        };
+        let late = || format!("it did not answer within {}s", limit.as_secs_f64());
+        let over = (Instant::now() >= deadline).then(late);
+        if let Some(why) = stopped.or(over) {
+            end(&mut child).await;
+            return Err(format!("{why} and was ended"));
+        }
+    }
+}
+
+/// Ends a daemon that is of no use: asks first.
+async fn end(child: &mut Child) {
+    if let Ok(pid) = i32::try_from(child.id()) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+    }
+    let deadline = Instant::now() + END_TIMEOUT;
+    while Instant::now() < deadline {
+        if !matches!(child.try_wait(), Ok(None)) {
+            return;
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+fn did_not_start(why: &str, log: &Path, began_at: u64) -> Failure {
+    let mut text = format!("kmorphd did not start: {why}");
+    for line in last_lines(log, began_at) {
+        text.push_str("\n  ");
+        text.push_str(&line);
+    }
+    Failure::new(Exit::Unreachable, text).hint(format!("its log is {}", log.display()))
+}
+
+/// The last lines that were written to the log since it had `began_at` bytes.
+fn last_lines(log: &Path, began_at: u64) -> Vec<String> {
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = File::open(log)?;
+        let length = file.metadata()?.len();
+        let from = began_at.max(length.saturating_sub(LOG_SHOWN_BYTES));
+        file.seek(SeekFrom::Start(from))?;
+        let mut tail = Vec::new();
+        file.take(LOG_SHOWN_BYTES).read_to_end(&mut tail)?;
+        Ok(tail)
+    };
+    let tail = read().unwrap_or_default();
+    let text = String::from_utf8_lossy(&tail);
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    let first = lines.len().saturating_sub(LOG_SHOWN_LINES);
+    lines[first..]
+        .iter()
+        .map(|line| (*line).to_owned())
+        .collect()
+}
+
+async fn stop(client: &Client, out: &mut Output, args: &StopArgs) -> Result<Exit, Failure> {
+    let graceful = args.graceful;
+    let asked = client
+        .post::<DaemonStatus>(&path(&["daemon", "stop"]), &StopRequest { graceful })
+        .await?;
+    let pid = asked.value.pid;
+    let limit = Duration::from_secs_f64(args.wait_timeout);
+    let ended = tokio::select! {
+        ended = tokio::time::timeout(limit, wait_until_gone(client.socket(), pid)) => ended.is_ok(),
+        _ = tokio::signal::ctrl_c() => {
+            let text = format!("stopped waiting; kmorphd (pid {pid}) is stopping");
+            return Err(Failure::new(Exit::Interrupted, text));
+        }
+    };
+    if !ended {
+        let text = format!(
+            "kmorphd (pid {pid}) is stopping, but has not ended within {}s",
+            args.wait_timeout
+        );
+        return Err(Failure::new(Exit::TimedOut, text).hint(
+            "`kmorphctl operation list` shows what it still does; wait with --wait-timeout",
+        ));
+    }
+    if out.is_json() {
+        out.json(&asked.raw)?;
+    } else {
+        let left = match asked.value.instances {
+            0 => String::new(),
+            1 => "; 1 instance runs on".to_owned(),
+            many => format!("; {many} instances run on"),
+        };
+        out.line(&format!("kmorphd has stopped (pid {pid}){left}"))?;
+    }
+    Ok(Exit::Ok)
+}
+
+/// Ends when the process is gone, or its socket is when the process cannot be seen from here.
+async fn wait_until_gone(socket: &Path, pid: u32) {
+    let status = PathBuf::from(format!("/proc/{pid}/stat"));
+    // A process that nobody collects yet is over all the same.
+    let lives = || {
+        std::fs::read_to_string(&status).is_ok_and(|stat| {
+            let state = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+            !state.starts_with(['Z', 'X'])
+        })
+    };
+    while lives() || std::os::unix::net::UnixStream::connect(socket).is_ok() {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+async fn reload(client: &Client, out: &mut Output) -> Result<Exit, Failure> {
+    let answer = client
+        .post::<ReloadReport>(&path(&["daemon", "reload"]), &serde_json::json!({}))
+        .await?;
+    if out.is_json() {
+        out.json(&answer.raw)?;
+        return Ok(Exit::Ok);
+    }
+    let ReloadReport {
+        applied,
+        needs_restart,
+    } = answer.value;
+    if applied.is_empty() && needs_restart.is_empty() {
+        out.line("The configuration was read again; nothing differs")?;
+    }
+    if !applied.is_empty() {
+        out.line(&format!("Now in force: {}", applied.join(", ")))?;
+    }
+    if !needs_restart.is_empty() {
+        let keys = needs_restart.join(", ");
+        out.line(&format!("Needs a restart of kmorphd: {keys}"))?;
+    }
+    Ok(Exit::Ok)
+}
+
+async fn status(client: &Client, out: &mut Output) -> Result<Exit, Failure> {
+    let answer = client.get::<DaemonStatus>(&path(&["daemon"])).await?;
+    if out.is_json() {
+        out.json(&answer.raw)?;
+        return Ok(Exit::Ok);
+    }
+    let daemon = answer.value;
+    let state = match (daemon.stopping, daemon.journal_ok) {
+        (true, _) => Word::toned("STOPPING", Tone::Warning),
+        (false, true) => Word::toned("RUNNING", Tone::Good),
+        (false, false) => Word::toned("RUNNING, journal not writable", Tone::Bad),
+    };
+    let since = format!(
+        "{} ({})",
+        local_time(&daemon.started_at),
+        age_s(daemon.uptime_s)
+    );
+    let pool = &daemon.pool;
+    let cpus = match pool.cpus_shared {
+        true => format!("{} (shared)", cpu_list(&pool.cpus)),
+        false => format!(
+            "{} (free: {})",
+            cpu_list(&pool.cpus),
+            cpu_list(&pool.cpus_free)
+        ),
+    };
+    let memory = format!(
+        "{} ({} free)",
+        bytes(pool.memory_bytes),
+        bytes(pool.memory_free_bytes)
+    );
+    let config = daemon.config_path.unwrap_or_else(|| "none".to_owned());
+    let mut fields: Vec<(&str, Word)> = vec![
+        (
+            "Daemon",
+            format!("kmorphd {}, pid {}", daemon.version, daemon.pid).into(),
+        ),
+        ("Status", state),
+        ("Started", since.into()),
+        (
+            "Backend",
+            format!("{} ({})", daemon.backend, daemon.backend_detail).into(),
+        ),
+        ("Socket", client.socket().display().to_string().into()),
+        ("Configuration", config.into()),
+        ("State directory", daemon.state_dir.into()),
+        ("Runtime directory", daemon.run_dir.into()),
+        ("Instances", daemon.instances.to_string().into()),
+        (
+            "Operations under way",
+            daemon.operations_running.to_string().into(),
+        ),
+        ("Pool CPUs", cpus.into()),
+        ("Pool memory", memory.into()),
+        ("Actors replaced", daemon.actor_restarts.to_string().into()),
+        (
+            "Lateness, last minute",
+            format!("{}ms", daemon.self_lag_ms).into(),
+        ),
+    ];
+    if let Some(error) = daemon.journal_error {
+        fields.push(("Journal", Word::toned(error, Tone::Bad)));
+    }
+    out.fields(&fields)?;
+    Ok(Exit::Ok)
+}

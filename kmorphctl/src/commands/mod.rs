@@ -1,0 +1,77 @@
+//! Does what was typed: one function for each command, each `ask, then show`.
+
+mod daemon;
+mod detach;
+mod events;
+mod instance;
+mod morph;
+mod operation;
+mod policy;
+mod recovery;
+mod shell;
+mod spawn;
+mod status;
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::cli::{Cli, Command, DaemonCommand, DebugCommand, VmcoreCommand};
+use crate::client::Client;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::places::Places;
+
+/// Runs one command.
+pub(crate) async fn run(cli: Cli, out: &mut Output) -> Result<Exit, Failure> {
+    let config = match &cli.command {
+        Command::Daemon(DaemonCommand::Start(start)) => start.config.as_deref(),
+        _ => None,
+    };
+    let places = Places::find(cli.socket, config);
+    let timeout = Duration::from_secs_f64(cli.timeout);
+    let client = &Client::new(places.socket.clone(), timeout);
+    match cli.command {
+        Command::Daemon(command) => daemon::run(client, out, &places, command).await,
+        Command::Spawn(args) => spawn::run(client, out, *args).await,
+        Command::List { verbose } => status::list(client, out, verbose).await,
+        Command::Status(name) => status::status(client, out, &name.name).await,
+        Command::Terminate(args) => instance::terminate(client, out, &args).await,
+        Command::Heartbeat(name) => status::heartbeat(client, out, &name.name).await,
+        Command::Health(args) => status::health(client, out, &args).await,
+        Command::Ping(args) => instance::ping(client, out, &args).await,
+        Command::Recover { name, wait } => instance::recover(client, out, &name, wait).await,
+        Command::RecoveryLog { instance, since } => {
+            recovery::log(client, out, instance, since).await
+        }
+        Command::Morph(args) => morph::run(client, out, args).await,
+        Command::Policy(command) => policy::run(client, out, command).await,
+        Command::Operation(command) => operation::run(client, out, command).await,
+        Command::Events {
+            instance,
+            since_id,
+            count,
+        } => events::follow(client, out, instance, since_id, count).await,
+        Command::Completions { shell } => shell::completions(out, shell),
+        Command::Man { dir } => shell::man(out, &dir),
+        Command::Monitor { .. } => Err(not_built_yet("monitor")),
+        Command::Vmcore(VmcoreCommand::Capture { .. }) => Err(not_built_yet("vmcore capture")),
+        Command::Vmcore(VmcoreCommand::Analyze { .. }) => Err(not_built_yet("vmcore analyze")),
+        Command::Debug(DebugCommand::Console) => Err(not_built_yet("debug console")),
+    }
+}
+
+fn not_built_yet(what: &str) -> Failure {
+    let text = format!("`kmorphctl {what}` is not built yet");
+    Failure::new(Exit::NotImplemented, text)
+}
+
+/// A path as the daemon takes it: absolute, in UTF-8. Symbolic links stay.
+fn absolute(path: &Path) -> Result<String, Failure> {
+    let absolute =
+        std::path::absolute(path).map_err(|error| Failure::file("find", path, &error))?;
+    absolute.into_os_string().into_string().map_err(|path| {
+        let text = format!("the path {} is not UTF-8", path.to_string_lossy());
+        Failure::invalid(text)
+    })
+}

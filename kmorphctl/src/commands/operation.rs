@@ -1,0 +1,141 @@
+//! `kmorphctl operation`.
+
+use kmorph_control_api::{Operation, OperationState};
+
+use crate::cli::{OperationCommand, WaitArgs};
+use crate::client::{Answer, Client, path};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::figures::local_time;
+use crate::operation_wait::{finish, kind_name, state_name};
+use crate::output::{Output, Tone, Word};
+
+pub(super) async fn run(
+    client: &Client,
+    out: &mut Output,
+    command: OperationCommand,
+) -> Result<Exit, Failure> {
+    match command {
+        OperationCommand::List => list(client, out).await,
+        OperationCommand::Show { id } => {
+            let operation = client.get(&path(&["operations", &id])).await?;
+            show(out, &operation)
+        }
+        OperationCommand::Watch { id, wait_timeout } => {
+            let operation = client.get(&path(&["operations", &id])).await?;
+            let wait = WaitArgs {
+                no_wait: false,
+                wait_timeout,
+            };
+            let operation = finish(client, out, operation, wait).await?;
+            show(out, &operation)
+        }
+        OperationCommand::Cancel { id } => {
+            let address = path(&["operations", &id, "cancel"]);
+            let operation: Answer<Operation> =
+                client.post(&address, &serde_json::json!({})).await?;
+            if out.is_json() {
+                out.json(&operation.raw)?;
+                return Ok(Exit::Ok);
+            }
+            out.line(&format!("Asked for {id} to be undone"))?;
+            out.hint(&format!(
+                "`kmorphctl operation watch {id}` waits until it is over"
+            ))?;
+            Ok(Exit::Ok)
+        }
+    }
+}
+
+/// Says what was begun, for a command that does not wait.
+pub(super) fn begun(out: &mut Output, operation: &Operation) -> Result<Exit, Failure> {
+    let Operation { id, instance, .. } = operation;
+    let kind = kind_name(operation.kind);
+    out.line(&format!("Begun: {kind} of {instance} as {id}"))?;
+    out.hint(&format!(
+        "`kmorphctl operation watch {id}` waits until it is over"
+    ))?;
+    Ok(Exit::Ok)
+}
+
+fn toned(state: OperationState) -> Word {
+    let tone = match state {
+        OperationState::Running => Tone::Plain,
+        OperationState::Succeeded => Tone::Good,
+        OperationState::Failed => Tone::Bad,
+        OperationState::Cancelled => Tone::Warning,
+    };
+    Word::toned(state_name(state), tone)
+}
+
+async fn list(client: &Client, out: &mut Output) -> Result<Exit, Failure> {
+    let answer = client.get::<Vec<Operation>>(&path(&["operations"])).await?;
+    if out.is_json() {
+        out.json(&answer.raw)?;
+        return Ok(Exit::Ok);
+    }
+    let row = |operation: Operation| {
+        let now = match (&operation.error, operation.state) {
+            (Some(error), _) => error.message.clone(),
+            (None, OperationState::Running) => operation.progress.step.clone(),
+            _ => String::new(),
+        };
+        vec![
+            operation.id.into(),
+            kind_name(operation.kind).into(),
+            operation.instance.into(),
+            toned(operation.state),
+            local_time(&operation.started_at).into(),
+            now.into(),
+        ]
+    };
+    let rows = answer.value.into_iter().map(row).collect();
+    let header = [
+        "ID",
+        "KIND",
+        "INSTANCE",
+        "STATE",
+        "STARTED",
+        "STEP OR ERROR",
+    ];
+    out.table(&header, rows, "No operations")?;
+    Ok(Exit::Ok)
+}
+
+fn show(out: &mut Output, operation: &Answer<Operation>) -> Result<Exit, Failure> {
+    if out.is_json() {
+        out.json(&operation.raw)?;
+        return Ok(Exit::Ok);
+    }
+    let Operation {
+        id,
+        instance,
+        progress,
+        ..
+    } = &operation.value;
+    let mut fields: Vec<(&str, Word)> = vec![
+        ("Operation", id.clone().into()),
+        ("Kind", kind_name(operation.value.kind).into()),
+        ("Instance", instance.clone().into()),
+        ("Status", toned(operation.value.state)),
+    ];
+    if !operation.value.is_over() {
+        fields.push(("Step", progress.step.clone().into()));
+        if progress.total > 0 {
+            let text = format!("{} of {} {}", progress.done, progress.total, progress.unit);
+            fields.push(("Progress", text.into()));
+        }
+    }
+    fields.push(("Started", local_time(&operation.value.started_at).into()));
+    if let Some(ended) = &operation.value.ended_at {
+        fields.push(("Ended", local_time(ended).into()));
+    }
+    if let Some(uid) = operation.value.requested_by {
+        fields.push(("Requested by", format!("uid {uid}").into()));
+    }
+    if let Some(error) = &operation.value.error {
+        fields.push(("Error", Word::toned(error.message.clone(), Tone::Bad)));
+    }
+    out.fields(&fields)?;
+    Ok(Exit::Ok)
+}

@@ -1,0 +1,204 @@
+//! `kmorphctl policy`.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use kmorph_control_api::{Policy, PolicyPatch, PolicySet, REQUEST_BODY_MAX_BYTES};
+use serde_json::json;
+
+use crate::cli::{AutoHeal, PolicyCommand, PolicySetting};
+use crate::client::{Client, path};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::figures::seconds;
+use crate::output::{Output, Tone, Word};
+use crate::policy_file::{self, PolicyFile};
+
+pub(super) async fn run(
+    client: &Client,
+    out: &mut Output,
+    command: PolicyCommand,
+) -> Result<Exit, Failure> {
+    match command {
+        PolicyCommand::Show { instance: None } => {
+            let all = client.get::<PolicySet>(&path(&["policies"])).await?;
+            if out.is_json() {
+                out.json(&all.raw)?;
+                return Ok(Exit::Ok);
+            }
+            table(out, &all.value)
+        }
+        PolicyCommand::Show {
+            instance: Some(name),
+        } => {
+            let one = client
+                .get::<Policy>(&path(&["instances", &name, "policy"]))
+                .await?;
+            if out.is_json() {
+                out.json(&one.raw)?;
+                return Ok(Exit::Ok);
+            }
+            let instance = [(name, one.value)].into();
+            table(out, &PolicySet { instance })
+        }
+        PolicyCommand::Set(setting) => set(client, out, setting).await,
+        PolicyCommand::Export { output } => export(client, out, output).await,
+        PolicyCommand::Import { file } => import(client, out, &file).await,
+    }
+}
+
+fn table(out: &mut Output, set: &PolicySet) -> Result<Exit, Failure> {
+    let row = |(name, policy): (&String, &Policy)| {
+        let auto_heal = match policy.auto_heal {
+            true => Word::from("enabled"),
+            false => Word::toned("disabled", Tone::Warning),
+        };
+        vec![
+            name.clone().into(),
+            seconds(policy.heartbeat_timeout_s).into(),
+            auto_heal,
+            seconds(policy.morph_timeout_s).into(),
+        ]
+    };
+    let rows = set.instance.iter().map(row).collect();
+    let header = [
+        "INSTANCE",
+        "HEARTBEAT TIMEOUT",
+        "AUTO-HEAL",
+        "MORPH TIMEOUT",
+    ];
+    out.table(&header, rows, "No instances, so no policies")?;
+    Ok(Exit::Ok)
+}
+
+async fn set(client: &Client, out: &mut Output, setting: PolicySetting) -> Result<Exit, Failure> {
+    let (name, patch) = match setting {
+        PolicySetting::HeartbeatTimeout { name, seconds } => (
+            name,
+            PolicyPatch {
+                heartbeat_timeout_s: Some(seconds),
+                ..PolicyPatch::default()
+            },
+        ),
+        PolicySetting::AutoHeal { name, state } => (
+            name,
+            PolicyPatch {
+                auto_heal: Some(state == AutoHeal::Enabled),
+                ..PolicyPatch::default()
+            },
+        ),
+        PolicySetting::MorphTimeout { name, seconds } => (
+            name,
+            PolicyPatch {
+                morph_timeout_s: Some(seconds),
+                ..PolicyPatch::default()
+            },
+        ),
+    };
+    let address = path(&["instances", &name, "policy"]);
+    let answer = client.patch::<Policy>(&address, &patch).await?;
+    if out.is_json() {
+        out.json(&answer.raw)?;
+        return Ok(Exit::Ok);
+    }
+    let instance = [(name, answer.value)].into();
+    table(out, &PolicySet { instance })
+}
+
+async fn export(
+    client: &Client,
+    out: &mut Output,
+    output: Option<PathBuf>,
+) -> Result<Exit, Failure> {
+    let all = client.get::<PolicySet>(&path(&["policies"])).await?;
+    let text = policy_file::render(&all.value)?;
+    let Some(file) = output else {
+        out.bytes(text.as_bytes())?;
+        return Ok(Exit::Ok);
+    };
+    replace(&file, &text).map_err(|error| Failure::file("write", &file, &error))?;
+    let count = all.value.instance.len();
+    if out.is_json() {
+        out.json(&json!({ "file": file.to_string_lossy(), "instances": count }))?;
+    } else {
+        out.line(&format!(
+            "Policies of {count} instance(s) written to {}",
+            file.display()
+        ))?;
+    }
+    Ok(Exit::Ok)
+}
+
+/// Replaces a file whole: a reader, and a full disk, find the old one or the new one. What is no
+/// regular file (`/dev/stdout`, a pipe) is written to as it is.
+fn replace(file: &Path, text: &str) -> std::io::Result<()> {
+    if std::fs::metadata(file).is_ok_and(|meta| !meta.is_file()) {
+        return std::fs::write(file, text);
+    }
+    // A link stays a link to what is replaced.
+    let target = file.canonicalize().unwrap_or_else(|_| file.to_owned());
+    let mut name = target.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.new", std::process::id()));
+    let new = target.with_file_name(name);
+    let written = std::fs::File::create_new(&new).and_then(|mut open| {
+        open.write_all(text.as_bytes())?;
+        if let Ok(meta) = std::fs::metadata(&target) {
+            open.set_permissions(meta.permissions())?;
+        }
+        open.sync_all()?;
+        std::fs::rename(&new, &target)
+    });
+    if written.is_err() {
+        let _ = std::fs::remove_file(&new);
+    }
+    written
+}
+
+async fn import(client: &Client, out: &mut Output, file: &Path) -> Result<Exit, Failure> {
+    let (name, text) = read(file)?;
+    let policies = PolicyFile::parse(name, text)?;
+    // The daemon refuses an unknown name too; asked here, the answer has a line.
+    let in_force = client.get::<PolicySet>(&path(&["policies"])).await?;
+    policies.check_names(&in_force.value)?;
+    let answer = client
+        .put::<PolicySet>(&path(&["policies"]), &policies.set)
+        .await?;
+    if out.is_json() {
+        out.json(&answer.raw)?;
+        return Ok(Exit::Ok);
+    }
+    out.line(&format!(
+        "Policies of {} instance(s) applied",
+        answer.value.instance.len()
+    ))?;
+    table(out, &answer.value)
+}
+
+/// The name and the text of a policy file; `-` is standard input.
+fn read(file: &Path) -> Result<(String, String), Failure> {
+    let limit = REQUEST_BODY_MAX_BYTES as u64;
+    let from_stdin = file.as_os_str() == "-";
+    let name = match from_stdin {
+        true => "standard input".to_owned(),
+        false => file.display().to_string(),
+    };
+    let mut bytes = Vec::new();
+    let read = if from_stdin {
+        std::io::stdin()
+            .lock()
+            .take(limit + 1)
+            .read_to_end(&mut bytes)
+    } else {
+        std::fs::File::open(file).and_then(|open| open.take(limit + 1).read_to_end(&mut bytes))
+    };
+    read.map_err(|error| Failure::invalid(format!("cannot read {name}: {error}")))?;
+    if bytes.len() as u64 > limit {
+        let text = format!("{name} is larger than {limit} bytes, no policy file is");
+        return Err(Failure::invalid(text));
+    }
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        Failure::invalid(format!("{name} is not UTF-8 after byte {at}"))
+    })?;
+    Ok((name, text))
+}

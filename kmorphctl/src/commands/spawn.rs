@@ -1,0 +1,84 @@
+//! `kmorphctl spawn`.
+
+use kmorph_control_api::{InstanceStatus, Operation, SpawnRequest, WorkloadRequest};
+
+use super::absolute;
+use super::operation::begun;
+use crate::cli::SpawnArgs;
+use crate::client::{Client, path};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::operation_wait::finish;
+use crate::output::Output;
+
+pub(super) async fn run(
+    client: &Client,
+    out: &mut Output,
+    args: SpawnArgs,
+) -> Result<Exit, Failure> {
+    let (name, wait) = (args.name.clone(), args.wait);
+    let request = request(args)?;
+    let operation = client
+        .post::<Operation>(&path(&["instances"]), &request)
+        .await?;
+    let operation = finish(client, out, operation, wait).await?;
+    if out.is_json() {
+        out.json(&operation.raw)?;
+        return Ok(Exit::Ok);
+    }
+    if !operation.value.is_over() {
+        return begun(out, &operation.value);
+    }
+    let status = client
+        .get::<InstanceStatus>(&path(&["instances", &name]))
+        .await?
+        .value;
+    let summary = status.summary;
+    out.line(&format!(
+        "Instance: {name} (generation {})",
+        summary.generation
+    ))?;
+    out.line(&format!("Running kernel: {}", summary.kernel_release))?;
+    for port in summary.published {
+        out.line(&format!("Published: {} -> {}", port.listen, port.port))?;
+    }
+    Ok(Exit::Ok)
+}
+
+fn request(args: SpawnArgs) -> Result<SpawnRequest, Failure> {
+    let (program, arguments) = match args.workload {
+        Some(program) => (Some(program), args.workload_arg),
+        None => {
+            let mut words = args.command.into_iter();
+            (words.next(), words.collect())
+        }
+    };
+    let workload = match program {
+        Some(program) => Some(WorkloadRequest {
+            program: program_path(program)?,
+            args: arguments,
+            env: args.env.into_iter().collect(),
+        }),
+        None => None,
+    };
+    Ok(SpawnRequest {
+        name: args.name,
+        kernel: absolute(&args.kernel)?,
+        kernel_cmdline: args.kernel_cmdline,
+        initramfs: args.initramfs.as_deref().map(absolute).transpose()?,
+        cpus: args.cpus,
+        memory_bytes: args.memory,
+        workload,
+        publish: args.publish,
+        monitor: args.monitor,
+        heartbeat_timeout_s: args.heartbeat_timeout,
+    })
+}
+
+/// `./server` is meant from here; a bare name is the daemon's to know.
+fn program_path(program: String) -> Result<String, Failure> {
+    match program.contains('/') {
+        true => absolute(program.as_ref()),
+        false => Ok(program),
+    }
+}

@@ -1,0 +1,151 @@
+//! How kmorphctl ends: the list of exit codes, and which refusal ends with which.
+
+use std::process::ExitCode;
+
+use kmorph_control_api::ErrorCode;
+
+/// An exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Ok = 0,
+    /// A fault of kmorph's own.
+    Internal = 1,
+    /// The command line does not parse.
+    Usage = 2,
+    /// No daemon answers.
+    Unreachable = 3,
+    /// No such instance, operation or morph.
+    NotFound = 4,
+    /// The present state does not allow it.
+    Refused = 5,
+    /// The caller may not do it.
+    Forbidden = 6,
+    /// A file or value was refused.
+    InvalidInput = 7,
+    /// It was begun and did not succeed.
+    OperationFailed = 8,
+    /// Something needed is not there, for now.
+    Resources = 9,
+    /// No answer in time.
+    TimedOut = 10,
+    /// Not built yet.
+    NotImplemented = 11,
+    /// A person must look.
+    OperatorNeeded = 12,
+    /// Ctrl-C.
+    Interrupted = 130,
+}
+
+/// One row of the documented list.
+#[derive(Clone, Copy, Debug)]
+pub struct ExitCodeRow {
+    /// The code.
+    pub exit: Exit,
+    /// What it means, as help and documentation say it.
+    pub meaning: &'static str,
+}
+
+const fn row(exit: Exit, meaning: &'static str) -> ExitCodeRow {
+    ExitCodeRow { exit, meaning }
+}
+
+/// Every exit code, in order. The help text and the man page are made from it, and a test holds
+/// docs/cli.md to it.
+pub const EXIT_CODES: [ExitCodeRow; 14] = [
+    row(Exit::Ok, "done"),
+    row(
+        Exit::Internal,
+        "a fault of kmorph's own, or output that cannot be written",
+    ),
+    row(Exit::Usage, "the command line does not parse"),
+    row(
+        Exit::Unreachable,
+        "no daemon answers at the socket, or it did not start",
+    ),
+    row(
+        Exit::NotFound,
+        "no such instance, operation, morph or program",
+    ),
+    row(
+        Exit::Refused,
+        "refused in the present state, or it exists already",
+    ),
+    row(Exit::Forbidden, "the caller may not do this"),
+    row(
+        Exit::InvalidInput,
+        "a value, policy file or kernel image was refused",
+    ),
+    row(
+        Exit::OperationFailed,
+        "the operation was begun and failed, was rolled back or cancelled",
+    ),
+    row(
+        Exit::Resources,
+        "not enough CPUs or memory, too much under way, or the machine lacks something",
+    ),
+    row(Exit::TimedOut, "no answer in time"),
+    row(Exit::NotImplemented, "not built yet"),
+    row(
+        Exit::OperatorNeeded,
+        "a person must look: quarantine, unconfirmed fence, journal not writable",
+    ),
+    row(Exit::Interrupted, "interrupted by Ctrl-C"),
+];
+
+impl Exit {
+    /// The number.
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// The exit code of a request that the daemon refused.
+    pub fn of_refusal(code: ErrorCode) -> Self {
+        match code {
+            ErrorCode::InvalidRequest | ErrorCode::TooLarge | ErrorCode::BadKernelImage => {
+                Self::InvalidInput
+            }
+            ErrorCode::Forbidden => Self::Forbidden,
+            ErrorCode::NotFound => Self::NotFound,
+            ErrorCode::AlreadyExists
+            | ErrorCode::WrongState
+            | ErrorCode::Incompatible
+            | ErrorCode::OverBudget => Self::Refused,
+            ErrorCode::InsufficientResources | ErrorCode::Busy | ErrorCode::Unavailable => {
+                Self::Resources
+            }
+            ErrorCode::Timeout => Self::TimedOut,
+            ErrorCode::JournalUnavailable | ErrorCode::OperatorActionNeeded => Self::OperatorNeeded,
+            ErrorCode::NotImplemented => Self::NotImplemented,
+            ErrorCode::Internal => Self::Internal,
+        }
+    }
+
+    /// The exit code of an operation that was begun and failed. A cause that says more than
+    /// "failed" keeps its own code.
+    pub fn of_failed_operation(code: ErrorCode) -> Self {
+        match Self::of_refusal(code) {
+            own @ (Self::InvalidInput
+            | Self::Resources
+            | Self::NotImplemented
+            | Self::OperatorNeeded) => own,
+            _ => Self::OperationFailed,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit.code())
+    }
+}
+
+/// The list as text, for the help and the man page.
+pub(crate) fn help_text() -> String {
+    let mut text = String::from("Exit codes:\n");
+    for ExitCodeRow { exit, meaning } in EXIT_CODES {
+        text.push_str(&format!("  {:>3}  {meaning}\n", exit.code()));
+    }
+    text
+}

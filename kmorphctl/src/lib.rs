@@ -1,0 +1,63 @@
+//! The kmorph command line: asks kmorphd over its control API and shows the answers.
+//!
+//! This crate may speak HTTP to the daemon's Unix socket, read and write the files its user names,
+//! and start the daemon's program. It may not reach instances, the journal or a backend by any
+//! other way, and it keeps no state of its own.
+//!
+//! `cli` says what can be typed, `commands` does it, `client` asks the daemon, `operation_wait`
+//! follows long work, `output` shows it, `exit` says how it ended.
+
+pub mod cli;
+mod client;
+mod commands;
+mod exit;
+mod failure;
+mod figures;
+mod operation_wait;
+mod output;
+mod places;
+mod policy_file;
+
+pub use exit::{EXIT_CODES, Exit, ExitCodeRow};
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::failure::Failure;
+use crate::output::Output;
+
+/// Runs the command line of this process and returns its exit code.
+pub fn run() -> ExitCode {
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(answer) => {
+            // Help and version come this way too; a reader that went away is no fault.
+            let _ = answer.print();
+            return if answer.use_stderr() {
+                Exit::Usage.into()
+            } else {
+                Exit::Ok.into()
+            };
+        }
+    };
+    let mut out = Output::new(cli.output_format);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let ended = match runtime {
+        Ok(runtime) => {
+            let ended = runtime.block_on(commands::run(cli, &mut out));
+            // A thread that still reads a file or a terminal must not hold the process.
+            runtime.shutdown_background();
+            ended
+        }
+        Err(error) => Err(Failure::internal(format!(
+            "cannot start the asynchronous runtime: {error}"
+        ))),
+    };
+    match ended.and_then(|exit| out.flush().map(|()| exit)) {
+        Ok(exit) => exit.into(),
+        Err(failure) => out.failure(&failure).into(),
+    }
+}

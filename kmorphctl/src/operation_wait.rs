@@ -1,0 +1,217 @@
+//! Follows an operation until it is over.
+//!
+//! The daemon does the work whether or not anybody waits: Ctrl-C, a time limit or a broken
+//! connection end the waiting only, and the failure says how to look again.
+
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use kmorph_control_api::{OPERATION_WAIT_MAX_MS, Operation, OperationKind, OperationState};
+
+use crate::cli::WaitArgs;
+use crate::client::{Answer, Client, path, query};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::output::Output;
+
+/// How often a spinner moves.
+const SPINNER_TICK: Duration = Duration::from_millis(100);
+/// Shortest wait asked of the daemon: below it we would ask all the time.
+const WAIT_MIN_MS: u64 = 10;
+
+/// An operation's kind in words.
+pub(crate) fn kind_name(kind: OperationKind) -> &'static str {
+    match kind {
+        OperationKind::Spawn => "spawn",
+        OperationKind::Terminate => "terminate",
+        OperationKind::Recover => "recover",
+        OperationKind::MorphPrepare => "morph prepare",
+        OperationKind::MorphValidate => "morph validate",
+        OperationKind::MorphCommit => "morph commit",
+        OperationKind::MorphRollback => "morph rollback",
+        OperationKind::Morph => "morph",
+    }
+}
+
+/// An operation's state in words.
+pub(crate) fn state_name(state: OperationState) -> &'static str {
+    match state {
+        OperationState::Running => "running",
+        OperationState::Succeeded => "succeeded",
+        OperationState::Failed => "failed",
+        OperationState::Cancelled => "cancelled",
+    }
+}
+
+/// Waits as told and returns the operation: over and successful, or still under way with `--no-wait`.
+///
+/// # Errors
+/// When it failed or was cancelled (JSON output shows it all the same), and when the waiting ended
+/// first.
+pub(crate) async fn finish(
+    client: &Client,
+    out: &mut Output,
+    begun: Answer<Operation>,
+    wait: WaitArgs,
+) -> Result<Answer<Operation>, Failure> {
+    if wait.no_wait {
+        return Ok(begun);
+    }
+    let ended = follow(client, out, begun, wait.wait_timeout).await?;
+    match failure_of(&ended.value) {
+        None => Ok(ended),
+        Some(failure) => {
+            if out.is_json() {
+                out.json(&ended.raw)?;
+            }
+            Err(failure)
+        }
+    }
+}
+
+fn failure_of(operation: &Operation) -> Option<Failure> {
+    let what = format!(
+        "{} of {} ({})",
+        kind_name(operation.kind),
+        operation.instance,
+        operation.id
+    );
+    match operation.state {
+        OperationState::Running | OperationState::Succeeded => None,
+        OperationState::Cancelled => {
+            let text = format!("the {what} was cancelled and undone");
+            Some(Failure::new(Exit::OperationFailed, text))
+        }
+        OperationState::Failed => Some(match operation.error.clone() {
+            Some(mut error) => {
+                error.message = format!("the {what} failed: {}", error.message);
+                Failure::operation(error)
+            }
+            None => Failure::new(Exit::OperationFailed, format!("the {what} failed")),
+        }),
+    }
+}
+
+/// Waits until the operation is over, however it ends.
+async fn follow(
+    client: &Client,
+    out: &Output,
+    begun: Answer<Operation>,
+    limit_s: Option<f64>,
+) -> Result<Answer<Operation>, Failure> {
+    let id = begun.value.id.clone();
+    let what = format!(
+        "{} of {}",
+        kind_name(begun.value.kind),
+        begun.value.instance
+    );
+    let bar = Progress::new(out.shows_progress() && !begun.value.is_over());
+    let stopped = |exit, why: &str| {
+        let text = format!("stopped waiting for the {what} ({why}); operation {id} goes on");
+        let hint = format!("`kmorphctl operation watch {id}` waits again");
+        Failure::new(exit, text).hint(hint)
+    };
+    tokio::select! {
+        ended = poll(client, begun, &bar) => {
+            bar.clear();
+            ended.map_err(|failure| lost(failure, &what, &id))
+        }
+        _ = tokio::signal::ctrl_c() => {
+            bar.clear();
+            Err(stopped(Exit::Interrupted, "Ctrl-C"))
+        }
+        () = limit(limit_s) => {
+            bar.clear();
+            Err(stopped(Exit::TimedOut, "--wait-timeout"))
+        }
+    }
+}
+
+async fn limit(seconds: Option<f64>) {
+    match seconds {
+        Some(seconds) => tokio::time::sleep(Duration::from_secs_f64(seconds)).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn lost(mut failure: Failure, what: &str, id: &str) -> Failure {
+    failure.message = format!("while waiting for the {what}: {}", failure.message);
+    if matches!(failure.exit, Exit::Unreachable | Exit::TimedOut) {
+        failure.next_step = Some(format!(
+            "the operation goes on, or the daemon's next start finishes or undoes it; then \
+             `kmorphctl operation watch {id}`"
+        ));
+    }
+    failure
+}
+
+/// Asks for news until the operation is over. Each request waits at the daemon for a change.
+async fn poll(
+    client: &Client,
+    begun: Answer<Operation>,
+    bar: &Progress,
+) -> Result<Answer<Operation>, Failure> {
+    let mut now = begun;
+    while !now.value.is_over() {
+        bar.show(&now.value);
+        let seen = now.value.revision;
+        let asked = Instant::now();
+        let pairs = [
+            ("wait_ms", Some(OPERATION_WAIT_MAX_MS.to_string())),
+            ("seen", Some(seen.to_string())),
+        ];
+        let address = path(&["operations", &now.value.id]) + &query(&pairs);
+        let wait = Duration::from_millis(OPERATION_WAIT_MAX_MS);
+        now = client.get_waiting(&address, wait).await?;
+        let too_soon = asked.elapsed() < Duration::from_millis(WAIT_MIN_MS);
+        if !now.value.is_over() && now.value.revision == seen && too_soon {
+            tokio::time::sleep(Duration::from_millis(WAIT_MIN_MS)).await;
+        }
+    }
+    Ok(now)
+}
+
+/// What is shown on the terminal meanwhile, if anything.
+struct Progress(Option<ProgressBar>);
+
+impl Progress {
+    fn new(shown: bool) -> Self {
+        Self(shown.then(|| {
+            let bar = ProgressBar::new_spinner();
+            bar.enable_steady_tick(SPINNER_TICK);
+            bar
+        }))
+    }
+
+    fn show(&self, operation: &Operation) {
+        let Some(bar) = &self.0 else { return };
+        let progress = &operation.progress;
+        let template = match (progress.total, progress.unit.as_str()) {
+            (0, _) => "{spinner} {msg} ({elapsed})",
+            (_, "bytes") => {
+                "{spinner} {msg} [{bar:30}] {binary_bytes}/{binary_total_bytes} ({elapsed})"
+            }
+            _ => "{spinner} {msg} [{bar:30}] {pos}/{len} ({elapsed})",
+        };
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        if progress.total > 0 {
+            bar.set_length(progress.total);
+            bar.set_position(progress.done);
+        }
+        let text = format!(
+            "{} {}: {}",
+            kind_name(operation.kind),
+            operation.instance,
+            progress.step
+        );
+        bar.set_message(crate::output::printable(&text));
+    }
+
+    fn clear(&self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}

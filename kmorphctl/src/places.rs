@@ -1,0 +1,111 @@
+//! Where the daemon is to be found: its socket, its configuration, the log of its start.
+
+use std::path::{Path, PathBuf};
+
+use kmorph_control_api::paths::{DefaultPaths, LOG_NAME, SOCKET_ENV, SOCKET_NAME};
+use serde::Deserialize;
+
+/// Largest configuration file that is read, bytes; the daemon has the same limit.
+const CONFIG_MAX_BYTES: u64 = 1 << 20;
+
+/// The `[paths]` of a configuration file that matter here. Everything else, and whether the file is
+/// sound at all, is the daemon's business.
+#[derive(Debug, Default, Deserialize)]
+struct ConfiguredPaths {
+    socket: Option<PathBuf>,
+    run_dir: Option<PathBuf>,
+    state_dir: Option<PathBuf>,
+}
+
+/// The places of one daemon.
+#[derive(Debug)]
+pub(crate) struct Places {
+    /// Its control socket.
+    pub(crate) socket: PathBuf,
+    /// Where the log of `daemon start` goes unless told.
+    pub(crate) log: PathBuf,
+    /// True when the socket was named on the command line or in the environment.
+    pub(crate) socket_was_named: bool,
+}
+
+impl Places {
+    /// The places of this user's daemon. `socket` is the command line's, `config` the configuration
+    /// file named there.
+    pub(crate) fn find(socket: Option<PathBuf>, config: Option<&Path>) -> Self {
+        let uid = nix::unistd::geteuid().as_raw();
+        let var = |name: &str| std::env::var_os(name);
+        let defaults = DefaultPaths::of(uid, var);
+        let configured = read(config.unwrap_or(&defaults.config));
+        let named = socket.or_else(|| {
+            var(SOCKET_ENV)
+                .filter(|value| !value.is_empty())
+                .map(PathBuf::from)
+        });
+        let socket_was_named = named.is_some();
+        Self::choose(&defaults, configured, named, socket_was_named)
+    }
+
+    fn choose(
+        defaults: &DefaultPaths,
+        configured: ConfiguredPaths,
+        named: Option<PathBuf>,
+        socket_was_named: bool,
+    ) -> Self {
+        let in_run_dir = || configured.run_dir.map(|dir| dir.join(SOCKET_NAME));
+        let socket = named
+            .or(configured.socket)
+            .or_else(in_run_dir)
+            .unwrap_or_else(|| defaults.socket());
+        let state_dir = configured
+            .state_dir
+            .unwrap_or_else(|| defaults.state_dir.clone());
+        Self {
+            socket,
+            log: state_dir.join(LOG_NAME),
+            socket_was_named,
+        }
+    }
+}
+
+/// The paths of a configuration file; none when it cannot be read or does not parse.
+fn read(path: &Path) -> ConfiguredPaths {
+    #[derive(Default, Deserialize)]
+    struct Config {
+        #[serde(default)]
+        paths: ConfiguredPaths,
+    }
+    let small =
+        std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() <= CONFIG_MAX_BYTES);
+    if !small {
+        return ConfiguredPaths::default();
+    }
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    toml::from_str::<Config>(&text).unwrap_or_default().paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_word_names_the_socket() {
+        let defaults = DefaultPaths::of(0, |_| None);
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("kmorphd.conf");
+        let socket = |named: Option<&str>, text: &str| {
+            std::fs::write(&config, text).unwrap();
+            let named = named.map(PathBuf::from);
+            Places::choose(&defaults, read(&config), named, false).socket
+        };
+        let both = "backend = \"qemu\"\n[paths]\nrun_dir = \"/r\"\nsocket = \"/s\"\n";
+        assert_eq!(socket(Some("/n"), both), Path::new("/n"));
+        assert_eq!(socket(None, both), Path::new("/s"));
+        assert_eq!(
+            socket(None, "[paths]\nrun_dir = \"/r\"\n"),
+            Path::new("/r/kmorphd.sock")
+        );
+        for nothing in ["", "[paths", "[paths]\nsocket = 1\n"] {
+            assert_eq!(socket(None, nothing), defaults.socket());
+        }
+    }
+}
