@@ -106,7 +106,7 @@ pub(crate) enum Command {
         since: Option<String>,
     },
     /// Move an instance's workload to another kernel
-    Morph(MorphArgs),
+    Morph(Box<MorphArgs>),
     /// Show, change, save and load how instances are watched and healed
     #[command(subcommand)]
     Policy(PolicyCommand),

@@ -44,7 +44,7 @@ pub(crate) async fn run(cli: Cli, out: &mut Output) -> Result<Exit, Failure> {
         Command::RecoveryLog { instance, since } => {
             recovery::log(client, out, instance, since).await
         }
-        Command::Morph(args) => morph::run(client, out, args).await,
+        Command::Morph(args) => morph::run(client, out, *args).await,
         Command::Policy(command) => policy::run(client, out, command).await,
         Command::Operation(command) => operation::run(client, out, command).await,
         Command::Events {
