@@ -136,7 +136,7 @@ pub fn serve(
     .client_request_timeout(REQUEST_TIMEOUT)
     .shutdown_timeout(SHUTDOWN_TIMEOUT_S)
     .disable_signals()
-    .bind_uds(path)?;
+    .listen_uds(std::os::unix::net::UnixListener::bind(path)?)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
     let server = server.run();
     Ok((server.handle(), server))
