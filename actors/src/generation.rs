@@ -281,6 +281,12 @@ impl Services {
             warn!(self.log, "not everything could be released"; "instance" => &row.instance,
                 "generation" => row.generation, "error" => %error);
         }
+        let (run_dir, started) = (row.run_dir.clone(), row.placement.is_some());
+        let tidy = tokio::task::spawn_blocking(move || tidy_up(&run_dir, started));
+        if let Ok(Err(error)) = tidy.await {
+            warn!(self.log, "logs of earlier generations stay"; "instance" => &row.instance,
+                "error" => %error);
+        }
         self.forget(row);
         let gone = Change::GenerationGone(row.instance.clone(), row.generation);
         record(&self.journal, vec![gone])
@@ -294,6 +300,37 @@ impl Services {
             .give_back(&(row.instance.clone(), row.generation));
         self.numbers.borrow_mut().cids.remove(&row.cid);
     }
+}
+
+/// Ended generations of an instance whose logs are kept.
+pub const LOGS_KEPT: usize = 3;
+
+/// Removes what a generation that never started left in `run_dir`, and of the ended generations
+/// beside it all but the last [`LOGS_KEPT`]. One that may run has its agent's configuration there.
+fn tidy_up(run_dir: &Path, started: bool) -> std::io::Result<()> {
+    if !started && run_dir.exists() {
+        std::fs::remove_dir_all(run_dir)?;
+    }
+    let Some(parent) = run_dir.parent().filter(|p| p.exists()) else {
+        return Ok(());
+    };
+    let mut ended = Vec::new();
+    for entry in std::fs::read_dir(parent)? {
+        let path = entry?.path();
+        let number = path
+            .file_name()
+            .and_then(|name| name.to_str()?.parse().ok());
+        if let Some(number) = number
+            && !path.join("agent.json").exists()
+        {
+            ended.push((std::cmp::Reverse::<u64>(number), path));
+        }
+    }
+    ended.sort();
+    for (_, path) in ended.into_iter().skip(LOGS_KEPT) {
+        std::fs::remove_dir_all(path)?;
+    }
+    Ok(())
 }
 
 /// The certificate that is in the row, if it is.

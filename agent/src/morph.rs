@@ -37,6 +37,9 @@ const FROZEN_STEP_TIMEOUT: Duration = Duration::from_secs(2);
 const VALIDATE_BUDGET_US: u32 = 100_000;
 /// Time it may spend checking content while frozen, microseconds.
 const ACTIVATE_BUDGET_US: u32 = 200;
+/// Every kind of state.
+const ALL_KINDS: u32 =
+    capability::MEMORY | capability::FDS | capability::LISTENERS | capability::CONNECTIONS;
 /// Version of the cooperative provider's state; equal on both sides of a morph.
 const STATE_VERSION: u32 = workload::PROTOCOL_VERSION;
 
@@ -178,9 +181,10 @@ impl Morphs {
             session,
             memory_bytes: 0,
             dirty_bytes_per_s: 0,
-            state_kinds: 0,
-            providers: 0,
-            modes: 0,
+            // Without a program there is nothing to hand over, and any way will do.
+            state_kinds: ALL_KINDS,
+            providers: capability::COOPERATIVE,
+            modes: capability::BY_REFERENCE | capability::ROUNDS,
             state_version: STATE_VERSION,
             verdict: Verdict::Accept,
         };
@@ -191,11 +195,12 @@ impl Morphs {
                     fixed.memory_bytes = status.state_bytes;
                     fixed.dirty_bytes_per_s = status.dirty_bytes_per_s;
                     fixed.state_kinds = status.state_kinds;
-                    fixed.providers = capability::COOPERATIVE;
                     fixed.modes = status.modes;
                 }
                 Err(error) => {
                     fixed.verdict = Verdict::Veto;
+                    fixed.providers = 0;
+                    fixed.modes = 0;
                     missing.push(error.to_string());
                 }
             }

@@ -350,6 +350,10 @@ impl Instance {
                     let written = crate::journal::record(&services.journal, vec![gone]).await;
                     written.map_err(|e| e.to_string())?;
                     services.publisher.borrow_mut().close(&row.name);
+                    if let Some(dir) = generation.run_dir.parent() {
+                        // Its logs; whoever terminates an instance wants it gone.
+                        let _ = tokio::fs::remove_dir_all(dir).await;
+                    }
                     operation.succeed(None);
                     Ok(())
                 }

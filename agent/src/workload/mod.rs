@@ -7,7 +7,7 @@
 //!      │ └── ends ──────────────┤           └── ends ──▶ [Failed]
 //!      │                        ▼
 //!      └──── back-off ──── [Starting] … RESTARTS_MAX in a row ──▶ [Failed]
-//!  [Starting] ── registered, new side of a morph ──▶ [Awaiting] ── Serve ──▶ [Running]
+//!  [Starting] ── the same, new side of a morph ──▶ [Awaiting] ── Serve ──▶ [Running]
 //! ```
 //!
 //! Invariants: a program that holds or awaits the state of a morph is never started again by the
@@ -31,8 +31,8 @@ pub use launch::LaunchError;
 
 /// A program that has not registered after this time, but lives, takes no part in morphs.
 pub const PLAIN_AFTER: Duration = Duration::from_secs(1);
-/// Longest time for the new side of a morph to register.
-pub const STANDBY_REGISTER_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same for the new side of a morph: longer, since nobody waits for its answers yet.
+pub const STANDBY_PLAIN_AFTER: Duration = Duration::from_secs(5);
 /// First pause before the program is started again; doubled each time.
 pub const RESTART_PAUSE: Duration = Duration::from_millis(100);
 /// Longest such pause.

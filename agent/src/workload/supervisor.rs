@@ -19,7 +19,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::{
     Ask, AskError, Condition, PLAIN_AFTER, Plan, RESTART_PAUSE, RESTART_PAUSE_MAX, RESTARTS_MAX,
-    SETTLED_AFTER, STANDBY_REGISTER_TIMEOUT, STOP_TIMEOUT, launch,
+    SETTLED_AFTER, STANDBY_PLAIN_AFTER, STOP_TIMEOUT, launch,
 };
 
 /// A program may register as late as it likes; its life is the bound.
@@ -146,7 +146,7 @@ impl Supervisor {
         let register = end.register(role, &instance, self.plan.generation, &release, EVER);
         tokio::pin!(register);
         let grace = if self.plan.standby {
-            STANDBY_REGISTER_TIMEOUT
+            STANDBY_PLAIN_AFTER
         } else {
             PLAIN_AFTER
         };
@@ -183,19 +183,15 @@ impl Supervisor {
         });
     }
 
-    /// It lives and has not registered.
+    /// It lives and has not registered. As the new side of a morph it does no harm: it has no
+    /// listening sockets, and the negotiation will say that it takes no part.
     fn plain(&mut self) {
-        let standby = self.plan.standby;
-        self.tell(|c| {
-            c.state = if standby {
-                WorkloadState::Failed
-            } else {
-                WorkloadState::Running
-            };
-            if standby {
-                c.text = "the workload did not register as the new side of a morph".to_owned();
-            }
-        });
+        let state = if self.plan.standby {
+            WorkloadState::Awaiting
+        } else {
+            WorkloadState::Running
+        };
+        self.tell(|c| c.state = state);
     }
 
     async fn refuse_all(&mut self) -> Infallible {

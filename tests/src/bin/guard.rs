@@ -1,0 +1,49 @@
+//! Ends what a test leaves behind: `kmorph-test-guard <directory>` waits until its standard input
+//! closes, kills every process that names the directory in its command line or environment, and
+//! removes the directory.
+
+use std::io::Read;
+use std::path::Path;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+fn main() {
+    let Some(dir) = std::env::args_os().nth(1) else {
+        eprintln!("usage: kmorph-test-guard <directory>");
+        return;
+    };
+    let dir = Path::new(&dir);
+    // Ctrl-C reaches the whole group; this process is what cleans up after it.
+    let _ = nix::unistd::setsid();
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+    while kill_all(dir) > 0 {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    let _ = std::fs::remove_dir_all(dir);
+}
+
+fn kill_all(dir: &Path) -> usize {
+    let own = std::process::id();
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return 0;
+    };
+    let pids = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let mut killed = 0;
+    for pid in pids.filter(|pid| *pid != own) {
+        let read = |name: &str| std::fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        if belongs_to(dir, &read("cmdline"), &read("environ")) {
+            let pid = Pid::from_raw(i32::try_from(pid).unwrap_or(i32::MAX));
+            killed += usize::from(kill(pid, Signal::SIGKILL).is_ok());
+        }
+    }
+    killed
+}
+
+fn belongs_to(dir: &Path, cmdline: &[u8], environ: &[u8]) -> bool {
+    let dir = dir.as_os_str().as_encoded_bytes();
+    let names = |text: &[u8]| text.windows(dir.len()).any(|part| part == dir);
+    names(cmdline) || names(environ)
+}

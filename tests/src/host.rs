@@ -1,0 +1,231 @@
+//! One daemon with directories, processes and ports of its own, all gone when it is dropped, also
+//! when the test itself is killed: a guard process sees its pipe close.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use kmorph_control_api::{InstanceStatus, Operation};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::Control;
+
+/// Longest wait for anything.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A program of this workspace, beside the one that runs.
+pub fn program(name: &str) -> PathBuf {
+    let own = std::env::current_exe().expect("the own program has a path");
+    let dirs = own.ancestors().skip(1).take(2);
+    let found = dirs.map(|dir| dir.join(name)).find(|path| path.is_file());
+    found.unwrap_or_else(|| panic!("{name} is not built: cargo build --workspace"))
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Host {
+    dir: TempDir,
+    guard: Option<Child>,
+    daemon: Option<Child>,
+    control: Control,
+}
+
+impl Host {
+    /// A running daemon with a heartbeat timeout of a second and a pool that is not scarce.
+    pub fn new() -> Self {
+        Self::with(
+            "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nmemory_mib = 65536\n",
+        )
+    }
+
+    /// A running daemon with this configuration; `[paths]` is added.
+    pub fn with(config: &str) -> Self {
+        let mut host = Self::prepare(config);
+        host.start();
+        host
+    }
+
+    /// As [`Host::with`], not started.
+    pub fn prepare(config: &str) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("kmorph-")
+            .tempdir()
+            .expect("a temporary directory");
+        let guard = Command::new(program("kmorph-test-guard"))
+            .arg(dir.path())
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("the guard starts");
+        let control = Control::new(dir.path().join("run/kmorphd.sock"));
+        let host = Self {
+            dir,
+            guard: Some(guard),
+            daemon: None,
+            control,
+        };
+        host.configure(config);
+        host
+    }
+
+    /// Replaces the configuration file.
+    pub fn configure(&self, config: &str) {
+        let dir = self.dir.path().display();
+        let text = format!(
+            "{config}\n[paths]\nstate_dir = \"{dir}/state\"\nrun_dir = \"{dir}/run\"\n\
+             socket = \"{dir}/run/kmorphd.sock\"\n"
+        );
+        std::fs::write(self.config_path(), text).expect("the configuration can be written");
+    }
+
+    /// The configuration file.
+    pub fn config_path(&self) -> PathBuf {
+        self.path("kmorphd.conf")
+    }
+
+    /// A place in the temporary directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The command that starts the daemon.
+    pub fn command(&self) -> Command {
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.path("kmorphd.log"))
+            .expect("the log can be opened");
+        let errors = log.try_clone().expect("a descriptor is left");
+        let mut command = Command::new(program("kmorphd"));
+        command
+            .arg("--config")
+            .arg(self.config_path())
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(errors);
+        command
+    }
+
+    /// Starts the daemon and waits until it answers.
+    pub fn start(&mut self) {
+        let mut daemon = self.command().spawn().expect("kmorphd starts");
+        let begun = Instant::now();
+        while self
+            .control
+            .try_request("GET", "/v1/daemon", None)
+            .is_none()
+        {
+            if let Ok(Some(status)) = daemon.try_wait() {
+                panic!("kmorphd ended with {status}:\n{}", self.log());
+            }
+            assert!(begun.elapsed() < DEADLINE, "kmorphd does not answer");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        self.daemon = Some(daemon);
+    }
+
+    /// The daemon's process id.
+    pub fn daemon_pid(&self) -> i32 {
+        let daemon = self.daemon.as_ref().expect("the daemon runs");
+        i32::try_from(daemon.id()).expect("a pid fits")
+    }
+
+    /// Kills the daemon with SIGKILL, at once.
+    pub fn kill_daemon(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.kill().expect("the daemon can be killed");
+            daemon.wait().expect("the daemon can be waited for");
+        }
+    }
+
+    /// Kills the daemon and starts another one.
+    pub fn restart_by_kill(&mut self) {
+        self.kill_daemon();
+        self.start();
+    }
+
+    /// The control API.
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// What the daemon logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path("kmorphd.log")).unwrap_or_default()
+    }
+
+    /// A kernel image with this release.
+    pub fn kernel(&self, release: &str) -> PathBuf {
+        let path = self.path(&format!("vmlinuz-{release}"));
+        std::fs::write(&path, kmorph_backends::kernel_image::synthetic(release))
+            .expect("an image can be written");
+        path
+    }
+
+    /// Spawns `name` with the key-value server and waits until it is healthy. Returns its port.
+    pub fn spawn_kv(&self, name: &str) -> u16 {
+        self.spawn_kv_with(name, &[])
+    }
+
+    /// As [`Host::spawn_kv`], with arguments for the server.
+    pub fn spawn_kv_with(&self, name: &str, args: &[&str]) -> u16 {
+        let body = json!({
+            "name": name,
+            "kernel": self.kernel("6.1.0-a"),
+            "workload": { "program": "kmorph-kv", "args": args },
+            "publish": [{ "address": "127.0.0.1", "host_port": 0, "port": 6379 }],
+        });
+        self.control.succeed("POST", "/v1/instances", Some(&body));
+        published(&self.control.instance(name))
+    }
+
+    /// Spawns `name` without a program.
+    pub fn spawn_bare(&self, name: &str) -> Operation {
+        let body: Value = json!({ "name": name, "kernel": self.kernel("6.1.0-a") });
+        self.control.succeed("POST", "/v1/instances", Some(&body))
+    }
+
+    /// The agent's process of the active generation of `name`.
+    pub fn agent(&self, name: &str) -> i32 {
+        self.control.instance(name).processes["agent"]
+    }
+
+    /// Waits until `name` runs as a later generation than `generation`.
+    pub fn successor_of(&self, name: &str, generation: u64) -> InstanceStatus {
+        self.control.wait("a successor", || {
+            let now = self.control.instance(name);
+            let running = now.summary.state == kmorph_control_api::InstanceState::Running;
+            (running && now.summary.generation > generation).then_some(now)
+        })
+    }
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The host port under which the first published port is reached.
+fn published(instance: &InstanceStatus) -> u16 {
+    let listen = &instance.summary.published[0].listen;
+    let (_, port) = listen.rsplit_once(':').expect("an address has a port");
+    port.parse().expect("a port is a number")
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = writeln!(std::io::stderr(), "--- kmorphd.log\n{}", self.log());
+        }
+        if let Some(mut daemon) = self.daemon.take() {
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+        if let Some(mut guard) = self.guard.take() {
+            drop(guard.stdin.take());
+            let _ = guard.wait();
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! A client of the key-value server, with the time of every answer.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::DEADLINE;
+
+/// One connection.
+#[derive(Debug)]
+pub struct Client {
+    stream: BufReader<TcpStream>,
+}
+
+impl Client {
+    /// Connects to the local `port`.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn connect(port: u16) -> io::Result<Self> {
+        let stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_read_timeout(Some(DEADLINE))?;
+        stream.set_nodelay(true)?;
+        Ok(Self {
+            stream: BufReader::new(stream),
+        })
+    }
+
+    /// Sends one command and returns its answer: a simple string, an integer or a bulk string.
+    ///
+    /// # Errors
+    /// When the connection breaks or the server answers with an error.
+    pub fn call(&mut self, words: &[&str]) -> io::Result<String> {
+        let mut request = format!("*{}\r\n", words.len());
+        for word in words {
+            request.push_str(&format!("${}\r\n{word}\r\n", word.len()));
+        }
+        self.stream.get_mut().write_all(request.as_bytes())?;
+        let line = self.line()?;
+        let (kind, rest) = line.split_at_checked(1).ok_or(io::ErrorKind::InvalidData)?;
+        match kind {
+            "+" | ":" => Ok(rest.to_owned()),
+            "$" if rest == "-1" => Ok(String::new()),
+            "$" => self.line(),
+            _ => Err(io::Error::other(line)),
+        }
+    }
+
+    fn line(&mut self) -> io::Result<String> {
+        let mut line = String::new();
+        if self.stream.read_line(&mut line)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(line.trim_end().to_owned())
+    }
+}
+
+/// What a client saw.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// Requests that were answered.
+    pub answered: u64,
+    /// Requests that were not, with the reason of the first.
+    pub failed: u64,
+    /// The first failure.
+    pub first_failure: Option<String>,
+    /// Longest time between two answers.
+    pub longest_gap: Duration,
+    /// Answers that were not what was asked for.
+    pub wrong: u64,
+}
+
+/// A client at a steady pace on a thread of its own: increments a counter and checks each answer.
+pub struct Steady {
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<Seen>,
+}
+
+impl Steady {
+    /// One request each `pace` on one connection to `port`.
+    pub fn start(port: u16, pace: Duration) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = stop.clone();
+        let thread = std::thread::spawn(move || run(port, pace, &told));
+        Self { stop, thread }
+    }
+
+    /// Ends it.
+    pub fn stop(self) -> Seen {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the client does not panic")
+    }
+}
+
+fn run(port: u16, pace: Duration, stop: &AtomicBool) -> Seen {
+    let mut seen = Seen::default();
+    let mut client = Client::connect(port).expect("the server accepts");
+    let key = format!("steady-{:?}", std::thread::current().id());
+    let mut expected = 0_u64;
+    let mut last = Instant::now();
+    let mut due = last;
+    while !stop.load(Ordering::Relaxed) {
+        match client.call(&["INCR", &key]) {
+            Ok(answer) => {
+                expected += 1;
+                seen.answered += 1;
+                seen.wrong += u64::from(answer != expected.to_string());
+            }
+            Err(error) => {
+                seen.failed += 1;
+                seen.first_failure.get_or_insert(error.to_string());
+                match Client::connect(port) {
+                    Ok(again) => client = again,
+                    Err(_) => return seen,
+                }
+            }
+        }
+        let now = Instant::now();
+        seen.longest_gap = seen.longest_gap.max(now - last);
+        last = now;
+        due = (due + pace).max(now);
+        std::thread::sleep(due - now);
+    }
+    seen
+}

@@ -1,0 +1,126 @@
+//! The daemon may be killed at any moment: what runs goes on, what was under way is finished or
+//! undone.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
+use std::time::Duration;
+
+use kmorph_control_api::InstanceState;
+use kmorph_tests::Host;
+use kmorph_tests::resp::{Client, Steady};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+
+const MORPH: &str = "/v1/instances/web/morph";
+
+fn settled(host: &Host) -> kmorph_control_api::InstanceStatus {
+    host.control().wait("web to run", || {
+        let now = host.control().instance("web");
+        (now.summary.state == InstanceState::Running).then_some(now)
+    })
+}
+
+#[test]
+fn a_killed_daemon_disturbs_nothing_and_its_successor_adopts() {
+    let mut host = Host::new();
+    let port = host.spawn_kv("web");
+    let agent = host.agent("web");
+    let steady = Steady::start(port, Duration::from_millis(1));
+    host.restart_by_kill();
+    let now = settled(&host);
+    assert_eq!((now.summary.generation, now.processes["agent"]), (1, agent));
+    let seen = steady.stop();
+    assert_eq!((seen.failed, seen.wrong), (0, 0), "{seen:?}");
+    // The successor heals and holds the port like the first one.
+    kill(Pid::from_raw(agent), Signal::SIGKILL).unwrap();
+    host.successor_of("web", 1);
+    assert_eq!(
+        Client::connect(port).unwrap().call(&["PING"]).unwrap(),
+        "PONG"
+    );
+}
+
+#[test]
+fn an_instance_that_died_meanwhile_is_found_and_healed() {
+    let mut host = Host::new();
+    let port = host.spawn_kv("web");
+    let agent = host.agent("web");
+    host.kill_daemon();
+    kill(Pid::from_raw(agent), Signal::SIGKILL).unwrap();
+    host.start();
+    host.successor_of("web", 1);
+    assert_eq!(
+        Client::connect(port).unwrap().call(&["PING"]).unwrap(),
+        "PONG"
+    );
+}
+
+#[test]
+fn a_prepared_morph_is_undone() {
+    let mut host = Host::new();
+    let port = host.spawn_kv("web");
+    Client::connect(port)
+        .unwrap()
+        .call(&["SET", "k", "v"])
+        .unwrap();
+    let body = json!({ "kernel": host.kernel("6.12.0-b") });
+    host.control().succeed("POST", MORPH, Some(&body));
+    host.restart_by_kill();
+    let now = settled(&host);
+    assert_eq!(now.summary.generation, 1);
+    assert_eq!(
+        Client::connect(port).unwrap().call(&["GET", "k"]).unwrap(),
+        "v"
+    );
+    let again = host.control().morph("web", &host.kernel("6.12.0-b"));
+    assert!(again.error.is_none(), "{again:?}");
+    assert_eq!(
+        Client::connect(port).unwrap().call(&["GET", "k"]).unwrap(),
+        "v"
+    );
+}
+
+/// Kills the daemon after `micros` of a whole morph, whatever it is doing then.
+fn killed_in_the_middle(micros: u64) {
+    let mut host = Host::new();
+    let port = host.spawn_kv("web");
+    Client::connect(port)
+        .unwrap()
+        .call(&["SET", "k", "v"])
+        .unwrap();
+    let body =
+        json!({ "kernel": host.kernel("6.12.0-b"), "auto_validate": true, "auto_commit": true });
+    let reply = host.control().request("POST", MORPH, Some(&body));
+    assert!(reply.status < 300, "{reply:?}");
+    // Not a wait for an event: the moment of the blow is what is varied.
+    std::thread::sleep(Duration::from_micros(micros));
+    host.restart_by_kill();
+    let now = settled(&host);
+    let kernel = now.summary.kernel_release.as_str();
+    assert!(matches!(kernel, "6.1.0-a" | "6.12.0-b"), "{kernel}");
+    assert_eq!(
+        Client::connect(port).unwrap().call(&["GET", "k"]).unwrap(),
+        "v"
+    );
+    // Exactly one generation is left that could run.
+    let dirs = std::fs::read_dir(host.path("run/instances/web")).unwrap();
+    let left: Vec<_> = dirs
+        .flatten()
+        .map(|d| d.path())
+        .filter(|d| d.join("agent.json").exists())
+        .collect();
+    assert_eq!(left, [std::path::PathBuf::from(now.run_dir)]);
+}
+
+#[test]
+fn a_daemon_killed_anywhere_in_a_morph_leaves_one_kernel_with_the_data() {
+    for micros in (0..40_000).step_by(2_500) {
+        killed_in_the_middle(micros);
+    }
+}

@@ -1,0 +1,207 @@
+//! Instances that die or hang are healed; those that cannot be are left alone.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
+use kmorph_control_api::{InstanceState, RecoveryOutcome, RecoveryRecord};
+use kmorph_tests::Host;
+use kmorph_tests::resp::Client;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+
+fn last_recovery(host: &Host, instance: &str) -> RecoveryRecord {
+    let path = format!("/v1/recoveries?instance={instance}");
+    host.control().wait("the recovery to end", || {
+        let all: Vec<RecoveryRecord> = host.control().get(&path);
+        all.into_iter()
+            .next_back()
+            .filter(|r| r.outcome != RecoveryOutcome::Running)
+    })
+}
+
+fn signal(pid: i32, signal: Signal) {
+    kill(Pid::from_raw(pid), signal).unwrap();
+}
+
+#[test]
+fn a_killed_instance_comes_back_on_the_same_port() {
+    let host = Host::new();
+    let port = host.spawn_kv("web");
+    signal(host.agent("web"), Signal::SIGKILL);
+    let now = host.successor_of("web", 1);
+    assert_eq!((now.summary.generation, now.summary.recoveries), (2, 1));
+    let record = last_recovery(&host, "web");
+    assert_eq!(record.outcome, RecoveryOutcome::Recovered);
+    assert!(
+        record.evidence.iter().any(|e| e.contains("signal 9")),
+        "{record:?}"
+    );
+    assert_eq!(record.fence.as_deref(), Some("processes_gone"));
+    assert_eq!(
+        Client::connect(port).unwrap().call(&["PING"]).unwrap(),
+        "PONG"
+    );
+}
+
+#[test]
+fn a_connection_made_while_it_heals_is_not_refused() {
+    let host = Host::new();
+    let port = host.spawn_kv("web");
+    signal(host.agent("web"), Signal::SIGKILL);
+    // Whatever moment this hits: the daemon holds the socket.
+    let mut client = Client::connect(port).unwrap();
+    let answer = client.call(&["PING"]);
+    // It may have reached the instance that died; then it is told so, and the next one works.
+    if answer.is_err() {
+        host.successor_of("web", 1);
+        assert_eq!(
+            Client::connect(port).unwrap().call(&["PING"]).unwrap(),
+            "PONG"
+        );
+    }
+}
+
+#[test]
+fn a_hung_instance_is_judged_after_its_timeout_and_not_before() {
+    let host = Host::new();
+    host.spawn_kv("web");
+    signal(host.agent("web"), Signal::SIGSTOP);
+    host.successor_of("web", 1);
+    let record = last_recovery(&host, "web");
+    assert!(record.evidence[0].contains("silent for 1."), "{record:?}");
+    assert!(
+        record.evidence.iter().any(|e| e.contains("stopped")),
+        "{record:?}"
+    );
+}
+
+#[test]
+fn a_pause_shorter_than_the_timeout_is_forgiven() {
+    let host = Host::new();
+    host.spawn_bare("web");
+    let agent = host.agent("web");
+    signal(agent, Signal::SIGSTOP);
+    host.control().wait("a suspicion", || {
+        (host.control().instance("web").summary.state == InstanceState::Unresponsive).then_some(())
+    });
+    signal(agent, Signal::SIGCONT);
+    host.control().wait("it to be well again", || {
+        (host.control().instance("web").summary.state == InstanceState::Running).then_some(())
+    });
+    assert_eq!(host.agent("web"), agent);
+    assert_eq!(host.control().instance("web").summary.recoveries, 0);
+}
+
+#[test]
+fn an_instance_that_keeps_crashing_is_quarantined_and_recovers_when_asked() {
+    let host = Host::new();
+    host.spawn_bare("web");
+    let detail = host.control().wait("quarantine", || {
+        let now = host.control().instance("web");
+        match now.summary.state {
+            InstanceState::Quarantined => return Some(now),
+            InstanceState::Running => {
+                // It may be gone by now.
+                let _ = kill(Pid::from_raw(now.processes["agent"]), Signal::SIGKILL);
+            }
+            _ => {}
+        }
+        None
+    });
+    assert!(detail.reason.unwrap().contains("in a row"));
+    host.control()
+        .succeed("POST", "/v1/instances/web/recover", None);
+    assert_eq!(
+        host.control().instance("web").summary.state,
+        InstanceState::Running
+    );
+}
+
+#[test]
+fn without_auto_heal_a_failed_instance_waits_for_its_operator() {
+    let host = Host::new();
+    host.spawn_bare("web");
+    host.control()
+        .set_policy("web", &json!({ "auto_heal": false }));
+    signal(host.agent("web"), Signal::SIGKILL);
+    host.control().wait("it to fail", || {
+        (host.control().instance("web").summary.state == InstanceState::Failed).then_some(())
+    });
+    host.control()
+        .succeed("POST", "/v1/instances/web/recover", None);
+    assert_eq!(host.successor_of("web", 1).summary.generation, 2);
+}
+
+#[test]
+fn a_fence_ends_what_the_workload_left_behind() {
+    let host = Host::new();
+    let script = host.path("daemonise.sh");
+    let marker = host.path("escaped.pid");
+    let text = format!(
+        "#!/bin/sh\nsetsid sh -c 'echo $$ > {}; exec sleep 600' &\nexec sleep 600\n",
+        marker.display()
+    );
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let body = json!({ "name": "web", "kernel": host.kernel("6.1.0-a"), "workload": { "program": script } });
+    host.control().succeed("POST", "/v1/instances", Some(&body));
+    let escaped = host.control().wait("the escaped process", || {
+        std::fs::read_to_string(&marker)
+            .ok()?
+            .trim()
+            .parse::<i32>()
+            .ok()
+    });
+    signal(host.agent("web"), Signal::SIGKILL);
+    host.successor_of("web", 1);
+    // Gone, or a zombie that nobody has reaped yet; either way it runs no more.
+    let stat = std::fs::read_to_string(format!("/proc/{escaped}/stat")).unwrap_or_default();
+    assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
+}
+
+#[test]
+fn survivors_are_told_the_new_topology() {
+    let host = Host::new();
+    host.spawn_bare("web");
+    host.spawn_bare("db");
+    let run_dir = std::path::PathBuf::from(host.control().instance("db").run_dir);
+    signal(host.agent("web"), Signal::SIGKILL);
+    host.successor_of("web", 1);
+    let topology: serde_json::Value = host.control().wait("the topology", || {
+        let text = std::fs::read(run_dir.join("topology.json")).ok()?;
+        Some(serde_json::from_slice(&text).unwrap())
+    });
+    assert_eq!(topology["failed_instance"], "web");
+    assert_eq!(topology["new_generation"], 2);
+    let names: Vec<_> = topology["instances"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|i| i["name"].clone())
+        .collect();
+    assert_eq!(names, ["db", "web"]);
+}
+
+#[test]
+fn a_workload_that_ends_is_started_again_by_its_agent() {
+    let host = Host::new();
+    let port = host.spawn_kv("web");
+    let agent = host.agent("web");
+    let children = std::fs::read_to_string(format!("/proc/{agent}/task/{agent}/children")).unwrap();
+    let workload = children.split_whitespace().next().unwrap().parse().unwrap();
+    signal(workload, Signal::SIGKILL);
+    host.control().wait("another process", || {
+        let now = std::fs::read_to_string(format!("/proc/{agent}/task/{agent}/children")).unwrap();
+        (!now.trim().is_empty() && now != children).then_some(())
+    });
+    assert_eq!(
+        Client::connect(port).unwrap().call(&["PING"]).unwrap(),
+        "PONG"
+    );
+    assert_eq!(host.agent("web"), agent);
+}

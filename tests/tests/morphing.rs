@@ -1,0 +1,205 @@
+//! Morphs of a live instance, and everything that may go wrong with one.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
+use std::time::Duration;
+
+use kmorph_control_api::{ErrorCode, InstanceState, MorphPhase, MorphStatus, OperationState};
+use kmorph_tests::Host;
+use kmorph_tests::resp::{Client, Steady};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+const MORPH: &str = "/v1/instances/web/morph";
+
+fn prepare(host: &Host) {
+    let body = json!({ "kernel": host.kernel("6.12.0-b"), "auto_validate": false });
+    host.control().succeed("POST", MORPH, Some(&body));
+}
+
+fn validate(host: &Host) {
+    host.control()
+        .succeed("POST", &format!("{MORPH}/validate"), None);
+}
+
+fn commit(host: &Host) -> kmorph_control_api::Operation {
+    host.control()
+        .operate("POST", &format!("{MORPH}/commit"), Some(&json!({})))
+}
+
+fn serves(port: u16, key: &str, value: &str) {
+    assert_eq!(
+        Client::connect(port).unwrap().call(&["GET", key]).unwrap(),
+        value
+    );
+}
+
+#[test]
+fn a_client_keeps_its_connection_and_its_data() {
+    let host = Host::new();
+    let port = host.spawn_kv("web");
+    let mut client = Client::connect(port).unwrap();
+    client.call(&["SET", "k", "v"]).unwrap();
+    let steady = Steady::start(port, Duration::from_millis(1));
+    for (count, release) in ["6.12.0-b", "6.12.1-c", "6.12.2-d"].iter().enumerate() {
+        let ended = host.control().morph("web", &host.kernel(release));
+        assert_eq!(ended.state, OperationState::Succeeded, "{ended:?}");
+        let now = host.control().instance("web");
+        assert_eq!(now.summary.kernel_release, *release);
+        assert_eq!(now.summary.generation, count as u64 + 2);
+    }
+    let seen = steady.stop();
+    assert_eq!((seen.failed, seen.wrong), (0, 0), "{seen:?}");
+    assert!(seen.answered > 0);
+    assert_eq!(client.call(&["GET", "k"]).unwrap(), "v");
+}
+
+#[test]
+fn step_by_step_each_step_waits_for_the_next() {
+    let host = Host::new();
+    let port = host.spawn_kv("web");
+    Client::connect(port)
+        .unwrap()
+        .call(&["SET", "k", "1"])
+        .unwrap();
+    prepare(&host);
+    let early = commit(&host);
+    assert_eq!(early.error.unwrap().code, ErrorCode::WrongState);
+    validate(&host);
+    let status: MorphStatus = host.control().get(MORPH);
+    assert_eq!(status.phase, MorphPhase::Committable);
+    assert!(status.checks.iter().all(|c| c.passed) && !status.checks.is_empty());
+    Client::connect(port)
+        .unwrap()
+        .call(&["SET", "k", "2"])
+        .unwrap();
+    assert_eq!(commit(&host).state, OperationState::Succeeded);
+    serves(port, "k", "2");
+    assert_eq!(host.control().instance("web").summary.morphs, 1);
+}
+
+#[test]
+fn a_rollback_leaves_the_old_kernel_serving() {
+    let host = Host::new();
+    let port = host.spawn_kv("web");
+    Client::connect(port)
+        .unwrap()
+        .call(&["SET", "k", "v"])
+        .unwrap();
+    prepare(&host);
+    validate(&host);
+    host.control()
+        .succeed("POST", &format!("{MORPH}/rollback"), None);
+    let now = host.control().instance("web");
+    assert_eq!(
+        (now.summary.generation, now.summary.state),
+        (1, InstanceState::Running)
+    );
+    assert_eq!(now.summary.kernel_release, "6.1.0-a");
+    serves(port, "k", "v");
+    // Nothing of the new one is left, and another morph may follow.
+    let ended = host.control().morph("web", &host.kernel("6.12.0-b"));
+    assert_eq!(ended.state, OperationState::Succeeded, "{ended:?}");
+    serves(port, "k", "v");
+}
+
+#[test]
+fn a_second_morph_is_refused_while_one_is_under_way() {
+    let host = Host::new();
+    host.spawn_kv("web");
+    prepare(&host);
+    let body = json!({ "kernel": host.kernel("6.12.0-b") });
+    let refusal = host.control().request("POST", MORPH, Some(&body)).refusal();
+    assert_eq!(refusal.code, ErrorCode::WrongState);
+}
+
+#[test]
+fn a_new_kernel_that_dies_is_rolled_back_from() {
+    let host = Host::new();
+    let port = host.spawn_kv("web");
+    Client::connect(port)
+        .unwrap()
+        .call(&["SET", "k", "v"])
+        .unwrap();
+    prepare(&host);
+    let run_dir = host.path("run/instances/web/2");
+    let pid = agent_below(&run_dir);
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    let now = host.control().wait("the rollback", || {
+        let now = host.control().instance("web");
+        (now.summary.state == InstanceState::Running).then_some(now)
+    });
+    assert_eq!(now.summary.generation, 1);
+    serves(port, "k", "v");
+}
+
+#[test]
+fn an_old_kernel_that_dies_before_the_commit_is_recovered() {
+    let host = Host::new();
+    let port = host.spawn_kv("web");
+    prepare(&host);
+    let pid = agent_below(&host.path("run/instances/web/1"));
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    let now = host.successor_of("web", 2);
+    assert_eq!(now.summary.kernel_release, "6.1.0-a");
+    assert_eq!(
+        Client::connect(port).unwrap().call(&["PING"]).unwrap(),
+        "PONG"
+    );
+}
+
+#[test]
+fn a_bare_instance_morphs_too() {
+    let host = Host::new();
+    host.spawn_bare("web");
+    let ended = host.control().morph("web", &host.kernel("6.12.0-b"));
+    assert_eq!(ended.state, OperationState::Succeeded, "{ended:?}");
+    assert_eq!(
+        host.control().instance("web").summary.kernel_release,
+        "6.12.0-b"
+    );
+}
+
+#[test]
+fn a_workload_that_takes_no_part_keeps_its_kernel_and_the_reason_is_told() {
+    let host = Host::new();
+    let body: Value = json!({
+        "name": "web", "kernel": host.kernel("6.1.0-a"),
+        "workload": { "program": "/bin/sleep", "args": ["600"] },
+    });
+    host.control().succeed("POST", "/v1/instances", Some(&body));
+    let ended = host.control().morph("web", &host.kernel("6.12.0-b"));
+    assert_eq!(ended.state, OperationState::Failed);
+    let error = ended.error.unwrap();
+    assert!(
+        error.message.contains("takes no part in morphs"),
+        "{error:?}"
+    );
+    let now = host.control().instance("web");
+    assert_eq!(
+        (now.summary.generation, now.summary.state),
+        (1, InstanceState::Running)
+    );
+}
+
+/// The agent that was started with the configuration in `run_dir`.
+fn agent_below(run_dir: &std::path::Path) -> i32 {
+    let config = run_dir.join("agent.json");
+    let wanted = config.as_os_str().as_encoded_bytes();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(pid) = entry.file_name().to_str().unwrap_or("").parse::<i32>() else {
+            continue;
+        };
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if line.split(|b| *b == 0).any(|word| word == wanted) {
+            return pid;
+        }
+    }
+    panic!("no agent runs from {run_dir:?}");
+}
