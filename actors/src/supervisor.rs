@@ -302,7 +302,7 @@ async fn restore(services: &Services, snapshot: &Snapshot, row: InstanceRow) -> 
     let mut generation = match of(row.active_generation) {
         Some(generation) => generation,
         // Released before a successor was intended: nothing of it is left.
-        None => gone_generation(services, &row),
+        None => gone_generation(services, &row, row.active_generation),
     };
     retake(services, &generation);
     let ended = observe(services, &mut generation).await;
@@ -338,12 +338,7 @@ async fn resume_plan(
 ) -> Option<(MorphPlan, MorphRow)> {
     // A side that is not in the journal any more was fenced and released: what is left of it is
     // nothing, and fencing nothing is confirmed at once.
-    let side = |number| {
-        of(number).unwrap_or_else(|| GenerationRow {
-            generation: number,
-            ..gone_generation(services, row)
-        })
-    };
+    let side = |number| of(number).unwrap_or_else(|| gone_generation(services, row, number));
     let mut old = side(morph.status.from_generation);
     let mut new = side(morph.status.to_generation);
     for generation in [&mut old, &mut new] {
@@ -365,7 +360,8 @@ async fn resume_plan(
     Some((plan, morph.clone()))
 }
 
-fn gone_generation(services: &Services, row: &InstanceRow) -> GenerationRow {
+/// A generation of which neither journal nor machine has anything left.
+fn gone_generation(services: &Services, row: &InstanceRow, generation: u64) -> GenerationRow {
     let run_dir = services
         .settings
         .borrow()
@@ -374,13 +370,13 @@ fn gone_generation(services: &Services, row: &InstanceRow) -> GenerationRow {
         .join(&row.name);
     GenerationRow {
         instance: row.name.clone(),
-        generation: row.active_generation,
+        generation,
         phase: GenerationPhase::Fencing,
         kernel: row.spec.kernel.clone(),
         cid: 0,
         cpus: Vec::new(),
         memory_bytes: 0,
-        run_dir: run_dir.join(row.active_generation.to_string()),
+        run_dir: run_dir.join(generation.to_string()),
         placement: None,
         certificate: None,
         spawned_at: row.created_at.clone(),

@@ -331,6 +331,9 @@ impl Backend for EmbeddedBackend {
         let Ok(config) = AgentConfig::load(&path) else {
             return Ok(None);
         };
+        if config.generation != generation || config.instance != *name {
+            return Ok(None);
+        }
         let wanted = path.as_os_str().as_encoded_bytes();
         for stat in process::all().map_err(what())? {
             let Ok(line) = std::fs::read(format!("/proc/{}/cmdline", stat.pid)) else {

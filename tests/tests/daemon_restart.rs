@@ -120,7 +120,7 @@ fn killed_in_the_middle(micros: u64) {
 
 #[test]
 fn a_daemon_killed_anywhere_in_a_morph_leaves_one_kernel_with_the_data() {
-    for micros in (0..40_000).step_by(2_500) {
+    for micros in (0..40_000).step_by(1_000) {
         killed_in_the_middle(micros);
     }
 }
