@@ -4,7 +4,7 @@
 //! memory of its predecessor, wherever it maps it. The layout is in [`layout`]; it is versioned and
 //! a process refuses a version it does not know.
 //!
-//! Who may write is decided by one word in the header, see [`ownership`]. Every word that is read
+//! Who may write is decided by one word in the header, see `ownership`. Every word that is read
 //! is taken as untrusted: an offset that leads nowhere is [`ArenaError::Corrupt`], never a fault.
 
 mod alloc;
