@@ -29,7 +29,7 @@ pub(crate) use tools::{DebugCommand, OperationCommand, VmcoreCommand};
 pub struct Cli {
     /// The daemon's socket. Unless told: $KMORPH_SOCKET, else what the configuration file says,
     /// else /run/kmorph/kmorphd.sock for root and $XDG_RUNTIME_DIR/kmorph/kmorphd.sock or
-    /// /tmp/kmorph-<uid>/kmorphd.sock for others
+    /// /tmp/kmorph-UID/kmorphd.sock for others
     #[arg(long, global = true, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
 

@@ -26,13 +26,13 @@ pub enum Event {
         took: Duration,
     },
     /// The first state is over and nobody has asked for its validation yet: from here it may wait
-    /// for [`COMMITTABLE_TIMEOUT`].
+    /// for [`super::COMMITTABLE_TIMEOUT`].
     Held,
     /// The new side's validation report.
     Report(Vec<Check>),
     /// Commit now, even over the budget when forced.
     CommitRequested {
-        /// See [`Config::downtime_budget`].
+        /// See [`super::Config::downtime_budget`].
         force: bool,
     },
     /// Go back.
