@@ -8,9 +8,7 @@
 //! ```
 //!
 //! The agent makes itself the leader of a session of its own, so it survives the daemon and its
-//! terminal. A process belongs to the generation when it is in that session, or carries the
-//! generation's mark in its environment ([`FENCE_ENV`]), which every descendant inherits also when it
-//! leaves the session. The fence kills until two scans in a row find none.
+//! terminal.
 //!
 //! A child process has no kernel: the image given is checked as for any backend, and its release is
 //! reported as running. CPUs are applied as affinity, memory as a limit on private memory
@@ -21,11 +19,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use kmorph_launch::{AgentConfig, InstanceName, Listen, Role};
-use kmp_proto::fence::{Confirmation, FenceCertificate, FenceMethod, FenceOrder};
+use kmp_proto::fence::{FenceCertificate, FenceOrder};
 use kmp_transport::link::KMP_PORT;
 use rustix::process::Signal;
 
@@ -33,19 +30,12 @@ use crate::contract::{
     Backend, BackendError, BackendKind, Endpoint, ExitCause, FenceUnconfirmed, HANDOVER_SOCKET,
     MemoryRange, Observation, Placement, ProcessId, SpawnError, SpawnSpec,
 };
+use crate::fencing;
+pub use crate::fencing::{FENCE_ENV, FENCE_TIMEOUT};
 use crate::process::{self, Exits, Stat};
 
-/// Environment variable that marks every process of a generation: its run directory.
-pub const FENCE_ENV: &str = "KMORPH_FENCE";
 /// Environment variable with the numbers of the inherited listening sockets, joined by `:`.
 pub const LISTENERS_ENV: &str = "KMORPH_LISTENERS";
-/// Longest time for a fence to be confirmed.
-pub const FENCE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Pause between two scans while something still runs.
-const SCAN_PAUSE: Duration = Duration::from_millis(1);
-/// Largest environment that is searched for the mark, bytes.
-const ENVIRON_MAX_BYTES: u64 = 256 * 1024;
-
 /// What the backend needs to know.
 #[derive(Clone, Debug)]
 pub struct EmbeddedConfig {
@@ -132,60 +122,6 @@ impl EmbeddedBackend {
             Err(error) => Err(fail("reading its start time", error)),
         }
     }
-
-    /// The processes of a generation that can still run.
-    fn members(placement: &Placement) -> io::Result<Vec<Stat>> {
-        let leader = main_process(placement);
-        let mark = format!("{FENCE_ENV}={}", placement.run_dir.display());
-        let own = std::process::id();
-        let belongs = |stat: &Stat| {
-            if u32::try_from(stat.pid).is_ok_and(|pid| pid == own) || stat.is_over() {
-                return false;
-            }
-            let led = leader.is_some_and(|l| {
-                stat.session == l.pid && stat.start_ticks >= l.start_ticks
-                    || stat.pid == l.pid && stat.start_ticks == l.start_ticks
-            });
-            led || has_mark(stat.pid, mark.as_bytes())
-        };
-        Ok(process::all()?.into_iter().filter(belongs).collect())
-    }
-
-    /// Kills until nothing of the generation is left. True when there was something to kill.
-    async fn kill_all(&self, placement: &Placement) -> io::Result<bool> {
-        let mut killed = false;
-        let mut empty_scans = 0;
-        while empty_scans < 2 {
-            let members = Self::members(placement)?;
-            if members.is_empty() {
-                empty_scans += 1;
-                continue;
-            }
-            empty_scans = 0;
-            killed = true;
-            for stat in members {
-                let (pid, start_ticks) = (stat.pid, stat.start_ticks);
-                let process = ProcessId {
-                    role: "member".to_owned(),
-                    pid,
-                    start_ticks,
-                };
-                if let Some(fd) = process::open(&process)? {
-                    process::send(&fd, Signal::KILL)?;
-                    if main_process(placement).is_some_and(|l| l.pid == pid) {
-                        self.exits.wait(&process).await?;
-                    }
-                }
-            }
-            tokio::time::sleep(SCAN_PAUSE).await;
-        }
-        if let Some(leader) = main_process(placement)
-            && let Some(fd) = process::open(leader)?
-        {
-            self.exits.reap(leader, &fd);
-        }
-        Ok(killed)
-    }
 }
 
 fn main_process(placement: &Placement) -> Option<&ProcessId> {
@@ -230,23 +166,6 @@ fn inheritable(spec: &SpawnSpec) -> io::Result<Vec<OwnedFd>> {
             Ok(fd)
         })
         .collect()
-}
-
-/// Whether the environment that a process was started with carries the mark.
-fn has_mark(pid: i32, mark: &[u8]) -> bool {
-    use std::io::Read;
-    let Ok(file) = std::fs::File::open(format!("/proc/{pid}/environ")) else {
-        return false;
-    };
-    let mut environ = Vec::new();
-    if file
-        .take(ENVIRON_MAX_BYTES)
-        .read_to_end(&mut environ)
-        .is_err()
-    {
-        return false;
-    }
-    environ.split(|b| *b == 0).any(|entry| entry == mark)
 }
 
 fn failed(what: String) -> impl FnOnce(io::Error) -> BackendError {
@@ -416,35 +335,7 @@ impl Backend for EmbeddedBackend {
         placement: &Placement,
         order: FenceOrder,
     ) -> Result<FenceCertificate, FenceUnconfirmed> {
-        if order.generation() != placement.generation {
-            let reason = format!("the placement is of generation {}", placement.generation);
-            return Err(FenceUnconfirmed { order, reason });
-        }
-        match tokio::time::timeout(FENCE_TIMEOUT, self.kill_all(placement)).await {
-            Ok(Ok(killed)) => {
-                let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-                let nanos = now.map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX));
-                let method = if killed {
-                    FenceMethod::ProcessesKilled
-                } else {
-                    FenceMethod::AlreadyEnded
-                };
-                Ok(order.confirm(method, Confirmation::ProcessesGone, nanos))
-            }
-            Ok(Err(error)) => Err(FenceUnconfirmed {
-                order,
-                reason: error.to_string(),
-            }),
-            Err(_) => {
-                let left = Self::members(placement).unwrap_or_default();
-                let pids: Vec<_> = left.iter().map(|s| s.pid.to_string()).collect();
-                let reason = format!(
-                    "processes {} did not end within {FENCE_TIMEOUT:?}",
-                    pids.join(", ")
-                );
-                Err(FenceUnconfirmed { order, reason })
-            }
-        }
+        fencing::fence(placement, &self.exits, order).await
     }
 
     async fn release(

@@ -6,5 +6,7 @@
 
 pub mod contract;
 pub mod embedded;
+mod fencing;
 pub mod kernel_image;
 mod process;
+pub mod qemu;

@@ -1,0 +1,185 @@
+//! The command lines of QEMU and of the vhost-user device.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use super::guest_image::AGENT_CONFIG;
+
+/// What runs the guest's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Accelerator {
+    /// The processor.
+    Kvm,
+    /// QEMU itself.
+    Tcg,
+}
+
+/// How the guest gets its vsock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum VsockDevice {
+    /// The host kernel's vhost-vsock, with this context id.
+    Kernel { cid: u32 },
+    /// A vhost-user device behind this socket.
+    VhostUser { socket: PathBuf },
+}
+
+/// A machine to start.
+#[derive(Debug)]
+pub(super) struct Machine<'a> {
+    pub(super) qemu: &'a Path,
+    pub(super) name: String,
+    pub(super) accelerator: Accelerator,
+    pub(super) kernel: &'a Path,
+    pub(super) initramfs: &'a Path,
+    pub(super) cmdline: &'a str,
+    pub(super) vcpus: usize,
+    pub(super) memory_mib: u64,
+    pub(super) vsock: VsockDevice,
+    pub(super) console: PathBuf,
+    pub(super) commands: PathBuf,
+    pub(super) events: PathBuf,
+}
+
+/// Where the memory above 2 GiB goes: fixed, so that the daemon knows where guest memory lies.
+pub(super) const LOW_MEMORY_BYTES: u64 = 2 << 30;
+/// Where it begins there.
+pub(super) const HIGH_MEMORY_START: u64 = 4 << 30;
+/// Translated code that software emulation keeps, MiB: QEMU's own default is 1024 for each guest.
+const TRANSLATED_MIB: u32 = 128;
+
+/// The kernel's own part of the command line. A panic that QEMU was not told of (before the guest's
+/// pvpanic driver is there) ends in a reset, which ends QEMU; an oops is a panic, because half a
+/// kernel is worse than none.
+const KERNEL_CMDLINE: &str = "console=ttyS0 quiet panic=-1 oops=panic";
+
+/// The arguments that choose the accelerator and what goes with it.
+pub(super) fn accelerator(accelerator: Accelerator) -> Vec<OsString> {
+    match accelerator {
+        Accelerator::Kvm => ["-accel", "kvm", "-cpu", "host"].map(Into::into).to_vec(),
+        Accelerator::Tcg => {
+            let accel = format!("tcg,tb-size={TRANSLATED_MIB}");
+            ["-accel", &accel].map(Into::into).to_vec()
+        }
+    }
+}
+
+/// A path as the value of an option: QEMU reads `,` as the end of it unless it is doubled.
+fn quoted(prefix: &str, path: &Path, suffix: &str) -> OsString {
+    let mut text = OsString::from(prefix);
+    text.push(path.to_string_lossy().replace(',', ",,"));
+    text.push(suffix);
+    text
+}
+
+impl Machine<'_> {
+    /// The command line: program first.
+    pub(super) fn command_line(&self) -> Vec<OsString> {
+        let mib = self.memory_mib;
+        let machine = "q35,memory-backend=ram,max-ram-below-4g=2G,usb=off,vmport=off,sata=off,\
+                       smbus=off,smm=off,hpet=off";
+        let mut line: Vec<OsString> = vec![self.qemu.into()];
+        let mut put = |words: &[&str]| line.extend(words.iter().map(OsString::from));
+        put(&["-name", &self.name, "-nodefaults", "-no-user-config"]);
+        put(&["-display", "none", "-machine", machine]);
+        put(&["-m", &format!("{mib}M"), "-smp", &self.vcpus.to_string()]);
+        put(&["-object"]);
+        put(&[&format!("memory-backend-memfd,id=ram,size={mib}M,share=on")]);
+        put(&["-action", "reboot=shutdown,shutdown=poweroff,panic=pause"]);
+        put(&["-device", "pvpanic-pci"]);
+        put(&[
+            "-sandbox",
+            "on,obsolete=deny,elevateprivileges=deny,spawn=deny",
+        ]);
+        line.extend(accelerator(self.accelerator));
+        line.extend(["-kernel".into(), self.kernel.into()]);
+        line.extend(["-initrd".into(), self.initramfs.into()]);
+        line.extend(["-append".into(), self.kernel_cmdline().into()]);
+        let serial = quoted("file,id=console,path=", &self.console, ",append=on");
+        line.extend(["-chardev".into(), serial]);
+        line.extend(["-serial".into(), "chardev:console".into()]);
+        for (id, path) in [("commands", &self.commands), ("events", &self.events)] {
+            let socket = quoted(
+                &format!("socket,id={id},path="),
+                path,
+                ",server=on,wait=off",
+            );
+            line.extend(["-chardev".into(), socket]);
+            line.extend(["-mon".into(), format!("chardev={id},mode=control").into()]);
+        }
+        match &self.vsock {
+            VsockDevice::Kernel { cid } => {
+                let device = format!("vhost-vsock-pci,guest-cid={cid}");
+                line.extend(["-device".into(), device.into()]);
+            }
+            VsockDevice::VhostUser { socket } => {
+                let chardev = quoted("socket,id=vsock,path=", socket, "");
+                line.extend(["-chardev".into(), chardev]);
+                let device = "vhost-user-vsock-pci,chardev=vsock";
+                line.extend(["-device".into(), device.into()]);
+            }
+        }
+        line
+    }
+
+    /// What follows `--` is given to init: the agent's arguments.
+    fn kernel_cmdline(&self) -> String {
+        let own = self.cmdline.trim();
+        format!("{KERNEL_CMDLINE} {own} -- --config {AGENT_CONFIG}")
+    }
+}
+
+/// The command line of the vhost-user device: `listen` is where QEMU connects, `host` where the
+/// daemon does.
+pub(super) fn vhost_vsock(program: &Path, cid: u32, listen: &Path, host: &Path) -> Vec<OsString> {
+    vec![
+        program.into(),
+        "--guest-cid".into(),
+        cid.to_string().into(),
+        "--socket".into(),
+        listen.into(),
+        "--uds-path".into(),
+        host.into(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(vsock: VsockDevice) -> String {
+        let machine = Machine {
+            qemu: Path::new("qemu-system-x86_64"),
+            name: "web".into(),
+            accelerator: Accelerator::Tcg,
+            kernel: Path::new("/k/vmlinuz"),
+            initramfs: Path::new("/r/initramfs.img"),
+            cmdline: " mitigations=off ",
+            vcpus: 2,
+            memory_mib: 256,
+            vsock,
+            console: "/r,1/console.log".into(),
+            commands: "/r/qmp.sock".into(),
+            events: "/r/events.sock".into(),
+        };
+        let line = machine.command_line();
+        let words: Vec<_> = line.iter().map(|w| w.to_string_lossy()).collect();
+        words.join(" ")
+    }
+
+    #[test]
+    fn a_comma_in_a_path_cannot_become_an_option() {
+        let line = machine(VsockDevice::Kernel { cid: 9 });
+        assert!(line.contains("path=/r,,1/console.log,append=on"), "{line}");
+        assert!(line.contains("vhost-vsock-pci,guest-cid=9"), "{line}");
+    }
+
+    #[test]
+    fn the_users_words_come_before_the_agents_arguments() {
+        let socket = "/r/vhost.sock".into();
+        let line = machine(VsockDevice::VhostUser { socket });
+        let append = "oops=panic mitigations=off -- --config /etc/kmorph/agent.json";
+        assert!(line.contains(append), "{line}");
+        assert!(line.contains("memory-backend-memfd,id=ram,size=256M,share=on"));
+        assert!(line.contains("vhost-user-vsock-pci,chardev=vsock"));
+    }
+}

@@ -1,0 +1,59 @@
+//! What a guest prints is kept, but not without bound: a guest can print for ever.
+//!
+//! QEMU appends to `console.log`. When it is over its bound it is copied to `console.log.old` and
+//! emptied; an appending writer goes on at the new end.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Largest log, in bytes, before it is turned over. Two of this size are kept, and what comes in
+/// between two looks.
+pub(super) const LOG_MAX_BYTES: u64 = 1024 * 1024;
+/// How often is looked.
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// The end of a log that an error message may quote, bytes.
+const QUOTE_BYTES: usize = 400;
+
+/// Turns the log over if it is too large.
+pub(super) fn bound(log: &Path) -> io::Result<()> {
+    match std::fs::metadata(log) {
+        Ok(meta) if meta.len() > LOG_MAX_BYTES => {}
+        Ok(_) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    let mut old = log.as_os_str().to_owned();
+    old.push(".old");
+    std::fs::copy(log, PathBuf::from(old))?;
+    std::fs::File::options().write(true).open(log)?.set_len(0)
+}
+
+/// The end of a log, for a message.
+pub(super) fn tail(log: &Path) -> String {
+    let bytes = std::fs::read(log).unwrap_or_default();
+    let start = bytes.len().saturating_sub(QUOTE_BYTES);
+    String::from_utf8_lossy(&bytes[start..]).trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn a_log_over_its_bound_is_turned_over_under_its_writer() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console.log");
+        bound(&path).unwrap();
+        let options = std::fs::File::options().append(true).create(true).clone();
+        let mut writer = options.open(&path).unwrap();
+        let size = usize::try_from(LOG_MAX_BYTES).unwrap() + 1;
+        writer.write_all(&vec![b'x'; size]).unwrap();
+        bound(&path).unwrap();
+        writer.write_all(b"after").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"after");
+        let old = std::fs::metadata(dir.path().join("console.log.old")).unwrap();
+        assert_eq!(old.len(), LOG_MAX_BYTES + 1);
+    }
+}

@@ -1,0 +1,360 @@
+//! The guest image: an initramfs with the agent as its init.
+//!
+//! ```text
+//! /init                        the agent            \
+//! /lib/…, /lib64/…             its shared libraries  | built once for a kernel and kept in the
+//! /lib/modules/<name>.ko       what the kernel needs | cache: <cache>/guest-images/<key>.cpio
+//! <the workload's own path>    its program          /
+//! /etc/kmorph/agent.json       what the agent is told: an archive of its own behind the other
+//! ```
+//!
+//! Nothing is packed: software emulation unpacks slower than it reads. Modules are unpacked here for
+//! the same reason.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::cpio::Archive;
+use super::modules::{ModuleError, ModuleTree};
+
+/// Where the agent finds its configuration in the guest.
+pub(super) const AGENT_CONFIG: &str = "/etc/kmorph/agent.json";
+/// Part of every key: changes when the layout does.
+const LAYOUT: &str = "1";
+/// Images that are kept; the oldest give way.
+const IMAGES_MAX: usize = 8;
+/// Largest program or library that is taken into an image, bytes.
+const FILE_MAX_BYTES: u64 = 512 * 1024 * 1024;
+/// Modules without which the daemon cannot reach the guest.
+const NEEDED: [&str; 2] = ["virtio_pci", "vmw_vsock_virtio_transport"];
+/// Modules that are loaded first where the kernel has them: a panic is then told at once.
+const WELCOME: [&str; 1] = ["pvpanic_pci"];
+/// Directories that the agent mounts on, or that programs expect.
+const DIRECTORIES: [&str; 8] = [
+    "dev",
+    "etc",
+    "etc/kmorph",
+    "proc",
+    "root",
+    "run",
+    "sys",
+    "tmp",
+];
+
+/// What goes into an image.
+#[derive(Debug)]
+pub(super) struct Recipe {
+    /// The kernel's release.
+    pub(super) release: String,
+    /// Its `lib/modules/<release>`; `None` when it has none, so everything is built in.
+    pub(super) modules: Option<PathBuf>,
+    /// The agent's program on the host.
+    pub(super) agent: PathBuf,
+    /// Programs on the host that the guest has at the same path.
+    pub(super) programs: Vec<PathBuf>,
+}
+
+/// An image in the cache.
+#[derive(Debug)]
+pub(super) struct GuestImage {
+    pub(super) path: PathBuf,
+    /// Modules in the order in which the agent loads them, as paths in the guest.
+    pub(super) modules: Vec<PathBuf>,
+}
+
+/// Kept beside an image.
+#[derive(Serialize, Deserialize)]
+struct Contents {
+    modules: Vec<PathBuf>,
+}
+
+/// Why an image could not be built.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ImageError {
+    #[error("{what} {path:?}: {source}")]
+    File {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("{program:?} needs the shared library {library}, which this host does not have")]
+    LibraryMissing { program: PathBuf, library: String },
+    #[error(transparent)]
+    Module(#[from] ModuleError),
+    #[error("{0:?} is no path that can be in a guest image: it must be absolute and plain UTF-8")]
+    Path(PathBuf),
+}
+
+impl Recipe {
+    /// The image for this recipe, from the cache or built now. Blocking: about 50 ms when it is built.
+    pub(super) fn image(&self, cache: &Path) -> Result<GuestImage, ImageError> {
+        let directory = cache.join("guest-images");
+        std::fs::create_dir_all(&directory).map_err(file("making", &directory))?;
+        let mut files = BTreeSet::new();
+        for program in self.programs.iter().chain([&self.agent]) {
+            files.extend(shared_libraries(program)?);
+        }
+        files.extend(self.programs.iter().cloned());
+        let key = self.key(&files)?;
+        let path = directory.join(format!("{key}.cpio"));
+        let contents = directory.join(format!("{key}.json"));
+        if path.is_file()
+            && let Ok(text) = std::fs::read(&contents)
+            && let Ok(Contents { modules }) = serde_json::from_slice(&text)
+        {
+            return Ok(GuestImage { path, modules });
+        }
+        let modules = self.build(&files, &path)?;
+        let text = serde_json::to_vec(&Contents {
+            modules: modules.clone(),
+        });
+        let text = text.map_err(|e| file("writing", &contents)(e.into()))?;
+        std::fs::write(&contents, text).map_err(file("writing", &contents))?;
+        prune(&directory).map_err(file("tidying", &directory))?;
+        Ok(GuestImage { path, modules })
+    }
+
+    /// Names the image by what it is made of: a file's identity, size and time stand for its bytes.
+    fn key(&self, files: &BTreeSet<PathBuf>) -> Result<String, ImageError> {
+        let mut hash = Sha256::new();
+        hash.update(LAYOUT);
+        hash.update(&self.release);
+        let order = self.modules.as_ref().map(|m| m.join("modules.order"));
+        for path in files.iter().chain([&self.agent]).chain(order.as_ref()) {
+            let meta = std::fs::metadata(path).map_err(file("looking at", path))?;
+            hash.update(path.as_os_str().as_encoded_bytes());
+            hash.update([0]);
+            for number in [meta.dev(), meta.ino(), meta.size()] {
+                hash.update(number.to_le_bytes());
+            }
+            for number in [meta.mtime(), meta.mtime_nsec()] {
+                hash.update(number.to_le_bytes());
+            }
+        }
+        let mut key = String::with_capacity(64);
+        for byte in hash.finalize() {
+            let _ = write!(key, "{byte:02x}");
+        }
+        Ok(key)
+    }
+
+    fn build(&self, files: &BTreeSet<PathBuf>, to: &Path) -> Result<Vec<PathBuf>, ImageError> {
+        let partial = to.with_extension(format!("{}.partial", std::process::id()));
+        let result = self.write(files, &partial).and_then(|modules| {
+            std::fs::rename(&partial, to).map_err(file("renaming", &partial))?;
+            Ok(modules)
+        });
+        if result.is_err() {
+            let _ = std::fs::remove_file(&partial);
+        }
+        result
+    }
+
+    fn write(&self, files: &BTreeSet<PathBuf>, to: &Path) -> Result<Vec<PathBuf>, ImageError> {
+        let write = file("writing", to);
+        let modules = match &self.modules {
+            Some(root) => {
+                let tree = ModuleTree::open(root)?;
+                let welcome = WELCOME.into_iter().filter(|name| tree.has(name));
+                tree.closure(&welcome.chain(NEEDED).collect::<Vec<_>>())?
+            }
+            None => Vec::new(),
+        };
+        let mut image = Image {
+            archive: Archive::new(BufWriter::new(File::create(to).map_err(&write)?)),
+            directories: BTreeSet::new(),
+        };
+        for directory in DIRECTORIES {
+            image.directory(Path::new(directory)).map_err(&write)?;
+        }
+        image.archive.device("dev/console", 5, 1).map_err(&write)?;
+        image.copy(&self.agent, Path::new("/init"))?;
+        for path in files {
+            image.copy(path, path)?;
+        }
+        let mut loaded = Vec::new();
+        for module in modules {
+            let path = PathBuf::from(format!("/lib/modules/{}.ko", module.name));
+            image.add(&path, 0o644, &module.object)?;
+            loaded.push(path);
+        }
+        let file = image.archive.finish().map_err(&write)?;
+        file.into_inner()
+            .map_err(|error| write(error.into_error()))?;
+        Ok(loaded)
+    }
+}
+
+struct Image {
+    archive: Archive<BufWriter<File>>,
+    directories: BTreeSet<PathBuf>,
+}
+
+impl Image {
+    /// Adds the host's file `from` as `to`, with what leads to it.
+    fn copy(&mut self, from: &Path, to: &Path) -> Result<(), ImageError> {
+        let mut data = Vec::new();
+        File::open(from)
+            .and_then(|file| file.take(FILE_MAX_BYTES).read_to_end(&mut data))
+            .map_err(file("reading", from))?;
+        self.add(to, 0o755, &data)
+    }
+
+    fn add(&mut self, to: &Path, permissions: u32, data: &[u8]) -> Result<(), ImageError> {
+        let name = to
+            .strip_prefix("/")
+            .ok()
+            .and_then(Path::to_str)
+            .ok_or_else(|| ImageError::Path(to.to_owned()))?;
+        let parent = Path::new(name).parent().unwrap_or(Path::new(""));
+        self.directory(parent)
+            .and_then(|()| self.archive.file(name, permissions, data))
+            .map_err(file("adding to the guest image", to))
+    }
+
+    /// Adds a directory and those above it, once.
+    fn directory(&mut self, path: &Path) -> io::Result<()> {
+        let mut above: Vec<&Path> = path.ancestors().collect();
+        above.reverse();
+        for path in above {
+            let name = path.to_str().ok_or(io::ErrorKind::InvalidFilename)?;
+            if !name.is_empty() && self.directories.insert(path.to_owned()) {
+                self.archive.directory(name)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes what a generation boots: the image, followed by an archive with the agent's configuration.
+pub(super) fn with_configuration(image: &Path, config: &[u8], to: &Path) -> io::Result<()> {
+    std::fs::copy(image, to)?;
+    let mut file = File::options().append(true).open(to)?;
+    // A user's own image may end anywhere; archives are looked for at multiples of four bytes.
+    let length = file.metadata()?.len();
+    let gap = usize::try_from(length.next_multiple_of(4) - length).unwrap_or(0);
+    file.write_all(&[0; 4][..gap])?;
+    let mut archive = Archive::new(BufWriter::new(file));
+    archive.directory("etc")?;
+    archive.directory("etc/kmorph")?;
+    archive.file(AGENT_CONFIG.trim_start_matches('/'), 0o600, config)?;
+    archive.finish()?;
+    Ok(())
+}
+
+/// The shared libraries that a program is started with, as ldd(1) finds them; none for a static one.
+fn shared_libraries(program: &Path) -> Result<Vec<PathBuf>, ImageError> {
+    let output = Command::new("ldd")
+        .arg(program)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+        .map_err(file("running ldd on", program))?;
+    // "not a dynamic executable" is exit status 1: a static program, or a script.
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut found = Vec::new();
+    for line in text.lines().map(str::trim) {
+        if let Some(library) = line.strip_suffix("=> not found") {
+            return Err(ImageError::LibraryMissing {
+                program: program.to_owned(),
+                library: library.trim().to_owned(),
+            });
+        }
+        let path = line.split_whitespace().find(|word| word.starts_with('/'));
+        found.extend(path.map(PathBuf::from).filter(|path| path.is_file()));
+    }
+    Ok(found)
+}
+
+/// Removes all but the newest images.
+fn prune(directory: &Path) -> io::Result<()> {
+    let mut images = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.path().extension().is_some_and(|e| e == "cpio") {
+            images.push((entry.metadata()?.modified()?, entry.path()));
+        }
+    }
+    images.sort();
+    let old = images.len().saturating_sub(IMAGES_MAX);
+    for (_, path) in &images[..old] {
+        let _ = std::fs::remove_file(path.with_extension("json"));
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(())
+}
+
+fn file(what: &'static str, path: &Path) -> impl Fn(io::Error) -> ImageError {
+    let path = path.to_owned();
+    move |source| ImageError::File {
+        what,
+        path: path.clone(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recipe() -> Recipe {
+        Recipe {
+            release: "6.1.0".into(),
+            modules: None,
+            agent: "/bin/sh".into(),
+            programs: vec!["/bin/true".into()],
+        }
+    }
+
+    fn contains(path: &Path, text: &str) -> bool {
+        let bytes = std::fs::read(path).unwrap();
+        bytes.windows(text.len()).any(|w| w == text.as_bytes())
+    }
+
+    #[test]
+    fn an_image_has_the_agent_as_init_and_programs_with_their_libraries() {
+        let cache = tempfile::tempdir().unwrap();
+        let image = recipe().image(cache.path()).unwrap();
+        for name in ["init\0", "bin/true\0", "libc.so.6\0", "dev/console\0"] {
+            assert!(contains(&image.path, name), "{name}");
+        }
+        assert!(image.modules.is_empty());
+    }
+
+    #[test]
+    fn the_same_recipe_is_built_once_and_another_kernel_gets_its_own() {
+        let cache = tempfile::tempdir().unwrap();
+        let inode = |image: &GuestImage| std::fs::metadata(&image.path).unwrap().ino();
+        let first = recipe().image(cache.path()).unwrap();
+        let again = recipe().image(cache.path()).unwrap();
+        assert_eq!(inode(&first), inode(&again));
+        let release = "6.12.0".to_owned();
+        let other = Recipe {
+            release,
+            ..recipe()
+        };
+        assert_ne!(other.image(cache.path()).unwrap().path, first.path);
+    }
+
+    #[test]
+    fn the_configuration_follows_at_an_aligned_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let (base, boot) = (dir.path().join("base"), dir.path().join("boot"));
+        std::fs::write(&base, b"12345").unwrap();
+        with_configuration(&base, b"{\"generation\": 7}", &boot).unwrap();
+        let bytes = std::fs::read(&boot).unwrap();
+        assert_eq!(&bytes[..8], b"12345\0\0\0");
+        assert_eq!(&bytes[8..14], b"070701");
+        assert!(contains(&boot, "etc/kmorph/agent.json\0"));
+        assert!(contains(&boot, "{\"generation\": 7}"));
+    }
+}

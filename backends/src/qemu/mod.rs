@@ -1,0 +1,605 @@
+//! The qemu backend: an instance is a Linux kernel in QEMU, under KVM where that really works, else
+//! in software emulation.
+//!
+//! ```text
+//!  daemon ── CONNECT 9000 ──▶ vhost-user vsock device ── shared memory ──┐
+//!         ── QMP ───────────▶ QEMU ─ guest memory (memfd), vCPUs pinned ─┴▶ guest: agent as init
+//! ```
+//!
+//! * [`probe`](self) finds out by trying what the machine can do; the guest image is built here from the agent,
+//!   its libraries and the modules that the kernel needs.
+//! * A panic is told by the guest's pvpanic driver as an event and leaves the guest standing still
+//!   with its memory; without that driver the panicked kernel resets, which ends QEMU. Both are seen
+//!   at once.
+//! * The fence is SIGKILL to QEMU and the device, confirmed by their ends. Without them nothing of
+//!   the guest can run, and what it had in flight is gone with the memory.
+
+mod command;
+mod console;
+mod cpio;
+mod guest_image;
+mod modules;
+mod probe;
+mod qmp;
+mod run_dir;
+mod start;
+mod watch;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use kmorph_launch::{AgentConfig, InstanceName, Listen, Role};
+use kmp_proto::fence::{FenceCertificate, FenceOrder};
+use kmp_transport::link::KMP_PORT;
+use serde_json::json;
+use tokio::sync::OnceCell;
+
+use self::command::{Accelerator, Machine, VsockDevice};
+use self::guest_image::{GuestImage, ImageError, Recipe};
+use self::probe::{KvmProbe, Version};
+use self::start::{QEMU_ROLE, Starting, VHOST_ROLE};
+use self::watch::Watches;
+use crate::contract::{
+    Backend, BackendError, BackendKind, Endpoint, ExitCause, FenceUnconfirmed, MemoryRange,
+    Observation, Placement, ProcessId, SpawnError, SpawnSpec,
+};
+use crate::fencing;
+use crate::process::{self, Exits, Stat};
+
+/// Least memory of a guest, MiB: Debian's kernels do not boot with less.
+pub const MEMORY_MIN_MIB: u64 = 128;
+/// The host kernel's own vsock device.
+const VHOST_VSOCK: &str = "/dev/vhost-vsock";
+
+/// Which accelerator is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AccelChoice {
+    /// KVM when it is proved to work, else software emulation.
+    #[default]
+    Auto,
+    /// KVM, untested.
+    Kvm,
+    /// Software emulation.
+    Tcg,
+}
+
+/// What the backend needs to know.
+#[derive(Clone, Debug)]
+pub struct QemuConfig {
+    /// The agent, as it runs in the guest.
+    pub agent: PathBuf,
+    /// `qemu-system-x86_64`.
+    pub program: PathBuf,
+    /// `vhost-device-vsock`, used where the host has no `/dev/vhost-vsock`.
+    pub vhost_vsock: PathBuf,
+    /// Which accelerator is used.
+    pub accel: AccelChoice,
+    /// Directory with a `<release>` directory of modules for each kernel; searched first. Then
+    /// `lib/modules` beside the image, then `/lib/modules`.
+    pub modules: Option<PathBuf>,
+    /// Where built guest images are kept.
+    pub cache: PathBuf,
+}
+
+/// See the module.
+pub struct QemuBackend {
+    config: QemuConfig,
+    host_boot_id: String,
+    exits: Arc<Exits>,
+    watches: Watches,
+    kvm: KvmProbe,
+    version: OnceCell<Version>,
+}
+
+/// A guest that is about to be started.
+struct Prepared {
+    placement: Placement,
+    kernel: PathBuf,
+    cmdline: String,
+    cid: u32,
+    accelerator: Accelerator,
+}
+
+impl QemuBackend {
+    /// A backend as `config` says.
+    ///
+    /// # Errors
+    /// When the host's boot id cannot be read.
+    pub fn new(config: QemuConfig) -> io::Result<Self> {
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        let host_boot_id = boot_id.trim().to_owned();
+        Ok(Self {
+            kvm: KvmProbe::new(&config.program, &host_boot_id, &config.cache),
+            config,
+            host_boot_id,
+            exits: Arc::new(Exits::default()),
+            watches: Watches::default(),
+            version: OnceCell::new(),
+        })
+    }
+
+    async fn version(&self) -> Result<&Version, SpawnError> {
+        let ask = || Version::of(&self.config.program);
+        self.version.get_or_try_init(ask).await
+    }
+
+    async fn accelerator(&self, kernel: &Path) -> Result<Accelerator, SpawnError> {
+        match self.config.accel {
+            AccelChoice::Kvm => Ok(Accelerator::Kvm),
+            AccelChoice::Tcg => Ok(Accelerator::Tcg),
+            AccelChoice::Auto => Ok(self.kvm.accelerator(self.version().await?, kernel).await),
+        }
+    }
+
+    /// Where the modules of a kernel are.
+    fn modules_of(&self, spec: &SpawnSpec) -> Option<PathBuf> {
+        let beside = spec.kernel.path().parent().map(|p| p.join("lib/modules"));
+        let places = [
+            self.config.modules.clone(),
+            beside,
+            Some("/lib/modules".into()),
+        ];
+        let mut places = places.into_iter().flatten();
+        places
+            .find_map(|place| Some(place.join(spec.kernel.release())).filter(|root| root.is_dir()))
+    }
+
+    /// Refuses what cannot be started, before anything is made.
+    fn check(spec: &SpawnSpec) -> Result<(), SpawnError> {
+        run_dir::check(&spec.run_dir)?;
+        let mib = spec.memory_bytes >> 20;
+        if mib < MEMORY_MIN_MIB {
+            return Err(SpawnError::Refused(format!(
+                "{mib} MiB are too few for a kernel; give at least {MEMORY_MIN_MIB}"
+            )));
+        }
+        if spec.cmdline.split_whitespace().any(|word| word == "--") {
+            let text = "the kernel command line must not contain a lone --: what follows it would be \
+                        taken for the agent's arguments";
+            return Err(SpawnError::Refused(text.to_owned()));
+        }
+        let in_image = spec.initramfs.is_none();
+        match &spec.workload {
+            Some(w) if in_image && !(w.program.is_absolute() && w.program.is_file()) => {
+                Err(SpawnError::Refused(format!(
+                    "the workload {:?} is no absolute path of a program on this host; the guest \
+                     image takes it from here",
+                    w.program
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The image that the guest boots, without its configuration.
+    async fn image(&self, spec: &SpawnSpec) -> Result<GuestImage, SpawnError> {
+        if let Some(own) = &spec.initramfs {
+            return Ok(GuestImage {
+                path: own.clone(),
+                modules: Vec::new(),
+            });
+        }
+        let workload = spec.workload.as_ref().map(|w| w.program.clone());
+        let recipe = Recipe {
+            release: spec.kernel.release().to_owned(),
+            modules: self.modules_of(spec),
+            agent: self.config.agent.clone(),
+            programs: workload.into_iter().collect(),
+        };
+        let cache = self.config.cache.clone();
+        let built = blocking(move || recipe.image(&cache)).await?;
+        built.map_err(|error| match error {
+            ImageError::File { what, path, source } => SpawnError::System {
+                what: format!("building the guest image: {what} {path:?}"),
+                source,
+            },
+            other => SpawnError::Unavailable(format!("building the guest image: {other}")),
+        })
+    }
+
+    /// Makes the run directory with everything in it that the processes need.
+    async fn prepare(&self, spec: &SpawnSpec) -> Result<Prepared, SpawnError> {
+        let accelerator = self.accelerator(spec.kernel.path()).await?;
+        self.version()
+            .await?
+            .check(accelerator, spec.kernel.release())?;
+        let image = self.image(spec).await?;
+        let placement = self.placement(spec);
+        let fail = system(spec);
+        let config = agent_config(spec, image.modules)
+            .to_json()
+            .map_err(|e| fail("writing the agent's configuration")(e.into()))?;
+        run_dir::create(spec).map_err(fail("making the run directory"))?;
+        let boot = spec.run_dir.join(run_dir::INITRAMFS);
+        let base = image.path;
+        blocking(move || guest_image::with_configuration(&base, &config, &boot))
+            .await?
+            .map_err(fail("writing the guest image"))?;
+        let record =
+            serde_json::to_vec(&placement).map_err(|e| fail("writing the placement")(e.into()))?;
+        std::fs::write(spec.run_dir.join(run_dir::PLACEMENT), record)
+            .map_err(fail("writing the placement"))?;
+        Ok(Prepared {
+            placement,
+            kernel: spec.kernel.path().to_owned(),
+            cmdline: spec.cmdline.clone(),
+            cid: spec.cid,
+            accelerator,
+        })
+    }
+
+    fn placement(&self, spec: &SpawnSpec) -> Placement {
+        let endpoint = if Path::new(VHOST_VSOCK).exists() {
+            Endpoint::Vsock { cid: spec.cid }
+        } else {
+            Endpoint::Unix {
+                path: spec.run_dir.join(run_dir::VSOCK),
+            }
+        };
+        Placement {
+            backend: BackendKind::Qemu,
+            name: spec.name.clone(),
+            generation: spec.generation,
+            processes: Vec::new(),
+            endpoint,
+            run_dir: spec.run_dir.clone(),
+            cpus: spec.cpus.clone(),
+            memory_bytes: spec.memory_bytes,
+            kernel_release: spec.kernel.release().to_owned(),
+            host_boot_id: self.host_boot_id.clone(),
+        }
+    }
+
+    /// Starts the processes; those that were started are in the placement, also after a failure.
+    async fn start(&self, prepared: &mut Prepared) -> Result<(), SpawnError> {
+        let placement = &mut prepared.placement;
+        let directory = placement.run_dir.clone();
+        let cpus = placement.cpus.clone();
+        let system = |what: &'static str| {
+            move |source| SpawnError::System {
+                what: what.to_owned(),
+                source,
+            }
+        };
+        let vsock = match &placement.endpoint {
+            Endpoint::Vsock { cid } => VsockDevice::Kernel { cid: *cid },
+            Endpoint::Unix { path } => {
+                let socket = directory.join(run_dir::VHOST);
+                let program = &self.config.vhost_vsock;
+                let device = Starting {
+                    role: VHOST_ROLE,
+                    line: command::vhost_vsock(program, prepared.cid, &socket, path),
+                    run_dir: &directory,
+                    log: run_dir::VHOST_LOG,
+                    cpus: &cpus,
+                };
+                let process = device
+                    .start()
+                    .map_err(system("starting the vsock device"))?;
+                placement.processes.push(process.clone());
+                device.wait_for(&process, run_dir::VHOST).await?;
+                VsockDevice::VhostUser { socket }
+            }
+        };
+        let machine = Machine {
+            qemu: &self.config.program,
+            name: format!("{}.{}", placement.name, placement.generation),
+            accelerator: prepared.accelerator,
+            kernel: &prepared.kernel,
+            initramfs: &directory.join(run_dir::INITRAMFS),
+            cmdline: &prepared.cmdline,
+            vcpus: cpus.len(),
+            memory_mib: placement.memory_bytes >> 20,
+            vsock,
+            console: directory.join(run_dir::CONSOLE),
+            commands: directory.join(run_dir::COMMANDS),
+            events: directory.join(run_dir::EVENTS),
+        };
+        let qemu = Starting {
+            role: QEMU_ROLE,
+            line: machine.command_line(),
+            run_dir: &directory,
+            log: run_dir::QEMU_LOG,
+            cpus: &cpus,
+        };
+        let process = qemu.start().map_err(system("starting QEMU"))?;
+        // The one whose end is the instance's end comes first.
+        placement.processes.insert(0, process.clone());
+        qemu.wait_for(&process, run_dir::EVENTS).await?;
+        match start::pin_vcpus(&directory, &cpus).await {
+            Ok(()) => Ok(()),
+            Err(source) => {
+                // It may have ended instead: then what it said is the reason.
+                qemu.wait_for(&process, run_dir::COMMANDS).await?;
+                let said = console::tail(&directory.join(run_dir::QEMU_LOG));
+                Err(SpawnError::System {
+                    what: format!("pinning the virtual CPUs (QEMU said {said:?})"),
+                    source,
+                })
+            }
+        }
+    }
+
+    /// Leaves nothing of a failed spawn but its logs.
+    async fn undo(&self, placement: &Placement) {
+        let order = FenceOrder::new(placement.generation);
+        // An end that is not seen now is for the daemon's own fence of this generation.
+        if let Ok(proof) = fencing::fence(placement, &self.exits, order).await {
+            let _ = self.release(placement, &proof).await;
+        }
+    }
+}
+
+/// QEMU's own process; `None` when it was never started.
+fn qemu_of(placement: &Placement) -> Option<&ProcessId> {
+    placement.processes.first().filter(|p| p.role == QEMU_ROLE)
+}
+
+fn agent_config(spec: &SpawnSpec, modules: Vec<PathBuf>) -> AgentConfig {
+    let role = match spec.initramfs {
+        None => Role::Init,
+        Some(_) => Role::Service,
+    };
+    AgentConfig {
+        instance: spec.name.clone(),
+        generation: spec.generation,
+        role,
+        listen: Listen::Vsock { port: KMP_PORT },
+        kernel_release: None,
+        cpus: Vec::new(),
+        memory_bytes: 0,
+        workload: spec.workload.clone(),
+        ports: spec.ports.clone(),
+        start: spec.start,
+        handover: None,
+        predecessor: None,
+        modules,
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, SpawnError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| SpawnError::System {
+        what: "preparing the guest image".to_owned(),
+        source: io::Error::other(error),
+    })
+}
+
+fn system(spec: &SpawnSpec) -> impl Fn(&str) -> Box<dyn FnOnce(io::Error) -> SpawnError> + use<> {
+    let of = format!("for {} generation {}", spec.name, spec.generation);
+    move |what| {
+        let what = format!("{what} {of}");
+        Box::new(move |source| SpawnError::System { what, source })
+    }
+}
+
+fn failed(what: String) -> impl FnOnce(io::Error) -> BackendError {
+    move |source| BackendError { what, source }
+}
+
+#[async_trait]
+impl Backend for QemuBackend {
+    fn kind(&self) -> BackendKind {
+        BackendKind::Qemu
+    }
+
+    fn passes_sockets(&self) -> bool {
+        false
+    }
+
+    async fn probe(&self) -> Result<String, SpawnError> {
+        let version = self.version().await?;
+        let agent = &self.config.agent;
+        if !agent.is_file() {
+            return Err(SpawnError::Unavailable(format!(
+                "the agent {agent:?} does not exist; name it with paths.agent"
+            )));
+        }
+        let accelerator = match self.config.accel {
+            AccelChoice::Auto => self.kvm.first(version).await,
+            AccelChoice::Kvm => "kvm, as configured".to_owned(),
+            AccelChoice::Tcg => "software emulation, as configured".to_owned(),
+        };
+        let vsock = if Path::new(VHOST_VSOCK).exists() {
+            VHOST_VSOCK.to_owned()
+        } else {
+            let program = &self.config.vhost_vsock;
+            probe::first_line(program).await.map_err(|reason| {
+                SpawnError::Unavailable(format!(
+                    "this host has no {VHOST_VSOCK}, and vhost-device-vsock ({program:?}) cannot be \
+                     used: {reason}; load the module vhost_vsock, or run scripts/fetch-vhost-vsock \
+                     and name the program with qemu.vhost_vsock"
+                ))
+            })?
+        };
+        let version = &version.text;
+        Ok(format!("qemu {version}, {accelerator}; vsock: {vsock}"))
+    }
+
+    async fn spawn(&self, spec: SpawnSpec) -> Result<Placement, SpawnError> {
+        Self::check(&spec)?;
+        let mut prepared = self.prepare(&spec).await?;
+        if let Err(error) = self.start(&mut prepared).await {
+            self.undo(&prepared.placement).await;
+            return Err(error);
+        }
+        Ok(prepared.placement)
+    }
+
+    async fn find(
+        &self,
+        name: &InstanceName,
+        generation: u64,
+        run_dir: &Path,
+    ) -> Result<Option<Placement>, BackendError> {
+        let Ok(record) = std::fs::read(run_dir.join(run_dir::PLACEMENT)) else {
+            return Ok(None);
+        };
+        let Ok(mut placement) = serde_json::from_slice::<Placement>(&record) else {
+            return Ok(None);
+        };
+        if placement.name != *name || placement.generation != generation {
+            return Ok(None);
+        }
+        let mark = fencing::mark_of(run_dir);
+        let what = || failed(format!("looking for {name} generation {generation}"));
+        let all = process::all().map_err(what())?;
+        for stat in all.iter().filter(|s| !s.is_over()) {
+            if !fencing::has_mark(stat.pid, &mark) {
+                continue;
+            }
+            for role in [QEMU_ROLE, VHOST_ROLE] {
+                let entry = format!("{}={role}", start::ROLE_ENV);
+                if fencing::has_mark(stat.pid, entry.as_bytes()) {
+                    placement.processes.push(ProcessId {
+                        role: role.to_owned(),
+                        pid: stat.pid,
+                        start_ticks: stat.start_ticks,
+                    });
+                }
+            }
+        }
+        placement.processes.sort_by_key(|p| p.role != QEMU_ROLE);
+        Ok(Some(placement).filter(|p| !p.processes.is_empty()))
+    }
+
+    async fn observe(&self, placement: &Placement) -> Result<Observation, BackendError> {
+        let Some(qemu) = qemu_of(placement) else {
+            return Ok(Observation::Ended(ExitCause::Exited { status: None }));
+        };
+        if let Some(cause) = self.watches.seen(qemu) {
+            return Ok(Observation::Ended(cause));
+        }
+        let what = || failed(format!("looking at QEMU, process {}", qemu.pid));
+        let stat = Stat::read(qemu.pid).map_err(what())?;
+        match stat.filter(|s| s.start_ticks == qemu.start_ticks) {
+            Some(stat) if matches!(stat.state, b'T' | b't') => return Ok(Observation::Stopped),
+            Some(stat) if !stat.is_over() => {}
+            _ => {
+                let cause = self.exits.wait(qemu).await.map_err(what())?;
+                return Ok(Observation::Ended(cause));
+            }
+        }
+        let socket = placement.run_dir.join(run_dir::COMMANDS);
+        let status = qmp::status(&socket).await.map_err(what())?;
+        Ok(match status.as_str() {
+            "running" => Observation::Running,
+            "guest-panicked" => Observation::Ended(ExitCause::KernelPanicked),
+            "shutdown" => Observation::Ended(ExitCause::Exited { status: None }),
+            _ => Observation::Stopped,
+        })
+    }
+
+    async fn ended(&self, placement: &Placement) -> ExitCause {
+        match qemu_of(placement) {
+            Some(qemu) => {
+                let directory = &placement.run_dir;
+                self.watches.ended(qemu, directory, &self.exits).await
+            }
+            None => ExitCause::Exited { status: None },
+        }
+    }
+
+    async fn request_shutdown(&self, placement: &Placement) -> Result<(), BackendError> {
+        // The request that every init understands: Ctrl-Alt-Del, SIGINT to PID 1.
+        let keys = ["ctrl", "alt", "delete"].map(|key| json!({"type": "qcode", "data": key}));
+        let socket = placement.run_dir.join(run_dir::COMMANDS);
+        let sent = qmp::command(&socket, "send-key", Some(json!({ "keys": keys }))).await;
+        match sent {
+            Ok(_) => Ok(()),
+            // Nobody there to be asked: it has ended.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
+            Err(error) => Err(failed(format!("asking {} to shut down", placement.name))(
+                error,
+            )),
+        }
+    }
+
+    async fn fence(
+        &self,
+        placement: &Placement,
+        order: FenceOrder,
+    ) -> Result<FenceCertificate, FenceUnconfirmed> {
+        fencing::fence(placement, &self.exits, order).await
+    }
+
+    async fn release(
+        &self,
+        placement: &Placement,
+        proof: &FenceCertificate,
+    ) -> Result<(), BackendError> {
+        if proof.generation() != placement.generation {
+            let text = "certificate of another generation";
+            let source = io::Error::new(io::ErrorKind::InvalidInput, text);
+            return Err(failed("releasing".to_owned())(source));
+        }
+        for process in &placement.processes {
+            self.watches.forget(process);
+            self.exits.forget(process);
+        }
+        for name in run_dir::REMOVED {
+            let path = placement.run_dir.join(name);
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(failed(format!("removing {path:?}"))(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn memory_map(&self, placement: &Placement) -> Result<Vec<MemoryRange>, BackendError> {
+        let Some(qemu) = qemu_of(placement) else {
+            return Ok(Vec::new());
+        };
+        let what = || {
+            failed(format!(
+                "looking for the memory of QEMU, process {}",
+                qemu.pid
+            ))
+        };
+        let Some(host_path) = guest_memory(qemu.pid).map_err(what())? else {
+            return Ok(Vec::new());
+        };
+        let total = (placement.memory_bytes >> 20) << 20;
+        let low = total.min(command::LOW_MEMORY_BYTES);
+        let range = |guest_address, host_offset, length| MemoryRange {
+            guest_address,
+            length,
+            host_path: host_path.clone(),
+            host_offset,
+        };
+        let mut ranges = vec![range(0, 0, low)];
+        if total > low {
+            ranges.push(range(command::HIGH_MEMORY_START, low, total - low));
+        }
+        Ok(ranges)
+    }
+}
+
+/// QEMU's descriptor of the guest's memory: the memfd that it made for its one memory backend.
+fn guest_memory(pid: i32) -> io::Result<Option<PathBuf>> {
+    let descriptors = match std::fs::read_dir(format!("/proc/{pid}/fd")) {
+        Ok(descriptors) => descriptors,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    for entry in descriptors {
+        let path = entry?.path();
+        let target = std::fs::read_link(&path).unwrap_or_default();
+        if target
+            .as_os_str()
+            .as_encoded_bytes()
+            .starts_with(b"/memfd:memory-backend-memfd")
+        {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
+}

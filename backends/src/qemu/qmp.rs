@@ -1,0 +1,225 @@
+//! QMP, QEMU's control protocol: JSON lines on a Unix socket.
+//!
+//! ```text
+//! QEMU ▸ {"QMP": …}     ◂ {"execute": "qmp_capabilities"}     ▸ {"return": {}}     then commands, events
+//! ```
+//!
+//! A socket serves one client at a time; another waits in its queue until the first hangs up. So
+//! there are two: one for the watcher, which stays, and one for commands, each of which connects anew.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+
+/// Longest line that QEMU sends, in bytes.
+const LINE_MAX_BYTES: u64 = 256 * 1024;
+/// Events that may come in while an answer is awaited.
+const EVENTS_MAX: usize = 256;
+/// Longest time for QEMU to answer a command.
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Something that QEMU tells unasked.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Event {
+    pub(super) name: String,
+    pub(super) data: Value,
+}
+
+/// A connection past its greeting.
+pub(super) struct Qmp {
+    stream: BufReader<UnixStream>,
+    events: VecDeque<Event>,
+}
+
+/// A line from QEMU: exactly one of these is there.
+#[derive(Deserialize)]
+struct Line {
+    #[serde(rename = "QMP")]
+    greeting: Option<Value>,
+    #[serde(rename = "return")]
+    answer: Option<Value>,
+    error: Option<Refusal>,
+    event: Option<String>,
+    data: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    desc: String,
+}
+
+impl Qmp {
+    /// Connects to the socket at `path`.
+    pub(super) async fn connect(path: &Path) -> io::Result<Self> {
+        let stream = BufReader::new(UnixStream::connect(path).await?);
+        let mut qmp = Self {
+            stream,
+            events: VecDeque::new(),
+        };
+        if qmp.line().await?.greeting.is_none() {
+            return Err(invalid("QEMU did not greet".to_owned()));
+        }
+        qmp.execute("qmp_capabilities", None).await?;
+        Ok(qmp)
+    }
+
+    /// Executes a command and returns its answer.
+    pub(super) async fn execute(
+        &mut self,
+        command: &str,
+        arguments: Option<Value>,
+    ) -> io::Result<Value> {
+        let mut request = json!({ "execute": command });
+        if let Some(arguments) = arguments {
+            request["arguments"] = arguments;
+        }
+        let mut text = request.to_string();
+        text.push('\n');
+        self.stream.get_mut().write_all(text.as_bytes()).await?;
+        loop {
+            let line = self.line().await?;
+            if let Some(refusal) = line.error {
+                return Err(io::Error::other(format!("{command}: {}", refusal.desc)));
+            }
+            if let Some(answer) = line.answer {
+                return Ok(answer);
+            }
+            self.keep(line)?;
+        }
+    }
+
+    /// The next event. May be dropped and called again without losing one only between lines, so
+    /// whoever selects over it must not come back to it.
+    pub(super) async fn event(&mut self) -> io::Result<Event> {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Ok(event);
+            }
+            let line = self.line().await?;
+            self.keep(line)?;
+        }
+    }
+
+    /// QEMU's word for what the guest does: `running`, `paused`, `guest-panicked`, `shutdown` …
+    pub(super) async fn status(&mut self) -> io::Result<String> {
+        let answer = self.execute("query-status", None).await?;
+        let status = answer["status"].as_str().map(str::to_owned);
+        status.ok_or_else(|| invalid("query-status names no status".to_owned()))
+    }
+
+    fn keep(&mut self, line: Line) -> io::Result<()> {
+        let Some(name) = line.event else {
+            return Ok(());
+        };
+        if self.events.len() == EVENTS_MAX {
+            return Err(invalid(format!("more than {EVENTS_MAX} events at once")));
+        }
+        let data = line.data.unwrap_or(Value::Null);
+        self.events.push_back(Event { name, data });
+        Ok(())
+    }
+
+    async fn line(&mut self) -> io::Result<Line> {
+        let mut text = Vec::new();
+        let mut bounded = (&mut self.stream).take(LINE_MAX_BYTES);
+        bounded.read_until(b'\n', &mut text).await?;
+        if text.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        serde_json::from_slice(&text).map_err(|error| invalid(format!("QEMU sent: {error}")))
+    }
+}
+
+/// Connects, executes one command and hangs up, all within [`ANSWER_TIMEOUT`].
+pub(super) async fn command(
+    path: &Path,
+    command: &str,
+    arguments: Option<Value>,
+) -> io::Result<Value> {
+    let work = async { Qmp::connect(path).await?.execute(command, arguments).await };
+    bounded(work).await
+}
+
+/// The guest's status, within [`ANSWER_TIMEOUT`].
+pub(super) async fn status(path: &Path) -> io::Result<String> {
+    bounded(async { Qmp::connect(path).await?.status().await }).await
+}
+
+async fn bounded<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    match tokio::time::timeout(ANSWER_TIMEOUT, work).await {
+        Ok(result) => result,
+        Err(_) => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("QEMU did not answer within {ANSWER_TIMEOUT:?}"),
+        )),
+    }
+}
+
+fn invalid(text: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::UnixListener;
+
+    /// Answers each line it gets with the next of `answers`, after the first, which greets.
+    async fn serve(listener: UnixListener, answers: &[&str]) {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut stream = BufReader::new(stream);
+        for (at, answer) in answers.iter().enumerate() {
+            if at > 0 {
+                stream.read_line(&mut String::new()).await.unwrap();
+            }
+            stream.get_mut().write_all(answer.as_bytes()).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn events_between_command_and_answer_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("qmp.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let answers = [
+            "{\"QMP\": {}}\n",
+            "{\"return\": {}}\n",
+            "{\"event\": \"GUEST_PANICKED\", \"data\": {\"action\": \"pause\"}}\n\
+             {\"return\": {\"status\": \"guest-panicked\"}}\n",
+        ];
+        let client = async {
+            let mut qmp = Qmp::connect(&path).await.unwrap();
+            assert_eq!(qmp.status().await.unwrap(), "guest-panicked");
+            assert_eq!(qmp.event().await.unwrap().name, "GUEST_PANICKED");
+        };
+        tokio::join!(client, serve(listener, &answers));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_garbage_and_the_end_are_errors() {
+        let dir = tempfile::tempdir().unwrap();
+        for (n, last, expected) in [
+            (
+                0,
+                "{\"error\": {\"desc\": \"no such command\"}}\n",
+                "no such command",
+            ),
+            (1, "nonsense\n", "QEMU sent"),
+            (2, "", "end of file"),
+        ] {
+            let path = dir.path().join(format!("{n}.sock"));
+            let listener = UnixListener::bind(&path).unwrap();
+            let answers = ["{\"QMP\": {}}\n", "{\"return\": {}}\n", last];
+            let (result, ()) =
+                tokio::join!(command(&path, "stop", None), serve(listener, &answers));
+            let error = result.unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}

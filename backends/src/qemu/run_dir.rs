@@ -1,0 +1,54 @@
+//! What lies in the run directory of a generation.
+
+use std::path::Path;
+
+use crate::contract::{SpawnError, SpawnSpec};
+
+/// The placement without its processes: written before anything is started, read by `find`.
+pub(super) const PLACEMENT: &str = "placement.json";
+/// What the guest boots.
+pub(super) const INITRAMFS: &str = "initramfs.img";
+/// Where QEMU takes commands.
+pub(super) const COMMANDS: &str = "qmp.sock";
+/// Where QEMU tells events.
+pub(super) const EVENTS: &str = "events.sock";
+/// Where the vhost-user device waits for QEMU.
+pub(super) const VHOST: &str = "vhost.sock";
+/// Where the daemon connects to the guest (CONNECT 9000), with a vhost-user device.
+pub(super) const VSOCK: &str = "vsock.sock";
+/// What the guest prints.
+pub(super) const CONSOLE: &str = "console.log";
+/// What QEMU prints.
+pub(super) const QEMU_LOG: &str = "qemu.log";
+/// What the vhost-user device prints.
+pub(super) const VHOST_LOG: &str = "vhost.log";
+/// The logs, which a release keeps.
+pub(super) const LOGS: [&str; 3] = [CONSOLE, QEMU_LOG, VHOST_LOG];
+/// Everything else, which a release removes.
+pub(super) const REMOVED: [&str; 6] = [PLACEMENT, INITRAMFS, COMMANDS, EVENTS, VHOST, VSOCK];
+
+/// Longest path of a Unix socket, with its ending NUL (unix(7)).
+const SOCKET_PATH_MAX: usize = 108;
+
+/// Refuses a directory in which the longest socket's path would not fit.
+pub(super) fn check(directory: &Path) -> Result<(), SpawnError> {
+    let longest = directory.join(EVENTS);
+    let length = longest.as_os_str().len() + 1;
+    if length <= SOCKET_PATH_MAX {
+        return Ok(());
+    }
+    let over = length - SOCKET_PATH_MAX;
+    Err(SpawnError::Refused(format!(
+        "the socket {longest:?} would be {over} bytes too long for a socket's path; use a shorter \
+         instance name or run directory"
+    )))
+}
+
+/// Creates the directory, mode 0700.
+pub(super) fn create(spec: &SpawnSpec) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&spec.run_dir)
+}

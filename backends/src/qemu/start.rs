@@ -1,0 +1,127 @@
+//! Starts the processes of a guest: the vhost-user device first, then QEMU.
+//!
+//! Each is the leader of a session of its own (`setsid`), so that it survives the daemon and its
+//! terminal, and carries the generation's mark and its role in its environment: a spawn whose outcome
+//! was never recorded is found by them.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+use tokio::time::Instant;
+
+use super::{console, qmp, run_dir};
+use crate::contract::{ProcessId, SpawnError};
+use crate::fencing::FENCE_ENV;
+use crate::process::Stat;
+
+/// Environment variable with the role of a process in its generation.
+pub(super) const ROLE_ENV: &str = "KMORPH_ROLE";
+/// The role whose end is the guest's.
+pub(super) const QEMU_ROLE: &str = "qemu";
+/// The role that carries its vsock.
+pub(super) const VHOST_ROLE: &str = "vhost-user-vsock";
+/// Longest time for a started process to make its socket.
+const SOCKET_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause between two looks for it.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+
+/// A process to start.
+pub(super) struct Starting<'a> {
+    pub(super) role: &'static str,
+    /// Program and arguments.
+    pub(super) line: Vec<OsString>,
+    pub(super) run_dir: &'a Path,
+    /// Where its output goes, in the run directory.
+    pub(super) log: &'static str,
+    /// Host CPUs that it may use.
+    pub(super) cpus: &'a [u16],
+}
+
+impl Starting<'_> {
+    /// Starts it and confines it to its CPUs before it has threads of its own.
+    pub(super) fn start(&self) -> io::Result<ProcessId> {
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(self.run_dir.join(self.log))?;
+        // Not the leader of a group, so setsid makes its session and becomes the program: same pid.
+        let child = Command::new("setsid")
+            .arg("--")
+            .args(&self.line)
+            .env(FENCE_ENV, self.run_dir)
+            .env(ROLE_ENV, self.role)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .current_dir("/")
+            .spawn()?;
+        let pid = i32::try_from(child.id()).map_err(|_| io::ErrorKind::InvalidData)?;
+        // Our own child stays until it is reaped: there is always something to read.
+        let stat = Stat::read(pid)?.ok_or(io::ErrorKind::NotFound)?;
+        confine(pid, self.cpus)?;
+        Ok(ProcessId {
+            role: self.role.to_owned(),
+            pid,
+            start_ticks: stat.start_ticks,
+        })
+    }
+
+    /// Waits until the process accepts connections at `socket`, or has ended instead.
+    pub(super) async fn wait_for(
+        &self,
+        process: &ProcessId,
+        socket: &str,
+    ) -> Result<(), SpawnError> {
+        let path = self.run_dir.join(socket);
+        let deadline = Instant::now() + SOCKET_TIMEOUT;
+        let failed = |what: &str| {
+            let program = self.line.first().cloned().unwrap_or_default();
+            let said = console::tail(&self.run_dir.join(self.log));
+            SpawnError::Refused(format!("{program:?} {what}; it said: {said:?}"))
+        };
+        loop {
+            // Looking, not connecting: the device takes its first connection for QEMU's.
+            if path.exists() {
+                return Ok(());
+            }
+            let stat = Stat::read(process.pid).unwrap_or(None);
+            if stat.is_none_or(|s| s.is_over() || s.start_ticks != process.start_ticks) {
+                return Err(failed("ended at its start"));
+            }
+            if Instant::now() > deadline {
+                return Err(failed(&format!("made no socket within {SOCKET_TIMEOUT:?}")));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+/// Lets a thread, and those that it starts, run on these CPUs only.
+fn confine(thread: i32, cpus: &[u16]) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    for cpu in cpus {
+        set.set(usize::from(*cpu))?;
+    }
+    Ok(sched_setaffinity(Pid::from_raw(thread), &set)?)
+}
+
+/// Gives each virtual CPU a host CPU of its own, in turn.
+pub(super) async fn pin_vcpus(directory: &Path, cpus: &[u16]) -> io::Result<()> {
+    let answer = qmp::command(&directory.join(run_dir::COMMANDS), "query-cpus-fast", None).await?;
+    let vcpus = answer.as_array().map(Vec::as_slice).unwrap_or_default();
+    for (vcpu, cpu) in vcpus.iter().zip(cpus.iter().cycle()) {
+        let thread = vcpu["thread-id"]
+            .as_i64()
+            .and_then(|t| i32::try_from(t).ok());
+        let thread = thread.ok_or(io::ErrorKind::InvalidData)?;
+        confine(thread, &[*cpu])?;
+    }
+    Ok(())
+}

@@ -1,0 +1,178 @@
+//! Sees the end of a guest: one task for each, for all who ask.
+//!
+//! ```text
+//!  events.sock ─ GUEST_PANICKED ─▶ its kernel panicked (QEMU holds the guest still)
+//!              ─ SHUTDOWN ───────▶ reset, or ended by itself (QEMU exits next)
+//!  pidfd       ─ readable ───────▶ QEMU's own end: a signal, a status
+//! ```
+//!
+//! A cause once seen stays: the event says more than the exit that follows it.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use super::console;
+use super::qmp::{Event, Qmp};
+use super::run_dir;
+use crate::contract::{ExitCause, ProcessId};
+use crate::process::Exits;
+
+/// Pause before the event socket is tried again; QEMU makes it early in its start.
+const RETRY_EVERY: Duration = Duration::from_millis(50);
+
+type Key = (i32, u64);
+type Seen = watch::Receiver<Option<ExitCause>>;
+
+/// Who is being watched.
+#[derive(Default)]
+pub(super) struct Watches {
+    known: Mutex<HashMap<Key, (Seen, AbortHandle)>>,
+}
+
+impl Watches {
+    /// Completes with the cause once the guest behind this QEMU has ended.
+    pub(super) async fn ended(
+        &self,
+        qemu: &ProcessId,
+        run_dir: &Path,
+        exits: &Arc<Exits>,
+    ) -> ExitCause {
+        let mut seen = self.start(qemu, run_dir, exits);
+        match seen.wait_for(Option::is_some).await.map(|c| c.clone()) {
+            Ok(Some(cause)) => cause,
+            // The watch was ended by `forget`: the generation is released, nobody needs the cause.
+            Ok(None) | Err(_) => ExitCause::Exited { status: None },
+        }
+    }
+
+    /// The cause, if its end has been seen.
+    pub(super) fn seen(&self, qemu: &ProcessId) -> Option<ExitCause> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let (seen, _) = known.get(&key(qemu))?;
+        seen.borrow().clone()
+    }
+
+    /// Ends the watch of a generation that is released.
+    pub(super) fn forget(&self, qemu: &ProcessId) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, task)) = known.remove(&key(qemu)) {
+            task.abort();
+        }
+    }
+
+    fn start(&self, qemu: &ProcessId, run_dir: &Path, exits: &Arc<Exits>) -> Seen {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let begin = || {
+            let (sender, receiver) = watch::channel(None);
+            let (qemu, run_dir, exits) = (qemu.clone(), run_dir.to_owned(), Arc::clone(exits));
+            let task = tokio::spawn(async move {
+                let cause = end_of(&qemu, &run_dir, &exits).await;
+                let _ = sender.send(Some(cause));
+                // Keeps the channel open for those who ask later.
+                sender.closed().await;
+            });
+            (receiver, task.abort_handle())
+        };
+        known.entry(key(qemu)).or_insert_with(begin).0.clone()
+    }
+}
+
+fn key(process: &ProcessId) -> Key {
+    (process.pid, process.start_ticks)
+}
+
+async fn end_of(qemu: &ProcessId, directory: &Path, exits: &Exits) -> ExitCause {
+    let events = directory.join(run_dir::EVENTS);
+    let by_event = async {
+        loop {
+            if let Some(cause) = first_event(&events).await {
+                return cause;
+            }
+            tokio::time::sleep(RETRY_EVERY).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        cause = by_event => cause,
+        cause = own_end(qemu, exits) => cause,
+        never = keep_logs_bounded(directory) => match never {},
+    }
+}
+
+/// QEMU's own end. Exit status 0 is the guest's power-off, seen too late to hear the event.
+async fn own_end(qemu: &ProcessId, exits: &Exits) -> ExitCause {
+    match exits.wait(qemu).await {
+        Ok(ExitCause::Exited { status: Some(0) }) => ExitCause::Exited { status: None },
+        Ok(cause) => cause,
+        // Without a pidfd its end cannot be seen here; its events and silence will tell.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// The first event that is an end; `None` when the connection ends without one.
+async fn first_event(socket: &Path) -> Option<ExitCause> {
+    let mut qmp = Qmp::connect(socket).await.ok()?;
+    // What happened before this connection is only in the status.
+    if qmp.status().await.ok()? == "guest-panicked" {
+        return Some(ExitCause::KernelPanicked);
+    }
+    loop {
+        if let Some(cause) = cause_of(&qmp.event().await.ok()?) {
+            return Some(cause);
+        }
+    }
+}
+
+/// The end that an event tells of, if it does.
+fn cause_of(event: &Event) -> Option<ExitCause> {
+    match event.name.as_str() {
+        "GUEST_PANICKED" | "GUEST_CRASHLOADED" => Some(ExitCause::KernelPanicked),
+        "SHUTDOWN" => match event.data["reason"].as_str() {
+            Some("guest-reset") => Some(ExitCause::Reset),
+            Some("guest-shutdown") => Some(ExitCause::Exited { status: None }),
+            Some("guest-panic") => Some(ExitCause::KernelPanicked),
+            // Ended from outside: how, its exit says.
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+async fn keep_logs_bounded(directory: &Path) -> Infallible {
+    loop {
+        tokio::time::sleep(console::LOOK_EVERY).await;
+        for log in run_dir::LOGS {
+            // A log that cannot be turned over now may be so at the next look.
+            let _ = console::bound(&directory.join(log));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_event_says_how_the_kernel_ended() {
+        let event = |name: &str, reason: &str| Event {
+            name: name.to_owned(),
+            data: json!({ "reason": reason }),
+        };
+        let cause = |name, reason| cause_of(&event(name, reason));
+        assert_eq!(cause("GUEST_PANICKED", ""), Some(ExitCause::KernelPanicked));
+        assert_eq!(cause("SHUTDOWN", "guest-reset"), Some(ExitCause::Reset));
+        assert_eq!(
+            cause("SHUTDOWN", "guest-shutdown"),
+            Some(ExitCause::Exited { status: None })
+        );
+        assert_eq!(cause("SHUTDOWN", "host-signal"), None);
+        assert_eq!(cause("RTC_CHANGE", ""), None);
+    }
+}
