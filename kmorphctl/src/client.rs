@@ -277,7 +277,8 @@ fn refusal(socket: &Path, status: StatusCode, body: &[u8]) -> Failure {
     let text = format!(
         "what listens at {} refused with HTTP {status} and said no reason: {:?}",
         socket.display(),
-        excerpt(body)
+        excerpt(body),
+        status = status.as_u16()
     );
     Failure::internal(text).hint("is that socket kmorphd's?")
 }

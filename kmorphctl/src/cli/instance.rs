@@ -9,8 +9,8 @@ use super::{WaitArgs, values};
 
 #[derive(Debug, Args)]
 #[command(
-    group = ArgGroup::new("program").args(["workload", "command"]),
-    override_usage = "kmorphctl spawn [OPTIONS] --kernel <FILE> <NAME> [-- <PROGRAM> [ARGUMENT]...]"
+    group = ArgGroup::new("program").args(["workload", "command"]).multiple(true),
+    override_usage = "kmorphctl spawn [OPTIONS] --kernel <FILE> <NAME> [-- <PROGRAM> [ARGUMENT]...]\n       kmorphctl spawn [OPTIONS] --kernel <FILE> --workload <PROGRAM> <NAME> [-- <ARGUMENT>...]"
 )]
 pub(crate) struct SpawnArgs {
     /// Its name: 1 to 63 of a-z 0-9 . _ -
@@ -52,7 +52,7 @@ pub(crate) struct SpawnArgs {
     pub(crate) memory: Option<u64>,
     /// Program to run in it; `kmorph-kv` is the reference server
     #[arg(long, value_name = "PROGRAM")]
-    pub(crate) workload: Option<String>,
+    workload: Option<String>,
     /// An argument for the program; may be given again
     #[arg(
         long,
@@ -60,7 +60,7 @@ pub(crate) struct SpawnArgs {
         requires = "workload",
         allow_hyphen_values = true
     )]
-    pub(crate) workload_arg: Vec<String>,
+    workload_arg: Vec<String>,
     /// An environment variable for the program; may be given again
     #[arg(long, value_name = "NAME=VALUE", value_parser = values::environment, requires = "program")]
     pub(crate) env: Vec<(String, String)>,
@@ -70,9 +70,22 @@ pub(crate) struct SpawnArgs {
     pub(crate) publish: Vec<PublishRequest>,
     #[command(flatten)]
     pub(crate) wait: WaitArgs,
-    /// The program and its arguments
+    /// The arguments of the program given by --workload; without it, the program and its arguments
     #[arg(last = true, value_name = "PROGRAM")]
-    pub(crate) command: Vec<String>,
+    command: Vec<String>,
+}
+
+impl SpawnArgs {
+    /// The program to run and its arguments.
+    pub(crate) fn program(&self) -> Option<(String, Vec<String>)> {
+        let mut words = self
+            .workload
+            .iter()
+            .chain(&self.workload_arg)
+            .chain(&self.command);
+        let program = words.next()?.clone();
+        Some((program, words.cloned().collect()))
+    }
 }
 
 #[derive(Debug, Args)]

@@ -4,6 +4,8 @@ mod daemon;
 mod instance;
 mod morph;
 mod policy;
+#[cfg(test)]
+mod tests;
 mod tools;
 pub(crate) mod values;
 

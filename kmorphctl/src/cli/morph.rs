@@ -83,18 +83,54 @@ pub(crate) struct MorphTarget {
     pub(crate) downtime_budget_ms: Option<u32>,
 }
 
+/// A whole morph. Its arguments are written out here instead of being flattened in: clap finds an
+/// optional flattened struct only by arguments that are directly in it.
 #[derive(Debug, Args)]
 pub(crate) struct MorphWholeArgs {
     /// The instance
     pub(crate) name: String,
-    #[command(flatten)]
-    pub(crate) target: MorphTarget,
+    /// Image of the new kernel on this machine
+    #[arg(long, value_name = "FILE")]
+    kernel: PathBuf,
+    /// Command line of the new kernel; the old one's unless told
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    kernel_cmdline: Option<String>,
+    /// Initramfs of the new kernel, instead of the one kmorph builds
+    #[arg(long, value_name = "FILE")]
+    initramfs: Option<PathBuf>,
+    /// Longest downtime allowed, in milliseconds; 10 unless told
+    #[arg(long, value_name = "MS", value_parser = values::budget_us)]
+    downtime_budget_ms: Option<u32>,
     /// Commit once validated; otherwise it stops there and says how to go on
     #[arg(long)]
     pub(crate) auto_commit: bool,
     /// Commit also when the estimated downtime is above the budget
     #[arg(long, requires = "auto_commit")]
     pub(crate) force: bool,
-    #[command(flatten)]
-    pub(crate) wait: WaitArgs,
+    /// Print the operation and return at once
+    #[arg(long)]
+    no_wait: bool,
+    /// Stop waiting after this time (exit code 10); the operation goes on
+    #[arg(long, value_name = "SECONDS", value_parser = values::wait_seconds, conflicts_with = "no_wait")]
+    wait_timeout: Option<f64>,
+}
+
+impl MorphWholeArgs {
+    /// Where it goes.
+    pub(crate) fn target(&self) -> MorphTarget {
+        MorphTarget {
+            kernel: self.kernel.clone(),
+            kernel_cmdline: self.kernel_cmdline.clone(),
+            initramfs: self.initramfs.clone(),
+            downtime_budget_ms: self.downtime_budget_ms,
+        }
+    }
+
+    /// How long to wait.
+    pub(crate) fn wait(&self) -> WaitArgs {
+        WaitArgs {
+            no_wait: self.no_wait,
+            wait_timeout: self.wait_timeout,
+        }
+    }
 }

@@ -72,11 +72,11 @@ async fn morph(client: &Client, out: &mut Output, args: MorphWholeArgs) -> Resul
         auto_validate: true,
         auto_commit: args.auto_commit,
         force: args.force,
-        ..request(&args.target)?
+        ..request(&args.target())?
     };
     let address = path(&["instances", &args.name, "morph"]);
     let operation = client.post(&address, &request).await?;
-    end(client, out, &args.name, operation, args.wait).await
+    end(client, out, &args.name, operation, args.wait()).await
 }
 
 /// Waits for the operation and says where the morph is then.

@@ -46,15 +46,8 @@ pub(super) async fn run(
 }
 
 fn request(args: SpawnArgs) -> Result<SpawnRequest, Failure> {
-    let (program, arguments) = match args.workload {
-        Some(program) => (Some(program), args.workload_arg),
-        None => {
-            let mut words = args.command.into_iter();
-            (words.next(), words.collect())
-        }
-    };
-    let workload = match program {
-        Some(program) => Some(WorkloadRequest {
+    let workload = match args.program() {
+        Some((program, arguments)) => Some(WorkloadRequest {
             program: program_path(program)?,
             args: arguments,
             env: args.env.into_iter().collect(),
