@@ -28,10 +28,22 @@ pub struct Settings {
     pub control_group: Option<String>,
     /// Where `kmorph-kv` lies for instances that name it without a path.
     pub kv_program: PathBuf,
+    /// How the state of a morph moves.
+    pub morph_mode: MorphMode,
     /// State directory.
     pub state_dir: PathBuf,
     /// Runtime directory.
     pub run_dir: PathBuf,
     /// Configuration file, if one was read.
     pub config_path: Option<PathBuf>,
+}
+
+/// How the state of a morph moves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MorphMode {
+    /// By reference where both sides can map the same memory, else in rounds.
+    #[default]
+    Auto,
+    /// Always in rounds; established connections do not move then.
+    Rounds,
 }

@@ -21,6 +21,7 @@ pub mod inherited;
 pub mod morph;
 pub mod output;
 pub mod reap;
+pub mod rounds;
 pub mod server;
 pub mod topology;
 pub mod workload;

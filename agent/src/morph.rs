@@ -53,7 +53,7 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    fn new(code: ErrorCode, text: impl Into<String>) -> Self {
+    pub(crate) fn new(code: ErrorCode, text: impl Into<String>) -> Self {
         let text = text.into();
         Self { code, text }
     }
@@ -163,7 +163,7 @@ impl Morphs {
         }
     }
 
-    fn expect_side(&self, session: u64, side: Side) -> Result<(), Refusal> {
+    pub(crate) fn expect_side(&self, session: u64, side: Side) -> Result<(), Refusal> {
         if self.expect(session)? == side {
             return Ok(());
         }
@@ -436,7 +436,7 @@ fn expect_reply(reply: &Reply, expected: bool) -> Result<(), Refusal> {
     }
 }
 
-fn unexpected(reply: &Reply) -> Refusal {
+pub(crate) fn unexpected(reply: &Reply) -> Refusal {
     let text = format!("the workload answered {reply:?}");
     Refusal::new(ErrorCode::Internal, text)
 }

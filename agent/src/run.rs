@@ -155,7 +155,8 @@ fn start_workload(
         kernel_release: release.to_owned(),
         listeners: own,
         standby: matches!(config.start, StartMode::AwaitState { .. }),
-        standby_listeners: !child,
+        // By reference they come with the state.
+        standby_listeners: config.predecessor.is_none(),
         rotated_log: child.then(|| dir.join("agent.log.1")),
     };
     Ok(Workload::start(plan, log.clone()))

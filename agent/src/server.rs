@@ -1,6 +1,6 @@
 //! The instance's end of the daemon's connections.
 //!
-//! One heartbeat and one control connection are served at a time; a newer one takes the place of
+//! One heartbeat, one control and one bulk connection are served at a time; a newer one takes the place of
 //! the older, because the daemon reconnects before this side has noticed that the old one is dead.
 //! Heartbeats are answered on a task of their own and wait for nothing.
 
@@ -45,7 +45,7 @@ pub struct Served {
 /// Serves identified connections until there are no more.
 pub async fn serve(mut connections: mpsc::Receiver<Connection>, served: Served, figures: Sampler) {
     let figures = Arc::new(tokio::sync::Mutex::new(figures));
-    let (mut heartbeat, mut control) = (None::<AbortHandle>, None::<AbortHandle>);
+    let (mut heartbeat, mut control, mut bulk) = (None, None, None);
     while let Some(connection) = connections.recv().await {
         let channel = connection.hello.fixed.channel;
         debug!(served.log, "connection"; "channel" => channel.as_str());
@@ -59,8 +59,11 @@ pub async fn serve(mut connections: mpsc::Receiver<Connection>, served: Served, 
             }
             Channel::Control => replace(&mut control, attend(connection, served.clone())),
             Channel::Bulk => {
-                tokio::spawn(refuse_bulk(connection));
-                continue;
+                let (morphs, workload) = (served.morphs.clone(), served.workload.clone());
+                replace(
+                    &mut bulk,
+                    crate::rounds::serve(connection, morphs, workload),
+                )
             }
         };
         let log = served.log.clone();
@@ -215,16 +218,6 @@ fn busy(frame: &Frame) -> Message {
         offending_type: frame.header.msg_type as u16,
         offending_sequence: frame.header.sequence,
     })
-}
-
-async fn refuse_bulk(connection: Connection) {
-    let (mut reader, mut writer) = (connection.reader, connection.writer);
-    if let Ok(frame) = next(&mut reader, &mut writer).await {
-        let text = "this agent has no bulk transfers yet".to_owned();
-        writer
-            .refuse(ErrorCode::RefusedByPolicy, &frame, text)
-            .await;
-    }
 }
 
 impl Served {

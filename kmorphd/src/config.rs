@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kmorph_actors::settings::Settings;
+use kmorph_actors::settings::{MorphMode, Settings};
 use kmorph_control_api::Policy;
 use serde::Deserialize;
 
@@ -23,7 +23,22 @@ pub(crate) struct File {
     pub(crate) pool: Pool,
     pub(crate) defaults: Defaults,
     pub(crate) limits: Limits,
+    pub(crate) morph: Morph,
     pub(crate) log: Log,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Morph {
+    mode: Mode,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Mode {
+    #[default]
+    Auto,
+    Rounds,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -236,6 +251,10 @@ impl File {
             pool_memory_bytes: memory,
             control_group: self.control.group.clone(),
             kv_program: places.kv,
+            morph_mode: match self.morph.mode {
+                Mode::Auto => MorphMode::Auto,
+                Mode::Rounds => MorphMode::Rounds,
+            },
             state_dir: places.state_dir,
             run_dir: places.run_dir,
             config_path: places.config,

@@ -15,6 +15,10 @@ use crate::Control;
 /// Longest wait for anything.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
+/// A heartbeat timeout of a second and a pool that is not scarce.
+const DEFAULT_CONFIG: &str =
+    "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nmemory_mib = 65536\n";
+
 /// A program of this workspace, beside the one that runs.
 pub fn program(name: &str) -> PathBuf {
     let own = std::env::current_exe().expect("the own program has a path");
@@ -33,11 +37,14 @@ pub struct Host {
 }
 
 impl Host {
+    /// As [`Host::new`], with morphs in rounds.
+    pub fn in_rounds() -> Self {
+        Self::with(&format!("{DEFAULT_CONFIG}[morph]\nmode = \"rounds\"\n"))
+    }
+
     /// A running daemon with a heartbeat timeout of a second and a pool that is not scarce.
     pub fn new() -> Self {
-        Self::with(
-            "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nmemory_mib = 65536\n",
-        )
+        Self::with(DEFAULT_CONFIG)
     }
 
     /// A running daemon with this configuration; `[paths]` is added.

@@ -61,6 +61,55 @@ fn a_client_keeps_its_connection_and_its_data() {
 }
 
 #[test]
+fn in_rounds_the_data_is_copied_while_it_changes() {
+    let host = Host::in_rounds();
+    let port = host.spawn_kv("web");
+    let mut client = Client::connect(port).unwrap();
+    let value = "x".repeat(100_000);
+    for key in 0..100 {
+        client.call(&["SET", &format!("k{key}"), &value]).unwrap();
+    }
+    let writer = Steady::start(port, Duration::from_micros(200));
+    let ended = host.control().morph("web", &host.kernel("6.12.0-b"));
+    assert_eq!(ended.state, OperationState::Succeeded, "{ended:?}");
+    let result: MorphStatus = serde_json::from_value(ended.result.unwrap()).unwrap();
+    assert_eq!(result.mode.as_deref(), Some("rounds"));
+    assert!(
+        result.sent_bytes >= 10_000_000 && result.rounds >= 2,
+        "{result:?}"
+    );
+    // Its connection breaks, once, and is told so.
+    host.control().wait("the client to go on", || {
+        let connected = Client::connect(port).unwrap().call(&["PING"]).is_ok();
+        connected.then_some(())
+    });
+    let seen = writer.stop();
+    assert!(seen.failed <= 1 && seen.wrong == 0, "{seen:?}");
+    let mut client = Client::connect(port).unwrap();
+    for key in 0..100 {
+        assert_eq!(client.call(&["GET", &format!("k{key}")]).unwrap(), value);
+    }
+}
+
+#[test]
+fn in_rounds_a_rollback_keeps_what_was_written_meanwhile() {
+    let host = Host::in_rounds();
+    let port = host.spawn_kv("web");
+    let mut client = Client::connect(port).unwrap();
+    client.call(&["SET", "k", "1"]).unwrap();
+    prepare(&host);
+    client.call(&["SET", "k", "2"]).unwrap();
+    validate(&host);
+    client.call(&["SET", "k", "3"]).unwrap();
+    host.control()
+        .succeed("POST", &format!("{MORPH}/rollback"), None);
+    assert_eq!(client.call(&["GET", "k"]).unwrap(), "3");
+    let ended = host.control().morph("web", &host.kernel("6.12.0-b"));
+    assert_eq!(ended.state, OperationState::Succeeded, "{ended:?}");
+    serves(port, "k", "3");
+}
+
+#[test]
 fn step_by_step_each_step_waits_for_the_next() {
     let host = Host::new();
     let port = host.spawn_kv("web");

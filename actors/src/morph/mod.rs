@@ -1,5 +1,6 @@
 //! The MorphSession actor: one morph, driven by its engine.
 
+mod relay;
 mod steps;
 
 use std::time::Duration;
@@ -19,8 +20,11 @@ use crate::instance::{Instance, MorphOver};
 use crate::journal::{Change, GenerationRow, InstanceRow, KernelChoice, MorphRow, Record};
 use crate::operations::Handle;
 use crate::services::Services;
+use crate::settings::MorphMode;
 use crate::transport::PeerKey;
 use crate::wall_clock;
+use relay::Relay;
+
 use crate::watch::{EndWatch, Watch, WatchEvent, WatchKind};
 
 /// Answer time of an agent that has only to think.
@@ -70,6 +74,7 @@ pub struct MorphSession {
     hold_validation: bool,
     held_round: Option<Event>,
     mode: TransferMode,
+    relay: Option<Relay>,
     times: Times,
     committed: bool,
 }
@@ -173,6 +178,7 @@ impl MorphSession {
             hold_validation,
             held_round: None,
             mode: TransferMode::ByReference,
+            relay: None,
             times: Times::default(),
             committed: false,
         }
@@ -424,9 +430,13 @@ impl MorphSession {
     }
 }
 
+/// Whether both sides are on one kernel and may map the same memory.
+fn by_reference(services: &Services) -> bool {
+    services.backend.passes_sockets() && services.settings.borrow().morph_mode == MorphMode::Auto
+}
+
 fn config(services: &Services, plan: &MorphPlan) -> Config {
-    let embedded = services.backend.passes_sockets();
-    let (modes, kinds) = if embedded {
+    let (modes, kinds) = if by_reference(services) {
         let kinds = capability::MEMORY | capability::LISTENERS | capability::CONNECTIONS;
         (capability::BY_REFERENCE, kinds)
     } else {

@@ -14,7 +14,7 @@ use kmp_proto::message::{
 };
 use kmp_proto::morph::{Event, FROZEN_STEP_TIMEOUT, Offer};
 
-use super::{MorphSession, STEP_TIMEOUT, api_checks};
+use super::{MorphSession, STEP_TIMEOUT, api_checks, by_reference};
 use crate::clock;
 use crate::journal::{Change, record};
 use crate::transport::{Request, RequestError};
@@ -84,7 +84,8 @@ impl MorphSession {
         let start = StartMode::AwaitState {
             session: self.plan.session,
         };
-        let predecessor = self.plan.old.placement.clone();
+        let by_reference = by_reference(&self.services);
+        let predecessor = self.plan.old.placement.clone().filter(|_| by_reference);
         let work = async move { services.spawn(row, &instance, start, predecessor).await };
         ctx.spawn(work.into_actor(self).map(|result, act, ctx| match result {
             Ok(row) => {
@@ -180,8 +181,7 @@ impl MorphSession {
             mode,
         };
         if mode == TransferMode::Rounds {
-            let missing = "copying state in rounds is not built yet".to_owned();
-            return self.tell(Event::Refused(Side::Old, missing), ctx);
+            return self.relay_round(fixed, last, ctx);
         }
         // By reference the new side fetches what it maps from the old one directly.
         let message = Kmp::MorphTransfer(MorphTransfer {
@@ -214,15 +214,20 @@ impl MorphSession {
                 },
                 other => refused(Side::New, other),
             };
-            // Prepared means: the first state is over. Without a validation asked for, wait here.
-            if act.hold_validation && !last && matches!(event, Event::RoundApplied { .. }) {
-                act.held_round = Some(event);
-                act.say("morph: prepared");
-                act.succeed_operation();
-                return;
-            }
-            act.tell(event, ctx);
+            act.round_over(event, last, ctx);
         }));
+    }
+
+    /// A round has come to its end. Prepared means: the first state is over. Without a validation
+    /// asked for, wait here.
+    pub(super) fn round_over(&mut self, event: Event, last: bool, ctx: &mut Context<Self>) {
+        if self.hold_validation && !last && matches!(event, Event::RoundApplied { .. }) {
+            self.held_round = Some(event);
+            self.say("morph: prepared");
+            self.succeed_operation();
+            return;
+        }
+        self.tell(event, ctx);
     }
 
     pub(super) fn validate(&mut self, ctx: &mut Context<Self>) {
