@@ -31,15 +31,7 @@ use crate::output::Output;
 pub fn run() -> ExitCode {
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,
-        Err(answer) => {
-            // Help and version come this way too; a reader that went away is no fault.
-            let _ = answer.print();
-            return if answer.use_stderr() {
-                Exit::Usage.into()
-            } else {
-                Exit::Ok.into()
-            };
-        }
+        Err(answer) => return say(&answer).into(),
     };
     let mut out = Output::new(cli.output_format);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -59,5 +51,14 @@ pub fn run() -> ExitCode {
     match ended.and_then(|exit| out.flush().map(|()| exit)) {
         Ok(exit) => exit.into(),
         Err(failure) => out.failure(&failure).into(),
+    }
+}
+
+/// Prints what clap has to say instead: help, the version, or what is wrong with the command line.
+fn say(answer: &clap::Error) -> Exit {
+    match answer.print() {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Exit::Internal,
+        _ if answer.use_stderr() => Exit::Usage,
+        _ => Exit::Ok,
     }
 }

@@ -6,12 +6,27 @@
 use std::fmt::Write as _;
 use std::io::{IsTerminal, StdoutLock, Write};
 
-use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
+use comfy_table::{
+    Attribute, Cell, Color, ColumnConstraint, ContentArrangement, Table, Width, presets,
+};
 use serde_json::{Value, json};
 
 use crate::cli::OutputFormat;
 use crate::exit::Exit;
 use crate::failure::Failure;
+
+/// Narrowest column of sentences, in characters; on a narrower terminal lines run over instead.
+const SENTENCES_MIN_WIDTH: u16 = 24;
+
+/// How the last column of a table is filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LastColumn {
+    /// With words, as the others.
+    Words,
+    /// With sentences, which wrap at the width of the terminal. A file or a pipe gets each row on
+    /// one line.
+    Sentences,
+}
 
 /// Where answers go.
 pub(crate) struct Output {
@@ -134,19 +149,18 @@ impl Output {
         &mut self,
         header: &[&str],
         rows: Vec<Vec<Word>>,
+        last: LastColumn,
         empty: &str,
     ) -> Result<(), Failure> {
         if rows.is_empty() {
             return self.line(empty);
         }
+        let styled = self.colour;
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
-        // On a terminal cells wrap at its width; a file or a pipe gets each row on one line.
-        table.set_content_arrangement(ContentArrangement::Dynamic);
-        if self.colour {
+        if styled {
             table.enforce_styling();
         }
-        let styled = self.colour;
         table.set_header(header.iter().map(|title| {
             let cell = Cell::new(title);
             if styled {
@@ -158,12 +172,7 @@ impl Output {
         for row in rows {
             table.add_row(row.into_iter().map(|word| cell(&word, styled)));
         }
-        let columns = table.column_count();
-        for index in 0..columns {
-            if let Some(column) = table.column_mut(index) {
-                column.set_padding((0, 2));
-            }
-        }
+        arrange(&mut table, last);
         let text = table.trim_fmt();
         self.raw(&text)
     }
@@ -218,6 +227,24 @@ fn failure_json(failure: &Failure) -> Value {
         "message": failure.message,
         "next_step": failure.next_step,
     } })
+}
+
+/// Columns stand two spaces apart, and only sentences wrap.
+fn arrange(table: &mut Table, last: LastColumn) {
+    table.set_content_arrangement(match last {
+        LastColumn::Words => ContentArrangement::Disabled,
+        LastColumn::Sentences => ContentArrangement::Dynamic,
+    });
+    let columns = table.column_count();
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if last == LastColumn::Sentences {
+            column.set_constraint(match index + 1 == columns {
+                true => ColumnConstraint::LowerBoundary(Width::Fixed(SENTENCES_MIN_WIDTH)),
+                false => ColumnConstraint::ContentWidth,
+            });
+        }
+    }
 }
 
 fn cell(word: &Word, styled: bool) -> Cell {

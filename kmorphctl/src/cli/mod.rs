@@ -19,6 +19,9 @@ pub(crate) use morph::{MorphArgs, MorphForm, MorphTarget, MorphWholeArgs};
 pub(crate) use policy::{AutoHeal, PolicyCommand, PolicySetting};
 pub(crate) use tools::{DebugCommand, OperationCommand, VmcoreCommand};
 
+/// Heading of the options that every command has.
+const EVERYWHERE: &str = "Options of every command";
+
 /// Runs and upgrades the kernels of a machine: asks kmorphd, shows the answer.
 #[derive(Debug, Parser)]
 #[command(
@@ -32,13 +35,13 @@ pub struct Cli {
     /// The daemon's socket. Unless told: $KMORPH_SOCKET, else what the configuration file says,
     /// else /run/kmorph/kmorphd.sock for root and $XDG_RUNTIME_DIR/kmorph/kmorphd.sock or
     /// /tmp/kmorph-UID/kmorphd.sock for others
-    #[arg(long, global = true, value_name = "PATH")]
+    #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
 
     /// Longest time for one answer of the daemon (exit code 10)
     #[arg(
         long,
-        global = true,
+        global = true, help_heading = EVERYWHERE,
         value_name = "SECONDS",
         default_value = "30",
         value_parser = values::answer_timeout
@@ -48,7 +51,7 @@ pub struct Cli {
     /// Tables for people or JSON for programs
     #[arg(
         long,
-        global = true,
+        global = true, help_heading = EVERYWHERE,
         value_enum,
         default_value = "table",
         value_name = "FORMAT"

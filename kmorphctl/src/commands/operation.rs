@@ -8,7 +8,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::figures::local_time;
 use crate::operation_wait::{finish, kind_name, state_name};
-use crate::output::{Output, Tone, Word};
+use crate::output::{LastColumn, Output, Tone, Word};
 
 pub(super) async fn run(
     client: &Client,
@@ -98,7 +98,7 @@ async fn list(client: &Client, out: &mut Output) -> Result<Exit, Failure> {
         "STARTED",
         "STEP OR ERROR",
     ];
-    out.table(&header, rows, "No operations")?;
+    out.table(&header, rows, LastColumn::Sentences, "No operations")?;
     Ok(Exit::Ok)
 }
 

@@ -11,7 +11,7 @@ use crate::client::{Client, path};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::figures::seconds;
-use crate::output::{Output, Tone, Word};
+use crate::output::{LastColumn, Output, Tone, Word};
 use crate::policy_file::{self, PolicyFile};
 
 pub(super) async fn run(
@@ -67,7 +67,12 @@ fn table(out: &mut Output, set: &PolicySet) -> Result<Exit, Failure> {
         "AUTO-HEAL",
         "MORPH TIMEOUT",
     ];
-    out.table(&header, rows, "No instances, so no policies")?;
+    out.table(
+        &header,
+        rows,
+        LastColumn::Words,
+        "No instances, so no policies",
+    )?;
     Ok(Exit::Ok)
 }
 

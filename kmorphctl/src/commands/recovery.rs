@@ -6,7 +6,7 @@ use crate::client::{Client, path, query};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::figures::{local_time, millis};
-use crate::output::{Output, Tone, Word};
+use crate::output::{LastColumn, Output, Tone, Word};
 
 fn outcome_word(outcome: RecoveryOutcome) -> Word {
     let (text, tone) = match outcome {
@@ -43,7 +43,7 @@ pub(super) async fn log(
         "TOTAL",
         "EVIDENCE",
     ];
-    out.table(&header, rows, "No recoveries")?;
+    out.table(&header, rows, LastColumn::Sentences, "No recoveries")?;
     Ok(Exit::Ok)
 }
 

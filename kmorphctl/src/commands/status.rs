@@ -10,7 +10,7 @@ use crate::client::{Client, path};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::figures::{age_ms, age_s, bytes, cpu_list, local_time, micros, seconds};
-use crate::output::{Output, Tone, Word};
+use crate::output::{LastColumn, Output, Tone, Word};
 
 /// An instance's state in the words shown to people.
 pub(super) fn state_word(state: InstanceState) -> Word {
@@ -90,7 +90,7 @@ pub(super) async fn list(
         row
     };
     let rows = answer.value.into_iter().map(row).collect();
-    out.table(&header, rows, "No instances")?;
+    out.table(&header, rows, LastColumn::Words, "No instances")?;
     Ok(Exit::Ok)
 }
 
@@ -136,13 +136,7 @@ fn status_fields(status: &InstanceStatus) -> Vec<(&'static str, Word)> {
         "Generation",
         format!("{}, up {}", summary.generation, age_s(summary.uptime_s)),
     );
-    add(
-        "History",
-        format!(
-            "{} recoveries, {} morphs",
-            summary.recoveries, summary.morphs
-        ),
-    );
+    add("History", history(summary));
     add("CPUs", cpu_list(&summary.cpus));
     add("Memory", bytes(summary.memory_bytes));
     match &status.workload {
@@ -179,6 +173,18 @@ fn status_fields(status: &InstanceStatus) -> Vec<(&'static str, Word)> {
     );
     add("Directory", status.run_dir.clone());
     fields
+}
+
+fn history(summary: &InstanceSummary) -> String {
+    let recoveries = match summary.recoveries {
+        1 => "1 recovery".to_owned(),
+        many => format!("{many} recoveries"),
+    };
+    let morphs = match summary.morphs {
+        1 => "1 morph".to_owned(),
+        many => format!("{many} morphs"),
+    };
+    format!("{recoveries}, {morphs}")
 }
 
 fn policy_text(policy: &kmorph_control_api::Policy) -> String {
