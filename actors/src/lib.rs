@@ -20,6 +20,7 @@
 pub mod clock;
 pub mod control;
 pub mod events;
+pub mod forward;
 pub mod generation;
 pub mod instance;
 pub mod journal;

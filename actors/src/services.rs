@@ -12,7 +12,8 @@ use kmp_proto::wire::VERSION;
 use slog::Logger;
 
 use crate::events::EventLog;
-use crate::journal::Journal;
+use crate::forward::{Forwarder, Target};
+use crate::journal::{GenerationRow, Journal};
 use crate::operations::Operations;
 use crate::pool::Pool;
 use crate::publish::Publisher;
@@ -43,6 +44,8 @@ pub struct Services {
     pub settings: Rc<RefCell<Settings>>,
     /// Published ports.
     pub publisher: Rc<RefCell<Publisher>>,
+    /// Published ports of instances that cannot be passed their sockets.
+    pub forwarder: Rc<RefCell<Forwarder>>,
     /// Numbers that only grow, or must not be given twice.
     pub numbers: Rc<RefCell<Numbers>>,
     /// Boot id of the host, as the kernel gives it.
@@ -94,6 +97,43 @@ impl Numbers {
 }
 
 impl Services {
+    /// Has the published ports of `instance` served on the host, where the backend cannot be passed
+    /// the sockets. To be called when the publisher holds them.
+    ///
+    /// # Errors
+    /// When descriptors run out.
+    pub fn forward(&self, instance: &str) -> std::io::Result<()> {
+        if self.backend.passes_sockets() {
+            return Ok(());
+        }
+        let held = self.publisher.borrow().duplicates(instance)?;
+        let listeners = held
+            .into_iter()
+            .map(|listener| (listener.port.port, listener.socket.into()))
+            .collect();
+        self.forwarder
+            .borrow_mut()
+            .open(instance, listeners, &self.log)
+    }
+
+    /// Lets connections to the published ports of `instance` go to `generation`, or wait.
+    pub fn aim(&self, instance: &str, generation: Option<&GenerationRow>) {
+        let target = generation.and_then(|row| {
+            let placement = row.placement.as_ref()?;
+            Some(Target {
+                generation: row.generation,
+                endpoint: placement.endpoint.clone(),
+            })
+        });
+        self.forwarder.borrow().aim(instance, target);
+    }
+
+    /// Gives the published ports of `instance` up.
+    pub fn unpublish(&self, instance: &str) {
+        self.forwarder.borrow_mut().close(instance);
+        self.publisher.borrow_mut().close(instance);
+    }
+
     /// The daemon's HELLO to a generation of an instance.
     pub fn hello(&self, instance: &str, generation: u64) -> Hello {
         let mut boot_id = [0; 16];

@@ -451,7 +451,8 @@ async fn adopt_ports(
             _ => {}
         }
     }
-    if let Err(error) = services.publisher.borrow_mut().rebind(&row.name, &specs) {
+    let bound = services.publisher.borrow_mut().rebind(&row.name, &specs);
+    if let Err(error) = bound.and_then(|()| services.forward(&row.name)) {
         warn!(services.log, "a published port could not be bound again"; "instance" => &row.name,
             "error" => %error);
     }
@@ -728,7 +729,7 @@ impl Handler<Spawn> for Supervisor {
                     Err(error) => {
                         if mine {
                             act.instances.remove(&name);
-                            act.services.publisher.borrow_mut().close(&name);
+                            act.services.unpublish(&name);
                         }
                         Err(error)
                     }
@@ -802,7 +803,7 @@ impl Supervisor {
                     }
                     Err(error) => {
                         act.instances.remove(&name);
-                        act.services.publisher.borrow_mut().close(&name);
+                        act.services.unpublish(&name);
                         operation.fail(error, None);
                     }
                 }),
@@ -835,6 +836,10 @@ async fn prepare_spawn(
         .publisher
         .borrow_mut()
         .bind(&request.name, &request.publish)?;
+    services.forward(&request.name).map_err(|e| {
+        let text = format!("forwarding the published ports of {}: {e}", request.name);
+        ApiError::new(ErrorCode::Unavailable, text)
+    })?;
     let mut row = InstanceRow {
         name: request.name.clone(),
         spec: InstanceSpec {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use kmorph_actors::control::{self, Access, Api, DaemonRequest};
 use kmorph_actors::events::{Draft, EventLog};
+use kmorph_actors::forward::Forwarder;
 use kmorph_actors::journal::{Journal, Snapshot};
 use kmorph_actors::operations::Operations;
 use kmorph_actors::pool::Pool;
@@ -197,6 +198,7 @@ fn services(
         pool: Rc::new(RefCell::new(pool)),
         settings: Rc::new(RefCell::new(settings.clone())),
         publisher: Rc::new(RefCell::new(Publisher::default())),
+        forwarder: Rc::new(RefCell::new(Forwarder::default())),
         numbers: Rc::new(RefCell::new(numbers)),
         host_boot_id: boot_id.trim().to_owned(),
     })

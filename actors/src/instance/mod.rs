@@ -219,6 +219,9 @@ impl Instance {
             self.kernel_release = release;
         }
         self.restarts.healthy(clock::now());
+        if !matches!(self.work, Work::Morphing(_)) {
+            self.services.aim(&self.row.name, Some(&self.generation));
+        }
         if let Work::Recovering(Some(job)) = &self.work {
             job.do_send(SuccessorNews::Healthy(self.generation.generation));
             return;
@@ -241,6 +244,9 @@ impl Instance {
             format!("{}: {text}", verdict.level.as_str()),
         );
         self.health = None;
+        if !matches!(self.work, Work::Morphing(_)) {
+            self.services.aim(&self.row.name, None);
+        }
         match &self.work {
             Work::Morphing(session) => {
                 session.do_send(OldFailed(text));
@@ -325,6 +331,7 @@ impl Instance {
         self.work = Work::Terminating;
         self.row.desired = Desired::Terminating;
         self.enter(InstanceState::Terminating, None);
+        self.services.aim(&self.row.name, None);
         self.end_watch();
         let (services, mut generation) = (self.services.clone(), self.generation.clone());
         let row = self.row.clone();
@@ -349,7 +356,7 @@ impl Instance {
                     let gone = Change::InstanceGone(row.name.clone());
                     let written = crate::journal::record(&services.journal, vec![gone]).await;
                     written.map_err(|e| e.to_string())?;
-                    services.publisher.borrow_mut().close(&row.name);
+                    services.unpublish(&row.name);
                     if let Some(dir) = generation.run_dir.parent() {
                         // Its logs; whoever terminates an instance wants it gone.
                         let _ = tokio::fs::remove_dir_all(dir).await;

@@ -196,7 +196,7 @@ impl MorphSession {
     }
 
     fn tell(&mut self, event: Event, ctx: &mut Context<Self>) {
-        self.note_time(&event);
+        self.note(&event);
         self.engine.handle(event, clock::now());
         self.run(ctx);
     }
@@ -214,14 +214,23 @@ impl MorphSession {
         }
     }
 
-    fn note_time(&mut self, event: &Event) {
+    /// What an event means for the measured times and for who is served.
+    fn note(&mut self, event: &Event) {
         let now = Some(clock::now());
         match event {
             Event::Frozen(_) => self.times.frozen = now,
             Event::RoundApplied { .. } if self.times.frozen.is_some() => self.times.applied = now,
             Event::Activated(_) => self.times.activated = now,
             Event::RecordDurable => self.times.recorded = now,
-            Event::Serving => self.times.serving = now,
+            Event::Serving => {
+                self.times.serving = now;
+                let name = &self.plan.instance.name;
+                self.services.aim(name, Some(&self.plan.new));
+            }
+            Event::OldRunning => {
+                let name = &self.plan.instance.name;
+                self.services.aim(name, Some(&self.plan.old));
+            }
             _ => {}
         }
     }
@@ -249,6 +258,7 @@ impl MorphSession {
                     freeze: Some(clock::now()),
                     ..Times::default()
                 };
+                self.services.aim(&self.plan.instance.name, None);
                 self.freeze(ctx);
             }
             Action::Activate => self.activate(ctx),

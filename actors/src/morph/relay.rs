@@ -141,7 +141,7 @@ impl Relay {
         sent.map_err(at(Side::Old))?;
         let mut sent_bytes = 0;
         loop {
-            let transfer = self.from_old(fixed).await?;
+            let transfer = self.next_of_old(fixed).await?;
             let (op, dirty_bytes) = (transfer.fixed.op, transfer.fixed.dirty_bytes);
             let total_bytes = transfer.fixed.total_bytes;
             sent_bytes += transfer.data.len() as u64;
@@ -162,7 +162,7 @@ impl Relay {
     }
 
     /// The next chunk or the end of the round.
-    async fn from_old(&mut self, asked: MorphTransferFixed) -> Result<MorphTransfer, Broken> {
+    async fn next_of_old(&mut self, asked: MorphTransferFixed) -> Result<MorphTransfer, Broken> {
         let frame = self.old.reader.next().await.map_err(at(Side::Old))?;
         let (session, round) = (asked.session, asked.round);
         match frame.message {
