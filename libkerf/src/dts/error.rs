@@ -1,0 +1,92 @@
+use std::fmt;
+
+use thiserror::Error;
+
+use super::MAX_TEXT_BYTES;
+use crate::dtb::MAX_BLOB_BYTES;
+use crate::tree::{MAX_DEPTH, MAX_NAME_BYTES};
+
+/// A place in a source text. Both numbers count from 1; the column counts bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// The line.
+    pub line: usize,
+    /// The byte in the line.
+    pub column: usize,
+}
+
+impl Position {
+    pub(super) fn of(text: &str, offset: usize) -> Self {
+        let before = &text.as_bytes()[..offset.min(text.len())];
+        let line_start = before
+            .iter()
+            .rposition(|b| *b == b'\n')
+            .map_or(0, |at| at + 1);
+        Self {
+            line: 1 + before.iter().filter(|b| **b == b'\n').count(),
+            column: 1 + before.len() - line_start,
+        }
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {}, column {}", self.line, self.column)
+    }
+}
+
+/// Why a text is no device tree source, and where.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("device tree source, {position}: {fault}")]
+pub struct DtsError {
+    /// Where in the text.
+    pub position: Position,
+    /// What is wrong there.
+    pub fault: DtsFault,
+}
+
+/// What is wrong with a source.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum DtsFault {
+    /// More than [`MAX_TEXT_BYTES`].
+    #[error("{0} bytes; at most {MAX_TEXT_BYTES} are read")]
+    TooLarge(usize),
+    /// The tree's values are together larger than a blob may be.
+    #[error("the values are together larger than {MAX_BLOB_BYTES} bytes, the most a blob may have")]
+    ValuesTooLarge,
+    /// The text is in the form that kerf 0.1 read, not in that of dtc.
+    #[error("this is the text form of kerf 0.1 (generation A), not device tree source")]
+    KerfText,
+    /// Something else was expected.
+    #[error("expected {0}")]
+    Expected(&'static str),
+    /// A comment or string has no end.
+    #[error("the {0} that starts here has no end")]
+    Unended(&'static str),
+    /// A number is larger than its cell.
+    #[error("{value:#x} does not fit into {bits} bits")]
+    Range {
+        /// The number.
+        value: u64,
+        /// Bits of the cell.
+        bits: u32,
+    },
+    /// An expression divides by zero or shifts too far.
+    #[error("the expression has no value: it divides by zero, or shifts by 64 or more")]
+    Value,
+    /// Parentheses or nodes lie too deep.
+    #[error("more than {MAX_DEPTH} nodes or parentheses within each other")]
+    Depth,
+    /// A name is too long.
+    #[error("the name is longer than {MAX_NAME_BYTES} bytes")]
+    Name,
+    /// A node has two properties or children of one name.
+    #[error("{0:?} is there already; it can be changed in a node of its own below")]
+    Twice(String),
+    /// A label or path that is not there.
+    #[error("nothing here is called {0:?}")]
+    Unknown(String),
+    /// A part of dtc's language that is not read.
+    #[error("{0} is not read: {1}")]
+    Unsupported(&'static str, &'static str),
+}

@@ -1,0 +1,19 @@
+//! Device tree source (DTS): text to [`DeviceTree`](crate::tree::DeviceTree) and back.
+//!
+//! The language is that of dtc 1.6 without `/include/`, `/incbin/` and `/plugin/`: a tree for
+//! multikernel is one file, and its overlays name their targets by path. The same source gives the
+//! same bytes as dtc.
+
+mod error;
+mod expression;
+mod parse;
+mod print;
+mod scan;
+mod value;
+
+pub use error::{DtsError, DtsFault, Position};
+pub use parse::read;
+pub use print::{Unprintable, write};
+
+/// The largest source that is read, in bytes.
+pub const MAX_TEXT_BYTES: usize = 2 << 20;

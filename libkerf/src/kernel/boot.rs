@@ -1,0 +1,249 @@
+use std::ffi::CString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use thiserror::Error;
+
+use super::files::read_text;
+use super::{Calls, Command, Kernel, KernelError};
+use crate::check::MAX_ID;
+use crate::overlay::Status;
+
+/// Where consoles are.
+pub const CONSOLE: &str = "/dev/mktty";
+
+/// How long the status may lag behind a call that has returned.
+const LAG: Duration = Duration::from_secs(2);
+
+/// Whether an instance's CPUs are known to have stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parked {
+    /// The kernel has waited for each of them.
+    Confirmed,
+    /// The kernel has told them to stop and does not say whether they did: generations D and E do not.
+    /// Nothing that they could still write to may be given to others.
+    Unconfirmed,
+}
+
+/// Why a kernel is not loaded, booted or halted.
+#[derive(Debug, Error)]
+pub enum BootError {
+    /// Something could not be read, or did not come in time.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The instance does something else. Nothing was done.
+    #[error("to {action} {name:?} it must be {wanted}, and it is {}; nothing was done", is.as_str())]
+    State {
+        /// What was tried.
+        action: &'static str,
+        /// The instance.
+        name: String,
+        /// What it is.
+        is: Status,
+        /// What it must be.
+        wanted: &'static str,
+    },
+    /// No kernel can be loaded for this id.
+    #[error(
+        "no kernel can be loaded for id {id} of {name:?}: the highest is {MAX_ID}; nothing was done"
+    )]
+    Id {
+        /// The instance.
+        name: String,
+        /// Its id.
+        id: u32,
+    },
+    /// The command line holds a NUL.
+    #[error("the command line holds a NUL byte; nothing was done")]
+    CommandLine,
+    /// The kernel refused.
+    #[error("to {action} {name:?}: {source}{}", advice(action, source))]
+    Refused {
+        /// What was tried.
+        action: &'static str,
+        /// The instance.
+        name: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// What an error of the kernel means here.
+fn advice(action: &str, error: &io::Error) -> &'static str {
+    match (action, error.raw_os_error().map(Errno::from_raw)) {
+        (_, Some(Errno::EPERM)) => ": it takes CAP_SYS_BOOT, and a kernel that is not locked down",
+        ("load", Some(Errno::ENOEXEC)) => ": the image is of a form that this kernel does not load",
+        ("load", Some(Errno::EBUSY)) => {
+            ": another load or halt is under way, or an image is left over"
+        }
+        ("boot", Some(Errno::EBUSY)) => ": its CPUs have not stopped; halt it by force once more",
+        ("boot", Some(Errno::ENOSPC)) => {
+            ": what it is to be told of the host does not fit into 16 KiB"
+        }
+        ("halt", Some(Errno::ETIMEDOUT)) => ": it does not answer; halt it by force",
+        _ => "",
+    }
+}
+
+impl Kernel {
+    /// An instance's id.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn id(&self, name: &str) -> Result<u32, KernelError> {
+        let path = self.root.join("instances").join(name).join("id");
+        let text = read_text(&path)?;
+        text.parse()
+            .map_err(|_| KernelError::Unknown { path, text })
+    }
+
+    /// Loads a kernel: an uncompressed ELF image on x86, whatever it came out of.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not loaded. What a load that failed has left is unloaded.
+    pub fn load(
+        &self,
+        calls: &impl Calls,
+        name: &str,
+        image: BorrowedFd<'_>,
+        initrd: Option<BorrowedFd<'_>>,
+        cmdline: &str,
+    ) -> Result<(), BootError> {
+        let cmdline = CString::new(cmdline).map_err(|_| BootError::CommandLine)?;
+        let id = self.expect(name, "load", &[Status::Ready])?;
+        if let Err(source) = calls.load(id, image, initrd, &cmdline) {
+            // A load that failed can leave an image that is half there, and in the way of the next. An
+            // instance that is running by now is not touched.
+            if self.status(name)? == Status::Ready {
+                let _ = calls.unload(id);
+            }
+            return Err(refused("load", name, source));
+        }
+        Ok(self.wait_for(name, Status::Loaded, LAG)?)
+    }
+
+    /// Unloads an instance's kernel. The kernel would also unload one that runs; this does not.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not unloaded.
+    pub fn unload(&self, calls: &impl Calls, name: &str) -> Result<(), BootError> {
+        let id = self.expect(name, "unload", &[Status::Loaded])?;
+        calls
+            .unload(id)
+            .map_err(|source| refused("unload", name, source))?;
+        Ok(self.wait_for(name, Status::Ready, LAG)?)
+    }
+
+    /// Boots the kernel that is loaded. That an instance is active does not mean that it runs.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not booted.
+    pub fn boot(&self, calls: &impl Calls, name: &str) -> Result<(), BootError> {
+        let id = self.expect(name, "boot", &[Status::Loaded])?;
+        calls
+            .reboot(Command::Boot, id)
+            .map_err(|source| refused("boot", name, source))?;
+        Ok(self.wait_for(name, Status::Active, LAG)?)
+    }
+
+    /// Asks an instance's kernel to halt, and waits up to 30 s for it.
+    ///
+    /// # Errors
+    ///
+    /// Why it has not halted.
+    pub fn halt(&self, calls: &impl Calls, name: &str) -> Result<(), BootError> {
+        let id = self.expect(name, "halt", &[Status::Active])?;
+        calls
+            .reboot(Command::Halt, id)
+            .map_err(|source| refused("halt", name, source))?;
+        Ok(self.wait_for(name, Status::Loaded, LAG)?)
+    }
+
+    /// Stops an instance's CPUs, whatever its kernel does, and says whether the kernel has seen them stop.
+    ///
+    /// A second stop tells the kernels apart: one that waits for the CPUs knows that there are none left
+    /// to stop and refuses; one that does not wait stops them again, which does no harm and reaches those
+    /// that the first has missed.
+    ///
+    /// # Errors
+    ///
+    /// Why they were not stopped.
+    pub fn halt_by_force(&self, calls: &impl Calls, name: &str) -> Result<Parked, BootError> {
+        let id = self.expect(name, "halt by force", &[Status::Active, Status::Loaded])?;
+        let was_loaded = self.status(name)? == Status::Loaded;
+        let stop = || calls.reboot(Command::HaltForce, id);
+        let is_refused = |error: &io::Error| error.raw_os_error() == Some(nix::libc::EINVAL);
+        match stop() {
+            Ok(()) => {}
+            // It is loaded, and a kernel that waits for CPUs has none of it to stop.
+            Err(error) if was_loaded && is_refused(&error) => return Ok(Parked::Confirmed),
+            Err(source) => return Err(refused("halt by force", name, source)),
+        }
+        self.wait_for(name, Status::Loaded, LAG)?;
+        match stop() {
+            Err(error) if is_refused(&error) => Ok(Parked::Confirmed),
+            Ok(()) => Ok(Parked::Unconfirmed),
+            Err(source) => Err(refused("halt by force", name, source)),
+        }
+    }
+
+    /// Opens an instance's console, at [`CONSOLE`] or wherever its device is. What it said before is not
+    /// repeated, and one reader at a time gets what it says.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such instance or device.
+    pub fn console(&self, device: &Path, name: &str) -> Result<File, BootError> {
+        let id = self.id(name)?;
+        let open = || {
+            let mut console = OpenOptions::new().read(true).write(true).open(device)?;
+            console.write_all(format!("{id}\n").as_bytes())?;
+            Ok(console)
+        };
+        open().map_err(|source| refused("open the console of", name, source))
+    }
+
+    /// The id of an instance that is in one of these states.
+    fn expect(
+        &self,
+        name: &str,
+        action: &'static str,
+        states: &[Status],
+    ) -> Result<u32, BootError> {
+        let is = self.status(name)?;
+        if !states.contains(&is) {
+            return Err(BootError::State {
+                action,
+                name: name.to_owned(),
+                is,
+                wanted: match states {
+                    [state] => state.as_str(),
+                    _ => "active or loaded",
+                },
+            });
+        }
+        match self.id(name)? {
+            id @ 1..=MAX_ID => Ok(id),
+            id => Err(BootError::Id {
+                name: name.to_owned(),
+                id,
+            }),
+        }
+    }
+}
+
+fn refused(action: &'static str, name: &str, source: io::Error) -> BootError {
+    BootError::Refused {
+        action,
+        name: name.to_owned(),
+        source,
+    }
+}

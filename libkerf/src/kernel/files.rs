@@ -1,0 +1,294 @@
+use std::fs;
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+use super::{KERF_LOCK, ROOT};
+use crate::check::{self, Context, Report};
+use crate::dtb::{self, DtbError, MAX_BLOB_BYTES};
+use crate::machine::Machine;
+use crate::model::{Instance, Kind, System};
+use crate::overlay::{State, Status};
+use crate::tree::DeviceTree;
+
+/// How often a status is looked at: the kernel tells nobody that it changed.
+const POLL: Duration = Duration::from_millis(20);
+
+/// How long a change waits for others that are under way, unless something else is said.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The most instances that are read: more ids there are not.
+const MAX_INSTANCES: usize = 2047;
+
+/// The kernel's files.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    pub(super) root: PathBuf,
+    pub(super) lock: PathBuf,
+    pub(super) patience: Duration,
+}
+
+impl Default for Kernel {
+    fn default() -> Self {
+        Self::at(ROOT, KERF_LOCK)
+    }
+}
+
+/// Why something could not be had of the kernel.
+#[derive(Debug, Error)]
+pub enum KernelError {
+    /// A file is not there, or cannot be read or written.
+    #[error("{action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What happened.
+        source: io::Error,
+    },
+    /// A file holds no device tree.
+    #[error("{}: {source}", path.display())]
+    Tree {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: DtbError,
+    },
+    /// There is no pool yet.
+    #[error("{} shows no pool: write a baseline to it first, with kerf init", path.display())]
+    NoPool {
+        /// The root tree.
+        path: PathBuf,
+    },
+    /// A file says something that is not known.
+    #[error("{} says {text:?}", path.display())]
+    Unknown {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        text: String,
+    },
+    /// A state did not come in time.
+    #[error("instance {name:?} is {is} after {} ms, not {wanted}", waited.as_millis())]
+    Late {
+        /// The instance.
+        name: String,
+        /// What it is.
+        is: &'static str,
+        /// What it was to be.
+        wanted: &'static str,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// A tree breaks rules.
+    #[error("the tree breaks rules:\n{0}")]
+    Invalid(Report),
+}
+
+impl Kernel {
+    /// The files in this directory, and the lock that changes are made under.
+    #[must_use]
+    pub fn at(root: impl Into<PathBuf>, lock: impl Into<PathBuf>) -> Self {
+        Self {
+            root: root.into(),
+            lock: lock.into(),
+            patience: PATIENCE,
+        }
+    }
+
+    /// The same, where a change waits at most so long for others that are under way.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// The pool's tree, as it is now.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read, or shows no pool.
+    pub fn pool(&self) -> Result<DeviceTree, KernelError> {
+        let path = self.root.join("device_tree");
+        let tree = read_tree(&path)?;
+        match Kind::of(&tree) {
+            Kind::Pool => Ok(tree),
+            _ => Err(KernelError::NoPool { path }),
+        }
+    }
+
+    /// The names of all instances, sorted.
+    ///
+    /// # Errors
+    ///
+    /// When the directory cannot be read.
+    pub fn instance_names(&self) -> Result<Vec<String>, KernelError> {
+        let path = self.root.join("instances");
+        let failed = |source| io_error("reading", &path, source);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&path).map_err(failed)?.take(MAX_INSTANCES) {
+            let entry = entry.map_err(failed)?;
+            names.extend(entry.file_name().to_str().map(str::to_owned));
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// What one instance has.
+    ///
+    /// # Errors
+    ///
+    /// When its tree cannot be read, or is none of an instance.
+    pub fn instance(&self, name: &str) -> Result<Instance, KernelError> {
+        let tree = read_tree(&self.instance_path(name).join("device_tree"))?;
+        match check::instance(&tree) {
+            (Some(instance), _) => Ok(instance),
+            (None, report) => Err(KernelError::Invalid(report)),
+        }
+    }
+
+    /// What one instance does.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn status(&self, name: &str) -> Result<Status, KernelError> {
+        let path = self.instance_path(name).join("status");
+        let text = read_text(&path)?;
+        Status::parse(&text).ok_or(KernelError::Unknown { path, text })
+    }
+
+    /// Waits until an instance does something.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read, or does not in time.
+    pub fn wait_for(
+        &self,
+        name: &str,
+        wanted: Status,
+        patience: Duration,
+    ) -> Result<(), KernelError> {
+        let start = Instant::now();
+        loop {
+            let is = self.status(name)?;
+            if is == wanted {
+                return Ok(());
+            }
+            if start.elapsed() >= patience {
+                return Err(KernelError::Late {
+                    name: name.to_owned(),
+                    is: is.as_str(),
+                    wanted: wanted.as_str(),
+                    waited: start.elapsed(),
+                });
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Pool, instances and what they do. An instance that goes away meanwhile is left out.
+    ///
+    /// # Errors
+    ///
+    /// When something cannot be read, or does not hold together.
+    pub fn state(&self, machine: Option<&Machine>) -> Result<State, KernelError> {
+        let (mut system, report) = check::system(&self.pool()?, Context { machine: None });
+        if !report.is_valid() {
+            return Err(KernelError::Invalid(report));
+        }
+        let mut status = Vec::new();
+        for name in self.instance_names()? {
+            match (self.instance(&name), self.status(&name)) {
+                (Ok(instance), Ok(does)) => {
+                    system.instances.push(instance);
+                    status.push((name, does));
+                }
+                (Err(error), _) | (_, Err(error)) if !is_gone(&error) => return Err(error),
+                _ => {}
+            }
+        }
+        let mut state = State::new(system);
+        state.status.extend(status);
+        Ok(match machine {
+            Some(machine) => state.on(machine),
+            None => state,
+        })
+    }
+
+    /// Writes a baseline: makes the pool, once. It is judged first, and the pool is read back.
+    ///
+    /// # Errors
+    ///
+    /// When it breaks rules, or the kernel refuses it.
+    pub fn write_baseline(
+        &self,
+        baseline: &DeviceTree,
+        context: Context<'_>,
+    ) -> Result<System, KernelError> {
+        let (_, report) = check::baseline(baseline, context);
+        if !report.is_valid() {
+            return Err(KernelError::Invalid(report));
+        }
+        let path = self.root.join("device_tree");
+        let blob = dtb::write(baseline).map_err(|source| KernelError::Tree {
+            path: path.clone(),
+            source,
+        })?;
+        write_at_once(&path, &blob)
+            .map_err(|source| io_error("writing a baseline to", &path, source))?;
+        Ok(check::system(&self.pool()?, Context::default()).0)
+    }
+
+    fn instance_path(&self, name: &str) -> PathBuf {
+        self.root.join("instances").join(name)
+    }
+}
+
+fn is_gone(error: &KernelError) -> bool {
+    matches!(error, KernelError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+}
+
+pub(super) fn io_error(action: &'static str, path: &Path, source: io::Error) -> KernelError {
+    KernelError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+fn read_tree(path: &Path) -> Result<DeviceTree, KernelError> {
+    let bytes = read_bytes(path)?;
+    dtb::read(&bytes).map_err(|source| KernelError::Tree {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Reads a file, not more than a tree may have.
+pub(super) fn read_bytes(path: &Path) -> Result<Vec<u8>, KernelError> {
+    let limit = MAX_BLOB_BYTES as u64 + 1;
+    let mut bytes = Vec::new();
+    let read = fs::File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes));
+    read.map_err(|source| io_error("reading", path, source))?;
+    Ok(bytes)
+}
+
+pub(super) fn read_text(path: &Path) -> Result<String, KernelError> {
+    let bytes = read_bytes(path)?;
+    Ok(String::from_utf8_lossy(&bytes).trim_end().to_owned())
+}
+
+/// Writes in one call: the kernel takes each call for a whole tree.
+pub(super) fn write_at_once(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).open(path)?;
+    let written = file.write(bytes)?;
+    if written == bytes.len() {
+        return Ok(());
+    }
+    let message = format!("the kernel took {written} of {} bytes", bytes.len());
+    Err(io::Error::new(io::ErrorKind::WriteZero, message))
+}

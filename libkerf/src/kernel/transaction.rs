@@ -1,0 +1,360 @@
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use super::files::{io_error, read_bytes, read_text, write_at_once};
+use super::{Kernel, KernelError, Lock, LockError};
+use crate::check::Report;
+use crate::machine::Machine;
+use crate::overlay::{Overlay, State, Unsplittable};
+
+/// An overlay that is in place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Applied {
+    /// The kernel's number of the transaction; of the last one, where it took several.
+    pub transaction: u64,
+    /// The numbers of those before it, in order: an overlay that is too large for one is split.
+    pub earlier: Vec<u64>,
+    /// Pool and instances after it, read back.
+    pub state: State,
+}
+
+/// What the kernel says of a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransactionStatus {
+    /// Not run yet; never seen in practice.
+    Pending,
+    /// All operations have run.
+    Applied,
+    /// An operation failed; those before it are in place.
+    Failed,
+    /// It was rolled back.
+    Removed,
+}
+
+/// Why an overlay is not in place.
+#[derive(Debug, Error)]
+pub enum ApplyError {
+    /// It would break rules. Nothing was written.
+    #[error("the overlay breaks rules; nothing was changed:\n{0}")]
+    Invalid(Report),
+    /// It cannot be written, as a whole or in parts that the kernel takes. Nothing was written.
+    #[error("{0}; nothing was changed")]
+    Unwritable(#[from] Unsplittable),
+    /// Somebody else changes something.
+    #[error("{0}; nothing was changed")]
+    Locked(#[from] LockError),
+    /// Something could not be read or written.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The kernel took the overlay and shows no transaction with it.
+    #[error("the kernel took the overlay and shows no transaction for it: look into {}", directory.display())]
+    Lost {
+        /// Where the transactions are.
+        directory: PathBuf,
+    },
+    /// An operation failed, and what ran before it was undone.
+    #[error(
+        "the kernel refused transaction {transaction}{}; what ran of it was undone",
+        because(reason)
+    )]
+    RolledBack {
+        /// The kernel's number.
+        transaction: u64,
+        /// The kernel's reason, where it gives one.
+        reason: Option<String>,
+    },
+    /// An operation failed, and what ran before it could not be undone.
+    #[error(
+        "the kernel refused transaction {transaction}{}, and did not undo what ran of it: {undo}",
+        because(reason)
+    )]
+    Stuck {
+        /// The kernel's number; its directory is still there.
+        transaction: u64,
+        /// The kernel's reason, where it gives one.
+        reason: Option<String>,
+        /// Why it was not undone.
+        undo: String,
+    },
+    /// The kernel says that it is in place, and what is read back is something else.
+    #[error("the kernel says that transaction {transaction} is in place, but {difference}")]
+    NotAsPlanned {
+        /// The kernel's number.
+        transaction: u64,
+        /// What differs.
+        difference: String,
+    },
+    /// It took several transactions, and one of them failed. Those before it were undone.
+    #[error("part {part} of {parts}: {error}; the parts before it were undone")]
+    PartsUndone {
+        /// Which one, from 1.
+        part: usize,
+        /// How many there are.
+        parts: usize,
+        /// Why it failed.
+        error: Box<ApplyError>,
+    },
+    /// It took several transactions, one of them failed, and those before it are in place.
+    #[error(
+        "part {part} of {parts}: {error}; the parts before it are in place, as transactions \
+         {transactions:?}: {undo}"
+    )]
+    PartsInPlace {
+        /// Which one, from 1.
+        part: usize,
+        /// How many there are.
+        parts: usize,
+        /// Why it failed.
+        error: Box<ApplyError>,
+        /// The transactions that are in place.
+        transactions: Vec<u64>,
+        /// Why they were not undone.
+        undo: String,
+    },
+}
+
+fn because(reason: &Option<String>) -> String {
+    reason
+        .as_ref()
+        .map(|reason| format!(" ({reason})"))
+        .unwrap_or_default()
+}
+
+impl Kernel {
+    /// Applies an overlay: tries it, writes it, finds its transaction, rolls it back if an operation
+    /// failed, and reads back what it made. One that is larger than the kernel takes at a time goes in
+    /// several transactions, under one lock; when one fails, those before it are undone, unless they
+    /// contain what the kernel cannot undo.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not in place, and what was done about it.
+    pub fn apply(
+        &self,
+        overlay: &Overlay,
+        machine: Option<&Machine>,
+    ) -> Result<Applied, ApplyError> {
+        let parts = overlay.split()?;
+        let _lock = Lock::take(&self.lock, self.patience)?;
+        let mut state = self.state(machine)?;
+        // All of it is tried before anything is written.
+        state.apply(overlay).map_err(ApplyError::Invalid)?;
+        let mut earlier = Vec::new();
+        for (at, part) in parts.iter().enumerate() {
+            match self.apply_part(part, state, machine) {
+                Ok((transaction, after)) => {
+                    earlier.push(transaction);
+                    state = after;
+                }
+                Err(error) if at == 0 => return Err(error),
+                Err(error) => return Err(self.undo_parts(&parts, &earlier, error)),
+            }
+        }
+        let transaction = earlier.pop().ok_or_else(|| ApplyError::Lost {
+            directory: self.root.join("overlays"),
+        })?;
+        Ok(Applied {
+            transaction,
+            earlier,
+            state,
+        })
+    }
+
+    /// Undoes the transactions of the first parts, of which a later one failed.
+    fn undo_parts(&self, parts: &[Overlay], done: &[u64], error: ApplyError) -> ApplyError {
+        let (part, error) = (done.len() + 1, Box::new(error));
+        let in_place = |transactions: &[u64], undo: String, error| ApplyError::PartsInPlace {
+            part,
+            parts: parts.len(),
+            error,
+            transactions: transactions.to_vec(),
+            undo,
+        };
+        if !parts[..done.len()].iter().all(Overlay::can_be_undone) {
+            let why =
+                "they end an instance or give memory to the pool, which the kernel cannot undo";
+            return in_place(done, why.to_owned(), error);
+        }
+        for (left, transaction) in done.iter().enumerate().rev() {
+            if let Err(why) = self.rollback(*transaction) {
+                return in_place(&done[..=left], why.to_string(), error);
+            }
+        }
+        ApplyError::PartsUndone {
+            part,
+            parts: parts.len(),
+            error,
+        }
+    }
+
+    fn apply_part(
+        &self,
+        overlay: &Overlay,
+        before: State,
+        machine: Option<&Machine>,
+    ) -> Result<(u64, State), ApplyError> {
+        let blob = overlay.to_blob().map_err(Unsplittable::from)?;
+        let planned = before.apply(overlay).map_err(ApplyError::Invalid)?;
+        let known = self.transactions()?;
+        let new = self.root.join("overlays/new");
+        write_at_once(&new, &blob)
+            .map_err(|source| io_error("writing an overlay to", &new, source))?;
+        let transaction = self.find(&known, &blob)?;
+        let (status, reason) = (
+            self.transaction_status(transaction)?,
+            self.reason(transaction),
+        );
+        if status != TransactionStatus::Applied {
+            return Err(match self.rollback(transaction) {
+                Ok(()) => ApplyError::RolledBack {
+                    transaction,
+                    reason,
+                },
+                Err(undo) => ApplyError::Stuck {
+                    transaction,
+                    reason,
+                    undo: undo.to_string(),
+                },
+            });
+        }
+        let state = self.state(machine)?;
+        match difference(&planned, &state) {
+            None => Ok((transaction, state)),
+            Some(difference) => Err(ApplyError::NotAsPlanned {
+                transaction,
+                difference,
+            }),
+        }
+    }
+
+    /// The numbers of all transactions that are there.
+    ///
+    /// # Errors
+    ///
+    /// When the directory cannot be read.
+    pub fn transactions(&self) -> Result<BTreeSet<u64>, KernelError> {
+        let path = self.root.join("overlays");
+        let failed = |source| io_error("reading", &path, source);
+        let mut numbers = BTreeSet::new();
+        for entry in std::fs::read_dir(&path).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let number = name
+                .to_str()
+                .and_then(|name| name.strip_prefix("tx_")?.parse::<u64>().ok());
+            numbers.extend(number);
+        }
+        Ok(numbers)
+    }
+
+    /// What the kernel says of a transaction.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn transaction_status(&self, transaction: u64) -> Result<TransactionStatus, KernelError> {
+        let path = self.transaction_path(transaction).join("status");
+        let text = read_text(&path)?;
+        Ok(match text.as_str() {
+            "pending" => TransactionStatus::Pending,
+            "applied" => TransactionStatus::Applied,
+            "failed" => TransactionStatus::Failed,
+            "removed" => TransactionStatus::Removed,
+            _ => return Err(KernelError::Unknown { path, text }),
+        })
+    }
+
+    /// Undoes a transaction, in reverse. The kernel cannot undo the removal of an instance, nor memory
+    /// that the pool got.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not undo it, or it still is there.
+    pub fn rollback(&self, transaction: u64) -> Result<(), KernelError> {
+        let path = self.transaction_path(transaction);
+        std::fs::remove_dir(&path).map_err(|source| io_error("rolling back", &path, source))?;
+        match path.try_exists() {
+            Ok(false) => Ok(()),
+            Ok(true) => Err(KernelError::Unknown {
+                path,
+                text: "it is still there".to_owned(),
+            }),
+            Err(source) => Err(io_error("looking for", &path, source)),
+        }
+    }
+
+    /// The transaction that carries this blob, among those that are new. Its number alone does not
+    /// tell: others may write at the same time, who know no lock.
+    fn find(&self, known: &BTreeSet<u64>, blob: &[u8]) -> Result<u64, ApplyError> {
+        for number in self.transactions()?.difference(known) {
+            if read_bytes(&self.transaction_path(*number).join("dtbo"))? == blob {
+                return Ok(*number);
+            }
+        }
+        Err(ApplyError::Lost {
+            directory: self.root.join("overlays"),
+        })
+    }
+
+    /// Why a transaction failed; only later kernels say it.
+    fn reason(&self, transaction: u64) -> Option<String> {
+        let text = read_text(&self.transaction_path(transaction).join("reason")).ok()?;
+        (!text.is_empty()).then_some(text)
+    }
+
+    fn transaction_path(&self, transaction: u64) -> PathBuf {
+        self.root.join(format!("overlays/tx_{transaction}"))
+    }
+}
+
+/// What is otherwise than planned. Where memory is, and an id that was left to the kernel, is its choice.
+fn difference(planned: &State, is: &State) -> Option<String> {
+    let cpus = |cpus: &[u64]| cpus.iter().copied().collect::<BTreeSet<u64>>();
+    if cpus(&planned.system.resources.cpus) != cpus(&is.system.resources.cpus) {
+        let (planned, is) = (&planned.system.resources.cpus, &is.system.resources.cpus);
+        return Some(format!("the pool has CPUs {is:?} and not {planned:?}"));
+    }
+    for instance in &planned.system.instances {
+        let name = &instance.name;
+        let Some(there) = is.system.instance(name) else {
+            return Some(format!("there is no instance {name:?}"));
+        };
+        if cpus(&instance.cpus) != cpus(&there.cpus) {
+            return Some(format!(
+                "{name} has CPUs {:?} and not {:?}",
+                there.cpus, instance.cpus
+            ));
+        }
+        if instance.memory_bytes != there.memory_bytes {
+            return Some(format!(
+                "{name} has {} bytes of memory and not {}",
+                there.memory_bytes, instance.memory_bytes
+            ));
+        }
+        if instance.id.is_some() && instance.id != there.id {
+            return Some(format!(
+                "{name} has id {:?} and not {:?}",
+                there.id, instance.id
+            ));
+        }
+        let addresses = |state: &State, devices: &[String]| {
+            devices
+                .iter()
+                .filter_map(|d| state.address_of(d))
+                .collect::<BTreeSet<_>>()
+        };
+        if addresses(planned, &instance.devices) != addresses(is, &there.devices) {
+            return Some(format!(
+                "{name} has devices {:?} and not {:?}",
+                there.devices, instance.devices
+            ));
+        }
+    }
+    let surplus = is
+        .system
+        .instances
+        .iter()
+        .find(|i| planned.system.instance(&i.name).is_none());
+    surplus.map(|instance| format!("there is an instance {:?} still", instance.name))
+}

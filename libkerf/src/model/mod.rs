@@ -1,0 +1,29 @@
+//! What trees mean: resources, devices, instances. Reading is lenient, so that everything that is
+//! wrong can be said at once; what could not be read is in the report, and left out here.
+
+mod device;
+mod instance;
+mod pci;
+mod reader;
+mod resources;
+mod system;
+mod write;
+
+pub use device::{Device, DeviceKind};
+pub use instance::{Instance, Uring};
+pub use pci::PciAddress;
+pub use resources::{Chunk, MemoryRequest, NumaNode, Resources};
+pub use system::{DeviceReference, Kind, System};
+
+pub(crate) use device::pci_address;
+pub(crate) use reader::{At, By, Reader, list};
+pub(crate) use resources::{check_size, numa_node_id};
+
+/// The unit of memory that the kernel hands out, in bytes. Multikernel Linux runs on 4 KiB pages.
+pub const PAGE_BYTES: u64 = 4096;
+
+/// NUMA nodes are numbered below this, as x86 kernels of distributions are built.
+pub const MAX_NUMA_NODES: u32 = 1024;
+
+/// Without a NUMA node: the kernel's `NUMA_NO_NODE` as a cell.
+pub(crate) const NO_NODE: u32 = u32::MAX;

@@ -1,0 +1,103 @@
+//! Definitions: the tree that an instance is made of, `NAME.dts` beside kerf's record of it. kerf itself
+//! keeps none.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::path::PathBuf;
+
+use super::{RecordError, Records, io_error};
+use crate::dts::{self, MAX_TEXT_BYTES};
+use crate::tree::DeviceTree;
+
+const EXTENSION: &str = "dts";
+
+impl Records {
+    /// Where an instance's definition is.
+    ///
+    /// # Errors
+    ///
+    /// When the name is no file name.
+    pub fn definition_path(&self, name: &str) -> Result<PathBuf, RecordError> {
+        self.path(name, EXTENSION)
+    }
+
+    /// An instance's definition; none when there is none.
+    ///
+    /// # Errors
+    ///
+    /// When there is one that cannot be read.
+    pub fn load_definition(&self, name: &str) -> Result<Option<DeviceTree>, RecordError> {
+        let path = self.definition_path(name)?;
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(io_error("reading", &path))?,
+        };
+        let mut text = String::new();
+        // One byte more, so that what is too large is refused as that.
+        file.take(MAX_TEXT_BYTES as u64 + 1)
+            .read_to_string(&mut text)
+            .map_err(io_error("reading", &path))?;
+        dts::read(&text)
+            .map(Some)
+            .map_err(|source| RecordError::Source { path, source })
+    }
+
+    /// Writes an instance's definition, as a whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written; what was there before is still there then.
+    pub fn save_definition(&self, name: &str, tree: &DeviceTree) -> Result<PathBuf, RecordError> {
+        let path = self.definition_path(name)?;
+        let text = dts::write(tree).map_err(|source| RecordError::Unprintable {
+            path: path.clone(),
+            source,
+        })?;
+        self.write(&path, "dts.tmp", text.as_bytes())?;
+        Ok(path)
+    }
+
+    /// Removes an instance's definition. That there is none is no error.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be removed.
+    pub fn remove_definition(&self, name: &str) -> Result<(), RecordError> {
+        let path = self.definition_path(name)?;
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(io_error("removing", &path)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::Node;
+
+    #[test]
+    fn a_definition_is_kept_beside_the_record_and_not_mixed_up_with_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let records = Records::in_directory(directory.path().join("new"));
+        assert!(records.load_definition("web").unwrap().is_none());
+        let tree = DeviceTree::new(Node::new("").with_text("model", "web"));
+        let path = records.save_definition("web", &tree).unwrap();
+        assert_eq!(records.load_definition("web").unwrap(), Some(tree));
+        assert!(records.load("web").unwrap().is_none());
+        fs::write(&path, "no tree").unwrap();
+        let error = records.load_definition("web").unwrap_err();
+        assert!(error.to_string().contains("web.dts"), "{error}");
+        records.remove_definition("web").unwrap();
+        records.remove_definition("web").unwrap();
+        assert!(!path.exists());
+        assert_eq!(
+            fs::read_dir(directory.path().join("new")).unwrap().count(),
+            0
+        );
+        let outside = records.save_definition("../web", &DeviceTree::default());
+        assert!(matches!(outside, Err(RecordError::Name(_))));
+    }
+}

@@ -1,0 +1,285 @@
+//! Instance records: what is loaded in an instance, in kerf's format and place.
+//!
+//! The kernel knows segments, not files; kerf writes down where an image came from, and shows it. What
+//! is written here kerf reads, and what kerf or a later version of it added is kept.
+
+mod definition;
+mod image;
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+pub(crate) use image::read as read_image;
+
+use crate::dts::{DtsError, Unprintable};
+
+/// Where kerf keeps its records.
+pub const DIRECTORY: &str = "/var/lib/kerf/instances";
+
+/// The largest record that is read, in bytes.
+const MAX_RECORD_BYTES: u64 = 1 << 20;
+
+/// What is loaded in an instance.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// The kernel image.
+    #[serde(default)]
+    pub kernel: Option<Image>,
+    /// The initial file system; in older records only its path.
+    #[serde(default)]
+    pub initrd: Option<Initrd>,
+    /// The root file system, as kerf describes it.
+    #[serde(default)]
+    pub rootfs: Option<Value>,
+    /// When it was loaded: ISO 8601, UTC.
+    #[serde(default)]
+    pub loaded_at: Option<String>,
+    /// Everything else that the record has.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
+impl Record {
+    /// Says that it was loaded now, to the second, as kerf writes it.
+    pub fn loaded_now(&mut self) {
+        let now = jiff::Timestamp::now();
+        self.loaded_at = Some(now.strftime("%Y-%m-%dT%H:%M:%S+00:00").to_string());
+    }
+}
+
+/// An image file.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Image {
+    /// Where it was read from.
+    pub path: String,
+    /// Bytes.
+    pub size: u64,
+    /// SHA-256 of the file, in hexadecimal.
+    pub sha256: String,
+    /// `bzImage`, `vmlinux` or `unknown`; an initial file system has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// How it is compressed.
+    pub compression: Option<String>,
+    /// The kernel's version; an initial file system has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+}
+
+/// An initial file system.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Initrd {
+    /// What is known of the file.
+    Image(Image),
+    /// Its path, as older versions of kerf wrote it.
+    Path(String),
+}
+
+/// Why a record cannot be used.
+#[derive(Debug, Error)]
+pub enum RecordError {
+    /// An instance's name is no file name.
+    #[error("{0:?} cannot name a file")]
+    Name(String),
+    /// The file cannot be read or written.
+    #[error("{action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What happened.
+        source: io::Error,
+    },
+    /// The file holds something else.
+    #[error("{} is no instance record: {source}", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// The file holds no device tree.
+    #[error("{}: {source}", path.display())]
+    Source {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: DtsError,
+    },
+    /// The tree has a name that no source text can hold.
+    #[error("{}: {source}", path.display())]
+    Unprintable {
+        /// The file.
+        path: PathBuf,
+        /// The name.
+        source: Unprintable,
+    },
+}
+
+/// The records in a directory.
+#[derive(Clone, Debug)]
+pub struct Records {
+    directory: PathBuf,
+}
+
+impl Default for Records {
+    fn default() -> Self {
+        Self::in_directory(DIRECTORY)
+    }
+}
+
+impl Records {
+    /// The records in this directory.
+    #[must_use]
+    pub fn in_directory(directory: impl Into<PathBuf>) -> Self {
+        Self {
+            directory: directory.into(),
+        }
+    }
+
+    /// An instance's record; none when nothing was loaded.
+    ///
+    /// # Errors
+    ///
+    /// When there is one that cannot be read. kerf passes over such a record.
+    pub fn load(&self, name: &str) -> Result<Option<Record>, RecordError> {
+        let path = self.path(name, "json")?;
+        let failed = io_error("reading", &path);
+        let length = match fs::metadata(&path) {
+            Ok(metadata) => metadata.len(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        if length > MAX_RECORD_BYTES {
+            return Err(failed(io::ErrorKind::FileTooLarge.into()));
+        }
+        let text = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(failed)?,
+        };
+        let record = serde_json::from_str(&text);
+        record
+            .map(Some)
+            .map_err(|source| RecordError::Content { path, source })
+    }
+
+    /// Writes an instance's record, as a whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written; what was there before is still there then.
+    pub fn save(&self, name: &str, record: &Record) -> Result<(), RecordError> {
+        let path = self.path(name, "json")?;
+        let text = serde_json::to_string_pretty(record).map_err(|source| RecordError::Content {
+            path: path.clone(),
+            source,
+        })?;
+        // kerf's own name for it, so that neither leaves another's behind.
+        self.write(&path, "tmp", text.as_bytes())
+    }
+
+    /// Writes a file as a whole or not at all. Until it is whole it has another extension.
+    fn write(&self, path: &Path, unfinished: &str, bytes: &[u8]) -> Result<(), RecordError> {
+        let unfinished = path.with_extension(unfinished);
+        let write = || {
+            fs::create_dir_all(&self.directory)?;
+            let mut file = fs::File::create(&unfinished)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            fs::rename(&unfinished, path)?;
+            fs::File::open(&self.directory)?.sync_all()
+        };
+        write().map_err(io_error("writing", path))
+    }
+
+    /// Removes an instance's record. That there is none is no error.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be removed.
+    pub fn remove(&self, name: &str) -> Result<(), RecordError> {
+        let path = self.path(name, "json")?;
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(io_error("removing", &path)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn path(&self, name: &str, extension: &str) -> Result<PathBuf, RecordError> {
+        let is_name = !matches!(name, "" | "." | "..") && !name.contains(['/', '\0']);
+        if !is_name {
+            return Err(RecordError::Name(name.to_owned()));
+        }
+        Ok(self.directory.join(format!("{name}.{extension}")))
+    }
+}
+
+fn io_error<'a>(
+    action: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(io::Error) -> RecordError + use<'a> {
+    move |source| RecordError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_is_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let records = Records::in_directory(directory.path());
+        let text = r#"{
+  "kernel": {"path": "/boot/a", "size": 5, "sha256": "ab", "format": "bzImage", "compression": "zstd", "version": "6.12"},
+  "initrd": "/boot/initrd",
+  "rootfs": {"source": "docker", "image": "x"},
+  "loaded_at": "2026-01-02T03:04:05+00:00",
+  "from-the-future": [1, 2]
+}"#;
+        fs::write(directory.path().join("web.json"), text).unwrap();
+        let record = records.load("web").unwrap().unwrap();
+        assert_eq!(record.initrd, Some(Initrd::Path("/boot/initrd".to_owned())));
+        records.save("copy", &record).unwrap();
+        let copy = fs::read_to_string(directory.path().join("copy.json")).unwrap();
+        let values = |text| serde_json::from_str::<Value>(text).unwrap();
+        assert_eq!(values(&copy), values(text));
+        assert!(records.load("none").unwrap().is_none());
+        records.remove("web").unwrap();
+        records.remove("web").unwrap();
+        assert!(records.load("web").unwrap().is_none());
+    }
+
+    #[test]
+    fn a_name_cannot_leave_the_directory() {
+        let records = Records::in_directory("/nowhere");
+        for name in ["", "..", "a/b", "/etc/passwd"] {
+            assert!(
+                matches!(records.load(name), Err(RecordError::Name(_))),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_broken_record_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("web.json"), "{").unwrap();
+        let error = Records::in_directory(directory.path())
+            .load("web")
+            .unwrap_err();
+        assert!(error.to_string().contains("web.json"), "{error}");
+    }
+}

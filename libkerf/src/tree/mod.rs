@@ -1,0 +1,270 @@
+//! A device tree in memory: nodes, properties, paths. It knows nothing of multikernel.
+//!
+//! Everything that was read is kept, known or not, in its order. A tree that was read and not
+//! changed is written back byte for byte.
+
+mod edit;
+mod path;
+mod value;
+
+use std::sync::Arc;
+
+pub use path::NodePath;
+pub use value::Shape;
+
+/// The most nodes that may lie within each other, the root counted. The deepest tree that kerf or
+/// the kernel makes has nine.
+pub const MAX_DEPTH: usize = 64;
+
+/// The longest name of a node or property, in bytes. The specification allows 31 and a unit address.
+pub const MAX_NAME_BYTES: usize = 255;
+
+/// A device tree: its root, and what its blob says besides.
+#[derive(Clone, Debug, Default)]
+pub struct DeviceTree {
+    root: Node,
+    header: Header,
+    origin: Origin,
+}
+
+/// What a blob carries besides its nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Header {
+    /// The physical id of the CPU that boots, from the blob's header.
+    pub boot_cpu: u32,
+    /// The memory reservations: base and size, in bytes.
+    pub reservations: Vec<(u64, u64)>,
+    /// The blob's strings. A changed tree keeps them and appends new ones, so that what was not
+    /// changed stays where it was.
+    pub(crate) strings: Vec<u8>,
+}
+
+/// What a tree was read from. It is forgotten when the tree is changed.
+#[derive(Clone, Debug, Default)]
+enum Origin {
+    #[default]
+    Made,
+    Blob(Arc<[u8]>),
+    Text(Arc<str>),
+}
+
+/// A node: a name, properties, children, each in the order they were read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    name: String,
+    properties: Vec<Property>,
+    children: Vec<Node>,
+}
+
+/// A property: a name and bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Property {
+    // Shared: a large tree repeats few names.
+    name: Arc<str>,
+    value: Vec<u8>,
+}
+
+impl DeviceTree {
+    /// A tree with this root, which no blob or text says anything else about.
+    #[must_use]
+    pub fn new(root: Node) -> Self {
+        Self {
+            root,
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn from_blob(root: Node, header: Header, blob: &[u8]) -> Self {
+        Self {
+            root,
+            header,
+            origin: Origin::Blob(blob.into()),
+        }
+    }
+
+    pub(crate) fn from_text(root: Node, header: Header, text: &str) -> Self {
+        Self {
+            root,
+            header,
+            origin: Origin::Text(text.into()),
+        }
+    }
+
+    /// The root node.
+    #[must_use]
+    pub fn root(&self) -> &Node {
+        &self.root
+    }
+
+    /// The root node, to change it. From here on the tree is written anew, not copied from what it
+    /// was read from.
+    pub fn root_mut(&mut self) -> &mut Node {
+        self.origin = Origin::Made;
+        &mut self.root
+    }
+
+    /// What the blob carries besides its nodes.
+    #[must_use]
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The blob this tree was read from, when it was not changed since.
+    #[must_use]
+    pub fn unchanged_blob(&self) -> Option<&[u8]> {
+        match &self.origin {
+            Origin::Blob(blob) => Some(blob),
+            _ => None,
+        }
+    }
+
+    /// The source text this tree was read from, when it was not changed since.
+    #[must_use]
+    pub fn unchanged_text(&self) -> Option<&str> {
+        match &self.origin {
+            Origin::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The node at an absolute path, found as [`Node::child`] finds each of its parts.
+    #[must_use]
+    pub fn node(&self, path: &str) -> Option<&Node> {
+        let mut node = &self.root;
+        for part in path::parts(path)? {
+            node = node.child(part)?;
+        }
+        Some(node)
+    }
+}
+
+/// Two trees are equal when nodes and reservations are; where they come from does not count.
+impl PartialEq for DeviceTree {
+    fn eq(&self, other: &Self) -> bool {
+        self.root == other.root
+            && self.header.boot_cpu == other.header.boot_cpu
+            && self.header.reservations == other.header.reservations
+    }
+}
+
+impl Eq for DeviceTree {}
+
+impl Node {
+    /// A node without properties or children. The root's name is empty.
+    #[must_use]
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            properties: Vec::new(),
+            children: Vec::new(),
+        }
+    }
+
+    /// The name, with its unit address.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What follows the `@` of the name.
+    #[must_use]
+    pub fn unit_address(&self) -> Option<&str> {
+        self.name.split_once('@').map(|(_, unit)| unit)
+    }
+
+    /// The properties, in order.
+    #[must_use]
+    pub fn properties(&self) -> &[Property] {
+        &self.properties
+    }
+
+    /// The children, in order.
+    #[must_use]
+    pub fn children(&self) -> &[Node] {
+        &self.children
+    }
+
+    /// The children whose name starts with `prefix`, in order.
+    pub fn children_with_prefix<'a>(
+        &'a self,
+        prefix: &'a str,
+    ) -> impl Iterator<Item = &'a Node> + 'a {
+        self.children
+            .iter()
+            .filter(move |child| child.name.starts_with(prefix))
+    }
+
+    /// The first child of this name, as libfdt, and with it kerf and the kernel, looks for it: a
+    /// name without a unit address also finds a node that has one.
+    #[must_use]
+    pub fn child(&self, name: &str) -> Option<&Node> {
+        self.children
+            .iter()
+            .find(|child| path::is_found_by(&child.name, name))
+    }
+
+    /// The first property of this name.
+    #[must_use]
+    pub fn property(&self, name: &str) -> Option<&Property> {
+        self.properties
+            .iter()
+            .find(|property| &*property.name == name)
+    }
+
+    /// How many nodes lie within each other here, this one counted.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        1 + self.children.iter().map(Node::depth).max().unwrap_or(0)
+    }
+}
+
+impl Property {
+    /// A property with these bytes; none for a property that only is there.
+    #[must_use]
+    pub fn new(name: impl Into<Arc<str>>, value: impl Into<Vec<u8>>) -> Self {
+        Self {
+            name: name.into(),
+            value: value.into(),
+        }
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree() -> DeviceTree {
+        DeviceTree::new(Node::new("").with_child(
+            Node::new("resources@7").with_child(Node::new("memory@0").with_u64("size", 4096)),
+        ))
+    }
+
+    #[test]
+    fn a_name_without_unit_address_finds_a_node_that_has_one() {
+        let tree = tree();
+        assert_eq!(tree.node("/").unwrap().name(), "");
+        assert_eq!(tree.node("/resources").unwrap().name(), "resources@7");
+        assert_eq!(tree.node("/resources/memory@0").unwrap().name(), "memory@0");
+        assert!(tree.node("/resources/memory@1").is_none());
+        assert!(tree.node("/resource").is_none());
+        assert!(tree.node("resources").is_none(), "not absolute");
+    }
+
+    #[test]
+    fn depth_counts_the_root() {
+        assert_eq!(tree().root().depth(), 3);
+        assert_eq!(Node::new("").depth(), 1);
+    }
+}
