@@ -1,0 +1,110 @@
+//! Tasks and their stacks, by drgn: that takes the kernel's vmlinux with debug information.
+
+use std::io::Read;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde::{Deserialize, Serialize};
+
+/// Most bytes of drgn's answer that are taken.
+const ANSWER_MAX_BYTES: u64 = 64 << 20;
+/// Most characters of its complaint that are shown.
+const COMPLAINT_MAX_CHARS: usize = 400;
+
+/// What drgn is asked, in its own language.
+const SCRIPT: &str = r#"
+import json
+from drgn.helpers.linux.pid import for_each_task
+from drgn.helpers.linux.sched import task_state_to_char, task_cpu
+for task in for_each_task(prog):
+    try:
+        frames = [f"{frame.name}+{hex(frame.pc)}" if frame.name else hex(frame.pc) for frame in prog.stack_trace(task)]
+    except Exception as error:
+        frames = [f"no stack: {error}"]
+    print(json.dumps({
+        "pid": task.pid.value_(),
+        "comm": task.comm.string_().decode(errors="replace"),
+        "state": task_state_to_char(task),
+        "cpu": task_cpu(task),
+        "stack": frames,
+    }))
+"#;
+
+/// One task.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    /// Its number.
+    pub pid: i64,
+    /// Its name.
+    pub comm: String,
+    /// Its state, as one letter: R runs, S sleeps, D waits for a device …
+    pub state: String,
+    /// The CPU that it ran on last.
+    pub cpu: i64,
+    /// The functions on its stack, innermost first.
+    pub stack: Vec<String>,
+}
+
+/// Why there are no tasks.
+#[derive(Debug, thiserror::Error)]
+pub enum TasksError {
+    /// The program is not installed.
+    #[error("tasks and stacks are read with drgn, which is not installed: `pip install drgn`")]
+    NoDrgn,
+    /// The system does not let it be started, or its answer be read.
+    #[error("running drgn: {0}")]
+    Run(#[from] std::io::Error),
+    /// It did not do what it was asked.
+    #[error("drgn failed: {0}")]
+    Failed(String),
+    /// Its answer is not what was asked for.
+    #[error("drgn's answer cannot be read: {0}")]
+    Answer(#[from] serde_json::Error),
+}
+
+/// Asks drgn, the program of that name in `PATH`, for the tasks in the dump at `core`. `vmlinux` is the
+/// kernel's image with debug information. Takes seconds: drgn reads it all.
+///
+/// # Errors
+///
+/// When drgn is missing or fails, with what it said.
+pub fn tasks(core: &Path, vmlinux: &Path) -> Result<Vec<Task>, TasksError> {
+    let mut drgn = Command::new("drgn")
+        .args(["--quiet", "--core"])
+        .arg(core)
+        .arg("--symbols")
+        .arg(vmlinux)
+        .args(["-e", SCRIPT])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => TasksError::NoDrgn,
+            _ => TasksError::Run(error),
+        })?;
+    let complaint = drgn.stderr.take().map(|mut pipe| {
+        std::thread::spawn(move || {
+            let mut text = Vec::new();
+            let _ = pipe.by_ref().take(ANSWER_MAX_BYTES).read_to_end(&mut text);
+            text
+        })
+    });
+    let mut answer = String::new();
+    let read = drgn
+        .stdout
+        .take()
+        .map(|pipe| pipe.take(ANSWER_MAX_BYTES).read_to_string(&mut answer));
+    let status = drgn.wait()?;
+    let complaint = complaint
+        .and_then(|thread| thread.join().ok())
+        .unwrap_or_default();
+    if !status.success() {
+        let text = String::from_utf8_lossy(&complaint).trim().to_owned();
+        let skipped = text.chars().count().saturating_sub(COMPLAINT_MAX_CHARS);
+        return Err(TasksError::Failed(text.chars().skip(skipped).collect()));
+    }
+    read.transpose()?;
+    let lines = answer.lines().filter(|line| !line.is_empty());
+    Ok(lines.map(serde_json::from_str).collect::<Result<_, _>>()?)
+}

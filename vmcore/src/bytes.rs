@@ -1,0 +1,137 @@
+//! The bytes of a dump's file, wherever they lie.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, FileTypeExt};
+
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek64};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+use crate::error::DumpError;
+
+/// Bytes that can be read at any place, by several threads at once.
+pub trait Bytes: Send + Sync {
+    /// How many there are.
+    fn len(&self) -> u64;
+
+    /// Fills `buf` with what stands at `offset`.
+    ///
+    /// # Errors
+    ///
+    /// What the system says; [`io::ErrorKind::UnexpectedEof`] when the bytes end before.
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// The next place from `offset` on that may hold anything but zero: what lies before is a hole.
+    fn next_data(&self, offset: u64) -> u64 {
+        offset
+    }
+
+    /// True when there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A file of known length.
+#[derive(Debug)]
+pub struct FileBytes {
+    file: File,
+    len: u64,
+}
+
+impl FileBytes {
+    /// Takes the file; its length is looked up once.
+    ///
+    /// # Errors
+    ///
+    /// What the system says when the length is asked for; [`io::ErrorKind::InvalidInput`] when it is no
+    /// file that can be read at any place, such as a pipe.
+    pub fn new(mut file: File) -> io::Result<Self> {
+        let meta = file.metadata()?;
+        let kind = meta.file_type();
+        let len = if kind.is_file() {
+            meta.len()
+        } else if kind.is_block_device() {
+            file.seek(SeekFrom::End(0))?
+        } else {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "neither a file nor a block device",
+            ));
+        };
+        Ok(Self { file, len })
+    }
+}
+
+impl Bytes for FileBytes {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buf, offset)
+    }
+
+    fn next_data(&self, offset: u64) -> u64 {
+        seek_data(&self.file, offset).clamp(offset, self.len.max(offset))
+    }
+}
+
+/// Where data begins in a file from `offset` on: `u64::MAX` when there is nothing but a hole, `offset`
+/// when the system does not tell.
+pub(crate) fn seek_data(file: &File, offset: u64) -> u64 {
+    let Ok(wanted) = i64::try_from(offset) else {
+        return offset;
+    };
+    // Positions are shared by all who read, but nobody reads by position.
+    match lseek64(file.as_fd(), wanted, Whence::SeekData) {
+        Ok(data) => u64::try_from(data).unwrap_or(offset),
+        Err(Errno::ENXIO) => u64::MAX,
+        Err(_) => offset,
+    }
+}
+
+impl Bytes for Vec<u8> {
+    fn len(&self) -> u64 {
+        self.as_slice().len() as u64
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        self.get(start..).unwrap_or_default().read_exact(buf)
+    }
+}
+
+/// Fills `buf` from `offset`; `what` names it in the error.
+pub(crate) fn read(
+    bytes: &dyn Bytes,
+    offset: u64,
+    buf: &mut [u8],
+    what: &'static str,
+) -> Result<(), DumpError> {
+    let file_bytes = bytes.len();
+    let end = offset.checked_add(buf.len() as u64);
+    if end.is_none_or(|end| end > file_bytes) {
+        return Err(DumpError::CutOff {
+            offset,
+            what,
+            file_bytes,
+        });
+    }
+    bytes
+        .read_exact_at(buf, offset)
+        .map_err(|source| DumpError::Io { offset, source })
+}
+
+/// A structure of fixed layout at `offset`.
+pub(crate) fn read_struct<T: FromBytes + FromZeros + IntoBytes>(
+    bytes: &dyn Bytes,
+    offset: u64,
+    what: &'static str,
+) -> Result<T, DumpError> {
+    let mut value = T::new_zeroed();
+    read(bytes, offset, value.as_mut_bytes(), what)?;
+    Ok(value)
+}

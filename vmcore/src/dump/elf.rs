@@ -1,0 +1,248 @@
+//! ELF cores: /proc/vmcore, `makedumpfile -E`, QEMU's, kmorph's.
+
+use super::layout::{
+    ELF_IDENT, ELF_INCOMPLETE, EM_X86_64, ET_CORE, ElfHeader, PN_XNUM, PT_LOAD, PT_NOTE,
+    ProgramHeader, SectionHeader,
+};
+use super::notes::Notes;
+use crate::bytes::{self, Bytes};
+use crate::error::{DumpError, MemoryError};
+use crate::memory::{PAGE, PhysRange, PhysicalMemory, normalised};
+
+/// Most segments that are read: 24 bytes each are kept for those that hold memory.
+const SEGMENTS_MAX: u32 = 1 << 20;
+
+/// Physical addresses of x86_64 have at most 52 bits.
+const PHYS_END: u64 = 1 << 52;
+/// Most memory that a machine may have, bytes: 64 TiB.
+const MEMORY_MAX_BYTES: u64 = 64 << 40;
+
+/// Memory that stands in the file.
+#[derive(Clone, Copy, Debug)]
+struct Extent {
+    phys: PhysRange,
+    file_offset: u64,
+}
+
+/// An ELF core.
+pub(crate) struct Elf {
+    file: Box<dyn Bytes>,
+    /// Sorted, disjoint; they may begin and end within a page.
+    extents: Vec<Extent>,
+    ranges: Vec<PhysRange>,
+    /// The writer said that it did not finish, or memory lies behind the end of the file.
+    pub(crate) unfinished: Option<&'static str>,
+}
+
+impl Elf {
+    /// Reads the headers and the notes.
+    pub(crate) fn open(file: Box<dyn Bytes>) -> Result<(Self, Notes), DumpError> {
+        let header: ElfHeader = bytes::read_struct(&*file, 0, "the ELF header")?;
+        check(&header)?;
+        let mut notes = Notes::default();
+        let mut extents = Vec::new();
+        let mut ranges = Vec::new();
+        let mut unfinished = (header.flags.get() & ELF_INCOMPLETE != 0)
+            .then_some("its writer marked it as incomplete");
+        for (at, segment) in segments(&*file, &header)? {
+            let damaged = |what| DumpError::Damaged { offset: at, what };
+            let offset = segment.offset.get();
+            let in_file = segment.filesz.get();
+            match segment.kind.get() {
+                PT_NOTE => notes.add(&*file, offset, in_file)?,
+                // A virtual address alone, as in /proc/kcore, says nothing of memory.
+                PT_LOAD if segment.paddr.get() == u64::MAX => {}
+                PT_LOAD => {
+                    let start = segment.paddr.get();
+                    let memory = segment.memsz.get().max(in_file);
+                    let end = start.checked_add(memory);
+                    let end = end
+                        .filter(|end| *end <= PHYS_END)
+                        .ok_or_else(|| damaged("a segment beyond all addresses"))?;
+                    let file_end = offset.checked_add(in_file);
+                    let file_end =
+                        file_end.ok_or_else(|| damaged("a segment of impossible length"))?;
+                    ranges.push(PhysRange { start, end });
+                    let missing = file_end.saturating_sub(file.len()).min(in_file);
+                    if missing > 0 {
+                        unfinished = Some("the file ends before the memory does");
+                    }
+                    let phys = PhysRange {
+                        start,
+                        end: start + (in_file - missing),
+                    };
+                    extents.push(Extent {
+                        phys,
+                        file_offset: offset,
+                    });
+                }
+                _ => {}
+            }
+        }
+        let ranges = normalised(ranges);
+        if ranges.iter().map(PhysRange::len).sum::<u64>() > MEMORY_MAX_BYTES {
+            return Err(DumpError::Unsupported("more than 64 TiB of memory"));
+        }
+        let elf = Self {
+            file,
+            extents: disjoint(extents),
+            ranges,
+            unfinished,
+        };
+        Ok((elf, notes))
+    }
+
+    /// The file below.
+    pub(crate) fn file(&self) -> &dyn Bytes {
+        &*self.file
+    }
+}
+
+fn check(header: &ElfHeader) -> Result<(), DumpError> {
+    if !header.ident.starts_with(&ELF_IDENT) {
+        return Err(DumpError::Unsupported(
+            "an ELF file that is not 64-bit little-endian",
+        ));
+    }
+    if header.kind.get() != ET_CORE {
+        return Err(DumpError::NotADump("an ELF file, but not a core"));
+    }
+    if header.machine.get() != EM_X86_64 {
+        return Err(DumpError::Unsupported("a machine other than x86_64"));
+    }
+    if usize::from(header.phentsize.get()) != size_of::<ProgramHeader>() {
+        return Err(DumpError::Damaged {
+            offset: 54,
+            what: "program headers of another size",
+        });
+    }
+    Ok(())
+}
+
+/// The program headers, each with its place in the file.
+fn segments(file: &dyn Bytes, header: &ElfHeader) -> Result<Vec<(u64, ProgramHeader)>, DumpError> {
+    let count = match header.phnum.get() {
+        PN_XNUM => {
+            let at = header.shoff.get();
+            bytes::read_struct::<SectionHeader>(file, at, "the first section header")?
+                .info
+                .get()
+        }
+        count => u32::from(count),
+    };
+    if count > SEGMENTS_MAX {
+        return Err(DumpError::Unsupported(
+            "an ELF core of more than a million segments",
+        ));
+    }
+    let start = header.phoff.get();
+    let each = size_of::<ProgramHeader>() as u64;
+    if start.checked_add(u64::from(count) * each).is_none() {
+        return Err(DumpError::Damaged {
+            offset: 32,
+            what: "program headers at an impossible place",
+        });
+    }
+    let mut segments = Vec::new();
+    for index in 0..u64::from(count) {
+        let at = start + index * each;
+        segments.push((at, bytes::read_struct(file, at, "a program header")?));
+    }
+    Ok(segments)
+}
+
+/// Sorted extents without overlap. Where two overlap (the kernel's text stands in two segments of
+/// /proc/vmcore) both hold the same memory, and the one that begins first is taken.
+fn disjoint(mut extents: Vec<Extent>) -> Vec<Extent> {
+    extents.retain(|extent| !extent.phys.is_empty());
+    extents.sort_unstable_by_key(|e| (e.phys.start, core::cmp::Reverse(e.phys.end)));
+    let mut kept: Vec<Extent> = Vec::with_capacity(extents.len());
+    for mut extent in extents {
+        let covered = kept.last().map_or(0, |last| last.phys.end);
+        if extent.phys.end <= covered {
+            continue;
+        }
+        let skip = covered.saturating_sub(extent.phys.start);
+        extent.phys.start += skip;
+        extent.file_offset += skip;
+        kept.push(extent);
+    }
+    kept
+}
+
+impl PhysicalMemory for Elf {
+    fn ranges(&self) -> &[PhysRange] {
+        &self.ranges
+    }
+
+    fn next_present(&self, phys: u64, end: u64) -> u64 {
+        let index = self.extents.partition_point(|e| e.phys.end <= phys);
+        let next = self
+            .extents
+            .get(index)
+            .map_or(end, |e| e.phys.start & !(PAGE - 1));
+        // A page of which only the beginning is there counts as well.
+        let before = index.checked_sub(1).and_then(|i| self.extents.get(i));
+        match before.is_some_and(|e| e.phys.end > phys & !(PAGE - 1)) {
+            true => phys,
+            false => next.clamp(phys, end.max(phys)),
+        }
+    }
+
+    fn read(&self, mut phys: u64, mut buf: &mut [u8]) -> Result<(), MemoryError> {
+        let mut index = self.extents.partition_point(|e| e.phys.end <= phys);
+        while !buf.is_empty() {
+            let extent = self.extents.get(index).copied();
+            let inside = extent.filter(|extent| extent.phys.contains(phys));
+            let upto = match (inside, extent) {
+                (Some(extent), _) => extent.phys.end,
+                (None, Some(next)) => next.phys.start,
+                (None, None) => u64::MAX,
+            };
+            let left = usize::try_from(upto - phys).unwrap_or(usize::MAX);
+            let (now, later) = buf.split_at_mut(left.min(buf.len()));
+            match inside {
+                Some(extent) => {
+                    let offset = extent.file_offset + (phys - extent.phys.start);
+                    bytes::read(&*self.file, offset, now, "memory")?;
+                    index += usize::from(phys + now.len() as u64 >= extent.phys.end);
+                }
+                None => self.fill_gap(phys, now, index)?,
+            }
+            // The buffer ends within the addresses: its end was found above or is an error.
+            phys = phys.saturating_add(now.len() as u64);
+            buf = later;
+        }
+        Ok(())
+    }
+}
+
+impl Elf {
+    /// Memory that no extent has: `index` is the extent behind it. A page of which a part is in the
+    /// dump (firmware cuts memory within pages) reads as zero elsewhere; any other is an error.
+    fn fill_gap(&self, phys: u64, gap: &mut [u8], index: usize) -> Result<(), MemoryError> {
+        let last = phys.saturating_add(gap.len() as u64 - 1);
+        let before = index.checked_sub(1).and_then(|i| self.extents.get(i));
+        let after = self.extents.get(index);
+        // Pages are told by the number of their first byte.
+        let mut page = phys & !(PAGE - 1);
+        while page <= last {
+            let reached = before.is_some_and(|e| e.phys.end > page)
+                || after.is_some_and(|e| e.phys.start - page < PAGE);
+            if !reached {
+                let phys = page.max(phys);
+                let known = self.ranges.iter().any(|range| range.contains(phys));
+                return Err(match known {
+                    true => MemoryError::LeftOut { phys },
+                    false => MemoryError::Absent { phys },
+                });
+            }
+            let Some(next) = page.checked_add(PAGE) else {
+                break;
+            };
+            page = next;
+        }
+        gap.fill(0);
+        Ok(())
+    }
+}

@@ -1,0 +1,375 @@
+//! Kdump-compressed files: makedumpfile's, QEMU's, kmorph's.
+
+use std::sync::Mutex;
+
+use zerocopy::FromBytes;
+
+use super::layout::{KDUMP_INCOMPLETE, KDUMP_VERSION, KdumpHeader, KdumpSubHeader, PageDescriptor};
+use super::notes::{Notes, VMCOREINFO_MAX_BYTES};
+use crate::bytes::{self, Bytes};
+use crate::compression::{self, Compression};
+use crate::error::{DumpError, MemoryError};
+use crate::memory::{PAGE, PAGE_BYTES, PAGE_U32, PhysRange, PhysicalMemory, normalised};
+
+/// Most pages of a machine: 64 TiB. The index takes 8 bytes for every 32768 of them.
+const PAGES_MAX: u64 = 1 << 34;
+/// Pages that one block of a bitmap tells of.
+pub(crate) const PAGES_PER_BLOCK: u64 = PAGE * 8;
+/// Most bytes of a packed page: what does not shrink is not packed, but QEMU may store a little more.
+const PACKED_MAX_BYTES: u32 = 2 * PAGE_U32;
+/// Blocks of the bitmap that are kept, 4 KiB each: each thread that reads has its own stretch.
+const BLOCKS_KEPT: usize = 16;
+/// Most stretches of memory that are told apart.
+const RANGES_MAX: usize = 1 << 20;
+/// Bytes of the sub-header that header versions 1 to 6 have.
+const SUB_HEADER_BYTES: [usize; 6] = [16, 32, 48, 64, 80, 104];
+
+/// A block of the bitmap and its number.
+type Kept = (u64, Box<[u8; PAGE_BYTES]>);
+
+/// A kdump-compressed file.
+pub(crate) struct Kdump {
+    file: Box<dyn Bytes>,
+    /// Pages told of: the first page that is not.
+    pages_end: u64,
+    /// Where the bitmap of the pages in the file begins.
+    bitmap: u64,
+    /// Where the descriptors begin.
+    descriptors: u64,
+    /// For each block of the bitmap: pages in the file before it.
+    before: Vec<u64>,
+    ranges: Vec<PhysRange>,
+    /// Blocks of the bitmap that were read last, at their number modulo [`BLOCKS_KEPT`].
+    kept: Mutex<Vec<Option<Kept>>>,
+    /// Kinds of pages that its writer left out, as makedumpfile's `-d`.
+    pub(crate) level: u32,
+
+    pub(crate) unfinished: Option<&'static str>,
+    pub(crate) phys_base: u64,
+    pub(crate) utsname: [[u8; 65]; 6],
+}
+
+impl Kdump {
+    /// Reads the headers, the notes and both bitmaps.
+    pub(crate) fn open(file: Box<dyn Bytes>) -> Result<(Self, Notes), DumpError> {
+        let header: KdumpHeader = bytes::read_struct(&*file, 0, "the kdump header")?;
+        let sub = sub_header(&*file, &header)?;
+        let places = Places::of(&*file, &header, &sub)?;
+        let notes = read_notes(&*file, &sub)?;
+        let ranges = memory_ranges(&*file, &places)?;
+        let before = pages_before(&*file, &places)?;
+        let dumped = before.last().copied().unwrap_or(0);
+        let descriptors_end = dumped
+            .checked_mul(size_of::<PageDescriptor>() as u64)
+            .and_then(|length| length.checked_add(places.descriptors));
+        let status = header.status.get();
+        let unfinished = if status & KDUMP_INCOMPLETE != 0 {
+            Some("its writer marked it as incomplete")
+        } else if descriptors_end.is_none_or(|end| end > file.len()) {
+            Some("the file ends before the memory does")
+        } else {
+            None
+        };
+        let kdump = Self {
+            file,
+            pages_end: places.pages_end,
+            bitmap: places.second,
+            descriptors: places.descriptors,
+            before,
+            ranges,
+            kept: Mutex::new(vec![None; BLOCKS_KEPT]),
+            level: sub.dump_level.get(),
+            unfinished,
+            phys_base: sub.phys_base.get(),
+            utsname: header.utsname,
+        };
+        Ok((kdump, notes))
+    }
+
+    /// The file below.
+    pub(crate) fn file(&self) -> &dyn Bytes {
+        &*self.file
+    }
+
+    /// Pages in the file.
+    pub(crate) fn pages_in_file(&self) -> u64 {
+        self.before.last().copied().unwrap_or(0)
+    }
+
+    /// The packings of this many descriptors at most, spread over all, and whether each lies in the file.
+    pub(crate) fn sample(&self, count: u64) -> Result<Vec<Compression>, DumpError> {
+        let pages = self.pages_in_file();
+        let mut seen = Vec::new();
+        for step in 0..count.min(pages) {
+            let descriptor = self.descriptor(step * pages / count.min(pages))?;
+            if let Some(packing) = Compression::of_flags(descriptor.flags.get())
+                && !seen.contains(&packing)
+            {
+                seen.push(packing);
+            }
+        }
+        Ok(seen)
+    }
+
+    /// How many pages in the file come before this one; `None` when it is not in the file.
+    fn rank(&self, pfn: u64) -> Result<Option<u64>, DumpError> {
+        if pfn >= self.pages_end {
+            return Ok(None);
+        }
+        let block = pfn / PAGES_PER_BLOCK;
+        let within = usize::try_from(pfn % PAGES_PER_BLOCK).unwrap_or(0);
+        let slot = usize::try_from(block).unwrap_or(0);
+        // A panic elsewhere while it was held left a cache, which is whole or empty.
+        let mut kept = self.kept.lock().unwrap_or_else(|e| e.into_inner());
+        let place = &mut kept[slot % BLOCKS_KEPT];
+        let bits = match place {
+            Some((number, bits)) if *number == block => bits,
+            _ => {
+                let mut bits = Box::new([0; PAGE_BYTES]);
+                let at = self.bitmap + block * PAGE;
+                bytes::read(&*self.file, at, &mut bits[..], "the bitmap")?;
+                &mut place.insert((block, bits)).1
+            }
+        };
+        if bits[within / 8] & 1 << (within % 8) == 0 {
+            return Ok(None);
+        }
+        let whole: u64 = count_ones(&bits[..within / 8]);
+        let rest = bits[within / 8] & ((1 << (within % 8)) - 1);
+        let before = self.before.get(slot).copied().unwrap_or(0);
+        Ok(Some(before + whole + u64::from(rest.count_ones())))
+    }
+
+    fn descriptor(&self, rank: u64) -> Result<PageDescriptor, DumpError> {
+        let at = self.descriptors + rank * size_of::<PageDescriptor>() as u64;
+        bytes::read_struct(&*self.file, at, "a page's descriptor")
+    }
+
+    fn page(&self, pfn: u64, page: &mut [u8; PAGE_BYTES]) -> Result<(), MemoryError> {
+        let Some(rank) = self.rank(pfn)? else {
+            let phys = pfn.saturating_mul(PAGE);
+            let next = self.ranges.partition_point(|range| range.end <= phys);
+            let known = self.ranges.get(next).is_some_and(|r| r.contains(phys));
+            return Err(match known {
+                true => MemoryError::LeftOut { phys },
+                false => MemoryError::Absent { phys },
+            });
+        };
+        let descriptor = self.descriptor(rank)?;
+        let damaged = |what| DumpError::Damaged {
+            offset: self.descriptors + rank * size_of::<PageDescriptor>() as u64,
+            what,
+        };
+        let length = descriptor.bytes.get();
+        if length == 0 || length > PACKED_MAX_BYTES {
+            return Err(damaged("a page of impossible length").into());
+        }
+        let packing = Compression::of_flags(descriptor.flags.get())
+            .ok_or_else(|| damaged("a page that is packed in two ways"))?;
+        let mut packed = [0; PACKED_MAX_BYTES as usize];
+        let packed = &mut packed[..length as usize];
+        let offset = descriptor.offset.get();
+        bytes::read(&*self.file, offset, packed, "a page")?;
+        compression::unpack(packing, packed, page)
+            .map_err(|what| DumpError::Damaged { offset, what })?;
+        Ok(())
+    }
+}
+
+/// Where the parts lie.
+struct Places {
+    pages_end: u64,
+    first: u64,
+    second: u64,
+    descriptors: u64,
+    /// Blocks of one bitmap that matter.
+    blocks: u64,
+}
+
+impl Places {
+    fn of(file: &dyn Bytes, header: &KdumpHeader, sub: &KdumpSubHeader) -> Result<Self, DumpError> {
+        let damaged = |offset, what| Err(DumpError::Damaged { offset, what });
+        let pages_end = match header.version.get() {
+            6.. => sub.max_mapnr_64.get(),
+            _ => u64::from(header.max_mapnr.get()),
+        };
+        if pages_end == 0 || pages_end > PAGES_MAX {
+            return damaged(PAGE + 96, "a number of pages that no machine has");
+        }
+        let blocks = pages_end.div_ceil(PAGES_PER_BLOCK);
+        let bitmap_blocks = u64::from(header.bitmap_blocks.get());
+        let first = PAGE * (1 + u64::from(header.sub_header_blocks.get()));
+        // Files from before there were two have one that is meant for both.
+        let second = match bitmap_blocks {
+            both if both >= 2 * blocks => first + PAGE * (both / 2),
+            one if one >= blocks => first,
+            _ => return damaged(436, "bitmaps that are too short for the pages"),
+        };
+        let descriptors = first + PAGE * bitmap_blocks;
+        if descriptors > file.len() {
+            return Err(DumpError::CutOff {
+                offset: first,
+                what: "the bitmap",
+                file_bytes: file.len(),
+            });
+        }
+        Ok(Self {
+            pages_end,
+            first,
+            second,
+            descriptors,
+            blocks,
+        })
+    }
+}
+
+fn sub_header(file: &dyn Bytes, header: &KdumpHeader) -> Result<KdumpSubHeader, DumpError> {
+    let version = header.version.get();
+    if !(1..=KDUMP_VERSION).contains(&version) {
+        return Err(DumpError::Unsupported(
+            "a kdump header of an unknown version",
+        ));
+    }
+    if header.block_size.get() != PAGE_U32 {
+        return Err(DumpError::Unsupported("pages that have not 4096 bytes"));
+    }
+    let length = usize::try_from(version - 1)
+        .ok()
+        .and_then(|index| SUB_HEADER_BYTES.get(index).copied())
+        .unwrap_or(0);
+    let mut raw = [0; size_of::<KdumpSubHeader>()];
+    bytes::read(file, PAGE, &mut raw[..length], "the sub-header")?;
+    let sub = KdumpSubHeader::read_from_bytes(&raw).map_err(|_| DumpError::Damaged {
+        offset: PAGE,
+        what: "the sub-header",
+    })?;
+    if sub.split.get() != 0 {
+        return Err(DumpError::Unsupported(
+            "one part of a dump that was split; `makedumpfile --reassemble` joins them",
+        ));
+    }
+    Ok(sub)
+}
+
+fn read_notes(file: &dyn Bytes, sub: &KdumpSubHeader) -> Result<Notes, DumpError> {
+    let mut notes = Notes::default();
+    if sub.notes_bytes.get() > 0 {
+        notes.add(file, sub.notes_offset.get(), sub.notes_bytes.get())?;
+    }
+    let (offset, length) = (sub.vmcoreinfo_offset.get(), sub.vmcoreinfo_bytes.get());
+    if length > VMCOREINFO_MAX_BYTES {
+        let what = "more than 64 KiB of VMCOREINFO";
+        return Err(DumpError::Damaged { offset, what });
+    }
+    if length > 0 {
+        // VMCOREINFO_MAX_BYTES fits.
+        let mut text = vec![0; usize::try_from(length).unwrap_or(0)];
+        bytes::read(file, offset, &mut text, "VMCOREINFO")?;
+        notes.vmcoreinfo = Some(text);
+    }
+    Ok(notes)
+}
+
+/// Calls `visit` with each block of a bitmap, several read at once.
+fn for_each_block(
+    file: &dyn Bytes,
+    start: u64,
+    blocks: u64,
+    mut visit: impl FnMut(u64, &[u8; PAGE_BYTES]) -> Result<(), DumpError>,
+) -> Result<(), DumpError> {
+    const AT_ONCE: usize = 64;
+    let mut buf = vec![0; PAGE_BYTES * AT_ONCE];
+    for first in (0..blocks).step_by(AT_ONCE) {
+        let count = usize::try_from(blocks - first)
+            .unwrap_or(AT_ONCE)
+            .min(AT_ONCE);
+        let part = &mut buf[..PAGE_BYTES * count];
+        bytes::read(file, start + first * PAGE, part, "a bitmap")?;
+        for (block, bits) in (first..).zip(part.as_chunks::<PAGE_BYTES>().0) {
+            visit(block, bits)?;
+        }
+    }
+    Ok(())
+}
+
+/// The memory that the machine has, from the first bitmap.
+fn memory_ranges(file: &dyn Bytes, places: &Places) -> Result<Vec<PhysRange>, DumpError> {
+    let mut ranges: Vec<PhysRange> = Vec::new();
+    for_each_block(file, places.first, places.blocks, |block, bits| {
+        let (words, _) = bits.as_chunks::<8>();
+        for (number, word) in (block * PAGES_PER_BLOCK / 64..).zip(words) {
+            let mut word = u64::from_le_bytes(*word);
+            while word != 0 {
+                let low = word.trailing_zeros();
+                let run = (word >> low).trailing_ones();
+                let start = (number * 64 + u64::from(low)) * PAGE;
+                let end = start + u64::from(run) * PAGE;
+                match ranges.last_mut() {
+                    Some(last) if last.end == start => last.end = end,
+                    _ => ranges.push(PhysRange { start, end }),
+                }
+                word &= u64::MAX.checked_shl(low + run).unwrap_or(0);
+            }
+        }
+        match ranges.len() > RANGES_MAX {
+            true => Err(DumpError::Unsupported(
+                "memory in more than a million pieces",
+            )),
+            false => Ok(()),
+        }
+    })?;
+    Ok(normalised(ranges))
+}
+
+fn pages_before(file: &dyn Bytes, places: &Places) -> Result<Vec<u64>, DumpError> {
+    let mut before = vec![0];
+    let mut sum = 0;
+    for_each_block(file, places.second, places.blocks, |_, bits| {
+        sum += count_ones(bits);
+        before.push(sum);
+        Ok(())
+    })?;
+    Ok(before)
+}
+
+fn count_ones(bits: &[u8]) -> u64 {
+    let (words, rest) = bits.as_chunks::<8>();
+    let ones = |word: &[u8; 8]| u64::from(u64::from_le_bytes(*word).count_ones());
+    let rest: u64 = rest.iter().map(|byte| u64::from(byte.count_ones())).sum();
+    words.iter().map(ones).sum::<u64>() + rest
+}
+
+impl PhysicalMemory for Kdump {
+    fn ranges(&self) -> &[PhysRange] {
+        &self.ranges
+    }
+
+    fn next_present(&self, phys: u64, end: u64) -> u64 {
+        let mut pfn = phys / PAGE;
+        while pfn < self.pages_end.min(end / PAGE) {
+            let block = pfn / PAGES_PER_BLOCK;
+            let at = usize::try_from(block).unwrap_or(0);
+            let empty = self.before.get(at) == self.before.get(at + 1);
+            match empty {
+                true => pfn = (block + 1) * PAGES_PER_BLOCK,
+                // An error comes out when the page is read.
+                false if !matches!(self.rank(pfn), Ok(None)) => return (pfn * PAGE).max(phys),
+                false => pfn += 1,
+            }
+        }
+        end.max(phys)
+    }
+
+    fn read(&self, mut phys: u64, mut buf: &mut [u8]) -> Result<(), MemoryError> {
+        let mut page = [0; PAGE_BYTES];
+        while !buf.is_empty() {
+            let within = usize::try_from(phys % PAGE).unwrap_or(0);
+            let (now, later) = buf.split_at_mut((PAGE_BYTES - within).min(buf.len()));
+            self.page(phys / PAGE, &mut page)?;
+            now.copy_from_slice(&page[within..within + now.len()]);
+            phys = phys.saturating_add(now.len() as u64);
+            buf = later;
+        }
+        Ok(())
+    }
+}

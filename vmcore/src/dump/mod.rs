@@ -1,0 +1,316 @@
+//! Dumps as files: which format one has, and what it holds.
+//!
+//! Nothing in a file is trusted. Every place and length is checked before it is used, what is kept in
+//! memory is bounded whatever the file says (about 64 MiB at the very most), and no content panics.
+
+mod elf;
+mod flattened;
+mod kdump;
+pub(crate) mod layout;
+pub(crate) mod notes;
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use crate::bytes::{self, Bytes, FileBytes};
+use crate::checksum;
+use crate::compression::Compression;
+use crate::error::{DumpError, MemoryError};
+use crate::memory::{PhysRange, PhysicalMemory};
+
+use elf::Elf;
+use flattened::Unflattened;
+use kdump::Kdump;
+use layout::{ELF_MAGIC, KDUMP_MAGIC, UTSNAME_RELEASE};
+pub use notes::{Cpu, Notes, OwnNote, PrStatus, Registers};
+
+/// Descriptors that are looked at for the packings that a file uses.
+const PACKINGS_SAMPLE: u64 = 64;
+
+/// The format of a dump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// An ELF core.
+    Elf,
+    /// Kdump-compressed.
+    Kdump,
+    /// Kdump-compressed, flattened.
+    FlattenedKdump,
+    /// An ELF core, flattened.
+    FlattenedElf,
+}
+
+impl Format {
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Elf => "ELF core",
+            Self::Kdump => "kdump-compressed",
+            Self::FlattenedKdump => "kdump-compressed, flattened",
+            Self::FlattenedElf => "ELF core, flattened",
+        }
+    }
+}
+
+/// Whether a dump has all that its writer meant to put into it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Completeness {
+    /// Nothing says otherwise.
+    Complete,
+    /// What says otherwise.
+    Incomplete(&'static str),
+}
+
+/// Whether the checksum of a dump that kmorph wrote holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChecksumState {
+    /// The dump has none: kmorph did not write it, or did not finish.
+    None,
+    /// Every byte is as it was written.
+    Holds,
+    /// It is not.
+    Broken {
+        /// What the file says, CRC-32.
+        expected: u32,
+        /// What its bytes have.
+        found: u32,
+    },
+    /// The file has not the length that it says.
+    WrongLength {
+        /// What the file says, bytes.
+        expected: u64,
+        /// What it has.
+        found: u64,
+    },
+}
+
+enum Inner {
+    Elf(Elf),
+    Kdump(Box<Kdump>),
+}
+
+/// An open dump. Its memory is read by physical address, by any number of threads.
+pub struct Dump {
+    inner: Inner,
+    notes: Notes,
+    format: Format,
+    flattened_unfinished: bool,
+}
+
+impl Dump {
+    /// Opens the file at `path`.
+    ///
+    /// # Errors
+    ///
+    /// The outer error when the system does not let the file be opened, the inner when it is no dump that
+    /// can be read.
+    pub fn open(path: &Path) -> io::Result<Result<Self, DumpError>> {
+        let file = FileBytes::new(File::open(path)?)?;
+        Ok(Self::from_bytes(Box::new(file)))
+    }
+
+    /// Opens a dump that lies in `file`.
+    ///
+    /// # Errors
+    ///
+    /// When it is no dump that can be read.
+    pub fn from_bytes(file: Box<dyn Bytes>) -> Result<Self, DumpError> {
+        let mut first = [0; 16];
+        let length = file.len().min(16);
+        // At most 16.
+        let first = &mut first[..usize::try_from(length).unwrap_or(0)];
+        bytes::read(&*file, 0, first, "the first bytes")?;
+        if flattened::is_flattened(first) {
+            let (file, unfinished) = Unflattened::open(file)?;
+            let mut magic = [0; 8];
+            bytes::read(&file, 0, &mut magic, "the first bytes of the real file")?;
+            return Self::plain(Box::new(file), &magic, true, unfinished);
+        }
+        let magic = first.to_vec();
+        Self::plain(file, &magic, false, false)
+    }
+
+    fn plain(
+        file: Box<dyn Bytes>,
+        magic: &[u8],
+        flattened: bool,
+        flattened_unfinished: bool,
+    ) -> Result<Self, DumpError> {
+        let (inner, notes, format) = if magic.starts_with(&ELF_MAGIC) {
+            let (elf, notes) = Elf::open(file)?;
+            let format = if flattened {
+                Format::FlattenedElf
+            } else {
+                Format::Elf
+            };
+            (Inner::Elf(elf), notes, format)
+        } else if magic.starts_with(&KDUMP_MAGIC) {
+            let (kdump, notes) = Kdump::open(file)?;
+            let format = if flattened {
+                Format::FlattenedKdump
+            } else {
+                Format::Kdump
+            };
+            (Inner::Kdump(Box::new(kdump)), notes, format)
+        } else {
+            return Err(DumpError::NotADump(
+                "it begins neither as an ELF core nor as a kdump-compressed file",
+            ));
+        };
+        Ok(Self {
+            inner,
+            notes,
+            format,
+            flattened_unfinished,
+        })
+    }
+
+    /// Which format it has.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// What its notes say.
+    pub fn notes(&self) -> &Notes {
+        &self.notes
+    }
+
+    /// Length of the file, bytes; of a flattened one, of the file that it describes.
+    pub fn file_bytes(&self) -> u64 {
+        self.file().len()
+    }
+
+    /// Whether it has all that was meant to be in it.
+    pub fn completeness(&self) -> Completeness {
+        let unfinished = match &self.inner {
+            Inner::Elf(elf) => elf.unfinished,
+            Inner::Kdump(kdump) => kdump.unfinished,
+        };
+        match unfinished {
+            Some(why) => Completeness::Incomplete(why),
+            None if self.flattened_unfinished => {
+                Completeness::Incomplete("the flattened file ends before its end mark")
+            }
+            None => Completeness::Complete,
+        }
+    }
+
+    /// The kinds of pages that the header says were left out, as makedumpfile's `-d`; ELF cores do not say.
+    pub fn level(&self) -> Option<u32> {
+        match (&self.notes.own, &self.inner) {
+            (Some(own), _) => Some(u32::from(own.level_done.get())),
+            (None, Inner::Kdump(kdump)) => Some(kdump.level),
+            (None, Inner::Elf(_)) => None,
+        }
+    }
+
+    /// The ways in which pages are packed, from a sample of them; none in ELF cores.
+    ///
+    /// # Errors
+    ///
+    /// When a descriptor cannot be read.
+    pub fn packings(&self) -> Result<Vec<Compression>, DumpError> {
+        match &self.inner {
+            Inner::Elf(_) => Ok(Vec::new()),
+            Inner::Kdump(kdump) => {
+                let mut packings = kdump.sample(PACKINGS_SAMPLE)?;
+                packings.retain(|packing| *packing != Compression::None);
+                Ok(packings)
+            }
+        }
+    }
+
+    /// The pages that are in the file, where it keeps count.
+    pub fn pages_in_file(&self) -> Option<u64> {
+        match &self.inner {
+            Inner::Elf(_) => None,
+            Inner::Kdump(kdump) => Some(kdump.pages_in_file()),
+        }
+    }
+
+    /// The kernel's release that the file's header names, where it names one.
+    pub fn header_release(&self) -> Option<String> {
+        let Inner::Kdump(kdump) = &self.inner else {
+            return None;
+        };
+        let name = kdump.utsname.get(UTSNAME_RELEASE)?;
+        let end = name.iter().position(|byte| *byte == 0)?;
+        let name = String::from_utf8_lossy(&name[..end]);
+        (!name.is_empty()).then(|| name.into_owned())
+    }
+
+    /// Where the kernel was loaded, as the file's header says: kdump-compressed files do.
+    pub fn header_phys_base(&self) -> Option<u64> {
+        match &self.inner {
+            Inner::Elf(_) => None,
+            Inner::Kdump(kdump) => Some(kdump.phys_base),
+        }
+    }
+
+    /// Reads the whole file and compares its checksum with what kmorph wrote into it.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read.
+    pub fn check_checksum(&self) -> Result<ChecksumState, DumpError> {
+        let (Some(own), Some(at)) = (&self.notes.own, self.notes.own_offset) else {
+            return Ok(ChecksumState::None);
+        };
+        if own.finished.get() != 1 || self.format == Format::FlattenedKdump {
+            return Ok(ChecksumState::None);
+        }
+        let (expected, found) = (own.note_crc32.get(), own.own_crc32());
+        if expected != found {
+            return Ok(ChecksumState::Broken { expected, found });
+        }
+        let (expected, found) = (own.file_bytes.get(), self.file_bytes());
+        if expected != found {
+            return Ok(ChecksumState::WrongLength { expected, found });
+        }
+        let (expected, found) = (own.crc32.get(), checksum::of_file(self.file(), at)?);
+        Ok(match expected == found {
+            true => ChecksumState::Holds,
+            false => ChecksumState::Broken { expected, found },
+        })
+    }
+
+    fn file(&self) -> &dyn Bytes {
+        match &self.inner {
+            Inner::Elf(elf) => elf.file(),
+            Inner::Kdump(kdump) => kdump.file(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Dump {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dump")
+            .field("format", &self.format)
+            .field("notes", &self.notes)
+            .finish_non_exhaustive()
+    }
+}
+
+impl PhysicalMemory for Dump {
+    fn ranges(&self) -> &[PhysRange] {
+        match &self.inner {
+            Inner::Elf(elf) => elf.ranges(),
+            Inner::Kdump(kdump) => kdump.ranges(),
+        }
+    }
+
+    fn next_present(&self, phys: u64, end: u64) -> u64 {
+        match &self.inner {
+            Inner::Elf(elf) => elf.next_present(phys, end),
+            Inner::Kdump(kdump) => kdump.next_present(phys, end),
+        }
+    }
+
+    fn read(&self, phys: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
+        match &self.inner {
+            Inner::Elf(elf) => elf.read(phys, buf),
+            Inner::Kdump(kdump) => kdump.read(phys, buf),
+        }
+    }
+}

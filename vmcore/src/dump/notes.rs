@@ -1,0 +1,330 @@
+//! Notes: the registers of the CPUs, VMCOREINFO, and what kmorph says of its own dumps.
+
+use core::mem::size_of;
+
+use zerocopy::byteorder::little_endian::{I32, U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::layout::NoteHeader;
+use crate::bytes::{self, Bytes};
+use crate::error::DumpError;
+
+/// Most bytes of notes that are read: a note for each of 8192 CPUs and more than one VMCOREINFO.
+pub(crate) const NOTES_MAX_BYTES: u64 = 16 << 20;
+/// Most CPUs whose registers are kept.
+const CPUS_MAX: usize = 8192;
+/// Most bytes of VMCOREINFO: the kernel's own limit is one page.
+pub(crate) const VMCOREINFO_MAX_BYTES: u64 = 64 << 10;
+
+/// Kind of the note with a CPU's registers.
+pub(crate) const NT_PRSTATUS: u32 = 1;
+/// Owner of it.
+pub(crate) const CORE: &[u8] = b"CORE\0";
+/// Owner of the kernel's description of itself.
+pub(crate) const VMCOREINFO: &[u8] = b"VMCOREINFO\0";
+/// Owner of the registers that QEMU adds.
+const QEMU: &[u8] = b"QEMU\0";
+/// Owner of the note about what was left out and the checksum.
+pub(crate) const KMORPH: &[u8] = b"KMORPH\0";
+
+/// A CPU's registers as the kernel or QEMU saves them (`struct elf_prstatus`).
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
+#[repr(C)]
+pub struct PrStatus {
+    /// Signal, codes and masks: of no use in a vmcore.
+    pub signal: [u8; 32],
+    /// The task that ran, or 0.
+    pub pid: I32,
+    /// Parent, group and session, and times: of no use in a vmcore.
+    pub others: [u8; 76],
+    /// The general registers.
+    pub registers: Registers,
+    /// Not 0 when floating point was saved as well.
+    pub fpvalid: U32,
+    /// 0.
+    pub padding: U32,
+}
+
+/// The registers of an x86_64 CPU, in the order of `struct user_regs_struct`.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
+#[repr(C)]
+#[allow(missing_docs)] // their names say it
+pub struct Registers {
+    pub r15: U64,
+    pub r14: U64,
+    pub r13: U64,
+    pub r12: U64,
+    pub rbp: U64,
+    pub rbx: U64,
+    pub r11: U64,
+    pub r10: U64,
+    pub r9: U64,
+    pub r8: U64,
+    pub rax: U64,
+    pub rcx: U64,
+    pub rdx: U64,
+    pub rsi: U64,
+    pub rdi: U64,
+    pub orig_rax: U64,
+    pub rip: U64,
+    pub cs: U64,
+    pub rflags: U64,
+    pub rsp: U64,
+    pub ss: U64,
+    pub fs_base: U64,
+    pub gs_base: U64,
+    pub ds: U64,
+    pub es: U64,
+    pub fs: U64,
+    pub gs: U64,
+}
+
+/// The part of QEMU's own note that is read.
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct QemuCpu {
+    version: U32,
+    bytes: U32,
+    general: [U64; 18],
+    /// Selector, limit, flags, padding, base.
+    segments: [[U32; 6]; 10],
+    control: [U64; 5],
+}
+
+/// What kmorph says of a dump that it wrote.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
+#[repr(C)]
+pub struct OwnNote {
+    /// 1.
+    pub version: U16,
+    /// Bits as makedumpfile's `-d`: the kinds of pages that were to be left out.
+    pub level_wanted: U16,
+    /// The kinds that were left out; fewer when the kernel could not be trusted to name them.
+    pub level_done: U16,
+    /// 1 when the file was finished.
+    pub finished: U16,
+    /// Length of the file, bytes.
+    pub file_bytes: U64,
+    /// CRC-32 (ISO-HDLC) of the whole file, with the contents of this note taken as zeros.
+    pub crc32: U32,
+    /// CRC-32 of this note, with this field taken as zeros.
+    pub note_crc32: U32,
+    /// Pages that the machine has.
+    pub pages: U64,
+    /// Pages left out because they were free.
+    pub free: U64,
+    /// … because they were cache without private data.
+    pub cache: U64,
+    /// … because they were cache with private data.
+    pub cache_private: U64,
+    /// … because they belonged to user processes.
+    pub user: U64,
+    /// … because they are broken or offline memory.
+    pub unusable: U64,
+    /// Pages that hold nothing but zeros: in the dump, but they take no room.
+    pub zero: U64,
+    /// Pages that could not be read from the source; they read as zeros.
+    pub unreadable: U64,
+}
+
+impl OwnNote {
+    /// The checksum that [`OwnNote::note_crc32`] should have.
+    pub(crate) fn own_crc32(&self) -> u32 {
+        let unsigned = Self {
+            note_crc32: 0.into(),
+            ..*self
+        };
+        crc32fast::hash(unsigned.as_bytes())
+    }
+}
+
+/// Version of [`OwnNote`].
+pub(crate) const OWN_NOTE_VERSION: u16 = 1;
+
+const _: () = {
+    assert!(size_of::<PrStatus>() == 336);
+    assert!(core::mem::offset_of!(PrStatus, registers) == 112);
+    assert!(size_of::<QemuCpu>() == 432);
+    assert!(size_of::<OwnNote>() == 88);
+};
+
+/// One CPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cpu {
+    /// Its registers.
+    pub status: PrStatus,
+    /// Its page table, from QEMU's note.
+    pub cr3: Option<u64>,
+}
+
+/// What a dump's notes say.
+#[derive(Debug, Default)]
+pub struct Notes {
+    /// The CPUs, in the order of the notes.
+    pub cpus: Vec<Cpu>,
+    /// The kernel's description of itself, as text.
+    pub vmcoreinfo: Option<Vec<u8>>,
+    /// Of a dump that kmorph wrote.
+    pub own: Option<OwnNote>,
+    /// Where the contents of that note stand in the file.
+    pub own_offset: Option<u64>,
+}
+
+impl Notes {
+    /// Reads the notes in `length` bytes from `offset` on, and adds what they say.
+    ///
+    /// # Errors
+    ///
+    /// When a note reaches beyond the others, or there are too many bytes of them.
+    pub(crate) fn add(
+        &mut self,
+        file: &dyn Bytes,
+        offset: u64,
+        length: u64,
+    ) -> Result<(), DumpError> {
+        if length > NOTES_MAX_BYTES {
+            let what = "more than 16 MiB of notes";
+            return Err(DumpError::Damaged { offset, what });
+        }
+        // NOTES_MAX_BYTES fits.
+        let mut all = vec![0; usize::try_from(length).unwrap_or(0)];
+        bytes::read(file, offset, &mut all, "notes")?;
+        let mut rest = all.as_slice();
+        while rest.len() >= size_of::<NoteHeader>() {
+            let at = offset + (all.len() - rest.len()) as u64;
+            let (note, behind) = Note::split(rest).ok_or(DumpError::Damaged {
+                offset: at,
+                what: "a note reaches beyond the notes",
+            })?;
+            self.take(&note, at, behind.len(), rest.len());
+            rest = behind;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, note: &Note<'_>, at: u64, behind: usize, rest: usize) {
+        match note.name {
+            CORE if note.kind == NT_PRSTATUS && self.cpus.len() < CPUS_MAX => {
+                if let Ok((status, _)) = PrStatus::read_from_prefix(note.content) {
+                    self.cpus.push(Cpu { status, cr3: None });
+                }
+            }
+            QEMU => {
+                // One for each CPU, in their order, behind all of the kernel's kind.
+                let cr3 = QemuCpu::read_from_prefix(note.content).map(|(cpu, _)| cpu.control[3]);
+                let next = self.cpus.iter_mut().find(|cpu| cpu.cr3.is_none());
+                if let (Ok(cr3), Some(cpu)) = (cr3, next) {
+                    cpu.cr3 = Some(cr3.get());
+                }
+            }
+            VMCOREINFO if note.content.len() as u64 <= VMCOREINFO_MAX_BYTES => {
+                self.vmcoreinfo = Some(note.content.to_vec());
+            }
+            KMORPH => {
+                if let Ok((own, _)) = OwnNote::read_from_prefix(note.content)
+                    && own.version.get() == OWN_NOTE_VERSION
+                {
+                    let padded = note.content.len().next_multiple_of(4);
+                    self.own = Some(own);
+                    self.own_offset = Some(at + (rest - behind - padded) as u64);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+struct Note<'a> {
+    name: &'a [u8],
+    kind: u32,
+    content: &'a [u8],
+}
+
+impl<'a> Note<'a> {
+    /// The first note of `bytes` and what is behind it.
+    fn split(bytes: &'a [u8]) -> Option<(Self, &'a [u8])> {
+        let (header, rest) = NoteHeader::read_from_prefix(bytes).ok()?;
+        let name_bytes = usize::try_from(header.name_bytes.get()).ok()?;
+        let content_bytes = usize::try_from(header.content_bytes.get()).ok()?;
+        let (name, rest) = rest.split_at_checked(name_bytes.checked_next_multiple_of(4)?)?;
+        // The last note may lack its padding.
+        let padded = content_bytes.checked_next_multiple_of(4)?;
+        let content = rest.get(..content_bytes)?;
+        let behind = rest.get(padded..).unwrap_or_default();
+        let note = Self {
+            name: name.get(..name_bytes)?,
+            kind: header.kind.get(),
+            content,
+        };
+        Some((note, behind))
+    }
+}
+
+/// Appends a note.
+pub(crate) fn put_note(name: &[u8], kind: u32, content: &[u8], out: &mut Vec<u8>) {
+    let bytes = |slice: &[u8]| U32::new(u32::try_from(slice.len()).unwrap_or(u32::MAX));
+    let header = NoteHeader {
+        name_bytes: bytes(name),
+        content_bytes: bytes(content),
+        kind: U32::new(kind),
+    };
+    out.extend(header.as_bytes());
+    for part in [name, content] {
+        out.extend(part);
+        out.resize(out.len().next_multiple_of(4), 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(rip: u64) -> PrStatus {
+        let mut status = PrStatus::read_from_bytes(&[0; size_of::<PrStatus>()]).unwrap();
+        status.registers.rip = U64::new(rip);
+        status
+    }
+
+    #[test]
+    fn what_is_put_is_read() {
+        let mut file = vec![0; 4];
+        put_note(CORE, NT_PRSTATUS, status(7).as_bytes(), &mut file);
+        put_note(b"ELSE\0", 9, b"12345", &mut file);
+        put_note(VMCOREINFO, 0, b"OSRELEASE=6.1\n", &mut file);
+        let own = OwnNote::read_from_bytes(&[1; size_of::<OwnNote>()]).unwrap();
+        let own = OwnNote {
+            version: U16::new(OWN_NOTE_VERSION),
+            ..own
+        };
+        put_note(KMORPH, 0, own.as_bytes(), &mut file);
+        let mut notes = Notes::default();
+        notes.add(&file, 4, file.len() as u64 - 4).unwrap();
+        assert_eq!(notes.cpus[0].status.registers.rip.get(), 7);
+        assert_eq!(notes.vmcoreinfo.as_deref(), Some(&b"OSRELEASE=6.1\n"[..]));
+        assert_eq!(notes.own, Some(own));
+        let at = usize::try_from(notes.own_offset.unwrap()).unwrap();
+        assert_eq!(&file[at..at + 88], own.as_bytes());
+    }
+
+    #[test]
+    fn a_note_that_reaches_too_far_is_told_with_its_place() {
+        let mut file = Vec::new();
+        put_note(b"ELSE\0", 9, b"1234", &mut file);
+        let second = file.len() as u64;
+        put_note(b"ELSE\0", 9, b"1234", &mut file);
+        file.truncate(file.len() - 1);
+        let error = Notes::default()
+            .add(&file, 0, file.len() as u64)
+            .unwrap_err();
+        assert!(
+            matches!(error, DumpError::Damaged { offset, .. } if offset == second),
+            "{error}"
+        );
+    }
+}

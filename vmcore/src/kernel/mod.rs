@@ -1,0 +1,258 @@
+//! A kernel's view of its memory: virtual addresses, through its own page tables.
+
+pub mod log;
+pub mod pages;
+mod paging;
+pub mod symbols;
+pub mod vmcoreinfo;
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use crate::dump::Dump;
+use crate::error::MemoryError;
+use crate::memory::{PAGE, PAGE_BYTES, PhysicalMemory};
+
+pub use paging::START_KERNEL_MAP;
+pub use vmcoreinfo::{Missing, Origin, VmcoreInfo};
+
+/// Pages that are kept after they were read: page tables, above all. 4 MiB.
+const PAGES_KEPT: usize = 1024;
+
+/// Why the kernel's own structures cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// Nothing says how the kernel is laid out.
+    #[error("the dump has no VMCOREINFO, and none was found in the memory")]
+    NoVmcoreInfo,
+    /// It does not say what is needed.
+    #[error(transparent)]
+    Missing(#[from] Missing),
+    /// Memory that is needed is not there.
+    #[error("{what}: {source}")]
+    Memory {
+        /// What was read.
+        what: &'static str,
+        /// Why it could not be.
+        source: MemoryError,
+    },
+    /// The kernel's memory breaks the kernel's own rules.
+    #[error("{what} at {virt:#x} makes no sense")]
+    Nonsense {
+        /// What was read.
+        what: &'static str,
+        /// Where.
+        virt: u64,
+    },
+}
+
+/// A kernel in memory.
+pub struct Kernel<'a> {
+    memory: &'a dyn PhysicalMemory,
+    info: VmcoreInfo,
+    /// Physical address of the top page table.
+    root: u64,
+    levels: u8,
+    /// Bits of an entry that mark encrypted memory and are no part of the address.
+    encryption_mask: u64,
+    phys_base: u64,
+    kept: Mutex<HashMap<u64, Box<[u8; PAGE_BYTES]>>>,
+}
+
+impl<'a> Kernel<'a> {
+    /// The kernel in a dump.
+    ///
+    /// # Errors
+    ///
+    /// When there is no VMCOREINFO, or it does not say where the page tables are.
+    pub fn in_dump(dump: &'a Dump) -> Result<Self, KernelError> {
+        let info = match &dump.notes().vmcoreinfo {
+            Some(text) => VmcoreInfo::parse(text, Origin::Note),
+            None => VmcoreInfo::search(dump).ok_or(KernelError::NoVmcoreInfo)?,
+        };
+        Self::new(dump, info, dump.header_phys_base())
+    }
+
+    /// The kernel in memory, found by its VMCOREINFO.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::in_dump`].
+    pub fn in_memory(memory: &'a dyn PhysicalMemory) -> Result<Self, KernelError> {
+        let info = VmcoreInfo::search(memory).ok_or(KernelError::NoVmcoreInfo)?;
+        Self::new(memory, info, None)
+    }
+
+    /// The kernel that `info` describes. `phys_base` is used when that does not say where the kernel is.
+    ///
+    /// # Errors
+    ///
+    /// When it does not say where the page tables are.
+    pub fn new(
+        memory: &'a dyn PhysicalMemory,
+        info: VmcoreInfo,
+        phys_base: Option<u64>,
+    ) -> Result<Self, KernelError> {
+        let phys_base = match (info.number("phys_base"), phys_base) {
+            (Ok(base), _) => base.cast_unsigned(),
+            (Err(_), Some(base)) => base,
+            (Err(missing), None) => return Err(missing.into()),
+        };
+        let table = info
+            .symbol("swapper_pg_dir")
+            .or_else(|_| info.symbol("init_top_pgt"))?;
+        if table < START_KERNEL_MAP {
+            return Err(KernelError::Nonsense {
+                what: "SYMBOL(swapper_pg_dir)",
+                virt: table,
+            });
+        }
+        let five = info.number("pgtable_l5_enabled").unwrap_or(0) == 1;
+        Ok(Self {
+            memory,
+            root: (table - START_KERNEL_MAP).wrapping_add(phys_base),
+            levels: if five { 5 } else { 4 },
+            encryption_mask: info.number("sme_mask").unwrap_or(0).cast_unsigned(),
+            phys_base,
+            kept: Mutex::default(),
+            info,
+        })
+    }
+
+    /// VMCOREINFO.
+    pub fn info(&self) -> &VmcoreInfo {
+        &self.info
+    }
+
+    /// The memory below.
+    pub fn memory(&self) -> &'a dyn PhysicalMemory {
+        self.memory
+    }
+
+    /// What is added to an address in the kernel's image, less [`START_KERNEL_MAP`], to have the physical
+    /// one.
+    pub fn phys_base(&self) -> u64 {
+        self.phys_base
+    }
+
+    /// Fills `buf` with what stands at a virtual address.
+    ///
+    /// # Errors
+    ///
+    /// The first page that is not mapped or cannot be had.
+    pub fn read(&self, mut virt: u64, mut buf: &mut [u8]) -> Result<(), MemoryError> {
+        while !buf.is_empty() {
+            let within = usize::try_from(virt % PAGE).unwrap_or(0);
+            let (now, later) = buf.split_at_mut((PAGE_BYTES - within).min(buf.len()));
+            let phys = self.translate(virt)?;
+            self.read_kept(phys, now)?;
+            virt = virt.wrapping_add(now.len() as u64);
+            buf = later;
+        }
+        Ok(())
+    }
+
+    /// Bytes at a virtual address; `what` names them in the error.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::read`].
+    pub fn bytes<const N: usize>(
+        &self,
+        virt: u64,
+        what: &'static str,
+    ) -> Result<[u8; N], KernelError> {
+        let mut bytes = [0; N];
+        let read = self.read(virt, &mut bytes);
+        read.map_err(|source| KernelError::Memory { what, source })?;
+        Ok(bytes)
+    }
+
+    /// A number of 64 bits at a virtual address.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::read`].
+    pub fn u64_at(&self, virt: u64, what: &'static str) -> Result<u64, KernelError> {
+        self.bytes(virt, what).map(u64::from_le_bytes)
+    }
+
+    /// A number of 32 bits at a virtual address.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::read`].
+    pub fn u32_at(&self, virt: u64, what: &'static str) -> Result<u32, KernelError> {
+        self.bytes(virt, what).map(u32::from_le_bytes)
+    }
+
+    /// A text that ends with a zero byte, of at most `max_bytes`; as much of it as can be read.
+    pub fn text_at(&self, virt: u64, max_bytes: usize) -> Vec<u8> {
+        let mut text = Vec::new();
+        while text.len() < max_bytes {
+            let at = virt.wrapping_add(text.len() as u64);
+            let to_page_end = PAGE_BYTES - usize::try_from(at % PAGE).unwrap_or(0);
+            let mut part = vec![0; to_page_end.min(max_bytes - text.len())];
+            if self.read(at, &mut part).is_err() {
+                break;
+            }
+            let end = part.iter().position(|byte| *byte == 0);
+            text.extend(&part[..end.unwrap_or(part.len())]);
+            if end.is_some() {
+                break;
+            }
+        }
+        text
+    }
+
+    /// Fills `buf` as far as the memory is there, else with zeros. Reads whole mappings at once and
+    /// keeps nothing. False when something was not there.
+    fn read_what_is_there(&self, mut virt: u64, mut buf: &mut [u8]) -> bool {
+        let mut all = true;
+        while !buf.is_empty() {
+            let mapping = self.mapping(virt);
+            let step = mapping.as_ref().map_or(PAGE, |mapping| mapping.entry_bytes);
+            let left = usize::try_from(step - virt % step).unwrap_or(usize::MAX);
+            let (now, later) = buf.split_at_mut(left.min(buf.len()));
+            all &= match mapping {
+                Ok(mapping) if self.memory.read(mapping.phys, now).is_ok() => true,
+                // Perhaps a part of it.
+                Ok(mapping) if step > PAGE => {
+                    let parts = now.chunks_mut(PAGE_BYTES).zip(0_u64..);
+                    parts.fold(true, |all, (part, number)| {
+                        let there = self.memory.read(mapping.phys + number * PAGE, part);
+                        if there.is_err() {
+                            part.fill(0);
+                        }
+                        all & there.is_ok()
+                    })
+                }
+                _ => {
+                    now.fill(0);
+                    false
+                }
+            };
+            virt = virt.wrapping_add(now.len() as u64);
+            buf = later;
+        }
+        all
+    }
+
+    /// Reads within one page, which is kept.
+    fn read_kept(&self, phys: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
+        let (number, within) = (phys / PAGE, usize::try_from(phys % PAGE).unwrap_or(0));
+        let mut kept = self.kept.lock().unwrap_or_else(|e| e.into_inner());
+        if !kept.contains_key(&number) {
+            let mut page = Box::new([0; PAGE_BYTES]);
+            self.memory.read(number * PAGE, &mut page[..])?;
+            if kept.len() >= PAGES_KEPT {
+                kept.clear();
+            }
+            kept.insert(number, page);
+        }
+        if let Some(page) = kept.get(&number) {
+            buf.copy_from_slice(&page[within..within + buf.len()]);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,147 @@
+//! Memory that is read no faster than a rate, so that those who live keep the bandwidth of memory.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use crate::error::MemoryError;
+use crate::memory::{PhysRange, PhysicalMemory};
+
+/// Lowest rate, MiB/s: below it a stop would be waited for too long, because a thread sees it only between
+/// two reads of at most 1 MiB.
+pub const RATE_MIN_MIB_S: u64 = 8;
+/// Highest rate, MiB/s: more than memory gives.
+pub const RATE_MAX_MIB_S: u64 = 65_536;
+
+/// A rate between [`RATE_MIN_MIB_S`] and [`RATE_MAX_MIB_S`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    mib_s: u64,
+}
+
+impl Rate {
+    /// So many MiB/s; `None` out of bounds.
+    pub fn mib_per_second(mib_s: u64) -> Option<Self> {
+        let within = (RATE_MIN_MIB_S..=RATE_MAX_MIB_S).contains(&mib_s);
+        within.then_some(Self { mib_s })
+    }
+
+    /// How long so many bytes take.
+    fn time_for(self, bytes: usize) -> Duration {
+        let nanos = bytes as u128 * 1_000_000_000 / (u128::from(self.mib_s) << 20);
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+}
+
+/// A memory, read by all threads together no faster than a rate. What is known to be zero costs nothing.
+pub struct Paced<'a> {
+    memory: &'a dyn PhysicalMemory,
+    rate: Rate,
+    /// When the reads so far are paid for.
+    paid: Mutex<Instant>,
+}
+
+impl<'a> Paced<'a> {
+    /// The memory, at most so fast.
+    pub fn new(memory: &'a dyn PhysicalMemory, rate: Rate) -> Self {
+        Self {
+            memory,
+            rate,
+            paid: Mutex::new(Instant::now()),
+        }
+    }
+
+    /// Takes a place behind the reads so far and says when the read is paid for. Time in which nobody read
+    /// is lost: no burst follows.
+    fn reserve(&self, now: Instant, bytes: usize) -> Instant {
+        let mut paid = self.paid.lock().unwrap_or_else(|e| e.into_inner());
+        *paid = (*paid).max(now) + self.rate.time_for(bytes);
+        *paid
+    }
+}
+
+impl PhysicalMemory for Paced<'_> {
+    fn ranges(&self) -> &[PhysRange] {
+        self.memory.ranges()
+    }
+
+    fn read(&self, phys: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
+        let now = Instant::now();
+        let paid = self.reserve(now, buf.len());
+        std::thread::sleep(paid.saturating_duration_since(now));
+        self.memory.read(phys, buf)
+    }
+
+    fn next_data(&self, phys: u64, end: u64) -> u64 {
+        self.memory.next_data(phys, end)
+    }
+
+    fn next_present(&self, phys: u64, end: u64) -> u64 {
+        self.memory.next_present(phys, end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Ones([PhysRange; 1]);
+
+    impl PhysicalMemory for Ones {
+        fn ranges(&self) -> &[PhysRange] {
+            &self.0
+        }
+
+        fn read(&self, _phys: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
+            buf.fill(1);
+            Ok(())
+        }
+    }
+
+    const MIB: usize = 1 << 20;
+
+    #[test]
+    fn rates_have_bounds() {
+        for (mib_s, good) in [
+            (0, false),
+            (RATE_MIN_MIB_S - 1, false),
+            (RATE_MIN_MIB_S, true),
+            (RATE_MAX_MIB_S, true),
+            (RATE_MAX_MIB_S + 1, false),
+        ] {
+            assert_eq!(Rate::mib_per_second(mib_s).is_some(), good, "{mib_s}");
+        }
+    }
+
+    #[test]
+    fn reads_queue_and_idle_time_is_lost() {
+        let memory = Ones([PhysRange {
+            start: 0,
+            end: 4096,
+        }]);
+        let paced = Paced::new(&memory, Rate::mib_per_second(10).unwrap());
+        let start = *paced.paid.lock().unwrap();
+        let tenth = Duration::from_millis(100);
+        assert_eq!(paced.reserve(start, MIB), start + tenth);
+        assert_eq!(paced.reserve(start, 2 * MIB), start + 3 * tenth);
+        let later = start + 50 * tenth;
+        assert_eq!(paced.reserve(later, MIB), later + tenth);
+    }
+
+    #[test]
+    fn threads_share_the_rate() {
+        let end = 4 * MIB as u64;
+        let memory = Ones([PhysRange { start: 0, end }]);
+        let paced = Paced::new(&memory, Rate::mib_per_second(16).unwrap());
+        let begun = Instant::now();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let mut buf = vec![0; MIB];
+                    paced.read(0, &mut buf).unwrap();
+                    assert_eq!(buf[MIB - 1], 1);
+                });
+            }
+        });
+        assert!(begun.elapsed() >= Duration::from_millis(250));
+    }
+}

@@ -1,0 +1,311 @@
+//! Writes dumps: from a guest's memory, or from another dump.
+//!
+//! ```text
+//!           pass 1, by 128 MiB            pass 2, by 1 MiB                    end
+//! memory ─▶ which pages go in ─▶ map ─┬─▶ read, find zeros, pack ─▶ file ─▶ header ─▶ sync ─▶ read back ─▶ rename
+//!           (kernel's struct page)    └─▶ (several threads; each writes its own place)
+//! ```
+//!
+//! What goes into the file depends on the memory alone, not on the number of threads. Memory use is
+//! bounded: a few MiB a thread and 12 bytes for each 128 MiB of the machine; the map is in a file.
+//!
+//! Until the end the file has the name `<path>.partial`, and its header says that it is incomplete.
+
+mod chunks;
+mod elf;
+mod kdump;
+mod page_map;
+mod partial;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::Duration;
+
+use zerocopy::IntoBytes;
+
+use crate::checksum::Running;
+use crate::compression::Compression;
+use crate::dump::{ChecksumState, Dump, OwnNote, PrStatus, notes};
+use crate::error::DumpError;
+use crate::kernel::Kernel;
+use crate::memory::PhysicalMemory;
+
+use chunks::Halt;
+use page_map::Filtered;
+use partial::Partial;
+
+/// Most threads that write one dump.
+pub const THREADS_MAX: usize = 16;
+/// The highest level: everything that can be left out.
+pub const LEVEL_MAX: u32 = 31;
+
+/// What is written.
+#[derive(Clone, Copy)]
+pub struct Contents<'a> {
+    /// The machine's memory.
+    pub memory: &'a dyn PhysicalMemory,
+    /// The kernel in it. Without one nothing can be left out but zeros, and readers find less.
+    pub kernel: Option<&'a Kernel<'a>>,
+    /// The registers of the CPUs.
+    pub cpus: &'a [PrStatus],
+    /// Kinds of pages that the memory already lacks, when it is a dump: see [`crate::dump::Dump::level`].
+    pub level_of_source: u32,
+}
+
+/// The format to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// An ELF core; pages of zeros are holes in the file.
+    Elf,
+    /// Kdump-compressed; each page is packed in this way. Snappy cannot be written.
+    Kdump(Compression),
+}
+
+/// How it is written.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// The format.
+    pub output: Output,
+    /// What to leave out, 0 to 31, as makedumpfile's `-d`.
+    pub level: u32,
+    /// Threads, 1 to [`THREADS_MAX`].
+    pub threads: usize,
+    /// The time to write into the file, since 1970.
+    pub time: Duration,
+}
+
+/// Watches and stops the writing, from any thread.
+#[derive(Debug, Default)]
+pub struct Control {
+    /// Set to stop: the partial file stays.
+    pub stop: AtomicBool,
+    /// Pages that are in the file or were left out.
+    pub pages_done: AtomicU64,
+}
+
+/// What was written.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// Counts, the level that was done, the length and the checksum.
+    pub note: OwnNote,
+    /// Why pages were kept that should have been left out.
+    pub not_filtered: Option<String>,
+    /// Sections of 128 MiB of which the kernel did not describe the pages: all of them were kept.
+    pub sections_kept: u64,
+}
+
+/// Why a dump was not written. The partial file stays where there is one, marked as incomplete.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// There is a file of that name already.
+    #[error("{path} exists already")]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// What was asked for cannot be written.
+    #[error("cannot write such a dump: {0}")]
+    Options(&'static str),
+    /// The file cannot be made.
+    #[error("cannot make {path}: {source}")]
+    Create {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// There is no room for it.
+    #[error("no room left for the dump; {path} is what was written, marked as incomplete")]
+    NoRoom {
+        /// The partial file.
+        path: PathBuf,
+    },
+    /// The system refused.
+    #[error("{doing} {path}, which stays, marked as incomplete: {source}")]
+    Io {
+        /// What was done.
+        doing: &'static str,
+        /// The partial file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// [`Control::stop`] was set.
+    #[error("stopped; {path} is what was written, marked as incomplete")]
+    Stopped {
+        /// The partial file.
+        path: PathBuf,
+    },
+    /// The file does not read back as it was written.
+    #[error("{path} does not read back as it was written: {reason}")]
+    NotVerified {
+        /// The partial file.
+        path: PathBuf,
+        /// How.
+        reason: Difference,
+    },
+}
+
+/// How a file differs from what was written.
+#[derive(Debug, thiserror::Error)]
+pub enum Difference {
+    /// It is no dump any more.
+    #[error(transparent)]
+    Unreadable(#[from] DumpError),
+    /// Its checksum is another.
+    #[error("its checksum does not hold")]
+    Checksum,
+}
+
+/// Writes a dump to `path`, which must not exist.
+///
+/// # Errors
+///
+/// Whatever keeps the file from being there, whole and verified.
+pub fn write(
+    contents: Contents<'_>,
+    options: Options,
+    control: &Control,
+    path: &Path,
+) -> Result<Written, WriteError> {
+    if options.level > LEVEL_MAX {
+        return Err(WriteError::Options("the level is above 31"));
+    }
+    if options.output == Output::Kdump(Compression::Snappy) {
+        return Err(WriteError::Options("Snappy is read and not written"));
+    }
+    if contents.memory.ranges().is_empty() {
+        return Err(WriteError::Options("there is no memory"));
+    }
+    let threads = options.threads.clamp(1, THREADS_MAX);
+    let options = Options { threads, ..options };
+    let partial = Partial::create(path)?;
+    let written = match options.output {
+        Output::Elf => elf::write(&contents, &options, control, &partial)?,
+        Output::Kdump(packing) => kdump::write(&contents, &options, packing, control, &partial)?,
+    };
+    partial.sync()?;
+    verify(&partial)?;
+    partial.finish(path)?;
+    Ok(written)
+}
+
+/// The notes of a dump, beginning at a multiple of four in the file.
+struct NoteBytes {
+    bytes: Vec<u8>,
+    /// Where the contents of kmorph's own note begin.
+    own: usize,
+    /// Where the text of VMCOREINFO stands; empty without one.
+    vmcoreinfo: std::ops::Range<usize>,
+}
+
+impl NoteBytes {
+    fn of(contents: &Contents<'_>) -> Self {
+        let mut bytes = Vec::new();
+        for cpu in contents.cpus {
+            notes::put_note(notes::CORE, notes::NT_PRSTATUS, cpu.as_bytes(), &mut bytes);
+        }
+        let mut vmcoreinfo = 0..0;
+        if let Some(kernel) = contents.kernel {
+            let text = kernel.info().text();
+            notes::put_note(notes::VMCOREINFO, 0, text, &mut bytes);
+            let start = bytes.len() - text.len().next_multiple_of(4);
+            vmcoreinfo = start..start + text.len();
+        }
+        let own = [0; size_of::<OwnNote>()];
+        notes::put_note(notes::KMORPH, 0, &own, &mut bytes);
+        Self {
+            own: bytes.len() - own.len(),
+            bytes,
+            vmcoreinfo,
+        }
+    }
+
+    /// The note with what is known at the end.
+    fn put_own(&mut self, own: &OwnNote) {
+        self.bytes[self.own..][..size_of::<OwnNote>()].copy_from_slice(own.as_bytes());
+    }
+}
+
+/// What the chunks that one thread did had in them.
+#[derive(Clone, Copy, Default)]
+struct Tally {
+    zero: u64,
+    unreadable: u64,
+}
+
+/// The note about a finished file.
+fn own_note(
+    options: &Options,
+    filtered: &Filtered,
+    tallies: impl Iterator<Item = Tally>,
+    checksum: &Running,
+) -> OwnNote {
+    let tally = tallies.fold(Tally::default(), |sum, tally| Tally {
+        zero: sum.zero + tally.zero,
+        unreadable: sum.unreadable + tally.unreadable,
+    });
+    // Levels have five bits.
+    let level = |level: u32| u16::try_from(level).unwrap_or(0).into();
+    let out = filtered.left_out;
+    let note = OwnNote {
+        version: notes::OWN_NOTE_VERSION.into(),
+        level_wanted: level(options.level),
+        level_done: level(filtered.level),
+        finished: 1.into(),
+        file_bytes: checksum.len().into(),
+        crc32: checksum.value().into(),
+        note_crc32: 0.into(),
+        pages: filtered.pages.into(),
+        free: out.free.into(),
+        cache: out.cache.into(),
+        cache_private: out.cache_private.into(),
+        user: out.user.into(),
+        unusable: out.unusable.into(),
+        zero: tally.zero.into(),
+        unreadable: tally.unreadable.into(),
+    };
+    OwnNote {
+        note_crc32: note.own_crc32().into(),
+        ..note
+    }
+}
+
+/// Why pass 1 did not come to its end.
+fn map_error(error: std::io::Error, partial: &Partial) -> WriteError {
+    match error.kind() {
+        std::io::ErrorKind::Interrupted => stopped(partial),
+        _ => partial.error("writing the map of", error),
+    }
+}
+
+fn stopped(partial: &Partial) -> WriteError {
+    WriteError::Stopped {
+        path: partial.path().to_owned(),
+    }
+}
+
+/// Why pass 2 did not come to its end.
+fn halted(halt: Halt, partial: &Partial) -> WriteError {
+    match halt {
+        // Somebody else's failure is told instead, where there is one.
+        Halt::Stopped | Halt::Elsewhere => stopped(partial),
+        Halt::Failed(error) => partial.error("writing", error),
+    }
+}
+
+/// Reads the file back as a reader would.
+fn verify(partial: &Partial) -> Result<(), WriteError> {
+    let differs = |reason| WriteError::NotVerified {
+        path: partial.path().to_owned(),
+        reason,
+    };
+    let dump = Dump::open(partial.path())
+        .map_err(|source| partial.error("reading back", source))?
+        .map_err(|error| differs(error.into()))?;
+    match dump.check_checksum() {
+        Ok(ChecksumState::Holds) => Ok(()),
+        Ok(_) => Err(differs(Difference::Checksum)),
+        Err(error) => Err(differs(error.into())),
+    }
+}
