@@ -1,0 +1,229 @@
+//! Where everything lies, version 1 of the layout.
+//!
+//! ```text
+//! 0        header
+//! 4096     an entry of 256 bytes for each peer
+//! rings    a ring for each (from, to), page-aligned:
+//!            0    head, want, ack      written by the sender
+//!            128  tail, freed, wake    written by the receiver
+//!            256  descriptors          u64 for each slot, written by the sender
+//!            …    slots                256 bytes each, packets of up to 255 bytes
+//!            …    bytes                longer packets
+//! ```
+
+/// The bytes `KERFVSK1`, first in the header.
+pub const MAGIC: u64 = u64::from_le_bytes(*b"KERFVSK1");
+/// Version of the layout.
+pub const VERSION: u32 = 1;
+/// Most peers in a region.
+pub const PEERS_MAX: u32 = 64;
+/// Fewest slots of a ring.
+pub const SLOTS_MIN: u32 = 32;
+/// Most slots of a ring.
+pub const SLOTS_MAX: u32 = 1024;
+/// Slots that only control packets may take.
+pub const SLOTS_RESERVED: u32 = 8;
+/// Smallest byte ring.
+pub const BYTES_MIN: u32 = 64 * 1024;
+/// Largest byte ring.
+pub const BYTES_MAX: u32 = 16 * 1024 * 1024;
+/// Packets begin at multiples of this in the byte ring.
+pub const BYTES_ALIGN: u32 = 64;
+/// Longest packet that goes inline, bytes.
+pub const INLINE_MAX: u32 = 255;
+/// Longest packet, bytes.
+pub const PACKET_MAX: u32 = 32 * 1024 - 512;
+/// Distance of inline slots, bytes.
+pub const SLOT_SIZE: u32 = 256;
+
+/// Offsets in the header.
+pub mod header {
+    /// u64 [`MAGIC`](super::MAGIC).
+    pub const MAGIC: u64 = 0;
+    /// u32 [`VERSION`](super::VERSION).
+    pub const VERSION: u64 = 8;
+    /// u32, peers.
+    pub const PEERS: u64 = 12;
+    /// u32, slots of each ring.
+    pub const SLOTS: u64 = 16;
+    /// u32, bytes of each byte ring.
+    pub const BYTES: u64 = 20;
+    /// u64, bytes of the region.
+    pub const SIZE: u64 = 24;
+}
+
+/// The peers' entries.
+pub mod peer {
+    /// Where the first begins.
+    pub const OFFSET: u64 = 4096;
+    /// Distance between two.
+    pub const STRIDE: u64 = 256;
+    /// u64: state in the low half, generation in the high half.
+    pub const WORD: u64 = 0;
+    /// u32: interrupts with which it can be rung.
+    pub const VECTORS: u64 = 8;
+    /// u32: length of the reason.
+    pub const REASON_LEN: u64 = 12;
+    /// Text: why it panicked.
+    pub const REASON: u64 = 16;
+    /// Longest reason, bytes.
+    pub const REASON_MAX: u32 = 112;
+}
+
+/// Offsets in a ring.
+pub mod ring {
+    /// u32: slots published, counted on and on.
+    pub const HEAD: u64 = 0;
+    /// u32: ticket of the sender that waits for room; 0: it does not.
+    pub const WANT: u64 = 4;
+    /// u32: the receiver's generation that the sender has reset itself for.
+    pub const ACK: u64 = 8;
+    /// u32: slots taken.
+    pub const TAIL: u64 = 128;
+    /// u32: bytes given back.
+    pub const FREED: u64 = 132;
+    /// u32: ticket of the receiver that sleeps; 0: it is awake.
+    pub const WAKE: u64 = 136;
+    /// u64 for each slot.
+    pub const DESCRIPTORS: u64 = 256;
+}
+
+/// A descriptor's kinds.
+pub mod kind {
+    /// The packet is in the slot.
+    pub const INLINE: u64 = 1;
+    /// The packet is in the byte ring.
+    pub const BULK: u64 = 2;
+}
+
+const PAGE: u64 = 4096;
+
+/// The measures of a region, checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    peers: u32,
+    slots: u32,
+    bytes: u32,
+}
+
+impl Geometry {
+    /// Measures for `peers` peers (1 to [`PEERS_MAX`]), rings of `slots` slots and `bytes` bytes (powers of
+    /// two, within their bounds); `None` when one is out of range.
+    pub fn new(peers: u32, slots: u32, bytes: u32) -> Option<Self> {
+        let valid = (1..=PEERS_MAX).contains(&peers)
+            && slots.is_power_of_two()
+            && (SLOTS_MIN..=SLOTS_MAX).contains(&slots)
+            && bytes.is_power_of_two()
+            && (BYTES_MIN..=BYTES_MAX).contains(&bytes);
+        valid.then_some(Self {
+            peers,
+            slots,
+            bytes,
+        })
+    }
+
+    /// Peers that the region has room for; they are numbered from 0.
+    pub fn peers(self) -> u32 {
+        self.peers
+    }
+
+    /// Slots of each ring.
+    pub fn slots(self) -> u32 {
+        self.slots
+    }
+
+    /// Bytes of each byte ring.
+    pub fn bytes(self) -> u32 {
+        self.bytes
+    }
+
+    /// Bytes of the whole region.
+    pub fn region_size(self) -> u64 {
+        let peers = u64::from(self.peers);
+        self.rings() + peers * peers * self.stride()
+    }
+
+    /// Where the entry of `peer` begins.
+    ///
+    /// # Panics
+    /// When there is no such peer: the number is the caller's own, never read from shared memory.
+    pub(crate) fn entry(self, peer: u32) -> u64 {
+        assert!(peer < self.peers, "no peer {peer}");
+        peer::OFFSET + u64::from(peer) * peer::STRIDE
+    }
+
+    /// Where the ring from `from` to `to` begins.
+    ///
+    /// # Panics
+    /// As [`Self::entry`].
+    pub(crate) fn ring(self, from: u32, to: u32) -> u64 {
+        assert!(from < self.peers && to < self.peers, "no ring {from} {to}");
+        let index = u64::from(from) * u64::from(self.peers) + u64::from(to);
+        self.rings() + index * self.stride()
+    }
+
+    /// The place of an inline slot within a ring; any `index` falls on one.
+    pub(crate) fn slot(self, index: u32) -> u64 {
+        let first = ring::DESCRIPTORS + u64::from(self.slots) * 8;
+        first + u64::from(index & (self.slots - 1)) * u64::from(SLOT_SIZE)
+    }
+
+    /// The place of a descriptor within a ring; any `index` falls on one.
+    pub(crate) fn descriptor(self, index: u32) -> u64 {
+        ring::DESCRIPTORS + u64::from(index & (self.slots - 1)) * 8
+    }
+
+    /// The place of a position of the byte ring, within a ring, and how far it is to the end of it.
+    pub(crate) fn byte(self, position: u32) -> (u64, u32) {
+        let at = position & (self.bytes - 1);
+        let first = self.slot(0) + u64::from(self.slots) * u64::from(SLOT_SIZE);
+        (first + u64::from(at), self.bytes - at)
+    }
+
+    fn rings(self) -> u64 {
+        (peer::OFFSET + u64::from(self.peers) * peer::STRIDE).next_multiple_of(PAGE)
+    }
+
+    fn stride(self) -> u64 {
+        let slots = u64::from(self.slots) * (8 + u64::from(SLOT_SIZE));
+        (ring::DESCRIPTORS + slots + u64::from(self.bytes)).next_multiple_of(PAGE)
+    }
+}
+
+/// Bytes that a packet of `len` bytes takes in the byte ring.
+pub(crate) fn bulk_size(len: u32) -> u32 {
+    len.next_multiple_of(BYTES_ALIGN)
+}
+
+/// Where a packet of `len` bytes lies, as offsets in the region: one part, or two around the end of the
+/// byte ring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Span {
+    parts: [(u64, usize); 2],
+}
+
+impl Span {
+    /// In the slot `index`.
+    pub(crate) fn inline(geometry: Geometry, ring: u64, index: u32, len: u32) -> Self {
+        Self {
+            parts: [(ring + geometry.slot(index), len as usize), (0, 0)],
+        }
+    }
+
+    /// In the byte ring from `position` on.
+    pub(crate) fn bulk(geometry: Geometry, ring: u64, position: u32, len: u32) -> Self {
+        let (at, room) = geometry.byte(position);
+        let first = len.min(room);
+        let (start, _) = geometry.byte(0);
+        Self {
+            parts: [
+                (ring + at, first as usize),
+                (ring + start, (len - first) as usize),
+            ],
+        }
+    }
+
+    pub(crate) fn parts(&self) -> [(u64, usize); 2] {
+        self.parts
+    }
+}

@@ -1,0 +1,163 @@
+//! Touching memory that others write at the same time.
+
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
+
+/// Memory shared with peers. Offsets are bytes from its start; words lie at multiples of their size.
+///
+/// # Panics
+/// Every method may panic when an offset is out of bounds or not aligned: offsets are the caller's own.
+pub trait Memory {
+    /// Bytes of it.
+    fn size(&self) -> u64;
+    /// Reads a word once.
+    fn load32(&self, at: u64, order: Ordering) -> u32;
+    /// Writes a word once.
+    fn store32(&self, at: u64, value: u32, order: Ordering);
+    /// Reads a word of 64 bits once.
+    fn load64(&self, at: u64, order: Ordering) -> u64;
+    /// Writes a word of 64 bits once.
+    fn store64(&self, at: u64, value: u64, order: Ordering);
+    /// Replaces a word of 64 bits when it is `old`; says whether it was.
+    fn replace64(&self, at: u64, old: u64, new: u64) -> bool;
+    /// Copies bytes out, each once and in no order.
+    fn read(&self, at: u64, to: &mut [u8]);
+    /// Copies bytes in.
+    fn write(&self, at: u64, from: &[u8]);
+    /// A full barrier.
+    fn barrier(&self);
+}
+
+/// Memory that is mapped into this process.
+#[derive(Debug)]
+pub struct Mapped {
+    start: *mut u8,
+    size: u64,
+}
+
+// SAFETY: the memory is reached only through atomics, by whichever thread.
+unsafe impl Send for Mapped {}
+// SAFETY: likewise.
+unsafe impl Sync for Mapped {}
+
+impl Mapped {
+    /// The memory at `start`.
+    ///
+    /// # Safety
+    /// `size` bytes at `start` are mapped for reading and writing for as long as this value lives, and no
+    /// reference of Rust's to them exists. Others may write them at any time.
+    ///
+    /// # Panics
+    /// When `start` is not aligned to 8 bytes.
+    pub unsafe fn new(start: *mut u8, size: u64) -> Self {
+        assert!(start.addr().is_multiple_of(8), "mappings are page-aligned");
+        Self { start, size }
+    }
+
+    /// The place `at`, of which `len` bytes are within bounds.
+    fn at(&self, at: u64, len: usize) -> *mut u8 {
+        let end = at.checked_add(len as u64);
+        assert!(end.is_some_and(|end| end <= self.size), "out of bounds");
+        let offset = usize::try_from(at).unwrap_or(usize::MAX);
+        // SAFETY: within the mapping, as just checked; a mapping is smaller than isize::MAX.
+        unsafe { self.start.add(offset) }
+    }
+
+    fn word32(&self, at: u64) -> &AtomicU32 {
+        assert!(at.is_multiple_of(4), "not aligned");
+        // SAFETY: within bounds and aligned; shared memory is only reached through atomics.
+        unsafe { AtomicU32::from_ptr(self.at(at, 4).cast()) }
+    }
+
+    fn word64(&self, at: u64) -> &AtomicU64 {
+        assert!(at.is_multiple_of(8), "not aligned");
+        // SAFETY: likewise.
+        unsafe { AtomicU64::from_ptr(self.at(at, 8).cast()) }
+    }
+
+    fn byte(&self, at: u64) -> &AtomicU8 {
+        // SAFETY: likewise.
+        unsafe { AtomicU8::from_ptr(self.at(at, 1)) }
+    }
+}
+
+impl Memory for Mapped {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn load32(&self, at: u64, order: Ordering) -> u32 {
+        u32::from_le(self.word32(at).load(order))
+    }
+
+    fn store32(&self, at: u64, value: u32, order: Ordering) {
+        self.word32(at).store(value.to_le(), order);
+    }
+
+    fn load64(&self, at: u64, order: Ordering) -> u64 {
+        u64::from_le(self.word64(at).load(order))
+    }
+
+    fn store64(&self, at: u64, value: u64, order: Ordering) {
+        self.word64(at).store(value.to_le(), order);
+    }
+
+    fn replace64(&self, at: u64, old: u64, new: u64) -> bool {
+        let (old, new) = (old.to_le(), new.to_le());
+        let order = Ordering::AcqRel;
+        let replaced = self
+            .word64(at)
+            .compare_exchange(old, new, order, Ordering::Relaxed);
+        replaced.is_ok()
+    }
+
+    fn read(&self, at: u64, to: &mut [u8]) {
+        if to.is_empty() {
+            return;
+        }
+        self.at(at, to.len());
+        // Packets begin at multiples of 64, so it is words all the way but for the last few bytes.
+        let mut at = at;
+        let mut words = to.chunks_exact_mut(8);
+        for word in &mut words {
+            if at.is_multiple_of(8) {
+                let value = self.word64(at).load(Ordering::Relaxed);
+                word.copy_from_slice(&value.to_ne_bytes());
+            } else {
+                for (byte, at) in word.iter_mut().zip(at..) {
+                    *byte = self.byte(at).load(Ordering::Relaxed);
+                }
+            }
+            at += 8;
+        }
+        for (byte, at) in words.into_remainder().iter_mut().zip(at..) {
+            *byte = self.byte(at).load(Ordering::Relaxed);
+        }
+    }
+
+    fn write(&self, at: u64, from: &[u8]) {
+        if from.is_empty() {
+            return;
+        }
+        self.at(at, from.len());
+        let mut at = at;
+        let (words, rest) = from.as_chunks::<8>();
+        for word in words {
+            if at.is_multiple_of(8) {
+                let value = u64::from_ne_bytes(*word);
+                self.word64(at).store(value, Ordering::Relaxed);
+            } else {
+                for (byte, at) in word.iter().zip(at..) {
+                    self.byte(at).store(*byte, Ordering::Relaxed);
+                }
+            }
+            at += 8;
+        }
+        for (byte, at) in rest.iter().zip(at..) {
+            self.byte(at).store(*byte, Ordering::Relaxed);
+        }
+    }
+
+    fn barrier(&self) {
+        fence(Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,293 @@
+//! Guests and the memory between them.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use kmorph_kerf_ring::{Geometry, Mapped, Memory, Region};
+use kmp_transport::kerf::{DoorbellServer, HOST, Listening};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::runtime::Runtime;
+
+/// The kernels, by their series.
+pub(crate) const SERIES: [&str; 2] = ["6.1", "6.12"];
+/// Longest silence of a guest: software emulation on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(180);
+/// What the kernel checks while a test runs: Debian packages none with KASAN or lockdep. Freed and
+/// overrun memory is found by the slab allocator, or by KFENCE where there is one; a warning is a panic.
+const CHECKS: &str = "slub_debug=FZP kfence.sample_interval=10 panic_on_warn=1 softlockup_panic=1";
+/// Slots and bytes of each ring.
+const SLOTS: u32 = 64;
+const BYTES: u32 = 128 * 1024;
+
+fn cache() -> PathBuf {
+    match std::env::var_os("KMORPH_CACHE_DIR").filter(|dir| !dir.is_empty()) {
+        Some(dir) => dir.into(),
+        // SAFETY: it has no preconditions.
+        None if unsafe { nix::libc::geteuid() } == 0 => "/var/cache/kmorph".into(),
+        None => PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache/kmorph"),
+    }
+}
+
+fn release(series: &str) -> String {
+    let path = cache().join("kernels").join(series);
+    let text = std::fs::read_to_string(&path);
+    let text = text.unwrap_or_else(|error| panic!("{path:?}: {error}; run scripts/fetch-kernels"));
+    text.trim().to_owned()
+}
+
+/// The host's side: memory, doorbells, and a directory for sockets and images.
+pub(crate) struct Machine {
+    server: DoorbellServer,
+    runtime: Runtime,
+    directory: tempfile::TempDir,
+    listening: Mutex<Vec<Listening>>,
+}
+
+impl Machine {
+    pub(crate) fn new(peers: u32) -> Self {
+        let runtime = Runtime::new().unwrap();
+        let geometry = Geometry::new(peers, SLOTS, BYTES).unwrap();
+        let server = DoorbellServer::new(geometry).unwrap();
+        Self {
+            server,
+            runtime,
+            directory: tempfile::tempdir().unwrap(),
+            listening: Mutex::new(Vec::new()),
+        }
+    }
+
+    pub(crate) fn server(&self) -> DoorbellServer {
+        self.server.clone()
+    }
+
+    pub(crate) fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    pub(crate) fn region(&self) -> &Region<Mapped> {
+        self.server.region()
+    }
+
+    pub(crate) fn ring(&self, peer: u32) {
+        self.server.ring(peer, HOST);
+    }
+
+    /// Garbage in one of the words that `from` owns towards `to`, chosen by `random`.
+    pub(crate) fn scribble(&self, from: u32, to: u32, random: u64) {
+        let geometry = self.region().geometry();
+        let peers = u64::from(geometry.peers());
+        let rings = (4096 + peers * 256).next_multiple_of(4096);
+        let stride = (geometry.region_size() - rings) / peers / peers;
+        let ring = |from: u32, to: u32| rings + (u64::from(from) * peers + u64::from(to)) * stride;
+        let word = match random >> 60 {
+            0..4 => ring(from, to),
+            4 => ring(from, to) + 4,
+            5..8 => ring(to, from) + 128,
+            8..10 => ring(to, from) + 132,
+            10 => ring(to, from) + 136,
+            _ => ring(from, to) + 256 + (random >> 40 & 63) * 8,
+        };
+        let value = u32::try_from(random >> 16 & 0xffff).unwrap();
+        let value = if random & 1 == 0 { value & 0x3f } else { value };
+        self.region().memory().store32(word, value, Relaxed);
+    }
+
+    /// A guest without the shared memory.
+    pub(crate) fn alone(&self, series: &str, commands: &[&str]) -> Guest {
+        self.boot(series, commands, &[])
+    }
+
+    /// The guest with the number `peer`.
+    pub(crate) fn guest(&self, peer: u32, series: &str, commands: &[&str]) -> Guest {
+        let socket = self.directory.path().join(format!("peer-{peer}"));
+        if !socket.exists() {
+            let _inside = self.runtime.enter();
+            let listening = self.server.listen(peer, &socket).unwrap();
+            self.listening.lock().unwrap().push(listening);
+        }
+        let vectors = self.server.vectors();
+        let chardev = format!("socket,path={},id=kerf", socket.display());
+        let device = format!("ivshmem-doorbell,vectors={vectors},chardev=kerf");
+        self.boot(
+            series,
+            commands,
+            &["-chardev", &chardev, "-device", &device],
+        )
+    }
+
+    fn boot(&self, series: &str, commands: &[&str], devices: &[&str]) -> Guest {
+        let release = release(series);
+        let kernel = cache().join("kernels").join(&release).join("vmlinuz");
+        let append = format!(
+            "console=ttyS0 quiet panic=-1 oops=panic {CHECKS} -- {}",
+            commands.join(" ")
+        );
+        assert!(append.len() < 2000, "too long for a kernel's command line");
+        let mut child = Command::new("qemu-system-x86_64")
+            .args([
+                "-nodefaults",
+                "-no-user-config",
+                "-display",
+                "none",
+                "-no-reboot",
+            ])
+            .args([
+                "-machine",
+                "q35,usb=off,vmport=off,sata=off,smbus=off,smm=off,hpet=off",
+            ])
+            .args(["-accel", "tcg,tb-size=96", "-m", "256M", "-serial", "stdio"])
+            .arg("-kernel")
+            .arg(kernel)
+            .arg("-initrd")
+            .arg(image(series, &release))
+            .args(["-append", &append])
+            .args(devices)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in output.split(b'\n') {
+                let Ok(line) = line else { break };
+                let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+                if sender.send(text).is_err() {
+                    break;
+                }
+            }
+        });
+        Guest {
+            child,
+            lines,
+            said: Vec::new(),
+        }
+    }
+}
+
+/// A running guest. Dropping it kills it.
+pub(crate) struct Guest {
+    child: Child,
+    lines: Receiver<String>,
+    said: Vec<String>,
+}
+
+impl Guest {
+    /// Waits until it has said a line that begins so.
+    pub(crate) fn wait_for(&mut self, start: &str) {
+        let begun = Instant::now();
+        while !self.has_said(start) {
+            match self.lines.recv_timeout(Duration::from_secs(1)) {
+                Ok(line) => self.said.push(line),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    panic!("it ended without {start:?}:\n{}", self.said.join("\n"))
+                }
+            }
+            if begun.elapsed() > PATIENCE {
+                panic!("no {start:?} in {PATIENCE:?}:\n{}", self.said.join("\n"));
+            }
+        }
+    }
+
+    /// Whether it has said a line that begins so; does not wait.
+    pub(crate) fn has_said(&mut self, start: &str) -> bool {
+        self.said.extend(self.lines.try_iter());
+        self.said.iter().any(|line| line.starts_with(start))
+    }
+
+    /// What went wrong in it until now.
+    pub(crate) fn failures(&mut self) -> Vec<String> {
+        self.said.extend(self.lines.try_iter());
+        for line in self.said.iter().filter(|l| l.starts_with("KERF info")) {
+            println!("{line}");
+        }
+        let bad =
+            |line: &&String| line.starts_with("KERF failed") || line.starts_with("KERF panic");
+        self.said.iter().filter(bad).cloned().collect()
+    }
+
+    /// Nothing of it runs any more, and its connection stays.
+    pub(crate) fn stop(&self) {
+        let pid = i32::try_from(self.child.id()).unwrap();
+        kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+    }
+
+    pub(crate) fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The initramfs for a kernel: the program and the modules.
+fn image(series: &str, release: &str) -> PathBuf {
+    static BUILT: Mutex<Vec<(String, PathBuf)>> = Mutex::new(Vec::new());
+    static PLACE: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let mut built = BUILT.lock().unwrap();
+    if let Some((_, path)) = built.iter().find(|(name, _)| name == series) {
+        return path.clone();
+    }
+    let place = PLACE.get_or_init(|| tempfile::tempdir().unwrap()).path();
+    let tree = place.join(format!("{series}.tree"));
+    for directory in ["dev", "modules", "proc", "sys"] {
+        std::fs::create_dir_all(tree.join(directory)).unwrap();
+    }
+    let program = std::env::var_os("KERF_GUEST").expect("KERF_GUEST names the guest's program");
+    std::fs::copy(program, tree.join("init")).unwrap();
+    let net = cache().join(format!(
+        "kernels/{release}/lib/modules/{release}/kernel/net/vmw_vsock"
+    ));
+    for name in [
+        "vsock",
+        "vmw_vsock_virtio_transport_common",
+        "vsock_loopback",
+    ] {
+        unpack(&net, name, &tree.join(format!("modules/{name}.ko")));
+    }
+    let module = cache().join(format!("kmod/{release}/kerf-vsock.ko"));
+    std::fs::copy(&module, tree.join("modules/kerf-vsock.ko"))
+        .unwrap_or_else(|error| panic!("{module:?}: {error}; run make kmod"));
+    let path = place.join(format!("{series}.cpio"));
+    let script =
+        "mknod -m 600 dev/console c 5 1 && find . | cpio -o -H newc -R 0:0 --quiet > \"$1\"";
+    let packed = Command::new("sh")
+        .args(["-c", script, "sh"])
+        .arg(&path)
+        .current_dir(&tree)
+        .status();
+    assert!(
+        packed.unwrap().success(),
+        "cpio, or mknod: the tests run as root"
+    );
+    built.push((series.to_owned(), path.clone()));
+    path
+}
+
+fn unpack(directory: &Path, name: &str, to: &Path) {
+    let plain = directory.join(format!("{name}.ko"));
+    if plain.is_file() {
+        std::fs::copy(plain, to).unwrap();
+        return;
+    }
+    let packed = directory.join(format!("{name}.ko.xz"));
+    let file = std::fs::File::create(to).unwrap();
+    let xz = Command::new("xz")
+        .arg("-dc")
+        .arg(packed)
+        .stdout(file)
+        .status();
+    assert!(xz.unwrap().success());
+}

@@ -1,0 +1,318 @@
+//! The module in guests of real kernels: `make kmod-test`.
+//!
+//! Each guest is QEMU in software emulation with an ivshmem-doorbell device; the memory and the doorbells are
+//! served by this process, which is also peer 0. What runs in a guest is `kerf-guest`, its init.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+mod guest;
+mod host;
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use guest::{Guest, Machine, SERIES};
+use kmorph_kerf_ring::{Link, LinkEvent, Memory, PeerState};
+use kmp_transport::kerf::HOST;
+
+const VSOCK: [&str; 2] = ["load=vsock", "load=vmw_vsock_virtio_transport_common"];
+const KERF: &str = "load=kerf-vsock:instance=test+generation=5";
+
+fn commands<'a>(then: &[&'a str]) -> Vec<&'a str> {
+    VSOCK.into_iter().chain(then.iter().copied()).collect()
+}
+
+/// The same cases over the kernel's own loopback transport, the reference, and over ours; beside each other
+/// only one loads.
+#[test]
+#[ignore = "boots guests: make kmod-test"]
+fn loopback_is_like_the_kernels_own() {
+    for series in SERIES {
+        let machine = Machine::new(1);
+        let mut guest = machine.alone(
+            series,
+            &commands(&[
+                "services",
+                "load=vsock_loopback",
+                "cases=1",
+                "refused=kerf-vsock:backend=loopback",
+                "unload=vsock_loopback",
+                "load=kerf-vsock:backend=loopback+instance=test+generation=5",
+                "cases=1",
+                "heartbeat=1",
+                "busy=1",
+                "unload=kerf-vsock",
+                "complaints",
+            ]),
+        );
+        guest.wait_for("KERF done");
+        assert_eq!(guest.failures(), Vec::<String>::new(), "{series}");
+    }
+}
+
+/// Every pair of kernels: the cases, heartbeats by the other kernel, and the own CID over the rings.
+#[test]
+#[ignore = "boots guests: make kmod-test"]
+fn guests_talk_to_each_other() {
+    for (a, b) in [("6.1", "6.12"), ("6.12", "6.1")] {
+        let machine = Machine::new(4);
+        let mut server = machine.guest(
+            1,
+            a,
+            &commands(&[
+                KERF,
+                "services",
+                "say=serving",
+                "link=2",
+                "cases=1",
+                "cases=3",
+                "say=alone",
+                "forever",
+            ]),
+        );
+        server.wait_for("KERF said serving");
+        let mut client = machine.guest(
+            2,
+            b,
+            &commands(&[
+                KERF,
+                "link=1",
+                "cases=3",
+                "heartbeat=3",
+                "busy=3",
+                "peers",
+                "unload=kerf-vsock",
+                "complaints",
+            ]),
+        );
+        client.wait_for("KERF done");
+        server.wait_for("KERF said alone");
+        assert_eq!(client.failures(), Vec::<String>::new(), "{b} to {a}");
+        assert_eq!(server.failures(), Vec::<String>::new(), "{a}");
+        // It left properly.
+        assert_eq!(machine.region().peer(2).state, PeerState::Left);
+        assert_eq!(machine.region().peer(1).state, PeerState::Ready);
+    }
+}
+
+#[test]
+#[ignore = "boots guests: make kmod-test"]
+fn the_module_goes_under_load() {
+    for series in SERIES {
+        let machine = Machine::new(4);
+        let mut server = machine.guest(
+            1,
+            "6.12",
+            &commands(&[KERF, "services", "say=serving", "forever"]),
+        );
+        server.wait_for("KERF said serving");
+        let mut client = machine.guest(
+            2,
+            series,
+            &commands(&[
+                "load=kerf-vsock",
+                "link=1",
+                "unload_under_load=3",
+                "peers",
+                "unload=kerf-vsock",
+                "complaints",
+            ]),
+        );
+        client.wait_for("KERF done");
+        assert_eq!(client.failures(), Vec::<String>::new(), "{series}");
+        assert_eq!(server.failures(), Vec::<String>::new());
+    }
+}
+
+/// A peer is killed while connections to it are in every state, and comes back with the same number.
+#[test]
+#[ignore = "boots guests: make kmod-test"]
+fn a_peer_dies_and_comes_back() {
+    for series in SERIES {
+        let machine = Machine::new(4);
+        let serve = commands(&[KERF, "services", "say=serving", "forever"]);
+        let mut server = machine.guest(1, "6.1", &serve);
+        server.wait_for("KERF said serving");
+        let mut client = machine.guest(
+            2,
+            series,
+            &commands(&[KERF, "link=1", "victims=3", "complaints"]),
+        );
+        client.wait_for("KERF said victims-ready");
+        server.stop();
+        client.wait_for("KERF said victims-connecting");
+        let before = machine.region().peer(1);
+        server.kill();
+        client.wait_for("KERF said victims-told");
+        assert_eq!(machine.region().peer(1).state, PeerState::Left, "buried");
+        let mut again = machine.guest(1, "6.12", &serve);
+        client.wait_for("KERF done");
+        assert_eq!(client.failures(), Vec::<String>::new(), "{series}");
+        let after = machine.region().peer(1);
+        assert_eq!(after.generation, before.generation + 1);
+        again.kill();
+    }
+}
+
+#[test]
+#[ignore = "boots guests: make kmod-test"]
+fn the_device_survives_a_suspend() {
+    for series in SERIES {
+        let machine = Machine::new(4);
+        let serve = [KERF, "services", "say=serving", "forever"];
+        let mut server = machine.guest(1, "6.1", &commands(&serve));
+        server.wait_for("KERF said serving");
+        let then = [KERF, "link=1", "suspend=3", "suspend=3", "complaints"];
+        let mut client = machine.guest(2, series, &commands(&then));
+        client.wait_for("KERF done");
+        assert_eq!(client.failures(), Vec::<String>::new(), "{series}");
+        assert_eq!(server.failures(), Vec::<String>::new());
+        assert_eq!(machine.region().peer(2).generation, 3);
+    }
+}
+
+#[test]
+#[ignore = "boots guests: make kmod-test"]
+fn a_panic_is_told_with_its_reason() {
+    for series in SERIES {
+        let machine = Machine::new(4);
+        let mut witness = machine.guest(
+            2,
+            "6.1",
+            &commands(&[
+                KERF,
+                "services",
+                "say=serving",
+                "link=1",
+                "say=linked",
+                "forever",
+            ]),
+        );
+        witness.wait_for("KERF said serving");
+        let mut guest = machine.guest(1, series, &commands(&[KERF, "link=2", "crash"]));
+        witness.wait_for("KERF said linked");
+        let start = Instant::now();
+        while machine.region().peer(1).state != PeerState::Panicked {
+            assert!(start.elapsed() < Duration::from_secs(60));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(
+            machine.region().reason(1),
+            b"sysrq triggered crash",
+            "{series}"
+        );
+        guest.kill();
+    }
+}
+
+/// This process is peer 0 and breaks the rules, floods with doorbells and begins anew without end. The guest
+/// that it does it to goes on talking to another guest all the while.
+#[test]
+#[ignore = "boots guests: make kmod-test"]
+fn a_hostile_peer_costs_its_own_link_only() {
+    for series in SERIES {
+        let machine = Machine::new(4);
+        let region = machine.region();
+        let mut other = machine.guest(
+            1,
+            "6.12",
+            &commands(&[KERF, "services", "say=serving", "forever"]),
+        );
+        other.wait_for("KERF said serving");
+        let mut guest = machine.guest(
+            2,
+            series,
+            &commands(&[
+                KERF,
+                "services",
+                "link=1",
+                "say=begin",
+                "bystander=3",
+                "say=end",
+                "peers",
+                "complaints",
+            ]),
+        );
+        guest.wait_for("KERF said begin");
+        let (mut quarantines, mut begun) = (0, 0u64);
+        let mut random = 1u64;
+        while !guest.has_said("KERF said end") {
+            // Up, then garbage in one word after the other until the guest has had enough.
+            let mut link = Link::new(HOST, 2, region.attach(HOST, 1));
+            begun += 1;
+            let start = Instant::now();
+            let mut garbage = false;
+            while start.elapsed() < Duration::from_millis(300) && !guest.has_said("KERF said end") {
+                machine.ring(2);
+                match link.poll(region) {
+                    LinkEvent::Lost => {
+                        quarantines += u32::from(garbage);
+                        break;
+                    }
+                    LinkEvent::Up => {
+                        random = random
+                            .wrapping_mul(6_364_136_223_846_793_005)
+                            .wrapping_add(99);
+                        machine.scribble(HOST, 2, random);
+                        garbage = true;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        println!("{series}: {quarantines} quarantines in {begun} generations");
+        assert!(quarantines > 3, "{quarantines} of {begun}");
+        guest.wait_for("KERF done");
+        assert_eq!(guest.failures(), Vec::<String>::new(), "{series}");
+        assert_eq!(other.failures(), Vec::<String>::new());
+        // And it is still a good peer to one that behaves.
+        assert_eq!(
+            region.memory().load32(0, Relaxed),
+            u32::from_le_bytes(*b"KERF")
+        );
+    }
+}
+
+/// This process connects to ports of guests, of the kernel itself and of programs.
+#[test]
+#[ignore = "boots guests: make kmod-test"]
+fn the_host_talks_to_guests() {
+    for series in SERIES {
+        let machine = Machine::new(2);
+        let serve = [KERF, "services", "say=serving", "forever"];
+        let mut guest = machine.guest(1, series, &commands(&serve));
+        machine.host_cases(&mut guest);
+        assert_eq!(guest.failures(), Vec::<String>::new(), "{series}");
+    }
+}
+
+/// Guests as many as the memory has room for, all linked with all.
+#[test]
+#[ignore = "boots 24 guests: make kmod-test-24"]
+fn twenty_four_at_once() {
+    const GUESTS: u32 = 24;
+    let machine = Machine::new(GUESTS + 1);
+    let mut guests: Vec<Guest> = Vec::new();
+    for n in 1..=GUESTS {
+        let links = format!("links={}", n - 1);
+        let mut all = commands(&["load=kerf-vsock", "services"]);
+        all.push(&links);
+        // Each talks to the one before it, and to the first.
+        let echo = [format!("talk={}", n + 1), "talk=3".to_owned()];
+        if n > 1 {
+            all.extend(echo.iter().map(String::as_str));
+        }
+        all.extend(["say=ready", "forever"]);
+        let mut guest = machine.guest(n, SERIES[n as usize % 2], &all);
+        guest.wait_for("KERF said ready");
+        assert_eq!(guest.failures(), Vec::<String>::new(), "guest {n}");
+        guests.push(guest);
+    }
+    let ready = (1..=GUESTS).filter(|n| machine.region().peer(*n).state == PeerState::Ready);
+    assert_eq!(ready.count(), 24);
+}

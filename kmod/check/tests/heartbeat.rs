@@ -1,0 +1,235 @@
+//! The kernel's heartbeat responder against the protocol's own codec.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+use kmorph_kmod_check::Responder;
+use kmp_proto::codec::{Decoder, encode};
+use kmp_proto::message::{
+    Channel, HeartbeatReq, Hello, HelloFixed, Message, PRESSURE_ABSENT, PeerRole, RecoverReply,
+};
+use kmp_proto::wire::ErrorCode;
+use proptest::prelude::*;
+
+fn hello(instance: &str, generation: u64) -> Hello {
+    Hello {
+        fixed: HelloFixed {
+            version_min: 1,
+            version_max: 1,
+            role: PeerRole::Daemon,
+            channel: Channel::Heartbeat,
+            flags: 0,
+            generation,
+            boot_id: [1; 16],
+            features: 3,
+            session: 0,
+        },
+        instance: instance.to_owned(),
+        kernel_release: "6.1.0".to_owned(),
+        agent_version: "1".to_owned(),
+    }
+}
+
+fn request(probe: u32) -> Message {
+    Message::HeartbeatReq(HeartbeatReq {
+        probe,
+        flags: 0,
+        self_lag_us: 5,
+    })
+}
+
+fn frame(message: &Message, sequence: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    encode(message, sequence, 99, &mut bytes).unwrap();
+    bytes
+}
+
+/// What was answered, as sequence and message.
+fn decode(bytes: &[u8]) -> Vec<(u32, Message)> {
+    let (mut decoder, mut input, mut found) = (Decoder::new(), bytes, Vec::new());
+    while let Some(frame) = decoder.feed(&mut input).unwrap() {
+        found.push((frame.header.sequence, frame.message));
+    }
+    assert_eq!(decoder.buffered(), 0);
+    found
+}
+
+fn greeted() -> Responder {
+    let mut responder = Responder::new("web", 7);
+    let greeting = frame(&Message::Hello(hello("web", 7)), 1);
+    assert!(responder.feed(&greeting).1);
+    responder
+}
+
+/// Asks once; the code of the error with which the connection ends.
+fn error(responder: &mut Responder, bytes: &[u8]) -> (ErrorCode, u32) {
+    let (answer, goes_on) = responder.feed(bytes);
+    assert!(!goes_on);
+    match decode(&answer).as_slice() {
+        [(sequence, Message::Error(info))] => {
+            assert_eq!(*sequence, info.offending_sequence);
+            (info.code, info.offending_sequence)
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn hello_and_heartbeats_are_answered_however_they_are_cut() {
+    let mut stream = frame(&Message::Hello(hello("web", 7)), 1);
+    stream.extend(frame(&request(41), 2));
+    stream.extend(frame(&request(42), 3));
+    for cut in [1, 7, 48, stream.len()] {
+        let mut responder = Responder::new("web", 7);
+        let mut answers = Vec::new();
+        for piece in stream.chunks(cut) {
+            let (answer, goes_on) = responder.feed(piece);
+            assert!(goes_on);
+            answers.extend(answer);
+        }
+        assert!(answers.len() < 512);
+        let answers = decode(&answers);
+        let [
+            (1, Message::HelloReply(reply)),
+            (2, Message::HeartbeatRsp(first)),
+            (3, second),
+        ] = answers.as_slice()
+        else {
+            panic!("{answers:?}");
+        };
+        assert_eq!(reply.fixed.role, PeerRole::Instance);
+        assert_eq!(reply.fixed.channel, Channel::Heartbeat);
+        assert_eq!(reply.fixed.generation, 7);
+        assert_eq!(reply.fixed.boot_id, [7; 16]);
+        assert_eq!(reply.instance, "web");
+        assert_eq!(reply.kernel_release, "6.12.0-test");
+        assert_eq!((first.probe, first.cpu_count), (41, 2));
+        assert_eq!(first.pressure_cpu, PRESSURE_ABSENT);
+        assert_eq!(first.memory_total_kib, 1000);
+        assert_eq!(first.memory_available_kib, 600);
+        assert!(matches!(second, Message::HeartbeatRsp(r) if r.probe == 42));
+    }
+}
+
+#[test]
+fn who_means_another_is_refused() {
+    let mut wrong_channel = hello("web", 7);
+    wrong_channel.fixed.channel = Channel::Control;
+    let mut wrong_role = hello("web", 7);
+    wrong_role.fixed.role = PeerRole::Instance;
+    let mut newer = hello("web", 7);
+    (newer.fixed.version_min, newer.fixed.version_max) = (2, 3);
+    for (hello, code) in [
+        (hello("web", 6), ErrorCode::StaleGeneration),
+        (hello("web2", 7), ErrorCode::UnexpectedInState),
+        (hello("we", 7), ErrorCode::UnexpectedInState),
+        (wrong_channel, ErrorCode::UnexpectedInState),
+        (wrong_role, ErrorCode::UnexpectedInState),
+        (newer, ErrorCode::UnsupportedVersion),
+    ] {
+        let bytes = frame(&Message::Hello(hello.clone()), 9);
+        let refused = error(&mut Responder::new("web", 7), &bytes);
+        assert_eq!(refused, (code, 9), "{hello:?}");
+    }
+}
+
+#[test]
+fn what_is_not_asked_of_a_kernel_is_refused() {
+    let early = frame(&request(1), 4);
+    let refused = error(&mut Responder::new("web", 7), &early);
+    assert_eq!(refused, (ErrorCode::UnexpectedInState, 4));
+    let again = frame(&Message::Hello(hello("web", 7)), 5);
+    assert_eq!(
+        error(&mut greeted(), &again),
+        (ErrorCode::UnexpectedInState, 5)
+    );
+}
+
+#[test]
+fn nothing_answers_an_answer() {
+    let reply = Message::RecoverPrepareReply(RecoverReply {
+        recovery: 1,
+        elapsed_ms: 1,
+    });
+    let mut bytes = frame(&reply, 6);
+    bytes.extend(frame(&request(3), 7));
+    let (answer, goes_on) = greeted().feed(&bytes);
+    assert!(goes_on);
+    assert!(matches!(
+        decode(&answer).as_slice(),
+        [(7, Message::HeartbeatRsp(_))]
+    ));
+}
+
+#[test]
+fn each_check_of_a_frame_has_its_code() {
+    for (at, value, code) in [
+        (0, 0xff, ErrorCode::Malformed),
+        (4, 2, ErrorCode::UnsupportedVersion),
+        (6, 0x77, ErrorCode::UnknownType),
+        (7, 0x80, ErrorCode::UnknownType),
+        (14, 1, ErrorCode::TooLarge),
+        (24, 0xff, ErrorCode::BadCrc),
+        (28, 1, ErrorCode::Malformed),
+        (32, 0xff, ErrorCode::BadCrc),
+    ] {
+        let mut bytes = frame(&request(1), 8);
+        bytes[at] ^= value;
+        assert_eq!(error(&mut greeted(), &bytes), (code, 0), "{at}");
+    }
+}
+
+proptest! {
+    /// Its verdict on a damaged stream is that of the protocol's own decoder.
+    #[test]
+    fn it_judges_like_the_codec(
+        at in 0usize..48,
+        flip in 1u8..,
+        sealed in any::<bool>(),
+        cut in 1usize..60,
+    ) {
+        let mut bytes = frame(&request(1), 8);
+        bytes[at] ^= flip;
+        if sealed {
+            bytes[24..28].fill(0);
+            let crc = kmp_proto::checksum::crc32(&[&bytes]);
+            bytes[24..28].copy_from_slice(&crc.to_le_bytes());
+        }
+        let expected = Decoder::new().feed(&mut &bytes[..]).map(|frame| frame.map(|f| f.message));
+        let mut responder = greeted();
+        let (mut answers, mut open) = (Vec::new(), true);
+        for piece in bytes.chunks(cut) {
+            if open {
+                let (answer, goes_on) = responder.feed(piece);
+                answers.extend(answer);
+                open = goes_on;
+            }
+        }
+        let answers = decode(&answers);
+        match expected {
+            Err(error) => {
+                let code = matches!(answers.as_slice(), [(0, Message::Error(i))] if i.code == error.code());
+                prop_assert!(code && !open, "{error:?} {answers:?}");
+            }
+            Ok(None) => {
+                // Longer than it says it is; or, too long to be kept here, of another channel.
+                let other = matches!(answers.as_slice(), [(_, Message::Error(i))] if i.code == ErrorCode::UnexpectedInState);
+                prop_assert!(answers.is_empty() || other);
+            }
+            Ok(Some(Message::HeartbeatReq(_))) => {
+                let answered = matches!(answers.as_slice(), [(_, Message::HeartbeatRsp(_))]);
+                prop_assert!(answered && open, "{answers:?}");
+            }
+            Ok(Some(message)) => prop_assert_eq!(answers.is_empty(), message.is_answer()),
+        }
+    }
+
+    #[test]
+    fn garbage_ends_in_one_error(bytes in prop::collection::vec(any::<u8>(), 0..3000)) {
+        let (answer, _) = greeted().feed(&bytes);
+        prop_assert!(answer.len() <= 48);
+    }
+}

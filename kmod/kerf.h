@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * The module's own structures.
+ *
+ *   socket ── transport.c ─▶ peer.c ── rings ──▶ memory shared with the peer
+ *                              ▲  │
+ *       interrupt ── backend ──┘  └─▶ heartbeat.c, or virtio_transport_recv_pkt() ─▶ socket
+ */
+#ifndef KERF_H
+#define KERF_H
+
+#include <linux/mutex.h>
+#include <linux/skbuff.h>
+#include <linux/spinlock.h>
+#include <linux/virtio_vsock.h>
+#include <linux/workqueue.h>
+
+#include "kmp.h"
+#include "link.h"
+
+/* Packets that one round of a peer's work takes before others get their turn. */
+#define KERF_BUDGET_PACKETS	64
+/* How often peers are looked at without a doorbell, ms: one may get lost, and dead peers do not ring. */
+#define KERF_SCAN_MS		100
+/* Answers that wait for one peer before its requests are dropped, packets; twice that: its resets too. */
+#define KERF_REPLIES_MAX	1024
+/* Heartbeat connections of one peer. */
+#define KERF_HEARTBEATS_MAX	4
+/* The payload of one packet; longer ones are sent in several. */
+#define KERF_PAYLOAD_MAX	(KERF_PACKET_MAX - sizeof(struct virtio_vsock_hdr))
+
+struct kerf_device;
+struct kerf_heartbeat;
+
+/* How a kind of machine reaches its peers. */
+struct kerf_backend {
+	const char *name;
+	/* Interrupts the peer. In any context, unless @doorbell_sleeps. */
+	void (*doorbell)(struct kerf_device *dev, u32 peer);
+	bool doorbell_sleeps;
+	/* One kernel alone, which talks to itself as CID 1. */
+	bool local_only;
+};
+
+struct kerf_counters {
+	u64 tx_packets, tx_bytes, tx_bulk, tx_waited;
+	u64 rx_packets, rx_bytes, rx_bulk;
+	u64 rx_dropped;		/* packets that break the rules of packets */
+	u64 rx_shed;		/* requests of a peer that does not take its answers */
+	u64 rings, rung;	/* doorbells to it, and looks at it */
+	u64 lost;		/* times that an established link ended */
+	u64 quarantined;	/* times that it wrote what it must not */
+};
+
+struct kerf_peer {
+	struct kerf_device *dev;
+	u32 number;
+
+	/* Everything of this peer but sending is done by its work, which runs on one CPU at a time. */
+	struct work_struct work;
+
+	/* Protects what follows, and the tx counters. link.rx belongs to the work alone. */
+	spinlock_t tx_lock;
+	struct kerf_link link;
+	bool published;			/* since the peer was last looked at for a doorbell */
+	bool must_ring;			/* the work is to ring, because a sender could not */
+	struct sk_buff_head backlog;	/* packets for which there was no room, in order */
+	u32 replies;			/* answers among them */
+
+	/* The work's own. */
+	bool asleep;
+	struct kerf_heartbeat *heartbeats[KERF_HEARTBEATS_MAX];
+
+	struct kerf_counters counters;
+};
+
+struct kerf_device {
+	const struct kerf_backend *backend;
+	void *backend_data;
+	struct kerf_region region;
+	u32 me;
+	u32 vectors;
+	u32 generation;
+	bool started;			/* peers may be kicked */
+	int features;			/* what is registered with the vsock core */
+	struct workqueue_struct *workqueue;
+	struct delayed_work scan;
+	struct dentry *debugfs;
+	struct kerf_peer peers[];	/* region.peers of them */
+};
+
+/* transport.c */
+extern struct virtio_transport kerf_transport;
+int kerf_transport_register(struct kerf_device *dev);
+void kerf_transport_unregister(struct kerf_device *dev);
+void kerf_transport_reset_peer(u32 cid);
+
+/* device.c */
+extern struct kerf_device __rcu *kerf_the_device;
+struct kerf_device *kerf_device_create(const struct kerf_backend *backend, void *backend_data,
+				       const struct kerf_region *region, u32 me, u32 vectors);
+int kerf_device_start(struct kerf_device *dev);
+void kerf_device_stop(struct kerf_device *dev);
+void kerf_device_destroy(struct kerf_device *dev);
+u32 kerf_cid(const struct kerf_device *dev, u32 peer);
+struct kerf_peer *kerf_peer_by_cid(struct kerf_device *dev, u64 cid);
+
+/* peer.c */
+void kerf_peer_init(struct kerf_device *dev, u32 number);
+void kerf_peer_start(struct kerf_peer *peer);
+void kerf_peer_stop(struct kerf_peer *peer);
+void kerf_peer_kick(struct kerf_peer *peer);
+int kerf_peer_send(struct kerf_peer *peer, struct sk_buff *skb);
+int kerf_drop(struct sk_buff *skb, int error);
+void kerf_peer_cancel(struct kerf_peer *peer, struct vsock_sock *vsk);
+
+/* heartbeat.c */
+bool kerf_heartbeat_wants(const struct virtio_vsock_hdr *hdr);
+void kerf_heartbeat_receive(struct kerf_peer *peer, const struct virtio_vsock_hdr *hdr,
+			    const struct kerf_packet *packet);
+void kerf_heartbeat_reset(struct kerf_peer *peer);
+int kerf_heartbeat_init(void);
+
+/* panic.c */
+void kerf_panic_init(void);
+void kerf_panic_exit(void);
+
+/* debugfs.c */
+void kerf_debugfs_init(void);
+void kerf_debugfs_exit(void);
+void kerf_debugfs_add(struct kerf_device *dev);
+void kerf_debugfs_remove(struct kerf_device *dev);
+
+/* The backends. */
+int kerf_loopback_init(void);
+void kerf_loopback_exit(void);
+int kerf_ivshmem_init(void);
+void kerf_ivshmem_exit(void);
+#ifdef CONFIG_MULTIKERNEL
+int kerf_multikernel_init(void);
+void kerf_multikernel_exit(void);
+#else
+static inline int kerf_multikernel_init(void)
+{
+	return -ENODEV;
+}
+
+static inline void kerf_multikernel_exit(void)
+{
+}
+#endif
+
+#endif /* KERF_H */

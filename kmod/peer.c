@@ -1,0 +1,427 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * One peer: what is sent to it and what comes from it.
+ *
+ * Each peer has its own work item, so that one that floods, stalls or lies costs its own turns only. A
+ * packet that finds no room waits in the peer's backlog. What sockets may have in there is bounded by
+ * their credit; what a peer makes this kernel answer, by KERF_REPLIES_MAX.
+ */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/module.h>
+
+#include "compat.h"
+#include "kerf.h"
+
+/* In skb->cb, behind what virtio_transport_common keeps there. */
+struct kerf_skb_cb {
+	struct virtio_vsock_skb_cb virtio;
+	u32 sent;	/* bytes of the payload that are on their way */
+};
+
+static struct kerf_skb_cb *kerf_cb(struct sk_buff *skb)
+{
+	BUILD_BUG_ON(sizeof(struct kerf_skb_cb) > sizeof(skb->cb));
+	return (struct kerf_skb_cb *)skb->cb;
+}
+
+/* In any context; nothing happens before kerf_device_start() is done. */
+void kerf_peer_kick(struct kerf_peer *peer)
+{
+	if (smp_load_acquire(&peer->dev->started))
+		queue_work(peer->dev->workqueue, &peer->work);
+}
+
+/* Not under tx_lock; in process context where the backend's doorbell sleeps. */
+static void ring(struct kerf_peer *peer)
+{
+	struct kerf_device *dev = peer->dev;
+
+	peer->counters.rings++;
+	if (peer->number == dev->me)
+		kerf_peer_kick(peer);
+	else
+		dev->backend->doorbell(dev, peer->number);
+}
+
+/* Copies a part of @skb's payload behind the header. The header lies in the first piece of the span. */
+static void copy_payload(struct sk_buff *skb, u32 from, u32 len, const struct kerf_span *span)
+{
+	const u32 header = sizeof(struct virtio_vsock_hdr);
+	u32 first = min(len, span->len[0] - header);
+
+	/* It cannot fail: the payload is that long. */
+	skb_copy_bits(skb, from, span->at[0] + header, first);
+	skb_copy_bits(skb, from + first, span->at[1], len - first);
+}
+
+/*
+ * Puts a packet into the ring, in several parts when it is long. What a full ring has no room for is
+ * remembered in the skb. tx_lock held.
+ */
+static enum kerf_result put_skb(struct kerf_peer *peer, struct sk_buff *skb)
+{
+	struct virtio_vsock_hdr hdr = *virtio_vsock_hdr(skb);
+	const __le32 flags = hdr.flags;
+	bool data = le16_to_cpu(hdr.op) == VIRTIO_VSOCK_OP_RW;
+	u32 *sent = &kerf_cb(skb)->sent;
+
+	virtio_transport_deliver_tap_pkt(skb);
+	do {
+		u32 part = min_t(u32, skb->len - *sent, KERF_PAYLOAD_MAX);
+		u32 len = sizeof(hdr) + part;
+		struct kerf_span span;
+		enum kerf_result result;
+
+		result = kerf_producer_reserve(&peer->link.tx, len, data ? KERF_DATA : KERF_CONTROL, &span);
+		if (result != KERF_OK)
+			return result;
+		hdr.len = cpu_to_le32(part);
+		hdr.flags = flags;
+		if (*sent + part < skb->len)
+			hdr.flags &= ~cpu_to_le32(VIRTIO_VSOCK_SEQ_EOM | VIRTIO_VSOCK_SEQ_EOR);
+		kerf_span_write(&span, 0, &hdr, sizeof(hdr));
+		copy_payload(skb, *sent, part, &span);
+		kerf_producer_publish(&peer->link.tx, len);
+		peer->published = true;
+		*sent += part;
+		peer->counters.tx_packets++;
+		peer->counters.tx_bytes += part;
+		peer->counters.tx_bulk += len > KERF_INLINE_MAX;
+	} while (*sent < skb->len);
+	return KERF_OK;
+}
+
+/*
+ * Drops a packet that cannot go. Who wants to connect is told why. A connection that is there is about to be
+ * reset, which says it better than an error of one of its packets.
+ */
+int kerf_drop(struct sk_buff *skb, int error)
+{
+	int len = skb->len;
+
+	if (le16_to_cpu(virtio_vsock_hdr(skb)->op) != VIRTIO_VSOCK_OP_REQUEST)
+		error = len;
+	kfree_skb(skb);
+	return error;
+}
+
+/*
+ * Whether to ring for what was published. Only for that: the tickets of two idle ends would keep each other
+ * awake otherwise. tx_lock held.
+ */
+static bool must_ring(struct kerf_peer *peer)
+{
+	if (!peer->published)
+		return false;
+	peer->published = false;
+	return kerf_producer_must_ring(&peer->link.tx);
+}
+
+/*
+ * Sends a packet, or queues it behind those that wait. Takes the skb; returns the length of its payload, or
+ * an error. In process context, under RCU.
+ */
+int kerf_peer_send(struct kerf_peer *peer, struct sk_buff *skb)
+{
+	bool reply = virtio_vsock_skb_reply(skb);
+	bool reset = le16_to_cpu(virtio_vsock_hdr(skb)->op) == VIRTIO_VSOCK_OP_RST;
+	enum kerf_result result = KERF_FULL;
+	bool rings = false, kick = false;
+	int len = skb->len;
+
+	kerf_cb(skb)->sent = 0;
+	spin_lock_bh(&peer->tx_lock);
+	if (!peer->link.up || (reply && peer->replies >= 2 * KERF_REPLIES_MAX)) {
+		spin_unlock_bh(&peer->tx_lock);
+		return kerf_drop(skb, -EHOSTUNREACH);
+	}
+	/* A reset goes past what waits: of its own connection nothing behind it matters any more. */
+	if (reset || skb_queue_empty(&peer->backlog))
+		result = put_skb(peer, skb);
+	rings = must_ring(peer);
+	if (result != KERF_OK) {
+		/* The work waits for room, or finds out what is wrong. */
+		__skb_queue_tail(&peer->backlog, skb);
+		peer->replies += reply;
+		peer->counters.tx_waited++;
+		kick = skb_queue_len(&peer->backlog) == 1 || result == KERF_CORRUPT;
+	}
+	if (rings && peer->dev->backend->doorbell_sleeps) {
+		peer->must_ring = true;
+		rings = false;
+		kick = true;
+	}
+	spin_unlock_bh(&peer->tx_lock);
+	if (result == KERF_OK)
+		kerf_consume_sent(skb);
+	if (rings)
+		ring(peer);
+	if (kick)
+		kerf_peer_kick(peer);
+	return len;
+}
+
+/* Forgets what waits of a socket. */
+void kerf_peer_cancel(struct kerf_peer *peer, struct vsock_sock *vsk)
+{
+	spin_lock_bh(&peer->tx_lock);
+	peer->replies -= virtio_transport_purge_skbs(vsk, &peer->backlog);
+	spin_unlock_bh(&peer->tx_lock);
+}
+
+/* Sends what waits, as far as there is room. False: the ring is corrupt. */
+static bool drain_backlog(struct kerf_peer *peer)
+{
+	enum kerf_result result = KERF_OK;
+	struct sk_buff_head done;
+	struct sk_buff *skb;
+	bool rings;
+
+	__skb_queue_head_init(&done);
+	spin_lock_bh(&peer->tx_lock);
+	kerf_producer_has_room(&peer->link.tx);
+	while ((skb = skb_peek(&peer->backlog))) {
+		result = put_skb(peer, skb);
+		if (result == KERF_FULL) {
+			/* It may have become free just before it was asked for. */
+			kerf_producer_want_room(&peer->link.tx);
+			result = put_skb(peer, skb);
+		}
+		if (result != KERF_OK)
+			break;
+		__skb_unlink(skb, &peer->backlog);
+		peer->replies -= virtio_vsock_skb_reply(skb);
+		__skb_queue_tail(&done, skb);
+	}
+	rings = must_ring(peer) || peer->must_ring;
+	peer->must_ring = false;
+	spin_unlock_bh(&peer->tx_lock);
+	while ((skb = __skb_dequeue(&done)))
+		kerf_consume_sent(skb);
+	if (rings)
+		ring(peer);
+	return result != KERF_CORRUPT;
+}
+
+/* Whether a packet keeps the rules: see docs/kerf-vsock.md. @hdr is our own copy. */
+static bool hdr_is_valid(const struct kerf_peer *peer, const struct virtio_vsock_hdr *hdr, u32 payload)
+{
+	const struct kerf_device *dev = peer->dev;
+	u64 src = le64_to_cpu(hdr->src_cid), dst = le64_to_cpu(hdr->dst_cid);
+
+	if (le32_to_cpu(hdr->len) != payload)
+		return false;
+	if (payload && le16_to_cpu(hdr->op) != VIRTIO_VSOCK_OP_RW)
+		return false;
+	if (peer->number == dev->me && src == VMADDR_CID_LOCAL && dst == VMADDR_CID_LOCAL)
+		return true;
+	return src == kerf_cid(dev, peer->number) && dst == kerf_cid(dev, dev->me);
+}
+
+/* Whether to drop what asks for an answer, because the peer does not take those it has got. */
+static bool must_shed(struct kerf_peer *peer, const struct virtio_vsock_hdr *hdr)
+{
+	u16 op = le16_to_cpu(hdr->op);
+
+	if (READ_ONCE(peer->replies) < KERF_REPLIES_MAX)
+		return false;
+	return op == VIRTIO_VSOCK_OP_REQUEST || op == VIRTIO_VSOCK_OP_CREDIT_REQUEST;
+}
+
+/* Takes the packet that was found. False: there is no memory for it now, and it stays. */
+static bool receive(struct kerf_peer *peer, const struct kerf_packet *packet)
+{
+	struct virtio_vsock_hdr hdr;
+	struct sk_buff *skb;
+	u32 payload;
+
+	if (packet->len < sizeof(hdr))
+		goto drop;
+	kerf_span_read(&packet->span, 0, &hdr, sizeof(hdr));
+	payload = packet->len - sizeof(hdr);
+	if (!hdr_is_valid(peer, &hdr, payload))
+		goto drop;
+	if (must_shed(peer, &hdr)) {
+		peer->counters.rx_shed++;
+		kerf_consumer_release(&peer->link.rx, packet);
+		return true;
+	}
+	if (kerf_heartbeat_wants(&hdr)) {
+		kerf_heartbeat_receive(peer, &hdr, packet);
+		kerf_consumer_release(&peer->link.rx, packet);
+		return true;
+	}
+	skb = alloc_skb(sizeof(hdr) + payload, GFP_KERNEL);
+	if (!skb)
+		return false;
+	skb_reserve(skb, VIRTIO_VSOCK_SKB_HEADROOM);
+	memcpy(virtio_vsock_hdr(skb), &hdr, sizeof(hdr));
+	if (payload)
+		kerf_span_read(&packet->span, sizeof(hdr), skb_put(skb, payload), payload);
+	kerf_consumer_release(&peer->link.rx, packet);
+	peer->counters.rx_packets++;
+	peer->counters.rx_bytes += payload;
+	peer->counters.rx_bulk += packet->bulk != 0;
+	virtio_transport_deliver_tap_pkt(skb);
+	virtio_transport_recv_pkt(&kerf_transport, skb);
+	return true;
+drop:
+	peer->counters.rx_dropped++;
+	kerf_consumer_release(&peer->link.rx, packet);
+	return true;
+}
+
+/* Connections have ended: sockets, heartbeats and what waited. */
+static void reset_connections(struct kerf_peer *peer)
+{
+	struct sk_buff_head waiting;
+
+	__skb_queue_head_init(&waiting);
+	spin_lock_bh(&peer->tx_lock);
+	skb_queue_splice_init(&peer->backlog, &waiting);
+	peer->replies = 0;
+	peer->must_ring = false;
+	peer->published = false;
+	spin_unlock_bh(&peer->tx_lock);
+	__skb_queue_purge(&waiting);
+	kerf_heartbeat_reset(peer);
+	kerf_transport_reset_peer(kerf_cid(peer->dev, peer->number));
+	if (peer->number == peer->dev->me)
+		kerf_transport_reset_peer(VMADDR_CID_LOCAL);
+}
+
+static void quarantine(struct kerf_peer *peer)
+{
+	bool refused, tell;
+
+	spin_lock_bh(&peer->tx_lock);
+	refused = kerf_link_corrupt(&peer->link);
+	tell = peer->link.tell;
+	peer->link.tell = false;
+	spin_unlock_bh(&peer->tx_lock);
+	peer->counters.lost++;
+	if (refused) {
+		peer->counters.quarantined++;
+		pr_warn_ratelimited("peer %u wrote what it must not; it is ignored until it begins anew\n",
+				    peer->number);
+	}
+	reset_connections(peer);
+	if (tell)
+		ring(peer);
+}
+
+/* Looks at the peer; returns whether the link is up. */
+static bool look(struct kerf_peer *peer)
+{
+	enum kerf_link_event event;
+	bool tell;
+
+	spin_lock_bh(&peer->tx_lock);
+	event = kerf_link_poll(&peer->link);
+	tell = peer->link.tell;
+	peer->link.tell = false;
+	spin_unlock_bh(&peer->tx_lock);
+	if (tell)
+		ring(peer);
+	if (event == KERF_LINK_CAME_UP)
+		peer->asleep = false;
+	if (event == KERF_LINK_LOST) {
+		peer->counters.lost++;
+		reset_connections(peer);
+		/* It may be there anew already. */
+		kerf_peer_kick(peer);
+	}
+	return event == KERF_LINK_UP || event == KERF_LINK_CAME_UP;
+}
+
+/* Takes up to a budget of packets. Returns what ended it: KERF_OK when the budget did. */
+static enum kerf_result take_packets(struct kerf_peer *peer)
+{
+	struct kerf_consumer *rx = &peer->link.rx;
+	enum kerf_result result = KERF_OK;
+	int budget = KERF_BUDGET_PACKETS;
+	bool released = false;
+
+	while (budget--) {
+		struct kerf_packet packet;
+
+		result = kerf_consumer_peek(rx, &packet);
+		if (result != KERF_OK)
+			break;
+		if (!receive(peer, &packet)) {
+			/* No memory: the next scan tries again. */
+			result = KERF_FULL;
+			break;
+		}
+		/* It may be waiting for just these bytes. */
+		if (packet.bulk && kerf_consumer_must_ring(rx))
+			ring(peer);
+		released = !packet.bulk;
+	}
+	if (released && kerf_consumer_must_ring(rx))
+		ring(peer);
+	return result;
+}
+
+static void peer_work(struct work_struct *work)
+{
+	struct kerf_peer *peer = container_of(work, struct kerf_peer, work);
+	struct kerf_consumer *rx = &peer->link.rx;
+	enum kerf_result result;
+	struct kerf_packet packet;
+
+	peer->counters.rung++;
+	if (!look(peer))
+		return;
+	if (peer->asleep) {
+		kerf_consumer_awake(rx);
+		peer->asleep = false;
+	}
+	result = take_packets(peer);
+	if (result == KERF_CORRUPT || !drain_backlog(peer)) {
+		quarantine(peer);
+		return;
+	}
+	if (result == KERF_OK) {
+		kerf_peer_kick(peer);
+		return;
+	}
+	if (result == KERF_FULL)
+		return;
+	kerf_consumer_sleep(rx);
+	peer->asleep = true;
+	if (kerf_consumer_peek(rx, &packet) != KERF_EMPTY)
+		kerf_peer_kick(peer);
+}
+
+void kerf_peer_init(struct kerf_device *dev, u32 number)
+{
+	struct kerf_peer *peer = &dev->peers[number];
+
+	peer->dev = dev;
+	peer->number = number;
+	INIT_WORK(&peer->work, peer_work);
+	spin_lock_init(&peer->tx_lock);
+	skb_queue_head_init(&peer->backlog);
+}
+
+/* A new incarnation of ours begins; nothing uses the peer yet. */
+void kerf_peer_start(struct kerf_peer *peer)
+{
+	kerf_link_init(&peer->link, &peer->dev->region, peer->dev->me, peer->number, peer->dev->generation);
+	peer->asleep = false;
+}
+
+/* Nothing sends to the peer and nothing kicks it any more. */
+void kerf_peer_stop(struct kerf_peer *peer)
+{
+	cancel_work_sync(&peer->work);
+	spin_lock_bh(&peer->tx_lock);
+	if (peer->link.accepted)
+		kerf_link_down(&peer->link);
+	spin_unlock_bh(&peer->tx_lock);
+	reset_connections(peer);
+	if (peer->number != peer->dev->me)
+		peer->dev->backend->doorbell(peer->dev, peer->number);
+}
