@@ -2,9 +2,9 @@
 //!
 //! Readers pull: each holds the id it wants next and waits for the log to grow, so a slow reader
 //! costs nothing and can never hold up a writer. One that fell behind what is kept is told so with
-//! a [`EventKind::Gap`]. Ids only grow, also across restarts: at most [`JOURNAL_MAILBOX`] events can
-//! be on their way to the disk when the daemon dies, so a new daemon begins that far beyond the last
-//! id it reads back.
+//! a [`EventKind::Gap`]. Ids only grow, also across restarts: at most
+//! [`EVENTS_UNDER_WAY_MAX`] events can be on their way to the disk when the daemon dies, so a new daemon
+//! begins that far beyond the last id it reads back.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,11 +14,13 @@ use kmorph_control_api::{Event, EventKind};
 use serde_json::json;
 use tokio::sync::watch;
 
-use crate::journal::{Change, JOURNAL_MAILBOX, Journal, Record};
+use crate::journal::{Change, JOURNAL_MAILBOX, Journal, NOTES_MAX, Note};
 use crate::wall_clock;
 
 /// Events kept in memory for streams.
 pub const EVENTS_IN_MEMORY: usize = 4096;
+/// Events that may be on their way to the disk.
+pub const EVENTS_UNDER_WAY_MAX: usize = JOURNAL_MAILBOX + NOTES_MAX;
 
 /// The log. Cheap to clone; shared by all threads.
 #[derive(Clone)]
@@ -99,7 +101,7 @@ impl EventLog {
         let next_id = if last == 0 {
             1
         } else {
-            last + JOURNAL_MAILBOX as u64
+            last + EVENTS_UNDER_WAY_MAX as u64
         };
         let kept = Kept {
             events: stored.into(),
@@ -138,8 +140,8 @@ impl EventLog {
             event
         };
         self.inner.newest.send_replace(event.id);
-        let change = Record(vec![Change::Event(Box::new(event))]);
-        if self.inner.journal.try_send(change).is_err() {
+        let note = Note(Change::Event(Box::new(event)));
+        if self.inner.journal.try_send(note).is_err() {
             self.kept().not_stored += 1;
         }
     }

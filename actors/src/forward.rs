@@ -152,11 +152,7 @@ async fn forward(
     else {
         return reset(client, "the port is no longer published".to_owned());
     };
-    let address = match endpoint {
-        Endpoint::Unix { path } => Address::Unix(path),
-        Endpoint::Vsock { cid } => Address::Vsock(cid),
-    };
-    let mut link = match connect(&address, u32::from(port)).await {
+    let mut link = match connect(&Address::from(endpoint), u32::from(port)).await {
         Ok(link) => link,
         Err(error) => return reset(client, error.to_string()),
     };

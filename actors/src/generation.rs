@@ -13,6 +13,7 @@ use kmp_proto::fence::{Confirmation, FenceCertificate, FenceMethod, FenceOrder};
 use slog::{info, warn};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::journal::{
     CertificateRow, Change, GenerationPhase, GenerationRow, InstanceRow, JournalError,
@@ -194,12 +195,10 @@ impl Services {
     }
 
     fn workload(&self, request: &WorkloadRequest) -> WorkloadSpec {
-        let program = match (request.program.as_str(), self.backend.kind()) {
-            (KV_NAME, kmorph_backends::contract::BackendKind::Embedded) => {
-                self.settings.borrow().kv_program.clone()
-            }
-            (KV_NAME, kmorph_backends::contract::BackendKind::Qemu) => "/usr/bin/kmorph-kv".into(),
-            (path, _) => path.into(),
+        // A guest image has the program at the same path as the host.
+        let program = match request.program.as_str() {
+            KV_NAME => self.settings.borrow().kv_program.clone(),
+            path => path.into(),
         };
         WorkloadSpec {
             program,
@@ -234,6 +233,22 @@ impl Services {
         info!(self.log, "fenced"; "instance" => &row.instance, "generation" => row.generation,
             "confirmed" => certificate.confirmation().as_str());
         Ok(certificate)
+    }
+
+    /// Keeps the registers of a generation's CPUs for its vmcore, where they can be had: they are lost with its
+    /// fence. A vmcore without is worth having, so a failure is logged and no more.
+    pub async fn save_registers(&self, row: &GenerationRow) {
+        let Some(placement) = &row.placement else {
+            return;
+        };
+        let saved = tokio::time::timeout(REGISTERS_TIMEOUT, self.backend.save_registers(placement));
+        let reason = match saved.await {
+            Ok(Ok(_)) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("it took longer than {REGISTERS_TIMEOUT:?}"),
+        };
+        warn!(self.log, "no registers for the vmcore"; "instance" => &row.instance,
+            "generation" => row.generation, "reason" => reason);
     }
 
     async fn write(&self, row: &GenerationRow) -> Result<(), String> {
@@ -301,6 +316,9 @@ impl Services {
         self.numbers.borrow_mut().cids.remove(&row.cid);
     }
 }
+
+/// Longest time that a fence waits for the registers of the CPUs.
+const REGISTERS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Ended generations of an instance whose logs are kept.
 pub const LOGS_KEPT: usize = 3;

@@ -9,7 +9,7 @@
 //! | [`transport::Transport`] | every connection; requests and their replies |
 //! | [`watch::Watch`] | the failure detector of one generation |
 //! | [`instance::Instance`] | one instance: its state, its policy, what is under way |
-//! | [`recovery::RecoveryJob`] | one recovery |
+//! | [`recovery::RecoveryJob`] | one recovery; [`vmcore`] captures for it |
 //! | [`morph::MorphSession`] | one morph |
 //! | [`journal::Journal`] | the state database; the only writer |
 //! | [`control`] | the API socket |
@@ -20,6 +20,7 @@
 pub mod clock;
 pub mod control;
 pub mod events;
+mod fault;
 pub mod forward;
 pub mod generation;
 pub mod instance;
@@ -33,5 +34,6 @@ pub mod services;
 pub mod settings;
 pub mod supervisor;
 pub mod transport;
+pub mod vmcore;
 pub mod wall_clock;
 pub mod watch;

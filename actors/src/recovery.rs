@@ -3,24 +3,26 @@
 use std::time::Duration;
 
 use actix::prelude::*;
-use kmorph_control_api::{EventKind, RecoveryOutcome, RecoveryRecord};
+use kmorph_backends::contract::BackendKind;
+use kmorph_control_api::{EventKind, RecoveryOutcome, RecoveryRecord, VmcorePolicy, VmcoreRecord};
 use kmorph_launch::StartMode;
 use kmp_proto::message::{
     FailureCause, Message as Kmp, RecoverComplete, RecoverCompleteFixed, RecoverFixed,
     RecoverNotice, RecoverReclaim, RecoveryOutcome as WireOutcome, TopologyEntry,
 };
-use kmp_proto::recovery::{Action, Engine, Event, Outcome};
+use kmp_proto::recovery::{Action, CapturePolicy, Engine, Event, Outcome};
 use kmp_proto::time::Instant;
 use slog::{Logger, info, o, warn};
 
 use crate::clock;
 use crate::events::Draft;
 use crate::generation;
-use crate::instance::{Instance, RecoveryOver, Successor};
-use crate::journal::{Change, GenerationRow, InstanceRow, RecoveryRow, record};
+use crate::instance::{Instance, RecoveryOver, Successor, WorkerGone};
+use crate::journal::{Change, GenerationRow, InstanceRow, Record, RecoveryRow, record};
 use crate::services::Services;
 use crate::supervisor::{GetTopology, NoteRecovery, Supervisor};
 use crate::transport::Broadcast;
+use crate::vmcore::{self, Capture, CaptureError, Dumped, KernelLog};
 use crate::wall_clock;
 
 /// Wait before a fence that was not confirmed is tried again.
@@ -63,6 +65,22 @@ pub enum SuccessorNews {
     Failed(String),
 }
 
+/// What policy makes of this failure. Of a program that failed the kernel's memory says nothing, and what never
+/// ran, or ran before the host was rebooted, has left none.
+fn capture_policy(services: &Services, plan: &Plan) -> CapturePolicy {
+    let placement = plan.failed.placement.as_ref();
+    let ran = placement.is_some_and(|placed| placed.host_boot_id == services.host_boot_id);
+    let embedded = services.backend.kind() == BackendKind::Embedded;
+    if !ran || embedded || plan.cause == FailureCause::WorkloadFailed {
+        return CapturePolicy::Off;
+    }
+    match plan.instance.policy.vmcore {
+        VmcorePolicy::Off => CapturePolicy::Off,
+        VmcorePolicy::On => CapturePolicy::On,
+        VmcorePolicy::Required => CapturePolicy::Required,
+    }
+}
+
 impl RecoveryJob {
     /// Starts a recovery.
     pub fn begin(
@@ -81,6 +99,7 @@ impl RecoveryJob {
             cause: plan.cause.as_str().to_owned(),
             evidence: plan.evidence.clone(),
             fence: None,
+            vmcore: None,
             outcome: RecoveryOutcome::Running,
             reason: None,
             started_at: wall_clock::now_rfc3339(),
@@ -91,9 +110,10 @@ impl RecoveryJob {
         let log = services
             .log
             .new(o!("instance" => name, "generation" => generation, "recovery" => id));
+        let capture = capture_policy(&services, &plan);
         let engine = match generation::restore(&plan.failed) {
-            Some(certificate) => Engine::resume_fenced(certificate),
-            None => Engine::new(generation),
+            Some(certificate) => Engine::resume_fenced(certificate, capture),
+            None => Engine::new(generation, capture),
         };
         Self {
             services,
@@ -119,9 +139,11 @@ impl RecoveryJob {
     }
 
     fn act(&mut self, action: Action, ctx: &mut Context<Self>) {
+        crate::fault::point("recovery");
         match action {
             Action::NoticeSurvivors => self.notice(),
             Action::Fence(order) => self.fence(order, ctx),
+            Action::Capture(_) => self.capture(ctx),
             Action::Reclaim(certificate) => self.reclaim(certificate, ctx),
             Action::Respawn(_) if self.plan.respawn => self.respawn(ctx),
             Action::Respawn(_) => self.end(RecoveryOutcome::Quarantined, None, ctx),
@@ -138,13 +160,22 @@ impl RecoveryJob {
         }
     }
 
-    fn say(&self, message: impl Into<String>) {
-        let message = message.into();
+    fn draft(&self, message: String) -> Draft {
         info!(self.log, "{}", &message);
         let (name, generation) = (&self.plan.instance.name, self.plan.failed.generation);
-        self.services
-            .events
-            .publish(Draft::of(EventKind::Recovery, name, generation, message));
+        Draft::of(EventKind::Recovery, name, generation, message)
+    }
+
+    fn say(&self, message: impl Into<String>) {
+        let draft = self.draft(message.into());
+        self.services.events.publish(draft);
+    }
+
+    /// Writes down how far it is, for whoever looks at the history and for the next daemon.
+    fn save(&self) {
+        let change = self.row_change();
+        self.services.journal.do_send(Record(vec![change]));
+        self.supervisor.do_send(NoteRecovery(self.record.clone()));
     }
 
     fn fixed(&self) -> RecoverFixed {
@@ -159,6 +190,7 @@ impl RecoveryJob {
         let except = self.plan.instance.name.clone();
         self.services
             .transport
+            .address()
             .do_send(Broadcast { except, message });
     }
 
@@ -173,11 +205,17 @@ impl RecoveryJob {
     fn fence(&mut self, order: kmp_proto::fence::FenceOrder, ctx: &mut Context<Self>) {
         let (services, mut row) = (self.services.clone(), self.plan.failed.clone());
         let change = self.row_change();
+        let wanted = capture_policy(&self.services, &self.plan) != CapturePolicy::Off;
         let work = async move {
             // The recovery is in the journal before its first effect.
             let written = record(&services.journal, vec![change]).await;
             let result = match written {
-                Ok(()) => services.fence(&mut row, order).await,
+                Ok(()) => {
+                    if wanted {
+                        services.save_registers(&row).await;
+                    }
+                    services.fence(&mut row, order).await
+                }
                 Err(error) => Err(error.to_string()),
             };
             (result, row)
@@ -200,6 +238,81 @@ impl RecoveryJob {
                 }
             }
         }));
+    }
+
+    fn capture(&mut self, ctx: &mut Context<Self>) {
+        self.say("capturing its memory");
+        self.record.vmcore = Some(VmcoreRecord::default());
+        self.save();
+        let (services, row) = (self.services.clone(), self.plan.failed.clone());
+        let begin = async move { vmcore::begin(&services, &row).await };
+        ctx.spawn(begin.into_actor(self).map(|begun, act, ctx| match begun {
+            Ok(capture) => act.follow(capture, ctx),
+            Err(error) => act.captured(Err(error), ctx),
+        }));
+    }
+
+    fn follow(&mut self, capture: Capture, ctx: &mut Context<Self>) {
+        let Capture { log, dumping } = capture;
+        ctx.spawn(log.into_actor(self).map(|log, act, _| {
+            // No word: there was a complete vmcore already, or there will be none.
+            if let Ok(log) = log {
+                act.log_read(log);
+            }
+        }));
+        let dumped = dumping.done().into_actor(self);
+        ctx.spawn(dumped.map(|dumped, act, ctx| act.captured(dumped, ctx)));
+    }
+
+    /// Milliseconds since the verdict.
+    fn since_verdict(&self) -> f64 {
+        (clock::now() - self.plan.verdict_at).as_secs_f64() * 1000.0
+    }
+
+    fn log_read(&mut self, log: Result<KernelLog, String>) {
+        match log {
+            Ok(log) => {
+                let path = log.path.display().to_string();
+                let end = log.panic.as_deref().unwrap_or("it says of no panic");
+                let draft = self.draft(format!("its kernel's log: {end} ({path})"));
+                let tail = serde_json::json!({ "kernel_log_tail": log.tail });
+                self.services.events.publish(draft.with(tail));
+                let since = self.since_verdict();
+                let record = self.record.vmcore.get_or_insert_default();
+                record.log_ms = Some(since);
+                record.log_path = Some(path);
+                record.panic = log.panic;
+            }
+            Err(reason) => {
+                self.say(format!("its kernel's log could not be read: {reason}"));
+                let record = self.record.vmcore.get_or_insert_default();
+                record.log_error = Some(reason);
+            }
+        }
+        self.save();
+    }
+
+    fn captured(&mut self, dumped: Result<Dumped, CaptureError>, ctx: &mut Context<Self>) {
+        let since = self.since_verdict();
+        let record = self.record.vmcore.get_or_insert_default();
+        match dumped {
+            Ok(dumped) => {
+                let path = dumped.path.display().to_string();
+                record.path = Some(path.clone());
+                record.bytes = Some(dumped.bytes);
+                record.captured_ms = Some(since);
+                record.not_filtered = dumped.not_filtered;
+                self.say(format!("captured: {path}"));
+                self.tell(Event::Captured, ctx);
+            }
+            Err(error) => {
+                let reason = format!("no vmcore: {error}");
+                record.error = Some(error.to_string());
+                warn!(self.log, "{}", &reason);
+                self.say(reason.clone());
+                self.tell(Event::CaptureFailed(reason), ctx);
+            }
+        }
     }
 
     fn reclaim(
@@ -265,7 +378,7 @@ impl RecoveryJob {
         };
         let instance = self.plan.instance.name.clone();
         let ask = self.supervisor.send(GetTopology);
-        let (transport, except) = (self.services.transport.clone(), instance.clone());
+        let (transport, except) = (self.services.transport.address(), instance.clone());
         let work = async move {
             let topology: Vec<TopologyEntry> = ask.await.unwrap_or_default();
             let message = Kmp::RecoverComplete(RecoverComplete {
@@ -303,10 +416,7 @@ impl RecoveryJob {
             ),
         };
         self.say(said);
-        self.services
-            .journal
-            .do_send(crate::journal::Record(vec![self.row_change()]));
-        self.supervisor.do_send(NoteRecovery(self.record.clone()));
+        self.save();
         self.owner.do_send(RecoveryOver {
             record: self.record.clone(),
         });
@@ -321,6 +431,26 @@ impl Actor for RecoveryJob {
         self.supervisor.do_send(NoteRecovery(self.record.clone()));
         self.say(format!("recovering: {}", self.plan.evidence.join("; ")));
         self.run(ctx);
+    }
+}
+
+impl Drop for RecoveryJob {
+    /// Also reached by a panic: the owner sees whether the end was announced before.
+    fn drop(&mut self) {
+        self.owner.do_send(WorkerGone);
+    }
+}
+
+/// The instance starts over: what this one would have done is done by another.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Abandon;
+
+impl Handler<Abandon> for RecoveryJob {
+    type Result = ();
+
+    fn handle(&mut self, _: Abandon, ctx: &mut Self::Context) {
+        ctx.stop();
     }
 }
 

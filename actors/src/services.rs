@@ -18,7 +18,8 @@ use crate::operations::Operations;
 use crate::pool::Pool;
 use crate::publish::Publisher;
 use crate::settings::Settings;
-use crate::transport::Transport;
+use crate::transport::TransportHandle;
+use crate::vmcore::Captures;
 
 /// Lowest context id given to an instance: 0 to 2 are reserved (vsock(7)).
 pub const CID_FIRST: u32 = 3;
@@ -33,7 +34,7 @@ pub struct Services {
     /// Where instances run.
     pub backend: Arc<dyn Backend>,
     /// The connections.
-    pub transport: Addr<Transport>,
+    pub transport: TransportHandle,
     /// The event stream.
     pub events: EventLog,
     /// Long work.
@@ -48,6 +49,8 @@ pub struct Services {
     pub forwarder: Rc<RefCell<Forwarder>>,
     /// Numbers that only grow, or must not be given twice.
     pub numbers: Rc<RefCell<Numbers>>,
+    /// Captures of memory, one at a time.
+    pub captures: Captures,
     /// Boot id of the host, as the kernel gives it.
     pub host_boot_id: String,
 }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use kmorph_control_api::Policy;
 
+use crate::vmcore::VmcoreSettings;
+
 /// Settings that a reload may change, and the paths that it may not.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -30,6 +32,8 @@ pub struct Settings {
     pub kv_program: PathBuf,
     /// How the state of a morph moves.
     pub morph_mode: MorphMode,
+    /// How the memory of a failed instance is captured.
+    pub vmcore: VmcoreSettings,
     /// State directory.
     pub state_dir: PathBuf,
     /// Runtime directory.

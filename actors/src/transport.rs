@@ -1,6 +1,8 @@
 //! The Transport actor: every connection, and which reply belongs to which request.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,6 +58,8 @@ pub enum PeerUpdate {
     HeartbeatDown(String),
     /// Its kernel refused the connection.
     KernelRefused,
+    /// Someone answers in its place or it breaks the protocol; why its channel was given up.
+    Rejected(String),
     /// A heartbeat was answered.
     Answer(HeartbeatRsp),
     /// A probe could not be sent.
@@ -131,6 +135,42 @@ pub struct Transport {
     next_token: u64,
 }
 
+/// Where the Transport is now: one that panicked is replaced by the supervisor. Stays on its thread.
+#[derive(Clone)]
+pub struct TransportHandle {
+    current: Rc<RefCell<(u64, Addr<Transport>)>>,
+}
+
+impl TransportHandle {
+    /// Starts the first one.
+    pub fn start(log: &Logger) -> Self {
+        let first = Transport::new(log.clone()).start();
+        Self {
+            current: Rc::new(RefCell::new((1, first))),
+        }
+    }
+
+    /// Counts the actors there have been: one that is replaced takes its peers with it.
+    pub fn incarnation(&self) -> u64 {
+        self.current.borrow().0
+    }
+
+    /// The actor.
+    pub fn address(&self) -> Addr<Transport> {
+        self.current.borrow().1.clone()
+    }
+
+    /// Starts another one when this one has panicked; whether it did.
+    pub fn replace_if_gone(&self, log: &Logger) -> bool {
+        let mut current = self.current.borrow_mut();
+        if current.1.connected() {
+            return false;
+        }
+        *current = (current.0 + 1, Transport::new(log.clone()).start());
+        true
+    }
+}
+
 #[derive(Message)]
 #[rtype(result = "()")]
 struct FromPeer(PeerKey, PeerEvent);
@@ -158,10 +198,7 @@ impl Handler<Attach> for Transport {
     type Result = ();
 
     fn handle(&mut self, attach: Attach, ctx: &mut Self::Context) {
-        let address = match attach.endpoint {
-            Endpoint::Unix { path } => Address::Unix(path),
-            Endpoint::Vsock { cid } => Address::Vsock(cid),
-        };
+        let address = Address::from(attach.endpoint);
         let (own, key) = (ctx.address(), attach.key.clone());
         // A peer's task runs on this thread: it is never ahead of this mailbox by more than what
         // its socket held, so the mailbox bound is not needed to hold it back.
@@ -191,6 +228,7 @@ impl Handler<SendProbe> for Transport {
     type Result = ();
 
     fn handle(&mut self, probe: SendProbe, _: &mut Self::Context) {
+        crate::fault::point("transport");
         let Some(attached) = self.peers.get(&probe.key) else {
             return;
         };
@@ -295,6 +333,13 @@ impl Handler<FromPeer> for Transport {
                 attached.owner.do_send(PeerUpdate::KernelRefused);
             }
             PeerEvent::KernelRefused(_) => {}
+            PeerEvent::Rejected(channel, why) => {
+                debug!(self.log, "connection given up"; "instance" => &key.instance,
+                    "generation" => key.generation, "channel" => channel.as_str(), "reason" => &why);
+                if channel == Channel::Heartbeat {
+                    attached.owner.do_send(PeerUpdate::Rejected(why));
+                }
+            }
             PeerEvent::Sent {
                 channel: Channel::Control,
                 token,

@@ -20,6 +20,11 @@ use crate::transport::{Attach, Detach, PeerKey, PeerUpdate, SendProbe};
 
 /// Lateness of a timer that counts as the daemon's own.
 pub const LAG_MIN: Duration = Duration::from_millis(5);
+/// Words of an agent about its health that its owner is told in a [`HEALTH_WINDOW`]; the last one is
+/// told at its end in any case. An agent that changes its mind at line rate fills no log.
+const HEALTH_NOTICES_MAX: u32 = 10;
+/// Time in which they are counted.
+const HEALTH_WINDOW: Duration = Duration::from_secs(10);
 /// Probes whose sending time is remembered for the round trip.
 const ROUND_TRIPS_MAX: usize = 32;
 
@@ -46,6 +51,8 @@ pub enum WatchKind {
     Congested,
     /// It has failed.
     Failed(Verdict),
+    /// The watch panicked: nobody watches it any more.
+    Gone,
     /// The agent says something about its health.
     Health(HealthStatus),
 }
@@ -113,6 +120,22 @@ pub struct Watch {
     smoothed_rtt: Option<Duration>,
     self_lag: Duration,
     kernel_release: String,
+    health: HealthNotices,
+    /// Why the heartbeat channel is not up, when the peer is to blame.
+    rejected: Option<String>,
+    /// Incarnation of the Transport that it is attached to.
+    attached: u64,
+    /// It was told to end.
+    ended: bool,
+}
+
+/// What the owner was told of the agent's health, see [`HEALTH_NOTICES_MAX`].
+#[derive(Default)]
+struct HealthNotices {
+    /// Notices in this window; none when there is no window under way.
+    told: u32,
+    /// The last word, for the end of the window.
+    held: Option<HealthStatus>,
 }
 
 /// First number of a ping's probes, out of the way of the detector's own.
@@ -150,12 +173,20 @@ impl Watch {
             smoothed_rtt: None,
             self_lag: Duration::ZERO,
             kernel_release: String::new(),
+            health: HealthNotices::default(),
+            rejected: None,
+            attached: 0,
+            ended: false,
             services,
         };
         watch.start()
     }
 
     fn tell(&mut self, event: Event, ctx: &mut Context<Self>) {
+        if self.attached != self.services.transport.incarnation() {
+            self.attach(ctx);
+            self.detector.handle(Event::ChannelLost, clock::now());
+        }
         self.detector.handle(event, clock::now());
         while let Some(action) = self.detector.poll_action() {
             self.act(action, ctx);
@@ -171,15 +202,49 @@ impl Watch {
             Action::Suspect { silence } => WatchKind::Suspect(silence),
             Action::Relieved { silence } => WatchKind::Relieved(silence),
             Action::TransportCongested => WatchKind::Congested,
-            Action::Failed(verdict) => WatchKind::Failed(verdict),
+            Action::Failed(mut verdict) => {
+                verdict.evidence.extend(self.rejected.take());
+                WatchKind::Failed(verdict)
+            }
         };
+        self.tell_owner(kind);
+    }
+
+    fn tell_owner(&self, kind: WatchKind) {
         self.owner.do_send(WatchEvent {
             generation: self.key.generation,
             kind,
         });
     }
 
+    fn health_said(&mut self, status: HealthStatus, ctx: &mut Context<Self>) {
+        if self.health.told == HEALTH_NOTICES_MAX {
+            self.health.held = Some(status);
+            return;
+        }
+        if self.health.told == 0 {
+            ctx.run_later(HEALTH_WINDOW, |act, ctx| {
+                if let Some(status) = std::mem::take(&mut act.health).held {
+                    act.health_said(status, ctx);
+                }
+            });
+        }
+        self.health.told += 1;
+        self.tell_owner(WatchKind::Health(status));
+    }
+
+    fn attach(&mut self, ctx: &mut Context<Self>) {
+        self.attached = self.services.transport.incarnation();
+        self.services.transport.address().do_send(Attach {
+            key: self.key.clone(),
+            endpoint: self.placement.endpoint.clone(),
+            hello: self.services.hello(&self.key.instance, self.key.generation),
+            owner: ctx.address().recipient(),
+        });
+    }
+
     fn send_probe(&mut self, probe: u32) {
+        crate::fault::point("watch");
         if self.sent.len() == ROUND_TRIPS_MAX {
             self.sent.pop_first();
         }
@@ -190,7 +255,7 @@ impl Watch {
             flags: 0,
             self_lag_us,
         };
-        self.services.transport.do_send(SendProbe {
+        self.services.transport.address().do_send(SendProbe {
             key: self.key.clone(),
             request,
         });
@@ -201,9 +266,9 @@ impl Watch {
         let (backend, placement) = (self.services.backend.clone(), self.placement.clone());
         let look = async move { backend.observe(&placement).await };
         ctx.spawn(look.into_actor(self).map(|seen, act, ctx| match seen {
-            Ok(Observation::Stopped) => act.tell(Event::Stopped, ctx),
+            Ok(Observation::Stopped) => act.tell(Event::Observed { stopped: true }, ctx),
+            Ok(Observation::Running) => act.tell(Event::Observed { stopped: false }, ctx),
             Ok(Observation::Ended(cause)) => act.tell(Event::Ended(cause.to_string()), ctx),
-            Ok(Observation::Running) => {}
             Err(error) => warn!(act.log, "it could not be observed"; "error" => %error),
         }));
     }
@@ -246,12 +311,7 @@ impl Actor for Watch {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        self.services.transport.do_send(Attach {
-            key: self.key.clone(),
-            endpoint: self.placement.endpoint.clone(),
-            hello: self.services.hello(&self.key.instance, self.key.generation),
-            owner: ctx.address().recipient(),
-        });
+        self.attach(ctx);
         let (backend, placement) = (self.services.backend.clone(), self.placement.clone());
         let ended = async move { backend.ended(&placement).await };
         ctx.spawn(ended.into_actor(self).map(|cause: ExitCause, act, ctx| {
@@ -261,7 +321,16 @@ impl Actor for Watch {
     }
 
     fn stopped(&mut self, _: &mut Self::Context) {
-        self.services.transport.do_send(Detach(self.key.clone()));
+        let transport = self.services.transport.address();
+        transport.do_send(Detach(self.key.clone()));
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.tell_owner(WatchKind::Gone);
+        }
     }
 }
 
@@ -274,6 +343,7 @@ impl Handler<EndWatch> for Watch {
     type Result = ();
 
     fn handle(&mut self, _: EndWatch, ctx: &mut Self::Context) {
+        self.ended = true;
         ctx.stop();
     }
 }
@@ -285,9 +355,14 @@ impl Handler<PeerUpdate> for Watch {
         match update {
             PeerUpdate::HeartbeatUp(hello) => {
                 self.kernel_release = hello.kernel_release;
+                self.rejected = None;
                 self.tell(Event::ChannelUp, ctx);
             }
-            PeerUpdate::HeartbeatDown(_) => self.tell(Event::ChannelLost, ctx),
+            PeerUpdate::HeartbeatDown(why) => {
+                self.rejected = Some(why);
+                self.tell(Event::ChannelLost, ctx);
+            }
+            PeerUpdate::Rejected(why) => self.rejected = Some(why),
             PeerUpdate::KernelRefused => self.tell(Event::KernelAnswered, ctx),
             PeerUpdate::ProbeRefused(probe) => self.tell(Event::SendRefused { probe }, ctx),
             PeerUpdate::Answer(answer) => {
@@ -300,13 +375,7 @@ impl Handler<PeerUpdate> for Watch {
                     }
                 }
             }
-            PeerUpdate::Health(status) => {
-                let kind = WatchKind::Health(status);
-                self.owner.do_send(WatchEvent {
-                    generation: self.key.generation,
-                    kind,
-                });
-            }
+            PeerUpdate::Health(status) => self.health_said(status, ctx),
             PeerUpdate::Control(_) => {}
         }
     }

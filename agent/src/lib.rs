@@ -11,13 +11,15 @@
 //! program (the workload), and passes a morph's steps on to it. It decides nothing about instances:
 //! a frozen workload stays frozen until the daemon says what follows, however long that takes.
 //!
-//! This crate may start the workload, read `/proc` and change its own process. It knows no backend,
-//! no journal and no actor.
+//! This crate may start the workload, read `/proc` and change its own process; as PID 1 of a small
+//! guest it may mount, load modules and end the kernel ([`init`]). It knows no backend, no journal and
+//! no actor.
 
 pub mod confine;
 pub mod figures;
 pub mod handover;
 pub mod inherited;
+pub mod init;
 pub mod morph;
 pub mod output;
 pub mod reap;

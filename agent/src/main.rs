@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use kmorph_agent::init;
 use kmorph_launch::AgentConfig;
 
 const USAGE: &str = "usage: kmorph-agent --config <file> | --version";
@@ -10,7 +11,23 @@ const USAGE: &str = "usage: kmorph-agent --config <file> | --version";
 const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    if !init::is_init() {
+        return agent();
+    }
+    // PID 1 must not return: an orderly end and a failed start both power the guest off.
+    let _ = agent();
+    let refused = init::power_off();
+    eprintln!("kmorph-agent: powering off: {refused}");
+    ExitCode::FAILURE
+}
+
+fn agent() -> ExitCode {
+    let words: Vec<_> = std::env::args_os().skip(1).collect();
+    let arguments = if init::is_init() {
+        init::own_arguments(&words)
+    } else {
+        words
+    };
     let path = match arguments.as_slice() {
         [flag] if flag == "--version" => {
             println!("kmorph-agent {}", env!("CARGO_PKG_VERSION"));

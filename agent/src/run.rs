@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::confine::{ConfineError, confine};
 use crate::figures::{Sampler, Scope};
 use crate::handover::{self, Handover};
+use crate::init::{self, InitError};
 use crate::morph::Morphs;
 use crate::server::{self, Served};
 use crate::workload::{Plan, Workload};
@@ -32,9 +33,12 @@ pub enum RunError {
         /// The system's reason.
         source: io::Error,
     },
-    /// The role cannot be played by this program.
-    #[error("role {0:?} is not built into this agent")]
-    Role(Role),
+    /// The guest could not be made ready.
+    #[error(transparent)]
+    Init(#[from] InitError),
+    /// Role init was given to a process that is not PID 1.
+    #[error("role init is for PID 1, and this is process {0}; use role service")]
+    NotInit(u32),
 }
 
 fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> RunError {
@@ -43,23 +47,35 @@ fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> RunError {
 }
 
 /// Runs the agent until it is told to end. `path` is where `config` came from; `inherited` are the
-/// published listening sockets, in the order of its ports.
+/// published listening sockets, in the order of its ports; in a guest the agent makes its own.
 ///
 /// # Errors
 /// When it cannot start. Once it serves, only the end of the process stops it.
 pub fn run(config: AgentConfig, path: &Path, inherited: Vec<OwnedFd>) -> Result<(), RunError> {
     let log = logger(&config);
-    match config.role {
-        Role::Child => confine(&config.cpus, config.memory_bytes)?,
-        Role::Service => {}
-        Role::Init => return Err(RunError::Role(config.role)),
+    let listeners = match config.role {
+        Role::Child => {
+            confine(&config.cpus, config.memory_bytes)?;
+            inherited
+        }
+        Role::Service => init::listeners(&config.ports)?,
+        Role::Init if !init::is_init() => return Err(RunError::NotInit(std::process::id())),
+        Role::Init => {
+            init::prepare(&config)?;
+            init::listeners(&config.ports)?
+        }
+    };
+    match kmorph_launch::stay_resident() {
+        Ok(true) => {}
+        Ok(false) => info!(log, "not locked in memory: paging can delay heartbeats"),
+        Err(error) => warn!(log, "not locked in memory"; "error" => %error),
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(failed("starting the runtime"))?;
     let dir = path.parent().unwrap_or(Path::new("/")).to_owned();
-    runtime.block_on(serve(config, dir, inherited, log))
+    runtime.block_on(serve(config, dir, listeners, log))
 }
 
 fn logger(config: &AgentConfig) -> Logger {
@@ -78,14 +94,16 @@ fn logger(config: &AgentConfig) -> Logger {
 async fn serve(
     config: AgentConfig,
     dir: PathBuf,
-    inherited: Vec<OwnedFd>,
+    sockets: Vec<OwnedFd>,
     log: Logger,
 ) -> Result<(), RunError> {
     let mut ended = signal(SignalKind::terminate()).map_err(failed("watching SIGTERM"))?;
+    // In a guest: Ctrl-Alt-Del, the host's request to shut down.
+    let mut interrupted = signal(SignalKind::interrupt()).map_err(failed("watching SIGINT"))?;
     let mut children = signal(SignalKind::child()).map_err(failed("watching SIGCHLD"))?;
     let release = config.kernel_release.clone().unwrap_or_else(own_release);
     let names = config.ports.iter().map(|port| port.name.clone());
-    let listeners: Vec<_> = names.zip(inherited).collect();
+    let listeners: Vec<_> = names.zip(sockets).collect();
     let socket = match &config.handover {
         Some(path) => {
             let what = format!("creating the handover socket {}", path.display());
@@ -120,14 +138,14 @@ async fn serve(
     info!(log, "agent serves"; "kernel" => &release);
     loop {
         tokio::select! {
-            _ = ended.recv() => {
-                info!(log, "agent ends");
-                workload.stop().await;
-                return Ok(());
-            }
+            _ = ended.recv() => break,
+            _ = interrupted.recv() => break,
             _ = children.recv() => { crate::reap::orphans(workload.condition().pid); }
         }
     }
+    info!(log, "agent ends");
+    workload.stop().await;
+    Ok(())
 }
 
 fn start_workload(
@@ -190,6 +208,11 @@ fn identity(config: &AgentConfig, release: &str) -> Result<Hello, RunError> {
     let mut boot_id = [0; 16];
     getrandom::fill(&mut boot_id)
         .map_err(|e| failed("making a boot id")(io::Error::other(e.to_string())))?;
+    // Another kernel's memory cannot be mapped from inside a guest.
+    let by_reference = match config.role {
+        Role::Child => features::BY_REFERENCE,
+        Role::Init | Role::Service => 0,
+    };
     Ok(Hello {
         fixed: HelloFixed {
             version_min: VERSION,
@@ -199,7 +222,7 @@ fn identity(config: &AgentConfig, release: &str) -> Result<Hello, RunError> {
             flags: 0,
             generation: config.generation,
             boot_id,
-            features: features::COOPERATIVE | features::BY_REFERENCE,
+            features: features::COOPERATIVE | by_reference,
             session: 0,
         },
         instance: config.instance.to_string(),

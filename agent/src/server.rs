@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use kmp_proto::codec::Frame;
 use kmp_proto::message::{
     Channel, Health, HealthStatus, HealthStatusFixed, HeartbeatReq, HeartbeatRsp, Message,
-    RecoverReply, RetryAfter, WorkloadState,
+    RecoverReclaim, RecoverReply, RetryAfter, WorkloadState,
 };
 use kmp_proto::wire::ErrorCode;
 use kmp_transport::connection::{Connection, ConnectionError, FrameReader, FrameWriter};
@@ -181,6 +181,9 @@ async fn attend(connection: Connection, served: Served) -> Result<(), Connection
                     }
                     other => other?,
                 };
+                if frame.message.is_answer() {
+                    continue;
+                }
                 if under_way.load(Ordering::Relaxed) >= REQUESTS_MAX {
                     writer.reply(&busy(&frame), frame.header.sequence).await?;
                     continue;
@@ -232,9 +235,7 @@ impl Served {
                     "evidence" => &notice.text);
                 Ok(Message::RecoverPrepareReply(done(notice.fixed.recovery)))
             }
-            Message::RecoverReclaim(notice) => {
-                Ok(Message::RecoverReclaimReply(done(notice.fixed.recovery)))
-            }
+            Message::RecoverReclaim(notice) => reclaim(notice),
             Message::RecoverComplete(notice) => {
                 match crate::topology::write(&self.state_dir, notice) {
                     Ok(_) => Ok(Message::RecoverCompleteReply(done(notice.fixed.recovery))),
@@ -265,9 +266,49 @@ impl Served {
     }
 }
 
+/// Lets go of what is shared with a generation, when that is the one certified as fenced.
+fn reclaim(notice: &RecoverReclaim) -> Result<Message, Refusal> {
+    let (failed, fenced) = (notice.fixed.failed_generation, notice.fence.generation);
+    if failed != fenced {
+        let text = format!("the certificate is for generation {fenced}, {failed} has failed");
+        let code = ErrorCode::NotFenced;
+        return Err(Refusal { code, text });
+    }
+    Ok(Message::RecoverReclaimReply(done(notice.fixed.recovery)))
+}
+
 fn done(recovery: u64) -> RecoverReply {
     RecoverReply {
         recovery,
         elapsed_ms: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kmp_proto::message::{FailureCause, FenceClaim, RecoverFixed};
+
+    #[test]
+    fn a_certificate_of_another_generation_reclaims_nothing() {
+        for (fenced, refused) in [(6, true), (7, false), (8, true)] {
+            let notice = RecoverReclaim {
+                fixed: RecoverFixed {
+                    recovery: 3,
+                    failed_generation: 7,
+                    cause: FailureCause::KernelDead,
+                },
+                instance: "db".to_owned(),
+                fence: FenceClaim {
+                    method: 2,
+                    confirmation: 1,
+                    flags: 0,
+                    generation: fenced,
+                    fenced_at_unix_ns: 1,
+                },
+            };
+            let code = reclaim(&notice).err().map(|refusal| refusal.code);
+            assert_eq!(code, refused.then_some(ErrorCode::NotFenced));
+        }
     }
 }

@@ -24,12 +24,17 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use kmorph_launch::{InstanceName, PublishedPort, StartMode, WorkloadSpec};
 use kmp_proto::fence::{FenceCertificate, FenceOrder};
+use kmp_transport::link::Address;
 use serde::{Deserialize, Serialize};
 
 use crate::kernel_image::KernelImage;
 
 /// Name, in a generation's run directory, of the socket on which its agent hands over descriptors.
 pub const HANDOVER_SOCKET: &str = "handover.sock";
+
+/// Name, in a generation's run directory, of an ELF core with a note of the kind `NT_PRSTATUS` for each of
+/// its CPUs, and hardly any memory.
+pub const REGISTERS: &str = "registers.elf";
 
 /// Which backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -96,7 +101,7 @@ pub struct SpawnSpec {
 }
 
 /// A process of an instance, safe against reuse of its pid.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ProcessId {
     /// What it is: `agent`, `qemu`, `vhost-user-vsock`.
     pub role: String,
@@ -120,6 +125,15 @@ pub enum Endpoint {
         /// Context id.
         cid: u32,
     },
+}
+
+impl From<Endpoint> for Address {
+    fn from(endpoint: Endpoint) -> Self {
+        match endpoint {
+            Endpoint::Unix { path } => Self::Unix(path),
+            Endpoint::Vsock { cid } => Self::Vsock(cid),
+        }
+    }
 }
 
 /// Where one generation of an instance runs: all that a daemon needs to take it over.
@@ -314,9 +328,21 @@ pub trait Backend: Send + Sync {
         proof: &FenceCertificate,
     ) -> Result<(), BackendError>;
 
-    /// The instance's memory as the host can map it; empty where there is none to map.
+    /// The instance's memory as the host can map it; empty where there is none to map. It stays there until the
+    /// generation is released, also after its fence.
     ///
     /// # Errors
     /// When the system could not be asked.
     async fn memory_map(&self, placement: &Placement) -> Result<Vec<MemoryRange>, BackendError>;
+
+    /// Has the registers of its CPUs written into the file [`REGISTERS`] of its run directory; false where it
+    /// has none, or nothing is left that knows them. The file goes with the release. For an instance that has
+    /// failed and was not fenced yet: it may be stopped for a moment.
+    ///
+    /// # Errors
+    /// When they should be there, and could not be had.
+    async fn save_registers(&self, placement: &Placement) -> Result<bool, BackendError> {
+        let _ = placement;
+        Ok(false)
+    }
 }

@@ -76,7 +76,7 @@ fn members(placement: &Placement) -> io::Result<Vec<Stat>> {
             stat.session == l.pid && stat.start_ticks >= l.start_ticks
                 || stat.pid == l.pid && stat.start_ticks == l.start_ticks
         });
-        led || has_mark(stat.pid, &mark)
+        led || has_mark(stat.pid, &mark) || stat.is_headless() && a_thread_has_mark(stat.pid, &mark)
     };
     Ok(process::all()?.into_iter().filter(belongs).collect())
 }
@@ -128,7 +128,18 @@ pub(crate) fn mark_of(run_dir: &Path) -> Vec<u8> {
 
 /// Whether the environment that a process was started with carries this entry.
 pub(crate) fn has_mark(pid: i32, entry: &[u8]) -> bool {
-    let Ok(file) = std::fs::File::open(format!("/proc/{pid}/environ")) else {
+    carries(Path::new(&format!("/proc/{pid}/environ")), entry)
+}
+
+/// The same, asked of each thread: with the first one its view of the memory has gone.
+fn a_thread_has_mark(pid: i32, entry: &[u8]) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
+    let mut threads = threads.into_iter().flatten().flatten();
+    threads.any(|thread| carries(&thread.path().join("environ"), entry))
+}
+
+fn carries(environ: &Path, entry: &[u8]) -> bool {
+    let Ok(file) = std::fs::File::open(environ) else {
         return false;
     };
     let mut environ = Vec::new();

@@ -79,9 +79,20 @@ impl KernelImage {
         file.take(IMAGE_MAX_BYTES)
             .read_to_end(&mut image)
             .map_err(unreadable)?;
-        let release = release_of(&image).map_err(|reason| refuse(&reason))?;
+        Self::parse(path, &image)
+    }
+
+    /// Takes `image`, all bytes of the file at `path`, which is not touched.
+    ///
+    /// # Errors
+    /// When it is not a bzImage, with what is wrong.
+    pub fn parse(path: &Path, image: &[u8]) -> Result<Self, BadImage> {
+        let release = release_of(image).map_err(|reason| BadImage::NotAKernel {
+            path: path.to_owned(),
+            reason,
+        })?;
         let mut sha256 = String::with_capacity(64);
-        for byte in Sha256::digest(&image) {
+        for byte in Sha256::digest(image) {
             let _ = write!(sha256, "{byte:02x}");
         }
         Ok(Self {

@@ -19,6 +19,8 @@ pub(crate) struct Stat {
     /// `R`, `S`, `T`, `Z` …
     pub(crate) state: u8,
     pub(crate) session: i32,
+    /// Threads that are left, the first one included also when it has ended.
+    pub(crate) threads: u64,
     pub(crate) start_ticks: u64,
 }
 
@@ -41,13 +43,20 @@ impl Stat {
             pid,
             state: *fields.first()?.as_bytes().first()?,
             session: fields.get(3)?.parse().ok()?,
+            threads: fields.get(17)?.parse().ok()?,
             start_ticks: fields.get(19)?.parse().ok()?,
         })
     }
 
-    /// Whether it has ended and only waits to be reaped.
+    /// Whether its first thread has ended and others run.
+    pub(crate) fn is_headless(&self) -> bool {
+        self.state == b'Z' && self.threads > 1
+    }
+
+    /// Whether it has ended and only waits to be reaped. The state is that of its first thread: while
+    /// others are left, that one is a zombie of a process that still runs.
     pub(crate) fn is_over(&self) -> bool {
-        matches!(self.state, b'Z' | b'X' | b'x')
+        matches!(self.state, b'Z' | b'X' | b'x') && self.threads <= 1
     }
 }
 
@@ -158,12 +167,23 @@ mod tests {
 
     #[test]
     fn a_command_name_cannot_forge_the_fields_behind_it() {
-        let text = "7 (a) R 1 1 1) S 1 7 42 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 12345 0 0";
+        let text = "7 (a) R 1 1 1) S 1 7 42 0 -1 0 0 0 0 0 0 0 0 0 20 0 3 0 12345 0 0";
         let stat = Stat::parse(7, text).unwrap();
         assert_eq!(
-            (stat.state, stat.session, stat.start_ticks),
-            (b'S', 42, 12345)
+            (stat.state, stat.session, stat.threads, stat.start_ticks),
+            (b'S', 42, 3, 12345)
         );
+    }
+
+    #[test]
+    fn a_process_whose_first_thread_has_ended_runs_while_others_do() {
+        let line = |state: char, threads: u32| {
+            format!("7 (qemu) {state} 1 7 42 0 -1 0 0 0 0 0 0 0 0 0 20 0 {threads} 0 12345 0 0")
+        };
+        let is_over = |state, threads| Stat::parse(7, &line(state, threads)).unwrap().is_over();
+        assert!(!is_over('Z', 2));
+        assert!(is_over('Z', 1));
+        assert!(!is_over('S', 1));
     }
 
     #[tokio::test]

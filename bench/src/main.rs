@@ -1,23 +1,142 @@
 //! Measures kmorph and prints a table; exits with 1 when a bar is not kept. Run it in release, on a
-//! quiet machine.
+//! quiet machine: `make bench`. What each figure means is in `docs/benchmarks.md`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "what cannot be measured ends the run, as it ends a test"
+)]
+
+mod capture;
+mod figure;
+mod instances;
+mod lifecycle;
+mod machine;
+mod morph;
+mod process;
+mod python;
+mod qemu;
+mod report;
+mod scale;
+mod trees;
+mod vmcore;
 mod wire;
 
-use comfy_table::{ContentArrangement, Table, presets};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
 
-fn main() -> std::process::ExitCode {
-    let measurements = wire::run();
-    let mut table = Table::new();
-    table
-        .load_style(presets::ASCII_MARKDOWN)
-        .set_content_arrangement(ContentArrangement::Disabled)
-        .set_header(["what", "measured", "unit", "bar", "kept"]);
-    for m in &measurements {
-        let bar = m.bar.map_or_else(|| "-".to_owned(), |bar| format!("{bar}"));
-        let kept = if m.passes() { "yes" } else { "NO" };
-        table.add_row([m.name, &format!("{:.1}", m.value), m.unit, &bar, kept]);
+use clap::{Parser, ValueEnum};
+
+use figure::Figure;
+use machine::Machine;
+use report::Report;
+
+/// Measures kmorph, prints a table, and ends with 1 when a bar is not kept.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Measure only this group; may be given more than once.
+    #[arg(long, value_enum)]
+    only: Vec<Group>,
+    /// Write the figures to this file.
+    #[arg(long, value_name = "FILE", default_value = "target/bench.json")]
+    json: PathBuf,
+    /// Print the section of docs/benchmarks.md instead of the table.
+    #[arg(long)]
+    markdown: bool,
+    /// Write that section into this document, in place of the one that is there.
+    #[arg(long, value_name = "FILE")]
+    document: Option<PathBuf>,
+    /// Morphs for each size of the state.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    morphs: usize,
+    /// Instances of the group `scale`.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    instances: usize,
+    /// Seconds that `scale` watches with nothing else to do.
+    #[arg(long, value_name = "S", default_value_t = 60)]
+    quiet_seconds: u64,
+    /// Seconds that `scale` watches with every core loaded.
+    #[arg(long, value_name = "S", default_value_t = 600)]
+    loaded_seconds: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Group {
+    Wire,
+    Trees,
+    Lifecycle,
+    Morph,
+    Scale,
+    Qemu,
+    Vmcore,
+}
+
+/// What a group has found.
+#[derive(Debug, Default)]
+struct Found {
+    figures: Vec<Figure>,
+    remarks: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let mut report = Report {
+        machine: Machine::read(),
+        figures: Vec::new(),
+        remarks: Vec::new(),
+    };
+    for group in Group::value_variants() {
+        if options.only.is_empty() || options.only.contains(group) {
+            eprintln!("measuring {group:?} …");
+            let found = measure(*group, &options);
+            report.figures.extend(found.figures);
+            report.remarks.extend(found.remarks);
+        }
     }
-    println!("{table}");
-    let failed = measurements.iter().any(|m| !m.passes());
-    std::process::ExitCode::from(u8::from(failed))
+    if options.markdown {
+        print!("{}", report.markdown());
+    } else {
+        println!("{}\n\n{}", report.machine, report.table());
+        for remark in &report.remarks {
+            println!("{remark}");
+        }
+    }
+    if let Err(error) = write(&report, &options) {
+        eprintln!("{error}");
+        return ExitCode::from(2);
+    }
+    ExitCode::from(u8::from(report.failed()))
+}
+
+fn measure(group: Group, options: &Options) -> Found {
+    match group {
+        Group::Wire => wire::run(),
+        Group::Trees => trees::run(),
+        Group::Lifecycle => lifecycle::run(),
+        Group::Morph => morph::run(options.morphs),
+        Group::Scale => scale::run(&scale::Plan {
+            instances: options.instances,
+            quiet: Duration::from_secs(options.quiet_seconds),
+            loaded: Duration::from_secs(options.loaded_seconds),
+        }),
+        Group::Qemu => qemu::run(),
+        Group::Vmcore => vmcore::run(),
+    }
+}
+
+fn write(report: &Report, options: &Options) -> Result<(), String> {
+    let json = serde_json::to_string_pretty(report).map_err(|e| e.to_string())?;
+    let path = &options.json;
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(|e| format!("making {parent:?}: {e}"))?;
+    }
+    std::fs::write(path, json + "\n").map_err(|e| format!("writing {path:?}: {e}"))?;
+    match &options.document {
+        Some(path) => report
+            .write_into(path)
+            .map_err(|e| format!("writing {path:?}: {e}")),
+        None => Ok(()),
+    }
 }

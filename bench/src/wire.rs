@@ -7,39 +7,20 @@ use kmp_proto::checksum::crc32;
 use kmp_proto::codec::{Decoder, encode};
 use kmp_proto::message::{Health, HeartbeatRsp, Message, WorkloadState};
 
+use crate::Found;
+use crate::figure::{Bar, Figure, Of, Unit};
+
+const GROUP: &str = "wire";
+
 /// How long one sample runs.
 const SAMPLE: Duration = Duration::from_millis(50);
-/// Samples taken; the best one counts, since everything else on the machine only adds time.
+/// Samples taken.
 const SAMPLES: usize = 7;
 /// Length of the block that checksums are compared on.
 const BLOCK_BYTES: usize = 4096;
 
-/// One figure.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Measurement {
-    /// What was measured.
-    pub(crate) name: &'static str,
-    /// The figure.
-    pub(crate) value: f64,
-    /// Its unit: `ns` for one operation, `MiB/s`, or `x` for a ratio.
-    pub(crate) unit: &'static str,
-    /// The bar it should keep, in the same unit; figures in `ns` stay below it, others above.
-    pub(crate) bar: Option<f64>,
-}
-
-impl Measurement {
-    /// Whether the bar is kept.
-    pub(crate) fn passes(&self) -> bool {
-        match (self.bar, self.unit) {
-            (None, _) => true,
-            (Some(bar), "ns") => self.value <= bar,
-            (Some(bar), _) => self.value >= bar,
-        }
-    }
-}
-
 /// Runs all of them: a few seconds.
-pub(crate) fn run() -> Vec<Measurement> {
+pub(crate) fn run() -> Found {
     let message = heartbeat();
     let mut frame = Vec::new();
     // The message keeps every limit: this cannot fail.
@@ -64,42 +45,34 @@ pub(crate) fn run() -> Vec<Measurement> {
     let ours = nanoseconds(|| {
         black_box(crc32(&[black_box(&block)]));
     });
-    vec![
-        figure(
+    let rate = |times: &[f64]| times.iter().copied().map(mib_per_second).collect();
+    let ratio = best(&one_table) / best(&ours);
+    let of = |name: &str, unit, values| Figure::of(GROUP, name, unit, values);
+    // The best sample counts: everything else on the machine only adds time.
+    let figures = vec![
+        of(
             "encode a heartbeat frame (80 bytes)",
+            Unit::Nanoseconds,
             encoding,
-            "ns",
-            Some(100.0),
-        ),
-        figure(
+        )
+        .bar(Bar::at_most(Of::Min, 100.0)),
+        of(
             "decode and verify a heartbeat frame",
+            Unit::Nanoseconds,
             decoding,
-            "ns",
-            Some(100.0),
-        ),
-        figure("checksum of 4 KiB", mib_per_second(ours), "MiB/s", None),
-        figure(
+        )
+        .bar(Bar::at_most(Of::Min, 100.0)),
+        of("checksum of 4 KiB", Unit::MebibytesPerSecond, rate(&ours)),
+        of(
             "checksum of 4 KiB, one table",
-            mib_per_second(one_table),
-            "MiB/s",
-            None,
+            Unit::MebibytesPerSecond,
+            rate(&one_table),
         ),
-        figure(
-            "checksum, against one table",
-            one_table / ours,
-            "x",
-            Some(10.0),
-        ),
-    ]
-}
-
-fn figure(name: &'static str, value: f64, unit: &'static str, bar: Option<f64>) -> Measurement {
-    Measurement {
-        name,
-        value,
-        unit,
-        bar,
-    }
+        Figure::single(GROUP, "checksum, against one table", Unit::Ratio, ratio)
+            .bar(Bar::at_least(Of::Min, 10.0)),
+    ];
+    let remarks = Vec::new();
+    Found { figures, remarks }
 }
 
 fn heartbeat() -> Message {
@@ -123,23 +96,25 @@ fn mib_per_second(nanoseconds_per_block: f64) -> f64 {
     BLOCK_BYTES as f64 / nanoseconds_per_block * 1e9 / (1024.0 * 1024.0)
 }
 
-/// Nanoseconds for one call, in the best sample.
-fn nanoseconds(mut call: impl FnMut()) -> f64 {
+fn best(times: &[f64]) -> f64 {
+    times.iter().copied().fold(f64::INFINITY, f64::min)
+}
+
+/// Nanoseconds for one call, in each sample.
+fn nanoseconds(mut call: impl FnMut()) -> Vec<f64> {
     const BATCH: u32 = 256;
-    let mut best = f64::INFINITY;
-    for _ in 0..SAMPLES {
+    let sample = |_| {
         let (start, mut calls) = (Instant::now(), 0u32);
-        let elapsed = loop {
+        loop {
             for _ in 0..BATCH {
                 call();
             }
             calls += BATCH;
             let elapsed = start.elapsed();
             if elapsed >= SAMPLE {
-                break elapsed;
+                return elapsed.as_secs_f64() * 1e9 / f64::from(calls);
             }
-        };
-        best = best.min(elapsed.as_secs_f64() * 1e9 / f64::from(calls));
-    }
-    best
+        }
+    };
+    (0..SAMPLES).map(sample).collect()
 }

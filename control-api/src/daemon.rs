@@ -75,20 +75,3 @@ pub struct ReloadReport {
     /// Keys that differ and need a restart of the daemon.
     pub needs_restart: Vec<String>,
 }
-
-/// One actor, as seen while it runs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct ActorInfo {
-    /// Kind and subject: `instance/web`.
-    pub name: String,
-    /// Its state in one word.
-    pub state: String,
-    /// Messages handled.
-    pub handled: u64,
-    /// Messages refused because its mailbox was full.
-    pub refused: u64,
-    /// Last change of state and its cause.
-    pub last_transition: Option<String>,
-    /// Times it was replaced after a panic.
-    pub restarts: u64,
-}

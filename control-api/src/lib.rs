@@ -9,7 +9,6 @@
 //! | `GET /v1/daemon` | | [`DaemonStatus`] |
 //! | `POST /v1/daemon/reload` | | [`ReloadReport`] |
 //! | `POST /v1/daemon/stop` | [`StopRequest`] | [`DaemonStatus`] |
-//! | `GET /v1/actors` | | [`ActorInfo`] list |
 //! | `GET /v1/instances` | | [`InstanceSummary`] list |
 //! | `POST /v1/instances` | [`SpawnRequest`] | [`Operation`] |
 //! | `GET /v1/instances/{name}` | | [`InstanceStatus`] |
@@ -36,7 +35,9 @@
 //! | `GET /metrics` | | Prometheus text |
 //!
 //! A failure is an [`ApiError`] with the HTTP status of its [`ErrorCode`].
+//! A request's body says its length (Content-Length); a chunked one is refused with 400.
 
+pub mod address;
 mod daemon;
 mod error;
 mod event;
@@ -47,7 +48,7 @@ pub mod paths;
 mod policy;
 mod recovery;
 
-pub use daemon::{ActorInfo, DaemonStatus, PoolUsage, ReloadReport, StopRequest};
+pub use daemon::{DaemonStatus, PoolUsage, ReloadReport, StopRequest};
 pub use error::{ApiError, ErrorCode};
 pub use event::{Event, EventKind};
 pub use instance::{
@@ -56,8 +57,10 @@ pub use instance::{
 };
 pub use morph::{Check, CommitRequest, DowntimeSteps, MorphPhase, MorphRequest, MorphStatus};
 pub use operation::{Operation, OperationKind, OperationState, Progress};
-pub use policy::{POLICY_MAX_TIMEOUT_S, POLICY_MIN_HEARTBEAT_S, Policy, PolicyPatch, PolicySet};
-pub use recovery::{RecoveryOutcome, RecoveryRecord};
+pub use policy::{
+    POLICY_MAX_TIMEOUT_S, POLICY_MIN_HEARTBEAT_S, Policy, PolicyPatch, PolicySet, VmcorePolicy,
+};
+pub use recovery::{RecoveryOutcome, RecoveryRecord, VmcoreRecord};
 
 /// Largest request body the daemon reads, in bytes.
 pub const REQUEST_BODY_MAX_BYTES: usize = 1024 * 1024;

@@ -4,15 +4,18 @@
 //! |---|---|---|
 //! | configuration | `/etc/kmorph/kmorphd.conf` | `$XDG_CONFIG_HOME/kmorph/kmorphd.conf`, else `~/.config/kmorph/kmorphd.conf` |
 //! | state directory | `/var/lib/kmorph` | `$XDG_STATE_HOME/kmorph`, else `~/.local/state/kmorph` |
+//! | cache directory | `/var/cache/kmorph` | `$XDG_CACHE_HOME/kmorph`, else `~/.cache/kmorph` |
 //! | runtime directory | `/run/kmorph` | `$XDG_RUNTIME_DIR/kmorph`, else `/tmp/kmorph-<uid>` |
 //!
 //! The socket is `kmorphd.sock` in the runtime directory. Where there is no home directory either,
-//! configuration and state are under `/tmp/kmorph-<uid>`. As the XDG rules say, a variable that is
+//! configuration, state and cache are under `/tmp/kmorph-<uid>`. As the XDG rules say, a variable that is
 //! empty or not an absolute path counts as not set. A directory under `/tmp` must be created with
 //! mode 0700 and refused when somebody else owns it.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
 
 /// Variable that names the daemon's socket, for both programs; `--socket` goes before it.
 pub const SOCKET_ENV: &str = "KMORPH_SOCKET";
@@ -23,6 +26,39 @@ pub const CONFIG_NAME: &str = "kmorphd.conf";
 /// Name, in the state directory, of the log of a daemon that `kmorphctl daemon start` started.
 pub const LOG_NAME: &str = "kmorphd.log";
 
+/// Largest configuration file that is read, bytes.
+pub const CONFIG_MAX_BYTES: u64 = 1 << 20;
+
+/// What a configuration file's `[paths]` says that a client has to know. Whether the file is sound is the
+/// daemon's business.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct ConfiguredPaths {
+    /// The control socket.
+    pub socket: Option<PathBuf>,
+    /// The runtime directory.
+    pub run_dir: Option<PathBuf>,
+    /// The state directory.
+    pub state_dir: Option<PathBuf>,
+}
+
+impl ConfiguredPaths {
+    /// From the text of a configuration file; nothing when it does not parse.
+    pub fn parse(text: &str) -> Self {
+        #[derive(Default, Deserialize)]
+        struct Config {
+            #[serde(default)]
+            paths: ConfiguredPaths,
+        }
+        toml::from_str::<Config>(text).unwrap_or_default().paths
+    }
+
+    /// The control socket, where one follows from it.
+    pub fn socket(&self) -> Option<PathBuf> {
+        let in_run_dir = || self.run_dir.as_ref().map(|dir| dir.join(SOCKET_NAME));
+        self.socket.clone().or_else(in_run_dir)
+    }
+}
+
 /// The default places.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DefaultPaths {
@@ -30,6 +66,8 @@ pub struct DefaultPaths {
     pub config: PathBuf,
     /// The state directory: journal, log.
     pub state_dir: PathBuf,
+    /// The cache directory: guest images, and what the scripts fetched. Can be deleted at any time.
+    pub cache_dir: PathBuf,
     /// The runtime directory: sockets, one directory per instance.
     pub run_dir: PathBuf,
 }
@@ -42,6 +80,7 @@ impl DefaultPaths {
             return Self {
                 config: Path::new("/etc/kmorph").join(CONFIG_NAME),
                 state_dir: PathBuf::from("/var/lib/kmorph"),
+                cache_dir: PathBuf::from("/var/cache/kmorph"),
                 run_dir: PathBuf::from("/run/kmorph"),
             };
         }
@@ -59,6 +98,7 @@ impl DefaultPaths {
         Self {
             config: under("XDG_CONFIG_HOME", ".config", "config").join(CONFIG_NAME),
             state_dir: under("XDG_STATE_HOME", ".local/state", "state"),
+            cache_dir: under("XDG_CACHE_HOME", ".cache", "cache"),
             run_dir: directory("XDG_RUNTIME_DIR")
                 .map_or_else(|| last_resort.clone(), |dir| dir.join("kmorph")),
         }
@@ -73,6 +113,20 @@ impl DefaultPaths {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_configured_socket_goes_before_one_in_a_configured_directory() {
+        let socket = |text: &str| ConfiguredPaths::parse(text).socket();
+        let both = "backend = \"qemu\"\n[paths]\nrun_dir = \"/r\"\nsocket = \"/s\"\n";
+        assert_eq!(socket(both), Some("/s".into()));
+        assert_eq!(
+            socket("[paths]\nrun_dir = \"/r\"\n"),
+            Some("/r/kmorphd.sock".into())
+        );
+        for nothing in ["", "[paths", "[paths]\nsocket = 1\n"] {
+            assert_eq!(socket(nothing), None, "{nothing}");
+        }
+    }
 
     fn paths(uid: u32, vars: &[(&str, &str)]) -> DefaultPaths {
         DefaultPaths::of(uid, |name| {

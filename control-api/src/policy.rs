@@ -10,6 +10,30 @@ pub const POLICY_MIN_HEARTBEAT_S: f64 = 0.1;
 /// Longest timeout of any kind, seconds.
 pub const POLICY_MAX_TIMEOUT_S: f64 = 3600.0;
 
+/// Whether the memory of an instance that failed is captured before it is given back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VmcorePolicy {
+    /// It is not.
+    #[default]
+    Off,
+    /// It is; when that fails, the instance is healed without.
+    On,
+    /// It is; when that fails, the memory is kept and an operator decides.
+    Required,
+}
+
+impl VmcorePolicy {
+    /// Its name in the API, in files and on the command line.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::On => "on",
+            Self::Required => "required",
+        }
+    }
+}
+
 /// The policy of one instance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -21,6 +45,9 @@ pub struct Policy {
     pub auto_heal: bool,
     /// Longest time for one phase of a morph, in seconds: 1 to 3600.
     pub morph_timeout_s: f64,
+    /// Whether its memory is captured when it has failed. Nothing can be captured in `embedded`.
+    #[serde(default)]
+    pub vmcore: VmcorePolicy,
 }
 
 /// A change of one policy: what is absent stays.
@@ -36,6 +63,9 @@ pub struct PolicyPatch {
     /// See [`Policy::morph_timeout_s`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub morph_timeout_s: Option<f64>,
+    /// See [`Policy::vmcore`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vmcore: Option<VmcorePolicy>,
 }
 
 /// The policies of several instances: what `policy export` writes (as TOML) and `policy import`
@@ -74,6 +104,7 @@ impl Policy {
                 .unwrap_or(self.heartbeat_timeout_s),
             auto_heal: patch.auto_heal.unwrap_or(self.auto_heal),
             morph_timeout_s: patch.morph_timeout_s.unwrap_or(self.morph_timeout_s),
+            vmcore: patch.vmcore.unwrap_or(self.vmcore),
         }
     }
 }
@@ -88,6 +119,7 @@ mod tests {
             heartbeat_timeout_s: 1.0,
             auto_heal: true,
             morph_timeout_s: 60.0,
+            vmcore: VmcorePolicy::On,
         };
         assert_eq!(good.fault(), None);
         for bad in [0.0, -1.0, 0.05, 3601.0, f64::NAN, f64::INFINITY] {

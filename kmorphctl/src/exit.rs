@@ -75,7 +75,7 @@ pub const EXIT_CODES: [ExitCodeRow; 14] = [
     row(Exit::Forbidden, "the caller may not do this"),
     row(
         Exit::InvalidInput,
-        "a value, policy file or kernel image was refused",
+        "a value, policy file, kernel image or vmcore was refused",
     ),
     row(
         Exit::OperationFailed,

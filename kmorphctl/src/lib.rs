@@ -1,8 +1,8 @@
 //! The kmorph command line: asks kmorphd over its control API and shows the answers.
 //!
-//! This crate may speak HTTP to the daemon's Unix socket, read and write the files its user names,
-//! and start the daemon's program. It may not reach instances, the journal or a backend by any
-//! other way, and it keeps no state of its own.
+//! This crate may speak HTTP to the daemon's Unix socket, read and write the files its user names
+//! (vmcores by way of `kmorph-vmcore`), and start the daemon's program. It may not reach instances, the
+//! journal or a backend by any other way, and it keeps no state of its own.
 //!
 //! `cli` says what can be typed, `commands` does it, `client` asks the daemon, `operation_wait`
 //! follows long work, `output` shows it, `exit` says how it ended.
@@ -13,6 +13,8 @@ mod commands;
 mod exit;
 mod failure;
 mod figures;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod operation_wait;
 mod output;
 mod places;

@@ -6,10 +6,11 @@
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use kmorph_control_api::address::{path, query};
 use kmorph_control_api::{OPERATION_WAIT_MAX_MS, Operation, OperationKind, OperationState};
 
 use crate::cli::WaitArgs;
-use crate::client::{Answer, Client, path, query};
+use crate::client::{Answer, Client};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::Output;
@@ -200,12 +201,12 @@ impl Progress {
             bar.set_length(progress.total);
             bar.set_position(progress.done);
         }
-        let text = format!(
-            "{} {}: {}",
-            kind_name(operation.kind),
-            operation.instance,
-            progress.step
-        );
+        let mut text = format!("{} {}", kind_name(operation.kind), operation.instance);
+        // Before its first step an operation has none.
+        if !progress.step.is_empty() {
+            text.push_str(": ");
+            text.push_str(&progress.step);
+        }
         bar.set_message(crate::output::printable(&text));
     }
 

@@ -2,20 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use kmorph_control_api::paths::{DefaultPaths, LOG_NAME, SOCKET_ENV, SOCKET_NAME};
-use serde::Deserialize;
-
-/// Largest configuration file that is read, bytes; the daemon has the same limit.
-const CONFIG_MAX_BYTES: u64 = 1 << 20;
-
-/// The `[paths]` of a configuration file that matter here. Everything else, and whether the file is
-/// sound at all, is the daemon's business.
-#[derive(Debug, Default, Deserialize)]
-struct ConfiguredPaths {
-    socket: Option<PathBuf>,
-    run_dir: Option<PathBuf>,
-    state_dir: Option<PathBuf>,
-}
+use kmorph_control_api::paths::{
+    CONFIG_MAX_BYTES, ConfiguredPaths, DefaultPaths, LOG_NAME, SOCKET_ENV,
+};
 
 /// The places of one daemon.
 #[derive(Debug)]
@@ -51,10 +40,8 @@ impl Places {
         named: Option<PathBuf>,
         socket_was_named: bool,
     ) -> Self {
-        let in_run_dir = || configured.run_dir.map(|dir| dir.join(SOCKET_NAME));
         let socket = named
-            .or(configured.socket)
-            .or_else(in_run_dir)
+            .or_else(|| configured.socket())
             .unwrap_or_else(|| defaults.socket());
         let state_dir = configured
             .state_dir
@@ -69,18 +56,13 @@ impl Places {
 
 /// The paths of a configuration file; none when it cannot be read or does not parse.
 fn read(path: &Path) -> ConfiguredPaths {
-    #[derive(Default, Deserialize)]
-    struct Config {
-        #[serde(default)]
-        paths: ConfiguredPaths,
-    }
     let small =
         std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() <= CONFIG_MAX_BYTES);
     if !small {
         return ConfiguredPaths::default();
     }
     let text = std::fs::read_to_string(path).unwrap_or_default();
-    toml::from_str::<Config>(&text).unwrap_or_default().paths
+    ConfiguredPaths::parse(&text)
 }
 
 #[cfg(test)]

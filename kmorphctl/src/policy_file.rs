@@ -5,6 +5,7 @@
 //! heartbeat_timeout_s = 1.0
 //! auto_heal = true
 //! morph_timeout_s = 60.0
+//! vmcore = "off"
 //! ```
 //!
 //! A file is taken whole or not at all. What is wrong in it is named with line and column: the daemon
@@ -14,7 +15,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use kmorph_control_api::{Policy, PolicySet};
+use kmorph_control_api::{Policy, PolicySet, VmcorePolicy};
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -52,6 +53,8 @@ struct WrittenPolicy {
     heartbeat_timeout_s: Spanned<f64>,
     auto_heal: bool,
     morph_timeout_s: Spanned<f64>,
+    #[serde(default)]
+    vmcore: VmcorePolicy,
 }
 
 impl Source {
@@ -90,6 +93,7 @@ impl PolicyFile {
                 heartbeat_timeout_s: *entry.heartbeat_timeout_s.get_ref(),
                 auto_heal: entry.auto_heal,
                 morph_timeout_s: *entry.morph_timeout_s.get_ref(),
+                vmcore: entry.vmcore,
             };
             if let Some((key, why)) = policy.fault() {
                 let span = match key {

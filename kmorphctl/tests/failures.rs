@@ -157,7 +157,6 @@ fn what_is_not_built_yet_says_so_without_asking_anybody() {
     for words in [
         &["monitor"][..],
         &["vmcore", "capture", "web", "--output=/v"],
-        &["vmcore", "analyze", "/v"],
         &["debug", "console"],
     ] {
         let ended = ctl(&socket, words);

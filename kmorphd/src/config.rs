@@ -4,7 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kmorph_actors::settings::{MorphMode, Settings};
-use kmorph_control_api::Policy;
+use kmorph_actors::vmcore::{Retention, VmcoreSettings};
+use kmorph_control_api::{Policy, VmcorePolicy};
+use kmorph_vmcore::compression::Compression;
+use kmorph_vmcore::paced::{RATE_MAX_MIB_S, RATE_MIN_MIB_S, Rate};
+use kmorph_vmcore::writer::{LEVEL_MAX, Output, THREADS_MAX};
 use serde::Deserialize;
 
 /// Largest configuration file, in bytes.
@@ -24,6 +28,8 @@ pub(crate) struct File {
     pub(crate) defaults: Defaults,
     pub(crate) limits: Limits,
     pub(crate) morph: Morph,
+    pub(crate) vmcore: Vmcore,
+    pub(crate) qemu: Qemu,
     pub(crate) log: Log,
 }
 
@@ -55,6 +61,7 @@ pub(crate) struct Paths {
     pub(crate) state_dir: Option<PathBuf>,
     pub(crate) run_dir: Option<PathBuf>,
     pub(crate) socket: Option<PathBuf>,
+    pub(crate) cache_dir: Option<PathBuf>,
     pub(crate) agent: Option<PathBuf>,
     pub(crate) kv: Option<PathBuf>,
 }
@@ -88,6 +95,7 @@ pub(crate) struct Defaults {
     auto_heal: bool,
     morph_timeout_s: f64,
     memory_mib: u64,
+    vmcore: VmcorePolicy,
 }
 
 impl Default for Defaults {
@@ -99,6 +107,7 @@ impl Default for Defaults {
             auto_heal: true,
             morph_timeout_s: 60.0,
             memory_mib: 256,
+            vmcore: VmcorePolicy::Off,
         }
     }
 }
@@ -119,6 +128,127 @@ impl Default for Limits {
             recoveries: 8,
         }
     }
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Vmcore {
+    dir: Option<PathBuf>,
+    level: u32,
+    format: DumpFormat,
+    threads: usize,
+    rate_mib_s: Option<u64>,
+    keep: usize,
+    keep_days: Option<u64>,
+    keep_mib: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum DumpFormat {
+    #[default]
+    Zstd,
+    Lzo,
+    Zlib,
+    Elf,
+}
+
+impl Default for Vmcore {
+    fn default() -> Self {
+        Self {
+            dir: None,
+            level: LEVEL_MAX,
+            format: DumpFormat::default(),
+            // More would take CPUs from the instances that live.
+            threads: 1,
+            rate_mib_s: None,
+            keep: 5,
+            keep_days: None,
+            keep_mib: None,
+        }
+    }
+}
+
+impl Vmcore {
+    fn settings(
+        &self,
+        state_dir: &Path,
+        refuse: impl Fn(&'static str, String) -> ConfigError,
+    ) -> Result<VmcoreSettings, ConfigError> {
+        let dir = self.dir.clone().unwrap_or_else(|| state_dir.join("vmcore"));
+        if !dir.is_absolute() {
+            let reason = format!("{} is no absolute path", dir.display());
+            return Err(refuse("vmcore.dir", reason));
+        }
+        if self.level > LEVEL_MAX {
+            let reason = format!("{} is not from 0 to {LEVEL_MAX}", self.level);
+            return Err(refuse("vmcore.level", reason));
+        }
+        if !(1..=THREADS_MAX).contains(&self.threads) {
+            let reason = format!("{} is not from 1 to {THREADS_MAX}", self.threads);
+            return Err(refuse("vmcore.threads", reason));
+        }
+        let rate = match self.rate_mib_s {
+            None => None,
+            Some(mib_s) => Some(Rate::mib_per_second(mib_s).ok_or_else(|| {
+                let reason = format!("{mib_s} is not from {RATE_MIN_MIB_S} to {RATE_MAX_MIB_S}");
+                refuse("vmcore.rate_mib_s", reason)
+            })?),
+        };
+        if self.keep == 0 {
+            return Err(refuse("vmcore.keep", "at least 1 must be kept".to_owned()));
+        }
+        let output = match self.format {
+            DumpFormat::Zstd => Output::Kdump(Compression::Zstd),
+            DumpFormat::Lzo => Output::Kdump(Compression::Lzo),
+            DumpFormat::Zlib => Output::Kdump(Compression::Zlib),
+            DumpFormat::Elf => Output::Elf,
+        };
+        let days = |days: u64| Duration::from_secs(days.saturating_mul(24 * 3600));
+        Ok(VmcoreSettings {
+            dir,
+            level: self.level,
+            output,
+            threads: self.threads,
+            rate,
+            retention: Retention {
+                count: self.keep,
+                age: self.keep_days.map(days),
+                bytes: self.keep_mib.map(|mib| mib.saturating_mul(1 << 20)),
+            },
+        })
+    }
+}
+
+/// The qemu backend. Read once, at the daemon's start.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Qemu {
+    pub(crate) program: Option<PathBuf>,
+    pub(crate) vhost_vsock: Option<PathBuf>,
+    pub(crate) transport: Transport,
+    pub(crate) kerf_host: Option<PathBuf>,
+    pub(crate) kerf_modules: Option<PathBuf>,
+    pub(crate) accel: Accel,
+    pub(crate) modules: Option<PathBuf>,
+}
+
+/// What carries vsock to a guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Transport {
+    #[default]
+    Virtio,
+    Kerf,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Accel {
+    #[default]
+    Auto,
+    Kvm,
+    Tcg,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -198,6 +328,7 @@ impl File {
             heartbeat_timeout_s: self.defaults.heartbeat_timeout_s,
             auto_heal: self.defaults.auto_heal,
             morph_timeout_s: self.defaults.morph_timeout_s,
+            vmcore: self.defaults.vmcore,
         };
         if let Some((key, fault)) = default_policy.fault() {
             return Err(refuse(key, fault));
@@ -255,6 +386,7 @@ impl File {
                 Mode::Auto => MorphMode::Auto,
                 Mode::Rounds => MorphMode::Rounds,
             },
+            vmcore: self.vmcore.settings(&places.state_dir, refuse)?,
             state_dir: places.state_dir,
             run_dir: places.run_dir,
             config_path: places.config,
@@ -341,6 +473,13 @@ mod tests {
     }
 
     #[test]
+    fn a_rate_of_captures_is_taken_over_and_there_is_none_by_default() {
+        assert_eq!(parse("").unwrap().vmcore.rate, None);
+        let limited = parse("[vmcore]\nrate_mib_s = 8").unwrap();
+        assert_eq!(limited.vmcore.rate, Rate::mib_per_second(8));
+    }
+
+    #[test]
     fn values_out_of_range_are_refused_by_name() {
         for (text, key) in [
             (
@@ -349,6 +488,12 @@ mod tests {
             ),
             ("[limits]\nstart_timeout_s = -1", "start_timeout_s"),
             ("[limits]\nrecoveries = 0", "recoveries"),
+            ("[vmcore]\nlevel = 32", "vmcore.level"),
+            ("[vmcore]\nthreads = 0", "vmcore.threads"),
+            ("[vmcore]\nrate_mib_s = 7", "vmcore.rate_mib_s"),
+            ("[vmcore]\nrate_mib_s = 65537", "vmcore.rate_mib_s"),
+            ("[vmcore]\nkeep = 0", "vmcore.keep"),
+            ("[vmcore]\ndir = \"vmcores\"", "vmcore.dir"),
             ("[pool]\ncpus = []", "pool.cpus"),
             ("[pool]\ncpus = [60000]", "pool.cpus"),
             (

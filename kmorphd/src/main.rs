@@ -1,20 +1,29 @@
 //! kmorphd: configuration, signals, sockets, wiring. Nothing else: the work is done by the actors.
 
 mod config;
+#[cfg(test)]
+mod documents;
 mod logging;
 mod run;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use kmorph_control_api::paths::DefaultPaths;
 
 use config::{File, Places};
 
+const AFTER_HELP: &str = "\
+SIGHUP reads the configuration again; SIGTERM and SIGINT end the daemon. Instances run on and are \
+adopted by the next one.
+
+The configuration is described in docs/configuration.md, operation in docs/operations.md. kmorphctl(1) \
+asks and steers the daemon.";
+
 /// Watches, heals and morphs kernel instances.
 #[derive(Debug, Parser)]
-#[command(name = "kmorphd", version)]
+#[command(name = "kmorphd", version, after_help = AFTER_HELP, max_term_width = 100)]
 struct Arguments {
     /// Configuration file [default: /etc/kmorph/kmorphd.conf for root, else
     /// $XDG_CONFIG_HOME/kmorph/kmorphd.conf; none is needed].
@@ -32,6 +41,9 @@ struct Arguments {
     /// Read and check the configuration, then exit.
     #[arg(long)]
     check: bool,
+    /// Write the manual page to standard output, then exit.
+    #[arg(long)]
+    man: bool,
 }
 
 /// Everything that is decided before the first actor starts.
@@ -40,10 +52,14 @@ struct Start {
     places: Places,
     socket: PathBuf,
     agent: PathBuf,
+    cache_dir: PathBuf,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if arguments.man {
+        return man();
+    }
     let check = arguments.check;
     let result = prepare(&arguments).and_then(|start| {
         let settings = start.file.settings(start.places.clone())?;
@@ -57,6 +73,18 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("kmorphd: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Made from the command line itself, so it never lags behind it.
+fn man() -> ExitCode {
+    let page = clap_mangen::Man::new(Arguments::command()).section("8");
+    match page.render(&mut std::io::stdout().lock()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kmorphd: the manual page cannot be written: {error}");
             ExitCode::FAILURE
         }
     }
@@ -94,15 +122,8 @@ fn prepare(arguments: &Arguments) -> Result<Start, Box<dyn std::error::Error>> {
         &file.paths.socket,
         run_dir.join("kmorphd.sock"),
     );
-    let beside = |name: &str| -> PathBuf {
-        let own = std::env::current_exe().unwrap_or_default();
-        own.parent()
-            .map(|dir| dir.join(name))
-            .filter(|p| p.exists())
-            .unwrap_or_else(|| name.into())
-    };
-    let agent = choose(&None, &file.paths.agent, beside("kmorph-agent"));
-    let kv = choose(&None, &file.paths.kv, beside("kmorph-kv"));
+    let agent = choose(&None, &file.paths.agent, program("kmorph-agent"));
+    let kv = choose(&None, &file.paths.kv, program("kmorph-kv"));
     Ok(Start {
         places: Places {
             config,
@@ -110,8 +131,22 @@ fn prepare(arguments: &Arguments) -> Result<Start, Box<dyn std::error::Error>> {
             run_dir,
             kv,
         },
+        cache_dir: choose(&None, &file.paths.cache_dir, defaults.cache_dir),
         file,
         socket,
         agent,
     })
+}
+
+/// A program of kmorph's: beside this one, else in PATH. Where there is none, the place beside this one:
+/// who needs it names the place when it fails.
+fn program(name: &str) -> PathBuf {
+    let own = std::env::current_exe().unwrap_or_default();
+    let beside = own.with_file_name(name);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let in_path = std::env::split_paths(&path)
+        .filter(|dir| dir.is_absolute())
+        .map(|dir| dir.join(name));
+    let mut places = std::iter::once(beside.clone()).chain(in_path);
+    places.find(|place| place.is_file()).unwrap_or(beside)
 }

@@ -19,16 +19,17 @@ use kmorph_actors::publish::Publisher;
 use kmorph_actors::services::{Numbers, Services};
 use kmorph_actors::settings::Settings;
 use kmorph_actors::supervisor::{ApplySettings, GetDaemon, Stopping, Supervisor};
-use kmorph_actors::transport::Transport;
+use kmorph_actors::transport::TransportHandle;
 use kmorph_backends::contract::Backend;
 use kmorph_backends::embedded::{EmbeddedBackend, EmbeddedConfig};
+use kmorph_backends::qemu::{AccelChoice, KerfConfig, QemuBackend, QemuConfig};
 use kmorph_control_api::{ApiError, ErrorCode, ReloadReport};
 use slog::{Logger, info, warn};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::Start;
-use crate::config::{Backend as BackendChoice, File};
+use crate::config::{Accel, Backend as BackendChoice, File, Transport};
 use crate::logging;
 
 /// Requests to the daemon itself that may wait.
@@ -37,12 +38,33 @@ const DAEMON_REQUESTS_MAX: usize = 8;
 const GRACEFUL_TIMEOUT: Duration = Duration::from_secs(600);
 /// How often a graceful stop looks.
 const GRACEFUL_POLL: Duration = Duration::from_millis(100);
+/// How often it is looked whether the actors that cannot be replaced are alive.
+const VITAL_INTERVAL: Duration = Duration::from_millis(250);
+/// QEMU, looked up in PATH.
+const QEMU: &str = "qemu-system-x86_64";
+/// The vhost-user vsock device, looked up in PATH.
+const VHOST_VSOCK: &str = "vhost-device-vsock";
+/// Where `scripts/fetch-vhost-vsock` leaves it in the cache directory.
+const FETCHED_VHOST_VSOCK: &str = "tools/bin/vhost-device-vsock";
+/// The host's side of kerf-vsock.
+const KERF_HOST: &str = "kmorph-kerf-host";
+/// Where `make kmod` puts its modules, in the cache.
+const BUILT_MODULES: &str = "kmod";
 
 type Fault = Box<dyn Error>;
 
 /// Runs the daemon until it is told to stop.
 pub(crate) fn run(start: Start, settings: Settings) -> Result<(), Fault> {
     let log = logging::logger(&start.file.log);
+    match kmorph_launch::stay_resident() {
+        Ok(true) => {}
+        Ok(false) => info!(
+            log,
+            "not locked in memory: paging can delay what it does; to allow it, \
+            LimitMEMLOCK=infinity in its unit"
+        ),
+        Err(error) => warn!(log, "not locked in memory"; "error" => %error),
+    }
     make_dir(&settings.state_dir)?;
     make_dir(&settings.run_dir)?;
     let system = System::new();
@@ -65,10 +87,10 @@ fn make_dir(path: &Path) -> Result<(), Fault> {
 
 async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Fault> {
     let (journal, snapshot, arbiter) = Journal::open(&settings.state_dir)?;
-    let backend = choose_backend(&start, &settings)?;
+    let backend = choose_backend(&start)?;
     let detail = backend.probe().await?;
     let socket = free_socket(&start.socket)?;
-    let services = services(&log, journal, backend, &settings, &snapshot)?;
+    let services = services(&log, journal.clone(), backend, &settings, &snapshot)?;
     let (operations, events) = (services.operations.clone(), services.events.clone());
     let supervisor = Supervisor::new(services, snapshot, detail.clone()).start();
     // Answered only after everything is restored: the API never shows half of it.
@@ -79,7 +101,7 @@ async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Faul
         supervisor.clone(),
         operations.clone(),
         events.clone(),
-        access,
+        access.clone(),
         sender,
     );
     let (handle, server) = control::serve(&socket, api)
@@ -91,25 +113,34 @@ async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Faul
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let graceful = loop {
+    let mut vital = tokio::time::interval(VITAL_INTERVAL);
+    let end = loop {
         tokio::select! {
-            _ = hangup.recv() => match reload(&start, &supervisor).await {
+            _ = hangup.recv() => match reload(&start, &supervisor, &access).await {
                 Ok(report) => info!(log, "reloaded"; "applied" => report.applied.join(", ")),
                 Err(error) => warn!(log, "not reloaded: {}", error),
             },
-            _ = terminate.recv() => break false,
-            _ = interrupt.recv() => break false,
+            _ = terminate.recv() => break End::Asked { graceful: false },
+            _ = interrupt.recv() => break End::Asked { graceful: false },
+            _ = vital.tick() => {
+                if !journal.connected() {
+                    break End::Fault("journal");
+                }
+                if !supervisor.connected() {
+                    break End::Fault("supervisor");
+                }
+            }
             request = requests.recv() => match request {
                 Some(DaemonRequest::Reload(answer)) => {
-                    let _ = answer.send(reload(&start, &supervisor).await);
+                    let _ = answer.send(reload(&start, &supervisor, &access).await);
                 }
-                Some(DaemonRequest::Stop { graceful }) => break graceful,
-                None => break false,
+                Some(DaemonRequest::Stop { graceful }) => break End::Asked { graceful },
+                None => break End::Asked { graceful: false },
             },
         }
     };
     supervisor.do_send(Stopping);
-    if graceful {
+    if let End::Asked { graceful: true } = end {
         finish_operations(&log, &operations).await;
     }
     info!(log, "stopping; instances run on");
@@ -118,7 +149,26 @@ async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Faul
     let _ = std::fs::remove_file(&socket);
     arbiter.stop();
     let _ = arbiter.join();
-    Ok(())
+    match end {
+        End::Asked { .. } => Ok(()),
+        End::Fault(actor) => Err(format!(
+            "its {actor} actor panicked, and without it nothing can be changed safely; instances run \
+             on, and kmorphd adopts them when it is started again"
+        )
+        .into()),
+    }
+}
+
+/// Why the daemon ends.
+enum End {
+    /// It was told to.
+    Asked {
+        /// What is under way is finished first.
+        graceful: bool,
+    },
+    /// An actor that cannot be replaced is gone: the journal holds the lock and the database, the
+    /// supervisor all that is known of the instances. A new daemon reads both anew.
+    Fault(&'static str),
 }
 
 async fn finish_operations(log: &Logger, operations: &Operations) {
@@ -135,19 +185,50 @@ async fn finish_operations(log: &Logger, operations: &Operations) {
     }
 }
 
-fn choose_backend(start: &Start, settings: &Settings) -> Result<Arc<dyn Backend>, Fault> {
+fn choose_backend(start: &Start) -> Result<Arc<dyn Backend>, Fault> {
+    let agent = start.agent.clone();
     match start.file.backend {
         BackendChoice::Embedded => {
-            let config = EmbeddedConfig {
-                agent: start.agent.clone(),
-            };
-            let _ = settings;
-            Ok(Arc::new(EmbeddedBackend::new(config)?))
+            let backend = EmbeddedBackend::new(EmbeddedConfig { agent })?;
+            Ok(Arc::new(backend))
         }
-        BackendChoice::Qemu => Err(
-            "the qemu backend is not wired into this version; use backend = \"embedded\"".into(),
-        ),
+        BackendChoice::Qemu => {
+            let configured = &start.file.qemu;
+            let beside_the_images = start.cache_dir.join(FETCHED_VHOST_VSOCK);
+            let fetched = beside_the_images.is_file().then_some(beside_the_images);
+            let vhost_vsock = configured.vhost_vsock.clone().or(fetched);
+            let config = QemuConfig {
+                agent,
+                program: configured.program.clone().unwrap_or(QEMU.into()),
+                vhost_vsock: vhost_vsock.unwrap_or(VHOST_VSOCK.into()),
+                kerf: kerf(start),
+                accel: match configured.accel {
+                    Accel::Auto => AccelChoice::Auto,
+                    Accel::Kvm => AccelChoice::Kvm,
+                    Accel::Tcg => AccelChoice::Tcg,
+                },
+                modules: configured.modules.clone(),
+                cache: start.cache_dir.clone(),
+            };
+            Ok(Arc::new(QemuBackend::new(config)?))
+        }
     }
+}
+
+/// kerf-vsock, where it is chosen: its program beside the daemon's own, the modules where `make kmod` puts
+/// them.
+fn kerf(start: &Start) -> Option<KerfConfig> {
+    let configured = &start.file.qemu;
+    let beside = || {
+        let own = std::env::current_exe().ok()?;
+        Some(own.with_file_name(KERF_HOST)).filter(|path| path.is_file())
+    };
+    let program = configured.kerf_host.clone().or_else(beside);
+    let modules = configured.kerf_modules.clone();
+    (configured.transport == Transport::Kerf).then(|| KerfConfig {
+        program: program.unwrap_or(KERF_HOST.into()),
+        modules: modules.unwrap_or_else(|| start.cache_dir.join(BUILT_MODULES)),
+    })
 }
 
 /// The socket's path, free of what an earlier daemon left there. The lock on the state directory is
@@ -192,7 +273,8 @@ fn services(
         log: log.clone(),
         journal,
         backend,
-        transport: Transport::new(log.clone()).start(),
+        transport: TransportHandle::start(log),
+        captures: kmorph_actors::vmcore::Captures::default(),
         events,
         operations,
         pool: Rc::new(RefCell::new(pool)),
@@ -205,7 +287,11 @@ fn services(
 }
 
 /// Reads the configuration again; applies all of it, or nothing.
-async fn reload(start: &Start, supervisor: &Addr<Supervisor>) -> Result<ReloadReport, ApiError> {
+async fn reload(
+    start: &Start,
+    supervisor: &Addr<Supervisor>,
+    access: &Access,
+) -> Result<ReloadReport, ApiError> {
     let Some(path) = &start.places.config else {
         let text = "this daemon was started without a configuration file";
         return Err(ApiError::new(ErrorCode::WrongState, text));
@@ -222,9 +308,13 @@ async fn reload(start: &Start, supervisor: &Addr<Supervisor>) -> Result<ReloadRe
     if file.paths != start.file.paths {
         needs_restart.push("paths".to_owned());
     }
+    if file.qemu != start.file.qemu {
+        needs_restart.push("qemu".to_owned());
+    }
     if file.log != start.file.log {
         needs_restart.push("log".to_owned());
     }
+    access.set_group(settings.control_group.clone());
     let applied = supervisor.send(ApplySettings(Box::new(settings))).await;
     let busy = |_| ApiError::new(ErrorCode::Busy, "the supervisor is being replaced");
     Ok(ReloadReport {

@@ -23,6 +23,13 @@ impl Instant {
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
+
+    /// The last multiple of `step` since the clock's origin that does not lie after this; this itself
+    /// for a step of zero.
+    pub fn floor(self, step: Duration) -> Self {
+        let step = u64::try_from(step.as_nanos()).unwrap_or(u64::MAX);
+        Self(self.0 - self.0.checked_rem(step).unwrap_or(0))
+    }
 }
 
 impl Add<Duration> for Instant {
@@ -55,5 +62,14 @@ mod tests {
             end - Instant::from_nanos(u64::MAX - 5),
             Duration::from_nanos(5)
         );
+    }
+
+    #[test]
+    fn floor_is_the_last_multiple() {
+        let floor = |at, step| Instant::from_nanos(at).floor(Duration::from_nanos(step));
+        assert_eq!(floor(59, 20), Instant::from_nanos(40));
+        assert_eq!(floor(60, 20), Instant::from_nanos(60));
+        assert_eq!(floor(7, 0), Instant::from_nanos(7));
+        assert_eq!(floor(7, u64::MAX), Instant::default());
     }
 }

@@ -30,19 +30,24 @@ struct World {
 
 impl World {
     fn new(timeout_ms: u64, fate: Fate) -> Self {
+        Self::from(0, timeout_ms, fate)
+    }
+
+    fn from(now_ms: u64, timeout_ms: u64, fate: Fate) -> Self {
         let config = Config::new(
             Duration::from_millis(timeout_ms),
             Duration::from_millis(timeout_ms * 10),
         );
-        let mut detector = Detector::new(config, Instant::default());
-        detector.handle(Event::ChannelUp, Instant::default());
-        Self {
+        let detector = Detector::new(config, Instant::from_nanos(now_ms * MS));
+        let mut world = Self {
             detector,
             fate,
             answers: BTreeMap::new(),
-            now_ms: 0,
+            now_ms,
             seen: Vec::new(),
-        }
+        };
+        world.tell(Event::ChannelUp);
+        world
     }
 
     fn tell(&mut self, event: Event) {
@@ -90,6 +95,48 @@ impl World {
             .filter(|(_, action)| wanted(action))
             .count()
     }
+}
+
+/// When an instance whose answers are healthy from `ready_ms` on is found to be, and the probes it took.
+fn found_healthy(ready_ms: u64) -> (u64, usize) {
+    let never: Fate = Box::new(|_| None);
+    let mut world = World::new(60_000, never);
+    let (mut probe_at, mut probes) = (Some((0, 1)), 1);
+    for now_ms in 1..60_000 {
+        world.now_ms = now_ms;
+        if let Some((sent_ms, probe)) = probe_at.take() {
+            let ready = sent_ms >= ready_ms;
+            let health = if ready {
+                Health::Healthy
+            } else {
+                Health::Unhealthy
+            };
+            world.tell(Event::Answer { probe, health });
+        }
+        world.tell(Event::Tick);
+        for (at, action) in world.seen.drain(..) {
+            match action {
+                Action::SendProbe { probe } => (probe_at, probes) = (Some((at, probe)), probes + 1),
+                Action::Healthy => return (at, probes),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    panic!("never found healthy");
+}
+
+#[test]
+fn a_quick_start_is_found_out_quickly_and_a_slow_one_is_not_asked_too_often() {
+    for ready_ms in 0..40 {
+        let (found, _) = found_healthy(ready_ms);
+        assert!(
+            found <= 2 * ready_ms + 6,
+            "ready at {ready_ms}, found at {found}"
+        );
+    }
+    let (found, probes) = found_healthy(5_000);
+    assert!((5_000..=5_051).contains(&found), "{found}");
+    assert!(probes <= 105, "{probes}");
 }
 
 #[test]
@@ -170,6 +217,21 @@ fn a_kernel_that_answers_without_its_agent_is_an_agent_failure() {
 }
 
 #[test]
+fn the_evidence_is_that_of_the_verdict_and_not_of_the_first_suspicion() {
+    let mut world = World::new(1000, Box::new(|at| (at < 1000).then_some(1)));
+    world.run_until(1250);
+    let looks = |world: &World| world.count(|action| matches!(action, Action::LookCloser));
+    assert_eq!(looks(&world), 1);
+    world.tell(Event::Observed { stopped: false });
+    world.run_until(1900);
+    assert!(looks(&world) >= 3, "{}", looks(&world));
+    world.tell(Event::Observed { stopped: true });
+    world.run_until(3000);
+    let (_, verdict) = world.verdict().unwrap();
+    assert!(verdict.evidence.iter().any(|line| line.contains("stopped")));
+}
+
+#[test]
 fn losing_the_channel_is_not_losing_the_instance() {
     let mut world = World::new(1000, Box::new(|_| Some(1)));
     world.run_until(2000);
@@ -203,6 +265,55 @@ fn a_probe_that_could_not_be_sent_is_not_a_missed_heartbeat() {
     }
     assert!(world.verdict().is_none());
     assert!(world.count(|a| matches!(a, Action::TransportCongested)) > 0);
+}
+
+/// Channels that come and go make many probes in little time, more than the detector remembers.
+#[test]
+fn an_answer_to_a_probe_that_is_no_longer_remembered_is_a_sign_of_life() {
+    let mut world = World::new(1000, Box::new(|at| (at < 1000).then_some(1)));
+    world.run_until(1000);
+    let mut sent = Vec::new();
+    while world.now_ms < 1800 {
+        world.run_until(world.now_ms + 40);
+        world.tell(Event::ChannelUp);
+        sent.extend(
+            world
+                .seen
+                .iter()
+                .rev()
+                .find_map(|(at, action)| match action {
+                    Action::SendProbe { probe } => Some((*at, *probe)),
+                    _ => None,
+                }),
+        );
+    }
+    let (alive_at, probe) = sent[2];
+    let health = Health::Healthy;
+    world.tell(Event::Answer { probe, health });
+    world.run_until(5000);
+    let (failed_at, _) = world.verdict().unwrap();
+    assert!(failed_at > alive_at + 1000, "{alive_at} {failed_at}");
+    assert!(failed_at <= 1800 + 1200, "{failed_at}");
+}
+
+/// When the probes of an instance that came to be at `began_ms` are sent, up to `end_ms`.
+fn probes_of(timeout_ms: u64, began_ms: u64, end_ms: u64) -> Vec<u64> {
+    let mut world = World::from(began_ms, timeout_ms, Box::new(|_| Some(1)));
+    world.run_until(end_ms);
+    let probes = world.seen.iter();
+    probes
+        .filter(|(_, action)| matches!(action, Action::SendProbe { .. }))
+        .map(|(at, _)| *at)
+        .collect()
+}
+
+#[test]
+fn instances_watched_at_leisure_are_asked_together_and_as_often_as_before() {
+    let (one, other) = (probes_of(10_000, 1, 60_000), probes_of(10_000, 13, 60_000));
+    assert_eq!(one[3..], other[3..]);
+    assert!((58..=62).contains(&one.len()), "{}", one.len());
+    let (one, other) = (probes_of(1000, 1, 6000), probes_of(1000, 13, 6000));
+    assert_ne!(one[3..], other[3..], "a short interval is kept exactly");
 }
 
 #[test]
@@ -266,4 +377,33 @@ proptest! {
         prop_assert!(verdict.silence >= Duration::from_secs(1));
         prop_assert!(at <= death + 20 + 1000 + 200);
     }
+}
+
+#[test]
+fn an_agent_that_answers_without_a_workload_is_not_called_dead() {
+    let config = Config::new(Duration::from_secs(1), Duration::from_secs(10));
+    let mut detector = Detector::new(config, Instant::default());
+    let at = |ms: u64| Instant::from_nanos(ms * MS);
+    detector.handle(Event::ChannelUp, at(0));
+    let mut verdict = None;
+    for ms in 0..11_000 {
+        detector.handle(Event::Tick, at(ms));
+        while let Some(action) = detector.poll_action() {
+            match action {
+                Action::SendProbe { probe } => {
+                    let health = Health::Unhealthy;
+                    detector.handle(Event::Answer { probe, health }, at(ms));
+                }
+                Action::Failed(found) => verdict = Some(found),
+                _ => {}
+            }
+        }
+    }
+    let verdict = verdict.unwrap();
+    assert_eq!(verdict.level, Level::WorkloadFailed);
+    let text = verdict.evidence.join("; ");
+    assert!(
+        text.contains("its agent answers that it is unhealthy"),
+        "{text}"
+    );
 }

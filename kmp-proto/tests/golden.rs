@@ -16,7 +16,7 @@ use std::path::PathBuf;
 
 use kmp_proto::codec::{Decoder, encode};
 use kmp_proto::message::Message;
-use kmp_proto::wire::MsgType;
+use kmp_proto::wire::{HEADER_BYTES, MsgType};
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden")
@@ -62,6 +62,28 @@ fn every_frame_has_exactly_the_golden_bytes() {
             "{name}"
         );
         assert_eq!(decoded.header.timestamp, timestamp, "{name}");
+    }
+}
+
+/// Writes `bytes` to the fuzzers' corpus when golden frames are updated, and compares them else.
+fn assert_seed(target: &str, name: &str, bytes: &[u8]) {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
+    let path = folder.join(target).join(name);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, bytes).unwrap();
+    }
+    assert_eq!(std::fs::read(&path).unwrap(), bytes, "{}", path.display());
+}
+
+#[test]
+fn every_golden_frame_is_a_seed_of_the_fuzzers() {
+    for (name, sequence, timestamp, message) in samples::samples() {
+        let mut frame = Vec::new();
+        encode(&message, sequence, timestamp, &mut frame).unwrap();
+        assert_seed("frame_decoder", name, &frame);
+        // That target takes the message type, then the payload.
+        let payload = [&frame[6..8], &frame[HEADER_BYTES..]].concat();
+        assert_seed("frame_payload", name, &payload);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Code that commits unvalidated, reclaims unfenced or forges a proof does not compile.
+//! Code that commits unvalidated, reclaims unfenced, or forges, copies or reuses a proof does not compile.
 
 #[test]
 fn misuse_does_not_compile() {

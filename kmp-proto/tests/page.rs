@@ -1,4 +1,5 @@
-//! `docs/kmp.md` against the code: every type, limit, code, record kind, byte table and enumeration.
+//! `docs/kmp.md` against the code: every type, limit, code, record kind, byte table, enumeration and
+//! transition table.
 
 #![allow(
     clippy::unwrap_used,
@@ -7,14 +8,20 @@
 )]
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use kmp_proto::fence::{Confirmation, FenceMethod};
 use kmp_proto::message::*;
+use kmp_proto::transition::Transition;
 use kmp_proto::wire::{ErrorCode, HEADER_BYTES, MsgType, RECORD_KINDS};
+use kmp_proto::{detector, morph, recovery};
+
+fn page_path() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/kmp.md")
+}
 
 fn page() -> String {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/kmp.md");
-    std::fs::read_to_string(path).unwrap()
+    std::fs::read_to_string(page_path()).unwrap()
 }
 
 /// The rows of `text` as cells without the blanks around them.
@@ -138,4 +145,75 @@ fn every_enumeration_lists_exactly_its_values() {
     listed!(page: PeerRole, Channel, Health, WorkloadState, FailureCause, RecoveryOutcome,
         FenceMethod, Confirmation, ChunkEncoding, Side, Verdict, TransferOp, TransferMode,
         CheckResult, CommitStep, StepStatus, RollbackStatus);
+}
+
+/// Holds the last table of a section to a machine's rows, in their order. `UPDATE_PAGE=1` writes it anew.
+fn assert_machine(heading: &str, machine: &[Transition]) {
+    const HEAD: &str = "| state | event | guard | next | effects |\n|---|---|---|---|---|\n";
+    let page = page();
+    let text = section(&page, "###", heading);
+    let at = text.find(HEAD).unwrap() + HEAD.len();
+    let printed = text[at..].split("\n\n").next().unwrap().trim_end();
+    let rows: Vec<_> = machine.iter().map(ToString::to_string).collect();
+    let rows = rows.join("\n");
+    if std::env::var_os("UPDATE_PAGE").is_some() {
+        let (old, new) = (format!("{HEAD}{printed}"), format!("{HEAD}{rows}"));
+        std::fs::write(page_path(), page.replacen(&old, &new, 1)).unwrap();
+    } else {
+        assert_eq!(printed, rows, "{heading}");
+    }
+}
+
+#[test]
+fn every_transition_table_is_the_one_that_the_engines_are_held_to() {
+    assert_machine("Failure detector", detector::TRANSITIONS);
+    assert_machine("Recovery", recovery::TRANSITIONS);
+    assert_machine("Morph", &morph::TRANSITIONS.concat());
+}
+
+#[test]
+fn every_bound_of_the_machines_is_the_one_in_force() {
+    let page = page();
+    let bounds = rows(section(&page, "##", "State machines"));
+    let seconds = |time: Duration| format!("{} s", time.as_secs());
+    let ms = |time: Duration| format!("{} ms", time.as_millis());
+    let asked = morph::REQUEST_ATTEMPTS;
+    let heartbeat = format!(
+        "a tenth of the timeout, {low} to {}; {low} until the first healthy answer. From {} on, up to {} less: \
+         the probes of many instances go out together",
+        seconds(detector::INTERVAL_MAX),
+        ms(detector::GRID_INTERVAL_MIN),
+        ms(detector::PROBE_GRID),
+        low = ms(detector::INTERVAL_MIN),
+    );
+    for (bound, value) in [
+        (
+            "one step between freeze",
+            seconds(morph::FROZEN_STEP_TIMEOUT),
+        ),
+        ("retire", seconds(morph::FROZEN_STEP_TIMEOUT)),
+        ("validated, until", seconds(morph::COMMITTABLE_TIMEOUT)),
+        ("old says that", seconds(morph::RESUME_TIMEOUT)),
+        (
+            "serve, or",
+            format!("{asked} times, {} apart", ms(morph::REQUEST_RETRY)),
+        ),
+        (
+            "a fence in a morph",
+            format!(
+                "{} times, {} apart",
+                morph::FENCE_ATTEMPTS,
+                seconds(morph::FENCE_RETRY)
+            ),
+        ),
+        (
+            "a fence in a recovery",
+            format!("{} times", recovery::FENCE_ATTEMPTS),
+        ),
+        ("rounds before", morph::ROUNDS_MAX.to_string()),
+        ("time between", heartbeat),
+    ] {
+        let row = bounds.iter().find(|row| row[0].starts_with(bound)).unwrap();
+        assert_eq!(row[1], value, "{bound}");
+    }
 }

@@ -135,8 +135,12 @@ impl FrameWriter {
         Ok(())
     }
 
-    /// Tells the peer why it is refused; failures are not reported, the connection ends anyway.
+    /// Tells the peer why it is refused; nothing, when it was an answer that is refused. Failures are not
+    /// reported: the reader meets them too.
     pub async fn refuse(&mut self, code: ErrorCode, offending: &Frame, text: String) {
+        if offending.message.is_answer() {
+            return;
+        }
         let header = offending.header;
         let bit = if header.reply {
             kmp_proto::wire::REPLY_BIT

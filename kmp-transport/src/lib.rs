@@ -5,12 +5,14 @@
 //! * [`connection`] frames a link and exchanges HELLO.
 //! * [`peer`] is the daemon's end of one instance: a heartbeat and a control channel, each kept up
 //!   with back-off. Losing a channel is not losing the instance.
+//! * [`kerf`] makes and serves the memory over which kerf-vsock talks.
 //! * [`server`] is the instance's end: it accepts, bounds and identifies connections.
 //!
 //! This crate moves frames. It knows no state machine, starts no process and no actor. Whatever a
 //! peer sends, nothing here panics, grows without bound or waits without a deadline.
 
 pub mod connection;
+pub mod kerf;
 pub mod link;
 pub mod peer;
 pub mod server;

@@ -39,6 +39,8 @@ pub enum PeerEvent {
     Down(Channel, String),
     /// Connecting was refused by a live kernel.
     KernelRefused(Channel),
+    /// Someone answered, but not as the peer must: no HELLO, a bad frame, another generation.
+    Rejected(Channel, String),
     /// A message was put on the wire with this sequence; `token` is the sender's own.
     Sent {
         /// The channel.
@@ -161,17 +163,24 @@ impl Runner {
         loop {
             match self.open().await {
                 Ok(connection) => {
-                    wait = RECONNECT_FIRST;
+                    let begun = tokio::time::Instant::now();
                     // What was queued for the last connection is not for this one.
                     while self.queue.try_recv().is_ok() {}
                     (self.sink)(PeerEvent::Up(channel, Box::new(connection.hello.clone())));
                     let end = self.pump(connection).await;
                     (self.sink)(PeerEvent::Down(channel, end.to_string()));
+                    // One that says HELLO and breaks off, again and again, is not met ever faster.
+                    if begun.elapsed() >= RECONNECT_MAX {
+                        wait = RECONNECT_FIRST;
+                    }
                 }
                 Err(BulkError::Connect(ConnectError::KernelRefused { .. })) => {
                     (self.sink)(PeerEvent::KernelRefused(channel));
                 }
-                Err(_) => {}
+                Err(BulkError::Hello(error)) => {
+                    (self.sink)(PeerEvent::Rejected(channel, error.to_string()));
+                }
+                Err(BulkError::Connect(_)) => {}
             }
             tokio::time::sleep(self.jittered(wait)).await;
             wait = (wait * 2).min(RECONNECT_MAX);

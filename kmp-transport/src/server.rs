@@ -5,10 +5,13 @@
 //! the daemon out. What is identified is handed over through a queue of [`IDENTIFIED_MAX`].
 
 use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use kmp_proto::message::Hello;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use crate::connection::{Connection, HELLO_TIMEOUT, welcome};
 use crate::link::{Accepted, Listener, accept_line};
@@ -18,16 +21,64 @@ pub const PENDING_MAX: usize = 64;
 /// Identified connections that may wait to be taken.
 pub const IDENTIFIED_MAX: usize = 8;
 /// Pause after accept failed for lack of descriptors or memory.
-const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Refusals that are reported in one [`REPORT_WINDOW`]; the rest are counted.
+pub const REPORTS_MAX: u32 = 10;
+/// See [`REPORTS_MAX`].
+pub const REPORT_WINDOW: Duration = Duration::from_secs(10);
+
+/// Keeps whoever connects a hundred thousand times from filling the log.
+struct Reports<R> {
+    report: R,
+    window: Mutex<Window>,
+}
+
+struct Window {
+    began: Instant,
+    told: u32,
+    kept_back: u64,
+}
+
+impl<R: Fn(&str)> Reports<R> {
+    fn new(report: R) -> Self {
+        let window = Mutex::new(Window {
+            began: Instant::now(),
+            told: 0,
+            kept_back: 0,
+        });
+        Self { report, window }
+    }
+
+    fn tell(&self, text: &str) {
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        if window.began.elapsed() >= REPORT_WINDOW {
+            if window.kept_back > 0 {
+                (self.report)(&format!("{} more were refused", window.kept_back));
+            }
+            *window = Window {
+                began: Instant::now(),
+                told: 0,
+                kept_back: 0,
+            };
+        }
+        if window.told < REPORTS_MAX {
+            window.told += 1;
+            (self.report)(text);
+        } else {
+            window.kept_back += 1;
+        }
+    }
+}
 
 /// Accepts on `listener` for as long as the receiver lives, and yields identified connections.
-/// Refusals are told to `report`, at most once for each connection.
+/// Refusals are told to `report`, at most [`REPORTS_MAX`] in each [`REPORT_WINDOW`].
 pub fn serve(
     listener: Listener,
     identity: Hello,
-    report: impl Fn(&str) + Send + Sync + Clone + 'static,
+    report: impl Fn(&str) + Send + Sync + 'static,
 ) -> mpsc::Receiver<Connection> {
     let (sender, receiver) = mpsc::channel(IDENTIFIED_MAX);
+    let reports = Arc::new(Reports::new(report));
     tokio::spawn(async move {
         let mut pending = VecDeque::<AbortHandle>::new();
         loop {
@@ -38,7 +89,7 @@ pub fn serve(
             let accepted = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    report(&format!("accepting a connection: {error}"));
+                    reports.tell(&format!("accepting a connection: {error}"));
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
@@ -49,13 +100,14 @@ pub fn serve(
             {
                 oldest.abort();
             }
-            let (identity, sender, report) = (identity.clone(), sender.clone(), report.clone());
+            let (identity, sender) = (identity.clone(), sender.clone());
+            let reports = Arc::clone(&reports);
             let task = tokio::spawn(async move {
                 match identify(accepted, &identity).await {
                     Ok(connection) => {
                         let _ = sender.send(connection).await;
                     }
-                    Err(reason) => report(&reason),
+                    Err(reason) => reports.tell(&reason),
                 }
             });
             pending.push_back(task.abort_handle());

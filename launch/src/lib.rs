@@ -2,16 +2,18 @@
 //!
 //! The backend and the agent meet only here: in [`AgentConfig`], which the backend writes as JSON
 //! and the agent reads once at start, and in [`handover`], the local socket on which the agent of
-//! the embedded backend passes file descriptors. This crate does no protocol work, starts no
+//! the embedded backend passes file descriptors. Daemon and agent also share [`stay_resident`]. This crate does no protocol work, starts no
 //! process and knows no actor. Everything read from a file or a socket is parsed into a type that
 //! cannot hold an invalid value.
 
 mod config;
 mod name;
+mod resident;
 
 pub use config::{
     AGENT_CONFIG_MAX_BYTES, AgentConfig, ConfigError, Listen, PublishedPort, Role, StartMode,
     WorkloadRestart, WorkloadSpec,
 };
 pub use name::{INSTANCE_NAME_MAX_BYTES, InstanceName, InvalidInstanceName};
+pub use resident::stay_resident;
 pub mod handover;

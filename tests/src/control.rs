@@ -48,6 +48,10 @@ impl Control {
         }
     }
 
+    pub(crate) fn socket(&self) -> &std::path::Path {
+        &self.socket
+    }
+
     /// One request; `None` when the daemon cannot be reached or hangs up.
     pub fn try_request(&self, method: &str, path: &str, body: Option<&str>) -> Option<Reply> {
         let mut stream = UnixStream::connect(&self.socket).ok()?;
@@ -114,9 +118,10 @@ impl Control {
         let _: Value = self.request("PATCH", &path, Some(patch)).ok();
     }
 
-    /// A whole morph of `name` to `kernel`.
+    /// A whole morph of `name` to `kernel`. By force: how long it takes on a busy machine is for benchmarks.
     pub fn morph(&self, name: &str, kernel: &std::path::Path) -> Operation {
-        let body = json!({ "kernel": kernel, "auto_validate": true, "auto_commit": true });
+        let body =
+            json!({ "kernel": kernel, "auto_validate": true, "auto_commit": true, "force": true });
         self.operate("POST", &format!("/v1/instances/{name}/morph"), Some(&body))
     }
 

@@ -2,7 +2,7 @@
 //! when the test itself is killed: a guard process sees its pipe close.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use kmorph_control_api::{InstanceStatus, Operation};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::Control;
+use crate::{Control, kernels};
 
 /// Longest wait for anything.
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -47,6 +47,12 @@ impl Host {
         Self::with(DEFAULT_CONFIG)
     }
 
+    /// A running daemon whose instances are real kernels in QEMU. Needs what `scripts/setup-tests`
+    /// installs.
+    pub fn qemu() -> Self {
+        Self::with(&format!("backend = \"qemu\"\n{DEFAULT_CONFIG}"))
+    }
+
     /// A running daemon with this configuration; `[paths]` is added.
     pub fn with(config: &str) -> Self {
         let mut host = Self::prepare(config);
@@ -81,7 +87,8 @@ impl Host {
         let dir = self.dir.path().display();
         let text = format!(
             "{config}\n[paths]\nstate_dir = \"{dir}/state\"\nrun_dir = \"{dir}/run\"\n\
-             socket = \"{dir}/run/kmorphd.sock\"\n"
+             socket = \"{dir}/run/kmorphd.sock\"\ncache_dir = \"{}\"\n",
+            kernels::cache().display()
         );
         std::fs::write(self.config_path(), text).expect("the configuration can be written");
     }
@@ -108,6 +115,7 @@ impl Host {
         command
             .arg("--config")
             .arg(self.config_path())
+            .env("KMORPH_FAULTS", self.path("faults"))
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(errors);
@@ -146,6 +154,40 @@ impl Host {
         }
     }
 
+    /// Starts the daemon, which must refuse to run; what it says.
+    pub fn refused_start(&self, args: &[&std::ffi::OsStr]) -> String {
+        let mut command = self.command();
+        let spawned = command.args(args).stderr(Stdio::piped()).spawn();
+        let mut daemon = spawned.expect("kmorphd starts");
+        let ended = self.control.wait("the daemon to refuse", || {
+            daemon.try_wait().expect("it can be waited for")
+        });
+        let mut text = String::new();
+        let mut errors = daemon.stderr.take().expect("it is a pipe");
+        std::io::Read::read_to_string(&mut errors, &mut text).expect("it speaks UTF-8");
+        assert_eq!(ended.code(), Some(1), "{text}");
+        text
+    }
+
+    /// Waits until the daemon ends by itself.
+    pub fn daemon_ended(&mut self) -> std::process::ExitStatus {
+        let mut daemon = self.daemon.take().expect("the daemon runs");
+        self.control.wait("the daemon to end", || {
+            daemon.try_wait().expect("it can be waited for")
+        })
+    }
+
+    /// Has the actor that next passes the point `name` panic, and waits until it has. See the `fault`
+    /// module of the actors; `provoke` makes one pass.
+    pub fn panic_at(&self, name: &str, provoke: impl FnOnce()) {
+        let file = self.path("faults").join(name);
+        std::fs::create_dir_all(self.path("faults")).expect("a directory can be made");
+        std::fs::write(&file, "").expect("a file can be written");
+        provoke();
+        self.control
+            .wait("the panic", || (!file.exists()).then_some(()));
+    }
+
     /// Kills the daemon and starts another one.
     pub fn restart_by_kill(&mut self) {
         self.kill_daemon();
@@ -160,6 +202,24 @@ impl Host {
     /// What the daemon logged.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.path("kmorphd.log")).unwrap_or_default()
+    }
+
+    /// What every generation logged.
+    fn instance_logs(&self) -> String {
+        let below = |dir: PathBuf| std::fs::read_dir(dir).into_iter().flatten().flatten();
+        let generations = below(self.path("run/instances")).flat_map(|name| below(name.path()));
+        let files = generations.flat_map(|generation| below(generation.path()));
+        let mut text = String::new();
+        for path in files.map(|file| file.path()) {
+            if path.extension().is_some_and(|e| e == "log") {
+                let log = std::fs::read(&path).unwrap_or_default();
+                text.push_str(&format!(
+                    "--- {path:?}\n{}\n",
+                    String::from_utf8_lossy(&log)
+                ));
+            }
+        }
+        text
     }
 
     /// A kernel image with this release.
@@ -181,6 +241,19 @@ impl Host {
             "name": name,
             "kernel": self.kernel("6.1.0-a"),
             "workload": { "program": "kmorph-kv", "args": args },
+            "publish": [{ "address": "127.0.0.1", "host_port": 0, "port": 6379 }],
+        });
+        self.control.succeed("POST", "/v1/instances", Some(&body));
+        published(&self.control.instance(name))
+    }
+
+    /// As [`Host::spawn_kv`], on this kernel.
+    pub fn spawn_kv_on(&self, name: &str, kernel: &Path, cmdline: &str) -> u16 {
+        let body = json!({
+            "name": name,
+            "kernel": kernel,
+            "kernel_cmdline": cmdline,
+            "workload": { "program": "kmorph-kv", "args": [] },
             "publish": [{ "address": "127.0.0.1", "host_port": 0, "port": 6379 }],
         });
         self.control.succeed("POST", "/v1/instances", Some(&body));
@@ -215,7 +288,7 @@ impl Default for Host {
 }
 
 /// The host port under which the first published port is reached.
-fn published(instance: &InstanceStatus) -> u16 {
+pub fn published(instance: &InstanceStatus) -> u16 {
     let listen = &instance.summary.published[0].listen;
     let (_, port) = listen.rsplit_once(':').expect("an address has a port");
     port.parse().expect("a port is a number")
@@ -225,6 +298,7 @@ impl Drop for Host {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let _ = writeln!(std::io::stderr(), "--- kmorphd.log\n{}", self.log());
+            let _ = writeln!(std::io::stderr(), "{}", self.instance_logs());
         }
         if let Some(mut daemon) = self.daemon.take() {
             let _ = daemon.kill();

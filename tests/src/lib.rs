@@ -1,4 +1,4 @@
-//! What system tests and benchmarks share: a daemon with everything of its own, driven over its
+//! What system tests, benchmarks and the demo share: a daemon with everything of its own, driven over its
 //! control socket, and a client of its workloads.
 //!
 //! Panics are how a test fails; this crate is used by nothing else.
@@ -11,8 +11,13 @@
 )]
 
 mod control;
+pub mod crashed_guest;
+mod events;
 mod host;
+pub mod kernels;
+pub mod larger_guest;
 pub mod resp;
 
 pub use control::{Control, Reply};
-pub use host::{DEADLINE, Host, program};
+pub use events::{Arrived, Events};
+pub use host::{DEADLINE, Host, program, published};

@@ -48,6 +48,31 @@ impl Client {
         }
     }
 
+    /// Sets `count` keys to values of `value_bytes`, many at a time.
+    ///
+    /// # Errors
+    /// When the connection breaks or the server answers with an error.
+    pub fn fill(&mut self, count: usize, value_bytes: usize) -> io::Result<()> {
+        const AT_ONCE: usize = 32;
+        let value = "v".repeat(value_bytes);
+        let keys: Vec<usize> = (0..count).collect();
+        for batch in keys.chunks(AT_ONCE) {
+            let mut request = String::with_capacity(batch.len() * (value_bytes + 64));
+            for key in batch {
+                let head = format!("*3\r\n$3\r\nSET\r\n$12\r\nkey:{key:08}\r\n");
+                request.push_str(&format!("{head}${value_bytes}\r\n{value}\r\n"));
+            }
+            self.stream.get_mut().write_all(request.as_bytes())?;
+            for _ in batch {
+                let answer = self.line()?;
+                if answer != "+OK" {
+                    return Err(io::Error::other(answer));
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn line(&mut self) -> io::Result<String> {
         let mut line = String::new();
         if self.stream.read_line(&mut line)? == 0 {
@@ -70,6 +95,20 @@ pub struct Seen {
     pub longest_gap: Duration,
     /// Answers that were not what was asked for.
     pub wrong: u64,
+    /// When the answers came, in order: 16 bytes for each.
+    pub answers: Vec<Instant>,
+}
+
+impl Seen {
+    /// Longest time between two answers that overlaps the time from `from` to `to`; zero without one.
+    pub fn longest_gap_between(&self, from: Instant, to: Instant) -> Duration {
+        let pairs = self.answers.windows(2).map(|pair| (pair[0], pair[1]));
+        pairs
+            .filter(|(last, next)| *next >= from && *last <= to)
+            .map(|(last, next)| next - last)
+            .max()
+            .unwrap_or_default()
+    }
 }
 
 /// A client at a steady pace on a thread of its own: increments a counter and checks each answer.
@@ -106,6 +145,7 @@ fn run(port: u16, pace: Duration, stop: &AtomicBool) -> Seen {
             Ok(answer) => {
                 expected += 1;
                 seen.answered += 1;
+                seen.answers.push(Instant::now());
                 seen.wrong += u64::from(answer != expected.to_string());
             }
             Err(error) => {

@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use kmorph_control_api::InstanceState;
+use kmorph_control_api::{InstanceState, Operation, RecoveryOutcome, RecoveryRecord};
 use kmorph_tests::Host;
 use kmorph_tests::resp::{Client, Steady};
 use nix::sys::signal::{Signal, kill};
@@ -123,4 +123,76 @@ fn a_daemon_killed_anywhere_in_a_morph_leaves_one_kernel_with_the_data() {
     for micros in (0..40_000).step_by(1_000) {
         killed_in_the_middle(micros);
     }
+}
+
+#[test]
+fn a_termination_under_way_is_finished() {
+    let mut host = Host::new();
+    host.spawn_bare("web");
+    let agent = host.agent("web");
+    // It cannot end by itself, so the daemon waits for it.
+    kill(Pid::from_raw(agent), Signal::SIGSTOP).unwrap();
+    let begun: Operation = host
+        .control()
+        .request("DELETE", "/v1/instances/web", None)
+        .ok();
+    host.control().wait("it to be asked", || {
+        let now: Operation = host.control().get(&format!("/v1/operations/{}", begun.id));
+        (now.progress.step == "stopping").then_some(())
+    });
+    host.restart_by_kill();
+    host.control().wait("it to be gone", || {
+        let all: Vec<serde_json::Value> = host.control().get("/v1/instances");
+        all.is_empty().then_some(())
+    });
+    let stat = std::fs::read_to_string(format!("/proc/{agent}/stat")).unwrap_or_default();
+    assert!(
+        stat.is_empty() || stat.contains(") Z "),
+        "it runs on: {stat}"
+    );
+}
+
+#[test]
+fn an_end_that_was_granted_comes_although_the_daemon_dies_at_once() {
+    for _ in 0..10 {
+        let mut host = Host::new();
+        host.spawn_bare("web");
+        let begun: Operation = host
+            .control()
+            .request("DELETE", "/v1/instances/web", None)
+            .ok();
+        assert_eq!(begun.error, None);
+        host.restart_by_kill();
+        host.control().wait("it to be gone", || {
+            let all: Vec<serde_json::Value> = host.control().get("/v1/instances");
+            all.is_empty().then_some(())
+        });
+    }
+}
+
+#[test]
+fn a_recovery_that_died_with_the_daemon_is_not_told_to_run() {
+    let mut host = Host::new();
+    let body = json!({
+        "name": "web", "kernel": host.kernel("6.1.0-a"), "workload": { "program": "/bin/false" },
+    });
+    let _: Operation = host
+        .control()
+        .request("POST", "/v1/instances", Some(&body))
+        .ok();
+    host.control().wait("it to run", || {
+        let reply = host.control().request("GET", "/v1/instances/web", None);
+        (reply.status == 200).then_some(())
+    });
+    kill(Pid::from_raw(host.agent("web")), Signal::SIGKILL).unwrap();
+    host.control().wait("a successor", || {
+        (host.control().instance("web").summary.generation > 1).then_some(())
+    });
+    host.restart_by_kill();
+    let first: Vec<RecoveryRecord> = host.control().get("/v1/recoveries?instance=web");
+    assert_eq!(first[0].outcome, RecoveryOutcome::Failed, "{first:?}");
+    assert!(
+        first[0].reason.as_deref().unwrap().contains("daemon ended"),
+        "{first:?}"
+    );
 }

@@ -11,7 +11,7 @@ use kmorph_control_api::{InstanceState, RecoveryOutcome, RecoveryRecord};
 use kmorph_tests::Host;
 use kmorph_tests::resp::Client;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, Uid};
 use serde_json::json;
 
 fn last_recovery(host: &Host, instance: &str) -> RecoveryRecord {
@@ -46,6 +46,32 @@ fn a_killed_instance_comes_back_on_the_same_port() {
         Client::connect(port).unwrap().call(&["PING"]).unwrap(),
         "PONG"
     );
+}
+
+/// Memory of a process that is locked, KiB.
+fn locked_kib(pid: i32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text.lines().find(|l| l.starts_with("VmLck:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn who_watches_and_who_answers_are_never_paged_out() {
+    if !Uid::effective().is_root() {
+        eprintln!("SKIPPED: only root may lock any amount of memory");
+        return;
+    }
+    let host = Host::new();
+    host.spawn_kv("web");
+    assert!(locked_kib(host.daemon_pid()) > 0);
+    let now = host.control().instance("web");
+    assert!(locked_kib(now.processes["agent"]) > 0);
+    let workload = std::fs::read_to_string(format!(
+        "/proc/{0}/task/{0}/children",
+        now.processes["agent"]
+    ));
+    let workload: i32 = workload.unwrap().trim().parse().unwrap();
+    assert_eq!(locked_kib(workload), 0, "its memory is its own affair");
 }
 
 #[test]
@@ -204,4 +230,33 @@ fn a_workload_that_ends_is_started_again_by_its_agent() {
         "PONG"
     );
     assert_eq!(host.agent("web"), agent);
+}
+
+#[test]
+fn one_that_is_being_recovered_can_be_terminated() {
+    let host = Host::new();
+    // A program that ends at once: the instance never becomes healthy, and its recovery takes as long
+    // as a start may take.
+    let body = json!({
+        "name": "web", "kernel": host.kernel("6.1.0-a"), "workload": { "program": "/bin/false" },
+    });
+    let begun: kmorph_control_api::Operation = host
+        .control()
+        .request("POST", "/v1/instances", Some(&body))
+        .ok();
+    host.control().wait("it to run", || {
+        let reply = host.control().request("GET", "/v1/instances/web", None);
+        (reply.status == 200).then_some(())
+    });
+    signal(host.agent("web"), Signal::SIGKILL);
+    host.control().wait("a recovery", || {
+        let now = host.control().instance("web");
+        let successor = now.summary.generation > 1 && now.processes.contains_key("agent");
+        (successor && now.summary.state == InstanceState::Recovering).then_some(())
+    });
+    host.control().succeed("DELETE", "/v1/instances/web", None);
+    let all: Vec<serde_json::Value> = host.control().get("/v1/instances");
+    assert!(all.is_empty(), "{all:?}");
+    assert!(!host.path("run/instances/web").exists());
+    assert_ne!(host.control().finished(&begun.id).error, None);
 }

@@ -9,9 +9,11 @@
 
 use std::time::Duration;
 
-use kmorph_control_api::{ErrorCode, InstanceState, MorphPhase, MorphStatus, OperationState};
-use kmorph_tests::Host;
+use kmorph_control_api::{
+    ErrorCode, EventKind, InstanceState, MorphPhase, MorphStatus, OperationState,
+};
 use kmorph_tests::resp::{Client, Steady};
+use kmorph_tests::{Events, Host};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -29,8 +31,11 @@ fn validate(host: &Host) {
 }
 
 fn commit(host: &Host) -> kmorph_control_api::Operation {
-    host.control()
-        .operate("POST", &format!("{MORPH}/commit"), Some(&json!({})))
+    host.control().operate(
+        "POST",
+        &format!("{MORPH}/commit"),
+        Some(&json!({ "force": true })),
+    )
 }
 
 fn serves(port: u16, key: &str, value: &str) {
@@ -201,6 +206,19 @@ fn an_old_kernel_that_dies_before_the_commit_is_recovered() {
         Client::connect(port).unwrap().call(&["PING"]).unwrap(),
         "PONG"
     );
+}
+
+#[test]
+fn the_end_of_the_old_kernel_is_no_failure() {
+    let host = Host::new();
+    host.spawn_kv("web");
+    let events = Events::follow(host.control());
+    let ended = host.control().morph("web", &host.kernel("6.12.0-b"));
+    assert_eq!(ended.state, OperationState::Succeeded, "{ended:?}");
+    events.wait("the end of the morph", |event| {
+        assert_ne!(event.kind, EventKind::Detector, "{event:?}");
+        event.kind == EventKind::InstanceState && event.message == "running"
+    });
 }
 
 #[test]

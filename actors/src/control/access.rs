@@ -1,5 +1,7 @@
 //! Who may change things.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use kmorph_control_api::{ApiError, ErrorCode};
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 
@@ -10,11 +12,11 @@ pub(super) struct Caller {
     pub(super) gid: u32,
 }
 
-/// The rule.
+/// The rule. Clones share the group, so that a reload changes it for all.
 #[derive(Clone, Debug)]
 pub struct Access {
     own_uid: u32,
-    group: Option<String>,
+    group: Arc<Mutex<Option<String>>>,
 }
 
 impl Access {
@@ -22,8 +24,18 @@ impl Access {
     pub fn new(group: Option<String>) -> Self {
         Self {
             own_uid: Uid::effective().as_raw(),
-            group,
+            group: Arc::new(Mutex::new(group)),
         }
+    }
+
+    /// From now on it is the members of `group`.
+    pub fn set_group(&self, group: Option<String>) {
+        *self.group.lock().unwrap_or_else(PoisonError::into_inner) = group;
+    }
+
+    fn group(&self) -> Option<String> {
+        let group = self.group.lock().unwrap_or_else(PoisonError::into_inner);
+        group.clone()
     }
 
     /// Whether `caller` may change things.
@@ -35,7 +47,8 @@ impl Access {
         if caller.uid == 0 || caller.uid == self.own_uid || self.is_member(caller) {
             return Ok(caller.uid);
         }
-        let group = self.group.as_deref().unwrap_or("(none configured)");
+        let group = self.group();
+        let group = group.as_deref().unwrap_or("(none configured)");
         let text = format!("uid {} may look, not change anything", caller.uid);
         Err(ApiError::new(ErrorCode::Forbidden, text)
             .hint(format!("call as root, or as a member of the group {group}")))
@@ -43,10 +56,10 @@ impl Access {
 
     /// Asked anew each time: group membership may change while the daemon runs.
     fn is_member(&self, caller: &Caller) -> bool {
-        let Some(name) = &self.group else {
+        let Some(name) = self.group() else {
             return false;
         };
-        let Ok(Some(group)) = Group::from_name(name) else {
+        let Ok(Some(group)) = Group::from_name(&name) else {
             return false;
         };
         if group.gid == Gid::from_raw(caller.gid) {
@@ -66,12 +79,31 @@ impl Access {
 mod tests {
     use super::*;
 
+    fn of(own_uid: u32, group: &str) -> Access {
+        Access {
+            own_uid,
+            ..Access::new(Some(group.to_owned()))
+        }
+    }
+
+    #[test]
+    fn another_group_holds_for_all_who_share_the_rule() {
+        let access = of(1234, "no-such-group");
+        let shared = access.clone();
+        let member = Caller {
+            uid: 65_534,
+            gid: 0,
+        };
+        assert!(shared.check(Some(&member)).is_err());
+        access.set_group(Some("root".to_owned()));
+        assert!(shared.check(Some(&member)).is_ok());
+        access.set_group(None);
+        assert!(shared.check(Some(&member)).is_err());
+    }
+
     #[test]
     fn root_and_the_own_user_may_change_things_others_may_not() {
-        let access = Access {
-            own_uid: 1234,
-            group: Some("no-such-group".into()),
-        };
+        let access = of(1234, "no-such-group");
         let caller = |uid| Caller { uid, gid: 99_999 };
         assert_eq!(access.check(Some(&caller(0))).unwrap(), 0);
         assert_eq!(access.check(Some(&caller(1234))).unwrap(), 1234);
@@ -84,10 +116,7 @@ mod tests {
 
     #[test]
     fn members_of_the_control_group_may() {
-        let access = Access {
-            own_uid: 1234,
-            group: Some("root".into()),
-        };
+        let access = of(1234, "root");
         assert!(
             access
                 .check(Some(&Caller {

@@ -1,11 +1,19 @@
 //! How results and refusals become HTTP.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
 use actix::MailboxError;
+use actix_web::body::{BodySize, MessageBody};
+use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
 use actix_web::error::{Error, InternalError, JsonPayloadError};
 use actix_web::http::StatusCode;
-use actix_web::{HttpRequest, HttpResponse, Responder};
+use actix_web::web::Bytes;
+use actix_web::{HttpMessage, HttpRequest, HttpResponse, Responder};
 use kmorph_control_api::{ApiError, ErrorCode, REQUEST_BODY_MAX_BYTES};
 use serde::Serialize;
+
+use super::ANSWER_TIMEOUT;
 
 /// A refusal as a response.
 pub(super) fn response(error: &ApiError) -> HttpResponse {
@@ -48,6 +56,46 @@ pub(super) fn bad_body(error: JsonPayloadError) -> Error {
         )
     };
     refuse(ApiError::new(code, text))
+}
+
+/// Refuses a request that does not say how long it is.
+pub(super) fn without_length(mut request: ServiceRequest) -> ServiceResponse {
+    let unread = Box::new(request.take_payload());
+    let text = "the request does not say how long it is (Transfer-Encoding: chunked)";
+    let error = ApiError::new(ErrorCode::InvalidRequest, text).hint("send it with Content-Length");
+    let text = serde_json::to_vec(&error).unwrap_or_default().into();
+    let answer = response(&error).set_body(HangUp {
+        text: Some(text),
+        _unread: unread,
+    });
+    request.into_response(answer.map_into_boxed_body())
+}
+
+/// An answer after which the server hangs up. It would read what is left of a chunked request to its
+/// end, however far that is, if nobody held the request's body any more.
+struct HangUp {
+    text: Option<Bytes>,
+    _unread: Box<Payload>,
+}
+
+impl MessageBody for HangUp {
+    type Error = std::convert::Infallible;
+
+    fn size(&self) -> BodySize {
+        BodySize::Sized(self.text.as_ref().map_or(0, |text| text.len() as u64))
+    }
+
+    fn poll_next(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, Self::Error>>> {
+        Poll::Ready(self.get_mut().text.take().map(Ok))
+    }
+}
+
+pub(super) fn too_slow() -> Error {
+    let text = format!("no whole request, or no answer to it, within {ANSWER_TIMEOUT:?}");
+    refuse(ApiError::new(ErrorCode::Timeout, text).hint("send the whole request at once"))
 }
 
 pub(super) async fn no_such_path(request: HttpRequest) -> impl Responder {

@@ -1,6 +1,5 @@
 //! Requests that change something: each checks who is calling first.
 
-use actix::Addr;
 use actix_web::{HttpRequest, HttpResponse, web};
 use kmorph_control_api::{
     ApiError, CommitRequest, ErrorCode, MorphRequest, Operation, OperationKind, Policy,
@@ -9,13 +8,12 @@ use kmorph_control_api::{
 use serde::Deserialize;
 use tokio::sync::oneshot;
 
-use super::access::Caller;
 use super::answers::{actor_gone, answer};
 use super::{Api, DaemonRequest};
 use crate::instance::{
-    CommandKind, GetStatus, Instance, MorphControl, PingInstance, Recover, SetPolicy, Terminate,
+    CommandKind, GetStatus, MorphControl, PingInstance, Recover, SetPolicy, Terminate,
 };
-use crate::supervisor::{BeginMorph, Find, GetDaemon, Spawn};
+use crate::supervisor::{BeginMorph, GetDaemon, Spawn};
 
 pub(super) fn routes(config: &mut web::ServiceConfig) {
     config
@@ -41,17 +39,6 @@ pub(super) fn routes(config: &mut web::ServiceConfig) {
 }
 
 impl Api {
-    fn admit(&self, request: &HttpRequest) -> Result<u32, ApiError> {
-        self.access.check(request.conn_data::<Caller>())
-    }
-
-    async fn find(&self, name: &str) -> Result<Addr<Instance>, ApiError> {
-        self.supervisor
-            .send(Find(name.to_owned()))
-            .await
-            .map_err(actor_gone)?
-    }
-
     /// The operation as it is now; what began meanwhile may already have failed.
     fn begun(&self, id: &str) -> Result<Operation, ApiError> {
         self.operations.get(id)

@@ -18,17 +18,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
-use actix_web::dev::{Extensions, ServerHandle};
-use actix_web::{App, HttpServer, web};
-use kmorph_control_api::{ApiError, ErrorCode, REQUEST_BODY_MAX_BYTES};
+use actix_web::dev::{Extensions, ServerHandle, Service};
+use actix_web::{App, HttpMessage, HttpRequest, HttpServer, web};
+use futures_util::future::{Either, ready};
+use kmorph_control_api::{ApiError, ErrorCode, InstanceStatus, REQUEST_BODY_MAX_BYTES};
 use tokio::sync::mpsc;
 
 pub use access::Access;
 use access::Caller;
+use answers::actor_gone;
 
 use crate::events::EventLog;
+use crate::instance::{GetStatus, Instance};
 use crate::operations::Operations;
-use crate::supervisor::Supervisor;
+use crate::supervisor::{Find, Supervisor};
 
 /// Connections to the API at once.
 pub const CONNECTIONS_MAX: usize = 256;
@@ -36,6 +39,8 @@ pub const CONNECTIONS_MAX: usize = 256;
 pub const STREAMS_MAX: usize = 64;
 /// Longest time for a client to send its request's head.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time for a client to send its request's body, and for the answer to be found.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest time that open requests have when the daemon stops.
 const SHUTDOWN_TIMEOUT_S: u64 = 1;
 
@@ -86,6 +91,23 @@ impl Api {
             streams,
         }
     }
+
+    /// Who is calling, if they may change things.
+    fn admit(&self, request: &HttpRequest) -> Result<u32, ApiError> {
+        self.access.check(request.conn_data::<Caller>())
+    }
+
+    async fn find(&self, name: &str) -> Result<Addr<Instance>, ApiError> {
+        self.supervisor
+            .send(Find(name.to_owned()))
+            .await
+            .map_err(actor_gone)?
+    }
+
+    async fn status(&self, name: &str) -> Result<InstanceStatus, ApiError> {
+        let instance = self.find(name).await?;
+        instance.send(GetStatus).await.map_err(actor_gone)
+    }
 }
 
 /// Serves the API on a Unix socket at `path`, which must not be in use. Anyone may connect; what they
@@ -120,6 +142,16 @@ pub fn serve(
             .configure(metrics::routes)
             .configure(openapi::routes)
             .default_service(web::to(answers::no_such_path))
+            .wrap_fn(|request, service| {
+                if request.chunked().unwrap_or(false) {
+                    return Either::Left(ready(Ok(answers::without_length(request))));
+                }
+                // Whoever sends half a body must not keep a connection from others.
+                let answer = tokio::time::timeout(ANSWER_TIMEOUT, service.call(request));
+                Either::Right(
+                    async move { answer.await.unwrap_or_else(|_| Err(answers::too_slow())) },
+                )
+            })
     })
     .on_connect(|connection, extensions: &mut Extensions| {
         if let Some(stream) = connection.downcast_ref::<tokio::net::UnixStream>()

@@ -16,7 +16,6 @@ pub(super) fn routes(config: &mut web::ServiceConfig) {
         description = "HTTP and JSON over kmorphd's Unix socket."
     ),
     components(schemas(
-        api::ActorInfo,
         api::ApiError,
         api::Check,
         api::CommitRequest,
@@ -41,12 +40,14 @@ pub(super) fn routes(config: &mut web::ServiceConfig) {
         api::Policy,
         api::PolicyPatch,
         api::PolicySet,
+        api::VmcorePolicy,
         api::PoolUsage,
         api::Progress,
         api::PublishRequest,
         api::PublishedAddress,
         api::RecoveryOutcome,
         api::RecoveryRecord,
+        api::VmcoreRecord,
         api::ReloadReport,
         api::SpawnRequest,
         api::StopRequest,
@@ -86,7 +87,6 @@ const PATHS: &[Path] = &[
         "StopRequest",
         "DaemonStatus",
     ),
-    ("get", "/v1/actors", "The actors", "", "[ActorInfo]"),
     (
         "get",
         "/v1/instances",

@@ -2,19 +2,18 @@
 
 use std::time::Duration;
 
-use actix_web::{HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, web};
 use kmorph_control_api::{OPERATION_WAIT_MAX_MS, Operation, PolicySet, RecoveryRecord};
 use serde::Deserialize;
 
 use super::Api;
 use super::answers::{actor_gone, answer};
 use crate::instance::{GetHealth, GetHeartbeat, GetMorphStatus, GetStatus};
-use crate::supervisor::{Addresses, Find, GetDaemon, GetRecoveries, List};
+use crate::supervisor::{Addresses, GetDaemon, GetRecoveries, List};
 
 pub(super) fn routes(config: &mut web::ServiceConfig) {
     config
         .route("/v1/daemon", web::get().to(daemon))
-        .route("/v1/actors", web::get().to(actors))
         .route("/v1/instances", web::get().to(list))
         .route("/v1/instances/{name}", web::get().to(status))
         .route("/v1/instances/{name}/heartbeat", web::get().to(heartbeat))
@@ -31,66 +30,55 @@ async fn daemon(api: web::Data<Api>) -> HttpResponse {
     answer(api.supervisor.send(GetDaemon).await.map_err(actor_gone))
 }
 
-async fn actors(api: web::Data<Api>) -> HttpResponse {
-    let all = api.supervisor.send(List).await.map_err(actor_gone);
-    answer(all.map(|all| {
-        let info = |i: kmorph_control_api::InstanceSummary| kmorph_control_api::ActorInfo {
-            name: format!("instance/{}", i.name),
-            state: format!("{:?}", i.state).to_lowercase(),
-            handled: 0,
-            refused: 0,
-            last_transition: None,
-            restarts: 0,
-        };
-        all.into_iter().map(info).collect::<Vec<_>>()
-    }))
-}
-
 async fn list(api: web::Data<Api>) -> HttpResponse {
     answer(api.supervisor.send(List).await.map_err(actor_gone))
 }
 
-/// Asks one instance one thing that it always answers.
-macro_rules! ask {
-    ($name:ident, $message:expr) => {
-        async fn $name(api: web::Data<Api>, name: web::Path<String>) -> HttpResponse {
-            let asked = async {
-                let found = api.supervisor.send(Find(name.into_inner())).await;
-                let instance = found.map_err(actor_gone)??;
-                instance.send($message).await.map_err(actor_gone)
-            };
-            answer(asked.await)
+/// In place of the value of an environment variable, for those who may only look.
+const HIDDEN: &str = "(hidden)";
+
+async fn status(
+    request: HttpRequest,
+    api: web::Data<Api>,
+    name: web::Path<String>,
+) -> HttpResponse {
+    let asked = async {
+        let mut status = api.status(&name).await?;
+        // Environments hold passwords, whatever their users are told; /proc hides them as well.
+        if let (Err(_), Some(workload)) = (api.admit(&request), &mut status.workload) {
+            workload.env.values_mut().for_each(|v| HIDDEN.clone_into(v));
         }
+        Ok(status)
     };
+    answer(asked.await)
 }
 
-ask!(status, GetStatus);
-ask!(heartbeat, GetHeartbeat);
-ask!(health, GetHealth);
+async fn heartbeat(api: web::Data<Api>, name: web::Path<String>) -> HttpResponse {
+    let asked = async {
+        let instance = api.find(&name).await?;
+        instance.send(GetHeartbeat).await.map_err(actor_gone)
+    };
+    answer(asked.await)
+}
+
+async fn health(api: web::Data<Api>, name: web::Path<String>) -> HttpResponse {
+    let asked = async {
+        let instance = api.find(&name).await?;
+        instance.send(GetHealth).await.map_err(actor_gone)
+    };
+    answer(asked.await)
+}
 
 async fn morph(api: web::Data<Api>, name: web::Path<String>) -> HttpResponse {
     let asked = async {
-        let found = api.supervisor.send(Find(name.into_inner())).await;
-        found
-            .map_err(actor_gone)??
-            .send(GetMorphStatus)
-            .await
-            .map_err(actor_gone)?
+        let instance = api.find(&name).await?;
+        instance.send(GetMorphStatus).await.map_err(actor_gone)?
     };
     answer(asked.await)
 }
 
 async fn policy(api: web::Data<Api>, name: web::Path<String>) -> HttpResponse {
-    let asked = async {
-        let found = api.supervisor.send(Find(name.into_inner())).await;
-        let status = found
-            .map_err(actor_gone)??
-            .send(GetStatus)
-            .await
-            .map_err(actor_gone)?;
-        Ok(status.policy)
-    };
-    answer(asked.await)
+    answer(api.status(&name).await.map(|status| status.policy))
 }
 
 async fn policies(api: web::Data<Api>) -> HttpResponse {

@@ -109,8 +109,9 @@ pub struct PlanMorph;
 
 impl Instance {
     /// Why nothing else can begin now.
-    fn busy(&self, wanted: &str) -> Option<ApiError> {
+    pub(super) fn busy(&self, wanted: &str) -> Option<ApiError> {
         let doing = match self.work {
+            _ if self.ending.is_some() => "it is being terminated",
             Work::Nothing => return None,
             Work::Waiting(_) | Work::Queued(_) | Work::Recovering(_) => "it is being recovered",
             Work::Morphing(_) => "a morph is under way",
@@ -125,31 +126,6 @@ impl Instance {
             _ => "wait until it is over; `kmorphctl status` shows it",
         };
         Some(ApiError::new(ErrorCode::WrongState, text).hint(hint))
-    }
-}
-
-impl Handler<Terminate> for Instance {
-    type Result = Result<(), ApiError>;
-
-    fn handle(&mut self, request: Terminate, ctx: &mut Self::Context) -> Self::Result {
-        // A waiting or queued recovery has had no effect yet: termination takes its place.
-        if let Work::Waiting(timer) = &self.work {
-            ctx.cancel_future(*timer);
-            self.work = Work::Nothing;
-        }
-        if matches!(self.work, Work::Queued(_)) {
-            self.work = Work::Nothing;
-        }
-        if let Some(error) = self.busy("terminated") {
-            request.operation.fail(error.clone(), None);
-            return Err(error);
-        }
-        if let Some(operation) = self.operation.take() {
-            let text = "it was terminated meanwhile";
-            operation.fail(ApiError::new(ErrorCode::WrongState, text), None);
-        }
-        self.terminate(request.force, request.operation, ctx);
-        Ok(())
     }
 }
 

@@ -3,11 +3,16 @@
 //! It runs on a thread of its own, since a durable write waits for the disk. Every external effect
 //! (spawn, fence, freeze, switch, reclaim) is written before it is attempted and after it is
 //! confirmed. Rows carry what undoes them; nothing here decides anything.
+//!
+//! What is decided waits for the disk, with [`Record`]. What only reports ([`Note`]) does not, and is
+//! written together with the next record, or when nothing was written for a while: a commit record
+//! must not stand in line behind the disk writes of a dozen events.
 
 mod rows;
 mod store;
 
 use std::path::Path;
+use std::time::Duration;
 
 use actix::prelude::*;
 pub use rows::{
@@ -20,9 +25,18 @@ pub use store::{EVENTS_KEPT, JournalError, MORPHS_KEPT, OPERATIONS_KEPT, RECOVER
 /// Transactions that may wait for the disk before new ones are refused.
 pub const JOURNAL_MAILBOX: usize = 4096;
 
+/// Notes that may wait to be written.
+pub const NOTES_MAX: usize = 256;
+/// Time without a write after which notes are written.
+pub const NOTES_DELAY: Duration = Duration::from_millis(50);
+
 /// The actor. [`Journal::open`] starts it.
 pub struct Journal {
     store: Store,
+    notes: Vec<Change>,
+    calm: Option<SpawnHandle>,
+    /// Why the last transaction failed, if it did.
+    failure: Option<JournalError>,
 }
 
 /// Writes all changes in one transaction. Durable when answered.
@@ -30,10 +44,33 @@ pub struct Journal {
 #[rtype(result = "Result<(), JournalError>")]
 pub struct Record(pub Vec<Change>);
 
+/// Writes a change some time, after what was sent before and before what is sent later. It may be lost
+/// when the daemon dies within [`NOTES_DELAY`].
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Note(pub Change);
+
 /// Reads everything.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<Snapshot, JournalError>")]
 pub struct Load;
+
+/// Asks why the last transaction failed; `None` when it did not.
+#[derive(Debug, Message)]
+#[rtype(result = "Option<JournalError>")]
+pub struct GetFailure;
+
+/// Longest wait for the answer to [`GetFailure`]: the journal's thread may be waiting for the disk.
+const STATUS_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Why the journal cannot be written, as far as is known; `None` when all is well.
+pub async fn failure(journal: &Addr<Journal>) -> Option<String> {
+    match tokio::time::timeout(STATUS_TIMEOUT, journal.send(GetFailure)).await {
+        Ok(Ok(failure)) => failure.map(|error| error.to_string()),
+        Ok(Err(_)) => Some(JournalError::Gone.to_string()),
+        Err(_) => Some(format!("the disk has not answered for {STATUS_TIMEOUT:?}")),
+    }
+}
 
 impl Journal {
     /// Opens the journal in `dir`, reads it, and starts the actor on its own thread. The thread
@@ -47,9 +84,49 @@ impl Journal {
         let arbiter = Arbiter::new();
         let address = Self::start_in_arbiter(&arbiter.handle(), move |ctx| {
             ctx.set_mailbox_capacity(JOURNAL_MAILBOX);
-            Self { store }
+            Self {
+                store,
+                notes: Vec::new(),
+                calm: None,
+                failure: None,
+            }
         });
         Ok((address, snapshot, arbiter))
+    }
+
+    fn write(&mut self, changes: Vec<Change>, ctx: &mut Context<Self>) -> Result<(), JournalError> {
+        self.notes.extend(changes);
+        self.wait_for_calm(ctx);
+        self.write_notes()
+    }
+
+    fn write_notes(&mut self) -> Result<(), JournalError> {
+        let notes = std::mem::take(&mut self.notes);
+        if notes.is_empty() {
+            return Ok(());
+        }
+        let written = self.store.apply(&notes);
+        self.failure = written.as_ref().err().cloned();
+        written
+    }
+
+    /// What can wait is done once nothing was written for [`NOTES_DELAY`].
+    fn wait_for_calm(&mut self, ctx: &mut Context<Self>) {
+        if let Some(earlier) = self.calm.take() {
+            ctx.cancel_future(earlier);
+        }
+        self.calm = Some(ctx.run_later(NOTES_DELAY, |act, _| {
+            act.calm = None;
+            // Notes may be lost, and a disk that cannot be written is met again by the next record.
+            let _ = act.write_notes();
+            act.store.checkpoint();
+        }));
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        let _ = self.write_notes();
     }
 }
 
@@ -60,8 +137,29 @@ impl Actor for Journal {
 impl Handler<Record> for Journal {
     type Result = Result<(), JournalError>;
 
-    fn handle(&mut self, Record(changes): Record, _: &mut Self::Context) -> Self::Result {
-        self.store.apply(&changes)
+    fn handle(&mut self, Record(changes): Record, ctx: &mut Self::Context) -> Self::Result {
+        crate::fault::point("journal");
+        self.write(changes, ctx)
+    }
+}
+
+impl Handler<Note> for Journal {
+    type Result = ();
+
+    fn handle(&mut self, Note(change): Note, ctx: &mut Self::Context) {
+        if self.notes.len() >= NOTES_MAX {
+            let _ = self.write_notes();
+        }
+        self.notes.push(change);
+        self.wait_for_calm(ctx);
+    }
+}
+
+impl Handler<GetFailure> for Journal {
+    type Result = MessageResult<GetFailure>;
+
+    fn handle(&mut self, _: GetFailure, _: &mut Self::Context) -> Self::Result {
+        MessageResult(self.failure.clone())
     }
 }
 
@@ -69,6 +167,7 @@ impl Handler<Load> for Journal {
     type Result = Result<Snapshot, JournalError>;
 
     fn handle(&mut self, _: Load, _: &mut Self::Context) -> Self::Result {
+        self.write_notes()?;
         self.store.load()
     }
 }
@@ -82,4 +181,67 @@ pub async fn record(journal: &Addr<Journal>, changes: Vec<Change>) -> Result<(),
         .send(Record(changes))
         .await
         .unwrap_or(Err(JournalError::Gone))
+}
+
+#[cfg(test)]
+mod tests {
+    use kmorph_control_api::{Event, EventKind};
+
+    use super::*;
+
+    fn event(id: u64, message: &str) -> Change {
+        Change::Event(Box::new(Event {
+            id,
+            at: String::new(),
+            kind: EventKind::Daemon,
+            instance: None,
+            generation: None,
+            message: message.to_owned(),
+            detail: serde_json::json!({}),
+        }))
+    }
+
+    /// Messages on the disk, as another process would find them.
+    fn on_disk(dir: &Path) -> Vec<String> {
+        let db = rusqlite::Connection::open(dir.join("journal.sqlite")).unwrap();
+        let mut rows = db.prepare("SELECT row FROM event ORDER BY id").unwrap();
+        let texts = rows.query_map([], |row| row.get::<_, String>(0)).unwrap();
+        texts
+            .map(|text| {
+                serde_json::from_str::<Event>(&text.unwrap())
+                    .unwrap()
+                    .message
+            })
+            .collect()
+    }
+
+    #[actix::test]
+    async fn a_note_is_written_with_the_next_record_and_before_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _, arbiter) = Journal::open(dir.path()).unwrap();
+        journal.send(Note(event(1, "note"))).await.unwrap();
+        journal.send(Note(event(2, "older"))).await.unwrap();
+        record(&journal, vec![event(2, "newer")]).await.unwrap();
+        assert_eq!(on_disk(dir.path()), ["note", "newer"]);
+        arbiter.stop();
+        arbiter.join().unwrap();
+    }
+
+    #[actix::test]
+    async fn a_note_alone_is_written_soon_and_one_more_at_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _, arbiter) = Journal::open(dir.path()).unwrap();
+        journal.send(Note(event(1, "alone"))).await.unwrap();
+        let written = async {
+            while on_disk(dir.path()).is_empty() {
+                tokio::time::sleep(NOTES_DELAY).await;
+            }
+        };
+        let deadline = Duration::from_secs(60);
+        tokio::time::timeout(deadline, written).await.unwrap();
+        journal.send(Note(event(2, "last"))).await.unwrap();
+        arbiter.stop();
+        arbiter.join().unwrap();
+        assert_eq!(on_disk(dir.path()), ["alone", "last"]);
+    }
 }

@@ -21,6 +21,11 @@ pub const OPERATIONS_KEPT: u64 = 1_000;
 pub const RECOVERIES_KEPT: u64 = 10_000;
 /// Morphs kept.
 pub const MORPHS_KEPT: u64 = 1_000;
+/// Changes after which the log is worked into the database when there is time.
+const CHECKPOINT_AFTER: usize = 500;
+/// Pages of the log after which SQLite does that by itself, in the transaction that it meets (the
+/// default is 1,000).
+const CHECKPOINT_FORCED_PAGES: i64 = 20_000;
 /// Events read back at the start for streams that resume.
 const EVENTS_LOADED: u64 = 1_000;
 
@@ -102,6 +107,7 @@ impl From<rusqlite::Error> for JournalError {
 /// The open database and the lock that keeps every other daemon out.
 pub(super) struct Store {
     db: Connection,
+    since_checkpoint: usize,
     _lock: Flock<std::fs::File>,
 }
 
@@ -128,16 +134,37 @@ impl Store {
             JournalError::Io { reason } => refuse(reason),
             other => other,
         })?;
-        Ok(Self { db, _lock: lock })
+        Ok(Self {
+            db,
+            since_checkpoint: 0,
+            _lock: lock,
+        })
     }
 
     /// Applies all of `changes`, or none. Durable when it returns.
     pub(super) fn apply(&mut self, changes: &[Change]) -> Result<(), JournalError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.since_checkpoint += changes.len();
         let tx = self.db.transaction()?;
         for change in changes {
             apply_one(&tx, change)?;
         }
         Ok(tx.commit()?)
+    }
+
+    /// Works the log into the database if it has grown long. To be called when nobody waits: it
+    /// takes several disk writes.
+    pub(super) fn checkpoint(&mut self) {
+        if self.since_checkpoint < CHECKPOINT_AFTER {
+            return;
+        }
+        self.since_checkpoint = 0;
+        // What fails here is done later; nothing depends on it but the length of the log.
+        let _ = self
+            .db
+            .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
     }
 
     /// Reads everything.
@@ -182,6 +209,7 @@ fn prepare(db: &mut Connection) -> Result<(), JournalError> {
     // synchronous"). The commit point of a morph rests on this.
     db.pragma_update(None, "journal_mode", "WAL")?;
     db.pragma_update(None, "synchronous", "FULL")?;
+    db.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_FORCED_PAGES)?;
     let found: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     if found > SCHEMA_VERSION {
         return Err(JournalError::NewerSchema { found });

@@ -1,5 +1,7 @@
 //! The MorphSession actor: one morph, driven by its engine.
 
+mod commands;
+mod outcome;
 mod relay;
 mod steps;
 
@@ -7,31 +9,31 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use kmorph_control_api::{
-    ApiError, Check as ApiCheck, DowntimeSteps, ErrorCode, EventKind, MorphPhase, MorphStatus,
+    ApiError, Check as ApiCheck, ErrorCode, EventKind, MorphPhase, MorphStatus,
 };
 use kmp_proto::message::{Side, TransferMode, capability};
-use kmp_proto::morph::{Action, Config, Engine, Event, Outcome};
-use kmp_proto::time::Instant;
+use kmp_proto::morph::{Action, Config, Engine, Event};
 use slog::{Logger, info, o};
 
 use crate::clock;
 use crate::events::Draft;
-use crate::instance::{Instance, MorphOver};
-use crate::journal::{Change, GenerationRow, InstanceRow, KernelChoice, MorphRow, Record};
+use crate::instance::{Instance, OldLeft, WorkerGone};
+use crate::journal::{Change, GenerationRow, InstanceRow, KernelChoice, MorphRow, Note};
 use crate::operations::Handle;
 use crate::services::Services;
 use crate::settings::MorphMode;
 use crate::transport::PeerKey;
 use crate::wall_clock;
-use relay::Relay;
-
 use crate::watch::{EndWatch, Watch, WatchEvent, WatchKind};
+pub use commands::{GetMorph, MorphCommand, OldFailed};
+use outcome::Times;
+use relay::Relay;
 
 /// Answer time of an agent that has only to think.
 pub const STEP_TIMEOUT: Duration = Duration::from_secs(10);
-/// What the commit's steps cost on an idle machine besides the last round: a guess for the estimate,
-/// replaced by the round trips measured in the negotiation.
-pub const STEP_OVERHEAD: Duration = Duration::from_millis(2);
+/// What the commit's steps cost besides the last round and the exchanges with both sides, which are
+/// measured: the journal's write of the commit record.
+pub const STEP_OVERHEAD: Duration = Duration::from_millis(1);
 /// Budget for the downtime unless told, microseconds.
 pub const DOWNTIME_BUDGET_US: u32 = 10_000;
 
@@ -78,49 +80,6 @@ pub struct MorphSession {
     times: Times,
     committed: bool,
 }
-
-/// When the steps of the commit began and ended.
-#[derive(Debug, Default)]
-struct Times {
-    freeze: Option<Instant>,
-    frozen: Option<Instant>,
-    applied: Option<Instant>,
-    activated: Option<Instant>,
-    recorded: Option<Instant>,
-    serving: Option<Instant>,
-}
-
-/// What a user asks of a morph under way.
-#[derive(Message)]
-#[rtype(result = "Result<(), ApiError>")]
-pub enum MorphCommand {
-    /// Validate what was transferred.
-    Validate(Handle),
-    /// Commit what was validated.
-    Commit {
-        /// Over the budget too.
-        force: bool,
-        /// Who waits.
-        operation: Handle,
-    },
-    /// Go back.
-    Rollback {
-        /// Why.
-        reason: String,
-        /// Who waits.
-        operation: Option<Handle>,
-    },
-}
-
-/// Asks where it is.
-#[derive(Debug, Message)]
-#[rtype(result = "MorphStatus")]
-pub struct GetMorph;
-
-/// The old generation failed, says its watch.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct OldFailed(pub String);
 
 impl MorphSession {
     /// Starts a morph; `operation` ends when its goal is reached.
@@ -236,6 +195,7 @@ impl MorphSession {
     }
 
     fn act(&mut self, action: Action, ctx: &mut Context<Self>) {
+        crate::fault::point("morph");
         match action {
             Action::Phase(phase) => self.enter(phase),
             Action::Prepare(side) => self.prepare(side, ctx),
@@ -265,7 +225,12 @@ impl MorphSession {
             Action::WriteCommitRecord => self.write_commit_record(ctx),
             Action::Serve => self.serve(ctx),
             Action::Retire => self.retire(ctx),
-            Action::Fence(side, order) => self.fence(side, order, ctx),
+            Action::Fence(side, order) => {
+                if side == Side::Old {
+                    self.owner.do_send(OldLeft);
+                }
+                self.fence(side, order, ctx);
+            }
             Action::ResumeOld => self.resume_old(ctx),
             Action::Finished(outcome) => self.finished(outcome, ctx),
         }
@@ -307,7 +272,7 @@ impl MorphSession {
         let row = self.row(self.engine.phase());
         self.services
             .journal
-            .do_send(Record(vec![Change::Morph(Box::new(row))]));
+            .do_send(Note(Change::Morph(Box::new(row))));
     }
 
     fn committable(&mut self, estimate: Duration, ctx: &mut Context<Self>) {
@@ -325,118 +290,6 @@ impl MorphSession {
             );
         }
         self.succeed_operation();
-    }
-
-    fn succeed_operation(&mut self) {
-        if let Some(operation) = self.operation.take() {
-            operation.succeed(serde_json::to_value(&self.status).ok());
-        }
-    }
-
-    fn fail_operation(&mut self, error: ApiError) {
-        if let Some(operation) = self.operation.take() {
-            operation.fail(error, serde_json::to_value(&self.status).ok());
-        }
-    }
-
-    fn downtime(&self) -> Option<DowntimeSteps> {
-        let times = &self.times;
-        let start = times.freeze?;
-        let mut last = start;
-        let mut step = |at: Option<Instant>| {
-            let at = at.unwrap_or(last);
-            let took = at - last;
-            last = at;
-            u64::try_from(took.as_micros()).unwrap_or(u64::MAX)
-        };
-        let mut steps = DowntimeSteps {
-            freeze_us: step(times.frozen),
-            final_delta_us: step(times.applied),
-            activate_us: step(times.activated),
-            record_us: step(times.recorded),
-            serve_us: step(times.serving),
-            total_us: 0,
-        };
-        let total = times.serving? - start;
-        steps.total_us = u64::try_from(total.as_micros()).unwrap_or(u64::MAX);
-        Some(steps)
-    }
-
-    fn finished(&mut self, outcome: Outcome, ctx: &mut Context<Self>) {
-        self.status.ended_at = Some(wall_clock::now_rfc3339());
-        let (phase, error) = match &outcome {
-            Outcome::Committed => (MorphPhase::Committed, None),
-            Outcome::CommittedButFailed(why) => {
-                let text = format!("committed, but the new kernel failed: {why}");
-                (
-                    MorphPhase::Committed,
-                    Some(ApiError::new(ErrorCode::Internal, text)),
-                )
-            }
-            Outcome::RolledBack(why) => {
-                let code = if why.starts_with("incompatible") {
-                    ErrorCode::Incompatible
-                } else {
-                    ErrorCode::WrongState
-                };
-                let text = format!("rolled back, the old kernel serves: {why}");
-                (MorphPhase::RolledBack, Some(ApiError::new(code, text)))
-            }
-            Outcome::OldFailed(why) => {
-                let text = format!("undone, and the old kernel is being healed: {why}");
-                (
-                    MorphPhase::Failed,
-                    Some(ApiError::new(ErrorCode::Internal, text)),
-                )
-            }
-            Outcome::OperatorActionNeeded(why) => {
-                let text = format!("a fence could not be confirmed: {why}");
-                let error = ApiError::new(ErrorCode::OperatorActionNeeded, text)
-                    .hint("see that the processes named end, then `kmorphctl recover`");
-                (MorphPhase::Failed, Some(error))
-            }
-        };
-        self.status.phase = phase;
-        self.status.downtime = self.downtime();
-        self.status.reason = error.as_ref().map(|e| e.message.clone());
-        let said = match (&error, &self.status.downtime) {
-            (None, Some(steps)) => format!("morph: committed, downtime {} µs", steps.total_us),
-            (None, None) => "morph: committed".to_owned(),
-            (Some(error), _) => format!("morph: {}", error.message),
-        };
-        self.say(said);
-        let row = self.row("done");
-        self.services
-            .journal
-            .do_send(Record(vec![Change::Morph(Box::new(row))]));
-        self.end_operation(&outcome, error);
-        if !self.committed
-            && let Some(watch) = self.watch.take()
-        {
-            watch.do_send(EndWatch);
-        }
-        self.owner.do_send(MorphOver {
-            outcome,
-            status: self.status.clone(),
-            new: self.plan.new.clone(),
-            watch: self.watch.take(),
-        });
-        ctx.stop();
-    }
-
-    fn end_operation(&mut self, outcome: &Outcome, error: Option<ApiError>) {
-        let result = serde_json::to_value(&self.status).ok();
-        let Some(operation) = self.operation.take() else {
-            return;
-        };
-        let wanted = operation.snapshot().map(|o| o.kind);
-        let rollback = wanted == Some(kmorph_control_api::OperationKind::MorphRollback);
-        match (outcome, error) {
-            (Outcome::RolledBack(_), _) if rollback => operation.succeed(result),
-            (Outcome::RolledBack(_), _) if operation.cancel_requested() => operation.undone(result),
-            (_, Some(error)) => operation.fail(error, result),
-            (_, None) => operation.succeed(result),
-        }
     }
 }
 
@@ -525,6 +378,16 @@ impl Actor for MorphSession {
     }
 }
 
+impl Drop for MorphSession {
+    /// Also reached by a panic: the owner sees whether the end was announced before.
+    fn drop(&mut self) {
+        if let Some(watch) = self.watch.take() {
+            watch.do_send(EndWatch);
+        }
+        self.owner.do_send(WorkerGone);
+    }
+}
+
 impl Handler<WatchEvent> for MorphSession {
     type Result = ();
 
@@ -539,84 +402,12 @@ impl Handler<WatchEvent> for MorphSession {
             WatchKind::Failed(verdict) => {
                 self.tell(Event::Died(Side::New, verdict.evidence.join("; ")), ctx);
             }
+            // Nobody judges the new kernel any more: it is not gone to.
+            WatchKind::Gone => {
+                let text = "its watch ended by a fault in kmorphd".to_owned();
+                self.tell(Event::Died(Side::New, text), ctx);
+            }
             _ => {}
-        }
-    }
-}
-
-impl Handler<OldFailed> for MorphSession {
-    type Result = ();
-
-    fn handle(&mut self, OldFailed(how): OldFailed, ctx: &mut Self::Context) {
-        self.tell(Event::Died(Side::Old, how), ctx);
-    }
-}
-
-impl Handler<GetMorph> for MorphSession {
-    type Result = MessageResult<GetMorph>;
-
-    fn handle(&mut self, _: GetMorph, _: &mut Self::Context) -> Self::Result {
-        MessageResult(self.status.clone())
-    }
-}
-
-impl Handler<MorphCommand> for MorphSession {
-    type Result = Result<(), ApiError>;
-
-    fn handle(&mut self, command: MorphCommand, ctx: &mut Self::Context) -> Self::Result {
-        let phase = self.status.phase;
-        let wrong = |wanted: &str| {
-            let text = format!("the morph is {phase:?}, not {wanted}").to_lowercase();
-            Err(ApiError::new(ErrorCode::WrongState, text)
-                .hint("`kmorphctl morph status` shows where it is"))
-        };
-        match command {
-            MorphCommand::Validate(operation) => match self.held_round.take() {
-                Some(event) => {
-                    operation.step("validating");
-                    self.operation = Some(operation);
-                    self.hold_validation = false;
-                    self.tell(event, ctx);
-                    Ok(())
-                }
-                None => {
-                    let refused = wrong("transferred");
-                    if let Err(error) = &refused {
-                        operation.fail(error.clone(), None);
-                    }
-                    refused
-                }
-            },
-            MorphCommand::Commit { force, operation } => {
-                if phase != MorphPhase::Committable {
-                    let refused = wrong("validated");
-                    if let Err(error) = &refused {
-                        operation.fail(error.clone(), None);
-                    }
-                    return refused;
-                }
-                operation.step("committing");
-                self.operation = Some(operation);
-                self.tell(Event::CommitRequested { force }, ctx);
-                Ok(())
-            }
-            MorphCommand::Rollback { reason, operation } => {
-                if self.committed {
-                    if let Some(operation) = operation {
-                        let text = "the morph is committed, it cannot be rolled back";
-                        operation.fail(ApiError::new(ErrorCode::WrongState, text), None);
-                    }
-                    return wrong("before its commit");
-                }
-                if let Some(operation) = operation
-                    && let Some(before) = self.operation.replace(operation)
-                {
-                    let text = "rolled back by request";
-                    before.fail(ApiError::new(ErrorCode::WrongState, text), None);
-                }
-                self.tell(Event::RollbackRequested(reason), ctx);
-                Ok(())
-            }
         }
     }
 }

@@ -10,7 +10,6 @@
 use std::time::Duration;
 
 use actix::prelude::*;
-use kmorph_backends::contract::Endpoint;
 use kmp_proto::message::{
     Message as Kmp, MorphTransfer, MorphTransferFixed, Side, TransferMode, TransferOp,
 };
@@ -116,10 +115,7 @@ async fn open(
         .placement
         .as_ref()
         .ok_or_else(|| broken("it has no place".to_owned()))?;
-    let address = match &placement.endpoint {
-        Endpoint::Unix { path } => Address::Unix(path.clone()),
-        Endpoint::Vsock { cid } => Address::Vsock(*cid),
-    };
+    let address = Address::from(placement.endpoint.clone());
     let hello = services.hello(&row.instance, row.generation);
     open_bulk(&address, &hello, session)
         .await

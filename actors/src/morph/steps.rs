@@ -40,7 +40,7 @@ impl MorphSession {
         message: Kmp,
         timeout: Duration,
     ) -> impl Future<Output = Result<Kmp, RequestError>> + 'static + use<> {
-        let send = self.services.transport.send(Request {
+        let send = self.services.transport.address().send(Request {
             key: self.key(side),
             message,
             timeout,
@@ -66,6 +66,7 @@ impl MorphSession {
                     timeout,
                 };
                 let result = transport
+                    .address()
                     .send(request)
                     .await
                     .unwrap_or(Err(RequestError::NotConnected));
@@ -146,14 +147,14 @@ impl MorphSession {
             },
             missing: Vec::new(),
         });
-        let reply = self.ask(side, message, STEP_TIMEOUT);
+        let (reply, asked) = (self.ask(side, message, STEP_TIMEOUT), clock::now());
         ctx.spawn(reply.into_actor(self).map(move |reply, act, ctx| {
             let event = match reply {
                 Ok(Kmp::MorphNegotiateReply(answer)) => {
                     if side == Side::Old {
                         act.status.state_bytes = answer.fixed.memory_bytes;
                     }
-                    Event::Offered(side, offer(answer))
+                    Event::Offered(side, offer(answer, clock::now() - asked))
                 }
                 other => refused(side, other),
             };
@@ -397,8 +398,9 @@ fn refused(side: Side, reply: Result<Kmp, RequestError>) -> Event {
     Event::Refused(side, text)
 }
 
-fn offer(answer: MorphNegotiate) -> Offer {
+fn offer(answer: MorphNegotiate, round_trip: Duration) -> Offer {
     Offer {
+        round_trip,
         capabilities: answer.capabilities(),
         state_version: answer.fixed.state_version,
         state_bytes: answer.fixed.memory_bytes,

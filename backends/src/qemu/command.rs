@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use kmp_transport::kerf::VECTORS;
+
 use super::guest_image::AGENT_CONFIG;
 
 /// What runs the guest's instructions.
@@ -21,6 +23,8 @@ pub(super) enum VsockDevice {
     Kernel { cid: u32 },
     /// A vhost-user device behind this socket.
     VhostUser { socket: PathBuf },
+    /// kerf-vsock: an ivshmem-doorbell device whose memory is served at this socket.
+    Kerf { socket: PathBuf },
 }
 
 /// A machine to start.
@@ -44,6 +48,11 @@ pub(super) struct Machine<'a> {
 pub(super) const LOW_MEMORY_BYTES: u64 = 2 << 30;
 /// Where it begins there.
 pub(super) const HIGH_MEMORY_START: u64 = 4 << 30;
+/// What the vhost-user device takes from the guest before it must pass some of it on, bytes, for each
+/// connection. A guest sends at most so much in one packet, and Linux since 6.12 scatters a packet above
+/// 32 KiB over several descriptors, of which vhost-device-vsock 0.3 takes two: the packet would be lost
+/// and its stream stand still. A power of two, because the device counts in wrapping numbers.
+const VHOST_BUFFER_BYTES: u32 = 16 * 1024;
 /// Translated code that software emulation keeps, MiB: QEMU's own default is 1024 for each guest.
 const TRANSLATED_MIB: u32 = 128;
 
@@ -86,6 +95,8 @@ impl Machine<'_> {
         put(&[&format!("memory-backend-memfd,id=ram,size={mib}M,share=on")]);
         put(&["-action", "reboot=shutdown,shutdown=poweroff,panic=pause"]);
         put(&["-device", "pvpanic-pci"]);
+        // Where the guest's kernel says how its memory is laid out: dumps carry it.
+        put(&["-device", "vmcoreinfo"]);
         put(&[
             "-sandbox",
             "on,obsolete=deny,elevateprivileges=deny,spawn=deny",
@@ -117,6 +128,12 @@ impl Machine<'_> {
                 let device = "vhost-user-vsock-pci,chardev=vsock";
                 line.extend(["-device".into(), device.into()]);
             }
+            VsockDevice::Kerf { socket } => {
+                let chardev = quoted("socket,id=vsock,path=", socket, "");
+                line.extend(["-chardev".into(), chardev]);
+                let device = format!("ivshmem-doorbell,vectors={VECTORS},chardev=vsock");
+                line.extend(["-device".into(), device.into()]);
+            }
         }
         line
     }
@@ -135,6 +152,19 @@ pub(super) fn vhost_vsock(program: &Path, cid: u32, listen: &Path, host: &Path) 
         program.into(),
         "--guest-cid".into(),
         cid.to_string().into(),
+        "--socket".into(),
+        listen.into(),
+        "--uds-path".into(),
+        host.into(),
+        "--tx-buffer-size".into(),
+        VHOST_BUFFER_BYTES.to_string().into(),
+    ]
+}
+
+/// The command line of the host's side of kerf-vsock: `listen` and `host` as above.
+pub(super) fn kerf_host(program: &Path, listen: &Path, host: &Path) -> Vec<OsString> {
+    vec![
+        program.into(),
         "--socket".into(),
         listen.into(),
         "--uds-path".into(),
@@ -180,6 +210,16 @@ mod tests {
         let append = "oops=panic mitigations=off -- --config /etc/kmorph/agent.json";
         assert!(line.contains(append), "{line}");
         assert!(line.contains("memory-backend-memfd,id=ram,size=256M,share=on"));
+        assert!(line.contains("-device vmcoreinfo"), "{line}");
         assert!(line.contains("vhost-user-vsock-pci,chardev=vsock"));
+    }
+
+    #[test]
+    fn kerf_takes_the_place_of_the_virtio_device() {
+        let socket = "/r,2/vsock-device.sock".into();
+        let line = machine(VsockDevice::Kerf { socket });
+        assert!(line.contains("socket,id=vsock,path=/r,,2/vsock-device.sock"));
+        assert!(line.contains("ivshmem-doorbell,vectors=2,chardev=vsock"));
+        assert!(!line.contains("vhost"));
     }
 }

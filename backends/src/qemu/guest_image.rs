@@ -28,15 +28,18 @@ use super::modules::{ModuleError, ModuleTree};
 /// Where the agent finds its configuration in the guest.
 pub(super) const AGENT_CONFIG: &str = "/etc/kmorph/agent.json";
 /// Part of every key: changes when the layout does.
-const LAYOUT: &str = "1";
+const LAYOUT: &str = "2";
 /// Images that are kept; the oldest give way.
 const IMAGES_MAX: usize = 8;
 /// Largest program or library that is taken into an image, bytes.
 const FILE_MAX_BYTES: u64 = 512 * 1024 * 1024;
 /// Modules without which the daemon cannot reach the guest.
 const NEEDED: [&str; 2] = ["virtio_pci", "vmw_vsock_virtio_transport"];
-/// Modules that are loaded first where the kernel has them: a panic is then told at once.
-const WELCOME: [&str; 1] = ["pvpanic_pci"];
+/// Modules on which kerf-vsock stands.
+const NEEDED_BY_KERF: [&str; 1] = ["vmw_vsock_virtio_transport_common"];
+/// Modules that are loaded first where the kernel has them: a panic is then told at once, and QEMU's dumps
+/// say how the kernel's memory is laid out (VMCOREINFO).
+const WELCOME: [&str; 2] = ["pvpanic_pci", "qemu_fw_cfg"];
 /// Directories that the agent mounts on, or that programs expect.
 const DIRECTORIES: [&str; 8] = [
     "dev",
@@ -56,6 +59,8 @@ pub(super) struct Recipe {
     pub(super) release: String,
     /// Its `lib/modules/<release>`; `None` when it has none, so everything is built in.
     pub(super) modules: Option<PathBuf>,
+    /// `kerf-vsock.ko` for this kernel, where it carries vsock in place of virtio.
+    pub(super) kerf: Option<PathBuf>,
     /// The agent's program on the host.
     pub(super) agent: PathBuf,
     /// Programs on the host that the guest has at the same path.
@@ -128,7 +133,8 @@ impl Recipe {
         hash.update(LAYOUT);
         hash.update(&self.release);
         let order = self.modules.as_ref().map(|m| m.join("modules.order"));
-        for path in files.iter().chain([&self.agent]).chain(order.as_ref()) {
+        let parts = files.iter().chain([&self.agent]);
+        for path in parts.chain(order.as_ref()).chain(self.kerf.as_ref()) {
             let meta = std::fs::metadata(path).map_err(file("looking at", path))?;
             hash.update(path.as_os_str().as_encoded_bytes());
             hash.update([0]);
@@ -164,7 +170,11 @@ impl Recipe {
             Some(root) => {
                 let tree = ModuleTree::open(root)?;
                 let welcome = WELCOME.into_iter().filter(|name| tree.has(name));
-                tree.closure(&welcome.chain(NEEDED).collect::<Vec<_>>())?
+                let needed: &[&str] = match self.kerf {
+                    None => &NEEDED,
+                    Some(_) => &NEEDED_BY_KERF,
+                };
+                tree.closure(&welcome.chain(needed.iter().copied()).collect::<Vec<_>>())?
             }
             None => Vec::new(),
         };
@@ -184,6 +194,11 @@ impl Recipe {
         for module in modules {
             let path = PathBuf::from(format!("/lib/modules/{}.ko", module.name));
             image.add(&path, 0o644, &module.object)?;
+            loaded.push(path);
+        }
+        if let Some(module) = &self.kerf {
+            let path = PathBuf::from("/lib/modules/kerf_vsock.ko");
+            image.copy(module, &path)?;
             loaded.push(path);
         }
         let file = image.archive.finish().map_err(&write)?;
@@ -310,6 +325,7 @@ mod tests {
         Recipe {
             release: "6.1.0".into(),
             modules: None,
+            kerf: None,
             agent: "/bin/sh".into(),
             programs: vec!["/bin/true".into()],
         }
@@ -343,6 +359,27 @@ mod tests {
             ..recipe()
         };
         assert_ne!(other.image(cache.path()).unwrap().path, first.path);
+    }
+
+    #[test]
+    fn the_module_of_kerf_vsock_is_loaded_last_and_makes_another_image() {
+        let cache = tempfile::tempdir().unwrap();
+        let module = cache.path().join("kerf-vsock.ko");
+        std::fs::write(&module, b"the module").unwrap();
+        let with = |kerf| Recipe { kerf, ..recipe() }.image(cache.path()).unwrap();
+        let image = with(Some(module.clone()));
+        let place = PathBuf::from("/lib/modules/kerf_vsock.ko");
+        assert_eq!(image.modules.last(), Some(&place));
+        assert!(contains(&image.path, "the module"));
+        assert_ne!(with(None).path, image.path);
+        std::fs::write(&module, b"a newer module").unwrap();
+        assert_ne!(with(Some(module.clone())).path, image.path);
+        std::fs::remove_file(&module).unwrap();
+        let missing = Recipe {
+            kerf: Some(module),
+            ..recipe()
+        };
+        assert!(missing.image(cache.path()).is_err());
     }
 
     #[test]

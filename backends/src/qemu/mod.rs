@@ -8,6 +8,8 @@
 //!
 //! * [`probe`](self) finds out by trying what the machine can do; the guest image is built here from the agent,
 //!   its libraries and the modules that the kernel needs.
+//! * In place of the vhost-user device there may be the host's side of kerf-vsock: an ivshmem device, and
+//!   `kerf-vsock.ko` in the guest.
 //! * A panic is told by the guest's pvpanic driver as an event and leaves the guest standing still
 //!   with its memory; without that driver the panicked kernel resets, which ends QEMU. Both are seen
 //!   at once.
@@ -18,9 +20,12 @@ mod command;
 mod console;
 mod cpio;
 mod guest_image;
+mod memory;
 mod modules;
+mod prepare;
 mod probe;
 mod qmp;
+mod registers;
 mod run_dir;
 mod start;
 mod watch;
@@ -30,16 +35,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use kmorph_launch::{AgentConfig, InstanceName, Listen, Role};
+use kmorph_launch::InstanceName;
 use kmp_proto::fence::{FenceCertificate, FenceOrder};
-use kmp_transport::link::KMP_PORT;
 use serde_json::json;
 use tokio::sync::OnceCell;
 
 use self::command::{Accelerator, Machine, VsockDevice};
-use self::guest_image::{GuestImage, ImageError, Recipe};
+use self::prepare::Prepared;
 use self::probe::{KvmProbe, Version};
-use self::start::{QEMU_ROLE, Starting, VHOST_ROLE};
+use self::start::{KERF_ROLE, QEMU_ROLE, Starting, VHOST_ROLE};
 use self::watch::Watches;
 use crate::contract::{
     Backend, BackendError, BackendKind, Endpoint, ExitCause, FenceUnconfirmed, MemoryRange,
@@ -74,6 +78,8 @@ pub struct QemuConfig {
     pub program: PathBuf,
     /// `vhost-device-vsock`, used where the host has no `/dev/vhost-vsock`.
     pub vhost_vsock: PathBuf,
+    /// In place of virtio-vsock: kerf-vsock.
+    pub kerf: Option<KerfConfig>,
     /// Which accelerator is used.
     pub accel: AccelChoice,
     /// Directory with a `<release>` directory of modules for each kernel; searched first. Then
@@ -83,23 +89,30 @@ pub struct QemuConfig {
     pub cache: PathBuf,
 }
 
+/// What vsock over shared memory takes (`docs/kerf-vsock.md`).
+#[derive(Clone, Debug)]
+pub struct KerfConfig {
+    /// `kmorph-kerf-host`.
+    pub program: PathBuf,
+    /// Directory with `<release>/kerf-vsock.ko` for each kernel.
+    pub modules: PathBuf,
+}
+
+impl KerfConfig {
+    fn module(&self, release: &str) -> PathBuf {
+        self.modules.join(release).join("kerf-vsock.ko")
+    }
+}
+
 /// See the module.
 pub struct QemuBackend {
     config: QemuConfig,
     host_boot_id: String,
     exits: Arc<Exits>,
     watches: Watches,
+    memory: memory::Held,
     kvm: KvmProbe,
     version: OnceCell<Version>,
-}
-
-/// A guest that is about to be started.
-struct Prepared {
-    placement: Placement,
-    kernel: PathBuf,
-    cmdline: String,
-    cid: u32,
-    accelerator: Accelerator,
 }
 
 impl QemuBackend {
@@ -116,6 +129,7 @@ impl QemuBackend {
             host_boot_id,
             exits: Arc::new(Exits::default()),
             watches: Watches::default(),
+            memory: memory::Held::default(),
             version: OnceCell::new(),
         })
     }
@@ -130,125 +144,6 @@ impl QemuBackend {
             AccelChoice::Kvm => Ok(Accelerator::Kvm),
             AccelChoice::Tcg => Ok(Accelerator::Tcg),
             AccelChoice::Auto => Ok(self.kvm.accelerator(self.version().await?, kernel).await),
-        }
-    }
-
-    /// Where the modules of a kernel are.
-    fn modules_of(&self, spec: &SpawnSpec) -> Option<PathBuf> {
-        let beside = spec.kernel.path().parent().map(|p| p.join("lib/modules"));
-        let places = [
-            self.config.modules.clone(),
-            beside,
-            Some("/lib/modules".into()),
-        ];
-        let mut places = places.into_iter().flatten();
-        places
-            .find_map(|place| Some(place.join(spec.kernel.release())).filter(|root| root.is_dir()))
-    }
-
-    /// Refuses what cannot be started, before anything is made.
-    fn check(spec: &SpawnSpec) -> Result<(), SpawnError> {
-        run_dir::check(&spec.run_dir)?;
-        let mib = spec.memory_bytes >> 20;
-        if mib < MEMORY_MIN_MIB {
-            return Err(SpawnError::Refused(format!(
-                "{mib} MiB are too few for a kernel; give at least {MEMORY_MIN_MIB}"
-            )));
-        }
-        if spec.cmdline.split_whitespace().any(|word| word == "--") {
-            let text = "the kernel command line must not contain a lone --: what follows it would be \
-                        taken for the agent's arguments";
-            return Err(SpawnError::Refused(text.to_owned()));
-        }
-        let in_image = spec.initramfs.is_none();
-        match &spec.workload {
-            Some(w) if in_image && !(w.program.is_absolute() && w.program.is_file()) => {
-                Err(SpawnError::Refused(format!(
-                    "the workload {:?} is no absolute path of a program on this host; the guest \
-                     image takes it from here",
-                    w.program
-                )))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// The image that the guest boots, without its configuration.
-    async fn image(&self, spec: &SpawnSpec) -> Result<GuestImage, SpawnError> {
-        if let Some(own) = &spec.initramfs {
-            return Ok(GuestImage {
-                path: own.clone(),
-                modules: Vec::new(),
-            });
-        }
-        let workload = spec.workload.as_ref().map(|w| w.program.clone());
-        let recipe = Recipe {
-            release: spec.kernel.release().to_owned(),
-            modules: self.modules_of(spec),
-            agent: self.config.agent.clone(),
-            programs: workload.into_iter().collect(),
-        };
-        let cache = self.config.cache.clone();
-        let built = blocking(move || recipe.image(&cache)).await?;
-        built.map_err(|error| match error {
-            ImageError::File { what, path, source } => SpawnError::System {
-                what: format!("building the guest image: {what} {path:?}"),
-                source,
-            },
-            other => SpawnError::Unavailable(format!("building the guest image: {other}")),
-        })
-    }
-
-    /// Makes the run directory with everything in it that the processes need.
-    async fn prepare(&self, spec: &SpawnSpec) -> Result<Prepared, SpawnError> {
-        let accelerator = self.accelerator(spec.kernel.path()).await?;
-        self.version()
-            .await?
-            .check(accelerator, spec.kernel.release())?;
-        let image = self.image(spec).await?;
-        let placement = self.placement(spec);
-        let fail = system(spec);
-        let config = agent_config(spec, image.modules)
-            .to_json()
-            .map_err(|e| fail("writing the agent's configuration")(e.into()))?;
-        run_dir::create(spec).map_err(fail("making the run directory"))?;
-        let boot = spec.run_dir.join(run_dir::INITRAMFS);
-        let base = image.path;
-        blocking(move || guest_image::with_configuration(&base, &config, &boot))
-            .await?
-            .map_err(fail("writing the guest image"))?;
-        let record =
-            serde_json::to_vec(&placement).map_err(|e| fail("writing the placement")(e.into()))?;
-        std::fs::write(spec.run_dir.join(run_dir::PLACEMENT), record)
-            .map_err(fail("writing the placement"))?;
-        Ok(Prepared {
-            placement,
-            kernel: spec.kernel.path().to_owned(),
-            cmdline: spec.cmdline.clone(),
-            cid: spec.cid,
-            accelerator,
-        })
-    }
-
-    fn placement(&self, spec: &SpawnSpec) -> Placement {
-        let endpoint = if Path::new(VHOST_VSOCK).exists() {
-            Endpoint::Vsock { cid: spec.cid }
-        } else {
-            Endpoint::Unix {
-                path: spec.run_dir.join(run_dir::VSOCK),
-            }
-        };
-        Placement {
-            backend: BackendKind::Qemu,
-            name: spec.name.clone(),
-            generation: spec.generation,
-            processes: Vec::new(),
-            endpoint,
-            run_dir: spec.run_dir.clone(),
-            cpus: spec.cpus.clone(),
-            memory_bytes: spec.memory_bytes,
-            kernel_release: spec.kernel.release().to_owned(),
-            host_boot_id: self.host_boot_id.clone(),
         }
     }
 
@@ -267,10 +162,20 @@ impl QemuBackend {
             Endpoint::Vsock { cid } => VsockDevice::Kernel { cid: *cid },
             Endpoint::Unix { path } => {
                 let socket = directory.join(run_dir::VHOST);
-                let program = &self.config.vhost_vsock;
+                let (role, line) = match &self.config.kerf {
+                    None => {
+                        let program = &self.config.vhost_vsock;
+                        let line = command::vhost_vsock(program, prepared.cid, &socket, path);
+                        (VHOST_ROLE, line)
+                    }
+                    Some(kerf) => {
+                        let line = command::kerf_host(&kerf.program, &socket, path);
+                        (KERF_ROLE, line)
+                    }
+                };
                 let device = Starting {
-                    role: VHOST_ROLE,
-                    line: command::vhost_vsock(program, prepared.cid, &socket, path),
+                    role,
+                    line,
                     run_dir: &directory,
                     log: run_dir::VHOST_LOG,
                     cpus: &cpus,
@@ -280,7 +185,10 @@ impl QemuBackend {
                     .map_err(system("starting the vsock device"))?;
                 placement.processes.push(process.clone());
                 device.wait_for(&process, run_dir::VHOST).await?;
-                VsockDevice::VhostUser { socket }
+                match self.config.kerf {
+                    None => VsockDevice::VhostUser { socket },
+                    Some(_) => VsockDevice::Kerf { socket },
+                }
             }
         };
         let machine = Machine {
@@ -322,6 +230,19 @@ impl QemuBackend {
         }
     }
 
+    /// What the process alone shows; `None` when it runs, so that QEMU itself can be asked.
+    async fn observe_process(&self, qemu: &ProcessId) -> io::Result<Option<Observation>> {
+        let stat = Stat::read(qemu.pid)?;
+        match stat.filter(|s| s.start_ticks == qemu.start_ticks) {
+            Some(stat) if matches!(stat.state, b'T' | b't') => Ok(Some(Observation::Stopped)),
+            Some(stat) if !stat.is_over() => Ok(None),
+            _ => {
+                let cause = self.exits.wait(qemu).await?;
+                Ok(Some(Observation::Ended(cause)))
+            }
+        }
+    }
+
     /// Leaves nothing of a failed spawn but its logs.
     async fn undo(&self, placement: &Placement) {
         let order = FenceOrder::new(placement.generation);
@@ -335,28 +256,6 @@ impl QemuBackend {
 /// QEMU's own process; `None` when it was never started.
 fn qemu_of(placement: &Placement) -> Option<&ProcessId> {
     placement.processes.first().filter(|p| p.role == QEMU_ROLE)
-}
-
-fn agent_config(spec: &SpawnSpec, modules: Vec<PathBuf>) -> AgentConfig {
-    let role = match spec.initramfs {
-        None => Role::Init,
-        Some(_) => Role::Service,
-    };
-    AgentConfig {
-        instance: spec.name.clone(),
-        generation: spec.generation,
-        role,
-        listen: Listen::Vsock { port: KMP_PORT },
-        kernel_release: None,
-        cpus: Vec::new(),
-        memory_bytes: 0,
-        workload: spec.workload.clone(),
-        ports: spec.ports.clone(),
-        start: spec.start,
-        handover: None,
-        predecessor: None,
-        modules,
-    }
 }
 
 async fn blocking<T: Send + 'static>(
@@ -404,7 +303,15 @@ impl Backend for QemuBackend {
             AccelChoice::Kvm => "kvm, as configured".to_owned(),
             AccelChoice::Tcg => "software emulation, as configured".to_owned(),
         };
-        let vsock = if Path::new(VHOST_VSOCK).exists() {
+        let vsock = if let Some(kerf) = &self.config.kerf {
+            probe::first_line(&kerf.program).await.map_err(|reason| {
+                SpawnError::Unavailable(format!(
+                    "the host's side of kerf-vsock ({:?}) cannot be used: {reason}; name \
+                     kmorph-kerf-host with qemu.kerf_host",
+                    kerf.program
+                ))
+            })?
+        } else if Path::new(VHOST_VSOCK).exists() {
             VHOST_VSOCK.to_owned()
         } else {
             let program = &self.config.vhost_vsock;
@@ -452,7 +359,7 @@ impl Backend for QemuBackend {
             if !fencing::has_mark(stat.pid, &mark) {
                 continue;
             }
-            for role in [QEMU_ROLE, VHOST_ROLE] {
+            for role in [QEMU_ROLE, VHOST_ROLE, KERF_ROLE] {
                 let entry = format!("{}={role}", start::ROLE_ENV);
                 if fencing::has_mark(stat.pid, entry.as_bytes()) {
                     placement.processes.push(ProcessId {
@@ -475,29 +382,31 @@ impl Backend for QemuBackend {
             return Ok(Observation::Ended(cause));
         }
         let what = || failed(format!("looking at QEMU, process {}", qemu.pid));
-        let stat = Stat::read(qemu.pid).map_err(what())?;
-        match stat.filter(|s| s.start_ticks == qemu.start_ticks) {
-            Some(stat) if matches!(stat.state, b'T' | b't') => return Ok(Observation::Stopped),
-            Some(stat) if !stat.is_over() => {}
-            _ => {
-                let cause = self.exits.wait(qemu).await.map_err(what())?;
-                return Ok(Observation::Ended(cause));
-            }
+        if let Some(seen) = self.observe_process(qemu).await.map_err(what())? {
+            return Ok(seen);
         }
         let socket = placement.run_dir.join(run_dir::COMMANDS);
-        let status = qmp::status(&socket).await.map_err(what())?;
-        Ok(match status.as_str() {
-            "running" => Observation::Running,
-            "guest-panicked" => Observation::Ended(ExitCause::KernelPanicked),
-            "shutdown" => Observation::Ended(ExitCause::Exited { status: None }),
-            _ => Observation::Stopped,
-        })
+        match qmp::status(&socket).await {
+            Ok(status) => Ok(match status.as_str() {
+                "running" => Observation::Running,
+                "guest-panicked" => Observation::Ended(ExitCause::KernelPanicked),
+                "shutdown" => Observation::Ended(ExitCause::Exited { status: None }),
+                _ => Observation::Stopped,
+            }),
+            // It may have been stopped, or have ended, before it could answer.
+            Err(error) => match self.observe_process(qemu).await.map_err(what())? {
+                Some(seen) => Ok(seen),
+                None => Err(what()(error)),
+            },
+        }
     }
 
     async fn ended(&self, placement: &Placement) -> ExitCause {
         match qemu_of(placement) {
             Some(qemu) => {
                 let directory = &placement.run_dir;
+                // Without it a guest can run; there will be no vmcore of it then, which is said when one is wanted.
+                let _ = self.memory.hold(qemu);
                 self.watches.ended(qemu, directory, &self.exits).await
             }
             None => ExitCause::Exited { status: None },
@@ -525,6 +434,9 @@ impl Backend for QemuBackend {
         placement: &Placement,
         order: FenceOrder,
     ) -> Result<FenceCertificate, FenceUnconfirmed> {
+        if let Some(qemu) = qemu_of(placement) {
+            let _ = self.memory.hold(qemu);
+        }
         fencing::fence(placement, &self.exits, order).await
     }
 
@@ -541,6 +453,7 @@ impl Backend for QemuBackend {
         for process in &placement.processes {
             self.watches.forget(process);
             self.exits.forget(process);
+            self.memory.forget(process);
         }
         for name in run_dir::REMOVED {
             let path = placement.run_dir.join(name);
@@ -564,42 +477,23 @@ impl Backend for QemuBackend {
                 qemu.pid
             ))
         };
-        let Some(host_path) = guest_memory(qemu.pid).map_err(what())? else {
-            return Ok(Vec::new());
-        };
-        let total = (placement.memory_bytes >> 20) << 20;
-        let low = total.min(command::LOW_MEMORY_BYTES);
-        let range = |guest_address, host_offset, length| MemoryRange {
-            guest_address,
-            length,
-            host_path: host_path.clone(),
-            host_offset,
-        };
-        let mut ranges = vec![range(0, 0, low)];
-        if total > low {
-            ranges.push(range(command::HIGH_MEMORY_START, low, total - low));
-        }
-        Ok(ranges)
+        self.memory
+            .ranges(qemu, placement.memory_bytes)
+            .map_err(what())
     }
-}
 
-/// QEMU's descriptor of the guest's memory: the memfd that it made for its one memory backend.
-fn guest_memory(pid: i32) -> io::Result<Option<PathBuf>> {
-    let descriptors = match std::fs::read_dir(format!("/proc/{pid}/fd")) {
-        Ok(descriptors) => descriptors,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    for entry in descriptors {
-        let path = entry?.path();
-        let target = std::fs::read_link(&path).unwrap_or_default();
-        if target
-            .as_os_str()
-            .as_encoded_bytes()
-            .starts_with(b"/memfd:memory-backend-memfd")
-        {
-            return Ok(Some(path));
+    async fn save_registers(&self, placement: &Placement) -> Result<bool, BackendError> {
+        let Some(qemu) = qemu_of(placement) else {
+            return Ok(false);
+        };
+        let what = || failed(format!("asking QEMU, process {}, for registers", qemu.pid));
+        match self.observe_process(qemu).await.map_err(what())? {
+            // It runs, whatever its guest does, so it can be asked.
+            None => {
+                let saved = registers::save(&placement.run_dir).await;
+                saved.map(|()| true).map_err(what())
+            }
+            Some(_) => Ok(false),
         }
     }
-    Ok(None)
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::contract::{SpawnError, SpawnSpec};
+use crate::contract::{REGISTERS, SpawnError, SpawnSpec};
 
 /// The placement without its processes: written before anything is started, read by `find`.
 pub(super) const PLACEMENT: &str = "placement.json";
@@ -25,7 +25,9 @@ pub(super) const VHOST_LOG: &str = "vhost.log";
 /// The logs, which a release keeps.
 pub(super) const LOGS: [&str; 3] = [CONSOLE, QEMU_LOG, VHOST_LOG];
 /// Everything else, which a release removes.
-pub(super) const REMOVED: [&str; 6] = [PLACEMENT, INITRAMFS, COMMANDS, EVENTS, VHOST, VSOCK];
+pub(super) const REMOVED: [&str; 7] = [
+    PLACEMENT, INITRAMFS, COMMANDS, EVENTS, VHOST, VSOCK, REGISTERS,
+];
 
 /// Longest path of a Unix socket, with its ending NUL (unix(7)).
 const SOCKET_PATH_MAX: usize = 108;

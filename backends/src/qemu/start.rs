@@ -26,6 +26,8 @@ pub(super) const ROLE_ENV: &str = "KMORPH_ROLE";
 pub(super) const QEMU_ROLE: &str = "qemu";
 /// The role that carries its vsock.
 pub(super) const VHOST_ROLE: &str = "vhost-user-vsock";
+/// The same, where that is kerf-vsock.
+pub(super) const KERF_ROLE: &str = "kerf-vsock";
 /// Longest time for a started process to make its socket.
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause between two looks for it.

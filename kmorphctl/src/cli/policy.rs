@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Subcommand, ValueEnum};
+use kmorph_control_api::VmcorePolicy;
 
 use super::values;
 
@@ -56,6 +57,34 @@ pub(crate) enum PolicySetting {
         #[arg(value_parser = values::morph_timeout)]
         seconds: f64,
     },
+    /// Whether the memory of a failed instance is captured before it is given back
+    Vmcore {
+        /// The instance
+        name: String,
+        /// Off, on, or required
+        #[arg(value_enum)]
+        state: Vmcore,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Vmcore {
+    /// Not captured
+    Off,
+    /// Captured; healed without when that fails
+    On,
+    /// Captured; when that fails the memory is kept, and an operator decides
+    Required,
+}
+
+impl From<Vmcore> for VmcorePolicy {
+    fn from(state: Vmcore) -> Self {
+        match state {
+            Vmcore::Off => Self::Off,
+            Vmcore::On => Self::On,
+            Vmcore::Required => Self::Required,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -1,8 +1,8 @@
-//! `kmorphctl operation`, and the commands that are not built yet.
+//! `kmorphctl operation`, `vmcore`, and the commands that are not built yet.
 
 use std::path::PathBuf;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 
 use super::values;
 
@@ -40,11 +40,23 @@ pub(crate) enum VmcoreCommand {
         #[arg(long, value_name = "FILE")]
         output: PathBuf,
     },
-    /// Say what is in a vmcore (not built yet)
-    Analyze {
-        /// The vmcore
-        file: PathBuf,
-    },
+    /// Say what is in a vmcore: why the kernel died, its log, its CPUs, its memory
+    Analyze(AnalyzeArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AnalyzeArgs {
+    /// The vmcore: kmorph's, makedumpfile's, QEMU's, or /proc/vmcore
+    pub(crate) file: PathBuf,
+    /// Print the kernel's log and nothing else, as `makedumpfile --dump-dmesg` writes it
+    #[arg(long, conflicts_with_all = ["scan", "vmlinux"])]
+    pub(crate) log: bool,
+    /// Read every page as well: counts pages of zeros and finds damaged ones
+    #[arg(long)]
+    pub(crate) scan: bool,
+    /// The kernel's image with debug information: adds tasks and their stacks, by way of drgn
+    #[arg(long, value_name = "FILE")]
+    pub(crate) vmlinux: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
 
+use kmorph_control_api::address::path;
 use kmorph_control_api::{DaemonStatus, ReloadReport, StopRequest};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -15,7 +16,7 @@ use tokio::time::Instant;
 
 use super::detach;
 use crate::cli::{DaemonCommand, StartArgs, StopArgs};
-use crate::client::{Answer, Client, path};
+use crate::client::{Answer, Client};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::figures::{age_s, bytes, cpu_list, local_time};
@@ -185,6 +186,14 @@ async fn end(child: &mut Child) {
     let _ = child.wait();
 }
 
+/// A backend by name, and what it found on the machine: mostly that begins with its name.
+fn backend(name: &str, detail: &str) -> String {
+    match detail.starts_with(name) {
+        true => detail.to_owned(),
+        false => format!("{name} ({detail})"),
+    }
+}
+
 fn did_not_start(why: &str, log: &Path, began_at: u64) -> Failure {
     let mut text = format!("kmorphd did not start: {why}");
     for line in last_lines(log, began_at) {
@@ -335,7 +344,7 @@ async fn status(client: &Client, out: &mut Output) -> Result<Exit, Failure> {
         ("Started", since.into()),
         (
             "Backend",
-            format!("{} ({})", daemon.backend, daemon.backend_detail).into(),
+            backend(&daemon.backend, &daemon.backend_detail).into(),
         ),
         ("Socket", client.socket().display().to_string().into()),
         ("Configuration", config.into()),

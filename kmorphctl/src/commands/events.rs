@@ -3,9 +3,10 @@
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use kmorph_control_api::Event;
+use kmorph_control_api::address::{path, query};
 use serde_json::Value;
 
-use crate::client::{Client, path, query};
+use crate::client::Client;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::figures::local_time;

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use kmorph_control_api::address::{path, query};
 use kmorph_control_api::{ErrorCode, InstanceStatus, Operation, PingReport};
 use serde_json::json;
 
 use super::operation::begun;
 use crate::cli::{PingArgs, TerminateArgs, WaitArgs};
-use crate::client::{Client, path, query};
+use crate::client::Client;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::figures::micros;

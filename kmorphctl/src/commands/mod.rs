@@ -11,6 +11,7 @@ mod recovery;
 mod shell;
 mod spawn;
 mod status;
+mod vmcore;
 
 use std::path::Path;
 use std::time::Duration;
@@ -56,7 +57,7 @@ pub(crate) async fn run(cli: Cli, out: &mut Output) -> Result<Exit, Failure> {
         Command::Man { dir } => shell::man(out, &dir),
         Command::Monitor { .. } => Err(not_built_yet("monitor")),
         Command::Vmcore(VmcoreCommand::Capture { .. }) => Err(not_built_yet("vmcore capture")),
-        Command::Vmcore(VmcoreCommand::Analyze { .. }) => Err(not_built_yet("vmcore analyze")),
+        Command::Vmcore(VmcoreCommand::Analyze(args)) => vmcore::analyze(out, &args),
         Command::Debug(DebugCommand::Console) => Err(not_built_yet("debug console")),
     }
 }

@@ -1,5 +1,6 @@
 //! `kmorphctl morph`: its steps, and the whole of it.
 
+use kmorph_control_api::address::path;
 use kmorph_control_api::{
     Check, CommitRequest, DowntimeSteps, MorphPhase, MorphRequest, MorphStatus, Operation,
 };
@@ -8,7 +9,7 @@ use serde_json::json;
 use super::absolute;
 use super::operation::begun;
 use crate::cli::{MorphArgs, MorphForm, MorphTarget, MorphWholeArgs, WaitArgs};
-use crate::client::{Answer, Client, path};
+use crate::client::{Answer, Client};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::figures::{bytes, local_time, micros};

@@ -1,9 +1,10 @@
 //! `kmorphctl operation`.
 
+use kmorph_control_api::address::path;
 use kmorph_control_api::{Operation, OperationState};
 
 use crate::cli::{OperationCommand, WaitArgs};
-use crate::client::{Answer, Client, path};
+use crate::client::{Answer, Client};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::figures::local_time;

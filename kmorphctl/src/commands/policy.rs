@@ -3,11 +3,12 @@
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
+use kmorph_control_api::address::path;
 use kmorph_control_api::{Policy, PolicyPatch, PolicySet, REQUEST_BODY_MAX_BYTES};
 use serde_json::json;
 
 use crate::cli::{AutoHeal, PolicyCommand, PolicySetting};
-use crate::client::{Client, path};
+use crate::client::Client;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::figures::seconds;
@@ -58,6 +59,7 @@ fn table(out: &mut Output, set: &PolicySet) -> Result<Exit, Failure> {
             seconds(policy.heartbeat_timeout_s).into(),
             auto_heal,
             seconds(policy.morph_timeout_s).into(),
+            policy.vmcore.as_str().into(),
         ]
     };
     let rows = set.instance.iter().map(row).collect();
@@ -66,6 +68,7 @@ fn table(out: &mut Output, set: &PolicySet) -> Result<Exit, Failure> {
         "HEARTBEAT TIMEOUT",
         "AUTO-HEAL",
         "MORPH TIMEOUT",
+        "VMCORE",
     ];
     out.table(
         &header,
@@ -89,6 +92,13 @@ async fn set(client: &Client, out: &mut Output, setting: PolicySetting) -> Resul
             name,
             PolicyPatch {
                 auto_heal: Some(state == AutoHeal::Enabled),
+                ..PolicyPatch::default()
+            },
+        ),
+        PolicySetting::Vmcore { name, state } => (
+            name,
+            PolicyPatch {
+                vmcore: Some(state.into()),
                 ..PolicyPatch::default()
             },
         ),

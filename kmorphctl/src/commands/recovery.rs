@@ -1,8 +1,9 @@
 //! `kmorphctl recovery-log`.
 
+use kmorph_control_api::address::{path, query};
 use kmorph_control_api::{RecoveryOutcome, RecoveryRecord};
 
-use crate::client::{Client, path, query};
+use crate::client::Client;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::figures::{local_time, millis};
@@ -59,6 +60,11 @@ fn row(record: RecoveryRecord) -> Vec<Word> {
         .filter(|_| record.outcome != RecoveryOutcome::Recovered)
     {
         evidence.push(reason);
+    }
+    if let Some(vmcore) = record.vmcore {
+        evidence.extend(vmcore.panic);
+        evidence.extend(vmcore.path.map(|path| format!("vmcore: {path}")));
+        evidence.extend(vmcore.error.map(|why| format!("no vmcore: {why}")));
     }
     vec![
         record.id.to_string().into(),

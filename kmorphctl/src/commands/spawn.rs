@@ -1,11 +1,12 @@
 //! `kmorphctl spawn`.
 
+use kmorph_control_api::address::path;
 use kmorph_control_api::{InstanceStatus, Operation, SpawnRequest, WorkloadRequest};
 
 use super::absolute;
 use super::operation::begun;
 use crate::cli::SpawnArgs;
-use crate::client::{Client, path};
+use crate::client::Client;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::operation_wait::finish;

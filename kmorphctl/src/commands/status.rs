@@ -1,12 +1,13 @@
 //! What is known of instances: list, status, heartbeat, health.
 
+use kmorph_control_api::address::path;
 use kmorph_control_api::{
     HealthReport, HeartbeatStatus, InstanceState, InstanceStatus, InstanceSummary, Metrics,
 };
 use serde_json::Value;
 
 use crate::cli::{HealthArgs, MetricGroup};
-use crate::client::{Client, path};
+use crate::client::Client;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::figures::{age_ms, age_s, bytes, cpu_list, local_time, micros, seconds};
@@ -189,14 +190,15 @@ fn history(summary: &InstanceSummary) -> String {
 
 fn policy_text(policy: &kmorph_control_api::Policy) -> String {
     format!(
-        "heartbeat timeout {}, auto-heal {}, morph timeout {}",
+        "heartbeat timeout {}, auto-heal {}, morph timeout {}, vmcore {}",
         seconds(policy.heartbeat_timeout_s),
         if policy.auto_heal {
             "enabled"
         } else {
             "disabled"
         },
-        seconds(policy.morph_timeout_s)
+        seconds(policy.morph_timeout_s),
+        policy.vmcore.as_str()
     )
 }
 

@@ -28,8 +28,11 @@ pub enum Event {
     },
     /// The backend saw its end, or its panic.
     Ended(String),
-    /// The backend sees that it executes nothing.
-    Stopped,
+    /// What the backend sees of it.
+    Observed {
+        /// It executes nothing.
+        stopped: bool,
+    },
     /// The daemon itself was late by this much.
     SelfLag(Duration),
     /// A changed policy.
@@ -50,7 +53,7 @@ impl Event {
             Self::Answer { .. } => "Answer",
             Self::SendRefused { .. } => "SendRefused",
             Self::Ended(_) => "Ended",
-            Self::Stopped => "Stopped",
+            Self::Observed { .. } => "Observed",
             Self::SelfLag(_) => "SelfLag",
             Self::Reconfigure(_) => "Reconfigure",
             Self::Sample(_) => "Sample",
@@ -109,6 +112,8 @@ pub enum Level {
     KernelDead,
     /// Its kernel answers, its agent does not.
     AgentDead,
+    /// Its agent answers that the workload does not run.
+    WorkloadFailed,
 }
 
 impl Level {
@@ -117,6 +122,7 @@ impl Level {
         match self {
             Self::KernelDead => "kernel_dead",
             Self::AgentDead => "agent_dead",
+            Self::WorkloadFailed => "workload_failed",
         }
     }
 }

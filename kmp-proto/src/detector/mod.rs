@@ -37,8 +37,16 @@ use crate::time::Instant;
 
 /// Shortest interval between probes.
 pub const INTERVAL_MIN: Duration = Duration::from_millis(50);
+/// Interval between the first two probes of an instance that is not healthy yet. Each further one is
+/// twice as long, up to [`INTERVAL_MIN`]: what starts in a few milliseconds is not waited for longer.
+pub const START_INTERVAL_FIRST: Duration = Duration::from_millis(5);
 /// Longest interval between probes.
 pub const INTERVAL_MAX: Duration = Duration::from_secs(5);
+/// Probes of the instances that are watched at leisure go out together, at multiples of this on the
+/// caller's clock: a daemon that watches a thousand wakes fifty times a second, not a thousand times.
+pub const PROBE_GRID: Duration = Duration::from_millis(20);
+/// Shortest interval whose probes are put on [`PROBE_GRID`]: it shifts them by 4 % of that at most.
+pub const GRID_INTERVAL_MIN: Duration = Duration::from_millis(500);
 /// Added to the timeout, for an answer that was under way when the silence began.
 pub const VERDICT_GUARD: Duration = Duration::from_millis(10);
 /// Most by which the daemon's own lateness can put off a verdict, in timeouts.
@@ -83,6 +91,7 @@ impl Config {
 #[derive(Debug)]
 struct Starting {
     began: Mark,
+    back_off: Duration,
 }
 
 /// Phase: it answers.
@@ -118,12 +127,16 @@ pub struct Detector {
     phase: Phase,
     outstanding: VecDeque<(u32, Mark)>,
     next_probe: u32,
+    /// Which of the last probes were never sent; the lowest bit stands for the newest.
+    refused: u64,
     probe_due: Option<Instant>,
     lost: Option<Mark>,
     flaps: u32,
     congested_since: Option<Instant>,
     kernel_answered: bool,
     stopped: bool,
+    /// Its last answer said that it does not do its work.
+    unhealthy: bool,
     /// Lateness of the daemon since the beginning, in sum.
     lag: Duration,
     /// Lateness was told for the tick that comes next: it is not measured a second time.
@@ -155,15 +168,18 @@ impl Detector {
             config,
             phase: Phase::Starting(Starting {
                 began: Mark { at: now, lag },
+                back_off: START_INTERVAL_FIRST,
             }),
             outstanding: VecDeque::new(),
             next_probe: 1,
+            refused: 0,
             probe_due: None,
             lost: None,
             flaps: 0,
             congested_since: None,
             kernel_answered: false,
             stopped: false,
+            unhealthy: false,
             lag,
             lag_told: None,
             hearing_until: None,
@@ -229,7 +245,7 @@ impl Detector {
             Event::ChannelUp => self.channel_up(now),
             Event::ChannelLost => self.channel_lost(now),
             Event::KernelAnswered => self.kernel_answered = true,
-            Event::Stopped => self.stopped = true,
+            Event::Observed { stopped } => self.stopped = stopped,
             Event::Answer { probe, health } => self.answered(probe, health, now),
             Event::SendRefused { probe } => self.refused(probe, now),
             Event::Ended(how) => self.fail(Level::KernelDead, vec![how], Duration::ZERO),
@@ -395,6 +411,9 @@ impl Detector {
         let level = if self.stopped {
             evidence.push("it executes nothing: stopped".to_owned());
             Level::KernelDead
+        } else if self.unhealthy && self.silent_for(now) < self.config.timeout {
+            evidence.push("its agent answers that it is unhealthy".to_owned());
+            Level::WorkloadFailed
         } else if self.kernel_answered {
             evidence.push("its kernel answers, its agent does not".to_owned());
             Level::AgentDead
@@ -414,18 +433,36 @@ impl Detector {
         }));
     }
 
-    fn answered(&mut self, probe: u32, health: Health, now: Instant) {
-        let Some(at) = self.outstanding.iter().position(|(p, _)| *p == probe) else {
-            return;
+    /// How many of the probes remembered had been sent when `probe` was; none when that was answered
+    /// before, or never sent. A late answer counts too when its probe was forgotten among newer ones.
+    fn sent_with(&self, probe: u32) -> usize {
+        let back = self.next_probe.wrapping_sub(1).wrapping_sub(probe);
+        let sent = match self.refused.checked_shr(back) {
+            Some(refused) => refused & 1 == 0,
+            None => self.outstanding.iter().any(|(sent, _)| *sent == probe),
         };
+        let age_of = |probe: u32| self.next_probe.wrapping_sub(probe);
+        let older = |(sent, _): &(u32, Mark)| age_of(*sent) >= age_of(probe);
+        match sent {
+            true => self.outstanding.partition_point(older),
+            false => 0,
+        }
+    }
+
+    fn answered(&mut self, probe: u32, health: Health, now: Instant) {
+        let heard = self.sent_with(probe);
+        if heard == 0 {
+            return;
+        }
         let silence = self.silent_for(now);
-        self.outstanding.drain(..=at);
+        self.outstanding.drain(..heard);
         self.counters.answered += 1;
         self.lost = None;
         self.flaps = 0;
         self.congested_since = None;
         self.kernel_answered = false;
         self.stopped = false;
+        self.unhealthy = health == Health::Unhealthy;
         self.hearing_until = None;
         self.late_ticks = 0;
         self.phase = match std::mem::replace(&mut self.phase, Phase::Failed) {
@@ -446,6 +483,8 @@ impl Detector {
     /// A probe that was never sent says nothing about the instance.
     fn refused(&mut self, probe: u32, now: Instant) {
         self.outstanding.retain(|(p, _)| *p != probe);
+        let back = self.next_probe.wrapping_sub(1).wrapping_sub(probe);
+        self.refused |= 1u64.checked_shl(back).unwrap_or(0);
         self.counters.sent = self.counters.sent.saturating_sub(1);
         let since = *self.congested_since.get_or_insert(now);
         if now - since > self.config.timeout {
@@ -460,6 +499,7 @@ impl Detector {
         }
         let probe = self.next_probe;
         self.next_probe = self.next_probe.wrapping_add(1);
+        self.refused <<= 1;
         if self.outstanding.len() == OUTSTANDING_MAX {
             // The oldest marks the beginning of the silence: drop the second oldest instead.
             self.outstanding.remove(1);
@@ -470,14 +510,27 @@ impl Detector {
         self.actions.push_back(Action::SendProbe { probe });
         let wait = match &mut self.phase {
             Phase::Detecting(detecting) => {
+                // What was true when the suspicion arose need not be true at the verdict.
+                if !self.actions.contains(&Action::LookCloser) {
+                    self.actions.push_back(Action::LookCloser);
+                }
                 let wait = detecting.back_off;
                 detecting.back_off = wait.saturating_mul(2).min(self.config.timeout);
                 wait
             }
             // Until it is healthy, ask often: its start is what is being waited for.
-            Phase::Starting(_) => INTERVAL_MIN.min(self.config.interval),
+            Phase::Starting(starting) => {
+                let wait = starting.back_off;
+                starting.back_off = wait.saturating_mul(2).min(INTERVAL_MIN);
+                wait.min(self.config.interval)
+            }
             Phase::Monitoring(_) | Phase::Failed => self.config.interval,
         };
-        self.probe_due = Some(now + wait);
+        let due = now + wait;
+        self.probe_due = Some(if wait < GRID_INTERVAL_MIN {
+            due
+        } else {
+            due.floor(PROBE_GRID)
+        });
     }
 }

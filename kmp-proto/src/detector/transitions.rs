@@ -56,7 +56,13 @@ pub const TRANSITIONS: &[Transition] = &[
         &["TransportCongested"],
     ),
     row(MONITORING, "Ended", "", FAILED, &["Failed"]),
-    row(DETECTING, "ChannelUp", "", DETECTING, &["SendProbe"]),
+    row(
+        DETECTING,
+        "ChannelUp",
+        "",
+        DETECTING,
+        &["SendProbe", "LookCloser"],
+    ),
     row(
         DETECTING,
         "Answer",
@@ -69,7 +75,7 @@ pub const TRANSITIONS: &[Transition] = &[
         "Tick",
         "a probe is due; each waits twice as long",
         DETECTING,
-        &["SendProbe"],
+        &["SendProbe", "LookCloser"],
     ),
     row(DETECTING, "Tick", SILENT, FAILED, &["Failed"]),
     row(

@@ -163,6 +163,16 @@ macro_rules! messages {
                 }
             }
 
+            /// Whether it answers something, so that nothing answers it: two peers would refuse
+            /// each other for ever.
+            pub const fn is_answer(&self) -> bool {
+                self.is_reply()
+                    || matches!(
+                        self.msg_type(),
+                        MsgType::HeartbeatRsp | MsgType::Error | MsgType::Retry
+                    )
+            }
+
             pub(crate) fn parse(
                 msg_type: MsgType,
                 reply: bool,

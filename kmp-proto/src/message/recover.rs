@@ -24,6 +24,8 @@ code_enum! {
         AgentDead = 2, "agent_dead";
         /// An operator asked for it.
         Operator = 3, "operator";
+        /// Kernel and agent run, the workload never did.
+        WorkloadFailed = 4, "workload_failed";
     }
 }
 

@@ -67,8 +67,8 @@ pub struct Config {
     pub phase_timeout: Duration,
     /// Budget for the downtime.
     pub downtime_budget: Duration,
-    /// What the steps of the commit cost apart from the last round: four round trips and a durable
-    /// write, as measured by the caller.
+    /// What the steps of the commit cost apart from the last round and the exchanges with both sides:
+    /// the durable write, and what the caller does in between.
     pub step_overhead: Duration,
     /// State kinds that must move.
     pub required_kinds: u32,
@@ -89,6 +89,9 @@ pub struct Offer {
     pub dirty_bytes_per_s: u64,
     /// What it says is missing; not empty in a veto.
     pub missing: Vec<String>,
+    /// Time from the question to this answer, which took its agent and its workload as a step of the
+    /// commit does.
+    pub round_trip: Duration,
 }
 
 /// What both sides can do, or what is missing.
@@ -137,6 +140,13 @@ pub fn negotiate(config: &Config, old: &Offer, new: &Offer) -> Result<TransferMo
     }
 }
 
+/// What the exchanges of a commit take while the workload stands still, going by how long both sides
+/// took to negotiate: FREEZE with the old one, ACTIVATE and SERVE with the new one.
+pub(crate) fn exchanges(old: &Offer, new: &Offer) -> Duration {
+    let new = new.round_trip.saturating_mul(2);
+    old.round_trip.saturating_add(new)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,6 +185,29 @@ mod tests {
         );
         let new = offer(1, capability::ROUNDS);
         assert_eq!(negotiate(&config(), &old, &new), Ok(TransferMode::Rounds));
+    }
+
+    #[test]
+    fn the_estimate_counts_the_exchanges_of_the_commit() {
+        let millis = Duration::from_millis;
+        let side = |round_trip| Offer {
+            round_trip: millis(round_trip),
+            ..offer(1, 1)
+        };
+        let morph = Morph::begin(config())
+            .ready()
+            .agreed(TransferMode::ByReference, exchanges(&side(3), &side(5)));
+        let check = crate::message::Check {
+            name: "index".to_owned(),
+            result: crate::message::CheckResult::Passed,
+            duration_us: 1,
+            detail: String::new(),
+        };
+        let (morph, proof) = morph.transferred().on_report(&[check]).unwrap();
+        // Freeze; activate and serve; and the overhead of a millisecond.
+        assert_eq!(morph.estimate(), millis(3 + 2 * 5 + 1));
+        let refused = morph.commit(proof, false).unwrap_err().2;
+        assert!(matches!(refused, Failed::OverBudget { .. }), "{refused}");
     }
 
     #[test]

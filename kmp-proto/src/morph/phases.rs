@@ -40,6 +40,8 @@ pub(super) struct Rounds {
     pub(super) number: u32,
     pub(super) dirty_bytes: u64,
     pub(super) bytes_per_s: u64,
+    /// What the exchanges of the commit take.
+    pub(super) exchanges: Duration,
 }
 
 impl Rounds {
@@ -137,9 +139,10 @@ impl Morph<Preparing> {
 }
 
 impl Morph<Negotiating> {
-    pub(super) fn agreed(self, mode: TransferMode) -> Morph<Transferring> {
+    pub(super) fn agreed(self, mode: TransferMode, exchanges: Duration) -> Morph<Transferring> {
         let rounds = Rounds {
             number: 1,
+            exchanges,
             ..Rounds::default()
         };
         Morph {
@@ -198,7 +201,9 @@ impl Morph<Committable> {
             TransferMode::ByReference => Duration::ZERO,
             TransferMode::Rounds => self.phase.rounds.last_round(),
         };
-        self.config.step_overhead.saturating_add(last_round)
+        let exchanges = self.phase.rounds.exchanges;
+        let steps = self.config.step_overhead.saturating_add(exchanges);
+        steps.saturating_add(last_round)
     }
 
     /// Decides to commit: consumes the proof of validation.
@@ -206,6 +211,10 @@ impl Morph<Committable> {
     /// # Errors
     /// [`Failed::OverBudget`], with the morph and its proof unchanged, when the estimate is above
     /// the budget and `force` is not set.
+    #[expect(
+        clippy::result_large_err,
+        reason = "a refusal gives the morph back; it is moved once in a morph's life"
+    )]
     pub fn commit(
         self,
         proof: Validated,

@@ -1,15 +1,16 @@
 //! Recovery: from a verdict to a healthy successor.
 //!
 //! ```text
-//!  verdict ─▶ Preparing ──fenced(certificate)──▶ Reclaiming ──released──▶ Respawning ─▶ Done
-//!                 │ fence not confirmed              (capturing a vmcore goes here)
-//!                 ▼
+//!  verdict ─▶ Preparing ──fenced(certificate)──▶ Capturing ──dumped──▶ Reclaiming ──released──▶ Respawning ─▶ Done
+//!                 │ fence not confirmed              │ no vmcore, and policy requires one
+//!                 ▼                                  ▼
 //!        OperatorActionNeeded: it keeps its resources
 //! ```
 //!
 //! Invariants: the fence is the first effect; nothing is reclaimed or respawned without a
 //! [`FenceCertificate`] of the failed generation, and the types say so: `Reclaiming` can be had from
-//! one only. A survivor that does not answer is reported and never waited for. The engine itself
+//! one only. Memory is captured after the fence and before it is reclaimed; without the vmcore that policy
+//! requires it is not reclaimed at all. A survivor that does not answer is reported and never waited for. The engine itself
 //! waits for nothing without a bound: a backend bounds its fence and its release, the successor's
 //! failure detector bounds its start, and each says how it ended.
 
@@ -26,6 +27,18 @@ pub use transitions::TRANSITIONS;
 
 use crate::fence::{FenceCertificate, FenceOrder};
 
+/// Whether the memory of a failed generation is captured before it is reclaimed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CapturePolicy {
+    /// It is not.
+    #[default]
+    Off,
+    /// It is; when that fails, the recovery goes on without.
+    On,
+    /// It is; when that fails, an operator decides.
+    Required,
+}
+
 /// Times a fence is tried before an operator is asked.
 pub const FENCE_ATTEMPTS: u32 = 5;
 
@@ -33,6 +46,12 @@ pub const FENCE_ATTEMPTS: u32 = 5;
 #[derive(Debug, PartialEq, Eq)]
 pub struct Preparing {
     attempts: u32,
+}
+
+/// Phase: capturing the memory of the failed generation.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Capturing {
+    certificate: FenceCertificate,
 }
 
 /// Phase: giving back what the failed generation held.
@@ -84,14 +103,14 @@ impl Recovery<Preparing> {
     pub fn fenced(
         self,
         certificate: FenceCertificate,
-    ) -> Result<Recovery<Reclaiming>, (Self, WrongGeneration)> {
+    ) -> Result<Recovery<Capturing>, (Self, WrongGeneration)> {
         let (failed, certified) = (self.failed_generation, certificate.generation());
         if failed != certified {
             return Err((self, WrongGeneration { failed, certified }));
         }
         Ok(Recovery {
             failed_generation: failed,
-            phase: Reclaiming { certificate },
+            phase: Capturing { certificate },
         })
     }
 
@@ -99,6 +118,22 @@ impl Recovery<Preparing> {
     pub fn fence_again(mut self) -> Option<Self> {
         self.phase.attempts += 1;
         (self.phase.attempts <= FENCE_ATTEMPTS).then_some(self)
+    }
+}
+
+impl Recovery<Capturing> {
+    /// The proof that nothing changes this memory any more.
+    pub fn certificate(&self) -> &FenceCertificate {
+        &self.phase.certificate
+    }
+
+    /// Its memory was captured, or policy goes on without.
+    pub fn dumped(self) -> Recovery<Reclaiming> {
+        let Capturing { certificate } = self.phase;
+        Recovery {
+            failed_generation: self.failed_generation,
+            phase: Reclaiming { certificate },
+        }
     }
 }
 
@@ -132,6 +167,10 @@ pub enum Event {
     Fenced(FenceCertificate),
     /// It could not be confirmed; the order came back.
     FenceUnconfirmed(String),
+    /// The vmcore is complete and verified.
+    Captured,
+    /// There is no vmcore, and why.
+    CaptureFailed(String),
     /// What the failed generation held was given back.
     Released,
     /// The successor is healthy.
@@ -149,6 +188,8 @@ impl Event {
         match self {
             Self::Fenced(_) => "Fenced",
             Self::FenceUnconfirmed(_) => "FenceUnconfirmed",
+            Self::Captured => "Captured",
+            Self::CaptureFailed(_) => "CaptureFailed",
             Self::Released => "Released",
             Self::SuccessorHealthy { .. } => "SuccessorHealthy",
             Self::SuccessorFailed(_) => "SuccessorFailed",
@@ -163,6 +204,8 @@ pub enum Action {
     NoticeSurvivors,
     /// Carry out the fence.
     Fence(FenceOrder),
+    /// Capture the memory of the generation.
+    Capture(FenceCertificate),
     /// Tell the survivors (RECOVER_RECLAIM), and give back what the generation held.
     Reclaim(FenceCertificate),
     /// Start a successor.
@@ -182,6 +225,7 @@ impl Action {
         match self {
             Self::NoticeSurvivors => "NoticeSurvivors",
             Self::Fence(_) => "Fence",
+            Self::Capture(_) => "Capture",
             Self::Reclaim(_) => "Reclaim",
             Self::Respawn(_) => "Respawn",
             Self::Complete { .. } => "Complete",
@@ -201,13 +245,14 @@ pub enum Outcome {
     Recovered,
     /// The successor failed; it is the next to be recovered.
     SuccessorFailed(String),
-    /// The fence could not be confirmed.
+    /// The fence could not be confirmed, or there is no vmcore although policy requires one.
     OperatorActionNeeded(String),
 }
 
 #[derive(Debug)]
 enum State {
     Preparing(Recovery<Preparing>),
+    Capturing(Recovery<Capturing>),
     Reclaiming(Recovery<Reclaiming>),
     Respawning(Recovery<Respawning>),
     Done,
@@ -216,41 +261,45 @@ enum State {
 /// The engine of one recovery.
 #[derive(Debug)]
 pub struct Engine {
+    capture: CapturePolicy,
     state: State,
     actions: VecDeque<Action>,
 }
 
 impl Engine {
     /// Begins the recovery of `failed_generation`.
-    pub fn new(failed_generation: u64) -> Self {
+    pub fn new(failed_generation: u64, capture: CapturePolicy) -> Self {
         let (recovery, order) = Recovery::begin(failed_generation);
         let actions = [Action::Fence(order), Action::NoticeSurvivors].into();
         Self {
+            capture,
             state: State::Preparing(recovery),
             actions,
         }
     }
 
     /// Goes on after a restart of the daemon with a generation that is fenced already. One whose
-    /// fence is not recorded begins anew: fencing twice is safe.
-    pub fn resume_fenced(certificate: FenceCertificate) -> Self {
-        let generation = certificate.generation();
-        let actions = [Action::Reclaim(certificate.clone())].into();
-        let phase = Reclaiming { certificate };
+    /// fence is not recorded begins anew: fencing twice is safe. Who has its vmcore already says
+    /// [`CapturePolicy::Off`].
+    pub fn resume_fenced(certificate: FenceCertificate, capture: CapturePolicy) -> Self {
         let recovery = Recovery {
-            failed_generation: generation,
-            phase,
+            failed_generation: certificate.generation(),
+            phase: Capturing { certificate },
         };
-        Self {
-            state: State::Reclaiming(recovery),
-            actions,
-        }
+        let mut engine = Self {
+            capture,
+            state: State::Done,
+            actions: VecDeque::new(),
+        };
+        engine.state = engine.fenced(recovery);
+        engine
     }
 
     /// The phase's name in journal and API.
     pub fn phase(&self) -> &'static str {
         match self.state {
             State::Preparing(_) => "preparing_recovery",
+            State::Capturing(_) => "capturing_vmcore",
             State::Reclaiming(_) => "reclaiming_resources",
             State::Respawning(_) => "respawning",
             State::Done => "done",
@@ -268,11 +317,7 @@ impl Engine {
         self.state = match (state, event) {
             (State::Preparing(recovery), Event::Fenced(certificate)) => {
                 match recovery.fenced(certificate) {
-                    Ok(next) => {
-                        self.actions
-                            .push_back(Action::Reclaim(next.certificate().clone()));
-                        State::Reclaiming(next)
-                    }
+                    Ok(next) => self.fenced(next),
                     Err((same, _)) => State::Preparing(same),
                 }
             }
@@ -287,6 +332,11 @@ impl Engine {
                     None => self.finish(Outcome::OperatorActionNeeded(reason)),
                 }
             }
+            (State::Capturing(recovery), Event::Captured) => self.reclaim(recovery),
+            (State::Capturing(recovery), Event::CaptureFailed(reason)) => match self.capture {
+                CapturePolicy::Required => self.finish(Outcome::OperatorActionNeeded(reason)),
+                CapturePolicy::On | CapturePolicy::Off => self.reclaim(recovery),
+            },
             (State::Reclaiming(recovery), Event::Released) => {
                 let next = recovery.released();
                 self.actions
@@ -311,6 +361,22 @@ impl Engine {
         };
     }
 
+    fn fenced(&mut self, recovery: Recovery<Capturing>) -> State {
+        if self.capture == CapturePolicy::Off {
+            return self.reclaim(recovery);
+        }
+        let proof = recovery.certificate().clone();
+        self.actions.push_back(Action::Capture(proof));
+        State::Capturing(recovery)
+    }
+
+    fn reclaim(&mut self, recovery: Recovery<Capturing>) -> State {
+        let next = recovery.dumped();
+        let proof = next.certificate().clone();
+        self.actions.push_back(Action::Reclaim(proof));
+        State::Reclaiming(next)
+    }
+
     fn finish(&mut self, outcome: Outcome) -> State {
         self.actions.push_back(Action::Finished(outcome));
         State::Done
@@ -333,7 +399,7 @@ mod tests {
 
     #[test]
     fn the_fence_comes_first_and_everything_else_after_its_certificate() {
-        let mut engine = Engine::new(7);
+        let mut engine = Engine::new(7, CapturePolicy::Off);
         assert!(matches!(
             drain(&mut engine)[..],
             [Action::Fence(_), Action::NoticeSurvivors]
@@ -358,7 +424,7 @@ mod tests {
 
     #[test]
     fn an_unconfirmed_fence_is_tried_again_and_then_left_to_an_operator() {
-        let mut engine = Engine::new(7);
+        let mut engine = Engine::new(7, CapturePolicy::Off);
         let mut orders = 0;
         loop {
             let actions = drain(&mut engine);
@@ -377,7 +443,7 @@ mod tests {
 
     #[test]
     fn a_restarted_daemon_goes_on_with_the_certificate_it_finds() {
-        let mut engine = Engine::resume_fenced(certificate(7));
+        let mut engine = Engine::resume_fenced(certificate(7), CapturePolicy::Off);
         assert!(matches!(drain(&mut engine)[..], [Action::Reclaim(_)]));
         engine.handle(Event::Released);
         engine.handle(Event::SuccessorFailed("no memory".into()));
@@ -387,6 +453,36 @@ mod tests {
         assert!(matches!(
             last,
             Some(Action::Finished(Outcome::SuccessorFailed(_)))
+        ));
+    }
+
+    #[test]
+    fn memory_is_captured_before_it_is_reclaimed() {
+        let mut engine = Engine::new(7, CapturePolicy::On);
+        drain(&mut engine);
+        engine.handle(Event::Captured);
+        engine.handle(Event::Fenced(certificate(7)));
+        assert!(matches!(drain(&mut engine)[..], [Action::Capture(_)]));
+        engine.handle(Event::Released);
+        assert_eq!(engine.phase(), "capturing_vmcore");
+        engine.handle(Event::Captured);
+        assert!(matches!(drain(&mut engine)[..], [Action::Reclaim(_)]));
+    }
+
+    #[test]
+    fn what_follows_without_a_vmcore_is_the_policys() {
+        let failed = || Event::CaptureFailed("the disk is full".into());
+        let mut engine = Engine::resume_fenced(certificate(7), CapturePolicy::On);
+        assert!(matches!(drain(&mut engine)[..], [Action::Capture(_)]));
+        engine.handle(failed());
+        assert!(matches!(drain(&mut engine)[..], [Action::Reclaim(_)]));
+        let mut engine = Engine::resume_fenced(certificate(7), CapturePolicy::Required);
+        drain(&mut engine);
+        engine.handle(failed());
+        let end = drain(&mut engine);
+        assert!(matches!(
+            &end[..],
+            [Action::Finished(Outcome::OperatorActionNeeded(why))] if why == "the disk is full"
         ));
     }
 }

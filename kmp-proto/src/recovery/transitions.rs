@@ -3,6 +3,7 @@
 use crate::transition::{Transition, row};
 
 const PREPARING: &str = "preparing_recovery";
+const CAPTURING: &str = "capturing_vmcore";
 const RECLAIMING: &str = "reclaiming_resources";
 const RESPAWNING: &str = "respawning";
 const DONE: &str = "done";
@@ -13,14 +14,28 @@ pub const TRANSITIONS: &[Transition] = &[
     row(
         "–",
         "resume",
-        "the certificate is in the journal",
+        "the certificate is in the journal; a vmcore is wanted and not there",
+        CAPTURING,
+        &["Capture"],
+    ),
+    row(
+        "–",
+        "resume",
+        "the certificate is in the journal; no vmcore is wanted, or it is there",
         RECLAIMING,
         &["Reclaim"],
     ),
     row(
         PREPARING,
         "Fenced",
-        "certificate of the failed generation",
+        "certificate of the failed generation; a vmcore is wanted",
+        CAPTURING,
+        &["Capture"],
+    ),
+    row(
+        PREPARING,
+        "Fenced",
+        "certificate of the failed generation; no vmcore is wanted",
         RECLAIMING,
         &["Reclaim"],
     ),
@@ -35,6 +50,21 @@ pub const TRANSITIONS: &[Transition] = &[
         PREPARING,
         "FenceUnconfirmed",
         "tried 5 times",
+        DONE,
+        &["Finished(OperatorActionNeeded)"],
+    ),
+    row(CAPTURING, "Captured", "", RECLAIMING, &["Reclaim"]),
+    row(
+        CAPTURING,
+        "CaptureFailed",
+        "the vmcore is not required",
+        RECLAIMING,
+        &["Reclaim"],
+    ),
+    row(
+        CAPTURING,
+        "CaptureFailed",
+        "the vmcore is required",
         DONE,
         &["Finished(OperatorActionNeeded)"],
     ),

@@ -1,8 +1,9 @@
-//! A morph cannot be committed without the proof of its validation.
+//! Nothing but the proof of a validation commits a morph.
 use kmp_proto::morph::{Committable, Morph};
 
 fn commit(morph: Morph<Committable>) {
-    let _ = morph.commit(true);
+    let forced = true;
+    let _ = morph.commit((), forced);
 }
 
 fn main() {}

@@ -10,6 +10,7 @@ use std::time::Duration;
 pub use fault::{FaultPlan, FaultyLink};
 use tokio::io::{AsyncRead, AsyncWrite};
 pub use unix::UnixVsockListener;
+pub(crate) use unix::read_line;
 
 /// Port on which an instance listens for its daemon.
 pub const KMP_PORT: u32 = 9000;

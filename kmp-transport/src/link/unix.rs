@@ -8,15 +8,36 @@ use std::path::Path;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, oneshot};
 
 use super::{Accepted, BoxedLink};
 
 /// Longest line of the exchange, in bytes: `CONNECT 4294967295\n`.
 const LINE_MAX_BYTES: usize = 32;
+/// Exchanges of one process that may wait for their answer; further ones wait for a place.
+const EXCHANGES_MAX: usize = 4096;
+
+static EXCHANGES: Semaphore = Semaphore::const_new(EXCHANGES_MAX);
 
 /// Connects to the socket at `path` and asks for `port`. `ConnectionReset` when the other side hangs
 /// up instead of answering: its kernel lives and has no listener there.
+///
+/// Once asked, the answer is waited for, also when the caller has given up: vhost-device-vsock 0.3
+/// never serves a new connection again after one was closed while its guest had not answered yet.
+/// What waits longer than its caller ends with the answer, or with the device.
 pub(super) async fn connect(path: &Path, port: u32) -> io::Result<UnixStream> {
+    let permit = EXCHANGES.acquire().await.map_err(io::Error::other)?;
+    let (answered, answer) = oneshot::channel();
+    let path = path.to_owned();
+    tokio::spawn(async move {
+        let exchanged = exchange(&path, port).await;
+        drop(permit);
+        let _ = answered.send(exchanged);
+    });
+    answer.await.map_err(io::Error::other)?
+}
+
+async fn exchange(path: &Path, port: u32) -> io::Result<UnixStream> {
     let mut stream = UnixStream::connect(path).await?;
     stream
         .write_all(format!("CONNECT {port}\n").as_bytes())
@@ -37,7 +58,9 @@ pub(super) async fn connect(path: &Path, port: u32) -> io::Result<UnixStream> {
 }
 
 /// Reads a line byte by byte: whatever follows it belongs to the stream.
-async fn read_line<S: tokio::io::AsyncRead + Unpin>(stream: &mut S) -> io::Result<String> {
+pub(crate) async fn read_line<S: tokio::io::AsyncRead + Unpin>(
+    stream: &mut S,
+) -> io::Result<String> {
     let mut line = Vec::with_capacity(LINE_MAX_BYTES);
     loop {
         match stream.read_u8().await? {
@@ -93,4 +116,29 @@ pub(super) async fn answer_connect(link: &mut BoxedLink, port: u32) -> io::Resul
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
     link.write_all(format!("OK {port}\n").as_bytes()).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn a_connection_that_was_given_up_is_held_until_it_is_answered() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vsock.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let given_up = tokio::time::timeout(Duration::from_millis(20), connect(&path, 9000));
+        assert!(given_up.await.is_err());
+        let (mut device, _) = listener.accept().await.unwrap();
+        assert_eq!(read_line(&mut device).await.unwrap(), "CONNECT 9000");
+        // Held: nothing more to read, and no end either.
+        let error = device.try_read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        device.write_all(b"OK 9000\n").await.unwrap();
+        // Answered, it is closed.
+        let mut rest = Vec::new();
+        device.read_to_end(&mut rest).await.unwrap();
+        assert!(rest.is_empty());
+    }
 }

@@ -1,15 +1,15 @@
 //! The engine that drives one morph: holds "some phase", turns events into actions.
 
+mod commit;
+mod rollback;
+
 use std::collections::VecDeque;
 
 use super::events::{Action, Event, Outcome, Step};
 use super::phases::{
     Committable, Committing, Morph, Negotiating, Preparing, Transferring, Validated, Validating,
 };
-use super::{
-    COMMITTABLE_TIMEOUT, Config, FENCE_ATTEMPTS, FENCE_RETRY, FROZEN_STEP_TIMEOUT, Offer,
-    REQUEST_ATTEMPTS, REQUEST_RETRY, RESUME_TIMEOUT,
-};
+use super::{COMMITTABLE_TIMEOUT, Config, FENCE_ATTEMPTS, FENCE_RETRY, FROZEN_STEP_TIMEOUT, Offer};
 use crate::fence::FenceOrder;
 use crate::message::{Side, TransferMode};
 use crate::time::Instant;
@@ -303,7 +303,8 @@ impl Engine {
                 self.actions.push_back(Action::Prepare(Side::New));
             }
             Event::Prepared(Side::Old) => morph.phase.old_ready = true,
-            Event::Prepared(Side::New) => morph.phase.new_ready = true,
+            // One that was not asked for says nothing: the new side is asked once it is healthy.
+            Event::Prepared(Side::New) => morph.phase.new_ready = morph.phase.new_healthy,
             _ => {}
         }
         if !(morph.phase.old_ready && morph.phase.new_ready) {
@@ -332,270 +333,17 @@ impl Engine {
         };
         match super::negotiate(&self.config, old, new) {
             Ok(mode) => {
+                let exchanges = super::exchanges(old, new);
                 self.deadline = Some(now + self.config.phase_timeout);
                 self.actions.push_back(Action::Round {
                     mode,
                     number: 1,
                     last: false,
                 });
-                self.state = State::Transferring(morph.agreed(mode));
+                self.state = State::Transferring(morph.agreed(mode, exchanges));
             }
             Err(missing) => {
                 self.roll_back(format!("incompatible: {}", missing.join("; ")), None, now);
-            }
-        }
-    }
-
-    fn committing(
-        &mut self,
-        mut morph: Morph<Committing>,
-        step: Step,
-        digest: u64,
-        event: Event,
-        now: Instant,
-    ) {
-        let (step, digest, action) = match (step, event) {
-            (Step::Freezing, Event::Frozen(digest)) => {
-                morph.phase.rounds.number += 1;
-                let (mode, number) = (morph.phase.mode, morph.phase.rounds.number);
-                (
-                    Step::LastRound,
-                    digest,
-                    Action::Round {
-                        mode,
-                        number,
-                        last: true,
-                    },
-                )
-            }
-            (Step::LastRound, Event::RoundApplied { .. }) => {
-                (Step::Activating, digest, Action::Activate)
-            }
-            (Step::Activating, Event::Activated(other)) if other != digest => {
-                let reason = format!("the state differs: old {digest:#x}, new {other:#x}");
-                return self.roll_back(reason, None, now);
-            }
-            (Step::Activating, Event::Activated(_)) => {
-                (Step::Recording, digest, Action::WriteCommitRecord)
-            }
-            (Step::Recording, Event::RecordFailed(why)) => {
-                let reason = format!("the commit record could not be written: {why}");
-                let old_failed = self.died_while_recording.old.take();
-                return self.roll_back(reason, old_failed, now);
-            }
-            (Step::Recording, Event::RecordDurable) => return self.enter_committed(now),
-            (step, _) => {
-                self.state = State::Committing {
-                    morph,
-                    step,
-                    digest,
-                };
-                return;
-            }
-        };
-        // While the record is being written its outcome is unknown: no deadline may roll back.
-        let timed = step != Step::Recording;
-        self.deadline = timed.then_some(now + FROZEN_STEP_TIMEOUT);
-        self.actions.push_back(action);
-        self.state = State::Committing {
-            morph,
-            step,
-            digest,
-        };
-    }
-
-    fn enter_committed(&mut self, now: Instant) {
-        let new_failed = self.died_while_recording.new.take();
-        let step = if new_failed.is_some() {
-            self.deadline = None;
-            self.order_fence(Side::Old);
-            Step::FencingOld
-        } else {
-            self.deadline = Some(now + self.config.phase_timeout);
-            self.actions.push_back(Action::Serve);
-            Step::Serving
-        };
-        self.state = State::Committed { step, new_failed };
-    }
-
-    /// A request that must not be given up lightly was refused: it is repeated. False when it was
-    /// repeated often enough.
-    fn ask_again_later(&mut self, now: Instant) -> bool {
-        self.refusals += 1;
-        let again = self.refusals < REQUEST_ATTEMPTS;
-        self.retry_at = again.then_some(now + REQUEST_RETRY);
-        again
-    }
-
-    /// After the commit record: whatever happens, the end is the old generation fenced.
-    fn committed(&mut self, step: Step, new_failed: Option<String>, event: Event, now: Instant) {
-        let overdue = self.deadline.is_some_and(|due| due <= now);
-        let mut failed = new_failed;
-        let next = match (step, event) {
-            (Step::Serving, Event::Serving) => Step::Retiring,
-            (Step::Serving, Event::Died(Side::New, how)) => {
-                failed = Some(how);
-                Step::FencingOld
-            }
-            (Step::Serving, Event::Refused(Side::New, text)) => {
-                if self.ask_again_later(now) {
-                    Step::Serving
-                } else {
-                    failed = Some(format!("it refused to serve: {text}"));
-                    Step::FencingOld
-                }
-            }
-            (Step::Serving, Event::Tick) if overdue => {
-                failed = Some("it did not say that it serves".to_owned());
-                Step::FencingOld
-            }
-            (Step::Serving, Event::Tick) if self.retry_due(now) => {
-                self.retry_at = None;
-                self.actions.push_back(Action::Serve);
-                Step::Serving
-            }
-            (
-                Step::Retiring,
-                Event::Retired | Event::Refused(Side::Old, _) | Event::Died(Side::Old, _),
-            ) => Step::FencingOld,
-            (Step::Retiring, Event::Tick) if overdue => Step::FencingOld,
-            (Step::FencingOld, Event::Fenced(Side::Old, certificate))
-                if certificate.generation() == self.from_generation =>
-            {
-                return self.finish(match failed {
-                    None => Outcome::Committed,
-                    Some(how) => Outcome::CommittedButFailed(how),
-                });
-            }
-            (Step::FencingOld, Event::FenceUnconfirmed(Side::Old, reason)) => {
-                return self.fence_later(
-                    reason,
-                    now,
-                    State::Committed {
-                        step,
-                        new_failed: failed,
-                    },
-                );
-            }
-            (Step::FencingOld, Event::Tick) if self.retry_due(now) => {
-                self.order_fence(Side::Old);
-                step
-            }
-            (step, Event::Died(Side::New, how)) => {
-                failed = Some(how);
-                step
-            }
-            (step, _) => step,
-        };
-        if next != step {
-            self.retry_at = None;
-            match next {
-                Step::Retiring => {
-                    self.deadline = Some(now + FROZEN_STEP_TIMEOUT);
-                    self.actions.push_back(Action::Retire);
-                }
-                _ => {
-                    self.deadline = None;
-                    self.order_fence(Side::Old);
-                }
-            }
-        }
-        self.state = State::Committed {
-            step: next,
-            new_failed: failed,
-        };
-    }
-
-    fn roll_back(&mut self, reason: String, old_failed: Option<String>, _now: Instant) {
-        self.deadline = None;
-        self.order_fence(Side::New);
-        self.state = State::RollingBack {
-            reason,
-            new_fenced: false,
-            old_failed,
-        };
-    }
-
-    /// First the new generation is fenced, then the old one resumes.
-    fn rolling_back(
-        &mut self,
-        reason: String,
-        new_fenced: bool,
-        old_failed: Option<String>,
-        event: Event,
-        now: Instant,
-    ) {
-        let overdue = self.deadline.is_some_and(|due| due <= now);
-        match event {
-            Event::Fenced(Side::New, certificate)
-                if !new_fenced && certificate.generation() == self.to_generation =>
-            {
-                if let Some(how) = old_failed {
-                    return self.finish(Outcome::OldFailed(how));
-                }
-                self.deadline = Some(now + RESUME_TIMEOUT);
-                self.actions.push_back(Action::ResumeOld);
-                self.state = State::RollingBack {
-                    reason,
-                    new_fenced: true,
-                    old_failed: None,
-                };
-            }
-            Event::FenceUnconfirmed(Side::New, why) if !new_fenced => {
-                let state = State::RollingBack {
-                    reason,
-                    new_fenced,
-                    old_failed,
-                };
-                self.fence_later(why, now, state);
-            }
-            Event::Tick if !new_fenced && self.retry_due(now) => {
-                self.order_fence(Side::New);
-                self.state = State::RollingBack {
-                    reason,
-                    new_fenced,
-                    old_failed,
-                };
-            }
-            Event::OldRunning if new_fenced => self.finish(Outcome::RolledBack(reason)),
-            Event::Refused(Side::Old, text) if new_fenced => {
-                if self.ask_again_later(now) {
-                    self.state = State::RollingBack {
-                        reason,
-                        new_fenced,
-                        old_failed,
-                    };
-                } else {
-                    self.finish(Outcome::OldFailed(format!("it could not resume: {text}")));
-                }
-            }
-            Event::Tick if new_fenced && overdue => {
-                let how = "it did not say that it serves again".to_owned();
-                self.finish(Outcome::OldFailed(how));
-            }
-            Event::Tick if new_fenced && self.retry_due(now) => {
-                self.retry_at = None;
-                self.actions.push_back(Action::ResumeOld);
-                self.state = State::RollingBack {
-                    reason,
-                    new_fenced,
-                    old_failed,
-                };
-            }
-            Event::Died(Side::Old, how) if new_fenced => self.finish(Outcome::OldFailed(how)),
-            Event::Died(Side::Old, how) => {
-                self.state = State::RollingBack {
-                    reason,
-                    new_fenced,
-                    old_failed: Some(how),
-                };
-            }
-            _ => {
-                self.state = State::RollingBack {
-                    reason,
-                    new_fenced,
-                    old_failed,
-                }
             }
         }
     }

@@ -1,0 +1,178 @@
+//! The wanted end of an instance.
+//!
+//! ```text
+//! asked ─▶ recorded ─▶ granted ─┬───────────────────────▶ asked to end ─▶ fenced ─▶ gone
+//!             │                 └▶ its recovery is ended ────────────────────▲
+//!             └▶ refused: nothing has changed
+//! ```
+//!
+//! Invariant: an end that was granted is in the journal, so that it comes also when the daemon dies.
+
+use actix::prelude::*;
+use kmorph_control_api::{ApiError, ErrorCode, EventKind, InstanceState, OperationKind};
+use kmp_proto::fence::FenceOrder;
+use slog::warn;
+
+use super::{Ending, Instance, Terminate, Work};
+use crate::generation::journal_failure;
+use crate::journal::{Change, Desired, GenerationRow, InstanceRow, record};
+use crate::operations::Handle;
+use crate::recovery::SuccessorNews;
+use crate::services::Services;
+use crate::supervisor::InstanceGone;
+
+/// What an operation that a termination ended is told.
+pub(super) const TERMINATED: &str = "it was terminated meanwhile";
+
+impl Handler<Terminate> for Instance {
+    type Result = ResponseActFuture<Self, Result<(), ApiError>>;
+
+    fn handle(&mut self, request: Terminate, _: &mut Self::Context) -> Self::Result {
+        let recovers = matches!(
+            self.work,
+            Work::Waiting(_) | Work::Queued(_) | Work::Recovering(_)
+        );
+        let refusal = self.busy("terminated");
+        if let Some(error) = refusal.filter(|_| !recovers || self.ending.is_some()) {
+            request.operation.fail(error.clone(), None);
+            return Box::pin(actix::fut::ready(Err(error)));
+        }
+        Box::pin(self.record_end(request))
+    }
+}
+
+impl Instance {
+    /// Goes on with a termination that an earlier daemon began: it has been asked already.
+    pub(super) fn finish_termination(&mut self, ctx: &mut Context<Self>) {
+        let operations = self.services.operations.clone();
+        match operations.begin(OperationKind::Terminate, &self.row.name, None) {
+            Ok(operation) => self.terminate(true, operation, ctx),
+            Err(refused) => {
+                warn!(self.log, "not terminated"; "reason" => &refused.message);
+                self.enter(InstanceState::OperatorActionNeeded, Some(refused.message));
+            }
+        }
+    }
+
+    /// Ends it once that is in the journal. It is watched and healed until then.
+    fn record_end(
+        &mut self,
+        request: Terminate,
+    ) -> impl ActorFuture<Self, Output = Result<(), ApiError>> + use<> {
+        let before = std::mem::replace(&mut self.row.desired, Desired::Terminating);
+        self.ending = Some(Ending::Recorded);
+        let (journal, row) = (self.services.journal.clone(), self.row.clone());
+        let work = async move { record(&journal, vec![Change::Instance(Box::new(row))]).await };
+        work.into_actor(self).map(move |written, act, ctx| {
+            act.ending = None;
+            let Err(error) = written else {
+                act.begin_end(request, ctx);
+                return Ok(());
+            };
+            act.row.desired = before;
+            let idle = matches!(act.work, Work::Nothing) && act.watch.is_none();
+            if idle && before == Desired::Running {
+                // It failed meanwhile, or its recovery ended: looked at again, that comes to light.
+                act.begin_watch(ctx);
+            }
+            let error = journal_failure(&error);
+            request.operation.fail(error.clone(), None);
+            Err(error)
+        })
+    }
+
+    fn begin_end(&mut self, request: Terminate, ctx: &mut Context<Self>) {
+        match &self.work {
+            Work::Recovering(job) => {
+                // Its fence is finished first; a successor is not waited for any longer.
+                job.do_send(SuccessorNews::Failed(TERMINATED.to_owned()));
+                request.operation.step("ending its recovery");
+                self.ending = Some(Ending::Recovery(request));
+                return;
+            }
+            // A recovery that waits has had no effect yet: termination takes its place.
+            Work::Waiting(timer) => drop(ctx.cancel_future(*timer)),
+            _ => {}
+        }
+        self.terminate(request.force, request.operation, ctx);
+    }
+
+    /// The recovery has written what it did over the wish that was recorded: it is recorded again.
+    pub(super) fn end_after_recovery(&mut self, request: Terminate, ctx: &mut Context<Self>) {
+        self.work = Work::Nothing;
+        let ended = self.record_end(request).map(|ended, act, _| {
+            if let Err(error) = ended {
+                act.enter(InstanceState::OperatorActionNeeded, Some(error.message));
+            }
+        });
+        ctx.spawn(ended);
+    }
+
+    /// Ends the instance for good: asks it, then fences it, then forgets it.
+    fn terminate(&mut self, force: bool, operation: Handle, ctx: &mut Context<Self>) {
+        self.work = Work::Terminating;
+        if let Some(waiting) = self.operation.take() {
+            waiting.fail(ApiError::new(ErrorCode::WrongState, TERMINATED), None);
+        }
+        self.enter(InstanceState::Terminating, None);
+        self.services.aim(&self.row.name, None);
+        self.end_watch();
+        let (services, generation) = (self.services.clone(), self.generation.clone());
+        let row = self.row.clone();
+        let work = async move {
+            let ended = end(&services, &row, generation, force, &operation).await;
+            match &ended {
+                Ok(()) => operation.succeed(None),
+                Err(reason) => {
+                    let error = ApiError::new(ErrorCode::OperatorActionNeeded, reason.clone())
+                        .hint("it keeps its resources; when the cause is gone, terminate it again");
+                    operation.fail(error, None);
+                }
+            }
+            ended
+        };
+        ctx.spawn(work.into_actor(self).map(|ended, act, ctx| match ended {
+            Ok(()) => {
+                act.say(EventKind::InstanceState, "terminated");
+                act.supervisor.do_send(InstanceGone(act.row.name.clone()));
+                ctx.stop();
+            }
+            Err(reason) => {
+                warn!(act.log, "not terminated"; "reason" => &reason);
+                act.work = Work::Nothing;
+                act.enter(InstanceState::OperatorActionNeeded, Some(reason));
+            }
+        }));
+    }
+}
+
+async fn end(
+    services: &Services,
+    row: &InstanceRow,
+    mut generation: GenerationRow,
+    force: bool,
+    operation: &Handle,
+) -> Result<(), String> {
+    operation.step("stopping");
+    if let (false, Some(placement)) = (force, &generation.placement) {
+        let grace = services.settings.borrow().stop_timeout;
+        let asked = services.backend.request_shutdown(placement).await;
+        if asked.is_ok() {
+            let ended = services.backend.ended(placement);
+            let _ = tokio::time::timeout(grace, ended).await;
+        }
+    }
+    operation.step("fencing");
+    let order = FenceOrder::new(generation.generation);
+    let certificate = services.fence(&mut generation, order).await?;
+    services.release(&generation, &certificate).await?;
+    let gone = Change::InstanceGone(row.name.clone());
+    let written = record(&services.journal, vec![gone]).await;
+    written.map_err(|e| e.to_string())?;
+    services.unpublish(&row.name);
+    if let Some(dir) = generation.run_dir.parent() {
+        // Its logs; whoever terminates an instance wants it gone.
+        let _ = tokio::fs::remove_dir_all(dir).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,137 @@
+//! How a morph ends, and what its downtime was made of.
+
+use actix::prelude::*;
+use kmorph_control_api::{ApiError, DowntimeSteps, ErrorCode, MorphPhase};
+use kmp_proto::morph::Outcome;
+use kmp_proto::time::Instant;
+
+use super::MorphSession;
+use crate::instance::MorphOver;
+use crate::journal::{Change, Record};
+use crate::wall_clock;
+use crate::watch::EndWatch;
+
+/// When the steps of the commit began and ended.
+#[derive(Debug, Default)]
+pub(super) struct Times {
+    pub(super) freeze: Option<Instant>,
+    pub(super) frozen: Option<Instant>,
+    pub(super) applied: Option<Instant>,
+    pub(super) activated: Option<Instant>,
+    pub(super) recorded: Option<Instant>,
+    pub(super) serving: Option<Instant>,
+}
+
+impl MorphSession {
+    pub(super) fn succeed_operation(&mut self) {
+        if let Some(operation) = self.operation.take() {
+            operation.succeed(serde_json::to_value(&self.status).ok());
+        }
+    }
+
+    pub(super) fn fail_operation(&mut self, error: ApiError) {
+        if let Some(operation) = self.operation.take() {
+            operation.fail(error, serde_json::to_value(&self.status).ok());
+        }
+    }
+
+    fn downtime(&self) -> Option<DowntimeSteps> {
+        let times = &self.times;
+        let start = times.freeze?;
+        let mut last = start;
+        let mut step = |at: Option<Instant>| {
+            let at = at.unwrap_or(last);
+            let took = at - last;
+            last = at;
+            u64::try_from(took.as_micros()).unwrap_or(u64::MAX)
+        };
+        let mut steps = DowntimeSteps {
+            freeze_us: step(times.frozen),
+            final_delta_us: step(times.applied),
+            activate_us: step(times.activated),
+            record_us: step(times.recorded),
+            serve_us: step(times.serving),
+            total_us: 0,
+        };
+        let total = times.serving? - start;
+        steps.total_us = u64::try_from(total.as_micros()).unwrap_or(u64::MAX);
+        Some(steps)
+    }
+
+    pub(super) fn finished(&mut self, outcome: Outcome, ctx: &mut Context<Self>) {
+        self.status.ended_at = Some(wall_clock::now_rfc3339());
+        let (phase, error) = match &outcome {
+            Outcome::Committed => (MorphPhase::Committed, None),
+            Outcome::CommittedButFailed(why) => {
+                let text = format!("committed, but the new kernel failed: {why}");
+                (
+                    MorphPhase::Committed,
+                    Some(ApiError::new(ErrorCode::Internal, text)),
+                )
+            }
+            Outcome::RolledBack(why) => {
+                let code = if why.starts_with("incompatible") {
+                    ErrorCode::Incompatible
+                } else {
+                    ErrorCode::WrongState
+                };
+                let text = format!("rolled back, the old kernel serves: {why}");
+                (MorphPhase::RolledBack, Some(ApiError::new(code, text)))
+            }
+            Outcome::OldFailed(why) => {
+                let text = format!("undone, and the old kernel is being healed: {why}");
+                (
+                    MorphPhase::Failed,
+                    Some(ApiError::new(ErrorCode::Internal, text)),
+                )
+            }
+            Outcome::OperatorActionNeeded(why) => {
+                let text = format!("a fence could not be confirmed: {why}");
+                let error = ApiError::new(ErrorCode::OperatorActionNeeded, text)
+                    .hint("see that the processes named end, then `kmorphctl recover`");
+                (MorphPhase::Failed, Some(error))
+            }
+        };
+        self.status.phase = phase;
+        self.status.downtime = self.downtime();
+        self.status.reason = error.as_ref().map(|e| e.message.clone());
+        let said = match (&error, &self.status.downtime) {
+            (None, Some(steps)) => format!("morph: committed, downtime {} µs", steps.total_us),
+            (None, None) => "morph: committed".to_owned(),
+            (Some(error), _) => format!("morph: {}", error.message),
+        };
+        self.say(said);
+        let row = self.row("done");
+        self.services
+            .journal
+            .do_send(Record(vec![Change::Morph(Box::new(row))]));
+        self.end_operation(&outcome, error);
+        if !self.committed
+            && let Some(watch) = self.watch.take()
+        {
+            watch.do_send(EndWatch);
+        }
+        self.owner.do_send(MorphOver {
+            outcome,
+            status: self.status.clone(),
+            new: self.plan.new.clone(),
+            watch: self.watch.take(),
+        });
+        ctx.stop();
+    }
+
+    fn end_operation(&mut self, outcome: &Outcome, error: Option<ApiError>) {
+        let result = serde_json::to_value(&self.status).ok();
+        let Some(operation) = self.operation.take() else {
+            return;
+        };
+        let wanted = operation.snapshot().map(|o| o.kind);
+        let rollback = wanted == Some(kmorph_control_api::OperationKind::MorphRollback);
+        match (outcome, error) {
+            (Outcome::RolledBack(_), _) if rollback => operation.succeed(result),
+            (Outcome::RolledBack(_), _) if operation.cancel_requested() => operation.undone(result),
+            (_, Some(error)) => operation.fail(error, result),
+            (_, None) => operation.succeed(result),
+        }
+    }
+}

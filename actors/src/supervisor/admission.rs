@@ -1,0 +1,91 @@
+//! The admission of recoveries: how many run at once, whose turn it is, what became of each.
+
+use actix::prelude::*;
+use kmorph_control_api::{RecoveryOutcome, RecoveryRecord};
+
+use super::{GetRecoveries, RecoveryDone, RequestRecovery, Supervisor};
+use crate::instance::RecoveryGranted;
+use crate::journal::{Change, Record, RecoveryRow};
+use crate::wall_clock;
+
+/// Recoveries shown by the API, newest last.
+const RECOVERIES_SHOWN: usize = 1000;
+
+impl Supervisor {
+    /// A recovery whose actor is gone has failed; what is still to be done is done by another one.
+    pub(super) fn give_up_recoveries(&mut self, whose: impl Fn(&str) -> bool, why: &str) {
+        let mut changes = Vec::new();
+        for record in &mut self.recoveries {
+            if whose(&record.instance) && record.outcome == RecoveryOutcome::Running {
+                record.outcome = RecoveryOutcome::Failed;
+                record.reason = Some(why.to_owned());
+                record.ended_at = Some(wall_clock::now_rfc3339());
+                changes.push(Change::Recovery(Box::new(RecoveryRow {
+                    record: record.clone(),
+                    phase: "done".to_owned(),
+                })));
+            }
+        }
+        if !changes.is_empty() {
+            self.services.journal.do_send(Record(changes));
+        }
+    }
+
+    pub(super) fn grant(&mut self) {
+        let most = self.services.settings.borrow().recoveries_max;
+        while self.recovering.len() < most {
+            let Some(name) = self.waiting.pop_front() else {
+                return;
+            };
+            if let Some(address) = self.instances.get(&name).and_then(|e| e.address.clone()) {
+                self.recovering.push(name);
+                address.do_send(RecoveryGranted);
+            }
+        }
+    }
+}
+
+impl Handler<RequestRecovery> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, RequestRecovery(name): RequestRecovery, _: &mut Self::Context) {
+        if !self.waiting.contains(&name) {
+            self.waiting.push_back(name);
+        }
+        self.grant();
+    }
+}
+
+impl Handler<RecoveryDone> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, RecoveryDone(name): RecoveryDone, _: &mut Self::Context) {
+        self.recovering.retain(|n| *n != name);
+        self.grant();
+    }
+}
+
+/// A recovery to be shown.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct NoteRecovery(pub RecoveryRecord);
+
+impl Handler<NoteRecovery> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, NoteRecovery(record): NoteRecovery, _: &mut Self::Context) {
+        self.recoveries.retain(|r| r.id != record.id);
+        if self.recoveries.len() >= RECOVERIES_SHOWN {
+            self.recoveries.remove(0);
+        }
+        self.recoveries.push(record);
+    }
+}
+
+impl Handler<GetRecoveries> for Supervisor {
+    type Result = MessageResult<GetRecoveries>;
+
+    fn handle(&mut self, _: GetRecoveries, _: &mut Self::Context) -> Self::Result {
+        MessageResult(self.recoveries.clone())
+    }
+}

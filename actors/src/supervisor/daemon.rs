@@ -1,0 +1,108 @@
+//! The daemon itself: its status, its settings, its end.
+
+use actix::prelude::*;
+use kmorph_control_api::DaemonStatus;
+
+use super::{ApplySettings, GetDaemon, Stopping, Supervisor};
+use crate::wall_clock;
+
+impl Handler<Stopping> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, _: Stopping, _: &mut Self::Context) {
+        self.stopping = true;
+    }
+}
+
+impl Handler<GetDaemon> for Supervisor {
+    type Result = ResponseFuture<DaemonStatus>;
+
+    fn handle(&mut self, _: GetDaemon, _: &mut Self::Context) -> Self::Result {
+        let mut status = self.status();
+        let journal = self.services.journal.clone();
+        Box::pin(async move {
+            status.journal_error = crate::journal::failure(&journal).await;
+            status.journal_ok = status.journal_error.is_none();
+            status
+        })
+    }
+}
+
+impl Supervisor {
+    /// All but what the journal itself has to say.
+    fn status(&self) -> DaemonStatus {
+        let settings = self.services.settings.borrow();
+        DaemonStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started_at: self.started_at.clone(),
+            uptime_s: wall_clock::seconds_since(&self.started_at),
+            backend: self.services.backend.kind().as_str().to_owned(),
+            backend_detail: self.backend_detail.clone(),
+            config_path: settings
+                .config_path
+                .as_ref()
+                .map(|p| p.display().to_string()),
+            state_dir: settings.state_dir.display().to_string(),
+            run_dir: settings.run_dir.display().to_string(),
+            instances: u32::try_from(self.instances.len()).unwrap_or(u32::MAX),
+            operations_running: u32::try_from(self.services.operations.running())
+                .unwrap_or(u32::MAX),
+            pool: self.services.pool.borrow().usage(),
+            journal_ok: true,
+            journal_error: None,
+            actor_restarts: self.actor_restarts,
+            self_lag_ms: u64::try_from(self.lag.longest().as_millis()).unwrap_or(u64::MAX),
+            stopping: self.stopping,
+        }
+    }
+}
+
+impl Handler<ApplySettings> for Supervisor {
+    type Result = MessageResult<ApplySettings>;
+
+    fn handle(&mut self, ApplySettings(new): ApplySettings, _: &mut Self::Context) -> Self::Result {
+        let mut changed = Vec::new();
+        let mut old = self.services.settings.borrow_mut();
+        let mut note = |key: &str, differs: bool| {
+            if differs {
+                changed.push(key.to_owned());
+            }
+        };
+        note(
+            "defaults.heartbeat_timeout_s, defaults.auto_heal, defaults.morph_timeout_s, defaults.vmcore",
+            old.default_policy != new.default_policy,
+        );
+        note(
+            "defaults.memory_mib",
+            old.default_memory_bytes != new.default_memory_bytes,
+        );
+        note(
+            "limits.start_timeout_s",
+            old.start_timeout != new.start_timeout,
+        );
+        note(
+            "limits.stop_timeout_s",
+            old.stop_timeout != new.stop_timeout,
+        );
+        note(
+            "limits.recoveries",
+            old.recoveries_max != new.recoveries_max,
+        );
+        let pool = (&old.pool_cpus, old.pool_cpus_shared, old.pool_memory_bytes)
+            != (&new.pool_cpus, new.pool_cpus_shared, new.pool_memory_bytes);
+        note("pool", pool);
+        note("control.group", old.control_group != new.control_group);
+        note("morph.mode", old.morph_mode != new.morph_mode);
+        note("vmcore", old.vmcore != new.vmcore);
+        *old = *new;
+        if pool {
+            let (cpus, shared) = (old.pool_cpus.clone(), old.pool_cpus_shared);
+            self.services
+                .pool
+                .borrow_mut()
+                .resize(cpus, shared, old.pool_memory_bytes);
+        }
+        MessageResult(changed)
+    }
+}

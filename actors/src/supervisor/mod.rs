@@ -1,0 +1,287 @@
+//! The Supervisor actor: the tree of instances, the admission of recoveries, spawning.
+//!
+//! An Instance actor that panics takes nothing with it but itself: its instance runs on. The
+//! supervisor sees its address close, counts it, and makes a new one from the journal, the same way a
+//! restarted daemon does.
+
+mod admission;
+mod daemon;
+mod lag;
+mod messages;
+mod morphing;
+mod restoring;
+mod spawning;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use actix::prelude::*;
+use futures_util::future::join_all;
+use kmorph_control_api::{ApiError, ErrorCode, InstanceSummary, RecoveryRecord};
+use kmp_proto::message::TopologyEntry;
+use slog::{error, info};
+
+use crate::clock;
+use crate::events::Draft;
+use crate::instance::{Beginning, GetSummary, Instance, ResumeMorph};
+use crate::journal::{GenerationRow, InstanceRow, Snapshot};
+use crate::services::Services;
+use crate::wall_clock;
+pub use admission::NoteRecovery;
+use lag::Lag;
+pub use messages::{
+    Addresses, ApplySettings, BeginMorph, Find, GetDaemon, GetRecoveries, GetTopology,
+    GetTopologyEntry, InstanceGone, List, RecoveryDone, RequestRecovery, Spawn, Stopping,
+};
+use restoring::{Restored, restore, sweep_leftovers};
+pub use spawning::{INSTANCES_MAX, MEMORY_MIN_BYTES};
+
+/// How often closed actors are looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The actor.
+pub struct Supervisor {
+    services: Services,
+    instances: BTreeMap<String, Entry>,
+    recoveries: Vec<RecoveryRecord>,
+    waiting: VecDeque<String>,
+    recovering: Vec<String>,
+    snapshot: Option<Snapshot>,
+    started_at: String,
+    backend_detail: String,
+    actor_restarts: u64,
+    stopping: bool,
+    lag: Lag,
+}
+
+struct Entry {
+    /// `None` while the spawn is being prepared: the name is taken.
+    address: Option<Addr<Instance>>,
+}
+
+impl Supervisor {
+    /// An actor that first restores what `snapshot` holds.
+    pub fn new(services: Services, snapshot: Snapshot, backend_detail: String) -> Self {
+        let recoveries = snapshot
+            .recoveries
+            .iter()
+            .map(|r| r.record.clone())
+            .collect();
+        Self {
+            services,
+            instances: BTreeMap::new(),
+            recoveries,
+            waiting: VecDeque::new(),
+            recovering: Vec::new(),
+            snapshot: Some(snapshot),
+            started_at: wall_clock::now_rfc3339(),
+            backend_detail,
+            actor_restarts: 0,
+            stopping: false,
+            lag: Lag::new(SWEEP_INTERVAL),
+        }
+    }
+
+    fn adopt(
+        &mut self,
+        row: InstanceRow,
+        generation: GenerationRow,
+        beginning: Beginning,
+        ctx: &mut Context<Self>,
+    ) -> Addr<Instance> {
+        let (services, own) = (self.services.clone(), ctx.address());
+        let name = row.name.clone();
+        let address = Instance::begin(services, own, row, generation, beginning);
+        self.instances.insert(
+            name,
+            Entry {
+                address: Some(address.clone()),
+            },
+        );
+        address
+    }
+
+    fn refuse_while_stopping(&self) -> Result<(), ApiError> {
+        if self.stopping {
+            let text = "the daemon is stopping and takes no new work";
+            return Err(ApiError::new(ErrorCode::Busy, text).hint("start it again first"));
+        }
+        Ok(())
+    }
+
+    /// Replaces Instance actors that have panicked.
+    fn sweep(&mut self, ctx: &mut Context<Self>) {
+        crate::fault::point("supervisor");
+        self.lag.fired(clock::now());
+        self.replace_transport();
+        let dead: Vec<String> = self
+            .instances
+            .iter()
+            .filter(|(_, e)| e.address.as_ref().is_some_and(|a| !a.connected()))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in dead {
+            self.instances.remove(&name);
+            self.recovering.retain(|n| *n != name);
+            self.waiting.retain(|n| *n != name);
+            self.give_up_recoveries(
+                |instance| instance == name,
+                "it ended by a fault in kmorphd",
+            );
+            self.actor_restarts += 1;
+            error!(self.services.log, "its actor panicked and is replaced"; "instance" => &name);
+            self.services
+                .events
+                .publish(Draft::daemon(format!("the actor of {name} was replaced")));
+            self.restore_one(name, ctx);
+        }
+        self.grant();
+    }
+
+    /// A Transport that panicked is replaced; the watches attach to the new one with their next probe.
+    fn replace_transport(&mut self) {
+        if self.services.transport.replace_if_gone(&self.services.log) {
+            self.actor_restarts += 1;
+            error!(
+                self.services.log,
+                "the transport actor panicked and is replaced"
+            );
+            let text = "the transport actor was replaced: connections are made again";
+            self.services.events.publish(Draft::daemon(text));
+        }
+    }
+
+    fn restore_one(&mut self, name: String, ctx: &mut Context<Self>) {
+        self.instances.insert(name.clone(), Entry { address: None });
+        let services = self.services.clone();
+        let load = services.journal.send(crate::journal::Load);
+        let work = async move {
+            let snapshot = load.await.ok()?.ok()?;
+            let row = snapshot.instances.iter().find(|i| i.name == name)?.clone();
+            Some(restore(&services, &snapshot, row).await)
+        };
+        ctx.spawn(work.into_actor(self).map(|restored, act, ctx| {
+            if let Some(restored) = restored {
+                act.begin_restored(restored, ctx);
+            }
+        }));
+    }
+
+    fn begin_restored(&mut self, restored: Restored, ctx: &mut Context<Self>) {
+        let address = self.adopt(restored.row, restored.generation, restored.beginning, ctx);
+        if let Some((plan, row)) = restored.morph {
+            address.do_send(ResumeMorph { plan, row });
+        }
+    }
+}
+
+impl Actor for Supervisor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(65_536);
+        ctx.run_interval(SWEEP_INTERVAL, Self::sweep);
+        let Some(snapshot) = self.snapshot.take() else {
+            return;
+        };
+        let services = self.services.clone();
+        let work = async move {
+            let rows = snapshot.instances.clone();
+            let all = rows
+                .into_iter()
+                .map(|row| restore(&services, &snapshot, row));
+            let restored = join_all(all).await;
+            sweep_leftovers(&services, &snapshot, &restored).await;
+            restored
+        };
+        // Nothing else is handled until everything is restored.
+        ctx.wait(work.into_actor(self).map(|all, act, ctx| {
+            let count = all.len();
+            for restored in all {
+                act.begin_restored(restored, ctx);
+            }
+            act.services.operations.fail_orphans(&[]);
+            let why = "the daemon ended meanwhile; what was left to do is a recovery of its own";
+            act.give_up_recoveries(|_| true, why);
+            info!(act.services.log, "restored"; "instances" => count);
+        }));
+    }
+}
+
+impl Handler<Find> for Supervisor {
+    type Result = Result<Addr<Instance>, ApiError>;
+
+    fn handle(&mut self, Find(name): Find, _: &mut Self::Context) -> Self::Result {
+        match self.instances.get(&name) {
+            Some(Entry {
+                address: Some(address),
+            }) => Ok(address.clone()),
+            Some(Entry { address: None }) => {
+                let text = format!("{name} is just being set up");
+                Err(ApiError::new(ErrorCode::Busy, text).hint("try again in a moment"))
+            }
+            None => {
+                let name: String = name.chars().take(80).collect();
+                let text = format!("there is no instance {name:?}");
+                Err(ApiError::new(ErrorCode::NotFound, text).hint("`kmorphctl list` shows all"))
+            }
+        }
+    }
+}
+
+impl Handler<Addresses> for Supervisor {
+    type Result = MessageResult<Addresses>;
+
+    fn handle(&mut self, _: Addresses, _: &mut Self::Context) -> Self::Result {
+        let all = self.instances.iter();
+        MessageResult(
+            all.filter_map(|(n, e)| Some((n.clone(), e.address.clone()?)))
+                .collect(),
+        )
+    }
+}
+
+impl Supervisor {
+    /// The instances that have an actor now: not those whose spawn is being prepared.
+    fn running(&self) -> Vec<Addr<Instance>> {
+        let entries = self.instances.values();
+        entries.filter_map(|e| e.address.clone()).collect()
+    }
+}
+
+impl Handler<List> for Supervisor {
+    type Result = ResponseFuture<Vec<InstanceSummary>>;
+
+    fn handle(&mut self, _: List, _: &mut Self::Context) -> Self::Result {
+        let all = self.running();
+        Box::pin(async move {
+            let asked = join_all(all.iter().map(|a| a.send(GetSummary))).await;
+            asked.into_iter().filter_map(Result::ok).collect()
+        })
+    }
+}
+
+impl Handler<GetTopology> for Supervisor {
+    type Result = ResponseFuture<Vec<TopologyEntry>>;
+
+    fn handle(&mut self, _: GetTopology, _: &mut Self::Context) -> Self::Result {
+        let all = self.running();
+        Box::pin(async move {
+            let asked = join_all(all.iter().map(|a| a.send(GetTopologyEntry))).await;
+            asked
+                .into_iter()
+                .filter_map(|entry| entry.ok().flatten())
+                .collect()
+        })
+    }
+}
+
+impl Handler<InstanceGone> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, InstanceGone(name): InstanceGone, _: &mut Self::Context) {
+        self.instances.remove(&name);
+        self.waiting.retain(|n| *n != name);
+        self.recovering.retain(|n| *n != name);
+    }
+}

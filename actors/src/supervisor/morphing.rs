@@ -1,0 +1,82 @@
+//! Beginning a morph: the kernel is read and the new generation written down before the instance is
+//! told.
+
+use std::time::Duration;
+
+use actix::prelude::*;
+use kmorph_control_api::{ApiError, ErrorCode, OperationKind};
+
+use super::spawning::choose_kernel;
+use super::{BeginMorph, Find, Supervisor};
+use crate::instance::{Morph, PlanMorph};
+use crate::morph::{DOWNTIME_BUDGET_US, MorphPlan};
+
+impl Handler<BeginMorph> for Supervisor {
+    type Result = ResponseFuture<Result<String, ApiError>>;
+
+    fn handle(&mut self, begin: BeginMorph, ctx: &mut Self::Context) -> Self::Result {
+        let found = self.refuse_while_stopping();
+        let (services, own) = (self.services.clone(), ctx.address());
+        Box::pin(async move {
+            found?;
+            let gone = |_| ApiError::new(ErrorCode::Busy, "its actor is being replaced");
+            let instance = own.send(Find(begin.name.clone())).await.map_err(gone)??;
+            let (row, old) = instance.send(PlanMorph).await.map_err(gone)??;
+            let request = begin.request;
+            let cmdline = request
+                .kernel_cmdline
+                .unwrap_or_else(|| old.kernel.cmdline.clone());
+            let kernel =
+                choose_kernel(&request.kernel, cmdline, request.initramfs.as_deref()).await?;
+            let kind = if request.auto_validate {
+                OperationKind::Morph
+            } else {
+                OperationKind::MorphPrepare
+            };
+            let (cpus, memory) = (row.spec.cpus, row.spec.memory_bytes);
+            let operation = services.operations.begin(kind, &row.name, begin.uid)?;
+            let id = operation.id();
+            let intended = services.intend(&row.name, &kernel, cpus, memory, |_| Vec::new());
+            let new = match intended.await {
+                Ok(new) => new,
+                Err(error) => {
+                    operation.fail(error.clone(), None);
+                    return Err(error);
+                }
+            };
+            let micros = request.downtime_budget_us.unwrap_or(DOWNTIME_BUDGET_US);
+            let plan = MorphPlan {
+                session: services.numbers.borrow_mut().next_session(),
+                phase_timeout: seconds(row.policy.morph_timeout_s),
+                instance: row,
+                old,
+                new: new.clone(),
+                kernel,
+                auto_validate: request.auto_validate || request.auto_commit,
+                auto_commit: request.auto_commit,
+                force: request.force,
+                budget: Duration::from_micros(u64::from(micros)),
+            };
+            let asked = instance
+                .send(Morph {
+                    plan: Box::new(plan),
+                    operation,
+                })
+                .await;
+            if let Err(error) = asked.map_err(gone).and_then(|begun| begun) {
+                // Another morph was quicker: what was intended here was never started.
+                let mut new = new;
+                let order = kmp_proto::fence::FenceOrder::new(new.generation);
+                if let Ok(certificate) = services.fence(&mut new, order).await {
+                    let _ = services.release(&new, &certificate).await;
+                }
+                return Err(error);
+            }
+            Ok(id)
+        })
+    }
+}
+
+pub(super) fn seconds(value: f64) -> Duration {
+    Duration::try_from_secs_f64(value).unwrap_or(Duration::from_secs(60))
+}

@@ -1,0 +1,229 @@
+//! After a restart: what exists of each instance, and what is left over.
+
+use std::time::Duration;
+
+use kmorph_backends::contract::Observation;
+use kmorph_launch::InstanceName;
+use slog::{info, warn};
+
+use super::morphing::seconds;
+use crate::instance::Beginning;
+use crate::journal::{Desired, GenerationPhase, GenerationRow, InstanceRow, MorphRow, Snapshot};
+use crate::morph::MorphPlan;
+use crate::services::Services;
+
+/// An instance as found after a restart.
+pub(super) struct Restored {
+    pub(super) row: InstanceRow,
+    pub(super) generation: GenerationRow,
+    pub(super) beginning: Beginning,
+    pub(super) morph: Option<(MorphPlan, MorphRow)>,
+}
+
+/// Finds out what exists of an instance: what was observed counts, not what was intended.
+pub(super) async fn restore(
+    services: &Services,
+    snapshot: &Snapshot,
+    row: InstanceRow,
+) -> Restored {
+    let of = |number: u64| {
+        let mine = snapshot
+            .generations
+            .iter()
+            .filter(|g| g.instance == row.name);
+        mine.clone().find(|g| g.generation == number).cloned()
+    };
+    let mut generation = match of(row.active_generation) {
+        Some(generation) => generation,
+        // Released before a successor was intended: nothing of it is left.
+        None => gone_generation(services, &row, row.active_generation),
+    };
+    retake(services, &generation);
+    let ended = observe(services, &mut generation).await;
+    adopt_ports(services, &row, &generation, ended.is_none()).await;
+    let beginning = match (&row.desired, ended) {
+        (Desired::Resting | Desired::OperatorAction, _) => Beginning::Resting,
+        (Desired::Terminating, _) => Beginning::Terminating,
+        (_, None) => Beginning::Adopted,
+        (_, Some(how)) => Beginning::NeedsRecovery {
+            evidence: vec![how],
+        },
+    };
+    let morph = snapshot
+        .morphs
+        .iter()
+        .rfind(|m| m.status.instance == row.name && m.phase != "done");
+    let morph = match morph {
+        Some(morph) => resume_plan(services, &row, morph, &of).await,
+        None => None,
+    };
+    Restored {
+        row,
+        generation,
+        beginning,
+        morph,
+    }
+}
+
+async fn resume_plan(
+    services: &Services,
+    row: &InstanceRow,
+    morph: &MorphRow,
+    of: &impl Fn(u64) -> Option<GenerationRow>,
+) -> Option<(MorphPlan, MorphRow)> {
+    // A side that is not in the journal any more was fenced and released: what is left of it is
+    // nothing, and fencing nothing is confirmed at once.
+    let side = |number| of(number).unwrap_or_else(|| gone_generation(services, row, number));
+    let mut old = side(morph.status.from_generation);
+    let mut new = side(morph.status.to_generation);
+    for generation in [&mut old, &mut new] {
+        retake(services, generation);
+        let _ = observe(services, generation).await;
+    }
+    let plan = MorphPlan {
+        instance: row.clone(),
+        old,
+        new,
+        session: morph.status.session,
+        kernel: morph.kernel.clone(),
+        auto_validate: true,
+        auto_commit: false,
+        force: false,
+        budget: Duration::from_micros(morph.status.downtime_budget_us),
+        phase_timeout: seconds(row.policy.morph_timeout_s),
+    };
+    Some((plan, morph.clone()))
+}
+
+/// A generation of which neither journal nor machine has anything left.
+fn gone_generation(services: &Services, row: &InstanceRow, generation: u64) -> GenerationRow {
+    let run_dir = services
+        .settings
+        .borrow()
+        .run_dir
+        .join("instances")
+        .join(&row.name);
+    GenerationRow {
+        instance: row.name.clone(),
+        generation,
+        phase: GenerationPhase::Fencing,
+        kernel: row.spec.kernel.clone(),
+        cid: 0,
+        cpus: Vec::new(),
+        memory_bytes: 0,
+        run_dir: run_dir.join(generation.to_string()),
+        placement: None,
+        certificate: None,
+        spawned_at: row.created_at.clone(),
+    }
+}
+
+fn retake(services: &Services, generation: &GenerationRow) {
+    let lease = crate::pool::Lease {
+        cpus: generation.cpus.clone(),
+        memory_bytes: generation.memory_bytes,
+    };
+    let holder = (generation.instance.clone(), generation.generation);
+    services.pool.borrow_mut().retake(holder, lease);
+    services.numbers.borrow_mut().cids.insert(generation.cid);
+}
+
+/// Fills in the placement if the journal has none; `Some` says how it ended.
+async fn observe(services: &Services, generation: &mut GenerationRow) -> Option<String> {
+    if generation.phase >= GenerationPhase::Fencing {
+        return Some("its end had been decided".to_owned());
+    }
+    if generation.placement.is_none() {
+        let name: InstanceName = generation.instance.parse().ok()?;
+        let found = services
+            .backend
+            .find(&name, generation.generation, &generation.run_dir)
+            .await;
+        generation.placement = found.ok().flatten();
+    }
+    let Some(placement) = &generation.placement else {
+        return Some("it was never started".to_owned());
+    };
+    if placement.host_boot_id != services.host_boot_id {
+        return Some("the host was rebooted".to_owned());
+    }
+    match services.backend.observe(placement).await {
+        Ok(Observation::Ended(cause)) => Some(format!("{cause} while no daemon watched")),
+        Ok(_) => None,
+        Err(error) => {
+            warn!(services.log, "it could not be observed"; "instance" => &generation.instance,
+                "error" => %error);
+            None
+        }
+    }
+}
+
+/// Gets the published sockets back from a running agent, or binds them again.
+async fn adopt_ports(
+    services: &Services,
+    row: &InstanceRow,
+    generation: &GenerationRow,
+    runs: bool,
+) {
+    let specs = row.spec.publish.clone();
+    let held = services.publisher.borrow().duplicates(&row.name);
+    if specs.is_empty() || held.is_ok_and(|held| !held.is_empty()) {
+        // None, or it is only its actor that starts over: this daemon has them.
+        return;
+    }
+    if runs && services.backend.passes_sockets() {
+        let path = generation
+            .run_dir
+            .join(kmorph_backends::contract::HANDOVER_SOCKET);
+        let asked =
+            tokio::task::spawn_blocking(move || kmorph_launch::handover::ask_listeners(&path));
+        match asked.await {
+            Ok(Ok(sockets)) if sockets.len() == specs.len() => {
+                let sockets = specs.into_iter().zip(sockets).collect();
+                services.publisher.borrow_mut().adopt(&row.name, sockets);
+                return;
+            }
+            Ok(Err(error)) => warn!(services.log, "its sockets were not given back";
+                "instance" => &row.name, "error" => %error),
+            _ => {}
+        }
+    }
+    let bound = services.publisher.borrow_mut().rebind(&row.name, &specs);
+    if let Err(error) = bound.and_then(|()| services.forward(&row.name)) {
+        warn!(services.log, "a published port could not be bound again"; "instance" => &row.name,
+            "error" => %error);
+    }
+}
+
+/// Fences generations that belong to nothing any more: a spawn or a step that the last daemon did not
+/// finish.
+pub(super) async fn sweep_leftovers(
+    services: &Services,
+    snapshot: &Snapshot,
+    restored: &[Restored],
+) {
+    for row in &snapshot.generations {
+        let wanted = restored.iter().any(|r| {
+            let in_morph = r.morph.as_ref().is_some_and(|(plan, _)| {
+                [plan.old.generation, plan.new.generation].contains(&row.generation)
+            });
+            r.row.name == row.instance && (r.generation.generation == row.generation || in_morph)
+        });
+        if wanted {
+            continue;
+        }
+        let mut row = row.clone();
+        let order = kmp_proto::fence::FenceOrder::new(row.generation);
+        retake(services, &row);
+        let result = match services.fence(&mut row, order).await {
+            Ok(certificate) => services.release(&row, &certificate).await,
+            Err(reason) => Err(reason),
+        };
+        match result {
+            Ok(()) => info!(services.log, "a leftover generation was fenced";
+                "instance" => &row.instance, "generation" => row.generation),
+            Err(reason) => warn!(services.log, "a leftover generation keeps its resources";
+                "instance" => &row.instance, "generation" => row.generation, "reason" => reason),
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! Spawning: what is refused at once, what is written down, what is started.
+
+use actix::prelude::*;
+use kmorph_control_api::{ApiError, ErrorCode, OperationKind, Policy, SpawnRequest};
+use kmorph_launch::{InstanceName, StartMode};
+
+use super::{Entry, Spawn, Supervisor};
+use crate::generation::read_kernel;
+use crate::instance::Beginning;
+use crate::journal::{
+    Change, Desired, GenerationRow, InstanceRow, InstanceSpec, KernelChoice, record,
+};
+use crate::operations::Handle;
+use crate::services::Services;
+use crate::wall_clock;
+
+/// Instances of one daemon.
+pub const INSTANCES_MAX: usize = 4096;
+/// Smallest memory of an instance, bytes.
+pub const MEMORY_MIN_BYTES: u64 = 16 << 20;
+
+impl Handler<Spawn> for Supervisor {
+    type Result = ResponseActFuture<Self, Result<String, ApiError>>;
+
+    fn handle(&mut self, spawn: Spawn, _: &mut Self::Context) -> Self::Result {
+        let begun = self.begin_spawn(&spawn);
+        let (services, request) = (self.services.clone(), spawn.request);
+        let name = request.name.clone();
+        let mine = begun.is_ok();
+        let work = async move {
+            let operation = begun?;
+            let id = operation.id();
+            match prepare_spawn(&services, &request, &operation).await {
+                Ok((row, generation)) => Ok((id, row, generation, operation)),
+                Err(error) => {
+                    operation.fail(error.clone(), None);
+                    Err(error)
+                }
+            }
+        };
+        Box::pin(
+            work.into_actor(self)
+                .map(move |result, act, ctx| match result {
+                    Ok((id, row, generation, operation)) => {
+                        act.start_spawned(row, generation, operation, ctx);
+                        Ok(id)
+                    }
+                    Err(error) => {
+                        if mine {
+                            act.instances.remove(&name);
+                            act.services.unpublish(&name);
+                        }
+                        Err(error)
+                    }
+                }),
+        )
+    }
+}
+
+impl Supervisor {
+    /// What can be refused at once; takes the name.
+    fn begin_spawn(&mut self, spawn: &Spawn) -> Result<Handle, ApiError> {
+        self.refuse_while_stopping()?;
+        let invalid = |text: String| ApiError::new(ErrorCode::InvalidRequest, text);
+        let request = &spawn.request;
+        let name: InstanceName = request.name.parse().map_err(|e| invalid(format!("{e}")))?;
+        if self.instances.contains_key(name.as_str()) {
+            let text = format!("there is an instance {name} already");
+            return Err(ApiError::new(ErrorCode::AlreadyExists, text)
+                .hint("choose another name, or terminate it first"));
+        }
+        if self.instances.len() >= INSTANCES_MAX {
+            let text = format!("there are {INSTANCES_MAX} instances, the most one daemon takes");
+            return Err(ApiError::new(ErrorCode::InsufficientResources, text));
+        }
+        if request.cpus == 0 {
+            return Err(invalid("an instance needs at least one CPU".to_owned()));
+        }
+        if request
+            .memory_bytes
+            .is_some_and(|bytes| bytes < MEMORY_MIN_BYTES)
+        {
+            return Err(invalid(format!(
+                "an instance needs at least {MEMORY_MIN_BYTES} bytes"
+            )));
+        }
+        let services = &self.services;
+        let handle = services
+            .operations
+            .begin(OperationKind::Spawn, name.as_str(), spawn.uid)?;
+        self.instances
+            .insert(request.name.clone(), Entry { address: None });
+        Ok(handle)
+    }
+
+    /// Starts what was written down; the caller has its operation id already.
+    fn start_spawned(
+        &mut self,
+        row: InstanceRow,
+        generation: GenerationRow,
+        operation: Handle,
+        ctx: &mut Context<Self>,
+    ) {
+        let services = self.services.clone();
+        let (name, instance) = (row.name.clone(), row.clone());
+        let work = async move {
+            operation.step("starting");
+            let spawned = services
+                .spawn(generation, &instance, StartMode::Fresh, None)
+                .await;
+            if spawned.is_err() {
+                let gone = Change::InstanceGone(instance.name.clone());
+                let _ = record(&services.journal, vec![gone]).await;
+            }
+            (spawned, operation)
+        };
+        ctx.spawn(
+            work.into_actor(self)
+                .map(move |(spawned, operation), act, ctx| match spawned {
+                    Ok(generation) => {
+                        act.adopt(row, generation, Beginning::Spawned(operation), ctx);
+                    }
+                    Err(error) => {
+                        act.instances.remove(&name);
+                        act.services.unpublish(&name);
+                        operation.fail(error, None);
+                    }
+                }),
+        );
+    }
+}
+
+/// Checks the kernel, binds the ports, takes the lease, and writes it all down.
+async fn prepare_spawn(
+    services: &Services,
+    request: &SpawnRequest,
+    operation: &Handle,
+) -> Result<(InstanceRow, GenerationRow), ApiError> {
+    operation.step("reading the kernel image");
+    let kernel = choose_kernel(
+        &request.kernel,
+        request.kernel_cmdline.clone(),
+        request.initramfs.as_deref(),
+    )
+    .await?;
+    let mut policy = services.settings.borrow().default_policy.clone();
+    if let Some(timeout) = request.heartbeat_timeout_s {
+        policy.heartbeat_timeout_s = timeout;
+    }
+    check_policy(&policy)?;
+    let memory_bytes = request
+        .memory_bytes
+        .unwrap_or(services.settings.borrow().default_memory_bytes);
+    let publish = services
+        .publisher
+        .borrow_mut()
+        .bind(&request.name, &request.publish)?;
+    services.forward(&request.name).map_err(|e| {
+        let text = format!("forwarding the published ports of {}: {e}", request.name);
+        ApiError::new(ErrorCode::Unavailable, text)
+    })?;
+    let mut row = InstanceRow {
+        name: request.name.clone(),
+        spec: InstanceSpec {
+            kernel: kernel.clone(),
+            cpus: request.cpus,
+            memory_bytes,
+            workload: request.workload.clone(),
+            publish,
+            monitor: request.monitor,
+            backend: services.backend.kind(),
+        },
+        policy,
+        desired: Desired::Running,
+        reason: None,
+        created_at: wall_clock::now_rfc3339(),
+        active_generation: 0,
+        recoveries: 0,
+        morphs: 0,
+    };
+    let written = row.clone();
+    let with_number = move |generation| {
+        let row = InstanceRow {
+            active_generation: generation,
+            ..written
+        };
+        vec![Change::Instance(Box::new(row))]
+    };
+    let generation = services
+        .intend(
+            &request.name,
+            &kernel,
+            request.cpus,
+            memory_bytes,
+            with_number,
+        )
+        .await?;
+    row.active_generation = generation.generation;
+    Ok((row, generation))
+}
+
+fn check_policy(policy: &Policy) -> Result<(), ApiError> {
+    match policy.fault() {
+        Some((key, fault)) => Err(ApiError::new(
+            ErrorCode::InvalidRequest,
+            format!("{key}: {fault}"),
+        )),
+        None => Ok(()),
+    }
+}
+
+pub(super) async fn choose_kernel(
+    path: &str,
+    cmdline: String,
+    initramfs: Option<&str>,
+) -> Result<KernelChoice, ApiError> {
+    let path = std::path::PathBuf::from(path);
+    if !path.is_absolute() {
+        let text = format!("the kernel path {path:?} is not absolute");
+        return Err(ApiError::new(ErrorCode::InvalidRequest, text));
+    }
+    let image = read_kernel(&path, None).await?;
+    Ok(KernelChoice {
+        path,
+        release: image.release().to_owned(),
+        sha256: image.sha256().to_owned(),
+        cmdline,
+        initramfs: initramfs.map(Into::into),
+    })
+}

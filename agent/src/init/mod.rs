@@ -1,0 +1,145 @@
+//! What the agent does as PID 1 of a small guest, before it serves and when it ends.
+//!
+//! ```text
+//!  kernel ─▶ /init ─▶ mounts ─▶ modules ─▶ loopback, name, limits ─▶ listening sockets ─▶ serve
+//!                                                                                          │
+//!            power off ◀─ sync ◀─ the workload ends ◀─ SIGINT (Ctrl-Alt-Del), SIGTERM ─────┘
+//! ```
+//!
+//! Invariant: PID 1 never just returns. The kernel would panic, and an orderly end would be taken for
+//! a crash; so every end, also a failed start, is a power-off with the reason on the console.
+
+mod loopback;
+mod mounts;
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+
+use kmorph_launch::{AgentConfig, PublishedPort};
+use nix::errno::Errno;
+use nix::kmod::{ModuleInitFlags, finit_module};
+use nix::sys::reboot::{RebootMode, reboot, set_cad_enabled};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, listen, socket,
+};
+
+/// Any context id of this guest (`VMADDR_CID_ANY`, vsock(7)).
+const ANY_CID: u32 = u32::MAX;
+/// Connections to a published port that may wait to be accepted.
+const BACKLOG: i32 = 1024;
+/// Open files of the agent and its workload: the kernel's own default of 1,024 is for terminals.
+const OPEN_FILES_MAX: u64 = 65_536;
+/// Parameters of a module: none, its defaults hold.
+const NO_PARAMETERS: &CStr = c"";
+
+/// Why the guest could not be made ready.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {}", errno.desc())]
+pub struct InitError {
+    what: String,
+    errno: Errno,
+}
+
+fn failed(what: impl Into<String>) -> impl FnOnce(Errno) -> InitError {
+    let what = what.into();
+    |errno| InitError { what, errno }
+}
+
+/// Whether this process is PID 1, the init of its kernel.
+pub fn is_init() -> bool {
+    std::process::id() == 1
+}
+
+/// Makes the guest ready: mounts, modules, loopback, name, limits.
+///
+/// # Errors
+/// When something without which the daemon could not reach this guest is refused.
+pub fn prepare(config: &AgentConfig) -> Result<(), InitError> {
+    mounts::all()?;
+    for module in &config.modules {
+        load(module)?;
+    }
+    // From now on Ctrl-Alt-Del is a SIGINT to this process instead of a reset.
+    set_cad_enabled(false).map_err(failed("taking over Ctrl-Alt-Del"))?;
+    nix::unistd::sethostname(config.instance.as_str()).map_err(failed("setting the host name"))?;
+    let (_, most) =
+        getrlimit(Resource::RLIMIT_NOFILE).map_err(failed("reading the limit of open files"))?;
+    let files = OPEN_FILES_MAX.max(most);
+    setrlimit(Resource::RLIMIT_NOFILE, files, files).map_err(failed("raising the open files"))?;
+    // Programs expect 127.0.0.1; one that does without it should run on a kernel without IP.
+    if let Err(errno) = loopback::up() {
+        eprintln!(
+            "kmorph-agent: the loopback interface stays down: {}",
+            errno.desc()
+        );
+    }
+    Ok(())
+}
+
+fn load(module: &Path) -> Result<(), InitError> {
+    let what = || format!("loading the module {}", module.display());
+    let system = |error: io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(0));
+    let file = File::open(module).map_err(|e| failed(what())(system(e)))?;
+    match finit_module(&file, NO_PARAMETERS, ModuleInitFlags::empty()) {
+        // Built in, or loaded by the kernel for a device it found.
+        Ok(()) | Err(Errno::EEXIST) => Ok(()),
+        Err(errno) => Err(failed(what())(errno)),
+    }
+}
+
+/// One AF_VSOCK listener for each published port, in their order: the daemon's forwarder connects
+/// there.
+///
+/// # Errors
+/// The system's, for instance without a vsock device.
+pub fn listeners(ports: &[PublishedPort]) -> Result<Vec<OwnedFd>, InitError> {
+    ports.iter().map(|port| listener(port.port)).collect()
+}
+
+fn listener(port: u16) -> Result<OwnedFd, InitError> {
+    let what = || failed(format!("listening at vsock port {port}"));
+    let made = socket(
+        AddressFamily::Vsock,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    );
+    let made = made.map_err(what())?;
+    bind(made.as_raw_fd(), &VsockAddr::new(ANY_CID, u32::from(port))).map_err(what())?;
+    let backlog = Backlog::new(BACKLOG).map_err(what())?;
+    listen(&made, backlog).map_err(what())?;
+    Ok(made)
+}
+
+/// Ends this kernel. Returns only the system's refusal to do so.
+pub fn power_off() -> io::Error {
+    nix::unistd::sync();
+    match reboot(RebootMode::RB_POWER_OFF) {
+        Ok(never) => match never {},
+        Err(errno) => errno.into(),
+    }
+}
+
+/// The agent's arguments among those of init. The kernel hands over every word of its command line
+/// that it does not know itself, and ours, which follow `--`, last.
+pub fn own_arguments(words: &[std::ffi::OsString]) -> Vec<std::ffi::OsString> {
+    let ours = words.iter().rposition(|word| word == "--config");
+    ours.map_or_else(|| words.to_vec(), |at| words[at..].to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_words_of_the_kernels_command_line_are_left_out() {
+        let words = ["ro", "--config", "/etc/kmorph/agent.json"].map(Into::into);
+        assert_eq!(own_arguments(&words), words[1..]);
+        let usual = ["--version"].map(Into::into);
+        assert_eq!(own_arguments(&usual), usual);
+    }
+}

@@ -1,0 +1,95 @@
+//! Where the guest's memory lies on the host: the memfd that QEMU made for its one memory backend,
+//! which holds the memory below the hole first and that above it behind.
+//!
+//! A memfd is gone with the last process that has it open. The daemon holds it too, so that the memory of a
+//! guest whose QEMU has ended can still be captured; it is given back when the generation is released.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::command;
+use crate::contract::{MemoryRange, ProcessId};
+
+/// The memories that are held, by their QEMU.
+#[derive(Debug, Default)]
+pub(super) struct Held(Mutex<BTreeMap<ProcessId, File>>);
+
+impl Held {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<ProcessId, File>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Holds the memory of a guest from now on; false when its QEMU is gone.
+    pub(super) fn hold(&self, qemu: &ProcessId) -> io::Result<bool> {
+        let mut all = self.all();
+        if all.contains_key(qemu) {
+            return Ok(true);
+        }
+        let Some(path) = memfd(qemu.pid)? else {
+            return Ok(false);
+        };
+        all.insert(qemu.clone(), File::open(path)?);
+        Ok(true)
+    }
+
+    /// Gives the memory back.
+    pub(super) fn forget(&self, qemu: &ProcessId) {
+        self.all().remove(qemu);
+    }
+
+    /// The ranges of a guest of this size; none when its memory is gone.
+    pub(super) fn ranges(
+        &self,
+        qemu: &ProcessId,
+        memory_bytes: u64,
+    ) -> io::Result<Vec<MemoryRange>> {
+        if !self.hold(qemu)? {
+            return Ok(Vec::new());
+        }
+        let descriptor = self.all().get(qemu).map(File::as_raw_fd);
+        let own = std::process::id();
+        let path = descriptor.map(|fd| PathBuf::from(format!("/proc/{own}/fd/{fd}")));
+        Ok(path.map_or_else(Vec::new, |path| ranges(&path, memory_bytes)))
+    }
+}
+
+fn ranges(host_path: &Path, memory_bytes: u64) -> Vec<MemoryRange> {
+    let total = (memory_bytes >> 20) << 20;
+    let low = total.min(command::LOW_MEMORY_BYTES);
+    let range = |guest_address, host_offset, length| MemoryRange {
+        guest_address,
+        length,
+        host_path: host_path.to_owned(),
+        host_offset,
+    };
+    let mut ranges = vec![range(0, 0, low)];
+    if total > low {
+        ranges.push(range(command::HIGH_MEMORY_START, low, total - low));
+    }
+    ranges
+}
+
+/// QEMU's descriptor of it.
+fn memfd(pid: i32) -> io::Result<Option<PathBuf>> {
+    let descriptors = match std::fs::read_dir(format!("/proc/{pid}/fd")) {
+        Ok(descriptors) => descriptors,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    for entry in descriptors {
+        let path = entry?.path();
+        let target = std::fs::read_link(&path).unwrap_or_default();
+        if target
+            .as_os_str()
+            .as_encoded_bytes()
+            .starts_with(b"/memfd:memory-backend-memfd")
+        {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,28 @@
+//! The registers of a guest's CPUs, which only its QEMU knows: by a dump of almost nothing.
+//!
+//! QEMU stops a running guest for the dump. That can cut a vsock connection which is being made, so this is not
+//! for a guest that is to live.
+
+use std::io;
+use std::path::Path;
+
+use serde_json::json;
+
+use super::{qmp, run_dir};
+use crate::contract::REGISTERS;
+
+/// Bytes of memory that are dumped with them: QEMU dumps at least something.
+const MEMORY_BYTES: u64 = 4096;
+
+/// Writes them into the run directory.
+pub(super) async fn save(run_dir: &Path) -> io::Result<()> {
+    let arguments = json!({
+        "paging": false,
+        "protocol": format!("file:{}", run_dir.join(REGISTERS).display()),
+        "begin": 0,
+        "length": MEMORY_BYTES,
+    });
+    let commands = run_dir.join(run_dir::COMMANDS);
+    qmp::command(&commands, "dump-guest-memory", Some(arguments)).await?;
+    Ok(())
+}

@@ -1,0 +1,302 @@
+//! A place where a backend is tried: directories, kernels and processes of its own, all gone when it
+//! is dropped, also when the test is killed.
+
+use std::future::Future;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use kmorph_backends::contract::{Backend, MemoryRange, Placement, SpawnSpec};
+use kmorph_backends::embedded::{EmbeddedBackend, EmbeddedConfig};
+use kmorph_backends::kernel_image::{KernelImage, synthetic};
+use kmorph_backends::qemu::{AccelChoice, KerfConfig, QemuBackend, QemuConfig};
+use kmorph_control_api::paths::DefaultPaths;
+use kmorph_launch::{StartMode, WorkloadSpec};
+use kmp_proto::fence::{FenceCertificate, FenceOrder};
+use kmp_proto::message::{Channel, Hello, HelloFixed, PeerRole};
+use kmp_proto::wire::VERSION;
+use kmp_transport::connection::greet;
+use kmp_transport::link::{Address, BoxedLink, KMP_PORT, connect};
+
+/// Longest wait for anything.
+const DEADLINE: Duration = Duration::from_secs(90);
+/// Pause between two looks.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// Memory of an instance: enough for a kernel.
+const MEMORY_BYTES: u64 = 192 << 20;
+
+/// See the module.
+pub(crate) struct Ground {
+    pub(crate) backend: Arc<dyn Backend>,
+    make: Box<dyn Fn() -> Arc<dyn Backend>>,
+    kernel: PathBuf,
+    dir: tempfile::TempDir,
+    guard: Child,
+    generation: AtomicU64,
+}
+
+impl Ground {
+    pub(crate) fn embedded() -> Self {
+        let dir = temporary();
+        let kernel = dir.path().join("vmlinuz");
+        std::fs::write(&kernel, synthetic("6.1.0-test")).unwrap();
+        let make = || -> Arc<dyn Backend> {
+            let agent = program("kmorph-agent");
+            Arc::new(EmbeddedBackend::new(EmbeddedConfig { agent }).unwrap())
+        };
+        Self::with(dir, kernel, Box::new(make))
+    }
+
+    pub(crate) fn qemu() -> Self {
+        Self::guests(|_| None)
+    }
+
+    /// The same over kerf-vsock.
+    pub(crate) fn kerf() -> Self {
+        Self::guests(|cache| {
+            Some(KerfConfig {
+                program: program("kmorph-kerf-host"),
+                modules: cache.join("kmod"),
+            })
+        })
+    }
+
+    fn guests(kerf: fn(&Path) -> Option<KerfConfig>) -> Self {
+        let cache = cache();
+        let release = std::fs::read_to_string(cache.join("kernels/6.1"))
+            .unwrap_or_else(|e| panic!("no kernel in {cache:?} ({e}): run scripts/setup-tests"));
+        let kernel = cache.join("kernels").join(release.trim()).join("vmlinuz");
+        let make = move || -> Arc<dyn Backend> {
+            let config = QemuConfig {
+                agent: program("kmorph-agent"),
+                program: "qemu-system-x86_64".into(),
+                vhost_vsock: cache.join("tools/bin/vhost-device-vsock"),
+                kerf: kerf(&cache),
+                accel: AccelChoice::Auto,
+                modules: None,
+                cache: cache.clone(),
+            };
+            Arc::new(QemuBackend::new(config).unwrap())
+        };
+        Self::with(temporary(), kernel, Box::new(make))
+    }
+
+    fn with(
+        dir: tempfile::TempDir,
+        kernel: PathBuf,
+        make: Box<dyn Fn() -> Arc<dyn Backend>>,
+    ) -> Self {
+        let guard = Command::new(program("kmorph-test-guard"))
+            .arg(dir.path())
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self {
+            backend: make(),
+            make,
+            kernel,
+            dir,
+            guard,
+            generation: AtomicU64::new(1),
+        }
+    }
+
+    /// What another daemon process would use.
+    pub(crate) fn another_daemon(&self) -> Arc<dyn Backend> {
+        (self.make)()
+    }
+
+    /// An instance without a workload.
+    pub(crate) fn spec(&self) -> SpawnSpec {
+        let generation = self.generation.fetch_add(1, Ordering::Relaxed);
+        SpawnSpec {
+            name: "web".parse().unwrap(),
+            generation,
+            kernel: KernelImage::read(&self.kernel).unwrap(),
+            cmdline: String::new(),
+            initramfs: None,
+            cpus: vec![0],
+            memory_bytes: MEMORY_BYTES,
+            workload: None,
+            ports: Vec::new(),
+            listeners: Vec::new(),
+            start: StartMode::Fresh,
+            predecessor: None,
+            run_dir: self.dir.path().join(generation.to_string()),
+            cid: 3 + u32::try_from(generation).unwrap(),
+        }
+    }
+
+    /// The key-value server as a workload.
+    pub(crate) fn kv(&self) -> WorkloadSpec {
+        WorkloadSpec {
+            program: program("kmorph-kv"),
+            args: Vec::new(),
+            env: std::collections::BTreeMap::new(),
+            restart: kmorph_launch::WorkloadRestart::default(),
+        }
+    }
+
+    pub(crate) async fn spawn(&self, spec: SpawnSpec) -> Placement {
+        let spawned = self.in_time(self.backend.spawn(spec), "the spawn").await;
+        spawned.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    pub(crate) async fn fence(&self, placement: &Placement) -> FenceCertificate {
+        let order = FenceOrder::new(placement.generation);
+        let fenced = self.backend.fence(placement, order).await;
+        fenced.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Waits until the agent of this generation answers a HELLO.
+    pub(crate) async fn answers(&self, placement: &Placement) {
+        let hello = Hello {
+            fixed: HelloFixed {
+                version_min: VERSION,
+                version_max: VERSION,
+                role: PeerRole::Daemon,
+                channel: Channel::Control,
+                flags: 0,
+                generation: placement.generation,
+                boot_id: [7; 16],
+                features: 0,
+                session: 0,
+            },
+            instance: placement.name.to_string(),
+            kernel_release: String::new(),
+            agent_version: String::new(),
+        };
+        let answered = async {
+            loop {
+                if let Some(link) = reach(placement, KMP_PORT).await
+                    && greet(link, hello.clone()).await.is_ok()
+                {
+                    return;
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        self.in_time(answered, "an answer of the agent").await;
+    }
+
+    /// A connection to a port of the instance, as soon as there is one.
+    pub(crate) async fn port(&self, placement: &Placement, port: u32) -> BoxedLink {
+        let connected = async {
+            loop {
+                if let Some(link) = reach(placement, port).await {
+                    return link;
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        self.in_time(connected, "a connection").await
+    }
+
+    pub(crate) async fn in_time<T>(&self, work: impl Future<Output = T>, what: &str) -> T {
+        match tokio::time::timeout(DEADLINE, work).await {
+            Ok(done) => done,
+            Err(_) => panic!("waited {DEADLINE:?} for {what}:\n{}", self.logs()),
+        }
+    }
+
+    fn logs(&self) -> String {
+        let mut text = String::new();
+        let generations = std::fs::read_dir(self.dir.path()).unwrap().flatten();
+        for file in generations.flat_map(|g| std::fs::read_dir(g.path()).into_iter().flatten()) {
+            let path = file.unwrap().path();
+            if path.extension().is_some_and(|e| e == "log") {
+                let log = std::fs::read(&path).unwrap_or_default();
+                text.push_str(&format!(
+                    "--- {path:?}\n{}\n",
+                    String::from_utf8_lossy(&log)
+                ));
+            }
+        }
+        text
+    }
+
+    /// Processes that carry a generation's directory in their command line or environment.
+    pub(crate) fn processes_of(&self, run_dir: &Path) -> Vec<u32> {
+        let wanted = run_dir.as_os_str().as_encoded_bytes();
+        let names = |pid: u32, file: &str| {
+            let text = std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            text.windows(wanted.len()).any(|part| part == wanted)
+        };
+        let own = [std::process::id(), self.guard.id()];
+        let all = std::fs::read_dir("/proc").unwrap().flatten();
+        all.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .filter(|pid| !own.contains(pid))
+            .filter(|pid| names(*pid, "cmdline") || names(*pid, "environ"))
+            .collect()
+    }
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.logs());
+        }
+        drop(self.guard.stdin.take());
+        let _ = self.guard.wait();
+    }
+}
+
+async fn reach(placement: &Placement, port: u32) -> Option<BoxedLink> {
+    let address = Address::from(placement.endpoint.clone());
+    connect(&address, port).await.ok()
+}
+
+fn temporary() -> tempfile::TempDir {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("kmorph-").tempdir().unwrap()
+}
+
+/// Where `scripts/setup-tests` leaves kernels and the vsock device.
+fn cache() -> PathBuf {
+    let uid = nix::unistd::Uid::effective().as_raw();
+    let default = || DefaultPaths::of(uid, |name| std::env::var_os(name)).cache_dir;
+    let set = std::env::var_os("KMORPH_CACHE_DIR").filter(|dir| !dir.is_empty());
+    set.map_or_else(default, Into::into)
+}
+
+/// A program of this workspace, beside the directory of this test.
+fn program(name: &str) -> PathBuf {
+    let own = std::env::current_exe().unwrap();
+    let path = own.ancestors().nth(2).unwrap().join(name);
+    assert!(
+        path.is_file(),
+        "{name} is not built: cargo build --workspace"
+    );
+    path
+}
+
+/// Sends the guest a non-maskable interrupt: with `unknown_nmi_panic=1` its kernel panics.
+pub(crate) fn inject_nmi(placement: &Placement) {
+    let mut qmp = UnixStream::connect(placement.run_dir.join("qmp.sock")).unwrap();
+    let mut said = BufReader::new(qmp.try_clone().unwrap()).lines();
+    for command in ["qmp_capabilities", "inject-nmi"] {
+        writeln!(qmp, "{{\"execute\": \"{command}\"}}").unwrap();
+        let done = said.any(|line| line.unwrap().starts_with("{\"return\""));
+        assert!(done, "QEMU hung up");
+    }
+}
+
+/// Whether the memory holds these bytes.
+pub(crate) fn holds(ranges: &[MemoryRange], bytes: &[u8]) -> bool {
+    const BLOCK: usize = 4 << 20;
+    let mut block = vec![0; BLOCK];
+    ranges.iter().any(|range| {
+        let file = std::fs::File::open(&range.host_path).unwrap();
+        (0..range.length).step_by(BLOCK).any(|at| {
+            let length = file.read_at(&mut block, range.host_offset + at).unwrap();
+            block[..length]
+                .windows(bytes.len())
+                .any(|part| part == bytes)
+        })
+    })
+}

@@ -1,0 +1,91 @@
+//! The conformance suite: what the contract promises, asked of every backend with real processes and
+//! real kernels.
+//!
+//! Each rule is one function in [`rules`]; each backend is one [`Ground`] on which it is tried. What
+//! only kernels can do (panic, have memory to map) is asked of those that have one, below.
+//!
+//! The qemu backend needs what `scripts/setup-tests` installs.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+mod ground;
+mod rules;
+
+use kmorph_backends::contract::{ExitCause, Observation, REGISTERS};
+
+use ground::Ground;
+
+/// One test for each rule and backend.
+macro_rules! conformance {
+    ($($rule:ident),* $(,)?) => {
+        mod embedded {
+            $(#[tokio::test]
+            async fn $rule() {
+                super::rules::$rule(&super::Ground::embedded()).await;
+            })*
+        }
+        mod qemu {
+            $(#[tokio::test]
+            async fn $rule() {
+                super::rules::$rule(&super::Ground::qemu()).await;
+            })*
+        }
+        /// Real kernels that are reached over `kerf-vsock.ko`.
+        mod kerf {
+            $(#[tokio::test]
+            async fn $rule() {
+                super::rules::$rule(&super::Ground::kerf()).await;
+            })*
+        }
+    };
+}
+
+conformance!(
+    a_spawned_instance_is_reached_and_outlives_its_daemon,
+    a_placement_is_all_that_another_daemon_needs,
+    an_end_is_seen_with_its_cause,
+    a_stopped_instance_is_seen_and_can_be_fenced,
+    it_ends_by_itself_when_it_is_asked_to,
+    a_fence_is_confirmed_and_can_be_repeated,
+    threads_that_outlive_their_first_one_are_fenced,
+    a_reused_pid_is_never_mistaken_for_the_instance,
+    a_refused_spawn_leaves_nothing,
+    a_published_port_reaches_the_workload,
+);
+
+#[tokio::test]
+async fn a_panic_is_told_as_one_and_leaves_the_memory_to_be_read() {
+    let ground = Ground::qemu();
+    let mut spec = ground.spec();
+    spec.cmdline = "unknown_nmi_panic=1".to_owned();
+    let placement = ground.spawn(spec).await;
+    ground.answers(&placement).await;
+    ground::inject_nmi(&placement);
+    let cause = ground
+        .in_time(ground.backend.ended(&placement), "the panic")
+        .await;
+    assert_eq!(cause, ExitCause::KernelPanicked);
+    let seen = ground.backend.observe(&placement).await.unwrap();
+    assert_eq!(seen, Observation::Ended(ExitCause::KernelPanicked));
+    let ranges = ground.backend.memory_map(&placement).await.unwrap();
+    let bytes: u64 = ranges.iter().map(|range| range.length).sum();
+    assert_eq!(bytes, placement.memory_bytes);
+    assert!(ground::holds(&ranges, b"Linux version 6."), "{ranges:?}");
+    let registers = placement.run_dir.join(REGISTERS);
+    assert!(ground.backend.save_registers(&placement).await.unwrap());
+    assert!(std::fs::metadata(&registers).unwrap().len() > 4096);
+    let proof = ground.fence(&placement).await;
+    // What knew them has ended.
+    assert!(!ground.backend.save_registers(&placement).await.unwrap());
+    let ranges = ground.backend.memory_map(&placement).await.unwrap();
+    assert!(ground::holds(&ranges, b"Linux version 6."), "{ranges:?}");
+    ground.backend.release(&placement, &proof).await.unwrap();
+    let ranges = ground.backend.memory_map(&placement).await.unwrap();
+    assert!(ranges.is_empty(), "{ranges:?}");
+    assert!(!registers.exists());
+}

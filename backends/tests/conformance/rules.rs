@@ -1,0 +1,241 @@
+//! The rules of the contract, one function each. Its text is in `contract.rs`.
+
+use std::os::fd::OwnedFd;
+use std::process::{Command, Stdio};
+
+use kmorph_backends::contract::{
+    Endpoint, ExitCause, HostListener, Observation, Placement, ProcessId, SpawnError,
+};
+use kmorph_launch::PublishedPort;
+use kmp_proto::fence::{Confirmation, FenceMethod, FenceOrder};
+use kmp_transport::link::BoxedLink;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, getsid};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::ground::Ground;
+
+const PORT: u16 = 6379;
+
+fn send(process: &ProcessId, signal: Signal) {
+    kill(Pid::from_raw(process.pid), signal).unwrap();
+}
+
+async fn ended(ground: &Ground, placement: &Placement) -> ExitCause {
+    ground
+        .in_time(ground.backend.ended(placement), "the end")
+        .await
+}
+
+/// Rule 1: the placement is complete, and what was started has sessions of its own.
+pub(crate) async fn a_spawned_instance_is_reached_and_outlives_its_daemon(ground: &Ground) {
+    let placement = ground.spawn(ground.spec()).await;
+    ground.answers(&placement).await;
+    let seen = ground.backend.observe(&placement).await.unwrap();
+    assert_eq!(seen, Observation::Running);
+    let ours = getsid(None).unwrap();
+    for process in &placement.processes {
+        let session = getsid(Some(Pid::from_raw(process.pid))).unwrap();
+        assert_ne!(session, ours, "{process:?} ends with the daemon's terminal");
+    }
+    ground.fence(&placement).await;
+}
+
+/// Rules 2 and 3: as plain data, and found again when it was never written.
+pub(crate) async fn a_placement_is_all_that_another_daemon_needs(ground: &Ground) {
+    let placement = ground.spawn(ground.spec()).await;
+    ground.answers(&placement).await;
+    let other = ground.another_daemon();
+    let find = |name: &str, generation| {
+        let (other, dir) = (other.clone(), placement.run_dir.clone());
+        let name = name.parse().unwrap();
+        async move { other.find(&name, generation, &dir).await.unwrap() }
+    };
+    let found = find("web", placement.generation).await.unwrap();
+    assert_eq!(found, placement);
+    assert_eq!(find("web", placement.generation + 1).await, None);
+    assert_eq!(find("other", placement.generation).await, None);
+    let text = serde_json::to_string(&placement).unwrap();
+    let read: Placement = serde_json::from_str(&text).unwrap();
+    let seen = other.observe(&read).await.unwrap();
+    assert_eq!(seen, Observation::Running);
+    let order = FenceOrder::new(read.generation);
+    let proof = other.fence(&read, order).await.unwrap();
+    assert_eq!(proof.method(), FenceMethod::ProcessesKilled);
+    assert_eq!(find("web", placement.generation).await, None);
+}
+
+pub(crate) async fn an_end_is_seen_with_its_cause(ground: &Ground) {
+    let placement = ground.spawn(ground.spec()).await;
+    ground.answers(&placement).await;
+    send(&placement.processes[0], Signal::SIGKILL);
+    let killed = ExitCause::Signal { signal: 9 };
+    assert_eq!(ended(ground, &placement).await, killed);
+    let seen = ground.backend.observe(&placement).await.unwrap();
+    assert_eq!(seen, Observation::Ended(killed));
+    // Rule 4: what has ended already is confirmed the same way.
+    let proof = ground.fence(&placement).await;
+    assert_eq!(proof.confirmation(), Confirmation::ProcessesGone);
+}
+
+pub(crate) async fn a_stopped_instance_is_seen_and_can_be_fenced(ground: &Ground) {
+    let placement = ground.spawn(ground.spec()).await;
+    ground.answers(&placement).await;
+    send(&placement.processes[0], Signal::SIGSTOP);
+    let stopped = async {
+        while ground.backend.observe(&placement).await.unwrap() != Observation::Stopped {
+            tokio::task::yield_now().await;
+        }
+    };
+    ground.in_time(stopped, "the stop").await;
+    // What does not run is not waited for.
+    assert!(!ground.backend.save_registers(&placement).await.unwrap());
+    let proof = ground.fence(&placement).await;
+    assert_eq!(proof.method(), FenceMethod::ProcessesKilled);
+    assert!(ground.processes_of(&placement.run_dir).is_empty());
+}
+
+pub(crate) async fn it_ends_by_itself_when_it_is_asked_to(ground: &Ground) {
+    let placement = ground.spawn(ground.spec()).await;
+    ground.answers(&placement).await;
+    ground.backend.request_shutdown(&placement).await.unwrap();
+    let cause = ended(ground, &placement).await;
+    let orderly = matches!(
+        cause,
+        ExitCause::Exited {
+            status: None | Some(0)
+        }
+    );
+    assert!(orderly, "{cause:?}");
+    // Asking what has ended is no error.
+    ground.fence(&placement).await;
+    ground.backend.request_shutdown(&placement).await.unwrap();
+}
+
+/// Rules 4, 5 and 6.
+pub(crate) async fn a_fence_is_confirmed_and_can_be_repeated(ground: &Ground) {
+    let placement = ground.spawn(ground.spec()).await;
+    let proof = ground.fence(&placement).await;
+    assert_eq!(proof.generation(), placement.generation);
+    assert_eq!(proof.method(), FenceMethod::ProcessesKilled);
+    assert!(ground.processes_of(&placement.run_dir).is_empty());
+    let again = ground.fence(&placement).await;
+    assert_eq!(again.method(), FenceMethod::AlreadyEnded);
+    let order = FenceOrder::new(placement.generation + 1);
+    let another = ground.backend.fence(&placement, order).await.unwrap_err();
+    assert_eq!(another.order.generation(), placement.generation + 1);
+
+    let order = FenceOrder::new(placement.generation + 1);
+    let stranger = order.confirm(FenceMethod::NeverStarted, Confirmation::NothingFound, 1);
+    assert!(ground.backend.release(&placement, &stranger).await.is_err());
+    let Endpoint::Unix { path } = &placement.endpoint else {
+        return;
+    };
+    for _ in 0..2 {
+        ground.backend.release(&placement, &proof).await.unwrap();
+        assert!(!path.exists(), "its socket is left");
+    }
+    assert!(placement.run_dir.exists(), "its logs are gone");
+}
+
+/// Rule 2: a pid with another start time is somebody else's process.
+pub(crate) async fn a_reused_pid_is_never_mistaken_for_the_instance(ground: &Ground) {
+    let mut placement = ground.spawn(ground.spec()).await;
+    ground.fence(&placement).await;
+    let mut stranger = Command::new("sleep")
+        .arg("600")
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    for process in &mut placement.processes {
+        process.pid = i32::try_from(stranger.id()).unwrap();
+    }
+    let other = ground.another_daemon();
+    let seen = other.observe(&placement).await.unwrap();
+    let order = FenceOrder::new(placement.generation);
+    let proof = other.fence(&placement, order).await.unwrap();
+    let lives = stranger.try_wait().unwrap().is_none();
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+    assert!(lives, "a stranger's process was killed");
+    assert!(matches!(seen, Observation::Ended(_)), "{seen:?}");
+    assert_eq!(proof.method(), FenceMethod::AlreadyEnded);
+}
+
+pub(crate) async fn a_refused_spawn_leaves_nothing(ground: &Ground) {
+    let mut spec = ground.spec();
+    let run_dir = spec.run_dir.clone();
+    spec.workload = Some(kmorph_launch::WorkloadSpec {
+        program: "/nonexistent/program".into(),
+        ..ground.kv()
+    });
+    let error = ground.backend.spawn(spec).await.unwrap_err();
+    assert!(matches!(error, SpawnError::Refused(_)), "{error:?}");
+    assert!(
+        error.to_string().contains("/nonexistent/program"),
+        "{error}"
+    );
+    assert!(ground.processes_of(&run_dir).is_empty());
+    let name = "web".parse().unwrap();
+    let found = ground.backend.find(&name, 1, &run_dir).await.unwrap();
+    assert_eq!(found, None);
+}
+
+pub(crate) async fn a_published_port_reaches_the_workload(ground: &Ground) {
+    let mut spec = ground.spec();
+    let port = PublishedPort {
+        port: PORT,
+        name: format!("port-{PORT}"),
+    };
+    spec.workload = Some(ground.kv());
+    spec.ports = vec![port.clone()];
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    if ground.backend.passes_sockets() {
+        let socket = OwnedFd::from(listener);
+        spec.listeners = vec![HostListener { port, socket }];
+    }
+    let placement = ground.spawn(spec).await;
+    let mut client: BoxedLink = if ground.backend.passes_sockets() {
+        Box::new(tokio::net::TcpStream::connect(address).await.unwrap())
+    } else {
+        ground.port(&placement, u32::from(PORT)).await
+    };
+    client.write_all(b"PING\r\n").await.unwrap();
+    let mut answer = [0; 7];
+    let read = client.read_exact(&mut answer);
+    let answered = ground.in_time(read, "an answer of the workload").await;
+    answered.unwrap();
+    assert_eq!(&answer, b"+PONG\r\n");
+    ground.fence(&placement).await;
+}
+
+/// Rule 4: a process whose first thread has ended, while others run, has not ended. Its entry in
+/// `/proc` says zombie all the same.
+pub(crate) async fn threads_that_outlive_their_first_one_are_fenced(ground: &Ground) {
+    let placement = ground.spawn(ground.spec()).await;
+    ground.fence(&placement).await;
+    let code = "import ctypes, threading, time\n\
+                threading.Thread(target=time.sleep, args=(600,)).start()\n\
+                ctypes.CDLL(None).pthread_exit(None)";
+    let mut headless = Command::new("python3")
+        .args(["-c", code])
+        .env("KMORPH_FENCE", &placement.run_dir)
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    let pid = i32::try_from(headless.id()).unwrap();
+    let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let zombie = async {
+        while !stat().contains(") Z ") {
+            tokio::task::yield_now().await;
+        }
+    };
+    ground.in_time(zombie, "the end of the first thread").await;
+    let proof = ground.fence(&placement).await;
+    let ended = headless.try_wait();
+    let _ = headless.kill();
+    let _ = headless.wait();
+    assert_eq!(proof.method(), FenceMethod::ProcessesKilled);
+    assert!(!matches!(ended, Ok(None)), "it runs behind a certificate");
+}

@@ -1,0 +1,95 @@
+//! `make demo`: a daemon of its own, an instance that is killed, hangs and is morphed, and a client that
+//! keeps using it. Every command shown is run as shown.
+//!
+//! ```text
+//! story     what happens, step by step, and whether it happened as told
+//! setting   what differs between the backends: configuration, kernels, how to hurt an instance
+//! client    the client of the key-value server
+//! shell     runs the commands
+//! figures   what was measured
+//! stage     what is printed
+//! ```
+//!
+//! Whatever was started is gone afterwards: it all belongs to a [`kmorph_tests::Host`].
+
+mod client;
+mod figures;
+mod setting;
+mod shell;
+mod stage;
+mod story;
+mod trouble;
+
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use clap::Parser;
+use kmorph_tests::Host;
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::setting::{Backend, Setting};
+use crate::stage::Stage;
+
+/// Exit status after Ctrl-C, as shells have it.
+const INTERRUPTED: i32 = 130;
+
+/// Shows kmorph at work: healing and morphing, with a client watching.
+#[derive(Debug, Parser)]
+#[command(name = "kmorph-demo", version)]
+struct Arguments {
+    /// What instances are: processes, or Linux kernels in QEMU
+    #[arg(long, value_enum, default_value = "embedded")]
+    backend: Backend,
+}
+
+/// Everything the demo starts, until somebody takes it down.
+type SharedHost = Arc<Mutex<Option<Host>>>;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let signals = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+    let signals: SigSet = signals.into_iter().collect();
+    // Before any thread is started: all of them leave these signals to the one that waits for them.
+    if let Err(error) = signals.thread_block() {
+        eprintln!("kmorph-demo: signals cannot be blocked: {error}");
+        return ExitCode::FAILURE;
+    }
+    let backend = arguments.backend;
+    let mut stage = Stage::new();
+    let host = Host::prepare(backend.config());
+    let ground = story::Ground::of(&host);
+    let setting = Setting::of(backend, &host);
+    let host: SharedHost = Arc::new(Mutex::new(Some(host)));
+    end_on_signal(signals, host.clone());
+    let told = setting.and_then(|setting| story::tell(&setting, &ground, &mut stage));
+    let daemon_log = ground.daemon_log();
+    take_down(&host);
+    let ended = told.and_then(|figures| stage.closing(&figures));
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(trouble) => {
+            eprintln!("\nThe story did not happen as told: {trouble}");
+            eprintln!("The last lines of the daemon's log:\n{daemon_log}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Ends everything that was started, and waits until it is gone.
+fn take_down(host: &SharedHost) {
+    let mut host = host.lock().unwrap_or_else(PoisonError::into_inner);
+    drop(host.take());
+}
+
+fn end_on_signal(signals: SigSet, host: SharedHost) {
+    std::thread::spawn(move || {
+        if signals.wait().is_err() {
+            return;
+        }
+        // Held to the end: the story has nothing more to say.
+        let _quiet = std::io::stdout().lock();
+        eprintln!("\nInterrupted: everything that was started is ended.");
+        take_down(&host);
+        std::process::exit(INTERRUPTED);
+    });
+}

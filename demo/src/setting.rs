@@ -1,0 +1,224 @@
+//! What differs between the backends: configuration, kernels, and how an instance comes to harm.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kmorph_control_api::InstanceStatus;
+use kmorph_tests::{Host, kernels};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::stage::Stage;
+use crate::trouble::Trouble;
+
+/// What instances are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Backend {
+    /// Processes of this machine: no root, no download
+    Embedded,
+    /// Linux 6.1 and 6.12 in QEMU
+    Qemu,
+}
+
+/// The harm that comes to an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Harm {
+    /// It dies at once.
+    Dies,
+    /// It executes nothing any more, but is there.
+    Hangs,
+}
+
+/// See the module.
+pub(crate) struct Setting {
+    backend: Backend,
+    /// Image of the kernel the instance is started on.
+    pub(crate) old_kernel: PathBuf,
+    /// Image of the kernel it is morphed to.
+    pub(crate) new_kernel: PathBuf,
+}
+
+const EMBEDDED_CONFIG: &str = "[defaults]\nheartbeat_timeout_s = 1.0\n";
+/// Longer: a guest in software emulation on a busy machine may well be late.
+const QEMU_CONFIG: &str = "backend = \"qemu\"\n[defaults]\nheartbeat_timeout_s = 2.0\n\
+                           [limits]\nstart_timeout_s = 120.0\n";
+
+impl Backend {
+    /// The daemon's configuration, without its paths.
+    pub(crate) fn config(self) -> &'static str {
+        match self {
+            Self::Embedded => EMBEDDED_CONFIG,
+            Self::Qemu => QEMU_CONFIG,
+        }
+    }
+}
+
+impl Setting {
+    /// The setting for `backend` on `host`.
+    pub(crate) fn of(backend: Backend, host: &Host) -> Result<Self, Trouble> {
+        let (old_kernel, new_kernel) = match backend {
+            Backend::Embedded => (host.kernel("6.1.0-demo"), host.kernel("6.12.0-demo")),
+            Backend::Qemu => (fetched("6.1")?, fetched("6.12")?),
+        };
+        Ok(Self {
+            backend,
+            old_kernel,
+            new_kernel,
+        })
+    }
+
+    /// A sentence on what is shown.
+    pub(crate) fn introduction(&self) -> &'static str {
+        match self.backend {
+            Backend::Embedded => {
+                "Embedded backend: each instance is a process of this machine. It boots no kernel; it takes\n\
+                 the kernel's version from the header of the image, and here both images are made up by the\n\
+                 demo. `make demo BACKEND=qemu` tells the same with real Linux kernels."
+            }
+            Backend::Qemu => {
+                "QEMU backend: each instance is a Linux kernel in a virtual machine, Debian's 6.1 and 6.12."
+            }
+        }
+    }
+
+    /// Time between two requests of the client. An answer of an emulated guest takes a millisecond or
+    /// more.
+    pub(crate) fn pace(&self) -> Duration {
+        match self.backend {
+            Backend::Embedded => Duration::from_millis(1),
+            Backend::Qemu => Duration::from_millis(5),
+        }
+    }
+
+    /// Values of 64 KiB that the server holds when it is morphed.
+    pub(crate) fn values(&self) -> usize {
+        match self.backend {
+            Backend::Embedded => 512,
+            Backend::Qemu => 128,
+        }
+    }
+
+    /// Longest wait for the instance to be well again.
+    pub(crate) fn patience(&self) -> Duration {
+        match self.backend {
+            Backend::Embedded => Duration::from_secs(30),
+            Backend::Qemu => Duration::from_secs(180),
+        }
+    }
+
+    /// Further words for `spawn`.
+    pub(crate) fn spawn_words(&self) -> String {
+        match self.backend {
+            Backend::Embedded => String::new(),
+            Backend::Qemu => format!(" --kernel-cmdline={}", kernels::PANICS_ON_NMI),
+        }
+    }
+
+    /// Longest downtime allowed in the morph, in milliseconds. Unless told that is 10, which a busy machine
+    /// or software emulation cannot always keep; the story is told on such machines too.
+    pub(crate) fn downtime_budget_ms(&self) -> u32 {
+        match self.backend {
+            Backend::Embedded => 1_000,
+            Backend::Qemu => 10_000,
+        }
+    }
+
+    /// Requests that may fail in a morph: the one under way when an established connection breaks.
+    pub(crate) fn failures_allowed(&self) -> u64 {
+        match self.backend {
+            Backend::Embedded => 0,
+            Backend::Qemu => 1,
+        }
+    }
+
+    /// The heading of the step in which this happens.
+    pub(crate) fn heading(&self, harm: Harm) -> &'static str {
+        match (self.backend, harm) {
+            (Backend::Embedded, Harm::Dies) => "The instance is killed",
+            (Backend::Qemu, Harm::Dies) => "The kernel panics",
+            (Backend::Embedded, Harm::Hangs) => {
+                "The instance hangs: every process of it is stopped"
+            }
+            (Backend::Qemu, Harm::Hangs) => "The kernel hangs: the virtual machine is paused",
+        }
+    }
+
+    /// What had happened, in a word.
+    pub(crate) fn word(&self, harm: Harm) -> &'static str {
+        match (self.backend, harm) {
+            (Backend::Embedded, Harm::Dies) => "killed",
+            (Backend::Qemu, Harm::Dies) => "panicked",
+            (_, Harm::Hangs) => "hung",
+        }
+    }
+
+    /// Does it, saying how. Commands that end in a signal are made as system calls, not by a shell:
+    /// what is measured from here on has no start of a shell in it.
+    pub(crate) fn harm(
+        &self,
+        stage: &Stage,
+        harm: Harm,
+        instance: &InstanceStatus,
+    ) -> Result<(), Trouble> {
+        let run_dir = Path::new(&instance.run_dir);
+        match (self.backend, harm) {
+            (Backend::Embedded, Harm::Dies) => {
+                let agent = agent(instance)?;
+                stage.command(&format!("kill -KILL {agent}"))?;
+                send(agent, Signal::SIGKILL)
+            }
+            (Backend::Embedded, Harm::Hangs) => {
+                let agent = agent(instance)?;
+                let children = children(agent);
+                let words: Vec<String> = children.iter().map(ToString::to_string).collect();
+                stage.command(&format!("kill -STOP {agent} {}", words.join(" ")))?;
+                send(agent, Signal::SIGSTOP)?;
+                children
+                    .into_iter()
+                    .try_for_each(|pid| send(pid, Signal::SIGSTOP))
+            }
+            (Backend::Qemu, Harm::Dies) => {
+                stage.say(
+                    "QEMU is told `inject-nmi`; a kernel with unknown_nmi_panic=1 panics on that.",
+                )?;
+                kernels::qmp(run_dir, "inject-nmi");
+                Ok(())
+            }
+            (Backend::Qemu, Harm::Hangs) => {
+                stage.say("QEMU is told `stop`: the guest's CPUs execute nothing any more.")?;
+                kernels::qmp(run_dir, "stop");
+                Ok(())
+            }
+        }
+    }
+}
+
+fn fetched(series: &str) -> Result<PathBuf, Trouble> {
+    let note = kernels::cache().join("kernels").join(series);
+    if note.is_file() {
+        return Ok(kernels::debian(series));
+    }
+    let text =
+        format!("there is no Linux {series} ({note:?}): `make demo BACKEND=qemu` fetches it");
+    Err(Trouble::NotAsTold(text))
+}
+
+fn agent(instance: &InstanceStatus) -> Result<i32, Trouble> {
+    let found = instance.processes.get("agent").copied();
+    found.ok_or_else(|| Trouble::NotAsTold("the instance has no process".to_owned()))
+}
+
+/// The processes that `pid` started and that are there.
+fn children(pid: i32) -> Vec<i32> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.split_whitespace()
+        .filter_map(|word| word.parse().ok())
+        .collect()
+}
+
+fn send(pid: i32, signal: Signal) -> Result<(), Trouble> {
+    let text =
+        |error| Trouble::NotAsTold(format!("process {pid} cannot be sent {signal}: {error}"));
+    kill(Pid::from_raw(pid), signal).map_err(text)
+}

@@ -1,0 +1,36 @@
+//! Why the story did not happen as told.
+
+use std::time::Duration;
+
+/// See the module.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Trouble {
+    #[error("{0}")]
+    NotAsTold(String),
+    #[error("waited {} s in vain for {what}", .limit.as_secs())]
+    Late { what: String, limit: Duration },
+    #[error("`{command}` ended with {status}")]
+    Command {
+        command: String,
+        status: std::process::ExitStatus,
+    },
+    #[error("the daemon did not answer {path}: {reason}")]
+    Daemon { path: String, reason: String },
+    #[error("the key-value server: {0}")]
+    Client(std::io::Error),
+    #[error("the output cannot be written: {0}")]
+    Output(std::io::Error),
+    #[error("`{command}` cannot be started: {source}")]
+    Start {
+        command: String,
+        source: std::io::Error,
+    },
+}
+
+/// Fails with what `text` says unless `told` is true.
+pub(crate) fn expect(told: bool, text: impl FnOnce() -> String) -> Result<(), Trouble> {
+    if told {
+        return Ok(());
+    }
+    Err(Trouble::NotAsTold(text()))
+}

@@ -1,0 +1,103 @@
+//! The way back: the new generation is fenced, then the old one resumes.
+
+use super::{Engine, State};
+use crate::message::Side;
+use crate::morph::RESUME_TIMEOUT;
+use crate::morph::events::{Action, Event, Outcome};
+use crate::time::Instant;
+
+impl Engine {
+    pub(super) fn roll_back(&mut self, reason: String, old_failed: Option<String>, _now: Instant) {
+        self.deadline = None;
+        self.order_fence(Side::New);
+        self.state = State::RollingBack {
+            reason,
+            new_fenced: false,
+            old_failed,
+        };
+    }
+
+    /// First the new generation is fenced, then the old one resumes.
+    pub(super) fn rolling_back(
+        &mut self,
+        reason: String,
+        new_fenced: bool,
+        old_failed: Option<String>,
+        event: Event,
+        now: Instant,
+    ) {
+        let overdue = self.deadline.is_some_and(|due| due <= now);
+        match event {
+            Event::Fenced(Side::New, certificate)
+                if !new_fenced && certificate.generation() == self.to_generation =>
+            {
+                if let Some(how) = old_failed {
+                    return self.finish(Outcome::OldFailed(how));
+                }
+                self.deadline = Some(now + RESUME_TIMEOUT);
+                self.actions.push_back(Action::ResumeOld);
+                self.state = State::RollingBack {
+                    reason,
+                    new_fenced: true,
+                    old_failed: None,
+                };
+            }
+            Event::FenceUnconfirmed(Side::New, why) if !new_fenced => {
+                let state = State::RollingBack {
+                    reason,
+                    new_fenced,
+                    old_failed,
+                };
+                self.fence_later(why, now, state);
+            }
+            Event::Tick if !new_fenced && self.retry_due(now) => {
+                self.order_fence(Side::New);
+                self.state = State::RollingBack {
+                    reason,
+                    new_fenced,
+                    old_failed,
+                };
+            }
+            Event::OldRunning if new_fenced => self.finish(Outcome::RolledBack(reason)),
+            Event::Refused(Side::Old, text) if new_fenced => {
+                if self.ask_again_later(now) {
+                    self.state = State::RollingBack {
+                        reason,
+                        new_fenced,
+                        old_failed,
+                    };
+                } else {
+                    self.finish(Outcome::OldFailed(format!("it could not resume: {text}")));
+                }
+            }
+            Event::Tick if new_fenced && overdue => {
+                let how = "it did not say that it serves again".to_owned();
+                self.finish(Outcome::OldFailed(how));
+            }
+            Event::Tick if new_fenced && self.retry_due(now) => {
+                self.retry_at = None;
+                self.actions.push_back(Action::ResumeOld);
+                self.state = State::RollingBack {
+                    reason,
+                    new_fenced,
+                    old_failed,
+                };
+            }
+            Event::Died(Side::Old, how) if new_fenced => self.finish(Outcome::OldFailed(how)),
+            Event::Died(Side::Old, how) => {
+                self.state = State::RollingBack {
+                    reason,
+                    new_fenced,
+                    old_failed: Some(how),
+                };
+            }
+            _ => {
+                self.state = State::RollingBack {
+                    reason,
+                    new_fenced,
+                    old_failed,
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! A fence order cannot be copied, so it cannot be confirmed once more.
+use kmp_proto::fence::FenceOrder;
+
+fn copy(order: &FenceOrder) -> FenceOrder {
+    order.clone()
+}
+
+fn main() {}

@@ -1,0 +1,70 @@
+//! Engines driven by bytes: each byte string is a sequence of events and of time, and every rule that
+//! must hold whatever happens is checked after each event. A broken rule panics.
+//!
+//! The bytes come from proptest, from the fuzzers in `fuzz/`, which include this module, and from the
+//! fuzzers' committed corpus. All three so find the same faults.
+
+pub mod detector;
+pub mod morph;
+pub mod recovery;
+
+use kmp_proto::fence::{Confirmation, FenceCertificate, FenceMethod, FenceOrder};
+use kmp_proto::transition::Transition;
+
+/// Reads choices from bytes; when they are used up the run is over.
+pub struct Choices<'a>(&'a [u8]);
+
+impl<'a> Choices<'a> {
+    /// Choices from `bytes`.
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
+    /// The next byte, or `None` at the end.
+    pub fn next(&mut self) -> Option<u8> {
+        let (first, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(*first)
+    }
+
+    /// The next byte, 0 at the end.
+    pub fn byte(&mut self) -> u8 {
+        self.next().unwrap_or(0)
+    }
+
+    /// The lowest bit of the next byte.
+    pub fn bit(&mut self) -> bool {
+        self.byte() & 1 == 1
+    }
+}
+
+/// A certificate for `generation`, as a backend gives it.
+pub fn certify(generation: u64) -> FenceCertificate {
+    let order = FenceOrder::new(generation);
+    order.confirm(FenceMethod::ProcessesKilled, Confirmation::ProcessesGone, 1)
+}
+
+/// Holds one step to a transition table: when something changed or was done, some row allows it. A row
+/// names the actions that it may emit, in order.
+pub fn assert_row<'a>(
+    mut rows: impl Iterator<Item = &'a Transition>,
+    state: &str,
+    event: &str,
+    next: &str,
+    effects: &[&str],
+) {
+    if state == next && effects.is_empty() {
+        return;
+    }
+    let allowed = rows.any(|row| {
+        let mut may = row.effects.iter();
+        row.state == state
+            && row.event == event
+            && row.next == next
+            && effects.iter().all(|done| may.any(|effect| effect == done))
+    });
+    assert!(
+        allowed,
+        "no row for {state} --{event}--> {next}, {effects:?}"
+    );
+}

@@ -1,0 +1,297 @@
+//! The morph engine under any events.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use kmp_proto::message::{Capabilities, Check, CheckResult, Side, capability};
+use kmp_proto::morph::{Action, Config, Engine, Event, Offer, Outcome, TRANSITIONS};
+use kmp_proto::time::Instant;
+
+use super::{Choices, assert_row, certify};
+
+const OLD: u64 = 7;
+const NEW: u64 = 8;
+/// Most actions that one event causes.
+const ACTIONS_MAX: usize = 4;
+/// States in which the journal or a backend is waited for: those bound their own work.
+const WITHOUT_DEADLINE: [&str; 3] = [
+    "committing.recording",
+    "committed.fencing_old",
+    "rolling_back.fencing_new",
+];
+
+/// What has happened so far, by the events told and the actions taken.
+#[derive(Debug, Default)]
+struct Facts {
+    new_healthy: bool,
+    validated: bool,
+    frozen: bool,
+    record_ordered: bool,
+    durable: bool,
+    new_fenced: bool,
+    old_fenced: bool,
+    served: bool,
+    resumed: bool,
+    finished: Option<Outcome>,
+}
+
+struct World {
+    engine: Engine,
+    now: Instant,
+    /// Actions that nobody has answered yet.
+    open: VecDeque<Action>,
+    facts: Facts,
+}
+
+fn config() -> Config {
+    Config {
+        phase_timeout: Duration::from_secs(60),
+        downtime_budget: Duration::from_millis(10),
+        step_overhead: Duration::from_millis(2),
+        required_kinds: capability::MEMORY,
+        possible_modes: capability::BY_REFERENCE | capability::ROUNDS,
+    }
+}
+
+/// Drives an engine through what `bytes` say.
+///
+/// # Panics
+/// When a rule is broken.
+pub fn run(bytes: &[u8]) {
+    let mut choices = Choices::new(bytes);
+    let now = Instant::default();
+    let mut world = World {
+        engine: Engine::new(config(), OLD, NEW, now),
+        now,
+        open: VecDeque::new(),
+        facts: Facts::default(),
+    };
+    world.collect();
+    while let Some(choice) = choices.next() {
+        match choice {
+            0..160 => world.answer(&mut choices),
+            160..176 => world.restart(choices.bit()),
+            176..192 => world.advance(choices.byte()),
+            192.. => {
+                let event = any_event(&mut choices);
+                world.tell(event);
+            }
+        }
+    }
+}
+
+fn side(choices: &mut Choices<'_>) -> Side {
+    if choices.bit() { Side::New } else { Side::Old }
+}
+
+fn offer(modes: u8) -> Offer {
+    Offer {
+        capabilities: Capabilities {
+            state_kinds: capability::MEMORY,
+            providers: capability::COOPERATIVE,
+            modes: u32::from(modes),
+        },
+        state_version: 1,
+        ..Offer::default()
+    }
+}
+
+fn report(results: u8) -> Vec<Check> {
+    let check = |bit: u8| Check {
+        name: "index".to_owned(),
+        result: if results & (1 << bit) == 0 {
+            CheckResult::Passed
+        } else {
+            CheckResult::Failed
+        },
+        duration_us: 1,
+        detail: String::new(),
+    };
+    (0..results >> 6).map(check).collect()
+}
+
+fn round(choices: &mut Choices<'_>) -> Event {
+    Event::RoundApplied {
+        sent_bytes: u64::from(choices.byte()) << 20,
+        dirty_bytes: u64::from(choices.byte()) << 16,
+        took: Duration::from_millis(u64::from(choices.byte())),
+    }
+}
+
+fn any_event(choices: &mut Choices<'_>) -> Event {
+    let text = || "so it is".to_owned();
+    match choices.byte() % 21 {
+        0 => Event::NewHealthy,
+        1 => Event::Prepared(side(choices)),
+        2 => Event::Offered(side(choices), offer(choices.byte())),
+        3 => round(choices),
+        4 => Event::Held,
+        5 => Event::Report(report(choices.byte())),
+        6 => Event::CommitRequested {
+            force: choices.bit(),
+        },
+        7 => Event::RollbackRequested(text()),
+        8 => Event::Frozen(u64::from(choices.byte())),
+        9 => Event::Activated(u64::from(choices.byte())),
+        10 => Event::Serving,
+        11 => Event::Retired,
+        12 => Event::Fenced(
+            side(choices),
+            certify(if choices.bit() { NEW } else { OLD }),
+        ),
+        13 => Event::FenceUnconfirmed(side(choices), text()),
+        14 => Event::OldRunning,
+        15 => Event::Refused(side(choices), text()),
+        16 => Event::Died(side(choices), text()),
+        17 => Event::RecordFailed(text()),
+        18 => Event::RecordDurable,
+        _ => Event::Tick,
+    }
+}
+
+impl World {
+    /// Answers the oldest open action as a sound world does; without one, time goes on.
+    fn answer(&mut self, choices: &mut Choices<'_>) {
+        let Some(action) = self.open.pop_front() else {
+            let due = self.engine.poll_timeout();
+            self.now = self.now.max(due.unwrap_or(self.now));
+            return self.tell(Event::Tick);
+        };
+        match action {
+            Action::Prepare(Side::Old) => {
+                self.tell(Event::Prepared(Side::Old));
+                self.tell(Event::NewHealthy);
+            }
+            Action::Prepare(side) => self.tell(Event::Prepared(side)),
+            Action::Negotiate(side) => self.tell(Event::Offered(side, offer(3))),
+            Action::Round { .. } => {
+                let event = round(choices);
+                self.tell(event);
+            }
+            Action::Validate => self.tell(Event::Report(report(1 << 6))),
+            Action::Committable { .. } => self.tell(Event::CommitRequested { force: true }),
+            Action::Freeze => self.tell(Event::Frozen(5)),
+            Action::Activate => self.tell(Event::Activated(5)),
+            Action::WriteCommitRecord => self.tell(Event::RecordDurable),
+            Action::Serve => self.tell(Event::Serving),
+            Action::Retire => self.tell(Event::Retired),
+            Action::Fence(side, order) => {
+                let certificate = certify(order.generation());
+                self.tell(Event::Fenced(side, certificate));
+            }
+            Action::ResumeOld => self.tell(Event::OldRunning),
+            Action::CommitRefused(_) | Action::Phase(_) | Action::Finished(_) => {}
+        }
+    }
+
+    /// The daemon dies and comes back; a record that was being written became durable or did not.
+    fn restart(&mut self, written: bool) {
+        if self.facts.finished.is_some() {
+            return;
+        }
+        let writing = self.engine.state() == "committing.recording";
+        self.facts.durable |= writing && written;
+        let committed = self.facts.durable;
+        self.engine = Engine::resume(config(), OLD, NEW, committed, self.now);
+        self.open.clear();
+        let effects = self.collect();
+        let rows = TRANSITIONS.iter().copied().flatten();
+        assert_row(rows, "–", "resume", self.engine.state(), &effects);
+    }
+
+    fn advance(&mut self, seconds: u8) {
+        self.now = self.now + Duration::from_secs(u64::from(seconds));
+    }
+
+    fn tell(&mut self, event: Event) {
+        let (before, name) = (self.engine.state(), event.name());
+        let ticked = matches!(event, Event::Tick);
+        self.note(&event);
+        self.engine.handle(event, self.now);
+        let effects = self.collect();
+        let after = self.engine.state();
+        let rows = TRANSITIONS.iter().copied().flatten();
+        assert_row(rows, before, name, after, &effects);
+        let due = self.engine.poll_timeout();
+        if ticked {
+            assert!(due.is_none_or(|due| due > self.now), "{after}: due again");
+        }
+        if self.facts.finished.is_some() {
+            assert_eq!((after, due), ("done", None));
+        } else if !WITHOUT_DEADLINE.contains(&after) {
+            assert!(due.is_some(), "{after} waits for ever");
+        }
+    }
+
+    /// What an event proves, when the engine is where it counts.
+    fn note(&mut self, event: &Event) {
+        let facts = &mut self.facts;
+        let state = self.engine.state();
+        match event {
+            Event::NewHealthy => facts.new_healthy = true,
+            Event::Report(checks) if state == "validating" => {
+                let passed = |check: &Check| check.result == CheckResult::Passed;
+                facts.validated = !checks.is_empty() && checks.iter().all(passed);
+            }
+            Event::Frozen(_) if state == "committing.freezing" => facts.frozen = true,
+            Event::RecordDurable if state == "committing.recording" => facts.durable = true,
+            Event::Fenced(Side::New, proof) => facts.new_fenced |= proof.generation() == NEW,
+            Event::Fenced(Side::Old, proof) => facts.old_fenced |= proof.generation() == OLD,
+            _ => {}
+        }
+    }
+
+    /// Takes all actions, holds each to the rules, and returns their names.
+    fn collect(&mut self) -> Vec<&'static str> {
+        let mut names = Vec::new();
+        while let Some(action) = self.engine.poll_action() {
+            self.allowed(&action);
+            names.push(action.name());
+            self.open.push_back(action);
+        }
+        assert!(names.len() <= ACTIONS_MAX, "{names:?}");
+        names
+    }
+
+    fn allowed(&mut self, action: &Action) {
+        let facts = &mut self.facts;
+        assert!(facts.finished.is_none(), "{action:?} after the end");
+        match action {
+            Action::Negotiate(_) => assert!(facts.new_healthy, "the new side is not up"),
+            Action::Freeze => assert!(facts.validated, "freezes what is not validated"),
+            Action::WriteCommitRecord => {
+                assert!(facts.validated && facts.frozen, "{facts:?}");
+                assert!(!facts.record_ordered, "the record is written twice");
+                facts.record_ordered = true;
+            }
+            Action::Serve => {
+                assert!(facts.durable && !facts.resumed, "{facts:?}");
+                facts.served = true;
+            }
+            Action::ResumeOld => {
+                assert!(facts.new_fenced && !facts.durable, "{facts:?}");
+                assert!(!facts.served, "both sides serve");
+                facts.resumed = true;
+            }
+            Action::Retire => assert!(facts.durable, "{facts:?}"),
+            Action::Fence(Side::Old, order) => {
+                assert!(facts.durable && order.generation() == OLD, "{facts:?}");
+            }
+            Action::Fence(Side::New, order) => {
+                assert!(!facts.durable && order.generation() == NEW, "{facts:?}");
+            }
+            Action::Finished(outcome) => {
+                let proven = match outcome {
+                    Outcome::Committed => facts.durable && facts.old_fenced && facts.served,
+                    Outcome::CommittedButFailed(_) => facts.durable && facts.old_fenced,
+                    Outcome::RolledBack(_) => facts.new_fenced && facts.resumed,
+                    Outcome::OldFailed(_) => facts.new_fenced && !facts.durable,
+                    Outcome::OperatorActionNeeded(_) => true,
+                };
+                assert!(proven, "{outcome:?} with {facts:?}");
+                facts.finished = Some(outcome.clone());
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! A peer that shares no code with this one: `tests/peers/python_peer.py`, written from `docs/kmp.md`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kmp_proto::codec::{Decoder, Frame, encode};
+use kmp_proto::fence::{Confirmation, FenceMethod, FenceOrder};
+use kmp_proto::message::*;
+use kmp_proto::wire::ErrorCode;
+use kmp_transport::connection::{ConnectionError, greet};
+use kmp_transport::link::{Address, connect};
+use kmp_transport::peer::{Peer, PeerEvent};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+
+/// Longest wait for anything that must happen.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn python(arguments: &[&str]) -> Command {
+    let mut command = Command::new("python3");
+    command.arg(root().join("tests/peers/python_peer.py"));
+    command.args(arguments);
+    command
+}
+
+/// The instance `web`, generation 7, in Python. It ends with its standard input.
+struct Instance {
+    process: Child,
+    dir: tempfile::TempDir,
+}
+
+impl Instance {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vsock");
+        let mut process = python(&["serve", path.to_str().unwrap(), "web", "7"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let output = process.stdout.take().unwrap();
+        BufReader::new(output).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        Self { process, dir }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("vsock")
+    }
+
+    fn address(&self) -> Address {
+        Address::Unix(self.path())
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        drop(self.process.stdin.take());
+        let _ = self.process.wait();
+    }
+}
+
+fn hello(instance: &str, generation: u64) -> Hello {
+    Hello {
+        fixed: HelloFixed {
+            version_min: 1,
+            version_max: 1,
+            role: PeerRole::Daemon,
+            channel: Channel::Control,
+            flags: 0,
+            generation,
+            boot_id: *b"0123456789abcdef",
+            features: features::COOPERATIVE | features::BY_REFERENCE,
+            session: 0,
+        },
+        instance: instance.to_owned(),
+        kernel_release: "6.12.0".to_owned(),
+        agent_version: "kmorphd".to_owned(),
+    }
+}
+
+#[test]
+fn it_reads_and_writes_every_golden_frame_and_misses_no_flipped_bit() {
+    let golden = root().join("kmp-proto/golden");
+    let output = python(&["golden", golden.to_str().unwrap()])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    let wrong = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}{wrong}");
+    assert_eq!(said.lines().count(), golden.read_dir().unwrap().count());
+    assert!(said.contains("morph_commit_reply: MORPH_COMMIT reply 44\n"));
+}
+
+/// The next frame that comes in on a channel.
+async fn frame_on(events: &mut mpsc::UnboundedReceiver<PeerEvent>, wanted: Channel) -> Frame {
+    let next = async {
+        loop {
+            match events.recv().await.unwrap() {
+                PeerEvent::Frame(channel, frame) if channel == wanted => return *frame,
+                PeerEvent::Down(channel, why) => panic!("{} is down: {why}", channel.as_str()),
+                _ => {}
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, next).await.unwrap()
+}
+
+fn recover() -> (RecoverFixed, FenceClaim) {
+    let fixed = RecoverFixed {
+        recovery: 3,
+        failed_generation: 6,
+        cause: FailureCause::KernelDead,
+    };
+    let order = FenceOrder::new(6);
+    let proof = order.confirm(FenceMethod::ProcessesKilled, Confirmation::ProcessesGone, 1);
+    (fixed, proof.claim())
+}
+
+#[tokio::test]
+async fn it_is_an_instance_to_the_daemons_end() {
+    let instance = Instance::start();
+    let (sender, mut events) = mpsc::unbounded_channel();
+    let sink = Arc::new(move |event| {
+        let _ = sender.send(event);
+    });
+    let peer = Peer::start(instance.address(), &hello("web", 7), 1, sink);
+    // The control channel begins with the instance's own word on its health.
+    let status = frame_on(&mut events, Channel::Control).await;
+    let Message::HealthStatus(status) = status.message else {
+        panic!("{status:?}");
+    };
+    assert_eq!(status.fixed.health, Health::Healthy);
+    let ask = |channel, message| peer.send(channel, 0, message).unwrap();
+    let (fixed, fence) = recover();
+    let reclaim = |fence| {
+        let instance = "db".to_owned();
+        Message::RecoverReclaim(RecoverReclaim {
+            fixed,
+            instance,
+            fence,
+        })
+    };
+    ask(Channel::Control, reclaim(fence));
+    let answer = frame_on(&mut events, Channel::Control).await.message;
+    assert!(matches!(answer, Message::RecoverReclaimReply(reply) if reply.recovery == 3));
+    ask(
+        Channel::Control,
+        reclaim(FenceClaim {
+            generation: 5,
+            ..fence
+        }),
+    );
+    let answer = frame_on(&mut events, Channel::Control).await.message;
+    assert!(matches!(answer, Message::Error(error) if error.code == ErrorCode::NotFenced));
+    // What it cannot do it refuses, and the connection goes on.
+    let request = MorphPrepare {
+        session: 1,
+        from_generation: 7,
+        to_generation: 8,
+        downtime_budget_us: 1,
+        phase_timeout_ms: 1,
+        side: Side::Old,
+    };
+    ask(Channel::Control, Message::MorphPrepare(request));
+    let answer = frame_on(&mut events, Channel::Control).await;
+    let Message::Error(error) = answer.message else {
+        panic!("{answer:?}");
+    };
+    assert_eq!(error.code, ErrorCode::UnexpectedInState);
+    assert_eq!(error.offending_type, 0x0301);
+    assert_eq!(error.offending_sequence, answer.header.sequence);
+    for probe in [41, 42] {
+        let request = HeartbeatReq {
+            probe,
+            flags: 0,
+            self_lag_us: 0,
+        };
+        ask(Channel::Heartbeat, Message::HeartbeatReq(request));
+        let answer = frame_on(&mut events, Channel::Heartbeat).await.message;
+        let Message::HeartbeatRsp(answer) = answer else {
+            panic!("{answer:?}");
+        };
+        assert_eq!((answer.probe, answer.health), (probe, Health::Healthy));
+        assert_eq!(answer.pressure_cpu, PRESSURE_ABSENT);
+    }
+}
+
+#[tokio::test]
+async fn it_refuses_who_means_another_generation_or_another_instance() {
+    let instance = Instance::start();
+    for (name, generation, expected) in [
+        ("web", 6, ErrorCode::StaleGeneration),
+        ("web", 8, ErrorCode::StaleGeneration),
+        ("db", 7, ErrorCode::UnexpectedInState),
+    ] {
+        let link = connect(&instance.address(), 9000).await.unwrap();
+        match greet(link, hello(name, generation)).await {
+            Err(ConnectionError::Refused { code, .. }) => assert_eq!(code, expected),
+            Err(other) => panic!("{other}"),
+            Ok(_) => panic!("{name} {generation} was welcome"),
+        }
+    }
+}
+
+/// Sends raw bytes as the first of a connection, and returns the ERROR that ends it.
+async fn refused(path: &Path, bytes: &[u8]) -> ErrorInfo {
+    let mut stream = tokio::net::UnixStream::connect(path).await.unwrap();
+    stream.write_all(b"CONNECT 9000\n").await.unwrap();
+    let mut line = [0; 8];
+    stream.read_exact(&mut line).await.unwrap();
+    assert_eq!(&line, b"OK 9000\n");
+    stream.write_all(bytes).await.unwrap();
+    let mut answer = Vec::new();
+    let read = stream.read_to_end(&mut answer);
+    // Closing with the payload unread resets the connection: that is an end as well.
+    if let Err(error) = tokio::time::timeout(DEADLINE, read).await.unwrap() {
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    }
+    let mut rest = &answer[..];
+    let frame = Decoder::new().feed(&mut rest).unwrap().unwrap();
+    assert!(rest.is_empty(), "one ERROR, then the end");
+    assert_eq!(frame.header.sequence, 0);
+    match frame.message {
+        Message::Error(error) => error,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn it_answers_a_broken_stream_with_one_error_and_closes() {
+    let instance = Instance::start();
+    let mut good = Vec::new();
+    encode(&Message::Hello(hello("web", 7)), 1, 1, &mut good).unwrap();
+    let changed = |at: usize, to: u8| {
+        let mut bytes = good.clone();
+        bytes[at] = to;
+        bytes
+    };
+    for (bytes, expected) in [
+        (changed(0, 1), ErrorCode::Malformed),
+        (changed(4, 2), ErrorCode::UnsupportedVersion),
+        (changed(28, 1), ErrorCode::Malformed),
+        (changed(6, 99), ErrorCode::UnknownType),
+        (changed(15, 1), ErrorCode::TooLarge),
+        (changed(40, 1), ErrorCode::BadCrc),
+    ] {
+        let error = refused(&instance.path(), &bytes).await;
+        assert_eq!(error.code, expected);
+        assert_eq!((error.offending_type, error.offending_sequence), (0, 0));
+    }
+}

@@ -1,0 +1,289 @@
+//! A guest whose kernel failed: QEMU holds it still, and its memory is a file.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::{kernels, program};
+
+/// Longest time from QEMU's start to the end: a small guest takes 4 seconds on an idle machine.
+const END_DEADLINE: Duration = Duration::from_secs(240);
+/// Where the guest's memory below 4 GiB ends at the latest; the rest is above 4 GiB.
+pub const LOW_MEMORY_BYTES: u64 = 2 << 30;
+/// What a guest says when it hangs.
+const HANGS: &str = "failing: no CPU goes on from here";
+/// What the guest says last. The second message has two lines and bytes that are no text.
+pub const LAST_WORDS: [&str; 2] = ["guest: about to crash", "guest: two"];
+
+/// How a kernel ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// By `/proc/sysrq-trigger`.
+    Sysrq,
+    /// A module reads address 8.
+    NullDereference,
+    /// Every CPU spins with interrupts off. Nothing tells; QEMU is stopped by its monitor.
+    Hang,
+}
+
+/// What guest it is, and how its kernel ends.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan<'a> {
+    /// Debian's kernel of this series, `6.1` or `6.12`.
+    pub series: &'a str,
+    /// See [`End`].
+    pub end: End,
+    /// Memory of the guest, MiB: at least 192, for the kernel, its modules and busybox, and something free.
+    pub memory_mib: u64,
+    /// CPUs of the guest.
+    pub cpus: u32,
+    /// What the guest writes into files in its memory, MiB.
+    pub files_mib: u64,
+}
+
+impl<'a> Plan<'a> {
+    /// A small guest that is ended by sysrq.
+    #[must_use]
+    pub fn small(series: &'a str) -> Self {
+        Self {
+            series,
+            end: End::Sysrq,
+            memory_mib: 192,
+            cpus: 1,
+            files_mib: 4,
+        }
+    }
+
+    fn init(&self) -> String {
+        let end = match self.end {
+            End::Sysrq => "echo c > /proc/sysrq-trigger",
+            End::NullDereference => "insmod /failing.ko how=null",
+            End::Hang => "insmod /failing.ko how=hang",
+        };
+        let parts = self.files_mib.div_ceil(MAX_PART_MIB).max(1);
+        let part = self.files_mib.div_ceil(parts).to_string();
+        let init = INIT.replace("PART_MIB", &part);
+        init.replace("PARTS", &parts.to_string()) + end + "\n"
+    }
+
+    /// The kernel's command line.
+    #[must_use]
+    pub fn command_line(&self) -> &'static str {
+        match self.end {
+            End::NullDereference => "console=ttyS0 panic=-1 oops=panic",
+            End::Sysrq | End::Hang => "console=ttyS0 panic=-1",
+        }
+    }
+}
+
+/// How much text is made; more is copies of it. `seq` is slow when it is emulated.
+const MAX_PART_MIB: u64 = 16;
+const INIT: &str = r#"#!/bin/sh
+mount -t proc proc /proc
+mount -t devtmpfs devtmpfs /dev
+mount -t tmpfs -o size=90% tmpfs /tmp
+for module in /modules/*.ko; do insmod $module; done
+seq 1000000000 | dd bs=1M count=PART_MIB iflag=fullblock of=/tmp/files-1 2>/dev/null
+n=1
+while [ $n -lt PARTS ]; do n=$((n + 1)); cp /tmp/files-1 /tmp/files-$n; done
+echo "guest: about to crash" > /dev/kmsg
+printf 'guest: two\nlines \001\377\n' > /dev/kmsg
+"#;
+/// What tells QEMU of the panic and of VMCOREINFO, below `kernel/drivers/`, in the order of loading.
+const MODULES: [&str; 3] = [
+    "firmware/qemu_fw_cfg.ko",
+    "misc/pvpanic/pvpanic.ko",
+    "misc/pvpanic/pvpanic-pci.ko",
+];
+
+/// See the module.
+#[derive(Debug)]
+pub struct CrashedGuest {
+    dir: TempDir,
+    qemu: Child,
+    guard: Child,
+}
+
+impl CrashedGuest {
+    /// Boots it, and waits until its kernel has ended.
+    pub fn new(plan: &Plan<'_>) -> Self {
+        // In memory, as the backend's guests are.
+        let place = ["/dev/shm", "/tmp"]
+            .into_iter()
+            .find(|p| Path::new(p).is_dir());
+        let dir = tempfile::Builder::new()
+            .prefix("kmorph-crashed-")
+            .tempdir_in(place.expect("there is a place for temporary files"))
+            .expect("a temporary directory");
+        let guard = Command::new(program("kmorph-test-guard"))
+            .arg(dir.path())
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("the guard starts");
+        let kernel = kernels::debian(plan.series);
+        let initramfs = build(dir.path(), &kernel, plan);
+        let qemu = start(dir.path(), &kernel, &initramfs, plan);
+        let mut guest = Self { dir, qemu, guard };
+        guest.wait_for_end(plan.end);
+        guest
+    }
+
+    /// A path in a directory that goes with the guest.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> PathBuf {
+        self.path("memory")
+    }
+
+    /// Has QEMU dump the guest in one of its formats; returns the file.
+    pub fn dump(&self, format: &str) -> PathBuf {
+        let path = self.path(format);
+        let arguments = json!({
+            "paging": false,
+            "protocol": format!("file:{}", path.display()),
+            "format": format,
+        });
+        let answer = self.qmp("dump-guest-memory", arguments);
+        assert!(answer.get("return").is_some(), "{answer}");
+        path
+    }
+
+    fn wait_for_end(&mut self, end: End) {
+        let begun = Instant::now();
+        loop {
+            let ended = self.qemu.try_wait().expect("it is a child of ours");
+            let console = fs::read(self.path("console")).unwrap_or_default();
+            let console = String::from_utf8_lossy(&console);
+            assert!(ended.is_none(), "QEMU ended: {ended:?}\n{console}");
+            assert!(begun.elapsed() < END_DEADLINE, "no end:\n{console}");
+            if end == End::Hang && console.contains(HANGS) {
+                let answer = self.qmp("stop", json!({}));
+                assert!(answer.get("return").is_some(), "{answer}");
+                return;
+            }
+            if self.path("qmp").exists()
+                && self.qmp("query-status", json!({}))["return"]["status"] == "guest-panicked"
+            {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn qmp(&self, command: &str, arguments: Value) -> Value {
+        let Ok(mut qmp) = UnixStream::connect(self.path("qmp")) else {
+            return Value::Null;
+        };
+        let own = qmp.try_clone().expect("a descriptor is left");
+        let mut said = BufReader::new(own).lines().map_while(Result::ok);
+        let mut answer = Value::Null;
+        for (command, arguments) in [("qmp_capabilities", json!({})), (command, arguments)] {
+            let request = json!({ "execute": command, "arguments": arguments });
+            writeln!(qmp, "{request}").expect("QEMU takes commands");
+            answer = said
+                .by_ref()
+                .map(|line| serde_json::from_str::<Value>(&line).expect("QEMU speaks JSON"))
+                .find(|line| line.get("return").is_some() || line.get("error").is_some())
+                .unwrap_or_default();
+        }
+        answer
+    }
+}
+
+impl Drop for CrashedGuest {
+    fn drop(&mut self) {
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+        // It sees its pipe close and removes what is left.
+        drop(self.guard.stdin.take());
+        let _ = self.guard.wait();
+    }
+}
+
+fn start(dir: &Path, kernel: &Path, initramfs: &Path, plan: &Plan<'_>) -> Child {
+    let memory = dir.join("memory");
+    let ram = format!(
+        "memory-backend-file,id=ram,size={}M,share=on,mem-path={}",
+        plan.memory_mib,
+        memory.display()
+    );
+    let console = format!("file,id=console,path={}", dir.join("console").display());
+    let qmp = format!("unix:{},server=on,wait=off", dir.join("qmp").display());
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args(["-nodefaults", "-no-user-config", "-display", "none"])
+        .args(["-accel", "tcg,tb-size=128"])
+        .args(["-machine", "q35,memory-backend=ram,max-ram-below-4g=2G"])
+        .args(["-m", &format!("{}M", plan.memory_mib), "-object", &ram])
+        .args(["-smp", &plan.cpus.to_string()])
+        .args(["-action", "reboot=shutdown,shutdown=poweroff,panic=pause"])
+        .args(["-device", "pvpanic-pci", "-device", "vmcoreinfo"])
+        .args(["-chardev", &console, "-serial", "chardev:console"])
+        .args(["-qmp", &qmp, "-append", plan.command_line()])
+        .arg("-kernel")
+        .arg(kernel)
+        .arg("-initrd")
+        .arg(initramfs);
+    qemu.stdin(Stdio::null()).spawn().expect("QEMU starts")
+}
+
+/// Builds the guest's initramfs: busybox, modules, and an init that ends the kernel.
+fn build(dir: &Path, kernel: &Path, plan: &Plan<'_>) -> PathBuf {
+    let root = dir.join("root");
+    for name in ["bin", "dev", "modules", "proc", "tmp"] {
+        fs::create_dir_all(root.join(name)).expect("a directory can be made");
+    }
+    fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox is installed");
+    for applet in ["sh", "mount", "insmod", "dd", "seq", "cp", "printf"] {
+        symlink("busybox", root.join("bin").join(applet)).expect("a link can be made");
+    }
+    let home = kernel.parent().expect("an image lies in a directory");
+    let release = home.file_name().expect("it is named after its release");
+    let drivers = home
+        .join("lib/modules")
+        .join(release)
+        .join("kernel/drivers");
+    for (order, module) in MODULES.iter().enumerate() {
+        let to = root.join(format!("modules/{order}.ko"));
+        unpack(&drivers.join(module), &to);
+    }
+    let failing = kernels::cache()
+        .join("kmod")
+        .join(release)
+        .join("failing.ko");
+    fs::copy(failing, root.join("failing.ko")).expect("scripts/build-kmod has built it");
+    fs::write(root.join("init"), plan.init()).expect("a file can be written");
+    let executable = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(root.join("init"), executable).expect("it is ours");
+    let image = dir.join("initramfs");
+    let packed = Command::new("sh")
+        .args(["-c", "find . | cpio --create --format=newc --quiet"])
+        .current_dir(&root)
+        .stdout(fs::File::create(&image).expect("a file can be made"))
+        .status();
+    assert!(packed.expect("cpio runs").success());
+    image
+}
+
+/// A module, packed with xz or not.
+fn unpack(module: &Path, to: &Path) {
+    if module.exists() {
+        fs::copy(module, to).expect("a module can be copied");
+        return;
+    }
+    let unpacked = Command::new("xz")
+        .arg("-dc")
+        .arg(module.with_extension("ko.xz"))
+        .stdout(fs::File::create(to).expect("a file can be made"))
+        .status();
+    assert!(unpacked.expect("xz runs").success(), "{module:?}");
+}

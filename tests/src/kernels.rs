@@ -1,0 +1,42 @@
+//! Real kernels for the qemu backend: the two that `scripts/fetch-kernels` fetches.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use kmorph_control_api::paths::DefaultPaths;
+
+/// With this on its command line a kernel panics when it is sent a non-maskable interrupt.
+pub const PANICS_ON_NMI: &str = "unknown_nmi_panic=1";
+
+/// Where the scripts leave kernels and tools, and the daemon keeps guest images.
+pub fn cache() -> PathBuf {
+    let uid = nix::unistd::Uid::effective().as_raw();
+    let default = || DefaultPaths::of(uid, |name| std::env::var_os(name)).cache_dir;
+    let set = std::env::var_os("KMORPH_CACHE_DIR").filter(|dir| !dir.is_empty());
+    set.map_or_else(default, Into::into)
+}
+
+/// The image of Debian's kernel of this series, `6.1` or `6.12`.
+pub fn debian(series: &str) -> PathBuf {
+    let kernels = cache().join("kernels");
+    let release = std::fs::read_to_string(kernels.join(series)).unwrap_or_else(|error| {
+        panic!("no kernel {series} in {kernels:?} ({error}): run scripts/setup-tests")
+    });
+    kernels.join(release.trim()).join("vmlinuz")
+}
+
+/// Asks the QEMU of the generation in `run_dir` to do something.
+pub fn qmp(run_dir: &Path, command: &str) {
+    let mut qmp = UnixStream::connect(run_dir.join("qmp.sock")).expect("QEMU takes commands");
+    let own = qmp.try_clone().expect("a descriptor is left");
+    let mut said = BufReader::new(own).lines().map_while(Result::ok);
+    for command in ["qmp_capabilities", command] {
+        writeln!(qmp, "{{\"execute\": \"{command}\"}}").expect("QEMU takes commands");
+        let answered =
+            said.find(|line| line.starts_with("{\"return\"") || line.contains("\"error\""));
+        let answer = answered.unwrap_or_default();
+        assert!(!answer.contains("\"error\""), "{command}: {answer}");
+        assert!(!answer.is_empty(), "{command}: QEMU hung up");
+    }
+}

@@ -1,0 +1,201 @@
+//! Peers that mean harm: agents that break the protocol, strangers who connect to everything. The
+//! daemon says what is wrong with them, and the other instances do not notice.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Instant;
+
+use kmorph_control_api::{EventKind, InstanceState, OperationState};
+use kmorph_tests::{Events, Host, program};
+use serde_json::json;
+
+/// Connections made to each socket.
+const CONNECTIONS: usize = 100_000;
+/// Connections held open at once by the stranger.
+const HELD: usize = 500;
+
+/// A daemon whose agents are the hostile ones, where the workload says so.
+fn host() -> Host {
+    let mut host = Host::prepare("");
+    let dir = host.path("");
+    let text = format!(
+        "[defaults]\nheartbeat_timeout_s = 1.0\nauto_heal = false\n\
+         [limits]\nstart_timeout_s = 1.0\n[pool]\nshare_cpus = true\nmemory_mib = 65536\n\
+         [paths]\nstate_dir = \"{0}/state\"\nrun_dir = \"{0}/run\"\n\
+         socket = \"{0}/run/kmorphd.sock\"\nagent = \"{1}\"\n",
+        dir.display(),
+        program("kmorph-test-hostile-agent").display()
+    );
+    std::fs::write(host.config_path(), text).unwrap();
+    host.start();
+    host
+}
+
+fn spawn_hostile(host: &Host, word: &str) -> String {
+    let body = json!({
+        "name": "bad", "kernel": host.kernel("6.1.0-a"),
+        "workload": { "program": "/bin/true", "args": [word] },
+    });
+    let ended = host.control().operate("POST", "/v1/instances", Some(&body));
+    assert_eq!(ended.state, OperationState::Failed, "{ended:?}");
+    let bad = host.control().instance("bad");
+    assert_eq!(bad.summary.state, InstanceState::Failed, "{bad:?}");
+    host.control()
+        .succeed("DELETE", "/v1/instances/bad?force=true", None);
+    ended.error.unwrap().message
+}
+
+#[test]
+fn an_agent_that_breaks_the_protocol_is_named_and_disturbs_nobody() {
+    let host = host();
+    host.spawn_bare("good");
+    let agent = host.agent("good");
+    for (word, reason) in [
+        ("garbage", "bad frame"),
+        ("wrong-crc", "checksum"),
+        ("oversized", "4294967295"),
+        ("stale", "generation"),
+        ("silent", "no healthy answer"),
+    ] {
+        let message = spawn_hostile(&host, word);
+        assert!(message.contains(reason), "{word}: {message}");
+        let good = host.control().instance("good");
+        assert_eq!(good.summary.state, InstanceState::Running);
+        assert_eq!(
+            (good.processes["agent"], good.summary.recoveries),
+            (agent, 0)
+        );
+    }
+}
+
+#[test]
+fn an_agent_of_many_moods_fills_no_log() {
+    let host = host();
+    let events = Events::follow(host.control());
+    let body = json!({
+        "name": "bad", "kernel": host.kernel("6.1.0-a"),
+        "workload": { "program": "/bin/true", "args": ["moody"] },
+    });
+    let begun = Instant::now();
+    host.control().request("POST", "/v1/instances", Some(&body));
+    let mut changes = 0;
+    let failed = events.wait("its end", |event| {
+        let change = event.kind == EventKind::InstanceState;
+        changes += u64::from(change);
+        change && event.detail["state"] == "failed"
+    });
+    // Ten in ten seconds, and its beginning and its end.
+    let most = 10 * ((failed.at - begun).as_secs() / 10 + 1) + 4;
+    assert!(changes <= most, "{changes} changes of state");
+}
+
+/// What a process has open, and how large it is, in bytes.
+fn size(pid: i32) -> (usize, u64) {
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .count();
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
+    let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    (open, kib * 1024)
+}
+
+/// Connects [`CONNECTIONS`] times, says `line`, and holds the last [`HELD`] open; the most
+/// descriptors that `pid` had.
+fn flood(socket: &Path, line: &[u8], pid: i32) -> usize {
+    let mut held = std::collections::VecDeque::with_capacity(HELD);
+    let mut most = 0;
+    for count in 0..CONNECTIONS {
+        if held.len() == HELD {
+            held.pop_front();
+        }
+        if count % 1000 == 0 {
+            most = most.max(size(pid).0);
+        }
+        let mut stream = UnixStream::connect(socket).unwrap();
+        // Hung up on already: that is one way to be refused.
+        let _ = stream.write_all(line);
+        held.push_back(stream);
+    }
+    most.max(size(pid).0)
+}
+
+#[test]
+fn a_hundred_thousand_connections_to_an_agent_are_bounded_and_not_noticed() {
+    const GROWTH_MAX_BYTES: u64 = 8 << 20;
+    /// 64 that may be pending, and what one turn of the runtime accepts before the oldest close.
+    const OPEN_MAX: usize = 256;
+    let host = Host::new();
+    host.spawn_bare("web");
+    let now = host.control().instance("web");
+    let agent = now.processes["agent"];
+    let socket = Path::new(&now.run_dir).join("vsock.sock");
+    let (open, bytes) = size(agent);
+    for line in [b"".as_slice(), b"CONNECT 9000\n"] {
+        let most = flood(&socket, line, agent);
+        assert!(most <= open + OPEN_MAX, "{open} descriptors became {most}");
+    }
+    let grown = size(agent).1.saturating_sub(bytes);
+    assert!(grown < GROWTH_MAX_BYTES, "the agent grew by {grown} bytes");
+    let log = std::fs::metadata(Path::new(&now.run_dir).join("agent.log")).unwrap();
+    assert!(log.len() < 1 << 20, "the agent logged {} bytes", log.len());
+    let after = host.control().instance("web");
+    assert_eq!(after.summary.state, InstanceState::Running);
+    assert_eq!(
+        (after.processes["agent"], after.summary.recoveries),
+        (agent, 0)
+    );
+}
+
+#[test]
+fn a_hundred_thousand_connections_to_the_control_socket_are_bounded() {
+    const GROWTH_MAX_BYTES: u64 = 32 << 20;
+    let host = Host::new();
+    host.spawn_bare("web");
+    let agent = host.agent("web");
+    let daemon = host.daemon_pid();
+    let socket = host.path("run/kmorphd.sock");
+    let (open, bytes) = size(daemon);
+    for line in [
+        b"GET / HTTP/1.0\r\n\r\n".as_slice(),
+        b"\x16\x03\x01 no HTTP\r\n\r\n",
+    ] {
+        let most = flood(&socket, line, daemon);
+        assert!(most <= open + 300, "{open} descriptors became {most}");
+    }
+    let grown = size(daemon).1.saturating_sub(bytes);
+    assert!(grown < GROWTH_MAX_BYTES, "the daemon grew by {grown} bytes");
+    let after = host.control().instance("web");
+    assert_eq!(after.summary.state, InstanceState::Running);
+    assert_eq!(
+        (after.processes["agent"], after.summary.recoveries),
+        (agent, 0)
+    );
+}
+
+#[test]
+fn clients_that_say_nothing_are_hung_up_on_and_keep_nobody_out() {
+    let host = Host::new();
+    host.spawn_bare("web");
+    let socket = host.path("run/kmorphd.sock");
+    // More than the daemon serves at once.
+    let mut silent: Vec<_> = (0..300)
+        .map(|_| UnixStream::connect(&socket).unwrap())
+        .collect();
+    let now = host.control().instance("web");
+    assert_eq!(now.summary.state, InstanceState::Running);
+    for stream in &mut silent[..200] {
+        stream
+            .set_read_timeout(Some(kmorph_tests::DEADLINE))
+            .unwrap();
+        stream.read_to_end(&mut Vec::new()).unwrap();
+    }
+}

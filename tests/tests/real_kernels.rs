@@ -1,0 +1,295 @@
+//! Linux 6.1 and 6.12 in QEMU: watched, healed, morphed, adopted.
+//!
+//! Needs what `scripts/setup-tests` installs.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kmorph_control_api::{
+    InstanceState, MorphStatus, OperationState, RecoveryOutcome, RecoveryRecord, VmcoreRecord,
+};
+use kmorph_tests::resp::{Client, Steady};
+use kmorph_tests::{Host, kernels, larger_guest, published};
+use kmorph_vmcore::analysis::{self, AnalysisOptions};
+use kmorph_vmcore::{Completeness, Dump};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+
+const MORPH: &str = "/v1/instances/web/morph";
+
+fn run_dir(host: &Host) -> PathBuf {
+    host.control().instance("web").run_dir.into()
+}
+
+fn recovered(host: &Host) -> RecoveryRecord {
+    host.control().wait("the recovery to end", || {
+        let all: Vec<RecoveryRecord> = host.control().get("/v1/recoveries?instance=web");
+        let last = all.into_iter().next_back();
+        last.filter(|r| r.outcome == RecoveryOutcome::Recovered)
+    })
+}
+
+fn ping(port: u16) {
+    let mut client = Client::connect(port).unwrap();
+    assert_eq!(client.call(&["PING"]).unwrap(), "PONG");
+}
+
+fn get(port: u16, key: &str) -> String {
+    Client::connect(port).unwrap().call(&["GET", key]).unwrap()
+}
+
+#[test]
+fn a_kernel_that_panics_or_hangs_is_healed() {
+    let host = Host::qemu();
+    let port = host.spawn_kv_on("web", &kernels::debian("6.1"), kernels::PANICS_ON_NMI);
+    ping(port);
+    let first = host.control().instance("web");
+    assert!(
+        first.summary.kernel_release.starts_with("6.1."),
+        "{first:?}"
+    );
+
+    let capture = json!({ "vmcore": "on" });
+    host.control().set_policy("web", &capture);
+    kernels::qmp(&run_dir(&host), "inject-nmi");
+    host.control().wait("the panic to be noticed", || {
+        let state = host.control().instance("web").summary.state;
+        (state != InstanceState::Running).then_some(())
+    });
+    // A connection made meanwhile waits and is served by the successor.
+    ping(port);
+    assert_eq!(host.successor_of("web", 1).summary.generation, 2);
+    let record = recovered(&host);
+    assert!(
+        record.evidence.iter().any(|e| e.contains("panicked")),
+        "{record:?}"
+    );
+    let vmcore = captured(record, 1);
+    assert!(vmcore.panic.unwrap().contains("NMI"));
+    let log = std::fs::read_to_string(vmcore.log_path.unwrap()).unwrap();
+    assert!(log.contains("Kernel panic - not syncing: NMI"), "{log}");
+
+    kernels::qmp(&run_dir(&host), "stop");
+    assert_eq!(host.successor_of("web", 2).summary.generation, 3);
+    let record = recovered(&host);
+    assert!(
+        record.evidence.iter().any(|e| e.contains("silent")),
+        "{record:?}"
+    );
+    assert!(
+        record
+            .evidence
+            .iter()
+            .any(|e| e.contains("executes nothing")),
+        "{record:?}"
+    );
+    captured(record, 1);
+    ping(port);
+}
+
+/// What was captured: a vmcore that its own reader finds complete, with the registers of so many CPUs.
+fn captured(record: RecoveryRecord, cpus: usize) -> VmcoreRecord {
+    let vmcore = record.vmcore.unwrap();
+    assert_eq!(vmcore.error, None);
+    let path = PathBuf::from(vmcore.path.as_ref().unwrap());
+    let dump = Dump::open(&path).unwrap().unwrap();
+    assert_eq!(dump.completeness(), Completeness::Complete);
+    let report = analysis::analyse(&dump, AnalysisOptions::default()).unwrap();
+    assert!(report.kernel.unwrap().release.unwrap().starts_with("6.1."));
+    let known = report.cpus.iter().flat_map(|cpu| &cpu.registers);
+    assert_eq!(known.filter(|(name, _)| *name == "RIP").count(), cpus);
+    vmcore
+}
+
+#[test]
+fn a_memory_that_must_be_captured_is_kept_until_it_is() {
+    let host = Host::qemu();
+    let port = host.spawn_kv_on("web", &kernels::debian("6.1"), "");
+    let required = json!({ "vmcore": "required" });
+    host.control().set_policy("web", &required);
+    // There is a file where the directory should be.
+    let obstacle = host.path("state/vmcore");
+    std::fs::write(&obstacle, "").unwrap();
+    // Not even QEMU is left; the daemon has its memory.
+    kill(Pid::from_raw(qemu_of(&run_dir(&host))), Signal::SIGKILL).unwrap();
+    let kept = host.control().wait("an operator to be asked", || {
+        let now = host.control().instance("web");
+        (now.summary.state == InstanceState::OperatorActionNeeded).then_some(now)
+    });
+    assert!(kept.reason.unwrap().contains("vmcore.dir"));
+    assert_eq!(kept.summary.generation, 1);
+
+    std::fs::remove_file(&obstacle).unwrap();
+    host.control()
+        .succeed("POST", "/v1/instances/web/recover", None);
+    let record = recovered(&host);
+    assert_eq!(record.failed_generation, 1);
+    // Nobody is left who knows the registers.
+    captured(record, 0);
+    ping(port);
+}
+
+#[test]
+fn a_workload_moves_from_6_1_to_6_12_and_back() {
+    let host = Host::qemu();
+    let port = host.spawn_kv_on("web", &kernels::debian("6.1"), "");
+    let mut client = Client::connect(port).unwrap();
+    let value = "x".repeat(100_000);
+    for key in 0..50 {
+        client.call(&["SET", &format!("k{key}"), &value]).unwrap();
+    }
+    for (series, breaks) in [("6.12", 1), ("6.1", 2)] {
+        let steady = Steady::start(port, Duration::from_millis(5));
+        let ended = morph(&host, series);
+        assert_eq!(ended.state, OperationState::Succeeded, "{ended:?}");
+        let now = host.control().instance("web");
+        let wanted = format!("{series}.");
+        assert!(now.summary.kernel_release.starts_with(&wanted), "{now:?}");
+        assert_eq!(now.summary.morphs, breaks);
+        ping(port);
+        let seen = steady.stop();
+        // Its one connection breaks, and is told so; no answer is wrong.
+        assert!(seen.failed <= 1 && seen.wrong == 0, "{seen:?}");
+        for key in 0..50 {
+            assert_eq!(get(port, &format!("k{key}")), value);
+        }
+    }
+}
+
+fn morph(host: &Host, series: &str) -> kmorph_control_api::Operation {
+    // Software emulation: the budget is not what is tested here.
+    let body = json!({
+        "kernel": kernels::debian(series), "auto_validate": true, "auto_commit": true,
+        "force": true,
+    });
+    host.control().operate("POST", MORPH, Some(&body))
+}
+
+#[test]
+fn a_killed_daemon_adopts_its_kernels_and_undoes_its_morph() {
+    let mut host = Host::qemu();
+    let port = host.spawn_kv_on("web", &kernels::debian("6.1"), "");
+    Client::connect(port)
+        .unwrap()
+        .call(&["SET", "k", "v"])
+        .unwrap();
+    let before = host.control().instance("web");
+    host.restart_by_kill();
+    let now = host.control().instance("web");
+    assert_eq!(now.processes, before.processes);
+    assert_eq!(get(port, "k"), "v");
+
+    let body = json!({ "kernel": kernels::debian("6.12"), "auto_validate": true });
+    host.control().succeed("POST", MORPH, Some(&body));
+    let status: MorphStatus = host.control().get(MORPH);
+    assert_eq!(status.to_generation, 2);
+    host.restart_by_kill();
+    let now = host.control().wait("the old kernel to serve", || {
+        let now = host.control().instance("web");
+        (now.summary.state == InstanceState::Running).then_some(now)
+    });
+    assert_eq!(now.summary.generation, 1);
+    assert_eq!(now.processes, before.processes);
+    assert_eq!(get(port, "k"), "v");
+    assert!(!host.path("run/instances/web/2/qmp.sock").exists());
+}
+
+#[test]
+fn a_new_kernel_that_dies_in_a_morph_is_rolled_back_from() {
+    let host = Host::qemu();
+    let port = host.spawn_kv_on("web", &kernels::debian("6.1"), "");
+    Client::connect(port)
+        .unwrap()
+        .call(&["SET", "k", "v"])
+        .unwrap();
+    let body = json!({ "kernel": kernels::debian("6.12"), "auto_validate": true });
+    host.control().succeed("POST", MORPH, Some(&body));
+    let pid = qemu_of(&host.path("run/instances/web/2"));
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    let now = host.control().wait("the rollback", || {
+        let now = host.control().instance("web");
+        (now.summary.state == InstanceState::Running).then_some(now)
+    });
+    assert_eq!(now.summary.generation, 1);
+    assert_eq!(get(port, "k"), "v");
+}
+
+/// The QEMU that runs from `run_dir`.
+fn qemu_of(run_dir: &std::path::Path) -> i32 {
+    let wanted = run_dir.as_os_str().as_encoded_bytes();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(pid) = entry.file_name().to_str().unwrap_or("").parse::<i32>() else {
+            continue;
+        };
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let is_qemu = line.starts_with(b"qemu");
+        if is_qemu && line.windows(wanted.len()).any(|part| part == wanted) {
+            return pid;
+        }
+    }
+    panic!("no QEMU runs from {run_dir:?}");
+}
+
+#[test]
+fn a_guest_that_stood_still_for_a_while_is_reached_again() {
+    let host = Host::qemu();
+    let port = host.spawn_kv_on("web", &kernels::debian("6.1"), "");
+    host.control()
+        .set_policy("web", &json!({ "heartbeat_timeout_s": 60.0 }));
+    let qemu = Pid::from_raw(host.control().instance("web").processes["qemu"]);
+    kill(qemu, Signal::SIGSTOP).unwrap();
+    // The daemon's connection to the guest is given up, and the client told so.
+    let mut client = Client::connect(port).unwrap();
+    assert!(client.call(&["PING"]).is_err());
+    kill(qemu, Signal::SIGCONT).unwrap();
+    ping(port);
+    assert_eq!(host.control().instance("web").summary.recoveries, 0);
+}
+
+#[test]
+fn the_agent_is_a_service_in_a_guest_with_an_init_of_its_own() {
+    let host = Host::qemu();
+    let kernel = kernels::debian("6.1");
+    let body = json!({
+        "name": "web",
+        "kernel": kernel,
+        "initramfs": larger_guest::build(&host.path(""), &kernel),
+        "workload": { "program": larger_guest::KV_IN_GUEST, "args": [] },
+        "publish": [{ "address": "127.0.0.1", "host_port": 0, "port": 6379 }],
+    });
+    host.control().succeed("POST", "/v1/instances", Some(&body));
+    let now = host.control().instance("web");
+    assert!(now.summary.kernel_release.starts_with("6.1."), "{now:?}");
+    ping(published(&now));
+    host.control()
+        .succeed("DELETE", "/v1/instances/web?force=true", None);
+}
+
+#[test]
+fn an_image_that_is_no_kernel_and_memory_too_small_are_refused() {
+    let host = Host::qemu();
+    let path = host.path("noise");
+    std::fs::write(&path, vec![7; 100_000]).unwrap();
+    let body = json!({ "name": "web", "kernel": path });
+    let refusal = host
+        .control()
+        .request("POST", "/v1/instances", Some(&body))
+        .refusal();
+    assert!(refusal.message.contains("noise"), "{refusal:?}");
+    let body = json!({
+        "name": "web", "kernel": kernels::debian("6.1"), "memory_bytes": 64 << 20,
+    });
+    let ended = host.control().operate("POST", "/v1/instances", Some(&body));
+    let error = ended.error.unwrap();
+    assert!(error.message.contains("64 MiB are too few"), "{error:?}");
+    let all: Vec<serde_json::Value> = host.control().get("/v1/instances");
+    assert!(all.is_empty(), "{all:?}");
+}

@@ -1,0 +1,384 @@
+//! Bad input is met with a clear error, and nothing is changed by it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+
+use kmorph_control_api::{
+    ErrorCode, InstanceState, InstanceSummary, Operation, OperationState, Policy,
+    REQUEST_BODY_MAX_BYTES,
+};
+use kmorph_tests::{DEADLINE, Host};
+use nix::libc;
+use nix::unistd::Uid;
+use serde_json::json;
+
+const SOUND: &str = "[defaults]\nheartbeat_timeout_s = 1.0\n";
+/// A user who is neither root nor the daemon's.
+const NOBODY: u32 = 65_534;
+const SECRET: &str = "hunter2";
+
+fn names(host: &Host) -> Vec<String> {
+    let all: Vec<InstanceSummary> = host.control().get("/v1/instances");
+    all.into_iter().map(|i| i.name).collect()
+}
+
+/// `name` is what it was: same process, same generation, running.
+fn undisturbed(host: &Host, name: &str, agent: i32) {
+    let now = host.control().instance(name);
+    assert_eq!(now.summary.state, InstanceState::Running, "{now:?}");
+    assert_eq!((now.processes["agent"], now.summary.recoveries), (agent, 0));
+}
+
+fn has(text: &str, words: &[&str]) {
+    for word in words {
+        assert!(text.contains(word), "{word:?} is not in: {text}");
+    }
+}
+
+#[test]
+fn a_wrong_configuration_is_refused_at_the_start_with_line_and_column() {
+    let host = Host::prepare("[defaults]\nheartbeat_timeout_s = 1.0\nheartbeet = 2\n");
+    has(
+        &host.refused_start(&[]),
+        &["kmorphd.conf", "line 3, column 1", "heartbeet"],
+    );
+    host.configure("[limits]\nrecoveries = \"many\"\n");
+    has(
+        &host.refused_start(&[]),
+        &["line 2, column 14", "recoveries"],
+    );
+    host.configure("[limits\n");
+    has(&host.refused_start(&[]), &["line 1, column"]);
+    assert!(!host.path("state").exists(), "nothing was made");
+}
+
+#[test]
+fn a_wrong_configuration_is_refused_whole_at_a_reload() {
+    let host = Host::with(SOUND);
+    host.spawn_bare("web");
+    let agent = host.agent("web");
+    // The first key is sound and would be applied, the second is not.
+    host.configure("[defaults]\nmorph_timeout_s = 7.0\n[limits]\nrecoverys = 1\n");
+    let refused = host.control().request("POST", "/v1/daemon/reload", None);
+    let error = refused.refusal();
+    assert_eq!(error.code, ErrorCode::InvalidRequest);
+    has(&error.message, &["line 4, column 1", "recoverys"]);
+    has(&error.next_step.unwrap(), &["nothing was changed"]);
+    host.spawn_bare("db");
+    let policy: Policy = host.control().instance("db").policy;
+    assert_ne!(policy.morph_timeout_s, 7.0, "part of the file was applied");
+    undisturbed(&host, "web", agent);
+}
+
+#[test]
+fn an_image_that_is_no_kernel_is_refused_by_spawn_and_morph() {
+    let host = Host::new();
+    host.spawn_bare("web");
+    let agent = host.agent("web");
+    let whole = std::fs::read(host.kernel("6.1.0-a")).unwrap();
+    let bad = [
+        ("truncated", whole[..300].to_vec()),
+        ("text", b"#!/bin/sh\necho no kernel\n".repeat(100)),
+        ("empty", Vec::new()),
+    ];
+    for (name, bytes) in bad {
+        let path = host.path(name);
+        std::fs::write(&path, bytes).unwrap();
+        let body = json!({ "name": "db", "kernel": path });
+        let spawn = host.control().request("POST", "/v1/instances", Some(&body));
+        let body = json!({ "kernel": path, "auto_validate": true, "auto_commit": true });
+        let morph = host
+            .control()
+            .request("POST", "/v1/instances/web/morph", Some(&body));
+        for refused in [spawn, morph] {
+            let error = refused.refusal();
+            assert_eq!(error.code, ErrorCode::BadKernelImage, "{name}: {error}");
+            has(&error.message, &[path.to_str().unwrap()]);
+        }
+    }
+    let missing = json!({ "name": "db", "kernel": host.path("missing") });
+    let refused = host
+        .control()
+        .request("POST", "/v1/instances", Some(&missing));
+    has(&refused.refusal().message, &["missing", "No such file"]);
+    assert_eq!(names(&host), ["web"]);
+    assert!(!host.path("run/instances/db").exists());
+    undisturbed(&host, "web", agent);
+}
+
+#[test]
+fn an_unknown_instance_is_refused_by_everything_that_names_one() {
+    let host = Host::new();
+    let kernel = json!({ "kernel": host.kernel("6.1.0-a") });
+    let none = json!({});
+    for (method, path, body) in [
+        ("GET", "", None),
+        ("DELETE", "", None),
+        ("POST", "/ping", None),
+        ("POST", "/recover", None),
+        ("POST", "/morph", Some(&kernel)),
+        ("POST", "/morph/validate", None),
+        ("POST", "/morph/commit", Some(&none)),
+        ("POST", "/morph/rollback", None),
+        ("PATCH", "/policy", Some(&none)),
+    ] {
+        let path = format!("/v1/instances/ghost{path}");
+        let error = host.control().request(method, &path, body).refusal();
+        assert_eq!(error.code, ErrorCode::NotFound, "{method} {path}: {error}");
+        has(&error.message, &["no instance", "ghost"]);
+    }
+    let operations: Vec<Operation> = host.control().get("/v1/operations");
+    assert!(operations.is_empty(), "{operations:?}");
+}
+
+#[test]
+fn a_second_instance_of_the_same_name_is_refused() {
+    let host = Host::new();
+    host.spawn_bare("web");
+    let agent = host.agent("web");
+    let body = json!({ "name": "web", "kernel": host.kernel("6.12.0-b") });
+    let error = host
+        .control()
+        .request("POST", "/v1/instances", Some(&body))
+        .refusal();
+    assert_eq!(error.code, ErrorCode::AlreadyExists);
+    has(&error.message, &["web"]);
+    undisturbed(&host, "web", agent);
+    assert_eq!(
+        host.control().instance("web").summary.kernel_release,
+        "6.1.0-a"
+    );
+}
+
+#[test]
+fn a_commit_before_the_validation_is_refused_and_the_morph_goes_on() {
+    const MORPH: &str = "/v1/instances/web/morph";
+    let host = Host::new();
+    host.spawn_kv("web");
+    let agent = host.agent("web");
+    let nothing = host
+        .control()
+        .request("POST", &format!("{MORPH}/commit"), Some(&json!({})));
+    has(&nothing.refusal().message, &["no morph under way"]);
+    let body = json!({ "kernel": host.kernel("6.12.0-b"), "auto_validate": false });
+    host.control().succeed("POST", MORPH, Some(&body));
+    let commit = || {
+        let path = format!("{MORPH}/commit");
+        // By force: the budget is not what is tested.
+        let body = json!({ "force": true });
+        host.control().operate("POST", &path, Some(&body))
+    };
+    let early = commit();
+    assert_eq!(early.state, OperationState::Failed);
+    let error = early.error.unwrap();
+    assert_eq!(error.code, ErrorCode::WrongState);
+    has(&error.message, &["not validated"]);
+    assert_eq!(host.agent("web"), agent, "the old kernel serves");
+    host.control()
+        .succeed("POST", &format!("{MORPH}/validate"), None);
+    assert_eq!(commit().state, OperationState::Succeeded);
+}
+
+#[test]
+fn one_bad_policy_of_many_changes_none() {
+    let host = Host::new();
+    host.spawn_bare("a");
+    host.spawn_bare("b");
+    let before: Policy = host.control().instance("a").policy;
+    let changed = Policy {
+        morph_timeout_s: 9.0,
+        ..before.clone()
+    };
+    let wrong = Policy {
+        heartbeat_timeout_s: -1.0,
+        ..before.clone()
+    };
+    for (second, policy, word) in [
+        ("b", &wrong, "heartbeat_timeout_s"),
+        ("ghost", &changed, "ghost"),
+    ] {
+        let body = json!({ "instance": { "a": changed, second: policy } });
+        let error = host
+            .control()
+            .request("PUT", "/v1/policies", Some(&body))
+            .refusal();
+        has(&error.message, &[word]);
+        assert_eq!(host.control().instance("a").policy, before);
+    }
+}
+
+/// Does `work` on a thread whose user is `NOBODY`.
+fn as_nobody<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            // The library's setuid would change every thread of this process; the system call
+            // changes the calling one, and SO_PEERCRED is that of the thread that connects.
+            let ids = [NOBODY; 3];
+            // SAFETY: setresuid(2) takes three integers and touches no memory.
+            let set = unsafe { libc::syscall(libc::SYS_setresuid, ids[0], ids[1], ids[2]) };
+            assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+            work()
+        });
+        thread.join().unwrap()
+    })
+}
+
+#[test]
+fn who_has_no_permission_may_look_and_change_nothing() {
+    if !Uid::effective().is_root() {
+        eprintln!("SKIPPED: only root can call as another user");
+        return;
+    }
+    let host = Host::new();
+    let body = json!({
+        "name": "web", "kernel": host.kernel("6.1.0-a"),
+        "workload": { "program": "kmorph-kv", "env": { "TOKEN": SECRET } },
+    });
+    host.control().succeed("POST", "/v1/instances", Some(&body));
+    let agent = host.agent("web");
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(host.path(""), open).unwrap();
+    let kernel = json!({ "kernel": host.kernel("6.12.0-b") });
+    let spawn = json!({ "name": "db", "kernel": host.kernel("6.12.0-b") });
+    let (policy, graceful) = (json!({ "auto_heal": false }), json!({ "graceful": false }));
+    let policies = json!({ "instance": {} });
+    let one = |rest: &str| format!("/v1/instances/web{rest}");
+    as_nobody(|| {
+        for path in ["/v1/daemon", "/v1/instances", "/v1/instances/web"] {
+            let seen = host.control().request("GET", path, None);
+            assert_eq!(seen.status, 200, "{path}: {}", seen.body);
+            assert!(!seen.body.contains(SECRET), "{path}: {}", seen.body);
+        }
+        for (method, path, body) in [
+            ("POST", "/v1/instances".to_owned(), Some(&spawn)),
+            ("POST", "/v1/daemon/reload".to_owned(), None),
+            ("POST", "/v1/daemon/stop".to_owned(), Some(&graceful)),
+            ("PUT", "/v1/policies".to_owned(), Some(&policies)),
+            ("POST", "/v1/operations/op-1/cancel".to_owned(), None),
+            ("DELETE", one(""), None),
+            ("POST", one("/recover"), None),
+            ("POST", one("/morph"), Some(&kernel)),
+            ("POST", one("/morph/validate"), None),
+            ("POST", one("/morph/commit"), Some(&json!({}))),
+            ("POST", one("/morph/rollback"), None),
+            ("PATCH", one("/policy"), Some(&policy)),
+        ] {
+            let error = host.control().request(method, &path, body).refusal();
+            assert_eq!(error.code, ErrorCode::Forbidden, "{method} {path}: {error}");
+            has(&error.message, &["uid 65534", "may look"]);
+        }
+    });
+    assert_eq!(names(&host), ["web"]);
+    undisturbed(&host, "web", agent);
+    let web = host.control().instance("web");
+    assert!(web.policy.auto_heal);
+    assert_eq!(web.workload.unwrap().env["TOKEN"], SECRET);
+}
+
+/// Largest resident memory of the daemon so far, bytes.
+fn peak_bytes(host: &Host) -> u64 {
+    let path = format!("/proc/{}/status", host.daemon_pid());
+    let text = std::fs::read_to_string(path).unwrap();
+    let line = text.lines().find(|l| l.starts_with("VmHWM:")).unwrap();
+    let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    kib * 1024
+}
+
+/// Sends a request whose body has `total` bytes, as `length` announces it, until the daemon hangs up
+/// or answers; its answer.
+fn oversized(host: &Host, length: &str, total: u64) -> String {
+    let mut stream = UnixStream::connect(host.path("run/kmorphd.sock")).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.set_write_timeout(Some(DEADLINE)).unwrap();
+    let head = format!("POST /v1/instances HTTP/1.1\r\nHost: kmorph\r\n{length}\r\n\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    // One chunk of the chunked coding; with a length it is as good as any other text.
+    let chunk = [b"10000\r\n".as_slice(), &[b'['; 0x10000], b"\r\n"].concat();
+    let mut sent = 0;
+    while sent < total {
+        match stream.write(&chunk) {
+            Ok(count) => sent += count as u64,
+            // It has hung up: what it said before is still to be read.
+            Err(_) => break,
+        }
+    }
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[test]
+fn a_request_of_a_gigabyte_is_refused_and_not_held() {
+    const GIGABYTE: u64 = 1 << 30;
+    /// Far below what is sent, well above what reading it may take.
+    const GROWTH_MAX_BYTES: u64 = 16 << 20;
+    let host = Host::new();
+    host.spawn_bare("web");
+    let agent = host.agent("web");
+    let before = peak_bytes(&host);
+    let limit = REQUEST_BODY_MAX_BYTES.to_string();
+    let chunked = "Transfer-Encoding: chunked".to_owned();
+    for (length, status, words) in [
+        (
+            format!("Content-Length: {GIGABYTE}"),
+            " 413 ",
+            limit.as_str(),
+        ),
+        (chunked, " 400 ", "how long it is"),
+    ] {
+        let answer = oversized(&host, &length, GIGABYTE);
+        has(&answer, &[status, words]);
+        let grown = peak_bytes(&host) - before;
+        assert!(grown < GROWTH_MAX_BYTES, "{length}: grew by {grown} bytes");
+    }
+    assert_eq!(names(&host), ["web"]);
+    undisturbed(&host, "web", agent);
+}
+
+#[test]
+fn a_second_daemon_on_the_same_state_is_refused() {
+    let host = Host::new();
+    host.spawn_bare("web");
+    let agent = host.agent("web");
+    has(
+        &host.refused_start(&[]),
+        &[
+            "another kmorphd",
+            host.path("state").to_str().unwrap(),
+            "state directory of its own",
+        ],
+    );
+    undisturbed(&host, "web", agent);
+    // One with other directories, but on the same control socket.
+    let other = Host::prepare(SOUND);
+    let socket = host.path("run/kmorphd.sock");
+    let text = other.refused_start(&["--socket".as_ref(), socket.as_os_str()]);
+    has(&text, &["another daemon answers", "kmorphd.sock"]);
+    undisturbed(&host, "web", agent);
+}
+
+#[test]
+fn half_a_request_does_not_keep_a_connection_for_ever() {
+    let host = Host::new();
+    let connect = || {
+        let mut stream = UnixStream::connect(host.path("run/kmorphd.sock")).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let head = b"POST /v1/instances HTTP/1.1\r\nHost: kmorph\r\nContent-Length: 100\r\n\r\n{";
+        stream.write_all(head).unwrap();
+        stream
+    };
+    // As many as the daemon serves at once, and then some.
+    let mut half: Vec<_> = (0..300).map(|_| connect()).collect();
+    let now: Vec<InstanceSummary> = host.control().get("/v1/instances");
+    assert!(now.is_empty());
+    let mut answer = String::new();
+    half[0].read_to_string(&mut answer).unwrap();
+    has(&answer, &[" 504 ", "no whole request"]);
+}

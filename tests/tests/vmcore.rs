@@ -1,0 +1,463 @@
+//! Vmcores of real kernels that failed: what QEMU dumps is read, what is written from the guest's memory
+//! is read by makedumpfile (and by drgn, in `make test-drgn`, by crash, in `make test-crash`), and all agree.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use kmorph_tests::crashed_guest::{CrashedGuest, End, LAST_WORDS, LOW_MEMORY_BYTES, Plan};
+use kmorph_tests::{kernels, program};
+use kmorph_vmcore::analysis::{AnalysisOptions, Report, analyse};
+use kmorph_vmcore::compression::Compression;
+use kmorph_vmcore::kernel::{Kernel, Origin};
+use kmorph_vmcore::writer::{self, Contents, Control, Options, Output, Written};
+use kmorph_vmcore::{Dump, MemoryFile, PhysicalMemory};
+use serde_json::Value;
+
+/// A guest whose memory lies on both sides of the hole below 4 GiB.
+const LARGE_MIB: u64 = 5 << 10;
+
+#[test]
+fn a_6_1_kernel_ended_by_sysrq_is_dumped_and_read() {
+    let guest = dumped_and_read(&Plan::small("6.1"));
+    assert_a_whole_dump_is_the_memory(&guest);
+}
+
+#[test]
+fn a_6_12_kernel_ended_by_sysrq_is_dumped_and_read() {
+    let guest = dumped_and_read(&Plan::small("6.12"));
+    assert_a_whole_dump_is_the_memory(&guest);
+}
+
+#[test]
+fn a_6_1_kernel_that_read_nothing_is_dumped_and_read() {
+    dumped_and_read(&Plan {
+        end: End::NullDereference,
+        memory_mib: LARGE_MIB,
+        cpus: 2,
+        ..Plan::small("6.1")
+    });
+}
+
+#[test]
+fn a_6_12_kernel_that_read_nothing_is_dumped_and_read() {
+    dumped_and_read(&Plan {
+        end: End::NullDereference,
+        memory_mib: LARGE_MIB,
+        cpus: 2,
+        ..Plan::small("6.12")
+    });
+}
+
+#[test]
+fn a_6_1_kernel_that_hangs_is_dumped_and_read() {
+    dumped_and_read(&Plan {
+        end: End::Hang,
+        memory_mib: 512,
+        cpus: 2,
+        ..Plan::small("6.1")
+    });
+}
+
+#[test]
+fn a_6_12_kernel_that_hangs_is_dumped_and_read() {
+    dumped_and_read(&Plan {
+        end: End::Hang,
+        memory_mib: 512,
+        cpus: 2,
+        ..Plan::small("6.12")
+    });
+}
+
+/// QEMU's dumps and ours are read by us, and ours by makedumpfile; all have the same log.
+fn dumped_and_read(plan: &Plan<'_>) -> CrashedGuest {
+    let guest = CrashedGuest::new(plan);
+    let mut logs = Vec::new();
+    let formats = match plan.end {
+        End::Sysrq => &["elf", "kdump-zlib", "kdump-raw-zlib"][..],
+        End::NullDereference | End::Hang => &["elf"],
+    };
+    for format in formats {
+        let path = guest.dump(format);
+        let report = analysed(&path);
+        assert_tells_the_end(&report, plan);
+        assert_tells_the_registers(&report, plan);
+        logs.push(report.log.unwrap().text);
+    }
+    let readable = [
+        ("core-elf", Output::Elf),
+        ("core-zlib", Output::Kdump(Compression::Zlib)),
+        ("core-lzo", Output::Kdump(Compression::Lzo)),
+    ];
+    for (name, output) in readable {
+        let (path, written) = written(&guest, name, output, 31);
+        assert!(
+            written.not_filtered.is_none() && written.sections_kept == 0,
+            "{written:?}"
+        );
+        let report = analysed(&path);
+        assert_tells_the_end(&report, plan);
+        assert_tells_the_registers(&report, plan);
+        assert_eq!(report.file.checksum, "holds");
+        logs.push(report.log.unwrap().text);
+        assert_makedumpfile_agrees(&path, &logs[0], None);
+    }
+    // Of a dump that has all but zeros makedumpfile leaves out what is left out here.
+    let (whole, _) = self::written(&guest, "core-all", Output::Kdump(Compression::None), 1);
+    let (filtered, note) = self::written(&guest, "core-zstd", Output::Kdump(Compression::Zstd), 31);
+    assert_makedumpfile_agrees(&whole, &logs[0], Some(&note));
+    logs.push(analysed(&filtered).log.unwrap().text);
+    assert!(
+        logs.iter().all(|log| *log == logs[0]),
+        "{plan:?}: logs differ"
+    );
+    assert_the_command_tells_it(&filtered, plan);
+    guest
+}
+
+fn analysed(path: &Path) -> Report {
+    let dump = Dump::open(path).unwrap().unwrap();
+    analyse(&dump, AnalysisOptions { scan: true }).unwrap()
+}
+
+fn assert_tells_the_end(report: &Report, plan: &Plan<'_>) {
+    assert!(report.file.complete, "{:?}", report.file);
+    assert_tells_the_kernel(report, plan);
+    let log = report.log.as_ref().unwrap();
+    assert!(
+        LAST_WORDS.iter().all(|words| log.text.contains(words)),
+        "{}",
+        log.text
+    );
+    assert_eq!(log.messages_lost, 0);
+    let uptime = report.crash.uptime_at_least_ns.unwrap();
+    assert!(uptime > 500_000_000, "{uptime}");
+    match plan.end {
+        End::Sysrq => {
+            assert_eq!(report.crash.panic.as_deref(), Some("sysrq triggered crash"));
+            assert_called(report, "init", "sysrq_handle_crash+");
+        }
+        End::NullDereference => {
+            let panic = report.crash.panic.as_deref();
+            assert_eq!(panic, Some("Fatal exception"));
+            let oops = &report.crash.events[0];
+            assert!(
+                oops.title
+                    .contains("NULL pointer dereference, address: 0000000000000008"),
+                "{oops:?}"
+            );
+            assert_called(report, "insmod", "do_one_initcall+");
+        }
+        End::Hang => {
+            assert_eq!(report.crash.panic, None);
+            assert!(log.text.contains("failing: no CPU goes on"), "{}", log.text);
+        }
+    }
+    let kinds = report.memory.kinds.unwrap();
+    let large = [kinds.free, kinds.kernel, kinds.slab, kinds.cache];
+    assert!(
+        large.iter().all(|pages| *pages > 100) && kinds.user > 0,
+        "{kinds:?}"
+    );
+    assert_eq!(report.memory.unreadable, Some(0));
+    assert!(report.memory.zero.unwrap() > 100);
+}
+
+fn assert_tells_the_kernel(report: &Report, plan: &Plan<'_>) {
+    let kernel = report.kernel.as_ref().unwrap();
+    let release = kernel.release.as_deref().unwrap();
+    assert!(
+        release.starts_with(&format!("{}.", plan.series)),
+        "{release}"
+    );
+    assert!(kernel.version.as_deref().unwrap().contains(release));
+    assert!(
+        kernel.machine.as_deref().unwrap().contains("QEMU"),
+        "{kernel:?}"
+    );
+    assert_eq!(kernel.command_line.as_deref(), Some(plan.command_line()));
+    // An oops taints, and a module that is not the kernel's own.
+    let letters = match plan.end {
+        End::Sysrq => "",
+        End::NullDereference => "DOE",
+        End::Hang => "OE",
+    };
+    assert_eq!(kernel.taint.as_ref().unwrap().letters, letters);
+    let names = &report.modules.as_ref().unwrap().names;
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let own = ["pvpanic_pci", "pvpanic", "qemu_fw_cfg"];
+    match plan.end {
+        End::Sysrq => assert_eq!(names, own),
+        _ => assert_eq!(names, [&["failing"], &own[..]].concat()),
+    }
+}
+
+/// The program that failed was this one, and in its call trace is this function.
+fn assert_called(report: &Report, program: &str, function: &str) {
+    let failed = report.crash.events.iter();
+    let mut failed = failed.filter(|event| event.comm.as_deref() == Some(program));
+    assert!(
+        failed.any(|event| event
+            .call_trace
+            .iter()
+            .any(|call| call.starts_with(function))),
+        "{:?}",
+        report.crash.events
+    );
+}
+
+/// Of every CPU, as QEMU knows them.
+fn assert_tells_the_registers(report: &Report, plan: &Plan<'_>) {
+    assert_eq!(report.cpus.len(), plan.cpus as usize);
+    for cpu in &report.cpus {
+        assert_eq!(cpu.mode, "kernel", "{cpu:?}");
+        // What hangs is a module, of which no symbol is looked up.
+        let named = cpu.at.as_deref().is_some_and(|at| at.contains('+'));
+        assert!(named || plan.end == End::Hang, "{cpu:?}");
+    }
+}
+
+/// Writes the guest's memory.
+fn written(guest: &CrashedGuest, name: &str, output: Output, level: u32) -> (PathBuf, Written) {
+    let path = guest.path(name);
+    let file = File::open(guest.memory()).unwrap();
+    let memory = MemoryFile::of_pc(file, LOW_MEMORY_BYTES).unwrap();
+    let kernel = Kernel::in_memory(&memory).unwrap();
+    assert!(matches!(kernel.info().origin(), Origin::Memory { .. }));
+    let registers = Dump::open(&guest.path("elf")).unwrap().unwrap();
+    let cpus: Vec<_> = registers
+        .notes()
+        .cpus
+        .iter()
+        .map(|cpu| cpu.status)
+        .collect();
+    let contents = Contents {
+        memory: &memory,
+        kernel: Some(&kernel),
+        cpus: &cpus,
+        level_of_source: 0,
+    };
+    let options = Options {
+        output,
+        level,
+        threads: 2,
+        time: Duration::from_secs(1_800_000_000),
+    };
+    let written = writer::write(contents, options, &Control::default(), &path).unwrap();
+    assert_eq!(written.note.unreadable.get(), 0);
+    (path, written)
+}
+
+/// makedumpfile finds the same log, filters the file again, and leaves out as many pages of each kind as
+/// were left out in `expected`.
+fn assert_makedumpfile_agrees(path: &Path, log: &str, expected: Option<&Written>) {
+    let (dmesg, again) = (path.with_extension("dmesg"), path.with_extension("again"));
+    makedumpfile(&["--dump-dmesg".as_ref(), path, &dmesg]);
+    let theirs = std::fs::read_to_string(&dmesg).unwrap();
+    assert!(theirs == log, "the logs of {path:?} differ");
+    let words = ["-l", "-d", "31", "--message-level", "16"].map(Path::new);
+    let report = makedumpfile(&[&words[..], &[path, &again]].concat());
+    assert!(Dump::open(&again).unwrap().is_ok());
+    let Some(Written { note, .. }) = expected else {
+        return;
+    };
+    let dump = Dump::open(path).unwrap().unwrap();
+    let kernel = Kernel::in_dump(&dump).unwrap();
+    let knows_no_slab = kernel.info().number("PAGE_SLAB_MAPCOUNT_VALUE").is_ok();
+    for (line, ours) in [
+        ("Non-private cache pages", note.cache),
+        ("Private cache pages", note.cache_private),
+        ("User process data pages", note.user),
+        ("Free pages", note.free),
+    ] {
+        let theirs = report.lines().find_map(|l| l.trim().strip_prefix(line));
+        let theirs = theirs.and_then(|l| l.trim().strip_prefix(": 0x"));
+        let theirs = theirs.map(|digits| u64::from_str_radix(digits.trim(), 16).unwrap());
+        let theirs = theirs.unwrap_or_else(|| panic!("no {line} in\n{report}"));
+        // makedumpfile 1.7.2 does not know how Linux 6.10 and newer mark slab pages: it takes some of them
+        // for user pages.
+        let more_is_right = knows_no_slab && line.starts_with("User");
+        let agrees = theirs == ours.get() || (more_is_right && theirs > ours.get());
+        assert!(agrees, "{line}: {ours} in\n{report}");
+    }
+}
+
+fn makedumpfile(words: &[&Path]) -> String {
+    let ran = Command::new("makedumpfile").args(words).output();
+    let ran = ran.expect("makedumpfile is installed: scripts/setup-tests");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let said = text(&ran.stdout) + &text(&ran.stderr);
+    assert!(ran.status.success(), "makedumpfile {words:?}: {said}");
+    said
+}
+
+fn assert_a_whole_dump_is_the_memory(guest: &CrashedGuest) {
+    let (path, _) = written(guest, "core-whole", Output::Kdump(Compression::None), 0);
+    let dump = Dump::open(&path).unwrap().unwrap();
+    let file = File::open(guest.memory()).unwrap();
+    let memory = MemoryFile::of_pc(file, LOW_MEMORY_BYTES).unwrap();
+    let (mut ours, mut theirs) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    for range in memory.ranges() {
+        for at in (range.start..range.end).step_by(1 << 20) {
+            dump.read(at, &mut ours).unwrap();
+            memory.read(at, &mut theirs).unwrap();
+            assert!(ours == theirs, "memory at {at:#x} differs");
+        }
+    }
+}
+
+fn assert_the_command_tells_it(path: &Path, plan: &Plan<'_>) {
+    let run = |words: &[&str]| {
+        let mut command = Command::new(program("kmorphctl"));
+        let ran = command
+            .args(["vmcore", "analyze"])
+            .arg(path)
+            .args(words)
+            .output();
+        let ran = ran.unwrap();
+        assert!(ran.status.success(), "{ran:?}");
+        String::from_utf8(ran.stdout).unwrap()
+    };
+    let report: Value = serde_json::from_str(&run(&["--output-format", "json"])).unwrap();
+    assert_eq!(report["file"]["checksum"], "holds");
+    assert_eq!(report["log"]["text"], run(&["--log"]));
+    let shown = run(&[]);
+    let panic = match plan.end {
+        End::Sysrq => "Panic: sysrq triggered crash",
+        End::NullDereference => "Panic: Fatal exception",
+        End::Hang => {
+            "Panic: the log tells of none: the kernel hung, was stopped from outside, or lived"
+        }
+    };
+    for line in [panic, "Checksum: holds", "Complete: yes"] {
+        assert!(
+            shown.lines().any(|shown| shown == line),
+            "{line} in\n{shown}"
+        );
+    }
+}
+
+/// `make test-drgn` runs it, with a Python that has drgn.
+#[test]
+#[ignore = "needs drgn: make test-drgn"]
+fn drgn_reads_every_page_of_what_is_written() {
+    let python = std::env::var_os("KMORPH_DRGN_PYTHON").expect("make test-drgn sets it");
+    for series in ["6.1", "6.12"] {
+        let guest = CrashedGuest::new(&Plan::small(series));
+        guest.dump("elf");
+        for (name, output) in [
+            ("core-elf", Output::Elf),
+            ("core-zlib", Output::Kdump(Compression::Zlib)),
+            ("core-lzo", Output::Kdump(Compression::Lzo)),
+            ("core-zstd", Output::Kdump(Compression::Zstd)),
+        ] {
+            let (whole, _) = written(&guest, name, output, 0);
+            let (filtered, note) = written(&guest, &format!("{name}-filtered"), output, 31);
+            let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/drgn_pages.py");
+            let left_out = note.note.pages.get() - in_file(&filtered, &note);
+            for (path, left_out) in [(whole, 0), (filtered, left_out)] {
+                let mut drgn = Command::new(&python);
+                let ran = drgn
+                    .arg(script)
+                    .arg(&path)
+                    .arg(guest.memory())
+                    .output()
+                    .unwrap();
+                let said = String::from_utf8_lossy(&ran.stdout).into_owned();
+                assert!(ran.status.success(), "{path:?}: {ran:?}");
+                // An ELF core reads as zeros where pages were left out.
+                let expected = match output {
+                    Output::Elf => format!("release {series}."),
+                    Output::Kdump(_) => format!("missing {left_out} release {series}."),
+                };
+                assert!(said.contains(&expected), "{path:?}: {said}, not {expected}");
+            }
+        }
+    }
+}
+
+/// `make test-crash` runs it. crash is given no options. Debian 12's is older than Linux 6.4 and reads nothing
+/// newer, QEMU's own dumps neither.
+#[test]
+#[ignore = "needs crash and Debian's debug symbols: make test-crash"]
+fn crash_reads_what_is_written() {
+    for plan in [
+        Plan::small("6.1"),
+        Plan {
+            end: End::NullDereference,
+            memory_mib: LARGE_MIB,
+            cpus: 2,
+            ..Plan::small("6.1")
+        },
+        Plan {
+            end: End::Hang,
+            cpus: 2,
+            ..Plan::small("6.1")
+        },
+    ] {
+        let guest = CrashedGuest::new(&plan);
+        let log = analysed(&guest.dump("elf")).log.unwrap().text;
+        let stacks = crash(&guest, &plan, &guest.path("elf"), &["bt -a"]);
+        // Of a hung CPU's stack it finds nothing, in QEMU's dump neither.
+        let expected = match plan.end {
+            End::Sysrq => "] sysrq_handle_crash at ",
+            End::NullDereference => "] do_one_initcall at ",
+            End::Hang => "PID: 0 ",
+        };
+        assert!(stacks.contains(expected), "{plan:?}:\n{stacks}");
+        for (name, output) in [
+            ("core-elf", Output::Elf),
+            ("core-zlib", Output::Kdump(Compression::Zlib)),
+            ("core-lzo", Output::Kdump(Compression::Lzo)),
+            ("core-zstd", Output::Kdump(Compression::Zstd)),
+        ] {
+            let (path, _) = written(&guest, name, output, 31);
+            assert_crash_prints_the_log(&crash(&guest, &plan, &path, &["log"]), &log);
+            assert_eq!(crash(&guest, &plan, &path, &["bt -a"]), stacks);
+            println!(
+                "{plan:?}, {name}:\n{}",
+                crash(&guest, &plan, &path, &["sys", "bt -a"])
+            );
+        }
+    }
+}
+
+/// crash warns before it prints, and prints a dot for a byte that is no text.
+fn assert_crash_prints_the_log(said: &str, log: &str) {
+    let begin = said.find("[    0.000000] Linux version").unwrap();
+    let log = log.replace("\\x01\\xffffffff", "..");
+    assert!(said[begin..] == log, "the logs differ:\n{said}");
+}
+
+fn crash(guest: &CrashedGuest, plan: &Plan<'_>, path: &Path, commands: &[&str]) -> String {
+    let kernel = kernels::debian(plan.series);
+    let release = kernel.parent().unwrap().file_name().unwrap();
+    let symbols = kernels::cache().join("debug-symbols").join(release);
+    let script = guest.path("commands");
+    std::fs::write(&script, commands.join("\n") + "\nquit\n").unwrap();
+    let ran = Command::new("crash")
+        .arg("-s")
+        .arg("-i")
+        .arg(&script)
+        .arg(symbols.join("vmlinux"))
+        .arg(path)
+        .output();
+    let ran = ran.expect("make test-crash installs crash");
+    let said = String::from_utf8_lossy(&ran.stdout).into_owned();
+    assert!(ran.status.success(), "{path:?}: {ran:?}");
+    said
+}
+
+/// Pages that the file has.
+fn in_file(path: &Path, written: &Written) -> u64 {
+    let dump = Dump::open(path).unwrap().unwrap();
+    dump.pages_in_file().unwrap_or(written.note.pages.get())
+}
