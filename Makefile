@@ -2,8 +2,17 @@
 
 CARGO ?= cargo
 BACKEND ?= embedded
+# How long `make fuzz` runs each target.
+SECONDS ?= 10
 
-.PHONY: build test demo bench lint doc fuzz setup clean
+# Where libkerf's Python package is built; it is no part of the workspace.
+PYTHON_BUILD = $(or $(CARGO_TARGET_DIR),target)/python/build
+
+DEMO_PACKAGES = -p kmorphd -p kmorphctl -p kmorph-agent -p kmorph-workload -p kmorph-tests -p kmorph-demo
+# Not through `cargo run`: for one package alone it would choose other features and build it all again.
+DEMO = $(or $(CARGO_TARGET_DIR),target)/release/kmorph-demo
+
+.PHONY: build test test-crash test-drgn demo demo-build demo-embedded demo-qemu bench lint doc fuzz setup clean kmod kmod-test kmod-test-24 wheel
 
 build:
 	$(CARGO) build --release --workspace
@@ -12,13 +21,73 @@ build:
 test: setup lint doc
 	$(CARGO) build --workspace --all-targets
 	$(CARGO) test --workspace --quiet
+	scripts/test-python
+	scripts/fuzz 5
+
+# libkerf for Python: target/python/wheels/libkerf-*.whl.
+wheel:
+	scripts/build-python
+
+# Has drgn read what is written from real kernels' memory. drgn comes from PyPI, into target/drgn.
+test-drgn: setup
+	$(CARGO) build --package kmorph-tests --package kmorphctl
+	test -x target/drgn/bin/drgn || { python3 -m venv target/drgn && target/drgn/bin/pip install --quiet drgn; }
+	KMORPH_DRGN_PYTHON=$(CURDIR)/target/drgn/bin/python $(CARGO) test --package kmorph-tests --test vmcore drgn -- --ignored
+
+# Has crash read what is written from real kernels' memory, with Debian's debug symbols: a download of 600 MB.
+test-crash: setup
+	scripts/fetch-debug-symbols
+	command -v crash >/dev/null || apt-get install --yes --quiet --no-install-recommends crash
+	$(CARGO) build --package kmorph-tests
+	$(CARGO) test --package kmorph-tests --test vmcore crash -- --ignored --nocapture
+
+# Tells and shows the story of the README. `make demo BACKEND=qemu` tells it with real kernels; those and
+# the vsock device are fetched into the cache, QEMU must be installed (scripts/setup, as root).
+demo: demo-$(BACKEND)
+
+demo-embedded: demo-build
+	@$(DEMO) --backend=embedded
+
+demo-qemu: demo-build
+	@scripts/setup --check || { echo "install it with: sudo scripts/setup" >&2; exit 1; }
+	@echo "Fetching Debian's kernels 6.1 and 6.12 and vhost-device-vsock, unless they are there"
+	@scripts/fetch-kernels >/dev/null
+	@scripts/fetch-vhost-vsock >/dev/null
+	@$(DEMO) --backend=qemu
+
+demo-build:
+	@echo "Building kmorphd, kmorphctl, kmorph-agent, kmorph-kv and the demo (release; the first time takes minutes)"
+	@$(CARGO) build --release --quiet $(DEMO_PACKAGES)
+
+# In release, on a quiet machine. `make bench ONLY=morph` measures one group.
+bench: build
+	scripts/build-python >/dev/null
+	target/release/kmorph-bench $(addprefix --only ,$(ONLY)) $(BENCH_ARGS)
 
 setup:
 	scripts/setup-tests
 
 lint:
 	$(CARGO) fmt --all --check
+	cd fuzz && $(CARGO) fmt --check
+	cd libkerf-python && $(CARGO) fmt --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	cd fuzz && RUSTFLAGS="--cfg fuzzing" $(CARGO) clippy --locked --quiet -- -D warnings
+	$(CARGO) clippy --locked --quiet --manifest-path libkerf-python/Cargo.toml --target-dir $(PYTHON_BUILD) -- -D warnings
+
+fuzz: setup
+	scripts/fuzz $(SECONDS)
+
+# The kernel module, for the kernels that tests boot; needs no running kernel's headers.
+kmod:
+	scripts/build-kmod
+
+# The module in guests of both kernels: some minutes.
+kmod-test: setup
+	scripts/test-kmod --skip twenty_four
+
+kmod-test-24: setup
+	scripts/test-kmod twenty_four
 
 doc:
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --workspace --no-deps --document-private-items --quiet

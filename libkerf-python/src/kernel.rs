@@ -1,0 +1,305 @@
+use std::collections::BTreeSet;
+use std::os::fd::IntoRawFd as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use libkerf::check::Context;
+use libkerf::kernel::{self, CONSOLE, Files, KERF_LOCK, Parked, ROOT, SystemCalls};
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+
+use crate::convert::to_python;
+use crate::errors::OrRaise;
+use crate::instance::Instance;
+use crate::machine::Machine;
+use crate::overlay::Overlay;
+use crate::records::Records;
+use crate::state::{State, parse_status};
+use crate::tree::DeviceTree;
+
+/// How long is waited for others, or for a state, unless something else is said; seconds.
+const PATIENCE_S: f64 = 10.0;
+
+/// A number of seconds as a duration.
+pub(crate) fn seconds(seconds: f64) -> PyResult<Duration> {
+    Duration::try_from_secs_f64(seconds)
+        .map_err(|_| PyValueError::new_err(format!("{seconds} is no number of seconds to wait")))
+}
+
+/// An overlay that is in place.
+#[pyclass(frozen, module = "libkerf", get_all)]
+pub(crate) struct Applied {
+    /// The kernel's number of the transaction; of the last one, where it took several.
+    transaction: u64,
+    /// The numbers of those before it.
+    earlier: Vec<u64>,
+    /// Pool and instances after it, read back.
+    state: State,
+}
+
+#[pymethods]
+impl Applied {
+    fn __repr__(&self) -> String {
+        format!("<Applied: transaction {}>", self.transaction)
+    }
+}
+
+/// The kernel's files, /sys/fs/multikernel, and the calls that load, boot and halt.
+#[pyclass(frozen, module = "libkerf")]
+pub(crate) struct Kernel(pub(crate) kernel::Kernel);
+
+#[pymethods]
+impl Kernel {
+    /// The files below `root`, and the lock that changes are made under; a change waits `patience`
+    /// seconds for others that are under way.
+    #[new]
+    #[pyo3(
+        signature = (root = PathBuf::from(ROOT), *, lock = PathBuf::from(KERF_LOCK), patience = PATIENCE_S),
+        text_signature = "(root='/sys/fs/multikernel', *, lock='/var/run/kerf.lock', patience=10.0)"
+    )]
+    fn new(root: PathBuf, lock: PathBuf, patience: f64) -> PyResult<Self> {
+        let kernel = kernel::Kernel::at(root, lock);
+        Ok(Self(kernel.with_patience(seconds(patience)?)))
+    }
+
+    /// The pool's tree, as it is now.
+    ///
+    /// Raises KernelError when it cannot be read, NoPoolError when there is no pool.
+    fn pool(&self, py: Python<'_>) -> PyResult<DeviceTree> {
+        Ok(py.detach(|| self.0.pool()).or_raise(py)?.into())
+    }
+
+    /// The names of all instances, sorted.
+    ///
+    /// Raises KernelError when they cannot be read.
+    fn instance_names(&self, py: Python<'_>) -> PyResult<Vec<String>> {
+        py.detach(|| self.0.instance_names()).or_raise(py)
+    }
+
+    /// What one instance has.
+    ///
+    /// Raises KernelError when it cannot be read.
+    fn instance(&self, py: Python<'_>, name: &str) -> PyResult<Instance> {
+        let instance = py.detach(|| self.0.instance(name)).or_raise(py)?;
+        Ok(instance.into())
+    }
+
+    /// What one instance does: "empty", "ready", "loaded", "active" or "failed".
+    ///
+    /// Raises KernelError when it cannot be read.
+    fn status(&self, py: Python<'_>, name: &str) -> PyResult<&'static str> {
+        let status = py.detach(|| self.0.status(name)).or_raise(py)?;
+        Ok(status.as_str())
+    }
+
+    /// Waits until an instance does something.
+    ///
+    /// Raises LateError when it does not within `timeout` seconds.
+    #[pyo3(signature = (name, status, timeout = PATIENCE_S))]
+    fn wait_for(&self, py: Python<'_>, name: &str, status: &str, timeout: f64) -> PyResult<()> {
+        let (status, timeout) = (parse_status(status)?, seconds(timeout)?);
+        py.detach(|| self.0.wait_for(name, status, timeout))
+            .or_raise(py)
+    }
+
+    /// Pool, instances and what they do. Where their memory is, is known only if `machine` is given.
+    ///
+    /// Raises KernelError when something cannot be read, ValidationError when it does not hold together.
+    #[pyo3(signature = (machine = None))]
+    fn state(&self, py: Python<'_>, machine: Option<Bound<'_, Machine>>) -> PyResult<State> {
+        let machine = machine.as_ref().map(|machine| &machine.get().0);
+        let state = py.detach(|| self.0.state(machine)).or_raise(py)?;
+        Ok(State(state))
+    }
+
+    /// Writes a baseline: makes the pool, once. It is judged first, and the pool is read back.
+    ///
+    /// Raises ValidationError when it breaks rules, KernelError when the kernel refuses it.
+    #[pyo3(signature = (baseline, machine = None))]
+    fn write_baseline(
+        &self,
+        py: Python<'_>,
+        baseline: PyRef<'_, DeviceTree>,
+        machine: Option<Bound<'_, Machine>>,
+    ) -> PyResult<State> {
+        let machine = machine.as_ref().map(|machine| &machine.get().0);
+        let tree = &baseline.inner;
+        let system = py.detach(|| self.0.write_baseline(tree, Context { machine }));
+        Ok(State(libkerf::overlay::State::new(system.or_raise(py)?)))
+    }
+
+    /// Applies an overlay: tries it, writes it, rolls it back if an operation failed, and reads back what
+    /// it made. One of more than 4096 bytes goes in several transactions.
+    ///
+    /// Raises ValidationError when it breaks rules, LockError when others change something, ApplyError
+    /// when the kernel refuses it or does something else.
+    #[pyo3(signature = (overlay, machine = None))]
+    fn apply(
+        &self,
+        py: Python<'_>,
+        overlay: PyRef<'_, Overlay>,
+        machine: Option<Bound<'_, Machine>>,
+    ) -> PyResult<Applied> {
+        let machine = machine.as_ref().map(|machine| &machine.get().0);
+        let overlay = &overlay.0;
+        let applied = py.detach(|| self.0.apply(overlay, machine)).or_raise(py)?;
+        Ok(Applied {
+            transaction: applied.transaction,
+            earlier: applied.earlier,
+            state: State(applied.state),
+        })
+    }
+
+    /// The numbers of all transactions that are there.
+    ///
+    /// Raises KernelError when they cannot be read.
+    fn transactions(&self, py: Python<'_>) -> PyResult<BTreeSet<u64>> {
+        py.detach(|| self.0.transactions()).or_raise(py)
+    }
+
+    /// Undoes a transaction. The kernel cannot undo the end of an instance, nor memory that the pool got.
+    ///
+    /// Raises KernelError when it is not undone.
+    fn rollback(&self, py: Python<'_>, transaction: u64) -> PyResult<()> {
+        py.detach(|| self.0.rollback(transaction)).or_raise(py)
+    }
+
+    /// Loads a kernel and records where it comes from, as `kerf load` does; gives the record. A
+    /// bzImage is unpacked for it.
+    ///
+    /// Raises BootError when it is not loaded, LoadError when a file cannot be read or it is not recorded.
+    #[pyo3(signature = (name, kernel, *, initrd = None, cmdline = String::new(), records = None), text_signature = "($self, name, kernel, *, initrd=None, cmdline='', records=None)")]
+    fn load<'py>(
+        &self,
+        py: Python<'py>,
+        name: &str,
+        kernel: PathBuf,
+        initrd: Option<PathBuf>,
+        cmdline: String,
+        records: Option<Bound<'py, Records>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let files = Files {
+            kernel,
+            initrd,
+            cmdline,
+        };
+        let records = records_of(records);
+        let load = || self.0.load_files(&SystemCalls, name, &files, &records);
+        let record = py.detach(load).or_raise(py)?;
+        to_python(py, &record)
+    }
+
+    /// Unloads an instance's kernel and removes the record of it.
+    ///
+    /// Raises BootError when it is not unloaded, LoadError when the record stays.
+    #[pyo3(signature = (name, *, records = None))]
+    fn unload(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        records: Option<Bound<'_, Records>>,
+    ) -> PyResult<()> {
+        let records = records_of(records);
+        py.detach(|| self.0.unload_recorded(&SystemCalls, name, &records))
+            .or_raise(py)
+    }
+
+    /// Boots the kernel that is loaded. That an instance is active does not mean that it runs.
+    ///
+    /// Raises BootError when it is not booted.
+    fn boot(&self, py: Python<'_>, name: &str) -> PyResult<()> {
+        py.detach(|| self.0.boot(&SystemCalls, name)).or_raise(py)
+    }
+
+    /// Asks an instance's kernel to halt, and waits up to 30 s for it.
+    ///
+    /// Raises BootError when it has not halted.
+    fn halt(&self, py: Python<'_>, name: &str) -> PyResult<()> {
+        py.detach(|| self.0.halt(&SystemCalls, name)).or_raise(py)
+    }
+
+    /// Stops an instance's CPUs, whatever its kernel does. True when the kernel has seen them stop; else
+    /// what they could still write to must not be given to others.
+    ///
+    /// Raises BootError when they were not stopped.
+    fn halt_by_force(&self, py: Python<'_>, name: &str) -> PyResult<bool> {
+        let parked = py.detach(|| self.0.halt_by_force(&SystemCalls, name));
+        Ok(parked.or_raise(py)? == Parked::Confirmed)
+    }
+
+    /// Opens an instance's console and gives its file descriptor, which is the caller's to close.
+    ///
+    /// Raises BootError when there is no such instance or device.
+    #[pyo3(signature = (name, device = PathBuf::from(CONSOLE)), text_signature = "($self, name, device='/dev/mktty')")]
+    fn console(&self, py: Python<'_>, name: &str, device: PathBuf) -> PyResult<i32> {
+        let console = py.detach(|| self.0.console(&device, name)).or_raise(py)?;
+        Ok(console.into_raw_fd())
+    }
+}
+
+fn records_of(records: Option<Bound<'_, Records>>) -> libkerf::record::Records {
+    records
+        .map(|records| records.get().0.clone())
+        .unwrap_or_default()
+}
+
+/// The lock that keeps kerf and others of us apart, held within a `with` statement.
+#[pyclass(module = "libkerf")]
+pub(crate) struct Lock {
+    path: PathBuf,
+    patience: Duration,
+    held: Option<kernel::Lock>,
+}
+
+#[pymethods]
+impl Lock {
+    /// The lock at `path`, for which others are waited `patience` seconds.
+    #[new]
+    #[pyo3(signature = (path = PathBuf::from(KERF_LOCK), patience = PATIENCE_S), text_signature = "(path='/var/run/kerf.lock', patience=10.0)")]
+    fn new(path: PathBuf, patience: f64) -> PyResult<Self> {
+        Ok(Self {
+            path,
+            patience: seconds(patience)?,
+            held: None,
+        })
+    }
+
+    /// Whether this holds it.
+    #[getter]
+    fn is_held(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// Takes the lock.
+    ///
+    /// Raises LockError when others have it for too long, RuntimeError when this holds it already.
+    fn acquire(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let py = slf.py();
+        let (path, patience) = {
+            let lock = slf.borrow();
+            if lock.held.is_some() {
+                return Err(PyRuntimeError::new_err("this lock is held already"));
+            }
+            (lock.path.clone(), lock.patience)
+        };
+        // Not borrowed meanwhile: other threads may ask whether it is held.
+        let taken = py.detach(|| kernel::Lock::take(&path, patience));
+        slf.borrow_mut().held = Some(taken.or_raise(py)?);
+        Ok(())
+    }
+
+    /// Gives the lock back; nothing when it is not held.
+    fn release(&mut self) {
+        self.held = None;
+    }
+
+    fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
+        Self::acquire(&slf)?;
+        Ok(slf)
+    }
+
+    #[pyo3(signature = (*_exception))]
+    fn __exit__(&mut self, _exception: &Bound<'_, pyo3::types::PyTuple>) {
+        self.release();
+    }
+}

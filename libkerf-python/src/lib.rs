@@ -1,0 +1,42 @@
+//! libkerf for Python. The package around it, `python/libkerf`, gives these names to its users, and has
+//! the exceptions; its stub file has the types.
+
+mod control;
+mod convert;
+mod daemon;
+mod errors;
+mod instance;
+mod kernel;
+mod machine;
+mod monitor;
+mod overlay;
+mod records;
+mod report;
+mod state;
+mod tree;
+
+use pyo3::pymodule;
+
+#[pymodule]
+mod _libkerf {
+    #[pymodule_export]
+    use super::daemon::Daemon;
+    #[pymodule_export]
+    use super::instance::Instance;
+    #[pymodule_export]
+    use super::kernel::{Applied, Kernel, Lock};
+    #[pymodule_export]
+    use super::machine::{Cpu, Machine};
+    #[pymodule_export]
+    use super::monitor::Monitor;
+    #[pymodule_export]
+    use super::overlay::Overlay;
+    #[pymodule_export]
+    use super::records::{Records, inspect_initrd, inspect_kernel};
+    #[pymodule_export]
+    use super::report::{Finding, Report};
+    #[pymodule_export]
+    use super::state::State;
+    #[pymodule_export]
+    use super::tree::DeviceTree;
+}

@@ -1,0 +1,181 @@
+use libkerf::check;
+use libkerf::overlay::{
+    self, CpuMove, Create, DeviceMove, Fragment, MemoryMove, Operation, Target,
+};
+use pyo3::prelude::*;
+
+use crate::errors::{OrRaise, Raise};
+use crate::instance::Instance;
+use crate::state::parse_devices;
+use crate::tree::DeviceTree;
+
+/// A change of a pool and of instances, as the kernel takes it: operations, in the order they are added.
+///
+/// Where an instance is named, what is added to it comes from the pool. Without a name it is the pool
+/// that gets, from the host.
+#[pyclass(eq, module = "libkerf")]
+#[derive(Clone, PartialEq)]
+pub(crate) struct Overlay(pub(crate) overlay::Overlay);
+
+impl From<overlay::Overlay> for Overlay {
+    fn from(overlay: overlay::Overlay) -> Self {
+        Self(overlay)
+    }
+}
+
+fn target(instance: Option<String>) -> Target {
+    instance.map_or(Target::Pool, Target::Instance)
+}
+
+impl Overlay {
+    fn push(&mut self, target: Target, operation: Operation) {
+        self.0.fragments.push(Fragment {
+            target,
+            operations: vec![operation],
+        });
+    }
+}
+
+#[pymethods]
+impl Overlay {
+    /// An overlay that changes nothing yet. `note` is what the transaction's directory says it is about.
+    #[new]
+    #[pyo3(signature = (*, note = None))]
+    fn new(note: Option<String>) -> Self {
+        Self(overlay::Overlay {
+            note,
+            fragments: Vec::new(),
+        })
+    }
+
+    /// Reads an overlay's tree.
+    ///
+    /// Raises ValidationError when it breaks rules.
+    #[staticmethod]
+    fn from_device_tree(py: Python<'_>, tree: PyRef<'_, DeviceTree>) -> PyResult<Self> {
+        let (overlay, report) = check::overlay(&tree.inner, None);
+        match report.is_valid() {
+            true => Ok(Self(overlay)),
+            false => Err(report.raise(py)),
+        }
+    }
+
+    /// Makes an instance out of what the pool has free. Its devices are given by `add_devices`.
+    fn create(&mut self, instance: PyRef<'_, Instance>) {
+        let create = Create {
+            instance: instance.model.clone(),
+            host_tree: None,
+        };
+        self.push(Target::Instances, Operation::Create(Box::new(create)));
+    }
+
+    /// Ends an instance; what it has goes to the pool. The kernel cannot undo this.
+    fn remove(&mut self, name: String) {
+        self.push(Target::Instances, Operation::Remove(name));
+    }
+
+    /// Gives CPUs, by their physical ids.
+    #[pyo3(signature = (cpus, instance = None))]
+    fn add_cpus(&mut self, cpus: Vec<u64>, instance: Option<String>) {
+        let moves = cpus.into_iter().map(CpuMove::from).collect();
+        self.push(target(instance), Operation::CpuAdd(moves));
+    }
+
+    /// Takes CPUs, by their physical ids.
+    #[pyo3(signature = (cpus, instance = None))]
+    fn remove_cpus(&mut self, cpus: Vec<u64>, instance: Option<String>) {
+        let moves = cpus.into_iter().map(CpuMove::from).collect();
+        self.push(target(instance), Operation::CpuRemove(moves));
+    }
+
+    /// Gives memory: bytes, and for an instance that runs the address. For the pool the kernel picks the
+    /// address, on NUMA node `node`.
+    #[pyo3(signature = (size, instance = None, *, base = None, node = None))]
+    fn add_memory(
+        &mut self,
+        size: u64,
+        instance: Option<String>,
+        base: Option<u64>,
+        node: Option<u32>,
+    ) {
+        let memory = MemoryMove {
+            base: base.or(instance.as_ref().map(|_| 0)),
+            size,
+            node,
+            ..MemoryMove::default()
+        };
+        self.push(target(instance), Operation::MemoryAdd(vec![memory]));
+    }
+
+    /// Takes memory: a whole region of an instance, or a whole chunk of the pool.
+    #[pyo3(signature = (base, size, instance = None))]
+    fn remove_memory(&mut self, base: u64, size: u64, instance: Option<String>) {
+        let memory = MemoryMove {
+            base: Some(base),
+            size,
+            ..MemoryMove::default()
+        };
+        self.push(target(instance), Operation::MemoryRemove(vec![memory]));
+    }
+
+    /// Gives devices, by their PCI addresses.
+    ///
+    /// Raises ValueError for an address that is none.
+    #[pyo3(signature = (devices, instance = None))]
+    fn add_devices(&mut self, devices: Vec<String>, instance: Option<String>) -> PyResult<()> {
+        let moves = parse_devices(&devices)?.into_iter().map(DeviceMove::from);
+        self.push(target(instance), Operation::DeviceAdd(moves.collect()));
+        Ok(())
+    }
+
+    /// Takes devices, by their PCI addresses.
+    ///
+    /// Raises ValueError for an address that is none.
+    #[pyo3(signature = (devices, instance = None))]
+    fn remove_devices(&mut self, devices: Vec<String>, instance: Option<String>) -> PyResult<()> {
+        let moves = parse_devices(&devices)?.into_iter().map(DeviceMove::from);
+        self.push(target(instance), Operation::DeviceRemove(moves.collect()));
+        Ok(())
+    }
+
+    /// What it does, in order: (the target's path, the operation's name).
+    #[getter]
+    fn operations(&self) -> Vec<(String, &'static str)> {
+        let fragments = self.0.fragments.iter();
+        let operations = fragments.flat_map(|fragment| {
+            let named = fragment.operations.iter().map(|o| o.name());
+            named.map(|name| (fragment.target.path(), name))
+        });
+        operations.collect()
+    }
+
+    /// Whether it changes nothing.
+    #[getter]
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The overlay's tree.
+    fn to_device_tree(&self) -> DeviceTree {
+        self.0.to_tree().into()
+    }
+
+    /// The overlay's blob.
+    ///
+    /// Raises BlobError when a name cannot be written.
+    fn to_bytes(&self, py: Python<'_>) -> PyResult<Vec<u8>> {
+        py.detach(|| self.0.to_blob()).or_raise(py)
+    }
+
+    /// The same change as overlays of at most 4096 bytes each, to be applied in this order.
+    ///
+    /// Raises UnsplittableError when one operation alone is too large.
+    fn split(&self, py: Python<'_>) -> PyResult<Vec<Self>> {
+        let parts = py.detach(|| self.0.split()).or_raise(py)?;
+        Ok(parts.into_iter().map(Self).collect())
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<Overlay: {} operations>", self.operations().len())
+    }
+}

@@ -1,0 +1,159 @@
+use libkerf::check::{self, Severity, Stance};
+use pyo3::prelude::*;
+
+/// One thing that is wrong with a tree, or may be.
+#[pyclass(frozen, module = "libkerf")]
+#[derive(Clone)]
+pub(crate) struct Finding(check::Finding);
+
+fn stance(stance: Stance) -> &'static str {
+    match stance {
+        Stance::Refuses => "refuses",
+        Stance::Warns => "warns",
+        Stance::Takes => "takes",
+    }
+}
+
+#[pymethods]
+impl Finding {
+    /// The name of the rule that it breaks.
+    #[getter]
+    fn rule(&self) -> &'static str {
+        self.0.rule.id()
+    }
+
+    /// "error": the tree is refused; or "warning".
+    #[getter]
+    fn severity(&self) -> &'static str {
+        match self.0.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        }
+    }
+
+    /// What the kernel does about it: "refuses", "warns" or "takes".
+    #[getter]
+    fn kernel(&self) -> &'static str {
+        stance(self.0.kernel)
+    }
+
+    /// What kerf 0.4.0 does about it: "refuses", "warns" or "takes".
+    #[getter]
+    fn kerf(&self) -> &'static str {
+        stance(self.0.kerf)
+    }
+
+    /// The node.
+    #[getter]
+    fn path(&self) -> String {
+        self.0.path.to_string()
+    }
+
+    /// The property, when it is about one.
+    #[getter]
+    fn property(&self) -> Option<&str> {
+        self.0.property.as_deref()
+    }
+
+    /// What is wrong, with the values.
+    #[getter]
+    fn problem(&self) -> &str {
+        &self.0.problem
+    }
+
+    /// What to do.
+    #[getter]
+    fn suggestion(&self) -> &str {
+        &self.0.suggestion
+    }
+
+    fn __str__(&self) -> String {
+        self.0.to_string()
+    }
+
+    fn __repr__(&self) -> String {
+        format!(
+            "<Finding {} {} at {}>",
+            self.severity(),
+            self.rule(),
+            self.path()
+        )
+    }
+}
+
+/// Everything that was found in a tree, in the order it was looked at.
+#[pyclass(frozen, module = "libkerf")]
+#[derive(Clone)]
+pub(crate) struct Report(check::Report);
+
+impl From<check::Report> for Report {
+    fn from(report: check::Report) -> Self {
+        Self(report)
+    }
+}
+
+#[pymethods]
+impl Report {
+    /// Whether nothing forbids the tree.
+    #[getter]
+    fn is_valid(&self) -> bool {
+        self.0.is_valid()
+    }
+
+    /// What was found; at most 1000 findings.
+    #[getter]
+    fn findings(&self) -> Vec<Finding> {
+        self.0.findings().iter().cloned().map(Finding).collect()
+    }
+
+    /// What forbids the tree.
+    #[getter]
+    fn errors(&self) -> Vec<Finding> {
+        self.0.errors().cloned().map(Finding).collect()
+    }
+
+    /// What is odd.
+    #[getter]
+    fn warnings(&self) -> Vec<Finding> {
+        self.0.warnings().cloned().map(Finding).collect()
+    }
+
+    /// How many findings there were beyond the first 1000.
+    #[getter]
+    fn dropped(&self) -> usize {
+        self.0.dropped()
+    }
+
+    /// Whether the kernel refuses the tree, as far as it is known what it does.
+    #[getter]
+    fn kernel_refuses(&self) -> bool {
+        self.0.kernel_refuses()
+    }
+
+    /// Whether kerf 0.4.0 refuses the tree, as far as it is known what it does.
+    #[getter]
+    fn kerf_refuses(&self) -> bool {
+        self.0.kerf_refuses()
+    }
+
+    /// The rules that are broken, each once.
+    #[getter]
+    fn rules(&self) -> Vec<&'static str> {
+        let mut rules = Vec::new();
+        for finding in self.0.findings() {
+            if !rules.contains(&finding.rule.id()) {
+                rules.push(finding.rule.id());
+            }
+        }
+        rules
+    }
+
+    fn __str__(&self) -> String {
+        self.0.to_string()
+    }
+
+    fn __repr__(&self) -> String {
+        let (errors, warnings) = (self.0.errors().count(), self.0.warnings().count());
+        format!("<Report: {errors} errors, {warnings} warnings>")
+    }
+}

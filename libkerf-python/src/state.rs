@@ -1,0 +1,267 @@
+use std::collections::BTreeMap;
+
+use libkerf::allocate::{self, Exchange, Handover, Nodes, Request, Siblings};
+use libkerf::check::{self, Context};
+use libkerf::model::PciAddress;
+use libkerf::overlay::{self, Status};
+use pyo3::exceptions::{PyKeyError, PyValueError};
+use pyo3::prelude::*;
+
+use crate::errors::{OrRaise, Raise};
+use crate::instance::Instance;
+use crate::machine::Machine;
+use crate::overlay::Overlay;
+use crate::report::Report;
+use crate::tree::DeviceTree;
+
+/// A pool, its instances and what they do: what overlays are applied to. It does not change; what
+/// changes it gives a new one.
+#[pyclass(frozen, eq, module = "libkerf")]
+#[derive(Clone, PartialEq)]
+pub(crate) struct State(pub(crate) overlay::State);
+
+/// The status of this name.
+pub(crate) fn parse_status(text: &str) -> PyResult<Status> {
+    let unknown = || {
+        PyValueError::new_err(format!(
+            "{text:?} is no status: empty, ready, loaded, active, failed"
+        ))
+    };
+    Status::parse(text).ok_or_else(unknown)
+}
+
+/// The PCI addresses that are named.
+pub(crate) fn parse_devices(devices: &[String]) -> PyResult<Vec<PciAddress>> {
+    let parse = |text: &String| {
+        PciAddress::parse(text).ok_or_else(|| {
+            PyValueError::new_err(format!("{text:?} is no PCI address such as 0000:09:00.0"))
+        })
+    };
+    devices.iter().map(parse).collect()
+}
+
+#[pymethods]
+impl State {
+    /// What a pool's or a baseline's tree says.
+    ///
+    /// Raises ValidationError when the tree breaks rules.
+    #[staticmethod]
+    #[pyo3(signature = (tree, machine = None))]
+    fn from_device_tree(
+        py: Python<'_>,
+        tree: PyRef<'_, DeviceTree>,
+        machine: Option<Bound<'_, Machine>>,
+    ) -> PyResult<Self> {
+        let machine = machine.as_ref().map(|machine| &machine.get().0);
+        let tree = &tree.inner;
+        let (system, report) = py.detach(|| check::system(tree, Context { machine }));
+        if !report.is_valid() {
+            return Err(report.raise(py));
+        }
+        let state = overlay::State::new(system);
+        Ok(Self(match machine {
+            Some(machine) => state.on(machine),
+            None => state,
+        }))
+    }
+
+    /// The instances.
+    #[getter]
+    fn instances(&self) -> Vec<Instance> {
+        let instances = self.0.system.instances.iter();
+        instances.cloned().map(Instance::from).collect()
+    }
+
+    /// Physical ids of the pool's CPUs.
+    #[getter]
+    fn cpus(&self) -> Vec<u64> {
+        self.0.system.resources.cpus.clone()
+    }
+
+    /// Physical ids of the CPUs that no instance has.
+    #[getter]
+    fn free_cpus(&self) -> Vec<u64> {
+        self.0.system.free_cpus()
+    }
+
+    /// Bytes of the pool's memory.
+    #[getter]
+    fn memory_bytes(&self) -> u128 {
+        self.0.system.resources.memory_bytes()
+    }
+
+    /// Names of the pool's devices.
+    #[getter]
+    fn devices(&self) -> Vec<String> {
+        let devices = self.0.system.resources.devices.iter();
+        devices.map(|device| device.name.clone()).collect()
+    }
+
+    /// Bytes of the pool that no instance has, of one NUMA node or of all.
+    #[pyo3(signature = (node = None))]
+    fn free_bytes(&self, node: Option<u32>) -> u128 {
+        self.0.free_bytes(node)
+    }
+
+    /// The instance of this name.
+    ///
+    /// Raises KeyError when there is none.
+    fn instance(&self, name: &str) -> PyResult<Instance> {
+        let instance = self.0.system.instance(name).cloned();
+        let missing = || PyKeyError::new_err(format!("there is no instance {name:?}"));
+        instance.map(Instance::from).ok_or_else(missing)
+    }
+
+    /// What an instance does: "empty", "ready", "loaded", "active" or "failed".
+    fn status(&self, name: &str) -> &'static str {
+        self.0.status_of(name).as_str()
+    }
+
+    /// The same, with an instance that does something.
+    ///
+    /// Raises ValueError for a status that is none.
+    fn with_status(&self, name: &str, status: &str) -> PyResult<Self> {
+        let status = parse_status(status)?;
+        Ok(Self(self.0.clone().with_status(name, status)))
+    }
+
+    /// The same, with this instance, which replaces one of its name.
+    fn with_instance(&self, instance: PyRef<'_, Instance>) -> Self {
+        let mut state = self.0.clone();
+        let instances = &mut state.system.instances;
+        let new = instance.model.clone();
+        match instances.iter_mut().find(|there| there.name == new.name) {
+            Some(there) => *there = new,
+            None => instances.push(new),
+        }
+        Self(state)
+    }
+
+    /// The same, without this instance.
+    ///
+    /// Raises KeyError when there is none.
+    fn without_instance(&self, name: &str) -> PyResult<Self> {
+        self.instance(name)?;
+        let mut state = self.0.clone();
+        state.system.instances.retain(|there| there.name != name);
+        state.status.remove(name);
+        Ok(Self(state))
+    }
+
+    /// Everything that is wrong with it.
+    fn check(&self, py: Python<'_>) -> Report {
+        py.detach(|| self.0.check()).into()
+    }
+
+    /// What an overlay makes of this.
+    ///
+    /// Raises ValidationError with everything that the kernel would refuse.
+    fn apply(&self, py: Python<'_>, overlay: PyRef<'_, Overlay>) -> PyResult<Self> {
+        let overlay = &overlay.0;
+        let applied = py.detach(|| self.0.apply(overlay));
+        applied.map(Self).or_raise(py)
+    }
+
+    /// The overlay that makes `after` of this: what is given is taken first.
+    ///
+    /// Raises ChangeError when no overlay does, ValidationError when the kernel would refuse it.
+    fn overlay_to(&self, py: Python<'_>, after: Bound<'_, State>) -> PyResult<Overlay> {
+        let after = &after.get().0.system;
+        let overlay = py.detach(|| self.0.overlay_to(after));
+        overlay.map(Overlay::from).or_raise(py)
+    }
+
+    /// Chooses CPUs and memory for a new instance, and gives the overlay that makes it.
+    ///
+    /// CPUs and memory are from one NUMA node if one has enough of both; with `one_node` or `node` from
+    /// no other. No core is shared with another instance unless `share_cores` says so. Where CPUs are
+    /// comes from `machine`.
+    ///
+    /// Raises ShortageError when there is no such choice.
+    #[pyo3(signature = (name, *, cpus, memory, id = None, node = None, one_node = false, share_cores = false, machine = None))]
+    #[allow(clippy::too_many_arguments, reason = "they have names in Python")]
+    fn allocate(
+        &self,
+        py: Python<'_>,
+        name: String,
+        cpus: usize,
+        memory: u64,
+        id: Option<u32>,
+        node: Option<u32>,
+        one_node: bool,
+        share_cores: bool,
+        machine: Option<Bound<'_, Machine>>,
+    ) -> PyResult<Overlay> {
+        let request = Request {
+            name,
+            id,
+            cpus,
+            memory,
+            nodes: match node {
+                Some(node) => Nodes::This(node),
+                None if one_node => Nodes::One,
+                None => Nodes::PreferOne,
+            },
+            siblings: match share_cores {
+                true => Siblings::Apart,
+                false => Siblings::Together,
+            },
+        };
+        let known = machine.as_ref().map(|machine| machine.get().0.clone());
+        let machine = known.or_else(|| self.0.machine.clone()).unwrap_or_default();
+        let overlay = py.detach(|| allocate::instance(&self.0, &machine, &request));
+        overlay.map(Overlay::from).or_raise(py)
+    }
+
+    /// Plans what goes from one instance to another, as one overlay: these CPUs and devices; or, with
+    /// `everything`, all that the giver has, and its end. `memory` is what the getter has more then, in
+    /// bytes.
+    ///
+    /// Raises ExchangeError when there is no such exchange, ValidationError when the kernel would refuse
+    /// it.
+    #[pyo3(signature = (giver, getter, *, cpus = Vec::new(), devices = Vec::new(), memory = 0, everything = false), text_signature = "($self, giver, getter, *, cpus=(), devices=(), memory=0, everything=False)")]
+    #[allow(clippy::too_many_arguments, reason = "they have names in Python")]
+    fn plan_exchange(
+        &self,
+        py: Python<'_>,
+        giver: String,
+        getter: String,
+        cpus: Vec<u64>,
+        devices: Vec<String>,
+        memory: u64,
+        everything: bool,
+    ) -> PyResult<Overlay> {
+        let devices = parse_devices(&devices)?;
+        if everything && !(cpus.is_empty() && devices.is_empty()) {
+            let message = "everything goes over: name no CPUs and devices";
+            return Err(PyValueError::new_err(message));
+        }
+        let exchange = Exchange {
+            from: giver,
+            to: getter,
+            handover: match everything {
+                true => Handover::Everything,
+                false => Handover::These { cpus, devices },
+            },
+            memory,
+        };
+        let overlay = py.detach(|| allocate::plan(&self.0, &exchange));
+        overlay.map(Overlay::from).or_raise(py)
+    }
+
+    /// Pool and instances as a baseline with instances in it, for files and for kerf.
+    fn to_device_tree(&self) -> DeviceTree {
+        self.0.system.to_tree().into()
+    }
+
+    fn __repr__(&self) -> String {
+        let does: BTreeMap<&str, &str> = self
+            .0
+            .system
+            .instances
+            .iter()
+            .map(|i| (i.name.as_str(), self.0.status_of(&i.name).as_str()))
+            .collect();
+        format!("<State: {} CPUs, instances {does:?}>", self.cpus().len())
+    }
+}
