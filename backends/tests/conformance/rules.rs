@@ -149,6 +149,8 @@ pub(crate) async fn a_reused_pid_is_never_mistaken_for_the_instance(ground: &Gro
         .unwrap();
     for process in &mut placement.processes {
         process.pid = i32::try_from(stranger.id()).unwrap();
+        // A tick is 10 ms: both may have started in the same one, which a reused pid cannot.
+        process.start_ticks -= 1;
     }
     let other = ground.another_daemon();
     let seen = other.observe(&placement).await.unwrap();
