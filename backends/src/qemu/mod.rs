@@ -315,13 +315,14 @@ impl Backend for QemuBackend {
             VHOST_VSOCK.to_owned()
         } else {
             let program = &self.config.vhost_vsock;
-            probe::first_line(program).await.map_err(|reason| {
+            let line = probe::first_line(program).await.map_err(|reason| {
                 SpawnError::Unavailable(format!(
                     "this host has no {VHOST_VSOCK}, and vhost-device-vsock ({program:?}) cannot be \
                      used: {reason}; load the module vhost_vsock, or run scripts/fetch-vhost-vsock \
                      and name the program with qemu.vhost_vsock"
                 ))
-            })?
+            })?;
+            probe::judge_vsock_device(&line)
         };
         let version = &version.text;
         Ok(format!("qemu {version}, {accelerator}; vsock: {vsock}"))

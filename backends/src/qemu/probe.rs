@@ -27,6 +27,8 @@ use crate::contract::SpawnError;
 const ROM_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest time for a kernel to boot under KVM: it takes about one second.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(8);
+/// What the newest release of vhost-device-vsock says of itself; `scripts/vhost-device-vsock.patch` has its fault.
+const UNSOUND_DEVICE: &str = "vhost-device-vsock 0.3.0";
 /// Longest time for a program to say its version.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(5);
 /// The last 16 bytes of the ROM, where a processor begins: mov dx,0x501; mov al,0x31; out dx,al; hlt.
@@ -110,6 +112,17 @@ pub(super) async fn first_line(program: &Path) -> Result<String, String> {
         .chars()
         .take(200)
         .collect())
+}
+
+/// What is said of a vhost-device-vsock with this version line.
+pub(super) fn judge_vsock_device(line: &str) -> String {
+    if line.trim() != UNSOUND_DEVICE {
+        return line.to_owned();
+    }
+    format!(
+        "{line}, which can stop serving a guest for good when a connection is given up; \
+         scripts/fetch-vhost-vsock builds one without this fault"
+    )
 }
 
 /// Whether KVM can be used.
@@ -300,6 +313,14 @@ fn explain(what: &str, status: Option<i32>, output: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_vsock_device_with_the_known_fault_is_named_as_such() {
+        let told = judge_vsock_device("vhost-device-vsock 0.3.0\n");
+        assert!(told.contains("scripts/fetch-vhost-vsock"), "{told}");
+        let sound = "vhost-device-vsock 0.3.0-kmorph.1";
+        assert_eq!(judge_vsock_device(sound), sound);
+    }
 
     fn version(text: &str) -> Version {
         Version::parse(&format!("QEMU emulator version {text} (Debian)")).unwrap()

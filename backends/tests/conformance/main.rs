@@ -56,6 +56,7 @@ conformance!(
     a_reused_pid_is_never_mistaken_for_the_instance,
     a_refused_spawn_leaves_nothing,
     a_published_port_reaches_the_workload,
+    connections_that_are_given_up_do_no_harm,
 );
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use kmorph_backends::contract::{
     Endpoint, ExitCause, HostListener, Observation, Placement, ProcessId, SpawnError,
@@ -12,10 +13,15 @@ use kmp_transport::link::BoxedLink;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getsid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 
 use super::ground::Ground;
 
 const PORT: u16 = 6379;
+/// Answers of an agent among which others give up theirs.
+const ANSWERS: usize = 20;
+/// How often one does so: a boot in software emulation keeps a CPU busy by itself.
+const GIVEN_UP_EVERY: Duration = Duration::from_micros(500);
 
 fn send(process: &ProcessId, signal: Signal) {
     kill(Pid::from_raw(process.pid), signal).unwrap();
@@ -84,7 +90,7 @@ pub(crate) async fn a_stopped_instance_is_seen_and_can_be_fenced(ground: &Ground
     send(&placement.processes[0], Signal::SIGSTOP);
     let stopped = async {
         while ground.backend.observe(&placement).await.unwrap() != Observation::Stopped {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(GIVEN_UP_EVERY).await;
         }
     };
     ground.in_time(stopped, "the stop").await;
@@ -230,7 +236,7 @@ pub(crate) async fn threads_that_outlive_their_first_one_are_fenced(ground: &Gro
     let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let zombie = async {
         while !stat().contains(") Z ") {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(GIVEN_UP_EVERY).await;
         }
     };
     ground.in_time(zombie, "the end of the first thread").await;
@@ -240,4 +246,29 @@ pub(crate) async fn threads_that_outlive_their_first_one_are_fenced(ground: &Gro
     let _ = headless.wait();
     assert_eq!(proof.method(), FenceMethod::ProcessesKilled);
     assert!(!matches!(ended, Ok(None)), "it runs behind a certificate");
+}
+
+/// Rule 2: what a daemon had begun when it was killed is in nobody's way, at no moment of a boot.
+pub(crate) async fn connections_that_are_given_up_do_no_harm(ground: &Ground) {
+    let placement = ground.spawn(ground.spec()).await;
+    let Endpoint::Unix { path } = placement.endpoint.clone() else {
+        // An address of the host's own kernel, whose sockets are its own business.
+        return;
+    };
+    let killed = tokio::spawn(async move {
+        loop {
+            if let Ok(mut socket) = UnixStream::connect(&path).await {
+                let _ = socket.write_all(b"CONNECT 9000\n").await;
+            }
+            tokio::time::sleep(GIVEN_UP_EVERY).await;
+        }
+    });
+    ground.answers(&placement).await;
+    // While it serves as well.
+    for _ in 0..ANSWERS {
+        ground.answers(&placement).await;
+    }
+    killed.abort();
+    ground.answers(&placement).await;
+    ground.fence(&placement).await;
 }

@@ -22,8 +22,9 @@ static EXCHANGES: Semaphore = Semaphore::const_new(EXCHANGES_MAX);
 /// Connects to the socket at `path` and asks for `port`. `ConnectionReset` when the other side hangs
 /// up instead of answering: its kernel lives and has no listener there.
 ///
-/// Once asked, the answer is waited for, also when the caller has given up: vhost-device-vsock 0.3
-/// never serves a new connection again after one was closed while its guest had not answered yet.
+/// Once asked, the answer is waited for, also when the caller has given up: vhost-device-vsock 0.3, unless
+/// built by `scripts/fetch-vhost-vsock`, never serves a new connection again after one was closed while its
+/// guest had not answered yet.
 /// What waits longer than its caller ends with the answer, or with the device.
 pub(super) async fn connect(path: &Path, port: u32) -> io::Result<UnixStream> {
     let permit = EXCHANGES.acquire().await.map_err(io::Error::other)?;
