@@ -2,13 +2,15 @@
 
 CARGO ?= cargo
 BACKEND ?= embedded
+# What carries vsock to kernels in QEMU: virtio or kerf.
+TRANSPORT ?= virtio
 # How long `make fuzz` runs each target.
 SECONDS ?= 10
 
 # Where libkerf's Python package is built; it is no part of the workspace.
 PYTHON_BUILD = $(or $(CARGO_TARGET_DIR),target)/python/build
 
-DEMO_PACKAGES = -p kmorphd -p kmorphctl -p kmorph-agent -p kmorph-workload -p kmorph-tests -p kmorph-demo
+DEMO_PACKAGES = -p kmorphd -p kmorphctl -p kmp-transport -p kmorph-agent -p kmorph-workload -p kmorph-tests -p kmorph-demo
 # Not through `cargo run`: for one package alone it would choose other features and build it all again.
 DEMO = $(or $(CARGO_TARGET_DIR),target)/release/kmorph-demo
 
@@ -42,7 +44,8 @@ test-crash: setup
 	$(CARGO) test --package kmorph-tests --test vmcore crash -- --ignored --nocapture
 
 # Tells and shows the story of the README. `make demo BACKEND=qemu` tells it with real kernels; those and
-# the vsock device are fetched into the cache, QEMU must be installed (scripts/setup, as root).
+# the vsock device are fetched into the cache, QEMU must be installed (scripts/setup, as root). With
+# TRANSPORT=kerf as well, over kerf-vsock.ko.
 demo: demo-$(BACKEND)
 
 demo-embedded: demo-build
@@ -53,7 +56,8 @@ demo-qemu: demo-build
 	@echo "Fetching Debian's kernels 6.1 and 6.12 and vhost-device-vsock, unless they are there"
 	@scripts/fetch-kernels >/dev/null
 	@scripts/fetch-vhost-vsock >/dev/null
-	@$(DEMO) --backend=qemu
+	@[ $(TRANSPORT) != kerf ] || scripts/build-kmod >/dev/null
+	@$(DEMO) --backend=qemu --transport=$(TRANSPORT)
 
 demo-build:
 	@echo "Building kmorphd, kmorphctl, kmorph-agent, kmorph-kv and the demo (release; the first time takes minutes)"

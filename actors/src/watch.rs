@@ -11,6 +11,8 @@ use kmorph_backends::contract::{ExitCause, Observation, Placement};
 use kmp_proto::detector::{Action, Config, Counters, Detector, Event, Verdict};
 use kmp_proto::message::{HealthStatus, HeartbeatReq, HeartbeatRsp};
 use kmp_proto::time::Instant;
+use kmp_transport::kernel;
+use kmp_transport::link::Address;
 use slog::{Logger, o, warn};
 use tokio::sync::oneshot;
 
@@ -125,6 +127,8 @@ pub struct Watch {
     rejected: Option<String>,
     /// Incarnation of the Transport that it is attached to.
     attached: u64,
+    /// Its kernel is being asked.
+    asking_kernel: bool,
     /// It was told to end.
     ended: bool,
 }
@@ -176,6 +180,7 @@ impl Watch {
             health: HealthNotices::default(),
             rejected: None,
             attached: 0,
+            asking_kernel: false,
             ended: false,
             services,
         };
@@ -270,6 +275,23 @@ impl Watch {
             Ok(Observation::Running) => act.tell(Event::Observed { stopped: false }, ctx),
             Ok(Observation::Ended(cause)) => act.tell(Event::Ended(cause.to_string()), ctx),
             Err(error) => warn!(act.log, "it could not be observed"; "error" => %error),
+        }));
+        if self.placement.backend.boots_kernels() && !self.asking_kernel {
+            self.ask_kernel(ctx);
+        }
+    }
+
+    /// Whether its kernel answers, although its agent does not.
+    fn ask_kernel(&mut self, ctx: &mut Context<Self>) {
+        self.asking_kernel = true;
+        let address = Address::from(self.placement.endpoint.clone());
+        let hello = self.services.hello(&self.key.instance, self.key.generation);
+        let asked = async move { kernel::answers(&address, &hello).await };
+        ctx.spawn(asked.into_actor(self).map(|answered, act, ctx| {
+            act.asking_kernel = false;
+            if answered {
+                act.tell(Event::KernelAnswered, ctx);
+            }
         }));
     }
 

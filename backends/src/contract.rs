@@ -54,6 +54,11 @@ impl BackendKind {
             Self::Qemu => "qemu",
         }
     }
+
+    /// Whether each instance has a kernel of its own, which answers also when its agent does not.
+    pub fn boots_kernels(self) -> bool {
+        self == Self::Qemu
+    }
 }
 
 /// A listening socket on the host for one published port.

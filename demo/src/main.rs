@@ -40,6 +40,9 @@ struct Arguments {
     /// What instances are: processes, or Linux kernels in QEMU
     #[arg(long, value_enum, default_value = "embedded")]
     backend: Backend,
+    /// What carries vsock to kernels in QEMU: virtio-vsock, or kerf-vsock.ko over shared memory
+    #[arg(long, value_parser = ["virtio", "kerf"], default_value = "virtio")]
+    transport: String,
 }
 
 /// Everything the demo starts, until somebody takes it down.
@@ -56,7 +59,7 @@ fn main() -> ExitCode {
     }
     let backend = arguments.backend;
     let mut stage = Stage::new();
-    let host = Host::prepare(backend.config());
+    let host = Host::prepare(&backend.config(&arguments.transport));
     let ground = story::Ground::of(&host);
     let setting = Setting::of(backend, &host);
     let host: SharedHost = Arc::new(Mutex::new(Some(host)));

@@ -44,11 +44,11 @@ const QEMU_CONFIG: &str = "backend = \"qemu\"\n[defaults]\nheartbeat_timeout_s =
                            [limits]\nstart_timeout_s = 120.0\n";
 
 impl Backend {
-    /// The daemon's configuration, without its paths.
-    pub(crate) fn config(self) -> &'static str {
+    /// The daemon's configuration, without its paths; `transport` carries vsock to kernels in QEMU.
+    pub(crate) fn config(self, transport: &str) -> String {
         match self {
-            Self::Embedded => EMBEDDED_CONFIG,
-            Self::Qemu => QEMU_CONFIG,
+            Self::Embedded => EMBEDDED_CONFIG.to_owned(),
+            Self::Qemu => format!("{QEMU_CONFIG}[qemu]\ntransport = \"{transport}\"\n"),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! * [`connection`] frames a link and exchanges HELLO.
 //! * [`peer`] is the daemon's end of one instance: a heartbeat and a control channel, each kept up
 //!   with back-off. Losing a channel is not losing the instance.
+//! * [`kernel`] asks an instance's kernel itself, when its agent is silent.
 //! * [`kerf`] makes and serves the memory over which kerf-vsock talks.
 //! * [`server`] is the instance's end: it accepts, bounds and identifies connections.
 //!
@@ -13,6 +14,7 @@
 
 pub mod connection;
 pub mod kerf;
+pub mod kernel;
 pub mod link;
 pub mod peer;
 pub mod server;

@@ -50,7 +50,15 @@ impl Host {
     /// A running daemon whose instances are real kernels in QEMU. Needs what `scripts/setup-tests`
     /// installs.
     pub fn qemu() -> Self {
-        Self::with(&format!("backend = \"qemu\"\n{DEFAULT_CONFIG}"))
+        Self::qemu_over(kernels::Transport::Virtio)
+    }
+
+    /// As [`Host::qemu`], with this carrying vsock.
+    pub fn qemu_over(transport: kernels::Transport) -> Self {
+        let transport = transport.as_str();
+        Self::with(&format!(
+            "backend = \"qemu\"\n{DEFAULT_CONFIG}[qemu]\ntransport = \"{transport}\"\n"
+        ))
     }
 
     /// A running daemon with this configuration; `[paths]` is added.

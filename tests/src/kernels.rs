@@ -5,9 +5,29 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use kmorph_control_api::paths::DefaultPaths;
+use serde_json::{Value, json};
 
 /// With this on its command line a kernel panics when it is sent a non-maskable interrupt.
 pub const PANICS_ON_NMI: &str = "unknown_nmi_panic=1";
+
+/// What carries vsock to a guest: `qemu.transport`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// virtio-vsock.
+    Virtio,
+    /// kerf-vsock.
+    Kerf,
+}
+
+impl Transport {
+    /// Its name in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Virtio => "virtio",
+            Self::Kerf => "kerf",
+        }
+    }
+}
 
 /// Where the scripts leave kernels and tools, and the daemon keeps guest images.
 pub fn cache() -> PathBuf {
@@ -28,11 +48,24 @@ pub fn debian(series: &str) -> PathBuf {
 
 /// Asks the QEMU of the generation in `run_dir` to do something.
 pub fn qmp(run_dir: &Path, command: &str) {
+    execute(run_dir, &json!({ "execute": command }));
+}
+
+/// Presses Ctrl-Alt-Del on the guest in `run_dir`.
+pub fn press_ctrl_alt_del(run_dir: &Path) {
+    let keys = ["ctrl", "alt", "delete"].map(|key| json!({ "type": "qcode", "data": key }));
+    execute(
+        run_dir,
+        &json!({ "execute": "send-key", "arguments": { "keys": keys } }),
+    );
+}
+
+fn execute(run_dir: &Path, command: &Value) {
     let mut qmp = UnixStream::connect(run_dir.join("qmp.sock")).expect("QEMU takes commands");
     let own = qmp.try_clone().expect("a descriptor is left");
     let mut said = BufReader::new(own).lines().map_while(Result::ok);
-    for command in ["qmp_capabilities", command] {
-        writeln!(qmp, "{{\"execute\": \"{command}\"}}").expect("QEMU takes commands");
+    for command in [&json!({ "execute": "qmp_capabilities" }), command] {
+        writeln!(qmp, "{command}").expect("QEMU takes commands");
         let answered =
             said.find(|line| line.starts_with("{\"return\"") || line.contains("\"error\""));
         let answer = answered.unwrap_or_default();

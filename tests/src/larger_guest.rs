@@ -1,11 +1,13 @@
 //! An initramfs of the user's own, for `--initramfs`: a guest with an init of its own (busybox) in
-//! which the agent is a service. The backend adds the agent's configuration to it.
+//! which the agent is a service. The backend adds the agent's configuration to it. On Ctrl-Alt-Del its
+//! init stops the agent, and nothing else.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::kernels::{Transport, cache};
 use crate::program;
 
 /// What the guest's init does: mounts, modules, the agent in the background. It stays PID 1.
@@ -13,12 +15,20 @@ const INIT: &str = "#!/bin/sh
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
-for module in /modules/*.ko; do insmod $module; done
+for module in /modules/*.ko; do
+    case $module in
+        *kerf-vsock.ko) insmod $module instance=web generation=1 ;;
+        *) insmod $module ;;
+    esac
+done
 /usr/bin/kmorph-agent --config /etc/kmorph/agent.json &
-while true; do sleep 3600 & wait; done
+agent=$!
+trap 'kill -STOP $agent' INT
+echo 0 >/proc/sys/kernel/ctrl-alt-del
+while true; do sleep 3600 & wait $!; done
 ";
-/// What a guest needs to have a vsock, in the order of loading, below `kernel/`.
-const MODULES: [&str; 8] = [
+/// What a guest needs to have virtio-vsock, in the order of loading, below `kernel/`.
+const VIRTIO: [&str; 8] = [
     "drivers/virtio/virtio_ring.ko",
     "drivers/virtio/virtio.ko",
     "drivers/virtio/virtio_pci_modern_dev.ko",
@@ -28,11 +38,16 @@ const MODULES: [&str; 8] = [
     "net/vmw_vsock/vmw_vsock_virtio_transport_common.ko",
     "net/vmw_vsock/vmw_vsock_virtio_transport.ko",
 ];
+/// What `kerf-vsock.ko` needs, in the order of loading.
+const KERF: [&str; 2] = [
+    "net/vmw_vsock/vsock.ko",
+    "net/vmw_vsock/vmw_vsock_virtio_transport_common.ko",
+];
 /// Where the guest has the key-value server.
 pub const KV_IN_GUEST: &str = "/usr/bin/kmorph-kv";
 
 /// Builds it in `dir` for the Debian kernel `vmlinuz` of the 6.1 series, whose modules are not packed.
-pub fn build(dir: &Path, vmlinuz: &Path) -> PathBuf {
+pub fn build(dir: &Path, vmlinuz: &Path, transport: Transport) -> PathBuf {
     let root = dir.join("larger-guest");
     for name in [
         "bin", "dev", "etc", "modules", "proc", "sys", "tmp", "usr/bin",
@@ -56,24 +71,30 @@ pub fn build(dir: &Path, vmlinuz: &Path) -> PathBuf {
         }
         add(&root, &path, Path::new("usr/bin").join(name));
     }
-    let kernel = vmlinuz.parent().expect("an image lies in a directory");
-    let release = kernel.file_name().expect("it is named after its release");
-    let modules = kernel.join("lib/modules").join(release).join("kernel");
-    for (order, module) in MODULES.iter().enumerate() {
-        let name = Path::new(module)
-            .file_name()
-            .expect("a file")
-            .to_string_lossy();
-        add(
-            &root,
-            &modules.join(module),
-            format!("modules/{order}-{name}"),
-        );
+    for (order, module) in modules(vmlinuz, transport).iter().enumerate() {
+        let name = module.file_name().expect("a file").to_string_lossy();
+        add(&root, module, format!("modules/{order}-{name}"));
     }
     fs::write(root.join("init"), INIT).expect("a file can be written");
     let executable = fs::Permissions::from_mode(0o755);
     fs::set_permissions(root.join("init"), executable).expect("it is ours");
     pack(&root, dir)
+}
+
+/// The modules that this transport takes, in the order of loading.
+fn modules(vmlinuz: &Path, transport: Transport) -> Vec<PathBuf> {
+    let kernel = vmlinuz.parent().expect("an image lies in a directory");
+    let release = kernel.file_name().expect("it is named after its release");
+    let kernels_own = kernel.join("lib/modules").join(release).join("kernel");
+    let in_tree = |names: &[&str]| names.iter().map(|name| kernels_own.join(name)).collect();
+    match transport {
+        Transport::Virtio => in_tree(&VIRTIO),
+        Transport::Kerf => {
+            let mut all: Vec<PathBuf> = in_tree(&KERF);
+            all.push(cache().join("kmod").join(release).join("kerf-vsock.ko"));
+            all
+        }
+    }
 }
 
 fn add(root: &Path, from: &Path, to: impl AsRef<Path>) {

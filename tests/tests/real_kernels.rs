@@ -15,6 +15,7 @@ use std::time::Duration;
 use kmorph_control_api::{
     InstanceState, MorphStatus, OperationState, RecoveryOutcome, RecoveryRecord, VmcoreRecord,
 };
+use kmorph_tests::kernels::Transport;
 use kmorph_tests::resp::{Client, Steady};
 use kmorph_tests::{Host, kernels, larger_guest, published};
 use kmorph_vmcore::analysis::{self, AnalysisOptions};
@@ -24,6 +25,31 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 const MORPH: &str = "/v1/instances/web/morph";
+
+/// Each test over each transport.
+macro_rules! over_each_transport {
+    ($($test:ident),* $(,)?) => {
+        mod virtio {
+            $(#[test]
+            fn $test() {
+                super::$test(super::Transport::Virtio);
+            })*
+        }
+        mod kerf {
+            $(#[test]
+            fn $test() {
+                super::$test(super::Transport::Kerf);
+            })*
+        }
+    };
+}
+
+over_each_transport!(
+    a_kernel_that_panics_or_hangs_is_healed,
+    a_workload_moves_from_6_1_to_6_12_and_back,
+    a_killed_daemon_adopts_its_kernels_and_undoes_its_morph,
+    the_agent_is_a_service_in_a_guest_with_an_init_of_its_own,
+);
 
 fn run_dir(host: &Host) -> PathBuf {
     host.control().instance("web").run_dir.into()
@@ -46,9 +72,8 @@ fn get(port: u16, key: &str) -> String {
     Client::connect(port).unwrap().call(&["GET", key]).unwrap()
 }
 
-#[test]
-fn a_kernel_that_panics_or_hangs_is_healed() {
-    let host = Host::qemu();
+fn a_kernel_that_panics_or_hangs_is_healed(transport: Transport) {
+    let host = Host::qemu_over(transport);
     let port = host.spawn_kv_on("web", &kernels::debian("6.1"), kernels::PANICS_ON_NMI);
     ping(port);
     let first = host.control().instance("web");
@@ -137,9 +162,8 @@ fn a_memory_that_must_be_captured_is_kept_until_it_is() {
     ping(port);
 }
 
-#[test]
-fn a_workload_moves_from_6_1_to_6_12_and_back() {
-    let host = Host::qemu();
+fn a_workload_moves_from_6_1_to_6_12_and_back(transport: Transport) {
+    let host = Host::qemu_over(transport);
     let port = host.spawn_kv_on("web", &kernels::debian("6.1"), "");
     let mut client = Client::connect(port).unwrap();
     let value = "x".repeat(100_000);
@@ -173,9 +197,8 @@ fn morph(host: &Host, series: &str) -> kmorph_control_api::Operation {
     host.control().operate("POST", MORPH, Some(&body))
 }
 
-#[test]
-fn a_killed_daemon_adopts_its_kernels_and_undoes_its_morph() {
-    let mut host = Host::qemu();
+fn a_killed_daemon_adopts_its_kernels_and_undoes_its_morph(transport: Transport) {
+    let mut host = Host::qemu_over(transport);
     let port = host.spawn_kv_on("web", &kernels::debian("6.1"), "");
     Client::connect(port)
         .unwrap()
@@ -254,14 +277,13 @@ fn a_guest_that_stood_still_for_a_while_is_reached_again() {
     assert_eq!(host.control().instance("web").summary.recoveries, 0);
 }
 
-#[test]
-fn the_agent_is_a_service_in_a_guest_with_an_init_of_its_own() {
-    let host = Host::qemu();
+fn the_agent_is_a_service_in_a_guest_with_an_init_of_its_own(transport: Transport) {
+    let host = Host::qemu_over(transport);
     let kernel = kernels::debian("6.1");
     let body = json!({
         "name": "web",
         "kernel": kernel,
-        "initramfs": larger_guest::build(&host.path(""), &kernel),
+        "initramfs": larger_guest::build(&host.path(""), &kernel, transport),
         "workload": { "program": larger_guest::KV_IN_GUEST, "args": [] },
         "publish": [{ "address": "127.0.0.1", "host_port": 0, "port": 6379 }],
     });
@@ -269,6 +291,13 @@ fn the_agent_is_a_service_in_a_guest_with_an_init_of_its_own() {
     let now = host.control().instance("web");
     assert!(now.summary.kernel_release.starts_with("6.1."), "{now:?}");
     ping(published(&now));
+    // Its kernel goes on without it, and says so.
+    kernels::press_ctrl_alt_del(&run_dir(&host));
+    let record = host.control().wait("the silence to be judged", || {
+        let all: Vec<RecoveryRecord> = host.control().get("/v1/recoveries?instance=web");
+        all.into_iter().next()
+    });
+    assert_eq!(record.cause, "agent_dead", "{record:?}");
     host.control()
         .succeed("DELETE", "/v1/instances/web?force=true", None);
 }

@@ -12,7 +12,7 @@
 mod loopback;
 mod mounts;
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString, OsStr};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -33,8 +33,10 @@ const ANY_CID: u32 = u32::MAX;
 const BACKLOG: i32 = 1024;
 /// Open files of the agent and its workload: the kernel's own default of 1,024 is for terminals.
 const OPEN_FILES_MAX: u64 = 65_536;
-/// Parameters of a module: none, its defaults hold.
-const NO_PARAMETERS: &CStr = c"";
+/// The module that answers heartbeats for this kernel, and is told for whom.
+const KERF_VSOCK: &str = "kerf-vsock.ko";
+/// Where this kernel says which boot it is.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Why the guest could not be made ready.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +63,7 @@ pub fn is_init() -> bool {
 pub fn prepare(config: &AgentConfig) -> Result<(), InitError> {
     mounts::all()?;
     for module in &config.modules {
-        load(module)?;
+        load(module, &parameters(module, config)?)?;
     }
     // From now on Ctrl-Alt-Del is a SIGINT to this process instead of a reset.
     set_cad_enabled(false).map_err(failed("taking over Ctrl-Alt-Del"))?;
@@ -80,11 +82,29 @@ pub fn prepare(config: &AgentConfig) -> Result<(), InitError> {
     Ok(())
 }
 
-fn load(module: &Path) -> Result<(), InitError> {
+fn system(error: io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(0))
+}
+
+/// What a module is told. For most of them: nothing, their defaults hold.
+fn parameters(module: &Path, config: &AgentConfig) -> Result<CString, InitError> {
+    if module.file_name() != Some(OsStr::new(KERF_VSOCK)) {
+        return Ok(CString::default());
+    }
+    let boot_id = std::fs::read_to_string(BOOT_ID)
+        .map_err(|e| failed(format!("reading {BOOT_ID}"))(system(e)))?;
+    let (instance, generation) = (&config.instance, config.generation);
+    let text = format!(
+        "instance={instance} generation={generation} boot_id={}",
+        boot_id.trim()
+    );
+    CString::new(text).map_err(|_| failed("naming this instance to its kernel")(Errno::EINVAL))
+}
+
+fn load(module: &Path, parameters: &CStr) -> Result<(), InitError> {
     let what = || format!("loading the module {}", module.display());
-    let system = |error: io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(0));
     let file = File::open(module).map_err(|e| failed(what())(system(e)))?;
-    match finit_module(&file, NO_PARAMETERS, ModuleInitFlags::empty()) {
+    match finit_module(&file, parameters, ModuleInitFlags::empty()) {
         // Built in, or loaded by the kernel for a device it found.
         Ok(()) | Err(Errno::EEXIST) => Ok(()),
         Err(errno) => Err(failed(what())(errno)),

@@ -53,12 +53,12 @@ impl Ground {
     }
 
     pub(crate) fn qemu() -> Self {
-        Self::guests(|_| None)
+        Self::guests("6.1", |_| None)
     }
 
-    /// The same over kerf-vsock.
-    pub(crate) fn kerf() -> Self {
-        Self::guests(|cache| {
+    /// The same over kerf-vsock, with Debian's kernel of this series.
+    pub(crate) fn kerf(series: &str) -> Self {
+        Self::guests(series, |cache| {
             Some(KerfConfig {
                 program: program("kmorph-kerf-host"),
                 modules: cache.join("kmod"),
@@ -66,9 +66,9 @@ impl Ground {
         })
     }
 
-    fn guests(kerf: fn(&Path) -> Option<KerfConfig>) -> Self {
+    fn guests(series: &str, kerf: fn(&Path) -> Option<KerfConfig>) -> Self {
         let cache = cache();
-        let release = std::fs::read_to_string(cache.join("kernels/6.1"))
+        let release = std::fs::read_to_string(cache.join("kernels").join(series))
             .unwrap_or_else(|e| panic!("no kernel in {cache:?} ({e}): run scripts/setup-tests"));
         let kernel = cache.join("kernels").join(release.trim()).join("vmlinuz");
         let make = move || -> Arc<dyn Backend> {

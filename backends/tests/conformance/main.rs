@@ -20,26 +20,21 @@ use kmorph_backends::contract::{ExitCause, Observation, REGISTERS};
 
 use ground::Ground;
 
-/// One test for each rule and backend.
+/// One test for each rule and ground.
 macro_rules! conformance {
     ($($rule:ident),* $(,)?) => {
-        mod embedded {
+        conformance! { @on embedded = Ground::embedded(); $($rule)* }
+        conformance! { @on qemu = Ground::qemu(); $($rule)* }
+        // Real kernels that are reached over `kerf-vsock.ko`.
+        conformance! { @on kerf_6_1 = Ground::kerf("6.1"); $($rule)* }
+        conformance! { @on kerf_6_12 = Ground::kerf("6.12"); $($rule)* }
+    };
+    (@on $name:ident = $ground:expr; $($rule:ident)*) => {
+        mod $name {
+            use super::Ground;
             $(#[tokio::test]
             async fn $rule() {
-                super::rules::$rule(&super::Ground::embedded()).await;
-            })*
-        }
-        mod qemu {
-            $(#[tokio::test]
-            async fn $rule() {
-                super::rules::$rule(&super::Ground::qemu()).await;
-            })*
-        }
-        /// Real kernels that are reached over `kerf-vsock.ko`.
-        mod kerf {
-            $(#[tokio::test]
-            async fn $rule() {
-                super::rules::$rule(&super::Ground::kerf()).await;
+                super::rules::$rule(&$ground).await;
             })*
         }
     };
