@@ -24,7 +24,7 @@ test: setup lint doc
 	$(CARGO) build --workspace --all-targets
 	$(CARGO) test --workspace --quiet
 	scripts/test-python
-	scripts/fuzz 5
+	scripts/fuzz --same 5
 
 # libkerf for Python: target/python/wheels/libkerf-*.whl.
 wheel:

@@ -47,6 +47,7 @@ impl fmt::Display for Unit {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Of {
     Min,
+    P50,
     P99,
     Max,
 }
@@ -82,6 +83,7 @@ impl fmt::Display for Bar {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let of = match self.of {
             Of::Min => "min",
+            Of::P50 => "p50",
             Of::P99 => "p99",
             Of::Max => "max",
         };
@@ -155,6 +157,7 @@ impl Figure {
     pub(crate) fn bar(mut self, bar: Bar) -> Self {
         let value = match bar.of {
             Of::Min => self.min,
+            Of::P50 => self.p50,
             Of::P99 => self.p99,
             Of::Max => self.max,
         };
@@ -216,6 +219,18 @@ pub(crate) const HEADINGS: [&str; 10] = [
 
 pub(crate) fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
+}
+
+/// A quantile of values in any order.
+pub(crate) fn quantile_of(values: &[f64], percent: usize) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    quantile(&sorted, percent)
+}
+
+/// The middle one of values in any order.
+pub(crate) fn median(values: &[f64]) -> f64 {
+    quantile_of(values, 50)
 }
 
 /// The smallest value that at least `percent` of all are not above (nearest rank).

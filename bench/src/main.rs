@@ -18,9 +18,11 @@ mod process;
 mod python;
 mod qemu;
 mod report;
+mod ring;
 mod scale;
 mod trees;
 mod vmcore;
+mod vsock;
 mod wire;
 
 use std::path::PathBuf;
@@ -69,6 +71,8 @@ enum Group {
     Lifecycle,
     Morph,
     Scale,
+    Ring,
+    Vsock,
     Qemu,
     Vmcore,
 }
@@ -121,6 +125,8 @@ fn measure(group: Group, options: &Options) -> Found {
             quiet: Duration::from_secs(options.quiet_seconds),
             loaded: Duration::from_secs(options.loaded_seconds),
         }),
+        Group::Ring => ring::run(),
+        Group::Vsock => vsock::run(),
         Group::Qemu => qemu::run(),
         Group::Vmcore => vmcore::run(),
     }

@@ -115,7 +115,7 @@ impl Instance {
         let on_buses = check::instance(tree).0.unwrap_or_default().devices;
         self.write_to_node(tree.root_mut());
         if !on_buses.is_empty() && on_buses == self.devices {
-            resources_of(tree.root_mut()).remove_property("device-names");
+            set(resources_of(tree.root_mut()), "device-names", None);
         }
     }
 
@@ -150,22 +150,22 @@ impl Instance {
         }
         set(resources, "llc-way-mask", self.llc_ways.map(u32_of));
         // In one string: kerf reads no list of several, and splits this one at the spaces.
-        resources.remove_child("devices");
+        remove_children(resources, "devices");
         let devices = Some(self.devices.join(" ")).filter(|names| !names.is_empty());
         let devices = devices.map(|names| text("device-names", &names).bytes().to_vec());
         set(resources, "device-names", devices);
         if self.uring.is_none() {
-            resources.remove_child("uring");
+            remove_children(resources, "uring");
         }
         if let Some(uring) = &self.uring {
-            let child = child_of(resources, "uring");
+            let child = resources.child_or_new("uring");
             set(child, "sq-entries", uring.sq_entries.map(u32_of));
             set(child, "cq-entries", uring.cq_entries.map(u32_of));
             set(child, "shim-data-pages", uring.shim_pages.map(u32_of));
         }
         let kcore = self.host_kcore.then(Vec::new);
         if kcore.is_some() || node.child("options").is_some() {
-            set(child_of(node, "options"), "enable-host-kcore", kcore);
+            set(node.child_or_new("options"), "enable-host-kcore", kcore);
         }
     }
 }
@@ -178,25 +178,17 @@ fn text(name: &str, value: &str) -> Property {
 fn set(node: &mut Node, name: &str, value: Option<Vec<u8>>) {
     match value {
         Some(value) => node.set(Property::new(name, value)),
-        None => {
-            node.remove_property(name);
-        }
+        None => while node.remove_property(name).is_some() {},
     }
 }
 
-fn resources_of(node: &mut Node) -> &mut Node {
-    child_of(node, "resources")
+/// Takes out every child that readers could find by this name: a tree may have it more than once.
+fn remove_children(node: &mut Node, name: &str) {
+    while node.remove_child(name).is_some() {}
 }
 
-/// The child of this name, made when it is not there.
-fn child_of<'n>(node: &'n mut Node, name: &str) -> &'n mut Node {
-    let children = node.children_mut();
-    let at = children.iter().position(|child| child.name() == name);
-    let at = at.unwrap_or_else(|| {
-        children.push(Node::new(name));
-        children.len() - 1
-    });
-    &mut children[at]
+fn resources_of(node: &mut Node) -> &mut Node {
+    node.child_or_new("resources")
 }
 
 #[cfg(test)]
@@ -261,6 +253,21 @@ mod tests {
         fewer.write_to(&mut read);
         assert_eq!(check::instance(&read).0, Some(fewer));
         assert!(read.root().property("vendor,note").is_some());
+    }
+
+    #[test]
+    fn what_readers_would_find_by_the_name_is_changed_also_when_it_is_there_twice() {
+        let text = "/dts-v1/; / { compatible = \"multikernel-v1\"; model = \"web\"; id = <3>;
+            resources@ { cpus = <0 8>; uring { sq-entries = <8>; }; uring@1 { sq-entries = <9>; };
+                devices { nic { }; }; devices@1 { disk { }; }; }; };";
+        let mut tree = dts::read(text).unwrap();
+        let mut instance = check::instance(&tree).0.unwrap();
+        assert_eq!(instance.cpus, [8]);
+        instance.cpus.push(9);
+        instance.uring = None;
+        instance.devices.clear();
+        instance.write_to(&mut tree);
+        assert_eq!(check::instance(&tree).0, Some(instance));
     }
 
     #[test]

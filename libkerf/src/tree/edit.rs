@@ -57,6 +57,16 @@ impl Node {
             .find(|child| path::is_found_by(&child.name, name))
     }
 
+    /// The same; a new one is added when there is none.
+    pub fn child_or_new(&mut self, name: &str) -> &mut Node {
+        let found = |child: &Node| path::is_found_by(&child.name, name);
+        let at = self.children.iter().position(found).unwrap_or_else(|| {
+            self.children.push(Node::new(name));
+            self.children.len() - 1
+        });
+        &mut self.children[at]
+    }
+
     /// The children, to change them.
     pub fn children_mut(&mut self) -> &mut Vec<Node> {
         &mut self.children
