@@ -55,7 +55,7 @@ struct kerf_device *kerf_device_create(const struct kerf_backend *backend, void 
 	if (!dev)
 		return ERR_PTR(-ENOMEM);
 	/* Unbound: each peer's work waits for its own sockets only, never for another peer's. */
-	dev->workqueue = alloc_workqueue("kerf-vsock", WQ_UNBOUND | WQ_MEM_RECLAIM, 0);
+	dev->workqueue = alloc_workqueue("kerf-vsock", WQ_UNBOUND | WQ_HIGHPRI | WQ_MEM_RECLAIM, 0);
 	if (!dev->workqueue) {
 		kvfree(dev);
 		return ERR_PTR(-ENOMEM);
@@ -96,6 +96,9 @@ int kerf_device_start(struct kerf_device *dev)
 	}
 	kerf_debugfs_add(dev);
 	smp_store_release(&dev->started, true);
+	/* Who finds the device finds itself: the link to this kernel needs nobody else. */
+	kerf_peer_kick(&dev->peers[dev->me]);
+	flush_work(&dev->peers[dev->me].work);
 	/* The first scan looks at every peer and rings those that are there. */
 	queue_delayed_work(dev->workqueue, &dev->scan, 0);
 	pr_info("%s: CID %u, generation %u, %u peers\n", dev->backend->name, kerf_cid(dev, dev->me),

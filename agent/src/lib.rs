@@ -22,6 +22,7 @@ pub mod inherited;
 pub mod init;
 pub mod morph;
 pub mod output;
+pub mod priority;
 pub mod reap;
 pub mod rounds;
 pub mod server;

@@ -16,6 +16,7 @@ use crate::figures::{Sampler, Scope};
 use crate::handover::{self, Handover};
 use crate::init::{self, InitError};
 use crate::morph::Morphs;
+use crate::priority;
 use crate::server::{self, Served};
 use crate::workload::{Plan, Workload};
 
@@ -111,7 +112,8 @@ async fn serve(
         }
         None => None,
     };
-    let workload = start_workload(&config, &release, &listeners, &dir, &log)?;
+    let niceness = go_first(&config, &log);
+    let workload = start_workload(&config, &release, &listeners, niceness, &dir, &log)?;
     let morphs = Morphs::new(
         workload.clone(),
         config.generation,
@@ -148,10 +150,24 @@ async fn serve(
     Ok(())
 }
 
+/// Whose turn it is on the host is not this process's to decide; in its guest it is. The niceness of the
+/// workload, where it is not the agent's.
+fn go_first(config: &AgentConfig, log: &Logger) -> Option<i32> {
+    if config.role == Role::Child {
+        return None;
+    }
+    let before = priority::go_first();
+    if let Err(error) = &before {
+        info!(log, "a busy workload can delay heartbeats"; "error" => %error);
+    }
+    before.ok()
+}
+
 fn start_workload(
     config: &AgentConfig,
     release: &str,
     listeners: &[(String, OwnedFd)],
+    niceness: Option<i32>,
     dir: &Path,
     log: &Logger,
 ) -> Result<Workload, RunError> {
@@ -175,6 +191,7 @@ fn start_workload(
         standby: matches!(config.start, StartMode::AwaitState { .. }),
         // By reference they come with the state.
         standby_listeners: config.predecessor.is_none(),
+        niceness,
         rotated_log: child.then(|| dir.join("agent.log.1")),
     };
     Ok(Workload::start(plan, log.clone()))

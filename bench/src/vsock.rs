@@ -167,7 +167,9 @@ fn connect(path: &std::path::Path) -> UnixStream {
     socket
         .set_write_timeout(Some(PATIENCE))
         .expect("it is not zero");
-    let asked = writeln!(socket, "CONNECT {PORT}");
+    // In one write: vhost-device-vsock takes what it reads at once for the whole line.
+    let line = format!("CONNECT {PORT}\n");
+    let asked = socket.write_all(line.as_bytes());
     asked.expect("the transport takes it");
     let mut line = [0; "OK 7007\n".len()];
     socket.read_exact(&mut line).expect("the guest answers");

@@ -9,6 +9,7 @@ use kmorph_workload::handover::{ActivatedListener, AgentEnd, attach};
 use nix::sys::signal::Signal;
 
 use super::Plan;
+use crate::priority::become_as_nice_as;
 
 /// Why the program could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +61,7 @@ pub(super) fn launch(plan: &Plan, listening: bool) -> Result<Launched, LaunchErr
         }
     }
     let ours = attach(&mut command, &listeners).map_err(failed("passing its sockets"))?;
-    die_with_parent(&mut command);
+    place(&mut command, plan.niceness);
     let mut command = tokio::process::Command::from(command);
     let child = command.spawn().map_err(failed("starting"))?;
     // Closes this process's copies of what the program inherits.
@@ -73,11 +74,15 @@ pub(super) fn launch(plan: &Plan, listening: bool) -> Result<Launched, LaunchErr
     })
 }
 
-/// A workload never outlives its agent: without it an instance is dead, and nothing would fence it.
-fn die_with_parent(command: &mut Command) {
+/// A workload never outlives its agent: without it an instance is dead, and nothing would fence it. Where the
+/// agent went first, the workload does not.
+fn place(command: &mut Command, niceness: Option<i32>) {
     use std::os::unix::process::CommandExt;
-    let bind = || nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(io::Error::from);
-    // SAFETY: the closure runs between fork and exec and makes one system call; it allocates
+    let place = move || {
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+        niceness.map_or(Ok(()), become_as_nice_as)
+    };
+    // SAFETY: the closure runs between fork and exec and makes two system calls; it allocates
     // nothing and takes no lock.
-    unsafe { command.pre_exec(bind) };
+    unsafe { command.pre_exec(place) };
 }

@@ -81,6 +81,8 @@ pub struct Plan {
     /// Whether the new side is given the listening sockets too. In the embedded backend they come
     /// with the state, and two programs that hold them would both be connected to.
     pub standby_listeners: bool,
+    /// Its niceness; the agent's own without.
+    pub niceness: Option<i32>,
     /// Where the log is kept when it has grown too large.
     pub rotated_log: Option<std::path::PathBuf>,
 }

@@ -9,7 +9,7 @@ use std::task::Waker;
 use super::packet::{Header, Op, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 
 /// Bytes that a connection takes before they are read.
-pub(super) const BUFFER_BYTES: u32 = 256 * 1024;
+pub(super) const BUFFER_BYTES: u32 = 128 * 1024;
 
 /// Where a connection stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
