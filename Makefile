@@ -23,6 +23,7 @@ build:
 test: setup lint doc
 	$(CARGO) build --workspace --all-targets
 	$(CARGO) test --workspace --quiet
+	scripts/test-kmod --skip twenty_four
 	scripts/test-python
 	scripts/fuzz --same 5
 
@@ -86,7 +87,7 @@ fuzz: setup
 kmod:
 	scripts/build-kmod
 
-# The module in guests of both kernels: some minutes.
+# The module in guests of both kernels, as in `make test`: some minutes.
 kmod-test: setup
 	scripts/test-kmod --skip twenty_four
 
