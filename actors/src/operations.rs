@@ -202,7 +202,7 @@ impl Operations {
     /// Asks for an operation to be undone. The worker decides when it can be.
     ///
     /// # Errors
-    /// When there is none of this id, or it is over.
+    /// When there is none of this id, it is over, or its kind cannot be undone.
     pub fn cancel(&self, id: &str) -> Result<Operation, ApiError> {
         let table = self.table();
         let entry = number(id)
@@ -211,6 +211,10 @@ impl Operations {
         if entry.operation.is_over() {
             let text = format!("operation {id} is over, there is nothing to cancel");
             return Err(ApiError::new(ErrorCode::WrongState, text));
+        }
+        if let Some(instead) = instead_of_cancelling(entry.operation.kind) {
+            let text = format!("operation {id} cannot be cancelled: only a morph can be undone");
+            return Err(ApiError::new(ErrorCode::WrongState, text).hint(instead));
         }
         entry.cancel.send_replace(true);
         Ok(entry.operation.clone())
@@ -365,6 +369,20 @@ fn unknown(id: &str) -> ApiError {
         .hint("`kmorphctl operation list` shows those that are kept")
 }
 
+/// What to do in place of cancelling, where nothing can be undone.
+fn instead_of_cancelling(kind: OperationKind) -> Option<&'static str> {
+    match kind {
+        OperationKind::Morph | OperationKind::MorphPrepare => None,
+        OperationKind::Spawn => Some("`kmorphctl terminate` ends the instance"),
+        OperationKind::MorphValidate | OperationKind::MorphCommit => {
+            Some("`kmorphctl morph rollback` undoes the morph, before its commit point")
+        }
+        OperationKind::Terminate | OperationKind::Recover | OperationKind::MorphRollback => {
+            Some("`kmorphctl operation watch` waits for its end")
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -411,6 +429,11 @@ mod tests {
         handle.cancelled().await;
         assert!(handle.cancel_requested());
         handle.undone(None);
+        let spawn = operations.begin(OperationKind::Spawn, "db", None).unwrap();
+        let refused = operations.cancel(&spawn.id()).unwrap_err();
+        assert_eq!(refused.code, ErrorCode::WrongState);
+        assert!(!spawn.cancel_requested());
+        spawn.succeed(None);
         assert_eq!(
             operations.cancel(&id).unwrap_err().code,
             ErrorCode::WrongState

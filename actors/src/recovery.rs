@@ -146,7 +146,10 @@ impl RecoveryJob {
             Action::Capture(_) => self.capture(ctx),
             Action::Reclaim(certificate) => self.reclaim(certificate, ctx),
             Action::Respawn(_) if self.plan.respawn => self.respawn(ctx),
-            Action::Respawn(_) => self.end(RecoveryOutcome::Quarantined, None, ctx),
+            Action::Respawn(_) => {
+                self.complete(0);
+                self.end(RecoveryOutcome::Quarantined, None, ctx);
+            }
             Action::Complete { new_generation } => self.complete(new_generation),
             Action::Finished(Outcome::Recovered) => {
                 self.end(RecoveryOutcome::Recovered, None, ctx);
@@ -369,12 +372,17 @@ impl RecoveryJob {
         }));
     }
 
+    /// Tells the survivors how it ended; `new_generation` is 0 when nothing took the failed one's place.
     fn complete(&self, new_generation: u64) {
+        let outcome = match new_generation {
+            0 => WireOutcome::Reclaimed,
+            _ => WireOutcome::Recovered,
+        };
         let fixed = RecoverCompleteFixed {
             recovery: self.record.id,
             failed_generation: self.plan.failed.generation,
             new_generation,
-            outcome: WireOutcome::Recovered,
+            outcome,
         };
         let instance = self.plan.instance.name.clone();
         let ask = self.supervisor.send(GetTopology);

@@ -16,9 +16,12 @@ use kmp_transport::link::Address;
 use kmp_transport::peer::{Peer, PeerEvent};
 use slog::{Logger, debug};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 /// Requests that may be waiting for their reply at one peer.
 pub const REQUESTS_MAX: usize = 16;
+/// Longest wait before a request that was answered RETRY is sent again.
+pub const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// One generation of one instance.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -114,6 +117,9 @@ pub enum RequestError {
     /// No reply in time.
     #[error("no answer within {0:?}")]
     TimedOut(Duration),
+    /// It did nothing, and is to be asked again after this time: [`TransportHandle::ask`] does.
+    #[error("it is busy, and was to be asked again in {0:?}")]
+    Retry(Duration),
     /// It refused.
     #[error("it refused: {}: {}", .0.code, .0.text)]
     Refused(ErrorInfo),
@@ -160,6 +166,38 @@ impl TransportHandle {
         self.current.borrow().1.clone()
     }
 
+    /// Sends a request, and again for as long as it is answered RETRY and its time allows.
+    ///
+    /// # Errors
+    /// See [`RequestError`].
+    pub async fn ask(&self, request: Request) -> Result<Kmp, RequestError> {
+        let Request {
+            key,
+            message,
+            timeout,
+        } = request;
+        let deadline = Instant::now() + timeout;
+        for retries in 1.. {
+            let again = Request {
+                key: key.clone(),
+                message: message.clone(),
+                timeout: deadline.saturating_duration_since(Instant::now()),
+            };
+            let sent = self.address().send(again).await;
+            let after = match sent.unwrap_or(Err(RequestError::NotConnected)) {
+                Err(RequestError::Retry(after)) => after,
+                Err(RequestError::TimedOut(_)) => break,
+                answered => return answered,
+            };
+            let wait = retry_wait(after, retries, getrandom::u64().unwrap_or(0));
+            if Instant::now() + wait >= deadline {
+                break;
+            }
+            tokio::time::sleep(wait).await;
+        }
+        Err(RequestError::TimedOut(timeout))
+    }
+
     /// Starts another one when this one has panicked; whether it did.
     pub fn replace_if_gone(&self, log: &Logger) -> bool {
         let mut current = self.current.borrow_mut();
@@ -169,6 +207,15 @@ impl TransportHandle {
         *current = (current.0 + 1, Transport::new(log.clone()).start());
         true
     }
+}
+
+/// How long to wait after the `retries`-th RETRY in a row (docs/kmp.md): what was asked for, plus a random part
+/// of it that doubles each time, [`RETRY_MAX`] at most.
+fn retry_wait(after: Duration, retries: u32, random: u64) -> Duration {
+    let most = after.saturating_mul(1u32.checked_shl(retries - 1).unwrap_or(u32::MAX));
+    let part = u32::try_from(random % 1024).unwrap_or(0);
+    let spread = most.min(RETRY_MAX) * part / 1024;
+    after.saturating_add(spread).min(RETRY_MAX)
 }
 
 #[derive(Message)]
@@ -360,7 +407,10 @@ impl Attached {
             Kmp::HeartbeatRsp(answer) => self.owner.do_send(PeerUpdate::Answer(answer)),
             Kmp::HealthStatus(status) => self.owner.do_send(PeerUpdate::Health(status)),
             Kmp::Error(error) => self.complete(sequence, Err(RequestError::Refused(error))),
-            Kmp::Retry(_) => self.complete(sequence, Err(RequestError::Busy)),
+            Kmp::Retry(retry) => {
+                let after = Duration::from_millis(retry.retry_after_ms.into());
+                self.complete(sequence, Err(RequestError::Retry(after)));
+            }
             message if frame.header.reply => self.complete(sequence, Ok(message)),
             // An agent has nothing else to ask of its daemon.
             _ => {}
@@ -372,5 +422,148 @@ impl Attached {
         if let Some(waiting) = token.and_then(|t| self.waiting.remove(&t)) {
             let _ = waiting.send(result);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use kmp_proto::message::{
+        FailureCause, HelloFixed, PeerRole, RecoverFixed, RecoverNotice, RecoverReply, RetryAfter,
+    };
+    use kmp_proto::wire::{ErrorCode, VERSION};
+    use kmp_transport::link::{KMP_PORT, Listener, UnixVsockListener};
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// Hears what happens on the peer's channels.
+    struct Owner;
+
+    impl Actor for Owner {
+        type Context = Context<Self>;
+    }
+
+    impl Handler<PeerUpdate> for Owner {
+        type Result = ();
+
+        fn handle(&mut self, _: PeerUpdate, _: &mut Self::Context) {}
+    }
+
+    fn hello(role: PeerRole) -> Hello {
+        Hello {
+            fixed: HelloFixed {
+                version_min: VERSION,
+                version_max: VERSION,
+                role,
+                channel: Channel::Control,
+                flags: 0,
+                generation: 1,
+                boot_id: [1; 16],
+                features: 0,
+                session: 0,
+            },
+            instance: "web".to_owned(),
+            kernel_release: String::new(),
+            agent_version: String::new(),
+        }
+    }
+
+    fn notice() -> Kmp {
+        Kmp::RecoverPrepare(RecoverNotice {
+            fixed: RecoverFixed {
+                recovery: 7,
+                failed_generation: 3,
+                cause: FailureCause::KernelDead,
+            },
+            instance: "db".to_owned(),
+            text: String::new(),
+        })
+    }
+
+    /// An instance that puts off each request so often before it answers.
+    fn serve(path: &Path, put_offs: usize) {
+        let listener = Listener::Unix(UnixVsockListener::bind(path, KMP_PORT).unwrap());
+        let mut connections =
+            kmp_transport::server::serve(listener, hello(PeerRole::Instance), |_: &str| ());
+        actix::spawn(async move {
+            while let Some(mut connection) = connections.recv().await {
+                actix::spawn(async move {
+                    let mut asked = 0;
+                    while let Ok(frame) = connection.reader.next().await {
+                        let sequence = frame.header.sequence;
+                        asked += 1;
+                        let answer = if asked <= put_offs {
+                            Kmp::Retry(RetryAfter {
+                                retry_after_ms: 1,
+                                reason: ErrorCode::Busy,
+                                offending_type: frame.header.msg_type as u16,
+                                offending_sequence: sequence,
+                            })
+                        } else {
+                            Kmp::RecoverPrepareReply(RecoverReply {
+                                recovery: 7,
+                                elapsed_ms: 0,
+                            })
+                        };
+                        connection.writer.reply(&answer, sequence).await.unwrap();
+                    }
+                });
+            }
+        });
+    }
+
+    async fn asked(put_offs: usize, timeout: Duration) -> Result<Kmp, RequestError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vsock.sock");
+        serve(&path, put_offs);
+        let transport = TransportHandle::start(&Logger::root(slog::Discard, slog::o!()));
+        let key = PeerKey {
+            instance: "web".to_owned(),
+            generation: 1,
+        };
+        transport.address().do_send(Attach {
+            key: key.clone(),
+            endpoint: Endpoint::Unix { path },
+            hello: hello(PeerRole::Daemon),
+            owner: Owner.start().recipient(),
+        });
+        let begun = Instant::now();
+        loop {
+            let request = Request {
+                key: key.clone(),
+                message: notice(),
+                timeout,
+            };
+            match transport.ask(request).await {
+                Err(RequestError::NotConnected) if begun.elapsed() < PATIENCE => {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                answered => return answered,
+            }
+        }
+    }
+
+    #[actix::test]
+    async fn a_request_that_is_put_off_is_asked_again_until_its_time_is_over() {
+        let answered = asked(3, PATIENCE).await;
+        assert!(
+            matches!(answered, Ok(Kmp::RecoverPrepareReply(_))),
+            "{answered:?}"
+        );
+        let little = Duration::from_millis(50);
+        let given_up = asked(usize::MAX, little).await;
+        assert_eq!(given_up, Err(RequestError::TimedOut(little)));
+    }
+
+    #[test]
+    fn each_wait_is_what_was_asked_for_and_a_part_that_doubles() {
+        let ms = Duration::from_millis;
+        assert_eq!(retry_wait(ms(100), 1, 0), ms(100));
+        assert_eq!(retry_wait(ms(100), 1, 512), ms(150));
+        assert_eq!(retry_wait(ms(100), 3, 512), ms(300));
+        assert_eq!(retry_wait(ms(100), u32::MAX, 1023), RETRY_MAX);
+        assert_eq!(retry_wait(Duration::MAX, 1, 1023), RETRY_MAX);
     }
 }

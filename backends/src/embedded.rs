@@ -98,7 +98,7 @@ impl EmbeddedBackend {
             .iter()
             .map(|fd| fd.as_raw_fd().to_string())
             .collect();
-        let child = Command::new(&self.config.agent)
+        let mut child = Command::new(&self.config.agent)
             .arg("--config")
             .arg(&config_path)
             .env(FENCE_ENV, &spec.run_dir)
@@ -109,19 +109,25 @@ impl EmbeddedBackend {
             .current_dir("/")
             .spawn()
             .map_err(|e| fail(&format!("starting {:?}", self.config.agent), e))?;
-        let pid = i32::try_from(child.id())
-            .map_err(|_| fail("reading its pid", io::ErrorKind::InvalidData.into()))?;
-        match Stat::read(pid) {
-            Ok(Some(stat)) => Ok(ProcessId {
-                role: "agent".to_owned(),
-                pid,
-                start_ticks: stat.start_ticks,
-            }),
-            // Our own child stays until it is reaped: there is always something to read.
-            Ok(None) => Err(fail("finding its process", io::ErrorKind::NotFound.into())),
-            Err(error) => Err(fail("reading its start time", error)),
+        let known = identify(child.id());
+        if known.is_err() {
+            // Nothing is left of a spawn that failed.
+            let _ = child.kill();
+            let _ = child.wait();
         }
+        known.map_err(|error| fail("reading its pid and start time", error))
     }
+}
+
+/// Our own child stays until it is reaped: there is always something to read.
+fn identify(pid: u32) -> io::Result<ProcessId> {
+    let pid = i32::try_from(pid).map_err(|_| io::ErrorKind::InvalidData)?;
+    let stat = Stat::read(pid)?.ok_or(io::ErrorKind::NotFound)?;
+    Ok(ProcessId {
+        role: "agent".to_owned(),
+        pid,
+        start_ticks: stat.start_ticks,
+    })
 }
 
 fn main_process(placement: &Placement) -> Option<&ProcessId> {

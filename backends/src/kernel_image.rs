@@ -4,6 +4,7 @@
 
 use std::fmt::Write as _;
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -67,7 +68,12 @@ impl KernelImage {
             path: path.to_owned(),
             reason: reason.to_owned(),
         };
-        let file = std::fs::File::open(path).map_err(unreadable)?;
+        // A FIFO would be waited for; what is no regular file is refused below.
+        let file = std::fs::File::options()
+            .read(true)
+            .custom_flags(nix::libc::O_NONBLOCK)
+            .open(path)
+            .map_err(unreadable)?;
         let meta = file.metadata().map_err(unreadable)?;
         if !meta.is_file() {
             return Err(refuse("it is not a regular file"));

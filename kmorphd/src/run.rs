@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::error::Error;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -236,6 +236,15 @@ fn kerf(start: &Start) -> Option<KerfConfig> {
 fn free_socket(path: &Path) -> Result<std::path::PathBuf, Fault> {
     if let Some(parent) = path.parent() {
         make_dir(parent)?;
+    }
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(path.to_owned()),
+        Err(error) => return Err(format!("looking at the control socket {path:?}: {error}").into()),
+        Ok(there) if !there.file_type().is_socket() => {
+            let text = "is there already and is no socket; give another path";
+            return Err(format!("the control socket {path:?} cannot be made: it {text}").into());
+        }
+        Ok(_) => {}
     }
     match std::os::unix::net::UnixStream::connect(path) {
         Ok(_) => Err(format!("another daemon answers on the control socket {path:?}").into()),

@@ -20,7 +20,7 @@ pub struct Arrived {
     pub event: Event,
 }
 
-/// All events from the moment it was made on.
+/// Events, from the moment it was made on or from an earlier one.
 #[derive(Debug)]
 pub struct Events {
     arrived: Receiver<Arrived>,
@@ -31,9 +31,19 @@ pub struct Events {
 impl Events {
     /// Follows the events of the daemon behind `control`. Events are missed only before this returns.
     pub fn follow(control: &Control) -> Self {
+        Self::begin(control, "")
+    }
+
+    /// As [`Events::follow`], from the event after `last` on.
+    pub fn resume(control: &Control, last: u64) -> Self {
+        Self::begin(control, &format!("Last-Event-ID: {last}\r\n"))
+    }
+
+    fn begin(control: &Control, header: &str) -> Self {
         let mut stream = UnixStream::connect(control.socket()).expect("the daemon answers");
+        let request = format!("GET /v1/events HTTP/1.0\r\nHost: kmorph\r\n{header}\r\n");
         stream
-            .write_all(b"GET /v1/events HTTP/1.0\r\nHost: kmorph\r\n\r\n")
+            .write_all(request.as_bytes())
             .expect("the daemon reads");
         let reader = stream.try_clone().expect("a descriptor is left");
         let mut lines = BufReader::new(reader).lines();

@@ -11,8 +11,8 @@
 use std::time::Duration;
 
 use kmorph_control_api::{InstanceState, Operation, RecoveryOutcome, RecoveryRecord};
-use kmorph_tests::Host;
 use kmorph_tests::resp::{Client, Steady};
+use kmorph_tests::{Events, Host};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -195,4 +195,24 @@ fn a_recovery_that_died_with_the_daemon_is_not_told_to_run() {
         first[0].reason.as_deref().unwrap().contains("daemon ended"),
         "{first:?}"
     );
+}
+
+#[test]
+fn a_follower_of_events_misses_none_over_a_restart() {
+    let mut host = Host::new();
+    let events = Events::follow(host.control());
+    host.spawn_bare("web");
+    let seen = events.wait("the spawn", |e| e.message == "spawned").event;
+    host.spawn_bare("db");
+    let rest = Events::resume(host.control(), seen.id);
+    let next = rest.wait("the next event", |_| true).event;
+    assert_eq!(next.id, seen.id + 1);
+    rest.wait("the other spawn", |e| {
+        e.message == "spawned" && e.instance.as_deref() == Some("db")
+    });
+    host.restart_by_kill();
+    let rest = Events::resume(host.control(), seen.id);
+    let next = rest.wait("the next event", |_| true).event;
+    assert_eq!(next.id, seen.id + 1);
+    rest.wait("the adoption", |e| e.message == "adopted");
 }

@@ -127,6 +127,8 @@ fn a_pause_shorter_than_the_timeout_is_forgiven() {
 fn an_instance_that_keeps_crashing_is_quarantined_and_recovers_when_asked() {
     let host = Host::new();
     host.spawn_bare("web");
+    host.spawn_bare("db");
+    let survivor = std::path::PathBuf::from(host.control().instance("db").run_dir);
     let detail = host.control().wait("quarantine", || {
         let now = host.control().instance("web");
         match now.summary.state {
@@ -140,6 +142,12 @@ fn an_instance_that_keeps_crashing_is_quarantined_and_recovers_when_asked() {
         None
     });
     assert!(detail.reason.unwrap().contains("in a row"));
+    // The survivors are told that nothing takes its place.
+    host.control().wait("the last topology", || {
+        let text = std::fs::read(survivor.join("topology.json")).ok()?;
+        let told: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        (told["failed_instance"] == "web" && told["new_generation"] == 0).then_some(())
+    });
     host.control()
         .succeed("POST", "/v1/instances/web/recover", None);
     assert_eq!(
@@ -150,7 +158,7 @@ fn an_instance_that_keeps_crashing_is_quarantined_and_recovers_when_asked() {
 
 #[test]
 fn without_auto_heal_a_failed_instance_waits_for_its_operator() {
-    let host = Host::new();
+    let mut host = Host::new();
     host.spawn_bare("web");
     host.control()
         .set_policy("web", &json!({ "auto_heal": false }));
@@ -158,6 +166,11 @@ fn without_auto_heal_a_failed_instance_waits_for_its_operator() {
     host.control().wait("it to fail", || {
         (host.control().instance("web").summary.state == InstanceState::Failed).then_some(())
     });
+    let before = host.control().instance("web");
+    host.restart_by_kill();
+    let after = host.control().instance("web");
+    assert_eq!(after.summary.state, InstanceState::Failed, "{after:?}");
+    assert_eq!(after.reason, before.reason);
     host.control()
         .succeed("POST", "/v1/instances/web/recover", None);
     assert_eq!(host.successor_of("web", 1).summary.generation, 2);

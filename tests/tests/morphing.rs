@@ -7,7 +7,9 @@
     reason = "a test fails by panicking"
 )]
 
-use std::time::Duration;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use kmorph_control_api::{
     ErrorCode, EventKind, InstanceState, MorphPhase, MorphStatus, OperationState,
@@ -66,6 +68,68 @@ fn a_client_keeps_its_connection_and_its_data() {
 }
 
 #[test]
+fn new_connections_are_never_refused_while_it_is_morphed() {
+    let host = Host::new();
+    let port = host.spawn_kv("web");
+    let over = AtomicBool::new(false);
+    let [answered, refused] = [(); 2].map(|()| AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Relaxed) {
+                let answer = Client::connect(port).and_then(|mut client| client.call(&["PING"]));
+                let count = if answer.is_ok() { &answered } else { &refused };
+                count.fetch_add(1, Relaxed);
+            }
+        });
+        for release in ["6.12.0-b", "6.12.1-c", "6.12.2-d"] {
+            let ended = host.control().morph("web", &host.kernel(release));
+            assert_eq!(ended.state, OperationState::Succeeded, "{ended:?}");
+        }
+        over.store(true, Relaxed);
+    });
+    assert_eq!(refused.load(Relaxed), 0);
+    assert!(answered.load(Relaxed) > 0);
+}
+
+/// The process of this name in the generation that runs from `run_dir`.
+fn process_of(run_dir: &Path, name: &str) -> Pid {
+    let wanted = run_dir.as_os_str().as_encoded_bytes();
+    let found = std::fs::read_dir("/proc").unwrap().flatten().find(|entry| {
+        let read = |file: &str| std::fs::read(entry.path().join(file)).unwrap_or_default();
+        let environ = read("environ");
+        read("comm").trim_ascii_end() == name.as_bytes()
+            && environ.windows(wanted.len()).any(|part| part == wanted)
+    });
+    let pid = found.unwrap().file_name().to_str().unwrap().parse();
+    Pid::from_raw(pid.unwrap())
+}
+
+#[test]
+fn a_phase_that_takes_too_long_is_rolled_back_from() {
+    let host = Host::new();
+    let port = host.spawn_kv("web");
+    Client::connect(port)
+        .unwrap()
+        .call(&["SET", "k", "v"])
+        .unwrap();
+    host.control()
+        .set_policy("web", &json!({ "morph_timeout_s": 1.0 }));
+    prepare(&host);
+    let new = process_of(&host.path("run/instances/web/2"), "kmorph-kv");
+    kill(new, Signal::SIGSTOP).unwrap();
+    let ended = host
+        .control()
+        .operate("POST", &format!("{MORPH}/validate"), None);
+    assert_eq!(ended.state, OperationState::Failed, "{ended:?}");
+    let now = host.control().wait("the old kernel to serve alone", || {
+        let now = host.control().instance("web");
+        (now.summary.state == InstanceState::Running).then_some(now)
+    });
+    assert_eq!(now.summary.generation, 1);
+    serves(port, "k", "v");
+}
+
+#[test]
 fn in_rounds_the_data_is_copied_while_it_changes() {
     let host = Host::in_rounds();
     let port = host.spawn_kv("web");
@@ -112,6 +176,27 @@ fn in_rounds_a_rollback_keeps_what_was_written_meanwhile() {
     let ended = host.control().morph("web", &host.kernel("6.12.0-b"));
     assert_eq!(ended.state, OperationState::Succeeded, "{ended:?}");
     serves(port, "k", "3");
+}
+
+#[test]
+fn a_prepared_morph_waits_longer_than_a_phase_may_take() {
+    let host = Host::new();
+    let port = host.spawn_kv("web");
+    Client::connect(port)
+        .unwrap()
+        .call(&["SET", "k", "v"])
+        .unwrap();
+    host.control()
+        .set_policy("web", &json!({ "morph_timeout_s": 1.0 }));
+    prepare(&host);
+    let prepared = Instant::now();
+    host.control().wait("two phases' time to pass", || {
+        (prepared.elapsed() > Duration::from_secs(2)).then_some(())
+    });
+    validate(&host);
+    let ended = commit(&host);
+    assert_eq!(ended.state, OperationState::Succeeded, "{ended:?}");
+    serves(port, "k", "v");
 }
 
 #[test]

@@ -78,6 +78,30 @@ fn a_wrong_configuration_is_refused_whole_at_a_reload() {
 }
 
 #[test]
+fn a_file_in_the_place_of_the_control_socket_is_left_alone() {
+    let host = Host::prepare(SOUND);
+    let socket = host.path("run/kmorphd.sock");
+    std::fs::create_dir_all(host.path("run")).unwrap();
+    std::fs::write(&socket, SECRET).unwrap();
+    let said = host.refused_start(&[]);
+    has(&said, &["kmorphd.sock", "no socket"]);
+    assert_eq!(std::fs::read_to_string(&socket).unwrap(), SECRET);
+}
+
+#[test]
+fn an_image_that_would_be_waited_for_is_refused_at_once() {
+    let host = Host::new();
+    let path = host.path("fifo");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let body = json!({ "name": "web", "kernel": path });
+    let refused = host.control().request("POST", "/v1/instances", Some(&body));
+    let error = refused.refusal();
+    assert_eq!(error.code, ErrorCode::BadKernelImage);
+    has(&error.message, &["fifo", "not a regular file"]);
+    assert!(names(&host).is_empty());
+}
+
+#[test]
 fn an_image_that_is_no_kernel_is_refused_by_spawn_and_morph() {
     let host = Host::new();
     host.spawn_bare("web");

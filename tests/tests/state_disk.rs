@@ -174,3 +174,43 @@ fn a_read_only_state_directory_is_refused_at_the_start() {
     }
     assert!(!host.path("run/kmorphd.sock").exists());
 }
+
+/// Needs a debug build of the daemon: a release has no such fault.
+#[cfg(debug_assertions)]
+#[test]
+fn an_instance_whose_actor_panics_while_the_disk_is_full_is_watched_again_when_there_is_space() {
+    if !Uid::effective().is_root() {
+        eprintln!("SKIPPED: only root can mount a small disk to fill");
+        return;
+    }
+    own_mounts();
+    let mut host = Host::prepare(
+        "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nmemory_mib = 65536\n",
+    );
+    let disk = Disk::mount(host.path("state"));
+    host.start();
+    host.spawn_bare("web");
+    let agent = host.agent("web");
+    disk.fill();
+    let patch = |host: &Host| {
+        let patch = json!({ "morph_timeout_s": 7.0 });
+        let path = "/v1/instances/web/policy";
+        host.control().request("PATCH", path, Some(&patch)).status
+    };
+    host.control().wait("the disk to be full", || {
+        (patch(&host) >= 400).then_some(())
+    });
+    host.panic_at("instance", || {
+        patch(&host);
+    });
+    host.control().wait("the daemon to say so", || {
+        host.log().contains("nobody watches it").then_some(())
+    });
+    std::fs::remove_file(disk.filler()).unwrap();
+    host.control().wait("it to be watched", || {
+        let reply = host.control().request("GET", "/v1/instances/web", None);
+        (reply.status == 200).then_some(())
+    });
+    kill(Pid::from_raw(agent), Signal::SIGKILL).unwrap();
+    host.successor_of("web", 1);
+}

@@ -102,7 +102,7 @@ impl Instance {
             return;
         }
         if !self.row.policy.auto_heal {
-            self.row.desired = Desired::Resting;
+            self.row.desired = Desired::Unhealed;
             self.row.reason = self.reason.clone();
             return self.save();
         }

@@ -243,6 +243,7 @@ impl Actor for Instance {
             Some(Beginning::Resting) | None => {
                 let state = match self.row.desired {
                     Desired::OperatorAction => InstanceState::OperatorActionNeeded,
+                    Desired::Unhealed => InstanceState::Failed,
                     _ => InstanceState::Quarantined,
                 };
                 self.state = state;

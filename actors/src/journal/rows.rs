@@ -57,7 +57,9 @@ pub struct PublishedPortSpec {
 pub enum Desired {
     /// It shall run.
     Running,
-    /// It failed while auto-heal was off, or too often: it rests until `recover`.
+    /// It failed while auto-heal was off: it stays as it is until `recover`.
+    Unhealed,
+    /// It failed too often: it rests until `recover`.
     Resting,
     /// Its fence could not be confirmed.
     OperatorAction,

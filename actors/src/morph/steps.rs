@@ -40,12 +40,13 @@ impl MorphSession {
         message: Kmp,
         timeout: Duration,
     ) -> impl Future<Output = Result<Kmp, RequestError>> + 'static + use<> {
-        let send = self.services.transport.address().send(Request {
-            key: self.key(side),
+        let (transport, key) = (self.services.transport.clone(), self.key(side));
+        let request = Request {
+            key,
             message,
             timeout,
-        });
-        async move { send.await.unwrap_or(Err(RequestError::NotConnected)) }
+        };
+        async move { transport.ask(request).await }
     }
 
     /// Asks, waiting for the control channel to come up first: the new kernel's is connected only
@@ -65,11 +66,7 @@ impl MorphSession {
                     message: message.clone(),
                     timeout,
                 };
-                let result = transport
-                    .address()
-                    .send(request)
-                    .await
-                    .unwrap_or(Err(RequestError::NotConnected));
+                let result = transport.ask(request).await;
                 let again = matches!(result, Err(RequestError::NotConnected));
                 if !again || tokio::time::Instant::now() >= deadline {
                     return result;
@@ -226,7 +223,7 @@ impl MorphSession {
             self.held_round = Some(event);
             self.say("morph: prepared");
             self.succeed_operation();
-            return;
+            return self.tell(Event::Held, ctx);
         }
         self.tell(event, ctx);
     }

@@ -19,12 +19,12 @@ use actix::prelude::*;
 use futures_util::future::join_all;
 use kmorph_control_api::{ApiError, ErrorCode, InstanceSummary, RecoveryRecord};
 use kmp_proto::message::TopologyEntry;
-use slog::{error, info};
+use slog::{error, info, warn};
 
 use crate::clock;
 use crate::events::Draft;
 use crate::instance::{Beginning, GetSummary, Instance, ResumeMorph};
-use crate::journal::{GenerationRow, InstanceRow, Snapshot};
+use crate::journal::{GenerationRow, InstanceRow, JournalError, Snapshot};
 use crate::services::Services;
 use crate::wall_clock;
 pub use admission::NoteRecovery;
@@ -38,6 +38,8 @@ pub use spawning::{INSTANCES_MAX, MEMORY_MIN_BYTES};
 
 /// How often closed actors are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
+/// Pause before an instance that could not be restored is tried again.
+const RESTORE_RETRY: Duration = Duration::from_secs(1);
 
 /// The actor.
 pub struct Supervisor {
@@ -151,20 +153,34 @@ impl Supervisor {
         }
     }
 
+    /// Makes an actor for `name` from the journal, as soon as that can be read.
     fn restore_one(&mut self, name: String, ctx: &mut Context<Self>) {
         self.instances.insert(name.clone(), Entry { address: None });
         let services = self.services.clone();
         let load = services.journal.send(crate::journal::Load);
+        let wanted = name.clone();
         let work = async move {
-            let snapshot = load.await.ok()?.ok()?;
-            let row = snapshot.instances.iter().find(|i| i.name == name)?.clone();
-            Some(restore(&services, &snapshot, row).await)
-        };
-        ctx.spawn(work.into_actor(self).map(|restored, act, ctx| {
-            if let Some(restored) = restored {
-                act.begin_restored(restored, ctx);
+            let snapshot = load.await.unwrap_or(Err(JournalError::Gone))?;
+            let row = snapshot.instances.iter().find(|i| i.name == wanted);
+            match row.cloned() {
+                Some(row) => Ok(Some(restore(&services, &snapshot, row).await)),
+                None => Ok(None),
             }
-        }));
+        };
+        let then =
+            move |restored: Result<_, JournalError>, act: &mut Self, ctx: &mut Context<_>| {
+                match restored {
+                    Ok(Some(restored)) => act.begin_restored(restored, ctx),
+                    // It was terminated in the meantime.
+                    Ok(None) => drop(act.instances.remove(&name)),
+                    Err(error) => {
+                        warn!(act.services.log, "nobody watches it until the journal can be read";
+                        "instance" => &name, "error" => %error);
+                        ctx.run_later(RESTORE_RETRY, |act, ctx| act.restore_one(name, ctx));
+                    }
+                }
+            };
+        ctx.spawn(work.into_actor(self).map(then));
     }
 
     fn begin_restored(&mut self, restored: Restored, ctx: &mut Context<Self>) {

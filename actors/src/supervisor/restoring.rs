@@ -42,7 +42,7 @@ pub(super) async fn restore(
     let ended = observe(services, &mut generation).await;
     adopt_ports(services, &row, &generation, ended.is_none()).await;
     let beginning = match (&row.desired, ended) {
-        (Desired::Resting | Desired::OperatorAction, _) => Beginning::Resting,
+        (Desired::Unhealed | Desired::Resting | Desired::OperatorAction, _) => Beginning::Resting,
         (Desired::Terminating, _) => Beginning::Terminating,
         (_, None) => Beginning::Adopted,
         (_, Some(how)) => Beginning::NeedsRecovery {

@@ -47,6 +47,10 @@ impl QemuBackend {
                         taken for the agent's arguments";
             return Err(SpawnError::Refused(text.to_owned()));
         }
+        if let Some(own) = spec.initramfs.as_ref().filter(|own| !own.is_file()) {
+            let text = format!("the initramfs {own:?} is no file; give the path of a cpio archive");
+            return Err(SpawnError::Refused(text));
+        }
         let in_image = spec.initramfs.is_none();
         match &spec.workload {
             Some(w) if in_image && !(w.program.is_absolute() && w.program.is_file()) => {

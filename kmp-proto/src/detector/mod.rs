@@ -20,6 +20,9 @@
 //!   missed heartbeat.
 //! * Being overloaded is a state to show, see [`Detector::overload`]: never a reason to fence.
 //! * After [`Action::Failed`] there is no further action.
+//!
+//! A phase is a variant here and not a type of its own, as it is in a recovery or a morph: no phase of a detector
+//! hands out a proof that another one needs, so a wrong order could do no harm that a type would prevent.
 
 mod events;
 mod overload;
