@@ -14,7 +14,7 @@ use kmp_proto::message::{
 };
 use kmp_transport::link::Address;
 use kmp_transport::peer::{Peer, PeerEvent};
-use slog::{Logger, debug};
+use slog::{Logger, debug, error};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -395,6 +395,17 @@ impl Handler<FromPeer> for Transport {
                 attached.on_wire.insert(sequence, token);
             }
             PeerEvent::Sent { .. } => {}
+            PeerEvent::Unsendable {
+                channel,
+                token,
+                reason,
+            } => {
+                error!(self.log, "a message of this daemon's does not fit into a frame";
+                    "instance" => &key.instance, "generation" => key.generation,
+                    "channel" => channel.as_str(), "reason" => reason);
+                // Whoever waits for its answer waits no longer.
+                attached.waiting.remove(&token);
+            }
             PeerEvent::Frame(_, frame) => attached.frame(*frame),
         }
     }

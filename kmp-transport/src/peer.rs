@@ -50,6 +50,15 @@ pub enum PeerEvent {
         /// The frame's sequence.
         sequence: u32,
     },
+    /// A message cannot be put into a frame: the sender's own mistake. The channel stays.
+    Unsendable {
+        /// The channel.
+        channel: Channel,
+        /// The sender's token.
+        token: u64,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A frame came in.
     Frame(Channel, Box<Frame>),
 }
@@ -206,6 +215,11 @@ impl Runner {
                     match tokio::time::timeout(WRITE_TIMEOUT, write).await {
                         Ok(Ok(sequence)) => {
                             (self.sink)(PeerEvent::Sent { channel, token, sequence });
+                        }
+                        // Nothing of it was written: the channel is none the worse for it.
+                        Ok(Err(ConnectionError::Encode(error))) => {
+                            let reason = error.to_string();
+                            (self.sink)(PeerEvent::Unsendable { channel, token, reason });
                         }
                         Ok(Err(error)) => return error,
                         Err(_) => {

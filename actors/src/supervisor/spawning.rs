@@ -15,7 +15,7 @@ use crate::services::Services;
 use crate::wall_clock;
 
 /// Instances of one daemon.
-pub const INSTANCES_MAX: usize = 4096;
+pub const INSTANCES_MAX: usize = 2048;
 /// Smallest memory of an instance, bytes.
 pub const MEMORY_MIN_BYTES: u64 = 16 << 20;
 
