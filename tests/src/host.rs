@@ -279,6 +279,15 @@ impl Host {
         self.control.instance(name).processes["agent"]
     }
 
+    /// Waits until `name` runs: on a busy machine it may just be suspected, which is no failure.
+    pub fn running(&self, name: &str) -> InstanceStatus {
+        self.control.wait("it to run", || {
+            let now = self.control.instance(name);
+            let running = now.summary.state == kmorph_control_api::InstanceState::Running;
+            running.then_some(now)
+        })
+    }
+
     /// Waits until `name` runs as a later generation than `generation`.
     pub fn successor_of(&self, name: &str, generation: u64) -> InstanceStatus {
         self.control.wait("a successor", || {

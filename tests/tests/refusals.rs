@@ -11,8 +11,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
 use kmorph_control_api::{
-    ErrorCode, InstanceState, InstanceSummary, Operation, OperationState, Policy,
-    REQUEST_BODY_MAX_BYTES,
+    ErrorCode, InstanceSummary, Operation, OperationState, Policy, REQUEST_BODY_MAX_BYTES,
 };
 use kmorph_tests::{DEADLINE, Host};
 use nix::libc;
@@ -31,11 +30,7 @@ fn names(host: &Host) -> Vec<String> {
 
 /// `name` is what it was: same process, same generation, running.
 fn undisturbed(host: &Host, name: &str, agent: i32) {
-    // On a busy machine it may just be suspected; nothing more comes of that.
-    let now = host.control().wait("it to run", || {
-        let now = host.control().instance(name);
-        (now.summary.state == InstanceState::Running).then_some(now)
-    });
+    let now = host.running(name);
     assert_eq!((now.processes["agent"], now.summary.recoveries), (agent, 0));
 }
 
