@@ -7,11 +7,11 @@
 )]
 
 use kmorph_kmod_check::Responder;
-use kmp_proto::codec::{Decoder, encode};
+use kmp_proto::codec::{Decoder, FrameError, encode};
 use kmp_proto::message::{
     Channel, HeartbeatReq, Hello, HelloFixed, Message, PRESSURE_ABSENT, PeerRole, RecoverReply,
 };
-use kmp_proto::wire::ErrorCode;
+use kmp_proto::wire::{ErrorCode, MsgType};
 use proptest::prelude::*;
 
 fn hello(instance: &str, generation: u64) -> Hello {
@@ -182,6 +182,25 @@ fn each_check_of_a_frame_has_its_code() {
     }
 }
 
+/// Makes the checksum right.
+fn seal(bytes: &mut [u8]) {
+    bytes[24..28].fill(0);
+    let crc = kmp_proto::checksum::crc32(&[bytes]);
+    bytes[24..28].copy_from_slice(&crc.to_le_bytes());
+}
+
+#[test]
+fn what_is_not_served_is_refused_whatever_its_payload_holds() {
+    // The payload of a heartbeat, as that of HELLO, RECOVER_PREPARE and MORPH_PREPARE.
+    for msg_type in [0x0001u16, 0x0201, 0x0301] {
+        let mut bytes = frame(&request(1), 8);
+        bytes[6..8].copy_from_slice(&msg_type.to_le_bytes());
+        seal(&mut bytes);
+        let refused = error(&mut greeted(), &bytes);
+        assert_eq!(refused, (ErrorCode::UnexpectedInState, 8), "{msg_type:#x}");
+    }
+}
+
 proptest! {
     /// Its verdict on a damaged stream is that of the protocol's own decoder.
     #[test]
@@ -194,9 +213,7 @@ proptest! {
         let mut bytes = frame(&request(1), 8);
         bytes[at] ^= flip;
         if sealed {
-            bytes[24..28].fill(0);
-            let crc = kmp_proto::checksum::crc32(&[&bytes]);
-            bytes[24..28].copy_from_slice(&crc.to_le_bytes());
+            seal(&mut bytes);
         }
         let expected = Decoder::new().feed(&mut &bytes[..]).map(|frame| frame.map(|f| f.message));
         let mut responder = greeted();
@@ -210,6 +227,11 @@ proptest! {
         }
         let answers = decode(&answers);
         match expected {
+            // What it does not serve is refused, or as an answer ignored, whatever its payload holds.
+            Err(FrameError::Layout { msg_type, .. }) if msg_type != MsgType::HeartbeatReq => {
+                let refused = matches!(answers.as_slice(), [(8, Message::Error(i))] if i.code == ErrorCode::UnexpectedInState);
+                prop_assert!(answers.is_empty() || refused, "{answers:?}");
+            }
             Err(error) => {
                 let code = matches!(answers.as_slice(), [(0, Message::Error(i))] if i.code == error.code());
                 prop_assert!(code && !open, "{error:?} {answers:?}");
