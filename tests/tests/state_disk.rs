@@ -63,6 +63,17 @@ fn own_mounts() {
     mount(none, Path::new("/"), none, private, none).unwrap();
 }
 
+/// A running daemon whose state is on a small disk. Bound in this order the disk goes first.
+fn on_a_small_disk() -> (Host, Disk) {
+    own_mounts();
+    let mut host = Host::prepare(
+        "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nmemory_mib = 65536\n",
+    );
+    let disk = Disk::mount(host.path("state"));
+    host.start();
+    (host, disk)
+}
+
 fn daemon(host: &Host) -> DaemonStatus {
     host.control().get("/v1/daemon")
 }
@@ -73,12 +84,7 @@ fn a_full_disk_refuses_changes_and_stops_nothing() {
         eprintln!("SKIPPED: only root can mount a small disk to fill");
         return;
     }
-    own_mounts();
-    let mut host = Host::prepare(
-        "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nmemory_mib = 65536\n",
-    );
-    let disk = Disk::mount(host.path("state"));
-    host.start();
+    let (host, disk) = on_a_small_disk();
     host.spawn_bare("web");
     let agent = host.agent("web");
     assert!(daemon(&host).journal_ok);
@@ -181,12 +187,7 @@ fn an_instance_whose_actor_panics_while_the_disk_is_full_is_watched_again_when_t
         eprintln!("SKIPPED: only root can mount a small disk to fill");
         return;
     }
-    own_mounts();
-    let mut host = Host::prepare(
-        "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nmemory_mib = 65536\n",
-    );
-    let disk = Disk::mount(host.path("state"));
-    host.start();
+    let (host, disk) = on_a_small_disk();
     host.spawn_bare("web");
     let agent = host.agent("web");
     disk.fill();
