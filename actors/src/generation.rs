@@ -5,7 +5,7 @@
 //!  intend ─▶ [Intended] ─▶ spawn ─▶ [Placed] ─▶ … ─▶ [Fencing] ─▶ fence ─▶ [Fenced] ─▶ release ─▶ gone
 //! ```
 
-use kmorph_backends::contract::{Placement, SpawnSpec};
+use kmorph_backends::contract::{Placement, REGISTERS, SpawnSpec};
 use kmorph_backends::kernel_image::KernelImage;
 use kmorph_control_api::{ApiError, ErrorCode, WorkloadRequest};
 use kmorph_launch::{InstanceName, PublishedPort, StartMode, WorkloadSpec};
@@ -91,6 +91,7 @@ impl Services {
             placement: None,
             certificate: None,
             spawned_at: wall_clock::now_rfc3339(),
+            frozen: false,
         };
         let mut changes = extra(generation);
         changes.push(Change::Generation(Box::new(row.clone())));
@@ -236,11 +237,13 @@ impl Services {
     }
 
     /// Keeps the registers of a generation's CPUs for its vmcore, where they can be had: they are lost with its
-    /// fence. A vmcore without is worth having, so a failure is logged and no more.
+    /// fence, and change when it goes on. A vmcore without is worth having, so a failure is logged and no more.
     pub async fn save_registers(&self, row: &GenerationRow) {
         let Some(placement) = &row.placement else {
             return;
         };
+        // What an earlier capture left of it is not how it is now.
+        let _ = tokio::fs::remove_file(row.run_dir.join(REGISTERS)).await;
         let saved = tokio::time::timeout(REGISTERS_TIMEOUT, self.backend.save_registers(placement));
         let reason = match saved.await {
             Ok(Ok(_)) => return,

@@ -194,6 +194,17 @@ impl Operations {
             .count()
     }
 
+    /// Asks for every operation of this kind to be undone; how many are under way.
+    pub fn cancel_all(&self, kind: OperationKind) -> usize {
+        let table = self.table();
+        let entries = table.by_id.values();
+        let running = entries.filter(|e| e.operation.kind == kind && !e.operation.is_over());
+        running.fold(0, |count, entry| {
+            entry.cancel.send_replace(true);
+            count + 1
+        })
+    }
+
     /// Wakes with every change of any operation.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.inner.changed.subscribe()
@@ -213,7 +224,9 @@ impl Operations {
             return Err(ApiError::new(ErrorCode::WrongState, text));
         }
         if let Some(instead) = instead_of_cancelling(entry.operation.kind) {
-            let text = format!("operation {id} cannot be cancelled: only a morph can be undone");
+            let text = format!(
+                "operation {id} cannot be cancelled: only a morph or a capture can be undone"
+            );
             return Err(ApiError::new(ErrorCode::WrongState, text).hint(instead));
         }
         entry.cancel.send_replace(true);
@@ -372,7 +385,7 @@ fn unknown(id: &str) -> ApiError {
 /// What to do in place of cancelling, where nothing can be undone.
 fn instead_of_cancelling(kind: OperationKind) -> Option<&'static str> {
     match kind {
-        OperationKind::Morph | OperationKind::MorphPrepare => None,
+        OperationKind::Morph | OperationKind::MorphPrepare | OperationKind::VmcoreCapture => None,
         OperationKind::Spawn => Some("`kmorphctl terminate` ends the instance"),
         OperationKind::MorphValidate | OperationKind::MorphCommit => {
             Some("`kmorphctl morph rollback` undoes the morph, before its commit point")

@@ -256,14 +256,16 @@ impl RecoveryJob {
     }
 
     fn follow(&mut self, capture: Capture, ctx: &mut Context<Self>) {
-        let Capture { log, dumping } = capture;
+        let Capture {
+            log, mut dumping, ..
+        } = capture;
         ctx.spawn(log.into_actor(self).map(|log, act, _| {
             // No word: there was a complete vmcore already, or there will be none.
             if let Ok(log) = log {
                 act.log_read(log);
             }
         }));
-        let dumped = dumping.done().into_actor(self);
+        let dumped = async move { dumping.done().await }.into_actor(self);
         ctx.spawn(dumped.map(|dumped, act, ctx| act.captured(dumped, ctx)));
     }
 
@@ -275,15 +277,16 @@ impl RecoveryJob {
     fn log_read(&mut self, log: Result<KernelLog, String>) {
         match log {
             Ok(log) => {
-                let path = log.path.display().to_string();
+                let path = log.path.map(|path| path.display().to_string());
                 let end = log.panic.as_deref().unwrap_or("it says of no panic");
-                let draft = self.draft(format!("its kernel's log: {end} ({path})"));
+                let place = path.as_deref().unwrap_or_default();
+                let draft = self.draft(format!("its kernel's log: {end} ({place})"));
                 let tail = serde_json::json!({ "kernel_log_tail": log.tail });
                 self.services.events.publish(draft.with(tail));
                 let since = self.since_verdict();
                 let record = self.record.vmcore.get_or_insert_default();
                 record.log_ms = Some(since);
-                record.log_path = Some(path);
+                record.log_path = path;
                 record.panic = log.panic;
             }
             Err(reason) => {

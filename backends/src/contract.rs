@@ -16,6 +16,9 @@
 //! 5. [`Backend::release`] frees what belonged to a fenced generation (sockets, memory, files). It
 //!    needs the certificate.
 //! 6. Everything can be called again: a second fence or release of the same generation succeeds.
+//! 7. [`Backend::freeze`] stops what runs and says whether it did: what stood still before is not its own to
+//!    [`Backend::resume`]. The caller writes down that it freezes before it does, so that a daemon which comes
+//!    later can resume.
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -340,14 +343,39 @@ pub trait Backend: Send + Sync {
     /// When the system could not be asked.
     async fn memory_map(&self, placement: &Placement) -> Result<Vec<MemoryRange>, BackendError>;
 
+    /// Has an instance execute nothing until it is resumed, with its memory as it is; false when it executed nothing
+    /// before: it has ended, its kernel panicked, or somebody else stopped it.
+    ///
+    /// # Errors
+    /// When the backend cannot do it, or it could not be confirmed; it may be frozen all the same.
+    async fn freeze(&self, placement: &Placement) -> Result<bool, BackendError> {
+        Err(cannot_freeze(self.kind(), placement))
+    }
+
+    /// Has a frozen instance go on. One that goes on already, or has ended, is left as it is.
+    ///
+    /// # Errors
+    /// When it could not be confirmed.
+    async fn resume(&self, placement: &Placement) -> Result<(), BackendError> {
+        Err(cannot_freeze(self.kind(), placement))
+    }
+
     /// Has the registers of its CPUs written into the file [`REGISTERS`] of its run directory; false where it
-    /// has none, or nothing is left that knows them. The file goes with the release. For an instance that has
-    /// failed and was not fenced yet: it may be stopped for a moment.
+    /// has none, or nothing is left that knows them. The file goes with the release. For an instance that is
+    /// frozen, or has failed and was not fenced yet: it may be stopped for a moment.
     ///
     /// # Errors
     /// When they should be there, and could not be had.
     async fn save_registers(&self, placement: &Placement) -> Result<bool, BackendError> {
         let _ = placement;
         Ok(false)
+    }
+}
+
+fn cannot_freeze(kind: BackendKind, placement: &Placement) -> BackendError {
+    let reason = format!("the {} backend cannot", kind.as_str());
+    BackendError {
+        what: format!("freezing {}", placement.name),
+        source: std::io::Error::new(std::io::ErrorKind::Unsupported, reason),
     }
 }

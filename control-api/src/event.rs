@@ -19,6 +19,8 @@ pub enum EventKind {
     Operation,
     /// A policy changed.
     Policy,
+    /// A step of a capture that was asked for.
+    Vmcore,
     /// The daemon itself: started, reloaded, journal trouble, an actor replaced.
     Daemon,
     /// Events older than the stream keeps were asked for; `detail.oldest` is the first there is.

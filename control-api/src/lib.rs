@@ -24,6 +24,7 @@
 //! | `POST /v1/instances/{name}/morph/rollback` | | [`Operation`] |
 //! | `GET /v1/instances/{name}/policy` | | [`Policy`] |
 //! | `PATCH /v1/instances/{name}/policy` | [`PolicyPatch`] | [`Policy`] |
+//! | `POST /v1/instances/{name}/vmcore` | [`CaptureRequest`] | [`Operation`] |
 //! | `GET /v1/policies` | | [`PolicySet`] |
 //! | `PUT /v1/policies` | [`PolicySet`] | [`PolicySet`] |
 //! | `GET /v1/recoveries?instance=&since=` | | [`RecoveryRecord`] list |
@@ -47,6 +48,7 @@ mod operation;
 pub mod paths;
 mod policy;
 mod recovery;
+mod vmcore;
 
 pub use daemon::{DaemonStatus, PoolUsage, ReloadReport, StopRequest};
 pub use error::{ApiError, ErrorCode};
@@ -61,6 +63,7 @@ pub use policy::{
     POLICY_MAX_TIMEOUT_S, POLICY_MIN_HEARTBEAT_S, Policy, PolicyPatch, PolicySet, VmcorePolicy,
 };
 pub use recovery::{RecoveryOutcome, RecoveryRecord, VmcoreRecord};
+pub use vmcore::{CaptureReport, CaptureRequest};
 
 /// Largest request body the daemon reads, in bytes.
 pub const REQUEST_BODY_MAX_BYTES: usize = 1024 * 1024;

@@ -23,6 +23,8 @@ pub enum OperationKind {
     MorphRollback,
     /// A whole morph in one.
     Morph,
+    /// Captures an instance's memory.
+    VmcoreCapture,
 }
 
 /// Where an operation is.
@@ -75,7 +77,8 @@ pub struct Operation {
     pub ended_at: Option<String>,
     /// Why it failed.
     pub error: Option<crate::ApiError>,
-    /// The instance's status at the end, the morph's for a morph.
+    /// The instance's status at the end, the morph's for a morph, a [`CaptureReport`](crate::CaptureReport) for a
+    /// capture.
     #[schema(value_type = Option<Object>)]
     pub result: Option<serde_json::Value>,
 }

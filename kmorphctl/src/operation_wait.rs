@@ -31,6 +31,7 @@ pub(crate) fn kind_name(kind: OperationKind) -> &'static str {
         OperationKind::MorphCommit => "morph commit",
         OperationKind::MorphRollback => "morph rollback",
         OperationKind::Morph => "morph",
+        OperationKind::VmcoreCapture => "vmcore capture",
     }
 }
 

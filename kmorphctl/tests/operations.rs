@@ -289,3 +289,55 @@ fn each_step_of_a_morph_asks_for_itself() {
         assert_eq!(daemon.lines()[0], line, "{words}");
     }
 }
+
+#[test]
+fn a_capture_sends_an_absolute_path_and_says_what_there_is() {
+    let mut end = operation("vmcore_capture", "succeeded", 3);
+    end["result"] = json!({
+        "name": "web", "generation": 2, "path": "/v/web.core", "bytes": 15_938_355,
+        "not_filtered": null, "panic": null, "log_error": null, "frozen_ms": 152.6,
+        "total_ms": 801.0,
+    });
+    let mut panicked = end.clone();
+    panicked["result"]["frozen_ms"] = Value::Null;
+    panicked["result"]["panic"] = json!("sysrq triggered crash");
+    panicked["result"]["not_filtered"] = json!("it has no VMCOREINFO");
+    for (end, said) in [
+        (
+            end,
+            "Captured: /v/web.core (15.1 MiB)\nFrozen for: 152.6 ms\n",
+        ),
+        (
+            panicked,
+            "Captured: /v/web.core (15.1 MiB)\nNot frozen: web executed nothing\n\
+             Its kernel's log: sysrq triggered crash\n\
+             Pages were kept that could be left out: it has no VMCOREINFO\n",
+        ),
+    ] {
+        let daemon = ending("vmcore_capture", end);
+        let program = Path::new(env!("CARGO_BIN_EXE_kmorphctl"));
+        let output = command(program, &daemon.socket())
+            .current_dir(daemon.dir.path())
+            .args(["vmcore", "capture", "web", "--output=web.core"])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), said);
+        let dir = daemon.dir.path().to_str().unwrap();
+        let body = daemon.body("POST /v1/instances/web/vmcore");
+        assert_eq!(body, json!({ "output": format!("{dir}/web.core") }));
+    }
+}
+
+#[test]
+fn a_capture_without_room_ends_with_9() {
+    let daemon = ending("vmcore_capture", failed("vmcore_capture", "unavailable"));
+    let ended = daemon.ctl("vmcore capture web --output=/v/web.core");
+    assert_eq!(ended.code, 9, "{ended:?}");
+    assert!(
+        ended
+            .stderr
+            .contains("the vmcore capture of web (op-7) failed: no luck"),
+        "{ended:?}"
+    );
+}

@@ -23,7 +23,7 @@ use kmorph_actors::transport::TransportHandle;
 use kmorph_backends::contract::Backend;
 use kmorph_backends::embedded::{EmbeddedBackend, EmbeddedConfig};
 use kmorph_backends::qemu::{AccelChoice, KerfConfig, QemuBackend, QemuConfig};
-use kmorph_control_api::{ApiError, ErrorCode, ReloadReport};
+use kmorph_control_api::{ApiError, ErrorCode, OperationKind, ReloadReport};
 use slog::{Logger, info, warn};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -38,6 +38,8 @@ const DAEMON_REQUESTS_MAX: usize = 8;
 const GRACEFUL_TIMEOUT: Duration = Duration::from_secs(600);
 /// How often a graceful stop looks.
 const GRACEFUL_POLL: Duration = Duration::from_millis(100);
+/// Longest wait for captures to end and their instances to go on.
+const CAPTURES_END_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often it is looked whether the actors that cannot be replaced are alive.
 const VITAL_INTERVAL: Duration = Duration::from_millis(250);
 /// QEMU, looked up in PATH.
@@ -143,6 +145,7 @@ async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Faul
     if let End::Asked { graceful: true } = end {
         finish_operations(&log, &operations).await;
     }
+    end_captures(&log, &operations).await;
     info!(log, "stopping; instances run on");
     events.publish(Draft::daemon("stopped"));
     handle.stop(false).await;
@@ -181,6 +184,24 @@ async fn finish_operations(log: &Logger, operations: &Operations) {
         warn!(
             log,
             "operations are still under way; the next start finishes or undoes them"
+        );
+    }
+}
+
+/// An instance that is frozen for a capture is resumed before there is no daemon to do it.
+async fn end_captures(log: &Logger, operations: &Operations) {
+    let wait = async {
+        while operations.cancel_all(OperationKind::VmcoreCapture) > 0 {
+            tokio::time::sleep(GRACEFUL_POLL).await;
+        }
+    };
+    if tokio::time::timeout(CAPTURES_END_TIMEOUT, wait)
+        .await
+        .is_err()
+    {
+        warn!(
+            log,
+            "a capture has not ended; the next start resumes its instance"
         );
     }
 }

@@ -51,6 +51,13 @@ pub fn qmp(run_dir: &Path, command: &str) {
     execute(run_dir, &json!({ "execute": command }));
 }
 
+/// What the QEMU of the generation in `run_dir` says that its guest does: `running`, `paused`, …
+pub fn guest_status(run_dir: &Path) -> String {
+    let answer = execute(run_dir, &json!({ "execute": "query-status" }));
+    let status = answer["return"]["status"].as_str();
+    status.expect("QEMU knows its guest's status").to_owned()
+}
+
 /// Presses Ctrl-Alt-Del on the guest in `run_dir`.
 pub fn press_ctrl_alt_del(run_dir: &Path) {
     let keys = ["ctrl", "alt", "delete"].map(|key| json!({ "type": "qcode", "data": key }));
@@ -60,10 +67,11 @@ pub fn press_ctrl_alt_del(run_dir: &Path) {
     );
 }
 
-fn execute(run_dir: &Path, command: &Value) {
+fn execute(run_dir: &Path, command: &Value) -> Value {
     let mut qmp = UnixStream::connect(run_dir.join("qmp.sock")).expect("QEMU takes commands");
     let own = qmp.try_clone().expect("a descriptor is left");
     let mut said = BufReader::new(own).lines().map_while(Result::ok);
+    let mut last = Value::Null;
     for command in [&json!({ "execute": "qmp_capabilities" }), command] {
         writeln!(qmp, "{command}").expect("QEMU takes commands");
         let answered =
@@ -71,5 +79,7 @@ fn execute(run_dir: &Path, command: &Value) {
         let answer = answered.unwrap_or_default();
         assert!(!answer.contains("\"error\""), "{command}: {answer}");
         assert!(!answer.is_empty(), "{command}: QEMU hung up");
+        last = serde_json::from_str(&answer).expect("QEMU speaks JSON");
     }
+    last
 }

@@ -140,6 +140,7 @@ fn an_unknown_instance_is_refused_by_everything_that_names_one() {
     let host = Host::new();
     let kernel = json!({ "kernel": host.kernel("6.1.0-a") });
     let none = json!({});
+    let capture = json!({ "output": host.path("core") });
     for (method, path, body) in [
         ("GET", "", None),
         ("DELETE", "", None),
@@ -150,6 +151,7 @@ fn an_unknown_instance_is_refused_by_everything_that_names_one() {
         ("POST", "/morph/commit", Some(&none)),
         ("POST", "/morph/rollback", None),
         ("PATCH", "/policy", Some(&none)),
+        ("POST", "/vmcore", Some(&capture)),
     ] {
         let path = format!("/v1/instances/ghost{path}");
         let error = host.control().request(method, &path, body).refusal();
@@ -403,4 +405,45 @@ fn half_a_request_does_not_keep_a_connection_for_ever() {
     let mut answer = String::new();
     half[0].read_to_string(&mut answer).unwrap();
     has(&answer, &[" 504 ", "no whole request"]);
+}
+
+#[test]
+fn a_capture_that_cannot_be_is_refused_before_it_begins() {
+    let host = Host::new();
+    host.spawn_bare("web");
+    let agent = host.agent("web");
+    std::fs::write(host.path("there"), "").unwrap();
+    for (output, code, words) in [
+        (
+            "core".into(),
+            ErrorCode::InvalidRequest,
+            "not an absolute path",
+        ),
+        ("/".into(), ErrorCode::InvalidRequest, "names no file"),
+        (
+            host.path("there"),
+            ErrorCode::AlreadyExists,
+            "exists already",
+        ),
+        (host.path("none/core"), ErrorCode::InvalidRequest, "none"),
+        (
+            host.path("there/core"),
+            ErrorCode::InvalidRequest,
+            "no directory",
+        ),
+        // Its kernel is the host's.
+        (
+            host.path("core"),
+            ErrorCode::InvalidRequest,
+            "no kernel of its own",
+        ),
+    ] {
+        let path = "/v1/instances/web/vmcore";
+        let body = json!({ "output": output });
+        let error = host.control().request("POST", path, Some(&body)).refusal();
+        assert_eq!(error.code, code, "{output:?}: {error}");
+        has(&error.message, &[words]);
+    }
+    assert_eq!(std::fs::read(host.path("there")).unwrap(), b"");
+    undisturbed(&host, "web", agent);
 }

@@ -1,9 +1,11 @@
 //! Requests that change something: each checks who is calling first.
 
+use std::path::PathBuf;
+
 use actix_web::{HttpRequest, HttpResponse, web};
 use kmorph_control_api::{
-    ApiError, CommitRequest, ErrorCode, MorphRequest, Operation, OperationKind, Policy,
-    PolicyPatch, PolicySet, ReloadReport, SpawnRequest, StopRequest,
+    ApiError, CaptureRequest, CommitRequest, ErrorCode, MorphRequest, Operation, OperationKind,
+    Policy, PolicyPatch, PolicySet, ReloadReport, SpawnRequest, StopRequest,
 };
 use serde::Deserialize;
 use tokio::sync::oneshot;
@@ -11,9 +13,11 @@ use tokio::sync::oneshot;
 use super::answers::{actor_gone, answer};
 use super::{Api, DaemonRequest};
 use crate::instance::{
-    CommandKind, GetStatus, MorphControl, PingInstance, Recover, SetPolicy, Terminate,
+    CaptureVmcore, CommandKind, GetStatus, MorphControl, PingInstance, Recover, SetPolicy,
+    Terminate,
 };
 use crate::supervisor::{BeginMorph, GetDaemon, Spawn};
+use crate::vmcore::by_hand::check_output;
 
 pub(super) fn routes(config: &mut web::ServiceConfig) {
     config
@@ -33,6 +37,7 @@ pub(super) fn routes(config: &mut web::ServiceConfig) {
             "/v1/instances/{name}/morph/rollback",
             web::post().to(rollback),
         )
+        .route("/v1/instances/{name}/vmcore", web::post().to(capture))
         .route("/v1/instances/{name}/policy", web::patch().to(patch_policy))
         .route("/v1/policies", web::put().to(import_policies))
         .route("/v1/operations/{id}/cancel", web::post().to(cancel));
@@ -216,6 +221,30 @@ async fn rollback(
 ) -> HttpResponse {
     let kind = CommandKind::Rollback;
     control_morph(&request, &api, &name, kind, OperationKind::MorphRollback).await
+}
+
+async fn capture(
+    request: HttpRequest,
+    api: web::Data<Api>,
+    name: web::Path<String>,
+    body: web::Json<CaptureRequest>,
+) -> HttpResponse {
+    let work = async {
+        let uid = Some(api.admit(&request)?);
+        let instance = api.find(&name).await?;
+        let output = PathBuf::from(body.into_inner().output);
+        check_output(&output).await?;
+        let operation = api
+            .operations
+            .begin(OperationKind::VmcoreCapture, &name, uid)?;
+        let id = operation.id();
+        instance
+            .send(CaptureVmcore { output, operation })
+            .await
+            .map_err(actor_gone)??;
+        api.begun(&id)
+    };
+    answer(work.await)
 }
 
 async fn patch_policy(

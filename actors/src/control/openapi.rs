@@ -17,6 +17,8 @@ pub(super) fn routes(config: &mut web::ServiceConfig) {
     ),
     components(schemas(
         api::ApiError,
+        api::CaptureReport,
+        api::CaptureRequest,
         api::Check,
         api::CommitRequest,
         api::DaemonStatus,
@@ -176,6 +178,13 @@ const PATHS: &[Path] = &[
         "/v1/instances/{name}/morph/rollback",
         "Roll it back",
         "",
+        "Operation",
+    ),
+    (
+        "post",
+        "/v1/instances/{name}/vmcore",
+        "Capture its memory",
+        "CaptureRequest",
         "Operation",
     ),
     (

@@ -75,7 +75,7 @@ impl Instance {
                 job.do_send(SuccessorNews::Failed(text));
                 return;
             }
-            Work::Terminating => return,
+            Work::Terminating | Work::Capturing { .. } => return,
             Work::Nothing | Work::Waiting(_) | Work::Queued(_) => {}
         }
         if let Some(operation) = self.operation.take() {

@@ -7,8 +7,9 @@
 //!             Morphing                     any ─▶ Terminating ─▶ gone
 //! ```
 //!
-//! Invariant: at most one of spawn, recovery, morph and termination is under way.
+//! Invariant: at most one of spawn, recovery, morph, capture and termination is under way.
 
+mod capturing;
 mod healing;
 mod morphing;
 mod requests;
@@ -24,6 +25,7 @@ use kmp_proto::message::{FailureCause, Health, HealthStatus};
 use kmp_proto::recovery::RestartPolicy;
 use slog::{Logger, info, o};
 
+pub use capturing::CaptureVmcore;
 pub use healing::{RecoveryGranted, RecoveryOver, Successor, WorkerGone};
 pub use morphing::{MorphOver, OldLeft, ResumeMorph};
 pub use requests::{
@@ -94,6 +96,10 @@ enum Work {
     Queued(Box<Plan>),
     Recovering(Addr<RecoveryJob>),
     Morphing(Addr<MorphSession>),
+    Capturing {
+        /// It was watched before.
+        watched: bool,
+    },
     Terminating,
 }
 
@@ -262,7 +268,9 @@ impl Handler<WatchEvent> for Instance {
     type Result = ();
 
     fn handle(&mut self, event: WatchEvent, ctx: &mut Self::Context) {
-        if event.generation != self.generation.generation {
+        let stale = event.generation != self.generation.generation;
+        // What the watch said before it ended: the next one finds it out anew.
+        if stale || matches!(self.work, Work::Capturing { .. }) {
             return;
         }
         match event.kind {

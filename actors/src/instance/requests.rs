@@ -115,6 +115,7 @@ impl Instance {
             Work::Nothing => return None,
             Work::Waiting(_) | Work::Queued(_) | Work::Recovering(_) => "it is being recovered",
             Work::Morphing(_) => "a morph is under way",
+            Work::Capturing { .. } => "its memory is being captured",
             Work::Terminating => "it is being terminated",
         };
         let text = format!("{} cannot be {wanted}: {doing}", self.row.name);
@@ -122,6 +123,9 @@ impl Instance {
             Work::Morphing(_) => {
                 "finish it with `kmorphctl morph commit`, or undo it with \
                                   `kmorphctl morph rollback`"
+            }
+            Work::Capturing { .. } => {
+                "wait until it is over, or end it with `kmorphctl operation cancel`"
             }
             _ => "wait until it is over; `kmorphctl status` shows it",
         };

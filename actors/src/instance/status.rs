@@ -200,7 +200,11 @@ impl Handler<GetTopologyEntry> for Instance {
     type Result = MessageResult<GetTopologyEntry>;
 
     fn handle(&mut self, _: GetTopologyEntry, _: &mut Self::Context) -> Self::Result {
-        let runs = self.watch.is_some() && !matches!(self.work, Work::Terminating);
+        let runs = match self.work {
+            Work::Terminating => false,
+            Work::Capturing { watched } => watched,
+            _ => self.watch.is_some(),
+        };
         MessageResult(runs.then(|| TopologyEntry {
             name: self.row.name.clone(),
             generation: self.generation.generation,

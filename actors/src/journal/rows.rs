@@ -134,6 +134,9 @@ pub struct GenerationRow {
     pub certificate: Option<CertificateRow>,
     /// When it was intended, RFC 3339.
     pub spawned_at: String,
+    /// It was, or was about to be, frozen for a capture of its memory: who finds this resumes it.
+    #[serde(default)]
+    pub frozen: bool,
 }
 
 /// A fence certificate at rest.

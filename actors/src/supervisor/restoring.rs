@@ -115,6 +115,7 @@ fn gone_generation(services: &Services, row: &InstanceRow, generation: u64) -> G
         placement: None,
         certificate: None,
         spawned_at: row.created_at.clone(),
+        frozen: false,
     }
 }
 
@@ -147,7 +148,13 @@ async fn observe(services: &Services, generation: &mut GenerationRow) -> Option<
     if placement.host_boot_id != services.host_boot_id {
         return Some("the host was rebooted".to_owned());
     }
-    match services.backend.observe(placement).await {
+    let placement = placement.clone();
+    if generation.frozen {
+        // The last daemon ended in the middle of a capture of its memory.
+        // One that cannot be resumed is found standing still by its watch.
+        let _ = services.thaw(generation).await;
+    }
+    match services.backend.observe(&placement).await {
         Ok(Observation::Ended(cause)) => Some(format!("{cause} while no daemon watched")),
         Ok(_) => None,
         Err(error) => {

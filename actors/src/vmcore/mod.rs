@@ -8,10 +8,14 @@
 //!       └──── dump ◀─────────┘ synced, verified, renamed; then older ones give way
 //! ```
 //!
+//! A capture that somebody asked for takes the same way, into a file that he names: see [`by_hand`].
+//!
 //! Invariants: what has the name of a vmcore is complete and verified. One memory is captured at a time. Whoever
 //! began a capture and no longer waits for it has stopped it.
 
+pub mod by_hand;
 mod files;
+mod freezing;
 
 use std::fs::File;
 use std::io;
@@ -25,10 +29,11 @@ use kmorph_backends::contract::{MemoryRange, REGISTERS};
 use kmorph_vmcore::analysis::events::{EventKind, events};
 use kmorph_vmcore::dump::PrStatus;
 use kmorph_vmcore::kernel::Kernel;
+use kmorph_vmcore::memory::PAGE_BYTES;
 use kmorph_vmcore::paced::{Paced, Rate};
 use kmorph_vmcore::writer::{self, Contents, Control, Options, Output, WriteError};
 use kmorph_vmcore::{Dump, MemoryFile, MemoryPart, PhysRange, PhysicalMemory};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
 pub use files::Retention;
 use files::{Files, Place};
@@ -38,6 +43,8 @@ use crate::services::Services;
 
 /// Longest time for one capture.
 pub const CAPTURE_TIMEOUT: Duration = Duration::from_secs(600);
+/// Longest time for a capture that was stopped to end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// How much the capturing threads stand back behind everything else: a nice value.
 const CAPTURE_NICE: i32 = 10;
 /// Bytes of the log's end that are told with the event.
@@ -72,11 +79,31 @@ impl Default for Captures {
     }
 }
 
-/// The log of a kernel that died.
+impl Captures {
+    /// The turn of a capture that does not wait for others.
+    pub(crate) fn now(&self) -> Option<Turn> {
+        let turn = self.0.clone().try_acquire_owned();
+        turn.ok().map(Turn)
+    }
+
+    /// The turn of one that waits for those before it.
+    async fn later(&self) -> Result<Turn, CaptureError> {
+        let turn = self.0.clone().acquire_owned().await;
+        turn.map(Turn).map_err(|_| CaptureError::Fault)
+    }
+}
+
+/// The right to capture, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Turn(
+    #[expect(dead_code, reason = "it is there to be dropped")] OwnedSemaphorePermit,
+);
+
+/// The log of a kernel.
 #[derive(Clone, Debug)]
 pub struct KernelLog {
-    /// The file that holds it.
-    pub path: PathBuf,
+    /// The file that holds it, where it is kept apart from the dump.
+    pub path: Option<PathBuf>,
     /// What it says of the kernel's end.
     pub panic: Option<String>,
     /// Its end, at most [`LOG_TAIL_BYTES`].
@@ -116,6 +143,12 @@ pub enum CaptureError {
         /// The system's reason.
         source: io::Error,
     },
+    /// It could not be written down that it is to be frozen.
+    #[error("{0}; it was not frozen")]
+    Journal(String),
+    /// It could not be frozen.
+    #[error("it cannot be read while it runs: {0}")]
+    Freeze(String),
     /// It could not be written.
     #[error(transparent)]
     Write(#[from] WriteError),
@@ -132,6 +165,8 @@ pub enum CaptureError {
 pub struct Capture {
     /// The log, as soon as it is in its file, or why there is none.
     pub log: oneshot::Receiver<Result<KernelLog, String>>,
+    /// Notified once the memory is not read any more.
+    pub read: Arc<Notify>,
     /// The dump.
     pub dumping: Dumping,
 }
@@ -140,7 +175,8 @@ pub struct Capture {
 #[derive(Debug)]
 pub struct Dumping {
     dump: oneshot::Receiver<Result<Dumped, CaptureError>>,
-    _stop: StopOnDrop,
+    stop: StopOnDrop,
+    bytes: u64,
 }
 
 #[derive(Debug)]
@@ -157,21 +193,46 @@ impl Dumping {
     ///
     /// # Errors
     /// When there is no vmcore, and why.
-    pub async fn done(self) -> Result<Dumped, CaptureError> {
-        match tokio::time::timeout(CAPTURE_TIMEOUT, self.dump).await {
+    pub async fn done(&mut self) -> Result<Dumped, CaptureError> {
+        match tokio::time::timeout(CAPTURE_TIMEOUT, &mut self.dump).await {
             Ok(Ok(dumped)) => dumped,
             Ok(Err(_)) => Err(CaptureError::Fault),
             Err(_) => Err(CaptureError::TimedOut),
         }
+    }
+
+    /// Bytes of the memory that are in the file or were left out, and all of them.
+    pub fn progress(&self) -> (u64, u64) {
+        let pages = self.stop.0.pages_done.load(Ordering::Relaxed);
+        (
+            pages.saturating_mul(PAGE_BYTES as u64).min(self.bytes),
+            self.bytes,
+        )
+    }
+
+    /// Stops it and waits until it has ended; how, unless that takes longer than [`STOP_TIMEOUT`].
+    pub async fn stop(self) -> Option<Result<Dumped, CaptureError>> {
+        let Self { dump, stop, .. } = self;
+        drop(stop);
+        let ended = tokio::time::timeout(STOP_TIMEOUT, dump).await.ok()?;
+        Some(ended.unwrap_or(Err(CaptureError::Fault)))
     }
 }
 
 struct Order {
     memory: Vec<MemoryRange>,
     registers: PathBuf,
-    place: Place,
+    target: Target,
     settings: VmcoreSettings,
-    _turn: OwnedSemaphorePermit,
+    _turn: Turn,
+}
+
+/// Where a capture goes.
+enum Target {
+    /// Among those that are kept of an instance.
+    Kept(Place),
+    /// Into this file; the log is only told.
+    File(PathBuf),
 }
 
 /// Begins to capture the memory of a fenced generation, when its turn has come.
@@ -179,31 +240,45 @@ struct Order {
 /// # Errors
 /// When its memory is not there.
 pub async fn begin(services: &Services, row: &GenerationRow) -> Result<Capture, CaptureError> {
+    let turn = services.captures.later().await?;
+    let dir = services.settings.borrow().vmcore.dir.clone();
+    let place = Place {
+        dir: dir.join(&row.instance),
+        generation: row.generation,
+    };
+    begin_into(services, row, Target::Kept(place), turn).await
+}
+
+async fn begin_into(
+    services: &Services,
+    row: &GenerationRow,
+    target: Target,
+    turn: Turn,
+) -> Result<Capture, CaptureError> {
     let gone = || CaptureError::Memory("nothing of it is left".to_owned());
-    let turn = services.captures.0.clone().acquire_owned().await;
     let placement = row.placement.as_ref().ok_or_else(gone)?;
     let map = services.backend.memory_map(placement).await;
     let memory = map.map_err(|error| CaptureError::Memory(error.to_string()))?;
     if memory.is_empty() {
         return Err(gone());
     }
-    let settings = services.settings.borrow().vmcore.clone();
+    let bytes = memory.iter().map(|range| range.length).sum();
     let order = Order {
         memory,
         registers: row.run_dir.join(REGISTERS),
-        place: Place {
-            dir: settings.dir.join(&row.instance),
-            generation: row.generation,
-        },
-        settings,
-        _turn: turn.map_err(|_| CaptureError::Fault)?,
+        target,
+        settings: services.settings.borrow().vmcore.clone(),
+        _turn: turn,
     };
-    let control = Arc::new(Control::default());
+    let read = Arc::new(Notify::new());
+    let tell_read = read.clone();
+    let control = Arc::new(Control::telling_when_read(move || tell_read.notify_one()));
     let (log_told, log) = oneshot::channel();
     let (dump_told, dump) = oneshot::channel();
     let dumping = Dumping {
         dump,
-        _stop: StopOnDrop(control.clone()),
+        stop: StopOnDrop(control.clone()),
+        bytes,
     };
     let work = move || {
         // Its own priority, and that of the threads it starts: the kernel keeps one for each thread.
@@ -213,7 +288,7 @@ pub async fn begin(services: &Services, row: &GenerationRow) -> Result<Capture, 
     let name = "vmcore".to_owned();
     let thread = std::thread::Builder::new().name(name).spawn(work);
     thread.map_err(|error| CaptureError::Memory(format!("no thread for it: {error}")))?;
-    Ok(Capture { log, dumping })
+    Ok(Capture { log, read, dumping })
 }
 
 fn capture(
@@ -221,28 +296,52 @@ fn capture(
     control: &Control,
     log_told: oneshot::Sender<Result<KernelLog, String>>,
 ) -> Result<Dumped, CaptureError> {
+    match &order.target {
+        Target::File(path) => dump(order, control, path, |kernel| {
+            let _ = log_told.send(kernel.and_then(|kernel| Ok(read_log(kernel)?.1)));
+        }),
+        Target::Kept(place) => {
+            make_directory(&place.dir)?;
+            if let Some((path, bytes)) = place.complete() {
+                // An earlier daemon captured it, and ended before it could say so.
+                return Ok(Dumped {
+                    path,
+                    bytes,
+                    not_filtered: None,
+                });
+            }
+            place.remove_partial();
+            let files = place.files(&crate::wall_clock::now_rfc3339());
+            let dumped = dump(order, control, &files.vmcore, |kernel| {
+                let _ = log_told.send(kernel.and_then(|kernel| save_log(kernel, &files)));
+            })?;
+            place.prune(&order.settings.retention);
+            Ok(dumped)
+        }
+    }
+}
+
+fn make_directory(path: &Path) -> Result<(), CaptureError> {
     let made = std::fs::DirBuilder::new()
         .recursive(true)
         .mode(DIRECTORY_MODE)
-        .create(&order.place.dir);
+        .create(path);
     made.map_err(|source| CaptureError::Directory {
-        path: order.place.dir.clone(),
+        path: path.to_owned(),
         source,
-    })?;
-    if let Some((path, bytes)) = order.place.complete() {
-        // An earlier daemon captured it, and ended before it could say so.
-        return Ok(Dumped {
-            path,
-            bytes,
-            not_filtered: None,
-        });
-    }
-    order.place.remove_partial();
-    let files = order.place.files(&crate::wall_clock::now_rfc3339());
+    })
+}
+
+/// Writes the memory to `path`; before it is read as a whole, its kernel's log is told.
+fn dump(
+    order: &Order,
+    control: &Control,
+    path: &Path,
+    tell_log: impl FnOnce(Result<&Kernel<'_>, String>),
+) -> Result<Dumped, CaptureError> {
     let memory = open(&order.memory)?;
     let kernel = Kernel::in_memory(&memory).map_err(|error| error.to_string());
-    let log = kernel.as_ref().map_err(Clone::clone);
-    let _ = log_told.send(log.and_then(|kernel| save_log(kernel, &files)));
+    tell_log(kernel.as_ref().map_err(Clone::clone));
     let cpus = registers(&order.registers);
     // The log was read without a limit: it must be told at once.
     let paced = order.settings.rate.map(|rate| Paced::new(&memory, rate));
@@ -262,10 +361,9 @@ fn capture(
         threads: order.settings.threads,
         time: since_1970.unwrap_or_default(),
     };
-    let written = writer::write(contents, options, control, &files.vmcore)?;
-    order.place.prune(&order.settings.retention);
+    let written = writer::write(contents, options, control, path)?;
     Ok(Dumped {
-        path: files.vmcore,
+        path: path.to_owned(),
         bytes: written.note.file_bytes.get(),
         not_filtered: written.not_filtered,
     })
@@ -301,12 +399,10 @@ fn registers(path: &Path) -> Vec<PrStatus> {
     cpus.map(|cpu| cpu.status).collect()
 }
 
-fn save_log(kernel: &Kernel<'_>, files: &Files) -> Result<KernelLog, String> {
+/// The log as text, and what is told of it.
+fn read_log(kernel: &Kernel<'_>) -> Result<(Vec<u8>, KernelLog), String> {
     let log = kernel.log().map_err(|error| error.to_string())?;
     let text = log.text();
-    files
-        .save_log(&text)
-        .map_err(|error| format!("writing {:?}: {error}", files.log))?;
     let told = events(&log);
     let last = told.iter().rev();
     let panic = last
@@ -314,9 +410,19 @@ fn save_log(kernel: &Kernel<'_>, files: &Files) -> Result<KernelLog, String> {
         .find(|event| event.kind == EventKind::Panic)
         .or_else(|| last.clone().find(|event| event.kind != EventKind::Warning));
     let tail = &text[text.len().saturating_sub(LOG_TAIL_BYTES)..];
-    Ok(KernelLog {
-        path: files.log.clone(),
+    let log = KernelLog {
+        path: None,
         panic: panic.map(|event| event.title.clone()),
         tail: String::from_utf8_lossy(tail).into_owned(),
-    })
+    };
+    Ok((text, log))
+}
+
+fn save_log(kernel: &Kernel<'_>, files: &Files) -> Result<KernelLog, String> {
+    let (text, log) = read_log(kernel)?;
+    files
+        .save_log(&text)
+        .map_err(|error| format!("writing {:?}: {error}", files.log))?;
+    let path = Some(files.log.clone());
+    Ok(KernelLog { path, ..log })
 }

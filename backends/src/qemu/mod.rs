@@ -19,6 +19,7 @@
 mod command;
 mod console;
 mod cpio;
+mod freezing;
 mod guest_image;
 mod memory;
 mod modules;
@@ -481,6 +482,23 @@ impl Backend for QemuBackend {
         self.memory
             .ranges(qemu, placement.memory_bytes)
             .map_err(what())
+    }
+
+    async fn freeze(&self, placement: &Placement) -> Result<bool, BackendError> {
+        if self.observe(placement).await? != Observation::Running {
+            return Ok(false);
+        }
+        let frozen = freezing::freeze(&placement.run_dir).await;
+        frozen.map_err(failed(format!("freezing {}", placement.name)))?;
+        Ok(true)
+    }
+
+    async fn resume(&self, placement: &Placement) -> Result<(), BackendError> {
+        if let Observation::Ended(_) = self.observe(placement).await? {
+            return Ok(());
+        }
+        let resumed = freezing::resume(&placement.run_dir).await;
+        resumed.map_err(failed(format!("resuming {}", placement.name)))
     }
 
     async fn save_registers(&self, placement: &Placement) -> Result<bool, BackendError> {

@@ -45,6 +45,7 @@ conformance!(
     a_placement_is_all_that_another_daemon_needs,
     an_end_is_seen_with_its_cause,
     a_stopped_instance_is_seen_and_can_be_fenced,
+    a_frozen_instance_stands_still_until_it_is_resumed,
     it_ends_by_itself_when_it_is_asked_to,
     a_fence_is_confirmed_and_can_be_repeated,
     threads_that_outlive_their_first_one_are_fenced,

@@ -1,5 +1,6 @@
 //! The rules of the contract, one function each. Its text is in `contract.rs`.
 
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -99,6 +100,31 @@ pub(crate) async fn a_stopped_instance_is_seen_and_can_be_fenced(ground: &Ground
     let proof = ground.fence(&placement).await;
     assert_eq!(proof.method(), FenceMethod::ProcessesKilled);
     assert!(ground.processes_of(&placement.run_dir).is_empty());
+}
+
+/// Rule 7. A backend that cannot freeze says so, and its instance runs on.
+pub(crate) async fn a_frozen_instance_stands_still_until_it_is_resumed(ground: &Ground) {
+    let placement = ground.spawn(ground.spec()).await;
+    ground.answers(&placement).await;
+    let observed = || async { ground.backend.observe(&placement).await.unwrap() };
+    match ground.backend.freeze(&placement).await {
+        Err(error) => assert_eq!(error.source.kind(), ErrorKind::Unsupported, "{error}"),
+        Ok(frozen) => {
+            assert!(frozen);
+            assert_eq!(observed().await, Observation::Stopped);
+            // What stands still is not frozen once more; another daemon can resume it, and again.
+            assert!(!ground.backend.freeze(&placement).await.unwrap());
+            let other = ground.another_daemon();
+            other.resume(&placement).await.unwrap();
+            other.resume(&placement).await.unwrap();
+        }
+    }
+    assert_eq!(observed().await, Observation::Running);
+    ground.answers(&placement).await;
+    ground.fence(&placement).await;
+    // An end is not undone.
+    let _ = ground.backend.resume(&placement).await;
+    assert!(matches!(observed().await, Observation::Ended(_)));
 }
 
 pub(crate) async fn it_ends_by_itself_when_it_is_asked_to(ground: &Ground) {

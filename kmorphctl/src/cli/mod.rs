@@ -17,7 +17,7 @@ pub(crate) use daemon::{DaemonCommand, StartArgs, StopArgs};
 pub(crate) use instance::{HealthArgs, MetricGroup, PingArgs, SpawnArgs, TerminateArgs};
 pub(crate) use morph::{MorphArgs, MorphForm, MorphTarget, MorphWholeArgs};
 pub(crate) use policy::{AutoHeal, PolicyCommand, PolicySetting};
-pub(crate) use tools::{AnalyzeArgs, DebugCommand, OperationCommand, VmcoreCommand};
+pub(crate) use tools::{AnalyzeArgs, CaptureArgs, DebugCommand, OperationCommand, VmcoreCommand};
 
 /// Heading of the options that every command has.
 const EVERYWHERE: &str = "Options of every command";
@@ -146,7 +146,7 @@ pub(crate) enum Command {
         #[arg(long, value_name = "NAME")]
         instance: Option<String>,
     },
-    /// Read vmcores; capturing them is not built yet
+    /// Capture an instance's memory, and say what is in a vmcore
     #[command(subcommand)]
     Vmcore(VmcoreCommand),
     /// Look into the daemon while it runs (not built yet)

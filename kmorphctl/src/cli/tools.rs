@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::values;
+use super::{WaitArgs, values};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum OperationCommand {
@@ -32,16 +32,21 @@ pub(crate) enum OperationCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum VmcoreCommand {
-    /// Capture the memory of a failed instance (not built yet)
-    Capture {
-        /// The instance
-        name: String,
-        /// The file to write
-        #[arg(long, value_name = "FILE")]
-        output: PathBuf,
-    },
+    /// Capture the memory of an instance: one that lives is frozen while it is read
+    Capture(CaptureArgs),
     /// Say what is in a vmcore: why the kernel died, its log, its CPUs, its memory
     Analyze(AnalyzeArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CaptureArgs {
+    /// The instance
+    pub(crate) name: String,
+    /// The file to write, which must not exist; the daemon writes it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) wait: WaitArgs,
 }
 
 #[derive(Debug, Args)]

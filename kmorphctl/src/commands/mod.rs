@@ -1,5 +1,6 @@
 //! Does what was typed: one function for each command, each `ask, then show`.
 
+mod capture;
 mod daemon;
 mod detach;
 mod events;
@@ -56,7 +57,7 @@ pub(crate) async fn run(cli: Cli, out: &mut Output) -> Result<Exit, Failure> {
         Command::Completions { shell } => shell::completions(out, shell),
         Command::Man { dir } => shell::man(out, &dir),
         Command::Monitor { .. } => Err(not_built_yet("monitor")),
-        Command::Vmcore(VmcoreCommand::Capture { .. }) => Err(not_built_yet("vmcore capture")),
+        Command::Vmcore(VmcoreCommand::Capture(args)) => capture::capture(client, out, &args).await,
         Command::Vmcore(VmcoreCommand::Analyze(args)) => vmcore::analyze(out, &args),
         Command::Debug(DebugCommand::Console) => Err(not_built_yet("debug console")),
     }

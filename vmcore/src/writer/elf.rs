@@ -91,6 +91,7 @@ pub(super) fn write(
         .collect();
     let (shared, workers) = chunks::run(&map, control, Running::default(), workers)
         .map_err(|halt| halted(halt, partial))?;
+    control.tell_read();
     let mut checksum = Running::default();
     checksum.add(&head.bytes(false));
     checksum.add_piece(shared.value(), shared.len());

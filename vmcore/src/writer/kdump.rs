@@ -67,6 +67,7 @@ pub(super) fn write(
         let workers = workers.map_err(|e| partial.error("preparing", e))?;
         chunks::run(&map, control, shared, workers).map_err(|halt| halted(halt, partial))?
     };
+    control.tell_read();
     // The order of the file: what is written last comes first, with its note as zeros.
     let mut checksum = Running::default();
     checksum.add(&head.bytes(false, filtered.level));

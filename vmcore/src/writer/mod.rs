@@ -17,6 +17,7 @@ mod kdump;
 mod page_map;
 mod partial;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
@@ -75,12 +76,39 @@ pub struct Options {
 }
 
 /// Watches and stops the writing, from any thread.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Control {
     /// Set to stop: the partial file stays.
     pub stop: AtomicBool,
     /// Pages that are in the file or were left out.
     pub pages_done: AtomicU64,
+    memory_read: Option<Box<dyn Fn() + Send + Sync>>,
+}
+
+impl Control {
+    /// One that calls `told`, on the writing thread, as soon as the memory is not read any more. The file is not
+    /// whole yet then, and the rest can take long: it is synced and read back.
+    pub fn telling_when_read(told: impl Fn() + Send + Sync + 'static) -> Self {
+        Self {
+            memory_read: Some(Box::new(told)),
+            ..Self::default()
+        }
+    }
+
+    fn tell_read(&self) {
+        if let Some(told) = &self.memory_read {
+            told();
+        }
+    }
+}
+
+impl fmt::Debug for Control {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Control")
+            .field("stop", &self.stop)
+            .field("pages_done", &self.pages_done)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What was written.

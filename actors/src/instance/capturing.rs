@@ -1,0 +1,91 @@
+//! A capture of its memory that somebody asked for. The rest of the work is in [`crate::vmcore::by_hand`].
+//!
+//! Nobody watches an instance that is frozen: its silence says nothing. The watch begins anew afterwards, and finds
+//! out whether it answers, stands still or has ended meanwhile.
+
+use std::path::PathBuf;
+
+use actix::prelude::*;
+use kmorph_control_api::{ApiError, ErrorCode, InstanceState};
+
+use super::{Instance, Work};
+use crate::operations::Handle;
+use crate::vmcore::by_hand::ByHand;
+
+/// What is shown of an instance meanwhile.
+const FROZEN: &str = "its memory is being captured";
+
+/// Capture its memory now, whatever its state.
+#[derive(Message)]
+#[rtype(result = "Result<(), ApiError>")]
+pub struct CaptureVmcore {
+    /// The file to write; see [`check_output`](crate::vmcore::by_hand::check_output).
+    pub output: PathBuf,
+    /// Who waits.
+    pub operation: Handle,
+}
+
+impl Handler<CaptureVmcore> for Instance {
+    type Result = Result<(), ApiError>;
+
+    fn handle(&mut self, request: CaptureVmcore, ctx: &mut Self::Context) -> Self::Result {
+        let refused = |operation: Handle, error: ApiError| {
+            operation.fail(error.clone(), None);
+            Err(error)
+        };
+        if let Some(error) = self.uncapturable() {
+            return refused(request.operation, error);
+        }
+        let Some(turn) = self.services.captures.now() else {
+            let text = "another memory is being captured, and one is captured at a time";
+            let error = ApiError::new(ErrorCode::Busy, text).hint("try again when it is done");
+            return refused(request.operation, error);
+        };
+        let watched = self.watch.is_some();
+        self.work = Work::Capturing { watched };
+        self.end_watch();
+        if watched {
+            // New connections wait, as in a morph.
+            self.services.aim(&self.row.name, None);
+        }
+        if matches!(self.state, InstanceState::Running | InstanceState::Degraded) {
+            self.enter(InstanceState::Unresponsive, Some(FROZEN.to_owned()));
+        }
+        let capture = ByHand {
+            services: self.services.clone(),
+            row: self.generation.clone(),
+            output: request.output,
+            turn,
+            operation: request.operation,
+        };
+        let captured = capture.run().into_actor(self).map(move |row, act, ctx| {
+            act.generation = row;
+            act.work = Work::Nothing;
+            if watched {
+                act.begin_watch(ctx);
+            }
+        });
+        ctx.spawn(captured);
+        Ok(())
+    }
+}
+
+impl Instance {
+    fn uncapturable(&self) -> Option<ApiError> {
+        let name = &self.row.name;
+        if !self.row.spec.backend.boots_kernels() {
+            let backend = self.row.spec.backend.as_str();
+            let text = format!("{name} has no kernel of its own: its backend is {backend}");
+            let error = ApiError::new(ErrorCode::InvalidRequest, text);
+            return Some(error.hint("`gcore` captures the memory of a process"));
+        }
+        if let Some(error) = self.busy("captured") {
+            return Some(error);
+        }
+        if self.generation.placement.is_none() {
+            let text = format!("nothing is left of the memory of {name}");
+            return Some(ApiError::new(ErrorCode::WrongState, text));
+        }
+        None
+    }
+}

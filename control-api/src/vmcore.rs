@@ -1,0 +1,36 @@
+//! Captures of memory that somebody asks for.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// A request for the memory of an instance, in whatever state it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CaptureRequest {
+    /// Absolute path of the file to write, on the host. It must not exist. The daemon's user owns it, and
+    /// nobody else may read it.
+    pub output: String,
+}
+
+/// A capture that was asked for and has succeeded: the result of its operation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct CaptureReport {
+    /// The instance.
+    pub name: String,
+    /// The generation whose memory it is.
+    pub generation: u64,
+    /// The file: complete and verified.
+    pub path: String,
+    /// Its length, bytes.
+    pub bytes: u64,
+    /// Why pages are in it that should have been left out.
+    pub not_filtered: Option<String>,
+    /// What the kernel's log says of its end; absent when it says of none, as of one that lives.
+    pub panic: Option<String>,
+    /// Why the kernel's log could not be read.
+    pub log_error: Option<String>,
+    /// Milliseconds for which the instance was frozen; absent when it executed nothing anyway.
+    pub frozen_ms: Option<f64>,
+    /// Milliseconds from the request to the verified file.
+    pub total_ms: f64,
+}

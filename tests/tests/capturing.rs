@@ -1,0 +1,252 @@
+//! `vmcore capture`: the memory of real kernels that live, that failed, and that are frozen when something ends.
+//!
+//! Needs what `scripts/setup-tests` installs.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
+use std::path::Path;
+
+use kmorph_control_api::{
+    CaptureReport, ErrorCode, EventKind, InstanceState, Operation, OperationState,
+};
+use kmorph_tests::kernels::Transport;
+use kmorph_tests::resp::Client;
+use kmorph_tests::{Events, Host, kernels};
+use kmorph_vmcore::analysis::{self, AnalysisOptions};
+use kmorph_vmcore::{Completeness, Dump};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::unistd::Uid;
+use serde_json::{Value, json};
+
+const CAPTURE: &str = "/v1/instances/web/vmcore";
+/// So slow that the guest is still frozen when a test has done something meanwhile.
+const SLOW: &str = "backend = \"qemu\"\n[vmcore]\nrate_mib_s = 8\nlevel = 0\n";
+
+fn report(ended: Operation) -> CaptureReport {
+    assert_eq!(ended.state, OperationState::Succeeded, "{ended:?}");
+    serde_json::from_value(ended.result.unwrap()).unwrap()
+}
+
+fn output(path: &Path) -> Value {
+    json!({ "output": path })
+}
+
+/// What its own reader finds in it: complete, with the registers of its one CPU.
+fn assert_whole(path: &Path) {
+    let dump = Dump::open(path).unwrap().unwrap();
+    assert_eq!(dump.completeness(), Completeness::Complete);
+    let report = analysis::analyse(&dump, AnalysisOptions::default()).unwrap();
+    assert_eq!(report.file.checksum, "holds");
+    assert!(report.kernel.unwrap().release.unwrap().starts_with("6.1."));
+    assert!(report.log.unwrap().text.contains("Linux version 6.1."));
+    assert_eq!(report.cpus.len(), 1);
+}
+
+fn a_kernel_that_lives_is_frozen_and_goes_on(transport: Transport) {
+    let host = Host::qemu_over(transport);
+    let port = host.spawn_kv_on("web", &kernels::debian("6.1"), "");
+    let mut client = Client::connect(port).unwrap();
+    client.call(&["SET", "k", "v"]).unwrap();
+    let before = host.control().instance("web");
+    let events = Events::follow(host.control());
+    for number in 0..3 {
+        let path = host.path(&format!("core-{number}"));
+        let ended = host
+            .control()
+            .operate("POST", CAPTURE, Some(&output(&path)));
+        let report = report(ended);
+        assert!(report.frozen_ms.unwrap() > 0.0, "{report:?}");
+        assert_eq!((report.panic, report.log_error), (None, None));
+        assert_eq!(Path::new(&report.path), path);
+        assert_whole(&path);
+        // The connection that was there before is there still.
+        assert_eq!(client.call(&["GET", "k"]).unwrap(), "v");
+    }
+    let log = events.wait("its log", |event| event.kind == EventKind::Vmcore);
+    let tail = log.event.detail["kernel_log_tail"].as_str().unwrap();
+    assert!(tail.contains("] NET: Registered"), "{tail}");
+    let done = events.wait("the dump", |event| event.kind == EventKind::Vmcore);
+    assert!(done.event.message.starts_with("captured: "), "{done:?}");
+    let now = host.running("web");
+    assert_eq!(now.processes, before.processes);
+    assert_eq!(now.summary.recoveries, 0);
+    // A connection that was not: the forwarder was aimed at it again.
+    assert_eq!(
+        Client::connect(port).unwrap().call(&["GET", "k"]).unwrap(),
+        "v"
+    );
+}
+
+mod over_virtio {
+    #[test]
+    fn a_kernel_that_lives_is_frozen_and_goes_on() {
+        super::a_kernel_that_lives_is_frozen_and_goes_on(super::Transport::Virtio);
+    }
+}
+
+mod over_kerf {
+    #[test]
+    fn a_kernel_that_lives_is_frozen_and_goes_on() {
+        super::a_kernel_that_lives_is_frozen_and_goes_on(super::Transport::Kerf);
+    }
+}
+
+/// Begins a capture and waits until the memory is being read.
+fn begin(host: &Host, path: &Path) -> Operation {
+    let reply = host.control().request("POST", CAPTURE, Some(&output(path)));
+    let begun: Operation = reply.ok();
+    host.control().wait("the memory to be read", || {
+        let now: Operation = host.control().get(&format!("/v1/operations/{}", begun.id));
+        assert!(!now.is_over(), "{now:?}");
+        (now.progress.total > 0 && now.progress.done > 0).then_some(())
+    });
+    let now = host.control().instance("web");
+    assert_eq!(now.summary.state, InstanceState::Unresponsive);
+    assert!(now.reason.unwrap().contains("being captured"));
+    assert_eq!(kernels::guest_status(Path::new(&now.run_dir)), "paused");
+    begun
+}
+
+#[test]
+fn whatever_ends_a_capture_its_kernel_goes_on() {
+    let mut host = Host::with(SLOW);
+    let port = host.spawn_kv_on("web", &kernels::debian("6.1"), "");
+    let before = host.control().instance("web");
+    let run_dir = std::path::PathBuf::from(&before.run_dir);
+    let mut client = Client::connect(port).unwrap();
+    client.call(&["SET", "k", "v"]).unwrap();
+    let (path, partial) = (host.path("core"), host.path("core.partial"));
+
+    let begun = begin(&host, &path);
+    for (method, path, body) in [
+        ("DELETE", "/v1/instances/web", None),
+        ("POST", "/v1/instances/web/recover", None),
+        ("POST", CAPTURE, Some(output(&host.path("second")))),
+    ] {
+        let refused = host
+            .control()
+            .request(method, path, body.as_ref())
+            .refusal();
+        assert_eq!(
+            refused.code,
+            ErrorCode::WrongState,
+            "{method} {path}: {refused}"
+        );
+        assert!(refused.message.contains("being captured"), "{refused}");
+    }
+    let cancel = format!("/v1/operations/{}/cancel", begun.id);
+    let _: Operation = host.control().request("POST", &cancel, None).ok();
+    let ended = host.control().finished(&begun.id);
+    assert_eq!(ended.state, OperationState::Cancelled, "{ended:?}");
+    assert_eq!(client.call(&["GET", "k"]).unwrap(), "v");
+    assert!(!path.exists() && !partial.exists());
+    host.running("web");
+
+    // A daemon that is killed cannot resume it: the next one does.
+    begin(&host, &path);
+    host.kill_daemon();
+    assert_eq!(kernels::guest_status(&run_dir), "paused");
+    host.start();
+    assert_eq!(host.running("web").processes, before.processes);
+    assert_eq!(
+        Client::connect(port).unwrap().call(&["GET", "k"]).unwrap(),
+        "v"
+    );
+    assert!(!path.exists() && partial.exists());
+
+    // One that is told to stop resumes it first.
+    begin(&host, &path);
+    let _: Value = host
+        .control()
+        .request(
+            "POST",
+            "/v1/daemon/stop",
+            Some(&json!({ "graceful": false })),
+        )
+        .ok();
+    assert!(host.daemon_ended().success());
+    assert_eq!(kernels::guest_status(&run_dir), "running");
+    assert!(!path.exists() && !partial.exists());
+    host.start();
+    assert_eq!(host.running("web").processes, before.processes);
+}
+
+#[test]
+fn what_has_failed_and_is_not_healed_is_captured_as_it_is() {
+    let host = Host::qemu();
+    host.spawn_kv_on("web", &kernels::debian("6.1"), kernels::PANICS_ON_NMI);
+    let alone = json!({ "auto_heal": false });
+    host.control().set_policy("web", &alone);
+    let run_dir = host.control().instance("web").run_dir;
+    kernels::qmp(Path::new(&run_dir), "inject-nmi");
+    let failed = || {
+        let now = host.control().instance("web");
+        (now.summary.state == InstanceState::Failed).then_some(now)
+    };
+    host.control().wait("the panic to be noticed", failed);
+    let path = host.path("core");
+    let report = report(
+        host.control()
+            .operate("POST", CAPTURE, Some(&output(&path))),
+    );
+    assert_eq!(report.frozen_ms, None);
+    assert!(report.panic.unwrap().contains("NMI"));
+    assert_whole(&path);
+    assert!(failed().is_some(), "it stays as it is");
+    assert_eq!(kernels::guest_status(Path::new(&run_dir)), "guest-panicked");
+    host.control()
+        .succeed("POST", "/v1/instances/web/recover", None);
+    assert_eq!(host.running("web").summary.generation, 2);
+}
+
+/// A small file system, for this thread and its children.
+struct Disk(std::path::PathBuf);
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn without_room_for_it_the_kernel_goes_on_and_the_file_says_what_it_is() {
+    if !Uid::effective().is_root() {
+        eprintln!("SKIPPED: only root can mount a small disk");
+        return;
+    }
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+    let none = None::<&str>;
+    let private = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
+    mount(none, "/", none, private, none).unwrap();
+    let mut host = Host::prepare("backend = \"qemu\"\n");
+    let disk = Disk(host.path("disk"));
+    std::fs::create_dir(&disk.0).unwrap();
+    let tmpfs = Some("tmpfs");
+    mount(tmpfs, &disk.0, tmpfs, MsFlags::empty(), Some("size=1m")).unwrap();
+    host.start();
+    let port = host.spawn_kv_on("web", &kernels::debian("6.1"), "");
+    let path = disk.0.join("core");
+    let ended = host
+        .control()
+        .operate("POST", CAPTURE, Some(&output(&path)));
+    let error = ended.error.unwrap();
+    assert_eq!(error.code, ErrorCode::Unavailable, "{error}");
+    assert!(error.message.contains("no room"), "{error}");
+    assert!(!path.exists());
+    let partial = Dump::open(&disk.0.join("core.partial")).unwrap().unwrap();
+    assert!(matches!(
+        partial.completeness(),
+        Completeness::Incomplete(_)
+    ));
+    host.running("web");
+    assert_eq!(
+        Client::connect(port).unwrap().call(&["PING"]).unwrap(),
+        "PONG"
+    );
+    drop(disk);
+}
