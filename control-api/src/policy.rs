@@ -68,6 +68,17 @@ pub struct PolicyPatch {
     pub vmcore: Option<VmcorePolicy>,
 }
 
+impl From<Policy> for PolicyPatch {
+    fn from(whole: Policy) -> Self {
+        Self {
+            heartbeat_timeout_s: Some(whole.heartbeat_timeout_s),
+            auto_heal: Some(whole.auto_heal),
+            morph_timeout_s: Some(whole.morph_timeout_s),
+            vmcore: Some(whole.vmcore),
+        }
+    }
+}
+
 /// The policies of several instances: what `policy export` writes (as TOML) and `policy import`
 /// applies whole or not at all.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]

@@ -1,5 +1,6 @@
 //! Requests that change something: each checks who is calling first.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -13,10 +14,9 @@ use tokio::sync::oneshot;
 use super::answers::{actor_gone, answer};
 use super::{Api, DaemonRequest};
 use crate::instance::{
-    CaptureVmcore, CommandKind, GetStatus, MorphControl, PingInstance, Recover, SetPolicy,
-    Terminate,
+    CaptureVmcore, CommandKind, MorphControl, PingInstance, Recover, Terminate,
 };
-use crate::supervisor::{BeginMorph, GetDaemon, Spawn};
+use crate::supervisor::{BeginMorph, ChangePolicies, GetDaemon, Spawn};
 use crate::vmcore::by_hand::check_output;
 
 pub(super) fn routes(config: &mut web::ServiceConfig) {
@@ -255,15 +255,15 @@ async fn patch_policy(
 ) -> HttpResponse {
     let work = async {
         api.admit(&request)?;
-        let instance = api.find(&name).await?;
-        let status = instance.send(GetStatus).await.map_err(actor_gone)?;
-        let policy = status.policy.patched(&body);
-        instance.send(SetPolicy(policy)).await.map_err(actor_gone)?
+        let change = ChangePolicies([(name.clone(), body.into_inner())].into());
+        let mut changed = api.supervisor.send(change).await.map_err(actor_gone)??;
+        let gone = || ApiError::new(ErrorCode::NotFound, "it is gone");
+        changed.remove(name.as_str()).ok_or_else(gone)
     };
     answer::<Policy>(work.await)
 }
 
-/// All of the policies, or none: every name and value is checked before the first is applied.
+/// All of the policies, or none.
 async fn import_policies(
     request: HttpRequest,
     api: web::Data<Api>,
@@ -271,23 +271,18 @@ async fn import_policies(
 ) -> HttpResponse {
     let work = async {
         api.admit(&request)?;
-        let set = body.into_inner();
-        let mut found = Vec::new();
-        for (name, policy) in &set.instance {
+        let mut patches = BTreeMap::new();
+        for (name, policy) in body.into_inner().instance {
             if let Some((key, fault)) = policy.fault() {
                 let text = format!("instance.{name}.{key}: {fault}");
                 return Err(ApiError::new(ErrorCode::InvalidRequest, text)
                     .hint("nothing was changed; correct the file and import it again"));
             }
-            found.push((api.find(name).await?, policy.clone()));
+            patches.insert(name, PolicyPatch::from(policy));
         }
-        for (instance, policy) in found {
-            instance
-                .send(SetPolicy(policy))
-                .await
-                .map_err(actor_gone)??;
-        }
-        Ok(set)
+        let change = ChangePolicies(patches);
+        let instance = api.supervisor.send(change).await.map_err(actor_gone)??;
+        Ok(PolicySet { instance })
     };
     answer(work.await)
 }

@@ -12,6 +12,7 @@
 mod capturing;
 mod healing;
 mod morphing;
+mod policy;
 mod requests;
 mod status;
 mod termination;
@@ -19,7 +20,7 @@ mod termination;
 use std::time::Duration;
 
 use actix::prelude::*;
-use kmorph_control_api::{ApiError, ErrorCode, EventKind, InstanceState, Policy};
+use kmorph_control_api::{EventKind, InstanceState, Policy};
 use kmp_proto::detector::Config;
 use kmp_proto::message::{FailureCause, Health, HealthStatus};
 use kmp_proto::recovery::RestartPolicy;
@@ -28,9 +29,10 @@ use slog::{Logger, info, o};
 pub use capturing::CaptureVmcore;
 pub use healing::{RecoveryGranted, RecoveryOver, Successor, WorkerGone};
 pub use morphing::{MorphOver, OldLeft, ResumeMorph};
+pub use policy::{ApplyPolicy, GetPolicy};
 pub use requests::{
     CommandKind, GetHealth, GetHeartbeat, GetMorphStatus, GetStatus, GetSummary, Morph,
-    MorphControl, PingInstance, PlanMorph, Recover, SetPolicy, Terminate,
+    MorphControl, PingInstance, PlanMorph, Recover, Terminate,
 };
 
 use crate::clock;
@@ -41,7 +43,7 @@ use crate::operations::Handle;
 use crate::recovery::{Plan, RecoveryJob, SuccessorNews};
 use crate::services::Services;
 use crate::supervisor::Supervisor;
-use crate::watch::{EndWatch, Reconfigure, Watch, WatchEvent, WatchKind};
+use crate::watch::{EndWatch, Watch, WatchEvent, WatchKind};
 
 /// How the detector is configured by a policy.
 pub fn detector_config(services: &Services, policy: &Policy) -> Config {
@@ -316,40 +318,5 @@ impl Instance {
             InstanceState::Degraded if well => self.enter(InstanceState::Running, None),
             _ => {}
         }
-    }
-}
-
-impl Handler<SetPolicy> for Instance {
-    type Result = ResponseActFuture<Self, Result<Policy, ApiError>>;
-
-    fn handle(&mut self, SetPolicy(policy): SetPolicy, _: &mut Self::Context) -> Self::Result {
-        crate::fault::point("instance");
-        if let Some((key, fault)) = policy.fault() {
-            let error = ApiError::new(ErrorCode::InvalidRequest, format!("{key}: {fault}"));
-            return Box::pin(actix::fut::ready(Err(error)));
-        }
-        let mut row = self.row.clone();
-        row.policy = policy.clone();
-        let journal = self.services.journal.clone();
-        let work = async move {
-            let change = Change::Instance(Box::new(row));
-            crate::journal::record(&journal, vec![change]).await
-        };
-        Box::pin(work.into_actor(self).map(|written, act, _| {
-            written.map_err(|e| crate::generation::journal_failure(&e))?;
-            act.row.policy = policy.clone();
-            if let (Some(watch), true) = (&act.watch, act.row.spec.monitor) {
-                watch.do_send(Reconfigure(detector_config(&act.services, &policy)));
-            }
-            let text = format!(
-                "policy: heartbeat timeout {} s, auto-heal {}, morph timeout {} s, vmcore {}",
-                policy.heartbeat_timeout_s,
-                policy.auto_heal,
-                policy.morph_timeout_s,
-                policy.vmcore.as_str()
-            );
-            act.say(EventKind::Policy, text);
-            Ok(policy)
-        }))
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use kmorph_control_api::{
     ApiError, ErrorCode, HealthReport, HeartbeatStatus, InstanceState, InstanceStatus,
-    InstanceSummary, MorphStatus, PingReport, Policy,
+    InstanceSummary, MorphStatus, PingReport,
 };
 use kmp_proto::message::FailureCause;
 
@@ -42,11 +42,6 @@ pub struct GetHealth;
 #[derive(Debug, Message)]
 #[rtype(result = "Result<PingReport, ApiError>")]
 pub struct PingInstance;
-
-/// A new policy, whole.
-#[derive(Debug, Message)]
-#[rtype(result = "Result<Policy, ApiError>")]
-pub struct SetPolicy(pub Policy);
 
 /// End it.
 #[derive(Message)]

@@ -244,4 +244,64 @@ mod tests {
         arbiter.join().unwrap();
         assert_eq!(on_disk(dir.path()), ["alone", "last"]);
     }
+
+    fn instance(morphs: u64) -> InstanceRow {
+        InstanceRow {
+            name: "web".to_owned(),
+            spec: InstanceSpec {
+                kernel: KernelChoice {
+                    path: "/boot/vmlinuz".into(),
+                    release: "6.1.0".to_owned(),
+                    sha256: "ab".repeat(32),
+                    cmdline: "quiet \"x\"".to_owned(),
+                    initramfs: None,
+                },
+                cpus: 1,
+                memory_bytes: u64::MAX,
+                workload: None,
+                publish: Vec::new(),
+                monitor: true,
+                backend: kmorph_backends::contract::BackendKind::Embedded,
+            },
+            policy: kmorph_control_api::Policy {
+                heartbeat_timeout_s: 0.1,
+                auto_heal: true,
+                morph_timeout_s: 60.0,
+                vmcore: kmorph_control_api::VmcorePolicy::Off,
+            },
+            desired: Desired::Running,
+            reason: None,
+            created_at: String::new(),
+            active_generation: u64::MAX,
+            recoveries: 0,
+            morphs,
+        }
+    }
+
+    #[actix::test]
+    async fn a_policy_is_changed_by_its_own_change_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _, arbiter) = Journal::open(dir.path()).unwrap();
+        let written = instance(0);
+        let new = Change::Instance(Box::new(written.clone()));
+        record(&journal, vec![new]).await.unwrap();
+        let mut policy = written.policy.clone();
+        policy.heartbeat_timeout_s = 7.25;
+        let changed = Change::Policy("web".to_owned(), Box::new(policy.clone()));
+        let gone = Change::Policy("gone".to_owned(), Box::new(policy.clone()));
+        record(&journal, vec![changed, gone]).await.unwrap();
+        // Written by someone who knows the older policy.
+        let later = Change::Instance(Box::new(instance(1)));
+        record(&journal, vec![later]).await.unwrap();
+        let found = journal.send(Load).await.unwrap().unwrap().instances;
+        assert_eq!(
+            found,
+            [InstanceRow {
+                policy,
+                ..instance(1)
+            }]
+        );
+        arbiter.stop();
+        arbiter.join().unwrap();
+    }
 }

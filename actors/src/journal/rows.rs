@@ -194,8 +194,11 @@ pub struct Snapshot {
 /// One change; a list of them is one transaction.
 #[derive(Clone, Debug)]
 pub enum Change {
-    /// Inserts or replaces an instance.
+    /// Inserts an instance, or replaces all of it but its policy: whoever writes what became of an
+    /// instance may know an older policy.
     Instance(Box<InstanceRow>),
+    /// Changes the policy of an instance; nothing when it is gone.
+    Policy(String, Box<Policy>),
     /// Removes an instance. Its generation counter stays.
     InstanceGone(String),
     /// Inserts or replaces a generation, and moves the counter of its instance.

@@ -258,9 +258,16 @@ fn signed(id: u64) -> i64 {
 fn apply_one(tx: &Transaction<'_>, change: &Change) -> Result<(), JournalError> {
     match change {
         Change::Instance(row) => {
-            let sql = "INSERT OR REPLACE INTO instance VALUES (?1, ?2)";
+            let sql = "INSERT INTO instance VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE
+                       SET row = json_set(excluded.row, '$.policy', instance.row -> '$.policy')";
             tx.prepare_cached(sql)?
                 .execute(params![row.name, json(row)?])?;
+        }
+        Change::Policy(name, policy) => {
+            let sql = "UPDATE instance SET row = json_set(row, '$.policy', json(?2))
+                       WHERE name = ?1";
+            tx.prepare_cached(sql)?
+                .execute(params![name, json(policy)?])?;
         }
         Change::InstanceGone(name) => {
             tx.execute("DELETE FROM instance WHERE name = ?1", [name])?;

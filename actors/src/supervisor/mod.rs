@@ -9,10 +9,12 @@ mod daemon;
 mod lag;
 mod messages;
 mod morphing;
+mod policies;
 mod restoring;
 mod spawning;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -33,6 +35,7 @@ pub use messages::{
     Addresses, ApplySettings, BeginMorph, Find, GetDaemon, GetRecoveries, GetTopology,
     GetTopologyEntry, InstanceGone, List, RecoveryDone, RequestRecovery, Spawn, Stopping,
 };
+pub use policies::ChangePolicies;
 use restoring::{Restored, restore, sweep_leftovers};
 pub use spawning::{INSTANCES_MAX, MEMORY_MIN_BYTES};
 
@@ -54,6 +57,8 @@ pub struct Supervisor {
     actor_restarts: u64,
     stopping: bool,
     lag: Lag,
+    /// Held by the change of policies that is under way.
+    policy_turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 struct Entry {
@@ -81,6 +86,7 @@ impl Supervisor {
             actor_restarts: 0,
             stopping: false,
             lag: Lag::new(SWEEP_INTERVAL),
+            policy_turn: Arc::default(),
         }
     }
 
@@ -228,20 +234,7 @@ impl Handler<Find> for Supervisor {
     type Result = Result<Addr<Instance>, ApiError>;
 
     fn handle(&mut self, Find(name): Find, _: &mut Self::Context) -> Self::Result {
-        match self.instances.get(&name) {
-            Some(Entry {
-                address: Some(address),
-            }) => Ok(address.clone()),
-            Some(Entry { address: None }) => {
-                let text = format!("{name} is just being set up");
-                Err(ApiError::new(ErrorCode::Busy, text).hint("try again in a moment"))
-            }
-            None => {
-                let name: String = name.chars().take(80).collect();
-                let text = format!("there is no instance {name:?}");
-                Err(ApiError::new(ErrorCode::NotFound, text).hint("`kmorphctl list` shows all"))
-            }
-        }
+        self.find(&name)
     }
 }
 
@@ -258,6 +251,23 @@ impl Handler<Addresses> for Supervisor {
 }
 
 impl Supervisor {
+    fn find(&self, name: &str) -> Result<Addr<Instance>, ApiError> {
+        match self.instances.get(name) {
+            Some(Entry {
+                address: Some(address),
+            }) => Ok(address.clone()),
+            Some(Entry { address: None }) => {
+                let text = format!("{name} is just being set up");
+                Err(ApiError::new(ErrorCode::Busy, text).hint("try again in a moment"))
+            }
+            None => {
+                let name: String = name.chars().take(80).collect();
+                let text = format!("there is no instance {name:?}");
+                Err(ApiError::new(ErrorCode::NotFound, text).hint("`kmorphctl list` shows all"))
+            }
+        }
+    }
+
     /// The instances that have an actor now: not those whose spawn is being prepared.
     fn running(&self) -> Vec<Addr<Instance>> {
         let entries = self.instances.values();

@@ -1,0 +1,45 @@
+//! The policy of an instance. The supervisor writes it down (`supervisor/policies.rs`); here it takes effect.
+
+use actix::prelude::*;
+use kmorph_control_api::{EventKind, Policy};
+
+use super::{Instance, detector_config};
+use crate::watch::Reconfigure;
+
+/// The policy in force.
+#[derive(Debug, Message)]
+#[rtype(result = "Policy")]
+pub struct GetPolicy;
+
+/// A policy that is in the journal is in force from now on.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct ApplyPolicy(pub Policy);
+
+impl Handler<GetPolicy> for Instance {
+    type Result = MessageResult<GetPolicy>;
+
+    fn handle(&mut self, _: GetPolicy, _: &mut Self::Context) -> Self::Result {
+        crate::fault::point("instance");
+        MessageResult(self.row.policy.clone())
+    }
+}
+
+impl Handler<ApplyPolicy> for Instance {
+    type Result = ();
+
+    fn handle(&mut self, ApplyPolicy(policy): ApplyPolicy, _: &mut Self::Context) {
+        if let (Some(watch), true) = (&self.watch, self.row.spec.monitor) {
+            watch.do_send(Reconfigure(detector_config(&self.services, &policy)));
+        }
+        let text = format!(
+            "policy: heartbeat timeout {} s, auto-heal {}, morph timeout {} s, vmcore {}",
+            policy.heartbeat_timeout_s,
+            policy.auto_heal,
+            policy.morph_timeout_s,
+            policy.vmcore.as_str()
+        );
+        self.row.policy = policy;
+        self.say(EventKind::Policy, text);
+    }
+}

@@ -1,0 +1,79 @@
+//! Changes of policies: of one instance, or of many at once. All of them, or none.
+//!
+//! ```text
+//! every name and value checked ─▶ one transaction in the journal ─▶ each instance told
+//!       └▶ refused                        └▶ refused: nothing has changed
+//! ```
+//!
+//! One change after the other, so that journal and instances agree on which was the last.
+
+use std::collections::BTreeMap;
+
+use actix::prelude::*;
+use kmorph_control_api::{ApiError, ErrorCode, Policy, PolicyPatch};
+
+use super::Supervisor;
+use crate::generation::journal_failure;
+use crate::instance::{ApplyPolicy, GetPolicy, Instance};
+use crate::journal::{Change, record};
+
+/// Changes the policies of these instances; the policies that are now in force.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<BTreeMap<String, Policy>, ApiError>")]
+pub struct ChangePolicies(pub BTreeMap<String, PolicyPatch>);
+
+impl Handler<ChangePolicies> for Supervisor {
+    type Result = ResponseActFuture<Self, Result<BTreeMap<String, Policy>, ApiError>>;
+
+    fn handle(&mut self, change: ChangePolicies, _: &mut Self::Context) -> Self::Result {
+        let found = change.0.into_iter().map(|(name, patch)| {
+            let instance = self.find(&name)?;
+            Ok((name, instance, patch))
+        });
+        let found: Result<Vec<_>, ApiError> = found.collect();
+        let (turn, journal) = (self.policy_turn.clone(), self.services.journal.clone());
+        let work = async move {
+            let turn = turn.lock_owned().await;
+            let planned = plan(found?).await?;
+            let row = |(name, policy): (&String, &Policy)| {
+                Change::Policy(name.clone(), Box::new(policy.clone()))
+            };
+            let rows = planned.iter().map(row).collect();
+            let written = record(&journal, rows).await;
+            written.map_err(|e| journal_failure(&e))?;
+            Ok((planned, turn))
+        };
+        // Spawned by the actor: it is finished also when whoever asked does not wait for it.
+        Box::pin(work.into_actor(self).map(|written, act, _| {
+            let (planned, _turn) = written?;
+            for (name, policy) in &planned {
+                // One that is gone meanwhile is made anew from the journal, if it is made anew.
+                if let Ok(instance) = act.find(name) {
+                    instance.do_send(ApplyPolicy(policy.clone()));
+                }
+            }
+            Ok(planned)
+        }))
+    }
+}
+
+/// What each policy will be.
+async fn plan(
+    found: Vec<(String, Addr<Instance>, PolicyPatch)>,
+) -> Result<BTreeMap<String, Policy>, ApiError> {
+    let mut planned = BTreeMap::new();
+    for (name, instance, patch) in found {
+        let replaced = |_| {
+            let text = format!("the actor of {name} is being replaced");
+            ApiError::new(ErrorCode::Busy, text).hint("try again in a moment")
+        };
+        let policy = instance.send(GetPolicy).await.map_err(replaced)?;
+        let policy = policy.patched(&patch);
+        if let Some((key, fault)) = policy.fault() {
+            let text = format!("{name}: {key}: {fault}");
+            return Err(ApiError::new(ErrorCode::InvalidRequest, text).hint("nothing was changed"));
+        }
+        planned.insert(name, policy);
+    }
+    Ok(planned)
+}
