@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use actix::MailboxError;
-use actix_web::body::{BodySize, MessageBody};
+use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
 use actix_web::error::{Error, InternalError, JsonPayloadError};
 use actix_web::http::StatusCode;
@@ -27,11 +27,32 @@ pub(super) fn refuse(error: ApiError) -> Error {
     InternalError::from_response(error, response).into()
 }
 
-/// A result as a response.
-pub(super) fn answer<T: Serialize>(result: Result<T, ApiError>) -> HttpResponse {
-    match result {
-        Ok(value) => HttpResponse::Ok().json(value),
-        Err(error) => response(&error),
+/// A result as a response: `T` as JSON, or the refusal.
+pub(super) struct Answer<T>(Result<T, ApiError>);
+
+pub(super) fn answer<T>(result: Result<T, ApiError>) -> Answer<T> {
+    Answer(result)
+}
+
+impl<T: Serialize> Responder for Answer<T> {
+    type Body = BoxBody;
+
+    fn respond_to(self, _: &HttpRequest) -> HttpResponse {
+        match self.0 {
+            Ok(value) => HttpResponse::Ok().json(value),
+            Err(error) => response(&error),
+        }
+    }
+}
+
+/// As [`Answer`], of several.
+pub(super) struct Listing<T>(pub(super) Result<Vec<T>, ApiError>);
+
+impl<T: Serialize> Responder for Listing<T> {
+    type Body = BoxBody;
+
+    fn respond_to(self, request: &HttpRequest) -> HttpResponse {
+        Answer(self.0).respond_to(request)
     }
 }
 

@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{HttpRequest, web};
 use kmorph_control_api::{
-    ApiError, CaptureRequest, CommitRequest, ErrorCode, MorphRequest, Operation, OperationKind,
-    Policy, PolicyPatch, PolicySet, ReloadReport, SpawnRequest, StopRequest,
+    ApiError, CaptureRequest, CommitRequest, DaemonStatus, ErrorCode, MorphRequest, Operation,
+    OperationKind, PingReport, Policy, PolicyPatch, PolicySet, ReloadReport, SpawnRequest,
+    StopRequest,
 };
 use serde::Deserialize;
 use tokio::sync::oneshot;
+use utoipa::IntoParams;
 
-use super::answers::{actor_gone, answer};
+use super::answers::{Answer, actor_gone, answer};
+use super::endpoint::{Endpoint, delete, patch, post, put};
 use super::{Api, DaemonRequest};
 use crate::instance::{
     CaptureVmcore, CommandKind, MorphControl, PingInstance, Recover, Terminate,
@@ -19,28 +22,43 @@ use crate::instance::{
 use crate::supervisor::{BeginMorph, ChangePolicies, GetDaemon, Spawn};
 use crate::vmcore::by_hand::check_output;
 
-pub(super) fn routes(config: &mut web::ServiceConfig) {
-    config
-        .route("/v1/daemon/reload", web::post().to(reload))
-        .route("/v1/daemon/stop", web::post().to(stop))
-        .route("/v1/instances", web::post().to(spawn))
-        .route("/v1/instances/{name}", web::delete().to(terminate))
-        .route("/v1/instances/{name}/ping", web::post().to(ping))
-        .route("/v1/instances/{name}/recover", web::post().to(recover))
-        .route("/v1/instances/{name}/morph", web::post().to(morph))
-        .route(
+pub(super) fn endpoints() -> Vec<Endpoint> {
+    vec![
+        post("/v1/daemon/reload", "Read the configuration again", reload),
+        post("/v1/daemon/stop", "Stop the daemon; instances run on", stop),
+        post("/v1/instances", "Spawn an instance", spawn),
+        delete("/v1/instances/{name}", "Terminate an instance", terminate),
+        post("/v1/instances/{name}/ping", "One heartbeat now", ping),
+        post("/v1/instances/{name}/recover", "Heal it now", recover),
+        post("/v1/instances/{name}/morph", "Begin a morph", morph),
+        post(
             "/v1/instances/{name}/morph/validate",
-            web::post().to(validate),
-        )
-        .route("/v1/instances/{name}/morph/commit", web::post().to(commit))
-        .route(
+            "Validate it",
+            validate,
+        ),
+        post("/v1/instances/{name}/morph/commit", "Commit it", commit),
+        post(
             "/v1/instances/{name}/morph/rollback",
-            web::post().to(rollback),
-        )
-        .route("/v1/instances/{name}/vmcore", web::post().to(capture))
-        .route("/v1/instances/{name}/policy", web::patch().to(patch_policy))
-        .route("/v1/policies", web::put().to(import_policies))
-        .route("/v1/operations/{id}/cancel", web::post().to(cancel));
+            "Roll it back",
+            rollback,
+        ),
+        post(
+            "/v1/instances/{name}/vmcore",
+            "Capture its memory",
+            capture,
+        ),
+        patch(
+            "/v1/instances/{name}/policy",
+            "Change its policy",
+            patch_policy,
+        ),
+        put(
+            "/v1/policies",
+            "Apply policies, all or none",
+            import_policies,
+        ),
+        post("/v1/operations/{id}/cancel", "Undo an operation", cancel),
+    ]
 }
 
 impl Api {
@@ -50,7 +68,7 @@ impl Api {
     }
 }
 
-async fn reload(request: HttpRequest, api: web::Data<Api>) -> HttpResponse {
+async fn reload(request: HttpRequest, api: web::Data<Api>) -> Answer<ReloadReport> {
     let work = async {
         api.admit(&request)?;
         let (sender, receiver) = oneshot::channel();
@@ -60,14 +78,14 @@ async fn reload(request: HttpRequest, api: web::Data<Api>) -> HttpResponse {
             .map_err(|_| busy())?;
         receiver.await.unwrap_or_else(|_| Err(busy()))
     };
-    answer::<ReloadReport>(work.await)
+    answer(work.await)
 }
 
 async fn stop(
     request: HttpRequest,
     api: web::Data<Api>,
     body: web::Json<StopRequest>,
-) -> HttpResponse {
+) -> Answer<DaemonStatus> {
     let work = async {
         api.admit(&request)?;
         let graceful = body.graceful;
@@ -84,7 +102,7 @@ async fn spawn(
     request: HttpRequest,
     api: web::Data<Api>,
     body: web::Json<SpawnRequest>,
-) -> HttpResponse {
+) -> Answer<Operation> {
     let work = async {
         let uid = Some(api.admit(&request)?);
         let spawn = Spawn {
@@ -97,9 +115,10 @@ async fn spawn(
     answer(work.await)
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 struct TerminateQuery {
+    /// Without asking it to end first.
     #[serde(default)]
     force: bool,
 }
@@ -109,7 +128,7 @@ async fn terminate(
     api: web::Data<Api>,
     name: web::Path<String>,
     query: web::Query<TerminateQuery>,
-) -> HttpResponse {
+) -> Answer<Operation> {
     let work = async {
         let uid = Some(api.admit(&request)?);
         let instance = api.find(&name).await?;
@@ -125,7 +144,7 @@ async fn terminate(
     answer(work.await)
 }
 
-async fn ping(api: web::Data<Api>, name: web::Path<String>) -> HttpResponse {
+async fn ping(api: web::Data<Api>, name: web::Path<String>) -> Answer<PingReport> {
     let work = async {
         api.find(&name)
             .await?
@@ -140,7 +159,7 @@ async fn recover(
     request: HttpRequest,
     api: web::Data<Api>,
     name: web::Path<String>,
-) -> HttpResponse {
+) -> Answer<Operation> {
     let work = async {
         let uid = Some(api.admit(&request)?);
         let instance = api.find(&name).await?;
@@ -160,7 +179,7 @@ async fn morph(
     api: web::Data<Api>,
     name: web::Path<String>,
     body: web::Json<MorphRequest>,
-) -> HttpResponse {
+) -> Answer<Operation> {
     let work = async {
         let uid = Some(api.admit(&request)?);
         let begin = BeginMorph {
@@ -180,7 +199,7 @@ async fn control_morph(
     name: &str,
     kind: CommandKind,
     operation: OperationKind,
-) -> HttpResponse {
+) -> Answer<Operation> {
     let work = async {
         let uid = Some(api.admit(request)?);
         let instance = api.find(name).await?;
@@ -199,7 +218,7 @@ async fn validate(
     request: HttpRequest,
     api: web::Data<Api>,
     name: web::Path<String>,
-) -> HttpResponse {
+) -> Answer<Operation> {
     let kind = CommandKind::Validate;
     control_morph(&request, &api, &name, kind, OperationKind::MorphValidate).await
 }
@@ -209,7 +228,7 @@ async fn commit(
     api: web::Data<Api>,
     name: web::Path<String>,
     body: web::Json<CommitRequest>,
-) -> HttpResponse {
+) -> Answer<Operation> {
     let kind = CommandKind::Commit { force: body.force };
     control_morph(&request, &api, &name, kind, OperationKind::MorphCommit).await
 }
@@ -218,7 +237,7 @@ async fn rollback(
     request: HttpRequest,
     api: web::Data<Api>,
     name: web::Path<String>,
-) -> HttpResponse {
+) -> Answer<Operation> {
     let kind = CommandKind::Rollback;
     control_morph(&request, &api, &name, kind, OperationKind::MorphRollback).await
 }
@@ -228,7 +247,7 @@ async fn capture(
     api: web::Data<Api>,
     name: web::Path<String>,
     body: web::Json<CaptureRequest>,
-) -> HttpResponse {
+) -> Answer<Operation> {
     let work = async {
         let uid = Some(api.admit(&request)?);
         let instance = api.find(&name).await?;
@@ -252,7 +271,7 @@ async fn patch_policy(
     api: web::Data<Api>,
     name: web::Path<String>,
     body: web::Json<PolicyPatch>,
-) -> HttpResponse {
+) -> Answer<Policy> {
     let work = async {
         api.admit(&request)?;
         let change = ChangePolicies([(name.clone(), body.into_inner())].into());
@@ -260,7 +279,7 @@ async fn patch_policy(
         let gone = || ApiError::new(ErrorCode::NotFound, "it is gone");
         changed.remove(name.as_str()).ok_or_else(gone)
     };
-    answer::<Policy>(work.await)
+    answer(work.await)
 }
 
 /// All of the policies, or none.
@@ -268,7 +287,7 @@ async fn import_policies(
     request: HttpRequest,
     api: web::Data<Api>,
     body: web::Json<PolicySet>,
-) -> HttpResponse {
+) -> Answer<PolicySet> {
     let work = async {
         api.admit(&request)?;
         let mut patches = BTreeMap::new();
@@ -287,7 +306,11 @@ async fn import_policies(
     answer(work.await)
 }
 
-async fn cancel(request: HttpRequest, api: web::Data<Api>, id: web::Path<String>) -> HttpResponse {
+async fn cancel(
+    request: HttpRequest,
+    api: web::Data<Api>,
+    id: web::Path<String>,
+) -> Answer<Operation> {
     let work = async {
         api.admit(&request)?;
         api.operations.cancel(&id)

@@ -4,15 +4,21 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::time::Duration;
 
+use actix_web::body::BoxBody;
+use actix_web::dev::Payload;
 use actix_web::web::Bytes;
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{FromRequest, HttpRequest, HttpResponse, Responder, web};
+use futures_util::future::{Ready, ready};
 use futures_util::stream;
 use kmorph_control_api::{ApiError, ErrorCode, Event, EventKind};
 use serde::Deserialize;
+use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, watch};
+use utoipa::IntoParams;
 
 use super::Api;
 use super::answers::response;
+use super::endpoint::{Endpoint, Gives, Schemas, Taken, Takes, get, media, reference};
 use crate::events::EventLog;
 
 /// Events taken from the log at once.
@@ -20,15 +26,58 @@ const BATCH: usize = 64;
 /// A comment is sent after this much silence, so that both ends notice a dead connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-pub(super) fn routes(config: &mut web::ServiceConfig) {
-    config.route("/v1/events", web::get().to(events));
+pub(super) fn endpoints() -> Vec<Endpoint> {
+    vec![get("/v1/events", "Events as a stream", events)]
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 struct Query {
+    /// Of this instance alone.
     instance: Option<String>,
+    /// Those after the event with this id. Without it, and without `Last-Event-ID`, what is new.
     since_id: Option<u64>,
+}
+
+const LAST_EVENT_ID: &str = "Last-Event-ID";
+
+/// The header from which a client resumes. One that is no number is as none.
+struct LastEventId(Option<u64>);
+
+impl FromRequest for LastEventId {
+    type Error = Infallible;
+    type Future = Ready<Result<Self, Infallible>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let header = request.headers().get(LAST_EVENT_ID);
+        let text = header.and_then(|h| h.to_str().ok());
+        ready(Ok(Self(text.and_then(|t| t.parse().ok()))))
+    }
+}
+
+impl Takes for LastEventId {
+    fn describe(taken: &mut Taken, _: &mut Schemas) {
+        let text = "Those after the event with this id; goes before `since_id`.";
+        let schema = json!({ "type": "integer", "format": "int64", "minimum": 0 });
+        taken.header(LAST_EVENT_ID, text, schema);
+    }
+}
+
+/// The stream, or the refusal.
+struct Stream(HttpResponse);
+
+impl Responder for Stream {
+    type Body = BoxBody;
+
+    fn respond_to(self, _: &HttpRequest) -> HttpResponse {
+        self.0
+    }
+}
+
+impl Gives for Stream {
+    fn describe(schemas: &mut Schemas) -> Value {
+        media("text/event-stream", reference::<Event>(schemas))
+    }
 }
 
 struct Reader {
@@ -41,18 +90,15 @@ struct Reader {
 }
 
 async fn events(
-    request: HttpRequest,
+    LastEventId(last): LastEventId,
     api: web::Data<Api>,
     query: web::Query<Query>,
-) -> HttpResponse {
+) -> Stream {
     let Ok(permit) = api.streams.clone().try_acquire_owned() else {
         let text = "there are too many event streams already";
-        return response(&ApiError::new(ErrorCode::Busy, text).hint("try again later"));
+        let refusal = ApiError::new(ErrorCode::Busy, text).hint("try again later");
+        return Stream(response(&refusal));
     };
-    let header = request.headers().get("Last-Event-ID");
-    let last = header
-        .and_then(|h| h.to_str().ok())
-        .and_then(|t| t.parse().ok());
     let newest = api.events.watch();
     let after = last.or(query.since_id).unwrap_or_else(|| *newest.borrow());
     let reader = Reader {
@@ -67,10 +113,11 @@ async fn events(
         let bytes = reader.next().await?;
         Some((Ok::<_, Infallible>(bytes), reader))
     });
-    HttpResponse::Ok()
+    let stream = HttpResponse::Ok()
         .content_type("text/event-stream")
         .insert_header(("Cache-Control", "no-cache"))
-        .streaming(body)
+        .streaming(body);
+    Stream(stream)
 }
 
 impl Reader {

@@ -2,29 +2,49 @@
 
 use std::fmt::Write;
 
-use actix_web::{HttpResponse, web};
-use kmorph_control_api::{DaemonStatus, InstanceState, InstanceSummary};
+use actix_web::body::BoxBody;
+use actix_web::{HttpRequest, HttpResponse, Responder, web};
+use kmorph_control_api::{ApiError, DaemonStatus, InstanceState, InstanceSummary};
+use serde_json::{Value, json};
 
 use super::Api;
 use super::answers::{actor_gone, response};
+use super::endpoint::{Endpoint, Gives, Schemas, get, media};
 use crate::supervisor::{GetDaemon, List};
 
-pub(super) fn routes(config: &mut web::ServiceConfig) {
-    config.route("/metrics", web::get().to(metrics));
+pub(super) fn endpoints() -> Vec<Endpoint> {
+    vec![get("/metrics", "Figures for Prometheus", metrics)]
 }
 
-async fn metrics(api: web::Data<Api>) -> HttpResponse {
+/// The text, or the refusal.
+struct Exposition(Result<String, ApiError>);
+
+impl Responder for Exposition {
+    type Body = BoxBody;
+
+    fn respond_to(self, _: &HttpRequest) -> HttpResponse {
+        match self.0 {
+            Ok(text) => HttpResponse::Ok()
+                .content_type("text/plain; version=0.0.4")
+                .body(text),
+            Err(error) => response(&error),
+        }
+    }
+}
+
+impl Gives for Exposition {
+    fn describe(_: &mut Schemas) -> Value {
+        media("text/plain", json!({ "type": "string" }))
+    }
+}
+
+async fn metrics(api: web::Data<Api>) -> Exposition {
     let asked = async {
         let daemon = api.supervisor.send(GetDaemon).await.map_err(actor_gone)?;
         let instances = api.supervisor.send(List).await.map_err(actor_gone)?;
         Ok(render(&daemon, &instances))
     };
-    match asked.await {
-        Ok(text) => HttpResponse::Ok()
-            .content_type("text/plain; version=0.0.4")
-            .body(text),
-        Err(error) => response(&error),
-    }
+    Exposition(asked.await)
 }
 
 fn render(daemon: &DaemonStatus, instances: &[InstanceSummary]) -> String {

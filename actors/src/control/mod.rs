@@ -7,6 +7,7 @@
 mod access;
 mod answers;
 mod changes;
+mod endpoint;
 mod events;
 mod metrics;
 mod openapi;
@@ -110,6 +111,24 @@ impl Api {
     }
 }
 
+/// Everything that is served.
+fn endpoints() -> Vec<endpoint::Endpoint> {
+    let modules = [
+        reads::endpoints(),
+        changes::endpoints(),
+        events::endpoints(),
+        metrics::endpoints(),
+        openapi::endpoints(),
+    ];
+    modules.into_iter().flatten().collect()
+}
+
+fn routes(config: &mut web::ServiceConfig) {
+    for endpoint in endpoints() {
+        config.route(endpoint.path, endpoint.route);
+    }
+}
+
 /// Serves the API on a Unix socket at `path`, which must not be in use. Anyone may connect; what they
 /// may do is decided by who they are.
 ///
@@ -136,11 +155,7 @@ pub fn serve(
             .app_data(web::QueryConfig::default().error_handler(|error, _| {
                 answers::refuse(ApiError::new(ErrorCode::InvalidRequest, error.to_string()))
             }))
-            .configure(reads::routes)
-            .configure(changes::routes)
-            .configure(events::routes)
-            .configure(metrics::routes)
-            .configure(openapi::routes)
+            .configure(routes)
             .default_service(web::to(answers::no_such_path))
             .wrap_fn(|request, service| {
                 if request.chunked().unwrap_or(false) {

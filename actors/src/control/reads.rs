@@ -2,36 +2,50 @@
 
 use std::time::Duration;
 
-use actix_web::{HttpRequest, HttpResponse, web};
-use kmorph_control_api::{OPERATION_WAIT_MAX_MS, Operation, PolicySet, RecoveryRecord};
+use actix_web::{HttpRequest, web};
+use kmorph_control_api::{
+    DaemonStatus, HealthReport, HeartbeatStatus, InstanceStatus, InstanceSummary, MorphStatus,
+    OPERATION_WAIT_MAX_MS, Operation, Policy, PolicySet, RecoveryRecord,
+};
 use serde::Deserialize;
+use utoipa::IntoParams;
 
 use super::Api;
-use super::answers::{actor_gone, answer};
+use super::answers::{Answer, Listing, actor_gone, answer};
+use super::endpoint::{Endpoint, get};
 use crate::instance::{GetHealth, GetHeartbeat, GetMorphStatus, GetStatus};
 use crate::supervisor::{Addresses, GetDaemon, GetRecoveries, List};
 
-pub(super) fn routes(config: &mut web::ServiceConfig) {
-    config
-        .route("/v1/daemon", web::get().to(daemon))
-        .route("/v1/instances", web::get().to(list))
-        .route("/v1/instances/{name}", web::get().to(status))
-        .route("/v1/instances/{name}/heartbeat", web::get().to(heartbeat))
-        .route("/v1/instances/{name}/health", web::get().to(health))
-        .route("/v1/instances/{name}/morph", web::get().to(morph))
-        .route("/v1/instances/{name}/policy", web::get().to(policy))
-        .route("/v1/policies", web::get().to(policies))
-        .route("/v1/recoveries", web::get().to(recoveries))
-        .route("/v1/operations", web::get().to(operations))
-        .route("/v1/operations/{id}", web::get().to(operation));
+pub(super) fn endpoints() -> Vec<Endpoint> {
+    vec![
+        get("/v1/daemon", "The daemon's status", daemon),
+        get("/v1/instances", "All instances", list),
+        get("/v1/instances/{name}", "One instance", status),
+        get(
+            "/v1/instances/{name}/heartbeat",
+            "Its heartbeats",
+            heartbeat,
+        ),
+        get("/v1/instances/{name}/health", "Its health", health),
+        get("/v1/instances/{name}/morph", "The morph under way", morph),
+        get("/v1/instances/{name}/policy", "Its policy", policy),
+        get("/v1/policies", "All policies", policies),
+        get("/v1/recoveries", "Recoveries", recoveries),
+        get("/v1/operations", "Operations", operations),
+        get(
+            "/v1/operations/{id}",
+            "One operation; waits for news",
+            operation,
+        ),
+    ]
 }
 
-async fn daemon(api: web::Data<Api>) -> HttpResponse {
+async fn daemon(api: web::Data<Api>) -> Answer<DaemonStatus> {
     answer(api.supervisor.send(GetDaemon).await.map_err(actor_gone))
 }
 
-async fn list(api: web::Data<Api>) -> HttpResponse {
-    answer(api.supervisor.send(List).await.map_err(actor_gone))
+async fn list(api: web::Data<Api>) -> Listing<InstanceSummary> {
+    Listing(api.supervisor.send(List).await.map_err(actor_gone))
 }
 
 /// In place of the value of an environment variable, for those who may only look.
@@ -41,7 +55,7 @@ async fn status(
     request: HttpRequest,
     api: web::Data<Api>,
     name: web::Path<String>,
-) -> HttpResponse {
+) -> Answer<InstanceStatus> {
     let asked = async {
         let mut status = api.status(&name).await?;
         // Environments hold passwords, whatever their users are told; /proc hides them as well.
@@ -53,7 +67,7 @@ async fn status(
     answer(asked.await)
 }
 
-async fn heartbeat(api: web::Data<Api>, name: web::Path<String>) -> HttpResponse {
+async fn heartbeat(api: web::Data<Api>, name: web::Path<String>) -> Answer<HeartbeatStatus> {
     let asked = async {
         let instance = api.find(&name).await?;
         instance.send(GetHeartbeat).await.map_err(actor_gone)
@@ -61,7 +75,7 @@ async fn heartbeat(api: web::Data<Api>, name: web::Path<String>) -> HttpResponse
     answer(asked.await)
 }
 
-async fn health(api: web::Data<Api>, name: web::Path<String>) -> HttpResponse {
+async fn health(api: web::Data<Api>, name: web::Path<String>) -> Answer<HealthReport> {
     let asked = async {
         let instance = api.find(&name).await?;
         instance.send(GetHealth).await.map_err(actor_gone)
@@ -69,7 +83,7 @@ async fn health(api: web::Data<Api>, name: web::Path<String>) -> HttpResponse {
     answer(asked.await)
 }
 
-async fn morph(api: web::Data<Api>, name: web::Path<String>) -> HttpResponse {
+async fn morph(api: web::Data<Api>, name: web::Path<String>) -> Answer<MorphStatus> {
     let asked = async {
         let instance = api.find(&name).await?;
         instance.send(GetMorphStatus).await.map_err(actor_gone)?
@@ -77,11 +91,11 @@ async fn morph(api: web::Data<Api>, name: web::Path<String>) -> HttpResponse {
     answer(asked.await)
 }
 
-async fn policy(api: web::Data<Api>, name: web::Path<String>) -> HttpResponse {
+async fn policy(api: web::Data<Api>, name: web::Path<String>) -> Answer<Policy> {
     answer(api.status(&name).await.map(|status| status.policy))
 }
 
-async fn policies(api: web::Data<Api>) -> HttpResponse {
+async fn policies(api: web::Data<Api>) -> Answer<PolicySet> {
     let asked = async {
         let mut set = PolicySet::default();
         for (name, instance) in api.supervisor.send(Addresses).await.map_err(actor_gone)? {
@@ -94,14 +108,19 @@ async fn policies(api: web::Data<Api>) -> HttpResponse {
     answer(asked.await)
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 struct RecoveryQuery {
+    /// Of this instance alone.
     instance: Option<String>,
+    /// Begun at this time or later, RFC 3339 in UTC.
     since: Option<String>,
 }
 
-async fn recoveries(api: web::Data<Api>, query: web::Query<RecoveryQuery>) -> HttpResponse {
+async fn recoveries(
+    api: web::Data<Api>,
+    query: web::Query<RecoveryQuery>,
+) -> Listing<RecoveryRecord> {
     let all = api.supervisor.send(GetRecoveries).await.map_err(actor_gone);
     // Times are RFC 3339 in UTC with the same precision: their order is the order of their text.
     let wanted = |r: &RecoveryRecord| {
@@ -114,17 +133,19 @@ async fn recoveries(api: web::Data<Api>, query: web::Query<RecoveryQuery>) -> Ht
                 .as_ref()
                 .is_none_or(|since| r.started_at >= *since)
     };
-    answer(all.map(|all| all.into_iter().filter(wanted).collect::<Vec<_>>()))
+    Listing(all.map(|all| all.into_iter().filter(wanted).collect()))
 }
 
-async fn operations(api: web::Data<Api>) -> HttpResponse {
-    HttpResponse::Ok().json(api.operations.list())
+async fn operations(api: web::Data<Api>) -> Listing<Operation> {
+    Listing(Ok(api.operations.list()))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 struct WaitQuery {
+    /// Longest wait for news, milliseconds; more than 30000 is taken for that.
     wait_ms: Option<u64>,
+    /// The revision that is known already: what is newer is news. Without it the answer comes at once.
     seen: Option<u64>,
 }
 
@@ -132,7 +153,7 @@ async fn operation(
     api: web::Data<Api>,
     id: web::Path<String>,
     query: web::Query<WaitQuery>,
-) -> HttpResponse {
+) -> Answer<Operation> {
     let wait = Duration::from_millis(query.wait_ms.unwrap_or(0).min(OPERATION_WAIT_MAX_MS));
     let news = |o: &Operation| o.is_over() || query.seen.is_none_or(|seen| o.revision > seen);
     let mut changes = api.operations.watch();
