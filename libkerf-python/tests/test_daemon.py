@@ -25,7 +25,6 @@ def test_an_instance_is_spawned_watched_and_ended(host: Host) -> None:
     instance = Instance("web", cpus=[0], memory_bytes=64 * MIB)
     status = instance.spawn(
         kernel=host.image("6.8.0"),
-        cmdline="quiet",
         workload=["kmorph-kv"],
         env={"A": "b"},
         publish=[("127.0.0.1", 0, 6379)],
@@ -81,6 +80,10 @@ def test_refusals_name_their_kind(host: Host, tmp_path: Path) -> None:
     with pytest.raises(libkerf.DaemonError) as refused:
         Instance("bad").spawn(not_a_kernel, timeout=DEADLINE, socket=host.socket)
     assert refused.value.code == "bad_kernel_image"
+    with pytest.raises(libkerf.DaemonError, match="boots no kernel"):
+        Instance("bad").spawn(
+            host.image("6.8.0"), cmdline="quiet", timeout=DEADLINE, socket=host.socket
+        )
     with pytest.raises(libkerf.DaemonError) as refused:
         daemon.request("POST", "/v1/instances", {"name": "x", "nonsense": 1})
     assert refused.value.code == "invalid_request"

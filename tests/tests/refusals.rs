@@ -100,6 +100,39 @@ fn an_image_that_would_be_waited_for_is_refused_at_once() {
 }
 
 #[test]
+fn what_only_a_booted_kernel_takes_is_refused_where_none_is_booted() {
+    let host = Host::new();
+    host.spawn_bare("web");
+    let agent = host.agent("web");
+    let kernel = host.kernel("6.12.0-b");
+    let given = [
+        (json!({ "kernel_cmdline": "quiet" }), "kernel command line"),
+        (json!({ "initramfs": "/boot/initramfs" }), "initramfs"),
+    ];
+    for (given, what) in given {
+        let ask = |path: &str, base: serde_json::Value| {
+            let mut body = base;
+            for (key, value) in given.as_object().unwrap() {
+                body[key] = value.clone();
+            }
+            let error = host.control().request("POST", path, Some(&body)).refusal();
+            assert_eq!(error.code, ErrorCode::InvalidRequest, "{error}");
+            has(&error.message, &[what, "embedded", "boots no kernel"]);
+            has(&error.next_step.unwrap(), &["leave it away", "qemu"]);
+        };
+        ask("/v1/instances", json!({ "name": "db", "kernel": kernel }));
+        let morph = json!({ "kernel": kernel, "auto_validate": true, "auto_commit": true });
+        ask("/v1/instances/web/morph", morph);
+    }
+    assert_eq!(names(&host), ["web"]);
+    assert!(!host.path("run/instances/db").exists());
+    undisturbed(&host, "web", agent);
+    // Nothing at all may be said of it.
+    let body = json!({ "name": "db", "kernel": kernel, "kernel_cmdline": "" });
+    host.control().succeed("POST", "/v1/instances", Some(&body));
+}
+
+#[test]
 fn an_image_that_is_no_kernel_is_refused_by_spawn_and_morph() {
     let host = Host::new();
     host.spawn_bare("web");

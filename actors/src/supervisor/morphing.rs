@@ -6,7 +6,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use kmorph_control_api::{ApiError, ErrorCode, OperationKind};
 
-use super::spawning::choose_kernel;
+use super::spawning::{check_boot, choose_kernel};
 use super::{BeginMorph, Find, Supervisor};
 use crate::instance::{Morph, PlanMorph};
 use crate::morph::{DOWNTIME_BUDGET_US, MorphPlan};
@@ -23,6 +23,11 @@ impl Handler<BeginMorph> for Supervisor {
             let instance = own.send(Find(begin.name.clone())).await.map_err(gone)??;
             let (row, old) = instance.send(PlanMorph).await.map_err(gone)??;
             let request = begin.request;
+            check_boot(
+                services.backend.kind(),
+                request.kernel_cmdline.as_deref(),
+                request.initramfs.as_deref(),
+            )?;
             let cmdline = request
                 .kernel_cmdline
                 .unwrap_or_else(|| old.kernel.cmdline.clone());

@@ -1,6 +1,7 @@
 //! Spawning: what is refused at once, what is written down, what is started.
 
 use actix::prelude::*;
+use kmorph_backends::contract::BackendKind;
 use kmorph_control_api::{ApiError, ErrorCode, OperationKind, Policy, SpawnRequest};
 use kmorph_launch::{InstanceName, StartMode};
 
@@ -136,6 +137,11 @@ async fn prepare_spawn(
     request: &SpawnRequest,
     operation: &Handle,
 ) -> Result<(InstanceRow, GenerationRow), ApiError> {
+    check_boot(
+        services.backend.kind(),
+        Some(&request.kernel_cmdline),
+        request.initramfs.as_deref(),
+    )?;
     operation.step("reading the kernel image");
     let kernel = choose_kernel(
         &request.kernel,
@@ -207,6 +213,25 @@ fn check_policy(policy: &Policy) -> Result<(), ApiError> {
         )),
         None => Ok(()),
     }
+}
+
+/// Refuses what only a kernel that is booted can be given, where none is.
+pub(super) fn check_boot(
+    kind: BackendKind,
+    cmdline: Option<&str>,
+    initramfs: Option<&str>,
+) -> Result<(), ApiError> {
+    let what = match (cmdline, initramfs) {
+        _ if kind.boots_kernels() => return Ok(()),
+        (Some(cmdline), _) if !cmdline.is_empty() => "a kernel command line",
+        (_, Some(_)) => "an initramfs",
+        _ => return Ok(()),
+    };
+    let kind = kind.as_str();
+    let text = format!("{what} has no effect in the backend {kind}: it boots no kernel");
+    Err(ApiError::new(ErrorCode::InvalidRequest, text).hint(
+        "leave it away, or set `backend = \"qemu\"` in the daemon's configuration to boot kernels",
+    ))
 }
 
 pub(super) async fn choose_kernel(
