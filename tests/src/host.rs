@@ -68,6 +68,17 @@ impl Host {
         host
     }
 
+    /// As [`Host::with`], and the agents are those of `kmorph-test-hostile-agent`.
+    pub fn with_hostile_agents(config: &str) -> Self {
+        let mut host = Self::prepare("");
+        let text = std::fs::read_to_string(host.config_path()).expect("it was just written");
+        let agent = program("kmorph-test-hostile-agent");
+        let text = format!("{config}{text}agent = {agent:?}\n");
+        std::fs::write(host.config_path(), text).expect("the configuration can be written");
+        host.start();
+        host
+    }
+
     /// As [`Host::with`], not started.
     pub fn prepare(config: &str) -> Self {
         let dir = tempfile::Builder::new()

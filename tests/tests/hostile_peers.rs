@@ -14,7 +14,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use kmorph_control_api::{EventKind, InstanceState, OperationState};
-use kmorph_tests::{Events, Host, program};
+use kmorph_tests::{Events, Host};
 use serde_json::json;
 
 /// Connections made to each socket.
@@ -24,19 +24,10 @@ const HELD: usize = 500;
 
 /// A daemon whose agents are the hostile ones, where the workload says so.
 fn host() -> Host {
-    let mut host = Host::prepare("");
-    let dir = host.path("");
-    let text = format!(
+    Host::with_hostile_agents(
         "[defaults]\nheartbeat_timeout_s = 1.0\nauto_heal = false\n\
-         [limits]\nstart_timeout_s = 1.0\n[pool]\nshare_cpus = true\nmemory_mib = 65536\n\
-         [paths]\nstate_dir = \"{0}/state\"\nrun_dir = \"{0}/run\"\n\
-         socket = \"{0}/run/kmorphd.sock\"\nagent = \"{1}\"\n",
-        dir.display(),
-        program("kmorph-test-hostile-agent").display()
-    );
-    std::fs::write(host.config_path(), text).unwrap();
-    host.start();
-    host
+         [limits]\nstart_timeout_s = 1.0\n[pool]\nshare_cpus = true\nmemory_mib = 65536\n",
+    )
 }
 
 fn spawn_hostile(host: &Host, word: &str) -> String {
@@ -72,6 +63,45 @@ fn an_agent_that_breaks_the_protocol_is_named_and_disturbs_nobody() {
             (good.processes["agent"], good.summary.recoveries),
             (agent, 0)
         );
+    }
+}
+
+/// It was well, served, and was trusted; from one heartbeat to the next it is an enemy.
+#[test]
+fn an_agent_that_turns_hostile_is_named_and_disturbs_nobody() {
+    let host = host();
+    host.spawn_bare("good");
+    let agent = host.agent("good");
+    let events = Events::follow(host.control());
+    for (word, reason) in [
+        ("garbage", "bad frame"),
+        ("wrong-crc", "checksum"),
+        ("oversized", "4294967295"),
+        ("stale", "generation"),
+        ("silent", "silent for"),
+    ] {
+        let turn = host.path(word);
+        let body = json!({
+            "name": "bad", "kernel": host.kernel("6.1.0-a"),
+            "workload": { "program": "/bin/true", "args": [format!("turns-{word}"), turn] },
+        });
+        host.control().succeed("POST", "/v1/instances", Some(&body));
+        host.running("bad");
+        std::fs::write(&turn, "").unwrap();
+        let verdict = events.wait("the verdict", |event| {
+            event.kind == EventKind::InstanceState && event.detail["state"] == "failed"
+        });
+        assert!(
+            verdict.event.message.contains(reason),
+            "{word}: {verdict:?}"
+        );
+        let good = host.running("good");
+        assert_eq!(
+            (good.processes["agent"], good.summary.recoveries),
+            (agent, 0)
+        );
+        host.control()
+            .succeed("DELETE", "/v1/instances/bad?force=true", None);
     }
 }
 

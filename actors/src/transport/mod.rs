@@ -1,8 +1,9 @@
 //! The Transport actor: every connection, and which reply belongs to which request.
 
-use std::cell::RefCell;
+mod handle;
+mod notices;
+
 use std::collections::{BTreeMap, HashMap};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,12 +17,13 @@ use kmp_transport::link::Address;
 use kmp_transport::peer::{Peer, PeerEvent};
 use slog::{Logger, debug, error};
 use tokio::sync::oneshot;
-use tokio::time::Instant;
+
+pub use handle::{RETRY_MAX, TransportHandle};
+use notices::Notices;
+pub use notices::{Broadcast, NOTICES_MAX};
 
 /// Requests that may be waiting for their reply at one peer.
 pub const REQUESTS_MAX: usize = 16;
-/// Longest wait before a request that was answered RETRY is sent again.
-pub const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// One generation of one instance.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -95,16 +97,6 @@ pub struct Request {
     pub timeout: Duration,
 }
 
-/// Sends a message to every peer but those of one instance; replies are not waited for.
-#[derive(Message)]
-#[rtype(result = "usize")]
-pub struct Broadcast {
-    /// The instance that is left out.
-    pub except: String,
-    /// What.
-    pub message: Kmp,
-}
-
 /// Why a request has no reply.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
@@ -132,6 +124,7 @@ struct Attached {
     /// Requests by token; those on the wire also by sequence.
     waiting: HashMap<u64, oneshot::Sender<Result<Kmp, RequestError>>>,
     on_wire: HashMap<u32, u64>,
+    notices: Notices,
 }
 
 /// The actor.
@@ -139,83 +132,6 @@ pub struct Transport {
     log: Logger,
     peers: BTreeMap<PeerKey, Attached>,
     next_token: u64,
-}
-
-/// Where the Transport is now: one that panicked is replaced by the supervisor. Stays on its thread.
-#[derive(Clone)]
-pub struct TransportHandle {
-    current: Rc<RefCell<(u64, Addr<Transport>)>>,
-}
-
-impl TransportHandle {
-    /// Starts the first one.
-    pub fn start(log: &Logger) -> Self {
-        let first = Transport::new(log.clone()).start();
-        Self {
-            current: Rc::new(RefCell::new((1, first))),
-        }
-    }
-
-    /// Counts the actors there have been: one that is replaced takes its peers with it.
-    pub fn incarnation(&self) -> u64 {
-        self.current.borrow().0
-    }
-
-    /// The actor.
-    pub fn address(&self) -> Addr<Transport> {
-        self.current.borrow().1.clone()
-    }
-
-    /// Sends a request, and again for as long as it is answered RETRY and its time allows.
-    ///
-    /// # Errors
-    /// See [`RequestError`].
-    pub async fn ask(&self, request: Request) -> Result<Kmp, RequestError> {
-        let Request {
-            key,
-            message,
-            timeout,
-        } = request;
-        let deadline = Instant::now() + timeout;
-        for retries in 1.. {
-            let again = Request {
-                key: key.clone(),
-                message: message.clone(),
-                timeout: deadline.saturating_duration_since(Instant::now()),
-            };
-            let sent = self.address().send(again).await;
-            let after = match sent.unwrap_or(Err(RequestError::NotConnected)) {
-                Err(RequestError::Retry(after)) => after,
-                Err(RequestError::TimedOut(_)) => break,
-                answered => return answered,
-            };
-            let wait = retry_wait(after, retries, getrandom::u64().unwrap_or(0));
-            if Instant::now() + wait >= deadline {
-                break;
-            }
-            tokio::time::sleep(wait).await;
-        }
-        Err(RequestError::TimedOut(timeout))
-    }
-
-    /// Starts another one when this one has panicked; whether it did.
-    pub fn replace_if_gone(&self, log: &Logger) -> bool {
-        let mut current = self.current.borrow_mut();
-        if current.1.connected() {
-            return false;
-        }
-        *current = (current.0 + 1, Transport::new(log.clone()).start());
-        true
-    }
-}
-
-/// How long to wait after the `retries`-th RETRY in a row (docs/kmp.md): what was asked for, plus a random part
-/// of it that doubles each time, [`RETRY_MAX`] at most.
-fn retry_wait(after: Duration, retries: u32, random: u64) -> Duration {
-    let most = after.saturating_mul(1u32.checked_shl(retries - 1).unwrap_or(u32::MAX));
-    let part = u32::try_from(random % 1024).unwrap_or(0);
-    let spread = most.min(RETRY_MAX) * part / 1024;
-    after.saturating_add(spread).min(RETRY_MAX)
 }
 
 #[derive(Message)]
@@ -258,6 +174,7 @@ impl Handler<Attach> for Transport {
             control_up: false,
             waiting: HashMap::new(),
             on_wire: HashMap::new(),
+            notices: Notices::default(),
         };
         self.peers.insert(attach.key, attached);
     }
@@ -335,23 +252,10 @@ impl Handler<Forget> for Transport {
     }
 }
 
-impl Handler<Broadcast> for Transport {
-    type Result = usize;
-
-    fn handle(&mut self, broadcast: Broadcast, _: &mut Self::Context) -> usize {
-        let others = self
-            .peers
-            .iter()
-            .filter(|(key, p)| key.instance != broadcast.except && p.control_up);
-        let send = |p: &Attached| p.peer.send(Channel::Control, 0, broadcast.message.clone());
-        others.filter(|(_, p)| send(p).is_ok()).count()
-    }
-}
-
 impl Handler<FromPeer> for Transport {
     type Result = ();
 
-    fn handle(&mut self, FromPeer(key, event): FromPeer, _: &mut Self::Context) {
+    fn handle(&mut self, FromPeer(key, event): FromPeer, ctx: &mut Self::Context) {
         let Some(attached) = self.peers.get_mut(&key) else {
             return;
         };
@@ -361,6 +265,8 @@ impl Handler<FromPeer> for Transport {
             }
             PeerEvent::Up(_, _) => {
                 attached.control_up = true;
+                attached.send_owed(self.next_token);
+                self.next_token += 1;
                 attached.owner.do_send(PeerUpdate::Control(true));
             }
             PeerEvent::Down(Channel::Heartbeat, why) => {
@@ -371,6 +277,7 @@ impl Handler<FromPeer> for Transport {
             PeerEvent::Down(_, _) => {
                 attached.control_up = false;
                 attached.on_wire.clear();
+                attached.forget_notices();
                 for (_, waiting) in attached.waiting.drain() {
                     let _ = waiting.send(Err(RequestError::NotConnected));
                 }
@@ -405,176 +312,50 @@ impl Handler<FromPeer> for Transport {
                     "channel" => channel.as_str(), "reason" => reason);
                 // Whoever waits for its answer waits no longer.
                 attached.waiting.remove(&token);
+                attached.give_up_notice(token);
             }
-            PeerEvent::Frame(_, frame) => attached.frame(*frame),
+            PeerEvent::Frame(channel, frame) => {
+                let answer = attached.frame(*frame);
+                let Some((sequence, result)) = answer.filter(|_| channel == Channel::Control)
+                else {
+                    return;
+                };
+                let Some(token) = attached.on_wire.remove(&sequence) else {
+                    return;
+                };
+                match attached.waiting.remove(&token) {
+                    Some(waiting) => drop(waiting.send(result)),
+                    None => attached.notice_answered(&key, token, result, &self.log, ctx),
+                }
+            }
         }
     }
 }
 
 impl Attached {
-    fn frame(&mut self, frame: Frame) {
-        let sequence = frame.header.sequence;
-        match frame.message {
-            Kmp::HeartbeatRsp(answer) => self.owner.do_send(PeerUpdate::Answer(answer)),
-            Kmp::HealthStatus(status) => self.owner.do_send(PeerUpdate::Health(status)),
-            Kmp::Error(error) => self.complete(sequence, Err(RequestError::Refused(error))),
+    /// What the frame answers, if it is an answer: the request's sequence, and the answer.
+    fn frame(&mut self, frame: Frame) -> Option<(u32, Result<Kmp, RequestError>)> {
+        let result = match frame.message {
+            Kmp::HeartbeatRsp(answer) => {
+                self.owner.do_send(PeerUpdate::Answer(answer));
+                return None;
+            }
+            Kmp::HealthStatus(status) => {
+                self.owner.do_send(PeerUpdate::Health(status));
+                return None;
+            }
+            Kmp::Error(error) => Err(RequestError::Refused(error)),
             Kmp::Retry(retry) => {
                 let after = Duration::from_millis(retry.retry_after_ms.into());
-                self.complete(sequence, Err(RequestError::Retry(after)));
+                Err(RequestError::Retry(after))
             }
-            message if frame.header.reply => self.complete(sequence, Ok(message)),
+            message if frame.header.reply => Ok(message),
             // An agent has nothing else to ask of its daemon.
-            _ => {}
-        }
-    }
-
-    fn complete(&mut self, sequence: u32, result: Result<Kmp, RequestError>) {
-        let token = self.on_wire.remove(&sequence);
-        if let Some(waiting) = token.and_then(|t| self.waiting.remove(&t)) {
-            let _ = waiting.send(result);
-        }
+            _ => return None,
+        };
+        Some((frame.header.sequence, result))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-    use kmp_proto::message::{
-        FailureCause, HelloFixed, PeerRole, RecoverFixed, RecoverNotice, RecoverReply, RetryAfter,
-    };
-    use kmp_proto::wire::{ErrorCode, VERSION};
-    use kmp_transport::link::{KMP_PORT, Listener, UnixVsockListener};
-
-    const PATIENCE: Duration = Duration::from_secs(30);
-
-    /// Hears what happens on the peer's channels.
-    struct Owner;
-
-    impl Actor for Owner {
-        type Context = Context<Self>;
-    }
-
-    impl Handler<PeerUpdate> for Owner {
-        type Result = ();
-
-        fn handle(&mut self, _: PeerUpdate, _: &mut Self::Context) {}
-    }
-
-    fn hello(role: PeerRole) -> Hello {
-        Hello {
-            fixed: HelloFixed {
-                version_min: VERSION,
-                version_max: VERSION,
-                role,
-                channel: Channel::Control,
-                flags: 0,
-                generation: 1,
-                boot_id: [1; 16],
-                features: 0,
-                session: 0,
-            },
-            instance: "web".to_owned(),
-            kernel_release: String::new(),
-            agent_version: String::new(),
-        }
-    }
-
-    fn notice() -> Kmp {
-        Kmp::RecoverPrepare(RecoverNotice {
-            fixed: RecoverFixed {
-                recovery: 7,
-                failed_generation: 3,
-                cause: FailureCause::KernelDead,
-            },
-            instance: "db".to_owned(),
-            text: String::new(),
-        })
-    }
-
-    /// An instance that puts off each request so often before it answers.
-    fn serve(path: &Path, put_offs: usize) {
-        let listener = Listener::Unix(UnixVsockListener::bind(path, KMP_PORT).unwrap());
-        let mut connections =
-            kmp_transport::server::serve(listener, hello(PeerRole::Instance), |_: &str| ());
-        actix::spawn(async move {
-            while let Some(mut connection) = connections.recv().await {
-                actix::spawn(async move {
-                    let mut asked = 0;
-                    while let Ok(frame) = connection.reader.next().await {
-                        let sequence = frame.header.sequence;
-                        asked += 1;
-                        let answer = if asked <= put_offs {
-                            Kmp::Retry(RetryAfter {
-                                retry_after_ms: 1,
-                                reason: ErrorCode::Busy,
-                                offending_type: frame.header.msg_type as u16,
-                                offending_sequence: sequence,
-                            })
-                        } else {
-                            Kmp::RecoverPrepareReply(RecoverReply {
-                                recovery: 7,
-                                elapsed_ms: 0,
-                            })
-                        };
-                        connection.writer.reply(&answer, sequence).await.unwrap();
-                    }
-                });
-            }
-        });
-    }
-
-    async fn asked(put_offs: usize, timeout: Duration) -> Result<Kmp, RequestError> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("vsock.sock");
-        serve(&path, put_offs);
-        let transport = TransportHandle::start(&Logger::root(slog::Discard, slog::o!()));
-        let key = PeerKey {
-            instance: "web".to_owned(),
-            generation: 1,
-        };
-        transport.address().do_send(Attach {
-            key: key.clone(),
-            endpoint: Endpoint::Unix { path },
-            hello: hello(PeerRole::Daemon),
-            owner: Owner.start().recipient(),
-        });
-        let begun = Instant::now();
-        loop {
-            let request = Request {
-                key: key.clone(),
-                message: notice(),
-                timeout,
-            };
-            match transport.ask(request).await {
-                Err(RequestError::NotConnected) if begun.elapsed() < PATIENCE => {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-                answered => return answered,
-            }
-        }
-    }
-
-    #[actix::test]
-    async fn a_request_that_is_put_off_is_asked_again_until_its_time_is_over() {
-        let answered = asked(3, PATIENCE).await;
-        assert!(
-            matches!(answered, Ok(Kmp::RecoverPrepareReply(_))),
-            "{answered:?}"
-        );
-        let little = Duration::from_millis(50);
-        let given_up = asked(usize::MAX, little).await;
-        assert_eq!(given_up, Err(RequestError::TimedOut(little)));
-    }
-
-    #[test]
-    fn each_wait_is_what_was_asked_for_and_a_part_that_doubles() {
-        let ms = Duration::from_millis;
-        assert_eq!(retry_wait(ms(100), 1, 0), ms(100));
-        assert_eq!(retry_wait(ms(100), 1, 512), ms(150));
-        assert_eq!(retry_wait(ms(100), 3, 512), ms(300));
-        assert_eq!(retry_wait(ms(100), u32::MAX, 1023), RETRY_MAX);
-        assert_eq!(retry_wait(Duration::MAX, 1, 1023), RETRY_MAX);
-    }
-}
+mod tests;

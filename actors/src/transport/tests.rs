@@ -1,0 +1,252 @@
+use std::path::Path;
+
+use kmp_proto::message::{
+    FailureCause, HelloFixed, PeerRole, RecoverComplete, RecoverCompleteFixed, RecoverFixed,
+    RecoverNotice, RecoverReply, RecoveryOutcome, RetryAfter,
+};
+use kmp_proto::wire::{ErrorCode, VERSION};
+use kmp_transport::connection::Connection;
+use kmp_transport::link::{KMP_PORT, Listener, UnixVsockListener};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+
+use super::handle::retry_wait;
+use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Hears what happens on the peer's channels.
+struct Owner;
+
+impl Actor for Owner {
+    type Context = Context<Self>;
+}
+
+impl Handler<PeerUpdate> for Owner {
+    type Result = ();
+
+    fn handle(&mut self, _: PeerUpdate, _: &mut Self::Context) {}
+}
+
+fn hello(role: PeerRole) -> Hello {
+    Hello {
+        fixed: HelloFixed {
+            version_min: VERSION,
+            version_max: VERSION,
+            role,
+            channel: Channel::Control,
+            flags: 0,
+            generation: 1,
+            boot_id: [1; 16],
+            features: 0,
+            session: 0,
+        },
+        instance: "web".to_owned(),
+        kernel_release: String::new(),
+        agent_version: String::new(),
+    }
+}
+
+fn notice() -> Kmp {
+    Kmp::RecoverPrepare(RecoverNotice {
+        fixed: RecoverFixed {
+            recovery: 7,
+            failed_generation: 3,
+            cause: FailureCause::KernelDead,
+        },
+        instance: "db".to_owned(),
+        text: String::new(),
+    })
+}
+
+fn topology(recovery: u64) -> Kmp {
+    Kmp::RecoverComplete(RecoverComplete {
+        fixed: RecoverCompleteFixed {
+            recovery,
+            failed_generation: 3,
+            new_generation: 4,
+            outcome: RecoveryOutcome::Recovered,
+        },
+        instance: "db".to_owned(),
+        topology: Vec::new(),
+    })
+}
+
+fn put_off(frame: &Frame) -> Kmp {
+    Kmp::Retry(RetryAfter {
+        retry_after_ms: 1,
+        reason: ErrorCode::Busy,
+        offending_type: frame.header.msg_type as u16,
+        offending_sequence: frame.header.sequence,
+    })
+}
+
+const DONE: RecoverReply = RecoverReply {
+    recovery: 7,
+    elapsed_ms: 0,
+};
+
+fn listen(path: &Path) -> mpsc::Receiver<Connection> {
+    let listener = Listener::Unix(UnixVsockListener::bind(path, KMP_PORT).unwrap());
+    kmp_transport::server::serve(listener, hello(PeerRole::Instance), |_: &str| ())
+}
+
+/// An instance that puts off each request so often before it answers.
+fn serve(path: &Path, put_offs: usize) {
+    let mut connections = listen(path);
+    actix::spawn(async move {
+        while let Some(mut connection) = connections.recv().await {
+            actix::spawn(async move {
+                let mut asked = 0;
+                while let Ok(frame) = connection.reader.next().await {
+                    let sequence = frame.header.sequence;
+                    asked += 1;
+                    let answer = if asked <= put_offs {
+                        put_off(&frame)
+                    } else {
+                        Kmp::RecoverPrepareReply(DONE)
+                    };
+                    connection.writer.reply(&answer, sequence).await.unwrap();
+                }
+            });
+        }
+    });
+}
+
+/// A survivor that puts the first message off, and hangs up when asked to. Sends which recovery each
+/// message was of, with the number of its connection.
+async fn survive(
+    path: std::path::PathBuf,
+    heard: mpsc::UnboundedSender<(usize, u64)>,
+    hang_up: Arc<Notify>,
+) {
+    let mut connections = listen(&path);
+    let mut count = 0;
+    let mut others = Vec::new();
+    while let Some(mut connection) = connections.recv().await {
+        if connection.hello.fixed.channel != Channel::Control {
+            others.push(connection);
+            continue;
+        }
+        count += 1;
+        let mut put_offs = usize::from(count == 1);
+        loop {
+            let frame = tokio::select! {
+                frame = connection.reader.next() => frame.unwrap(),
+                () = hang_up.notified() => break,
+            };
+            let (recovery, mut reply) = match &frame.message {
+                Kmp::RecoverPrepare(m) => (m.fixed.recovery, Kmp::RecoverPrepareReply(DONE)),
+                Kmp::RecoverComplete(m) => (m.fixed.recovery, Kmp::RecoverCompleteReply(DONE)),
+                other => panic!("{other:?}"),
+            };
+            heard.send((count, recovery)).unwrap();
+            if put_offs > 0 {
+                put_offs -= 1;
+                reply = put_off(&frame);
+            }
+            let sequence = frame.header.sequence;
+            connection.writer.reply(&reply, sequence).await.unwrap();
+        }
+    }
+}
+
+fn attach(path: &Path) -> (TransportHandle, PeerKey) {
+    let transport = TransportHandle::start(&Logger::root(slog::Discard, slog::o!()));
+    let key = PeerKey {
+        instance: "web".to_owned(),
+        generation: 1,
+    };
+    transport.address().do_send(Attach {
+        key: key.clone(),
+        endpoint: Endpoint::Unix {
+            path: path.to_owned(),
+        },
+        hello: hello(PeerRole::Daemon),
+        owner: Owner.start().recipient(),
+    });
+    (transport, key)
+}
+
+async fn asked(put_offs: usize, timeout: Duration) -> Result<Kmp, RequestError> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("vsock.sock");
+    serve(&path, put_offs);
+    let (transport, key) = attach(&path);
+    ask(&transport, &key, timeout).await
+}
+
+/// Asks as soon as it is connected.
+async fn ask(
+    transport: &TransportHandle,
+    key: &PeerKey,
+    timeout: Duration,
+) -> Result<Kmp, RequestError> {
+    let begun = Instant::now();
+    loop {
+        let request = Request {
+            key: key.clone(),
+            message: notice(),
+            timeout,
+        };
+        match transport.ask(request).await {
+            Err(RequestError::NotConnected) if begun.elapsed() < PATIENCE => {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            answered => return answered,
+        }
+    }
+}
+
+#[actix::test]
+async fn a_request_that_is_put_off_is_asked_again_until_its_time_is_over() {
+    let answered = asked(3, PATIENCE).await;
+    assert!(
+        matches!(answered, Ok(Kmp::RecoverPrepareReply(_))),
+        "{answered:?}"
+    );
+    let little = Duration::from_millis(50);
+    let given_up = asked(usize::MAX, little).await;
+    assert_eq!(given_up, Err(RequestError::TimedOut(little)));
+}
+
+#[actix::test]
+async fn a_survivor_is_owed_the_newest_topology_until_it_has_answered_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("vsock.sock");
+    let (transport, key) = attach(&path);
+    for message in [topology(1), notice(), topology(2)] {
+        let broadcast = Broadcast {
+            except: "db".to_owned(),
+            message,
+        };
+        transport.address().send(broadcast).await.unwrap();
+    }
+    // Only now it can be reached.
+    let (sender, mut heard) = mpsc::unbounded_channel();
+    let hang_up = Arc::new(Notify::new());
+    actix::spawn(survive(path, sender, hang_up.clone()));
+    let next = async |heard: &mut mpsc::UnboundedReceiver<_>| {
+        tokio::time::timeout(PATIENCE, heard.recv()).await.unwrap()
+    };
+    assert_eq!(next(&mut heard).await, Some((1, 2)));
+    assert_eq!(next(&mut heard).await, Some((1, 2)), "it was put off");
+    // Of this connection nothing is on its way any more, and of the next this is the first message.
+    for connection in [1, 2] {
+        let answered = ask(&transport, &key, PATIENCE).await;
+        let reply = matches!(answered, Ok(Kmp::RecoverPrepareReply(_)));
+        assert!(reply, "{answered:?}");
+        assert_eq!(next(&mut heard).await, Some((connection, 7)));
+        hang_up.notify_one();
+    }
+}
+
+#[test]
+fn each_wait_is_what_was_asked_for_and_a_part_that_doubles() {
+    let ms = Duration::from_millis;
+    assert_eq!(retry_wait(ms(100), 1, 0), ms(100));
+    assert_eq!(retry_wait(ms(100), 1, 512), ms(150));
+    assert_eq!(retry_wait(ms(100), 3, 512), ms(300));
+    assert_eq!(retry_wait(ms(100), u32::MAX, 1023), RETRY_MAX);
+    assert_eq!(retry_wait(Duration::MAX, 1, 1023), RETRY_MAX);
+}

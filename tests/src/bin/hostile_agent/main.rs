@@ -1,0 +1,145 @@
+//! An agent that means harm: stands in for `kmorph-agent` and does to its daemon what the first
+//! argument of its workload says. `turns-` before such a word: once the file that is the second argument is
+//! there, and until then it is well. Without a word it becomes the real agent beside it.
+
+mod survivor;
+mod wire;
+
+use std::io::{self, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use kmorph_launch::{AgentConfig, Listen};
+use kmp_proto::codec::Decoder;
+use kmp_proto::message::{
+    Channel, Health, HealthStatus, HealthStatusFixed, Message, WorkloadState,
+};
+
+use crate::wire::{agree, bytes, connect, hello, next, well};
+
+/// Offset of the payload's length in a header.
+const LENGTH_AT: usize = 12;
+/// Changes of its mind of an agent that is moody; it ends with the last.
+const MOODS: usize = 200_000;
+
+fn main() -> io::Result<()> {
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    if args.first().is_some_and(|a| a == "--version") {
+        println!("hostile-agent 0");
+        return Ok(());
+    }
+    let config = args.get(1).map(PathBuf::from).unwrap_or_default();
+    let hostile = AgentConfig::load(&config).ok().and_then(|config| {
+        let words = config.workload.as_ref()?.args.clone();
+        words.first()?;
+        let Listen::Unix { path, .. } = &config.listen else {
+            return None;
+        };
+        Some((words, path.clone(), config))
+    });
+    match hostile {
+        Some((words, path, config)) => harm(words, &path, &config),
+        None => {
+            let real = std::env::current_exe()?.with_file_name("kmorph-agent");
+            Err(Command::new(real).args(args).exec())
+        }
+    }
+}
+
+fn harm(words: Vec<String>, path: &Path, config: &AgentConfig) -> io::Result<()> {
+    let listener = UnixListener::bind(path)?;
+    for stream in listener.incoming() {
+        let (words, config, stream) = (words.clone(), config.clone(), stream?);
+        // The daemon hangs up when it has had enough: that is no failure of this program.
+        std::thread::spawn(move || meet(&words, stream, &config));
+    }
+    Ok(())
+}
+
+fn meet(words: &[String], mut stream: UnixStream, config: &AgentConfig) -> io::Result<()> {
+    let second = Path::new(words.get(1).map_or("", String::as_str));
+    let word = words[0].as_str();
+    let turned = match word.strip_prefix("turns-") {
+        Some(later) if second.exists() => Some(later),
+        Some(_) => None,
+        None => Some(word),
+    };
+    if turned == Some("silent") {
+        return io::copy(&mut stream, &mut io::sink()).map(drop);
+    }
+    connect(&mut stream)?;
+    let (asked, sequence) = hello(&mut stream)?;
+    let channel = asked.fixed.channel;
+    let behind = u64::from(turned == Some("stale"));
+    let mut answer = agree(asked, sequence, config, behind)?;
+    match turned {
+        Some("moody" | "survivor") | None => {
+            stream.write_all(&answer)?;
+            return match (channel, word) {
+                (Channel::Heartbeat, _) => live(&mut stream, word, second),
+                (_, "moody") => sulk(&mut stream),
+                (_, "survivor") => survivor::attend(&mut stream, second),
+                _ => io::copy(&mut stream, &mut io::sink()).map(drop),
+            };
+        }
+        Some(word) => spoil(word, &mut stream, &mut answer)?,
+    }
+    stream.write_all(&answer)?;
+    io::copy(&mut stream, &mut io::sink()).map(drop)
+}
+
+/// Makes of an answer what the word says.
+fn spoil(word: &str, stream: &mut UnixStream, answer: &mut [u8]) -> io::Result<()> {
+    match word {
+        "garbage" => loop {
+            stream.write_all(&[0xA5; 4096])?;
+        },
+        "wrong-crc" => *answer.last_mut().ok_or(io::ErrorKind::InvalidData)? ^= 1,
+        "oversized" => answer[LENGTH_AT..LENGTH_AT + 4].fill(0xFF),
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Says that it is well and not well by turns, as fast as it can, and ends.
+fn sulk(stream: &mut UnixStream) -> io::Result<()> {
+    let mut frames = Vec::new();
+    for turn in 0..MOODS {
+        let health = [Health::Degraded, Health::Healthy][turn % 2];
+        let fixed = HealthStatusFixed {
+            health,
+            workload: WorkloadState::Running,
+            flags: 0,
+            exit_status: 0,
+            restarts: 0,
+        };
+        let text = "a mood".to_owned();
+        let status = Message::HealthStatus(HealthStatus { fixed, text });
+        frames.extend(bytes(&status, 0)?);
+    }
+    stream.write_all(&frames)?;
+    std::process::exit(0)
+}
+
+/// Answers heartbeats, for as long as the file that turns it is not there.
+fn live(stream: &mut UnixStream, word: &str, turn: &Path) -> io::Result<()> {
+    let mut decoder = Decoder::new();
+    let later = word.strip_prefix("turns-");
+    loop {
+        let frame = next(stream, &mut decoder)?;
+        let Message::HeartbeatReq(asked) = frame.message else {
+            continue;
+        };
+        let mut answer = well(asked, frame.header.sequence)?;
+        match later.filter(|_| turn.exists()) {
+            Some("silent") => continue,
+            // It hangs up, and is another one when it is met again.
+            Some("stale") => return Ok(()),
+            Some(word) => spoil(word, stream, &mut answer)?,
+            None => {}
+        }
+        stream.write_all(&answer)?;
+    }
+}

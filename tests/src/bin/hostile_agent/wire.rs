@@ -1,0 +1,84 @@
+//! KMP as these agents speak it: blocking, one frame at a time.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+
+use kmorph_launch::AgentConfig;
+use kmp_proto::codec::{Decoder, Frame, encode};
+use kmp_proto::message::{
+    Health, HeartbeatReq, HeartbeatRsp, Hello, Message, PRESSURE_ABSENT, PeerRole, WorkloadState,
+};
+use kmp_proto::wire::HEADER_BYTES;
+
+/// Reads the line `CONNECT <port>` and answers it.
+pub(crate) fn connect(stream: &mut UnixStream) -> io::Result<()> {
+    let mut byte = [0];
+    while byte != *b"\n" {
+        stream.read_exact(&mut byte)?;
+    }
+    stream.write_all(b"OK 9000\n")
+}
+
+pub(crate) fn next(stream: &mut UnixStream, decoder: &mut Decoder) -> io::Result<Frame> {
+    let mut byte = [0];
+    loop {
+        // One byte at a time: what follows a frame is for whoever reads next.
+        stream.read_exact(&mut byte)?;
+        let frame = decoder
+            .feed(&mut &byte[..])
+            .map_err(|e| io::Error::other(e.to_string()))?;
+        if let Some(frame) = frame {
+            return Ok(frame);
+        }
+    }
+}
+
+/// The daemon's HELLO, and its sequence number.
+pub(crate) fn hello(stream: &mut UnixStream) -> io::Result<(Hello, u32)> {
+    let frame = next(stream, &mut Decoder::new())?;
+    match frame.message {
+        Message::Hello(asked) => Ok((asked, frame.header.sequence)),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// The reply to a HELLO, from a generation that is `behind` by so many.
+pub(crate) fn agree(
+    asked: Hello,
+    sequence: u32,
+    config: &AgentConfig,
+    behind: u64,
+) -> io::Result<Vec<u8>> {
+    let mut reply = Hello {
+        instance: config.instance.to_string(),
+        ..asked
+    };
+    reply.fixed.role = PeerRole::Instance;
+    reply.fixed.generation = config.generation - behind;
+    bytes(&Message::HelloReply(reply), sequence)
+}
+
+/// The answer to a heartbeat of an instance that is well.
+pub(crate) fn well(asked: HeartbeatReq, sequence: u32) -> io::Result<Vec<u8>> {
+    let answer = HeartbeatRsp {
+        probe: asked.probe,
+        health: Health::Healthy,
+        workload: WorkloadState::Running,
+        cpu_count: 1,
+        cpu_busy_permille: 0,
+        pressure_cpu: PRESSURE_ABSENT,
+        pressure_memory: PRESSURE_ABSENT,
+        pressure_io: PRESSURE_ABSENT,
+        memory_total_kib: 0,
+        memory_available_kib: 0,
+        io_read_bytes: 0,
+        io_write_bytes: 0,
+    };
+    bytes(&Message::HeartbeatRsp(answer), sequence)
+}
+
+pub(crate) fn bytes(message: &Message, sequence: u32) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(HEADER_BYTES);
+    encode(message, sequence, 0, &mut bytes).map_err(|e| io::Error::other(e.to_string()))?;
+    Ok(bytes)
+}
