@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use kmorph_backends::contract::{ExitCause, Observation, Placement};
-use kmp_proto::detector::{Action, Config, Counters, Detector, Event, Verdict};
+use kmp_proto::detector::{Action, Config, Counters, Detector, Event, Sample, Verdict};
 use kmp_proto::message::{HealthStatus, HeartbeatReq, HeartbeatRsp};
 use kmp_proto::time::Instant;
 use kmp_transport::kernel;
@@ -27,6 +27,9 @@ pub const LAG_MIN: Duration = Duration::from_millis(5);
 const HEALTH_NOTICES_MAX: u32 = 10;
 /// Time in which they are counted.
 const HEALTH_WINDOW: Duration = Duration::from_secs(10);
+/// Shortest time between two notices to the owner that the instance is, or is no longer, overloaded: an agent
+/// whose figures jump fills no log.
+const OVERLOAD_NOTICE_MIN: Duration = Duration::from_secs(10);
 /// Probes whose sending time is remembered for the round trip.
 const ROUND_TRIPS_MAX: usize = 32;
 
@@ -57,6 +60,8 @@ pub enum WatchKind {
     Gone,
     /// The agent says something about its health.
     Health(HealthStatus),
+    /// By its own figures it is overloaded, with the evidence; or it is not any more.
+    Overload(Option<String>),
 }
 
 /// The figures of a watch.
@@ -123,6 +128,7 @@ pub struct Watch {
     self_lag: Duration,
     kernel_release: String,
     health: HealthNotices,
+    load: LoadNotices,
     /// Why the heartbeat channel is not up, when the peer is to blame.
     rejected: Option<String>,
     /// Incarnation of the Transport that it is attached to.
@@ -140,6 +146,27 @@ struct HealthNotices {
     told: u32,
     /// The last word, for the end of the window.
     held: Option<HealthStatus>,
+}
+
+/// What the owner was told of the instance's load, see [`OVERLOAD_NOTICE_MIN`].
+#[derive(Default)]
+struct LoadNotices {
+    overloaded: bool,
+    told_at: Option<Instant>,
+}
+
+impl LoadNotices {
+    /// Whether the owner is to be told, now that it is `overloaded` or not.
+    fn changed(&mut self, overloaded: bool, now: Instant) -> bool {
+        let soon = self
+            .told_at
+            .is_some_and(|at| now - at < OVERLOAD_NOTICE_MIN);
+        if overloaded == self.overloaded || soon {
+            return false;
+        }
+        (self.overloaded, self.told_at) = (overloaded, Some(now));
+        true
+    }
 }
 
 /// First number of a ping's probes, out of the way of the detector's own.
@@ -178,6 +205,7 @@ impl Watch {
             self_lag: Duration::ZERO,
             kernel_release: String::new(),
             health: HealthNotices::default(),
+            load: LoadNotices::default(),
             rejected: None,
             attached: 0,
             asking_kernel: false,
@@ -236,6 +264,20 @@ impl Watch {
         }
         self.health.told += 1;
         self.tell_owner(WatchKind::Health(status));
+    }
+
+    /// An answer to a probe of the detector's says how loaded the instance is.
+    fn take_sample(&mut self, answer: &HeartbeatRsp, ctx: &mut Context<Self>) {
+        let mut sample = Sample::from(answer);
+        if !self.placement.backend.boots_kernels() {
+            sample = sample.without_pressure();
+        }
+        self.tell(Event::Sample(sample), ctx);
+        let overload = self.detector.overload().filter(|o| o.is_load());
+        if self.load.changed(overload.is_some(), clock::now()) {
+            let evidence = overload.map(ToString::to_string);
+            self.tell_owner(WatchKind::Overload(evidence));
+        }
     }
 
     fn attach(&mut self, ctx: &mut Context<Self>) {
@@ -391,9 +433,12 @@ impl Handler<PeerUpdate> for Watch {
                 let rtt = self.answered(answer);
                 match (self.pings.remove(&answer.probe), rtt) {
                     (Some(ping), Some(rtt)) => drop(ping.send(rtt)),
-                    _ => {
+                    (_, rtt) => {
                         let (probe, health) = (answer.probe, answer.health);
                         self.tell(Event::Answer { probe, health }, ctx);
+                        if rtt.is_some() {
+                            self.take_sample(&answer, ctx);
+                        }
                     }
                 }
             }
@@ -435,6 +480,8 @@ impl Handler<SetOwner> for Watch {
 
     fn handle(&mut self, SetOwner(owner): SetOwner, _: &mut Self::Context) {
         self.owner = owner;
+        // It knows nothing of the load yet.
+        self.load = LoadNotices::default();
     }
 }
 
@@ -449,5 +496,26 @@ impl Handler<Ping> for Watch {
         self.pings.insert(probe, sender);
         self.send_probe(probe);
         Box::pin(async move { tokio::time::timeout(timeout, receiver).await.ok()?.ok() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_load_that_jumps_is_told_of_once_in_a_while() {
+        let mut load = LoadNotices::default();
+        let begin = Instant::from_nanos(0);
+        assert!(!load.changed(false, begin), "as it was before");
+        assert!(load.changed(true, begin));
+        let mut told = Vec::new();
+        for second in 1..=25 {
+            let overloaded = second % 2 == 1;
+            if load.changed(overloaded, begin + Duration::from_secs(second)) {
+                told.push((second, overloaded));
+            }
+        }
+        assert_eq!(told, [(10, false), (21, true)]);
     }
 }

@@ -7,9 +7,12 @@
     reason = "a test fails by panicking"
 )]
 
-use kmorph_control_api::{InstanceState, RecoveryOutcome, RecoveryRecord};
+use kmorph_control_api::{
+    HealthReport, HeartbeatStatus, InstanceState, RecoveryOutcome, RecoveryRecord,
+};
 use kmorph_tests::Host;
 use kmorph_tests::resp::Client;
+use kmp_proto::detector::OVERLOAD_SAMPLES;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
 use serde_json::json;
@@ -272,4 +275,24 @@ fn one_that_is_being_recovered_can_be_terminated() {
     assert!(all.is_empty(), "{all:?}");
     assert!(!host.path("run/instances/web").exists());
     assert_ne!(host.control().finished(&begun.id).error, None);
+}
+
+/// The pressure that an agent of `embedded` reports is that of the whole machine.
+#[test]
+fn what_the_whole_machine_suffers_makes_no_instance_degraded() {
+    let host = Host::with_hostile_agents(
+        "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nmemory_mib = 65536\n",
+    );
+    let body = json!({
+        "name": "web", "kernel": host.kernel("6.1.0-a"),
+        "workload": { "program": "/bin/true", "args": ["pressed"] },
+    });
+    host.control().succeed("POST", "/v1/instances", Some(&body));
+    host.control().wait("many heartbeats", || {
+        let now: HeartbeatStatus = host.control().get("/v1/instances/web/heartbeat");
+        (now.answered > 4 * u64::from(OVERLOAD_SAMPLES)).then_some(())
+    });
+    let health: HealthReport = host.control().get("/v1/instances/web/health");
+    assert_eq!(health.state, InstanceState::Running);
+    assert_eq!(health.metrics.unwrap().cpu_pressure_percent, Some(100.0));
 }

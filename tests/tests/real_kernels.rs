@@ -13,11 +13,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use kmorph_control_api::{
-    InstanceState, MorphStatus, OperationState, RecoveryOutcome, RecoveryRecord, VmcoreRecord,
+    EventKind, HealthReport, InstanceState, MorphStatus, OperationState, RecoveryOutcome,
+    RecoveryRecord, VmcoreRecord,
 };
 use kmorph_tests::kernels::Transport;
 use kmorph_tests::resp::{Client, Steady};
-use kmorph_tests::{Host, kernels, larger_guest, published};
+use kmorph_tests::{Events, Host, kernels, larger_guest, program, published};
 use kmorph_vmcore::analysis::{self, AnalysisOptions};
 use kmorph_vmcore::{Completeness, Dump};
 use nix::sys::signal::{Signal, kill};
@@ -328,4 +329,41 @@ fn an_image_that_is_no_kernel_and_memory_too_small_are_refused() {
     assert!(error.message.contains("is no file"), "{error:?}");
     let all: Vec<serde_json::Value> = host.control().get("/v1/instances");
     assert!(all.is_empty(), "{all:?}");
+}
+
+#[test]
+fn a_guest_with_too_much_to_do_is_shown_as_overloaded_and_left_alone() {
+    let host = Host::qemu();
+    let events = Events::follow(host.control());
+    let body = json!({
+        "name": "web",
+        "kernel": kernels::debian("6.1"),
+        "workload": { "program": program("kmorph-test-load"), "args": [] },
+        "publish": [{ "address": "127.0.0.1", "host_port": 0, "port": 6379 }],
+    });
+    host.control().succeed("POST", "/v1/instances", Some(&body));
+    let said = |words: &'static str| {
+        let event = events.wait(words, |event| {
+            event.kind == EventKind::Detector && event.message.starts_with(words)
+        });
+        event.event.message
+    };
+    let evidence = said("overloaded");
+    assert!(
+        evidence.contains("its programs waited for a CPU"),
+        "{evidence}"
+    );
+    let now = host.control().wait("it to be degraded", || {
+        let now = host.control().instance("web");
+        (now.summary.state == InstanceState::Degraded).then_some(now)
+    });
+    assert_eq!(now.reason.as_ref(), Some(&evidence));
+    let health: HealthReport = host.control().get("/v1/instances/web/health");
+    assert_eq!(health.reason, Some(evidence));
+    assert!(health.metrics.unwrap().cpu_pressure_percent.unwrap() >= 90.0);
+    // Nothing is left to do.
+    let _stop = std::net::TcpStream::connect(("127.0.0.1", published(&now))).unwrap();
+    said("not overloaded any more");
+    let now = host.running("web");
+    assert_eq!((now.summary.generation, now.summary.recoveries), (1, 0));
 }

@@ -84,6 +84,8 @@ pub struct Instance {
     operation: Option<Handle>,
     work: Work,
     health: Option<HealthStatus>,
+    /// By its own figures it is overloaded: the evidence.
+    overload: Option<String>,
     kernel_release: String,
     /// Its wanted end, before it begins.
     ending: Option<Ending>,
@@ -138,6 +140,7 @@ impl Instance {
             operation: None,
             work: Work::Nothing,
             health: None,
+            overload: None,
             kernel_release,
             ending: None,
             successor_cause: None,
@@ -187,6 +190,7 @@ impl Instance {
             config.timeout = UNMONITORED_TIMEOUT;
         }
         let owner = ctx.address().recipient();
+        self.overload = None;
         self.watch = Some(Watch::begin(
             self.services.clone(),
             placement,
@@ -214,7 +218,7 @@ impl Instance {
             return;
         }
         if !matches!(self.work, Work::Morphing(_) | Work::Terminating) {
-            self.enter(InstanceState::Running, None);
+            self.enter_running();
         }
         if let Some(operation) = self.operation.take() {
             let id = self.row.name.clone();
@@ -289,7 +293,7 @@ impl Handler<WatchEvent> for Instance {
                     format!("answers again after {silence:.1?}"),
                 );
                 if matches!(self.work, Work::Nothing) {
-                    self.enter(InstanceState::Running, None);
+                    self.enter_running();
                 }
             }
             WatchKind::Congested => {
@@ -299,6 +303,7 @@ impl Handler<WatchEvent> for Instance {
                 );
             }
             WatchKind::Health(status) => self.health_said(status),
+            WatchKind::Overload(evidence) => self.load_changed(evidence),
             WatchKind::Failed(verdict) => self.failed(verdict, ctx),
             WatchKind::Gone => self.start_over("watch", ctx),
         }
@@ -307,16 +312,44 @@ impl Handler<WatchEvent> for Instance {
 
 impl Instance {
     fn health_said(&mut self, status: HealthStatus) {
-        let text = status.text.clone();
-        let well = status.fixed.health == Health::Healthy;
         self.health = Some(status);
-        if !matches!(self.work, Work::Nothing) {
+        self.judge_health();
+    }
+
+    /// Shown, and never a reason to fence or to recover.
+    fn load_changed(&mut self, evidence: Option<String>) {
+        let text = match &evidence {
+            Some(evidence) => format!("{OVERLOADED}: {evidence}"),
+            None => "not overloaded any more".to_owned(),
+        };
+        self.say(EventKind::Detector, text);
+        self.overload = evidence;
+        self.judge_health();
+    }
+
+    fn judge_health(&mut self) {
+        let serves = matches!(self.state, InstanceState::Running | InstanceState::Degraded);
+        if !serves || !matches!(self.work, Work::Nothing) {
             return;
         }
-        match self.state {
-            InstanceState::Running if !well => self.enter(InstanceState::Degraded, Some(text)),
-            InstanceState::Degraded if well => self.enter(InstanceState::Running, None),
-            _ => {}
+        let unwell = |s: &&HealthStatus| s.fixed.health != Health::Healthy;
+        match self.health.as_ref().filter(unwell) {
+            Some(said) => self.enter(InstanceState::Degraded, Some(said.text.clone())),
+            None => self.enter_running(),
+        }
+    }
+
+    /// It answers, and its agent complains of nothing.
+    fn enter_running(&mut self) {
+        match &self.overload {
+            Some(evidence) => {
+                let reason = format!("{OVERLOADED}: {evidence}");
+                self.enter(InstanceState::Degraded, Some(reason));
+            }
+            None => self.enter(InstanceState::Running, None),
         }
     }
 }
+
+/// How an overload is called in events and as a reason.
+const OVERLOADED: &str = "overloaded";

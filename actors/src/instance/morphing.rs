@@ -67,6 +67,7 @@ impl Handler<MorphOver> for Instance {
                 self.row.morphs += 1;
                 self.kernel_release = over.status.to_kernel.clone();
                 self.generation = over.new;
+                self.overload = None;
                 if let Outcome::CommittedButFailed(how) = over.outcome {
                     if let Some(watch) = over.watch {
                         watch.do_send(EndWatch);
@@ -84,7 +85,7 @@ impl Handler<MorphOver> for Instance {
                 }
                 self.enter(InstanceState::Running, None);
             }
-            Outcome::RolledBack(_) => self.enter(InstanceState::Running, None),
+            Outcome::RolledBack(_) => self.enter_running(),
             Outcome::OldFailed(how) => {
                 let evidence = vec![how];
                 self.enter(InstanceState::Failed, Some(evidence.join("; ")));

@@ -58,8 +58,9 @@ const TRANSLATED_MIB: u32 = 128;
 
 /// The kernel's own part of the command line. A panic that QEMU was not told of (before the guest's
 /// pvpanic driver is there) ends in a reset, which ends QEMU; an oops is a panic, because half a
-/// kernel is worse than none.
-const KERNEL_CMDLINE: &str = "console=ttyS0 quiet panic=-1 oops=panic";
+/// kernel is worse than none. Debian's kernels measure pressure only when told to; one without the
+/// measure ignores the word.
+const KERNEL_CMDLINE: &str = "console=ttyS0 quiet panic=-1 oops=panic psi=1";
 
 /// The arguments that choose the accelerator and what goes with it.
 pub(super) fn accelerator(accelerator: Accelerator) -> Vec<OsString> {
@@ -207,7 +208,7 @@ mod tests {
     fn the_users_words_come_before_the_agents_arguments() {
         let socket = "/r/vhost.sock".into();
         let line = machine(VsockDevice::VhostUser { socket });
-        let append = "oops=panic mitigations=off -- --config /etc/kmorph/agent.json";
+        let append = "oops=panic psi=1 mitigations=off -- --config /etc/kmorph/agent.json";
         assert!(line.contains(append), "{line}");
         assert!(line.contains("memory-backend-memfd,id=ram,size=256M,share=on"));
         assert!(line.contains("-device vmcoreinfo"), "{line}");

@@ -43,6 +43,18 @@ impl From<&HeartbeatRsp> for Sample {
 }
 
 impl Sample {
+    /// The sample of an instance whose pressure figures are not its own: those of a process are those of
+    /// the whole machine it runs on.
+    #[must_use]
+    pub fn without_pressure(self) -> Self {
+        Self {
+            pressure_cpu: PRESSURE_ABSENT,
+            pressure_memory: PRESSURE_ABSENT,
+            pressure_io: PRESSURE_ABSENT,
+            ..self
+        }
+    }
+
     /// What is above its limit.
     fn excess(self) -> Option<Excess> {
         let above = |value: u16, limit: u16| value != PRESSURE_ABSENT && value >= limit;
@@ -74,6 +86,13 @@ pub struct Overload {
     /// Since when.
     pub since: Instant,
     excess: Excess,
+}
+
+impl Overload {
+    /// Whether it is a load; the end of its program is evidence too, but none.
+    pub fn is_load(&self) -> bool {
+        self.excess != Excess::WorkloadDown
+    }
 }
 
 impl fmt::Display for Overload {
@@ -177,5 +196,25 @@ mod tests {
             watch.take(sample(PRESSURE_ABSENT), Instant::from_nanos(at));
         }
         assert_eq!(watch.overload(), None);
+    }
+
+    #[test]
+    fn what_belongs_to_the_machine_is_no_load_of_the_instance() {
+        let mut all = Sample {
+            pressure_cpu: 10_000,
+            pressure_io: 10_000,
+            ..sample(10_000)
+        };
+        let judged = |sample: Sample| {
+            let mut watch = Watch::default();
+            for at in 0..u64::from(OVERLOAD_SAMPLES) {
+                watch.take(sample, Instant::from_nanos(at));
+            }
+            watch.overload().map(Overload::is_load)
+        };
+        assert_eq!(judged(all), Some(true));
+        assert_eq!(judged(all.without_pressure()), None);
+        all.workload_down = true;
+        assert_eq!(judged(all.without_pressure()), Some(false));
     }
 }

@@ -14,7 +14,7 @@ use std::process::Command;
 use kmorph_launch::{AgentConfig, Listen};
 use kmp_proto::codec::Decoder;
 use kmp_proto::message::{
-    Channel, Health, HealthStatus, HealthStatusFixed, Message, WorkloadState,
+    Channel, Health, HealthStatus, HealthStatusFixed, Message, PRESSURE_ABSENT, WorkloadState,
 };
 
 use crate::wire::{agree, bytes, connect, hello, next, well};
@@ -75,7 +75,7 @@ fn meet(words: &[String], mut stream: UnixStream, config: &AgentConfig) -> io::R
     let behind = u64::from(turned == Some("stale"));
     let mut answer = agree(asked, sequence, config, behind)?;
     match turned {
-        Some("moody" | "survivor") | None => {
+        Some("moody" | "survivor" | "pressed") | None => {
             stream.write_all(&answer)?;
             return match (channel, word) {
                 (Channel::Heartbeat, _) => live(&mut stream, word, second),
@@ -132,7 +132,11 @@ fn live(stream: &mut UnixStream, word: &str, turn: &Path) -> io::Result<()> {
         let Message::HeartbeatReq(asked) = frame.message else {
             continue;
         };
-        let mut answer = well(asked, frame.header.sequence)?;
+        let pressure = match word {
+            "pressed" => 10_000,
+            _ => PRESSURE_ABSENT,
+        };
+        let mut answer = well(asked, frame.header.sequence, pressure)?;
         match later.filter(|_| turn.exists()) {
             Some("silent") => continue,
             // It hangs up, and is another one when it is met again.

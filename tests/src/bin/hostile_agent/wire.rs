@@ -58,15 +58,15 @@ pub(crate) fn agree(
     bytes(&Message::HelloReply(reply), sequence)
 }
 
-/// The answer to a heartbeat of an instance that is well.
-pub(crate) fn well(asked: HeartbeatReq, sequence: u32) -> io::Result<Vec<u8>> {
+/// The answer to a heartbeat of an instance that is well, with this pressure on its CPUs.
+pub(crate) fn well(asked: HeartbeatReq, sequence: u32, pressure_cpu: u16) -> io::Result<Vec<u8>> {
     let answer = HeartbeatRsp {
         probe: asked.probe,
         health: Health::Healthy,
         workload: WorkloadState::Running,
         cpu_count: 1,
         cpu_busy_permille: 0,
-        pressure_cpu: PRESSURE_ABSENT,
+        pressure_cpu,
         pressure_memory: PRESSURE_ABSENT,
         pressure_io: PRESSURE_ABSENT,
         memory_total_kib: 0,
