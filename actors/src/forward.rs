@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use kmorph_backends::contract::Endpoint;
 use kmp_transport::link::{Address, connect};
-use slog::{Logger, debug, warn};
+use slog::{Logger, debug, o, warn};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
@@ -66,7 +66,8 @@ impl Forwarder {
         for (port, listener) in listeners {
             listener.set_nonblocking(true)?;
             let listener = tokio::net::TcpListener::from_std(listener)?;
-            let serve = serve(listener, port, target.subscribe(), log.clone());
+            let log = log.new(o!("instance" => instance.to_owned(), "port" => port));
+            let serve = serve(listener, port, target.subscribe(), log);
             tasks.push(actix_rt::spawn(serve));
         }
         self.instances
@@ -121,7 +122,9 @@ async fn serve(
         let client = match accepted {
             Ok((client, _)) => client,
             Err(error) => {
-                warn!(log, "accepting on a published port"; "port" => port, "error" => %error);
+                let generation = target.borrow().as_ref().map(|t| t.generation);
+                warn!(log, "accepting on a published port"; "generation" => generation,
+                    "error" => %error);
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
@@ -130,19 +133,21 @@ async fn serve(
         let (target, slots, log) = (target.clone(), slots.clone(), log.clone());
         actix_rt::spawn(async move {
             let _slot = slots.acquire().await;
-            if let Err(reason) = forward(client, port, target).await {
-                debug!(log, "a forwarded connection ended"; "port" => port, "reason" => &reason);
+            if let Err((generation, reason)) = forward(client, port, target).await {
+                debug!(log, "a forwarded connection ended"; "generation" => generation,
+                    "reason" => &reason);
             }
         });
     }
 }
 
-/// One connection, from its client to the generation that is the target now.
+/// One connection, from its client to the generation that is the target now. Why it broke, and to which
+/// generation it led.
 async fn forward(
     mut client: TcpStream,
     port: u16,
     mut target: watch::Receiver<Option<Target>>,
-) -> Result<(), String> {
+) -> Result<(), (Option<u64>, String)> {
     let aimed = target.wait_for(Option::is_some).await.ok();
     let aimed = aimed.and_then(|found| found.clone());
     let Some(Target {
@@ -150,11 +155,12 @@ async fn forward(
         endpoint,
     }) = aimed
     else {
-        return reset(client, "the port is no longer published".to_owned());
+        return reset(client, None, "the port is no longer published".to_owned());
     };
+    let to = Some(generation);
     let mut link = match connect(&Address::from(endpoint), u32::from(port)).await {
         Ok(link) => link,
-        Err(error) => return reset(client, error.to_string()),
+        Err(error) => return reset(client, to, error.to_string()),
     };
     let _ = client.set_nodelay(true);
     let left = async {
@@ -163,19 +169,23 @@ async fn forward(
     };
     let ended = tokio::select! {
         copied = tokio::io::copy_bidirectional(&mut client, &mut link) => copied,
-        () = left => return reset(client, format!("generation {generation} was left")),
+        () = left => return reset(client, to, format!("generation {generation} was left")),
     };
     match ended {
         Ok(_) => Ok(()),
-        Err(error) => reset(client, error.to_string()),
+        Err(error) => reset(client, to, error.to_string()),
     }
 }
 
 /// Closes with a reset, so that the client sees an error and not an orderly end.
-fn reset(client: TcpStream, reason: String) -> Result<(), String> {
+fn reset(
+    client: TcpStream,
+    generation: Option<u64>,
+    reason: String,
+) -> Result<(), (Option<u64>, String)> {
     let _ = client.set_zero_linger();
     drop(client);
-    Err(reason)
+    Err((generation, reason))
 }
 
 #[cfg(test)]

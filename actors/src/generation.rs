@@ -126,7 +126,8 @@ impl Services {
                 )
                 .await
                 {
-                    warn!(self.log, "the placement was not recorded"; "error" => %error);
+                    warn!(self.log, "the placement was not recorded"; "instance" => &row.instance,
+                        "generation" => row.generation, "error" => %error);
                 }
                 Ok(row)
             }
@@ -303,7 +304,7 @@ impl Services {
         let tidy = tokio::task::spawn_blocking(move || tidy_up(&run_dir, started));
         if let Ok(Err(error)) = tidy.await {
             warn!(self.log, "logs of earlier generations stay"; "instance" => &row.instance,
-                "error" => %error);
+                "generation" => row.generation, "error" => %error);
         }
         self.forget(row);
         let gone = Change::GenerationGone(row.instance.clone(), row.generation);

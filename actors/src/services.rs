@@ -9,7 +9,7 @@ use actix::prelude::*;
 use kmorph_backends::contract::Backend;
 use kmp_proto::message::{Channel, Hello, HelloFixed, PeerRole};
 use kmp_proto::wire::VERSION;
-use slog::Logger;
+use slog::{Logger, o};
 
 use crate::events::EventLog;
 use crate::forward::{Forwarder, Target};
@@ -135,6 +135,14 @@ impl Services {
     pub fn unpublish(&self, instance: &str) {
         self.forwarder.borrow_mut().close(instance);
         self.publisher.borrow_mut().close(instance);
+    }
+
+    /// The same, for what is done within a morph: its log lines say so.
+    pub fn within(&self, session: u64) -> Self {
+        Self {
+            log: self.log.new(o!("session" => session)),
+            ..self.clone()
+        }
     }
 
     /// The daemon's HELLO to a generation of an instance.

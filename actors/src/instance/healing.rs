@@ -173,7 +173,8 @@ impl Instance {
     /// The supervisor makes a new actor for it from what the journal and the machine say, as after a
     /// restart of the daemon.
     pub(super) fn start_over(&mut self, whose: &str, ctx: &mut Context<Self>) {
-        error!(self.log, "an actor below it panicked: it starts over"; "actor" => whose);
+        error!(self.log, "an actor below it panicked: it starts over"; "actor" => whose,
+            "generation" => self.generation.generation);
         ctx.stop();
     }
 }

@@ -48,7 +48,8 @@ impl Instance {
         match operations.begin(OperationKind::Terminate, &self.row.name, None) {
             Ok(operation) => self.terminate(true, operation, ctx),
             Err(refused) => {
-                warn!(self.log, "not terminated"; "reason" => &refused.message);
+                warn!(self.log, "not terminated"; "generation" => self.generation.generation,
+                    "reason" => &refused.message);
                 self.enter(InstanceState::OperatorActionNeeded, Some(refused.message));
             }
         }
@@ -138,7 +139,8 @@ impl Instance {
                 ctx.stop();
             }
             Err(reason) => {
-                warn!(act.log, "not terminated"; "reason" => &reason);
+                warn!(act.log, "not terminated"; "generation" => act.generation.generation,
+                    "reason" => &reason);
                 act.work = Work::Nothing;
                 act.enter(InstanceState::OperatorActionNeeded, Some(reason));
             }

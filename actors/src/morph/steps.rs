@@ -77,8 +77,8 @@ impl MorphSession {
     }
 
     pub(super) fn spawn_new(&mut self, ctx: &mut Context<Self>) {
-        let (services, row) = (self.services.clone(), self.plan.new.clone());
-        let instance = self.plan.instance.clone();
+        let services = self.services.within(self.plan.session);
+        let (row, instance) = (self.plan.new.clone(), self.plan.instance.clone());
         let start = StartMode::AwaitState {
             session: self.plan.session,
         };
@@ -346,7 +346,7 @@ impl MorphSession {
     }
 
     pub(super) fn fence(&mut self, side: Side, order: FenceOrder, ctx: &mut Context<Self>) {
-        let services = self.services.clone();
+        let services = self.services.within(self.plan.session);
         let mut row = match side {
             Side::Old => self.plan.old.clone(),
             Side::New => self.plan.new.clone(),

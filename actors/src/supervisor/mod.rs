@@ -137,13 +137,20 @@ impl Supervisor {
                 "it ended by a fault in kmorphd",
             );
             self.actor_restarts += 1;
-            error!(self.services.log, "its actor panicked and is replaced"; "instance" => &name);
+            error!(self.services.log, "its actor panicked and is replaced"; "instance" => &name,
+                "generation" => self.newest_generation(&name));
             self.services
                 .events
                 .publish(Draft::daemon(format!("the actor of {name} was replaced")));
             self.restore_one(name, ctx);
         }
         self.grant();
+    }
+
+    /// The last number given to a generation of `name`: of an actor that is gone nobody else is known.
+    fn newest_generation(&self, name: &str) -> Option<u64> {
+        let numbers = self.services.numbers.borrow();
+        numbers.generations.get(name).copied()
     }
 
     /// A Transport that panicked is replaced; the watches attach to the new one with their next probe.
@@ -181,7 +188,8 @@ impl Supervisor {
                     Ok(None) => drop(act.instances.remove(&name)),
                     Err(error) => {
                         warn!(act.services.log, "nobody watches it until the journal can be read";
-                        "instance" => &name, "error" => %error);
+                        "instance" => &name, "generation" => act.newest_generation(&name),
+                        "error" => %error);
                         ctx.run_later(RESTORE_RETRY, |act, ctx| act.restore_one(name, ctx));
                     }
                 }

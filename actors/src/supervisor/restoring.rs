@@ -159,7 +159,7 @@ async fn observe(services: &Services, generation: &mut GenerationRow) -> Option<
         Ok(_) => None,
         Err(error) => {
             warn!(services.log, "it could not be observed"; "instance" => &generation.instance,
-                "error" => %error);
+                "generation" => generation.generation, "error" => %error);
             None
         }
     }
@@ -191,14 +191,14 @@ async fn adopt_ports(
                 return;
             }
             Ok(Err(error)) => warn!(services.log, "its sockets were not given back";
-                "instance" => &row.name, "error" => %error),
+                "instance" => &row.name, "generation" => generation.generation, "error" => %error),
             _ => {}
         }
     }
     let bound = services.publisher.borrow_mut().rebind(&row.name, &specs);
     if let Err(error) = bound.and_then(|()| services.forward(&row.name)) {
         warn!(services.log, "a published port could not be bound again"; "instance" => &row.name,
-            "error" => %error);
+            "generation" => generation.generation, "error" => %error);
     }
 }
 
