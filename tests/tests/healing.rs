@@ -296,3 +296,39 @@ fn what_the_whole_machine_suffers_makes_no_instance_degraded() {
     assert_eq!(health.state, InstanceState::Running);
     assert_eq!(health.metrics.unwrap().cpu_pressure_percent, Some(100.0));
 }
+
+#[test]
+fn without_monitoring_silence_is_not_judged_and_an_end_still_is() {
+    let host = Host::new();
+    for (name, monitor) in [("web", false), ("eye", true)] {
+        let body = json!({
+            "name": name, "kernel": host.kernel("6.1.0-a"), "monitor": monitor,
+            "heartbeat_timeout_s": 0.5,
+        });
+        host.control().succeed("POST", "/v1/instances", Some(&body));
+    }
+    let shown = |name| -> HeartbeatStatus {
+        host.control()
+            .get(&format!("/v1/instances/{name}/heartbeat"))
+    };
+    assert!(!shown("web").monitored && shown("eye").monitored);
+    let agent = host.agent("web");
+    // A policy that is changed begins no watch either.
+    host.control()
+        .set_policy("web", &json!({ "heartbeat_timeout_s": 0.3 }));
+    signal(agent, Signal::SIGSTOP);
+    // Once the one that is watched has been healed twice, the other would have been as well.
+    for generation in 1..=2 {
+        signal(host.running("eye").processes["agent"], Signal::SIGSTOP);
+        host.successor_of("eye", generation);
+    }
+    let web = host.control().instance("web");
+    assert_eq!((web.processes["agent"], web.summary.generation), (agent, 1));
+    // That it is silent is shown; nothing follows from it.
+    assert_eq!(web.summary.state, InstanceState::Unresponsive, "{web:?}");
+    signal(agent, Signal::SIGKILL);
+    host.successor_of("web", 1);
+    let all: Vec<RecoveryRecord> = host.control().get("/v1/recoveries?instance=web");
+    assert_eq!(all.len(), 1, "{all:?}");
+    assert!(!shown("web").monitored, "nor is its successor watched");
+}

@@ -9,18 +9,24 @@
 )]
 
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kmorph_control_api::{EventKind, InstanceState, OperationState};
+use kmorph_tests::resp::Client;
 use kmorph_tests::{Events, Host};
+use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::json;
 
 /// Connections made to each socket.
 const CONNECTIONS: usize = 100_000;
 /// Connections held open at once by the stranger.
 const HELD: usize = 500;
+
+/// Longest time for the daemon to answer in a crowd: it is slow on a busy machine, and never stuck.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// A daemon whose agents are the hostile ones, where the workload says so.
 fn host() -> Host {
@@ -201,6 +207,54 @@ fn a_hundred_thousand_connections_to_the_control_socket_are_bounded() {
     }
     let grown = size(daemon).1.saturating_sub(bytes);
     assert!(grown < GROWTH_MAX_BYTES, "the daemon grew by {grown} bytes");
+    let after = host.running("web");
+    assert_eq!(
+        (after.processes["agent"], after.summary.recoveries),
+        (agent, 0)
+    );
+}
+
+/// The port's socket is the workload's too: the daemon holds it, and has no part in what comes over it.
+#[test]
+fn a_hundred_thousand_connections_to_a_published_port_are_none_of_the_daemons() {
+    const GROWTH_MAX_BYTES: u64 = 8 << 20;
+    let host = Host::new();
+    let port = host.spawn_kv("web");
+    let agent = host.agent("web");
+    let daemon = host.daemon_pid();
+    let mut held = Client::connect(port).unwrap();
+    let (open, bytes) = size(daemon);
+    let mut crowd = std::collections::VecDeque::with_capacity(HELD);
+    for count in 0..CONNECTIONS {
+        if crowd.len() == HELD {
+            crowd.pop_front();
+        }
+        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        // Ends with a reset: the system keeps nothing of it, and does not run out of ports.
+        let at_once = nix::libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
+        setsockopt(&stream, sockopt::Linger, &at_once).unwrap();
+        let _ = (&stream).write_all(b"*1\r\n$4\r\nPI");
+        crowd.push_back(stream);
+        if count % 10_000 == 0 {
+            assert_eq!(held.call(&["PING"]).unwrap(), "PONG");
+            let begun = Instant::now();
+            let now: kmorph_control_api::DaemonStatus = host.control().get("/v1/daemon");
+            assert!(begun.elapsed() < ANSWER_MAX, "it answered late");
+            assert!(now.journal_ok);
+        }
+    }
+    let (open_now, bytes_now) = size(daemon);
+    assert!(open_now <= open + 4, "{open} descriptors became {open_now}");
+    let grown = bytes_now.saturating_sub(bytes);
+    assert!(grown < GROWTH_MAX_BYTES, "the daemon grew by {grown} bytes");
+    drop(crowd);
+    assert_eq!(
+        Client::connect(port).unwrap().call(&["PING"]).unwrap(),
+        "PONG"
+    );
     let after = host.running("web");
     assert_eq!(
         (after.processes["agent"], after.summary.recoveries),

@@ -10,10 +10,11 @@
 )]
 
 use kmorph_control_api::{
-    DaemonStatus, InstanceState, InstanceStatus, OperationState, RecoveryOutcome, RecoveryRecord,
+    DaemonStatus, EventKind, InstanceState, InstanceStatus, OperationState, RecoveryOutcome,
+    RecoveryRecord,
 };
-use kmorph_tests::Host;
 use kmorph_tests::resp::Client;
+use kmorph_tests::{Events, Host};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -62,6 +63,25 @@ fn an_instance_actor_is_replaced() {
         assert!(refused.message.contains("being replaced"), "{refused:?}");
     });
     replaced(&host, "web", agent);
+    still_watched(&host, "web");
+}
+
+#[test]
+fn a_request_that_panics_ends_its_connection_and_no_other() {
+    let host = Host::new();
+    host.spawn_bare("web");
+    let agent = host.agent("web");
+    let events = Events::follow(host.control());
+    host.panic_at("control", || {
+        let answer = host.control().try_request("GET", "/v1/daemon", None);
+        assert!(answer.is_none(), "{answer:?}");
+    });
+    assert_eq!(restarts(&host), 0);
+    assert_eq!(host.agent("web"), agent);
+    // The stream that was open before goes on.
+    host.control()
+        .set_policy("web", &json!({ "auto_heal": true }));
+    events.wait("the change", |event| event.kind == EventKind::Policy);
     still_watched(&host, "web");
 }
 

@@ -56,6 +56,20 @@ fn a_spawn_and_a_morph_that_the_pool_cannot_give_are_refused() {
 }
 
 #[test]
+fn a_cpu_that_is_not_shared_is_given_once() {
+    let host = Host::with("[pool]\ncpus = [0]\nmemory_mib = 65536\n");
+    spawn(&host, "a");
+    refused(&host, "/v1/instances", &request(&host, "b"));
+    let two = json!({ "name": "b", "kernel": host.kernel("6.1.0-a"), "cpus": 2 });
+    refused(&host, "/v1/instances", &two);
+    let now: DaemonStatus = host.control().get("/v1/daemon");
+    assert_eq!(now.instances, 1, "a name that was refused is free");
+    host.control()
+        .succeed("DELETE", "/v1/instances/a?force=true", None);
+    spawn(&host, "b");
+}
+
+#[test]
 fn a_recovery_uses_what_the_failed_generation_had() {
     let host = Host::with(POOL);
     spawn(&host, "a");

@@ -41,6 +41,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
 }
 
 async fn daemon(api: web::Data<Api>) -> Answer<DaemonStatus> {
+    crate::fault::point("control");
     answer(api.supervisor.send(GetDaemon).await.map_err(actor_gone))
 }
 

@@ -1,6 +1,6 @@
 //! An agent that means harm: stands in for `kmorph-agent` and does to its daemon what the first
 //! argument of its workload says. `turns-` before such a word: once the file that is the second argument is
-//! there, and until then it is well. Without a word it becomes the real agent beside it.
+//! there, and until then it is well. One that is `late` says nothing until that file is there. Without a word it becomes the real agent beside it.
 
 mod survivor;
 mod wire;
@@ -10,6 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use kmorph_launch::{AgentConfig, Listen};
 use kmp_proto::codec::Decoder;
@@ -66,6 +67,12 @@ fn meet(words: &[String], mut stream: UnixStream, config: &AgentConfig) -> io::R
         Some(_) => None,
         None => Some(word),
     };
+    if word == "late" {
+        // The daemon gives up a connection on which nothing comes, and comes again.
+        while !second.exists() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
     if turned == Some("silent") {
         return io::copy(&mut stream, &mut io::sink()).map(drop);
     }
@@ -75,7 +82,7 @@ fn meet(words: &[String], mut stream: UnixStream, config: &AgentConfig) -> io::R
     let behind = u64::from(turned == Some("stale"));
     let mut answer = agree(asked, sequence, config, behind)?;
     match turned {
-        Some("moody" | "survivor" | "pressed") | None => {
+        Some("moody" | "survivor" | "pressed" | "late") | None => {
             stream.write_all(&answer)?;
             return match (channel, word) {
                 (Channel::Heartbeat, _) => live(&mut stream, word, second),
