@@ -48,8 +48,8 @@ pub struct Handle {
 }
 
 impl Operations {
-    /// Continues from the journal. What was running when the last daemon ended has failed, unless
-    /// it is taken up again with [`Operations::resume`].
+    /// Continues from the journal. What was running when the last daemon ended is still shown as running
+    /// until [`Operations::fail_orphans`].
     pub fn new(stored: Vec<Operation>, journal: Addr<Journal>) -> Self {
         let mut by_id = BTreeMap::new();
         for operation in stored {
@@ -131,30 +131,12 @@ impl Operations {
         })
     }
 
-    /// Takes up an operation that was running when the last daemon ended.
-    pub fn resume(&self, id: &str) -> Option<Handle> {
-        let id = number(id)?;
-        let table = self.table();
-        let entry = table.by_id.get(&id).filter(|e| !e.operation.is_over())?;
-        let cancel = entry.cancel.subscribe();
-        drop(table);
-        Some(Handle {
-            operations: self.clone(),
-            id,
-            cancel,
-            over: false,
-        })
-    }
-
-    /// Fails everything that is still running after what could be resumed was resumed.
-    pub fn fail_orphans(&self, resumed: &[String]) {
+    /// Fails everything that is still running: it was begun by a daemon that has ended.
+    pub fn fail_orphans(&self) {
         let orphans: Vec<_> = {
             let table = self.table();
             let running = table.by_id.iter().filter(|(_, e)| !e.operation.is_over());
-            running
-                .filter(|(_, e)| !resumed.contains(&e.operation.id))
-                .map(|(id, _)| *id)
-                .collect()
+            running.map(|(id, _)| *id).collect()
         };
         for id in orphans {
             let text = "the daemon was restarted while this was under way";
@@ -418,7 +400,7 @@ mod tests {
             .unwrap();
         let stored = operations.list();
         let after = Operations::new(stored, journal);
-        after.fail_orphans(&[]);
+        after.fail_orphans();
         assert_eq!(
             after.get(&running.id()).unwrap().state,
             OperationState::Failed

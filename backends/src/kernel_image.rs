@@ -3,7 +3,7 @@
 //! Source of the layout: Linux, Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header".
 
 use std::fmt::Write as _;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,10 @@ use sha2::{Digest, Sha256};
 pub const IMAGE_MAX_BYTES: u64 = 512 * 1024 * 1024;
 /// Longest version string, in bytes.
 const VERSION_MAX_BYTES: usize = 256;
+/// What of an image is looked at: the header, and as far as it can say that its version lies.
+const HEAD_MAX_BYTES: usize = 0x200 + u16::MAX as usize + VERSION_MAX_BYTES;
+/// Bytes read and hashed at a time.
+const READ_BYTES: usize = 64 * 1024;
 
 const BOOT_FLAG: usize = 0x1fe;
 const HEADER_MAGIC: usize = 0x202;
@@ -22,6 +26,8 @@ const SETUP_SECTS: usize = 0x1f1;
 const SYSSIZE: usize = 0x1f4;
 /// Boot protocol 2.06 (Linux 2.6.22) is the oldest taken.
 const PROTOCOL_MIN: u16 = 0x206;
+
+const TOO_LARGE: &str = "it is larger than any kernel image";
 
 /// A kernel image that was read and found sound.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +61,8 @@ pub enum BadImage {
 }
 
 impl KernelImage {
-    /// Reads the image at `path` as a whole. Blocking; takes about a second for each gigabyte.
+    /// Reads the image at `path` as a whole, a piece at a time. Blocking; takes about a second for each
+    /// gigabyte.
     ///
     /// # Errors
     /// When it cannot be read or is not a bzImage, with what is wrong.
@@ -79,13 +86,9 @@ impl KernelImage {
             return Err(refuse("it is not a regular file"));
         }
         if meta.len() > IMAGE_MAX_BYTES {
-            return Err(refuse("it is larger than any kernel image"));
+            return Err(refuse(TOO_LARGE));
         }
-        let mut image = Vec::new();
-        file.take(IMAGE_MAX_BYTES)
-            .read_to_end(&mut image)
-            .map_err(unreadable)?;
-        Self::parse(path, &image)
+        Self::from_reader(path, file)
     }
 
     /// Takes `image`, all bytes of the file at `path`, which is not touched.
@@ -93,12 +96,40 @@ impl KernelImage {
     /// # Errors
     /// When it is not a bzImage, with what is wrong.
     pub fn parse(path: &Path, image: &[u8]) -> Result<Self, BadImage> {
-        let release = release_of(image).map_err(|reason| BadImage::NotAKernel {
+        Self::from_reader(path, image)
+    }
+
+    fn from_reader(path: &Path, mut image: impl Read) -> Result<Self, BadImage> {
+        let unreadable = |source| BadImage::Unreadable {
+            path: path.to_owned(),
+            source,
+        };
+        let refuse = |reason| BadImage::NotAKernel {
             path: path.to_owned(),
             reason,
-        })?;
+        };
+        let (mut head, mut hash) = (Vec::new(), Sha256::new());
+        let mut piece = vec![0; READ_BYTES];
+        let mut length = 0_u64;
+        loop {
+            let count = match image.read(&mut piece) {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return Err(unreadable(error)),
+            };
+            // It may have grown since it was opened.
+            length += count as u64;
+            if length > IMAGE_MAX_BYTES {
+                return Err(refuse(TOO_LARGE.to_owned()));
+            }
+            hash.update(&piece[..count]);
+            let wanted = count.min(HEAD_MAX_BYTES - head.len());
+            head.extend_from_slice(&piece[..wanted]);
+        }
+        let release = release_of(&head, length).map_err(refuse)?;
         let mut sha256 = String::with_capacity(64);
-        for byte in Sha256::digest(image) {
+        for byte in hash.finalize() {
             let _ = write!(sha256, "{byte:02x}");
         }
         Ok(Self {
@@ -132,8 +163,9 @@ fn u32_at(image: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(image.get(at..at + 4)?.try_into().ok()?))
 }
 
-/// The release in a bzImage's header, or what is wrong with the image.
-fn release_of(image: &[u8]) -> Result<String, String> {
+/// The release in the header of a bzImage that begins with `image` and is `length` bytes long, or what is
+/// wrong with it.
+fn release_of(image: &[u8], length: u64) -> Result<String, String> {
     let short = || "it ends before its header does".to_owned();
     if u16_at(image, BOOT_FLAG).ok_or_else(short)? != 0xaa55 {
         return Err("it has no boot flag".to_owned());
@@ -155,9 +187,8 @@ fn release_of(image: &[u8]) -> Result<String, String> {
     };
     let paragraphs = u32_at(image, SYSSIZE).ok_or_else(short)?;
     let expected = (setup as u64 + 1) * 512 + u64::from(paragraphs) * 16;
-    if (image.len() as u64) < expected {
-        let have = image.len();
-        return Err(format!("it is cut short: {have} of {expected} bytes"));
+    if length < expected {
+        return Err(format!("it is cut short: {length} of {expected} bytes"));
     }
     let pointer = usize::from(u16_at(image, VERSION_POINTER).ok_or_else(short)?);
     let text = image.get(0x200 + pointer..).filter(|_| pointer != 0);
@@ -236,5 +267,61 @@ mod tests {
             Err(BadImage::Unreadable { .. })
         ));
         assert!(KernelImage::read(Path::new("/dev")).is_err());
+    }
+
+    /// Bytes of a sound image and nothing behind them, and the largest piece that was asked for.
+    struct Endless {
+        header: Vec<u8>,
+        left: u64,
+        largest: usize,
+    }
+
+    impl Read for &mut Endless {
+        fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+            self.largest = self.largest.max(into.len());
+            let left = usize::try_from(self.left).unwrap_or(usize::MAX);
+            let count = into.len().min(left);
+            into[..count].fill(0);
+            let header = count.min(self.header.len());
+            into[..header].copy_from_slice(&self.header[..header]);
+            self.header.drain(..header);
+            self.left -= count as u64;
+            Ok(count)
+        }
+    }
+
+    fn endless(bytes: u64) -> Endless {
+        Endless {
+            header: synthetic("6.1.0"),
+            left: bytes,
+            largest: 0,
+        }
+    }
+
+    #[test]
+    fn a_large_image_is_read_a_piece_at_a_time() {
+        let mut image = endless(8 << 20);
+        let read = KernelImage::from_reader(Path::new("vmlinuz"), &mut image).unwrap();
+        assert_eq!((image.left, read.release()), (0, "6.1.0"));
+        assert!(image.largest <= READ_BYTES, "{}", image.largest);
+        let mut whole = synthetic("6.1.0");
+        whole.resize(8 << 20, 0);
+        assert_eq!(
+            read,
+            KernelImage::parse(Path::new("vmlinuz"), &whole).unwrap()
+        );
+        let expected = Sha256::digest(&whole);
+        let expected: String = expected.iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(read.sha256(), expected);
+    }
+
+    #[test]
+    fn a_version_as_far_behind_as_it_can_be_is_found() {
+        let mut image = synthetic("6.1.0");
+        image[VERSION_POINTER..VERSION_POINTER + 2].fill(0xff);
+        image.resize(0x200 + usize::from(u16::MAX), 0);
+        image.extend_from_slice(b"6.12.9 (far)");
+        image.resize(2 << 20, 0);
+        assert_eq!(read(&image).unwrap().release(), "6.12.9");
     }
 }

@@ -39,6 +39,10 @@ pub use policies::ChangePolicies;
 use restoring::{Restored, restore, sweep_leftovers};
 pub use spawning::{INSTANCES_MAX, MEMORY_MIN_BYTES};
 
+/// Requests that may wait for this actor before whoever sends one waits too. What instances and recoveries
+/// tell it (`do_send`) does not count, and is bounded by them: each has a handful of things to say in its
+/// life, and there are at most [`INSTANCES_MAX`].
+const SUPERVISOR_MAILBOX: usize = 65_536;
 /// How often closed actors are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 /// Pause before an instance that could not be restored is tried again.
@@ -209,7 +213,7 @@ impl Actor for Supervisor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(65_536);
+        ctx.set_mailbox_capacity(SUPERVISOR_MAILBOX);
         ctx.run_interval(SWEEP_INTERVAL, Self::sweep);
         let Some(snapshot) = self.snapshot.take() else {
             return;
@@ -230,7 +234,7 @@ impl Actor for Supervisor {
             for restored in all {
                 act.begin_restored(restored, ctx);
             }
-            act.services.operations.fail_orphans(&[]);
+            act.services.operations.fail_orphans();
             let why = "the daemon ended meanwhile; what was left to do is a recovery of its own";
             act.give_up_recoveries(|_| true, why);
             info!(act.services.log, "restored"; "instances" => count);

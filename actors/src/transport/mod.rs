@@ -25,6 +25,10 @@ pub use notices::{Broadcast, NOTICES_MAX};
 /// Requests that may be waiting for their reply at one peer.
 pub const REQUESTS_MAX: usize = 16;
 
+/// Requests that may wait for this actor before whoever sends one waits too. What channels tell it
+/// (`do_send`) does not count; see [`Attach`] for what bounds that.
+const TRANSPORT_MAILBOX: usize = 65_536;
+
 /// One generation of one instance.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerKey {
@@ -35,6 +39,11 @@ pub struct PeerKey {
 }
 
 /// Begins to connect to a generation and to tell `owner` what happens on its channels.
+///
+/// Neither this actor's mailbox nor the owner's holds a channel back, and none has to: the task that reads a
+/// channel runs on the thread of both. It reads a fixed number of bytes at a time, and after a fixed number of
+/// reads the runtime has it step back (tokio's cooperative budget), however fast its peer is; before its next
+/// turn both mailboxes are emptied. So a peer can be ahead of them by what one turn reads, and by no more.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Attach {
@@ -153,7 +162,7 @@ impl Actor for Transport {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(65_536);
+        ctx.set_mailbox_capacity(TRANSPORT_MAILBOX);
     }
 }
 
@@ -163,8 +172,6 @@ impl Handler<Attach> for Transport {
     fn handle(&mut self, attach: Attach, ctx: &mut Self::Context) {
         let address = Address::from(attach.endpoint);
         let (own, key) = (ctx.address(), attach.key.clone());
-        // A peer's task runs on this thread: it is never ahead of this mailbox by more than what
-        // its socket held, so the mailbox bound is not needed to hold it back.
         let sink = Arc::new(move |event| own.do_send(FromPeer(key.clone(), event)));
         let seed = attach.key.generation ^ (attach.hello.instance.len() as u64) << 32;
         let peer = Peer::start(address, &attach.hello, seed.wrapping_mul(0x9E37_79B9), sink);
