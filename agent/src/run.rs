@@ -59,11 +59,11 @@ pub fn run(config: AgentConfig, path: &Path, inherited: Vec<OwnedFd>) -> Result<
             confine(&config.cpus, config.memory_bytes)?;
             inherited
         }
-        Role::Service => init::listeners(&config.ports)?,
+        Role::Service => init::listeners(&config.ports, config.vsock_option)?,
         Role::Init if !init::is_init() => return Err(RunError::NotInit(std::process::id())),
         Role::Init => {
             init::prepare(&config)?;
-            init::listeners(&config.ports)?
+            init::listeners(&config.ports, config.vsock_option)?
         }
     };
     match kmorph_launch::stay_resident() {
@@ -129,7 +129,7 @@ async fn serve(
         let log = log.clone();
         move |text: &str| warn!(log, "connection refused"; "reason" => text)
     };
-    let connections = kmp_transport::server::serve(listen(&config.listen)?, identity, report);
+    let connections = kmp_transport::server::serve(listen(&config)?, identity, report);
     let served = Served {
         workload: workload.clone(),
         morphs,
@@ -207,17 +207,16 @@ fn sampler(config: &AgentConfig) -> Sampler {
     Sampler::new(scope, config.cpus.len())
 }
 
-fn listen(listen: &Listen) -> Result<Listener, RunError> {
-    match listen {
+fn listen(config: &AgentConfig) -> Result<Listener, RunError> {
+    match &config.listen {
         Listen::Unix { path, port } => {
             let what = format!("listening at {}", path.display());
             UnixVsockListener::bind(path, *port)
                 .map(Listener::Unix)
                 .map_err(failed(what))
         }
-        Listen::Vsock { port } => {
-            Listener::vsock(*port).map_err(failed(format!("listening at vsock port {port}")))
-        }
+        Listen::Vsock { port } => Listener::vsock(*port, config.vsock_option)
+            .map_err(failed(format!("listening at vsock port {port}"))),
     }
 }
 

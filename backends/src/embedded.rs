@@ -159,6 +159,7 @@ fn agent_config(spec: &SpawnSpec) -> AgentConfig {
             .as_ref()
             .map(|p| p.run_dir.join(HANDOVER_SOCKET)),
         modules: Vec::new(),
+        vsock_option: None,
     }
 }
 

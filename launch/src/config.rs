@@ -133,6 +133,9 @@ pub struct AgentConfig {
     /// Kernel modules to load, in order, as paths in the guest (role init only).
     #[serde(default)]
     pub modules: Vec<PathBuf>,
+    /// The socket option that chooses the transport of AF_VSOCK sockets, where that has to be chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock_option: Option<i32>,
 }
 
 /// Why an agent configuration could not be used.
@@ -222,6 +225,7 @@ mod tests {
             handover: None,
             predecessor: None,
             modules: vec![],
+            vsock_option: None,
         }
     }
 

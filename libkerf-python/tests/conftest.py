@@ -40,7 +40,7 @@ def kernel(baseline: libkerf.DeviceTree) -> Iterator[libkerf.Kernel]:
     if os.geteuid() != 0 or not os.path.exists("/dev/fuse"):
         pytest.skip("the kernel's files are emulated with FUSE, which takes root and /dev/fuse")
     emulator = subprocess.Popen(
-        [program("examples/emulated_kernel")],
+        [program("kmorph-emulated-kernel")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -19,6 +19,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 use kmorph_launch::{AgentConfig, PublishedPort};
+use kmp_transport::link::vsock;
 use nix::errno::Errno;
 use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::sys::reboot::{RebootMode, reboot, set_cad_enabled};
@@ -112,15 +113,16 @@ fn load(module: &Path, parameters: &CStr) -> Result<(), InitError> {
 }
 
 /// One AF_VSOCK listener for each published port, in their order: the daemon's forwarder connects
-/// there.
+/// there. `option` chooses their transport, where it has to be.
 ///
 /// # Errors
 /// The system's, for instance without a vsock device.
-pub fn listeners(ports: &[PublishedPort]) -> Result<Vec<OwnedFd>, InitError> {
-    ports.iter().map(|port| listener(port.port)).collect()
+pub fn listeners(ports: &[PublishedPort], option: Option<i32>) -> Result<Vec<OwnedFd>, InitError> {
+    let each = ports.iter().map(|port| listener(port.port, option));
+    each.collect()
 }
 
-fn listener(port: u16) -> Result<OwnedFd, InitError> {
+fn listener(port: u16, option: Option<i32>) -> Result<OwnedFd, InitError> {
     let what = || failed(format!("listening at vsock port {port}"));
     let made = socket(
         AddressFamily::Vsock,
@@ -129,6 +131,10 @@ fn listener(port: u16) -> Result<OwnedFd, InitError> {
         None,
     );
     let made = made.map_err(what())?;
+    if let Some(option) = option {
+        let chosen = vsock::choose(&made, option);
+        chosen.map_err(|error| what()(system(error)))?;
+    }
     bind(made.as_raw_fd(), &VsockAddr::new(ANY_CID, u32::from(port))).map_err(what())?;
     let backlog = Backlog::new(BACKLOG).map_err(what())?;
     listen(&made, backlog).map_err(what())?;

@@ -172,5 +172,6 @@ fn agent_config(spec: &SpawnSpec, modules: Vec<PathBuf>) -> AgentConfig {
         handover: None,
         predecessor: None,
         modules,
+        vsock_option: None,
     }
 }

@@ -2,6 +2,7 @@
 
 mod fault;
 mod unix;
+pub mod vsock;
 
 use std::io;
 use std::path::PathBuf;
@@ -34,6 +35,13 @@ pub enum Address {
     Unix(PathBuf),
     /// An AF_VSOCK context id.
     Vsock(u32),
+    /// One of a transport that each socket has to choose: see [`vsock`].
+    ChosenVsock {
+        /// The context id.
+        cid: u32,
+        /// The option that chooses.
+        option: i32,
+    },
 }
 
 /// Why a connection did not come about.
@@ -83,6 +91,9 @@ pub async fn connect(address: &Address, port: u32) -> Result<BoxedLink, ConnectE
                     .await
                     .map(|s| Box::new(s) as BoxedLink)
             }
+            Address::ChosenVsock { cid, option } => vsock::dial(*cid, port, Some(*option))
+                .await
+                .map(|s| Box::new(s) as BoxedLink),
         }
     };
     let address = || address.clone();
@@ -121,11 +132,14 @@ pub enum Listener {
 }
 
 impl Listener {
-    /// Listens on AF_VSOCK `port`, any context id.
+    /// Listens on AF_VSOCK `port`, any context id; `option` chooses the transport, where it has to be.
     ///
     /// # Errors
     /// The system's.
-    pub fn vsock(port: u32) -> io::Result<Self> {
+    pub fn vsock(port: u32, option: Option<i32>) -> io::Result<Self> {
+        if option.is_some() {
+            return vsock::listener(port, option).map(Self::Vsock);
+        }
         let any = tokio_vsock::VsockAddr::new(tokio_vsock::VMADDR_CID_ANY, port);
         tokio_vsock::VsockListener::bind(any).map(Self::Vsock)
     }

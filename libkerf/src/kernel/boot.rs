@@ -109,7 +109,7 @@ impl Kernel {
     /// Why it is not loaded. What a load that failed has left is unloaded.
     pub fn load(
         &self,
-        calls: &impl Calls,
+        calls: &(impl Calls + ?Sized),
         name: &str,
         image: BorrowedFd<'_>,
         initrd: Option<BorrowedFd<'_>>,
@@ -133,7 +133,7 @@ impl Kernel {
     /// # Errors
     ///
     /// Why it is not unloaded.
-    pub fn unload(&self, calls: &impl Calls, name: &str) -> Result<(), BootError> {
+    pub fn unload(&self, calls: &(impl Calls + ?Sized), name: &str) -> Result<(), BootError> {
         let id = self.expect(name, "unload", &[Status::Loaded])?;
         calls
             .unload(id)
@@ -146,7 +146,7 @@ impl Kernel {
     /// # Errors
     ///
     /// Why it is not booted.
-    pub fn boot(&self, calls: &impl Calls, name: &str) -> Result<(), BootError> {
+    pub fn boot(&self, calls: &(impl Calls + ?Sized), name: &str) -> Result<(), BootError> {
         let id = self.expect(name, "boot", &[Status::Loaded])?;
         calls
             .reboot(Command::Boot, id)
@@ -159,7 +159,7 @@ impl Kernel {
     /// # Errors
     ///
     /// Why it has not halted.
-    pub fn halt(&self, calls: &impl Calls, name: &str) -> Result<(), BootError> {
+    pub fn halt(&self, calls: &(impl Calls + ?Sized), name: &str) -> Result<(), BootError> {
         let id = self.expect(name, "halt", &[Status::Active])?;
         calls
             .reboot(Command::Halt, id)
@@ -176,7 +176,11 @@ impl Kernel {
     /// # Errors
     ///
     /// Why they were not stopped.
-    pub fn halt_by_force(&self, calls: &impl Calls, name: &str) -> Result<Parked, BootError> {
+    pub fn halt_by_force(
+        &self,
+        calls: &(impl Calls + ?Sized),
+        name: &str,
+    ) -> Result<Parked, BootError> {
         let id = self.expect(name, "halt by force", &[Status::Active, Status::Loaded])?;
         let was_loaded = self.status(name)? == Status::Loaded;
         let stop = || calls.reboot(Command::HaltForce, id);

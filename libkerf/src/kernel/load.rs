@@ -62,7 +62,7 @@ impl Kernel {
     /// Why it is not loaded, or not recorded.
     pub fn load_files(
         &self,
-        calls: &impl Calls,
+        calls: &(impl Calls + ?Sized),
         name: &str,
         files: &Files,
         records: &Records,
@@ -105,7 +105,7 @@ impl Kernel {
     /// Why it is not unloaded, or its record still there.
     pub fn unload_recorded(
         &self,
-        calls: &impl Calls,
+        calls: &(impl Calls + ?Sized),
         name: &str,
         records: &Records,
     ) -> Result<(), LoadError> {

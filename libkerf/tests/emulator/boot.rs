@@ -6,11 +6,11 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use kmorph_emulated_kernel::Mk;
 use libkerf::kernel::{BootError, Calls, Command, Parked};
 use libkerf::overlay::Status;
 use nix::libc::{EBUSY, EINVAL, ENOENT, ENOEXEC, ETIMEDOUT};
 
-use crate::mk::Mk;
 use crate::{create, ground};
 
 /// The emulated kernel's end of the calls.

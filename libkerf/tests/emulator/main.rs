@@ -13,16 +13,13 @@
 mod kerf;
 
 mod boot;
-mod fdt;
-mod files;
-mod mk;
 mod records;
 
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use files::Emulator;
+use kmorph_emulated_kernel::{Emulator, Trap};
 use libkerf::allocate::{self, Exchange, Handover, Request};
 use libkerf::check::{Context, Rule};
 use libkerf::dts;
@@ -30,7 +27,6 @@ use libkerf::kernel::{ApplyError, Kernel, KernelError, Lock, LockError};
 use libkerf::machine::Machine;
 use libkerf::model::PciAddress;
 use libkerf::overlay::{CpuMove, Create, DeviceMove, Operation, Overlay, Status, Target};
-use mk::Trap;
 
 const MIB: u64 = 1 << 20;
 

@@ -19,6 +19,9 @@ impl Mk {
         if undo {
             fragments.reverse();
         }
+        if self.kexec {
+            return Err(EBUSY);
+        }
         for (_, fragment) in fragments {
             self.run_fragment(fragment, undo)?;
         }
@@ -174,6 +177,7 @@ impl Mk {
             regions: if bytes > 0 { vec![region] } else { Vec::new() },
             pci: Vec::new(),
             state: "ready",
+            late: None,
             own,
         });
         Ok(())

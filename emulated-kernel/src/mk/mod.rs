@@ -1,6 +1,7 @@
 //! What the kernel does with what is written to it: pool, instances, transactions, and its errors.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use nix::libc::{EBUSY, EINVAL, ENODEV, ENOENT};
 
@@ -16,15 +17,32 @@ const PAGE: u64 = 4096;
 /// What the kernel itself takes of the pool for each instance.
 const OWN_BYTES: u64 = 65 * PAGE;
 
+/// One instance, as the kernel's books have it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Instance {
-    pub(crate) name: String,
-    pub(crate) id: u32,
-    pub(crate) cpus: Vec<u64>,
+pub struct Instance {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub id: u32,
+    /// Physical ids of its CPUs.
+    pub cpus: Vec<u64>,
     pub(crate) regions: Vec<(u64, u64)>,
     pub(crate) pci: Vec<String>,
-    pub(crate) state: &'static str,
+    /// What it does, in the kernel's word for it.
+    pub state: &'static str,
+    /// The state that its file shows still, and until when.
+    pub(crate) late: Option<(&'static str, Instant)>,
     own: (u64, u64),
+}
+
+impl Instance {
+    /// What its status file says now.
+    pub(crate) fn shown(&self) -> &'static str {
+        match self.late {
+            Some((before, until)) if Instant::now() < until => before,
+            _ => self.state,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -34,6 +52,7 @@ struct Pool {
     pci: Vec<String>,
 }
 
+/// A transaction that is there.
 #[derive(Debug)]
 pub(crate) struct Transaction {
     pub(crate) status: &'static str,
@@ -43,7 +62,8 @@ pub(crate) struct Transaction {
 
 /// What is to go wrong, for tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) enum Trap {
+pub enum Trap {
+    /// Nothing.
     #[default]
     None,
     /// The next operation on devices fails: the kexec lock is taken.
@@ -56,16 +76,21 @@ pub(crate) enum Trap {
     NoUndo,
 }
 
+/// The kernel.
 #[derive(Debug, Default)]
-pub(crate) struct Mk {
+pub struct Mk {
     /// The host's CPUs; the first is its logical CPU 0.
     pub(crate) host: Vec<u64>,
     pool: Option<Pool>,
-    pub(crate) instances: Vec<Instance>,
+    /// Its instances.
+    pub instances: Vec<Instance>,
     pub(crate) transactions: BTreeMap<u64, Transaction>,
     last: u64,
     next_chunk: u64,
-    pub(crate) trap: Trap,
+    /// What goes wrong next.
+    pub trap: Trap,
+    /// A load, boot or halt is under way: the kernel's kexec lock.
+    pub(crate) kexec: bool,
 }
 
 impl Mk {

@@ -19,11 +19,15 @@ const DIRECT_IO: u32 = 1;
 /// The kernel's file system hands on so much of a write.
 const PAGE: usize = 4096;
 
-pub(crate) struct Emulator {
+/// A kernel whose files are mounted, until it is dropped.
+pub struct Emulator {
     // Unmounted before the directory is removed.
     session: Option<BackgroundSession>,
-    directory: tempfile::TempDir,
-    pub(crate) mk: Arc<Mutex<Mk>>,
+    directory: PathBuf,
+    /// Its own directory, where it was given none.
+    own: Option<tempfile::TempDir>,
+    /// The kernel behind the files.
+    pub mk: Arc<Mutex<Mk>>,
 }
 
 impl Drop for Emulator {
@@ -36,12 +40,19 @@ impl Drop for Emulator {
 
 impl Emulator {
     /// Mounts a kernel's files in a directory of its own. Takes root.
-    pub(crate) fn start() -> Self {
-        let directory = tempfile::tempdir().unwrap();
+    pub fn start() -> Self {
+        let own = tempfile::tempdir().unwrap();
+        let mut emulator = Self::at(own.path());
+        emulator.own = Some(own);
+        emulator
+    }
+
+    /// Mounts a kernel's files at `multikernel` in this directory, beside an empty directory `run`. Takes root.
+    pub fn at(directory: &Path) -> Self {
         let mk = Arc::new(Mutex::new(Mk::new()));
-        let root = directory.path().join("multikernel");
+        let root = directory.join("multikernel");
         std::fs::create_dir(&root).unwrap();
-        std::fs::create_dir(directory.path().join("run")).unwrap();
+        std::fs::create_dir(directory.join("run")).unwrap();
         let files = Files {
             mk: Arc::clone(&mk),
             paths: vec![PathBuf::from("/")],
@@ -51,18 +62,20 @@ impl Emulator {
         let session = fuser::spawn_mount2(files, &root, &options);
         Self {
             session: Some(session.expect("mounting takes root and /dev/fuse")),
-            directory,
+            directory: directory.to_owned(),
+            own: None,
             mk,
         }
     }
 
-    pub(crate) fn root(&self) -> PathBuf {
-        self.directory.path().join("multikernel")
+    /// Where the files are: what `/sys/fs/multikernel` is elsewhere.
+    pub fn root(&self) -> PathBuf {
+        self.directory.join("multikernel")
     }
 
     /// A file beside the mount.
-    pub(crate) fn beside(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
+    pub fn beside(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
     }
 }
 
@@ -129,7 +142,7 @@ impl Files {
                 match rest {
                     [] => names(&["id", "status", "device_tree"]),
                     ["id"] => file(format!("{}\n", instance.id)),
-                    ["status"] => file(format!("{}\n", instance.state)),
+                    ["status"] => file(format!("{}\n", instance.shown())),
                     ["device_tree"] => file(mk.instance_tree(name)?),
                     _ => None,
                 }

@@ -1,0 +1,108 @@
+//! What tests start and ask: the emulated kernel as a process of its own.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::control;
+use crate::machine::Generation;
+
+/// An emulated kernel in a process, until it is dropped. It also ends when this process does.
+#[derive(Debug)]
+pub struct Process {
+    directory: PathBuf,
+    child: Child,
+}
+
+impl Process {
+    /// Whether this machine lets a kernel be emulated. Says it when not.
+    pub fn is_possible() -> bool {
+        let possible = nix::unistd::Uid::effective().is_root() && Path::new("/dev/fuse").exists();
+        if !possible {
+            eprintln!(
+                "SKIPPED: the kernel's files are emulated with FUSE, which takes root and /dev/fuse"
+            );
+        }
+        possible
+    }
+
+    /// Starts the program in `directory`, which is there and empty. Its instances run this agent.
+    pub fn start(program: &Path, directory: &Path, agent: &Path, generation: Generation) -> Self {
+        let mut command = Command::new(program);
+        command.arg(directory).arg(agent);
+        if generation == Generation::Silent {
+            command.arg("silent");
+        }
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = String::new();
+        let said = child.stdout.take().unwrap();
+        BufReader::new(said).read_line(&mut ready).unwrap();
+        assert!(!ready.is_empty(), "the emulated kernel does not start");
+        Self {
+            directory: directory.to_owned(),
+            child,
+        }
+    }
+
+    /// Where its files are.
+    pub fn root(&self) -> PathBuf {
+        self.directory.join("multikernel")
+    }
+
+    /// A file beside them: `run/kerf.lock`, `vsock`.
+    pub fn beside(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Has it carry out a line of the control socket.
+    ///
+    /// # Errors
+    /// The error number with which it refuses.
+    pub fn ask(&self, line: &str) -> Result<String, i32> {
+        ask(&self.directory, line)
+    }
+
+    /// Has something happen to an instance; what is said of it.
+    pub fn strike(&self, what: &str, name: &str) -> String {
+        let line = format!("{what} {name}");
+        self.ask(&line)
+            .unwrap_or_else(|errno| panic!("{line}: error {errno}"))
+    }
+
+    /// Lets the status of an instance lag so much behind what happens.
+    pub fn lag(&self, name: &str, lag: Duration) {
+        let line = format!("lag {name} {}", lag.as_millis());
+        self.ask(&line)
+            .unwrap_or_else(|errno| panic!("{line}: error {errno}"));
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// Has the emulated kernel in this directory carry out a line.
+///
+/// # Errors
+/// The error number with which it refuses.
+pub fn ask(directory: &Path, line: &str) -> Result<String, i32> {
+    let mut stream = UnixStream::connect(directory.join(control::SOCKET)).unwrap();
+    writeln!(stream, "{line}").unwrap();
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer).unwrap();
+    let answer = answer.trim_end();
+    match answer.split_once(' ').unwrap_or((answer, "")) {
+        ("ok", rest) => Ok(rest.to_owned()),
+        ("error", errno) => Err(errno.parse().unwrap()),
+        _ => panic!("the emulated kernel hung up on {line:?}"),
+    }
+}

@@ -1,0 +1,308 @@
+//! The calls: loading, booting and halting, and what can go wrong with a kernel that runs.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use nix::libc::{EBUSY, EINVAL, ENOENT, ENOEXEC, ETIMEDOUT};
+
+use crate::mk::{Instance, Mk};
+use crate::spawn::{Loaded, Spawn};
+
+type Done = Result<(), i32>;
+
+/// How long a request to halt waits. The kernel's own is 30 s; tests should not.
+const HALT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often it is looked whether an instance has halted.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+
+/// What reboot(2) is asked for.
+const BOOT: u32 = 0x4D4B_4C49;
+const HALT: u32 = 0x4D4B_4C48;
+const HALT_FORCE: u32 = 0x4D4B_4C46;
+
+/// Whether a halt by force waits for the CPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Generation {
+    /// It says `loaded` at once, and stops them if it can: generations D and E.
+    Silent,
+    /// It waits until all have stopped: the fork.
+    #[default]
+    Confirms,
+}
+
+/// What is wrong with an instance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Traps {
+    /// The next halt by force does not reach its CPUs.
+    deaf: bool,
+    /// What its status file shows comes so much later.
+    lag: Duration,
+}
+
+/// The machine: the kernel's books, and what runs.
+pub(crate) struct Machine {
+    mk: Arc<Mutex<Mk>>,
+    generation: Generation,
+    agent: PathBuf,
+    directory: PathBuf,
+    images: Mutex<HashMap<u32, Loaded>>,
+    spawns: Mutex<HashMap<u32, Arc<Spawn>>>,
+    traps: Mutex<HashMap<u32, Traps>>,
+    boots: Mutex<u64>,
+}
+
+impl Machine {
+    pub(crate) fn new(
+        mk: &Arc<Mutex<Mk>>,
+        generation: Generation,
+        agent: &Path,
+        directory: &Path,
+    ) -> Self {
+        std::fs::create_dir(directory.join("vsock")).unwrap();
+        Self {
+            mk: Arc::clone(mk),
+            generation,
+            agent: agent.to_owned(),
+            directory: directory.to_owned(),
+            images: Mutex::default(),
+            spawns: Mutex::default(),
+            traps: Mutex::default(),
+            boots: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn load(&self, id: u32, image: &[u8], initrd: &[u8], cmdline: &str) -> Done {
+        self.with(id, |instance| match instance.state {
+            "ready" => Ok(()),
+            _ => Err(EBUSY),
+        })?;
+        let _lock = self.kexec()?;
+        let loaded = Loaded::new(image, initrd, cmdline.to_owned()).ok_or(ENOEXEC)?;
+        self.images.lock().unwrap().insert(id, loaded);
+        self.enter(id, "loaded");
+        Ok(())
+    }
+
+    /// Also of an instance that runs: the kernel does not refuse that.
+    pub(crate) fn unload(&self, id: u32) -> Done {
+        self.with(id, |_| Ok(()))?;
+        let _lock = self.kexec()?;
+        let unloaded = self.images.lock().unwrap().remove(&id);
+        unloaded.ok_or(ENOENT)?;
+        self.enter(id, "ready");
+        if let Some(spawn) = self.spawn_of(id) {
+            spawn.line.close();
+        }
+        Ok(())
+    }
+
+    pub(crate) fn reboot(self: &Arc<Self>, command: u32, id: u32) -> Done {
+        match command {
+            BOOT => self.boot(id),
+            HALT => self.halt(id),
+            HALT_FORCE => self.halt_force(id),
+            _ => Err(EINVAL),
+        }
+    }
+
+    fn boot(self: &Arc<Self>, id: u32) -> Done {
+        let _lock = self.kexec()?;
+        self.with(id, |instance| match instance.state {
+            _ if instance.cpus.is_empty() => Err(EINVAL),
+            "loaded" => Ok(()),
+            _ => Err(EBUSY),
+        })?;
+        let loaded = self.images.lock().unwrap().get(&id).cloned();
+        let loaded = loaded.ok_or(EINVAL)?;
+        if let Some(before) = self.spawn_of(id) {
+            if before.running() > 0 {
+                return Err(EBUSY);
+            }
+            before.line.close();
+        }
+        let number = {
+            let mut boots = self.boots.lock().unwrap();
+            *boots += 1;
+            *boots
+        };
+        let directory = self.directory.join("spawns").join(number.to_string());
+        let vsock = self.vsock(id);
+        self.enter(id, "active");
+        let restarts = loaded.restarts_on_panic();
+        match Spawn::start(loaded, &self.agent, &directory, &vsock) {
+            Ok((spawn, mut child)) => {
+                let spawn = Arc::new(spawn);
+                self.spawns.lock().unwrap().insert(id, Arc::clone(&spawn));
+                let machine = Arc::clone(self);
+                std::thread::spawn(move || {
+                    let _ = child.wait();
+                    machine.ended(id, &spawn);
+                });
+            }
+            Err(error) => {
+                // There is no init that it could run.
+                eprintln!("instance {id} panics: {error}");
+                if restarts {
+                    self.enter(id, "loaded");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Its init has ended: it powers off, and tells the host.
+    fn ended(&self, id: u32, spawn: &Arc<Spawn>) {
+        if spawn.line.is_cut() {
+            return;
+        }
+        spawn.stop();
+        let is_last = self
+            .spawn_of(id)
+            .is_some_and(|last| Arc::ptr_eq(&last, spawn));
+        if is_last {
+            self.enter(id, "loaded");
+        }
+    }
+
+    fn halt(&self, id: u32) -> Done {
+        let _lock = self.kexec()?;
+        self.with(id, |instance| match instance.state {
+            "active" => Ok(()),
+            _ => Err(EINVAL),
+        })?;
+        let spawn = self.spawn_of(id).ok_or(ETIMEDOUT)?;
+        if !spawn.line.is_cut() {
+            spawn.ask();
+        }
+        let asked = Instant::now();
+        while self.with(id, |instance| Ok(instance.state == "active"))? {
+            if asked.elapsed() > HALT_TIMEOUT {
+                return Err(ETIMEDOUT);
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+        Ok(())
+    }
+
+    fn halt_force(&self, id: u32) -> Done {
+        let state = self.with(id, |instance| Ok(instance.state))?;
+        let spawn = self.spawn_of(id);
+        let deaf = {
+            let mut traps = self.traps.lock().unwrap();
+            std::mem::take(&mut traps.entry(id).or_default().deaf)
+        };
+        match (self.generation, state) {
+            (Generation::Confirms, "active") if deaf => return Err(ETIMEDOUT),
+            (Generation::Confirms, "active") => {
+                if let Some(spawn) = spawn {
+                    spawn.stop();
+                }
+            }
+            (Generation::Silent, "active" | "loaded") => {
+                if let Some(spawn) = spawn.filter(|_| !deaf) {
+                    spawn.stop_later();
+                }
+            }
+            _ => return Err(EINVAL),
+        }
+        self.enter(id, "loaded");
+        Ok(())
+    }
+
+    /// What a test has happen to an instance.
+    pub(crate) fn strike(&self, what: &str, name: &str) -> Result<String, i32> {
+        let id = self.id_of(name)?;
+        let spawn = || self.spawn_of(id).ok_or(EINVAL);
+        match what {
+            "panic" => {
+                let spawn = spawn()?;
+                spawn.stop();
+                if spawn.loaded.restarts_on_panic() {
+                    self.enter(id, "loaded");
+                }
+            }
+            "hang" => spawn()?.hang(),
+            "deaf" => self.traps.lock().unwrap().entry(id).or_default().deaf = true,
+            "running" => {
+                let running = self.spawn_of(id).map_or(0, |spawn| spawn.running());
+                return Ok(running.to_string());
+            }
+            "release" => return Ok(spawn()?.loaded.release.clone()),
+            "cmdline" => return Ok(spawn()?.loaded.cmdline.clone()),
+            _ => return Err(EINVAL),
+        }
+        Ok(String::new())
+    }
+
+    /// From now on the status of this instance is seen so much later than it changes.
+    pub(crate) fn lag(&self, name: &str, lag: Duration) -> Done {
+        let id = self.id_of(name)?;
+        self.traps.lock().unwrap().entry(id).or_default().lag = lag;
+        Ok(())
+    }
+
+    /// Ends all that runs.
+    pub(crate) fn off(&self) {
+        for spawn in self.spawns.lock().unwrap().values() {
+            spawn.line.close();
+            spawn.stop();
+        }
+    }
+
+    fn spawn_of(&self, id: u32) -> Option<Arc<Spawn>> {
+        self.spawns.lock().unwrap().get(&id).cloned()
+    }
+
+    fn id_of(&self, name: &str) -> Result<u32, i32> {
+        let mk = self.mk.lock().unwrap();
+        let instance = mk.instances.iter().find(|i| i.name == name);
+        instance.map(|i| i.id).ok_or(ENOENT)
+    }
+
+    fn vsock(&self, cid: u32) -> PathBuf {
+        self.directory.join("vsock").join(format!("{cid}.sock"))
+    }
+
+    fn with<T>(
+        &self,
+        id: u32,
+        look: impl FnOnce(&mut Instance) -> Result<T, i32>,
+    ) -> Result<T, i32> {
+        let mut mk = self.mk.lock().unwrap();
+        let instance = mk.instances.iter_mut().find(|i| i.id == id);
+        look(instance.ok_or(ENOENT)?)
+    }
+
+    fn enter(&self, id: u32, state: &'static str) {
+        let lag = self
+            .traps
+            .lock()
+            .unwrap()
+            .get(&id)
+            .map_or(Duration::ZERO, |t| t.lag);
+        let _ = self.with(id, |instance| {
+            instance.late = (!lag.is_zero()).then(|| (instance.shown(), Instant::now() + lag));
+            instance.state = state;
+            Ok(())
+        });
+    }
+
+    /// The lock that all loads, boots and halts take.
+    fn kexec(&self) -> Result<Kexec, i32> {
+        let mut mk = self.mk.lock().unwrap();
+        if std::mem::replace(&mut mk.kexec, true) {
+            return Err(EBUSY);
+        }
+        Ok(Kexec(Arc::clone(&self.mk)))
+    }
+}
+
+struct Kexec(Arc<Mutex<Mk>>);
+
+impl Drop for Kexec {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().kexec = false;
+    }
+}

@@ -1,0 +1,125 @@
+//! AF_VSOCK sockets of a transport that has to be chosen.
+//!
+//! A multikernel kernel has a transport of its own between its kernels beside the usual ones. A socket is told
+//! to use it by an option, before it is bound or connected; without that it is one of a virtual machine.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, connect, getsockopt, listen,
+    socket, sockopt,
+};
+use tokio::io::unix::AsyncFd;
+use tokio_vsock::{VsockListener, VsockStream};
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 1024;
+
+/// Sets the option that chooses a socket's transport to 1.
+///
+/// # Errors
+/// The system's: `ENOPROTOOPT` says that this kernel has no such transport.
+#[allow(unsafe_code, reason = "no wrapper knows this option")]
+pub fn choose(socket: &impl AsFd, option: i32) -> io::Result<()> {
+    let (on, length) = (1_i32, libc::socklen_t::from(4_u8));
+    // SAFETY: the value is four bytes that live until the call returns.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::AF_VSOCK,
+            option,
+            (&raw const on).cast(),
+            length,
+        )
+    };
+    match Errno::result(set) {
+        Ok(_) => Ok(()),
+        Err(Errno::ENOPROTOOPT) => {
+            let text =
+                format!("this kernel's vsock has no option {option}: no multikernel transport");
+            Err(io::Error::new(io::ErrorKind::Unsupported, text))
+        }
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn made(option: Option<i32>) -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let made = socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
+    if let Some(option) = option {
+        choose(&made, option)?;
+    }
+    Ok(made)
+}
+
+/// Listens on a port, any context id.
+pub(super) fn listener(port: u32, option: Option<i32>) -> io::Result<VsockListener> {
+    let made = made(option)?;
+    let any = VsockAddr::new(tokio_vsock::VMADDR_CID_ANY, port);
+    bind(made.as_raw_fd(), &any)?;
+    listen(&made, Backlog::new(BACKLOG)?)?;
+    // Panics where the reactor takes no more descriptors; it has just been made, and is that of an agent.
+    Ok(made.into())
+}
+
+pub(super) async fn dial(cid: u32, port: u32, option: Option<i32>) -> io::Result<VsockStream> {
+    let made = made(option)?;
+    match connect(made.as_raw_fd(), &VsockAddr::new(cid, port)) {
+        Ok(()) => return VsockStream::new(vsock::VsockStream::from(made)),
+        Err(Errno::EINPROGRESS) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    // SAFETY: the descriptor is owned by the AsyncFd, which takes it off the reactor before it is given back.
+    let waiting = unsafe { AsyncFd::register(made) }.map_err(io::Error::from)?;
+    let _ = waiting.writable().await?;
+    let made = waiting.into_inner();
+    match getsockopt(&made, sockopt::SocketError)? {
+        0 => VsockStream::new(vsock::VsockStream::from(made)),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The multikernel transport's own, which no kernel at hand has.
+    const OPTION: i32 = 9;
+
+    #[tokio::test]
+    async fn a_kernel_without_the_transport_says_so() {
+        let Ok(plain) = socket(
+            AddressFamily::Vsock,
+            SockType::Stream,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        ) else {
+            return eprintln!("SKIPPED: this machine has no AF_VSOCK");
+        };
+        if choose(&plain, OPTION).is_ok() {
+            return eprintln!("SKIPPED: this machine is a multikernel");
+        }
+        let refused = dial(1, 9000, Some(OPTION)).await.unwrap_err();
+        assert!(refused.to_string().contains("multikernel"), "{refused}");
+        assert!(listener(9000, Some(OPTION)).is_err());
+    }
+
+    #[tokio::test]
+    async fn what_listens_is_reached_and_what_does_not_is_refused() {
+        const LOOPBACK: u32 = 1;
+        let port = 40_000 + std::process::id() % 20_000;
+        let Ok(listener) = listener(port, None) else {
+            return eprintln!("SKIPPED: this machine has no AF_VSOCK");
+        };
+        match dial(LOOPBACK, port, None).await {
+            Ok(_) => {}
+            Err(error) => return eprintln!("SKIPPED: no vsock_loopback here ({error})"),
+        }
+        listener.accept().await.unwrap();
+        let refused = dial(LOOPBACK, port + 1, None).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionReset, "{refused}");
+    }
+}
