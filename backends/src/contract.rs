@@ -47,6 +47,8 @@ pub enum BackendKind {
     Embedded,
     /// A Linux kernel in QEMU.
     Qemu,
+    /// A Linux kernel on CPUs and memory of its own, beside the host's.
+    Multikernel,
 }
 
 impl BackendKind {
@@ -55,12 +57,13 @@ impl BackendKind {
         match self {
             Self::Embedded => "embedded",
             Self::Qemu => "qemu",
+            Self::Multikernel => "multikernel",
         }
     }
 
     /// Whether each instance has a kernel of its own, which answers also when its agent does not.
     pub fn boots_kernels(self) -> bool {
-        self == Self::Qemu
+        matches!(self, Self::Qemu | Self::Multikernel)
     }
 }
 
@@ -133,6 +136,13 @@ pub enum Endpoint {
         /// Context id.
         cid: u32,
     },
+    /// An AF_VSOCK address of a transport that each socket has to choose.
+    ChosenVsock {
+        /// Context id.
+        cid: u32,
+        /// The socket option that chooses.
+        option: i32,
+    },
 }
 
 impl From<Endpoint> for Address {
@@ -140,8 +150,18 @@ impl From<Endpoint> for Address {
         match endpoint {
             Endpoint::Unix { path } => Self::Unix(path),
             Endpoint::Vsock { cid } => Self::Vsock(cid),
+            Endpoint::ChosenVsock { cid, option } => Self::ChosenVsock { cid, option },
         }
     }
+}
+
+/// The host kernel's name for a kernel instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelInstance {
+    /// Its name there.
+    pub name: String,
+    /// Its id, which its CPUs and its vsock are told apart by.
+    pub id: u32,
 }
 
 /// Where one generation of an instance runs: all that a daemon needs to take it over.
@@ -167,6 +187,9 @@ pub struct Placement {
     pub kernel_release: String,
     /// Boot id of the host at the spawn: after a host reboot nothing of it exists.
     pub host_boot_id: String,
+    /// The kernel instance that it is (multikernel), which has no processes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_instance: Option<KernelInstance>,
 }
 
 /// How an instance ended.

@@ -243,6 +243,7 @@ impl Backend for EmbeddedBackend {
             memory_bytes: spec.memory_bytes,
             kernel_release: spec.kernel.release().to_owned(),
             host_boot_id: self.host_boot_id.clone(),
+            kernel_instance: None,
         })
     }
 
@@ -287,6 +288,7 @@ impl Backend for EmbeddedBackend {
                 memory_bytes: config.memory_bytes,
                 kernel_release: config.kernel_release.unwrap_or_default(),
                 host_boot_id: self.host_boot_id.clone(),
+                kernel_instance: None,
             }));
         }
         Ok(None)

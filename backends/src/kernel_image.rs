@@ -24,6 +24,7 @@ const PROTOCOL: usize = 0x206;
 const VERSION_POINTER: usize = 0x20e;
 const SETUP_SECTS: usize = 0x1f1;
 const SYSSIZE: usize = 0x1f4;
+const PAYLOAD_LENGTH: usize = 0x24c;
 /// Boot protocol 2.06 (Linux 2.6.22) is the oldest taken.
 const PROTOCOL_MIN: u16 = 0x206;
 
@@ -208,17 +209,36 @@ fn release_of(image: &[u8], length: u64) -> Result<String, String> {
     Ok(release.to_owned())
 }
 
-/// A minimal sound image for tests and the embedded demo: a header and nothing to boot.
+/// A minimal sound image for tests and the embedded demo: a header, and a packed ELF file that says its release
+/// and has nothing to run.
 pub fn synthetic(release: &str) -> Vec<u8> {
+    const KERNEL_BYTES: u16 = 512;
+    let text = format!("{release} (kmorph test image)");
+    let text = &text.as_bytes()[..text.len().min(0xff)];
+    let mut kernel = vec![0; usize::from(KERNEL_BYTES)];
+    // 64 bits, little-endian, one program header that covers the rest.
+    kernel[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    (kernel[32], kernel[54], kernel[56], kernel[72]) = (64, 56, 1, 120);
+    kernel[96..98].copy_from_slice(&(KERNEL_BYTES - 120).to_le_bytes());
+    kernel[120..134].copy_from_slice(b"Linux version ");
+    kernel[134..134 + text.len()].copy_from_slice(text);
+    // A zstd frame (RFC 8878) of one block that is stored as it is, and the size that the build puts behind it.
+    let mut payload = vec![0x28, 0xb5, 0x2f, 0xfd, 0x60];
+    payload.extend((KERNEL_BYTES - 256).to_le_bytes());
+    payload.extend(&(u32::from(KERNEL_BYTES) << 3 | 1).to_le_bytes()[..3]);
+    payload.extend(kernel);
+    payload.extend(u32::from(KERNEL_BYTES).to_le_bytes());
+
     let mut image = vec![0; 0x400];
     image[SETUP_SECTS] = 1;
     image[BOOT_FLAG..BOOT_FLAG + 2].copy_from_slice(&0xaa55u16.to_le_bytes());
     image[HEADER_MAGIC..HEADER_MAGIC + 4].copy_from_slice(b"HdrS");
     image[PROTOCOL..PROTOCOL + 2].copy_from_slice(&0x20fu16.to_le_bytes());
     image[VERSION_POINTER..VERSION_POINTER + 2].copy_from_slice(&0x100u16.to_le_bytes());
-    let text = format!("{release} (kmorph test image)");
-    let text = &text.as_bytes()[..text.len().min(0xff)];
     image[0x300..0x300 + text.len()].copy_from_slice(text);
+    let length = u32::try_from(payload.len()).unwrap_or(0).to_le_bytes();
+    image[PAYLOAD_LENGTH..PAYLOAD_LENGTH + 4].copy_from_slice(&length);
+    image.extend(payload);
     image
 }
 

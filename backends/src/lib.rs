@@ -7,6 +7,10 @@
 pub mod contract;
 pub mod embedded;
 mod fencing;
+mod guest;
 pub mod kernel_image;
+pub mod multikernel;
 mod process;
 pub mod qemu;
+
+pub use guest::MEMORY_MIN_MIB;

@@ -2,6 +2,11 @@
 //! reboot, and the emulated kernel reads what was asked and answers in the real one's place. All others go
 //! through. Nothing in the program knows of it, and nothing of it reaches the machine that this runs on.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "registers hold narrower values, of which the kernel takes the lower part"
+)]
+
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};

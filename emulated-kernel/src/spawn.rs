@@ -51,7 +51,8 @@ impl Loaded {
 
     /// Whether a panic restarts the kernel, which tells the host; else it stands still.
     pub(crate) fn restarts_on_panic(&self) -> bool {
-        self.cmdline.split_whitespace().any(|w| w == "panic=-1")
+        let mut words = self.cmdline.split_whitespace();
+        words.rfind(|word| word.starts_with("panic=")) == Some("panic=-1")
     }
 }
 

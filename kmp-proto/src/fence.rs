@@ -22,6 +22,8 @@ code_enum! {
         HostRebooted = 3, "host_rebooted";
         /// It was never started.
         NeverStarted = 4, "never_started";
+        /// The CPUs of its kernel were stopped.
+        HaltedByForce = 5, "halted_by_force";
     }
 }
 
@@ -34,6 +36,8 @@ code_enum! {
         OtherHostBoot = 2, "other_host_boot";
         /// A search for it found nothing that was started.
         NothingFound = 3, "nothing_found";
+        /// The host's kernel has waited until each of its CPUs had stopped.
+        CpusParked = 4, "cpus_parked";
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use kmp_transport::kerf::VECTORS;
 
-use super::guest_image::AGENT_CONFIG;
+use crate::guest::AGENT_CONFIG;
 
 /// What runs the guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,11 +18,8 @@
 
 mod command;
 mod console;
-mod cpio;
 mod freezing;
-mod guest_image;
 mod memory;
-mod modules;
 mod prepare;
 mod probe;
 mod qmp;
@@ -53,8 +50,6 @@ use crate::contract::{
 use crate::fencing;
 use crate::process::{self, Exits, Stat};
 
-/// Least memory of a guest, MiB: Debian's kernels do not boot with less.
-pub const MEMORY_MIN_MIB: u64 = 128;
 /// The host kernel's own vsock device.
 const VHOST_VSOCK: &str = "/dev/vhost-vsock";
 
@@ -160,7 +155,9 @@ impl QemuBackend {
             }
         };
         let vsock = match &placement.endpoint {
-            Endpoint::Vsock { cid } => VsockDevice::Kernel { cid: *cid },
+            Endpoint::Vsock { cid } | Endpoint::ChosenVsock { cid, .. } => {
+                VsockDevice::Kernel { cid: *cid }
+            }
             Endpoint::Unix { path } => {
                 let socket = directory.join(run_dir::VHOST);
                 let (role, line) = match &self.config.kerf {

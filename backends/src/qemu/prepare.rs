@@ -2,13 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use kmorph_launch::{AgentConfig, Listen, Role};
-use kmp_transport::link::KMP_PORT;
-
 use super::command::Accelerator;
-use super::guest_image::{self, GuestImage, ImageError, Recipe};
-use super::{MEMORY_MIN_MIB, QemuBackend, VHOST_VSOCK, blocking, run_dir, system};
+use super::{QemuBackend, VHOST_VSOCK, blocking, run_dir, system};
 use crate::contract::{BackendKind, Endpoint, Placement, SpawnError, SpawnSpec};
+use crate::guest::{self, GuestImage, Recipe};
+
+/// Modules without which the daemon cannot reach the guest.
+const NEEDED: [&str; 2] = ["virtio_pci", "vmw_vsock_virtio_transport"];
+/// Modules on which kerf-vsock stands.
+const NEEDED_BY_KERF: [&str; 1] = ["vmw_vsock_virtio_transport_common"];
+/// Modules that are loaded first where the kernel has them: a panic is then told at once, and QEMU's dumps
+/// say how the kernel's memory is laid out (VMCOREINFO).
+const WELCOME: [&str; 2] = ["pvpanic_pci", "qemu_fw_cfg"];
 
 /// A guest that is about to be started.
 pub(super) struct Prepared {
@@ -20,48 +25,11 @@ pub(super) struct Prepared {
 }
 
 impl QemuBackend {
-    /// Where the modules of a kernel are.
-    fn modules_of(&self, spec: &SpawnSpec) -> Option<PathBuf> {
-        let beside = spec.kernel.path().parent().map(|p| p.join("lib/modules"));
-        let places = [
-            self.config.modules.clone(),
-            beside,
-            Some("/lib/modules".into()),
-        ];
-        let mut places = places.into_iter().flatten();
-        places
-            .find_map(|place| Some(place.join(spec.kernel.release())).filter(|root| root.is_dir()))
-    }
-
     /// Refuses what cannot be started, before anything is made.
     pub(super) fn check(spec: &SpawnSpec) -> Result<(), SpawnError> {
         run_dir::check(&spec.run_dir)?;
-        let mib = spec.memory_bytes >> 20;
-        if mib < MEMORY_MIN_MIB {
-            return Err(SpawnError::Refused(format!(
-                "{mib} MiB are too few for a kernel; give at least {MEMORY_MIN_MIB}"
-            )));
-        }
-        if spec.cmdline.split_whitespace().any(|word| word == "--") {
-            let text = "the kernel command line must not contain a lone --: what follows it would be \
-                        taken for the agent's arguments";
-            return Err(SpawnError::Refused(text.to_owned()));
-        }
-        if let Some(own) = spec.initramfs.as_ref().filter(|own| !own.is_file()) {
-            let text = format!("the initramfs {own:?} is no file; give the path of a cpio archive");
-            return Err(SpawnError::Refused(text));
-        }
-        let in_image = spec.initramfs.is_none();
-        match &spec.workload {
-            Some(w) if in_image && !(w.program.is_absolute() && w.program.is_file()) => {
-                Err(SpawnError::Refused(format!(
-                    "the workload {:?} is no absolute path of a program on this host; the guest \
-                     image takes it from here",
-                    w.program
-                )))
-            }
-            _ => Ok(()),
-        }
+        guest::check_memory(spec.memory_bytes)?;
+        guest::check(spec)
     }
 
     /// The image that the guest boots, without its configuration.
@@ -83,20 +51,19 @@ impl QemuBackend {
         }
         let recipe = Recipe {
             release: spec.kernel.release().to_owned(),
-            modules: self.modules_of(spec),
+            modules: guest::modules_of(spec, self.config.modules.as_deref()),
+            needed: match kerf {
+                None => &NEEDED,
+                Some(_) => &NEEDED_BY_KERF,
+            },
+            welcome: &WELCOME,
             agent: self.config.agent.clone(),
             kerf,
             programs: workload.into_iter().collect(),
         };
         let cache = self.config.cache.clone();
         let built = blocking(move || recipe.image(&cache)).await?;
-        built.map_err(|error| match error {
-            ImageError::File { what, path, source } => SpawnError::System {
-                what: format!("building the guest image: {what} {path:?}"),
-                source,
-            },
-            other => SpawnError::Unavailable(format!("building the guest image: {other}")),
-        })
+        built.map_err(guest::image_failed)
     }
 
     /// Makes the run directory with everything in it that the processes need.
@@ -108,13 +75,13 @@ impl QemuBackend {
         let image = self.image(spec).await?;
         let placement = self.placement(spec);
         let fail = system(spec);
-        let config = agent_config(spec, image.modules)
+        let config = guest::agent_config(spec, image.modules, None)
             .to_json()
             .map_err(|e| fail("writing the agent's configuration")(e.into()))?;
         run_dir::create(spec).map_err(fail("making the run directory"))?;
         let boot = spec.run_dir.join(run_dir::INITRAMFS);
         let base = image.path;
-        blocking(move || guest_image::with_configuration(&base, &config, &boot))
+        blocking(move || guest::with_configuration(&base, &config, &boot))
             .await?
             .map_err(fail("writing the guest image"))?;
         let record =
@@ -149,29 +116,7 @@ impl QemuBackend {
             memory_bytes: spec.memory_bytes,
             kernel_release: spec.kernel.release().to_owned(),
             host_boot_id: self.host_boot_id.clone(),
+            kernel_instance: None,
         }
-    }
-}
-
-fn agent_config(spec: &SpawnSpec, modules: Vec<PathBuf>) -> AgentConfig {
-    let role = match spec.initramfs {
-        None => Role::Init,
-        Some(_) => Role::Service,
-    };
-    AgentConfig {
-        instance: spec.name.clone(),
-        generation: spec.generation,
-        role,
-        listen: Listen::Vsock { port: KMP_PORT },
-        kernel_release: None,
-        cpus: Vec::new(),
-        memory_bytes: 0,
-        workload: spec.workload.clone(),
-        ports: spec.ports.clone(),
-        start: spec.start,
-        handover: None,
-        predecessor: None,
-        modules,
-        vsock_option: None,
     }
 }

@@ -1,8 +1,10 @@
 //! A place where a backend is tried: directories, kernels and processes of its own, all gone when it
 //! is dropped, also when the test is killed.
 
+use std::ffi::CStr;
 use std::future::Future;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -11,17 +13,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use kmorph_backends::contract::{Backend, MemoryRange, Placement, SpawnSpec};
+use kmorph_backends::contract::{
+    Backend, ExitCause, MemoryRange, Observation, Placement, SpawnSpec,
+};
 use kmorph_backends::embedded::{EmbeddedBackend, EmbeddedConfig};
 use kmorph_backends::kernel_image::{KernelImage, synthetic};
+use kmorph_backends::multikernel::{MultikernelBackend, MultikernelConfig, Vsock};
 use kmorph_backends::qemu::{AccelChoice, KerfConfig, QemuBackend, QemuConfig};
 use kmorph_control_api::paths::DefaultPaths;
+use kmorph_emulated_kernel::{Generation, Process};
 use kmorph_launch::{StartMode, WorkloadSpec};
-use kmp_proto::fence::{FenceCertificate, FenceOrder};
+use kmp_proto::fence::{Confirmation, FenceCertificate, FenceMethod, FenceOrder};
 use kmp_proto::message::{Channel, Hello, HelloFixed, PeerRole};
 use kmp_proto::wire::VERSION;
 use kmp_transport::connection::greet;
 use kmp_transport::link::{Address, BoxedLink, KMP_PORT, connect};
+use libkerf::check::Context;
+use libkerf::kernel::{Calls, Kernel};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// Longest wait for anything.
 const DEADLINE: Duration = Duration::from_secs(90);
@@ -34,6 +44,8 @@ const MEMORY_BYTES: u64 = 192 << 20;
 pub(crate) struct Ground {
     pub(crate) backend: Arc<dyn Backend>,
     make: Box<dyn Fn() -> Arc<dyn Backend>>,
+    /// The kernel that runs the instances, where it is emulated.
+    pub(crate) emulated: Option<Process>,
     kernel: PathBuf,
     dir: tempfile::TempDir,
     guard: Child,
@@ -54,6 +66,56 @@ impl Ground {
 
     pub(crate) fn qemu() -> Self {
         Self::guests("6.1", |_| None)
+    }
+
+    /// A kernel beside the host's, emulated; `None` where it cannot be.
+    pub(crate) fn multikernel(generation: Generation) -> Option<Self> {
+        if !Process::is_possible() {
+            return None;
+        }
+        let ground = Self::without_pool(generation);
+        let emulated = ground.emulated.as_ref().unwrap();
+        let tree = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../libkerf/tests/trees/baseline.dts"
+        );
+        let baseline = libkerf::dts::read(&std::fs::read_to_string(tree).unwrap()).unwrap();
+        Kernel::at(emulated.root(), emulated.beside("run/kerf.lock"))
+            .write_baseline(&baseline, Context::default())
+            .unwrap();
+        Some(ground)
+    }
+
+    /// As [`Ground::multikernel`], where it can be, before `kerf init`.
+    pub(crate) fn without_pool(generation: Generation) -> Self {
+        let dir = temporary();
+        let place = dir.path().join("kernel");
+        std::fs::create_dir(&place).unwrap();
+        let kernel = dir.path().join("vmlinuz");
+        std::fs::write(&kernel, synthetic("6.1.0-test")).unwrap();
+        let config = MultikernelConfig {
+            agent: program("kmorph-agent"),
+            root: place.join("multikernel"),
+            lock: place.join("run/kerf.lock"),
+            records: place.join("records"),
+            modules: None,
+            cache: dir.path().join("cache"),
+            vsock: Vsock::Sockets {
+                directory: place.join("vsock"),
+            },
+        };
+        let calls = Emulated(place.clone());
+        let own = config.clone();
+        let make = move || -> Arc<dyn Backend> {
+            let calls = Box::new(calls.clone());
+            Arc::new(MultikernelBackend::with_calls(own.clone(), calls).unwrap())
+        };
+        // The guard comes first: it is what ends an emulator whose test was killed.
+        let mut ground = Self::with(dir, kernel, Box::new(make));
+        let emulator = program("kmorph-emulated-kernel");
+        let emulated = Process::start(&emulator, &place, &config.agent, generation);
+        ground.emulated = Some(emulated);
+        ground
     }
 
     /// The same over kerf-vsock, with Debian's kernel of this series.
@@ -99,10 +161,61 @@ impl Ground {
         Self {
             backend: make(),
             make,
+            emulated: None,
             kernel,
             dir,
             guard,
             generation: AtomicU64::new(1),
+        }
+    }
+
+    /// A place for files.
+    pub(crate) fn run_dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Kills an instance, and says how its end is seen.
+    pub(crate) fn kill(&self, placement: &Placement) -> ExitCause {
+        if let Some(emulated) = &self.emulated {
+            emulated.strike("panic", kernel_instance(placement));
+            return ExitCause::KernelPanicked;
+        }
+        signal(placement, Signal::SIGKILL);
+        ExitCause::Signal { signal: 9 }
+    }
+
+    /// Stops an instance from executing anything, and says how that is seen.
+    pub(crate) fn stop(&self, placement: &Placement) -> Observation {
+        if let Some(emulated) = &self.emulated {
+            emulated.strike("hang", kernel_instance(placement));
+            // The status of a kernel that hangs is that of one that runs.
+            return Observation::Running;
+        }
+        signal(placement, Signal::SIGSTOP);
+        Observation::Stopped
+    }
+
+    /// Whether anything of a generation can still run.
+    pub(crate) fn lives(&self, placement: &Placement) -> bool {
+        match &self.emulated {
+            Some(emulated) => emulated.strike("running", kernel_instance(placement)) != "0",
+            None => !self.processes_of(&placement.run_dir).is_empty(),
+        }
+    }
+
+    /// How a generation that runs is stopped.
+    pub(crate) fn stops_by(&self) -> FenceMethod {
+        match self.emulated {
+            Some(_) => FenceMethod::HaltedByForce,
+            None => FenceMethod::ProcessesKilled,
+        }
+    }
+
+    /// How its end is confirmed.
+    pub(crate) fn confirms_by(&self) -> Confirmation {
+        match self.emulated {
+            Some(_) => Confirmation::CpusParked,
+            None => Confirmation::ProcessesGone,
         }
     }
 
@@ -241,8 +354,53 @@ impl Drop for Ground {
         if std::thread::panicking() {
             eprintln!("{}", self.logs());
         }
+        drop(self.emulated.take());
         drop(self.guard.stdin.take());
         let _ = self.guard.wait();
+    }
+}
+
+fn signal(placement: &Placement, signal: Signal) {
+    kill(Pid::from_raw(placement.processes[0].pid), signal).unwrap();
+}
+
+/// The kernel instance's name.
+pub(crate) fn kernel_instance(placement: &Placement) -> &str {
+    &placement.kernel_instance.as_ref().unwrap().name
+}
+
+/// The calls, answered by the emulated kernel in this directory instead of the one that the test runs on.
+#[derive(Clone)]
+struct Emulated(PathBuf);
+
+impl Emulated {
+    fn ask(&self, line: &str) -> io::Result<()> {
+        let done = kmorph_emulated_kernel::ask(&self.0, line);
+        done.map(drop).map_err(io::Error::from_raw_os_error)
+    }
+}
+
+impl Calls for Emulated {
+    fn load(
+        &self,
+        id: u32,
+        image: BorrowedFd<'_>,
+        initrd: Option<BorrowedFd<'_>>,
+        cmdline: &CStr,
+    ) -> io::Result<()> {
+        let path =
+            |fd: BorrowedFd<'_>| format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd());
+        let initrd = initrd.map_or_else(|| "-".to_owned(), path);
+        let cmdline = cmdline.to_str().unwrap();
+        self.ask(&format!("load {id} {} {initrd} {cmdline}", path(image)))
+    }
+
+    fn unload(&self, id: u32) -> io::Result<()> {
+        self.ask(&format!("unload {id}"))
+    }
+
+    fn reboot(&self, command: libkerf::kernel::Command, id: u32) -> io::Result<()> {
+        self.ask(&format!("reboot {} {id}", command.code()))
     }
 }
 

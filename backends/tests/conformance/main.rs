@@ -2,7 +2,8 @@
 //! real kernels.
 //!
 //! Each rule is one function in [`rules`]; each backend is one [`Ground`] on which it is tried. What
-//! only kernels can do (panic, have memory to map) is asked of those that have one, below.
+//! only kernels can do (panic, have memory to map) is asked of those that have one, below; what only kernels
+//! beside the host's can, in [`beside`].
 //!
 //! The qemu backend needs what `scripts/setup-tests` installs.
 
@@ -13,21 +14,37 @@
     reason = "a test fails by panicking"
 )]
 
+mod beside;
 mod ground;
 mod rules;
 
 use kmorph_backends::contract::{ExitCause, Observation, REGISTERS};
 
 use ground::Ground;
+use kmorph_emulated_kernel::Generation;
 
-/// One test for each rule and ground.
+/// One test for each rule and ground. Behind the semicolon are rules about processes, for those whose instances
+/// are some.
 macro_rules! conformance {
-    ($($rule:ident),* $(,)?) => {
-        conformance! { @on embedded = Ground::embedded(); $($rule)* }
-        conformance! { @on qemu = Ground::qemu(); $($rule)* }
+    ($($rule:ident),* $(,)?; $($of_processes:ident),* $(,)?) => {
+        conformance! { @on embedded = Ground::embedded(); $($rule)* $($of_processes)* }
+        conformance! { @on qemu = Ground::qemu(); $($rule)* $($of_processes)* }
         // Real kernels that are reached over `kerf-vsock.ko`.
-        conformance! { @on kerf_6_1 = Ground::kerf("6.1"); $($rule)* }
-        conformance! { @on kerf_6_12 = Ground::kerf("6.12"); $($rule)* }
+        conformance! { @on kerf_6_1 = Ground::kerf("6.1"); $($rule)* $($of_processes)* }
+        conformance! { @on kerf_6_12 = Ground::kerf("6.12"); $($rule)* $($of_processes)* }
+        // Kernels beside an emulated one; skipped where that takes what a test has not.
+        conformance! { @maybe multikernel = Ground::multikernel(Generation::Confirms); $($rule)* }
+    };
+    (@maybe $name:ident = $ground:expr; $($rule:ident)*) => {
+        mod $name {
+            use super::{Generation, Ground};
+            $(#[tokio::test]
+            async fn $rule() {
+                if let Some(ground) = $ground {
+                    super::rules::$rule(&ground).await;
+                }
+            })*
+        }
     };
     (@on $name:ident = $ground:expr; $($rule:ident)*) => {
         mod $name {
@@ -48,11 +65,11 @@ conformance!(
     a_frozen_instance_stands_still_until_it_is_resumed,
     it_ends_by_itself_when_it_is_asked_to,
     a_fence_is_confirmed_and_can_be_repeated,
-    threads_that_outlive_their_first_one_are_fenced,
-    a_reused_pid_is_never_mistaken_for_the_instance,
     a_refused_spawn_leaves_nothing,
     a_published_port_reaches_the_workload,
-    connections_that_are_given_up_do_no_harm,
+    connections_that_are_given_up_do_no_harm;
+    threads_that_outlive_their_first_one_are_fenced,
+    a_reused_pid_is_never_mistaken_for_the_instance,
 );
 
 #[tokio::test]

@@ -6,12 +6,11 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use kmorph_backends::contract::{
-    Endpoint, ExitCause, HostListener, Observation, Placement, ProcessId, SpawnError,
+    Endpoint, ExitCause, HostListener, Observation, Placement, SpawnError,
 };
 use kmorph_launch::PublishedPort;
 use kmp_proto::fence::{Confirmation, FenceMethod, FenceOrder};
 use kmp_transport::link::BoxedLink;
-use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getsid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -23,10 +22,6 @@ const PORT: u16 = 6379;
 const ANSWERS: usize = 20;
 /// How often one does so: a boot in software emulation keeps a CPU busy by itself.
 const GIVEN_UP_EVERY: Duration = Duration::from_micros(500);
-
-fn send(process: &ProcessId, signal: Signal) {
-    kill(Pid::from_raw(process.pid), signal).unwrap();
-}
 
 async fn ended(ground: &Ground, placement: &Placement) -> ExitCause {
     ground
@@ -68,29 +63,28 @@ pub(crate) async fn a_placement_is_all_that_another_daemon_needs(ground: &Ground
     assert_eq!(seen, Observation::Running);
     let order = FenceOrder::new(read.generation);
     let proof = other.fence(&read, order).await.unwrap();
-    assert_eq!(proof.method(), FenceMethod::ProcessesKilled);
+    assert_eq!(proof.method(), ground.stops_by());
     assert_eq!(find("web", placement.generation).await, None);
 }
 
 pub(crate) async fn an_end_is_seen_with_its_cause(ground: &Ground) {
     let placement = ground.spawn(ground.spec()).await;
     ground.answers(&placement).await;
-    send(&placement.processes[0], Signal::SIGKILL);
-    let killed = ExitCause::Signal { signal: 9 };
+    let killed = ground.kill(&placement);
     assert_eq!(ended(ground, &placement).await, killed);
     let seen = ground.backend.observe(&placement).await.unwrap();
     assert_eq!(seen, Observation::Ended(killed));
     // Rule 4: what has ended already is confirmed the same way.
     let proof = ground.fence(&placement).await;
-    assert_eq!(proof.confirmation(), Confirmation::ProcessesGone);
+    assert_eq!(proof.confirmation(), ground.confirms_by());
 }
 
 pub(crate) async fn a_stopped_instance_is_seen_and_can_be_fenced(ground: &Ground) {
     let placement = ground.spawn(ground.spec()).await;
     ground.answers(&placement).await;
-    send(&placement.processes[0], Signal::SIGSTOP);
+    let seen_as = ground.stop(&placement);
     let stopped = async {
-        while ground.backend.observe(&placement).await.unwrap() != Observation::Stopped {
+        while ground.backend.observe(&placement).await.unwrap() != seen_as {
             tokio::time::sleep(GIVEN_UP_EVERY).await;
         }
     };
@@ -98,8 +92,8 @@ pub(crate) async fn a_stopped_instance_is_seen_and_can_be_fenced(ground: &Ground
     // What does not run is not waited for.
     assert!(!ground.backend.save_registers(&placement).await.unwrap());
     let proof = ground.fence(&placement).await;
-    assert_eq!(proof.method(), FenceMethod::ProcessesKilled);
-    assert!(ground.processes_of(&placement.run_dir).is_empty());
+    assert_eq!(proof.method(), ground.stops_by());
+    assert!(!ground.lives(&placement));
 }
 
 /// Rule 7. A backend that cannot freeze says so, and its instance runs on.
@@ -149,8 +143,8 @@ pub(crate) async fn a_fence_is_confirmed_and_can_be_repeated(ground: &Ground) {
     let placement = ground.spawn(ground.spec()).await;
     let proof = ground.fence(&placement).await;
     assert_eq!(proof.generation(), placement.generation);
-    assert_eq!(proof.method(), FenceMethod::ProcessesKilled);
-    assert!(ground.processes_of(&placement.run_dir).is_empty());
+    assert_eq!(proof.method(), ground.stops_by());
+    assert!(!ground.lives(&placement));
     let again = ground.fence(&placement).await;
     assert_eq!(again.method(), FenceMethod::AlreadyEnded);
     let order = FenceOrder::new(placement.generation + 1);
@@ -160,12 +154,11 @@ pub(crate) async fn a_fence_is_confirmed_and_can_be_repeated(ground: &Ground) {
     let order = FenceOrder::new(placement.generation + 1);
     let stranger = order.confirm(FenceMethod::NeverStarted, Confirmation::NothingFound, 1);
     assert!(ground.backend.release(&placement, &stranger).await.is_err());
-    let Endpoint::Unix { path } = &placement.endpoint else {
-        return;
-    };
     for _ in 0..2 {
         ground.backend.release(&placement, &proof).await.unwrap();
-        assert!(!path.exists(), "its socket is left");
+        if let Endpoint::Unix { path } = &placement.endpoint {
+            assert!(!path.exists(), "its socket is left");
+        }
     }
     assert!(placement.run_dir.exists(), "its logs are gone");
 }

@@ -160,7 +160,8 @@ impl State {
     }
 
     /// The PCI address that an instance means by a name.
-    pub(crate) fn address_of(&self, name: &str) -> Option<PciAddress> {
+    #[must_use]
+    pub fn address_of(&self, name: &str) -> Option<PciAddress> {
         let known = self
             .system
             .resources

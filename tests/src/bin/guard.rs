@@ -1,10 +1,11 @@
 //! Ends what a test leaves behind: `kmorph-test-guard <directory>` waits until its standard input
-//! closes, kills every process that names the directory in its command line or environment, and
-//! removes the directory.
+//! closes, kills every process that names the directory in its command line or environment, takes away what
+//! is mounted below it, and removes it.
 
 use std::io::Read;
 use std::path::Path;
 
+use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -20,7 +21,17 @@ fn main() {
     while kill_all(dir) > 0 {
         std::thread::sleep(std::time::Duration::from_millis(2));
     }
+    unmount_all(dir);
     let _ = std::fs::remove_dir_all(dir);
+}
+
+/// What a killed keeper of files left mounted. Field 5 of a line is where (proc_pid_mountinfo(5)).
+fn unmount_all(dir: &Path) {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let places = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    for place in places.filter(|place| Path::new(place).starts_with(dir)) {
+        let _ = umount2(place, MntFlags::MNT_DETACH);
+    }
 }
 
 fn kill_all(dir: &Path) -> usize {

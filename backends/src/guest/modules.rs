@@ -32,7 +32,7 @@ pub(super) struct Module {
 
 /// Why the modules could not be had.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ModuleError {
+pub(crate) enum ModuleError {
     #[error("reading {path:?}: {source}")]
     Read {
         path: PathBuf,

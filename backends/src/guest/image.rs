@@ -26,20 +26,13 @@ use super::cpio::Archive;
 use super::modules::{ModuleError, ModuleTree};
 
 /// Where the agent finds its configuration in the guest.
-pub(super) const AGENT_CONFIG: &str = "/etc/kmorph/agent.json";
+pub(crate) const AGENT_CONFIG: &str = "/etc/kmorph/agent.json";
 /// Part of every key: changes when the layout does.
-const LAYOUT: &str = "2";
+const LAYOUT: &str = "3";
 /// Images that are kept; the oldest give way.
 const IMAGES_MAX: usize = 8;
 /// Largest program or library that is taken into an image, bytes.
 const FILE_MAX_BYTES: u64 = 512 * 1024 * 1024;
-/// Modules without which the daemon cannot reach the guest.
-const NEEDED: [&str; 2] = ["virtio_pci", "vmw_vsock_virtio_transport"];
-/// Modules on which kerf-vsock stands.
-const NEEDED_BY_KERF: [&str; 1] = ["vmw_vsock_virtio_transport_common"];
-/// Modules that are loaded first where the kernel has them: a panic is then told at once, and QEMU's dumps
-/// say how the kernel's memory is laid out (VMCOREINFO).
-const WELCOME: [&str; 2] = ["pvpanic_pci", "qemu_fw_cfg"];
 /// Directories that the agent mounts on, or that programs expect.
 const DIRECTORIES: [&str; 8] = [
     "dev",
@@ -54,25 +47,29 @@ const DIRECTORIES: [&str; 8] = [
 
 /// What goes into an image.
 #[derive(Debug)]
-pub(super) struct Recipe {
+pub(crate) struct Recipe {
     /// The kernel's release.
-    pub(super) release: String,
+    pub(crate) release: String,
     /// Its `lib/modules/<release>`; `None` when it has none, so everything is built in.
-    pub(super) modules: Option<PathBuf>,
+    pub(crate) modules: Option<PathBuf>,
+    /// Modules without which the daemon cannot reach the guest.
+    pub(crate) needed: &'static [&'static str],
+    /// Modules that are loaded first where the kernel has them.
+    pub(crate) welcome: &'static [&'static str],
     /// `kerf-vsock.ko` for this kernel, where it carries vsock in place of virtio.
-    pub(super) kerf: Option<PathBuf>,
+    pub(crate) kerf: Option<PathBuf>,
     /// The agent's program on the host.
-    pub(super) agent: PathBuf,
+    pub(crate) agent: PathBuf,
     /// Programs on the host that the guest has at the same path.
-    pub(super) programs: Vec<PathBuf>,
+    pub(crate) programs: Vec<PathBuf>,
 }
 
 /// An image in the cache.
 #[derive(Debug)]
-pub(super) struct GuestImage {
-    pub(super) path: PathBuf,
+pub(crate) struct GuestImage {
+    pub(crate) path: PathBuf,
     /// Modules in the order in which the agent loads them, as paths in the guest.
-    pub(super) modules: Vec<PathBuf>,
+    pub(crate) modules: Vec<PathBuf>,
 }
 
 /// Kept beside an image.
@@ -83,7 +80,7 @@ struct Contents {
 
 /// Why an image could not be built.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ImageError {
+pub(crate) enum ImageError {
     #[error("{what} {path:?}: {source}")]
     File {
         what: &'static str,
@@ -100,7 +97,7 @@ pub(super) enum ImageError {
 
 impl Recipe {
     /// The image for this recipe, from the cache or built now. Blocking: about 50 ms when it is built.
-    pub(super) fn image(&self, cache: &Path) -> Result<GuestImage, ImageError> {
+    pub(crate) fn image(&self, cache: &Path) -> Result<GuestImage, ImageError> {
         let directory = cache.join("guest-images");
         std::fs::create_dir_all(&directory).map_err(file("making", &directory))?;
         let mut files = BTreeSet::new();
@@ -132,6 +129,10 @@ impl Recipe {
         let mut hash = Sha256::new();
         hash.update(LAYOUT);
         hash.update(&self.release);
+        for module in self.welcome.iter().chain(self.needed) {
+            hash.update(module);
+            hash.update([0]);
+        }
         let order = self.modules.as_ref().map(|m| m.join("modules.order"));
         let parts = files.iter().chain([&self.agent]);
         for path in parts.chain(order.as_ref()).chain(self.kerf.as_ref()) {
@@ -169,12 +170,8 @@ impl Recipe {
         let modules = match &self.modules {
             Some(root) => {
                 let tree = ModuleTree::open(root)?;
-                let welcome = WELCOME.into_iter().filter(|name| tree.has(name));
-                let needed: &[&str] = match self.kerf {
-                    None => &NEEDED,
-                    Some(_) => &NEEDED_BY_KERF,
-                };
-                tree.closure(&welcome.chain(needed.iter().copied()).collect::<Vec<_>>())?
+                let welcome = self.welcome.iter().filter(|name| tree.has(name));
+                tree.closure(&welcome.chain(self.needed).copied().collect::<Vec<_>>())?
             }
             None => Vec::new(),
         };
@@ -250,7 +247,7 @@ impl Image {
 }
 
 /// Writes what a generation boots: the image, followed by an archive with the agent's configuration.
-pub(super) fn with_configuration(image: &Path, config: &[u8], to: &Path) -> io::Result<()> {
+pub(crate) fn with_configuration(image: &Path, config: &[u8], to: &Path) -> io::Result<()> {
     std::fs::copy(image, to)?;
     let mut file = File::options().append(true).open(to)?;
     // A user's own image may end anywhere; archives are looked for at multiples of four bytes.
@@ -325,6 +322,8 @@ mod tests {
         Recipe {
             release: "6.1.0".into(),
             modules: None,
+            needed: &[],
+            welcome: &[],
             kerf: None,
             agent: "/bin/sh".into(),
             programs: vec!["/bin/true".into()],

@@ -1,0 +1,482 @@
+//! The multikernel backend: an instance is a Linux kernel on CPUs and memory of its own, beside the host's.
+//!
+//! ```text
+//!  daemon ── /sys/fs/multikernel: overlays, status ──▶ host's kernel ── kexec_file_load, reboot ──▶ instance's kernel
+//!         ── kerf's records and lock                                                                agent as init
+//!         ── AF_VSOCK, over the kernels' own transport ────────────────────────────────────────────────┘
+//! ```
+//!
+//! * All that is known of the kernel's interface is libkerf's; here is what makes instances of it.
+//! * `slots`: which generation is in which kernel instance. `spawn`, `observe`, `fence`, `release`: a life. `memory`
+//!   for vmcores, `preflight` for the daemon's start.
+//! * No process belongs to an instance: a placement names a kernel instance instead.
+//!
+//! The calls block, some for seconds, so each has a thread of its own.
+
+mod fence;
+mod memory;
+mod observe;
+mod preflight;
+mod release;
+mod slots;
+mod spawn;
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use kmorph_launch::InstanceName;
+use kmp_proto::fence::{FenceCertificate, FenceOrder};
+use libkerf::kernel::{Calls, Kernel, SystemCalls};
+use libkerf::model::Instance;
+use libkerf::record::Records;
+
+use self::observe::LOOK_EVERY;
+use self::slots::{Content, Slots};
+use self::spawn::Boot;
+use crate::contract::{
+    Backend, BackendError, BackendKind, Endpoint, ExitCause, FenceUnconfirmed, KernelInstance,
+    MemoryRange, Observation, Placement, SpawnError, SpawnSpec,
+};
+use crate::guest::{self, GuestImage, Recipe};
+
+/// The option of an AF_VSOCK socket that chooses the transport between kernels (`net/vmw_vsock/af_vsock.c` of
+/// multikernel Linux).
+pub const VSOCK_OPTION: i32 = 9;
+/// The module that carries vsock between kernels; loaded where it is not built in.
+const NEEDED: [&str; 1] = ["mk_transport"];
+/// What a generation boots.
+const INITRAMFS: &str = "initramfs.img";
+
+/// What the backend needs to know.
+#[derive(Clone, Debug)]
+pub struct MultikernelConfig {
+    /// The agent, as it runs in the instance.
+    pub agent: PathBuf,
+    /// The kernel's files.
+    pub root: PathBuf,
+    /// kerf's lock.
+    pub lock: PathBuf,
+    /// The directory of kerf's records.
+    pub records: PathBuf,
+    /// Directory with a `<release>` directory of modules for each kernel; searched first.
+    pub modules: Option<PathBuf>,
+    /// Where built guest images are kept.
+    pub cache: PathBuf,
+    /// How instances are reached.
+    pub vsock: Vsock,
+}
+
+/// How instances are reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Vsock {
+    /// AF_VSOCK. An instance's context id is its kernel instance's id and `cid_offset`.
+    Kernel {
+        /// Added to the id: 0 with the kernel's own transport.
+        cid_offset: u32,
+        /// The socket option that chooses the transport; none where nothing is to be chosen.
+        option: Option<i32>,
+    },
+    /// A Unix socket `<id>.sock` for each, which takes `CONNECT <port>`: where kernels are emulated.
+    Sockets {
+        /// Where they are.
+        directory: PathBuf,
+    },
+}
+
+impl fmt::Display for Vsock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kernel { option: None, .. } => f.write_str("AF_VSOCK"),
+            Self::Kernel {
+                option: Some(option),
+                ..
+            } => write!(f, "AF_VSOCK, chosen by option {option}"),
+            Self::Sockets { directory } => write!(f, "sockets in {}", directory.display()),
+        }
+    }
+}
+
+impl Vsock {
+    fn endpoint(&self, id: u32) -> Endpoint {
+        match self {
+            Self::Kernel { cid_offset, option } => {
+                let cid = id.saturating_add(*cid_offset);
+                match option {
+                    Some(option) => Endpoint::ChosenVsock {
+                        cid,
+                        option: *option,
+                    },
+                    None => Endpoint::Vsock { cid },
+                }
+            }
+            Self::Sockets { directory } => Endpoint::Unix {
+                path: directory.join(format!("{id}.sock")),
+            },
+        }
+    }
+
+    fn option(&self) -> Option<i32> {
+        match self {
+            Self::Kernel { option, .. } => *option,
+            Self::Sockets { .. } => None,
+        }
+    }
+}
+
+/// CPUs and memory that the kernel's pool has in all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelPool {
+    /// Physical ids; ids above 65535 are left out.
+    pub cpus: Vec<u16>,
+    /// Bytes.
+    pub memory_bytes: u64,
+}
+
+/// See the module.
+pub struct MultikernelBackend {
+    config: MultikernelConfig,
+    host_boot_id: String,
+    slots: Arc<Slots>,
+}
+
+impl MultikernelBackend {
+    /// A backend on the kernel that this runs on.
+    ///
+    /// # Errors
+    /// When the host's boot id cannot be read.
+    pub fn new(config: MultikernelConfig) -> io::Result<Self> {
+        Self::with_calls(config, Box::new(SystemCalls))
+    }
+
+    /// The same, with loads, boots and halts made through `calls`.
+    ///
+    /// # Errors
+    /// When the host's boot id cannot be read.
+    pub fn with_calls(
+        config: MultikernelConfig,
+        calls: Box<dyn Calls + Send + Sync>,
+    ) -> io::Result<Self> {
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        let kernel = Kernel::at(&config.root, &config.lock);
+        let records = Records::in_directory(&config.records);
+        Ok(Self {
+            host_boot_id: boot_id.trim().to_owned(),
+            slots: Arc::new(Slots::new(kernel, records, calls)),
+            config,
+        })
+    }
+
+    /// The kernel's pool as it is now: what instances are given is its, not the host's.
+    ///
+    /// # Errors
+    /// When it cannot be read, or there is none.
+    pub fn pool(config: &MultikernelConfig) -> io::Result<KernelPool> {
+        let state = Kernel::at(&config.root, &config.lock).state(None);
+        let resources = state.map_err(io::Error::other)?.system.resources;
+        Ok(KernelPool {
+            memory_bytes: u64::try_from(resources.memory_bytes()).unwrap_or(u64::MAX),
+            cpus: short(&resources.cpus),
+        })
+    }
+
+    /// Does something that blocks.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Slots) -> T + Send + 'static,
+    ) -> io::Result<T> {
+        let slots = Arc::clone(&self.slots);
+        let done = tokio::task::spawn_blocking(move || work(&slots)).await;
+        done.map_err(io::Error::other)
+    }
+
+    /// The image that the kernel boots, without its configuration. Blocking.
+    fn image(config: &MultikernelConfig, spec: &SpawnSpec) -> Result<GuestImage, SpawnError> {
+        if let Some(own) = &spec.initramfs {
+            return Ok(GuestImage {
+                path: own.clone(),
+                modules: Vec::new(),
+            });
+        }
+        let workload = spec.workload.as_ref().map(|w| w.program.clone());
+        let recipe = Recipe {
+            release: spec.kernel.release().to_owned(),
+            modules: guest::modules_of(spec, config.modules.as_deref()),
+            needed: match &config.vsock {
+                Vsock::Kernel {
+                    option: Some(_), ..
+                } => &NEEDED,
+                Vsock::Kernel { option: None, .. } | Vsock::Sockets { .. } => &[],
+            },
+            welcome: &[],
+            agent: config.agent.clone(),
+            kerf: None,
+            programs: workload.into_iter().collect(),
+        };
+        recipe.image(&config.cache).map_err(guest::image_failed)
+    }
+
+    /// Makes the run directory with what is booted. Blocking.
+    fn prepare(config: &MultikernelConfig, spec: &SpawnSpec) -> Result<Boot, SpawnError> {
+        let system = |what: &str| {
+            let what = format!("{what} for {} generation {}", spec.name, spec.generation);
+            move |source| SpawnError::System { what, source }
+        };
+        let cmdline = spawn::cmdline(&spec.cmdline)?;
+        let image = Self::image(config, spec)?;
+        let told = guest::agent_config(spec, image.modules, config.vsock.option());
+        let told = told.to_json().map_err(io::Error::from);
+        let told = told.map_err(system("writing the agent's configuration"))?;
+        spawn::make_dir(&spec.run_dir).map_err(system("making the run directory"))?;
+        let initramfs = spec.run_dir.join(INITRAMFS);
+        guest::with_configuration(&image.path, &told, &initramfs)
+            .map_err(system("writing the guest image"))?;
+        Ok(Boot {
+            kernel: spec.kernel.path().to_owned(),
+            initramfs,
+            cmdline,
+        })
+    }
+
+    fn placement(
+        &self,
+        of: (&InstanceName, u64, &Path),
+        kernel_release: String,
+        kernel_instance: KernelInstance,
+        has: &Instance,
+    ) -> Placement {
+        let (name, generation, run_dir) = of;
+        Placement {
+            backend: BackendKind::Multikernel,
+            name: name.clone(),
+            generation,
+            processes: Vec::new(),
+            endpoint: self.config.vsock.endpoint(kernel_instance.id),
+            run_dir: run_dir.to_owned(),
+            cpus: short(&has.cpus),
+            memory_bytes: has.memory_bytes,
+            kernel_release,
+            host_boot_id: self.host_boot_id.clone(),
+            kernel_instance: Some(kernel_instance),
+        }
+    }
+}
+
+/// Physical ids as the daemon counts CPUs. Those of some machines are larger, and left out: what an instance has,
+/// the kernel's own tree says.
+fn short(cpus: &[u64]) -> Vec<u16> {
+    let mut cpus: Vec<u16> = cpus
+        .iter()
+        .filter_map(|cpu| u16::try_from(*cpu).ok())
+        .collect();
+    cpus.sort_unstable();
+    cpus
+}
+
+fn failed<E: std::error::Error>(what: String) -> impl FnOnce(E) -> BackendError {
+    move |error| BackendError {
+        what,
+        source: io::Error::other(error.to_string()),
+    }
+}
+
+#[async_trait]
+impl Backend for MultikernelBackend {
+    fn kind(&self) -> BackendKind {
+        BackendKind::Multikernel
+    }
+
+    fn passes_sockets(&self) -> bool {
+        false
+    }
+
+    async fn probe(&self) -> Result<String, SpawnError> {
+        let config = self.config.clone();
+        let looked = self
+            .blocking(move |slots| preflight::look(&config, slots))
+            .await;
+        let looked = looked.map_err(|source| SpawnError::System {
+            what: "looking at the machine".to_owned(),
+            source,
+        })?;
+        looked.map_err(|missing| {
+            SpawnError::Unavailable(format!(
+                "this machine cannot run the multikernel backend: {}",
+                missing.join("; ")
+            ))
+        })
+    }
+
+    async fn spawn(&self, spec: SpawnSpec) -> Result<Placement, SpawnError> {
+        guest::check(&spec)?;
+        guest::check_memory(spec.memory_bytes)?;
+        let config = self.config.clone();
+        let begun = self.blocking(move |slots| {
+            let boot = Self::prepare(&config, &spec)?;
+            let started = slots.spawn(&spec, &boot);
+            if started.is_err() {
+                let _ = std::fs::remove_file(&boot.initramfs);
+            }
+            started.map(|started| (spec, started))
+        });
+        let started = begun.await.map_err(|source| SpawnError::System {
+            what: "starting a kernel".to_owned(),
+            source,
+        })?;
+        let (spec, (kernel_instance, has)) = started?;
+        let of = (&spec.name, spec.generation, spec.run_dir.as_path());
+        let release = spec.kernel.release().to_owned();
+        Ok(self.placement(of, release, kernel_instance, &has))
+    }
+
+    async fn find(
+        &self,
+        name: &InstanceName,
+        generation: u64,
+        run_dir: &Path,
+    ) -> Result<Option<Placement>, BackendError> {
+        let what = || format!("looking for {name} generation {generation}");
+        let wanted = name.clone();
+        let look = self.blocking(move |slots| {
+            for name in Slots::names(&wanted) {
+                let Content::Marked(mark, _) = slots.content(&name)? else {
+                    continue;
+                };
+                if mark.instance != wanted || mark.generation != generation || mark.fenced {
+                    continue;
+                }
+                let (id, has) = (slots.kernel.id(&name)?, slots.kernel.instance(&name)?);
+                let record = slots.records.load(&name)?;
+                return Ok(Some((KernelInstance { name, id }, has, record)));
+            }
+            Ok::<_, slots::SlotError>(None)
+        });
+        let found = look
+            .await
+            .map_err(failed(what()))?
+            .map_err(failed(what()))?;
+        Ok(found.map(|(kernel_instance, has, record)| {
+            let version = record.and_then(|record| record.kernel?.version);
+            let release = version.unwrap_or_default();
+            let release = release.split(' ').next().unwrap_or_default().to_owned();
+            let of = (name, generation, run_dir);
+            self.placement(of, release, kernel_instance, &has)
+        }))
+    }
+
+    async fn observe(&self, placement: &Placement) -> Result<Observation, BackendError> {
+        let what = || format!("looking at {}", described(placement));
+        let owned = placement.clone();
+        let seen = self.blocking(move |slots| slots.observe(&owned)).await;
+        seen.map_err(failed(what()))?.map_err(failed(what()))
+    }
+
+    async fn ended(&self, placement: &Placement) -> ExitCause {
+        loop {
+            // What cannot be looked at now may be at the next look; silence will tell otherwise.
+            if let Ok(Observation::Ended(cause)) = self.observe(placement).await {
+                return cause;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn request_shutdown(&self, placement: &Placement) -> Result<(), BackendError> {
+        let what = || format!("asking {} to halt", described(placement));
+        if self.observe(placement).await? != Observation::Running {
+            return Ok(());
+        }
+        let Some(KernelInstance { name, .. }) = placement.kernel_instance.clone() else {
+            return Ok(());
+        };
+        observe::note_asked(&placement.run_dir).map_err(failed(what()))?;
+        // The kernel waits for the instance up to 30 s, and nobody here waits for the kernel. What comes of it, the
+        // status says.
+        let slots = Arc::clone(&self.slots);
+        tokio::task::spawn_blocking(move || drop(slots.kernel.halt(&*slots.calls, &name)));
+        Ok(())
+    }
+
+    async fn fence(
+        &self,
+        placement: &Placement,
+        order: FenceOrder,
+    ) -> Result<FenceCertificate, FenceUnconfirmed> {
+        let generation = order.generation();
+        let owned = placement.clone();
+        let fenced = self.blocking(move |slots| slots.fence(&owned, order)).await;
+        fenced.unwrap_or_else(|error| {
+            Err(FenceUnconfirmed {
+                order: FenceOrder::new(generation),
+                reason: error.to_string(),
+            })
+        })
+    }
+
+    async fn release(
+        &self,
+        placement: &Placement,
+        proof: &FenceCertificate,
+    ) -> Result<(), BackendError> {
+        if proof.generation() != placement.generation {
+            let text = "certificate of another generation";
+            let source = io::Error::new(io::ErrorKind::InvalidInput, text);
+            return Err(BackendError {
+                what: "releasing".to_owned(),
+                source,
+            });
+        }
+        let what = || format!("releasing {}", described(placement));
+        let owned = placement.clone();
+        let released = self.blocking(move |slots| slots.release(&owned)).await;
+        released.map_err(failed(what()))??;
+        let initramfs = placement.run_dir.join(INITRAMFS);
+        match std::fs::remove_file(&initramfs) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(BackendError {
+                what: format!("removing {initramfs:?}"),
+                source,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    async fn memory_map(&self, placement: &Placement) -> Result<Vec<MemoryRange>, BackendError> {
+        let what = || format!("looking for the memory of {}", described(placement));
+        let owned = placement.clone();
+        let mapped = self.blocking(move |slots| slots.memory_map(&owned)).await;
+        mapped.map_err(failed(what()))?
+    }
+}
+
+fn described(placement: &Placement) -> String {
+    let instance = placement.kernel_instance.as_ref();
+    let name = instance.map_or("none", |instance| instance.name.as_str());
+    format!(
+        "{} generation {} (kernel instance {name})",
+        placement.name, placement.generation
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instances_address_follows_from_its_id() {
+        let kernel = |cid_offset, option| Vsock::Kernel { cid_offset, option };
+        assert_eq!(
+            kernel(0, Some(VSOCK_OPTION)).endpoint(3),
+            Endpoint::ChosenVsock { cid: 3, option: 9 }
+        );
+        assert_eq!(kernel(2, None).endpoint(3), Endpoint::Vsock { cid: 5 });
+        let directory = PathBuf::from("/run/x");
+        assert_eq!(
+            Vsock::Sockets { directory }.endpoint(3),
+            Endpoint::Unix {
+                path: "/run/x/3.sock".into()
+            }
+        );
+    }
+}

@@ -1,0 +1,46 @@
+//! What the kernel says of a generation, and what that means.
+//!
+//! ```text
+//!  active ───────────────────────────▶ runs, or hangs: the file says the same of both
+//!  loaded, after we asked it to halt ─▶ it has ended
+//!  loaded, unasked ───────────────────▶ its kernel panicked
+//! ```
+//!
+//! The kernel tells nobody of a change, so it is looked at again and again. A kernel that panicked shows as
+//! `loaded`, like one that has powered off: they are told apart by whether it was asked to. One that powers itself
+//! off unasked is taken for one that panicked; the agent, which is its init, does not.
+
+use std::path::Path;
+use std::time::Duration;
+
+use libkerf::overlay::Status;
+
+use super::slots::{Holds, SlotError, Slots};
+use crate::contract::{ExitCause, Observation, Placement};
+
+/// How often it is looked whether a generation has ended.
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// A file in the run directory: it was asked to halt.
+const ASKED: &str = "asked-to-halt";
+
+/// Notes that a generation was asked to halt, for this daemon and the next.
+pub(super) fn note_asked(run_dir: &Path) -> std::io::Result<()> {
+    std::fs::write(run_dir.join(ASKED), "")
+}
+
+impl Slots {
+    /// What can be seen of a generation now.
+    pub(super) fn observe(&self, placement: &Placement) -> Result<Observation, SlotError> {
+        let asked = || placement.run_dir.join(ASKED).exists();
+        let ended = |cause| Ok(Observation::Ended(cause));
+        match self.holds(placement)? {
+            Holds::This(mark, Status::Active) if !mark.fenced => Ok(Observation::Running),
+            Holds::This(mark, Status::Loaded) if !mark.fenced && !asked() => {
+                ended(ExitCause::KernelPanicked)
+            }
+            Holds::This(..) | Holds::Gone | Holds::Another | Holds::Foreign(_) => {
+                ended(ExitCause::Exited { status: None })
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Giving back what a fenced generation held.
+//!
+//! A kernel instance that we made is removed; its CPUs and memory go to the pool. One that kerf made is only
+//! unloaded: what is configured stays configured. Where the other kernel instance of the same kmorph instance runs
+//! (after a morph, its successor), the devices go there, in the same overlay. CPUs and memory do not: it was made
+//! with as many of its own.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use libkerf::allocate::{self, Exchange, Handover};
+use libkerf::kernel::{ApplyError, BootError};
+use libkerf::overlay::{Operation, Overlay, State, Status, Target};
+use nix::errno::Errno;
+
+use super::slots::{Content, Holds, Mark, Slots};
+use crate::contract::{BackendError, KernelInstance, Placement};
+
+/// How long it is waited for others that load, boot or halt: a request to halt holds the kernel's lock for up to
+/// 30 s.
+const BUSY_MAX: Duration = Duration::from_secs(35);
+/// Pause before the kernel is asked again.
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+
+impl Slots {
+    /// Gives back what the generation of `placement` held. Blocks.
+    pub(super) fn release(&self, placement: &Placement) -> Result<(), BackendError> {
+        let Some(KernelInstance { name, .. }) = &placement.kernel_instance else {
+            return Ok(());
+        };
+        let what = || format!("releasing the kernel instance {name:?}");
+        let failed = |error: &dyn std::error::Error| BackendError {
+            what: what(),
+            source: io::Error::other(error.to_string()),
+        };
+        match self.holds(placement).map_err(|error| failed(&error))? {
+            Holds::Gone | Holds::Another | Holds::Foreign(_) => Ok(()),
+            Holds::This(mark, status) => {
+                if status == Status::Loaded {
+                    self.unload(name).map_err(|error| failed(&error))?;
+                }
+                let successor = self.successor(placement, name);
+                self.take_away(name, &mark, successor.as_deref())
+                    .map_err(|error| failed(&error))
+            }
+        }
+    }
+
+    /// The other kernel instance, where it runs a generation of the same kmorph instance.
+    fn successor(&self, placement: &Placement, name: &str) -> Option<String> {
+        let names = Self::names(&placement.name);
+        let other = names.into_iter().find(|other| other != name)?;
+        match self.content(&other) {
+            Ok(Content::Marked(mark, Status::Active)) if !mark.fenced => Some(other),
+            _ => None,
+        }
+    }
+
+    /// Removes a kernel instance that we made, and its record; of one that kerf made only the record.
+    pub(super) fn take_away(
+        &self,
+        name: &str,
+        mark: &Mark,
+        successor: Option<&str>,
+    ) -> Result<(), TakeError> {
+        let _one = self.changing();
+        let handed = match successor {
+            Some(successor) => self.hand_over(name, mark, successor),
+            None => Ok(false),
+        };
+        // Devices that the successor does not take go to the pool.
+        if mark.made && !matches!(handed, Ok(true)) {
+            self.apply(BUSY_MAX, &|_| Ok(removal(name)))?;
+        }
+        self.records.remove(name)?;
+        handed.map(drop).map_err(|error| TakeError::Devices {
+            successor: successor.unwrap_or_default().to_owned(),
+            error: Box::new(error),
+        })
+    }
+
+    /// Hands devices over, and removes the giver with it if we made it. False when there are none.
+    fn hand_over(&self, name: &str, mark: &Mark, successor: &str) -> Result<bool, TakeError> {
+        let state = self.kernel.state(None).map_err(ApplyError::from)?;
+        let devices = devices_of(&state, name);
+        if devices.is_empty() {
+            return Ok(false);
+        }
+        let exchange = Exchange {
+            from: name.to_owned(),
+            to: successor.to_owned(),
+            handover: Handover::These {
+                cpus: Vec::new(),
+                devices,
+            },
+            memory: 0,
+        };
+        self.apply(BUSY_MAX, &|state| {
+            let mut overlay = allocate::plan(state, &exchange)?;
+            if mark.made {
+                // Last: the kernel cannot undo it.
+                overlay.fragments.extend(removal(name).fragments);
+            }
+            Ok(overlay)
+        })?;
+        Ok(true)
+    }
+
+    /// Applies what is planned on the state that is; again while others load, boot or halt.
+    pub(super) fn apply(
+        &self,
+        patience: Duration,
+        plan: &dyn Fn(&State) -> Result<Overlay, TakeError>,
+    ) -> Result<State, TakeError> {
+        let begun = Instant::now();
+        loop {
+            let state = self.kernel.state(None).map_err(ApplyError::from)?;
+            match self.kernel.apply(&plan(&state)?, None) {
+                Ok(applied) => return Ok(applied.state),
+                // Nothing is in place of it; it may be another's lock, or a change that came in between.
+                Err(ApplyError::RolledBack { .. }) if begun.elapsed() < patience => {
+                    std::thread::sleep(BUSY_PAUSE);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Unloads an image; again while others load, boot or halt.
+    pub(super) fn unload(&self, name: &str) -> Result<(), BootError> {
+        let begun = Instant::now();
+        loop {
+            match self.kernel.unload(&*self.calls, name) {
+                Err(BootError::Refused { source, .. })
+                    if source.raw_os_error() == Some(Errno::EBUSY as i32)
+                        && begun.elapsed() < BUSY_MAX =>
+                {
+                    std::thread::sleep(BUSY_PAUSE);
+                }
+                done => return done,
+            }
+        }
+    }
+}
+
+/// Why a kernel instance was not changed as planned.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TakeError {
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    #[error(transparent)]
+    Exchange(#[from] allocate::NoExchange),
+    #[error(transparent)]
+    Shortage(#[from] allocate::Shortage),
+    #[error(transparent)]
+    Record(#[from] libkerf::record::RecordError),
+    #[error(
+        "its devices are free and did not go to {successor:?}: {error}; give them with kerf update"
+    )]
+    Devices {
+        successor: String,
+        error: Box<TakeError>,
+    },
+}
+
+fn removal(name: &str) -> Overlay {
+    let remove = vec![Operation::Remove(name.to_owned())];
+    Overlay::new([(Target::Instances, remove)])
+}
+
+fn devices_of(state: &State, name: &str) -> Vec<libkerf::model::PciAddress> {
+    let devices = state.system.instance(name).map(|i| i.devices.as_slice());
+    let devices = devices.unwrap_or_default().iter();
+    devices
+        .filter_map(|device| state.address_of(device))
+        .collect()
+}

@@ -1,0 +1,194 @@
+//! Kernel instances by name, and which generation is in which.
+//!
+//! A kmorph instance `web` has two kernel instances, because a morph has two kernels side by side: `web`, as kerf's
+//! users call it, and `web+b`. A kmorph name cannot contain the `+`, so that is nobody else's.
+//!
+//! Which generation is in one is written in kerf's record of it, under a key that kerf keeps and does not look at.
+//! It is written before anything is loaded: what a daemon that died had begun is found by it. Who loads something
+//! else there with kerf writes another record: what runs then is not ours.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use kmorph_launch::InstanceName;
+use libkerf::kernel::{Calls, Kernel, KernelError};
+use libkerf::overlay::Status;
+use libkerf::record::{Record, RecordError, Records};
+use serde::{Deserialize, Serialize};
+
+use crate::contract::{KernelInstance, Placement};
+
+/// What is put behind a name for the second of its kernel instances.
+const SECOND: &str = "+b";
+/// The key of our own in kerf's records.
+const KEY: &str = "kmorph";
+
+/// What we write into kerf's record of a kernel instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Mark {
+    /// The kmorph instance.
+    pub(super) instance: InstanceName,
+    /// The generation that is in it.
+    pub(super) generation: u64,
+    /// Whether we made the kernel instance: what kerf made stays when the generation goes.
+    pub(super) made: bool,
+    /// Its fence was confirmed: it runs no more, whatever the status file says.
+    #[serde(default)]
+    pub(super) fenced: bool,
+}
+
+impl Mark {
+    /// The mark in a record; none where it has none, or one that is not understood.
+    pub(super) fn of(record: &Record) -> Option<Self> {
+        serde_json::from_value(record.other.get(KEY)?.clone()).ok()
+    }
+
+    /// Puts it into a record.
+    pub(super) fn put(&self, record: &mut Record) {
+        // Its fields are text and numbers, which are always JSON.
+        if let Ok(value) = serde_json::to_value(self) {
+            record.other.insert(KEY.to_owned(), value);
+        }
+    }
+}
+
+/// What is in a kernel instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    /// There is no such kernel instance.
+    Absent,
+    /// One that nobody has put a kernel in through us.
+    Foreign(Status),
+    /// A generation of ours.
+    Marked(Mark, Status),
+}
+
+/// How a placement's kernel instance relates to its generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Holds {
+    /// There is no such kernel instance any more.
+    Gone,
+    /// It holds a later generation: ours was fenced before that one was put in.
+    Another,
+    /// Its record is not ours any more.
+    Foreign(Status),
+    /// It holds the generation.
+    This(Mark, Status),
+}
+
+/// Why something could not be had of the kernel or kerf's records.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SlotError {
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+/// The host's kernel, kerf's records, and the calls that load and boot.
+pub(super) struct Slots {
+    pub(super) kernel: Kernel,
+    pub(super) records: Records,
+    pub(super) calls: Box<dyn Calls + Send + Sync>,
+    /// One change of ours at a time: each is planned on what the last one left.
+    changes: Mutex<()>,
+}
+
+impl Slots {
+    pub(super) fn new(
+        kernel: Kernel,
+        records: Records,
+        calls: Box<dyn Calls + Send + Sync>,
+    ) -> Self {
+        let changes = Mutex::new(());
+        Self {
+            kernel,
+            records,
+            calls,
+            changes,
+        }
+    }
+
+    /// The kernel instances of a kmorph instance.
+    pub(super) fn names(name: &InstanceName) -> [String; 2] {
+        [name.to_string(), format!("{name}{SECOND}")]
+    }
+
+    pub(super) fn changing(&self) -> MutexGuard<'_, ()> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is in the kernel instance of this name.
+    pub(super) fn content(&self, name: &str) -> Result<Content, SlotError> {
+        let status = match self.kernel.status(name) {
+            Ok(status) => status,
+            Err(error) if is_absent(&error) => return Ok(Content::Absent),
+            Err(error) => return Err(error.into()),
+        };
+        let record = self.records.load(name)?;
+        Ok(match record.as_ref().and_then(Mark::of) {
+            Some(mark) => Content::Marked(mark, status),
+            None => Content::Foreign(status),
+        })
+    }
+
+    /// What has become of a placement's kernel instance.
+    pub(super) fn holds(&self, placement: &Placement) -> Result<Holds, SlotError> {
+        let Some(KernelInstance { name, id }) = &placement.kernel_instance else {
+            return Ok(Holds::Gone);
+        };
+        let content = self.content(name)?;
+        if content != Content::Absent && self.kernel.id(name)? != *id {
+            return Ok(Holds::Gone);
+        }
+        Ok(match content {
+            Content::Absent => Holds::Gone,
+            Content::Foreign(status) => Holds::Foreign(status),
+            Content::Marked(mark, status) => match mark.generation == placement.generation {
+                true => Holds::This(mark, status),
+                false => Holds::Another,
+            },
+        })
+    }
+
+    /// Writes a mark into the record of a kernel instance, beside what else is in it.
+    pub(super) fn mark(&self, name: &str, mark: &Mark) -> Result<(), RecordError> {
+        let mut record = self.records.load(name)?.unwrap_or_default();
+        mark.put(&mut record);
+        self.records.save(name, &record)
+    }
+}
+
+pub(super) fn is_absent(error: &KernelError) -> bool {
+    matches!(error, KernelError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_name_is_one_that_no_instance_can_have() {
+        let web: InstanceName = "web".parse().unwrap();
+        let [first, second] = Slots::names(&web);
+        assert_eq!((first.as_str(), second.as_str()), ("web", "web+b"));
+        assert!(second.parse::<InstanceName>().is_err());
+    }
+
+    #[test]
+    fn a_mark_lies_beside_what_else_is_in_a_record() {
+        let text = r#"{"kernel": null, "later": 1, "loaded_at": "now"}"#;
+        let mut record: Record = serde_json::from_str(text).unwrap();
+        assert_eq!(Mark::of(&record), None);
+        let mark = Mark {
+            instance: "web".parse().unwrap(),
+            generation: 7,
+            made: true,
+            fenced: false,
+        };
+        mark.put(&mut record);
+        assert_eq!(Mark::of(&record), Some(mark));
+        assert_eq!(record.other["later"], 1);
+        record.other.insert(KEY.to_owned(), "what?".into());
+        assert_eq!(Mark::of(&record), None);
+    }
+}

@@ -1,0 +1,271 @@
+//! Starting a generation: a kernel instance for it, its mark, its image, its boot.
+//!
+//! ```text
+//!  choose ─▶ mark ─▶ create (one overlay) ─▶ load ─▶ boot ─▶ read back
+//!              └──────── undone in reverse when one of them fails ◀┘
+//! ```
+
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kmorph_launch::StartMode;
+use libkerf::allocate::{self, Request, Shortage};
+use libkerf::kernel::{ApplyError, Files, Parked};
+use libkerf::machine::Machine;
+use libkerf::model::Instance;
+use libkerf::overlay::Status;
+
+use super::release::TakeError;
+use super::slots::{Content, Mark, Slots};
+use crate::contract::{KernelInstance, SpawnError, SpawnSpec};
+use crate::guest;
+
+/// The kernel's own part of the command line. A panic restarts the kernel at once, which tells the host; without
+/// that it would stand still and look as if it ran.
+const KERNEL_CMDLINE: &str = "console=mktty0 quiet panic=-1 oops=panic";
+/// Longest command line of a kernel on x86, with its NUL (`COMMAND_LINE_SIZE`), bytes.
+const CMDLINE_MAX_BYTES: usize = 2048;
+/// How long others who change something are waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is loaded.
+pub(super) struct Boot {
+    pub(super) kernel: PathBuf,
+    pub(super) initramfs: PathBuf,
+    pub(super) cmdline: String,
+}
+
+/// The command line of a kernel; what follows `--` is given to init: the agent's arguments.
+pub(super) fn cmdline(own: &str) -> Result<String, SpawnError> {
+    let own = own.trim();
+    let text = format!("{KERNEL_CMDLINE} {own} -- --config {}", guest::AGENT_CONFIG);
+    if text.len() >= CMDLINE_MAX_BYTES {
+        let over = text.len() + 1 - CMDLINE_MAX_BYTES;
+        return Err(SpawnError::Refused(format!(
+            "the kernel command line is {over} bytes too long: with what the agent needs, a kernel takes \
+             {CMDLINE_MAX_BYTES}"
+        )));
+    }
+    Ok(text)
+}
+
+/// Makes the run directory, mode 0700.
+pub(super) fn make_dir(path: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+}
+
+/// A kernel instance to put a generation in.
+struct Chosen {
+    name: String,
+    /// It is there already: kerf has made it.
+    there: bool,
+}
+
+impl Slots {
+    /// Starts a generation, and says in which kernel instance, with what. Blocks. Nothing of it is left when it
+    /// fails, unless the error says so.
+    pub(super) fn spawn(
+        &self,
+        spec: &SpawnSpec,
+        boot: &Boot,
+    ) -> Result<(KernelInstance, Instance), SpawnError> {
+        let chosen = self.choose(spec)?;
+        let name = chosen.name.as_str();
+        let mark = Mark {
+            instance: spec.name.clone(),
+            generation: spec.generation,
+            made: !chosen.there,
+            fenced: false,
+        };
+        self.mark(name, &mark)
+            .map_err(|error| failed("writing the record of", name, &error))?;
+        let begun = self.create(spec, &chosen).and_then(|instance| {
+            self.boot(name, boot)?;
+            Ok(instance)
+        });
+        match begun {
+            Ok(instance) => {
+                let id = instance.id.unwrap_or_default();
+                let name = name.to_owned();
+                Ok((KernelInstance { name, id }, instance))
+            }
+            Err(error) => Err(self.undo(name, &mark, error)),
+        }
+    }
+
+    /// The first of the two kernel instances that is free, or that kerf has made ready.
+    fn choose(&self, spec: &SpawnSpec) -> Result<Chosen, SpawnError> {
+        let mut taken = Vec::new();
+        for name in Self::names(&spec.name) {
+            let asked = self.content(&name);
+            let content = asked.map_err(|error| failed("looking at", &name, &error))?;
+            let there = match content {
+                Content::Absent => false,
+                Content::Foreign(Status::Ready) => true,
+                Content::Marked(mark, Status::Ready) if mark.fenced || self.is_empty(&name)? => {
+                    // Left behind by a daemon that died.
+                    let taken = self.take_away(&name, &mark, None);
+                    taken.map_err(|error| failed("tidying", &name, &error))?;
+                    !mark.made
+                }
+                Content::Foreign(status) | Content::Marked(_, status) => {
+                    taken.push(format!("{name} is {}", status.as_str()));
+                    continue;
+                }
+            };
+            return Ok(Chosen { name, there });
+        }
+        Err(SpawnError::Unavailable(format!(
+            "both kernel instances of {} are in use ({}); end what runs there with kerf kill, unload and delete",
+            spec.name,
+            taken.join(", ")
+        )))
+    }
+
+    /// Whether no kernel was ever loaded for what is marked there.
+    fn is_empty(&self, name: &str) -> Result<bool, SpawnError> {
+        let record = self.records.load(name);
+        let record = record.map_err(|error| failed("reading the record of", name, &error))?;
+        Ok(record.is_none_or(|record| record.loaded_at.is_none()))
+    }
+
+    /// Makes the kernel instance beside what runs, unless it is there, and reads back what it has.
+    fn create(&self, spec: &SpawnSpec, chosen: &Chosen) -> Result<Instance, SpawnError> {
+        let name = chosen.name.as_str();
+        if !chosen.there {
+            let (cpus, memory) = self.size(spec, name)?;
+            let request = Request {
+                name: name.to_owned(),
+                cpus,
+                memory,
+                ..Request::default()
+            };
+            let _one = self.changing();
+            let machine = Machine::read(Path::new("/")).unwrap_or_default();
+            let made = self.apply(PATIENCE, &|state| {
+                Ok(allocate::instance(state, &machine, &request)?)
+            });
+            made.map_err(|error| not_made(name, &error))?;
+        }
+        let instance = self.kernel.instance(name);
+        let instance = instance.map_err(|error| failed("reading back", name, &error))?;
+        if instance.cpus.is_empty() {
+            return Err(SpawnError::Refused(format!(
+                "kernel instance {name:?} has no CPUs; give it some with kerf update {name} --cpus"
+            )));
+        }
+        guest::check_memory(instance.memory_bytes)?;
+        Ok(instance)
+    }
+
+    /// CPUs and memory of a new kernel instance: what was asked for; in a morph what its predecessor has.
+    fn size(&self, spec: &SpawnSpec, name: &str) -> Result<(usize, u64), SpawnError> {
+        if matches!(spec.start, StartMode::AwaitState { .. }) {
+            for other in Self::names(&spec.name)
+                .iter()
+                .filter(|other| *other != name)
+            {
+                let asked = self.content(other);
+                let content = asked.map_err(|error| failed("looking at", other, &error))?;
+                if let Content::Marked(_, Status::Active) = content {
+                    let old = self.kernel.instance(other);
+                    let old = old.map_err(|error| failed("reading", other, &error))?;
+                    return Ok((old.cpus.len(), old.memory_bytes));
+                }
+            }
+        }
+        Ok((spec.cpus.len(), spec.memory_bytes))
+    }
+
+    fn boot(&self, name: &str, boot: &Boot) -> Result<(), SpawnError> {
+        let files = Files {
+            kernel: boot.kernel.clone(),
+            initrd: Some(boot.initramfs.clone()),
+            cmdline: boot.cmdline.clone(),
+        };
+        let loaded = self
+            .kernel
+            .load_files(&*self.calls, name, &files, &self.records);
+        loaded.map_err(|error| failed("loading a kernel into", name, &error))?;
+        let booted = self.kernel.boot(&*self.calls, name);
+        booted.map_err(|error| failed("booting", name, &error))
+    }
+
+    /// Takes back what was done for a generation that did not start. `error` is why.
+    fn undo(&self, name: &str, mark: &Mark, error: SpawnError) -> SpawnError {
+        match self.try_undo(name, mark) {
+            Ok(()) => error,
+            Err(why) => SpawnError::System {
+                what: format!(
+                    "{error}; and of kernel instance {name:?} something is left: look at it with kerf show {name}"
+                ),
+                source: io::Error::other(why),
+            },
+        }
+    }
+
+    fn try_undo(&self, name: &str, mark: &Mark) -> Result<(), String> {
+        let text = |error: &dyn std::error::Error| error.to_string();
+        match self.content(name).map_err(|error| text(&error))? {
+            Content::Absent => self.records.remove(name).map_err(|error| text(&error)),
+            Content::Foreign(_) => Ok(()),
+            Content::Marked(_, status) => {
+                if status == Status::Active {
+                    let parked = self.kernel.halt_by_force(&*self.calls, name);
+                    if parked.map_err(|error| text(&error))? == Parked::Unconfirmed {
+                        return Err("it was booted, and its CPUs may run".to_owned());
+                    }
+                }
+                if status.has_kernel() {
+                    self.unload(name).map_err(|error| text(&error))?;
+                }
+                let taken = self.take_away(name, mark, None);
+                taken.map_err(|error| text(&error))
+            }
+        }
+    }
+}
+
+fn failed(action: &str, name: &str, error: &dyn std::error::Error) -> SpawnError {
+    SpawnError::System {
+        what: format!("{action} kernel instance {name:?}"),
+        source: io::Error::other(error.to_string()),
+    }
+}
+
+/// What is lacking is the user's to change, or the operator's.
+fn not_made(name: &str, error: &TakeError) -> SpawnError {
+    match error {
+        TakeError::Shortage(shortage @ Shortage::Senseless(_)) => {
+            SpawnError::Refused(shortage.to_string())
+        }
+        TakeError::Shortage(shortage) => SpawnError::Unavailable(format!(
+            "the kernel's pool cannot give {name} what it needs: {shortage}; a morph needs as much again as the \
+             instance has; give the pool more with kerf init, or ask for less"
+        )),
+        TakeError::Apply(ApplyError::Locked(locked)) => SpawnError::Unavailable(locked.to_string()),
+        error => failed("making", name, error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_users_words_come_before_the_agents_arguments_and_fit() {
+        let line = cmdline(" mitigations=off ").unwrap();
+        assert!(line.starts_with("console=mktty0 "), "{line}");
+        assert!(
+            line.ends_with("oops=panic mitigations=off -- --config /etc/kmorph/agent.json"),
+            "{line}"
+        );
+        let error = cmdline(&"x".repeat(CMDLINE_MAX_BYTES)).unwrap_err();
+        assert!(error.to_string().contains("too long"), "{error}");
+    }
+}

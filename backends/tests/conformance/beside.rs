@@ -1,0 +1,347 @@
+//! What is special of kernels beside the host's: the traps of the kernel's interface, slots, and kerf's part.
+
+use std::time::Duration;
+
+use kmorph_backends::contract::{Observation, Placement, SpawnError, SpawnSpec};
+use kmorph_emulated_kernel::Generation;
+use kmorph_launch::StartMode;
+use kmp_proto::fence::{Confirmation, FenceMethod, FenceOrder};
+use libkerf::kernel::Kernel;
+use libkerf::model::PciAddress;
+use libkerf::overlay::{Create, Operation, Overlay, Status, Target};
+use libkerf::record::Records;
+
+use super::ground::{Ground, kernel_instance};
+
+const MIB: u64 = 1 << 20;
+
+fn ground() -> Option<Ground> {
+    Ground::multikernel(Generation::Confirms)
+}
+
+fn kernel(ground: &Ground) -> Kernel {
+    let emulated = ground.emulated.as_ref().unwrap();
+    Kernel::at(emulated.root(), emulated.beside("run/kerf.lock"))
+}
+
+fn records(ground: &Ground) -> Records {
+    Records::in_directory(ground.emulated.as_ref().unwrap().beside("records"))
+}
+
+fn strike(ground: &Ground, what: &str, placement: &Placement) -> String {
+    let emulated = ground.emulated.as_ref().unwrap();
+    emulated.strike(what, kernel_instance(placement))
+}
+
+fn nic() -> PciAddress {
+    PciAddress::parse("0000:09:00.0").unwrap()
+}
+
+/// As kerf does it: made, and not loaded.
+fn configure(ground: &Ground, name: &str, cpus: &[u64], devices: bool) {
+    let instance = libkerf::model::Instance {
+        name: name.to_owned(),
+        cpus: cpus.to_vec(),
+        memory_bytes: 512 * MIB,
+        ..Default::default()
+    };
+    let create = Operation::Create(Box::new(Create {
+        instance,
+        host_tree: None,
+    }));
+    let mut fragments = vec![(Target::Instances, vec![create])];
+    if devices {
+        let give = vec![Operation::DeviceAdd(vec![nic().into()])];
+        fragments.push((Target::Instance(name.to_owned()), give));
+    }
+    kernel(ground)
+        .apply(&Overlay::new(fragments), None)
+        .unwrap();
+}
+
+/// The new side of a morph.
+fn successor(ground: &Ground) -> SpawnSpec {
+    SpawnSpec {
+        start: StartMode::AwaitState { session: 1 },
+        ..ground.spec()
+    }
+}
+
+async fn end(ground: &Ground, placement: &Placement) {
+    let proof = ground.fence(placement).await;
+    ground.backend.release(placement, &proof).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_kernel_gets_cpus_and_memory_beside_the_others_and_gives_them_back() {
+    let Some(ground) = ground() else { return };
+    let spec = SpawnSpec {
+        cpus: vec![0, 1],
+        ..ground.spec()
+    };
+    let placement = ground.spawn(spec).await;
+    ground.answers(&placement).await;
+    let web = kernel(&ground).instance("web").unwrap();
+    assert_eq!(
+        (web.cpus.len(), web.memory_bytes),
+        (2, placement.memory_bytes)
+    );
+    assert_eq!(placement.cpus.len(), 2);
+    // kerf's record says what runs, and for whom.
+    let record = records(&ground).load("web").unwrap().unwrap();
+    assert!(
+        record
+            .kernel
+            .unwrap()
+            .version
+            .unwrap()
+            .starts_with("6.1.0-test")
+    );
+    assert_eq!(record.other["kmorph"]["generation"], placement.generation);
+    assert_eq!(strike(&ground, "release", &placement), "6.1.0-test");
+    let cmdline = strike(&ground, "cmdline", &placement);
+    assert!(cmdline.contains("panic=-1"), "{cmdline}");
+    end(&ground, &placement).await;
+    let state = kernel(&ground).state(None).unwrap();
+    assert!(state.system.instances.is_empty());
+    assert_eq!(state.system.free_cpus().len(), 6);
+    assert!(records(&ground).load("web").unwrap().is_none());
+}
+
+#[tokio::test]
+async fn both_generations_of_a_morph_run_and_the_later_one_is_not_taken_for_the_earlier() {
+    let Some(ground) = ground() else { return };
+    let old = ground.spawn(ground.spec()).await;
+    let new = ground.spawn(successor(&ground)).await;
+    assert_eq!(kernel_instance(&old), "web");
+    assert_eq!(kernel_instance(&new), "web+b");
+    ground.answers(&old).await;
+    ground.answers(&new).await;
+    end(&ground, &old).await;
+    // The freed kernel instance gets the next one, with the same id: the old placement is nobody's.
+    let next = ground.spawn(successor(&ground)).await;
+    assert_eq!(next.kernel_instance, old.kernel_instance);
+    let seen = ground.backend.observe(&old).await.unwrap();
+    assert!(matches!(seen, Observation::Ended(_)), "{seen:?}");
+    let again = ground.fence(&old).await;
+    assert_eq!(again.method(), FenceMethod::AlreadyEnded);
+    ground.backend.release(&old, &again).await.unwrap();
+    ground.backend.request_shutdown(&old).await.unwrap();
+    assert!(ground.lives(&next), "a stranger was stopped");
+    assert!(ground.lives(&new));
+    // There is no third.
+    let error = ground.backend.spawn(ground.spec()).await.unwrap_err();
+    assert!(
+        error.to_string().contains("both kernel instances"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn what_kerf_made_is_run_as_it_is_and_stays() {
+    let Some(ground) = ground() else { return };
+    configure(&ground, "web", &[10, 12, 14], true);
+    let placement = ground.spawn(ground.spec()).await;
+    ground.answers(&placement).await;
+    assert_eq!(placement.cpus, [10, 12, 14]);
+    assert_eq!(placement.memory_bytes, 512 * MIB);
+
+    // A morph's new side is as large; after it, it has the devices.
+    let new = ground.spawn(successor(&ground)).await;
+    assert_eq!((new.cpus.len(), new.memory_bytes), (3, 512 * MIB));
+    end(&ground, &placement).await;
+    let kernel = kernel(&ground);
+    assert_eq!(kernel.status("web").unwrap(), Status::Ready);
+    assert!(kernel.instance("web").unwrap().devices.is_empty());
+    assert_eq!(
+        kernel.instance("web+b").unwrap().devices,
+        [nic().node_name()]
+    );
+    assert!(records(&ground).load("web").unwrap().is_none());
+    // And back: what we made goes, in the overlay that hands its devices over.
+    let back = ground.spawn(successor(&ground)).await;
+    let before = kernel.transactions().unwrap().len();
+    end(&ground, &new).await;
+    assert_eq!(kernel.transactions().unwrap().len(), before + 1);
+    assert_eq!(kernel.instance_names().unwrap(), ["web"]);
+    assert_eq!(kernel.instance("web").unwrap().devices, [nic().node_name()]);
+    assert!(ground.lives(&back));
+}
+
+#[tokio::test]
+async fn a_kernel_that_does_not_say_whether_cpus_stopped_confirms_no_fence() {
+    let Some(ground) = Ground::multikernel(Generation::Silent) else {
+        return;
+    };
+    let placement = ground.spawn(ground.spec()).await;
+    ground.answers(&placement).await;
+    let order = FenceOrder::new(placement.generation);
+    let refused = ground.backend.fence(&placement, order).await.unwrap_err();
+    assert!(
+        refused.reason.contains("does not say"),
+        "{}",
+        refused.reason
+    );
+    // Again, now that the status says `loaded`.
+    let refused = ground
+        .backend
+        .fence(&placement, refused.order)
+        .await
+        .unwrap_err();
+    assert!(refused.reason.contains("kerf kill"), "{}", refused.reason);
+    assert_eq!(kernel(&ground).status("web").unwrap(), Status::Loaded);
+    // What is not fenced is found again, and its kernel instance is not given to another.
+    let (other_daemon, run_dir) = (ground.another_daemon(), &placement.run_dir);
+    let found = other_daemon.find(&placement.name, placement.generation, run_dir);
+    assert_eq!(found.await.unwrap(), Some(placement.clone()));
+    let other = ground.spawn(ground.spec()).await;
+    assert_eq!(kernel_instance(&other), "web+b");
+
+    // A person takes it away.
+    let emulated = ground.emulated.as_ref().unwrap();
+    emulated.ask("unload 1").unwrap();
+    let remove = vec![Operation::Remove("web".to_owned())];
+    let remove = Overlay::new([(Target::Instances, remove)]);
+    kernel(&ground).apply(&remove, None).unwrap();
+    let proof = ground
+        .backend
+        .fence(&placement, refused.order)
+        .await
+        .unwrap();
+    assert_eq!(proof.confirmation(), Confirmation::NothingFound);
+}
+
+#[tokio::test]
+async fn a_halt_that_does_not_reach_the_cpus_is_no_fence_and_is_tried_again() {
+    let Some(ground) = ground() else { return };
+    let placement = ground.spawn(ground.spec()).await;
+    ground.answers(&placement).await;
+    strike(&ground, "deaf", &placement);
+    let order = FenceOrder::new(placement.generation);
+    let refused = ground.backend.fence(&placement, order).await.unwrap_err();
+    assert!(ground.lives(&placement));
+    let proof = ground
+        .backend
+        .fence(&placement, refused.order)
+        .await
+        .unwrap();
+    assert_eq!(proof.confirmation(), Confirmation::CpusParked);
+    assert!(!ground.lives(&placement));
+}
+
+#[tokio::test]
+async fn a_status_that_lags_is_waited_for() {
+    let Some(ground) = ground() else { return };
+    let placement = ground.spawn(ground.spec()).await;
+    ground.answers(&placement).await;
+    let lag = Duration::from_millis(200);
+    ground.emulated.as_ref().unwrap().lag("web", lag);
+    let cause = ground.kill(&placement);
+    let seen = ground.backend.observe(&placement).await.unwrap();
+    assert_eq!(seen, Observation::Running, "the file says so still");
+    let ended = ground
+        .in_time(ground.backend.ended(&placement), "the panic")
+        .await;
+    assert_eq!(ended, cause);
+    end(&ground, &placement).await;
+    assert!(kernel(&ground).instance_names().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_panic_that_stands_still_looks_as_if_it_ran_and_can_be_fenced() {
+    let Some(ground) = ground() else { return };
+    let spec = SpawnSpec {
+        cmdline: "panic=0".to_owned(),
+        ..ground.spec()
+    };
+    let placement = ground.spawn(spec).await;
+    ground.answers(&placement).await;
+    ground.kill(&placement);
+    let seen = ground.backend.observe(&placement).await.unwrap();
+    assert_eq!(seen, Observation::Running);
+    let proof = ground.fence(&placement).await;
+    assert_eq!(proof.method(), FenceMethod::HaltedByForce);
+}
+
+#[tokio::test]
+async fn memory_that_cannot_be_mapped_is_said_to_be_so_and_gone_after_the_release() {
+    let Some(ground) = ground() else { return };
+    let placement = ground.spawn(ground.spec()).await;
+    // The machine that this runs on has no such regions.
+    let error = ground.backend.memory_map(&placement).await.unwrap_err();
+    assert!(error.source.to_string().contains("/proc/iomem"), "{error}");
+    assert!(error.what.contains("web"), "{error}");
+    end(&ground, &placement).await;
+    let ranges = ground.backend.memory_map(&placement).await.unwrap();
+    assert!(ranges.is_empty(), "{ranges:?}");
+}
+
+#[tokio::test]
+async fn a_spawn_that_fails_half_way_leaves_nothing() {
+    let Some(ground) = ground() else { return };
+    let kernel = kernel(&ground);
+    let nothing = || {
+        assert!(kernel.instance_names().unwrap().is_empty());
+        assert!(records(&ground).load("web").unwrap().is_none());
+    };
+    // More than the pool has.
+    let spec = SpawnSpec {
+        cpus: (0..7).collect(),
+        ..ground.spec()
+    };
+    let error = ground.backend.spawn(spec).await.unwrap_err();
+    assert!(error.to_string().contains("7 CPUs are wanted"), "{error}");
+    assert!(matches!(error, SpawnError::Unavailable(_)));
+    nothing();
+    // No agent in what it boots: its kernel panics before it is seen to run.
+    let initramfs = ground.run_dir().join("own.img");
+    std::fs::write(&initramfs, b"no archive").unwrap();
+    let spec = SpawnSpec {
+        initramfs: Some(initramfs),
+        ..ground.spec()
+    };
+    let error = ground.backend.spawn(spec).await.unwrap_err();
+    assert!(error.to_string().contains("not active"), "{error}");
+    nothing();
+    // An image that is no kernel any more.
+    let spec = ground.spec();
+    let run_dir = spec.run_dir.clone();
+    std::fs::write(spec.kernel.path(), b"no kernel").unwrap();
+    let error = ground.backend.spawn(spec).await.unwrap_err();
+    assert!(error.to_string().contains("loading a kernel"), "{error}");
+    assert!(!run_dir.join("initramfs.img").exists());
+    nothing();
+}
+
+#[tokio::test]
+async fn what_another_loaded_there_is_not_ours_to_stop() {
+    let Some(ground) = ground() else { return };
+    let placement = ground.spawn(ground.spec()).await;
+    ground.answers(&placement).await;
+    // As `kerf load` writes it.
+    let records = records(&ground);
+    let mut record = records.load("web").unwrap().unwrap();
+    record.other.clear();
+    records.save("web", &record).unwrap();
+    let order = FenceOrder::new(placement.generation);
+    let refused = ground.backend.fence(&placement, order).await.unwrap_err();
+    assert!(
+        refused.reason.contains("somebody else"),
+        "{}",
+        refused.reason
+    );
+    assert!(ground.lives(&placement));
+}
+
+#[tokio::test]
+async fn preflight_says_what_was_found_and_what_is_missing() {
+    let Some(ground) = ground() else { return };
+    let found = ground.backend.probe().await.unwrap();
+    assert!(found.contains("a pool of 6 CPUs (6 free)"), "{found}");
+    let none = Ground::without_pool(Generation::Confirms)
+        .backend
+        .probe()
+        .await
+        .unwrap_err();
+    assert!(none.to_string().contains("kerf init"), "{none}");
+}
