@@ -19,6 +19,7 @@ use crate::journal::{
     CertificateRow, Change, GenerationPhase, GenerationRow, InstanceRow, JournalError,
     KernelChoice, record,
 };
+use crate::pool::Lease;
 use crate::publish::listener_name;
 use crate::services::Services;
 use crate::wall_clock;
@@ -115,6 +116,7 @@ impl Services {
     ) -> Result<GenerationRow, ApiError> {
         match self.try_spawn(&row, instance, start, predecessor).await {
             Ok(placement) => {
+                self.note_lease(&mut row, &placement);
                 row.placement = Some(placement);
                 row.phase = GenerationPhase::Placed;
                 info!(self.log, "spawned"; "instance" => &row.instance,
@@ -138,6 +140,18 @@ impl Services {
                 Err(error)
             }
         }
+    }
+
+    /// What a generation holds is what its backend gave it: one that chooses CPUs itself may have chosen others.
+    fn note_lease(&self, row: &mut GenerationRow, placement: &Placement) {
+        row.cpus.clone_from(&placement.cpus);
+        row.memory_bytes = placement.memory_bytes;
+        let lease = Lease {
+            cpus: row.cpus.clone(),
+            memory_bytes: row.memory_bytes,
+        };
+        let holder = (row.instance.clone(), row.generation);
+        self.pool.borrow_mut().retake(holder, lease);
     }
 
     async fn try_spawn(

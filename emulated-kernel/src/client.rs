@@ -60,6 +60,13 @@ impl Process {
         self.directory.join(name)
     }
 
+    /// The command that runs a program whose loads, boots and halts it answers. `own` is the program of this crate.
+    pub fn under(&self, own: &Path, program: &Path) -> Command {
+        let mut command = Command::new(own);
+        command.arg("under").arg(&self.directory).arg(program);
+        command
+    }
+
     /// Has it carry out a line of the control socket.
     ///
     /// # Errors

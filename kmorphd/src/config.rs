@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use kmorph_actors::settings::{MorphMode, Settings};
 use kmorph_actors::vmcore::{Retention, VmcoreSettings};
+use kmorph_backends::multikernel::{self, Vsock};
 use kmorph_control_api::{Policy, VmcorePolicy};
 use kmorph_vmcore::compression::Compression;
 use kmorph_vmcore::paced::{RATE_MAX_MIB_S, RATE_MIN_MIB_S, Rate};
@@ -20,7 +21,7 @@ const HOST_MEMORY_BYTES: u64 = 1 << 30;
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct File {
-    /// `embedded` or `qemu`.
+    /// `embedded`, `qemu` or `multikernel`.
     pub(crate) backend: Backend,
     pub(crate) paths: Paths,
     pub(crate) control: Control,
@@ -30,6 +31,7 @@ pub(crate) struct File {
     pub(crate) morph: Morph,
     pub(crate) vmcore: Vmcore,
     pub(crate) qemu: Qemu,
+    pub(crate) multikernel: Multikernel,
     pub(crate) log: Log,
 }
 
@@ -53,6 +55,7 @@ pub(crate) enum Backend {
     #[default]
     Embedded,
     Qemu,
+    Multikernel,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -233,6 +236,68 @@ pub(crate) struct Qemu {
     pub(crate) modules: Option<PathBuf>,
 }
 
+/// The multikernel backend. Read once, at the daemon's start.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Multikernel {
+    pub(crate) root: PathBuf,
+    pub(crate) lock: PathBuf,
+    pub(crate) records: PathBuf,
+    pub(crate) cid_offset: u32,
+    pub(crate) vsock_option: u16,
+    pub(crate) vsock_sockets: Option<PathBuf>,
+    pub(crate) modules: Option<PathBuf>,
+}
+
+impl Default for Multikernel {
+    fn default() -> Self {
+        Self {
+            root: multikernel::ROOT.into(),
+            lock: multikernel::LOCK.into(),
+            records: multikernel::RECORDS.into(),
+            cid_offset: 0,
+            vsock_option: multikernel::VSOCK_OPTION,
+            vsock_sockets: None,
+            modules: None,
+        }
+    }
+}
+
+impl Multikernel {
+    /// Refuses paths that mean another place for each working directory.
+    fn check(
+        &self,
+        refuse: impl Fn(&'static str, String) -> ConfigError,
+    ) -> Result<(), ConfigError> {
+        for (key, path) in [
+            ("multikernel.root", Some(&self.root)),
+            ("multikernel.lock", Some(&self.lock)),
+            ("multikernel.records", Some(&self.records)),
+            ("multikernel.vsock_sockets", self.vsock_sockets.as_ref()),
+            ("multikernel.modules", self.modules.as_ref()),
+        ] {
+            if let Some(path) = path.filter(|path| !path.is_absolute()) {
+                let reason = format!("{} is no absolute path", path.display());
+                return Err(refuse(key, reason));
+            }
+        }
+        Ok(())
+    }
+
+    /// How instances are reached.
+    pub(crate) fn vsock(&self) -> Vsock {
+        match &self.vsock_sockets {
+            Some(directory) => Vsock::Sockets {
+                directory: directory.clone(),
+            },
+            None => Vsock::Kernel {
+                cid_offset: self.cid_offset,
+                option: (self.vsock_option > 0).then(|| i32::from(self.vsock_option)),
+            },
+        }
+    }
+}
+
 /// What carries vsock to a guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -350,6 +415,50 @@ impl File {
                 "at least 1 must be allowed".to_owned(),
             ));
         }
+        self.multikernel.check(refuse)?;
+        let (cpus, memory) = match self.backend {
+            Backend::Multikernel => self.no_pool(refuse)?,
+            Backend::Embedded | Backend::Qemu => (
+                self.pool_cpus(refuse)?,
+                match self.pool.memory_mib {
+                    Some(value) => mib("pool.memory_mib", value)?,
+                    None => host_memory_bytes()
+                        .saturating_sub(HOST_MEMORY_BYTES)
+                        .max(HOST_MEMORY_BYTES),
+                },
+            ),
+        };
+        Ok(Settings {
+            default_policy,
+            default_memory_bytes: mib("defaults.memory_mib", self.defaults.memory_mib)?,
+            start_timeout: seconds("limits.start_timeout_s", self.limits.start_timeout_s)?,
+            stop_timeout: seconds("limits.stop_timeout_s", self.limits.stop_timeout_s)?,
+            recoveries_max: self.limits.recoveries,
+            pool_cpus: cpus,
+            // CPUs that were named are given out one by one; a pool of "whatever there is" is shared.
+            pool_cpus_shared: match self.backend {
+                Backend::Multikernel => false,
+                _ => self.pool.share_cpus.unwrap_or(self.pool.cpus.is_none()),
+            },
+            pool_memory_bytes: memory,
+            control_group: self.control.group.clone(),
+            kv_program: places.kv,
+            morph_mode: match self.morph.mode {
+                Mode::Auto => MorphMode::Auto,
+                Mode::Rounds => MorphMode::Rounds,
+            },
+            vmcore: self.vmcore.settings(&places.state_dir, refuse)?,
+            state_dir: places.state_dir,
+            run_dir: places.run_dir,
+            config_path: places.config,
+        })
+    }
+
+    /// The CPUs of the pool: what is configured, or what this process may run on.
+    fn pool_cpus(
+        &self,
+        refuse: impl Fn(&'static str, String) -> ConfigError,
+    ) -> Result<Vec<u16>, ConfigError> {
         let present = host_cpus();
         let cpus = self.pool.cpus.clone().unwrap_or_else(|| present.clone());
         if let Some(cpu) = cpus.iter().find(|cpu| !present.contains(cpu)) {
@@ -364,33 +473,20 @@ impl File {
                 "the pool needs at least one CPU".to_owned(),
             ));
         }
-        let memory = match self.pool.memory_mib {
-            Some(value) => mib("pool.memory_mib", value)?,
-            None => host_memory_bytes()
-                .saturating_sub(HOST_MEMORY_BYTES)
-                .max(HOST_MEMORY_BYTES),
-        };
-        Ok(Settings {
-            default_policy,
-            default_memory_bytes: mib("defaults.memory_mib", self.defaults.memory_mib)?,
-            start_timeout: seconds("limits.start_timeout_s", self.limits.start_timeout_s)?,
-            stop_timeout: seconds("limits.stop_timeout_s", self.limits.stop_timeout_s)?,
-            recoveries_max: self.limits.recoveries,
-            pool_cpus: cpus,
-            // CPUs that were named are given out one by one; a pool of "whatever there is" is shared.
-            pool_cpus_shared: self.pool.share_cpus.unwrap_or(self.pool.cpus.is_none()),
-            pool_memory_bytes: memory,
-            control_group: self.control.group.clone(),
-            kv_program: places.kv,
-            morph_mode: match self.morph.mode {
-                Mode::Auto => MorphMode::Auto,
-                Mode::Rounds => MorphMode::Rounds,
-            },
-            vmcore: self.vmcore.settings(&places.state_dir, refuse)?,
-            state_dir: places.state_dir,
-            run_dir: places.run_dir,
-            config_path: places.config,
-        })
+        Ok(cpus)
+    }
+
+    /// With the multikernel backend the pool is the kernel's own, which is read from it once the configuration is
+    /// known to be sound.
+    fn no_pool(
+        &self,
+        refuse: impl Fn(&'static str, String) -> ConfigError,
+    ) -> Result<(Vec<u16>, u64), ConfigError> {
+        if self.pool != Pool::default() {
+            let reason = "with backend = \"multikernel\" the pool is the kernel's own, which kerf init makes";
+            return Err(refuse("pool", reason.to_owned()));
+        }
+        Ok((Vec::new(), 0))
     }
 }
 
@@ -473,6 +569,31 @@ mod tests {
     }
 
     #[test]
+    fn the_pool_of_multikernel_is_not_the_hosts() {
+        let settings = parse("backend = \"multikernel\"").unwrap();
+        assert!(settings.pool_cpus.is_empty() && !settings.pool_cpus_shared);
+        assert_eq!(settings.pool_memory_bytes, 0);
+    }
+
+    #[test]
+    fn vsock_is_chosen_by_its_option_unless_that_is_zero() {
+        let vsock = |text: &str| {
+            let file: File = toml::from_str(&format!("[multikernel]\n{text}")).unwrap();
+            file.multikernel.vsock()
+        };
+        let kernel = |cid_offset, option| Vsock::Kernel { cid_offset, option };
+        assert_eq!(vsock(""), kernel(0, Some(9)));
+        assert_eq!(vsock("vsock_option = 0\ncid_offset = 2"), kernel(2, None));
+        let directory = "/run/x".into();
+        assert_eq!(
+            vsock("vsock_sockets = \"/run/x\""),
+            Vsock::Sockets { directory }
+        );
+        let error = toml::from_str::<File>("[multikernel]\nvsock_option = -1").unwrap_err();
+        assert!(error.to_string().contains("line 2"), "{error}");
+    }
+
+    #[test]
     fn a_rate_of_captures_is_taken_over_and_there_is_none_by_default() {
         assert_eq!(parse("").unwrap().vmcore.rate, None);
         let limited = parse("[vmcore]\nrate_mib_s = 8").unwrap();
@@ -494,6 +615,12 @@ mod tests {
             ("[vmcore]\nrate_mib_s = 65537", "vmcore.rate_mib_s"),
             ("[vmcore]\nkeep = 0", "vmcore.keep"),
             ("[vmcore]\ndir = \"vmcores\"", "vmcore.dir"),
+            ("backend = \"multikernel\"\n[pool]\nmemory_mib = 1", "pool"),
+            ("[multikernel]\nroot = \"sys\"", "multikernel.root"),
+            (
+                "[multikernel]\nvsock_sockets = \"x\"",
+                "multikernel.vsock_sockets",
+            ),
             ("[pool]\ncpus = []", "pool.cpus"),
             ("[pool]\ncpus = [60000]", "pool.cpus"),
             (

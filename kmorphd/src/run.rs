@@ -22,6 +22,7 @@ use kmorph_actors::supervisor::{ApplySettings, GetDaemon, Stopping, Supervisor};
 use kmorph_actors::transport::TransportHandle;
 use kmorph_backends::contract::Backend;
 use kmorph_backends::embedded::{EmbeddedBackend, EmbeddedConfig};
+use kmorph_backends::multikernel::{MultikernelBackend, MultikernelConfig};
 use kmorph_backends::qemu::{AccelChoice, KerfConfig, QemuBackend, QemuConfig};
 use kmorph_control_api::{ApiError, ErrorCode, OperationKind, ReloadReport};
 use slog::{Logger, info, warn};
@@ -29,7 +30,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::Start;
-use crate::config::{Accel, Backend as BackendChoice, File, Transport};
+use crate::config::{Accel, Backend as BackendChoice, ConfigError, File, Transport};
 use crate::logging;
 
 /// Requests to the daemon itself that may wait.
@@ -91,6 +92,7 @@ async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Faul
     let (journal, snapshot, arbiter) = Journal::open(&settings.state_dir)?;
     let backend = choose_backend(&start)?;
     let detail = backend.probe().await?;
+    let settings = with_kernel_pool(&start, settings)?;
     let socket = free_socket(&start.socket)?;
     let services = services(&log, journal.clone(), backend, &settings, &snapshot)?;
     let (operations, events) = (services.operations.clone(), services.events.clone());
@@ -233,7 +235,37 @@ fn choose_backend(start: &Start) -> Result<Arc<dyn Backend>, Fault> {
             };
             Ok(Arc::new(QemuBackend::new(config)?))
         }
+        BackendChoice::Multikernel => Ok(Arc::new(MultikernelBackend::new(multikernel(start))?)),
     }
+}
+
+fn multikernel(start: &Start) -> MultikernelConfig {
+    let configured = &start.file.multikernel;
+    MultikernelConfig {
+        agent: start.agent.clone(),
+        root: configured.root.clone(),
+        lock: configured.lock.clone(),
+        records: configured.records.clone(),
+        modules: configured.modules.clone(),
+        cache: start.cache_dir.clone(),
+        vsock: configured.vsock(),
+    }
+}
+
+/// With the multikernel backend the pool is the kernel's own. What it refuses, the backend tells; here it is
+/// for those who look.
+fn with_kernel_pool(start: &Start, settings: Settings) -> Result<Settings, String> {
+    if start.file.backend != BackendChoice::Multikernel {
+        return Ok(settings);
+    }
+    let pool = MultikernelBackend::pool(&multikernel(start));
+    let pool = pool.map_err(|error| format!("reading the kernel's pool: {error}"))?;
+    Ok(Settings {
+        pool_cpus: pool.cpus,
+        pool_cpus_shared: false,
+        pool_memory_bytes: pool.memory_bytes,
+        ..settings
+    })
 }
 
 /// kerf-vsock, where it is chosen: its program beside the daemon's own, the modules where `make kmod` puts
@@ -316,6 +348,20 @@ fn services(
     })
 }
 
+/// The settings of a configuration that is read again, for the backend that runs. One that is for the multikernel
+/// backend has no pool, and another still needs one.
+fn in_force(start: &Start, file: &File) -> Result<Settings, ConfigError> {
+    let settings = file.settings(start.places.clone())?;
+    if file.backend != BackendChoice::Multikernel {
+        return Ok(settings);
+    }
+    let with_pool = File {
+        backend: start.file.backend,
+        ..file.clone()
+    };
+    with_pool.settings(start.places.clone())
+}
+
 /// Reads the configuration again; applies all of it, or nothing.
 async fn reload(
     start: &Start,
@@ -326,11 +372,13 @@ async fn reload(
         let text = "this daemon was started without a configuration file";
         return Err(ApiError::new(ErrorCode::WrongState, text));
     };
-    let refuse = |error: crate::config::ConfigError| {
+    let refuse = |error: ConfigError| {
         ApiError::new(ErrorCode::InvalidRequest, error.to_string()).hint("nothing was changed")
     };
     let file = File::read(path).map_err(refuse)?;
-    let settings = file.settings(start.places.clone()).map_err(refuse)?;
+    let settings = in_force(start, &file).map_err(refuse)?;
+    let settings = with_kernel_pool(start, settings)
+        .map_err(|reason| ApiError::new(ErrorCode::Unavailable, reason))?;
     let mut needs_restart = Vec::new();
     if file.backend != start.file.backend {
         needs_restart.push("backend".to_owned());
@@ -340,6 +388,9 @@ async fn reload(
     }
     if file.qemu != start.file.qemu {
         needs_restart.push("qemu".to_owned());
+    }
+    if file.multikernel != start.file.multikernel {
+        needs_restart.push("multikernel".to_owned());
     }
     if file.log != start.file.log {
         needs_restart.push("log".to_owned());

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use kmorph_control_api::{InstanceStatus, Operation};
+use kmorph_emulated_kernel::{Generation, Process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -34,6 +35,8 @@ pub struct Host {
     guard: Option<Child>,
     daemon: Option<Child>,
     control: Control,
+    /// The kernel beside which instances run, where it is emulated.
+    kernel: Option<Process>,
 }
 
 impl Host {
@@ -59,6 +62,42 @@ impl Host {
         Self::with(&format!(
             "backend = \"qemu\"\n{DEFAULT_CONFIG}[qemu]\ntransport = \"{transport}\"\n"
         ))
+    }
+
+    /// A running daemon whose instances are kernels beside an emulated one of this generation; `None` where that
+    /// cannot be emulated.
+    pub fn multikernel(generation: Generation) -> Option<Self> {
+        if !Process::is_possible() {
+            return None;
+        }
+        let mut host = Self::prepare("");
+        let place = host.path("kernel");
+        std::fs::create_dir(&place).expect("a directory can be made");
+        let emulator = program("kmorph-emulated-kernel");
+        let kernel = Process::start(&emulator, &place, &program("kmorph-agent"), generation);
+        let tree = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../libkerf/tests/trees/baseline.dts"
+        );
+        let tree = std::fs::read_to_string(tree).expect("the tree can be read");
+        let baseline = libkerf::dts::read(&tree).expect("the tree is sound");
+        libkerf::kernel::Kernel::at(kernel.root(), kernel.beside("run/kerf.lock"))
+            .write_baseline(&baseline, libkerf::check::Context::default())
+            .expect("the kernel takes the baseline");
+        host.kernel = Some(kernel);
+        host.configure(&format!(
+            "backend = \"multikernel\"\n[defaults]\nheartbeat_timeout_s = 1.0\n[multikernel]\n\
+             root = \"{0}/multikernel\"\nlock = \"{0}/run/kerf.lock\"\nrecords = \"{0}/records\"\n\
+             vsock_sockets = \"{0}/vsock\"\n",
+            place.display()
+        ));
+        host.start();
+        Some(host)
+    }
+
+    /// The emulated kernel.
+    pub fn emulated(&self) -> &Process {
+        self.kernel.as_ref().expect("the kernel is emulated")
     }
 
     /// A running daemon with this configuration; `[paths]` is added.
@@ -96,6 +135,7 @@ impl Host {
             guard: Some(guard),
             daemon: None,
             control,
+            kernel: None,
         };
         host.configure(config);
         host
@@ -130,7 +170,10 @@ impl Host {
             .open(self.path("kmorphd.log"))
             .expect("the log can be opened");
         let errors = log.try_clone().expect("a descriptor is left");
-        let mut command = Command::new(program("kmorphd"));
+        let mut command = match &self.kernel {
+            None => Command::new(program("kmorphd")),
+            Some(kernel) => kernel.under(&program("kmorph-emulated-kernel"), &program("kmorphd")),
+        };
         command
             .arg("--config")
             .arg(self.config_path())
@@ -332,6 +375,7 @@ impl Drop for Host {
             let _ = daemon.kill();
             let _ = daemon.wait();
         }
+        drop(self.kernel.take());
         if let Some(mut guard) = self.guard.take() {
             drop(guard.stdin.take());
             let _ = guard.wait();

@@ -44,7 +44,13 @@ use crate::guest::{self, GuestImage, Recipe};
 
 /// The option of an AF_VSOCK socket that chooses the transport between kernels (`net/vmw_vsock/af_vsock.c` of
 /// multikernel Linux).
-pub const VSOCK_OPTION: i32 = 9;
+pub const VSOCK_OPTION: u16 = 9;
+/// Where the kernel's files are.
+pub const ROOT: &str = libkerf::kernel::ROOT;
+/// Where kerf's lock is.
+pub const LOCK: &str = libkerf::kernel::KERF_LOCK;
+/// Where kerf's records are.
+pub const RECORDS: &str = libkerf::record::DIRECTORY;
 /// The module that carries vsock between kernels; loaded where it is not built in.
 const NEEDED: [&str; 1] = ["mk_transport"];
 /// What a generation boots.
@@ -467,7 +473,7 @@ mod tests {
     fn an_instances_address_follows_from_its_id() {
         let kernel = |cid_offset, option| Vsock::Kernel { cid_offset, option };
         assert_eq!(
-            kernel(0, Some(VSOCK_OPTION)).endpoint(3),
+            kernel(0, Some(VSOCK_OPTION.into())).endpoint(3),
             Endpoint::ChosenVsock { cid: 3, option: 9 }
         );
         assert_eq!(kernel(2, None).endpoint(3), Endpoint::Vsock { cid: 5 });

@@ -1,0 +1,301 @@
+//! Kernels beside an emulated one: watched, healed, morphed, adopted, and shared with the real kerf.
+//!
+//! Takes root and `/dev/fuse`, and for kerf what `scripts/setup-tests` installs; skipped without the former.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
+use std::process::Command;
+
+use kmorph_control_api::{
+    InstanceState, MorphStatus, OperationState, PoolUsage, RecoveryOutcome, RecoveryRecord,
+};
+use kmorph_emulated_kernel::Generation;
+use kmorph_tests::resp::{Client, Steady};
+use kmorph_tests::{Host, kernels, program};
+use libkerf::kernel::Kernel;
+use serde_json::{Value, json};
+
+const MORPH: &str = "/v1/instances/web/morph";
+
+fn host() -> Option<Host> {
+    Host::multikernel(Generation::Confirms)
+}
+
+fn kernel(host: &Host) -> Kernel {
+    let emulated = host.emulated();
+    Kernel::at(emulated.root(), emulated.beside("run/kerf.lock"))
+}
+
+fn instances(host: &Host) -> Vec<String> {
+    kernel(host).instance_names().unwrap()
+}
+
+fn ping(port: u16) {
+    let mut client = Client::connect(port).unwrap();
+    assert_eq!(client.call(&["PING"]).unwrap(), "PONG");
+}
+
+fn get(port: u16, key: &str) -> String {
+    Client::connect(port).unwrap().call(&["GET", key]).unwrap()
+}
+
+fn recovered(host: &Host, generation: u64) -> RecoveryRecord {
+    host.control().wait("the recovery to end", || {
+        let all: Vec<RecoveryRecord> = host.control().get("/v1/recoveries?instance=web");
+        let mut ended = all.into_iter();
+        ended.find(|r| r.failed_generation == generation && r.outcome == RecoveryOutcome::Recovered)
+    })
+}
+
+/// Runs the real kerf where the emulated files are the kernel's, and the lock and the records are the test's; what
+/// it says, when it succeeds.
+fn kerf(host: &Host, arguments: &str) -> Result<String, String> {
+    let emulated = host.emulated();
+    let records = emulated.beside("records");
+    std::fs::create_dir_all(&records).unwrap();
+    let script = format!(
+        "mount -t tmpfs none /sys/fs && mkdir /sys/fs/multikernel && \
+         mount --bind {} /sys/fs/multikernel && mount --bind {} /run && \
+         mount -t tmpfs none /var/lib && mkdir -p /var/lib/kerf/instances && \
+         mount --bind {} /var/lib/kerf/instances && exec {} under {} {} {arguments}",
+        emulated.root().display(),
+        emulated.beside("run").display(),
+        records.display(),
+        program("kmorph-emulated-kernel").display(),
+        emulated.beside("").display(),
+        kernels::cache().join("tools/kerf/bin/kerf").display(),
+    );
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", &script])
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .output()
+        .unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    match output.status.success() {
+        true => Ok(said),
+        false => Err(said),
+    }
+}
+
+fn kerf_does(host: &Host, arguments: &str) -> String {
+    kerf(host, arguments).unwrap_or_else(|said| panic!("kerf {arguments}: {said}"))
+}
+
+#[test]
+fn a_kernel_that_panics_or_hangs_is_healed() {
+    let Some(host) = host() else { return };
+    let port = host.spawn_kv("web");
+    ping(port);
+    let first = host.running("web");
+    assert_eq!(first.summary.kernel_release, "6.1.0-a");
+    assert!(first.processes.is_empty(), "{first:?}");
+
+    // It shows as `loaded`, which is all that tells of it.
+    host.emulated().strike("panic", "web");
+    host.control().wait("the panic to be noticed", || {
+        let state = host.control().instance("web").summary.state;
+        (state != InstanceState::Running).then_some(())
+    });
+    // A connection made meanwhile waits and is served by the successor.
+    ping(port);
+    assert_eq!(host.successor_of("web", 1).summary.generation, 2);
+    let record = recovered(&host, 1);
+    let says =
+        |record: &RecoveryRecord, word: &str| record.evidence.iter().any(|e| e.contains(word));
+    assert!(says(&record, "panicked"), "{record:?}");
+    assert_eq!(record.fence.as_deref(), Some("cpus_parked"));
+
+    // It shows as `active` for ever: silence is all that tells.
+    host.emulated().strike("hang", "web");
+    assert_eq!(host.successor_of("web", 2).summary.generation, 3);
+    let record = recovered(&host, 2);
+    assert!(says(&record, "silent"), "{record:?}");
+    assert_eq!(record.fence.as_deref(), Some("cpus_parked"));
+    ping(port);
+    assert_eq!(instances(&host), ["web"]);
+}
+
+#[test]
+fn a_workload_moves_to_another_kernel_and_back() {
+    let Some(host) = host() else { return };
+    let port = host.spawn_kv("web");
+    let mut client = Client::connect(port).unwrap();
+    for key in 0..50 {
+        client.call(&["SET", &format!("k{key}"), "value"]).unwrap();
+    }
+    for (release, kernel_instance) in [("6.12.9-b", "web+b"), ("6.1.0-a", "web")] {
+        let steady = Steady::start(port, std::time::Duration::from_millis(5));
+        let ended = host.control().morph("web", &host.kernel(release));
+        assert_eq!(ended.state, OperationState::Succeeded, "{ended:?}");
+        let now = host.running("web");
+        assert_eq!(now.summary.kernel_release, release);
+        assert_eq!(host.emulated().strike("release", kernel_instance), release);
+        // The old one is fenced and its kernel instance given back.
+        host.control().wait("the old one to be gone", || {
+            (instances(&host) == [kernel_instance]).then_some(())
+        });
+        let seen = steady.stop();
+        // Its one connection breaks, and is told so; no answer is wrong.
+        assert!(seen.failed <= 1 && seen.wrong == 0, "{seen:?}");
+        assert_eq!(get(port, "k49"), "value");
+    }
+}
+
+#[test]
+fn what_is_terminated_leaves_nothing_and_the_pool_is_the_kernels() {
+    let Some(host) = host() else { return };
+    let pool = || -> PoolUsage {
+        let daemon: Value = host.control().get("/v1/daemon");
+        serde_json::from_value(daemon["pool"].clone()).unwrap()
+    };
+    let whole = pool();
+    assert_eq!(whole.cpus, [8, 10, 12, 14, 16, 18]);
+    assert_eq!(
+        (whole.cpus_shared, whole.memory_bytes),
+        (false, 0xc000_0000)
+    );
+    host.spawn_kv("web");
+    let holds = kernel(&host).instance("web").unwrap();
+    let taken = pool();
+    assert!(
+        !taken
+            .cpus_free
+            .iter()
+            .any(|cpu| holds.cpus.contains(&u64::from(*cpu)))
+    );
+    assert_eq!(taken.cpus_free.len(), 5);
+    let body = json!({ "name": "large", "kernel": host.kernel("6.1.0-a"), "cpus": 6 });
+    let refused = host
+        .control()
+        .request("POST", "/v1/instances", Some(&body))
+        .refusal();
+    assert!(refused.message.contains("5 of the pool's 6"), "{refused:?}");
+    for force in [false, true] {
+        let path = format!("/v1/instances/web?force={force}");
+        host.control().succeed("DELETE", &path, None);
+        assert!(instances(&host).is_empty());
+        assert!(!host.emulated().beside("records/web.json").exists());
+        assert_eq!(pool(), whole);
+        if !force {
+            host.spawn_kv("web");
+        }
+    }
+    // One that does not answer a request to halt.
+    host.spawn_kv("web");
+    host.emulated().strike("hang", "web");
+    host.control().succeed("DELETE", "/v1/instances/web", None);
+    assert!(instances(&host).is_empty());
+}
+
+#[test]
+fn a_killed_daemon_adopts_its_kernels_and_undoes_its_morph() {
+    let Some(mut host) = host() else { return };
+    let port = host.spawn_kv("web");
+    Client::connect(port)
+        .unwrap()
+        .call(&["SET", "k", "v"])
+        .unwrap();
+    host.restart_by_kill();
+    let now = host.running("web");
+    assert_eq!((now.summary.generation, now.summary.recoveries), (1, 0));
+    assert_eq!(get(port, "k"), "v");
+
+    let body = json!({ "kernel": host.kernel("6.12.9-b"), "auto_validate": true });
+    host.control().succeed("POST", MORPH, Some(&body));
+    let status: MorphStatus = host.control().get(MORPH);
+    assert_eq!(status.to_generation, 2);
+    assert_eq!(instances(&host), ["web", "web+b"]);
+    host.restart_by_kill();
+    assert_eq!(host.running("web").summary.generation, 1);
+    assert_eq!(get(port, "k"), "v");
+    host.control().wait("the new side to be gone", || {
+        (instances(&host) == ["web"]).then_some(())
+    });
+
+    // It panics while nobody watches.
+    host.kill_daemon();
+    host.emulated().strike("panic", "web");
+    host.start();
+    assert!(host.successor_of("web", 1).summary.generation > 1);
+    ping(port);
+}
+
+#[test]
+fn without_the_kernels_word_that_cpus_stopped_a_person_is_asked() {
+    let Some(host) = Host::multikernel(Generation::Silent) else {
+        return;
+    };
+    let port = host.spawn_kv("web");
+    host.emulated().strike("panic", "web");
+    let kept = host.control().wait("an operator to be asked", || {
+        let now = host.control().instance("web");
+        (now.summary.state == InstanceState::OperatorActionNeeded).then_some(now)
+    });
+    let reason = kept.reason.unwrap();
+    assert!(
+        reason.contains("does not say whether its CPUs have stopped"),
+        "{reason}"
+    );
+    assert_eq!(kept.summary.generation, 1);
+    assert_eq!(instances(&host), ["web"], "it keeps its resources");
+
+    // Who knows that it has stopped takes it away, as the reason says, with the real kerf.
+    kerf_does(&host, "kill web --force");
+    kerf_does(&host, "unload web");
+    kerf_does(&host, "delete web");
+    host.control()
+        .succeed("POST", "/v1/instances/web/recover", None);
+    let record = recovered(&host, 1);
+    assert_eq!(record.fence.as_deref(), Some("nothing_found"));
+    ping(port);
+}
+
+#[test]
+fn what_kerf_configures_kmorph_runs_and_what_kmorph_makes_kerf_shows() {
+    let Some(host) = host() else { return };
+    kerf_does(
+        &host,
+        "create web --cpus=10,12 --memory=512MB --devices=0000:09:00.0",
+    );
+    let port = host.spawn_kv("web");
+    let shown = kerf_does(&host, "show web -v");
+    assert!(
+        shown.contains("active") && shown.contains("6.1.0-a"),
+        "{shown}"
+    );
+    let holds = kernel(&host).instance("web").unwrap();
+    assert_eq!(holds.cpus, [10, 12]);
+    // kerf takes away nothing that runs.
+    let refused = kerf(&host, "delete web").unwrap_err();
+    assert!(refused.contains("active"), "{refused}");
+
+    let ended = host.control().morph("web", &host.kernel("6.12.9-b"));
+    assert_eq!(ended.state, OperationState::Succeeded, "{ended:?}");
+    ping(port);
+    // What kerf configured stays; the devices are where the workload is.
+    let second = host.control().wait("the devices to follow", || {
+        let second = kernel(&host).instance("web+b").unwrap();
+        (!second.devices.is_empty()).then_some(second)
+    });
+    assert_eq!(second.cpus.len(), 2);
+    assert!(kernel(&host).instance("web").unwrap().devices.is_empty());
+    let shown = kerf_does(&host, "show");
+    assert!(shown.contains("web+b"), "{shown}");
+    let shown = kerf_does(&host, "show web+b -v");
+    assert!(shown.contains("6.12.9-b"), "{shown}");
+
+    // kerf halts it: that is an end like any other, and it is healed, where kerf had configured it.
+    kerf_does(&host, "kill web+b");
+    assert_eq!(host.successor_of("web", 2).summary.generation, 3);
+    ping(port);
+    host.control().succeed("DELETE", "/v1/instances/web", None);
+    assert_eq!(instances(&host), ["web"]);
+    kerf_does(&host, "delete web");
+    assert!(instances(&host).is_empty());
+}
