@@ -50,6 +50,11 @@ impl Process {
         }
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).unwrap()
+    }
+
     /// Where its files are.
     pub fn root(&self) -> PathBuf {
         self.directory.join("multikernel")

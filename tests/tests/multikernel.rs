@@ -18,6 +18,8 @@ use kmorph_emulated_kernel::Generation;
 use kmorph_tests::resp::{Client, Steady};
 use kmorph_tests::{Host, kernels, program};
 use libkerf::kernel::Kernel;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 const MORPH: &str = "/v1/instances/web/morph";
@@ -145,6 +147,21 @@ fn a_workload_moves_to_another_kernel_and_back() {
         assert!(seen.failed <= 1 && seen.wrong == 0, "{seen:?}");
         assert_eq!(get(port, "k49"), "value");
     }
+}
+
+#[test]
+fn what_a_killed_emulator_leaves_mounted_is_taken_away() {
+    let Some(host) = host() else { return };
+    host.spawn_bare("web");
+    let place = host.emulated().beside("");
+    let mounted = || {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        mounts.contains(&*place.to_string_lossy())
+    };
+    assert!(mounted());
+    kill(Pid::from_raw(host.emulated().pid()), Signal::SIGKILL).unwrap();
+    drop(host);
+    assert!(!mounted() && !place.exists());
 }
 
 #[test]

@@ -166,11 +166,12 @@ impl MultikernelBackend {
         calls: Box<dyn Calls + Send + Sync>,
     ) -> io::Result<Self> {
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        let host_boot_id = boot_id.trim().to_owned();
         let kernel = Kernel::at(&config.root, &config.lock);
         let records = Records::in_directory(&config.records);
         Ok(Self {
-            host_boot_id: boot_id.trim().to_owned(),
-            slots: Arc::new(Slots::new(kernel, records, calls)),
+            slots: Arc::new(Slots::new(kernel, records, calls, host_boot_id.clone())),
+            host_boot_id,
             config,
         })
     }
@@ -344,13 +345,13 @@ impl Backend for MultikernelBackend {
         run_dir: &Path,
     ) -> Result<Option<Placement>, BackendError> {
         let what = || format!("looking for {name} generation {generation}");
-        let wanted = name.clone();
+        let (wanted, own_dir) = (name.clone(), run_dir.to_owned());
         let look = self.blocking(move |slots| {
             for name in Slots::names(&wanted) {
                 let Content::Marked(mark, _) = slots.content(&name)? else {
                     continue;
                 };
-                if mark.instance != wanted || mark.generation != generation || mark.fenced {
+                if !mark.is_of(generation, &own_dir) || mark.fenced {
                     continue;
                 }
                 let (id, has) = (slots.kernel.id(&name)?, slots.kernel.instance(&name)?);
@@ -401,8 +402,11 @@ impl Backend for MultikernelBackend {
         // The kernel waits for the instance up to 30 s, and nobody here waits for the kernel. What comes of it, the
         // status says.
         let slots = Arc::clone(&self.slots);
-        tokio::task::spawn_blocking(move || drop(slots.kernel.halt(&*slots.calls, &name)));
-        Ok(())
+        let ask = move || drop(slots.kernel.halt(&*slots.calls, &name));
+        let asked = std::thread::Builder::new()
+            .name("halt".to_owned())
+            .spawn(ask);
+        asked.map(drop).map_err(failed(what()))
     }
 
     async fn fence(

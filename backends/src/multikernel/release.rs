@@ -34,7 +34,8 @@ impl Slots {
             source: io::Error::other(error.to_string()),
         };
         match self.holds(placement).map_err(|error| failed(&error))? {
-            Holds::Gone | Holds::Another | Holds::Foreign(_) => Ok(()),
+            Holds::Gone => self.forget(placement).map_err(|error| failed(&error)),
+            Holds::Another | Holds::Foreign(_) => Ok(()),
             Holds::This(mark, status) => {
                 if status == Status::Loaded {
                     self.unload(name).map_err(|error| failed(&error))?;

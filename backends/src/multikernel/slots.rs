@@ -5,8 +5,10 @@
 //!
 //! Which generation is in one is written in kerf's record of it, under a key that kerf keeps and does not look at.
 //! It is written before anything is loaded: what a daemon that died had begun is found by it. Who loads something
-//! else there with kerf writes another record: what runs then is not ours.
+//! else there with kerf writes another record: what runs then is not ours. Records outlive the host; a mark of an earlier
+//! boot says nothing.
 
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kmorph_launch::InstanceName;
@@ -29,6 +31,10 @@ pub(super) struct Mark {
     pub(super) instance: InstanceName,
     /// The generation that is in it.
     pub(super) generation: u64,
+    /// Its run directory: another daemon may have an instance of this name.
+    pub(super) run_dir: PathBuf,
+    /// The host's boot in which it was put there.
+    pub(super) host_boot_id: String,
     /// Whether we made the kernel instance: what kerf made stays when the generation goes.
     pub(super) made: bool,
     /// Its fence was confirmed: it runs no more, whatever the status file says.
@@ -40,6 +46,11 @@ impl Mark {
     /// The mark in a record; none where it has none, or one that is not understood.
     pub(super) fn of(record: &Record) -> Option<Self> {
         serde_json::from_value(record.other.get(KEY)?.clone()).ok()
+    }
+
+    /// Whether it names this generation of this run directory.
+    pub(super) fn is_of(&self, generation: u64, run_dir: &Path) -> bool {
+        self.generation == generation && self.run_dir == run_dir
     }
 
     /// Puts it into a record.
@@ -89,6 +100,7 @@ pub(super) struct Slots {
     pub(super) kernel: Kernel,
     pub(super) records: Records,
     pub(super) calls: Box<dyn Calls + Send + Sync>,
+    pub(super) host_boot_id: String,
     /// One change of ours at a time: each is planned on what the last one left.
     changes: Mutex<()>,
 }
@@ -98,12 +110,14 @@ impl Slots {
         kernel: Kernel,
         records: Records,
         calls: Box<dyn Calls + Send + Sync>,
+        host_boot_id: String,
     ) -> Self {
         let changes = Mutex::new(());
         Self {
             kernel,
             records,
             calls,
+            host_boot_id,
             changes,
         }
     }
@@ -125,10 +139,13 @@ impl Slots {
             Err(error) => return Err(error.into()),
         };
         let record = self.records.load(name)?;
-        Ok(match record.as_ref().and_then(Mark::of) {
-            Some(mark) => Content::Marked(mark, status),
-            None => Content::Foreign(status),
-        })
+        let mark = record.as_ref().and_then(Mark::of);
+        Ok(
+            match mark.filter(|mark| mark.host_boot_id == self.host_boot_id) {
+                Some(mark) => Content::Marked(mark, status),
+                None => Content::Foreign(status),
+            },
+        )
     }
 
     /// What has become of a placement's kernel instance.
@@ -143,11 +160,25 @@ impl Slots {
         Ok(match content {
             Content::Absent => Holds::Gone,
             Content::Foreign(status) => Holds::Foreign(status),
-            Content::Marked(mark, status) => match mark.generation == placement.generation {
-                true => Holds::This(mark, status),
-                false => Holds::Another,
-            },
+            Content::Marked(mark, status) => {
+                match mark.is_of(placement.generation, &placement.run_dir) {
+                    true => Holds::This(mark, status),
+                    false => Holds::Another,
+                }
+            }
         })
+    }
+
+    /// Removes the record of a kernel instance that is gone, if it is that of this generation.
+    pub(super) fn forget(&self, placement: &Placement) -> Result<(), RecordError> {
+        let Some(KernelInstance { name, .. }) = &placement.kernel_instance else {
+            return Ok(());
+        };
+        let mark = self.records.load(name)?.as_ref().and_then(Mark::of);
+        match mark.filter(|mark| mark.is_of(placement.generation, &placement.run_dir)) {
+            Some(_) => self.records.remove(name),
+            None => Ok(()),
+        }
     }
 
     /// Writes a mark into the record of a kernel instance, beside what else is in it.
@@ -182,6 +213,8 @@ mod tests {
         let mark = Mark {
             instance: "web".parse().unwrap(),
             generation: 7,
+            run_dir: "/run/web/7".into(),
+            host_boot_id: "b".to_owned(),
             made: true,
             fenced: false,
         };

@@ -79,6 +79,8 @@ impl Slots {
         let mark = Mark {
             instance: spec.name.clone(),
             generation: spec.generation,
+            run_dir: spec.run_dir.clone(),
+            host_boot_id: self.host_boot_id.clone(),
             made: !chosen.there,
             fenced: false,
         };
@@ -113,7 +115,14 @@ impl Slots {
                     taken.map_err(|error| failed("tidying", &name, &error))?;
                     !mark.made
                 }
-                Content::Foreign(status) | Content::Marked(_, status) => {
+                Content::Foreign(status) => {
+                    return Err(SpawnError::Unavailable(format!(
+                        "kernel instance {name:?} is {}, and it was not kmorph that loaded it; end what runs there \
+                         with kerf kill, and unload it with kerf unload",
+                        status.as_str()
+                    )));
+                }
+                Content::Marked(_, status) => {
                     taken.push(format!("{name} is {}", status.as_str()));
                     continue;
                 }

@@ -11,6 +11,8 @@ use libkerf::model::PciAddress;
 use libkerf::overlay::{Create, Operation, Overlay, Status, Target};
 use libkerf::record::Records;
 
+use serde_json::json;
+
 use super::ground::{Ground, kernel_instance};
 
 const MIB: u64 = 1 << 20;
@@ -331,6 +333,61 @@ async fn what_another_loaded_there_is_not_ours_to_stop() {
         refused.reason
     );
     assert!(ground.lives(&placement));
+}
+
+#[tokio::test]
+async fn a_mark_of_an_earlier_boot_or_of_another_daemon_is_not_ours() {
+    let Some(ground) = ground() else { return };
+    let placement = ground.spawn(ground.spec()).await;
+    let another = Placement {
+        run_dir: ground.run_dir().join("another"),
+        ..placement.clone()
+    };
+    let found = ground
+        .backend
+        .find(&another.name, another.generation, &another.run_dir)
+        .await;
+    assert_eq!(found.unwrap(), None);
+    let proof = ground.fence(&another).await;
+    assert_eq!(proof.method(), FenceMethod::AlreadyEnded);
+    assert!(ground.lives(&placement), "another daemon's was stopped");
+    end(&ground, &placement).await;
+
+    // The host was booted anew, kerf has made the instance again, and its record is as it was.
+    configure(&ground, "web", &[10], false);
+    let stale = json!({
+        "kernel": null, "loaded_at": "2026-01-02T03:04:05+00:00",
+        "kmorph": {
+            "instance": "web", "generation": placement.generation, "run_dir": placement.run_dir,
+            "host_boot_id": "earlier", "made": true,
+        },
+    });
+    let records = records(&ground);
+    records
+        .save("web", &serde_json::from_value(stale).unwrap())
+        .unwrap();
+    let next = ground.spawn(ground.spec()).await;
+    assert_eq!(
+        (kernel_instance(&next), next.cpus.as_slice()),
+        ("web", &[10][..])
+    );
+    end(&ground, &next).await;
+    assert_eq!(kernel(&ground).instance_names().unwrap(), ["web"]);
+}
+
+#[tokio::test]
+async fn what_somebody_else_has_loaded_is_left_alone() {
+    let Some(ground) = ground() else { return };
+    configure(&ground, "web", &[10], false);
+    let image = ground.spec().kernel.path().with_file_name("vmlinux");
+    std::fs::write(&image, b"\x7fELF").unwrap();
+    let emulated = ground.emulated.as_ref().unwrap();
+    emulated
+        .ask(&format!("load 1 {} - x", image.display()))
+        .unwrap();
+    let error = ground.backend.spawn(ground.spec()).await.unwrap_err();
+    assert!(error.to_string().contains("kerf unload"), "{error}");
+    assert_eq!(kernel(&ground).status("web").unwrap(), Status::Loaded);
 }
 
 #[tokio::test]
