@@ -86,7 +86,8 @@ impl Host {
             .expect("the kernel takes the baseline");
         host.kernel = Some(kernel);
         host.configure(&format!(
-            "backend = \"multikernel\"\n[defaults]\nheartbeat_timeout_s = 1.0\n[multikernel]\n\
+            "backend = \"multikernel\"\n[defaults]\nheartbeat_timeout_s = 1.0\n[limits]\n\
+             stop_timeout_s = 0.5\n[multikernel]\n\
              root = \"{0}/multikernel\"\nlock = \"{0}/run/kerf.lock\"\nrecords = \"{0}/records\"\n\
              vsock_sockets = \"{0}/vsock\"\n",
             place.display()

@@ -37,6 +37,11 @@ fn instances(host: &Host) -> Vec<String> {
     kernel(host).instance_names().unwrap()
 }
 
+fn pool(host: &Host) -> PoolUsage {
+    let daemon: Value = host.control().get("/v1/daemon");
+    serde_json::from_value(daemon["pool"].clone()).unwrap()
+}
+
 fn ping(port: u16) {
     let mut client = Client::connect(port).unwrap();
     assert_eq!(client.call(&["PING"]).unwrap(), "PONG");
@@ -167,10 +172,7 @@ fn what_a_killed_emulator_leaves_mounted_is_taken_away() {
 #[test]
 fn what_is_terminated_leaves_nothing_and_the_pool_is_the_kernels() {
     let Some(host) = host() else { return };
-    let pool = || -> PoolUsage {
-        let daemon: Value = host.control().get("/v1/daemon");
-        serde_json::from_value(daemon["pool"].clone()).unwrap()
-    };
+    let pool = || pool(&host);
     let whole = pool();
     assert_eq!(whole.cpus, [8, 10, 12, 14, 16, 18]);
     assert_eq!(
@@ -203,7 +205,7 @@ fn what_is_terminated_leaves_nothing_and_the_pool_is_the_kernels() {
             host.spawn_kv("web");
         }
     }
-    // One that does not answer a request to halt.
+    // One that does not answer a request to halt: the kernel waits for it, and lets nobody change anything meanwhile.
     host.spawn_kv("web");
     host.emulated().strike("hang", "web");
     host.control().succeed("DELETE", "/v1/instances/web", None);
@@ -288,6 +290,10 @@ fn what_kerf_configures_kmorph_runs_and_what_kmorph_makes_kerf_shows() {
     );
     let holds = kernel(&host).instance("web").unwrap();
     assert_eq!(holds.cpus, [10, 12]);
+    // What it has counts, not what was asked for.
+    let left = pool(&host);
+    assert_eq!(left.cpus_free, [8, 14, 16, 18]);
+    assert_eq!(left.memory_bytes - left.memory_free_bytes, 512 << 20);
     // kerf takes away nothing that runs.
     let refused = kerf(&host, "delete web").unwrap_err();
     assert!(refused.contains("active"), "{refused}");

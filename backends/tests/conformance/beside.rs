@@ -1,5 +1,6 @@
 //! What is special of kernels beside the host's: the traps of the kernel's interface, slots, and kerf's part.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use kmorph_backends::contract::{Observation, Placement, SpawnError, SpawnSpec};
@@ -313,6 +314,41 @@ async fn a_spawn_that_fails_half_way_leaves_nothing() {
     assert!(error.to_string().contains("loading a kernel"), "{error}");
     assert!(!run_dir.join("initramfs.img").exists());
     nothing();
+}
+
+/// What a daemon leaves behind that was killed before it had loaded anything; its run directory.
+fn half_begun(ground: &Ground, generation: u64) -> PathBuf {
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let run_dir = ground.run_dir().join(generation.to_string());
+    let record = json!({ "kmorph": {
+        "instance": "web", "generation": generation, "run_dir": run_dir,
+        "host_boot_id": boot_id.trim(), "made": true,
+    }});
+    let record = serde_json::from_value(record).unwrap();
+    records(ground).save("web", &record).unwrap();
+    configure(ground, "web", &[10], false);
+    run_dir
+}
+
+#[tokio::test]
+async fn what_was_begun_and_not_loaded_is_found_and_taken_away() {
+    let Some(ground) = ground() else { return };
+    let run_dir = half_begun(&ground, 7);
+    let name = "web".parse().unwrap();
+    let found = ground.another_daemon().find(&name, 7, &run_dir).await;
+    let placement = found.unwrap().unwrap();
+    let seen = ground.backend.observe(&placement).await.unwrap();
+    assert!(matches!(seen, Observation::Ended(_)), "{seen:?}");
+    let proof = ground.fence(&placement).await;
+    assert_eq!(proof.method(), FenceMethod::NeverStarted);
+    ground.backend.release(&placement, &proof).await.unwrap();
+    assert!(kernel(&ground).instance_names().unwrap().is_empty());
+    assert!(records(&ground).load("web").unwrap().is_none());
+    // Also by the next spawn, where nobody has looked for it.
+    half_begun(&ground, 8);
+    let next = ground.spawn(ground.spec()).await;
+    assert_eq!(kernel_instance(&next), "web");
+    assert_eq!(next.memory_bytes, 192 * MIB, "it was made anew");
 }
 
 #[tokio::test]
