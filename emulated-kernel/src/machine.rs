@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -164,6 +165,7 @@ impl Machine {
         if is_last {
             self.enter(id, "loaded");
         }
+        spawn.has_said_so.store(true, Ordering::SeqCst);
     }
 
     fn halt(&self, id: u32) -> Done {
@@ -177,7 +179,8 @@ impl Machine {
             spawn.ask();
         }
         let asked = Instant::now();
-        while self.with(id, |instance| Ok(instance.state == "active"))? {
+        // Halted by force meanwhile, it says nothing any more, and is waited for all the same.
+        while !spawn.has_said_so.load(Ordering::SeqCst) {
             if asked.elapsed() > HALT_TIMEOUT {
                 return Err(ETIMEDOUT);
             }

@@ -9,6 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -60,6 +61,8 @@ impl Loaded {
 pub(crate) struct Spawn {
     pub(crate) loaded: Loaded,
     pub(crate) line: Arc<Line>,
+    /// It has told the host that it has halted.
+    pub(crate) has_said_so: AtomicBool,
     mark: String,
     agent: i32,
 }
@@ -104,6 +107,7 @@ impl Spawn {
             Self {
                 line: Line::open(vsock, ways)?,
                 loaded,
+                has_said_so: AtomicBool::new(false),
                 mark: mark_of(directory),
                 agent: i32::try_from(child.id()).unwrap(),
             },
