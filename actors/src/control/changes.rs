@@ -16,9 +16,7 @@ use utoipa::IntoParams;
 use super::answers::{Answer, actor_gone, answer};
 use super::endpoint::{Endpoint, delete, patch, post, put};
 use super::{Api, DaemonRequest};
-use crate::instance::{
-    CaptureVmcore, CommandKind, MorphControl, PingInstance, Recover, Terminate,
-};
+use crate::instance::{CaptureVmcore, CommandKind, MorphControl, PingInstance, Recover, Terminate};
 use crate::supervisor::{BeginMorph, ChangePolicies, GetDaemon, Spawn};
 use crate::vmcore::by_hand::check_output;
 
@@ -42,11 +40,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             "Roll it back",
             rollback,
         ),
-        post(
-            "/v1/instances/{name}/vmcore",
-            "Capture its memory",
-            capture,
-        ),
+        post("/v1/instances/{name}/vmcore", "Capture its memory", capture),
         patch(
             "/v1/instances/{name}/policy",
             "Change its policy",

@@ -12,10 +12,14 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
 }
 
 #[derive(OpenApi)]
-#[openapi(info(
-    title = "kmorph control API",
-    description = "HTTP and JSON over kmorphd's Unix socket."
-))]
+#[openapi(
+    info(
+        title = "kmorph control API",
+        description = "HTTP and JSON over kmorphd's Unix socket."
+    ),
+    // Results of operations, to which no endpoint's type refers.
+    components(schemas(kmorph_control_api::CaptureReport, kmorph_control_api::MorphStatus))
+)]
 struct Head;
 
 fn document(endpoints: Vec<Endpoint>) -> Value {

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use actix::prelude::*;
+use kmorph_backends::contract::BackendKind;
 use kmorph_control_api::{ApiError, ErrorCode, InstanceState};
 
 use super::{Instance, Work};
@@ -73,11 +74,19 @@ impl Handler<CaptureVmcore> for Instance {
 impl Instance {
     fn uncapturable(&self) -> Option<ApiError> {
         let name = &self.row.name;
-        if !self.row.spec.backend.boots_kernels() {
-            let backend = self.row.spec.backend.as_str();
-            let text = format!("{name} has no kernel of its own: its backend is {backend}");
-            let error = ApiError::new(ErrorCode::InvalidRequest, text);
-            return Some(error.hint("`gcore` captures the memory of a process"));
+        let refused = match self.row.spec.backend {
+            BackendKind::Qemu => None,
+            BackendKind::Embedded => Some((
+                format!("{name} has no kernel of its own: it is a process (embedded)"),
+                "`gcore` captures the memory of a process",
+            )),
+            BackendKind::Multikernel => Some((
+                format!("the memory of {name} cannot be captured yet: its backend is multikernel"),
+                "docs/multikernel.md says what is missing",
+            )),
+        };
+        if let Some((text, hint)) = refused {
+            return Some(ApiError::new(ErrorCode::InvalidRequest, text).hint(hint));
         }
         if let Some(error) = self.busy("captured") {
             return Some(error);
