@@ -19,6 +19,7 @@
 
 pub mod clock;
 pub mod control;
+pub mod doctor;
 pub mod events;
 mod fault;
 pub mod forward;

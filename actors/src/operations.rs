@@ -372,9 +372,10 @@ fn instead_of_cancelling(kind: OperationKind) -> Option<&'static str> {
         OperationKind::MorphValidate | OperationKind::MorphCommit => {
             Some("`kmorphctl morph rollback` undoes the morph, before its commit point")
         }
-        OperationKind::Terminate | OperationKind::Recover | OperationKind::MorphRollback => {
-            Some("`kmorphctl operation watch` waits for its end")
-        }
+        OperationKind::Terminate
+        | OperationKind::Recover
+        | OperationKind::MorphRollback
+        | OperationKind::Doctor => Some("`kmorphctl operation watch` waits for its end"),
     }
 }
 

@@ -372,7 +372,7 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// When the backend cannot do it, or it could not be confirmed; it may be frozen all the same.
     async fn freeze(&self, placement: &Placement) -> Result<bool, BackendError> {
-        Err(cannot_freeze(self.kind(), placement))
+        Err(cannot("freezing", self.kind(), placement))
     }
 
     /// Has a frozen instance go on. One that goes on already, or has ended, is left as it is.
@@ -380,7 +380,21 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// When it could not be confirmed.
     async fn resume(&self, placement: &Placement) -> Result<(), BackendError> {
-        Err(cannot_freeze(self.kind(), placement))
+        Err(cannot("resuming", self.kind(), placement))
+    }
+
+    /// What a kernel's command line needs, so that [`Backend::provoke_panic`] has it panic; none where the backend
+    /// cannot do that, or captures no memory.
+    fn panic_cmdline(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Has the instance's kernel panic, for a test. It was started with [`Backend::panic_cmdline`].
+    ///
+    /// # Errors
+    /// When it could not be done.
+    async fn provoke_panic(&self, placement: &Placement) -> Result<(), BackendError> {
+        Err(cannot("having the kernel panic of", self.kind(), placement))
     }
 
     /// Has the registers of its CPUs written into the file [`REGISTERS`] of its run directory; false where it
@@ -395,10 +409,10 @@ pub trait Backend: Send + Sync {
     }
 }
 
-fn cannot_freeze(kind: BackendKind, placement: &Placement) -> BackendError {
+fn cannot(what: &str, kind: BackendKind, placement: &Placement) -> BackendError {
     let reason = format!("the {} backend cannot", kind.as_str());
     BackendError {
-        what: format!("freezing {}", placement.name),
+        what: format!("{what} {}", placement.name),
         source: std::io::Error::new(std::io::ErrorKind::Unsupported, reason),
     }
 }

@@ -55,6 +55,9 @@ pub struct DaemonStatus {
     pub self_lag_ms: u64,
     /// True once it was asked to stop.
     pub stopping: bool,
+    /// The last self-test; absent when there was none.
+    #[serde(default)]
+    pub last_doctor: Option<crate::DoctorReport>,
 }
 
 /// How the daemon shall stop. Instances keep running in both cases.

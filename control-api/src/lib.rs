@@ -25,6 +25,7 @@
 //! | `GET /v1/instances/{name}/policy` | | [`Policy`] |
 //! | `PATCH /v1/instances/{name}/policy` | [`PolicyPatch`] | [`Policy`] |
 //! | `POST /v1/instances/{name}/vmcore` | [`CaptureRequest`] | [`Operation`] |
+//! | `POST /v1/doctor` | [`DoctorRequest`] | [`Operation`] |
 //! | `GET /v1/policies` | | [`PolicySet`] |
 //! | `PUT /v1/policies` | [`PolicySet`] | [`PolicySet`] |
 //! | `GET /v1/recoveries?instance=&since=` | | [`RecoveryRecord`] list |
@@ -40,6 +41,7 @@
 
 pub mod address;
 mod daemon;
+mod doctor;
 mod error;
 mod event;
 mod instance;
@@ -51,6 +53,7 @@ mod recovery;
 mod vmcore;
 
 pub use daemon::{DaemonStatus, PoolUsage, ReloadReport, StopRequest};
+pub use doctor::{DoctorReport, DoctorRequest};
 pub use error::{ApiError, ErrorCode};
 pub use event::{Event, EventKind};
 pub use instance::{

@@ -25,6 +25,8 @@ pub enum OperationKind {
     Morph,
     /// Captures an instance's memory.
     VmcoreCapture,
+    /// Tests that a failed instance is captured.
+    Doctor,
 }
 
 /// Where an operation is.
@@ -78,7 +80,7 @@ pub struct Operation {
     /// Why it failed.
     pub error: Option<crate::ApiError>,
     /// The instance's status at the end, the morph's for a morph, a [`CaptureReport`](crate::CaptureReport) for a
-    /// capture.
+    /// capture, a [`DoctorReport`](crate::DoctorReport) for a self-test.
     #[schema(value_type = Option<Object>)]
     pub result: Option<serde_json::Value>,
 }

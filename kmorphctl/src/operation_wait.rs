@@ -32,6 +32,7 @@ pub(crate) fn kind_name(kind: OperationKind) -> &'static str {
         OperationKind::MorphRollback => "morph rollback",
         OperationKind::Morph => "morph",
         OperationKind::VmcoreCapture => "vmcore capture",
+        OperationKind::Doctor => "self-test",
     }
 }
 

@@ -341,3 +341,30 @@ fn a_capture_without_room_ends_with_9() {
         "{ended:?}"
     );
 }
+
+#[test]
+fn the_last_self_test_is_told_and_ends_with_how_it_ended() {
+    let report = json!({
+        "ended_at": "2026-11-26T16:16:08.123Z", "passed": false, "reason": "no room",
+        "kernel_path": "/boot/vmlinuz", "kernel_release": null, "panic": null,
+        "vmcore_bytes": null, "cpus": null, "log_ms": 51.2, "captured_ms": null,
+        "recovered_ms": null,
+    });
+    for (last, code, said) in [
+        (Value::Null, 4, ""),
+        (
+            report,
+            8,
+            "no room\nImage: /boot/vmlinuz\nTo the log: 51.2 ms\n",
+        ),
+    ] {
+        let daemon = FakeDaemon::start(move |_| {
+            let mut status = support::daemon();
+            status["last_doctor"] = last.clone();
+            Reply::ok(status)
+        });
+        let ended = daemon.ctl("doctor --last");
+        assert_eq!(ended.code, code, "{ended:?}");
+        assert!(ended.stdout.ends_with(said), "{ended:?}");
+    }
+}

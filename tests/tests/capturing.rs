@@ -1,4 +1,5 @@
-//! `vmcore capture`: the memory of real kernels that live, that failed, and that are frozen when something ends.
+//! `vmcore capture`: the memory of real kernels that live, that failed, and that are frozen when something ends. And
+//! `doctor`, which tests that those that fail are captured.
 //!
 //! Needs what `scripts/setup-tests` installs.
 
@@ -12,7 +13,8 @@
 use std::path::Path;
 
 use kmorph_control_api::{
-    CaptureReport, ErrorCode, EventKind, InstanceState, Operation, OperationState,
+    CaptureReport, DaemonStatus, DoctorReport, ErrorCode, EventKind, InstanceState, InstanceStatus,
+    Operation, OperationState,
 };
 use kmorph_tests::kernels::Transport;
 use kmorph_tests::resp::Client;
@@ -249,4 +251,77 @@ fn without_room_for_it_the_kernel_goes_on_and_the_file_says_what_it_is() {
         "PONG"
     );
     drop(disk);
+}
+
+fn doctor() -> Value {
+    json!({ "kernel": kernels::debian("6.1") })
+}
+
+fn last_doctor(host: &Host) -> DoctorReport {
+    let daemon: DaemonStatus = host.control().get("/v1/daemon");
+    daemon.last_doctor.unwrap()
+}
+
+fn nothing_is_left(host: &Host) {
+    let all: Vec<Value> = host.control().get("/v1/instances");
+    assert!(all.is_empty(), "{all:?}");
+}
+
+#[test]
+fn the_self_test_passes_leaves_nothing_and_is_remembered() {
+    let mut host = Host::qemu();
+    let ended = host
+        .control()
+        .operate("POST", "/v1/doctor", Some(&doctor()));
+    assert_eq!(ended.state, OperationState::Succeeded, "{ended:?}");
+    let report = last_doctor(&host);
+    assert!(report.passed && report.reason.is_none(), "{report:?}");
+    assert!(report.kernel_release.unwrap().starts_with("6.1."));
+    assert!(report.panic.unwrap().contains("NMI"));
+    assert_eq!(report.cpus, Some(1));
+    assert!(report.vmcore_bytes.unwrap() > 1 << 20);
+    nothing_is_left(&host);
+    assert!(!host.path("state/vmcore/kmorph-doctor").exists());
+    host.restart_by_kill();
+    assert!(last_doctor(&host).passed);
+}
+
+#[test]
+fn the_self_test_fails_where_nothing_can_be_captured() {
+    let host = Host::qemu();
+    // There is a file where the directory should be.
+    std::fs::write(host.path("state/vmcore"), "").unwrap();
+    let ended = host
+        .control()
+        .operate("POST", "/v1/doctor", Some(&doctor()));
+    assert_eq!(ended.state, OperationState::Failed, "{ended:?}");
+    let report = last_doctor(&host);
+    assert!(!report.passed);
+    assert!(report.reason.unwrap().contains("vmcore.dir"));
+    nothing_is_left(&host);
+}
+
+#[test]
+fn what_a_killed_daemon_tested_with_is_thrown_away_by_the_next() {
+    let mut host = Host::qemu();
+    let begun = host
+        .control()
+        .request("POST", "/v1/doctor", Some(&doctor()));
+    let _: Operation = begun.ok();
+    let path = "/v1/instances/kmorph-doctor";
+    let test = host.control().wait("its instance to be there", || {
+        let found = host.control().request("GET", path, None);
+        (found.status == 200).then(|| found.ok::<InstanceStatus>())
+    });
+    let again = host
+        .control()
+        .request("POST", "/v1/doctor", Some(&doctor()));
+    assert_eq!(again.refusal().code, ErrorCode::WrongState);
+    host.restart_by_kill();
+    host.control().wait("it to be gone", || {
+        let all: Vec<Value> = host.control().get("/v1/instances");
+        all.is_empty().then_some(())
+    });
+    let run_dir = std::path::PathBuf::from(test.run_dir);
+    assert!(!run_dir.exists());
 }

@@ -478,5 +478,9 @@ fn a_capture_that_cannot_be_is_refused_before_it_begins() {
         has(&error.message, &[words]);
     }
     assert_eq!(std::fs::read(host.path("there")).unwrap(), b"");
+    let doctor = host
+        .control()
+        .request("POST", "/v1/doctor", Some(&json!({})));
+    has(&doctor.refusal().message, &["embedded", "nothing to test"]);
     undisturbed(&host, "web", agent);
 }

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use actix_web::{HttpRequest, web};
 use kmorph_control_api::{
-    ApiError, CaptureRequest, CommitRequest, DaemonStatus, ErrorCode, MorphRequest, Operation,
-    OperationKind, PingReport, Policy, PolicyPatch, PolicySet, ReloadReport, SpawnRequest,
-    StopRequest,
+    ApiError, CaptureRequest, CommitRequest, DaemonStatus, DoctorRequest, ErrorCode, MorphRequest,
+    Operation, OperationKind, PingReport, Policy, PolicyPatch, PolicySet, ReloadReport,
+    SpawnRequest, StopRequest,
 };
 use serde::Deserialize;
 use tokio::sync::oneshot;
@@ -17,7 +17,7 @@ use super::answers::{Answer, actor_gone, answer};
 use super::endpoint::{Endpoint, delete, patch, post, put};
 use super::{Api, DaemonRequest};
 use crate::instance::{CaptureVmcore, CommandKind, MorphControl, PingInstance, Recover, Terminate};
-use crate::supervisor::{BeginMorph, ChangePolicies, GetDaemon, Spawn};
+use crate::supervisor::{BeginDoctor, BeginMorph, ChangePolicies, GetDaemon, Spawn};
 use crate::vmcore::by_hand::check_output;
 
 pub(super) fn endpoints() -> Vec<Endpoint> {
@@ -39,6 +39,11 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             "/v1/instances/{name}/morph/rollback",
             "Roll it back",
             rollback,
+        ),
+        post(
+            "/v1/doctor",
+            "Test that a failed instance is captured",
+            doctor,
         ),
         post("/v1/instances/{name}/vmcore", "Capture its memory", capture),
         patch(
@@ -102,6 +107,7 @@ async fn spawn(
         let spawn = Spawn {
             request: body.into_inner(),
             uid,
+            throw_away: false,
         };
         let id = api.supervisor.send(spawn).await.map_err(actor_gone)??;
         api.begun(&id)
@@ -255,6 +261,22 @@ async fn capture(
             .send(CaptureVmcore { output, operation })
             .await
             .map_err(actor_gone)??;
+        api.begun(&id)
+    };
+    answer(work.await)
+}
+
+async fn doctor(
+    request: HttpRequest,
+    api: web::Data<Api>,
+    body: web::Json<DoctorRequest>,
+) -> Answer<Operation> {
+    let work = async {
+        let begin = BeginDoctor {
+            uid: Some(api.admit(&request)?),
+            request: body.into_inner(),
+        };
+        let id = api.supervisor.send(begin).await.map_err(actor_gone)??;
         api.begun(&id)
     };
     answer(work.await)

@@ -71,6 +71,25 @@ impl Handler<CaptureVmcore> for Instance {
     }
 }
 
+/// Have its kernel panic, for a test.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<(), String>")]
+pub struct ProvokePanic;
+
+impl Handler<ProvokePanic> for Instance {
+    type Result = ResponseFuture<Result<(), String>>;
+
+    fn handle(&mut self, _: ProvokePanic, _: &mut Self::Context) -> Self::Result {
+        let backend = self.services.backend.clone();
+        let placement = self.generation.placement.clone();
+        Box::pin(async move {
+            let placement = placement.ok_or("it was never started")?;
+            let provoked = backend.provoke_panic(&placement).await;
+            provoked.map_err(|error| error.to_string())
+        })
+    }
+}
+
 impl Instance {
     fn uncapturable(&self) -> Option<ApiError> {
         let name = &self.row.name;

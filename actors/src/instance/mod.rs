@@ -26,7 +26,7 @@ use kmp_proto::message::{FailureCause, Health, HealthStatus};
 use kmp_proto::recovery::RestartPolicy;
 use slog::{Logger, info, o};
 
-pub use capturing::CaptureVmcore;
+pub use capturing::{CaptureVmcore, ProvokePanic};
 pub use healing::{RecoveryGranted, RecoveryOver, Successor, WorkerGone};
 pub use morphing::{MorphOver, OldLeft, ResumeMorph};
 pub use policy::{ApplyPolicy, GetPolicy};

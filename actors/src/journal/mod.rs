@@ -262,6 +262,7 @@ mod tests {
                 publish: Vec::new(),
                 monitor: true,
                 backend: kmorph_backends::contract::BackendKind::Embedded,
+                throw_away: false,
             },
             policy: kmorph_control_api::Policy {
                 heartbeat_timeout_s: 0.1,

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use kmorph_backends::contract::{BackendKind, Placement};
-use kmorph_control_api::{Event, MorphStatus, Operation, Policy, RecoveryRecord, WorkloadRequest};
+use kmorph_control_api::{
+    DoctorReport, Event, MorphStatus, Operation, Policy, RecoveryRecord, WorkloadRequest,
+};
 use serde::{Deserialize, Serialize};
 
 /// What the user asked for, with everything optional filled in.
@@ -23,6 +25,9 @@ pub struct InstanceSpec {
     pub monitor: bool,
     /// Which backend runs it.
     pub backend: BackendKind,
+    /// It belongs to a self-test, and goes with it: a daemon that finds it ends it.
+    #[serde(default)]
+    pub throw_away: bool,
 }
 
 /// A kernel with what is passed to it.
@@ -189,6 +194,8 @@ pub struct Snapshot {
     pub operations: Vec<Operation>,
     /// Newest events, oldest first.
     pub events: Vec<Event>,
+    /// The last self-test.
+    pub doctor: Option<DoctorReport>,
 }
 
 /// One change; a list of them is one transaction.
@@ -213,4 +220,6 @@ pub enum Change {
     Operation(Box<Operation>),
     /// Adds an event.
     Event(Box<Event>),
+    /// Replaces what is remembered of the last self-test.
+    Doctor(Box<DoctorReport>),
 }

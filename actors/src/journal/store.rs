@@ -39,6 +39,7 @@ CREATE TABLE IF NOT EXISTS recovery (id INTEGER PRIMARY KEY, row TEXT NOT NULL) 
 CREATE TABLE IF NOT EXISTS morph (session INTEGER PRIMARY KEY, row TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS operation (id INTEGER PRIMARY KEY, row TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS event (id INTEGER PRIMARY KEY, row TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS doctor (id INTEGER PRIMARY KEY, row TEXT NOT NULL) STRICT;
 ";
 
 /// Why the journal could not be opened, read or written.
@@ -200,6 +201,7 @@ impl Store {
                 "SELECT row FROM operation ORDER BY id",
             )?,
             events,
+            doctor: rows(&self.db, "doctor", "SELECT row FROM doctor")?.pop(),
         })
     }
 }
@@ -297,6 +299,7 @@ fn apply_one(tx: &Transaction<'_>, change: &Change) -> Result<(), JournalError> 
             put(tx, "operation", id, &json(row)?, OPERATIONS_KEPT)?;
         }
         Change::Event(row) => put(tx, "event", row.id, &json(row)?, EVENTS_KEPT)?,
+        Change::Doctor(row) => put(tx, "doctor", 1, &json(row)?, 1)?,
     }
     Ok(())
 }

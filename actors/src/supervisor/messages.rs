@@ -32,6 +32,8 @@ pub struct Spawn {
     pub request: SpawnRequest,
     /// The caller.
     pub uid: Option<u32>,
+    /// See [`InstanceSpec::throw_away`](crate::journal::InstanceSpec::throw_away).
+    pub throw_away: bool,
 }
 
 /// Morph an instance; the operation's id.

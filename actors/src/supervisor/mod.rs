@@ -6,6 +6,7 @@
 
 mod admission;
 mod daemon;
+mod doctor;
 mod lag;
 mod messages;
 mod morphing;
@@ -19,7 +20,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use futures_util::future::join_all;
-use kmorph_control_api::{ApiError, ErrorCode, InstanceSummary, RecoveryRecord};
+use kmorph_control_api::{ApiError, DoctorReport, ErrorCode, InstanceSummary, RecoveryRecord};
 use kmp_proto::message::TopologyEntry;
 use slog::{error, info, warn};
 
@@ -30,6 +31,7 @@ use crate::journal::{GenerationRow, InstanceRow, JournalError, Snapshot};
 use crate::services::Services;
 use crate::wall_clock;
 pub use admission::NoteRecovery;
+pub use doctor::BeginDoctor;
 use lag::Lag;
 pub use messages::{
     Addresses, ApplySettings, BeginMorph, Find, GetDaemon, GetRecoveries, GetTopology,
@@ -60,6 +62,9 @@ pub struct Supervisor {
     backend_detail: String,
     actor_restarts: u64,
     stopping: bool,
+    /// A self-test is under way.
+    doctor_runs: bool,
+    last_doctor: Option<DoctorReport>,
     lag: Lag,
     /// Held by the change of policies that is under way.
     policy_turn: Arc<tokio::sync::Mutex<()>>,
@@ -84,11 +89,13 @@ impl Supervisor {
             recoveries,
             waiting: VecDeque::new(),
             recovering: Vec::new(),
+            last_doctor: snapshot.doctor.clone(),
             snapshot: Some(snapshot),
             started_at: wall_clock::now_rfc3339(),
             backend_detail,
             actor_restarts: 0,
             stopping: false,
+            doctor_runs: false,
             lag: Lag::new(SWEEP_INTERVAL),
             policy_turn: Arc::default(),
         }

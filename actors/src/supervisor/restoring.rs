@@ -42,6 +42,8 @@ pub(super) async fn restore(
     let ended = observe(services, &mut generation).await;
     adopt_ports(services, &row, &generation, ended.is_none()).await;
     let beginning = match (&row.desired, ended) {
+        // Whoever tested with it has ended.
+        _ if row.spec.throw_away => Beginning::Terminating,
         (Desired::Unhealed | Desired::Resting | Desired::OperatorAction, _) => Beginning::Resting,
         (Desired::Terminating, _) => Beginning::Terminating,
         (_, None) => Beginning::Adopted,

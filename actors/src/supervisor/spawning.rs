@@ -25,13 +25,14 @@ impl Handler<Spawn> for Supervisor {
 
     fn handle(&mut self, spawn: Spawn, _: &mut Self::Context) -> Self::Result {
         let begun = self.begin_spawn(&spawn);
-        let (services, request) = (self.services.clone(), spawn.request);
+        let (services, request, throw_away) =
+            (self.services.clone(), spawn.request, spawn.throw_away);
         let name = request.name.clone();
         let mine = begun.is_ok();
         let work = async move {
             let operation = begun?;
             let id = operation.id();
-            match prepare_spawn(&services, &request, &operation).await {
+            match prepare_spawn(&services, &request, throw_away, &operation).await {
                 Ok((row, generation)) => Ok((id, row, generation, operation)),
                 Err(error) => {
                     operation.fail(error.clone(), None);
@@ -135,6 +136,7 @@ impl Supervisor {
 async fn prepare_spawn(
     services: &Services,
     request: &SpawnRequest,
+    throw_away: bool,
     operation: &Handle,
 ) -> Result<(InstanceRow, GenerationRow), ApiError> {
     check_boot(
@@ -175,6 +177,7 @@ async fn prepare_spawn(
             publish,
             monitor: request.monitor,
             backend: services.backend.kind(),
+            throw_away,
         },
         policy,
         desired: Desired::Running,

@@ -50,6 +50,8 @@ use crate::contract::{
 use crate::fencing;
 use crate::process::{self, Exits, Stat};
 
+/// With this a kernel panics on a non-maskable interrupt (Linux, admin-guide/kernel-parameters.txt).
+const PANICS_ON_NMI: &str = "unknown_nmi_panic=1";
 /// The host kernel's own vsock device.
 const VHOST_VSOCK: &str = "/dev/vhost-vsock";
 
@@ -496,6 +498,17 @@ impl Backend for QemuBackend {
         }
         let resumed = freezing::resume(&placement.run_dir).await;
         resumed.map_err(failed(format!("resuming {}", placement.name)))
+    }
+
+    fn panic_cmdline(&self) -> Option<&'static str> {
+        Some(PANICS_ON_NMI)
+    }
+
+    async fn provoke_panic(&self, placement: &Placement) -> Result<(), BackendError> {
+        let socket = placement.run_dir.join(run_dir::COMMANDS);
+        let sent = qmp::command(&socket, "inject-nmi", None).await;
+        let what = format!("sending a non-maskable interrupt to {}", placement.name);
+        sent.map(drop).map_err(failed(what))
     }
 
     async fn save_registers(&self, placement: &Placement) -> Result<bool, BackendError> {

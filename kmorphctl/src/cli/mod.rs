@@ -17,7 +17,9 @@ pub(crate) use daemon::{DaemonCommand, StartArgs, StopArgs};
 pub(crate) use instance::{HealthArgs, MetricGroup, PingArgs, SpawnArgs, TerminateArgs};
 pub(crate) use morph::{MorphArgs, MorphForm, MorphTarget, MorphWholeArgs};
 pub(crate) use policy::{AutoHeal, PolicyCommand, PolicySetting};
-pub(crate) use tools::{AnalyzeArgs, CaptureArgs, DebugCommand, OperationCommand, VmcoreCommand};
+pub(crate) use tools::{
+    AnalyzeArgs, CaptureArgs, DebugCommand, DoctorArgs, OperationCommand, VmcoreCommand,
+};
 
 /// Heading of the options that every command has.
 const EVERYWHERE: &str = "Options of every command";
@@ -146,6 +148,8 @@ pub(crate) enum Command {
         #[arg(long, value_name = "NAME")]
         instance: Option<String>,
     },
+    /// Test that a failed instance would be captured: one that is thrown away panics
+    Doctor(DoctorArgs),
     /// Capture an instance's memory, and say what is in a vmcore
     #[command(subcommand)]
     Vmcore(VmcoreCommand),

@@ -50,6 +50,18 @@ pub(crate) struct CaptureArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// The kernel image to test with; otherwise that of an instance, or the host's own
+    #[arg(long, value_name = "FILE", conflicts_with = "last")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// Test nothing; say how the last test ended
+    #[arg(long, conflicts_with_all = ["no_wait", "wait_timeout"])]
+    pub(crate) last: bool,
+    #[command(flatten)]
+    pub(crate) wait: WaitArgs,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct AnalyzeArgs {
     /// The vmcore: kmorph's, makedumpfile's, QEMU's, or /proc/vmcore
     pub(crate) file: PathBuf,

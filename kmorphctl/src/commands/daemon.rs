@@ -357,6 +357,13 @@ async fn status(client: &Client, out: &mut Output) -> Result<Exit, Failure> {
         ),
         ("Pool CPUs", cpus.into()),
         ("Pool memory", memory.into()),
+        (
+            "Last self-test",
+            daemon.last_doctor.as_ref().map_or_else(
+                || "never: `kmorphctl doctor`".into(),
+                super::doctor::outcome,
+            ),
+        ),
         ("Actors replaced", daemon.actor_restarts.to_string().into()),
         (
             "Lateness, last minute",

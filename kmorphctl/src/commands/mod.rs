@@ -3,6 +3,7 @@
 mod capture;
 mod daemon;
 mod detach;
+mod doctor;
 mod events;
 mod instance;
 mod morph;
@@ -57,6 +58,7 @@ pub(crate) async fn run(cli: Cli, out: &mut Output) -> Result<Exit, Failure> {
         Command::Completions { shell } => shell::completions(out, shell),
         Command::Man { dir } => shell::man(out, &dir),
         Command::Monitor { .. } => Err(not_built_yet("monitor")),
+        Command::Doctor(args) => doctor::run(client, out, &args).await,
         Command::Vmcore(VmcoreCommand::Capture(args)) => capture::capture(client, out, &args).await,
         Command::Vmcore(VmcoreCommand::Analyze(args)) => vmcore::analyze(out, &args),
         Command::Debug(DebugCommand::Console) => Err(not_built_yet("debug console")),
