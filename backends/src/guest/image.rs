@@ -18,6 +18,7 @@ use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -31,6 +32,8 @@ pub(crate) const AGENT_CONFIG: &str = "/etc/kmorph/agent.json";
 const LAYOUT: &str = "3";
 /// Images that are kept; the oldest give way.
 const IMAGES_MAX: usize = 8;
+/// Images built by this process: tells apart those that are being built.
+static BUILDS: AtomicU64 = AtomicU64::new(0);
 /// Largest program or library that is taken into an image, bytes.
 const FILE_MAX_BYTES: u64 = 512 * 1024 * 1024;
 /// Directories that the agent mounts on, or that programs expect.
@@ -64,12 +67,23 @@ pub(crate) struct Recipe {
     pub(crate) programs: Vec<PathBuf>,
 }
 
-/// An image in the cache.
+/// An image. It is open: others may tidy the cache, or build the same one, at any time.
 #[derive(Debug)]
 pub(crate) struct GuestImage {
-    pub(crate) path: PathBuf,
+    pub(crate) archive: File,
     /// Modules in the order in which the agent loads them, as paths in the guest.
     pub(crate) modules: Vec<PathBuf>,
+}
+
+impl GuestImage {
+    /// A user's own image, which loads its modules itself.
+    pub(crate) fn own(path: &Path) -> Result<Self, ImageError> {
+        let archive = File::open(path).map_err(file("opening", path))?;
+        Ok(Self {
+            archive,
+            modules: Vec::new(),
+        })
+    }
 }
 
 /// Kept beside an image.
@@ -108,20 +122,20 @@ impl Recipe {
         let key = self.key(&files)?;
         let path = directory.join(format!("{key}.cpio"));
         let contents = directory.join(format!("{key}.json"));
-        if path.is_file()
+        if let Ok(archive) = File::open(&path)
             && let Ok(text) = std::fs::read(&contents)
             && let Ok(Contents { modules }) = serde_json::from_slice(&text)
         {
-            return Ok(GuestImage { path, modules });
+            return Ok(GuestImage { archive, modules });
         }
-        let modules = self.build(&files, &path)?;
+        let (archive, modules) = self.build(&files, &path)?;
         let text = serde_json::to_vec(&Contents {
             modules: modules.clone(),
         });
         let text = text.map_err(|e| file("writing", &contents)(e.into()))?;
         std::fs::write(&contents, text).map_err(file("writing", &contents))?;
         prune(&directory).map_err(file("tidying", &directory))?;
-        Ok(GuestImage { path, modules })
+        Ok(GuestImage { archive, modules })
     }
 
     /// Names the image by what it is made of: a file's identity, size and time stand for its bytes.
@@ -153,11 +167,18 @@ impl Recipe {
         Ok(key)
     }
 
-    fn build(&self, files: &BTreeSet<PathBuf>, to: &Path) -> Result<Vec<PathBuf>, ImageError> {
-        let partial = to.with_extension(format!("{}.partial", std::process::id()));
+    fn build(
+        &self,
+        files: &BTreeSet<PathBuf>,
+        to: &Path,
+    ) -> Result<(File, Vec<PathBuf>), ImageError> {
+        // Others may build the same one now, in this process too.
+        let own = BUILDS.fetch_add(1, Ordering::Relaxed);
+        let partial = to.with_extension(format!("{}-{own}.partial", std::process::id()));
         let result = self.write(files, &partial).and_then(|modules| {
+            let archive = File::open(&partial).map_err(file("opening", &partial))?;
             std::fs::rename(&partial, to).map_err(file("renaming", &partial))?;
-            Ok(modules)
+            Ok((archive, modules))
         });
         if result.is_err() {
             let _ = std::fs::remove_file(&partial);
@@ -247,11 +268,10 @@ impl Image {
 }
 
 /// Writes what a generation boots: the image, followed by an archive with the agent's configuration.
-pub(crate) fn with_configuration(image: &Path, config: &[u8], to: &Path) -> io::Result<()> {
-    std::fs::copy(image, to)?;
-    let mut file = File::options().append(true).open(to)?;
+pub(crate) fn with_configuration(image: &mut File, config: &[u8], to: &Path) -> io::Result<()> {
+    let mut file = File::create(to)?;
     // A user's own image may end anywhere; archives are looked for at multiples of four bytes.
-    let length = file.metadata()?.len();
+    let length = io::copy(image, &mut file)?;
     let gap = usize::try_from(length.next_multiple_of(4) - length).unwrap_or(0);
     file.write_all(&[0; 4][..gap])?;
     let mut archive = Archive::new(BufWriter::new(file));
@@ -292,8 +312,11 @@ fn prune(directory: &Path) -> io::Result<()> {
     let mut images = Vec::new();
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
-        if entry.path().extension().is_some_and(|e| e == "cpio") {
-            images.push((entry.metadata()?.modified()?, entry.path()));
+        // Others tidy too: what is gone meanwhile is gone.
+        if entry.path().extension().is_some_and(|e| e == "cpio")
+            && let Ok(modified) = entry.metadata().and_then(|meta| meta.modified())
+        {
+            images.push((modified, entry.path()));
         }
     }
     images.sort();
@@ -317,6 +340,7 @@ fn file(what: &'static str, path: &Path) -> impl Fn(io::Error) -> ImageError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Seek;
 
     fn recipe() -> Recipe {
         Recipe {
@@ -330,17 +354,51 @@ mod tests {
         }
     }
 
-    fn contains(path: &Path, text: &str) -> bool {
-        let bytes = std::fs::read(path).unwrap();
+    fn contains(archive: &mut File, text: &str) -> bool {
+        let mut bytes = Vec::new();
+        archive.rewind().unwrap();
+        archive.read_to_end(&mut bytes).unwrap();
         bytes.windows(text.len()).any(|w| w == text.as_bytes())
+    }
+
+    fn inode(image: &GuestImage) -> u64 {
+        image.archive.metadata().unwrap().ino()
+    }
+
+    #[test]
+    fn one_that_is_built_and_tidied_away_by_others_meanwhile_is_whole() {
+        let cache = tempfile::tempdir().unwrap();
+        let build = |number: usize| {
+            let release = format!("6.1.{}", number % (IMAGES_MAX + 2));
+            let recipe = Recipe {
+                release,
+                ..recipe()
+            };
+            recipe.image(cache.path()).unwrap()
+        };
+        let images: Vec<GuestImage> = std::thread::scope(|scope| {
+            let builds: Vec<_> = (0..4 * IMAGES_MAX)
+                .map(|number| scope.spawn(move || build(number)))
+                .collect();
+            builds.into_iter().map(|b| b.join().unwrap()).collect()
+        });
+        for mut image in images {
+            let end = image.archive.seek(std::io::SeekFrom::End(0)).unwrap();
+            assert_eq!(end % 4, 0);
+            assert!(contains(&mut image.archive, "TRAILER!!!"));
+        }
+        for left in std::fs::read_dir(cache.path().join("guest-images")).unwrap() {
+            let path = left.unwrap().path();
+            assert!(path.extension().unwrap() != "partial", "{path:?}");
+        }
     }
 
     #[test]
     fn an_image_has_the_agent_as_init_and_programs_with_their_libraries() {
         let cache = tempfile::tempdir().unwrap();
-        let image = recipe().image(cache.path()).unwrap();
+        let mut image = recipe().image(cache.path()).unwrap();
         for name in ["init\0", "bin/true\0", "libc.so.6\0", "dev/console\0"] {
-            assert!(contains(&image.path, name), "{name}");
+            assert!(contains(&mut image.archive, name), "{name}");
         }
         assert!(image.modules.is_empty());
     }
@@ -348,7 +406,6 @@ mod tests {
     #[test]
     fn the_same_recipe_is_built_once_and_another_kernel_gets_its_own() {
         let cache = tempfile::tempdir().unwrap();
-        let inode = |image: &GuestImage| std::fs::metadata(&image.path).unwrap().ino();
         let first = recipe().image(cache.path()).unwrap();
         let again = recipe().image(cache.path()).unwrap();
         assert_eq!(inode(&first), inode(&again));
@@ -357,7 +414,8 @@ mod tests {
             release,
             ..recipe()
         };
-        assert_ne!(other.image(cache.path()).unwrap().path, first.path);
+        let other = other.image(cache.path()).unwrap();
+        assert_ne!(inode(&other), inode(&first));
     }
 
     #[test]
@@ -366,13 +424,13 @@ mod tests {
         let module = cache.path().join("kerf-vsock.ko");
         std::fs::write(&module, b"the module").unwrap();
         let with = |kerf| Recipe { kerf, ..recipe() }.image(cache.path()).unwrap();
-        let image = with(Some(module.clone()));
+        let mut image = with(Some(module.clone()));
         let place = PathBuf::from("/lib/modules/kerf_vsock.ko");
         assert_eq!(image.modules.last(), Some(&place));
-        assert!(contains(&image.path, "the module"));
-        assert_ne!(with(None).path, image.path);
+        assert!(contains(&mut image.archive, "the module"));
+        assert_ne!(inode(&with(None)), inode(&image));
         std::fs::write(&module, b"a newer module").unwrap();
-        assert_ne!(with(Some(module.clone())).path, image.path);
+        assert_ne!(inode(&with(Some(module.clone()))), inode(&image));
         std::fs::remove_file(&module).unwrap();
         let missing = Recipe {
             kerf: Some(module),
@@ -386,11 +444,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (base, boot) = (dir.path().join("base"), dir.path().join("boot"));
         std::fs::write(&base, b"12345").unwrap();
-        with_configuration(&base, b"{\"generation\": 7}", &boot).unwrap();
+        let mut base = File::open(&base).unwrap();
+        with_configuration(&mut base, b"{\"generation\": 7}", &boot).unwrap();
         let bytes = std::fs::read(&boot).unwrap();
         assert_eq!(&bytes[..8], b"12345\0\0\0");
         assert_eq!(&bytes[8..14], b"070701");
-        assert!(contains(&boot, "etc/kmorph/agent.json\0"));
-        assert!(contains(&boot, "{\"generation\": 7}"));
+        let mut boot = File::open(&boot).unwrap();
+        assert!(contains(&mut boot, "etc/kmorph/agent.json\0"));
+        assert!(contains(&mut boot, "{\"generation\": 7}"));
     }
 }

@@ -202,10 +202,7 @@ impl MultikernelBackend {
     /// The image that the kernel boots, without its configuration. Blocking.
     fn image(config: &MultikernelConfig, spec: &SpawnSpec) -> Result<GuestImage, SpawnError> {
         if let Some(own) = &spec.initramfs {
-            return Ok(GuestImage {
-                path: own.clone(),
-                modules: Vec::new(),
-            });
+            return GuestImage::own(own).map_err(guest::image_failed);
         }
         let workload = spec.workload.as_ref().map(|w| w.program.clone());
         let recipe = Recipe {
@@ -232,13 +229,13 @@ impl MultikernelBackend {
             move |source| SpawnError::System { what, source }
         };
         let cmdline = spawn::cmdline(&spec.cmdline)?;
-        let image = Self::image(config, spec)?;
+        let mut image = Self::image(config, spec)?;
         let told = guest::agent_config(spec, image.modules, config.vsock.option());
         let told = told.to_json().map_err(io::Error::from);
         let told = told.map_err(system("writing the agent's configuration"))?;
         spawn::make_dir(&spec.run_dir).map_err(system("making the run directory"))?;
         let initramfs = spec.run_dir.join(INITRAMFS);
-        guest::with_configuration(&image.path, &told, &initramfs)
+        guest::with_configuration(&mut image.archive, &told, &initramfs)
             .map_err(system("writing the guest image"))?;
         Ok(Boot {
             kernel: spec.kernel.path().to_owned(),

@@ -35,10 +35,7 @@ impl QemuBackend {
     /// The image that the guest boots, without its configuration.
     async fn image(&self, spec: &SpawnSpec) -> Result<GuestImage, SpawnError> {
         if let Some(own) = &spec.initramfs {
-            return Ok(GuestImage {
-                path: own.clone(),
-                modules: Vec::new(),
-            });
+            return GuestImage::own(own).map_err(guest::image_failed);
         }
         let workload = spec.workload.as_ref().map(|w| w.program.clone());
         let kerf = self.config.kerf.as_ref();
@@ -80,8 +77,8 @@ impl QemuBackend {
             .map_err(|e| fail("writing the agent's configuration")(e.into()))?;
         run_dir::create(spec).map_err(fail("making the run directory"))?;
         let boot = spec.run_dir.join(run_dir::INITRAMFS);
-        let base = image.path;
-        blocking(move || guest::with_configuration(&base, &config, &boot))
+        let mut base = image.archive;
+        blocking(move || guest::with_configuration(&mut base, &config, &boot))
             .await?
             .map_err(fail("writing the guest image"))?;
         let record =
