@@ -145,10 +145,15 @@ impl Host {
     /// Replaces the configuration file.
     pub fn configure(&self, config: &str) {
         let dir = self.dir.path().display();
+        // The shared one keeps few guest images, and needs them for kernels that are really booted.
+        let cache = match self.kernel {
+            Some(_) => self.path("cache"),
+            None => kernels::cache(),
+        };
         let text = format!(
             "{config}\n[paths]\nstate_dir = \"{dir}/state\"\nrun_dir = \"{dir}/run\"\n\
              socket = \"{dir}/run/kmorphd.sock\"\ncache_dir = \"{}\"\n",
-            kernels::cache().display()
+            cache.display()
         );
         std::fs::write(self.config_path(), text).expect("the configuration can be written");
     }
