@@ -10,6 +10,7 @@
 //! that is lost is connected again, with exponential back-off and jitter, until the [`Peer`] is
 //! dropped.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -66,6 +67,12 @@ pub enum PeerEvent {
 /// Takes events. Called from the channel's task: it must not block.
 pub type Sink = Arc<dyn Fn(PeerEvent) + Send + Sync>;
 
+/// Makes a link to the instance; asked for each connection of each channel.
+pub type Connector = Arc<dyn Fn() -> Connecting + Send + Sync>;
+
+/// A link under way.
+pub type Connecting = Pin<Box<dyn Future<Output = Result<BoxedLink, ConnectError>> + Send>>;
+
 /// The queue is full or the channel is down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the {} channel takes no message now", .0.as_str())]
@@ -92,12 +99,21 @@ impl Peer {
     /// Begins to connect to the instance at `address`. `hello` says who is meant; its channel is set
     /// for each connection. `jitter_seed` spreads the reconnections of many peers.
     pub fn start(address: Address, hello: &Hello, jitter_seed: u64, sink: Sink) -> Self {
+        let connector: Connector = Arc::new(move || {
+            let address = address.clone();
+            Box::pin(async move { connect(&address, KMP_PORT).await })
+        });
+        Self::over(connector, hello, jitter_seed, sink)
+    }
+
+    /// As [`Peer::start`], over the links that `connector` makes.
+    pub fn over(connector: Connector, hello: &Hello, jitter_seed: u64, sink: Sink) -> Self {
         let start = |channel| {
             let mut hello = hello.clone();
             hello.fixed.channel = channel;
             let (queue, receiver) = mpsc::channel(QUEUE_MAX);
             let runner = Runner {
-                address: address.clone(),
+                connector: Arc::clone(&connector),
                 hello,
                 sink: Arc::clone(&sink),
                 queue: receiver,
@@ -158,7 +174,7 @@ pub enum BulkError {
 }
 
 struct Runner {
-    address: Address,
+    connector: Connector,
     hello: Hello,
     sink: Sink,
     queue: mpsc::Receiver<(u64, Message)>,
@@ -197,7 +213,7 @@ impl Runner {
     }
 
     async fn open(&self) -> Result<Connection, BulkError> {
-        let link: BoxedLink = connect(&self.address, KMP_PORT).await?;
+        let link = (self.connector)().await?;
         Ok(greet(link, self.hello.clone()).await?)
     }
 

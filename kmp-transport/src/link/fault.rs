@@ -1,4 +1,4 @@
-//! A link that misbehaves on purpose, the same way for the same seed.
+//! A link that misbehaves on purpose, the same way for the same seed and the same traffic.
 
 use std::io;
 use std::pin::Pin;
@@ -6,20 +6,28 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep};
+use tokio::time::{Sleep, sleep};
 
-/// How often which fault strikes. Chances are per operation, in parts of 1000.
+/// Most bytes taken from the decorated link at a time: what one fault can strike.
+const PIECE_MAX_BYTES: usize = 512;
+/// Most bytes delivered twice at a time.
+const REPEAT_MAX_BYTES: usize = 64;
+
+/// How often which fault strikes. Chances are in parts of 1000: for each piece that is read, and for each
+/// write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FaultPlan {
     /// A write or read is cut to a part of its length (a legal thing for a stream to do).
     pub short_permille: u16,
     /// A bit of what is read is flipped.
     pub flip_permille: u16,
+    /// What is read is lost.
+    pub loss_permille: u16,
     /// Bytes just read are delivered again.
     pub repeat_permille: u16,
-    /// The stream ends.
+    /// The stream ends, in both directions and for good.
     pub close_permille: u16,
-    /// An operation is held up.
+    /// What is read or written next is held up.
     pub delay_permille: u16,
     /// For how long.
     pub delay: Duration,
@@ -30,24 +38,26 @@ pub struct FaultyLink<L> {
     inner: L,
     plan: FaultPlan,
     random: u64,
-    delay: Option<Pin<Box<Sleep>>>,
-    repeat: Vec<u8>,
+    /// Read, and not delivered yet: a piece and its repetition at most.
+    held: Vec<u8>,
+    read_delay: Option<Pin<Box<Sleep>>>,
+    write_delay: Option<Pin<Box<Sleep>>>,
+    /// To how much the write that waits is cut.
+    write_limit: Option<usize>,
     closed: bool,
 }
-
-/// Most bytes delivered twice at a time.
-const REPEAT_MAX_BYTES: usize = 64;
 
 impl<L> FaultyLink<L> {
     /// Decorates `inner`.
     pub fn new(inner: L, plan: FaultPlan, seed: u64) -> Self {
-        let (delay, repeat) = (None, Vec::new());
         Self {
             inner,
             plan,
             random: seed | 1,
-            delay,
-            repeat,
+            held: Vec::new(),
+            read_delay: None,
+            write_delay: None,
+            write_limit: None,
             closed: false,
         }
     }
@@ -68,22 +78,46 @@ impl<L> FaultyLink<L> {
         usize::try_from(self.dice()).unwrap_or(0) % limit.max(1)
     }
 
-    /// Holds up the operation now and then; decides about closing.
-    fn poll_gate(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.delay.is_none() && self.strikes(self.plan.delay_permille) {
-            self.delay = Some(Box::pin(tokio::time::sleep_until(
-                Instant::now() + self.plan.delay,
-            )));
+    /// `length`, or less.
+    fn cut(&mut self, length: usize) -> usize {
+        if length > 1 && self.strikes(self.plan.short_permille) {
+            1 + self.below(length)
+        } else {
+            length
         }
-        if let Some(delay) = &mut self.delay {
-            ready!(delay.as_mut().poll(cx));
-            self.delay = None;
-        }
-        if self.strikes(self.plan.close_permille) {
-            self.closed = true;
-        }
-        Poll::Ready(())
     }
+
+    fn delay(&mut self) -> Option<Pin<Box<Sleep>>> {
+        let struck = self.strikes(self.plan.delay_permille);
+        struck.then(|| Box::pin(sleep(self.plan.delay)))
+    }
+
+    /// What becomes of a piece that was read.
+    fn strike(&mut self, piece: &mut [u8]) {
+        self.closed = self.strikes(self.plan.close_permille);
+        if self.closed || self.strikes(self.plan.loss_permille) {
+            return;
+        }
+        if self.strikes(self.plan.flip_permille) {
+            let at = self.below(piece.len());
+            piece[at] ^= 1 << (self.dice() % 8);
+        }
+        self.held.extend_from_slice(piece);
+        if self.strikes(self.plan.repeat_permille) {
+            let again = piece.len().min(REPEAT_MAX_BYTES);
+            self.held.extend_from_slice(&piece[..again]);
+        }
+        self.read_delay = self.delay();
+    }
+}
+
+/// Waits for the end of a delay, if there is one.
+fn poll_delay(delay: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> Poll<()> {
+    if let Some(wait) = delay {
+        ready!(wait.as_mut().poll(cx));
+        *delay = None;
+    }
+    Poll::Ready(())
 }
 
 impl<L: AsyncRead + Unpin> AsyncRead for FaultyLink<L> {
@@ -93,43 +127,26 @@ impl<L: AsyncRead + Unpin> AsyncRead for FaultyLink<L> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.closed {
-            return Poll::Ready(Ok(()));
+        loop {
+            ready!(poll_delay(&mut this.read_delay, cx));
+            if this.closed {
+                return Poll::Ready(Ok(()));
+            }
+            if !this.held.is_empty() {
+                let count = this.cut(this.held.len().min(buf.remaining()));
+                buf.put_slice(&this.held[..count]);
+                this.held.drain(..count);
+                return Poll::Ready(Ok(()));
+            }
+            let mut piece = [0; PIECE_MAX_BYTES];
+            let mut read = ReadBuf::new(&mut piece);
+            ready!(Pin::new(&mut this.inner).poll_read(cx, &mut read))?;
+            let piece = read.filled_mut();
+            if piece.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            this.strike(piece);
         }
-        if !this.repeat.is_empty() {
-            let count = this.repeat.len().min(buf.remaining());
-            buf.put_slice(&this.repeat[..count]);
-            this.repeat.drain(..count);
-            return Poll::Ready(Ok(()));
-        }
-        let limit = if this.strikes(this.plan.short_permille) {
-            1 + this.below(buf.remaining())
-        } else {
-            buf.remaining()
-        };
-        let start = buf.filled().len();
-        let mut part = buf.take(limit);
-        ready!(Pin::new(&mut this.inner).poll_read(cx, &mut part))?;
-        let count = part.filled().len();
-        // SAFETY-free advance: the bytes were initialised by the inner read into the same buffer.
-        let bytes = part.filled().to_vec();
-        buf.set_filled(start);
-        let mut bytes = bytes;
-        if count > 0 && this.strikes(this.plan.flip_permille) {
-            let at = this.below(count);
-            bytes[at] ^= 1 << (this.dice() % 8);
-        }
-        buf.put_slice(&bytes);
-        if count > 0 && this.strikes(this.plan.repeat_permille) {
-            this.repeat = bytes[..count.min(REPEAT_MAX_BYTES)].to_vec();
-        }
-        if this.poll_gate(cx).is_pending() {
-            // What was read is kept for after the delay.
-            this.repeat.splice(0..0, bytes);
-            buf.set_filled(start);
-            return Poll::Pending;
-        }
-        Poll::Ready(Ok(()))
     }
 }
 
@@ -140,16 +157,21 @@ impl<L: AsyncWrite + Unpin> AsyncWrite for FaultyLink<L> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        ready!(poll_delay(&mut this.write_delay, cx));
         if this.closed {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        ready!(this.poll_gate(cx));
-        let count = if this.strikes(this.plan.short_permille) && !bytes.is_empty() {
-            1 + this.below(bytes.len())
-        } else {
-            bytes.len()
+        let limit = match this.write_limit {
+            Some(limit) => limit,
+            None => this.cut(bytes.len()),
         };
-        Pin::new(&mut this.inner).poll_write(cx, &bytes[..count])
+        this.write_limit = Some(limit);
+        let part = &bytes[..limit.min(bytes.len())];
+        let count = ready!(Pin::new(&mut this.inner).poll_write(cx, part))?;
+        this.write_limit = None;
+        this.closed = this.strikes(this.plan.close_permille);
+        this.write_delay = this.delay();
+        Poll::Ready(Ok(count))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
