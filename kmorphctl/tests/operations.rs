@@ -359,7 +359,7 @@ fn the_last_self_test_is_told_and_ends_with_how_it_ended() {
         ),
     ] {
         let daemon = FakeDaemon::start(move |_| {
-            let mut status = support::daemon();
+            let mut status = support::daemon(7);
             status["last_doctor"] = last.clone();
             Reply::ok(status)
         });

@@ -3,6 +3,7 @@
 
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
@@ -26,6 +27,9 @@ const CHECKPOINT_AFTER: usize = 500;
 /// Pages of the log after which SQLite does that by itself, in the transaction that it meets (the
 /// default is 1,000).
 const CHECKPOINT_FORCED_PAGES: i64 = 20_000;
+/// Tries for the lock, and the pause between them: half a second in all.
+const LOCK_TRIES: u32 = 50;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// Events read back at the start for streams that resume.
 const EVENTS_LOADED: u64 = 1_000;
 
@@ -125,7 +129,7 @@ impl Store {
         let lock = options
             .open(dir.join("lock"))
             .map_err(|e| refuse(e.to_string()))?;
-        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|_| {
+        let lock = lock_alone(lock, || std::thread::sleep(LOCK_PAUSE)).ok_or_else(|| {
             JournalError::InUse {
                 dir: dir.to_owned(),
             }
@@ -204,6 +208,21 @@ impl Store {
             doctor: rows(&self.db, "doctor", "SELECT row FROM doctor")?.pop(),
         })
     }
+}
+
+/// Takes the lock. A daemon that was killed while it started a process is gone, and its lock is not: that process
+/// has inherited it, until it executes its own program. So it is tried again for a while before another daemon is
+/// believed to be there.
+fn lock_alone(file: std::fs::File, mut pause: impl FnMut()) -> Option<Flock<std::fs::File>> {
+    let mut file = file;
+    for _ in 0..LOCK_TRIES {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Some(lock),
+            Err((back, _)) => file = back,
+        }
+        pause();
+    }
+    None
 }
 
 fn prepare(db: &mut Connection) -> Result<(), JournalError> {
@@ -330,4 +349,21 @@ fn put(
             .execute([signed(id).saturating_sub(signed(kept))])?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_is_about_to_be_free_is_waited_for_and_another_daemons_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || std::fs::File::create(dir.path().join("lock")).unwrap();
+        let mut held = lock_alone(open(), || {});
+        let mut pauses = 0;
+        assert!(lock_alone(open(), || pauses += 1).is_none());
+        assert_eq!(pauses, LOCK_TRIES);
+        // What inherited it executes its program in the first pause.
+        assert!(lock_alone(open(), || held = None).is_some());
+    }
 }
