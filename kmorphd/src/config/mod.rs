@@ -1,16 +1,17 @@
 //! The configuration file: TOML, every key optional, unknown keys refused with their place.
 
+mod multikernel;
+mod vmcore;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kmorph_actors::settings::{MorphMode, Settings};
-use kmorph_actors::vmcore::{Retention, VmcoreSettings};
-use kmorph_backends::multikernel::{self, Vsock};
 use kmorph_control_api::{Policy, VmcorePolicy};
-use kmorph_vmcore::compression::Compression;
-use kmorph_vmcore::paced::{RATE_MAX_MIB_S, RATE_MIN_MIB_S, Rate};
-use kmorph_vmcore::writer::{LEVEL_MAX, Output, THREADS_MAX};
 use serde::Deserialize;
+
+pub(crate) use multikernel::Multikernel;
+pub(crate) use vmcore::Vmcore;
 
 /// Largest configuration file, in bytes.
 pub(crate) const CONFIG_MAX_BYTES: u64 = 1024 * 1024;
@@ -133,96 +134,6 @@ impl Default for Limits {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct Vmcore {
-    dir: Option<PathBuf>,
-    level: u32,
-    format: DumpFormat,
-    threads: usize,
-    rate_mib_s: Option<u64>,
-    keep: usize,
-    keep_days: Option<u64>,
-    keep_mib: Option<u64>,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum DumpFormat {
-    #[default]
-    Zstd,
-    Lzo,
-    Zlib,
-    Elf,
-}
-
-impl Default for Vmcore {
-    fn default() -> Self {
-        Self {
-            dir: None,
-            level: LEVEL_MAX,
-            format: DumpFormat::default(),
-            // More would take CPUs from the instances that live.
-            threads: 1,
-            rate_mib_s: None,
-            keep: 5,
-            keep_days: None,
-            keep_mib: None,
-        }
-    }
-}
-
-impl Vmcore {
-    fn settings(
-        &self,
-        state_dir: &Path,
-        refuse: impl Fn(&'static str, String) -> ConfigError,
-    ) -> Result<VmcoreSettings, ConfigError> {
-        let dir = self.dir.clone().unwrap_or_else(|| state_dir.join("vmcore"));
-        if !dir.is_absolute() {
-            let reason = format!("{} is no absolute path", dir.display());
-            return Err(refuse("vmcore.dir", reason));
-        }
-        if self.level > LEVEL_MAX {
-            let reason = format!("{} is not from 0 to {LEVEL_MAX}", self.level);
-            return Err(refuse("vmcore.level", reason));
-        }
-        if !(1..=THREADS_MAX).contains(&self.threads) {
-            let reason = format!("{} is not from 1 to {THREADS_MAX}", self.threads);
-            return Err(refuse("vmcore.threads", reason));
-        }
-        let rate = match self.rate_mib_s {
-            None => None,
-            Some(mib_s) => Some(Rate::mib_per_second(mib_s).ok_or_else(|| {
-                let reason = format!("{mib_s} is not from {RATE_MIN_MIB_S} to {RATE_MAX_MIB_S}");
-                refuse("vmcore.rate_mib_s", reason)
-            })?),
-        };
-        if self.keep == 0 {
-            return Err(refuse("vmcore.keep", "at least 1 must be kept".to_owned()));
-        }
-        let output = match self.format {
-            DumpFormat::Zstd => Output::Kdump(Compression::Zstd),
-            DumpFormat::Lzo => Output::Kdump(Compression::Lzo),
-            DumpFormat::Zlib => Output::Kdump(Compression::Zlib),
-            DumpFormat::Elf => Output::Elf,
-        };
-        let days = |days: u64| Duration::from_secs(days.saturating_mul(24 * 3600));
-        Ok(VmcoreSettings {
-            dir,
-            level: self.level,
-            output,
-            threads: self.threads,
-            rate,
-            retention: Retention {
-                count: self.keep,
-                age: self.keep_days.map(days),
-                bytes: self.keep_mib.map(|mib| mib.saturating_mul(1 << 20)),
-            },
-        })
-    }
-}
-
 /// The qemu backend. Read once, at the daemon's start.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -234,68 +145,6 @@ pub(crate) struct Qemu {
     pub(crate) kerf_modules: Option<PathBuf>,
     pub(crate) accel: Accel,
     pub(crate) modules: Option<PathBuf>,
-}
-
-/// The multikernel backend. Read once, at the daemon's start.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct Multikernel {
-    pub(crate) root: PathBuf,
-    pub(crate) lock: PathBuf,
-    pub(crate) records: PathBuf,
-    pub(crate) cid_offset: u32,
-    pub(crate) vsock_option: u16,
-    pub(crate) vsock_sockets: Option<PathBuf>,
-    pub(crate) modules: Option<PathBuf>,
-}
-
-impl Default for Multikernel {
-    fn default() -> Self {
-        Self {
-            root: multikernel::ROOT.into(),
-            lock: multikernel::LOCK.into(),
-            records: multikernel::RECORDS.into(),
-            cid_offset: 0,
-            vsock_option: multikernel::VSOCK_OPTION,
-            vsock_sockets: None,
-            modules: None,
-        }
-    }
-}
-
-impl Multikernel {
-    /// Refuses paths that mean another place for each working directory.
-    fn check(
-        &self,
-        refuse: impl Fn(&'static str, String) -> ConfigError,
-    ) -> Result<(), ConfigError> {
-        for (key, path) in [
-            ("multikernel.root", Some(&self.root)),
-            ("multikernel.lock", Some(&self.lock)),
-            ("multikernel.records", Some(&self.records)),
-            ("multikernel.vsock_sockets", self.vsock_sockets.as_ref()),
-            ("multikernel.modules", self.modules.as_ref()),
-        ] {
-            if let Some(path) = path.filter(|path| !path.is_absolute()) {
-                let reason = format!("{} is no absolute path", path.display());
-                return Err(refuse(key, reason));
-            }
-        }
-        Ok(())
-    }
-
-    /// How instances are reached.
-    pub(crate) fn vsock(&self) -> Vsock {
-        match &self.vsock_sockets {
-            Some(directory) => Vsock::Sockets {
-                directory: directory.clone(),
-            },
-            None => Vsock::Kernel {
-                cid_offset: self.cid_offset,
-                option: (self.vsock_option > 0).then(|| i32::from(self.vsock_option)),
-            },
-        }
-    }
 }
 
 /// What carries vsock to a guest.
@@ -576,28 +425,13 @@ mod tests {
     }
 
     #[test]
-    fn vsock_is_chosen_by_its_option_unless_that_is_zero() {
-        let vsock = |text: &str| {
-            let file: File = toml::from_str(&format!("[multikernel]\n{text}")).unwrap();
-            file.multikernel.vsock()
-        };
-        let kernel = |cid_offset, option| Vsock::Kernel { cid_offset, option };
-        assert_eq!(vsock(""), kernel(0, Some(9)));
-        assert_eq!(vsock("vsock_option = 0\ncid_offset = 2"), kernel(2, None));
-        let directory = "/run/x".into();
-        assert_eq!(
-            vsock("vsock_sockets = \"/run/x\""),
-            Vsock::Sockets { directory }
-        );
-        let error = toml::from_str::<File>("[multikernel]\nvsock_option = -1").unwrap_err();
-        assert!(error.to_string().contains("line 2"), "{error}");
-    }
-
-    #[test]
     fn a_rate_of_captures_is_taken_over_and_there_is_none_by_default() {
         assert_eq!(parse("").unwrap().vmcore.rate, None);
         let limited = parse("[vmcore]\nrate_mib_s = 8").unwrap();
-        assert_eq!(limited.vmcore.rate, Rate::mib_per_second(8));
+        assert_eq!(
+            limited.vmcore.rate,
+            kmorph_vmcore::paced::Rate::mib_per_second(8)
+        );
     }
 
     #[test]

@@ -1,0 +1,94 @@
+//! `[multikernel]`: where the kernel's files are, and how its instances are reached.
+
+use std::path::PathBuf;
+
+use kmorph_backends::multikernel::{self, Vsock};
+use serde::Deserialize;
+
+use super::ConfigError;
+
+/// The multikernel backend. Read once, at the daemon's start.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Multikernel {
+    pub(crate) root: PathBuf,
+    pub(crate) lock: PathBuf,
+    pub(crate) records: PathBuf,
+    pub(crate) cid_offset: u32,
+    pub(crate) vsock_option: u16,
+    pub(crate) vsock_sockets: Option<PathBuf>,
+    pub(crate) modules: Option<PathBuf>,
+}
+
+impl Default for Multikernel {
+    fn default() -> Self {
+        Self {
+            root: multikernel::ROOT.into(),
+            lock: multikernel::LOCK.into(),
+            records: multikernel::RECORDS.into(),
+            cid_offset: 0,
+            vsock_option: multikernel::VSOCK_OPTION,
+            vsock_sockets: None,
+            modules: None,
+        }
+    }
+}
+
+impl Multikernel {
+    /// Refuses paths that mean another place for each working directory.
+    pub(super) fn check(
+        &self,
+        refuse: impl Fn(&'static str, String) -> ConfigError,
+    ) -> Result<(), ConfigError> {
+        for (key, path) in [
+            ("multikernel.root", Some(&self.root)),
+            ("multikernel.lock", Some(&self.lock)),
+            ("multikernel.records", Some(&self.records)),
+            ("multikernel.vsock_sockets", self.vsock_sockets.as_ref()),
+            ("multikernel.modules", self.modules.as_ref()),
+        ] {
+            if let Some(path) = path.filter(|path| !path.is_absolute()) {
+                let reason = format!("{} is no absolute path", path.display());
+                return Err(refuse(key, reason));
+            }
+        }
+        Ok(())
+    }
+
+    /// How instances are reached.
+    pub(crate) fn vsock(&self) -> Vsock {
+        match &self.vsock_sockets {
+            Some(directory) => Vsock::Sockets {
+                directory: directory.clone(),
+            },
+            None => Vsock::Kernel {
+                cid_offset: self.cid_offset,
+                option: (self.vsock_option > 0).then(|| i32::from(self.vsock_option)),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::File;
+
+    #[test]
+    fn vsock_is_chosen_by_its_option_unless_that_is_zero() {
+        let vsock = |text: &str| {
+            let file: File = toml::from_str(&format!("[multikernel]\n{text}")).unwrap();
+            file.multikernel.vsock()
+        };
+        let kernel = |cid_offset, option| Vsock::Kernel { cid_offset, option };
+        assert_eq!(vsock(""), kernel(0, Some(9)));
+        assert_eq!(vsock("vsock_option = 0\ncid_offset = 2"), kernel(2, None));
+        let directory = "/run/x".into();
+        assert_eq!(
+            vsock("vsock_sockets = \"/run/x\""),
+            Vsock::Sockets { directory }
+        );
+        let error = toml::from_str::<File>("[multikernel]\nvsock_option = -1").unwrap_err();
+        assert!(error.to_string().contains("line 2"), "{error}");
+    }
+}
