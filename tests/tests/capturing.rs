@@ -284,6 +284,13 @@ fn the_self_test_passes_leaves_nothing_and_is_remembered() {
     assert!(!host.path("state/vmcore/kmorph-doctor").exists());
     host.restart_by_kill();
     assert!(last_doctor(&host).passed);
+    let metrics = host.control().request("GET", "/metrics", None).body;
+    for line in [
+        "kmorph_self_test_passed 1\n",
+        "kmorph_self_test_age_seconds ",
+    ] {
+        assert!(metrics.contains(line), "{metrics}");
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ use super::Api;
 use super::answers::{actor_gone, response};
 use super::endpoint::{Endpoint, Gives, Schemas, get, media};
 use crate::supervisor::{GetDaemon, List};
+use crate::wall_clock;
 
 pub(super) fn endpoints() -> Vec<Endpoint> {
     vec![get("/metrics", "Figures for Prometheus", metrics)]
@@ -79,6 +80,18 @@ fn render(daemon: &DaemonStatus, instances: &[InstanceSummary]) -> String {
         "Actors replaced after a panic.",
         daemon.actor_restarts as f64,
     );
+    if let Some(doctor) = &daemon.last_doctor {
+        gauge(
+            "kmorph_self_test_passed",
+            "1 when the last self-test passed.",
+            if doctor.passed { 1.0 } else { 0.0 },
+        );
+        gauge(
+            "kmorph_self_test_age_seconds",
+            "Time since it ended.",
+            wall_clock::seconds_since(&doctor.ended_at) as f64,
+        );
+    }
     let mut family =
         |name: &str, kind: &str, help: &str, value: &dyn Fn(&InstanceSummary) -> Option<f64>| {
             head(name, kind, help, &mut |out| {
