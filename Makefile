@@ -14,7 +14,7 @@ DEMO_PACKAGES = -p kmorphd -p kmorphctl -p kmp-transport -p kmorph-agent -p kmor
 # Not through `cargo run`: for one package alone it would choose other features and build it all again.
 DEMO = $(or $(CARGO_TARGET_DIR),target)/release/kmorph-demo
 
-.PHONY: build test test-crash test-drgn demo demo-build demo-embedded demo-qemu bench lint doc fuzz setup clean kmod kmod-test kmod-test-24 wheel
+.PHONY: build test test-crash test-drgn test-tasks demo demo-build demo-embedded demo-qemu bench lint doc fuzz setup clean kmod kmod-test kmod-test-24 wheel
 
 build:
 	$(CARGO) build --release --workspace
@@ -36,6 +36,13 @@ test-drgn: setup
 	$(CARGO) build --package kmorph-tests --package kmorphctl
 	test -x target/drgn/bin/drgn || { python3 -m venv target/drgn && target/drgn/bin/pip install --quiet drgn; }
 	KMORPH_DRGN_PYTHON=$(CURDIR)/target/drgn/bin/python $(CARGO) test --package kmorph-tests --test vmcore drgn -- --ignored
+
+# Has drgn tell tasks and stacks, for `kmorphctl vmcore analyze --vmlinux`. The same download as for test-crash.
+test-tasks: setup
+	scripts/fetch-debug-symbols
+	$(CARGO) build --package kmorph-tests --package kmorphctl
+	test -x target/drgn/bin/drgn || { python3 -m venv target/drgn && target/drgn/bin/pip install --quiet drgn; }
+	PATH=$(CURDIR)/target/drgn/bin:$$PATH $(CARGO) test --package kmorph-tests --test vmcore tasks -- --ignored
 
 # Has crash read what is written from real kernels' memory, with Debian's debug symbols: a download of 600 MB.
 test-crash: setup

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use kmorph_tests::crashed_guest::{CrashedGuest, End, LAST_WORDS, LOW_MEMORY_BYTES, Plan};
 use kmorph_tests::{kernels, program};
+use kmorph_vmcore::analysis::tasks::Task;
 use kmorph_vmcore::analysis::{AnalysisOptions, Report, analyse};
 use kmorph_vmcore::compression::Compression;
 use kmorph_vmcore::kernel::{Kernel, Origin};
@@ -384,6 +385,71 @@ fn drgn_reads_every_page_of_what_is_written() {
     }
 }
 
+/// `make test-tasks` runs it, with drgn in `PATH`.
+#[test]
+#[ignore = "needs drgn and Debian's debug symbols: make test-tasks"]
+fn tasks_and_their_stacks_are_told_with_debug_symbols() {
+    for series in ["6.1", "6.12"] {
+        let guest = CrashedGuest::new(&Plan::small(series));
+        guest.dump("elf");
+        let (core, _) = written(&guest, "core", Output::Kdump(Compression::Zstd), 31);
+        let ran = Command::new(program("kmorphctl"))
+            .args(["vmcore", "analyze", "--output-format", "json"])
+            .arg(&core)
+            .arg("--vmlinux")
+            .arg(vmlinux(series))
+            .output()
+            .unwrap();
+        assert!(ran.status.success(), "{ran:?}");
+        let report: Value = serde_json::from_slice(&ran.stdout).unwrap();
+        let tasks: Vec<Task> = serde_json::from_value(report["tasks"].clone()).unwrap();
+        let calls = |pid: i64, comm: &str, function: &str| {
+            let task = tasks.iter().find(|task| task.pid == pid).unwrap();
+            assert_eq!(task.comm, comm);
+            let mut stack = task.stack.iter();
+            assert!(stack.any(|at| at.starts_with(function)), "{task:?}");
+        };
+        calls(1, "init", "sysrq_handle_crash+0x");
+        calls(2, "kthreadd", "kthreadd+0x");
+        // The second line of a message is indented by the kernel and makedumpfile, and not by drgn.
+        let (theirs, ours) = (drgn_log(&core, series), &report["log"]["text"]);
+        let (mut theirs, mut ours) = (theirs.lines(), ours.as_str().unwrap().lines());
+        assert!(
+            theirs
+                .by_ref()
+                .all(|line| ours.next().map(str::trim_start) == Some(line))
+        );
+        assert_eq!(ours.next(), None);
+    }
+}
+
+/// The log as drgn tells it. It prints what is no text as it is; here it is escaped as makedumpfile does, to
+/// which a byte is a number with a sign.
+fn drgn_log(core: &Path, series: &str) -> String {
+    let script = "import sys; from drgn.helpers.linux.printk import get_dmesg; \
+                  sys.stdout.buffer.write(get_dmesg(prog))";
+    let ran = Command::new("drgn")
+        .args(["--quiet", "-e", script, "--core"])
+        .arg(core)
+        .arg("--symbols")
+        .arg(vmlinux(series))
+        .output();
+    let ran = ran.expect("make test-tasks has drgn in PATH");
+    assert!(ran.status.success(), "{ran:?}");
+    let escaped = |byte: &u8| match byte {
+        b'\t' | b'\n' | b' '..=b'~' => char::from(*byte).to_string(),
+        byte => format!("\\x{:02x}", i32::from(i8::from_ne_bytes([*byte]))),
+    };
+    ran.stdout.iter().map(escaped).collect()
+}
+
+fn vmlinux(series: &str) -> PathBuf {
+    let kernel = kernels::debian(series);
+    let release = kernel.parent().unwrap().file_name().unwrap();
+    let symbols = kernels::cache().join("debug-symbols");
+    symbols.join(release).join("vmlinux")
+}
+
 /// `make test-crash` runs it. crash is given no options. Debian 12's is older than Linux 6.4 and reads nothing
 /// newer, QEMU's own dumps neither.
 #[test]
@@ -438,16 +504,13 @@ fn assert_crash_prints_the_log(said: &str, log: &str) {
 }
 
 fn crash(guest: &CrashedGuest, plan: &Plan<'_>, path: &Path, commands: &[&str]) -> String {
-    let kernel = kernels::debian(plan.series);
-    let release = kernel.parent().unwrap().file_name().unwrap();
-    let symbols = kernels::cache().join("debug-symbols").join(release);
     let script = guest.path("commands");
     std::fs::write(&script, commands.join("\n") + "\nquit\n").unwrap();
     let ran = Command::new("crash")
         .arg("-s")
         .arg("-i")
         .arg(&script)
-        .arg(symbols.join("vmlinux"))
+        .arg(vmlinux(plan.series))
         .arg(path)
         .output();
     let ran = ran.expect("make test-crash installs crash");

@@ -16,9 +16,16 @@ const SCRIPT: &str = r#"
 import json
 from drgn.helpers.linux.pid import for_each_task
 from drgn.helpers.linux.sched import task_state_to_char, task_cpu
+def place(frame):
+    try:
+        symbol = frame.symbol()
+    except LookupError:
+        return hex(frame.pc)
+    place = f"{symbol.name}+{hex(frame.pc - symbol.address)}"
+    return f"{frame.name}, inlined in {place}" if frame.is_inline else place
 for task in for_each_task(prog):
     try:
-        frames = [f"{frame.name}+{hex(frame.pc)}" if frame.name else hex(frame.pc) for frame in prog.stack_trace(task)]
+        frames = [place(frame) for frame in prog.stack_trace(task)]
     except Exception as error:
         frames = [f"no stack: {error}"]
     print(json.dumps({
@@ -41,7 +48,8 @@ pub struct Task {
     pub state: String,
     /// The CPU that it ran on last.
     pub cpu: i64,
-    /// The functions on its stack, innermost first.
+    /// The functions on its stack, innermost first, each with the offset in it; an address where there is none, as of
+    /// a program.
     pub stack: Vec<String>,
 }
 
