@@ -10,11 +10,11 @@ SECONDS ?= 10
 # Where libkerf's Python package is built; it is no part of the workspace.
 PYTHON_BUILD = $(or $(CARGO_TARGET_DIR),target)/python/build
 
-DEMO_PACKAGES = -p kmorphd -p kmorphctl -p kmp-transport -p kmorph-agent -p kmorph-workload -p kmorph-tests -p kmorph-demo
+DEMO_PACKAGES = -p kmorphd -p kmorphctl -p kmp-transport -p kmorph-agent -p kmorph-workload -p kmorph-tests -p kmorph-emulated-kernel -p kmorph-demo
 # Not through `cargo run`: for one package alone it would choose other features and build it all again.
 DEMO = $(or $(CARGO_TARGET_DIR),target)/release/kmorph-demo
 
-.PHONY: build test test-crash test-drgn test-tasks demo demo-build demo-embedded demo-qemu bench lint doc fuzz setup clean kmod kmod-test kmod-test-24 wheel
+.PHONY: build test test-crash test-drgn test-tasks demo demo-build demo-embedded demo-qemu demo-multikernel bench lint doc fuzz setup clean kmod kmod-test kmod-test-24 wheel
 
 build:
 	$(CARGO) build --release --workspace
@@ -53,7 +53,8 @@ test-crash: setup
 
 # Tells and shows the story of the README. `make demo BACKEND=qemu` tells it with real kernels; those and
 # the vsock device are fetched into the cache, QEMU must be installed (scripts/setup, as root). With
-# TRANSPORT=kerf as well, over kerf-vsock.ko.
+# TRANSPORT=kerf as well, over kerf-vsock.ko. `make demo BACKEND=multikernel` tells it beside an emulated multikernel
+# kernel, as root.
 demo: demo-$(BACKEND)
 
 demo-embedded: demo-build
@@ -66,6 +67,9 @@ demo-qemu: demo-build
 	@scripts/fetch-vhost-vsock >/dev/null
 	@[ $(TRANSPORT) != kerf ] || scripts/build-kmod >/dev/null
 	@$(DEMO) --backend=qemu --transport=$(TRANSPORT)
+
+demo-multikernel: demo-build
+	@$(DEMO) --backend=multikernel
 
 demo-build:
 	@echo "Building kmorphd, kmorphctl, kmorph-agent, kmorph-kv and the demo (release; the first time takes minutes)"

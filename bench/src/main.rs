@@ -20,6 +20,7 @@ mod qemu;
 mod report;
 mod ring;
 mod scale;
+mod survivor;
 mod trees;
 mod vmcore;
 mod vsock;

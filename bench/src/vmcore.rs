@@ -16,6 +16,7 @@ use kmorph_vmcore::{Dump, MemoryFile};
 use crate::Found;
 use crate::capture;
 use crate::figure::{Bar, Figure, Of, Unit};
+use crate::survivor;
 
 const GROUP: &str = "vmcore";
 /// Memory of the guest, MiB, and how much of it is filled with text.
@@ -35,9 +36,10 @@ pub(crate) fn run() -> Found {
         return Found { figures, remarks };
     }
     let mut found = dumps();
-    let captured = capture::run();
-    found.figures.extend(captured.figures);
-    found.remarks.extend(captured.remarks);
+    for more in [capture::run(), survivor::run()] {
+        found.figures.extend(more.figures);
+        found.remarks.extend(more.remarks);
+    }
     found
 }
 

@@ -37,7 +37,7 @@ const INTERRUPTED: i32 = 130;
 #[derive(Debug, Parser)]
 #[command(name = "kmorph-demo", version)]
 struct Arguments {
-    /// What instances are: processes, or Linux kernels in QEMU
+    /// What instances are: processes, Linux kernels in QEMU, or kernels beside an emulated one
     #[arg(long, value_enum, default_value = "embedded")]
     backend: Backend,
     /// What carries vsock to kernels in QEMU: virtio-vsock, or kerf-vsock.ko over shared memory
@@ -59,7 +59,13 @@ fn main() -> ExitCode {
     }
     let backend = arguments.backend;
     let mut stage = Stage::new();
-    let host = Host::prepare(&backend.config(&arguments.transport));
+    let host = match backend.host(&arguments.transport) {
+        Ok(host) => host,
+        Err(trouble) => {
+            eprintln!("kmorph-demo: {trouble}");
+            return ExitCode::FAILURE;
+        }
+    };
     let ground = story::Ground::of(&host);
     let setting = Setting::of(backend, &host);
     let host: SharedHost = Arc::new(Mutex::new(Some(host)));

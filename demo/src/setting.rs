@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kmorph_control_api::InstanceStatus;
+use kmorph_emulated_kernel::Generation;
 use kmorph_tests::{Host, kernels};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::shell::quoted;
 use crate::stage::Stage;
 use crate::trouble::Trouble;
 
@@ -18,6 +20,8 @@ pub(crate) enum Backend {
     Embedded,
     /// Linux 6.1 and 6.12 in QEMU
     Qemu,
+    /// Kernels beside the host's, with the host's kernel emulated: root and /dev/fuse, no download
+    Multikernel,
 }
 
 /// The harm that comes to an instance.
@@ -36,6 +40,8 @@ pub(crate) struct Setting {
     pub(crate) old_kernel: PathBuf,
     /// Image of the kernel it is morphed to.
     pub(crate) new_kernel: PathBuf,
+    /// Where the host's kernel is emulated.
+    emulated: PathBuf,
 }
 
 const EMBEDDED_CONFIG: &str = "[defaults]\nheartbeat_timeout_s = 1.0\n";
@@ -43,12 +49,24 @@ const EMBEDDED_CONFIG: &str = "[defaults]\nheartbeat_timeout_s = 1.0\n";
 const QEMU_CONFIG: &str = "backend = \"qemu\"\n[defaults]\nheartbeat_timeout_s = 2.0\n\
                            [limits]\nstart_timeout_s = 120.0\n";
 
+const MULTIKERNEL_CONFIG: &str =
+    "[defaults]\nheartbeat_timeout_s = 1.0\n[limits]\nstop_timeout_s = 1.0\n";
+
 impl Backend {
-    /// The daemon's configuration, without its paths; `transport` carries vsock to kernels in QEMU.
-    pub(crate) fn config(self, transport: &str) -> String {
+    /// Where it will happen, with the daemon's configuration; `transport` carries vsock to kernels in QEMU.
+    pub(crate) fn host(self, transport: &str) -> Result<Host, Trouble> {
         match self {
-            Self::Embedded => EMBEDDED_CONFIG.to_owned(),
-            Self::Qemu => format!("{QEMU_CONFIG}[qemu]\ntransport = \"{transport}\"\n"),
+            Self::Embedded => Ok(Host::prepare(EMBEDDED_CONFIG)),
+            Self::Qemu => {
+                let config = format!("{QEMU_CONFIG}[qemu]\ntransport = \"{transport}\"\n");
+                Ok(Host::prepare(&config))
+            }
+            Self::Multikernel => {
+                let host = Host::prepare_multikernel(Generation::Confirms, MULTIKERNEL_CONFIG);
+                let text =
+                    "a multikernel kernel can be emulated by root alone, and takes /dev/fuse";
+                host.ok_or_else(|| Trouble::NotAsTold(text.to_owned()))
+            }
         }
     }
 }
@@ -57,13 +75,16 @@ impl Setting {
     /// The setting for `backend` on `host`.
     pub(crate) fn of(backend: Backend, host: &Host) -> Result<Self, Trouble> {
         let (old_kernel, new_kernel) = match backend {
-            Backend::Embedded => (host.kernel("6.1.0-demo"), host.kernel("6.12.0-demo")),
+            Backend::Embedded | Backend::Multikernel => {
+                (host.kernel("6.1.0-demo"), host.kernel("6.12.0-demo"))
+            }
             Backend::Qemu => (fetched("6.1")?, fetched("6.12")?),
         };
         Ok(Self {
             backend,
             old_kernel,
             new_kernel,
+            emulated: host.path("kernel"),
         })
     }
 
@@ -78,6 +99,21 @@ impl Setting {
             Backend::Qemu => {
                 "QEMU backend: each instance is a Linux kernel in a virtual machine, Debian's 6.1 and 6.12."
             }
+            Backend::Multikernel => {
+                "Multikernel backend: each instance is a kernel beside the host's. No such kernel is booted here:\n\
+                 the host kernel's files and calls are emulated, an instance's agent is a process of this\n\
+                 machine, and both images are made up by the demo. All that kmorphd does is real."
+            }
+        }
+    }
+
+    /// What the daemon is started by: where the host's kernel is emulated, it answers the daemon's calls.
+    pub(crate) fn launcher(&self) -> String {
+        match self.backend {
+            Backend::Embedded | Backend::Qemu => String::new(),
+            Backend::Multikernel => {
+                format!("kmorph-emulated-kernel under {} ", quoted(&self.emulated))
+            }
         }
     }
 
@@ -86,7 +122,7 @@ impl Setting {
     pub(crate) fn pace(&self) -> Duration {
         match self.backend {
             Backend::Embedded => Duration::from_millis(1),
-            Backend::Qemu => Duration::from_millis(5),
+            Backend::Qemu | Backend::Multikernel => Duration::from_millis(5),
         }
     }
 
@@ -94,14 +130,14 @@ impl Setting {
     pub(crate) fn values(&self) -> usize {
         match self.backend {
             Backend::Embedded => 512,
-            Backend::Qemu => 128,
+            Backend::Qemu | Backend::Multikernel => 128,
         }
     }
 
     /// Longest wait for the instance to be well again.
     pub(crate) fn patience(&self) -> Duration {
         match self.backend {
-            Backend::Embedded => Duration::from_secs(30),
+            Backend::Embedded | Backend::Multikernel => Duration::from_secs(30),
             Backend::Qemu => Duration::from_secs(180),
         }
     }
@@ -109,7 +145,7 @@ impl Setting {
     /// Further words for `spawn`.
     pub(crate) fn spawn_words(&self) -> String {
         match self.backend {
-            Backend::Embedded => String::new(),
+            Backend::Embedded | Backend::Multikernel => String::new(),
             Backend::Qemu => format!(" --kernel-cmdline={}", kernels::PANICS_ON_NMI),
         }
     }
@@ -119,7 +155,7 @@ impl Setting {
     pub(crate) fn downtime_budget_ms(&self) -> u32 {
         match self.backend {
             Backend::Embedded => 1_000,
-            Backend::Qemu => 10_000,
+            Backend::Qemu | Backend::Multikernel => 10_000,
         }
     }
 
@@ -127,7 +163,7 @@ impl Setting {
     pub(crate) fn failures_allowed(&self) -> u64 {
         match self.backend {
             Backend::Embedded => 0,
-            Backend::Qemu => 1,
+            Backend::Qemu | Backend::Multikernel => 1,
         }
     }
 
@@ -135,11 +171,14 @@ impl Setting {
     pub(crate) fn heading(&self, harm: Harm) -> &'static str {
         match (self.backend, harm) {
             (Backend::Embedded, Harm::Dies) => "The instance is killed",
-            (Backend::Qemu, Harm::Dies) => "The kernel panics",
+            (Backend::Qemu | Backend::Multikernel, Harm::Dies) => "The kernel panics",
             (Backend::Embedded, Harm::Hangs) => {
                 "The instance hangs: every process of it is stopped"
             }
             (Backend::Qemu, Harm::Hangs) => "The kernel hangs: the virtual machine is paused",
+            (Backend::Multikernel, Harm::Hangs) => {
+                "The kernel hangs, and its status says that it runs"
+            }
         }
     }
 
@@ -147,7 +186,7 @@ impl Setting {
     pub(crate) fn word(&self, harm: Harm) -> &'static str {
         match (self.backend, harm) {
             (Backend::Embedded, Harm::Dies) => "killed",
-            (Backend::Qemu, Harm::Dies) => "panicked",
+            (Backend::Qemu | Backend::Multikernel, Harm::Dies) => "panicked",
             (_, Harm::Hangs) => "hung",
         }
     }
@@ -188,6 +227,19 @@ impl Setting {
                 stage.say("QEMU is told `stop`: the guest's CPUs execute nothing any more.")?;
                 kernels::qmp(run_dir, "stop");
                 Ok(())
+            }
+            (Backend::Multikernel, harm) => {
+                let what = match harm {
+                    Harm::Dies => "panic",
+                    Harm::Hangs => "hang",
+                };
+                let line = format!("{what} {}", instance.summary.name);
+                stage.say(&format!("The emulated kernel is told `{line}`."))?;
+                let struck = kmorph_emulated_kernel::ask(&self.emulated, &line);
+                let text = |errno| {
+                    Trouble::NotAsTold(format!("the emulated kernel refuses {line}: error {errno}"))
+                };
+                struck.map(drop).map_err(text)
             }
         }
     }

@@ -83,7 +83,7 @@ pub(crate) fn tell(
     stage: &mut Stage,
 ) -> Result<Figures, Trouble> {
     stage.say(setting.introduction())?;
-    start_daemon(ground, stage)?;
+    start_daemon(setting, ground, stage)?;
     let port = spawn(setting, ground, stage)?;
     let client = Steady::start(port, setting.pace()).map_err(Trouble::Client)?;
     stage.say(&format!(
@@ -105,13 +105,17 @@ pub(crate) fn tell(
     Ok(Figures { healings, morph })
 }
 
-fn start_daemon(ground: &Ground, stage: &mut Stage) -> Result<(), Trouble> {
+fn start_daemon(setting: &Setting, ground: &Ground, stage: &mut Stage) -> Result<(), Trouble> {
     stage.step("A daemon with directories of its own")?;
     let shell = &ground.shell;
     shell.show_environment(stage)?;
     let config = quoted(&ground.dir.join("kmorphd.conf"));
     shell.run(stage, &format!("cat {config}"))?;
-    shell.run(stage, &format!("kmorphctl daemon start --config={config}"))
+    let launcher = setting.launcher();
+    shell.run(
+        stage,
+        &format!("{launcher}kmorphctl daemon start --config={config}"),
+    )
 }
 
 /// Spawns the instance; the port at which its server is reached.

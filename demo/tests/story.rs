@@ -1,4 +1,5 @@
-//! The demo on the embedded backend: it happens as told, and leaves nothing behind.
+//! The demo on the embedded backend, and on the multikernel one where that can be emulated: it happens as told, and
+//! leaves nothing behind.
 //!
 //! Uses the programs beside it, as `cargo build --workspace` makes them.
 
@@ -66,14 +67,45 @@ fn it_happens_as_told() {
         "| to the verdict",
         "It all happened as told",
     ];
-    let mut rest = text.as_str();
+    has_in_order(&text, &lines);
+    assert!(!text.contains('\x1b'), "styled without a terminal:\n{text}");
+    leaves_nothing(directory(&text));
+}
+
+fn has_in_order(text: &str, lines: &[&str]) {
+    let mut rest = text;
     for line in lines {
         let (_, after) = rest
             .split_once(line)
             .unwrap_or_else(|| panic!("{line:?} is not where it should be in:\n{text}"));
         rest = after;
     }
-    assert!(!text.contains('\x1b'), "styled without a terminal:\n{text}");
+}
+
+#[test]
+fn it_happens_as_told_beside_an_emulated_kernel() {
+    if !kmorph_emulated_kernel::Process::is_possible() {
+        return;
+    }
+    let output = demo().arg("--backend=multikernel").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}\n{errors}");
+    let lines = [
+        "No such kernel is booted here",
+        "$ kmorph-emulated-kernel under ",
+        "Running kernel: 6.1.0-demo",
+        "told `panic web`",
+        "its kernel panicked",
+        "told `hang web`",
+        "silent for ",
+        "$ kmorphctl morph web ",
+        "Morphed: web (generation 3 -> 4)",
+        "Running kernel: 6.12.0-demo",
+        "All 128 values are there.",
+        "It all happened as told",
+    ];
+    has_in_order(&text, &lines);
     leaves_nothing(directory(&text));
 }
 

@@ -67,6 +67,14 @@ impl Host {
     /// A running daemon whose instances are kernels beside an emulated one of this generation; `None` where that
     /// cannot be emulated.
     pub fn multikernel(generation: Generation) -> Option<Self> {
+        let config = "[defaults]\nheartbeat_timeout_s = 1.0\n[limits]\nstop_timeout_s = 0.5\n";
+        let mut host = Self::prepare_multikernel(generation, config)?;
+        host.start();
+        Some(host)
+    }
+
+    /// As [`Host::multikernel`], not started, with `config` besides what the emulated kernel needs.
+    pub fn prepare_multikernel(generation: Generation, config: &str) -> Option<Self> {
         if !Process::is_possible() {
             return None;
         }
@@ -86,13 +94,11 @@ impl Host {
             .expect("the kernel takes the baseline");
         host.kernel = Some(kernel);
         host.configure(&format!(
-            "backend = \"multikernel\"\n[defaults]\nheartbeat_timeout_s = 1.0\n[limits]\n\
-             stop_timeout_s = 0.5\n[multikernel]\n\
+            "backend = \"multikernel\"\n{config}[multikernel]\n\
              root = \"{0}/multikernel\"\nlock = \"{0}/run/kerf.lock\"\nrecords = \"{0}/records\"\n\
              vsock_sockets = \"{0}/vsock\"\n",
             place.display()
         ));
-        host.start();
         Some(host)
     }
 
