@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,23 @@ class Deaf:
         self.listener.close()
 
 
+@contextmanager
+def interruptible(code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A program that Ctrl-C ends, also where it is ignored: that is inherited, as from a script's background."""
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", heed + code, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_ctrl_c_ends_a_wait(host: Host) -> None:
     """Also one without an end: for the next event."""
     code = """if True:
@@ -128,32 +147,25 @@ def test_ctrl_c_ends_a_wait(host: Host) -> None:
         for event in monitor:
             pass
     """
-    waiter = subprocess.Popen(
-        [sys.executable, "-c", code, host.image("6.8.0"), host.socket],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert waiter.stdout and waiter.stdout.readline() == "waits\n"
-    waiter.send_signal(signal.SIGINT)
-    _, errors = waiter.communicate(timeout=DEADLINE)
+    with interruptible(code, host.image("6.8.0"), host.socket) as waiter:
+        assert waiter.stdout and waiter.stdout.readline() == "waits\n"
+        waiter.send_signal(signal.SIGINT)
+        _, errors = waiter.communicate(timeout=DEADLINE)
     assert "KeyboardInterrupt" in errors
     Daemon(host.socket).terminate("quiet", timeout=DEADLINE)
 
 
 def test_ctrl_c_ends_a_request_to_a_daemon_that_says_nothing(tmp_path: Path) -> None:
-    with Deaf(tmp_path / "socket") as deaf:
-        code = "import libkerf, sys; libkerf.Daemon(sys.argv[1]).status()"
-        asker = subprocess.Popen(
-            [sys.executable, "-c", code, tmp_path / "socket"], stderr=subprocess.PIPE, text=True
-        )
+    path = tmp_path / "socket"
+    code = "import libkerf, sys; libkerf.Daemon(sys.argv[1]).status()"
+    with Deaf(path) as deaf, interruptible(code, path) as asker:
         connection, _ = deaf.listener.accept()
         with connection:
             assert connection.recv(10)
             asker.send_signal(signal.SIGINT)
             # Less than it waits for an answer.
             _, errors = asker.communicate(timeout=20)
-        assert "KeyboardInterrupt" in errors
+    assert "KeyboardInterrupt" in errors
 
 
 def test_closing_wakes_who_waits_for_an_event(host: Host) -> None:
