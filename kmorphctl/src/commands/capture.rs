@@ -4,13 +4,12 @@ use kmorph_control_api::address::path;
 use kmorph_control_api::{CaptureReport, CaptureRequest, Operation};
 
 use super::absolute;
-use super::operation::begun;
+use super::operation::concluded;
 use crate::cli::CaptureArgs;
 use crate::client::Client;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::figures::{bytes, millis};
-use crate::operation_wait::finish;
 use crate::output::Output;
 
 pub(super) async fn capture(
@@ -23,15 +22,10 @@ pub(super) async fn capture(
     };
     let address = path(&["instances", &args.name, "vmcore"]);
     let operation = client.post::<Operation>(&address, &request).await?;
-    let operation = finish(client, out, operation, args.wait).await?;
-    if out.is_json() {
-        out.json(&operation.raw)?;
+    let Some(operation) = concluded(client, out, operation, args.wait).await? else {
         return Ok(Exit::Ok);
-    }
-    if !operation.value.is_over() {
-        return begun(out, &operation.value);
-    }
-    let result = operation.value.result.unwrap_or_default();
+    };
+    let result = operation.result.unwrap_or_default();
     match serde_json::from_value::<CaptureReport>(result) {
         Ok(report) => said(out, &report),
         // A daemon that tells less: the operation succeeded all the same.

@@ -6,13 +6,12 @@ use kmorph_control_api::address::{path, query};
 use kmorph_control_api::{ErrorCode, InstanceStatus, Operation, PingReport};
 use serde_json::json;
 
-use super::operation::begun;
+use super::operation::concluded;
 use crate::cli::{PingArgs, TerminateArgs, WaitArgs};
 use crate::client::Client;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::figures::micros;
-use crate::operation_wait::finish;
 use crate::output::Output;
 
 pub(super) async fn terminate(
@@ -23,13 +22,11 @@ pub(super) async fn terminate(
     let force = args.force.then(|| "true".to_owned());
     let address = path(&["instances", &args.name]) + &query(&[("force", force)]);
     let operation = client.delete::<Operation>(&address).await?;
-    let operation = finish(client, out, operation, args.wait).await?;
-    if out.is_json() {
-        out.json(&operation.raw)?;
+    if concluded(client, out, operation, args.wait)
+        .await?
+        .is_none()
+    {
         return Ok(Exit::Ok);
-    }
-    if !operation.value.is_over() {
-        return begun(out, &operation.value);
     }
     out.line(&format!("Terminated: {}", args.name))?;
     Ok(Exit::Ok)
@@ -43,13 +40,8 @@ pub(super) async fn recover(
 ) -> Result<Exit, Failure> {
     let address = path(&["instances", name, "recover"]);
     let operation = client.post::<Operation>(&address, &json!({})).await?;
-    let operation = finish(client, out, operation, wait).await?;
-    if out.is_json() {
-        out.json(&operation.raw)?;
+    if concluded(client, out, operation, wait).await?.is_none() {
         return Ok(Exit::Ok);
-    }
-    if !operation.value.is_over() {
-        return begun(out, &operation.value);
     }
     let status = client
         .get::<InstanceStatus>(&path(&["instances", name]))

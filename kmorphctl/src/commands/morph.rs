@@ -7,13 +7,12 @@ use kmorph_control_api::{
 use serde_json::json;
 
 use super::absolute;
-use super::operation::begun;
+use super::operation::concluded;
 use crate::cli::{MorphArgs, MorphForm, MorphTarget, MorphWholeArgs, WaitArgs};
 use crate::client::{Answer, Client};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::figures::{bytes, local_time, micros};
-use crate::operation_wait::finish;
 use crate::output::{Output, Tone, Word};
 
 pub(super) async fn run(
@@ -88,15 +87,10 @@ async fn end(
     operation: Answer<Operation>,
     wait: WaitArgs,
 ) -> Result<Exit, Failure> {
-    let operation = finish(client, out, operation, wait).await?;
-    if out.is_json() {
-        out.json(&operation.raw)?;
+    let Some(operation) = concluded(client, out, operation, wait).await? else {
         return Ok(Exit::Ok);
-    }
-    if !operation.value.is_over() {
-        return begun(out, &operation.value);
-    }
-    let result = operation.value.result.unwrap_or_default();
+    };
+    let result = operation.result.unwrap_or_default();
     match serde_json::from_value::<MorphStatus>(result) {
         Ok(morph) => said(out, name, &morph),
         // A daemon that tells less: the operation succeeded all the same.

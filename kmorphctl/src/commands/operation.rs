@@ -48,15 +48,34 @@ pub(super) async fn run(
     }
 }
 
+/// Waits as told. The operation, when it is over and there is something left to say: not in JSON, which has said it
+/// all, and not when nobody waited.
+pub(super) async fn concluded(
+    client: &Client,
+    out: &mut Output,
+    operation: Answer<Operation>,
+    wait: WaitArgs,
+) -> Result<Option<Operation>, Failure> {
+    let operation = finish(client, out, operation, wait).await?;
+    if out.is_json() {
+        out.json(&operation.raw)?;
+        return Ok(None);
+    }
+    if !operation.value.is_over() {
+        begun(out, &operation.value)?;
+        return Ok(None);
+    }
+    Ok(Some(operation.value))
+}
+
 /// Says what was begun, for a command that does not wait.
-pub(super) fn begun(out: &mut Output, operation: &Operation) -> Result<Exit, Failure> {
+fn begun(out: &mut Output, operation: &Operation) -> Result<(), Failure> {
     let Operation { id, instance, .. } = operation;
     let kind = kind_name(operation.kind);
     out.line(&format!("Begun: {kind} of {instance} as {id}"))?;
     out.hint(&format!(
         "`kmorphctl operation watch {id}` waits until it is over"
-    ))?;
-    Ok(Exit::Ok)
+    ))
 }
 
 fn toned(state: OperationState) -> Word {

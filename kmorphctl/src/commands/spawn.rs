@@ -4,12 +4,11 @@ use kmorph_control_api::address::path;
 use kmorph_control_api::{InstanceStatus, Operation, SpawnRequest, WorkloadRequest};
 
 use super::absolute;
-use super::operation::begun;
+use super::operation::concluded;
 use crate::cli::SpawnArgs;
 use crate::client::Client;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::operation_wait::finish;
 use crate::output::Output;
 
 pub(super) async fn run(
@@ -22,13 +21,8 @@ pub(super) async fn run(
     let operation = client
         .post::<Operation>(&path(&["instances"]), &request)
         .await?;
-    let operation = finish(client, out, operation, wait).await?;
-    if out.is_json() {
-        out.json(&operation.raw)?;
+    if concluded(client, out, operation, wait).await?.is_none() {
         return Ok(Exit::Ok);
-    }
-    if !operation.value.is_over() {
-        return begun(out, &operation.value);
     }
     let status = client
         .get::<InstanceStatus>(&path(&["instances", &name]))
