@@ -1,13 +1,21 @@
 //! What tests start and ask: the emulated kernel as a process of its own.
 
+use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::unistd::Uid;
+
 use crate::control;
 use crate::machine::Generation;
+
+/// The device of file systems in user space.
+const FUSE: &str = "/dev/fuse";
 
 /// An emulated kernel in a process, until it is dropped. It also ends when this process does.
 #[derive(Debug)]
@@ -17,15 +25,47 @@ pub struct Process {
 }
 
 impl Process {
-    /// Whether this machine lets a kernel be emulated. Says it when not.
+    /// Whether this machine lets a kernel be emulated, as a test asks: says that it is skipped when not.
     pub fn is_possible() -> bool {
-        let possible = nix::unistd::Uid::effective().is_root() && Path::new("/dev/fuse").exists();
-        if !possible {
-            eprintln!(
-                "SKIPPED: the kernel's files are emulated with FUSE, which takes root and /dev/fuse"
-            );
+        let obstacle = Self::obstacle();
+        if let Some(obstacle) = &obstacle {
+            eprintln!("SKIPPED: a kernel cannot be emulated here: {obstacle}");
         }
-        possible
+        obstacle.is_none()
+    }
+
+    /// What keeps a kernel from being emulated on this machine. A container may have root and `/dev/fuse`, and mount
+    /// nothing: a mount is tried.
+    pub fn obstacle() -> Option<String> {
+        if !Uid::effective().is_root() {
+            return Some("its files are mounted, which takes root".to_owned());
+        }
+        let device = OpenOptions::new().read(true).write(true).open(FUSE);
+        let device = match device {
+            Ok(device) => device,
+            Err(error) => {
+                return Some(format!(
+                    "{FUSE}, which serves its files, cannot be opened: {error}"
+                ));
+            }
+        };
+        let place = match tempfile::tempdir() {
+            Ok(place) => place,
+            Err(error) => return Some(format!("a temporary directory cannot be made: {error}")),
+        };
+        let raw = device.as_raw_fd();
+        let options = format!("fd={raw},rootmode=40000,user_id=0,group_id=0");
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        let fuse = Some("fuse");
+        match mount(fuse, place.path(), fuse, flags, Some(options.as_str())) {
+            Ok(()) => {
+                // Closed first: nobody would answer what an unmount asks.
+                drop(device);
+                let _ = umount2(place.path(), MntFlags::MNT_DETACH);
+                None
+            }
+            Err(error) => Some(format!("its files cannot be mounted: {error}")),
+        }
     }
 
     /// Starts the program in `directory`, which is there and empty. Its instances run this agent.

@@ -11,6 +11,7 @@ use fuser::{
     ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, TimeOrNow,
 };
 use nix::libc::{EINVAL, ENOENT, EPERM};
+use nix::mount::{MntFlags, umount2};
 
 use crate::mk::Mk;
 
@@ -32,9 +33,9 @@ pub struct Emulator {
 
 impl Drop for Emulator {
     fn drop(&mut self) {
-        if let Some(session) = self.session.take() {
-            session.join();
-        }
+        // Detached, and not waited for: a program may have a file open, and keeps the session as long.
+        let _ = umount2(&self.root(), MntFlags::MNT_DETACH);
+        drop(self.session.take());
     }
 }
 

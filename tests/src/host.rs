@@ -387,10 +387,12 @@ impl Drop for Host {
             let _ = daemon.kill();
             let _ = daemon.wait();
         }
-        drop(self.kernel.take());
+        // It ends the emulated kernel too, once nothing that uses it is left: a daemon may be there that was not
+        // started here.
         if let Some(mut guard) = self.guard.take() {
             drop(guard.stdin.take());
             let _ = guard.wait();
         }
+        drop(self.kernel.take());
     }
 }

@@ -14,9 +14,9 @@ use std::process::Command;
 use kmorph_control_api::{
     InstanceState, MorphStatus, OperationState, PoolUsage, RecoveryOutcome, RecoveryRecord,
 };
-use kmorph_emulated_kernel::Generation;
+use kmorph_emulated_kernel::{Generation, Process};
 use kmorph_tests::resp::{Client, Steady};
-use kmorph_tests::{Host, kernels, program};
+use kmorph_tests::{DEADLINE, Host, kernels, program};
 use libkerf::kernel::Kernel;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -167,6 +167,32 @@ fn what_a_killed_emulator_leaves_mounted_is_taken_away() {
     kill(Pid::from_raw(host.emulated().pid()), Signal::SIGKILL).unwrap();
     drop(host);
     assert!(!mounted() && !place.exists());
+}
+
+#[test]
+fn an_emulator_ends_while_its_files_are_in_use() {
+    if !Process::is_possible() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let (own, agent) = (program("kmorph-emulated-kernel"), program("kmorph-agent"));
+    let emulated = Process::start(&own, place.path(), &agent, Generation::Confirms);
+    let pid = Pid::from_raw(emulated.pid());
+    let held = std::fs::File::open(emulated.root().join("device_tree")).unwrap();
+    let (ended, told) = std::sync::mpsc::channel();
+    let ending = std::thread::spawn(move || {
+        drop(emulated);
+        ended.send(()).unwrap();
+    });
+    let in_time = told.recv_timeout(DEADLINE);
+    if in_time.is_err() {
+        kill(pid, Signal::SIGKILL).unwrap();
+    }
+    ending.join().unwrap();
+    drop(held);
+    in_time.expect("it ends though a file is open");
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(&*place.path().to_string_lossy()));
 }
 
 #[test]
