@@ -53,8 +53,8 @@ test-crash: setup
 
 # Tells and shows the story of the README. `make demo BACKEND=qemu` tells it with real kernels; those and
 # the vsock device are fetched into the cache, QEMU must be installed (scripts/setup, as root). With
-# TRANSPORT=kerf as well, over kerf-vsock.ko. `make demo BACKEND=multikernel` tells it beside an emulated multikernel
-# kernel, as root.
+# TRANSPORT=kerf as well, over kerf-vsock.ko. `make demo BACKEND=multikernel` tells it beside an emulated
+# multikernel kernel, as root.
 demo: demo-$(BACKEND)
 
 demo-embedded: demo-build

@@ -29,7 +29,10 @@ use nix::sys::signal::{SigSet, Signal};
 
 use crate::setting::{Backend, Setting};
 use crate::stage::Stage;
+use crate::trouble::Trouble;
 
+/// Exit status where the story cannot be told: the machine lacks something, as kmorphctl has it.
+const NOT_HERE: u8 = 9;
 /// Exit status after Ctrl-C, as shells have it.
 const INTERRUPTED: i32 = 130;
 
@@ -63,7 +66,10 @@ fn main() -> ExitCode {
         Ok(host) => host,
         Err(trouble) => {
             eprintln!("kmorph-demo: {trouble}");
-            return ExitCode::FAILURE;
+            return match trouble {
+                Trouble::NotHere { .. } => ExitCode::from(NOT_HERE),
+                _ => ExitCode::FAILURE,
+            };
         }
     };
     let ground = story::Ground::of(&host);

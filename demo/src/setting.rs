@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kmorph_control_api::InstanceStatus;
-use kmorph_emulated_kernel::Generation;
+use kmorph_emulated_kernel::{Generation, Process};
 use kmorph_tests::{Host, kernels};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -62,10 +62,13 @@ impl Backend {
                 Ok(Host::prepare(&config))
             }
             Self::Multikernel => {
+                if let Some(obstacle) = Process::obstacle() {
+                    let hint = hint();
+                    return Err(Trouble::NotHere { obstacle, hint });
+                }
                 let host = Host::prepare_multikernel(Generation::Confirms, MULTIKERNEL_CONFIG);
-                let text =
-                    "a multikernel kernel can be emulated by root alone, and takes /dev/fuse";
-                host.ok_or_else(|| Trouble::NotAsTold(text.to_owned()))
+                let text = || "what could be emulated just now cannot be any more".to_owned();
+                host.ok_or_else(|| Trouble::NotAsTold(text()))
             }
         }
     }
@@ -102,7 +105,8 @@ impl Setting {
             Backend::Multikernel => {
                 "Multikernel backend: each instance is a kernel beside the host's. No such kernel is booted here:\n\
                  the host kernel's files and calls are emulated, an instance's agent is a process of this\n\
-                 machine, and both images are made up by the demo. All that kmorphd does is real."
+                 machine, vsock is a Unix socket, and both images are made up by the demo. The daemon, the\n\
+                 agents and the server are those that run elsewhere."
             }
         }
     }
@@ -117,8 +121,8 @@ impl Setting {
         }
     }
 
-    /// Time between two requests of the client. An answer of an emulated guest takes a millisecond or
-    /// more.
+    /// Time between two requests of the client. An answer of an instance whose connections are
+    /// carried into a kernel takes a millisecond or more.
     pub(crate) fn pace(&self) -> Duration {
         match self.backend {
             Backend::Embedded => Duration::from_millis(1),
@@ -243,6 +247,16 @@ impl Setting {
             }
         }
     }
+}
+
+/// How a kernel may be emulated all the same.
+fn hint() -> String {
+    let own = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("kmorph-demo"));
+    let own = quoted(&own);
+    format!(
+        "as root, where /dev/fuse can be mounted (`modprobe fuse`; in a container, the device and CAP_SYS_ADMIN): \
+         sudo {own} --backend=multikernel"
+    )
 }
 
 fn fetched(series: &str) -> Result<PathBuf, Trouble> {

@@ -7,6 +7,9 @@ use std::time::Duration;
 pub(crate) enum Trouble {
     #[error("{0}")]
     NotAsTold(String),
+    /// Nothing was begun.
+    #[error("a multikernel kernel cannot be emulated here: {obstacle}\n  hint: {hint}")]
+    NotHere { obstacle: String, hint: String },
     #[error("waited {} s in vain for {what}", .limit.as_secs())]
     Late { what: String, limit: Duration },
     #[error("`{command}` ended with {status}")]

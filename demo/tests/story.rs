@@ -1,5 +1,5 @@
-//! The demo on the embedded backend, and on the multikernel one where that can be emulated: it happens as told, and
-//! leaves nothing behind.
+//! The demo on the embedded backend, and on the multikernel one where that can be emulated: it happens
+//! as told, and leaves nothing behind.
 //!
 //! Uses the programs beside it, as `cargo build --workspace` makes them.
 
@@ -111,7 +111,18 @@ fn it_happens_as_told_beside_an_emulated_kernel() {
 
 #[test]
 fn interrupted_it_takes_everything_with_it() {
+    let mut backends = vec!["embedded"];
+    if kmorph_emulated_kernel::Process::is_possible() {
+        backends.push("multikernel");
+    }
+    for backend in backends {
+        interrupted(backend);
+    }
+}
+
+fn interrupted(backend: &str) {
     let mut child = demo()
+        .args(["--backend", backend])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -141,4 +152,27 @@ fn interrupted_it_takes_everything_with_it() {
     assert_eq!(child.wait().unwrap().code(), Some(130), "{errors}");
     assert!(errors.contains("Interrupted"), "{errors}");
     leaves_nothing(&dir);
+}
+
+#[test]
+fn where_no_kernel_can_be_emulated_it_says_what_to_do() {
+    let demo = env!("CARGO_BIN_EXE_kmorph-demo");
+    // Where it could be, another device is put in place of FUSE's.
+    let mut command = match kmorph_emulated_kernel::Process::obstacle() {
+        Some(_) => Command::new(demo),
+        None => {
+            let script = "mount --bind /dev/null /dev/fuse && exec \"$0\" \"$@\"";
+            let mut command = Command::new("unshare");
+            command.args(["--mount", "sh", "-c", script, demo]);
+            command
+        }
+    };
+    let output = command.arg("--backend=multikernel").output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(9), "{errors}");
+    assert!(output.stdout.is_empty());
+    has_in_order(
+        &errors,
+        &["cannot be emulated here: ", "hint: as root", demo],
+    );
 }
