@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kmorph_control_api::{ApiError, CaptureReport, ErrorCode, EventKind, Progress};
-use kmorph_vmcore::writer::WriteError;
+use kmorph_vmcore::writer::{WriteError, partial_path};
 use kmp_proto::time::Instant;
 use slog::warn;
 
@@ -26,8 +26,6 @@ use crate::services::Services;
 
 /// How often an operation says how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
-/// What the writer adds to the name until the file is whole.
-const PARTIAL: &str = ".partial";
 
 /// Whether a dump can be written to `path` at all.
 ///
@@ -134,7 +132,7 @@ impl Under {
             Err(error) => return End::Failed(error),
         };
         let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
-        let (total, mut log_awaited) = (dumping.progress().1, true);
+        let (mut log_awaited, mut reads) = (true, true);
         let end = loop {
             tokio::select! {
                 // In this order: what is known at the same time is told before the end.
@@ -143,7 +141,8 @@ impl Under {
                     log_awaited = false;
                     self.log_read(services, row, told.ok());
                 }
-                () = read.notified(), if self.frozen_since.is_some() => {
+                () = read.notified(), if reads => {
+                    reads = false;
                     self.thaw(services, row).await;
                     operation.step("syncing and verifying");
                 }
@@ -152,12 +151,10 @@ impl Under {
                     Ok(dumped) => break End::Done(dumped),
                     Err(error) => break End::Failed(error),
                 },
-                _ = tick.tick() => {
-                    let (done, _) = dumping.progress();
-                    if done < total {
-                        let step = "reading its memory".to_owned();
-                        operation.progress(Progress { step, done, total, unit: "bytes".to_owned() });
-                    }
+                _ = tick.tick(), if reads => {
+                    let (done, total) = dumping.progress();
+                    let step = "reading its memory".to_owned();
+                    operation.progress(Progress { step, done, total, unit: "bytes".to_owned() });
                 }
             }
         };
@@ -269,8 +266,7 @@ impl Under {
 
 /// What a capture that was cancelled has left: whoever asked for it does not want it.
 async fn remove_partial(services: &Services, row: &GenerationRow, output: &Path) {
-    let mut partial = output.as_os_str().to_owned();
-    partial.push(PARTIAL);
+    let partial = partial_path(output);
     if let Err(error) = tokio::fs::remove_file(&partial).await
         && error.kind() != std::io::ErrorKind::NotFound
     {

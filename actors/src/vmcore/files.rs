@@ -8,6 +8,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use kmorph_vmcore::writer::partial_path;
+
 const VMCORE: &str = "vmcore";
 const LOG: &str = "dmesg";
 /// What the writer adds to the name until the file is whole.
@@ -95,8 +97,8 @@ impl Place {
     /// Removes what captures that failed have left: it makes room for the one that comes.
     pub(super) fn remove_partial(&self) {
         for found in self.found() {
-            let partial = format!("{}.{VMCORE}.{PARTIAL}", found.stem);
-            let _ = std::fs::remove_file(self.dir.join(partial));
+            let vmcore = self.dir.join(format!("{}.{VMCORE}", found.stem));
+            let _ = std::fs::remove_file(partial_path(&vmcore));
         }
     }
 

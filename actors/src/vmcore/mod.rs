@@ -34,6 +34,7 @@ use kmorph_vmcore::paced::{Paced, Rate};
 use kmorph_vmcore::writer::{self, Contents, Control, Options, Output, WriteError};
 use kmorph_vmcore::{Dump, MemoryFile, MemoryPart, PhysRange, PhysicalMemory};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::Instant;
 
 pub use files::Retention;
 use files::{Files, Place};
@@ -177,6 +178,8 @@ pub struct Dumping {
     dump: oneshot::Receiver<Result<Dumped, CaptureError>>,
     stop: StopOnDrop,
     bytes: u64,
+    /// When it is given up.
+    deadline: Instant,
 }
 
 #[derive(Debug)]
@@ -189,12 +192,12 @@ impl Drop for StopOnDrop {
 }
 
 impl Dumping {
-    /// Waits for it.
+    /// Waits for it, until it has taken [`CAPTURE_TIMEOUT`] since it was begun. Can be given up and called again.
     ///
     /// # Errors
     /// When there is no vmcore, and why.
     pub async fn done(&mut self) -> Result<Dumped, CaptureError> {
-        match tokio::time::timeout(CAPTURE_TIMEOUT, &mut self.dump).await {
+        match tokio::time::timeout_at(self.deadline, &mut self.dump).await {
             Ok(Ok(dumped)) => dumped,
             Ok(Err(_)) => Err(CaptureError::Fault),
             Err(_) => Err(CaptureError::TimedOut),
@@ -279,6 +282,7 @@ async fn begin_into(
         dump,
         stop: StopOnDrop(control.clone()),
         bytes,
+        deadline: Instant::now() + CAPTURE_TIMEOUT,
     };
     let work = move || {
         // Its own priority, and that of the threads it starts: the kernel keeps one for each thread.
@@ -425,4 +429,32 @@ fn save_log(kernel: &Kernel<'_>, files: &Files) -> Result<KernelLog, String> {
         .map_err(|error| format!("writing {:?}: {error}", files.log))?;
     let path = Some(files.log.clone());
     Ok(KernelLog { path, ..log })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_capture_that_is_looked_at_again_and_again_ends_in_its_time_all_the_same() {
+        let (_never, dump) = oneshot::channel();
+        let control = Arc::new(Control::default());
+        let mut dumping = Dumping {
+            dump,
+            stop: StopOnDrop(control.clone()),
+            bytes: 0,
+            deadline: Instant::now() + Duration::from_millis(50),
+        };
+        let mut looks = 0;
+        let ended = loop {
+            tokio::select! {
+                ended = dumping.done() => break ended,
+                () = tokio::time::sleep(Duration::from_millis(10)) => looks += 1,
+            }
+            assert!(looks < 1000, "it would never have ended");
+        };
+        assert!(matches!(ended, Err(CaptureError::TimedOut)), "{ended:?}");
+        drop(dumping);
+        assert!(control.stop.load(Ordering::Relaxed));
+    }
 }

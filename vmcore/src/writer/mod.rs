@@ -34,6 +34,7 @@ use crate::memory::PhysicalMemory;
 use chunks::Halt;
 use page_map::Filtered;
 use partial::Partial;
+pub use partial::partial_path;
 
 /// Most threads that write one dump.
 pub const THREADS_MAX: usize = 16;

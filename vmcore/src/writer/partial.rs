@@ -10,6 +10,13 @@ use super::WriteError;
 /// Who may read a dump: it holds all that the machine knew.
 const MODE: u32 = 0o600;
 
+/// What the file `path` is called until it is whole.
+pub fn partial_path(path: &Path) -> PathBuf {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    partial.into()
+}
+
 pub(super) struct Partial {
     file: File,
     path: PathBuf,
@@ -23,9 +30,7 @@ impl Partial {
                 path: path.to_owned(),
             });
         }
-        let mut partial = path.as_os_str().to_owned();
-        partial.push(".partial");
-        let path = PathBuf::from(partial);
+        let path = partial_path(path);
         let create = || {
             if let Err(error) = std::fs::remove_file(&path)
                 && error.kind() != io::ErrorKind::NotFound
