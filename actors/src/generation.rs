@@ -5,7 +5,7 @@
 //!  intend ─▶ [Intended] ─▶ spawn ─▶ [Placed] ─▶ … ─▶ [Fencing] ─▶ fence ─▶ [Fenced] ─▶ release ─▶ gone
 //! ```
 
-use kmorph_backends::contract::{Placement, REGISTERS, SpawnSpec};
+use kmorph_backends::contract::{BackendKind, Placement, REGISTERS, SpawnSpec};
 use kmorph_backends::kernel_image::KernelImage;
 use kmorph_control_api::{ApiError, ErrorCode, WorkloadRequest};
 use kmorph_launch::{InstanceName, PublishedPort, StartMode, WorkloadSpec};
@@ -73,8 +73,12 @@ impl Services {
             .take(holder.clone(), cpus, memory_bytes)
             .map_err(|e| {
                 let text = format!("the pool cannot give {instance} what it needs: {e}");
-                ApiError::new(ErrorCode::InsufficientResources, text)
-                    .hint("ask for less, terminate an instance, or enlarge [pool] and reload")
+                let enlarge = match self.backend.kind() {
+                    BackendKind::Embedded | BackendKind::Qemu => "enlarge [pool] and reload",
+                    BackendKind::Multikernel => "give the kernel's pool more with kerf init",
+                };
+                let hint = format!("ask for less, terminate an instance, or {enlarge}");
+                ApiError::new(ErrorCode::InsufficientResources, text).hint(hint)
             })?;
         let run_dir = self.settings.borrow().run_dir.clone();
         let row = GenerationRow {

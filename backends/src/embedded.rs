@@ -352,16 +352,7 @@ impl Backend for EmbeddedBackend {
         placement: &Placement,
         proof: &FenceCertificate,
     ) -> Result<(), BackendError> {
-        if proof.generation() != placement.generation {
-            let source = io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "certificate of another generation",
-            );
-            return Err(BackendError {
-                what: "releasing".to_owned(),
-                source,
-            });
-        }
+        fencing::check_proof(placement, proof)?;
         if let Some(process) = main_process(placement) {
             self.exits.forget(process);
         }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use kmp_proto::fence::{Confirmation, FenceCertificate, FenceMethod, FenceOrder};
 use rustix::process::Signal;
 
-use crate::contract::{FenceUnconfirmed, Placement, ProcessId};
+use crate::contract::{BackendError, FenceUnconfirmed, Placement, ProcessId};
 use crate::process::{self, Exits, Stat};
 
 /// Environment variable that marks every process of a generation: its run directory.
@@ -23,6 +23,26 @@ pub const FENCE_TIMEOUT: Duration = Duration::from_secs(5);
 const SCAN_PAUSE: Duration = Duration::from_millis(1);
 /// Largest environment that is searched for the mark, bytes.
 const ENVIRON_MAX_BYTES: u64 = 256 * 1024;
+
+/// Refuses to release a generation on the proof that another one has ended.
+pub(crate) fn check_proof(
+    placement: &Placement,
+    proof: &FenceCertificate,
+) -> Result<(), BackendError> {
+    if proof.generation() == placement.generation {
+        return Ok(());
+    }
+    Err(BackendError {
+        what: format!(
+            "releasing {} generation {}",
+            placement.name, placement.generation
+        ),
+        source: io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "certificate of another generation",
+        ),
+    })
+}
 
 /// Stops the generation of `placement` and certifies it. Callable again.
 ///

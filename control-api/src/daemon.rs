@@ -55,6 +55,9 @@ pub struct DaemonStatus {
     pub self_lag_ms: u64,
     /// True once it was asked to stop.
     pub stopping: bool,
+    /// Whether there is anything to test: its backend captures the memory of what fails.
+    #[serde(default)]
+    pub can_self_test: bool,
     /// The last self-test; absent when there was none.
     #[serde(default)]
     pub last_doctor: Option<crate::DoctorReport>,

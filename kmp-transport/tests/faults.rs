@@ -8,15 +8,17 @@
     reason = "a test fails by panicking"
 )]
 
+mod hello;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use hello::hello;
 use kmp_proto::message::{
-    Channel, Health, HeartbeatReq, HeartbeatRsp, Hello, HelloFixed, Message, PRESSURE_ABSENT,
-    PeerRole, RecoverReply, WorkloadState,
+    Channel, Health, HeartbeatReq, HeartbeatRsp, Message, PRESSURE_ABSENT, PeerRole, RecoverReply,
+    WorkloadState,
 };
-use kmp_proto::wire::VERSION;
 use kmp_transport::connection::{Connection, greet, welcome};
 use kmp_transport::link::{BoxedLink, FaultPlan, FaultyLink, memory};
 use kmp_transport::peer::{Connecting, Peer, PeerEvent};
@@ -30,25 +32,6 @@ const MESSAGES: u32 = 50;
 const ANSWERS: u32 = 100;
 /// Of virtual time.
 const PATIENCE: Duration = Duration::from_secs(3600);
-
-fn hello(role: PeerRole) -> Hello {
-    Hello {
-        fixed: HelloFixed {
-            version_min: VERSION,
-            version_max: VERSION,
-            role,
-            channel: Channel::Control,
-            flags: 0,
-            generation: 1,
-            boot_id: [7; 16],
-            features: 0,
-            session: 0,
-        },
-        instance: "web".to_owned(),
-        kernel_release: String::new(),
-        agent_version: String::new(),
-    }
-}
 
 fn probe(number: u32) -> Message {
     Message::HeartbeatReq(HeartbeatReq {

@@ -7,39 +7,22 @@
     reason = "a test fails by panicking"
 )]
 
+mod hello;
+
 use std::sync::Arc;
 use std::time::Duration;
 
+use hello::hello;
 use kmp_proto::message::{
-    Channel, Hello, HelloFixed, Message, PeerRole, RecoverComplete, RecoverCompleteFixed,
-    RecoveryOutcome, TopologyEntry,
+    Channel, Message, PeerRole, RecoverComplete, RecoverCompleteFixed, RecoveryOutcome,
+    TopologyEntry,
 };
-use kmp_proto::wire::VERSION;
 use kmp_transport::connection::welcome;
 use kmp_transport::link::{Address, KMP_PORT, Listener, UnixVsockListener, accept_line};
 use kmp_transport::peer::{Peer, PeerEvent};
 use tokio::sync::mpsc;
 
 const PATIENCE: Duration = Duration::from_secs(60);
-
-fn hello(role: PeerRole) -> Hello {
-    Hello {
-        fixed: HelloFixed {
-            version_min: VERSION,
-            version_max: VERSION,
-            role,
-            channel: Channel::Control,
-            flags: 0,
-            generation: 1,
-            boot_id: [7; 16],
-            features: 0,
-            session: 0,
-        },
-        instance: "web".to_owned(),
-        kernel_release: String::new(),
-        agent_version: String::new(),
-    }
-}
 
 #[tokio::test]
 async fn a_peer_that_breaks_off_after_every_hello_is_met_ever_more_slowly() {

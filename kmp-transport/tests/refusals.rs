@@ -6,29 +6,13 @@
     reason = "a test fails by panicking"
 )]
 
+mod hello;
+
+use hello::hello;
 use kmp_proto::codec::Frame;
 use kmp_proto::message::*;
 use kmp_proto::wire::ErrorCode;
 use kmp_transport::connection::{Connection, greet, welcome};
-
-fn hello(role: PeerRole) -> Hello {
-    Hello {
-        fixed: HelloFixed {
-            version_min: 1,
-            version_max: 1,
-            role,
-            channel: Channel::Control,
-            flags: 0,
-            generation: 7,
-            boot_id: *b"0123456789abcdef",
-            features: 0,
-            session: 0,
-        },
-        instance: "web".to_owned(),
-        kernel_release: "6.12.0".to_owned(),
-        agent_version: "test".to_owned(),
-    }
-}
 
 /// The daemon's end and the instance's, connected.
 async fn pair() -> (Connection, Connection) {

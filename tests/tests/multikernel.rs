@@ -221,6 +221,10 @@ fn what_is_terminated_leaves_nothing_and_the_pool_is_the_kernels() {
         .request("POST", "/v1/instances", Some(&body))
         .refusal();
     assert!(refused.message.contains("5 of the pool's 6"), "{refused:?}");
+    // [pool] counts for nothing here.
+    assert!(refused.next_step.unwrap().contains("kerf init"));
+    let daemon: Value = host.control().get("/v1/daemon");
+    assert_eq!(daemon["can_self_test"], false);
     for force in [false, true] {
         let path = format!("/v1/instances/web?force={force}");
         host.control().succeed("DELETE", &path, None);

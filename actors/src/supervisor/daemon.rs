@@ -54,6 +54,7 @@ impl Supervisor {
             actor_restarts: self.actor_restarts,
             self_lag_ms: u64::try_from(self.lag.longest().as_millis()).unwrap_or(u64::MAX),
             stopping: self.stopping,
+            can_self_test: self.services.backend.panic_cmdline().is_some(),
             last_doctor: self.last_doctor.clone(),
         }
     }

@@ -18,6 +18,7 @@ use crate::contract::{BackendError, KernelInstance, MemoryRange, Placement};
 /// Where physical memory is mapped from.
 const DEV_MEM: &str = "/dev/mem";
 const IOMEM: &str = "/proc/iomem";
+/// Not zero: the compiler has seen it.
 const PAGE_BYTES: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
 impl Slots {

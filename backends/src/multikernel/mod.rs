@@ -40,6 +40,7 @@ use crate::contract::{
     Backend, BackendError, BackendKind, Endpoint, ExitCause, FenceUnconfirmed, KernelInstance,
     MemoryRange, Observation, Placement, SpawnError, SpawnSpec,
 };
+use crate::fencing;
 use crate::guest::{self, GuestImage, Recipe};
 
 /// The option of an AF_VSOCK socket that chooses the transport between kernels (`net/vmw_vsock/af_vsock.c` of
@@ -427,14 +428,7 @@ impl Backend for MultikernelBackend {
         placement: &Placement,
         proof: &FenceCertificate,
     ) -> Result<(), BackendError> {
-        if proof.generation() != placement.generation {
-            let text = "certificate of another generation";
-            let source = io::Error::new(io::ErrorKind::InvalidInput, text);
-            return Err(BackendError {
-                what: "releasing".to_owned(),
-                source,
-            });
-        }
+        fencing::check_proof(placement, proof)?;
         let what = || format!("releasing {}", described(placement));
         let owned = placement.clone();
         let released = self.blocking(move |slots| slots.release(&owned)).await;

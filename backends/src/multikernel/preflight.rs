@@ -100,10 +100,8 @@ fn enough(system: &System) -> Result<String, String> {
         ));
     }
     Ok(format!(
-        "a pool of {} CPUs ({} free) and {mib} MiB, {} instances",
-        resources.cpus.len(),
-        system.free_cpus().len(),
-        system.instances.len()
+        "a pool of {} CPUs and {mib} MiB",
+        resources.cpus.len()
     ))
 }
 

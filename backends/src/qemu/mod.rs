@@ -446,11 +446,7 @@ impl Backend for QemuBackend {
         placement: &Placement,
         proof: &FenceCertificate,
     ) -> Result<(), BackendError> {
-        if proof.generation() != placement.generation {
-            let text = "certificate of another generation";
-            let source = io::Error::new(io::ErrorKind::InvalidInput, text);
-            return Err(failed("releasing".to_owned())(source));
-        }
+        fencing::check_proof(placement, proof)?;
         for process in &placement.processes {
             self.watches.forget(process);
             self.exits.forget(process);

@@ -359,10 +359,11 @@ async fn status(client: &Client, out: &mut Output) -> Result<Exit, Failure> {
         ("Pool memory", memory.into()),
         (
             "Last self-test",
-            daemon.last_doctor.as_ref().map_or_else(
-                || "never: `kmorphctl doctor`".into(),
-                super::doctor::outcome,
-            ),
+            match &daemon.last_doctor {
+                Some(report) => super::doctor::outcome(report),
+                None if daemon.can_self_test => "never: `kmorphctl doctor`".into(),
+                None => "-: this backend captures nothing".into(),
+            },
         ),
         ("Actors replaced", daemon.actor_restarts.to_string().into()),
         (
