@@ -35,6 +35,8 @@ pub mod features {
     pub const COOPERATIVE: u64 = 1;
     /// State can be handed over by reference.
     pub const BY_REFERENCE: u64 = 2;
+    /// The instance reads memory of a fenced kernel that it is lent: VMCORE_START.
+    pub const READS_LENT_MEMORY: u64 = 4;
 }
 
 fixed! {

@@ -28,8 +28,9 @@ pub use recover::{
     RecoverReclaim, RecoverReply, RecoveryOutcome, TopologyEntry,
 };
 pub use vmcore::{
-    ChunkEncoding, MemoryRange, VmcoreComplete, VmcoreData, VmcoreDataFixed, VmcoreStart,
-    VmcoreStartFixed,
+    CHUNK_MAX_BYTES, CaptureStatus, ChunkEncoding, MemoryRange, MemoryWindow, PCI_PORT_MAX_BYTES,
+    RANGES_MAX, VmcoreComplete, VmcoreData, VmcoreDataFixed, VmcoreStart, VmcoreStartFixed,
+    WINDOWS_MAX,
 };
 
 use crate::wire::{ErrorCode, Layout, MsgType};

@@ -43,6 +43,8 @@ kinds! {
     REFERENCE = 9;
     CHECK = 10;
     RANGE = 11;
+    PCI_PORT = 12;
+    WINDOW = 13;
 }
 
 /// One record.

@@ -162,7 +162,7 @@ fn recovery_messages() -> Vec<Sample> {
     let done = VmcoreComplete {
         capture: 5,
         bytes: 65_536,
-        status: 0,
+        status: CaptureStatus::Complete,
     };
     vec![
         (
@@ -240,6 +240,12 @@ fn recovery_messages() -> Vec<Sample> {
                     generation: 7,
                     chunk_bytes: 65_536,
                 },
+                pci_port: Some("0000:00:1e.0".into()),
+                windows: vec![MemoryWindow {
+                    start: 0,
+                    length: 0x2000_0000,
+                    offset: 0,
+                }],
                 ranges: vec![MemoryRange {
                     start: 0x10_0000,
                     length: 0x1_0000,
