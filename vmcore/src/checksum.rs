@@ -35,6 +35,12 @@ impl Running {
         self.len += count;
     }
 
+    /// Begins anew.
+    pub(crate) fn clear(&mut self) {
+        self.crc.reset();
+        self.len = 0;
+    }
+
     /// Bytes so far.
     pub(crate) fn len(&self) -> u64 {
         self.len
@@ -43,6 +49,31 @@ impl Running {
     /// The checksum.
     pub(crate) fn value(&self) -> u32 {
         self.crc.clone().finalize()
+    }
+}
+
+/// Adds up the checksum of numbered pieces that follow each other in the file, and are told in any order.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Pieces {
+    all: Running,
+    next: u64,
+    /// Checksum and length of those told before the one in front of them.
+    early: std::collections::BTreeMap<u64, (u32, u64)>,
+}
+
+impl Pieces {
+    /// Piece `number`, counted from 0, has this checksum and length.
+    pub(crate) fn add(&mut self, number: u64, crc: u32, len: u64) {
+        self.early.insert(number, (crc, len));
+        while let Some((crc, len)) = self.early.remove(&self.next) {
+            self.all.add_piece(crc, len);
+            self.next += 1;
+        }
+    }
+
+    /// All pieces, once all are told.
+    pub(crate) fn all(&self) -> &Running {
+        &self.all
     }
 }
 

@@ -1,15 +1,19 @@
 //! Pass 2: chunks of 1 MiB, made ready by several threads and put into the file in their order.
 //!
 //! A thread takes the next chunk, reads and packs it, and waits until it is that chunk's turn: then its
-//! place in the file is known, and its checksum is added to those before. It writes after its turn, so
-//! writing is parallel too. The chunk whose turn it is never waits, so all come to an end.
+//! place in the file is known. It writes after its turn, so writing is parallel too. The chunk whose turn it
+//! is never waits, so all come to an end.
+//!
+//! What helpers have read (see [`super::shares`]) is packed and put into the file by one more thread, as soon as
+//! it is there: the one thing in a file that depends on helpers is the order of packed pages.
 
 use std::io;
 use std::sync::{Condvar, Mutex};
 
 use super::page_map::{Block, PageMap, WINDOW_PAGES, joined};
+use super::shares::{Share, Shares, Taken, Task};
 use super::{Contents, Control};
-use crate::memory::{PAGE, PAGE_BYTES};
+use crate::memory::{PAGE, PAGE_BYTES, PhysRange};
 
 /// Pages of one chunk.
 pub(super) const CHUNK_PAGES: usize = 256;
@@ -17,6 +21,8 @@ const CHUNKS_PER_WINDOW: u64 = WINDOW_PAGES / CHUNK_PAGES as u64;
 
 /// Pages of one chunk that may go into the file.
 pub(super) struct Chunk<'a> {
+    /// Chunks before it.
+    pub(super) number: u64,
     /// Number of its first page.
     pub(super) start: u64,
     /// Pages that go into the file before this chunk.
@@ -25,6 +31,25 @@ pub(super) struct Chunk<'a> {
 }
 
 impl Chunk<'_> {
+    /// Runs of pages that go into the file, without what is known to be zero at the beginning of each.
+    fn runs(&self, contents: &Contents<'_>) -> Vec<PhysRange> {
+        let mut runs = Vec::new();
+        let mut page = 0;
+        while page < CHUNK_PAGES {
+            let pages = (page..CHUNK_PAGES)
+                .take_while(|page| self.goes(*page))
+                .count();
+            let phys = |page: usize| (self.start + page as u64) * PAGE;
+            let end = phys(page + pages);
+            let start = contents.memory.next_data(phys(page), end);
+            if start < end {
+                runs.push(PhysRange { start, end });
+            }
+            page += pages.max(1);
+        }
+        runs
+    }
+
     /// True when the page goes into the file.
     pub(super) fn goes(&self, page: usize) -> bool {
         self.bits[page / 8] & 1 << (page % 8) != 0
@@ -58,9 +83,15 @@ impl Read {
         }
     }
 
-    /// Reads the pages of the chunk that go into the file. `bytes` is right where `filled` says so.
-    pub(super) fn take(&mut self, contents: &Contents<'_>, chunk: &Chunk<'_>) {
+    /// Nothing.
+    fn clear(&mut self) {
         self.filled.fill(false);
+        (self.zero, self.unreadable) = (0, 0);
+    }
+
+    /// Reads the pages of the chunk that go into the file. `bytes` is right where `filled` says so.
+    fn take(&mut self, contents: &Contents<'_>, chunk: &Chunk<'_>) {
+        self.clear();
         let mut page = 0;
         while page < CHUNK_PAGES {
             if !chunk.goes(page) {
@@ -82,6 +113,23 @@ impl Read {
             }
             self.take_run(contents, phys, page, run);
             page += run;
+        }
+    }
+
+    /// The same from what a helper has read.
+    fn take_share(&mut self, share: &Share, chunk: &Chunk<'_>) {
+        self.clear();
+        let pages = share.memory().chunks_exact(PAGE_BYTES);
+        let own = self.bytes.chunks_exact_mut(PAGE_BYTES);
+        for (page, (read, own)) in pages.zip(own).enumerate() {
+            if !chunk.goes(page) {
+                continue;
+            }
+            self.filled[page] = !is_zero(read);
+            match self.filled[page] {
+                true => own.copy_from_slice(read),
+                false => self.zero += 1,
+            }
         }
     }
 
@@ -119,9 +167,11 @@ pub(super) enum Halt {
 
 /// What is done with each chunk; every thread has its own.
 pub(super) trait Worker<S>: Send {
-    /// Makes the chunk ready.
+    /// Where the chunk's memory is read into.
+    fn read(&mut self) -> &mut Read;
+    /// Makes the chunk ready, which was read.
     fn prepare(&mut self, chunk: &Chunk<'_>) -> io::Result<()>;
-    /// Takes its place in the file: called in the order of the chunks, by one thread at a time.
+    /// Takes its place in the file: called by one thread at a time.
     fn place(&mut self, chunk: &Chunk<'_>, shared: &mut S);
     /// Writes it.
     fn write(&mut self) -> io::Result<()>;
@@ -133,9 +183,15 @@ struct Turn<S> {
     shared: S,
 }
 
-/// Does all chunks with the workers and returns both.
+/// Workers that it takes to read with so many threads: one more where there may be helpers.
+pub(super) fn workers(threads: usize, control: &Control) -> usize {
+    threads + usize::from(control.shares.is_some())
+}
+
+/// Does all chunks with as many [`workers`], and returns both.
 pub(super) fn run<S: Send, W: Worker<S>>(
     map: &PageMap<'_>,
+    contents: &Contents<'_>,
     control: &Control,
     shared: S,
     workers: Vec<W>,
@@ -146,21 +202,26 @@ pub(super) fn run<S: Send, W: Worker<S>>(
         shared,
     });
     let moved = Condvar::new();
-    let taken = std::sync::atomic::AtomicU64::new(0);
+    let nobody = Shares::default();
+    let shares = control.shares.as_deref().unwrap_or(&nobody);
+    shares.begin(map.windows.len() as u64 * CHUNKS_PER_WINDOW);
     let crew = Crew {
         map,
+        contents,
         control,
+        shares,
         turn: &turn,
         moved: &moved,
-        taken: &taken,
     };
     let ends: Vec<Result<W, Halt>> = std::thread::scope(|scope| {
-        let started: Vec<_> = workers
-            .into_iter()
-            .map(|worker| scope.spawn(|| crew.work(worker)))
-            .collect();
+        let serve = |worker| scope.spawn(|| crew.serve_helpers(worker));
+        let mut workers = workers.into_iter();
+        let serving = control.shares.as_ref().and_then(|_| workers.next());
+        let mut started: Vec<_> = serving.into_iter().map(serve).collect();
+        started.extend(workers.map(|worker| scope.spawn(|| crew.work(worker))));
         started.into_iter().map(joined).collect()
     });
+    shares.end();
     let mut workers = Vec::new();
     let mut halted = None;
     for end in ends {
@@ -182,62 +243,128 @@ pub(super) fn run<S: Send, W: Worker<S>>(
 
 struct Crew<'a, S> {
     map: &'a PageMap<'a>,
+    contents: &'a Contents<'a>,
     control: &'a Control,
+    shares: &'a Shares,
     turn: &'a Mutex<Turn<S>>,
     moved: &'a Condvar,
-    taken: &'a std::sync::atomic::AtomicU64,
+}
+
+/// The part of the map that a thread looked at last.
+#[derive(Default)]
+struct Looked(Option<(u64, Block)>);
+
+impl Looked {
+    fn chunk<'a>(&'a mut self, map: &PageMap<'_>, number: u64) -> io::Result<Chunk<'a>> {
+        // A chunk of one of the map's windows.
+        let index = usize::try_from(number / CHUNKS_PER_WINDOW).unwrap_or(usize::MAX);
+        let window = map.windows[index];
+        if self.0.as_ref().is_none_or(|(number, _)| *number != window) {
+            self.0 = None;
+        }
+        let block = match &mut self.0 {
+            Some((_, block)) => block,
+            none => &mut none.insert((window, map.block(window)?)).1,
+        };
+        let within = number % CHUNKS_PER_WINDOW;
+        // A part of one block.
+        let at = usize::try_from(within * (CHUNK_PAGES / 8) as u64).unwrap_or(0);
+        let before: u64 = block[..at].iter().map(|b| u64::from(b.count_ones())).sum();
+        Ok(Chunk {
+            number,
+            start: window * WINDOW_PAGES + within * CHUNK_PAGES as u64,
+            rank: map.before[index] + before,
+            bits: &block[at..at + CHUNK_PAGES / 8],
+        })
+    }
 }
 
 impl<S> Crew<'_, S> {
-    fn work<W: Worker<S>>(&self, mut worker: W) -> Result<W, Halt> {
-        // When this thread ends before its turn came, the others must not wait for it.
-        let mut guard = FailOnDrop {
+    fn guard(&self) -> FailOnDrop<'_, '_, S> {
+        FailOnDrop {
             crew: self,
             armed: true,
-        };
-        let mut loaded: Option<(u64, Block)> = None;
-        loop {
-            let number = self
-                .taken
-                .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            let index = usize::try_from(number / CHUNKS_PER_WINDOW).unwrap_or(usize::MAX);
-            let Some(&window) = self.map.windows.get(index) else {
-                guard.armed = false;
-                return Ok(worker);
-            };
-            if self.control.stop.load(std::sync::atomic::Ordering::Relaxed) {
-                return Err(Halt::Stopped);
-            }
-            let block = match &loaded {
-                Some((number, block)) if *number == window => block,
-                _ => {
-                    let block = self.map.block(window);
-                    let block = block.map_err(Halt::Failed)?;
-                    &loaded.insert((window, block)).1
-                }
-            };
-            let within = number % CHUNKS_PER_WINDOW;
-            // A part of one block.
-            let at = usize::try_from(within * (CHUNK_PAGES / 8) as u64).unwrap_or(0);
-            let before: u64 = block[..at].iter().map(|b| u64::from(b.count_ones())).sum();
-            let chunk = Chunk {
-                start: window * WINDOW_PAGES + within * CHUNK_PAGES as u64,
-                rank: self.map.before[index] + before,
-                bits: &block[at..at + CHUNK_PAGES / 8],
-            };
-            worker.prepare(&chunk).map_err(Halt::Failed)?;
-            self.take_turn(number, |shared| worker.place(&chunk, shared))?;
-            worker.write().map_err(Halt::Failed)?;
-            let done = &self.control.pages_done;
-            done.fetch_add(CHUNK_PAGES as u64, std::sync::atomic::Ordering::Relaxed);
         }
     }
 
-    fn take_turn(&self, number: u64, place: impl FnOnce(&mut S)) -> Result<(), Halt> {
+    fn stopped(&self) -> Halt {
+        match self.control.stop.load(std::sync::atomic::Ordering::Relaxed) {
+            true => Halt::Stopped,
+            false => Halt::Elsewhere,
+        }
+    }
+
+    fn work<W: Worker<S>>(&self, mut worker: W) -> Result<W, Halt> {
+        // When this thread ends before its turn came, the others must not wait for it.
+        let mut guard = self.guard();
+        let mut looked = Looked::default();
+        loop {
+            let taken = self.shares.take(&self.control.stop);
+            let Some(taken) = taken.map_err(|()| self.stopped())? else {
+                guard.armed = false;
+                return Ok(worker);
+            };
+            let chunk = looked.chunk(self.map, taken.chunk).map_err(Halt::Failed)?;
+            let read = worker.read();
+            match chunk.is_empty() {
+                true => read.clear(),
+                false => read.take(self.contents, &chunk),
+            }
+            if read.unreadable > 0 && self.shares.leave(taken) {
+                self.take_turn(taken, |_| {})?;
+                continue;
+            }
+            worker.prepare(&chunk).map_err(Halt::Failed)?;
+            self.take_turn(taken, |shared| worker.place(&chunk, shared))?;
+            self.write(&mut worker)?;
+        }
+    }
+
+    /// Offers chunks to helpers, and writes what they deliver.
+    fn serve_helpers<W: Worker<S>>(&self, mut worker: W) -> Result<W, Halt> {
+        let mut guard = self.guard();
+        let mut looked = Looked::default();
+        while let Some(task) = self.shares.task(&self.control.stop) {
+            let number = match &task {
+                Task::Write(share) => share.chunk,
+                Task::Offer(number) => *number,
+            };
+            let chunk = looked.chunk(self.map, number).map_err(Halt::Failed)?;
+            match task {
+                Task::Write(share) => worker.read().take_share(&share, &chunk),
+                Task::Offer(_) => {
+                    let runs = chunk.runs(self.contents);
+                    if !runs.is_empty() {
+                        let share = Share::new(number, chunk.start, runs);
+                        self.shares.offer(share);
+                        continue;
+                    }
+                    // Nothing but zeros, which are not read.
+                    worker.read().take(self.contents, &chunk);
+                }
+            }
+            worker.prepare(&chunk).map_err(Halt::Failed)?;
+            let mut turn = self.turn.lock().unwrap_or_else(|e| e.into_inner());
+            worker.place(&chunk, &mut turn.shared);
+            drop(turn);
+            self.write(&mut worker)?;
+        }
+        guard.armed = false;
+        Ok(worker)
+    }
+
+    fn write<W: Worker<S>>(&self, worker: &mut W) -> Result<(), Halt> {
+        worker.write().map_err(Halt::Failed)?;
+        let done = &self.control.pages_done;
+        done.fetch_add(CHUNK_PAGES as u64, std::sync::atomic::Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn take_turn(&self, taken: Taken, place: impl FnOnce(&mut S)) -> Result<(), Halt> {
         let turn = self.turn.lock().unwrap_or_else(|e| e.into_inner());
         let waited = self
             .moved
-            .wait_while(turn, |turn| turn.next != number && !turn.failed);
+            .wait_while(turn, |turn| turn.next != taken.ticket && !turn.failed);
         let mut turn = waited.unwrap_or_else(|e| e.into_inner());
         if turn.failed {
             return Err(Halt::Elsewhere);
@@ -262,6 +389,7 @@ impl<S> Drop for FailOnDrop<'_, '_, S> {
             turn.failed = true;
             drop(turn);
             self.crew.moved.notify_all();
+            self.crew.shares.end();
         }
     }
 }

@@ -14,7 +14,7 @@ use super::partial::Partial;
 use super::{
     Contents, Control, NoteBytes, Options, Tally, WriteError, Written, halted, map_error, own_note,
 };
-use crate::checksum::Running;
+use crate::checksum::{Pieces, Running};
 use crate::dump::layout::{
     ELF_IDENT, ELF_INCOMPLETE, EM_X86_64, ET_CORE, ElfHeader, PT_LOAD, PT_NOTE, ProgramHeader,
 };
@@ -86,15 +86,15 @@ pub(super) fn write(
         .map_or(data, |s| s.offset + s.in_file * PAGE);
     partial.write(&head.bytes(true), 0)?;
     partial.set_len(end)?;
-    let workers = (0..options.threads)
-        .map(|_| Ready::new(contents, partial, &segments))
+    let workers = (0..chunks::workers(options.threads, control))
+        .map(|_| Ready::new(partial, &segments))
         .collect();
-    let (shared, workers) = chunks::run(&map, control, Running::default(), workers)
+    let (shared, workers) = chunks::run(&map, contents, control, Pieces::default(), workers)
         .map_err(|halt| halted(halt, partial))?;
     control.tell_read();
     let mut checksum = Running::default();
     checksum.add(&head.bytes(false));
-    checksum.add_piece(shared.value(), shared.len());
+    checksum.add_piece(shared.all().value(), shared.all().len());
     let tallies = workers.iter().map(|worker| worker.tally);
     let note = own_note(options, &filtered, tallies, &checksum);
     head.notes.put_own(&note);
@@ -282,25 +282,23 @@ fn program_headers(
 
 /// One thread's chunk.
 struct Ready<'a> {
-    contents: &'a Contents<'a>,
     partial: &'a Partial,
     segments: &'a [Segment],
     read: Read,
     /// First page of the chunk.
     start: u64,
-    empty: bool,
+    checksum: Running,
     tally: Tally,
 }
 
 impl<'a> Ready<'a> {
-    fn new(contents: &'a Contents<'a>, partial: &'a Partial, segments: &'a [Segment]) -> Self {
+    fn new(partial: &'a Partial, segments: &'a [Segment]) -> Self {
         Self {
-            contents,
             partial,
             segments,
             read: Read::new(),
             start: 0,
-            empty: true,
+            checksum: Running::default(),
             tally: Tally::default(),
         }
     }
@@ -326,22 +324,15 @@ impl<'a> Ready<'a> {
     }
 }
 
-impl Worker<Running> for Ready<'_> {
-    fn prepare(&mut self, chunk: &Chunk<'_>) -> io::Result<()> {
-        self.start = chunk.start;
-        self.empty = chunk.is_empty();
-        self.read.filled.fill(false);
-        if !self.empty {
-            self.read.take(self.contents, chunk);
-        }
-        self.tally = Tally {
-            zero: self.read.zero,
-            unreadable: self.read.unreadable,
-        };
-        Ok(())
+impl Worker<Pieces> for Ready<'_> {
+    fn read(&mut self) -> &mut Read {
+        &mut self.read
     }
 
-    fn place(&mut self, _chunk: &Chunk<'_>, checksum: &mut Running) {
+    fn prepare(&mut self, chunk: &Chunk<'_>) -> io::Result<()> {
+        self.start = chunk.start;
+        let mut checksum = std::mem::take(&mut self.checksum);
+        checksum.clear();
         for (pages, _) in self.parts() {
             for run in runs(&self.read.filled, pages) {
                 match run {
@@ -350,6 +341,12 @@ impl Worker<Running> for Ready<'_> {
                 }
             }
         }
+        self.checksum = checksum;
+        Ok(())
+    }
+
+    fn place(&mut self, chunk: &Chunk<'_>, pieces: &mut Pieces) {
+        pieces.add(chunk.number, self.checksum.value(), self.checksum.len());
     }
 
     fn write(&mut self) -> io::Result<()> {
@@ -363,6 +360,7 @@ impl Worker<Running> for Ready<'_> {
                 }
             }
         }
+        self.tally.add(&self.read);
         Ok(())
     }
 }

@@ -13,7 +13,7 @@ use super::partial::Partial;
 use super::{
     Contents, Control, NoteBytes, Options, Tally, WriteError, Written, halted, map_error, own_note,
 };
-use crate::checksum::Running;
+use crate::checksum::{Pieces, Running};
 use crate::compression::{Compression, Packer};
 use crate::dump::layout::{
     KDUMP_INCOMPLETE, KDUMP_MAGIC, KDUMP_VERSION, KdumpHeader, KdumpSubHeader, PageDescriptor,
@@ -58,21 +58,22 @@ pub(super) fn write(
         let shared = Shared {
             next: zero_page + zeros.len() as u64,
             data,
-            descriptors: Running::default(),
+            descriptors: Pieces::default(),
         };
         let zero = descriptor(zero_page, zeros.len(), packed);
-        let workers = (0..options.threads)
-            .map(|_| Ready::new(contents, partial, packing, descriptors, zero))
+        let workers = (0..chunks::workers(options.threads, control))
+            .map(|_| Ready::new(partial, packing, descriptors, zero))
             .collect::<io::Result<Vec<_>>>();
         let workers = workers.map_err(|e| partial.error("preparing", e))?;
-        chunks::run(&map, control, shared, workers).map_err(|halt| halted(halt, partial))?
+        chunks::run(&map, contents, control, shared, workers)
+            .map_err(|halt| halted(halt, partial))?
     };
     control.tell_read();
     // The order of the file: what is written last comes first, with its note as zeros.
     let mut checksum = Running::default();
     checksum.add(&head.bytes(false, filtered.level));
     add_file(&mut checksum, partial, bitmaps, descriptors)?;
-    for piece in [&shared.descriptors, &shared.data] {
+    for piece in [shared.descriptors.all(), &shared.data] {
         checksum.add_piece(piece.value(), piece.len());
     }
     let tallies = workers.iter().map(|worker| worker.tally);
@@ -231,12 +232,11 @@ fn descriptor(offset: u64, bytes: usize, packing: Compression) -> PageDescriptor
 struct Shared {
     next: u64,
     data: Running,
-    descriptors: Running,
+    descriptors: Pieces,
 }
 
 /// One thread's chunk.
 struct Ready<'a> {
-    contents: &'a Contents<'a>,
     partial: &'a Partial,
     packer: Packer,
     read: Read,
@@ -246,6 +246,8 @@ struct Ready<'a> {
     descriptors: Vec<PageDescriptor>,
     /// Which of them are of pages of zeros, so have their place.
     placed: Vec<bool>,
+    /// Of the packed pages.
+    checksum: Running,
     zero: PageDescriptor,
     descriptors_start: u64,
     descriptors_at: u64,
@@ -255,20 +257,19 @@ struct Ready<'a> {
 
 impl<'a> Ready<'a> {
     fn new(
-        contents: &'a Contents<'a>,
         partial: &'a Partial,
         packing: Compression,
         descriptors_start: u64,
         zero: PageDescriptor,
     ) -> io::Result<Self> {
         Ok(Self {
-            contents,
             partial,
             packer: Packer::new(packing)?,
             read: Read::new(),
             packed: Vec::new(),
             descriptors: Vec::new(),
             placed: Vec::new(),
+            checksum: Running::default(),
             zero,
             descriptors_start,
             descriptors_at: 0,
@@ -279,15 +280,15 @@ impl<'a> Ready<'a> {
 }
 
 impl Worker<Shared> for Ready<'_> {
+    fn read(&mut self) -> &mut Read {
+        &mut self.read
+    }
+
     fn prepare(&mut self, chunk: &Chunk<'_>) -> io::Result<()> {
         self.packed.clear();
         self.descriptors.clear();
         self.placed.clear();
         self.descriptors_at = self.descriptors_start + chunk.rank * DESCRIPTOR;
-        if chunk.is_empty() {
-            return Ok(());
-        }
-        self.read.take(self.contents, chunk);
         for page in 0..CHUNK_PAGES {
             if !chunk.goes(page) {
                 continue;
@@ -305,10 +306,12 @@ impl Worker<Shared> for Ready<'_> {
             self.descriptors
                 .push(descriptor(start as u64, length, packing));
         }
+        self.checksum.clear();
+        self.checksum.add(&self.packed);
         Ok(())
     }
 
-    fn place(&mut self, _chunk: &Chunk<'_>, shared: &mut Shared) {
+    fn place(&mut self, chunk: &Chunk<'_>, shared: &mut Shared) {
         self.packed_at = shared.next;
         shared.next += self.packed.len() as u64;
         for (descriptor, placed) in self.descriptors.iter_mut().zip(&self.placed) {
@@ -316,18 +319,19 @@ impl Worker<Shared> for Ready<'_> {
                 descriptor.offset = (descriptor.offset.get() + self.packed_at).into();
             }
         }
-        shared.data.add(&self.packed);
-        shared.descriptors.add(self.descriptors.as_bytes());
+        let packed = &self.checksum;
+        shared.data.add_piece(packed.value(), packed.len());
+        let descriptors = self.descriptors.as_bytes();
+        let crc = crc32fast::hash(descriptors);
+        let length = descriptors.len() as u64;
+        shared.descriptors.add(chunk.number, crc, length);
     }
 
     fn write(&mut self) -> io::Result<()> {
         let file = self.partial.file();
         file.write_all_at(&self.packed, self.packed_at)?;
         file.write_all_at(self.descriptors.as_bytes(), self.descriptors_at)?;
-        self.tally = Tally {
-            zero: self.read.zero,
-            unreadable: self.read.unreadable,
-        };
+        self.tally.add(&self.read);
         Ok(())
     }
 }

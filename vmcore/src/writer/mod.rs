@@ -6,8 +6,9 @@
 //!           (kernel's struct page)    └─▶ (several threads; each writes its own place)
 //! ```
 //!
-//! What goes into the file depends on the memory alone, not on the number of threads. Memory use is
-//! bounded: a few MiB a thread and 12 bytes for each 128 MiB of the machine; the map is in a file.
+//! What goes into the file depends on the memory alone, not on the number of threads; helpers ([`shares`]) can
+//! change the order of packed pages. Memory use is bounded: a few MiB a thread, 12 bytes for each 128 MiB of the
+//! machine, and with helpers 4 KiB for each 128 MiB besides; the map is in a file.
 //!
 //! Until the end the file has the name `<path>.partial`, and its header says that it is incomplete.
 
@@ -16,9 +17,11 @@ mod elf;
 mod kdump;
 mod page_map;
 mod partial;
+pub mod shares;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
@@ -35,6 +38,7 @@ use chunks::Halt;
 use page_map::Filtered;
 use partial::Partial;
 pub use partial::partial_path;
+use shares::Shares;
 
 /// Most threads that write one dump.
 pub const THREADS_MAX: usize = 16;
@@ -83,6 +87,8 @@ pub struct Control {
     pub stop: AtomicBool,
     /// Pages that are in the file or were left out.
     pub pages_done: AtomicU64,
+    /// Where others help to read the memory.
+    pub shares: Option<Arc<Shares>>,
     memory_read: Option<Box<dyn Fn() + Send + Sync>>,
 }
 
@@ -261,6 +267,13 @@ impl NoteBytes {
 struct Tally {
     zero: u64,
     unreadable: u64,
+}
+
+impl Tally {
+    fn add(&mut self, chunk: &chunks::Read) {
+        self.zero += chunk.zero;
+        self.unreadable += chunk.unreadable;
+    }
 }
 
 /// The note about a finished file.

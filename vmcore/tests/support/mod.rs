@@ -101,6 +101,16 @@ pub(crate) fn write(
     options: Options,
     path: &Path,
 ) -> Result<Written, WriteError> {
+    write_with(memory, options, &Control::default(), path)
+}
+
+/// The same, watched by `control`.
+pub(crate) fn write_with(
+    memory: &dyn PhysicalMemory,
+    options: Options,
+    control: &Control,
+    path: &Path,
+) -> Result<Written, WriteError> {
     let mut cpu = PrStatus::new_zeroed();
     cpu.registers.rip = 0xffff_ffff_8100_0000_u64.into();
     let contents = Contents {
@@ -109,7 +119,7 @@ pub(crate) fn write(
         cpus: &[cpu],
         level_of_source: 0,
     };
-    writer::write(contents, options, &Control::default(), path)
+    writer::write(contents, options, control, path)
 }
 
 /// Ranges as a dump tells them: touching ones are one.

@@ -1,0 +1,342 @@
+//! Who reads which chunk of the memory: the writer's own threads, and helpers that reach the memory in another way.
+//!
+//! ```text
+//!            writer's threads ─▶                       ◀─ helpers
+//! chunks:    done done done taken │ nobody's …         │ offered lent lent done done
+//!                                 └── meet in the middle ──┘
+//! ```
+//!
+//! The writer's threads take chunks from the front, helpers are offered them from the end. When nobody's chunks are
+//! used up the writer's threads take those that were offered or lent and are not here yet, so no helper is ever
+//! waited for: one that fails or is slow costs what it did not read, and no more. What the writer's threads cannot read
+//! themselves ("beyond") goes to helpers, and only when none is left, or two could not read it either, is it
+//! written down as unreadable.
+//!
+//! Invariant: a chunk has one owner at any time, and only what its owner read goes into the file.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::chunks::CHUNK_PAGES;
+use crate::memory::{PAGE, PAGE_BYTES, PhysRange};
+
+/// Chunks that are ready for helpers to take.
+pub(super) const OFFERED_MAX: usize = 4;
+/// Helpers that may fail to read a chunk before nobody else is asked.
+const TRIES_MAX: u32 = 2;
+/// How often a thread that waits looks whether it was stopped.
+const STOP_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What the writer and its helpers share.
+#[derive(Debug, Default)]
+pub struct Shares {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Nobody is given anything any more.
+    over: bool,
+    /// Helpers that may still take something.
+    helpers: usize,
+    next_helper: u64,
+    /// Counts what the writer's own threads took.
+    ticket: u64,
+    /// Chunks that are nobody's yet.
+    free: Range<u64>,
+    offered: VecDeque<Share>,
+    /// What helpers have, and which helper.
+    lent: BTreeMap<u64, u64>,
+    /// What helpers had and did not read.
+    returned: Vec<u64>,
+    /// What the writer's own threads could not read, unless helpers did: how many could not either.
+    beyond: BTreeMap<u64, u32>,
+    delivered: VecDeque<Share>,
+}
+
+/// A chunk for a helper to read.
+#[derive(Debug)]
+pub struct Share {
+    pub(super) chunk: u64,
+    /// Its first page.
+    start: u64,
+    ranges: Vec<PhysRange>,
+    memory: Vec<u8>,
+}
+
+/// A chunk that one of the writer's own threads is to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Taken {
+    pub(super) chunk: u64,
+    /// How many were taken by such threads before.
+    pub(super) ticket: u64,
+    /// Nobody else can read it.
+    pub(super) last: bool,
+}
+
+/// What there is to do for the thread that serves the helpers.
+pub(super) enum Task {
+    /// A helper has read this.
+    Write(Share),
+    /// Somebody could read this.
+    Offer(u64),
+}
+
+impl Share {
+    /// A chunk that begins with page `start`.
+    pub(super) fn new(chunk: u64, start: u64, ranges: Vec<PhysRange>) -> Self {
+        Self {
+            chunk,
+            start,
+            ranges,
+            memory: Vec::new(),
+        }
+    }
+
+    /// What is to be read of it: sorted, disjoint, in whole pages.
+    pub fn ranges(&self) -> &[PhysRange] {
+        &self.ranges
+    }
+
+    /// Bytes that are to be read.
+    pub fn bytes(&self) -> u64 {
+        self.ranges.iter().map(PhysRange::len).sum()
+    }
+
+    /// Where the memory at `range` goes; `None` when that is not within one of [`Share::ranges`].
+    pub fn memory_at(&mut self, range: PhysRange) -> Option<&mut [u8]> {
+        let within = |whole: &PhysRange| whole.start <= range.start && range.end <= whole.end;
+        if range.end < range.start || !self.ranges.iter().any(within) {
+            return None;
+        }
+        let at = |address: u64| usize::try_from(address - self.start * PAGE).ok();
+        self.memory.get_mut(at(range.start)?..at(range.end)?)
+    }
+
+    /// As many bytes as the chunk has; zeros where nothing was to be read.
+    pub(super) fn memory(&self) -> &[u8] {
+        &self.memory
+    }
+}
+
+impl Shares {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Somebody who may help, from now on until it is dropped.
+    pub fn helper(self: &Arc<Self>) -> Helper {
+        let mut state = self.lock();
+        state.helpers += 1;
+        state.next_helper += 1;
+        Helper {
+            number: state.next_helper,
+            shares: Arc::clone(self),
+        }
+    }
+
+    /// Nobody is given anything any more. The writer says so itself when all is read; whoever began to write says so
+    /// for one that did not come so far.
+    pub fn end(&self) {
+        self.lock().over = true;
+        self.changed.notify_all();
+    }
+
+    pub(super) fn begin(&self, chunks: u64) {
+        self.lock().free = 0..chunks;
+        self.changed.notify_all();
+    }
+
+    /// What a thread of the writer's is to read next; `None` when nothing is left, `Err` when it was
+    /// stopped, or another failed.
+    pub(super) fn take(&self, stop: &AtomicBool) -> Result<Option<Taken>, ()> {
+        let mut state = self.lock();
+        loop {
+            if stop.load(Ordering::Relaxed) || state.over {
+                return Err(());
+            }
+            if let Some((chunk, last)) = state.next_chunk() {
+                let ticket = state.ticket;
+                state.ticket += 1;
+                // There may be room to offer another.
+                self.changed.notify_all();
+                return Ok(Some(Taken {
+                    chunk,
+                    ticket,
+                    last,
+                }));
+            }
+            if state.beyond.is_empty() {
+                return Ok(None);
+            }
+            let waited = self.changed.wait_timeout(state, STOP_INTERVAL);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// A chunk that was taken cannot be read here; whether somebody else may be able to.
+    pub(super) fn leave(&self, taken: Taken) -> bool {
+        let mut state = self.lock();
+        if taken.last || state.helpers == 0 {
+            return false;
+        }
+        state.beyond.insert(taken.chunk, 0);
+        self.changed.notify_all();
+        true
+    }
+
+    /// What is to be done for helpers; `None` when nothing will be.
+    pub(super) fn task(&self, stop: &AtomicBool) -> Option<Task> {
+        let mut state = self.lock();
+        loop {
+            if stop.load(Ordering::Relaxed) || state.over {
+                return None;
+            }
+            if let Some(share) = state.delivered.pop_front() {
+                return Some(Task::Write(share));
+            }
+            if let Some(chunk) = state.next_to_offer() {
+                return Some(Task::Offer(chunk));
+            }
+            if state.used_up() {
+                return None;
+            }
+            let waited = self.changed.wait_timeout(state, STOP_INTERVAL);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    pub(super) fn offer(&self, share: Share) {
+        self.lock().offered.push_back(share);
+        self.changed.notify_all();
+    }
+}
+
+impl State {
+    /// Whether everything has an owner that will write it, or was written.
+    fn used_up(&self) -> bool {
+        self.free.is_empty()
+            && self.offered.is_empty()
+            && self.lent.is_empty()
+            && self.returned.is_empty()
+            && self.beyond.is_empty()
+            && self.delivered.is_empty()
+    }
+
+    /// For a thread of the writer's, and whether nobody else can read it.
+    fn next_chunk(&mut self) -> Option<(u64, bool)> {
+        if let Some(chunk) = self.free.next().or_else(|| self.returned.pop()) {
+            return Some((chunk, false));
+        }
+        let beyond = &self.beyond;
+        let own = |chunk: &u64| !beyond.contains_key(chunk);
+        if let Some(at) = self.offered.iter().rposition(|share| own(&share.chunk)) {
+            return self.offered.remove(at).map(|share| (share.chunk, false));
+        }
+        if let Some(chunk) = self.lent.keys().copied().find(own) {
+            self.lent.remove(&chunk);
+            return Some((chunk, false));
+        }
+        let hopeless = |(chunk, tries): (&u64, &u32)| {
+            (self.helpers == 0 || *tries >= TRIES_MAX).then_some(*chunk)
+        };
+        let chunk = self.beyond.iter().find_map(hopeless)?;
+        self.beyond.remove(&chunk);
+        self.lent.remove(&chunk);
+        self.offered.retain(|share| share.chunk != chunk);
+        Some((chunk, true))
+    }
+
+    fn next_to_offer(&mut self) -> Option<u64> {
+        if self.helpers == 0 || self.offered.len() >= OFFERED_MAX {
+            return None;
+        }
+        let under_way = |chunk: &u64| {
+            self.lent.contains_key(chunk) || self.offered.iter().any(|share| share.chunk == *chunk)
+        };
+        let waits = |(chunk, tries): (&u64, &u32)| {
+            (*tries < TRIES_MAX && !under_way(chunk)).then_some(*chunk)
+        };
+        let beyond = self.beyond.iter().find_map(waits);
+        beyond.or_else(|| self.free.next_back())
+    }
+
+    fn give_back(&mut self, chunk: u64, helper: u64) {
+        if self.lent.get(&chunk) != Some(&helper) {
+            return;
+        }
+        self.lent.remove(&chunk);
+        match self.beyond.get_mut(&chunk) {
+            Some(tries) => *tries += 1,
+            None => self.returned.push(chunk),
+        }
+    }
+}
+
+/// Somebody who helps. Dropped, it has given back what it did not deliver.
+#[derive(Debug)]
+pub struct Helper {
+    number: u64,
+    shares: Arc<Shares>,
+}
+
+impl Helper {
+    /// The next chunk to read. Waits for one, also before it is known what there is to read; `None` when there is no
+    /// more.
+    pub fn take(&self) -> Option<Share> {
+        let mut state = self.shares.lock();
+        loop {
+            if state.over {
+                return None;
+            }
+            if let Some(mut share) = state.offered.pop_front() {
+                state.lent.insert(share.chunk, self.number);
+                self.shares.changed.notify_all();
+                drop(state);
+                share.memory = vec![0; CHUNK_PAGES * PAGE_BYTES];
+                return Some(share);
+            }
+            let waited = self.shares.changed.wait(state);
+            state = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Gives what was read to the writer; false when it does not need it any more.
+    pub fn deliver(&self, share: Share) -> bool {
+        let mut state = self.shares.lock();
+        let wanted = !state.over && state.lent.get(&share.chunk) == Some(&self.number);
+        if wanted {
+            state.lent.remove(&share.chunk);
+            state.beyond.remove(&share.chunk);
+            state.delivered.push_back(share);
+            self.shares.changed.notify_all();
+        }
+        wanted
+    }
+
+    /// Could not read it.
+    pub fn give_back(&self, share: &Share) {
+        self.shares.lock().give_back(share.chunk, self.number);
+        self.shares.changed.notify_all();
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        let mut state = self.shares.lock();
+        state.helpers -= 1;
+        let lent = state.lent.iter();
+        let own: Vec<u64> = lent
+            .filter(|(_, helper)| **helper == self.number)
+            .map(|(chunk, _)| *chunk)
+            .collect();
+        for chunk in own {
+            state.give_back(chunk, self.number);
+        }
+        self.shares.changed.notify_all();
+    }
+}
