@@ -32,22 +32,28 @@ impl Rate {
     }
 }
 
-/// A memory, read by all threads together no faster than a rate. What is known to be zero costs nothing.
-pub struct Paced<'a> {
-    memory: &'a dyn PhysicalMemory,
+/// Keeps all who read a memory together to a rate.
+#[derive(Debug)]
+pub struct Pace {
     rate: Rate,
     /// When the reads so far are paid for.
     paid: Mutex<Instant>,
 }
 
-impl<'a> Paced<'a> {
-    /// The memory, at most so fast.
-    pub fn new(memory: &'a dyn PhysicalMemory, rate: Rate) -> Self {
+impl Pace {
+    /// This rate, from now on.
+    pub fn new(rate: Rate) -> Self {
         Self {
-            memory,
             rate,
             paid: Mutex::new(Instant::now()),
         }
+    }
+
+    /// Waits until so many bytes may be read.
+    pub fn wait(&self, bytes: usize) {
+        let now = Instant::now();
+        let paid = self.reserve(now, bytes);
+        std::thread::sleep(paid.saturating_duration_since(now));
     }
 
     /// Takes a place behind the reads so far and says when the read is paid for. Time in which nobody read
@@ -59,15 +65,26 @@ impl<'a> Paced<'a> {
     }
 }
 
+/// A memory, read by all threads together at a pace. What is known to be zero costs nothing.
+pub struct Paced<'a> {
+    memory: &'a dyn PhysicalMemory,
+    pace: &'a Pace,
+}
+
+impl<'a> Paced<'a> {
+    /// The memory, at this pace.
+    pub fn new(memory: &'a dyn PhysicalMemory, pace: &'a Pace) -> Self {
+        Self { memory, pace }
+    }
+}
+
 impl PhysicalMemory for Paced<'_> {
     fn ranges(&self) -> &[PhysRange] {
         self.memory.ranges()
     }
 
     fn read(&self, phys: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
-        let now = Instant::now();
-        let paid = self.reserve(now, buf.len());
-        std::thread::sleep(paid.saturating_duration_since(now));
+        self.pace.wait(buf.len());
         self.memory.read(phys, buf)
     }
 
@@ -114,24 +131,21 @@ mod tests {
 
     #[test]
     fn reads_queue_and_idle_time_is_lost() {
-        let memory = Ones([PhysRange {
-            start: 0,
-            end: 4096,
-        }]);
-        let paced = Paced::new(&memory, Rate::mib_per_second(10).unwrap());
-        let start = *paced.paid.lock().unwrap();
+        let pace = Pace::new(Rate::mib_per_second(10).unwrap());
+        let start = *pace.paid.lock().unwrap();
         let tenth = Duration::from_millis(100);
-        assert_eq!(paced.reserve(start, MIB), start + tenth);
-        assert_eq!(paced.reserve(start, 2 * MIB), start + 3 * tenth);
+        assert_eq!(pace.reserve(start, MIB), start + tenth);
+        assert_eq!(pace.reserve(start, 2 * MIB), start + 3 * tenth);
         let later = start + 50 * tenth;
-        assert_eq!(paced.reserve(later, MIB), later + tenth);
+        assert_eq!(pace.reserve(later, MIB), later + tenth);
     }
 
     #[test]
     fn threads_share_the_rate() {
         let end = 4 * MIB as u64;
         let memory = Ones([PhysRange { start: 0, end }]);
-        let paced = Paced::new(&memory, Rate::mib_per_second(16).unwrap());
+        let pace = Pace::new(Rate::mib_per_second(16).unwrap());
+        let paced = Paced::new(&memory, &pace);
         let begun = Instant::now();
         std::thread::scope(|scope| {
             for _ in 0..4 {

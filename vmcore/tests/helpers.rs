@@ -88,6 +88,13 @@ fn read_share(memory: &Pages, share: &mut Share) {
     }
 }
 
+/// One that reaches all of it.
+fn helper(shares: &Arc<Shares>, memory: &Pages) -> Helper {
+    let helper = shares.helper();
+    helper.reaches(memory.ranges.clone());
+    helper
+}
+
 /// Reads all that it is given; the bytes that the writer took.
 fn help(helper: &Helper, memory: &Pages, after_each: impl Fn()) -> u64 {
     let mut taken = 0;
@@ -131,7 +138,7 @@ fn what_helpers_read_is_in_the_file() {
         let shares = Arc::<Shares>::default();
         let taken = AtomicU64::new(0);
         let written = std::thread::scope(|scope| {
-            for helper in [shares.helper(), shares.helper()] {
+            for helper in [helper(&shares, &memory), helper(&shares, &memory)] {
                 scope.spawn(|| {
                     let helper = helper;
                     let bytes = help(&helper, &memory, || gated.open());
@@ -157,7 +164,7 @@ fn a_helper_that_fails_or_never_answers_costs_nothing_of_the_dump() {
     let path = dir.path().join("dump");
     let gated = Gated::new(&memory, false);
     let shares = Arc::<Shares>::default();
-    let (silent, failing, refusing) = (shares.helper(), shares.helper(), shares.helper());
+    let [silent, failing, refusing] = [(); 3].map(|()| helper(&shares, &memory));
     let written = std::thread::scope(|scope| {
         let writing =
             scope.spawn(|| write_with(&gated, options(Output::Elf), &helped(&shares), &path));
@@ -184,7 +191,7 @@ fn what_only_helpers_can_read_is_read_by_them() {
         let mut gated = Gated::new(&memory, true);
         gated.broken = 300..700;
         let shares = Arc::<Shares>::default();
-        let helper = shares.helper();
+        let helper = helper(&shares, &memory);
         let written = std::thread::scope(|scope| {
             scope.spawn(|| {
                 let helper = helper;
@@ -197,6 +204,54 @@ fn what_only_helpers_can_read_is_read_by_them() {
 }
 
 #[test]
+fn helpers_are_asked_for_what_they_reach() {
+    let memory = memory();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("dump");
+    let mut gated = Gated::new(&memory, true);
+    // Only the second helper reaches what the writer does not.
+    let broken = 300 * 4096..700 * 4096;
+    gated.broken = 300..700;
+    let shares = Arc::<Shares>::default();
+    let (first, second) = (shares.helper(), shares.helper());
+    let high = memory.ranges[1];
+    let written = std::thread::scope(|scope| {
+        let (first, second, memory) = (first, second, &memory);
+        scope.spawn(move || {
+            first.reaches(vec![high]);
+            while let Some(mut share) = first.take() {
+                assert!(share.ranges().iter().all(|r| high.contains(r.start)));
+                read_share(memory, &mut share);
+                first.deliver(share);
+            }
+        });
+        scope.spawn(move || {
+            second.reaches(vec![PhysRange {
+                start: broken.start & !0xf_ffff,
+                end: (broken.end + 0xf_ffff) & !0xf_ffff,
+            }]);
+            help(&second, memory, || {});
+        });
+        write_with(&gated, options(Output::Elf), &helped(&shares), &path)
+    });
+    assert_holds(&memory, &path, &written.unwrap(), Output::Elf);
+}
+
+#[test]
+fn what_no_helper_reaches_is_not_waited_for() {
+    let memory = memory();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("dump");
+    let mut gated = Gated::new(&memory, true);
+    gated.broken = 300..301;
+    let shares = Arc::<Shares>::default();
+    let helper = shares.helper();
+    helper.reaches(vec![memory.ranges[1]]);
+    let written = write_with(&gated, options(Output::Elf), &helped(&shares), &path);
+    assert_eq!(written.unwrap().note.unreadable.get(), 1);
+}
+
+#[test]
 fn what_nobody_can_read_is_counted_and_ends() {
     let memory = memory();
     let dir = tempfile::tempdir().unwrap();
@@ -205,7 +260,7 @@ fn what_nobody_can_read_is_counted_and_ends() {
         let mut gated = Gated::new(&memory, true);
         gated.broken = 300..301;
         let shares = Arc::<Shares>::default();
-        let helper = shares.helper();
+        let helper = helper(&shares, &memory);
         let written = std::thread::scope(|scope| {
             scope.spawn(|| {
                 let helper = helper;
@@ -230,7 +285,7 @@ fn a_stop_is_heard_while_helpers_are_waited_for() {
     let mut gated = Gated::new(&memory, true);
     gated.broken = 300..301;
     let shares = Arc::<Shares>::default();
-    let (helper, control) = (shares.helper(), helped(&shares));
+    let (helper, control) = (helper(&shares, &memory), helped(&shares));
     let stopped = std::thread::scope(|scope| {
         let writing = scope.spawn(|| write_with(&gated, options(Output::Elf), &control, &path));
         // It keeps whatever it gets, so that in the end only what it has is left.
@@ -262,7 +317,7 @@ fn a_share_takes_only_what_was_asked_for() {
     let path = dir.path().join("dump");
     let gated = Gated::new(&memory, false);
     let shares = Arc::<Shares>::default();
-    let helper = shares.helper();
+    let helper = helper(&shares, &memory);
     std::thread::scope(|scope| {
         scope.spawn(|| write_with(&gated, options(Output::Elf), &helped(&shares), &path).unwrap());
         let mut share = helper.take().unwrap();

@@ -13,7 +13,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use kmorph_vmcore::compression::Compression;
-use kmorph_vmcore::paced::{Paced, Rate};
+use kmorph_vmcore::paced::{Pace, Paced, Rate};
 use kmorph_vmcore::writer::{Options, Output};
 use kmorph_vmcore::{ChecksumState, Completeness, Dump, MemoryError, PhysicalMemory};
 use proptest::prelude::*;
@@ -119,13 +119,13 @@ fn a_rate_limits_what_is_read_and_changes_nothing_in_the_file() {
         memory.pages.insert(pfn, page(1));
     }
     let dir = tempfile::tempdir().unwrap();
-    let rate = Rate::mib_per_second(16).unwrap();
+    let pace = Pace::new(Rate::mib_per_second(16).unwrap());
     for output in OUTPUTS {
         let path = dir.path().join(format!("{output:?}"));
         write(&memory, options(output), &path).unwrap();
         let paced_path = path.with_extension("paced");
         let begun = Instant::now();
-        write(&Paced::new(&memory, rate), options(output), &paced_path).unwrap();
+        write(&Paced::new(&memory, &pace), options(output), &paced_path).unwrap();
         // 4 MiB.
         assert!(begun.elapsed() >= Duration::from_millis(250), "{output:?}");
         let files = [path, paced_path].map(|path| std::fs::read(path).unwrap());

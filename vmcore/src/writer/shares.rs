@@ -41,9 +41,11 @@ pub struct Shares {
 struct State {
     /// Nobody is given anything any more.
     over: bool,
-    /// Helpers that may still take something.
-    helpers: usize,
+    /// Who may still take something, and what it reaches, once it has said so.
+    helpers: BTreeMap<u64, Option<Vec<PhysRange>>>,
     next_helper: u64,
+    /// None of them reaches what is next, until another says what it reaches.
+    out_of_reach: bool,
     /// Counts what the writer's own threads took.
     ticket: u64,
     /// Chunks that are nobody's yet.
@@ -117,6 +119,15 @@ impl Share {
         self.memory.get_mut(at(range.start)?..at(range.end)?)
     }
 
+    fn is_within(&self, reach: &[PhysRange]) -> bool {
+        let within = |range: &PhysRange| {
+            reach
+                .iter()
+                .any(|whole| whole.start <= range.start && range.end <= whole.end)
+        };
+        self.ranges.iter().all(within)
+    }
+
     /// As many bytes as the chunk has; zeros where nothing was to be read.
     pub(super) fn memory(&self) -> &[u8] {
         &self.memory
@@ -128,13 +139,14 @@ impl Shares {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Somebody who may help, from now on until it is dropped.
+    /// Somebody who may help until it is dropped, once it has said what it reaches.
     pub fn helper(self: &Arc<Self>) -> Helper {
         let mut state = self.lock();
-        state.helpers += 1;
         state.next_helper += 1;
+        let number = state.next_helper;
+        state.helpers.insert(number, None);
         Helper {
-            number: state.next_helper,
+            number,
             shares: Arc::clone(self),
         }
     }
@@ -181,7 +193,7 @@ impl Shares {
     /// A chunk that was taken cannot be read here; whether somebody else may be able to.
     pub(super) fn leave(&self, taken: Taken) -> bool {
         let mut state = self.lock();
-        if taken.last || state.helpers == 0 {
+        if taken.last || state.helpers.is_empty() {
             return false;
         }
         state.beyond.insert(taken.chunk, 0);
@@ -211,7 +223,7 @@ impl Shares {
     }
 
     pub(super) fn offer(&self, share: Share) {
-        self.lock().offered.push_back(share);
+        self.lock().offer(share);
         self.changed.notify_all();
     }
 }
@@ -241,9 +253,12 @@ impl State {
             self.lent.remove(&chunk);
             return Some((chunk, false));
         }
-        let hopeless = |(chunk, tries): (&u64, &u32)| {
-            (self.helpers == 0 || *tries >= TRIES_MAX).then_some(*chunk)
+        let nobody = match self.out_of_reach {
+            true => !self.helpers.values().any(Option::is_none),
+            false => self.helpers.is_empty(),
         };
+        let hopeless =
+            |(chunk, tries): (&u64, &u32)| (nobody || *tries >= TRIES_MAX).then_some(*chunk);
         let chunk = self.beyond.iter().find_map(hopeless)?;
         self.beyond.remove(&chunk);
         self.lent.remove(&chunk);
@@ -252,7 +267,8 @@ impl State {
     }
 
     fn next_to_offer(&mut self) -> Option<u64> {
-        if self.helpers == 0 || self.offered.len() >= OFFERED_MAX {
+        let some = self.helpers.values().any(Option::is_some);
+        if !some || self.out_of_reach || self.offered.len() >= OFFERED_MAX {
             return None;
         }
         let under_way = |chunk: &u64| {
@@ -263,6 +279,28 @@ impl State {
         };
         let beyond = self.beyond.iter().find_map(waits);
         beyond.or_else(|| self.free.next_back())
+    }
+
+    fn offer(&mut self, share: Share) {
+        let reached = |reach: &Option<Vec<PhysRange>>| {
+            reach.as_ref().is_some_and(|reach| share.is_within(reach))
+        };
+        if self.helpers.values().any(reached) {
+            self.offered.push_back(share);
+            return;
+        }
+        // Helpers are offered chunks from the end, where they reach the most: what is before is out of reach too.
+        self.out_of_reach = true;
+        if !self.beyond.contains_key(&share.chunk) {
+            self.returned.push(share.chunk);
+        }
+    }
+
+    /// Takes back what was offered and no helper that is left reaches.
+    fn withdraw(&mut self) {
+        for share in std::mem::take(&mut self.offered) {
+            self.offer(share);
+        }
     }
 
     fn give_back(&mut self, chunk: u64, helper: u64) {
@@ -285,6 +323,14 @@ pub struct Helper {
 }
 
 impl Helper {
+    /// It reaches this memory, and may be given chunks within one of the ranges.
+    pub fn reaches(&self, ranges: Vec<PhysRange>) {
+        let mut state = self.shares.lock();
+        state.helpers.insert(self.number, Some(ranges));
+        state.out_of_reach = false;
+        self.shares.changed.notify_all();
+    }
+
     /// The next chunk to read. Waits for one, also before it is known what there is to read; `None` when there is no
     /// more.
     pub fn take(&self) -> Option<Share> {
@@ -293,16 +339,30 @@ impl Helper {
             if state.over {
                 return None;
             }
-            if let Some(mut share) = state.offered.pop_front() {
-                state.lent.insert(share.chunk, self.number);
-                self.shares.changed.notify_all();
-                drop(state);
-                share.memory = vec![0; CHUNK_PAGES * PAGE_BYTES];
+            if let Some(share) = self.take_offered(&mut state) {
                 return Some(share);
             }
             let waited = self.shares.changed.wait(state);
             state = waited.unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// The next chunk, if there is one now.
+    pub fn take_now(&self) -> Option<Share> {
+        let mut state = self.shares.lock();
+        (!state.over)
+            .then(|| self.take_offered(&mut state))
+            .flatten()
+    }
+
+    fn take_offered(&self, state: &mut State) -> Option<Share> {
+        let reach = state.helpers.get(&self.number)?.as_ref()?;
+        let at = state.offered.iter().position(|s| s.is_within(reach))?;
+        let mut share = state.offered.remove(at)?;
+        state.lent.insert(share.chunk, self.number);
+        self.shares.changed.notify_all();
+        share.memory = vec![0; CHUNK_PAGES * PAGE_BYTES];
+        Some(share)
     }
 
     /// Gives what was read to the writer; false when it does not need it any more.
@@ -328,7 +388,7 @@ impl Helper {
 impl Drop for Helper {
     fn drop(&mut self) {
         let mut state = self.shares.lock();
-        state.helpers -= 1;
+        state.helpers.remove(&self.number);
         let lent = state.lent.iter();
         let own: Vec<u64> = lent
             .filter(|(_, helper)| **helper == self.number)
@@ -337,6 +397,7 @@ impl Drop for Helper {
         for chunk in own {
             state.give_back(chunk, self.number);
         }
+        state.withdraw();
         self.shares.changed.notify_all();
     }
 }
