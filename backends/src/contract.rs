@@ -19,6 +19,9 @@
 //! 7. [`Backend::freeze`] stops what runs and says whether it did: what stood still before is not its own to
 //!    [`Backend::resume`]. The caller writes down that it freezes before it does, so that a daemon which comes
 //!    later can resume.
+//! 8. [`Backend::lend`] gives a survivor memory of a fenced generation to read, and never to write. Whatever the
+//!    survivor does with it, [`Backend::take_back`] ends within the backend's own bound, and another daemon can take
+//!    back what this one lent.
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -250,6 +253,33 @@ pub struct MemoryRange {
     pub host_offset: u64,
 }
 
+/// Memory of a fenced generation that a surviving instance can read now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loan {
+    /// Where the survivor's kernel finds it.
+    pub place: LentPlace,
+    /// Which memory it is: by ascending offset, none over another; never empty.
+    pub windows: Vec<LentWindow>,
+}
+
+/// Where a survivor's kernel finds the memory that it was lent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LentPlace {
+    /// BAR 2 of the one device below a PCI port, by the port's address in the survivor, such as `0000:00:1e.0`.
+    PciPort(String),
+}
+
+/// Part of what a survivor was lent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LentWindow {
+    /// Its physical address in the fenced kernel.
+    pub guest_address: u64,
+    /// Length in bytes.
+    pub length: u64,
+    /// Where it begins in what was lent, in bytes.
+    pub offset: u64,
+}
+
 /// Why a spawn failed. Nothing of it is left running.
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
@@ -406,6 +436,30 @@ pub trait Backend: Send + Sync {
     async fn save_registers(&self, placement: &Placement) -> Result<bool, BackendError> {
         let _ = placement;
         Ok(false)
+    }
+
+    /// Lends a survivor memory of a fenced generation, as [`Backend::memory_map`] names it, for reading only: the end
+    /// of it where it cannot be had whole. None where the backend cannot, or this survivor has no place for it. What
+    /// the survivor was lent before is taken back first. The survivor's kernel may find it only a moment later.
+    ///
+    /// # Errors
+    /// When nothing was lent.
+    async fn lend(
+        &self,
+        survivor: &Placement,
+        memory: &[MemoryRange],
+    ) -> Result<Option<Loan>, BackendError> {
+        let _ = (survivor, memory);
+        Ok(None)
+    }
+
+    /// Takes back what a survivor was lent, if anything; one that has ended has nothing any more.
+    ///
+    /// # Errors
+    /// When its kernel has not let go of it within the backend's bound. It can be tried again.
+    async fn take_back(&self, survivor: &Placement) -> Result<(), BackendError> {
+        let _ = survivor;
+        Ok(())
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use kmp_transport::kerf::VECTORS;
 
+use super::lending;
 use crate::guest::AGENT_CONFIG;
 
 /// What runs the guest's instructions.
@@ -98,6 +99,8 @@ impl Machine<'_> {
         put(&["-device", "pvpanic-pci"]);
         // Where the guest's kernel says how its memory is laid out: dumps carry it.
         put(&["-device", "vmcoreinfo"]);
+        // Where a dead guest's memory is lent to this one.
+        put(&["-device", &lending::port()]);
         put(&[
             "-sandbox",
             "on,obsolete=deny,elevateprivileges=deny,spawn=deny",
@@ -212,6 +215,9 @@ mod tests {
         assert!(line.contains(append), "{line}");
         assert!(line.contains("memory-backend-memfd,id=ram,size=256M,share=on"));
         assert!(line.contains("-device vmcoreinfo"), "{line}");
+        let port =
+            "pcie-root-port,id=lending,bus=pcie.0,addr=1e.0,chassis=1,pref64-reserve=17179869184";
+        assert!(line.contains(port), "{line}");
         assert!(line.contains("vhost-user-vsock-pci,chardev=vsock"));
     }
 

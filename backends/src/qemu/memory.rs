@@ -2,7 +2,8 @@
 //! which holds the memory below the hole first and that above it behind.
 //!
 //! A memfd is gone with the last process that has it open. The daemon holds it too, so that the memory of a
-//! guest whose QEMU has ended can still be captured; it is given back when the generation is released.
+//! guest whose QEMU has ended can still be captured; it is given back when the generation is released, whoever else
+//! has it mapped then.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,6 +11,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::command;
 use crate::contract::{MemoryRange, ProcessId};
@@ -36,9 +39,9 @@ impl Held {
         Ok(true)
     }
 
-    /// Gives the memory back.
-    pub(super) fn forget(&self, qemu: &ProcessId) {
-        self.all().remove(qemu);
+    /// Holds the memory of a guest no longer, if it was held: whoever takes it gives it back to the host.
+    pub(super) fn take(&self, qemu: &ProcessId) -> Option<File> {
+        self.all().remove(qemu)
     }
 
     /// The ranges of a guest of this size; none when its memory is gone.
@@ -55,6 +58,18 @@ impl Held {
         let path = descriptor.map(|fd| PathBuf::from(format!("/proc/{own}/fd/{fd}")));
         Ok(path.map_or_else(Vec::new, |path| ranges(&path, memory_bytes)))
     }
+}
+
+/// Gives the memory in this file back to the host. To close the file is not enough: the QEMU of a survivor that was
+/// lent it, or anybody else who reads it, may have it mapped. They read zeros from now on; to shorten the file would
+/// end them, and QEMU has sealed it against that.
+pub(super) fn give_back(file: &File) -> io::Result<()> {
+    let bytes = i64::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+    // It is held for reading.
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let writable = File::options().write(true).open(path)?;
+    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    Ok(fallocate(writable, hole, 0, bytes)?)
 }
 
 fn ranges(host_path: &Path, memory_bytes: u64) -> Vec<MemoryRange> {

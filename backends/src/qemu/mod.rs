@@ -19,6 +19,7 @@
 mod command;
 mod console;
 mod freezing;
+mod lending;
 mod memory;
 mod prepare;
 mod probe;
@@ -44,7 +45,7 @@ use self::probe::{KvmProbe, Version};
 use self::start::{KERF_ROLE, QEMU_ROLE, Starting, VHOST_ROLE};
 use self::watch::Watches;
 use crate::contract::{
-    Backend, BackendError, BackendKind, Endpoint, ExitCause, FenceUnconfirmed, MemoryRange,
+    Backend, BackendError, BackendKind, Endpoint, ExitCause, FenceUnconfirmed, Loan, MemoryRange,
     Observation, Placement, ProcessId, SpawnError, SpawnSpec,
 };
 use crate::fencing;
@@ -450,7 +451,12 @@ impl Backend for QemuBackend {
         for process in &placement.processes {
             self.watches.forget(process);
             self.exits.forget(process);
-            self.memory.forget(process);
+            if let Some(memory) = self.memory.take(process) {
+                let what = format!("giving back the memory of {}", placement.name);
+                let given = tokio::task::spawn_blocking(move || memory::give_back(&memory)).await;
+                let given = given.map_err(io::Error::other).flatten();
+                given.map_err(failed(what))?;
+            }
         }
         for name in run_dir::REMOVED {
             let path = placement.run_dir.join(name);
@@ -519,6 +525,33 @@ impl Backend for QemuBackend {
                 saved.map(|()| true).map_err(what())
             }
             Some(_) => Ok(false),
+        }
+    }
+
+    async fn lend(
+        &self,
+        survivor: &Placement,
+        memory: &[MemoryRange],
+    ) -> Result<Option<Loan>, BackendError> {
+        let what = failed(format!("lending memory to {}", survivor.name));
+        lending::lend(&survivor.run_dir, memory).await.map_err(what)
+    }
+
+    async fn take_back(&self, survivor: &Placement) -> Result<(), BackendError> {
+        let ended = async || {
+            let seen = self.observe(survivor).await?;
+            Ok(matches!(seen, Observation::Ended(_)))
+        };
+        // A kernel that has ended reads nothing any more, and its QEMU's end is its fence's business.
+        if ended().await? {
+            return Ok(());
+        }
+        match lending::take_back(&survivor.run_dir).await {
+            Err(_) if ended().await? => Ok(()),
+            taken => taken.map_err(failed(format!(
+                "taking back what {} was lent",
+                survivor.name
+            ))),
         }
     }
 }

@@ -1,0 +1,305 @@
+//! A dead guest's memory, lent to one that survives: an ivshmem-plain device, plugged into a port that every guest
+//! has for it.
+//!
+//! ```text
+//!  dead guest's memfd ──offset, size──▶ memory-backend-file ──▶ ivshmem-plain, BAR 2 ──▶ pcie-root-port 0000:00:1e.0
+//!  (held by the daemon)                 lent-memory-<n>         lent                     lending
+//! ```
+//!
+//! * The backend opens the file for reading only, so that no guest and no QEMU can write it. That also makes it ROM
+//!   for QEMU, and a vhost device is never told of ROM.
+//! * QEMU ends itself over a BAR whose size is no power of two, and over a file that is shorter than what it has
+//!   mapped. It is a survivor's: both are ruled out before anything is plugged.
+//! * The names are known, so that a daemon that comes later can take a loan back. Only the backend's has a part that
+//!   is new each time: QEMU forgets the name of unplugged memory later than the device, and ends itself when the next
+//!   one has the same.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::{qmp, run_dir};
+use crate::contract::{LentPlace, LentWindow, Loan, MemoryRange};
+
+/// The most that is lent at a time, bytes: the address space that the firmware keeps for the port. Its window must
+/// begin at a multiple of its size and leave room for the guest's memory, also on a processor with 36-bit addresses,
+/// the fewest that one with 64-bit instructions has.
+const LENT_MAX_BYTES: u64 = 16 << 30;
+/// The least, bytes: QEMU maps whole pages.
+const LENT_MIN_BYTES: u64 = 4096;
+/// Longest time for a guest to let go of what it was lent. An idle one takes milliseconds, in software emulation too.
+const LET_GO_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause before it is asked again: what it was asked while it booted, it may have missed.
+const ASK_AGAIN_EVERY: Duration = Duration::from_secs(1);
+/// Pause between two looks at whether it has.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// QEMU's name for the port.
+const PORT: &str = "lending";
+/// Its address in the guest, and the end of that, which QEMU is told.
+const PORT_ADDRESS: &str = "0000:00:1e.0";
+const PORT_SLOT: &str = "1e.0";
+/// QEMU's name for the device.
+const DEVICE: &str = "lent";
+/// What QEMU's name for the memory begins with.
+const MEMORY_PREFIX: &str = "lent-memory-";
+/// Where QEMU keeps the devices that have a name.
+const DEVICES: &str = "/machine/peripheral";
+/// Where it keeps backends.
+const OBJECTS: &str = "/objects";
+
+/// The port, as QEMU's `-device` takes it.
+pub(super) fn port() -> String {
+    format!(
+        "pcie-root-port,id={PORT},bus=pcie.0,addr={PORT_SLOT},chassis=1,pref64-reserve={LENT_MAX_BYTES}"
+    )
+}
+
+/// Lends the guest that runs from `run_dir` the end of this memory; none when it has no port for it, or there is no
+/// memory.
+pub(super) async fn lend(run_dir: &Path, memory: &[MemoryRange]) -> io::Result<Option<Loan>> {
+    let commands = run_dir.join(run_dir::COMMANDS);
+    let Some(first) = memory.first() else {
+        return Ok(None);
+    };
+    if !children(&commands, DEVICES)
+        .await?
+        .iter()
+        .any(|d| d == PORT)
+    {
+        return Ok(None);
+    }
+    let file = File::open(&first.host_path)?;
+    let piece = Piece::of(memory, measured(&file)?)?;
+    take_back(run_dir).await?;
+    plug(&commands, &file, &piece).await?;
+    Ok(Some(Loan {
+        place: LentPlace::PciPort(PORT_ADDRESS.to_owned()),
+        windows: piece.windows,
+    }))
+}
+
+/// Takes back what the guest that runs from `run_dir` was lent.
+pub(super) async fn take_back(run_dir: &Path) -> io::Result<()> {
+    let commands = run_dir.join(run_dir::COMMANDS);
+    unplug(&commands).await?;
+    for name in children(&commands, OBJECTS).await? {
+        if name.starts_with(MEMORY_PREFIX) {
+            qmp::command(&commands, "object-del", Some(json!({ "id": name }))).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Length of a file that can be lent.
+fn measured(file: &File) -> io::Result<u64> {
+    // Only a memory file has seals, so this is no other file in the place of one that was closed.
+    let seals = fcntl(file, FcntlArg::F_GET_SEALS)?;
+    if !SealFlag::from_bits_retain(seals).contains(SealFlag::F_SEAL_SHRINK) {
+        return Err(invalid(
+            "the memory's file could be shortened under the survivor, which would end it"
+                .to_owned(),
+        ));
+    }
+    Ok(file.metadata()?.len())
+}
+
+/// What is lent of a memory.
+#[derive(Debug, PartialEq, Eq)]
+struct Piece {
+    /// Where it begins in the file; a multiple of [`LENT_MIN_BYTES`].
+    offset: u64,
+    /// A power of two from [`LENT_MIN_BYTES`] to [`LENT_MAX_BYTES`].
+    bytes: u64,
+    windows: Vec<LentWindow>,
+}
+
+impl Piece {
+    /// The end of a file of this length, and what of the memory lies there.
+    fn of(memory: &[MemoryRange], file_bytes: u64) -> io::Result<Self> {
+        if file_bytes < LENT_MIN_BYTES || !file_bytes.is_multiple_of(LENT_MIN_BYTES) {
+            return Err(invalid(format!(
+                "the memory's file has {file_bytes} bytes, not whole pages"
+            )));
+        }
+        let bytes = 1 << file_bytes.min(LENT_MAX_BYTES).ilog2();
+        let offset = file_bytes - bytes;
+        let mut windows = Vec::with_capacity(memory.len());
+        for range in memory {
+            let end = range.host_offset.checked_add(range.length);
+            let end = end.filter(|end| *end <= file_bytes).ok_or_else(|| {
+                invalid(format!(
+                    "the memory's file has {file_bytes} bytes, and {:#x} at {:#x} is not in it",
+                    range.length, range.host_offset
+                ))
+            })?;
+            let begin = range.host_offset.max(offset);
+            if begin < end {
+                windows.push(LentWindow {
+                    guest_address: range
+                        .guest_address
+                        .saturating_add(begin - range.host_offset),
+                    length: end - begin,
+                    offset: begin - offset,
+                });
+            }
+        }
+        if memory
+            .iter()
+            .any(|range| range.host_path != memory[0].host_path)
+        {
+            return Err(invalid("the memory lies in several files".to_owned()));
+        }
+        windows.sort_by_key(|window| window.offset);
+        Ok(Self {
+            offset,
+            bytes,
+            windows,
+        })
+    }
+}
+
+async fn plug(commands: &Path, file: &File, piece: &Piece) -> io::Result<()> {
+    let random = getrandom::u64().map_err(io::Error::other)?;
+    let name = format!("{MEMORY_PREFIX}{:016x}", random);
+    let backend = json!({
+        "qom-type": "memory-backend-file",
+        "id": name,
+        // QEMU, of the same user, opens it before it answers.
+        "mem-path": format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()),
+        "share": true,
+        "readonly": true,
+        "offset": piece.offset,
+        "size": piece.bytes,
+    });
+    qmp::command(commands, "object-add", Some(backend)).await?;
+    let device = json!({ "driver": "ivshmem-plain", "id": DEVICE, "bus": PORT, "memdev": name });
+    let plugged = qmp::command(commands, "device_add", Some(device)).await;
+    if plugged.is_err() {
+        // Refused when QEMU has plugged it and only not answered: then the next one takes it back.
+        let _ = qmp::command(commands, "object-del", Some(json!({ "id": name }))).await;
+    }
+    plugged.map(drop)
+}
+
+/// Asks the guest to let go of the device, until it is gone.
+async fn unplug(commands: &Path) -> io::Result<()> {
+    let begun = Instant::now();
+    let mut asked: Option<Instant> = None;
+    let mut refused = None;
+    while children(commands, DEVICES)
+        .await?
+        .iter()
+        .any(|d| d == DEVICE)
+    {
+        if begun.elapsed() > LET_GO_TIMEOUT {
+            let why = refused.map_or_else(String::new, |error| format!(" (QEMU said: {error})"));
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("its kernel has not let go of it within {LET_GO_TIMEOUT:?}{why}"),
+            ));
+        }
+        if asked.is_none_or(|at| at.elapsed() >= ASK_AGAIN_EVERY) {
+            asked = Some(Instant::now());
+            let device = Some(json!({ "id": DEVICE }));
+            // A refusal is no failure yet: it may be gone by now, or about to go.
+            refused = qmp::command(commands, "device_del", device).await.err();
+        } else {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+    Ok(())
+}
+
+/// Names of what QEMU keeps at this place.
+async fn children(commands: &Path, place: &str) -> io::Result<Vec<String>> {
+    let answer = qmp::command(commands, "qom-list", Some(json!({ "path": place }))).await?;
+    let entries = answer.as_array().map(Vec::as_slice).unwrap_or_default();
+    let name = |entry: &Value| entry["name"].as_str().map(str::to_owned);
+    Ok(entries.iter().filter_map(name).collect())
+}
+
+fn invalid(text: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+
+    const MIB: u64 = 1 << 20;
+    const GIB: u64 = 1 << 30;
+
+    fn range(guest_address: u64, host_offset: u64, length: u64) -> MemoryRange {
+        MemoryRange {
+            guest_address,
+            length,
+            host_path: "/proc/1/fd/9".into(),
+            host_offset,
+        }
+    }
+
+    fn window(guest_address: u64, length: u64, offset: u64) -> LentWindow {
+        LentWindow {
+            guest_address,
+            length,
+            offset,
+        }
+    }
+
+    #[test]
+    fn the_end_of_the_memory_is_lent_in_a_size_that_a_bar_can_have() {
+        let piece = Piece::of(&[range(0, 0, 192 * MIB)], 192 * MIB).unwrap();
+        assert_eq!((piece.offset, piece.bytes), (64 * MIB, 128 * MIB));
+        assert_eq!(piece.windows, [window(64 * MIB, 128 * MIB, 0)]);
+
+        // Below the hole and above it: 1 GiB of what lies below, all of what lies above.
+        let memory = [range(0, 0, 2 * GIB), range(4 * GIB, 2 * GIB, GIB)];
+        let piece = Piece::of(&memory, 3 * GIB).unwrap();
+        assert_eq!((piece.offset, piece.bytes), (GIB, 2 * GIB));
+        let expected = [window(GIB, GIB, 0), window(4 * GIB, GIB, GIB)];
+        assert_eq!(piece.windows, expected);
+
+        let memory = [range(0, 0, 2 * GIB), range(4 * GIB, 2 * GIB, 38 * GIB)];
+        let piece = Piece::of(&memory, 40 * GIB).unwrap();
+        assert_eq!((piece.offset, piece.bytes), (24 * GIB, LENT_MAX_BYTES));
+        assert_eq!(piece.windows, [window(26 * GIB, 16 * GIB, 0)]);
+    }
+
+    #[test]
+    fn what_is_not_as_the_map_says_is_not_lent() {
+        for (memory, bytes) in [
+            (vec![range(0, 0, 2 * MIB)], MIB),
+            (vec![range(0, u64::MAX, 2)], MIB),
+            (vec![range(0, 0, 100)], 100),
+            (vec![range(0, 0, MIB)], MIB + 1),
+            (vec![range(0, 0, 0)], 0),
+        ] {
+            assert!(Piece::of(&memory, bytes).is_err(), "{memory:?} in {bytes}");
+        }
+        let elsewhere = MemoryRange {
+            host_path: "/proc/1/fd/8".into(),
+            ..range(MIB, MIB, MIB)
+        };
+        assert!(Piece::of(&[range(0, 0, MIB), elsewhere], 2 * MIB).is_err());
+    }
+
+    #[test]
+    fn only_memory_that_cannot_be_shortened_is_lent() {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let memory = File::from(memfd_create("memory", flags).unwrap());
+        memory.set_len(MIB).unwrap();
+        let error = measured(&memory).unwrap_err().to_string();
+        assert!(error.contains("shortened"), "{error}");
+        fcntl(&memory, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
+        assert_eq!(measured(&memory).unwrap(), MIB);
+        assert!(measured(&tempfile::tempfile_in("/var/tmp").unwrap()).is_err());
+    }
+}
