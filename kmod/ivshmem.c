@@ -165,6 +165,9 @@ static int ivshmem_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	struct kerf_region region;
 	int ret;
 
+	/* ivshmem-plain: memory without a doorbell. What it holds is not for us, and may be made to look as if it were. */
+	if (!pdev->msix_cap)
+		return -ENODEV;
 	ivshmem = devm_kzalloc(&pdev->dev, sizeof(*ivshmem), GFP_KERNEL);
 	if (!ivshmem)
 		return -ENOMEM;

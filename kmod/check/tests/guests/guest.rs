@@ -1,6 +1,7 @@
 //! Guests and the memory between them.
 
 use std::io::{BufRead, BufReader};
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering::Relaxed;
@@ -9,7 +10,7 @@ use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use kmorph_kerf_ring::{Geometry, Mapped, Memory, Region};
-use kmp_transport::kerf::{DoorbellServer, HOST, Listening};
+use kmp_transport::kerf::{DoorbellServer, HOST, Listening, SharedMemory};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::runtime::Runtime;
@@ -119,6 +120,18 @@ impl Machine {
             commands,
             &["-chardev", &chardev, "-device", &device],
         )
+    }
+
+    /// A guest that was lent this memory, by a device without a doorbell.
+    pub(crate) fn borrower(&self, memory: &SharedMemory, series: &str, commands: &[&str]) -> Guest {
+        let backend = format!(
+            "memory-backend-file,id=lent,mem-path=/proc/{}/fd/{},share=on,readonly=on,size={}",
+            std::process::id(),
+            memory.as_fd().as_raw_fd(),
+            memory.size()
+        );
+        let device = "ivshmem-plain,memdev=lent";
+        self.boot(series, commands, &["-object", &backend, "-device", device])
     }
 
     fn boot(&self, series: &str, commands: &[&str], devices: &[&str]) -> Guest {

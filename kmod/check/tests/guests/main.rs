@@ -17,8 +17,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use guest::{Guest, Machine, SERIES};
-use kmorph_kerf_ring::{Link, LinkEvent, Memory, PeerState};
-use kmp_transport::kerf::HOST;
+use kmorph_kerf_ring::{Geometry, Link, LinkEvent, Memory, PeerState};
+use kmp_transport::kerf::{HOST, SharedMemory};
 
 const VSOCK: [&str; 2] = ["load=vsock", "load=vmw_vsock_virtio_transport_common"];
 const KERF: &str = "load=kerf-vsock:instance=test+generation=5";
@@ -275,6 +275,21 @@ fn a_hostile_peer_costs_its_own_link_only() {
             region.memory().load32(0, Relaxed),
             u32::from_le_bytes(*b"KERF")
         );
+    }
+}
+
+/// Memory of a dead kernel that was lent to this one may hold anything, a region of its own peers too. It is not
+/// looked at, and nothing is said about it.
+#[test]
+#[ignore = "boots guests: make kmod-test"]
+fn memory_without_a_doorbell_is_left_alone() {
+    let lent = SharedMemory::new(Geometry::new(4, 64, 128 * 1024).unwrap()).unwrap();
+    for series in SERIES {
+        let machine = Machine::new(1);
+        let loaded = commands(&[KERF, "unnoticed", "complaints", "unload=kerf-vsock"]);
+        let mut guest = machine.borrower(&lent, series, &loaded);
+        guest.wait_for("KERF done");
+        assert_eq!(guest.failures(), Vec::<String>::new(), "{series}");
     }
 }
 

@@ -10,8 +10,8 @@ use nix::sys::socket::MsgFlags;
 
 use crate::cases::ALL;
 use crate::machine::{
-    bind, complaints, crash, load, peers, suspend, unbind, unload, unload_soon, wait_for,
-    wait_for_link,
+    bind, complaints, crash, load, peers, said_of_devices, suspend, unbind, unload, unload_soon,
+    wait_for, wait_for_link,
 };
 use crate::services::{ECHO, MESSAGES, SINK, STALLED};
 use crate::vsock::{Socket, Type};
@@ -43,6 +43,9 @@ pub(crate) fn run(command: &str) {
         "suspend" => report(command, || survive_suspend(number())),
         "victims" => report(command, || victims(number())),
         "complaints" => report(command, || assert_eq!(complaints(), Vec::<String>::new())),
+        "unnoticed" => report(command, || {
+            assert_eq!(said_of_devices(), Vec::<String>::new());
+        }),
         "say" => println!("KERF said {value}"),
         "sleep" => thread::sleep(Duration::from_secs(number().into())),
         "forever" => loop {

@@ -130,6 +130,13 @@ pub(crate) fn complaints() -> Vec<String> {
         .collect()
 }
 
+/// What the module has said of PCI devices.
+pub(crate) fn said_of_devices() -> Vec<String> {
+    let log = read_kmsg();
+    let of_device = |line: &&str| line.contains("kerf-vsock 0000:");
+    log.lines().filter(of_device).map(str::to_owned).collect()
+}
+
 fn read_kmsg() -> String {
     use std::io::Read;
     use std::os::unix::fs::OpenOptionsExt;
