@@ -20,6 +20,7 @@ pub mod figures;
 pub mod handover;
 pub mod inherited;
 pub mod init;
+pub mod lent;
 pub mod morph;
 pub mod output;
 pub mod priority;
