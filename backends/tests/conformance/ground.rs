@@ -247,8 +247,13 @@ impl Ground {
 
     /// The key-value server as a workload.
     pub(crate) fn kv(&self) -> WorkloadSpec {
+        self.workload("kmorph-kv")
+    }
+
+    /// A program of this workspace as a workload.
+    pub(crate) fn workload(&self, name: &str) -> WorkloadSpec {
         WorkloadSpec {
-            program: program("kmorph-kv"),
+            program: program(name),
             args: Vec::new(),
             env: std::collections::BTreeMap::new(),
             restart: kmorph_launch::WorkloadRestart::default(),

@@ -16,6 +16,7 @@
 
 mod beside;
 mod ground;
+mod lending;
 mod rules;
 
 use kmorph_backends::contract::{ExitCause, Observation, REGISTERS};
@@ -67,7 +68,8 @@ conformance!(
     a_fence_is_confirmed_and_can_be_repeated,
     a_refused_spawn_leaves_nothing,
     a_published_port_reaches_the_workload,
-    connections_that_are_given_up_do_no_harm;
+    connections_that_are_given_up_do_no_harm,
+    nothing_that_was_lent_is_nothing_to_take_back;
     threads_that_outlive_their_first_one_are_fenced,
     a_reused_pid_is_never_mistaken_for_the_instance,
 );

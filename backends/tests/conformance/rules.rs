@@ -291,3 +291,13 @@ pub(crate) async fn connections_that_are_given_up_do_no_harm(ground: &Ground) {
     ground.answers(&placement).await;
     ground.fence(&placement).await;
 }
+
+/// Rule 8.
+pub(crate) async fn nothing_that_was_lent_is_nothing_to_take_back(ground: &Ground) {
+    let placement = ground.spawn(ground.spec()).await;
+    ground.answers(&placement).await;
+    assert_eq!(ground.backend.lend(&placement, &[]).await.unwrap(), None);
+    ground.backend.take_back(&placement).await.unwrap();
+    ground.fence(&placement).await;
+    ground.backend.take_back(&placement).await.unwrap();
+}

@@ -1,0 +1,239 @@
+//! Memory of a dead guest, lent to one that survives and read there.
+
+use std::fs::File;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::time::{Duration, Instant};
+
+use kmorph_backends::contract::{LentPlace, Loan, MemoryRange, Placement};
+use kmorph_launch::PublishedPort;
+use kmp_transport::link::BoxedLink;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+
+use super::ground::Ground;
+
+const PORT: u16 = 7000;
+/// The dead guest's: below the hole and above it, and no size that a BAR can have.
+const DEAD_BYTES: u64 = 3 << 30;
+/// What is compared at a time.
+const BLOCK: usize = 256 * 1024;
+/// A generous bound for a backend to take back what a guest does not let go.
+const BOUND: Duration = Duration::from_secs(15);
+
+/// The program in the survivor that reads what it was lent.
+struct Reader(BufReader<BoxedLink>);
+
+impl Reader {
+    /// Asks, and returns the number it answers and as many bytes as `with_bytes` says follow.
+    async fn ask(&mut self, command: &str, with_bytes: bool) -> Result<(u64, Vec<u8>), String> {
+        let line = format!("{command}\n");
+        self.0.get_mut().write_all(line.as_bytes()).await.unwrap();
+        let mut said = String::new();
+        self.0.read_line(&mut said).await.unwrap();
+        let number = said.trim().strip_prefix("ok ").map(|n| n.parse().unwrap());
+        let number: u64 = number.ok_or_else(|| said.clone())?;
+        let follow = if with_bytes { number } else { 0 };
+        let mut bytes = vec![0; usize::try_from(follow).unwrap()];
+        self.0.read_exact(&mut bytes).await.unwrap();
+        Ok((number, bytes))
+    }
+
+    async fn open(&mut self, loan: &Loan) -> u64 {
+        let (bytes, _) = self
+            .ask(&format!("open {}", port(loan)), false)
+            .await
+            .unwrap();
+        bytes
+    }
+
+    async fn read(&mut self, offset: u64) -> Result<Vec<u8>, String> {
+        let read = self.ask(&format!("read {offset} {BLOCK}"), true).await;
+        read.map(|(_, bytes)| bytes)
+    }
+
+    /// Sees for itself that what was lent is the dead guest's memory, where the loan says.
+    async fn compare(&mut self, loan: &Loan, dead: &Dead) {
+        let end = loan.windows.iter().map(|w| w.offset + w.length).max();
+        assert_eq!(self.open(loan).await, end.unwrap());
+        for window in &loan.windows {
+            let last = window.length - BLOCK as u64;
+            // Its beginning, its end, and what of it is in use.
+            let used = (0..=last).rev().step_by(BLOCK).find(|at| {
+                let block = dead.block(window.guest_address + at);
+                block.iter().filter(|byte| **byte != 0).count() > BLOCK / 2
+            });
+            for at in [0, last, used.expect("memory in use")] {
+                let read = self.read(window.offset + at).await.unwrap();
+                let expected = dead.block(window.guest_address + at);
+                assert!(read == expected, "{at:#x} in {window:?}");
+            }
+        }
+    }
+}
+
+/// A guest that was fenced, and its memory.
+struct Dead {
+    placement: Placement,
+    memory: Vec<MemoryRange>,
+    file: File,
+}
+
+impl Dead {
+    fn block(&self, guest_address: u64) -> Vec<u8> {
+        let within = |range: &&MemoryRange| {
+            guest_address.checked_sub(range.guest_address) < Some(range.length)
+                && guest_address >= range.guest_address
+        };
+        let range = self.memory.iter().find(within).unwrap();
+        let at = range.host_offset + (guest_address - range.guest_address);
+        let mut block = vec![0; BLOCK];
+        self.file.read_exact_at(&mut block, at).unwrap();
+        block
+    }
+}
+
+fn port(loan: &Loan) -> &str {
+    let LentPlace::PciPort(port) = &loan.place;
+    port
+}
+
+async fn survivor(ground: &Ground) -> (Placement, Reader) {
+    let mut spec = ground.spec();
+    spec.workload = Some(ground.workload("kmorph-test-lent-reader"));
+    spec.ports = vec![PublishedPort {
+        port: PORT,
+        name: format!("port-{PORT}"),
+    }];
+    let placement = ground.spawn(spec).await;
+    let link = ground.port(&placement, u32::from(PORT)).await;
+    (placement, Reader(BufReader::new(link)))
+}
+
+async fn dead(ground: &Ground, memory_bytes: u64) -> Dead {
+    let mut spec = ground.spec();
+    spec.name = "dead".parse().unwrap();
+    spec.memory_bytes = memory_bytes;
+    let placement = ground.spawn(spec).await;
+    ground.answers(&placement).await;
+    ground.fence(&placement).await;
+    let memory = ground.backend.memory_map(&placement).await.unwrap();
+    let file = File::open(&memory[0].host_path).unwrap();
+    Dead {
+        placement,
+        memory,
+        file,
+    }
+}
+
+async fn lend(ground: &Ground, survivor: &Placement, dead: &Dead) -> Loan {
+    let begun = Instant::now();
+    let lent = ground.backend.lend(survivor, &dead.memory).await.unwrap();
+    eprintln!("lent in {:?}", begun.elapsed());
+    lent.expect("a place for it")
+}
+
+/// Whether a process has the dead guest's memory mapped.
+fn maps(survivor: &Placement, dead: &Dead) -> bool {
+    let pid = survivor.processes[0].pid;
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let inode = dead.file.metadata().unwrap().ino().to_string();
+    maps.lines()
+        .any(|line| line.split_whitespace().nth(4) == Some(&inode))
+}
+
+async fn a_survivor_reads_what_it_was_lent(ground: &Ground) {
+    let (survivor, mut reader) = survivor(ground).await;
+    let dead = dead(ground, DEAD_BYTES).await;
+
+    let loan = lend(ground, &survivor, &dead).await;
+    reader.compare(&loan, &dead).await;
+    let of = |loan: &Loan| -> Vec<_> {
+        let windows = loan.windows.iter();
+        windows.map(|w| (w.guest_address, w.length)).collect()
+    };
+    assert_eq!(of(&loan), [(1 << 30, 1 << 30), (4 << 30, 1 << 30)]);
+
+    // It cannot be written, though the survivor's kernel has tried.
+    let before = dead.block(loan.windows[0].guest_address);
+    let write = format!("write {}", port(&loan));
+    reader.ask(&write, false).await.unwrap();
+    assert!(dead.block(loan.windows[0].guest_address) == before);
+    assert!(reader.read(0).await.unwrap() == before);
+
+    // Another daemon takes it back, also from who has it open; and it can be called again.
+    assert!(maps(&survivor, &dead));
+    let other = ground.another_daemon();
+    let begun = Instant::now();
+    other.take_back(&survivor).await.unwrap();
+    eprintln!("taken back in {:?}", begun.elapsed());
+    other.take_back(&survivor).await.unwrap();
+    let gone = async {
+        while maps(&survivor, &dead) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    ground.in_time(gone, "the end of its mapping").await;
+    let error = reader.read(0).await.unwrap_err();
+    assert!(error.contains("reading"), "{error}");
+
+    // Again, at once, and in place of what it has.
+    for _ in 0..5 {
+        let loan = lend(ground, &survivor, &dead).await;
+        reader.compare(&loan, &dead).await;
+    }
+    ground.answers(&survivor).await;
+    ground.fence(&survivor).await;
+    other.take_back(&survivor).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_guest_of_linux_6_1_reads_what_it_was_lent() {
+    a_survivor_reads_what_it_was_lent(&Ground::qemu()).await;
+}
+
+/// Its module for kerf-vsock, which drives devices of the same kind, leaves what is lent alone.
+#[tokio::test]
+async fn a_guest_of_linux_6_12_with_kerf_vsock_reads_what_it_was_lent() {
+    a_survivor_reads_what_it_was_lent(&Ground::kerf("6.12")).await;
+}
+
+#[tokio::test]
+async fn what_a_guest_does_not_let_go_is_taken_back_once_it_does() {
+    let ground = Ground::qemu();
+    let (survivor, mut reader) = survivor(&ground).await;
+    let dead = dead(&ground, 256 << 20).await;
+    let loan = lend(&ground, &survivor, &dead).await;
+    reader.compare(&loan, &dead).await;
+    assert!(ground.backend.freeze(&survivor).await.unwrap());
+    let begun = Instant::now();
+    let error = ground.backend.take_back(&survivor).await.unwrap_err();
+    assert!(begun.elapsed() < BOUND, "{:?}", begun.elapsed());
+    assert!(error.to_string().contains("has not let go"), "{error}");
+    let again = ground.backend.lend(&survivor, &dead.memory).await;
+    assert!(again.is_err(), "{again:?}");
+    ground.backend.resume(&survivor).await.unwrap();
+    ground.backend.take_back(&survivor).await.unwrap();
+    let loan = lend(&ground, &survivor, &dead).await;
+    reader.compare(&loan, &dead).await;
+    ground.fence(&survivor).await;
+}
+
+#[tokio::test]
+async fn a_release_gives_memory_back_that_a_survivor_still_has() {
+    let ground = Ground::qemu();
+    let (survivor, mut reader) = survivor(&ground).await;
+    let dead = dead(&ground, 256 << 20).await;
+    let loan = lend(&ground, &survivor, &dead).await;
+    reader.compare(&loan, &dead).await;
+    assert!(dead.file.metadata().unwrap().blocks() > 0);
+    let proof = ground.fence(&dead.placement).await;
+    ground
+        .backend
+        .release(&dead.placement, &proof)
+        .await
+        .unwrap();
+    assert_eq!(dead.file.metadata().unwrap().blocks(), 0);
+    assert!(reader.read(0).await.unwrap() == vec![0; BLOCK]);
+    ground.backend.take_back(&survivor).await.unwrap();
+    ground.answers(&survivor).await;
+    ground.fence(&survivor).await;
+}
