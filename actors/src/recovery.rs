@@ -20,7 +20,7 @@ use crate::generation;
 use crate::instance::{Instance, RecoveryOver, Successor, WorkerGone};
 use crate::journal::{Change, GenerationRow, InstanceRow, Record, RecoveryRow, record};
 use crate::services::Services;
-use crate::supervisor::{GetTopology, NoteRecovery, Supervisor};
+use crate::supervisor::{GetSurvivors, GetTopology, NoteRecovery, Supervisor};
 use crate::transport::Broadcast;
 use crate::vmcore::{self, Capture, CaptureError, Dumped, KernelLog};
 use crate::wall_clock;
@@ -248,7 +248,11 @@ impl RecoveryJob {
         self.record.vmcore = Some(VmcoreRecord::default());
         self.save();
         let (services, row) = (self.services.clone(), self.plan.failed.clone());
-        let begin = async move { vmcore::begin(&services, &row).await };
+        let ask = self.supervisor.send(GetSurvivors(row.instance.clone()));
+        let begin = async move {
+            let survivors = ask.await.unwrap_or_default();
+            vmcore::begin(&services, &row, survivors).await
+        };
         ctx.spawn(begin.into_actor(self).map(|begun, act, ctx| match begun {
             Ok(capture) => act.follow(capture, ctx),
             Err(error) => act.captured(Err(error), ctx),
@@ -308,6 +312,7 @@ impl RecoveryJob {
                 record.bytes = Some(dumped.bytes);
                 record.captured_ms = Some(since);
                 record.not_filtered = dumped.not_filtered;
+                record.read_by = dumped.read_by;
                 self.say(format!("captured: {path}"));
                 self.tell(Event::Captured, ctx);
             }

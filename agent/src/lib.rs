@@ -3,18 +3,20 @@
 //! ```text
 //!   kmorphd ══ heartbeat ══▶ [server] ── figures (/proc) ── [figures]
 //!           ══ control ════▶    │ ────── MORPH_* ───────── [morph] ── [workload] ─▶ the program
-//!                               └─────── RECOVER_* ─────── [topology]    ▲
+//!                               ├─────── RECOVER_* ─────── [topology]    ▲
+//!           ══ bulk ═══════▶    └─ VMCORE_* ─ [capture] ── [lent]        │
 //!   next generation's agent ── TakeOver ── [handover] ───────────────────┘
 //! ```
 //!
-//! One process, one thread. It answers for its instance, starts and supervises the instance's
-//! program (the workload), and passes a morph's steps on to it. It decides nothing about instances:
-//! a frozen workload stays frozen until the daemon says what follows, however long that takes.
+//! One process, one thread, and one more while it reads what it was lent. It answers for its instance, starts
+//! and supervises the instance's program (the workload), and passes a morph's steps on to it. It decides nothing
+//! about instances: a frozen workload stays frozen until the daemon says what follows, however long that takes.
 //!
 //! This crate may start the workload, read `/proc` and change its own process; as PID 1 of a small
 //! guest it may mount, load modules and end the kernel ([`init`]). It knows no backend, no journal and
 //! no actor.
 
+pub mod capture;
 pub mod confine;
 pub mod figures;
 pub mod handover;

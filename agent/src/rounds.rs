@@ -39,12 +39,13 @@ struct Bulk {
     import_ready: bool,
 }
 
-/// Serves `connection` until it ends.
+/// Serves `connection`, which has begun with `first`, until it ends.
 ///
 /// # Errors
 /// Why it ended.
 pub async fn serve(
     connection: Connection,
+    first: Frame,
     morphs: Morphs,
     workload: Workload,
 ) -> Result<(), ConnectionError> {
@@ -58,14 +59,8 @@ pub async fn serve(
         total_bytes: 0,
         import_ready: false,
     };
+    let mut frame = first;
     loop {
-        let frame = match reader.next().await {
-            Err(ConnectionError::Frame(error)) => {
-                writer.refuse_stream(error).await;
-                return Err(error.into());
-            }
-            other => other?,
-        };
         match bulk.take(&frame, &mut writer).await {
             Ok(()) => {}
             Err(Failure::Refused(Refusal { code, text })) => {
@@ -75,6 +70,13 @@ pub async fn serve(
             }
             Err(Failure::Connection(error)) => return Err(error),
         }
+        frame = match reader.next().await {
+            Err(ConnectionError::Frame(error)) => {
+                writer.refuse_stream(error).await;
+                return Err(error.into());
+            }
+            other => other?,
+        };
     }
 }
 

@@ -224,10 +224,10 @@ fn identity(config: &AgentConfig, release: &str) -> Result<Hello, RunError> {
     let mut boot_id = [0; 16];
     getrandom::fill(&mut boot_id)
         .map_err(|e| failed("making a boot id")(io::Error::other(e.to_string())))?;
-    // Another kernel's memory cannot be mapped from inside a guest.
-    let by_reference = match config.role {
+    // Another kernel's memory cannot be mapped from inside a guest, unless it was lent.
+    let of_role = match config.role {
         Role::Child => features::BY_REFERENCE,
-        Role::Init | Role::Service => 0,
+        Role::Init | Role::Service => features::READS_LENT_MEMORY,
     };
     Ok(Hello {
         fixed: HelloFixed {
@@ -238,7 +238,7 @@ fn identity(config: &AgentConfig, release: &str) -> Result<Hello, RunError> {
             flags: 0,
             generation: config.generation,
             boot_id,
-            features: features::COOPERATIVE | by_reference,
+            features: features::COOPERATIVE | of_role,
             session: 0,
         },
         instance: config.instance.to_string(),

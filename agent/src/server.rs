@@ -1,9 +1,11 @@
 //! The instance's end of the daemon's connections.
 //!
-//! One heartbeat, one control and one bulk connection are served at a time; a newer one takes the place of
-//! the older, because the daemon reconnects before this side has noticed that the old one is dead.
-//! Heartbeats are answered on a task of their own and wait for nothing.
+//! One heartbeat, one control and one bulk connection of each kind are served at a time; a newer one takes the place of
+//! the older, because the daemon reconnects before this side has noticed that the old one is dead. What kind a bulk
+//! connection is, a morph's or a capture's, its first frame says. Heartbeats are answered on a task of their own and
+//! wait for nothing.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -24,8 +26,12 @@ use crate::workload::{Condition, Workload};
 
 /// Requests of one control connection that may be under way.
 const REQUESTS_MAX: u32 = 8;
+/// Bulk connections that may be there before their first frame; the oldest gives way.
+const UNDECIDED_MAX: usize = 4;
 /// Answers that may wait to be written.
 const ANSWERS_MAX: usize = 16;
+/// Where the kernel shows its devices.
+const SYSFS: &str = "/sys";
 /// When the daemon may come again after too many requests, milliseconds.
 const RETRY_AFTER_MS: u32 = 50;
 
@@ -45,27 +51,32 @@ pub struct Served {
 /// Serves identified connections until there are no more.
 pub async fn serve(mut connections: mpsc::Receiver<Connection>, served: Served, figures: Sampler) {
     let figures = Arc::new(tokio::sync::Mutex::new(figures));
-    let (mut heartbeat, mut control, mut bulk) = (None, None, None);
-    while let Some(connection) = connections.recv().await {
-        let channel = connection.hello.fixed.channel;
-        debug!(served.log, "connection"; "channel" => channel.as_str());
-        let task = match channel {
-            Channel::Heartbeat => {
-                let (workload, figures) = (served.workload.clone(), figures.clone());
-                replace(&mut heartbeat, async move {
-                    let mut figures = figures.lock().await;
-                    answer_heartbeats(connection, &workload, &mut figures).await
-                })
+    let (mut heartbeat, mut control) = (None, None);
+    let mut bulk = Bulk::new(served.clone());
+    loop {
+        let task = tokio::select! {
+            connection = connections.recv() => {
+                let Some(connection) = connection else { return };
+                let channel = connection.hello.fixed.channel;
+                debug!(served.log, "connection"; "channel" => channel.as_str());
+                let task = match channel {
+                    Channel::Heartbeat => {
+                        let (workload, figures) = (served.workload.clone(), figures.clone());
+                        replace(&mut heartbeat, async move {
+                            let mut figures = figures.lock().await;
+                            answer_heartbeats(connection, &workload, &mut figures).await
+                        })
+                    }
+                    Channel::Control => replace(&mut control, attend(connection, served.clone())),
+                    Channel::Bulk => bulk.wait_for_first(connection),
+                };
+                (channel, task)
             }
-            Channel::Control => replace(&mut control, attend(connection, served.clone())),
-            Channel::Bulk => {
-                let (morphs, workload) = (served.morphs.clone(), served.workload.clone());
-                replace(
-                    &mut bulk,
-                    crate::rounds::serve(connection, morphs, workload),
-                )
+            Some((connection, first)) = bulk.decided.recv() => {
+                (Channel::Bulk, bulk.serve(connection, first))
             }
         };
+        let (channel, task) = task;
         let log = served.log.clone();
         tokio::spawn(async move {
             if let Ok(Err(error)) = task.await {
@@ -75,10 +86,64 @@ pub async fn serve(mut connections: mpsc::Receiver<Connection>, served: Served, 
     }
 }
 
+type Task = tokio::task::JoinHandle<Result<(), ConnectionError>>;
+
+/// Bulk connections.
+struct Bulk {
+    served: Served,
+    undecided: VecDeque<AbortHandle>,
+    decide: mpsc::Sender<(Connection, Frame)>,
+    decided: mpsc::Receiver<(Connection, Frame)>,
+    morph: Option<AbortHandle>,
+    capture: Option<AbortHandle>,
+}
+
+impl Bulk {
+    fn new(served: Served) -> Self {
+        let (decide, decided) = mpsc::channel(UNDECIDED_MAX);
+        Self {
+            served,
+            undecided: VecDeque::new(),
+            decide,
+            decided,
+            morph: None,
+            capture: None,
+        }
+    }
+
+    fn wait_for_first(&mut self, mut connection: Connection) -> Task {
+        self.undecided.retain(|task| !task.is_finished());
+        if self.undecided.len() == UNDECIDED_MAX
+            && let Some(oldest) = self.undecided.pop_front()
+        {
+            oldest.abort();
+        }
+        let decide = self.decide.clone();
+        let task = tokio::spawn(async move {
+            let first = next(&mut connection.reader, &mut connection.writer).await?;
+            let _ = decide.send((connection, first)).await;
+            Ok(())
+        });
+        self.undecided.push_back(task.abort_handle());
+        task
+    }
+
+    fn serve(&mut self, connection: Connection, first: Frame) -> Task {
+        if matches!(first.message, Message::VmcoreStart(_)) {
+            let sysfs = SYSFS.into();
+            let work = crate::capture::serve(connection, first, sysfs);
+            return replace(&mut self.capture, work);
+        }
+        let (morphs, workload) = (self.served.morphs.clone(), self.served.workload.clone());
+        let work = crate::rounds::serve(connection, first, morphs, workload);
+        replace(&mut self.morph, work)
+    }
+}
+
 fn replace(
     place: &mut Option<AbortHandle>,
     work: impl Future<Output = Result<(), ConnectionError>> + Send + 'static,
-) -> tokio::task::JoinHandle<Result<(), ConnectionError>> {
+) -> Task {
     if let Some(older) = place.take() {
         older.abort();
     }
@@ -247,8 +312,8 @@ impl Served {
             }
             Message::VmcoreStart(_) | Message::VmcoreData(_) | Message::VmcoreComplete(_) => {
                 refuse(
-                    ErrorCode::RefusedByPolicy,
-                    "this agent captures no vmcore yet",
+                    ErrorCode::UnexpectedInState,
+                    "memory is read on a bulk channel",
                 )
             }
             Message::HeartbeatReq(_) => refuse(

@@ -1,5 +1,7 @@
 //! Recoveries, as the journal remembers them.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -30,6 +32,9 @@ pub struct VmcoreRecord {
     pub captured_ms: Option<f64>,
     /// Why pages are in it that should have been left out.
     pub not_filtered: Option<String>,
+    /// Bytes of its memory that survivors have read, by name; the daemon has read the rest.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub read_by: BTreeMap<String, u64>,
     /// Why there is no vmcore.
     pub error: Option<String>,
     /// The kernel's log, there before the vmcore is.

@@ -43,6 +43,7 @@ use crate::operations::Handle;
 use crate::recovery::{Plan, RecoveryJob, SuccessorNews};
 use crate::services::Services;
 use crate::supervisor::Supervisor;
+use crate::vmcore;
 use crate::watch::{EndWatch, Watch, WatchEvent, WatchKind};
 
 /// How the detector is configured by a policy.
@@ -250,6 +251,7 @@ impl Actor for Instance {
             }
             Some(Beginning::Adopted) => {
                 self.say(EventKind::InstanceState, "adopted");
+                vmcore::take_back_left(&self.services, &self.generation);
                 self.begin_watch(ctx);
             }
             Some(Beginning::Resting) | None => {

@@ -12,7 +12,7 @@ use kmp_proto::message::{HeartbeatRsp, PRESSURE_ABSENT, TopologyEntry};
 
 use super::requests::{GetHealth, GetHeartbeat, GetStatus, GetSummary};
 use super::{Instance, Work};
-use crate::supervisor::GetTopologyEntry;
+use crate::supervisor::{GetSurvivor, GetTopologyEntry};
 use crate::wall_clock;
 use crate::watch::{GetFigures, WatchFigures};
 
@@ -212,5 +212,15 @@ impl Handler<GetTopologyEntry> for Instance {
             cid: u64::from(self.generation.cid),
             cpus: self.generation.cpus.clone(),
         }))
+    }
+}
+
+impl Handler<GetSurvivor> for Instance {
+    type Result = MessageResult<GetSurvivor>;
+
+    fn handle(&mut self, _: GetSurvivor, _: &mut Self::Context) -> Self::Result {
+        let serves =
+            matches!(self.state, InstanceState::Running) && matches!(self.work, Work::Nothing);
+        MessageResult(serves.then(|| Box::new(self.generation.clone())))
     }
 }

@@ -7,6 +7,7 @@ use kmorph_control_api::{
 use kmp_proto::message::TopologyEntry;
 
 use crate::instance::Instance;
+use crate::journal::GenerationRow;
 use crate::settings::Settings;
 
 /// An instance by its name.
@@ -72,6 +73,16 @@ pub struct GetTopology;
 #[derive(Debug, Message)]
 #[rtype(result = "Option<TopologyEntry>")]
 pub struct GetTopologyEntry;
+
+/// Generations that serve and are not in the middle of something, but for those of one instance.
+#[derive(Debug, Message)]
+#[rtype(result = "Vec<GenerationRow>")]
+pub struct GetSurvivors(pub String);
+
+/// The instance's generation, if it is one of them.
+#[derive(Debug, Message)]
+#[rtype(result = "Option<Box<GenerationRow>>")]
+pub struct GetSurvivor;
 
 /// The daemon's status.
 #[derive(Debug, Message)]

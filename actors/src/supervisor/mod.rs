@@ -34,8 +34,9 @@ pub use admission::NoteRecovery;
 pub use doctor::BeginDoctor;
 use lag::Lag;
 pub use messages::{
-    Addresses, ApplySettings, BeginMorph, Find, GetDaemon, GetRecoveries, GetTopology,
-    GetTopologyEntry, InstanceGone, List, RecoveryDone, RequestRecovery, Spawn, Stopping,
+    Addresses, ApplySettings, BeginMorph, Find, GetDaemon, GetRecoveries, GetSurvivor,
+    GetSurvivors, GetTopology, GetTopologyEntry, InstanceGone, List, RecoveryDone, RequestRecovery,
+    Spawn, Stopping,
 };
 pub use policies::ChangePolicies;
 use restoring::{Restored, restore, sweep_leftovers};
@@ -317,6 +318,20 @@ impl Handler<GetTopology> for Supervisor {
                 .into_iter()
                 .filter_map(|entry| entry.ok().flatten())
                 .collect()
+        })
+    }
+}
+
+impl Handler<GetSurvivors> for Supervisor {
+    type Result = ResponseFuture<Vec<GenerationRow>>;
+
+    fn handle(&mut self, GetSurvivors(of): GetSurvivors, _: &mut Self::Context) -> Self::Result {
+        let others = self.instances.iter().filter(|(name, _)| **name != of);
+        let others: Vec<_> = others.filter_map(|(_, e)| e.address.clone()).collect();
+        Box::pin(async move {
+            let asked = join_all(others.iter().map(|a| a.send(GetSurvivor))).await;
+            let survivors = asked.into_iter().filter_map(|row| row.ok().flatten());
+            survivors.map(|row| *row).collect()
         })
     }
 }

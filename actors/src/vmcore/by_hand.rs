@@ -122,7 +122,9 @@ impl Under {
         if row.certificate.is_none() {
             services.save_registers(row).await;
         }
-        let begun = begin_into(services, row, Target::File(output.clone()), turn).await;
+        // Without survivors: what lives is frozen meanwhile, and lending takes longer than reading.
+        let target = Target::File(output.clone());
+        let begun = begin_into(services, row, Vec::new(), target, turn).await;
         let Capture {
             mut log,
             read,

@@ -8,6 +8,8 @@
 //!       └──── dump ◀─────────┘ synced, verified, renamed; then older ones give way
 //! ```
 //!
+//! Where that is configured, survivors read a part of the memory: see [`survivors`].
+//!
 //! A capture that somebody asked for takes the same way, into a file that he names: see [`by_hand`].
 //!
 //! Invariants: what has the name of a vmcore is complete and verified. One memory is captured at a time. Whoever
@@ -16,7 +18,9 @@
 pub mod by_hand;
 mod files;
 mod freezing;
+mod survivors;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -30,7 +34,8 @@ use kmorph_vmcore::analysis::events::{EventKind, events};
 use kmorph_vmcore::dump::PrStatus;
 use kmorph_vmcore::kernel::Kernel;
 use kmorph_vmcore::memory::PAGE_BYTES;
-use kmorph_vmcore::paced::{Paced, Rate};
+use kmorph_vmcore::paced::{Pace, Paced, Rate};
+use kmorph_vmcore::writer::shares::Shares;
 use kmorph_vmcore::writer::{self, Contents, Control, Options, Output, WriteError};
 use kmorph_vmcore::{Dump, MemoryFile, MemoryPart, PhysRange, PhysicalMemory};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
@@ -38,6 +43,9 @@ use tokio::time::Instant;
 
 pub use files::Retention;
 use files::{Files, Place};
+use survivors::Job;
+pub use survivors::SURVIVORS_MAX;
+pub(crate) use survivors::take_back_left;
 
 use crate::journal::GenerationRow;
 use crate::services::Services;
@@ -66,6 +74,8 @@ pub struct VmcoreSettings {
     pub threads: usize,
     /// How fast memory is read; as fast as it goes without.
     pub rate: Option<Rate>,
+    /// How many survivors may help to read it, 0 to [`SURVIVORS_MAX`].
+    pub survivors: usize,
     /// Which older ones are kept.
     pub retention: Retention,
 }
@@ -120,6 +130,8 @@ pub struct Dumped {
     pub bytes: u64,
     /// Why pages are in it that should have been left out.
     pub not_filtered: Option<String>,
+    /// Bytes of the memory that each survivor has read, by name.
+    pub read_by: BTreeMap<String, u64>,
 }
 
 /// Why there is no vmcore.
@@ -227,7 +239,19 @@ struct Order {
     registers: PathBuf,
     target: Target,
     settings: VmcoreSettings,
+    pace: Option<Arc<Pace>>,
+    shares: Option<Arc<Shares>>,
+    read_by: survivors::Read,
     _turn: Turn,
+}
+
+impl Drop for Order {
+    /// However the capture ended: nobody waits for something to read any more.
+    fn drop(&mut self) {
+        if let Some(shares) = &self.shares {
+            shares.end();
+        }
+    }
 }
 
 /// Where a capture goes.
@@ -238,23 +262,29 @@ enum Target {
     File(PathBuf),
 }
 
-/// Begins to capture the memory of a fenced generation, when its turn has come.
+/// Begins to capture the memory of a fenced generation, when its turn has come. Some of the survivors are asked to
+/// help, as many as is configured.
 ///
 /// # Errors
 /// When its memory is not there.
-pub async fn begin(services: &Services, row: &GenerationRow) -> Result<Capture, CaptureError> {
+pub async fn begin(
+    services: &Services,
+    row: &GenerationRow,
+    survivors: Vec<GenerationRow>,
+) -> Result<Capture, CaptureError> {
     let turn = services.captures.later().await?;
     let dir = services.settings.borrow().vmcore.dir.clone();
     let place = Place {
         dir: dir.join(&row.instance),
         generation: row.generation,
     };
-    begin_into(services, row, Target::Kept(place), turn).await
+    begin_into(services, row, survivors, Target::Kept(place), turn).await
 }
 
 async fn begin_into(
     services: &Services,
     row: &GenerationRow,
+    mut survivors: Vec<GenerationRow>,
     target: Target,
     turn: Turn,
 ) -> Result<Capture, CaptureError> {
@@ -266,16 +296,31 @@ async fn begin_into(
         return Err(gone());
     }
     let bytes = memory.iter().map(|range| range.length).sum();
-    let order = Order {
+    let settings = services.settings.borrow().vmcore.clone();
+    let pace = settings.rate.map(|rate| Arc::new(Pace::new(rate)));
+    survivors.truncate(settings.survivors.min(SURVIVORS_MAX));
+    let mut order = Order {
         memory,
         registers: row.run_dir.join(REGISTERS),
         target,
-        settings: services.settings.borrow().vmcore.clone(),
+        settings,
+        pace,
+        shares: None,
+        read_by: survivors::Read::default(),
         _turn: turn,
     };
     let read = Arc::new(Notify::new());
     let tell_read = read.clone();
-    let control = Arc::new(Control::telling_when_read(move || tell_read.notify_one()));
+    let mut control = Control::telling_when_read(move || tell_read.notify_one());
+    if !survivors.is_empty() {
+        let capture = services.numbers.borrow_mut().next_session();
+        let job = Job::new(capture, row.generation, &order.memory, order.pace.clone())?;
+        let shares = Arc::<Shares>::default();
+        control.shares = Some(Arc::clone(&shares));
+        order.read_by = job.ask(services, survivors, &shares);
+        order.shares = Some(shares);
+    }
+    let control = Arc::new(control);
     let (log_told, log) = oneshot::channel();
     let (dump_told, dump) = oneshot::channel();
     let dumping = Dumping {
@@ -312,6 +357,7 @@ fn capture(
                     path,
                     bytes,
                     not_filtered: None,
+                    read_by: BTreeMap::new(),
                 });
             }
             place.remove_partial();
@@ -348,7 +394,8 @@ fn dump(
     tell_log(kernel.as_ref().map_err(Clone::clone));
     let cpus = registers(&order.registers);
     // The log was read without a limit: it must be told at once.
-    let paced = order.settings.rate.map(|rate| Paced::new(&memory, rate));
+    let pace = order.pace.as_deref();
+    let paced = pace.map(|pace| Paced::new(&memory, pace));
     let contents = Contents {
         memory: match &paced {
             Some(paced) => paced as &dyn PhysicalMemory,
@@ -370,19 +417,28 @@ fn dump(
         path: path.to_owned(),
         bytes: written.note.file_bytes.get(),
         not_filtered: written.not_filtered,
+        read_by: order.read_by.all(),
     })
 }
 
-/// The ranges as one memory. They lie in one file: a backend has one memory for a guest.
-fn open(ranges: &[MemoryRange]) -> Result<MemoryFile, CaptureError> {
+/// The file that all ranges lie in: a backend has one memory for a guest.
+fn file_of(ranges: &[MemoryRange]) -> Result<&Path, CaptureError> {
     let Some(first) = ranges.first() else {
         return Err(CaptureError::Memory("there is none".to_owned()));
     };
-    let path = first.host_path.clone();
-    if ranges.iter().any(|range| range.host_path != path) {
+    if ranges
+        .iter()
+        .any(|range| range.host_path != first.host_path)
+    {
         let text = "it lies in more than one file";
         return Err(CaptureError::Memory(text.to_owned()));
     }
+    Ok(&first.host_path)
+}
+
+/// The ranges as one memory.
+fn open(ranges: &[MemoryRange]) -> Result<MemoryFile, CaptureError> {
+    let path = file_of(ranges)?.to_owned();
     let part = |range: &MemoryRange| MemoryPart {
         range: PhysRange {
             start: range.guest_address,

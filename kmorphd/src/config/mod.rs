@@ -447,6 +447,7 @@ mod tests {
             ("[vmcore]\nthreads = 0", "vmcore.threads"),
             ("[vmcore]\nrate_mib_s = 7", "vmcore.rate_mib_s"),
             ("[vmcore]\nrate_mib_s = 65537", "vmcore.rate_mib_s"),
+            ("[vmcore]\nsurvivors = 9", "vmcore.survivors"),
             ("[vmcore]\nkeep = 0", "vmcore.keep"),
             ("[vmcore]\ndir = \"vmcores\"", "vmcore.dir"),
             ("backend = \"multikernel\"\n[pool]\nmemory_mib = 1", "pool"),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kmorph_actors::vmcore::{Retention, VmcoreSettings};
+use kmorph_actors::vmcore::{Retention, SURVIVORS_MAX, VmcoreSettings};
 use kmorph_vmcore::compression::Compression;
 use kmorph_vmcore::paced::{RATE_MAX_MIB_S, RATE_MIN_MIB_S, Rate};
 use kmorph_vmcore::writer::{LEVEL_MAX, Output, THREADS_MAX};
@@ -19,6 +19,7 @@ pub(crate) struct Vmcore {
     format: DumpFormat,
     threads: usize,
     rate_mib_s: Option<u64>,
+    survivors: usize,
     keep: usize,
     keep_days: Option<u64>,
     keep_mib: Option<u64>,
@@ -43,6 +44,8 @@ impl Default for Vmcore {
             // More would take CPUs from the instances that live.
             threads: 1,
             rate_mib_s: None,
+            // What is lent to a survivor is all that the failed kernel knew.
+            survivors: 0,
             keep: 5,
             keep_days: None,
             keep_mib: None,
@@ -77,6 +80,10 @@ impl Vmcore {
                 refuse("vmcore.rate_mib_s", reason)
             })?),
         };
+        if self.survivors > SURVIVORS_MAX {
+            let reason = format!("{} is not from 0 to {SURVIVORS_MAX}", self.survivors);
+            return Err(refuse("vmcore.survivors", reason));
+        }
         if self.keep == 0 {
             return Err(refuse("vmcore.keep", "at least 1 must be kept".to_owned()));
         }
@@ -93,6 +100,7 @@ impl Vmcore {
             output,
             threads: self.threads,
             rate,
+            survivors: self.survivors,
             retention: Retention {
                 count: self.keep,
                 age: self.keep_days.map(days),

@@ -347,6 +347,11 @@ impl Helper {
         }
     }
 
+    /// True once there is nothing more to read.
+    pub fn is_over(&self) -> bool {
+        self.shares.lock().over
+    }
+
     /// The next chunk, if there is one now.
     pub fn take_now(&self) -> Option<Share> {
         let mut state = self.shares.lock();

@@ -1,0 +1,224 @@
+//! The daemon's end of the channel on which a survivor sends what it has read: VMCORE_*.
+//!
+//! Invariants: of a survivor at most [`AHEAD`] shares of 1 MiB are held here. It sends nothing that was not asked for, nor
+//! anything twice, and is silent for at most [`ANSWER_TIMEOUT`], or the channel ends.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kmorph_backends::contract::{LentPlace, LentWindow, Loan};
+use kmorph_vmcore::PhysRange;
+use kmorph_vmcore::paced::Pace;
+use kmorph_vmcore::writer::shares::{Helper, Share};
+use kmp_proto::message::{
+    CHUNK_MAX_BYTES, CaptureStatus, MemoryRange, MemoryWindow, Message as Kmp, VmcoreComplete,
+    VmcoreData, VmcoreStart, VmcoreStartFixed, WINDOWS_MAX,
+};
+use kmp_transport::connection::Connection;
+
+use super::{ANSWER_TIMEOUT, HelpError, Job};
+
+/// Shares that a survivor is asked for before the first of them is here.
+const AHEAD: usize = 2;
+/// Longest time for a survivor to say that it lets go of what it was lent.
+const LET_GO_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A survivor that was lent memory.
+pub(super) struct Lent<'a> {
+    pub(super) connection: Connection,
+    pub(super) job: &'a Job,
+    pub(super) loan: Loan,
+}
+
+impl Lent<'_> {
+    /// Reads shares until there are none left. Has given back those that it did not read, at the end.
+    pub(super) async fn read_shares(
+        &mut self,
+        name: &str,
+        helper: Arc<Helper>,
+    ) -> Result<(), HelpError> {
+        helper.reaches(self.reach());
+        let mut asked = VecDeque::new();
+        loop {
+            while asked.len() < AHEAD {
+                let share = next(&helper, &self.job.pace, asked.is_empty()).await;
+                let Some(share) = share else { break };
+                self.ask_for(&share).await?;
+                asked.push_back(share);
+            }
+            let Some(mut share) = asked.pop_front() else {
+                return Ok(());
+            };
+            let bytes = share.bytes();
+            if !self.receive(&mut share).await? {
+                helper.give_back(&share);
+            } else if helper.deliver(share) {
+                self.job.read.add(name, bytes);
+            }
+        }
+    }
+
+    /// What it was lent of the memory.
+    fn reach(&self) -> Vec<PhysRange> {
+        let windows = self.loan.windows.iter().take(WINDOWS_MAX);
+        let range = windows.map(|window| PhysRange {
+            start: window.guest_address,
+            end: window.guest_address.saturating_add(window.length),
+        });
+        range.collect()
+    }
+
+    async fn ask_for(&mut self, share: &Share) -> Result<(), HelpError> {
+        let LentPlace::PciPort(port) = &self.loan.place;
+        let window = |window: &LentWindow| MemoryWindow {
+            start: window.guest_address,
+            length: window.length,
+            offset: window.offset,
+        };
+        let range = |range: &PhysRange| MemoryRange {
+            start: range.start,
+            length: range.len(),
+        };
+        let windows = self.loan.windows.iter().take(WINDOWS_MAX);
+        self.send(Kmp::VmcoreStart(VmcoreStart {
+            fixed: VmcoreStartFixed {
+                capture: self.job.capture,
+                generation: self.job.generation,
+                chunk_bytes: CHUNK_MAX_BYTES,
+            },
+            pci_port: Some(port.clone()),
+            windows: windows.map(window).collect(),
+            // A chunk of 256 pages has at most half as many runs.
+            ranges: share.ranges().iter().map(range).collect(),
+        }))
+        .await
+    }
+
+    async fn send(&mut self, message: Kmp) -> Result<(), HelpError> {
+        let sent = tokio::time::timeout(ANSWER_TIMEOUT, self.connection.writer.send(&message));
+        sent.await.map_err(|_| HelpError::Silent)??;
+        Ok(())
+    }
+
+    /// Takes what was asked for with the oldest VMCORE_START; whether it is whole.
+    async fn receive(&mut self, share: &mut Share) -> Result<bool, HelpError> {
+        let mut receiving = Receiving::new(self.job.capture);
+        loop {
+            let next = tokio::time::timeout(ANSWER_TIMEOUT, self.connection.reader.next());
+            let frame = next.await.map_err(|_| HelpError::Silent)??;
+            let Some(complete) = receiving.take(&frame.message, share)? else {
+                continue;
+            };
+            let reply = Kmp::VmcoreCompleteReply(VmcoreComplete {
+                bytes: receiving.bytes,
+                ..complete
+            });
+            let sequence = frame.header.sequence;
+            let replied = self.connection.writer.reply(&reply, sequence);
+            let replied = tokio::time::timeout(ANSWER_TIMEOUT, replied).await;
+            replied.map_err(|_| HelpError::Silent)??;
+            return Ok(receiving.bytes == share.bytes());
+        }
+    }
+
+    /// Says that nothing more is wanted, and waits until the survivor uses nothing of it any more.
+    pub(super) async fn let_go(&mut self) -> Result<(), HelpError> {
+        self.send(Kmp::VmcoreComplete(VmcoreComplete {
+            capture: self.job.capture,
+            bytes: 0,
+            status: CaptureStatus::Complete,
+        }))
+        .await?;
+        let reply = async {
+            loop {
+                let frame = self.connection.reader.next().await?;
+                if matches!(frame.message, Kmp::VmcoreCompleteReply(_)) {
+                    return Ok(());
+                }
+            }
+        };
+        let reply = tokio::time::timeout(LET_GO_TIMEOUT, reply).await;
+        reply.unwrap_or(Err(HelpError::Silent))
+    }
+}
+
+/// The next share, at the pace of the capture. Where it need not wait for one, it does not.
+async fn next(helper: &Arc<Helper>, pace: &Option<Arc<Pace>>, wait: bool) -> Option<Share> {
+    let (helper, pace) = (Arc::clone(helper), pace.clone());
+    let taken = tokio::task::spawn_blocking(move || {
+        let share = match wait {
+            true => helper.take(),
+            false => helper.take_now(),
+        }?;
+        if let Some(pace) = pace {
+            pace.wait(usize::try_from(share.bytes()).unwrap_or(usize::MAX));
+        }
+        Some(share)
+    });
+    taken.await.ok().flatten()
+}
+
+/// What has come of one share.
+struct Receiving {
+    capture: u64,
+    begun: bool,
+    /// First address that may still come.
+    next: u64,
+    bytes: u64,
+}
+
+impl Receiving {
+    fn new(capture: u64) -> Self {
+        Self {
+            capture,
+            begun: false,
+            next: 0,
+            bytes: 0,
+        }
+    }
+
+    /// Takes a message; the last one when it is that.
+    fn take(
+        &mut self,
+        message: &Kmp,
+        share: &mut Share,
+    ) -> Result<Option<VmcoreComplete>, HelpError> {
+        match message {
+            Kmp::VmcoreStartReply(reply) if !self.begun && reply.capture == self.capture => {
+                self.begun = true;
+                Ok(None)
+            }
+            Kmp::VmcoreData(data) if self.begun && data.fixed.capture == self.capture => {
+                self.put(data, share)?;
+                Ok(None)
+            }
+            Kmp::VmcoreComplete(complete) if self.begun && complete.capture == self.capture => {
+                Ok(Some(*complete))
+            }
+            Kmp::Error(error) => Err(HelpError::Refused(error.clone())),
+            other => Err(HelpError::NotAsked(other.msg_type().name())),
+        }
+    }
+
+    /// Puts a chunk to where it belongs. They come in their order, so what was put is not put again.
+    fn put(&mut self, data: &VmcoreData, share: &mut Share) -> Result<(), HelpError> {
+        let (start, length) = (data.fixed.address, data.fixed.length);
+        let range = PhysRange {
+            start,
+            end: start.saturating_add(length),
+        };
+        let place = share.memory_at(range).filter(|place| !place.is_empty());
+        let place = place.filter(|_| start >= self.next);
+        let place = place.ok_or(HelpError::NotAsked("a chunk"))?;
+        if !data.decode(place) {
+            return Err(HelpError::Damaged(start));
+        }
+        self.next = range.end;
+        self.bytes += length;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
