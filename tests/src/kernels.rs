@@ -58,6 +58,15 @@ pub fn guest_status(run_dir: &Path) -> String {
     status.expect("QEMU knows its guest's status").to_owned()
 }
 
+/// Whether the guest in `run_dir` has memory of another that it was lent.
+pub fn has_borrowed(run_dir: &Path) -> bool {
+    let arguments = json!({ "path": "/machine/peripheral" });
+    let list = json!({ "execute": "qom-list", "arguments": arguments });
+    let answer = execute(run_dir, &list);
+    let devices = answer["return"].as_array().expect("QEMU lists its devices");
+    devices.iter().any(|device| device["name"] == "lent")
+}
+
 /// Presses Ctrl-Alt-Del on the guest in `run_dir`.
 pub fn press_ctrl_alt_del(run_dir: &Path) {
     let keys = ["ctrl", "alt", "delete"].map(|key| json!({ "type": "qcode", "data": key }));
