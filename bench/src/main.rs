@@ -21,6 +21,7 @@ mod report;
 mod ring;
 mod scale;
 mod survivor;
+mod survivors;
 mod trees;
 mod vmcore;
 mod vsock;
@@ -76,6 +77,7 @@ enum Group {
     Vsock,
     Qemu,
     Vmcore,
+    Survivors,
 }
 
 /// What a group has found.
@@ -130,6 +132,7 @@ fn measure(group: Group, options: &Options) -> Found {
         Group::Vsock => vsock::run(),
         Group::Qemu => qemu::run(),
         Group::Vmcore => vmcore::run(),
+        Group::Survivors => survivors::run(),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Captures of memory that somebody asks for.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -25,6 +27,9 @@ pub struct CaptureReport {
     pub bytes: u64,
     /// Why pages are in it that should have been left out.
     pub not_filtered: Option<String>,
+    /// Bytes of its memory that survivors have read, by name; the daemon has read the rest.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub read_by: BTreeMap<String, u64>,
     /// What the kernel's log says of its end; absent when it says of none, as of one that lives.
     pub panic: Option<String>,
     /// Why the kernel's log could not be read.

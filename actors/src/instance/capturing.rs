@@ -54,6 +54,7 @@ impl Handler<CaptureVmcore> for Instance {
         }
         let capture = ByHand {
             services: self.services.clone(),
+            supervisor: self.supervisor.clone(),
             row: self.generation.clone(),
             output: request.output,
             turn,

@@ -12,6 +12,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use actix::Addr;
 use kmorph_control_api::{ApiError, CaptureReport, ErrorCode, EventKind, Progress};
 use kmorph_vmcore::writer::{WriteError, partial_path};
 use kmp_proto::time::Instant;
@@ -23,6 +24,7 @@ use crate::events::Draft;
 use crate::journal::GenerationRow;
 use crate::operations::Handle;
 use crate::services::Services;
+use crate::supervisor::{GetSurvivors, Supervisor};
 
 /// How often an operation says how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
@@ -54,6 +56,7 @@ pub async fn check_output(path: &Path) -> Result<(), ApiError> {
 /// One such capture.
 pub(crate) struct ByHand {
     pub(crate) services: Services,
+    pub(crate) supervisor: Addr<Supervisor>,
     pub(crate) row: GenerationRow,
     pub(crate) output: PathBuf,
     pub(crate) turn: Turn,
@@ -81,6 +84,7 @@ impl ByHand {
     pub(crate) async fn run(self) -> GenerationRow {
         let Self {
             services,
+            supervisor,
             mut row,
             output,
             turn,
@@ -94,12 +98,25 @@ impl ByHand {
             log: None,
         };
         operation.step("freezing");
+        // What may go on is read by the daemon alone: lending takes longer than a freeze may.
+        let ask = GetSurvivors(row.instance.clone());
+        let survivors = match row.certificate {
+            Some(_) => supervisor.send(ask).await.unwrap_or_default(),
+            None => Vec::new(),
+        };
         let end = match services.freeze(&mut row).await {
             Err(error) => End::Failed(error),
             Ok(since) => {
                 under.frozen_since = since;
                 let end = under
-                    .capture(&services, &mut row, output.clone(), turn, &operation)
+                    .capture(
+                        &services,
+                        &mut row,
+                        survivors,
+                        output.clone(),
+                        turn,
+                        &operation,
+                    )
                     .await;
                 under.thaw(&services, &mut row).await;
                 end
@@ -115,6 +132,7 @@ impl Under {
         &mut self,
         services: &Services,
         row: &mut GenerationRow,
+        survivors: Vec<GenerationRow>,
         output: PathBuf,
         turn: Turn,
         operation: &Handle,
@@ -122,9 +140,8 @@ impl Under {
         if row.certificate.is_none() {
             services.save_registers(row).await;
         }
-        // Without survivors: what lives is frozen meanwhile, and lending takes longer than reading.
         let target = Target::File(output.clone());
-        let begun = begin_into(services, row, Vec::new(), target, turn).await;
+        let begun = begin_into(services, row, survivors, target, turn).await;
         let Capture {
             mut log,
             read,
@@ -258,6 +275,7 @@ impl Under {
             path,
             bytes: dumped.bytes,
             not_filtered: dumped.not_filtered,
+            read_by: dumped.read_by,
             panic: log.and_then(|log| log.panic),
             log_error,
             frozen_ms: self.frozen.map(millis),

@@ -41,6 +41,9 @@ fn said(out: &mut Output, report: &CaptureReport) -> Result<(), Failure> {
         Some(frozen) => out.line(&format!("Frozen for: {}", millis(frozen)))?,
         None => out.line(&format!("Not frozen: {} executed nothing", report.name))?,
     }
+    for (name, read) in &report.read_by {
+        out.line(&format!("Read by {name}: {} of it", bytes(*read)))?;
+    }
     match (&report.panic, &report.log_error) {
         (Some(panic), _) => out.line(&format!("Its kernel's log: {panic}"))?,
         (None, Some(reason)) => {

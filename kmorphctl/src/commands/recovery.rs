@@ -6,7 +6,7 @@ use kmorph_control_api::{RecoveryOutcome, RecoveryRecord};
 use crate::client::Client;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::figures::{local_time, millis};
+use crate::figures::{bytes, local_time, millis};
 use crate::output::{LastColumn, Output, Tone, Word};
 
 fn outcome_word(outcome: RecoveryOutcome) -> Word {
@@ -64,6 +64,8 @@ fn row(record: RecoveryRecord) -> Vec<Word> {
     if let Some(vmcore) = record.vmcore {
         evidence.extend(vmcore.panic);
         evidence.extend(vmcore.path.map(|path| format!("vmcore: {path}")));
+        let read_by = vmcore.read_by.iter();
+        evidence.extend(read_by.map(|(name, read)| format!("{name} read {} of it", bytes(*read))));
         evidence.extend(vmcore.error.map(|why| format!("no vmcore: {why}")));
     }
     vec![
