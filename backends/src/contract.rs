@@ -440,7 +440,8 @@ pub trait Backend: Send + Sync {
 
     /// Lends a survivor memory of a fenced generation, as [`Backend::memory_map`] names it, for reading only: the end
     /// of it where it cannot be had whole. None where the backend cannot, or this survivor has no place for it. What
-    /// the survivor was lent before is taken back first. The survivor's kernel may find it only a moment later.
+    /// the survivor was lent before is taken back first. The survivor's kernel may find it only a moment later. What
+    /// the fenced kernel never touched can take memory of the host when it is read this way, until the release.
     ///
     /// # Errors
     /// When nothing was lent.

@@ -216,7 +216,7 @@ mod tests {
         assert!(line.contains("memory-backend-memfd,id=ram,size=256M,share=on"));
         assert!(line.contains("-device vmcoreinfo"), "{line}");
         let port =
-            "pcie-root-port,id=lending,bus=pcie.0,addr=1e.0,chassis=1,pref64-reserve=17179869184";
+            "pcie-root-port,id=lending,bus=pcie.0,addr=1e.0,chassis=1,pref64-reserve=34359738368";
         assert!(line.contains(port), "{line}");
         assert!(line.contains("vhost-user-vsock-pci,chardev=vsock"));
     }

@@ -27,10 +27,12 @@ use tokio::time::Instant;
 use super::{qmp, run_dir};
 use crate::contract::{LentPlace, LentWindow, Loan, MemoryRange};
 
-/// The most that is lent at a time, bytes: the address space that the firmware keeps for the port. Its window must
-/// begin at a multiple of its size and leave room for the guest's memory, also on a processor with 36-bit addresses,
-/// the fewest that one with 64-bit instructions has.
+/// The most that is lent at a time, bytes: a power of two. With what is reserved for it, it leaves most of the address
+/// space to the guest's memory also on a processor with 39-bit addresses, 512 GiB.
 const LENT_MAX_BYTES: u64 = 16 << 30;
+/// The address space that the firmware keeps for the port, bytes. A BAR begins at a multiple of its size, which the
+/// port's window need not (SeaBIOS 1.16 aligns it to 2 GiB): one of twice the size has such a place wherever it begins.
+const RESERVED_BYTES: u64 = 2 * LENT_MAX_BYTES;
 /// The least, bytes: QEMU maps whole pages.
 const LENT_MIN_BYTES: u64 = 4096;
 /// Longest time for a guest to let go of what it was lent. An idle one takes milliseconds, in software emulation too.
@@ -47,6 +49,8 @@ const PORT_ADDRESS: &str = "0000:00:1e.0";
 const PORT_SLOT: &str = "1e.0";
 /// QEMU's name for the device.
 const DEVICE: &str = "lent";
+/// QEMU's kind of a backend that maps a file.
+const BACKEND: &str = "memory-backend-file";
 /// What QEMU's name for the memory begins with.
 const MEMORY_PREFIX: &str = "lent-memory-";
 /// Where QEMU keeps the devices that have a name.
@@ -57,22 +61,21 @@ const OBJECTS: &str = "/objects";
 /// The port, as QEMU's `-device` takes it.
 pub(super) fn port() -> String {
     format!(
-        "pcie-root-port,id={PORT},bus=pcie.0,addr={PORT_SLOT},chassis=1,pref64-reserve={LENT_MAX_BYTES}"
+        "pcie-root-port,id={PORT},bus=pcie.0,addr={PORT_SLOT},chassis=1,pref64-reserve={RESERVED_BYTES}"
     )
 }
 
-/// Lends the guest that runs from `run_dir` the end of this memory; none when it has no port for it, or there is no
-/// memory.
+/// Lends the guest that runs from `run_dir` the end of this memory; none when it has no port for it, its QEMU cannot, or
+/// there is no memory.
 pub(super) async fn lend(run_dir: &Path, memory: &[MemoryRange]) -> io::Result<Option<Loan>> {
     let commands = run_dir.join(run_dir::COMMANDS);
     let Some(first) = memory.first() else {
         return Ok(None);
     };
-    if !children(&commands, DEVICES)
-        .await?
-        .iter()
-        .any(|d| d == PORT)
-    {
+    let typename = Some(json!({ "typename": BACKEND }));
+    let can = names(&commands, "qom-list-properties", typename).await?;
+    // A guest that was started by an older daemon has no port; QEMU before 8.1 lends only the beginning of a file.
+    if !holds(&children(&commands, DEVICES).await?, PORT) || !holds(&can, "offset") {
         return Ok(None);
     }
     let file = File::open(&first.host_path)?;
@@ -167,9 +170,9 @@ impl Piece {
 
 async fn plug(commands: &Path, file: &File, piece: &Piece) -> io::Result<()> {
     let random = getrandom::u64().map_err(io::Error::other)?;
-    let name = format!("{MEMORY_PREFIX}{:016x}", random);
+    let name = format!("{MEMORY_PREFIX}{random:016x}");
     let backend = json!({
-        "qom-type": "memory-backend-file",
+        "qom-type": BACKEND,
         "id": name,
         // QEMU, of the same user, opens it before it answers.
         "mem-path": format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()),
@@ -193,11 +196,7 @@ async fn unplug(commands: &Path) -> io::Result<()> {
     let begun = Instant::now();
     let mut asked: Option<Instant> = None;
     let mut refused = None;
-    while children(commands, DEVICES)
-        .await?
-        .iter()
-        .any(|d| d == DEVICE)
-    {
+    while holds(&children(commands, DEVICES).await?, DEVICE) {
         if begun.elapsed() > LET_GO_TIMEOUT {
             let why = refused.map_or_else(String::new, |error| format!(" (QEMU said: {error})"));
             return Err(io::Error::new(
@@ -219,10 +218,23 @@ async fn unplug(commands: &Path) -> io::Result<()> {
 
 /// Names of what QEMU keeps at this place.
 async fn children(commands: &Path, place: &str) -> io::Result<Vec<String>> {
-    let answer = qmp::command(commands, "qom-list", Some(json!({ "path": place }))).await?;
+    names(commands, "qom-list", Some(json!({ "path": place }))).await
+}
+
+/// The names in what a command answers.
+async fn names(
+    commands: &Path,
+    command: &str,
+    arguments: Option<Value>,
+) -> io::Result<Vec<String>> {
+    let answer = qmp::command(commands, command, arguments).await?;
     let entries = answer.as_array().map(Vec::as_slice).unwrap_or_default();
     let name = |entry: &Value| entry["name"].as_str().map(str::to_owned);
     Ok(entries.iter().filter_map(name).collect())
+}
+
+fn holds(names: &[String], name: &str) -> bool {
+    names.iter().any(|other| other == name)
 }
 
 fn invalid(text: String) -> io::Error {
@@ -233,6 +245,8 @@ fn invalid(text: String) -> io::Error {
 mod tests {
     use super::*;
     use nix::sys::memfd::{MFdFlags, memfd_create};
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::UnixListener;
 
     const MIB: u64 = 1 << 20;
     const GIB: u64 = 1 << 30;
@@ -291,15 +305,92 @@ mod tests {
         assert!(Piece::of(&[range(0, 0, MIB), elsewhere], 2 * MIB).is_err());
     }
 
-    #[test]
-    fn only_memory_that_cannot_be_shortened_is_lent() {
+    fn memory_file() -> File {
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let memory = File::from(memfd_create("memory", flags).unwrap());
         memory.set_len(MIB).unwrap();
+        memory
+    }
+
+    fn seal(memory: &File) {
+        fcntl(memory, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
+    }
+
+    #[test]
+    fn only_memory_that_cannot_be_shortened_is_lent() {
+        let memory = memory_file();
         let error = measured(&memory).unwrap_err().to_string();
         assert!(error.contains("shortened"), "{error}");
-        fcntl(&memory, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
+        seal(&memory);
         assert_eq!(measured(&memory).unwrap(), MIB);
         assert!(measured(&tempfile::tempfile_in("/var/tmp").unwrap()).is_err());
+    }
+
+    const DEADLINE: Duration = Duration::from_secs(30);
+    const OFFSET: (&str, &str) = ("qom-list-properties", r#""return": [{"name": "offset"}]"#);
+    const HAS_PORT: (&str, &str) = ("qom-list", r#""return": [{"name": "lending"}]"#);
+    const NONE: (&str, &str) = ("qom-list", r#""return": []"#);
+    const DONE: &str = r#""return": {}"#;
+
+    /// QEMU, as a script of the commands that it gets, one on each connection, with its answers.
+    async fn qemu(listener: UnixListener, script: &[(&str, &str)]) {
+        for (command, answer) in script {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut stream = BufReader::new(stream);
+            let said = [
+                (r#""QMP": {}"#, "qmp_capabilities"),
+                (DONE, *command),
+                (*answer, ""),
+            ];
+            for (says, next) in said {
+                let line = format!("{{{says}}}\n");
+                stream.get_mut().write_all(line.as_bytes()).await.unwrap();
+                let mut heard = String::new();
+                stream.read_line(&mut heard).await.unwrap();
+                let named: serde_json::Result<Value> = serde_json::from_str(&heard);
+                let named = named.map_or(Value::Null, |said| said["execute"].clone());
+                assert_eq!(named.as_str().unwrap_or_default(), next);
+            }
+        }
+    }
+
+    async fn lend_with(memory: &File, script: &[(&str, &str)]) -> io::Result<Option<Loan>> {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join(run_dir::COMMANDS)).unwrap();
+        let range = MemoryRange {
+            host_path: format!("/proc/self/fd/{}", memory.as_raw_fd()).into(),
+            ..range(0, 0, MIB)
+        };
+        let ranges = [range];
+        let both = async { tokio::join!(lend(dir.path(), &ranges), qemu(listener, script)) };
+        let (lent, ()) = tokio::time::timeout(DEADLINE, both).await.unwrap();
+        lent
+    }
+
+    #[tokio::test]
+    async fn a_guest_without_the_port_and_an_older_qemu_are_lent_nothing() {
+        let memory = memory_file();
+        let without = lend_with(&memory, &[OFFSET, NONE]).await;
+        assert_eq!(without.unwrap(), None);
+        let older = ("qom-list-properties", r#""return": [{"name": "share"}]"#);
+        let older = lend_with(&memory, &[older, HAS_PORT]).await;
+        assert_eq!(older.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_device_that_is_refused_leaves_no_memory_behind() {
+        let memory = memory_file();
+        seal(&memory);
+        let script = [
+            OFFSET,
+            HAS_PORT,
+            HAS_PORT,
+            NONE,
+            ("object-add", DONE),
+            ("device_add", r#""error": {"desc": "no such driver"}"#),
+            ("object-del", DONE),
+        ];
+        let error = lend_with(&memory, &script).await.unwrap_err().to_string();
+        assert!(error.contains("no such driver"), "{error}");
     }
 }

@@ -448,14 +448,13 @@ impl Backend for QemuBackend {
         proof: &FenceCertificate,
     ) -> Result<(), BackendError> {
         fencing::check_proof(placement, proof)?;
+        let mut given = Ok(());
         for process in &placement.processes {
             self.watches.forget(process);
             self.exits.forget(process);
             if let Some(memory) = self.memory.take(process) {
-                let what = format!("giving back the memory of {}", placement.name);
-                let given = tokio::task::spawn_blocking(move || memory::give_back(&memory)).await;
-                let given = given.map_err(io::Error::other).flatten();
-                given.map_err(failed(what))?;
+                let work = tokio::task::spawn_blocking(move || memory::give_back(&memory));
+                given = work.await.map_err(io::Error::other).flatten();
             }
         }
         for name in run_dir::REMOVED {
@@ -467,7 +466,8 @@ impl Backend for QemuBackend {
                 _ => {}
             }
         }
-        Ok(())
+        let what = format!("giving back the memory of {}", placement.name);
+        given.map_err(failed(what))
     }
 
     async fn memory_map(&self, placement: &Placement) -> Result<Vec<MemoryRange>, BackendError> {

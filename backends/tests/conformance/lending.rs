@@ -1,12 +1,15 @@
 //! Memory of a dead guest, lent to one that survives and read there.
 
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};
 
 use kmorph_backends::contract::{LentPlace, Loan, MemoryRange, Placement};
 use kmorph_launch::PublishedPort;
 use kmp_transport::link::BoxedLink;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
 use super::ground::Ground;
@@ -51,7 +54,7 @@ impl Reader {
     }
 
     /// Sees for itself that what was lent is the dead guest's memory, where the loan says.
-    async fn compare(&mut self, loan: &Loan, dead: &Dead) {
+    async fn compare(&mut self, loan: &Loan, dead: &Memory) {
         let end = loan.windows.iter().map(|w| w.offset + w.length).max();
         assert_eq!(self.open(loan).await, end.unwrap());
         for window in &loan.windows {
@@ -70,20 +73,24 @@ impl Reader {
     }
 }
 
-/// A guest that was fenced, and its memory.
-struct Dead {
-    placement: Placement,
-    memory: Vec<MemoryRange>,
+/// Memory that is lent.
+struct Memory {
+    ranges: Vec<MemoryRange>,
     file: File,
 }
 
-impl Dead {
+impl Memory {
+    fn of(ranges: Vec<MemoryRange>) -> Self {
+        let file = File::open(&ranges[0].host_path).unwrap();
+        Self { ranges, file }
+    }
+
     fn block(&self, guest_address: u64) -> Vec<u8> {
         let within = |range: &&MemoryRange| {
             guest_address.checked_sub(range.guest_address) < Some(range.length)
                 && guest_address >= range.guest_address
         };
-        let range = self.memory.iter().find(within).unwrap();
+        let range = self.ranges.iter().find(within).unwrap();
         let at = range.host_offset + (guest_address - range.guest_address);
         let mut block = vec![0; BLOCK];
         self.file.read_exact_at(&mut block, at).unwrap();
@@ -108,31 +115,25 @@ async fn survivor(ground: &Ground) -> (Placement, Reader) {
     (placement, Reader(BufReader::new(link)))
 }
 
-async fn dead(ground: &Ground, memory_bytes: u64) -> Dead {
+/// A guest that was fenced, and its memory.
+async fn dead(ground: &Ground, memory_bytes: u64) -> (Placement, Memory) {
     let mut spec = ground.spec();
     spec.name = "dead".parse().unwrap();
     spec.memory_bytes = memory_bytes;
     let placement = ground.spawn(spec).await;
     ground.answers(&placement).await;
     ground.fence(&placement).await;
-    let memory = ground.backend.memory_map(&placement).await.unwrap();
-    let file = File::open(&memory[0].host_path).unwrap();
-    Dead {
-        placement,
-        memory,
-        file,
-    }
+    let ranges = ground.backend.memory_map(&placement).await.unwrap();
+    (placement, Memory::of(ranges))
 }
 
-async fn lend(ground: &Ground, survivor: &Placement, dead: &Dead) -> Loan {
-    let begun = Instant::now();
-    let lent = ground.backend.lend(survivor, &dead.memory).await.unwrap();
-    eprintln!("lent in {:?}", begun.elapsed());
+async fn lend(ground: &Ground, survivor: &Placement, dead: &Memory) -> Loan {
+    let lent = ground.backend.lend(survivor, &dead.ranges).await.unwrap();
     lent.expect("a place for it")
 }
 
 /// Whether a process has the dead guest's memory mapped.
-fn maps(survivor: &Placement, dead: &Dead) -> bool {
+fn maps(survivor: &Placement, dead: &Memory) -> bool {
     let pid = survivor.processes[0].pid;
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     let inode = dead.file.metadata().unwrap().ino().to_string();
@@ -142,7 +143,7 @@ fn maps(survivor: &Placement, dead: &Dead) -> bool {
 
 async fn a_survivor_reads_what_it_was_lent(ground: &Ground) {
     let (survivor, mut reader) = survivor(ground).await;
-    let dead = dead(ground, DEAD_BYTES).await;
+    let (_, dead) = dead(ground, DEAD_BYTES).await;
 
     let loan = lend(ground, &survivor, &dead).await;
     reader.compare(&loan, &dead).await;
@@ -162,9 +163,7 @@ async fn a_survivor_reads_what_it_was_lent(ground: &Ground) {
     // Another daemon takes it back, also from who has it open; and it can be called again.
     assert!(maps(&survivor, &dead));
     let other = ground.another_daemon();
-    let begun = Instant::now();
     other.take_back(&survivor).await.unwrap();
-    eprintln!("taken back in {:?}", begun.elapsed());
     other.take_back(&survivor).await.unwrap();
     let gone = async {
         while maps(&survivor, &dead) {
@@ -200,7 +199,7 @@ async fn a_guest_of_linux_6_12_with_kerf_vsock_reads_what_it_was_lent() {
 async fn what_a_guest_does_not_let_go_is_taken_back_once_it_does() {
     let ground = Ground::qemu();
     let (survivor, mut reader) = survivor(&ground).await;
-    let dead = dead(&ground, 256 << 20).await;
+    let (_, dead) = dead(&ground, 256 << 20).await;
     let loan = lend(&ground, &survivor, &dead).await;
     reader.compare(&loan, &dead).await;
     assert!(ground.backend.freeze(&survivor).await.unwrap());
@@ -208,7 +207,7 @@ async fn what_a_guest_does_not_let_go_is_taken_back_once_it_does() {
     let error = ground.backend.take_back(&survivor).await.unwrap_err();
     assert!(begun.elapsed() < BOUND, "{:?}", begun.elapsed());
     assert!(error.to_string().contains("has not let go"), "{error}");
-    let again = ground.backend.lend(&survivor, &dead.memory).await;
+    let again = ground.backend.lend(&survivor, &dead.ranges).await;
     assert!(again.is_err(), "{again:?}");
     ground.backend.resume(&survivor).await.unwrap();
     ground.backend.take_back(&survivor).await.unwrap();
@@ -221,19 +220,46 @@ async fn what_a_guest_does_not_let_go_is_taken_back_once_it_does() {
 async fn a_release_gives_memory_back_that_a_survivor_still_has() {
     let ground = Ground::qemu();
     let (survivor, mut reader) = survivor(&ground).await;
-    let dead = dead(&ground, 256 << 20).await;
+    let (placement, dead) = dead(&ground, 256 << 20).await;
     let loan = lend(&ground, &survivor, &dead).await;
     reader.compare(&loan, &dead).await;
     assert!(dead.file.metadata().unwrap().blocks() > 0);
-    let proof = ground.fence(&dead.placement).await;
-    ground
-        .backend
-        .release(&dead.placement, &proof)
-        .await
-        .unwrap();
+    let proof = ground.fence(&placement).await;
+    ground.backend.release(&placement, &proof).await.unwrap();
     assert_eq!(dead.file.metadata().unwrap().blocks(), 0);
     assert!(reader.read(0).await.unwrap() == vec![0; BLOCK]);
     ground.backend.take_back(&survivor).await.unwrap();
     ground.answers(&survivor).await;
+    ground.fence(&survivor).await;
+}
+
+/// What is kept for the most that can be lent is enough, wherever the firmware puts it beside the guest's devices.
+#[tokio::test]
+async fn the_end_of_a_large_memory_is_lent() {
+    const BYTES: u64 = 40 << 30;
+    const LENT: u64 = 16 << 30;
+    let ground = Ground::qemu();
+    let (survivor, mut reader) = survivor(&ground).await;
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let file = File::from(memfd_create("large", flags).unwrap());
+    file.set_len(BYTES).unwrap();
+    fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
+    let host_path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+    let range = |guest_address, host_offset, length| MemoryRange {
+        guest_address,
+        length,
+        host_path: host_path.clone().into(),
+        host_offset,
+    };
+    let high = BYTES - (2 << 30);
+    let memory = Memory::of(vec![range(0, 0, 2 << 30), range(4 << 30, 2 << 30, high)]);
+    for (at, byte) in [(BYTES - LENT, 1), (BYTES - BLOCK as u64, 2)] {
+        file.write_all_at(&vec![byte; BLOCK], at).unwrap();
+    }
+    let loan = lend(&ground, &survivor, &memory).await;
+    reader.compare(&loan, &memory).await;
+    assert_eq!(loan.windows.len(), 1);
+    assert_eq!(loan.windows[0].length, LENT);
+    ground.backend.take_back(&survivor).await.unwrap();
     ground.fence(&survivor).await;
 }

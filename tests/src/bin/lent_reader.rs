@@ -28,6 +28,8 @@ const SYSFS: &str = "/sys";
 const PAGE: usize = 4096;
 
 fn main() -> io::Result<()> {
+    // As the agent, whose every mapping is locked in memory then.
+    assert!(kmorph_launch::stay_resident()?);
     loop {
         let client = nix::sys::socket::accept(LISTENER)?;
         // SAFETY: accept has just made this descriptor and nothing else knows its number.

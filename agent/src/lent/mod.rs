@@ -10,32 +10,21 @@
 //! read is an error of that call. A mapping lasts as long as one such copy: one of everything would take tables of
 //! 2 MiB for each GiB.
 
+mod device;
+mod mapping;
+
 use std::fs::File;
-use std::io::{self, ErrorKind};
-use std::num::NonZeroUsize;
-use std::os::fd::AsFd;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-/// Longest wait for the device: the daemon's word can be here before the hot-plug's event is handled. An idle kernel
-/// takes milliseconds, in software emulation too.
-pub const APPEAR_TIMEOUT: Duration = Duration::from_secs(5);
-/// Pause between two looks for it: sysfs tells of no changes.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
-/// QEMU's ivshmem device: vendor and device id, as sysfs writes them.
-const IVSHMEM: (&str, &str) = ("0x1af4", "0x1110");
-/// Its memory, the way that is read fastest first: through a write-combining mapping, then through an uncached one.
-const MEMORY: [&str; 2] = ["resource2_wc", "resource2"];
+pub use device::{APPEAR_TIMEOUT, PciAddress};
+
 /// Bytes that are mapped and copied at a time.
 const COPY_BYTES: u64 = 256 * 1024;
-/// Mappings begin at a multiple of this, bytes: of any page size that Linux has.
-const MAP_ALIGN: u64 = 64 * 1024;
 
 /// Why lent memory cannot be had, or not be read.
 #[derive(Debug, thiserror::Error)]
@@ -79,36 +68,6 @@ pub enum LentError {
     },
 }
 
-/// Address of a PCI function, as sysfs writes it: `0000:00:1e.0`. Never a path.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PciAddress(String);
-
-impl FromStr for PciAddress {
-    type Err = LentError;
-
-    fn from_str(text: &str) -> Result<Self, LentError> {
-        // Domain, bus, device, function. Linux writes a longer domain where its bridge is virtual: no port of ours.
-        let fits = text.len() == 12
-            && text.bytes().enumerate().all(|(at, byte)| match at {
-                4 | 7 => byte == b':',
-                10 => byte == b'.',
-                11 => matches!(byte, b'0'..=b'7'),
-                _ => matches!(byte, b'0'..=b'9' | b'a'..=b'f'),
-            });
-        if fits {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(LentError::NotAnAddress(text.chars().take(32).collect()))
-        }
-    }
-}
-
-impl std::fmt::Display for PciAddress {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 /// Memory that was lent to this kernel.
 #[derive(Debug)]
 pub struct Lent {
@@ -128,7 +87,7 @@ impl Lent {
     /// there, or the system refuses.
     pub fn below_port(sysfs: &Path, port: &str) -> Result<Self, LentError> {
         let port: PciAddress = port.parse()?;
-        let (file, path) = appear(sysfs, &port, APPEAR_TIMEOUT)?;
+        let (file, path) = device::appear(sysfs, &port, APPEAR_TIMEOUT)?;
         let failed = |source| LentError::System {
             what: format!("preparing to read {path:?}"),
             source,
@@ -187,149 +146,10 @@ impl Lent {
     }
 }
 
-/// Why there is nothing to read yet.
-enum Miss {
-    /// It may come.
-    NotYet(String),
-    /// It will not.
-    Never(LentError),
-}
-
-/// Waits for the device's memory.
-fn appear(
-    sysfs: &Path,
-    port: &PciAddress,
-    timeout: Duration,
-) -> Result<(File, PathBuf), LentError> {
-    let begun = Instant::now();
-    loop {
-        match find(sysfs, port) {
-            Ok(found) => return Ok(found),
-            Err(Miss::Never(error)) => return Err(error),
-            Err(Miss::NotYet(last)) if begun.elapsed() > timeout => {
-                let port = port.clone();
-                return Err(LentError::NotThere { port, last });
-            }
-            Err(Miss::NotYet(_)) => std::thread::sleep(LOOK_EVERY),
-        }
-    }
-}
-
-/// Enables the one device below the port and opens its memory.
-fn find(sysfs: &Path, port: &PciAddress) -> Result<(File, PathBuf), Miss> {
-    let at_port = sysfs.join("bus/pci/devices").join(&port.0);
-    let device = at_port.join(child(&at_port, port)?.0);
-    let vendor = attribute(&device.join("vendor"))?;
-    let kind = attribute(&device.join("device"))?;
-    if (vendor.as_str(), kind.as_str()) != IVSHMEM {
-        return Err(Miss::Never(LentError::Another {
-            port: port.clone(),
-            found: format!("a device {vendor}:{kind}"),
-        }));
-    }
-    // These files come last: before them the device has no addresses yet, and cannot be enabled.
-    let memory = MEMORY.map(|name| device.join(name));
-    let opened = memory.into_iter().find_map(|path| {
-        let file = File::open(&path);
-        (!matches!(&file, Err(error) if error.kind() == ErrorKind::NotFound))
-            .then_some((file, path))
-    });
-    let Some((file, path)) = opened else {
-        return Err(Miss::NotYet(format!("{device:?} has no memory")));
-    };
-    let file = file.map_err(|error| missed(&path, error))?;
-    let enable = device.join("enable");
-    std::fs::write(&enable, "1").map_err(|error| missed(&enable, error))?;
-    Ok((file, path))
-}
-
-/// The one device below the port.
-fn child(at_port: &Path, port: &PciAddress) -> Result<PciAddress, Miss> {
-    let missed = |error| missed(at_port, error);
-    let mut only = None;
-    for entry in std::fs::read_dir(at_port).map_err(missed)? {
-        let name = entry.map_err(missed)?.file_name();
-        let Some(address) = name.to_str().and_then(|name| name.parse().ok()) else {
-            continue;
-        };
-        if let Some(other) = only.replace(address) {
-            return Err(Miss::Never(LentError::Another {
-                port: port.clone(),
-                found: format!("{other} is not alone"),
-            }));
-        }
-    }
-    only.ok_or_else(|| Miss::NotYet(format!("{at_port:?} has no device")))
-}
-
-fn attribute(path: &Path) -> Result<String, Miss> {
-    let text = std::fs::read_to_string(path).map_err(|error| missed(path, error))?;
-    Ok(text.trim().to_owned())
-}
-
-fn missed(path: &Path, error: io::Error) -> Miss {
-    let what = format!("{path:?}: {error}");
-    let passing = match error.kind() {
-        // Its entries come one after the other. While it goes, they cannot be read: those of the one before may.
-        ErrorKind::NotFound => true,
-        // A driver is looking at it, to leave it alone.
-        ErrorKind::ResourceBusy => true,
-        _ => error.raw_os_error() == Some(Errno::ENODEV as i32),
-    };
-    if passing {
-        return Miss::NotYet(what);
-    }
-    let what = format!("opening lent memory: {path:?}");
-    Miss::Never(LentError::System {
-        what,
-        source: error,
-    })
-}
-
-/// All that touches addresses.
-mod mapping {
-    use super::*;
-    use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
-
-    /// Has the kernel copy at most `wanted` bytes at `offset` of `file` to the beginning of `to`; how many it has
-    /// copied, at least one.
-    pub(super) fn copy(
-        file: impl AsFd,
-        offset: u64,
-        wanted: usize,
-        to: &File,
-    ) -> io::Result<usize> {
-        let begin = offset / MAP_ALIGN * MAP_ALIGN;
-        let skipped = usize::try_from(offset - begin).map_err(io::Error::other)?;
-        let wanted = wanted.min(usize::try_from(COPY_BYTES).unwrap_or(usize::MAX));
-        let length = NonZeroUsize::new(skipped + wanted).ok_or(ErrorKind::InvalidInput)?;
-        let begin = i64::try_from(begin).map_err(io::Error::other)?;
-        let access = ProtFlags::PROT_READ;
-        // SAFETY: a new mapping at an address of the system's choice takes nothing from anybody.
-        let start = unsafe { mmap(None, length, access, MapFlags::MAP_SHARED, file, begin) }?;
-        // SAFETY: these addresses are within the mapping, which lasts until after the call. No reference to them is
-        // made and nothing here reads them: the kernel does, and answers EFAULT where it cannot.
-        let copied = unsafe {
-            let from = start.as_ptr().cast::<u8>().add(skipped);
-            nix::libc::pwrite(
-                std::os::fd::AsRawFd::as_raw_fd(to),
-                from.cast_const().cast(),
-                wanted,
-                0,
-            )
-        };
-        let copied = Errno::result(copied);
-        // SAFETY: mapped above, and nothing points into it any more.
-        unsafe { munmap(start, length.get()) }?;
-        match usize::try_from(copied?) {
-            Ok(0) | Err(_) => Err(ErrorKind::WriteZero.into()),
-            Ok(count) => Ok(count),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const PORT: &str = "0000:00:1e.0";
@@ -378,7 +198,7 @@ mod tests {
 
     /// Bytes that differ from their neighbours and from those a page on.
     fn pattern(length: usize) -> Vec<u8> {
-        let byte = |at: usize| (at ^ (at >> 8) ^ (at >> 16)) as u8;
+        let byte = |at: usize| ((at ^ (at >> 8) ^ (at >> 16)) % 256).try_into().unwrap();
         (0..length).map(byte).collect()
     }
 
@@ -477,7 +297,7 @@ mod tests {
     fn a_device_that_appears_a_moment_later_is_waited_for() {
         let sysfs = Sysfs::empty();
         let port = PORT.parse().unwrap();
-        let error = appear(sysfs.0.path(), &port, Duration::ZERO).unwrap_err();
+        let error = device::appear(sysfs.0.path(), &port, Duration::ZERO).unwrap_err();
         assert!(error.to_string().contains("has no device"), "{error}");
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| sysfs.lent());
