@@ -112,6 +112,26 @@ async fn a_kernel_gets_cpus_and_memory_beside_the_others_and_gives_them_back() {
 }
 
 #[tokio::test]
+async fn memory_that_no_piece_of_the_pool_holds_comes_in_several() {
+    let Some(ground) = ground() else { return };
+    let chunks = kernel(&ground).state(None).unwrap().system.resources.chunks;
+    let largest = chunks.iter().map(|chunk| chunk.size).max().unwrap();
+    let spec = SpawnSpec {
+        memory_bytes: largest + 512 * MIB,
+        ..ground.spec()
+    };
+    let wanted = spec.memory_bytes;
+    let placement = ground.spawn(spec).await;
+    ground.answers(&placement).await;
+    assert_eq!(placement.memory_bytes, wanted);
+    let web = kernel(&ground).instance("web").unwrap();
+    assert_eq!(web.memory_bytes, wanted);
+    end(&ground, &placement).await;
+    let left = kernel(&ground).state(None).unwrap();
+    assert_eq!(left.free_bytes(None), left.system.resources.memory_bytes());
+}
+
+#[tokio::test]
 async fn both_generations_of_a_morph_run_and_the_later_one_is_not_taken_for_the_earlier() {
     let Some(ground) = ground() else { return };
     let old = ground.spawn(ground.spec()).await;

@@ -2,12 +2,17 @@
 
 use nix::libc::{EBUSY, EINVAL, ENODEV, ENOENT, ENOMEM, EPERM};
 
-use super::{Done, Mk, size_of};
+use super::{Done, Mk, PAGE, size_of};
 use crate::fdt::Fdt;
 
 impl Mk {
-    /// First fit.
-    pub(super) fn allocate(&self, bytes: u64, besides: &[(u64, u64)]) -> Result<(u64, u64), i32> {
+    /// The first place where it fits in one piece, on a NUMA node or on any.
+    pub(super) fn allocate(
+        &self,
+        bytes: u64,
+        node: Option<u32>,
+        besides: &[(u64, u64)],
+    ) -> Result<(u64, u64), i32> {
         let pool = self.pool.as_ref().ok_or(ENODEV)?;
         let mut used: Vec<(u64, u64)> = self
             .instances
@@ -16,7 +21,8 @@ impl Mk {
             .collect();
         used.extend_from_slice(besides);
         used.sort_unstable();
-        for (base, size, _) in &pool.chunks {
+        let of_node = |of: u32| node.is_none_or(|node| node == of);
+        for (base, size, _) in pool.chunks.iter().filter(|(.., of)| of_node(*of)) {
             let mut at = *base;
             for (start, length) in used
                 .iter()
@@ -32,6 +38,30 @@ impl Mk {
             }
         }
         Err(ENOMEM)
+    }
+
+    /// Memory of a new instance: in one piece, or else half of it, and half of that, until a piece fits; then what is
+    /// left, in the same way (`multikernel_create_instance_pool` in `kernel/multikernel/mem.c`).
+    pub(super) fn allocate_pieces(
+        &self,
+        bytes: u64,
+        node: Option<u32>,
+        own: (u64, u64),
+    ) -> Result<Vec<(u64, u64)>, i32> {
+        let mut taken = vec![own];
+        let mut left = bytes;
+        while left > 0 {
+            let mut size = left;
+            let piece = loop {
+                match self.allocate(size, node, &taken) {
+                    Err(ENOMEM) if size > PAGE => size = size / 2 / PAGE * PAGE,
+                    piece => break piece?,
+                }
+            };
+            taken.push(piece);
+            left -= piece.1;
+        }
+        Ok(taken.split_off(1))
     }
 
     pub(super) fn move_cpu(&mut self, cpu: u64, name: Option<&str>, give: bool) -> Done {
@@ -126,7 +156,7 @@ impl Mk {
         let (base, size) = range_of(item)?;
         // The base counts only for a kernel that runs; the books take any memory of that size.
         let region = if give {
-            Some(self.allocate(size, &[])?)
+            Some(self.allocate(size, None, &[])?)
         } else {
             None
         };

@@ -165,8 +165,11 @@ impl Mk {
         if cpus.iter().any(|cpu| !pool.free.contains(cpu)) {
             return Err(EBUSY);
         }
-        let own = self.allocate(OWN_BYTES, &[])?;
-        let region = self.allocate(bytes, &[own])?;
+        // The first of them counts.
+        let node = resources.get("numa-nodes").and_then(|v| v.first_chunk());
+        let node = node.map(|cell| u32::from_be_bytes(*cell));
+        let own = self.allocate(OWN_BYTES, None, &[])?;
+        let regions = self.allocate_pieces(bytes, node, own)?;
         if let Some(pool) = &mut self.pool {
             pool.free.retain(|cpu| !cpus.contains(cpu));
         }
@@ -174,7 +177,7 @@ impl Mk {
             name: name.to_owned(),
             id,
             cpus,
-            regions: if bytes > 0 { vec![region] } else { Vec::new() },
+            regions,
             pci: Vec::new(),
             state: "ready",
             late: None,

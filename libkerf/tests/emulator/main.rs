@@ -135,6 +135,34 @@ fn an_instance_is_made_changed_and_removed() {
 }
 
 #[test]
+fn a_new_instance_has_its_memory_in_pieces_and_where_it_asks_for_it() {
+    let Some(Ground {
+        kernel,
+        emulator: _mounted,
+    }) = ground()
+    else {
+        return;
+    };
+    let made = |name: &str, nodes: &[u32], memory_bytes: u64| {
+        let mut overlay = create(name, &[]);
+        if let Operation::Create(create) = &mut overlay.fragments[0].operations[0] {
+            create.instance.numa_nodes = nodes.to_vec();
+            create.instance.memory_bytes = memory_bytes;
+        }
+        kernel.apply(&overlay, None).unwrap();
+        kernel.instance(name).unwrap()
+    };
+    let chunks = kernel.state(None).unwrap().system.resources.chunks;
+    let [first, second] = chunks.as_slice() else {
+        panic!("{chunks:?}");
+    };
+    let near = made("near", &[1], 256 * MIB);
+    assert_eq!(near.memory_base, Some(second.base));
+    let large = made("large", &[], first.size + 256 * MIB);
+    assert_eq!(large.memory_bytes, first.size + 256 * MIB);
+}
+
+#[test]
 fn all_of_one_instance_goes_to_another() {
     let Some(Ground {
         kernel,
