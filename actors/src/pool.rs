@@ -34,10 +34,12 @@ pub enum PoolExhausted {
         total: usize,
     },
     /// Not enough memory.
-    #[error("{asked} bytes of memory were asked for, {free} of the pool's {total} are free")]
+    #[error("{asked} bytes of memory were asked for{}, {free} of the pool's {total} are free", besides(*bookkeeping))]
     Memory {
         /// Asked for.
         asked: u64,
+        /// What is taken besides.
+        bookkeeping: u64,
         /// Free.
         free: u64,
         /// In the pool.
@@ -45,25 +47,40 @@ pub enum PoolExhausted {
     },
 }
 
+fn besides(bookkeeping: u64) -> String {
+    match bookkeeping {
+        0 => String::new(),
+        bytes => format!(" and {bytes} are needed for the kernel's bookkeeping"),
+    }
+}
+
+/// What a pool has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stock {
+    /// Host CPUs.
+    pub cpus: Vec<u16>,
+    /// Several generations may be given the same CPU, and the least loaded ones are given first.
+    pub cpus_shared: bool,
+    /// Memory, bytes.
+    pub memory_bytes: u64,
+    /// What each generation takes of the memory besides its own, bytes.
+    pub bookkeeping_bytes: u64,
+}
+
 /// The accounts.
 #[derive(Debug)]
 pub struct Pool {
-    cpus: Vec<u16>,
-    shared: bool,
-    memory_bytes: u64,
+    stock: Stock,
     leases: BTreeMap<Holder, Lease>,
 }
 
 impl Pool {
-    /// A pool of these CPUs and this much memory. With `shared`, several generations may be given
-    /// the same CPU, and the least loaded ones are given first.
-    pub fn new(mut cpus: Vec<u16>, shared: bool, memory_bytes: u64) -> Self {
-        cpus.sort_unstable();
-        cpus.dedup();
+    /// A pool of which nothing is given.
+    pub fn new(mut stock: Stock) -> Self {
+        stock.cpus.sort_unstable();
+        stock.cpus.dedup();
         Self {
-            cpus,
-            shared,
-            memory_bytes,
+            stock,
             leases: BTreeMap::new(),
         }
     }
@@ -80,7 +97,7 @@ impl Pool {
     ) -> Result<Lease, PoolExhausted> {
         let mut choice = self.candidates();
         if choice.len() < usize::from(cpus) {
-            let (free, total) = (choice.len(), self.cpus.len());
+            let (free, total) = (choice.len(), self.stock.cpus.len());
             return Err(PoolExhausted::Cpus {
                 asked: cpus,
                 free,
@@ -88,12 +105,12 @@ impl Pool {
             });
         }
         let free = self.memory_free();
-        if memory_bytes > free {
-            let total = self.memory_bytes;
+        if self.with_bookkeeping(memory_bytes) > free {
             return Err(PoolExhausted::Memory {
                 asked: memory_bytes,
+                bookkeeping: self.stock.bookkeeping_bytes,
                 free,
-                total,
+                total: self.stock.memory_bytes,
             });
         }
         choice.truncate(usize::from(cpus));
@@ -118,22 +135,22 @@ impl Pool {
     }
 
     /// Changes the size of the pool; leases stay.
-    pub fn resize(&mut self, cpus: Vec<u16>, shared: bool, memory_bytes: u64) {
+    pub fn resize(&mut self, stock: Stock) {
         let leases = std::mem::take(&mut self.leases);
         *self = Self {
             leases,
-            ..Self::new(cpus, shared, memory_bytes)
+            ..Self::new(stock)
         };
     }
 
     /// What is given and what is free.
     pub fn usage(&self) -> PoolUsage {
-        let unused = self.cpus.iter().filter(|c| self.load(**c) == 0);
+        let unused = self.stock.cpus.iter().filter(|c| self.load(**c) == 0);
         PoolUsage {
-            cpus: self.cpus.clone(),
+            cpus: self.stock.cpus.clone(),
             cpus_free: unused.copied().collect(),
-            cpus_shared: self.shared,
-            memory_bytes: self.memory_bytes,
+            cpus_shared: self.stock.cpus_shared,
+            memory_bytes: self.stock.memory_bytes,
             memory_free_bytes: self.memory_free(),
         }
     }
@@ -146,17 +163,25 @@ impl Pool {
     }
 
     fn memory_free(&self) -> u64 {
-        let used = self
-            .leases
-            .values()
-            .fold(0u64, |sum, l| sum.saturating_add(l.memory_bytes));
-        self.memory_bytes.saturating_sub(used)
+        let taken = self.leases.values();
+        let taken = taken.map(|lease| self.with_bookkeeping(lease.memory_bytes));
+        let used = taken.fold(0u64, u64::saturating_add);
+        self.stock.memory_bytes.saturating_sub(used)
+    }
+
+    fn with_bookkeeping(&self, memory_bytes: u64) -> u64 {
+        memory_bytes.saturating_add(self.stock.bookkeeping_bytes)
     }
 
     /// CPUs that may be given now, the least loaded first.
     fn candidates(&self) -> Vec<u16> {
-        let mut loaded: Vec<_> = self.cpus.iter().map(|c| (self.load(*c), *c)).collect();
-        if !self.shared {
+        let mut loaded: Vec<_> = self
+            .stock
+            .cpus
+            .iter()
+            .map(|c| (self.load(*c), *c))
+            .collect();
+        if !self.stock.cpus_shared {
             loaded.retain(|(load, _)| *load == 0);
         }
         loaded.sort_unstable();
@@ -168,13 +193,22 @@ impl Pool {
 mod tests {
     use super::*;
 
+    fn stock(cpus: &[u16], cpus_shared: bool, memory_bytes: u64) -> Stock {
+        Stock {
+            cpus: cpus.to_vec(),
+            cpus_shared,
+            memory_bytes,
+            bookkeeping_bytes: 0,
+        }
+    }
+
     fn holder(generation: u64) -> Holder {
         ("web".to_owned(), generation)
     }
 
     #[test]
     fn what_is_taken_is_not_given_twice_and_comes_back() {
-        let mut pool = Pool::new(vec![2, 3], false, 100);
+        let mut pool = Pool::new(stock(&[2, 3], false, 100));
         let first = pool.take(holder(1), 1, 60).unwrap();
         let second = pool.take(holder(2), 1, 40).unwrap();
         assert_ne!(first.cpus, second.cpus);
@@ -193,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_shared_pool_gives_the_least_loaded_cpu() {
-        let mut pool = Pool::new(vec![0, 1], true, 1000);
+        let mut pool = Pool::new(stock(&[0, 1], true, 1000));
         let first = pool.take(holder(1), 1, 1).unwrap();
         let second = pool.take(holder(2), 1, 1).unwrap();
         assert_ne!(first.cpus, second.cpus);
@@ -206,11 +240,27 @@ mod tests {
 
     #[test]
     fn a_smaller_pool_takes_nothing_from_what_runs() {
-        let mut pool = Pool::new(vec![0, 1], false, 1000);
+        let mut pool = Pool::new(stock(&[0, 1], false, 1000));
         let lease = pool.take(holder(1), 2, 900).unwrap();
-        pool.resize(vec![0], false, 500);
+        pool.resize(stock(&[0], false, 500));
         assert_eq!(pool.usage().memory_free_bytes, 0);
         assert_eq!(pool.give_back(&holder(1)), Some(lease));
         assert_eq!(pool.usage().memory_free_bytes, 500);
+    }
+
+    #[test]
+    fn each_generation_takes_its_bookkeeping_besides() {
+        let mut pool = Pool::new(Stock {
+            bookkeeping_bytes: 2,
+            ..stock(&[0, 1, 2], false, 100)
+        });
+        pool.take(holder(1), 1, 48).unwrap();
+        assert_eq!(pool.usage().memory_free_bytes, 50);
+        let refused = pool.take(holder(2), 1, 49).unwrap_err();
+        let text = "49 bytes of memory were asked for and 2 are needed for the kernel's bookkeeping, \
+                    50 of the pool's 100 are free";
+        assert_eq!(refused.to_string(), text);
+        pool.take(holder(2), 1, 48).unwrap();
+        assert_eq!(pool.usage().memory_free_bytes, 0);
     }
 }

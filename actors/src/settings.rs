@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use kmorph_control_api::Policy;
 
+use crate::pool::Stock;
 use crate::vmcore::VmcoreSettings;
 
 /// Settings that a reload may change, and the paths that it may not.
@@ -20,12 +21,8 @@ pub struct Settings {
     pub stop_timeout: Duration,
     /// Recoveries that may run at once.
     pub recoveries_max: usize,
-    /// CPUs of the pool.
-    pub pool_cpus: Vec<u16>,
-    /// Whether several instances may be given the same CPU.
-    pub pool_cpus_shared: bool,
-    /// Memory of the pool, bytes.
-    pub pool_memory_bytes: u64,
+    /// What the pool has.
+    pub pool: Stock,
     /// Users of this group may change things, besides root and the daemon's own user.
     pub control_group: Option<String>,
     /// Where `kmorph-kv` lies for instances that name it without a path.

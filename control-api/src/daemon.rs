@@ -14,7 +14,7 @@ pub struct PoolUsage {
     pub cpus_shared: bool,
     /// Memory in the pool, in bytes.
     pub memory_bytes: u64,
-    /// Of it not given to any instance, in bytes.
+    /// Of it not given to any instance, in bytes. What a kernel keeps for its bookkeeping counts as given.
     pub memory_free_bytes: u64,
 }
 

@@ -14,7 +14,7 @@ use kmorph_actors::events::{Draft, EventLog};
 use kmorph_actors::forward::Forwarder;
 use kmorph_actors::journal::{Journal, Snapshot};
 use kmorph_actors::operations::Operations;
-use kmorph_actors::pool::Pool;
+use kmorph_actors::pool::{Pool, Stock};
 use kmorph_actors::publish::Publisher;
 use kmorph_actors::services::{Numbers, Services};
 use kmorph_actors::settings::Settings;
@@ -261,9 +261,12 @@ fn with_kernel_pool(start: &Start, settings: Settings) -> Result<Settings, Strin
     let pool = MultikernelBackend::pool(&multikernel(start));
     let pool = pool.map_err(|error| format!("reading the kernel's pool: {error}"))?;
     Ok(Settings {
-        pool_cpus: pool.cpus,
-        pool_cpus_shared: false,
-        pool_memory_bytes: pool.memory_bytes,
+        pool: Stock {
+            cpus: pool.cpus,
+            cpus_shared: false,
+            memory_bytes: pool.memory_bytes,
+            bookkeeping_bytes: pool.bookkeeping_bytes,
+        },
         ..settings
     })
 }
@@ -324,11 +327,7 @@ fn services(
         session: snapshot.morphs.last().map_or(0, |m| m.status.session),
         cids: std::collections::BTreeSet::new(),
     };
-    let pool = Pool::new(
-        settings.pool_cpus.clone(),
-        settings.pool_cpus_shared,
-        settings.pool_memory_bytes,
-    );
+    let pool = Pool::new(settings.pool.clone());
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map_err(|error| format!("reading the host's boot id: {error}"))?;
     Ok(Services {

@@ -12,7 +12,8 @@
 use std::process::Command;
 
 use kmorph_control_api::{
-    InstanceState, MorphStatus, OperationState, PoolUsage, RecoveryOutcome, RecoveryRecord,
+    ErrorCode, InstanceState, MorphStatus, OperationState, PoolUsage, RecoveryOutcome,
+    RecoveryRecord,
 };
 use kmorph_emulated_kernel::{Generation, Process};
 use kmorph_tests::resp::{Client, Steady};
@@ -243,6 +244,33 @@ fn what_is_terminated_leaves_nothing_and_the_pool_is_the_kernels() {
 }
 
 #[test]
+fn a_morph_that_lacks_only_the_kernels_bookkeeping_is_refused_before_it_begins() {
+    let Some(host) = host() else { return };
+    let half = pool(&host).memory_bytes / 2;
+    let spawn = |memory_bytes: u64| {
+        let kernel = host.kernel("6.1.0-a");
+        let body = json!({ "name": "web", "kernel": kernel, "memory_bytes": memory_bytes });
+        host.control().succeed("POST", "/v1/instances", Some(&body));
+    };
+    let morph = json!({ "kernel": host.kernel("6.12.9-b"), "auto_validate": true });
+    // Both fit, and not what the kernel takes for them.
+    spawn(half - (1 << 20));
+    let taken = pool(&host);
+    let refused = host.control().request("POST", MORPH, Some(&morph));
+    let refused = refused.refusal();
+    assert_eq!(refused.code, ErrorCode::InsufficientResources);
+    assert!(refused.message.contains("bookkeeping"), "{refused:?}");
+    assert_eq!(pool(&host), taken);
+    assert_eq!(instances(&host), ["web"]);
+    host.control().succeed("DELETE", "/v1/instances/web", None);
+    // As much as fits. None of the pool's pieces has room for both, so the second one's is in several.
+    spawn(half - (2 << 20));
+    host.control().succeed("POST", MORPH, Some(&morph));
+    assert_eq!(instances(&host), ["web", "web+b"]);
+    assert_eq!(pool(&host).memory_free_bytes, 0);
+}
+
+#[test]
 fn a_killed_daemon_adopts_its_kernels_and_undoes_its_morph() {
     let Some(mut host) = host() else { return };
     let port = host.spawn_kv("web");
@@ -323,7 +351,8 @@ fn what_kerf_configures_kmorph_runs_and_what_kmorph_makes_kerf_shows() {
     // What it has counts, not what was asked for.
     let left = pool(&host);
     assert_eq!(left.cpus_free, [8, 14, 16, 18]);
-    assert_eq!(left.memory_bytes - left.memory_free_bytes, 512 << 20);
+    // With 2 MiB that are left to the kernel.
+    assert_eq!(left.memory_bytes - left.memory_free_bytes, 514 << 20);
     // kerf takes away nothing that runs.
     let refused = kerf(&host, "delete web").unwrap_err();
     assert!(refused.contains("active"), "{refused}");

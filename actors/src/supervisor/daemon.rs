@@ -91,19 +91,14 @@ impl Handler<ApplySettings> for Supervisor {
             "limits.recoveries",
             old.recoveries_max != new.recoveries_max,
         );
-        let pool = (&old.pool_cpus, old.pool_cpus_shared, old.pool_memory_bytes)
-            != (&new.pool_cpus, new.pool_cpus_shared, new.pool_memory_bytes);
+        let pool = old.pool != new.pool;
         note("pool", pool);
         note("control.group", old.control_group != new.control_group);
         note("morph.mode", old.morph_mode != new.morph_mode);
         note("vmcore", old.vmcore != new.vmcore);
         *old = *new;
         if pool {
-            let (cpus, shared) = (old.pool_cpus.clone(), old.pool_cpus_shared);
-            self.services
-                .pool
-                .borrow_mut()
-                .resize(cpus, shared, old.pool_memory_bytes);
+            self.services.pool.borrow_mut().resize(old.pool.clone());
         }
         MessageResult(changed)
     }

@@ -29,6 +29,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use kmorph_launch::InstanceName;
 use kmp_proto::fence::{FenceCertificate, FenceOrder};
+use libkerf::check::SLACK_BYTES;
 use libkerf::kernel::{Calls, Kernel, SystemCalls};
 use libkerf::model::Instance;
 use libkerf::record::Records;
@@ -140,6 +141,8 @@ pub struct KernelPool {
     pub cpus: Vec<u16>,
     /// Bytes.
     pub memory_bytes: u64,
+    /// What is left of the memory, for each kernel instance, to the kernel's own bookkeeping, bytes.
+    pub bookkeeping_bytes: u64,
 }
 
 /// See the module.
@@ -186,6 +189,7 @@ impl MultikernelBackend {
         let resources = state.map_err(io::Error::other)?.system.resources;
         Ok(KernelPool {
             memory_bytes: u64::try_from(resources.memory_bytes()).unwrap_or(u64::MAX),
+            bookkeeping_bytes: SLACK_BYTES,
             cpus: short(&resources.cpus),
         })
     }

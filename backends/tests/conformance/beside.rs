@@ -132,6 +132,44 @@ async fn memory_that_no_piece_of_the_pool_holds_comes_in_several() {
 }
 
 #[tokio::test]
+async fn what_the_kernels_bookkeeping_needs_is_left_before_anything_is_written() {
+    let Some(ground) = ground() else { return };
+    let kernel = kernel(&ground);
+    // So many that what the kernel takes for them, which no file shows, is more than is left for one.
+    let others = 10;
+    let create = |n: u32| {
+        let instance = libkerf::model::Instance {
+            name: format!("other{n}"),
+            memory_bytes: 4 * MIB,
+            ..Default::default()
+        };
+        let host_tree = None;
+        Operation::Create(Box::new(Create {
+            instance,
+            host_tree,
+        }))
+    };
+    for n in 0..others {
+        let overlay = Overlay::new([(Target::Instances, vec![create(n)])]);
+        kernel.apply(&overlay, None).unwrap();
+    }
+    let state = kernel.state(None).unwrap();
+    let free = u64::try_from(state.free_bytes(None)).unwrap();
+    let written = kernel.transactions().unwrap().len();
+    let asks_for = |memory_bytes: u64| SpawnSpec {
+        memory_bytes,
+        ..ground.spec()
+    };
+    let error = ground.backend.spawn(asks_for(free - 2 * MIB)).await;
+    let error = error.unwrap_err();
+    assert!(matches!(error, SpawnError::Unavailable(_)), "{error}");
+    assert!(error.to_string().contains("bookkeeping"), "{error}");
+    assert_eq!(kernel.transactions().unwrap().len(), written);
+    let most = free - u64::from(others + 1) * 2 * MIB;
+    ground.spawn(asks_for(most)).await;
+}
+
+#[tokio::test]
 async fn both_generations_of_a_morph_run_and_the_later_one_is_not_taken_for_the_earlier() {
     let Some(ground) = ground() else { return };
     let old = ground.spawn(ground.spec()).await;

@@ -6,6 +6,7 @@ mod vmcore;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kmorph_actors::pool::Stock;
 use kmorph_actors::settings::{MorphMode, Settings};
 use kmorph_control_api::{Policy, VmcorePolicy};
 use serde::Deserialize;
@@ -283,13 +284,16 @@ impl File {
             start_timeout: seconds("limits.start_timeout_s", self.limits.start_timeout_s)?,
             stop_timeout: seconds("limits.stop_timeout_s", self.limits.stop_timeout_s)?,
             recoveries_max: self.limits.recoveries,
-            pool_cpus: cpus,
-            // CPUs that were named are given out one by one; a pool of "whatever there is" is shared.
-            pool_cpus_shared: match self.backend {
-                Backend::Multikernel => false,
-                _ => self.pool.share_cpus.unwrap_or(self.pool.cpus.is_none()),
+            pool: Stock {
+                cpus,
+                // CPUs that were named are given out one by one; a pool of "whatever there is" is shared.
+                cpus_shared: match self.backend {
+                    Backend::Multikernel => false,
+                    _ => self.pool.share_cpus.unwrap_or(self.pool.cpus.is_none()),
+                },
+                memory_bytes: memory,
+                bookkeeping_bytes: 0,
             },
-            pool_memory_bytes: memory,
             control_group: self.control.group.clone(),
             kv_program: places.kv,
             morph_mode: match self.morph.mode {
@@ -397,8 +401,8 @@ mod tests {
     fn an_empty_file_is_the_defaults() {
         let settings = parse("").unwrap();
         assert_eq!(settings.recoveries_max, 8);
-        assert!(settings.pool_cpus_shared);
-        assert!(!settings.pool_cpus.is_empty());
+        assert!(settings.pool.cpus_shared);
+        assert!(!settings.pool.cpus.is_empty());
     }
 
     #[test]
@@ -420,8 +424,8 @@ mod tests {
     #[test]
     fn the_pool_of_multikernel_is_not_the_hosts() {
         let settings = parse("backend = \"multikernel\"").unwrap();
-        assert!(settings.pool_cpus.is_empty() && !settings.pool_cpus_shared);
-        assert_eq!(settings.pool_memory_bytes, 0);
+        assert!(settings.pool.cpus.is_empty() && !settings.pool.cpus_shared);
+        assert_eq!(settings.pool.memory_bytes, 0);
     }
 
     #[test]

@@ -103,7 +103,7 @@ pub enum Shortage {
         wanted: u64,
         /// Bytes to be left.
         slack: u64,
-        /// Bytes that are free in the pool.
+        /// Bytes that are free in the pool, without as much for each instance that is there.
         free: u128,
     },
     /// The pool has enough of both, but no NUMA node has.
@@ -134,15 +134,7 @@ pub fn instance(state: &State, machine: &Machine, request: &Request) -> Result<O
     check_request(state, request)?;
     let free = cpus::Free::of(state, machine);
     free.check(request)?;
-    let all = state.free_bytes(None);
-    let needed = u128::from(request.memory) + u128::from(SLACK_BYTES);
-    if needed > all {
-        return Err(Shortage::Memory {
-            wanted: request.memory,
-            slack: SLACK_BYTES,
-            free: all,
-        });
-    }
+    check_memory(state, request)?;
     let fits = |node: &u32| {
         // All of the slack may be elsewhere.
         state.free_bytes(Some(*node)) >= u128::from(request.memory)
@@ -186,6 +178,22 @@ pub fn instance(state: &State, machine: &Machine, request: &Request) -> Result<O
     };
     let operation = Operation::Create(Box::new(create));
     Ok(Overlay::new([(Target::Instances, vec![operation])]))
+}
+
+/// Whether the pool has the memory, wherever it is: the kernel makes it up of pieces. No tree shows what the kernel's
+/// bookkeeping takes, so it is reckoned for each instance that is there.
+fn check_memory(state: &State, request: &Request) -> Result<(), Shortage> {
+    let slack = u128::from(SLACK_BYTES);
+    let kept = slack * state.system.instances.len() as u128;
+    let free = state.free_bytes(None).saturating_sub(kept);
+    if u128::from(request.memory) + slack > free {
+        return Err(Shortage::Memory {
+            wanted: request.memory,
+            slack: SLACK_BYTES,
+            free,
+        });
+    }
+    Ok(())
 }
 
 fn check_request(state: &State, request: &Request) -> Result<(), Shortage> {

@@ -116,10 +116,10 @@ pub enum ApplyError {
 }
 
 fn because(reason: &Option<String>) -> String {
-    reason
-        .as_ref()
-        .map(|reason| format!(" ({reason})"))
-        .unwrap_or_default()
+    match reason {
+        Some(reason) => format!(" ({reason})"),
+        None => " (it gives no reason; its log, dmesg, may have one)".to_owned(),
+    }
 }
 
 impl Kernel {

@@ -95,6 +95,7 @@ fn check_choice(
         .map_err(|report| TestCaseError::fail(report.to_string()))?;
     prop_assert!(after.check().is_valid(), "{}", after.check());
     prop_assert!(!after.check().breaks(Rule::MemoryFillsPool));
+    prop_assert!(!after.check().breaks(Rule::PoolSlack));
     Ok(())
 }
 
@@ -120,8 +121,9 @@ fn check_reason(
                 && (usable..counted.free).contains(&(request.cpus - 1))
         }
         Shortage::Memory { free, .. } => {
-            *free == u128::from(counted.free_memory)
-                && counted.free_memory < request.memory + SLACK_BYTES
+            let kept = SLACK_BYTES * ground.state.system.instances.len() as u64;
+            let usable = counted.free_memory.saturating_sub(kept);
+            *free == u128::from(usable) && usable < request.memory + SLACK_BYTES
         }
         Shortage::Node { node, .. } => match (request.nodes, node) {
             (Nodes::This(asked), Some(node)) => asked == *node && !counted.node_has(request, asked),

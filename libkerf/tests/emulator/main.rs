@@ -213,6 +213,7 @@ fn what_ran_of_a_refused_overlay_is_undone() {
         matches!(refused, ApplyError::RolledBack { transaction: 3, .. }),
         "{refused}"
     );
+    assert!(refused.to_string().contains("dmesg"), "{refused}");
     assert_eq!(
         kernel.state(None).unwrap().system.instances,
         before.system.instances
