@@ -209,6 +209,7 @@ impl Raise for BootError {
             BootError::State { .. } => ("state", None),
             BootError::Id { .. } => ("id", None),
             BootError::CommandLine => ("command-line", None),
+            BootError::Ended { .. } => ("ended", None),
             BootError::Refused { source, .. } => ("refused", errno(&source)),
         };
         exception(py, "BootError", (message, kind, errno))

@@ -130,6 +130,37 @@ fn a_kernel_that_panics_or_hangs_is_healed() {
 }
 
 #[test]
+fn a_kernel_that_ends_while_it_boots_is_said_to_and_where_its_console_is() {
+    let config = "[defaults]\nauto_heal = false\nheartbeat_timeout_s = 1.0\n\
+                  [limits]\nstart_timeout_s = 1.0\nstop_timeout_s = 0.5\n";
+    let Some(mut host) = Host::prepare_multikernel(Generation::Confirms, config) else {
+        return;
+    };
+    host.start();
+    let initramfs = host.path("broken.img");
+    std::fs::write(&initramfs, "no archive").unwrap();
+    let spawn = |cmdline: &str| {
+        let body = json!({
+            "name": "web", "kernel": host.kernel("6.1.0-a"), "initramfs": initramfs,
+            "kernel_cmdline": cmdline,
+        });
+        let ended = host.control().operate("POST", "/v1/instances", Some(&body));
+        assert_eq!(ended.state, OperationState::Failed, "{ended:?}");
+        ended.error.unwrap()
+    };
+    let error = spawn("");
+    let said = &error.message;
+    assert!(said.contains("ended while it booted"), "{said}");
+    assert!(said.contains("kerf start --console"), "{said}");
+    assert!(instances(&host).is_empty());
+    // One that stands still instead: nothing but its silence tells.
+    let error = spawn("panic=0");
+    let hint = error.next_step.unwrap();
+    assert!(error.message.contains("healthy"), "{}", error.message);
+    assert!(hint.contains("kerf console"), "{hint}");
+}
+
+#[test]
 fn a_workload_moves_to_another_kernel_and_back() {
     let Some(host) = host() else { return };
     let port = host.spawn_kv("web");

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use kmorph_launch::StartMode;
 use libkerf::allocate::{self, Request, Shortage};
-use libkerf::kernel::{ApplyError, Files, Parked};
+use libkerf::kernel::{ApplyError, BootError, Files, Parked};
 use libkerf::machine::Machine;
 use libkerf::model::Instance;
 use libkerf::overlay::Status;
@@ -202,7 +202,16 @@ impl Slots {
             .load_files(&*self.calls, name, &files, &self.records);
         loaded.map_err(|error| failed("loading a kernel into", name, &error))?;
         let booted = self.kernel.boot(&*self.calls, name);
-        booted.map_err(|error| failed("booting", name, &error))
+        booted.map_err(|error| match error {
+            BootError::Ended { .. } => SpawnError::System {
+                what: format!("booting kernel instance {name:?}"),
+                source: io::Error::other(format!(
+                    "{error}. To see it, make and load a kernel instance with kerf create and kerf load, and boot it \
+                     with kerf start --console"
+                )),
+            },
+            error => failed("booting", name, &error),
+        })
     }
 
     /// Takes back what was done for a generation that did not start. `error` is why.

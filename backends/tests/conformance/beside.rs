@@ -362,7 +362,9 @@ async fn a_spawn_that_fails_half_way_leaves_nothing() {
         ..ground.spec()
     };
     let error = ground.backend.spawn(spec).await.unwrap_err();
-    assert!(error.to_string().contains("not active"), "{error}");
+    let said = error.to_string();
+    assert!(said.contains("ended while it booted"), "{said}");
+    assert!(said.contains("kerf start --console"), "{said}");
     nothing();
     // An image that is no kernel any more.
     let spec = ground.spec();

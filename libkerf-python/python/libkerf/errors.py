@@ -132,7 +132,7 @@ class ApplyError(_KindError):
 
 
 class BootError(_KindError):
-    """A kernel is not loaded, booted or halted. ``kind`` is state, id, command-line or refused."""
+    """A kernel is not loaded, booted or halted. ``kind`` is state, id, ended, command-line or refused."""
 
     def __init__(self, message: str, kind: str = "", errno: int | None = None) -> None:
         super().__init__(message, kind)

@@ -57,6 +57,21 @@ pub enum BootError {
         /// Its id.
         id: u32,
     },
+    /// The kernel took the boot, and the instance is not active: once it is, only its end makes it something else.
+    #[error("{name:?} was booted and {}: it is {} after {} ms; its console says why",
+        match is {
+            Status::Loaded => "its kernel ended while it booted, as after a panic",
+            _ => "its kernel never ran",
+        },
+        is.as_str(), waited.as_millis())]
+    Ended {
+        /// The instance.
+        name: String,
+        /// What it is.
+        is: Status,
+        /// How long it was waited for.
+        waited: Duration,
+    },
     /// The command line holds a NUL.
     #[error("the command line holds a NUL byte; nothing was done")]
     CommandLine,
@@ -151,7 +166,14 @@ impl Kernel {
         calls
             .reboot(Command::Boot, id)
             .map_err(|source| refused("boot", name, source))?;
-        Ok(self.wait_for(name, Status::Active, LAG)?)
+        match self.wait_for(name, Status::Active, LAG) {
+            Err(KernelError::Late { waited, .. }) => Err(BootError::Ended {
+                name: name.to_owned(),
+                is: self.status(name)?,
+                waited,
+            }),
+            other => Ok(other?),
+        }
     }
 
     /// Asks an instance's kernel to halt, and waits up to 30 s for it.

@@ -20,6 +20,8 @@ pub(crate) struct Spawns {
     waits: bool,
     /// The spawn answers a request to halt.
     answers: bool,
+    /// What is booted panics at once.
+    panics: bool,
     /// CPUs have stopped. Generations D and E say `loaded` before.
     parked: Mutex<bool>,
     /// The status shows a change so much later.
@@ -35,6 +37,7 @@ impl Spawns {
             mk: Arc::clone(mk),
             waits: false,
             answers: true,
+            panics: false,
             parked: Mutex::new(true),
             lag: Duration::ZERO,
             unloads: Mutex::new(0),
@@ -69,6 +72,7 @@ impl Spawns {
 
     fn run(&self, command: Command, id: u32) -> Result<(), i32> {
         match (command, self.state(id)?) {
+            (Command::Boot, "loaded") if self.panics => {}
             (Command::Boot, "loaded") if *self.parked.lock().unwrap() => {
                 self.set(id, "active");
                 *self.parked.lock().unwrap() = false;
@@ -168,6 +172,20 @@ fn a_kernel_is_loaded_booted_halted_and_unloaded() {
             ..
         })
     ));
+    spawns.panics = true;
+    let ended = kernel.boot(&spawns, "web").unwrap_err();
+    assert!(
+        matches!(
+            ended,
+            BootError::Ended {
+                is: Status::Loaded,
+                ..
+            }
+        ),
+        "{ended}"
+    );
+    assert!(ended.to_string().contains("while it booted"), "{ended}");
+    spawns.panics = false;
     kernel.boot(&spawns, "web").unwrap();
     assert_eq!(
         kernel.status("web").unwrap(),
