@@ -31,6 +31,7 @@ pub mod operations;
 pub mod pool;
 pub mod publish;
 pub mod recovery;
+mod repeated;
 pub mod services;
 pub mod settings;
 pub mod supervisor;

@@ -19,6 +19,7 @@ use crate::events::Draft;
 use crate::generation;
 use crate::instance::{Instance, RecoveryOver, Successor, WorkerGone};
 use crate::journal::{Change, GenerationRow, InstanceRow, Record, RecoveryRow, record};
+use crate::repeated::Repeated;
 use crate::services::Services;
 use crate::supervisor::{GetSurvivors, GetTopology, NoteRecovery, Supervisor};
 use crate::transport::Broadcast;
@@ -53,6 +54,8 @@ pub struct RecoveryJob {
     plan: Plan,
     engine: Engine,
     record: RecoveryRecord,
+    /// Fences that were tried and not confirmed.
+    unconfirmed: Repeated,
 }
 
 /// The instance says how the successor fares.
@@ -123,6 +126,7 @@ impl RecoveryJob {
             plan,
             engine,
             record,
+            unconfirmed: Repeated::default(),
         }
         .start()
     }
@@ -227,6 +231,9 @@ impl RecoveryJob {
             act.plan.failed = row;
             match result {
                 Ok(certificate) => {
+                    if let Some(over) = act.unconfirmed.end(clock::now()) {
+                        info!(act.log, "the fence is confirmed now"; "failed" => %over);
+                    }
                     let since = clock::now() - act.plan.verdict_at;
                     act.record.fence_ms = Some(since.as_secs_f64() * 1000.0);
                     act.record.fence = Some(certificate.confirmation().as_str().to_owned());
@@ -234,7 +241,9 @@ impl RecoveryJob {
                     act.tell(Event::Fenced(certificate), ctx);
                 }
                 Err(reason) => {
-                    warn!(act.log, "the fence is not confirmed"; "reason" => &reason);
+                    if act.unconfirmed.failed(clock::now()) {
+                        warn!(act.log, "the fence is not confirmed"; "reason" => &reason);
+                    }
                     ctx.run_later(FENCE_RETRY, move |act, ctx| {
                         act.tell(Event::FenceUnconfirmed(reason), ctx);
                     });
@@ -418,6 +427,9 @@ impl RecoveryJob {
     }
 
     fn end(&mut self, outcome: RecoveryOutcome, reason: Option<String>, ctx: &mut Context<Self>) {
+        if let Some(over) = self.unconfirmed.end(clock::now()) {
+            warn!(self.log, "the fence is not tried any more"; "failed" => %over);
+        }
         self.record.outcome = outcome;
         self.record.reason = reason;
         self.record.ended_at = Some(wall_clock::now_rfc3339());

@@ -13,10 +13,11 @@ use kmp_proto::message::{HealthStatus, HeartbeatReq, HeartbeatRsp};
 use kmp_proto::time::Instant;
 use kmp_transport::kernel;
 use kmp_transport::link::Address;
-use slog::{Logger, o, warn};
+use slog::{Logger, info, o, warn};
 use tokio::sync::oneshot;
 
 use crate::clock;
+use crate::repeated::Repeated;
 use crate::services::Services;
 use crate::transport::{Attach, Detach, PeerKey, PeerUpdate, SendProbe};
 
@@ -129,6 +130,8 @@ pub struct Watch {
     kernel_release: String,
     health: HealthNotices,
     load: LoadNotices,
+    /// Looks at what the backend sees of it that failed.
+    unseen: Repeated,
     /// Why the heartbeat channel is not up, when the peer is to blame.
     rejected: Option<String>,
     /// Incarnation of the Transport that it is attached to.
@@ -206,6 +209,7 @@ impl Watch {
             kernel_release: String::new(),
             health: HealthNotices::default(),
             load: LoadNotices::default(),
+            unseen: Repeated::default(),
             rejected: None,
             attached: 0,
             asking_kernel: false,
@@ -233,7 +237,10 @@ impl Watch {
             Action::LookCloser => return self.look_closer(ctx),
             Action::Healthy => WatchKind::Healthy(self.kernel_release.clone()),
             Action::Suspect { silence } => WatchKind::Suspect(silence),
-            Action::Relieved { silence } => WatchKind::Relieved(silence),
+            Action::Relieved { silence } => {
+                self.look_no_closer();
+                WatchKind::Relieved(silence)
+            }
             Action::TransportCongested => WatchKind::Congested,
             Action::Failed(mut verdict) => {
                 verdict.evidence.extend(self.rejected.take());
@@ -312,14 +319,31 @@ impl Watch {
     fn look_closer(&mut self, ctx: &mut Context<Self>) {
         let (backend, placement) = (self.services.backend.clone(), self.placement.clone());
         let look = async move { backend.observe(&placement).await };
-        ctx.spawn(look.into_actor(self).map(|seen, act, ctx| match seen {
+        let look = look.into_actor(self).map(|seen, act, _| {
+            let over = seen.is_ok().then(|| act.unseen.end(clock::now()));
+            if let Some(over) = over.flatten() {
+                info!(act.log, "it can be observed again"; "failed" => %over);
+            }
+            seen
+        });
+        ctx.spawn(look.map(|seen, act, ctx| match seen {
             Ok(Observation::Stopped) => act.tell(Event::Observed { stopped: true }, ctx),
             Ok(Observation::Running) => act.tell(Event::Observed { stopped: false }, ctx),
             Ok(Observation::Ended(cause)) => act.tell(Event::Ended(cause.to_string()), ctx),
-            Err(error) => warn!(act.log, "it could not be observed"; "error" => %error),
+            Err(error) if act.unseen.failed(clock::now()) => {
+                warn!(act.log, "it cannot be observed"; "error" => %error);
+            }
+            Err(_) => {}
         }));
         if self.placement.backend.boots_kernels() && !self.asking_kernel {
             self.ask_kernel(ctx);
+        }
+    }
+
+    /// It is silent no more, or nobody watches it.
+    fn look_no_closer(&mut self) {
+        if let Some(over) = self.unseen.end(clock::now()) {
+            warn!(self.log, "it was not observed while it was silent"; "failed" => %over);
         }
     }
 
@@ -385,6 +409,7 @@ impl Actor for Watch {
     }
 
     fn stopped(&mut self, _: &mut Self::Context) {
+        self.look_no_closer();
         let transport = self.services.transport.address();
         transport.do_send(Detach(self.key.clone()));
     }

@@ -19,6 +19,7 @@ use kmorph_emulated_kernel::{Generation, Process};
 use kmorph_tests::resp::{Client, Steady};
 use kmorph_tests::{DEADLINE, Host, kernels, program};
 use libkerf::kernel::Kernel;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -199,6 +200,60 @@ fn what_a_killed_emulator_leaves_mounted_is_taken_away() {
     kill(Pid::from_raw(host.emulated().pid()), Signal::SIGKILL).unwrap();
     drop(host);
     assert!(!mounted() && !place.exists());
+}
+
+/// Hides the kernel's files behind others, which are none, until it is dropped.
+struct Hidden(std::path::PathBuf);
+
+impl Hidden {
+    fn behind(host: &Host) -> Self {
+        let (root, other) = (host.emulated().root(), host.path("other"));
+        std::fs::create_dir(&other).unwrap();
+        std::fs::write(other.join("instances"), "no directory").unwrap();
+        let none = None::<&str>;
+        mount(Some(&other), &root, none, MsFlags::MS_BIND, none).unwrap();
+        Self(root)
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        umount2(&self.0, MntFlags::MNT_DETACH).unwrap();
+    }
+}
+
+#[test]
+fn files_that_fail_are_said_to_once_and_how_often_they_did() {
+    let Some(host) = host() else { return };
+    host.spawn_bare("web");
+    host.running("web");
+    let hidden = Hidden::behind(&host);
+    host.emulated().strike("hang", "web");
+    host.control().wait("an operator to be asked", || {
+        let now = host.control().instance("web");
+        (now.summary.state == InstanceState::OperatorActionNeeded).then_some(())
+    });
+    // The log is written beside the answers.
+    let line = |part: &str| {
+        let lines = host.control().wait("it to be in the log", || {
+            let log = std::fs::read_to_string(host.path("kmorphd.log")).unwrap();
+            let lines = log.lines().filter(|line| line.contains(part));
+            let lines: Vec<String> = lines.map(str::to_owned).collect();
+            (!lines.is_empty()).then_some(lines)
+        });
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        lines[0].clone()
+    };
+    let given_up = line("the fence is not tried any more");
+    assert!(given_up.contains("5 times in "), "{given_up}");
+    line("the fence is not confirmed");
+    let unseen = line("it was not observed while it was silent");
+    assert!(unseen.contains(" times in "), "{unseen}");
+    line("it cannot be observed");
+    drop(hidden);
+    host.control()
+        .succeed("POST", "/v1/instances/web/recover", None);
+    host.successor_of("web", 1);
 }
 
 #[test]
