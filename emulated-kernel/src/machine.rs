@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
-use nix::libc::{EBUSY, EINVAL, ENOENT, ENOEXEC, ETIMEDOUT};
+use nix::libc::{EBUSY, EINVAL, EIO, ENOENT, ENOEXEC, ETIMEDOUT};
 
 use crate::mk::{Instance, Mk};
 use crate::spawn::{Loaded, Spawn};
@@ -52,6 +52,9 @@ pub(crate) struct Machine {
     spawns: Mutex<HashMap<u32, Arc<Spawn>>>,
     traps: Mutex<HashMap<u32, Traps>>,
     boots: Mutex<u64>,
+    /// Whether it is switched on. Held while something is loaded or booted: what began before it was switched off
+    /// is there to be ended.
+    power: RwLock<bool>,
 }
 
 impl Machine {
@@ -71,10 +74,12 @@ impl Machine {
             spawns: Mutex::default(),
             traps: Mutex::default(),
             boots: Mutex::default(),
+            power: RwLock::new(true),
         }
     }
 
     pub(crate) fn load(&self, id: u32, image: &[u8], initrd: &[u8], cmdline: &str) -> Done {
+        let _power = self.power()?;
         self.with(id, |instance| match instance.state {
             "ready" => Ok(()),
             _ => Err(EBUSY),
@@ -88,6 +93,7 @@ impl Machine {
 
     /// Also of an instance that runs: the kernel does not refuse that.
     pub(crate) fn unload(&self, id: u32) -> Done {
+        let _power = self.power()?;
         self.with(id, |_| Ok(()))?;
         let _lock = self.kexec()?;
         let unloaded = self.images.lock().unwrap().remove(&id);
@@ -102,13 +108,18 @@ impl Machine {
     pub(crate) fn reboot(self: &Arc<Self>, command: u32, id: u32) -> Done {
         match command {
             BOOT => self.boot(id),
-            HALT => self.halt(id),
+            HALT => {
+                // It may wait for long, and holds nothing up.
+                drop(self.power()?);
+                self.halt(id)
+            }
             HALT_FORCE => self.halt_force(id),
             _ => Err(EINVAL),
         }
     }
 
     fn boot(self: &Arc<Self>, id: u32) -> Done {
+        let _power = self.power()?;
         let _lock = self.kexec()?;
         self.with(id, |instance| match instance.state {
             _ if instance.cpus.is_empty() => Err(EINVAL),
@@ -190,6 +201,7 @@ impl Machine {
     }
 
     fn halt_force(&self, id: u32) -> Done {
+        let _power = self.power()?;
         let state = self.with(id, |instance| Ok(instance.state))?;
         let spawn = self.spawn_of(id);
         let deaf = {
@@ -246,12 +258,18 @@ impl Machine {
         Ok(())
     }
 
-    /// Ends all that runs.
+    /// Ends all that runs, and lets nothing begin any more.
     pub(crate) fn off(&self) {
+        *self.power.write().unwrap() = false;
         for spawn in self.spawns.lock().unwrap().values() {
             spawn.line.close();
             spawn.stop();
         }
+    }
+
+    fn power(&self) -> Result<RwLockReadGuard<'_, bool>, i32> {
+        let power = self.power.read().unwrap();
+        if *power { Ok(power) } else { Err(EIO) }
     }
 
     fn spawn_of(&self, id: u32) -> Option<Arc<Spawn>> {
@@ -307,5 +325,33 @@ struct Kexec(Arc<Mutex<Mk>>);
 impl Drop for Kexec {
     fn drop(&mut self) {
         self.0.lock().unwrap().kexec = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_that_is_off_begins_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let mk = Arc::new(Mutex::new(Mk::new()));
+        let mut web = Instance::default();
+        (web.id, web.cpus, web.state) = (1, vec![8], "ready");
+        mk.lock().unwrap().instances.push(web);
+        let agent = Path::new("/nonexistent");
+        let machine = Machine::new(&mk, Generation::Confirms, agent, directory.path());
+        let machine = Arc::new(machine);
+        let load = || machine.load(1, b"\x7fELF", b"", "console=mktty0");
+        load().unwrap();
+        machine.off();
+        for command in [BOOT, HALT, HALT_FORCE] {
+            assert_eq!(machine.reboot(command, 1), Err(EIO), "{command:#x}");
+        }
+        assert_eq!(machine.unload(1), Err(EIO));
+        mk.lock().unwrap().instances[0].state = "ready";
+        assert_eq!(load(), Err(EIO));
+        assert_eq!(mk.lock().unwrap().instances[0].state, "ready");
+        assert!(!directory.path().join("spawns").exists());
     }
 }
