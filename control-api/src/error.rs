@@ -20,7 +20,7 @@ pub enum ErrorCode {
     BadKernelImage,
     /// It exists already. HTTP 409.
     AlreadyExists,
-    /// Not possible in the present state: a second morph, a commit before validate. HTTP 409.
+    /// Not possible in the present state: a second morph, a commit before validate. Or never with this backend. HTTP 409.
     WrongState,
     /// The other kernel lacks what the morph needs. HTTP 409.
     Incompatible,

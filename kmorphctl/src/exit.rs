@@ -70,7 +70,7 @@ pub const EXIT_CODES: [ExitCodeRow; 14] = [
     ),
     row(
         Exit::Refused,
-        "refused in the present state, or it exists already",
+        "refused in the present state or by this backend, or it exists already",
     ),
     row(Exit::Forbidden, "the caller may not do this"),
     row(

@@ -467,7 +467,7 @@ fn a_capture_that_cannot_be_is_refused_before_it_begins() {
         // Its kernel is the host's.
         (
             host.path("core"),
-            ErrorCode::InvalidRequest,
+            ErrorCode::WrongState,
             "no kernel of its own",
         ),
     ] {
@@ -480,7 +480,9 @@ fn a_capture_that_cannot_be_is_refused_before_it_begins() {
     assert_eq!(std::fs::read(host.path("there")).unwrap(), b"");
     let doctor = host
         .control()
-        .request("POST", "/v1/doctor", Some(&json!({})));
-    has(&doctor.refusal().message, &["embedded", "nothing to test"]);
+        .request("POST", "/v1/doctor", Some(&json!({})))
+        .refusal();
+    assert_eq!(doctor.code, ErrorCode::WrongState, "{doctor}");
+    has(&doctor.message, &["embedded", "nothing to test"]);
     undisturbed(&host, "web", agent);
 }

@@ -97,16 +97,18 @@ impl Instance {
         let refused = match self.row.spec.backend {
             BackendKind::Qemu => None,
             BackendKind::Embedded => Some((
+                ErrorCode::WrongState,
                 format!("{name} has no kernel of its own: it is a process (embedded)"),
                 "`gcore` captures the memory of a process",
             )),
             BackendKind::Multikernel => Some((
+                ErrorCode::NotImplemented,
                 format!("the memory of {name} cannot be captured yet: its backend is multikernel"),
                 "docs/multikernel.md says what is missing",
             )),
         };
-        if let Some((text, hint)) = refused {
-            return Some(ApiError::new(ErrorCode::InvalidRequest, text).hint(hint));
+        if let Some((code, text, hint)) = refused {
+            return Some(ApiError::new(code, text).hint(hint));
         }
         if let Some(error) = self.busy("captured") {
             return Some(error);

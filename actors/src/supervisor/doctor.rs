@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use actix::prelude::*;
 use futures_util::future::join_all;
+use kmorph_backends::contract::BackendKind;
 use kmorph_control_api::{ApiError, DoctorRequest, ErrorCode, OperationKind};
 
 use super::Supervisor;
@@ -77,11 +78,17 @@ impl Supervisor {
         self.refuse_while_stopping()?;
         let backend = &self.services.backend;
         let Some(cmdline) = backend.panic_cmdline() else {
+            let kind = backend.kind();
             let text = format!(
                 "the {} backend captures no memory, so there is nothing to test",
-                backend.kind().as_str()
+                kind.as_str()
             );
-            return Err(ApiError::new(ErrorCode::InvalidRequest, text));
+            // As a capture by hand is refused there.
+            let code = match kind {
+                BackendKind::Multikernel => ErrorCode::NotImplemented,
+                BackendKind::Embedded | BackendKind::Qemu => ErrorCode::WrongState,
+            };
+            return Err(ApiError::new(code, text));
         };
         if self.doctor_runs || self.instances.contains_key(DOCTOR_NAME) {
             let text = format!("a self-test is under way, or its instance {DOCTOR_NAME} is left");
