@@ -14,6 +14,9 @@ DEMO_PACKAGES = -p kmorphd -p kmorphctl -p kmp-transport -p kmorph-agent -p kmor
 # Not through `cargo run`: for one package alone it would choose other features and build it all again.
 DEMO = $(or $(CARGO_TARGET_DIR),target)/release/kmorph-demo
 
+# Who runs this; tests say who else.
+USER_ID = $(shell id -u)
+
 .PHONY: build test test-crash test-drgn test-tasks demo demo-build demo-embedded demo-qemu demo-multikernel bench lint doc fuzz setup clean kmod kmod-test kmod-test-24 wheel
 
 build:
@@ -68,7 +71,14 @@ demo-qemu: demo-build
 	@[ $(TRANSPORT) != kerf ] || scripts/build-kmod >/dev/null
 	@$(DEMO) --backend=qemu --transport=$(TRANSPORT)
 
-demo-multikernel: demo-build
+# What the demo would refuse is refused before the build, whose minutes would be for nothing.
+demo-multikernel:
+	@[ $(USER_ID) = 0 ] || { \
+	  echo "a multikernel kernel cannot be emulated here: its files are mounted, which takes root; as root, or after" >&2; \
+	  echo "  make demo-build: sudo $(DEMO) --backend=multikernel" >&2; exit 9; }
+	@[ -e /dev/fuse ] || { \
+	  echo "a multikernel kernel cannot be emulated here: there is no /dev/fuse (modprobe fuse)" >&2; exit 9; }
+	@$(MAKE) --no-print-directory demo-build
 	@$(DEMO) --backend=multikernel
 
 demo-build:

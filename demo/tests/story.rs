@@ -176,3 +176,24 @@ fn where_no_kernel_can_be_emulated_it_says_what_to_do() {
         &["cannot be emulated here: ", "hint: as root", demo],
     );
 }
+
+#[test]
+fn make_refuses_who_is_not_root_before_it_builds() {
+    let output = Command::new("make")
+        .args(["-C", concat!(env!("CARGO_MANIFEST_DIR"), "/..")])
+        .args(["demo", "BACKEND=multikernel", "USER_ID=1000", "CARGO=false"])
+        .env("LC_ALL", "C")
+        .env_remove("MAKEFLAGS")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(!said.contains("Building"), "{said}");
+    has_in_order(
+        &errors,
+        &["cannot be emulated here: ", "root", "make demo-build"],
+    );
+    // make has an exit status of its own; the recipe's is in its words.
+    assert!(errors.contains("Error 9"), "{errors}");
+}
