@@ -135,7 +135,11 @@ impl Slots {
     pub(super) fn content(&self, name: &str) -> Result<Content, SlotError> {
         let status = match self.kernel.status(name) {
             Ok(status) => status,
-            Err(error) if is_absent(&error) => return Ok(Content::Absent),
+            Err(error) if is_absent(&error) => {
+                // Where the files are not mounted, none is there, and what runs runs on.
+                self.kernel.instance_names()?;
+                return Ok(Content::Absent);
+            }
             Err(error) => return Err(error.into()),
         };
         let record = self.records.load(name)?;

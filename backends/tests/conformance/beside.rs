@@ -12,6 +12,7 @@ use libkerf::model::PciAddress;
 use libkerf::overlay::{Create, Operation, Overlay, Status, Target};
 use libkerf::record::Records;
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::json;
 
 use super::ground::{Ground, kernel_instance};
@@ -25,6 +26,10 @@ fn ground() -> Option<Ground> {
 fn kernel(ground: &Ground) -> Kernel {
     let emulated = ground.emulated.as_ref().unwrap();
     Kernel::at(emulated.root(), emulated.beside("run/kerf.lock"))
+}
+
+fn kernel_root(ground: &Ground) -> PathBuf {
+    ground.emulated.as_ref().unwrap().root()
 }
 
 fn records(ground: &Ground) -> Records {
@@ -288,6 +293,28 @@ async fn a_halt_that_does_not_reach_the_cpus_is_no_fence_and_is_tried_again() {
         .unwrap();
     assert_eq!(proof.confirmation(), Confirmation::CpusParked);
     assert!(!ground.lives(&placement));
+}
+
+#[tokio::test]
+async fn files_that_are_not_mounted_do_not_say_that_nothing_runs() {
+    let Some(ground) = ground() else { return };
+    let placement = ground.spawn(ground.spec()).await;
+    ground.answers(&placement).await;
+    let (root, empty) = (kernel_root(&ground), ground.run_dir().join("empty"));
+    std::fs::create_dir(&empty).unwrap();
+    let none = None::<&str>;
+    mount(Some(&empty), &root, none, MsFlags::MS_BIND, none).unwrap();
+    let seen = ground.backend.observe(&placement).await;
+    let order = FenceOrder::new(placement.generation);
+    let fenced = ground.backend.fence(&placement, order).await;
+    umount2(&root, MntFlags::MNT_DETACH).unwrap();
+    let error = seen.unwrap_err().to_string();
+    assert!(error.contains("instances"), "{error}");
+    let refused = fenced.unwrap_err();
+    assert!(ground.lives(&placement));
+    let proof = ground.backend.fence(&placement, refused.order).await;
+    let proof = proof.unwrap();
+    assert_eq!(proof.confirmation(), Confirmation::CpusParked);
 }
 
 #[tokio::test]
