@@ -15,7 +15,7 @@ const FAILED: &str = "large";
 const SURVIVORS: [&str; 2] = ["first", "second"];
 const FAILURES: u64 = 3;
 /// Values in the instance that fails.
-const VALUES_MIB: usize = 1024;
+const VALUES_MIB: usize = 512;
 const CONFIG: &str = "backend = \"qemu\"\n[defaults]\nheartbeat_timeout_s = 10.0\nmemory_mib = 4096\n\
                       vmcore = \"on\"\n[pool]\nshare_cpus = true\nmemory_mib = 65536\n[vmcore]\nlevel = 0\n";
 

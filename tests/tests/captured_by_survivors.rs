@@ -121,6 +121,7 @@ fn qemu_memory(run_dir: &Path) -> PathBuf {
         let mut open = open.flatten().map(|entry| entry.path());
         let memory = open.find(|path| {
             let target = std::fs::read_link(path).unwrap_or_default();
+            // This one was lent nothing yet.
             target.to_string_lossy().contains("memory-backend-memfd")
         });
         return memory.expect("QEMU has its guest's memory open");

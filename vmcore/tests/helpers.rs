@@ -67,6 +67,12 @@ impl PhysicalMemory for Gated<'_> {
         self.memory.ranges()
     }
 
+    /// As if its pages of zeros were holes in a file.
+    fn next_data(&self, phys: u64, end: u64) -> u64 {
+        let data = self.memory.pages.range(phys / 4096..).next();
+        data.map_or(end, |(pfn, _)| pfn * 4096).clamp(phys, end)
+    }
+
     fn read(&self, phys: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
         let open = self.open.lock().unwrap();
         let waited = self
@@ -83,6 +89,12 @@ impl PhysicalMemory for Gated<'_> {
 
 fn read_share(memory: &Pages, share: &mut Share) {
     for range in share.ranges().to_vec() {
+        let mut pages = range.start / 4096..range.end / 4096;
+        // Where there is a hole, reading it would fill it.
+        assert!(
+            pages.all(|pfn| memory.pages.contains_key(&pfn)),
+            "{range:?}"
+        );
         let place = share.memory_at(range).unwrap();
         memory.read(range.start, place).unwrap();
     }

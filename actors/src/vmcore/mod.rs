@@ -43,9 +43,9 @@ use tokio::time::Instant;
 
 pub use files::Retention;
 use files::{Files, Place};
-use survivors::Job;
 pub use survivors::SURVIVORS_MAX;
 pub(crate) use survivors::take_back_left;
+use survivors::{Borrowers, Job};
 
 use crate::journal::GenerationRow;
 use crate::services::Services;
@@ -82,24 +82,30 @@ pub struct VmcoreSettings {
 
 /// Lets one memory be captured at a time: what a capture needs of the daemon's memory is bounded then.
 #[derive(Clone, Debug)]
-pub struct Captures(Arc<Semaphore>);
+pub struct Captures {
+    turn: Arc<Semaphore>,
+    borrowers: Borrowers,
+}
 
 impl Default for Captures {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(1)))
+        Self {
+            turn: Arc::new(Semaphore::new(1)),
+            borrowers: Borrowers::default(),
+        }
     }
 }
 
 impl Captures {
     /// The turn of a capture that does not wait for others.
     pub(crate) fn now(&self) -> Option<Turn> {
-        let turn = self.0.clone().try_acquire_owned();
+        let turn = self.turn.clone().try_acquire_owned();
         turn.ok().map(Turn)
     }
 
     /// The turn of one that waits for those before it.
     async fn later(&self) -> Result<Turn, CaptureError> {
-        let turn = self.0.clone().acquire_owned().await;
+        let turn = self.turn.clone().acquire_owned().await;
         turn.map(Turn).map_err(|_| CaptureError::Fault)
     }
 }

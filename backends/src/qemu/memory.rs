@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -97,14 +98,40 @@ fn memfd(pid: i32) -> io::Result<Option<PathBuf>> {
     };
     for entry in descriptors {
         let path = entry?.path();
-        let target = std::fs::read_link(&path).unwrap_or_default();
-        if target
-            .as_os_str()
-            .as_encoded_bytes()
-            .starts_with(b"/memfd:memory-backend-memfd")
-        {
+        if is_own_memory(&path) {
             return Ok(Some(path));
         }
     }
     Ok(None)
+}
+
+/// Whether the descriptor is of a guest's memory, and its own. What it was lent is the memory of another, open for
+/// reading alone, which the permissions of its name in `/proc` tell (proc_pid_fd(5)).
+fn is_own_memory(descriptor: &Path) -> bool {
+    let target = std::fs::read_link(descriptor).unwrap_or_default();
+    let named = target.as_os_str().as_encoded_bytes();
+    let can_write = |found: std::fs::Metadata| found.mode() & 0o200 != 0;
+    named.starts_with(b"/memfd:memory-backend-memfd")
+        && std::fs::symlink_metadata(descriptor).is_ok_and(can_write)
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+
+    use super::*;
+
+    fn in_proc(file: &impl AsRawFd) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+    }
+
+    #[test]
+    fn what_was_lent_is_not_taken_for_its_own() {
+        let own = memfd_create("memory-backend-memfd", MFdFlags::MFD_CLOEXEC).unwrap();
+        let lent = File::open(in_proc(&own)).unwrap();
+        let another = memfd_create("another", MFdFlags::MFD_CLOEXEC).unwrap();
+        assert!(is_own_memory(&in_proc(&own)));
+        assert!(!is_own_memory(&in_proc(&lent)));
+        assert!(!is_own_memory(&in_proc(&another)));
+    }
 }

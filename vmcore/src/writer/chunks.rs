@@ -31,21 +31,20 @@ pub(super) struct Chunk<'a> {
 }
 
 impl Chunk<'_> {
-    /// Runs of pages that go into the file, without what is known to be zero at the beginning of each.
+    /// Runs of pages that go into the file and are not known to be zero: who reads those of a file's holes
+    /// fills the holes.
     fn runs(&self, contents: &Contents<'_>) -> Vec<PhysRange> {
-        let mut runs = Vec::new();
-        let mut page = 0;
-        while page < CHUNK_PAGES {
-            let pages = (page..CHUNK_PAGES)
-                .take_while(|page| self.goes(*page))
-                .count();
-            let phys = |page: usize| (self.start + page as u64) * PAGE;
-            let end = phys(page + pages);
-            let start = contents.memory.next_data(phys(page), end);
-            if start < end {
-                runs.push(PhysRange { start, end });
+        let mut runs: Vec<PhysRange> = Vec::new();
+        for page in (0..CHUNK_PAGES).filter(|page| self.goes(*page)) {
+            let start = (self.start + page as u64) * PAGE;
+            let end = start + PAGE;
+            if contents.memory.next_data(start, end) == end {
+                continue;
             }
-            page += pages.max(1);
+            match runs.last_mut() {
+                Some(last) if last.end == start => last.end = end,
+                _ => runs.push(PhysRange { start, end }),
+            }
         }
         runs
     }

@@ -13,11 +13,11 @@
 
 mod channel;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kmorph_backends::contract::{BackendError, MemoryRange};
@@ -33,11 +33,42 @@ use self::channel::Lent;
 use super::CaptureError;
 use crate::journal::GenerationRow;
 use crate::services::Services;
+use crate::transport::PeerKey;
 
 /// Most survivors that help with one capture.
 pub const SURVIVORS_MAX: usize = 8;
 /// Longest silence of a survivor that was asked for something.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Who is lent memory, or has it taken back. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Borrowers(Arc<Mutex<BTreeSet<PeerKey>>>);
+
+/// One of them, until it is dropped.
+struct Borrower(Borrowers, PeerKey);
+
+impl Borrowers {
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<PeerKey>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `None` when it is one already.
+    fn join(&self, row: &GenerationRow) -> Option<Borrower> {
+        let key = PeerKey {
+            instance: row.instance.clone(),
+            generation: row.generation,
+        };
+        let joined = self.lock().insert(key.clone());
+        joined.then(|| Borrower(self.clone(), key))
+    }
+}
+
+impl Drop for Borrower {
+    fn drop(&mut self) {
+        self.0.lock().remove(&self.1);
+    }
+}
+
 /// Bytes that each survivor has read.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Read(Arc<Mutex<BTreeMap<String, u64>>>);
@@ -122,6 +153,8 @@ enum HelpError {
     CannotRead,
     #[error("it cannot be lent memory")]
     CannotBorrow,
+    #[error("what it was lent for another vmcore is being taken back")]
+    Borrows,
     #[error(transparent)]
     Lend(#[from] BackendError),
     #[error(transparent)]
@@ -140,7 +173,8 @@ enum HelpError {
 pub(crate) fn take_back_left(services: &Services, row: &GenerationRow) {
     let (services, row) = (services.clone(), row.clone());
     actix::spawn(async move {
-        let Some(placement) = &row.placement else {
+        let borrower = services.captures.borrowers.join(&row);
+        let (Some(placement), Some(_)) = (&row.placement, &borrower) else {
             return;
         };
         if let Err(error) = services.backend.take_back(placement).await {
@@ -158,7 +192,7 @@ async fn help(services: Services, row: GenerationRow, job: Arc<Job>, helper: Arc
         "survivor_generation" => row.generation, "capture" => job.capture));
     match borrow_and_read(&services, &row, &job, helper).await {
         Ok(()) => {}
-        Err(error @ (HelpError::CannotRead | HelpError::CannotBorrow)) => {
+        Err(error @ (HelpError::CannotRead | HelpError::CannotBorrow | HelpError::Borrows)) => {
             info!(log, "a survivor does not help with a vmcore"; "reason" => %error);
         }
         Err(error) => {
@@ -173,6 +207,8 @@ async fn borrow_and_read(
     job: &Job,
     helper: Arc<Helper>,
 ) -> Result<(), HelpError> {
+    let borrowers = &services.captures.borrowers;
+    let _borrower = borrowers.join(row).ok_or(HelpError::Borrows)?;
     let placement = row.placement.as_ref().ok_or(HelpError::CannotBorrow)?;
     let hello = services.hello(&row.instance, row.generation);
     let address = Address::from(placement.endpoint.clone());
