@@ -13,7 +13,7 @@ use crate::process::{forget_peak, peak_mib};
 const GROUP: &str = "survivors";
 const FAILED: &str = "large";
 const SURVIVORS: [&str; 2] = ["first", "second"];
-const FAILURES: u64 = 3;
+const FAILURES: usize = 3;
 /// Values in the instance that fails.
 const VALUES_MIB: usize = 512;
 const CONFIG: &str = "backend = \"qemu\"\n[defaults]\nheartbeat_timeout_s = 10.0\nmemory_mib = 4096\n\
@@ -23,29 +23,29 @@ pub(crate) fn run() -> Found {
     let host = Host::with(CONFIG);
     let events = Events::follow(host.control());
     let kernel = kernels::debian("6.1");
-    let mut request = key_value(FAILED, &kernel, &[]);
-    request["kernel_cmdline"] = json!(kernels::PANICS_ON_NMI);
-    spawn(&host, &events, &request);
     for name in SURVIVORS {
         let mut survivor = key_value(name, &kernel, &[]);
         survivor["memory_bytes"] = json!(512 << 20);
         spawn(&host, &events, &survivor);
     }
+    let mut request = key_value(FAILED, &kernel, &[]);
+    request["kernel_cmdline"] = json!(kernels::PANICS_ON_NMI);
     let mut figures = Vec::new();
-    let mut failed = 0;
     for (survivors, how) in [(0, "by the daemon alone"), (2, "with two survivors")] {
         host.configure(&format!("{CONFIG}survivors = {survivors}\n"));
         host.control().request("POST", "/v1/daemon/reload", None);
+        // A new one each time: one that fails too often is not started again.
+        spawn(&host, &events, &request);
         let (mut dumps, mut shares, mut peaks) = (vec![], vec![], vec![]);
         for _ in 0..FAILURES {
-            failed += 1;
-            let (vmcore, peak) = fail(&host, &events, failed);
+            let (vmcore, peak) = fail(&host, &events);
             dumps.push(vmcore.captured_ms.expect("a dump"));
             #[expect(clippy::cast_precision_loss, reason = "bytes of memory, for a figure")]
             let read = vmcore.read_by.values().sum::<u64>() as f64 / f64::from(1 << 20);
             shares.push(read);
             peaks.push(peak);
         }
+        terminate(&host, FAILED);
         let of =
             |what: &str, unit, values| Figure::of(GROUP, format!("{what}, {how}"), unit, values);
         figures.push(of("verdict to a dump of all", Unit::Milliseconds, dumps));
@@ -55,7 +55,7 @@ pub(crate) fn run() -> Found {
         let peak = of("most memory of kmorphd meanwhile", Unit::Mebibytes, peaks);
         figures.push(peak.bar(Bar::at_most(Of::Max, 128.0)));
     }
-    for name in [FAILED].into_iter().chain(SURVIVORS) {
+    for name in SURVIVORS {
         terminate(&host, name);
     }
     let remark = format!(
@@ -68,13 +68,14 @@ pub(crate) fn run() -> Found {
     }
 }
 
-/// Has the instance fail for the `failure`-th time: what was captured, and the daemon's most memory meanwhile.
-fn fail(host: &Host, events: &Events, failure: u64) -> (VmcoreRecord, f64) {
+/// Has the instance fail: what was captured, and the daemon's most memory meanwhile.
+fn fail(host: &Host, events: &Events) -> (VmcoreRecord, f64) {
     fill(port(host, FAILED), VALUES_MIB << 20);
     forget_peak(host.daemon_pid());
-    let run_dir = host.control().instance(FAILED).run_dir;
-    kernels::qmp(run_dir.as_ref(), "inject-nmi");
-    events.wait("a successor", |e| runs(e, FAILED, failure + 1));
+    let failing = host.control().instance(FAILED);
+    kernels::qmp(failing.run_dir.as_ref(), "inject-nmi");
+    let next = failing.summary.generation + 1;
+    events.wait("a successor", |e| runs(e, FAILED, next));
     let peak = peak_mib(host.daemon_pid());
     let path = format!("/v1/recoveries?instance={FAILED}");
     let records: Vec<RecoveryRecord> = host.control().get(&path);
