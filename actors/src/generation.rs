@@ -255,6 +255,18 @@ impl Services {
         Ok(certificate)
     }
 
+    /// Has the memory of a generation that is about to be fenced last until it is captured, also when this daemon does
+    /// not. What keeps it from that is logged.
+    pub async fn keep_memory(&self, row: &GenerationRow) {
+        let Some(placement) = &row.placement else {
+            return;
+        };
+        if let Err(error) = self.backend.keep_memory(placement).await {
+            warn!(self.log, "its memory is lost when the daemon ends before it is captured";
+                "instance" => &row.instance, "generation" => row.generation, "reason" => %error);
+        }
+    }
+
     /// Keeps the registers of a generation's CPUs for its vmcore, where they can be had: they are lost with its
     /// fence, and change when it goes on. A vmcore without is worth having, so a failure is logged and no more.
     pub async fn save_registers(&self, row: &GenerationRow) {

@@ -219,6 +219,7 @@ impl RecoveryJob {
             let result = match written {
                 Ok(()) => {
                     if wanted {
+                        services.keep_memory(&row).await;
                         services.save_registers(&row).await;
                     }
                     services.fence(&mut row, order).await
@@ -447,6 +448,7 @@ impl RecoveryJob {
         self.save();
         self.owner.do_send(RecoveryOver {
             record: self.record.clone(),
+            failed: self.plan.failed.clone(),
         });
         ctx.stop();
     }

@@ -396,6 +396,16 @@ pub trait Backend: Send + Sync {
     /// When the system could not be asked.
     async fn memory_map(&self, placement: &Placement) -> Result<Vec<MemoryRange>, BackendError>;
 
+    /// Has the memory of an instance that is about to be fenced last until its release also when the daemon does not;
+    /// false where there is none to keep.
+    ///
+    /// # Errors
+    /// When it lasts no longer than the daemon.
+    async fn keep_memory(&self, placement: &Placement) -> Result<bool, BackendError> {
+        let _ = placement;
+        Ok(false)
+    }
+
     /// Has an instance execute nothing until it is resumed, with its memory as it is; false when it executed nothing
     /// before: it has ended, its kernel panicked, or somebody else stopped it.
     ///

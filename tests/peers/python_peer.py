@@ -139,6 +139,8 @@ KINDS = {
     9: ("reference", exactly("region:Q length:Q digest:Q")),
     10: ("check", check()),
     11: ("range", exactly("start:Q length:Q")),
+    12: ("pci_port", text(32)),
+    13: ("window", exactly("start:Q length:Q offset:Q")),
 }
 
 # --- Messages: type, name, limit, fixed part, records as kind: (least, most, critical). ---
@@ -151,7 +153,7 @@ HELLO = (
     " features:Q session:Q -:8s",
     {1: MUST, 2: MAYBE, 3: MAYBE},
 )
-VMCORE = ("capture:Q bytes:Q status:H -:6s", {})
+VMCORE = ("capture:Q bytes:Q status:H/0-1 -:6s", {})
 NEGOTIATE = (
     "session:Q memory_bytes:Q dirty_bytes_per_s:Q state_kinds:I providers:I modes:I"
     " state_version:I verdict:B/0-2 -:7s",
@@ -196,14 +198,17 @@ MESSAGES = {
     0x0211: (
         "VMCORE_START",
         65536,
-        ("capture:Q generation:Q chunk_bytes:I -:4s", {11: (0, 1024, CRITICAL)}),
+        (
+            "capture:Q generation:Q chunk_bytes:I -:4s",
+            {12: (0, 1, CRITICAL), 13: (0, 16, CRITICAL), 11: (0, 1024, CRITICAL)},
+        ),
         VMCORE,
     ),
     0x0212: (
         "VMCORE_DATA",
         1048576,
         (
-            "capture:Q address:Q length:Q chunk_crc32:I encoding:H/0-2 -:2s",
+            "capture:Q address:Q length:Q chunk_crc32:I encoding:H/0-1 -:2s",
             {8: (0, 1, CRITICAL)},
         ),
         None,

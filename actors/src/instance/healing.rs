@@ -36,6 +36,8 @@ pub struct Successor {
 pub struct RecoveryOver {
     /// How.
     pub record: RecoveryRecord,
+    /// The generation that failed, as it is now: fenced, if that was confirmed.
+    pub failed: GenerationRow,
 }
 
 /// The supervisor grants a recovery that was asked for.
@@ -248,6 +250,9 @@ impl Handler<RecoveryOver> for Instance {
     fn handle(&mut self, over: RecoveryOver, ctx: &mut Self::Context) {
         self.work = Work::Nothing;
         self.supervisor.do_send(RecoveryDone(self.row.name.clone()));
+        if self.generation.generation == over.failed.generation {
+            self.generation = over.failed;
+        }
         match self.ending.take() {
             Some(Ending::Recovery(request)) => return self.end_after_recovery(request, ctx),
             // It ends as soon as that is written.

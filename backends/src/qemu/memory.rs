@@ -2,8 +2,8 @@
 //! which holds the memory below the hole first and that above it behind.
 //!
 //! A memfd is gone with the last process that has it open. The daemon holds it too, so that the memory of a
-//! guest whose QEMU has ended can still be captured; it is given back when the generation is released, whoever else
-//! has it mapped then.
+//! guest whose QEMU has ended can still be captured, and where it is to be captured so does a process that outlives
+//! the daemon ([`keeping`]). It is given back when the generation is released, whoever else has it mapped then.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,8 +15,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::fcntl::{FallocateFlags, fallocate};
 
-use super::command;
+use super::{command, keeping};
 use crate::contract::{MemoryRange, ProcessId};
+use crate::process::Stat;
 
 /// The memories that are held, by their QEMU.
 #[derive(Debug, Default)]
@@ -27,16 +28,30 @@ impl Held {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Holds the memory of a guest from now on; false when its QEMU is gone.
-    pub(super) fn hold(&self, qemu: &ProcessId) -> io::Result<bool> {
+    /// Holds the memory of a guest from now on; false when its QEMU is gone, and nobody has kept it.
+    pub(super) fn hold(&self, qemu: &ProcessId, run_dir: &Path) -> io::Result<bool> {
         let mut all = self.all();
         if all.contains_key(qemu) {
             return Ok(true);
         }
-        let Some(path) = memfd(qemu.pid)? else {
+        let memory = match of_qemu(qemu)? {
+            None => keeping::memory(run_dir)?,
+            memory => memory,
+        };
+        let Some(memory) = memory else {
             return Ok(false);
         };
-        all.insert(qemu.clone(), File::open(path)?);
+        all.insert(qemu.clone(), memory);
+        Ok(true)
+    }
+
+    /// Has the memory outlive this process too; false when there is none.
+    pub(super) fn keep(&self, qemu: &ProcessId, run_dir: &Path) -> io::Result<bool> {
+        if !self.hold(qemu, run_dir)? {
+            return Ok(false);
+        }
+        let held = self.all().get(qemu).map(File::try_clone).transpose()?;
+        held.map_or(Ok(()), |memory| keeping::start(&memory, run_dir))?;
         Ok(true)
     }
 
@@ -49,9 +64,10 @@ impl Held {
     pub(super) fn ranges(
         &self,
         qemu: &ProcessId,
+        run_dir: &Path,
         memory_bytes: u64,
     ) -> io::Result<Vec<MemoryRange>> {
-        if !self.hold(qemu)? {
+        if !self.hold(qemu, run_dir)? {
             return Ok(Vec::new());
         }
         let descriptor = self.all().get(qemu).map(File::as_raw_fd);
@@ -87,6 +103,20 @@ fn ranges(host_path: &Path, memory_bytes: u64) -> Vec<MemoryRange> {
         ranges.push(range(command::HIGH_MEMORY_START, low, total - low));
     }
     ranges
+}
+
+/// The memory that QEMU has.
+fn of_qemu(qemu: &ProcessId) -> io::Result<Option<File>> {
+    let Some(path) = memfd(qemu.pid)? else {
+        return Ok(None);
+    };
+    let opened = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
+    // Looked at after it is open: it is this QEMU's, and not that of another which has got its number.
+    let same = Stat::read(qemu.pid)?.is_some_and(|stat| stat.start_ticks == qemu.start_ticks);
+    Ok(same.then_some(opened))
 }
 
 /// QEMU's descriptor of it.

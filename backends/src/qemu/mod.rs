@@ -19,6 +19,7 @@
 mod command;
 mod console;
 mod freezing;
+mod keeping;
 mod lending;
 mod memory;
 mod prepare;
@@ -408,7 +409,7 @@ impl Backend for QemuBackend {
             Some(qemu) => {
                 let directory = &placement.run_dir;
                 // Without it a guest can run; there will be no vmcore of it then, which is said when one is wanted.
-                let _ = self.memory.hold(qemu);
+                let _ = self.memory.hold(qemu, directory);
                 self.watches.ended(qemu, directory, &self.exits).await
             }
             None => ExitCause::Exited { status: None },
@@ -437,7 +438,7 @@ impl Backend for QemuBackend {
         order: FenceOrder,
     ) -> Result<FenceCertificate, FenceUnconfirmed> {
         if let Some(qemu) = qemu_of(placement) {
-            let _ = self.memory.hold(qemu);
+            let _ = self.memory.hold(qemu, &placement.run_dir);
         }
         fencing::fence(placement, &self.exits, order).await
     }
@@ -448,13 +449,19 @@ impl Backend for QemuBackend {
         proof: &FenceCertificate,
     ) -> Result<(), BackendError> {
         fencing::check_proof(placement, proof)?;
-        let mut given = Ok(());
+        // Also what another daemon held, and a process has kept for this one.
+        let mut given = match qemu_of(placement) {
+            Some(qemu) => self.memory.hold(qemu, &placement.run_dir).map(drop),
+            None => Ok(()),
+        };
+        let ended = keeping::end(&placement.run_dir, &self.exits).await;
+        given = given.and(ended);
         for process in &placement.processes {
             self.watches.forget(process);
             self.exits.forget(process);
             if let Some(memory) = self.memory.take(process) {
                 let work = tokio::task::spawn_blocking(move || memory::give_back(&memory));
-                given = work.await.map_err(io::Error::other).flatten();
+                given = given.and(work.await.map_err(io::Error::other).flatten());
             }
         }
         for name in run_dir::REMOVED {
@@ -481,8 +488,16 @@ impl Backend for QemuBackend {
             ))
         };
         self.memory
-            .ranges(qemu, placement.memory_bytes)
+            .ranges(qemu, &placement.run_dir, placement.memory_bytes)
             .map_err(what())
+    }
+
+    async fn keep_memory(&self, placement: &Placement) -> Result<bool, BackendError> {
+        let Some(qemu) = qemu_of(placement) else {
+            return Ok(false);
+        };
+        let kept = self.memory.keep(qemu, &placement.run_dir);
+        kept.map_err(failed(format!("keeping the memory of {}", placement.name)))
     }
 
     async fn freeze(&self, placement: &Placement) -> Result<bool, BackendError> {

@@ -28,6 +28,7 @@ use kmp_transport::connection::ConnectionError;
 use kmp_transport::link::Address;
 use kmp_transport::peer::{BulkError, open_bulk};
 use slog::{info, warn};
+use tokio::sync::Notify;
 
 use self::channel::Lent;
 use super::CaptureError;
@@ -42,30 +43,43 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Who is lent memory, or has it taken back. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Borrowers(Arc<Mutex<BTreeSet<PeerKey>>>);
+pub(super) struct Borrowers(Arc<Borrowing>);
+
+#[derive(Debug, Default)]
+struct Borrowing {
+    all: Mutex<BTreeSet<PeerKey>>,
+    fewer: Notify,
+}
 
 /// One of them, until it is dropped.
 struct Borrower(Borrowers, PeerKey);
 
 impl Borrowers {
     fn lock(&self) -> MutexGuard<'_, BTreeSet<PeerKey>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `None` when it is one already.
-    fn join(&self, row: &GenerationRow) -> Option<Borrower> {
+    /// Waits until it is none any more: whatever is done with one has a bound of its own.
+    async fn join(&self, row: &GenerationRow) -> Borrower {
         let key = PeerKey {
             instance: row.instance.clone(),
             generation: row.generation,
         };
-        let joined = self.lock().insert(key.clone());
-        joined.then(|| Borrower(self.clone(), key))
+        loop {
+            let mut fewer = std::pin::pin!(self.0.fewer.notified());
+            fewer.as_mut().enable();
+            if self.lock().insert(key.clone()) {
+                return Borrower(self.clone(), key);
+            }
+            fewer.await;
+        }
     }
 }
 
 impl Drop for Borrower {
     fn drop(&mut self) {
         self.0.lock().remove(&self.1);
+        self.0.0.fewer.notify_waiters();
     }
 }
 
@@ -153,8 +167,6 @@ enum HelpError {
     CannotRead,
     #[error("it cannot be lent memory")]
     CannotBorrow,
-    #[error("what it was lent for another vmcore is being taken back")]
-    Borrows,
     #[error(transparent)]
     Lend(#[from] BackendError),
     #[error(transparent)]
@@ -173,8 +185,8 @@ enum HelpError {
 pub(crate) fn take_back_left(services: &Services, row: &GenerationRow) {
     let (services, row) = (services.clone(), row.clone());
     actix::spawn(async move {
-        let borrower = services.captures.borrowers.join(&row);
-        let (Some(placement), Some(_)) = (&row.placement, &borrower) else {
+        let _borrower = services.captures.borrowers.join(&row).await;
+        let Some(placement) = &row.placement else {
             return;
         };
         if let Err(error) = services.backend.take_back(placement).await {
@@ -192,7 +204,7 @@ async fn help(services: Services, row: GenerationRow, job: Arc<Job>, helper: Arc
         "survivor_generation" => row.generation, "capture" => job.capture));
     match borrow_and_read(&services, &row, &job, helper).await {
         Ok(()) => {}
-        Err(error @ (HelpError::CannotRead | HelpError::CannotBorrow | HelpError::Borrows)) => {
+        Err(error @ (HelpError::CannotRead | HelpError::CannotBorrow)) => {
             info!(log, "a survivor does not help with a vmcore"; "reason" => %error);
         }
         Err(error) => {
@@ -207,8 +219,7 @@ async fn borrow_and_read(
     job: &Job,
     helper: Arc<Helper>,
 ) -> Result<(), HelpError> {
-    let borrowers = &services.captures.borrowers;
-    let _borrower = borrowers.join(row).ok_or(HelpError::Borrows)?;
+    let _borrower = services.captures.borrowers.join(row).await;
     let placement = row.placement.as_ref().ok_or(HelpError::CannotBorrow)?;
     let hello = services.hello(&row.instance, row.generation);
     let address = Address::from(placement.endpoint.clone());

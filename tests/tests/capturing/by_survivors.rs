@@ -1,27 +1,22 @@
 //! A failed kernel's memory that is read by the kernels which survive: whatever becomes of them, or of the daemon.
-//!
-//! Needs what `scripts/setup-tests` installs.
-
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::expect_used,
-    reason = "a test fails by panicking"
-)]
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use kmorph_control_api::{RecoveryOutcome, RecoveryRecord, VmcoreRecord};
+use kmorph_control_api::{
+    CaptureReport, InstanceState, RecoveryOutcome, RecoveryRecord, VmcoreRecord,
+};
 use kmorph_tests::{Host, kernels};
 use kmorph_vmcore::{Completeness, Dump, MemoryFile, PhysicalMemory};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json;
 
 /// All of the memory, no faster than so that survivors have the time to take part in it.
 const CONFIG: &str = "backend = \"qemu\"\n[defaults]\nheartbeat_timeout_s = 3.0\nvmcore = \"on\"\n\
                       [pool]\nshare_cpus = true\nmemory_mib = 65536\n\
-                      [vmcore]\nsurvivors = 2\nlevel = 0\nrate_mib_s = 24\n";
+                      [vmcore]\nsurvivors = 2\nlevel = 0\nrate_mib_s = 16\n";
 /// Where memory above 4 GiB would begin in the file; the guests have less.
 const LOW_BYTES: u64 = 2 << 30;
 const SURVIVORS: [&str; 2] = ["cache", "db"];
@@ -34,8 +29,8 @@ fn qemu(host: &Host, name: &str) -> Pid {
     Pid::from_raw(host.control().instance(name).processes["qemu"])
 }
 
-/// The recovery of web's `generation`, once it is over.
-fn recovered(host: &Host, generation: u64) -> VmcoreRecord {
+/// The recovery of web's `generation`, once it is over, and what was captured: whole, and verified.
+fn captured(host: &Host, generation: u64) -> (VmcoreRecord, Dump) {
     let record = host.control().wait("the recovery to end", || {
         let all: Vec<RecoveryRecord> = host.control().get("/v1/recoveries?instance=web");
         let ended = |r: &RecoveryRecord| {
@@ -43,12 +38,7 @@ fn recovered(host: &Host, generation: u64) -> VmcoreRecord {
         };
         all.into_iter().find(ended)
     });
-    record.vmcore.unwrap()
-}
-
-/// What was captured of it: whole, and verified.
-fn captured(host: &Host, generation: u64) -> (VmcoreRecord, Dump) {
-    let vmcore = recovered(host, generation);
+    let vmcore = record.vmcore.unwrap();
     assert_eq!(vmcore.error, None);
     let dump = Dump::open(Path::new(vmcore.path.as_ref().unwrap()));
     let dump = dump.unwrap().unwrap();
@@ -79,26 +69,46 @@ fn survivors_read_the_memory_and_nothing_depends_on_them() {
     another_daemon_takes_back_what_was_lent(&mut host);
 }
 
+/// By hand, of a memory that is kept: so that there is something to compare the vmcore with.
 fn they_read_what_is_in_the_memory(host: &Host) {
-    let (dir, daemon) = (run_dir(host, "web"), Pid::from_raw(host.daemon_pid()));
-    // The daemon looks away until there is a copy of the memory: it gives it back when it has captured it.
-    kill(daemon, Signal::SIGSTOP).unwrap();
-    let web = qemu_memory(&dir);
-    kernels::qmp(&dir, "inject-nmi");
-    host.control().wait("the panic", || {
-        (kernels::guest_status(&dir) == "guest-panicked").then_some(())
+    let inode = memory_of(qemu(host, "web").as_raw(), |_| true);
+    let inode = std::fs::metadata(inode).unwrap().ino();
+    // What must be captured is kept when it cannot be: there is a file where the directory should be.
+    host.control()
+        .set_policy("web", &json!({ "vmcore": "required" }));
+    let obstacle = host.path("state/vmcore");
+    std::fs::write(&obstacle, "").unwrap();
+    kernels::qmp(&run_dir(host, "web"), "inject-nmi");
+    host.control().wait("an operator to be asked", || {
+        let now = host.control().instance("web").summary.state;
+        (now == InstanceState::OperatorActionNeeded).then_some(())
     });
-    let copy = host.path("memory");
-    std::fs::copy(web, &copy).unwrap();
-    kill(daemon, Signal::SIGCONT).unwrap();
 
-    let (vmcore, dump) = captured(host, 1);
+    let path = host.path("by-hand");
+    let ended = host.control().succeed(
+        "POST",
+        "/v1/instances/web/vmcore",
+        Some(&json!({ "output": path })),
+    );
+    let report: CaptureReport = serde_json::from_value(ended.result.unwrap()).unwrap();
     for name in SURVIVORS {
-        let read = vmcore.read_by.get(name).copied().unwrap_or(0);
-        assert!(read >= 1 << 20, "{name} has read {read} bytes: {vmcore:?}");
+        let read = report.read_by.get(name).copied().unwrap_or(0);
+        assert!(read >= 1 << 20, "{name} has read {read} bytes: {report:?}");
         wait_for_loan(host, &run_dir(host, name), false);
     }
-    let memory = MemoryFile::of_pc(File::open(copy).unwrap(), LOW_BYTES).unwrap();
+    let of_web = |path: &Path| std::fs::metadata(path).is_ok_and(|found| found.ino() == inode);
+    let memory = File::open(memory_of(host.daemon_pid(), of_web)).unwrap();
+    assert_same(&Dump::open(&path).unwrap().unwrap(), memory);
+
+    std::fs::remove_file(&obstacle).unwrap();
+    host.control()
+        .succeed("POST", "/v1/instances/web/recover", None);
+    captured(host, 1);
+}
+
+fn assert_same(dump: &Dump, memory: File) {
+    assert_eq!(dump.completeness(), Completeness::Complete);
+    let memory = MemoryFile::of_pc(memory, LOW_BYTES).unwrap();
     let (mut ours, mut theirs) = (vec![0; 1 << 20], vec![0; 1 << 20]);
     for range in memory.ranges() {
         for at in (range.start..range.end).step_by(1 << 20) {
@@ -109,24 +119,15 @@ fn they_read_what_is_in_the_memory(host: &Host) {
     }
 }
 
-/// The file that is the memory of the guest in `run_dir`.
-fn qemu_memory(run_dir: &Path) -> PathBuf {
-    let wanted = run_dir.as_os_str().as_encoded_bytes();
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        if !line.starts_with(b"qemu") || !line.windows(wanted.len()).any(|part| part == wanted) {
-            continue;
-        }
-        let open = std::fs::read_dir(entry.path().join("fd")).unwrap();
-        let mut open = open.flatten().map(|entry| entry.path());
-        let memory = open.find(|path| {
-            let target = std::fs::read_link(path).unwrap_or_default();
-            // This one was lent nothing yet.
-            target.to_string_lossy().contains("memory-backend-memfd")
-        });
-        return memory.expect("QEMU has its guest's memory open");
-    }
-    panic!("no QEMU runs from {run_dir:?}");
+/// A guest's memory that the process has open, if it is the right one.
+fn memory_of(pid: i32, right: impl Fn(&Path) -> bool) -> PathBuf {
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let mut open = open.flatten().map(|entry| entry.path());
+    let memory = open.find(|path| {
+        let target = std::fs::read_link(path).unwrap_or_default();
+        target.to_string_lossy().contains("memory-backend-memfd") && right(path)
+    });
+    memory.expect("the memory is open")
 }
 
 fn one_that_dies_meanwhile_is_done_without(host: &Host) {
@@ -135,7 +136,9 @@ fn one_that_dies_meanwhile_is_done_without(host: &Host) {
     kernels::qmp(&run_dir(host, "web"), "inject-nmi");
     wait_for_loan(host, &dir, true);
     kill(qemu(host, "db"), Signal::SIGKILL).unwrap();
-    captured(host, 2);
+    let (vmcore, _) = captured(host, 2);
+    let read = vmcore.read_by.get("cache").copied().unwrap_or(0);
+    assert!(read >= 1 << 20, "{vmcore:?}");
     wait_for_loan(host, &other, false);
     assert_eq!(host.successor_of("db", 1).summary.recoveries, 1);
     assert_eq!(host.control().instance("cache").summary.recoveries, 0);
@@ -152,12 +155,9 @@ fn another_daemon_takes_back_what_was_lent(host: &mut Host) {
     let config = CONFIG.replace("survivors = 2", "survivors = 0");
     host.configure(&config);
     host.start();
-    // The memory of a guest that was fenced went with the daemon.
-    let vmcore = recovered(host, 3);
-    assert!(
-        vmcore.error.is_some() && vmcore.read_by.is_empty(),
-        "{vmcore:?}"
-    );
+    // The guest's QEMU was ended, and so was the daemon: its memory was kept by a process of its own.
+    let (vmcore, _) = captured(host, 3);
+    assert!(vmcore.read_by.is_empty(), "{vmcore:?}");
     for dir in &dirs {
         wait_for_loan(host, dir, false);
     }

@@ -10,6 +10,8 @@
     reason = "a test fails by panicking"
 )]
 
+mod by_survivors;
+
 use std::path::Path;
 
 use kmorph_control_api::{
