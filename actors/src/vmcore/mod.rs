@@ -8,7 +8,7 @@
 //!       └──── dump ◀─────────┘ synced, verified, renamed; then older ones give way
 //! ```
 //!
-//! Where that is configured, survivors read a part of the memory: see [`survivors`].
+//! Where that is configured, survivors read a part of the memory: see `survivors`.
 //!
 //! A capture that somebody asked for takes the same way, into a file that he names: see [`by_hand`].
 //!
