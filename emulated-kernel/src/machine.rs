@@ -251,11 +251,15 @@ impl Machine {
         Ok(String::new())
     }
 
-    /// From now on the status of this instance is seen so much later than it changes.
+    /// From now on the status of this instance is seen so much later than it changes; with none, what it is now is seen
+    /// at once.
     pub(crate) fn lag(&self, name: &str, lag: Duration) -> Done {
         let id = self.id_of(name)?;
         self.traps.lock().unwrap().entry(id).or_default().lag = lag;
-        Ok(())
+        self.with(id, |instance| {
+            instance.late.take_if(|_| lag.is_zero());
+            Ok(())
+        })
     }
 
     /// Ends all that runs, and lets nothing begin any more.

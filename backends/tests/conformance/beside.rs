@@ -322,14 +322,15 @@ async fn a_status_that_lags_is_waited_for() {
     let Some(ground) = ground() else { return };
     let placement = ground.spawn(ground.spec()).await;
     ground.answers(&placement).await;
-    let lag = Duration::from_millis(200);
-    ground.emulated.as_ref().unwrap().lag("web", lag);
+    // Until it is taken away: so that it lags for sure, however busy the machine is.
+    let emulated = ground.emulated.as_ref().unwrap();
+    emulated.lag("web", Duration::from_secs(3600));
     let cause = ground.kill(&placement);
     let seen = ground.backend.observe(&placement).await.unwrap();
     assert_eq!(seen, Observation::Running, "the file says so still");
-    let ended = ground
-        .in_time(ground.backend.ended(&placement), "the panic")
-        .await;
+    let watch = ground.in_time(ground.backend.ended(&placement), "the panic");
+    let change = async { emulated.lag("web", Duration::ZERO) };
+    let (ended, ()) = tokio::join!(watch, change);
     assert_eq!(ended, cause);
     end(&ground, &placement).await;
     assert!(kernel(&ground).instance_names().unwrap().is_empty());
