@@ -64,13 +64,13 @@ fn survivors_read_the_memory_and_nothing_depends_on_them() {
     for (name, series) in SURVIVORS.iter().zip(["6.1", "6.12"]) {
         host.spawn_kv_on(name, &kernels::debian(series), "");
     }
-    they_read_what_is_in_the_memory(&host);
+    they_read_what_is_in_the_memory(&mut host);
     one_that_dies_meanwhile_is_done_without(&host);
     another_daemon_takes_back_what_was_lent(&mut host);
 }
 
 /// By hand, of a memory that is kept: so that there is something to compare the vmcore with.
-fn they_read_what_is_in_the_memory(host: &Host) {
+fn they_read_what_is_in_the_memory(host: &mut Host) {
     let inode = memory_of(qemu(host, "web").as_raw(), |_| true);
     let inode = std::fs::metadata(inode).unwrap().ino();
     // What must be captured is kept when it cannot be: there is a file where the directory should be.
@@ -83,6 +83,11 @@ fn they_read_what_is_in_the_memory(host: &Host) {
         let now = host.control().instance("web").summary.state;
         (now == InstanceState::OperatorActionNeeded).then_some(())
     });
+    // It is kept for as long as it takes, whatever becomes of the daemon.
+    host.restart_by_kill();
+    for name in SURVIVORS {
+        host.running(name);
+    }
 
     let path = host.path("by-hand");
     let ended = host.control().succeed(

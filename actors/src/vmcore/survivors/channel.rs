@@ -15,12 +15,14 @@ use kmp_proto::message::{
     CHUNK_MAX_BYTES, CaptureStatus, MemoryRange, MemoryWindow, Message as Kmp, VmcoreComplete,
     VmcoreData, VmcoreStart, VmcoreStartFixed, WINDOWS_MAX,
 };
-use kmp_transport::connection::Connection;
+use kmp_transport::connection::{Connection, ConnectionError};
 
-use super::{ANSWER_TIMEOUT, HelpError, Job};
+use super::{HelpError, Job};
 
 /// Shares that a survivor is asked for before the first of them is here.
 const AHEAD: usize = 2;
+/// Longest silence of a survivor that was asked for something.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time for a survivor to say that it lets go of what it was lent.
 const LET_GO_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -96,8 +98,8 @@ impl Lent<'_> {
     }
 
     async fn send(&mut self, message: Kmp) -> Result<(), HelpError> {
-        let sent = tokio::time::timeout(ANSWER_TIMEOUT, self.connection.writer.send(&message));
-        sent.await.map_err(|_| HelpError::Silent)??;
+        let sent = self.connection.writer.send(&message);
+        in_time(ANSWER_TIMEOUT, sent).await?;
         Ok(())
     }
 
@@ -105,8 +107,8 @@ impl Lent<'_> {
     async fn receive(&mut self, share: &mut Share) -> Result<bool, HelpError> {
         let mut receiving = Receiving::new(self.job.capture);
         loop {
-            let next = tokio::time::timeout(ANSWER_TIMEOUT, self.connection.reader.next());
-            let frame = next.await.map_err(|_| HelpError::Silent)??;
+            let next = self.connection.reader.next();
+            let frame = in_time(ANSWER_TIMEOUT, next).await?;
             let Some(complete) = receiving.take(&frame.message, share)? else {
                 continue;
             };
@@ -116,8 +118,7 @@ impl Lent<'_> {
             });
             let sequence = frame.header.sequence;
             let replied = self.connection.writer.reply(&reply, sequence);
-            let replied = tokio::time::timeout(ANSWER_TIMEOUT, replied).await;
-            replied.map_err(|_| HelpError::Silent)??;
+            in_time(ANSWER_TIMEOUT, replied).await?;
             return Ok(receiving.bytes == share.bytes());
         }
     }
@@ -138,9 +139,17 @@ impl Lent<'_> {
                 }
             }
         };
-        let reply = tokio::time::timeout(LET_GO_TIMEOUT, reply).await;
-        reply.unwrap_or(Err(HelpError::Silent))
+        in_time(LET_GO_TIMEOUT, reply).await
     }
+}
+
+/// What the survivor does, unless it takes too long.
+async fn in_time<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, ConnectionError>>,
+) -> Result<T, HelpError> {
+    let done = tokio::time::timeout(limit, work).await;
+    Ok(done.map_err(|_| HelpError::Silent(limit))??)
 }
 
 /// The next share, at the pace of the capture. Where it need not wait for one, it does not.

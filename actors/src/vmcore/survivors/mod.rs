@@ -38,9 +38,6 @@ use crate::transport::PeerKey;
 
 /// Most survivors that help with one capture.
 pub const SURVIVORS_MAX: usize = 8;
-/// Longest silence of a survivor that was asked for something.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Who is lent memory, or has it taken back. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Borrowers(Arc<Borrowing>);
@@ -173,8 +170,8 @@ enum HelpError {
     Connection(#[from] ConnectionError),
     #[error("it refused: {}: {}", .0.code, .0.text)]
     Refused(ErrorInfo),
-    #[error("it was silent for {ANSWER_TIMEOUT:?}")]
-    Silent,
+    #[error("it was silent for {0:?}")]
+    Silent(Duration),
     #[error("it sent what it was not asked for: {0}")]
     NotAsked(&'static str),
     #[error("a chunk at {0:#x} does not have its checksum")]
