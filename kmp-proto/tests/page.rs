@@ -193,9 +193,9 @@ fn every_bound_of_the_machines_is_the_one_in_force() {
         ),
         ("retire", seconds(morph::FROZEN_STEP_TIMEOUT)),
         ("validated, until", seconds(morph::COMMITTABLE_TIMEOUT)),
-        ("old says that", seconds(morph::RESUME_TIMEOUT)),
+        ("serve, or the old side's rollback, is answered", seconds(morph::REQUEST_TIMEOUT)),
         (
-            "serve, or",
+            "serve, or the old side's rollback, may be refused",
             format!("{asked} times, {} apart", ms(morph::REQUEST_RETRY)),
         ),
         (

@@ -57,6 +57,9 @@ pub enum Event {
     OldRunning,
     /// A side refused something.
     Refused(Side, String),
+    /// A side did not answer a request: no channel, or no reply in time. Nothing is known of that side; its
+    /// detector alone judges whether the side lives.
+    Unanswered(Side, String),
     /// A side has failed, by its detector's verdict.
     Died(Side, String),
     /// Time has passed.
@@ -88,6 +91,8 @@ impl Event {
             Self::OldRunning => "OldRunning",
             Self::Refused(Side::Old, _) => "Refused(old)",
             Self::Refused(Side::New, _) => "Refused(new)",
+            Self::Unanswered(Side::Old, _) => "Unanswered(old)",
+            Self::Unanswered(Side::New, _) => "Unanswered(new)",
             Self::Died(Side::Old, _) => "Died(old)",
             Self::Died(Side::New, _) => "Died(new)",
             Self::Tick => "Tick",

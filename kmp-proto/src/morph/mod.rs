@@ -45,10 +45,10 @@ use crate::message::{Capabilities, TransferMode, capability};
 pub const ROUNDS_MAX: u32 = 10;
 /// Longest time for one step between the freeze and the commit record: the workload stands still.
 pub const FROZEN_STEP_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest time for the old workload to say that it serves again, after which it is recovered and
-/// its state is lost: so a long one.
-pub const RESUME_TIMEOUT: Duration = Duration::from_secs(10);
-/// Times that SERVE, or the old side's rollback, is asked for when it is refused or does not arrive.
+/// Longest wait for the answer to SERVE, or to the old side's rollback, before the request is sent again. Silence
+/// never ends a side here: that side holds the only state, and its failure detector is the judge of its life.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Times that SERVE, or the old side's rollback, may be refused.
 pub const REQUEST_ATTEMPTS: u32 = 5;
 /// Wait before it is asked for again.
 pub const REQUEST_RETRY: Duration = Duration::from_millis(200);

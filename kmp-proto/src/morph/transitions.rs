@@ -19,6 +19,8 @@ const RESUMING: &str = "rolling_back.resuming_old";
 const DONE: &str = "done";
 
 const OVERDUE: &str = "deadline over";
+const AGAIN: &str = "asked again after 200 ms, until the detector judges";
+const ASK_DUE: &str = "200 ms after a refusal or silence, or deadline over";
 const UNDO: &[&str] = &["Phase", "Fence(new)"];
 const FENCE_OLD: &[&str] = &["Fence(old)"];
 
@@ -31,6 +33,8 @@ macro_rules! undone_from {
             row($state, "Died(new)", "", FENCING_NEW, UNDO),
             row($state, "Refused(old)", "", FENCING_NEW, UNDO),
             row($state, "Refused(new)", "", FENCING_NEW, UNDO),
+            row($state, "Unanswered(old)", "", FENCING_NEW, UNDO),
+            row($state, "Unanswered(new)", "", FENCING_NEW, UNDO),
             row($state, "Tick", OVERDUE, FENCING_NEW, UNDO),
         ]
     };
@@ -170,17 +174,12 @@ const AFTER_THE_RECORD: &[Transition] = &[
         FENCING_OLD,
         FENCE_OLD,
     ),
-    row(
-        SERVING,
-        "Tick",
-        "200 ms after a refusal",
-        SERVING,
-        &["Serve"],
-    ),
-    row(SERVING, "Tick", OVERDUE, FENCING_OLD, FENCE_OLD),
+    row(SERVING, "Unanswered(new)", AGAIN, SERVING, &[]),
+    row(SERVING, "Tick", ASK_DUE, SERVING, &["Serve"]),
     row(SERVING, "Died(new)", "", FENCING_OLD, FENCE_OLD),
     row(RETIRING, "Retired", "", FENCING_OLD, FENCE_OLD),
     row(RETIRING, "Refused(old)", "", FENCING_OLD, FENCE_OLD),
+    row(RETIRING, "Unanswered(old)", "", FENCING_OLD, FENCE_OLD),
     row(RETIRING, "Died(old)", "", FENCING_OLD, FENCE_OLD),
     row(RETIRING, "Died(new)", "", RETIRING, &[]),
     row(RETIRING, "Tick", OVERDUE, FENCING_OLD, FENCE_OLD),
@@ -280,20 +279,8 @@ const ROLLING_BACK: &[Transition] = &[
         DONE,
         &["Phase", "Finished(OldFailed)"],
     ),
-    row(
-        RESUMING,
-        "Tick",
-        "200 ms after a refusal",
-        RESUMING,
-        &["ResumeOld"],
-    ),
-    row(
-        RESUMING,
-        "Tick",
-        OVERDUE,
-        DONE,
-        &["Phase", "Finished(OldFailed)"],
-    ),
+    row(RESUMING, "Unanswered(old)", AGAIN, RESUMING, &[]),
+    row(RESUMING, "Tick", ASK_DUE, RESUMING, &["ResumeOld"]),
     row(
         RESUMING,
         "Died(old)",
@@ -303,7 +290,7 @@ const ROLLING_BACK: &[Transition] = &[
     ),
 ];
 
-const UNDONE: [[Transition; 6]; 8] = [
+const UNDONE: [[Transition; 8]; 8] = [
     undone_from!(PREPARING),
     undone_from!(NEGOTIATING),
     undone_from!(TRANSFERRING),

@@ -120,7 +120,7 @@ fn round(choices: &mut Choices<'_>) -> Event {
 
 fn any_event(choices: &mut Choices<'_>) -> Event {
     let text = || "so it is".to_owned();
-    match choices.byte() % 21 {
+    match choices.byte() % 22 {
         0 => Event::NewHealthy,
         1 => Event::Prepared(side(choices)),
         2 => Event::Offered(side(choices), offer(choices.byte())),
@@ -145,6 +145,7 @@ fn any_event(choices: &mut Choices<'_>) -> Event {
         16 => Event::Died(side(choices), text()),
         17 => Event::RecordFailed(text()),
         18 => Event::RecordDurable,
+        19 => Event::Unanswered(side(choices), text()),
         _ => Event::Tick,
     }
 }

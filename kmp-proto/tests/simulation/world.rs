@@ -263,7 +263,7 @@ impl World {
             Happening::Overdue(life, id) if mine(life) => {
                 if let Some(request) = self.daemon.as_mut().unwrap().waiting.remove(&id) {
                     let text = "no answer in time".to_owned();
-                    self.tell_morph(morph::Event::Refused(request.side(), text));
+                    self.tell_morph(morph::Event::Unanswered(request.side(), text));
                 }
             }
             Happening::Done(life, local) if mine(life) => self.done(local),

@@ -4,7 +4,7 @@ use super::{Engine, State};
 use crate::message::Side;
 use crate::morph::events::{Action, Event, Outcome, Step};
 use crate::morph::phases::{Committing, Morph};
-use crate::morph::{FROZEN_STEP_TIMEOUT, REQUEST_ATTEMPTS, REQUEST_RETRY};
+use crate::morph::{FROZEN_STEP_TIMEOUT, REQUEST_ATTEMPTS, REQUEST_RETRY, REQUEST_TIMEOUT};
 use crate::time::Instant;
 
 impl Engine {
@@ -73,11 +73,22 @@ impl Engine {
             self.order_fence(Side::Old);
             Step::FencingOld
         } else {
-            self.deadline = Some(now + self.config.phase_timeout);
-            self.actions.push_back(Action::Serve);
+            self.ask_now(Action::Serve, now);
             Step::Serving
         };
         self.state = State::Committed { step, new_failed };
+    }
+
+    /// Sends a request that is repeated until its side answers or is judged dead.
+    pub(super) fn ask_now(&mut self, request: Action, now: Instant) {
+        self.retry_at = None;
+        self.deadline = Some(now + REQUEST_TIMEOUT);
+        self.actions.push_back(request);
+    }
+
+    /// Such a request is due again: its answer was a refusal or did not come.
+    pub(super) fn ask_is_due(&self, now: Instant) -> bool {
+        self.retry_due(now) || self.deadline.is_some_and(|due| due <= now)
     }
 
     /// A request that must not be given up lightly was refused: it is repeated. False when it was
@@ -113,18 +124,20 @@ impl Engine {
                     Step::FencingOld
                 }
             }
-            (Step::Serving, Event::Tick) if overdue => {
-                failed = Some("it did not say that it serves".to_owned());
-                Step::FencingOld
+            (Step::Serving, Event::Unanswered(Side::New, _)) => {
+                self.retry_at = Some(now + REQUEST_RETRY);
+                Step::Serving
             }
-            (Step::Serving, Event::Tick) if self.retry_due(now) => {
-                self.retry_at = None;
-                self.actions.push_back(Action::Serve);
+            (Step::Serving, Event::Tick) if self.ask_is_due(now) => {
+                self.ask_now(Action::Serve, now);
                 Step::Serving
             }
             (
                 Step::Retiring,
-                Event::Retired | Event::Refused(Side::Old, _) | Event::Died(Side::Old, _),
+                Event::Retired
+                | Event::Refused(Side::Old, _)
+                | Event::Unanswered(Side::Old, _)
+                | Event::Died(Side::Old, _),
             ) => Step::FencingOld,
             (Step::Retiring, Event::Tick) if overdue => Step::FencingOld,
             (Step::FencingOld, Event::Fenced(Side::Old, certificate))

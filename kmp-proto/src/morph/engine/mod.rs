@@ -210,6 +210,10 @@ impl Engine {
                     now,
                 );
             }
+            Event::Unanswered(side, text) => {
+                let reason = format!("the {} kernel did not answer: {text}", side.as_str());
+                self.roll_back(reason, None, now);
+            }
             Event::Tick if self.deadline.is_some_and(|due| due <= now) => {
                 self.state = state;
                 let phase = self.phase();

@@ -2,7 +2,7 @@
 
 use super::{Engine, State};
 use crate::message::Side;
-use crate::morph::RESUME_TIMEOUT;
+use crate::morph::REQUEST_RETRY;
 use crate::morph::events::{Action, Event, Outcome};
 use crate::time::Instant;
 
@@ -26,7 +26,6 @@ impl Engine {
         event: Event,
         now: Instant,
     ) {
-        let overdue = self.deadline.is_some_and(|due| due <= now);
         match event {
             Event::Fenced(Side::New, certificate)
                 if !new_fenced && certificate.generation() == self.to_generation =>
@@ -34,8 +33,7 @@ impl Engine {
                 if let Some(how) = old_failed {
                     return self.finish(Outcome::OldFailed(how));
                 }
-                self.deadline = Some(now + RESUME_TIMEOUT);
-                self.actions.push_back(Action::ResumeOld);
+                self.ask_now(Action::ResumeOld, now);
                 self.state = State::RollingBack {
                     reason,
                     new_fenced: true,
@@ -70,13 +68,16 @@ impl Engine {
                     self.finish(Outcome::OldFailed(format!("it could not resume: {text}")));
                 }
             }
-            Event::Tick if new_fenced && overdue => {
-                let how = "it did not say that it serves again".to_owned();
-                self.finish(Outcome::OldFailed(how));
+            Event::Unanswered(Side::Old, _) if new_fenced => {
+                self.retry_at = Some(now + REQUEST_RETRY);
+                self.state = State::RollingBack {
+                    reason,
+                    new_fenced,
+                    old_failed,
+                };
             }
-            Event::Tick if new_fenced && self.retry_due(now) => {
-                self.retry_at = None;
-                self.actions.push_back(Action::ResumeOld);
+            Event::Tick if new_fenced && self.ask_is_due(now) => {
+                self.ask_now(Action::ResumeOld, now);
                 self.state = State::RollingBack {
                     reason,
                     new_fenced,
