@@ -172,6 +172,9 @@ impl Bulk {
             };
             left = left.saturating_sub(sent);
         }
+        if last {
+            self.morphs.hold(self.session)?;
+        }
         let end = MorphTransferFixed {
             op: TransferOp::EndOfRound,
             dirty_bytes: self.dirty_bytes,
@@ -213,6 +216,7 @@ impl Bulk {
             incoming.data,
         );
         writer.send(&Message::MorphTransfer(chunk)).await?;
+        self.morphs.renew_lease(self.session);
         Ok(Some(sent))
     }
 

@@ -18,7 +18,7 @@ use crate::init::{self, InitError};
 use crate::morph::Morphs;
 use crate::priority;
 use crate::server::{self, Served};
-use crate::workload::{Plan, Workload};
+use crate::workload::{Memory, Plan, Workload};
 
 /// Why the agent could not start, or go on.
 #[derive(Debug, thiserror::Error)]
@@ -118,6 +118,7 @@ async fn serve(
         workload.clone(),
         config.generation,
         config.predecessor.clone(),
+        log.clone(),
     );
     if let Some(socket) = socket {
         let morphs = morphs.clone();
@@ -191,6 +192,10 @@ fn start_workload(
         standby: matches!(config.start, StartMode::AwaitState { .. }),
         // By reference they come with the state.
         standby_listeners: config.predecessor.is_none(),
+        memory: match child {
+            true => Memory::of_process(config.memory_bytes),
+            false => Memory::of_kernel(),
+        },
         niceness,
         rotated_log: child.then(|| dir.join("agent.log.1")),
     };

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use kmorph_workload::handover::{ActivatedListener, AgentEnd, attach};
 use nix::sys::signal::Signal;
 
-use super::Plan;
+use super::{MEMORY_ENV, Plan};
 use crate::priority::become_as_nice_as;
 
 /// Why the program could not be started.
@@ -46,6 +46,7 @@ pub(super) fn launch(plan: &Plan, listening: bool) -> Result<Launched, LaunchErr
         .env("KMORPH_INSTANCE", &plan.instance)
         .env("KMORPH_GENERATION", plan.generation.to_string())
         .env("KMORPH_KERNEL_RELEASE", &plan.kernel_release)
+        .env(MEMORY_ENV, plan.memory.bytes.to_string())
         .env_remove(crate::inherited::LISTENERS_ENV)
         .stdin(Stdio::null())
         .stdout(input)

@@ -14,6 +14,7 @@
 //! agent, because its successor would begin with nothing; one that has retired stays ended.
 
 mod launch;
+mod memory;
 mod supervisor;
 
 use std::os::fd::OwnedFd;
@@ -28,6 +29,7 @@ use slog::Logger;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use launch::LaunchError;
+pub use memory::{MEMORY_ENV, Memory};
 
 /// A program that has not registered after this time, but lives, takes no part in morphs.
 pub const PLAIN_AFTER: Duration = Duration::from_secs(1);
@@ -81,6 +83,8 @@ pub struct Plan {
     /// Whether the new side is given the listening sockets too. In the embedded backend they come
     /// with the state, and two programs that hold them would both be connected to.
     pub standby_listeners: bool,
+    /// The memory that it may use.
+    pub memory: Memory,
     /// Its niceness; the agent's own without.
     pub niceness: Option<i32>,
     /// Where the log is kept when it has grown too large.
@@ -149,7 +153,21 @@ impl Workload {
 
     /// What is known of it.
     pub fn condition(&self) -> Condition {
-        self.condition.borrow().clone()
+        let mut condition = self.condition.borrow().clone();
+        let supervised = self.asks.as_ref().is_none_or(|asks| !asks.is_closed());
+        let alive = matches!(
+            condition.state,
+            WorkloadState::Starting
+                | WorkloadState::Running
+                | WorkloadState::Awaiting
+                | WorkloadState::Frozen
+        );
+        if alive && !supervised {
+            // Nobody starts it, watches it or asks it any more: whatever it does, it is not known to run.
+            condition.state = WorkloadState::Failed;
+            condition.text = "the workload is not supervised any more".to_owned();
+        }
+        condition
     }
 
     /// A receiver that hears of every change.

@@ -32,6 +32,8 @@ pub(super) struct Supervisor {
     stop: Arc<Notify>,
     log: Logger,
     failures: u32,
+    /// Kills for want of memory that the kernel had counted when the program was started.
+    oom_kills: Option<u64>,
 }
 
 /// What comes after a program's end.
@@ -56,11 +58,13 @@ impl Supervisor {
             stop,
             log,
             failures: 0,
+            oom_kills: None,
         }
     }
 
     pub(super) async fn run(mut self) {
         loop {
+            self.oom_kills = self.plan.memory.oom_kills();
             let next = match launch::launch(&self.plan, self.listening()) {
                 Ok(launched) => {
                     let rotated = self.plan.rotated_log.clone();
@@ -106,6 +110,7 @@ impl Supervisor {
             status = child.wait() => status,
             () = stopping.notified() => {
                 stop(&mut child, pid).await;
+                self.stopped();
                 return Next::Stop;
             }
         };
@@ -239,7 +244,20 @@ impl Supervisor {
                 let text = format!("the workload ended by itself: {status}");
                 self.give_up(WorkloadState::Exited, number, text)
             }
-            _ => self.failed(number, format!("the workload ended: {status}")),
+            _ => {
+                let text = format!("the workload ended: {status}{}", self.want_of_memory());
+                self.failed(number, text)
+            }
+        }
+    }
+
+    /// Says so when the kernel has killed something for want of memory since the program was started.
+    fn want_of_memory(&self) -> &'static str {
+        match (self.oom_kills, self.plan.memory.oom_kills()) {
+            (Some(before), Some(now)) if now > before => {
+                "; its kernel had no memory left and killed a process (oom_kill)"
+            }
+            _ => "",
         }
     }
 
@@ -271,6 +289,16 @@ impl Supervisor {
             c.cooperative = false;
         });
         Next::Rest
+    }
+
+    /// The agent ended it.
+    fn stopped(&self) {
+        self.tell(|c| {
+            c.state = WorkloadState::Exited;
+            c.text = "stopped by its agent".to_owned();
+            c.pid = None;
+            c.cooperative = false;
+        });
     }
 
     /// The pause before a restart. False when the agent is stopping.

@@ -15,7 +15,8 @@ Under an agent it takes its listening sockets and its role from there; alone it 
 
 Options:
   --listen <address:port>   listen here too, under the name \"listen\" (may be given more than once)
-  --max-memory <size>       memory for keys and values, 1mb to 16tb; suffixes kb, mb, gb (1gb)
+  --max-memory <size>       memory for keys and values, 1mb to 16tb; suffixes kb, mb, gb (default: 1gb,
+                            or four fifths of $KMORPH_MEMORY_BYTES where that is less)
   --max-bulk <size>         longest value in a command, up to 512mb (64mb)
   --max-clients <number>    clients at a time, up to 10000 (10000)
   -h, --help                this text
@@ -23,8 +24,13 @@ Options:
 ";
 
 const MIB: u64 = 1 << 20;
-/// Default size of the arena, in bytes. It takes memory only as it fills.
+/// Default size of the arena, in bytes, where the memory of the instance does not allow less. It takes memory only as
+/// it fills.
 const DEFAULT_MEMORY: u64 = 1 << 30;
+/// The variable in which an agent says how many bytes of memory its program may use.
+const MEMORY_ENV: &str = "KMORPH_MEMORY_BYTES";
+/// Part of that for keys and values, in percent: the rest is for connections and the program itself.
+const ARENA_SHARE_PERCENT: u64 = 80;
 const DEFAULT_BULK: u64 = 64 * MIB;
 const MAX_BULK: u64 = 512 * MIB;
 
@@ -47,11 +53,22 @@ pub(crate) enum Parsed {
     Version,
 }
 
+/// The size of the arena without `--max-memory`. `allowed` is what the environment says, 0 or nothing for no limit.
+fn default_memory(allowed: Option<&str>) -> u64 {
+    let allowed = allowed.and_then(|text| text.parse::<u64>().ok());
+    let share =
+        |bytes: u64| (bytes / 100 * ARENA_SHARE_PERCENT).clamp(MIN_CAPACITY, DEFAULT_MEMORY);
+    let bytes = allowed
+        .filter(|bytes| *bytes > 0)
+        .map_or(DEFAULT_MEMORY, share);
+    bytes / 4096 * 4096
+}
+
 /// Reads the arguments after the program's name.
 pub(crate) fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, String> {
     let mut options = Options {
         listen: Vec::new(),
-        max_memory: DEFAULT_MEMORY,
+        max_memory: default_memory(std::env::var(MEMORY_ENV).ok().as_deref()),
         max_bulk: usize::try_from(DEFAULT_BULK).unwrap_or(usize::MAX),
         max_clients: MAX_CONNECTIONS,
     };
@@ -143,6 +160,20 @@ mod tests {
         };
         assert_eq!(options.max_memory, 2 << 30);
         assert_eq!((options.max_clients, options.listen.len()), (5, 1));
+    }
+
+    #[test]
+    fn the_default_fits_the_memory_of_the_instance() {
+        assert_eq!(default_memory(None), 1 << 30);
+        assert_eq!(default_memory(Some("0")), 1 << 30);
+        assert_eq!(default_memory(Some("64 GiB")), 1 << 30);
+        assert_eq!(default_memory(Some("68719476736")), 1 << 30);
+        let of_small = default_memory(Some("150000000"));
+        assert!(
+            (119_000_000..=120_000_000).contains(&of_small),
+            "{of_small}"
+        );
+        assert_eq!(default_memory(Some("4096")), MIN_CAPACITY);
     }
 
     #[test]

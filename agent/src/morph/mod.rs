@@ -1,18 +1,12 @@
 //! The instance's side of a morph: one session at a time, each step passed on to the workload.
 //!
-//! ```text
-//!          MORPH_PREPARE        old: FREEZE            RETIRE
-//!  [none] ──────────────▶ [session] ───────▶ frozen ─────────▶ retired
-//!                             │                └── ROLLBACK ──▶ running
-//!                             │ new: PULL, VALIDATE, ACTIVATE, SERVE ──▶ running
-//! ```
-//!
-//! Invariants: a step of another session than the one prepared is refused; a new session replaces
-//! an old one unless the workload is frozen, because only the daemon that froze it knows whether
-//! its successor serves; silence of the daemon changes nothing here.
+//! [`part`] decides what a request may do; this module has the workload do it, one step of a commit or rollback at a
+//! time. A step that is repeated, because its answer was lost or another daemon took over, is answered as before.
+
+mod part;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kmorph_launch::handover::{self as launch_handover, Answer};
@@ -25,8 +19,10 @@ use kmp_proto::message::{
     ValidateReply, ValidateReplyFixed, Verdict, WorkloadState, capability, transfer_flags,
 };
 use kmp_proto::wire::ErrorCode;
+use slog::{Logger, info, warn};
 use std::os::fd::OwnedFd;
 
+use self::part::{Freeze, Misfit, Role, Undo};
 use crate::workload::{AskError, Workload};
 
 /// Longest wait for the workload in a step that is not part of the downtime.
@@ -69,11 +65,14 @@ impl From<AskError> for Refusal {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Session {
-    id: u64,
-    side: Side,
+impl From<Misfit> for Refusal {
+    fn from(text: Misfit) -> Self {
+        Self::new(ErrorCode::UnexpectedInState, text)
+    }
 }
+
+/// Pause before a source whose lease is over is asked again to go on.
+const THAW_RETRY: Duration = Duration::from_secs(1);
 
 /// The instance's side of morphs. Clones share it.
 #[derive(Clone, Debug)]
@@ -81,29 +80,33 @@ pub struct Morphs {
     workload: Workload,
     generation: u64,
     predecessor: Option<PathBuf>,
-    session: Arc<Mutex<Option<Session>>>,
+    log: Logger,
+    role: Arc<Mutex<Role>>,
+    /// Held by the step of a commit or the rollback that is under way.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Morphs {
     /// For an instance of `generation` with this workload; `predecessor` is where the generation it
     /// takes over from hands over its state, if it is on the same host kernel.
-    pub fn new(workload: Workload, generation: u64, predecessor: Option<PathBuf>) -> Self {
+    pub fn new(
+        workload: Workload,
+        generation: u64,
+        predecessor: Option<PathBuf>,
+        log: Logger,
+    ) -> Self {
         Self {
             workload,
             generation,
             predecessor,
-            session: Arc::default(),
+            log,
+            role: Arc::new(Mutex::new(Role::new())),
+            turn: Arc::default(),
         }
     }
 
-    fn current(&self) -> Option<Session> {
-        *self.session.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether `session` is the one in which this side is left.
-    pub fn is_left_by(&self, session: u64) -> bool {
-        self.current()
-            .is_some_and(|s| s.id == session && s.side == Side::Old)
+    fn role(&self) -> MutexGuard<'_, Role> {
+        self.role.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Answers a request of a morph.
@@ -134,37 +137,12 @@ impl Morphs {
             let text = format!("this is generation {}, not {meant}", self.generation);
             return Err(Refusal::new(ErrorCode::StaleGeneration, text));
         }
-        let frozen = self.workload.condition().state == WorkloadState::Frozen;
-        let mut current = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(other) = current.filter(|s| s.id != session)
-            && frozen
-        {
-            let text = format!("frozen by session {}: roll that back first", other.id);
-            return Err(Refusal::new(ErrorCode::UnexpectedInState, text));
-        }
-        *current = Some(Session {
-            id: session,
-            side: prepare.side,
-        });
+        self.role().prepare(session, prepare.side)?;
         Ok(Message::MorphPrepareReply(SessionReply { session }))
     }
 
-    fn expect(&self, session: u64) -> Result<Side, Refusal> {
-        match self.current() {
-            Some(current) if current.id == session => Ok(current.side),
-            Some(current) => {
-                let text = format!("session {session} is not under way, {} is", current.id);
-                Err(Refusal::new(ErrorCode::UnexpectedInState, text))
-            }
-            None => {
-                let text = format!("session {session} was never prepared here");
-                Err(Refusal::new(ErrorCode::UnexpectedInState, text))
-            }
-        }
-    }
-
     pub(crate) fn expect_side(&self, session: u64, side: Side) -> Result<(), Refusal> {
-        if self.expect(session)? == side {
+        if self.role().side(session)? == side {
             return Ok(());
         }
         let text = format!(
@@ -176,7 +154,7 @@ impl Morphs {
 
     async fn negotiate(&self, ask: &MorphNegotiate) -> Result<Message, Refusal> {
         let session = ask.fixed.session;
-        self.expect(session)?;
+        self.role().side(session)?;
         let mut fixed = NegotiateFixed {
             session,
             memory_bytes: 0,
@@ -221,7 +199,6 @@ impl Morphs {
 
     async fn transfer(&self, transfer: &MorphTransfer) -> Result<Message, Refusal> {
         let fixed = transfer.fixed;
-        self.expect_side(fixed.session, Side::New)?;
         if fixed.op != TransferOp::Pull || fixed.mode != TransferMode::ByReference {
             let text = format!(
                 "{} of {} on a control channel",
@@ -231,8 +208,14 @@ impl Morphs {
             return Err(Refusal::new(ErrorCode::UnexpectedInState, text));
         }
         let last = fixed.flags & transfer_flags::FINAL != 0;
-        if self.workload.exists() && !last {
-            self.take_over(fixed.session).await?;
+        if last {
+            // By reference nothing is left to move; the source stands still from here until it is told.
+            self.hold(fixed.session)?;
+        } else {
+            self.expect_side(fixed.session, Side::New)?;
+            if self.workload.exists() {
+                self.take_over(fixed.session).await?;
+            }
         }
         let fixed = MorphTransferFixed {
             op: TransferOp::Applied,
@@ -337,17 +320,27 @@ impl Morphs {
         }
     }
 
+    /// The source answers its last round. The commit record may exist from now on.
+    ///
+    /// # Errors
+    /// When this is not a source that stands still in `session`.
+    pub(crate) fn hold(&self, session: u64) -> Result<(), Refusal> {
+        Ok(self.role().hold(session)?)
+    }
+
+    /// A part of the last round was sent: the daemon that froze this source lives.
+    pub(crate) fn renew_lease(&self, session: u64) {
+        self.role().renew(session, Instant::now());
+    }
+
     async fn commit(&self, commit: MorphCommit) -> Result<Message, Refusal> {
-        let side = match commit.step {
-            CommitStep::Freeze | CommitStep::Retire => Side::Old,
-            CommitStep::Activate | CommitStep::Serve => Side::New,
-        };
-        self.expect_side(commit.session, side)?;
+        let _turn = self.turn.lock().await;
         let began = Instant::now();
-        let state_digest = if self.workload.exists() {
-            self.commit_step(commit).await?
-        } else {
-            0
+        let state_digest = match commit.step {
+            CommitStep::Freeze => self.freeze(commit.session).await?,
+            CommitStep::Activate => self.activate(commit).await?,
+            CommitStep::Serve => self.serve(commit.session).await?,
+            CommitStep::Retire => self.retire(commit.session).await?,
         };
         Ok(Message::MorphCommitReply(CommitReply {
             session: commit.session,
@@ -359,67 +352,109 @@ impl Morphs {
         }))
     }
 
-    /// Has the workload take the step; the digest of its state, or 0. A step that was taken already
-    /// is not taken again: a daemon that was restarted in between repeats SERVE and RETIRE.
-    async fn commit_step(&self, commit: MorphCommit) -> Result<u64, Refusal> {
-        let state = self.workload.condition().state;
-        let request = match (commit.step, state) {
-            (CommitStep::Serve, WorkloadState::Running)
-            | (CommitStep::Retire, WorkloadState::Retired) => return Ok(0),
-            (CommitStep::Freeze, _) => Request::Freeze,
-            (CommitStep::Activate, _) => Request::Activate {
-                nonce: commit.nonce,
-                budget_us: ACTIVATE_BUDGET_US,
-            },
-            (CommitStep::Serve, _) => Request::Serve,
-            (CommitStep::Retire, _) => Request::Retire,
-        };
+    async fn step(&self, request: Request) -> Result<Reply, Refusal> {
         let ask = self.workload.ask(request, Vec::new(), FROZEN_STEP_TIMEOUT);
-        match (commit.step, ask.await?.message) {
-            (CommitStep::Freeze, Reply::Frozen { state, .. }) => Ok(state.digest),
-            (CommitStep::Activate, Reply::Activated { nonce, state, .. })
-                if nonce == commit.nonce =>
-            {
-                Ok(state.digest)
+        Ok(ask.await?.message)
+    }
+
+    async fn freeze(&self, session: u64) -> Result<u64, Refusal> {
+        let todo = self.role().freeze(session)?;
+        let digest = match todo {
+            Freeze::Already(digest) => return Ok(digest),
+            Freeze::Now if !self.workload.exists() => 0,
+            Freeze::Now => match self.step(Request::Freeze).await? {
+                Reply::Frozen { state, .. } => state.digest,
+                other => return Err(unexpected(&other)),
+            },
+        };
+        self.role().frozen(session, digest, Instant::now());
+        tokio::spawn(self.clone().thaw_when_left_alone(session));
+        Ok(digest)
+    }
+
+    /// Has the workload serve again when the daemon that froze it is not heard of until its lease is over.
+    async fn thaw_when_left_alone(self, session: u64) {
+        loop {
+            let Some(until) = self.role().lease(session) else {
+                return;
+            };
+            tokio::time::sleep_until(until.into()).await;
+            let _turn = self.turn.lock().await;
+            if self.role().expire(session, Instant::now()) {
+                break;
             }
-            (CommitStep::Serve, Reply::Serving { .. }) | (CommitStep::Retire, Reply::Retired) => {
-                Ok(0)
-            }
-            (_, other) => Err(unexpected(&other)),
+        }
+        warn!(self.log, "the daemon froze the workload and fell silent: it serves again"; "session" => session);
+        while let Err(refusal) = self.resume().await {
+            warn!(self.log, "the workload does not serve again yet"; "reason" => &refusal.text);
+            tokio::time::sleep(THAW_RETRY).await;
         }
     }
 
-    async fn roll_back(&self, rollback: &MorphRollback) -> Result<Message, Refusal> {
-        let (session, side) = (rollback.fixed.session, rollback.fixed.side);
-        // A side that was never prepared has nothing to undo.
-        if self.current().is_some() {
-            self.expect_side(session, side)?;
+    async fn activate(&self, commit: MorphCommit) -> Result<u64, Refusal> {
+        self.expect_side(commit.session, Side::New)?;
+        if !self.workload.exists() {
+            return Ok(0);
         }
-        let status = match side {
-            Side::Old => self.resume().await?,
-            Side::New => {
+        let request = Request::Activate {
+            nonce: commit.nonce,
+            budget_us: ACTIVATE_BUDGET_US,
+        };
+        match self.step(request).await? {
+            Reply::Activated { nonce, state, .. } if nonce == commit.nonce => Ok(state.digest),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn serve(&self, session: u64) -> Result<u64, Refusal> {
+        let todo = self.role().serve(session)?;
+        if todo && self.workload.exists() {
+            let reply = self.step(Request::Serve).await?;
+            expect_reply(&reply, matches!(reply, Reply::Serving { .. }))?;
+        }
+        self.role().serves(session);
+        Ok(0)
+    }
+
+    async fn retire(&self, session: u64) -> Result<u64, Refusal> {
+        let todo = self.role().retire(session)?;
+        if todo && self.workload.exists() {
+            let reply = self.step(Request::Retire).await?;
+            expect_reply(&reply, reply == Reply::Retired)?;
+        }
+        self.role().retired(session);
+        Ok(0)
+    }
+
+    async fn roll_back(&self, rollback: &MorphRollback) -> Result<Message, Refusal> {
+        let _turn = self.turn.lock().await;
+        let (session, side) = (rollback.fixed.session, rollback.fixed.side);
+        let todo = self.role().roll_back(session, side)?;
+        let status = match todo {
+            Undo::Resume => self.resume().await?,
+            Undo::Stop => {
                 self.workload.stop().await;
                 RollbackStatus::Stopped
             }
         };
-        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        info!(self.log, "a morph was rolled back"; "session" => session, "side" => side.as_str());
+        self.role().rolled_back(session);
         Ok(Message::MorphRollbackReply(RollbackReply {
             session,
             status,
         }))
     }
 
+    /// Has the workload serve again if it stands still.
     async fn resume(&self) -> Result<RollbackStatus, Refusal> {
         let condition = self.workload.condition();
         if !self.workload.exists() {
             return Ok(RollbackStatus::Running);
         }
         if condition.cooperative {
-            let ask = self
-                .workload
-                .ask(Request::Resume, Vec::new(), FROZEN_STEP_TIMEOUT);
-            let reply = ask.await?;
-            expect_reply(&reply.message, reply.message == Reply::Resumed)?;
+            // Also when it was not frozen: it lets go of what it had prepared for its successor.
+            let reply = self.step(Request::Resume).await?;
+            expect_reply(&reply, reply == Reply::Resumed)?;
         }
         Ok(match self.workload.condition().state {
             WorkloadState::Running | WorkloadState::Starting => RollbackStatus::Running,
