@@ -5,7 +5,7 @@
 //!  intend ─▶ [Intended] ─▶ spawn ─▶ [Placed] ─▶ … ─▶ [Fencing] ─▶ fence ─▶ [Fenced] ─▶ release ─▶ gone
 //! ```
 
-use kmorph_backends::contract::{BackendKind, Placement, REGISTERS, SpawnSpec};
+use kmorph_backends::contract::{BackendKind, HostListener, Placement, REGISTERS, SpawnSpec};
 use kmorph_backends::kernel_image::KernelImage;
 use kmorph_control_api::{ApiError, ErrorCode, WorkloadRequest};
 use kmorph_launch::{InstanceName, PublishedPort, StartMode, WorkloadSpec};
@@ -97,6 +97,7 @@ impl Services {
             certificate: None,
             spawned_at: wall_clock::now_rfc3339(),
             frozen: false,
+            boot_id: None,
         };
         let mut changes = extra(generation);
         changes.push(Change::Generation(Box::new(row.clone())));
@@ -172,17 +173,10 @@ impl Services {
                 format!("the journal's instance name: {e}"),
             )
         })?;
-        let listeners = if self.backend.passes_sockets() {
-            self.publisher
-                .borrow()
-                .duplicates(&row.instance)
-                .map_err(|e| {
-                    let text = format!("duplicating the published sockets of {name}: {e}");
-                    ApiError::new(ErrorCode::Unavailable, text)
-                })?
-        } else {
-            Vec::new()
-        };
+        let mut listeners = self.listeners(&row.instance)?;
+        if !self.backend.passes_sockets() {
+            listeners.clear();
+        }
         let port = |port: u16| PublishedPort {
             port,
             name: listener_name(port),
@@ -211,6 +205,16 @@ impl Services {
                 SpawnError::System { .. } => ErrorCode::Internal,
             };
             ApiError::new(code, format!("starting {}: {error}", row.instance))
+        })
+    }
+
+    /// The published sockets for a new generation: all of them, and they listen.
+    fn listeners(&self, instance: &str) -> Result<Vec<HostListener>, ApiError> {
+        let held = self.publisher.borrow_mut().duplicates(instance);
+        let forwarded = held.and_then(|held| self.forward(instance).map(|()| held));
+        forwarded.map_err(|e| {
+            let text = format!("{instance} is not started without its published ports: {e}");
+            ApiError::new(ErrorCode::Unavailable, text)
         })
     }
 

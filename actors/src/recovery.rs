@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use kmorph_backends::contract::BackendKind;
-use kmorph_control_api::{EventKind, RecoveryOutcome, RecoveryRecord, VmcorePolicy, VmcoreRecord};
+use kmorph_control_api::{
+    ApiError, ErrorCode, EventKind, RecoveryOutcome, RecoveryRecord, VmcorePolicy, VmcoreRecord,
+};
 use kmorph_launch::StartMode;
 use kmp_proto::message::{
     FailureCause, Message as Kmp, RecoverComplete, RecoverCompleteFixed, RecoverFixed,
@@ -360,6 +362,8 @@ impl RecoveryJob {
         let (services, instance) = (self.services.clone(), self.plan.instance.clone());
         let work = async move {
             let spec = &instance.spec;
+            let ports = services.await_ports(&instance.name).await;
+            ports.map_err(|missing| ApiError::new(ErrorCode::Unavailable, missing))?;
             let next = |generation| {
                 let mut row = instance.clone();
                 row.active_generation = generation;

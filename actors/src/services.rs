@@ -14,6 +14,7 @@ use slog::{Logger, o};
 use crate::events::EventLog;
 use crate::forward::{Forwarder, Target};
 use crate::journal::{GenerationRow, Journal};
+use crate::morph::Downtimes;
 use crate::operations::Operations;
 use crate::pool::Pool;
 use crate::publish::Publisher;
@@ -49,6 +50,8 @@ pub struct Services {
     pub forwarder: Rc<RefCell<Forwarder>>,
     /// Numbers that only grow, or must not be given twice.
     pub numbers: Rc<RefCell<Numbers>>,
+    /// What commits take on this machine.
+    pub downtimes: Rc<RefCell<Downtimes>>,
     /// Captures of memory, one at a time.
     pub captures: Captures,
     /// Boot id of the host, as the kernel gives it.
@@ -106,10 +109,10 @@ impl Services {
     /// # Errors
     /// When descriptors run out.
     pub fn forward(&self, instance: &str) -> std::io::Result<()> {
-        if self.backend.passes_sockets() {
+        if self.backend.passes_sockets() || self.forwarder.borrow().has(instance) {
             return Ok(());
         }
-        let held = self.publisher.borrow().duplicates(instance)?;
+        let held = self.publisher.borrow_mut().duplicates(instance)?;
         let listeners = held
             .into_iter()
             .map(|listener| (listener.port.port, listener.socket.into()))
@@ -129,6 +132,12 @@ impl Services {
             })
         });
         self.forwarder.borrow().aim(instance, target);
+    }
+
+    /// Has the published ports of `instance` refuse connections, until a generation is given them again.
+    pub fn refuse_ports(&self, instance: &str) {
+        self.forwarder.borrow_mut().close(instance);
+        self.publisher.borrow_mut().refuse(instance);
     }
 
     /// Gives the published ports of `instance` up.

@@ -19,6 +19,8 @@ pub struct Settings {
     pub start_timeout: Duration,
     /// Time an instance has to end by itself when it is terminated.
     pub stop_timeout: Duration,
+    /// Time for which connections to the published ports of a failed instance wait for its successor.
+    pub port_hold: Duration,
     /// Recoveries that may run at once.
     pub recoveries_max: usize,
     /// What the pool has.
@@ -27,6 +29,8 @@ pub struct Settings {
     pub control_group: Option<String>,
     /// Where `kmorph-kv` lies for instances that name it without a path.
     pub kv_program: PathBuf,
+    /// Longest wait of a validated morph for its commit, and of a prepared one for its validation.
+    pub morph_expiry: Duration,
     /// How the state of a morph moves.
     pub morph_mode: MorphMode,
     /// How the memory of a failed instance is captured.

@@ -6,6 +6,14 @@ pub fn now_rfc3339() -> String {
     format!("{now:.3}")
 }
 
+/// The time `after` now, in the same form.
+pub fn rfc3339_in(after: std::time::Duration) -> String {
+    let now = jiff::Timestamp::now();
+    // Out of the calendar's range there is nothing to show but now.
+    let then = now.checked_add(after).unwrap_or(now);
+    format!("{then:.3}")
+}
+
 /// Now, nanoseconds since the Unix epoch; 0 for a clock before it.
 pub fn now_unix_ns() -> u64 {
     u64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(0)

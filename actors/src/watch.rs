@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use crate::clock;
 use crate::repeated::Repeated;
 use crate::services::Services;
-use crate::transport::{Attach, Detach, PeerKey, PeerUpdate, SendProbe};
+use crate::transport::{Attach, AttachmentId, Detach, PeerKey, PeerUpdate, SendProbe};
 
 /// Lateness of a timer that counts as the daemon's own.
 pub const LAG_MIN: Duration = Duration::from_millis(5);
@@ -49,6 +49,8 @@ pub struct WatchEvent {
 pub enum WatchKind {
     /// The first healthy answer; the release that its kernel says.
     Healthy(String),
+    /// Its first HELLO: the boot id by which a kernel that starts anew is told.
+    Booted(BootId),
     /// Silent for a while.
     Suspect(Duration),
     /// Answered again.
@@ -64,6 +66,9 @@ pub enum WatchKind {
     /// By its own figures it is overloaded, with the evidence; or it is not any more.
     Overload(Option<String>),
 }
+
+/// The boot id of a kernel's HELLO.
+pub type BootId = [u8; 16];
 
 /// The figures of a watch.
 #[derive(Clone, Debug)]
@@ -100,10 +105,18 @@ pub struct GetFigures;
 #[rtype(result = "()")]
 pub struct Reconfigure(pub Config);
 
-/// Sends a heartbeat now; the round trip.
+/// Sends a heartbeat now; the round trip and the answer.
 #[derive(Debug, Message)]
-#[rtype(result = "Option<Duration>")]
+#[rtype(result = "Option<(Duration, HeartbeatRsp)>")]
 pub struct Ping(pub Duration);
+
+/// Says that the generation stands still by intent from now on, or that it goes on.
+///
+/// While it stands still nothing is sent and its silence is not judged. Its end is told at once, as ever. When it goes
+/// on, the detector begins anew.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Pause(pub bool);
 
 /// Changes who is told.
 #[derive(Message)]
@@ -121,7 +134,7 @@ pub struct Watch {
     timer: Option<SpawnHandle>,
     due: Option<Instant>,
     sent: BTreeMap<u32, Instant>,
-    pings: BTreeMap<u32, oneshot::Sender<Duration>>,
+    pings: BTreeMap<u32, oneshot::Sender<(Duration, HeartbeatRsp)>>,
     next_ping: u32,
     last_answer: Option<(Instant, HeartbeatRsp)>,
     rtt: Option<Duration>,
@@ -134,8 +147,12 @@ pub struct Watch {
     unseen: Repeated,
     /// Why the heartbeat channel is not up, when the peer is to blame.
     rejected: Option<String>,
-    /// Incarnation of the Transport that it is attached to.
-    attached: u64,
+    /// Incarnation of the Transport that it is attached to, and the attachment.
+    attached: (u64, Option<AttachmentId>),
+    /// The boot that this generation is, once it has said HELLO to this daemon or an earlier one.
+    boot: Option<BootId>,
+    /// It stands still by intent: a silence says nothing, an end says as much as ever.
+    paused: bool,
     /// Its kernel is being asked.
     asking_kernel: bool,
     /// It was told to end.
@@ -180,6 +197,7 @@ impl Watch {
     pub fn begin(
         services: Services,
         placement: Placement,
+        boot: Option<BootId>,
         config: Config,
         owner: Recipient<WatchEvent>,
     ) -> Addr<Self> {
@@ -211,7 +229,9 @@ impl Watch {
             load: LoadNotices::default(),
             unseen: Repeated::default(),
             rejected: None,
-            attached: 0,
+            attached: (0, None),
+            boot,
+            paused: false,
             asking_kernel: false,
             ended: false,
             services,
@@ -220,7 +240,10 @@ impl Watch {
     }
 
     fn tell(&mut self, event: Event, ctx: &mut Context<Self>) {
-        if self.attached != self.services.transport.incarnation() {
+        if self.paused && !matches!(event, Event::Ended(_) | Event::Reconfigure(_)) {
+            return;
+        }
+        if !self.paused && self.attached.0 != self.services.transport.incarnation() {
             self.attach(ctx);
             self.detector.handle(Event::ChannelLost, clock::now());
         }
@@ -288,13 +311,22 @@ impl Watch {
     }
 
     fn attach(&mut self, ctx: &mut Context<Self>) {
-        self.attached = self.services.transport.incarnation();
+        let id = self.services.transport.new_attachment();
+        self.attached = (self.services.transport.incarnation(), Some(id));
         self.services.transport.address().do_send(Attach {
+            id,
             key: self.key.clone(),
             endpoint: self.placement.endpoint.clone(),
             hello: self.services.hello(&self.key.instance, self.key.generation),
             owner: ctx.address().recipient(),
         });
+    }
+
+    fn detach(&mut self) {
+        if let (_, Some(id)) = std::mem::take(&mut self.attached) {
+            let transport = self.services.transport.address();
+            transport.do_send(Detach(self.key.clone(), id));
+        }
     }
 
     fn send_probe(&mut self, probe: u32) {
@@ -362,7 +394,7 @@ impl Watch {
     }
 
     fn schedule(&mut self, ctx: &mut Context<Self>) {
-        let due = self.detector.poll_timeout();
+        let due = self.detector.poll_timeout().filter(|_| !self.paused);
         if due == self.due && self.timer.is_some() {
             return;
         }
@@ -380,6 +412,24 @@ impl Watch {
             }
             act.tell(Event::Tick, ctx);
         }));
+    }
+
+    /// A kernel that starts anew under the number of its generation is not that generation (docs/kmp.md, "Identity
+    /// and fencing"): its state is lost, and it is to be recovered. Says so when that has happened.
+    fn booted(&mut self, boot: BootId) -> Option<String> {
+        match self.boot {
+            None => {
+                self.boot = Some(boot);
+                self.tell_owner(WatchKind::Booted(boot));
+                None
+            }
+            Some(first) if first == boot => None,
+            Some(first) => Some(format!(
+                "it started anew: its boot id was {:x} and is {:x}",
+                u128::from_be_bytes(first),
+                u128::from_be_bytes(boot)
+            )),
+        }
     }
 
     fn answered(&mut self, answer: HeartbeatRsp) -> Option<Duration> {
@@ -410,8 +460,7 @@ impl Actor for Watch {
 
     fn stopped(&mut self, _: &mut Self::Context) {
         self.look_no_closer();
-        let transport = self.services.transport.address();
-        transport.do_send(Detach(self.key.clone()));
+        self.detach();
     }
 }
 
@@ -445,7 +494,14 @@ impl Handler<PeerUpdate> for Watch {
             PeerUpdate::HeartbeatUp(hello) => {
                 self.kernel_release = hello.kernel_release;
                 self.rejected = None;
+                if let Some(started_anew) = self.booted(hello.fixed.boot_id) {
+                    return self.tell(Event::Ended(started_anew), ctx);
+                }
                 self.tell(Event::ChannelUp, ctx);
+            }
+            PeerUpdate::Displaced => {
+                // Nothing is known here any more: the owner begins anew from what the journal says.
+                ctx.stop();
             }
             PeerUpdate::HeartbeatDown(why) => {
                 self.rejected = Some(why);
@@ -457,7 +513,7 @@ impl Handler<PeerUpdate> for Watch {
             PeerUpdate::Answer(answer) => {
                 let rtt = self.answered(answer);
                 match (self.pings.remove(&answer.probe), rtt) {
-                    (Some(ping), Some(rtt)) => drop(ping.send(rtt)),
+                    (Some(ping), Some(rtt)) => drop(ping.send((rtt, answer))),
                     (_, rtt) => {
                         let (probe, health) = (answer.probe, answer.health);
                         self.tell(Event::Answer { probe, health }, ctx);
@@ -500,6 +556,25 @@ impl Handler<Reconfigure> for Watch {
     }
 }
 
+impl Handler<Pause> for Watch {
+    type Result = ();
+
+    fn handle(&mut self, Pause(paused): Pause, ctx: &mut Self::Context) {
+        if paused == self.paused || self.detector.phase() == "failed" {
+            return;
+        }
+        self.paused = paused;
+        if paused {
+            self.detach();
+        } else {
+            self.detector = Detector::new(self.detector.config(), clock::now());
+            self.sent.clear();
+            self.attach(ctx);
+        }
+        self.schedule(ctx);
+    }
+}
+
 impl Handler<SetOwner> for Watch {
     type Result = ();
 
@@ -511,7 +586,7 @@ impl Handler<SetOwner> for Watch {
 }
 
 impl Handler<Ping> for Watch {
-    type Result = ResponseFuture<Option<Duration>>;
+    type Result = ResponseFuture<Option<(Duration, HeartbeatRsp)>>;
 
     fn handle(&mut self, Ping(timeout): Ping, _: &mut Self::Context) -> Self::Result {
         let probe = self.next_ping;

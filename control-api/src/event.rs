@@ -19,6 +19,8 @@ pub enum EventKind {
     Operation,
     /// A policy changed.
     Policy,
+    /// A published port was lost or regained.
+    Ports,
     /// A step of a capture that was asked for.
     Vmcore,
     /// The daemon itself: started, reloaded, journal trouble, an actor replaced.

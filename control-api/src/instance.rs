@@ -64,6 +64,34 @@ pub struct PublishedAddress {
     pub listen: String,
     /// The workload's port.
     pub port: u16,
+    /// What the port does now.
+    pub state: PortState,
+    /// Why the port is missing; absent otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// What a published port does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PortState {
+    /// It accepts connections.
+    Open,
+    /// It is bound and refuses connections: the instance does not serve, and none is on its way to.
+    Refusing,
+    /// Another program has the port; kmorphd keeps trying to get it.
+    Missing,
+}
+
+impl PortState {
+    /// The name in API, CLI and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Refusing => "refusing",
+            Self::Missing => "missing",
+        }
+    }
 }
 
 /// A request for a new instance.
@@ -128,11 +156,14 @@ pub struct InstanceSummary {
     /// Milliseconds since the last heartbeat answer.
     pub last_heartbeat_ms: Option<u64>,
     /// Seconds since this generation was spawned.
-    pub uptime_s: u64,
+    pub uptime_s: Option<u64>,
     /// Recoveries so far.
     pub recoveries: u64,
     /// Morphs committed so far.
     pub morphs: u64,
+    /// Failures of its program so far that its agents mended by starting it again.
+    #[serde(default)]
+    pub workload_failures: u64,
     /// Published ports.
     pub published: Vec<PublishedAddress>,
 }

@@ -58,7 +58,7 @@ pub use error::{ApiError, ErrorCode};
 pub use event::{Event, EventKind};
 pub use instance::{
     HealthReport, HeartbeatStatus, InstanceState, InstanceStatus, InstanceSummary, Metrics,
-    PingReport, PublishRequest, PublishedAddress, SpawnRequest, WorkloadRequest,
+    PingReport, PortState, PublishRequest, PublishedAddress, SpawnRequest, WorkloadRequest,
 };
 pub use morph::{Check, CommitRequest, DowntimeSteps, MorphPhase, MorphRequest, MorphStatus};
 pub use operation::{Operation, OperationKind, OperationState, Progress};

@@ -62,6 +62,9 @@ pub struct CommitRequest {
     /// Commit even when the estimated downtime is above the budget.
     #[serde(default)]
     pub force: bool,
+    /// Budget for the downtime, microseconds; the morph's own by default.
+    #[serde(default)]
+    pub downtime_budget_us: Option<u32>,
 }
 
 /// One check of the validation.
@@ -127,6 +130,9 @@ pub struct MorphStatus {
     pub downtime_budget_us: u64,
     /// Estimate, once known.
     pub estimated_downtime_us: Option<u64>,
+    /// When a morph that waits for its commit or validation is rolled back, RFC 3339.
+    #[serde(default)]
+    pub expires_at: Option<String>,
     /// Measured, once committed.
     pub downtime: Option<DowntimeSteps>,
     /// Why it was rolled back or failed.

@@ -335,6 +335,9 @@ fn services(
         journal,
         backend,
         transport: TransportHandle::start(log),
+        downtimes: Rc::new(RefCell::new(kmorph_actors::morph::Downtimes::from_journal(
+            &snapshot.morphs,
+        ))),
         captures: kmorph_actors::vmcore::Captures::default(),
         events,
         operations,

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use kmp_proto::fence::{Confirmation, FenceMethod};
 use kmp_proto::message::{Capabilities, Check, CheckResult, Side, capability};
-use kmp_proto::morph::{Action, Config, Engine, Event, Offer, Outcome};
+use kmp_proto::morph::{Action, CommitLimit, Config, Engine, Event, Offer, Outcome};
 use kmp_proto::time::Instant;
 use proptest::prelude::*;
 
@@ -51,6 +51,7 @@ struct World {
 fn config() -> Config {
     Config {
         phase_timeout: Duration::from_secs(60),
+        expiry: Duration::from_secs(600),
         downtime_budget: Duration::from_millis(10),
         step_overhead: Duration::from_millis(2),
         required_kinds: capability::MEMORY,
@@ -125,7 +126,10 @@ impl World {
                 })
             }
             Action::Validate => Some(Event::Report(passed())),
-            Action::Committable { .. } => Some(Event::CommitRequested { force: false }),
+            Action::Committable { .. } => Some(Event::CommitRequested {
+                limit: CommitLimit::Planned,
+                or_roll_back: false,
+            }),
             Action::Freeze if self.old == Kernel::Serving => {
                 self.old = Kernel::Frozen;
                 Some(Event::Frozen(5))
@@ -268,7 +272,14 @@ fn a_commit_over_the_budget_is_refused_unless_forced_and_changes_nothing() {
                 }
             }
         }
-        world.tell(Event::CommitRequested { force });
+        world.tell(Event::CommitRequested {
+            limit: if force {
+                CommitLimit::None
+            } else {
+                CommitLimit::Planned
+            },
+            or_roll_back: false,
+        });
         let next: Vec<_> = std::iter::from_fn(|| world.engine.poll_action()).collect();
         assert_eq!(next.contains(&Action::Freeze), force);
         assert_eq!(world.old, Kernel::Serving);

@@ -192,8 +192,14 @@ fn every_bound_of_the_machines_is_the_one_in_force() {
             seconds(morph::FROZEN_STEP_TIMEOUT),
         ),
         ("retire", seconds(morph::FROZEN_STEP_TIMEOUT)),
-        ("validated, until", seconds(morph::COMMITTABLE_TIMEOUT)),
-        ("serve, or the old side's rollback, is answered", seconds(morph::REQUEST_TIMEOUT)),
+        (
+            "validated, until",
+            format!("{}, configurable", seconds(morph::EXPIRY)),
+        ),
+        (
+            "serve, or the old side's rollback, is answered",
+            seconds(morph::REQUEST_TIMEOUT),
+        ),
         (
             "serve, or the old side's rollback, may be refused",
             format!("{asked} times, {} apart", ms(morph::REQUEST_RETRY)),

@@ -262,6 +262,29 @@ impl Host {
             .wait("the panic", || (!file.exists()).then_some(()));
     }
 
+    /// Has the daemon be killed when it is about to take the step `name`, and waits until it is. See the `fault` module
+    /// of the actors; `provoke` makes it take the step. False when it has not come to that step `within` that time.
+    pub fn die_before(
+        &mut self,
+        name: &str,
+        within: Duration,
+        provoke: impl FnOnce(&Self),
+    ) -> bool {
+        let file = self.path("faults").join(format!("die before {name}"));
+        std::fs::create_dir_all(self.path("faults")).expect("a directory can be made");
+        std::fs::write(&file, "").expect("a file can be written");
+        provoke(self);
+        let begun = Instant::now();
+        while file.exists() && begun.elapsed() < within {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let died = std::fs::remove_file(&file).is_err();
+        if died {
+            self.daemon_ended();
+        }
+        died
+    }
+
     /// Kills the daemon and starts another one.
     pub fn restart_by_kill(&mut self) {
         self.kill_daemon();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use actix_web::{HttpRequest, web};
 use kmorph_control_api::{
@@ -9,6 +10,7 @@ use kmorph_control_api::{
     Operation, OperationKind, PingReport, Policy, PolicyPatch, PolicySet, ReloadReport,
     SpawnRequest, StopRequest,
 };
+use kmp_proto::morph::CommitLimit;
 use serde::Deserialize;
 use tokio::sync::oneshot;
 use utoipa::IntoParams;
@@ -229,7 +231,12 @@ async fn commit(
     name: web::Path<String>,
     body: web::Json<CommitRequest>,
 ) -> Answer<Operation> {
-    let kind = CommandKind::Commit { force: body.force };
+    let limit = match (body.force, body.downtime_budget_us) {
+        (true, _) => CommitLimit::None,
+        (false, Some(us)) => CommitLimit::Within(Duration::from_micros(us.into())),
+        (false, None) => CommitLimit::Planned,
+    };
+    let kind = CommandKind::Commit { limit };
     control_morph(&request, &api, &name, kind, OperationKind::MorphCommit).await
 }
 

@@ -127,6 +127,12 @@ fn render(daemon: &DaemonStatus, instances: &[InstanceSummary]) -> String {
         &|i| Some(i.recoveries as f64),
     );
     family(
+        "kmorph_instance_workload_failures_total",
+        "counter",
+        "Failures of its program that its agent mended by starting it again.",
+        &|i| Some(i.workload_failures as f64),
+    );
+    family(
         "kmorph_instance_morphs_total",
         "counter",
         "Committed morphs.",

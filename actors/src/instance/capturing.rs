@@ -1,17 +1,19 @@
 //! A capture of its memory that somebody asked for. The rest of the work is in [`crate::vmcore::by_hand`].
 //!
-//! Nobody watches an instance that is frozen: its silence says nothing. The watch begins anew afterwards, and finds
-//! out whether it answers, stands still or has ended meanwhile.
+//! The silence of an instance that is frozen says nothing, and is not judged. Its end is: an instance that ends
+//! meanwhile is failed at once, and healed as soon as its memory has been read. When it goes on, the watch begins anew.
 
 use std::path::PathBuf;
 
 use actix::prelude::*;
 use kmorph_backends::contract::BackendKind;
 use kmorph_control_api::{ApiError, ErrorCode, InstanceState};
+use kmp_proto::message::FailureCause;
 
 use super::{Instance, Work};
 use crate::operations::Handle;
 use crate::vmcore::by_hand::ByHand;
+use crate::watch::Pause;
 
 /// What is shown of an instance meanwhile.
 const FROZEN: &str = "its memory is being captured";
@@ -42,10 +44,9 @@ impl Handler<CaptureVmcore> for Instance {
             let error = ApiError::new(ErrorCode::Busy, text).hint("try again when it is done");
             return refused(request.operation, error);
         };
-        let watched = self.watch.is_some();
-        self.work = Work::Capturing { watched };
-        self.end_watch();
-        if watched {
+        self.work = Work::Capturing { died: None };
+        if let Some(watch) = &self.watch {
+            watch.do_send(Pause(true));
             // New connections wait, as in a morph.
             self.services.aim(&self.row.name, None);
         }
@@ -62,9 +63,16 @@ impl Handler<CaptureVmcore> for Instance {
         };
         let captured = capture.run().into_actor(self).map(move |row, act, ctx| {
             act.generation = row;
-            act.work = Work::Nothing;
-            if watched {
-                act.begin_watch(ctx);
+            let work = std::mem::replace(&mut act.work, Work::Nothing);
+            if let Work::Capturing {
+                died: Some(verdict),
+            } = work
+            {
+                act.enter(InstanceState::Failed, Some(verdict.evidence.join("; ")));
+                return act.heal(FailureCause::KernelDead, verdict.evidence, ctx);
+            }
+            if let Some(watch) = &act.watch {
+                watch.do_send(Pause(false));
             }
         });
         ctx.spawn(captured);

@@ -61,7 +61,7 @@ fn where_to_look(backend: BackendKind) -> &'static str {
 impl Instance {
     /// The active generation has failed.
     pub(super) fn failed(&mut self, verdict: Verdict, ctx: &mut Context<Self>) {
-        let mut evidence = verdict.evidence;
+        let mut evidence = verdict.evidence.clone();
         let said = self.health.take().map(|health| health.text);
         if let Some(said) = said.filter(|text| !text.is_empty())
             && verdict.level == Level::WorkloadFailed
@@ -91,7 +91,20 @@ impl Instance {
                 job.do_send(SuccessorNews::Failed(text));
                 return;
             }
-            Work::Terminating | Work::Capturing { .. } => return,
+            Work::Terminating => return,
+            Work::Capturing { .. } => {
+                // The memory that was asked for is still there, and is read to its end first.
+                let reason = format!("{text}; it is recovered when its memory has been read");
+                self.enter(InstanceState::Failed, Some(reason));
+                let evidence = evidence.clone();
+                self.work = Work::Capturing {
+                    died: Some(Verdict {
+                        evidence,
+                        ..verdict
+                    }),
+                };
+                return;
+            }
             Work::Nothing | Work::Waiting(_) | Work::Queued(_) => {}
         }
         if let Some(operation) = self.operation.take() {
@@ -114,12 +127,14 @@ impl Instance {
         ctx: &mut Context<Self>,
     ) {
         self.end_watch();
+        self.hold_ports(ctx);
         if self.ending.is_some() {
             return;
         }
         if !self.row.policy.auto_heal {
             self.row.desired = Desired::Unhealed;
             self.row.reason = self.reason.clone();
+            self.close_unserved_ports();
             return self.save();
         }
         match self.restarts.failed(clock::now()) {
@@ -233,8 +248,9 @@ impl Handler<Successor> for Instance {
         self.row.active_generation = successor.row.generation;
         self.row.recoveries += 1;
         self.generation = successor.row;
+        self.gone = false;
         self.end_watch();
-        if matches!(self.ending, Some(Ending::Recovery(_))) {
+        if matches!(self.ending, Some(Ending::After(_))) {
             let over = SuccessorNews::Failed(TERMINATED.to_owned());
             successor.job.do_send(over);
         } else {
@@ -254,7 +270,7 @@ impl Handler<RecoveryOver> for Instance {
             self.generation = over.failed;
         }
         match self.ending.take() {
-            Some(Ending::Recovery(request)) => return self.end_after_recovery(request, ctx),
+            Some(Ending::After(request)) => return self.end_after_work(request, ctx),
             // It ends as soon as that is written.
             Some(Ending::Recorded) => return self.ending = Some(Ending::Recorded),
             None => {}
@@ -278,6 +294,7 @@ impl Handler<RecoveryOver> for Instance {
                     InstanceState::OperatorActionNeeded,
                     reason,
                 );
+                self.close_unserved_ports();
             }
         }
         if let Some(operation) = self.operation.take() {

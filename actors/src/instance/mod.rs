@@ -13,22 +13,24 @@ mod capturing;
 mod healing;
 mod morphing;
 mod policy;
+mod ports;
 mod requests;
 mod status;
 mod termination;
+mod workload;
 
 use std::time::Duration;
 
 use actix::prelude::*;
-use kmorph_control_api::{EventKind, InstanceState, Policy};
-use kmp_proto::detector::Config;
+use kmorph_control_api::{EventKind, InstanceState};
+use kmp_proto::detector::{Config, Verdict};
 use kmp_proto::message::{FailureCause, Health, HealthStatus};
 use kmp_proto::recovery::RestartPolicy;
 use slog::{Logger, info, o};
 
 pub use capturing::{CaptureVmcore, ProvokePanic};
 pub use healing::{RecoveryGranted, RecoveryOver, Successor, WorkerGone};
-pub use morphing::{MorphOver, OldLeft, ResumeMorph};
+pub use morphing::{MorphOver, OldLeft};
 pub use policy::{ApplyPolicy, GetPolicy};
 pub use requests::{
     CommandKind, GetHealth, GetHeartbeat, GetMorphStatus, GetStatus, GetSummary, Morph,
@@ -37,8 +39,8 @@ pub use requests::{
 
 use crate::clock;
 use crate::events::Draft;
-use crate::journal::{Change, Desired, GenerationRow, InstanceRow, Record};
-use crate::morph::MorphSession;
+use crate::journal::{Change, Desired, GenerationRow, InstanceRow, Note, Record};
+use crate::morph::{LeftMorph, MorphSession};
 use crate::operations::Handle;
 use crate::recovery::{Plan, RecoveryJob, SuccessorNews};
 use crate::services::Services;
@@ -46,11 +48,17 @@ use crate::supervisor::Supervisor;
 use crate::vmcore;
 use crate::watch::{EndWatch, Watch, WatchEvent, WatchKind};
 
-/// How the detector is configured by a policy.
-pub fn detector_config(services: &Services, policy: &Policy) -> Config {
+/// How the detector of an instance's generations is configured: by its policy, and by whether it is monitored.
+pub fn detector_config(services: &Services, instance: &InstanceRow) -> Config {
+    let policy = &instance.policy;
     let timeout =
         Duration::try_from_secs_f64(policy.heartbeat_timeout_s).unwrap_or(Duration::from_secs(60));
-    Config::new(timeout, services.settings.borrow().start_timeout)
+    let mut config = Config::new(timeout, services.settings.borrow().start_timeout);
+    if !instance.spec.monitor {
+        // Exit events are still seen, and its start; silence is not judged for a year.
+        config.timeout = UNMONITORED_TIMEOUT;
+    }
+    config
 }
 
 /// How an instance comes into the daemon's care.
@@ -59,8 +67,13 @@ pub enum Beginning {
     Spawned(Handle),
     /// It was found running after a restart of the daemon.
     Adopted,
-    /// Nothing of it runs and it rests.
-    Resting,
+    /// A morph was under way when the last daemon ended.
+    Morphing(Box<LeftMorph>),
+    /// It rests.
+    Resting {
+        /// Nothing of it runs.
+        gone: bool,
+    },
     /// The daemon ended while it was terminating it.
     Terminating,
     /// It failed while no daemon watched, or a recovery was under way.
@@ -92,6 +105,10 @@ pub struct Instance {
     ending: Option<Ending>,
     /// Why the last successor failed.
     successor_cause: Option<FailureCause>,
+    /// Nothing of its last generation runs.
+    gone: bool,
+    /// Running out, it has the ports refuse.
+    port_hold: Option<SpawnHandle>,
 }
 
 /// What is under way.
@@ -102,8 +119,8 @@ enum Work {
     Recovering(Addr<RecoveryJob>),
     Morphing(Addr<MorphSession>),
     Capturing {
-        /// It was watched before.
-        watched: bool,
+        /// It ended meanwhile: what follows when its memory has been read.
+        died: Option<Verdict>,
     },
     Terminating,
 }
@@ -112,8 +129,8 @@ enum Work {
 enum Ending {
     /// That the wish is in the journal: only then is it granted.
     Recorded,
-    /// That the recovery under way has ended.
-    Recovery(Terminate),
+    /// That the recovery or morph under way has ended.
+    After(Terminate),
 }
 
 impl Instance {
@@ -145,6 +162,8 @@ impl Instance {
             kernel_release,
             ending: None,
             successor_cause: None,
+            gone: false,
+            port_hold: None,
         };
         instance.start()
     }
@@ -185,16 +204,13 @@ impl Instance {
         let Some(placement) = self.generation.placement.clone() else {
             return;
         };
-        let mut config = detector_config(&self.services, &self.row.policy);
-        if !self.row.spec.monitor {
-            // Exit events are still seen, and its start; silence is not judged for a year.
-            config.timeout = UNMONITORED_TIMEOUT;
-        }
+        let config = detector_config(&self.services, &self.row);
         let owner = ctx.address().recipient();
         self.overload = None;
         self.watch = Some(Watch::begin(
             self.services.clone(),
             placement,
+            self.generation.boot_id,
             config,
             owner,
         ));
@@ -211,6 +227,7 @@ impl Instance {
             self.kernel_release = release;
         }
         self.restarts.healthy(clock::now());
+        self.gone = false;
         if !matches!(self.work, Work::Morphing(_)) {
             self.services.aim(&self.row.name, Some(&self.generation));
         }
@@ -232,6 +249,9 @@ impl Instance {
         self.row.reason = reason.clone();
         self.enter(state, reason);
         self.save();
+        if state == InstanceState::Quarantined {
+            self.close_unserved_ports();
+        }
     }
 }
 
@@ -242,6 +262,7 @@ impl Actor for Instance {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        self.regain_ports(ctx);
         match self.beginning.take() {
             Some(Beginning::Spawned(operation)) => {
                 operation.step("waiting for the first heartbeat");
@@ -254,7 +275,12 @@ impl Actor for Instance {
                 vmcore::take_back_left(&self.services, &self.generation);
                 self.begin_watch(ctx);
             }
-            Some(Beginning::Resting) | None => {
+            Some(Beginning::Morphing(left)) => {
+                self.say(EventKind::InstanceState, "adopted in the middle of a morph");
+                vmcore::take_back_left(&self.services, &self.generation);
+                self.resume_morph(*left, ctx);
+            }
+            Some(Beginning::Resting { gone }) => {
                 let state = match self.row.desired {
                     Desired::OperatorAction => InstanceState::OperatorActionNeeded,
                     Desired::Unhealed => InstanceState::Failed,
@@ -262,7 +288,10 @@ impl Actor for Instance {
                 };
                 self.state = state;
                 self.reason = self.row.reason.clone();
+                self.gone = gone;
+                self.close_unserved_ports();
             }
+            None => {}
             Some(Beginning::Terminating) => self.finish_termination(ctx),
             Some(Beginning::NeedsRecovery { evidence }) => {
                 self.enter(InstanceState::Failed, Some(evidence.join("; ")));
@@ -277,12 +306,17 @@ impl Handler<WatchEvent> for Instance {
 
     fn handle(&mut self, event: WatchEvent, ctx: &mut Self::Context) {
         let stale = event.generation != self.generation.generation;
-        // What the watch said before it ended: the next one finds it out anew.
-        if stale || matches!(self.work, Work::Capturing { .. }) {
+        if stale {
             return;
         }
         match event.kind {
             WatchKind::Healthy(release) => self.healthy(release),
+            WatchKind::Booted(boot_id) => {
+                self.generation.boot_id = Some(boot_id);
+                let (name, generation) = (self.row.name.clone(), self.generation.generation);
+                let booted = Change::Booted(name, generation, boot_id);
+                self.services.journal.do_send(Note(booted));
+            }
             WatchKind::Suspect(silence) => {
                 if matches!(self.work, Work::Nothing) {
                     let text = format!("silent for {silence:.1?}");
@@ -306,7 +340,10 @@ impl Handler<WatchEvent> for Instance {
             }
             WatchKind::Health(status) => self.health_said(status),
             WatchKind::Overload(evidence) => self.load_changed(evidence),
-            WatchKind::Failed(verdict) => self.failed(verdict, ctx),
+            WatchKind::Failed(verdict) => {
+                self.gone = verdict.ended;
+                self.failed(verdict, ctx);
+            }
             WatchKind::Gone => self.start_over("watch", ctx),
         }
     }
@@ -314,6 +351,7 @@ impl Handler<WatchEvent> for Instance {
 
 impl Instance {
     fn health_said(&mut self, status: HealthStatus) {
+        self.note_restarts(&status);
         self.health = Some(status);
         self.judge_health();
     }

@@ -1,13 +1,13 @@
 //! A morph as its instance sees it: its beginning, what is asked of it, its end.
 
 use actix::prelude::*;
-use kmorph_control_api::{ApiError, ErrorCode, InstanceState, MorphStatus};
+use kmorph_control_api::{ApiError, ErrorCode, EventKind, InstanceState, MorphStatus};
 use kmp_proto::message::FailureCause;
 use kmp_proto::morph::Outcome;
 
-use super::{CommandKind, Instance, MorphControl, Work};
+use super::{CommandKind, Ending, Instance, MorphControl, Work};
 use crate::journal::{Desired, GenerationRow};
-use crate::morph::{MorphCommand, MorphPlan, MorphSession};
+use crate::morph::{LeftMorph, MorphCommand, MorphPlan, MorphSession};
 use crate::operations::Handle;
 use crate::watch::{EndWatch, SetOwner, Watch};
 
@@ -19,6 +19,8 @@ pub struct MorphOver {
     pub outcome: Outcome,
     /// Its last status.
     pub status: MorphStatus,
+    /// Whether the commit record is durable: then the new generation is the instance.
+    pub committed: bool,
     /// The new generation.
     pub new: GenerationRow,
     /// Its watch, when it is the instance now.
@@ -30,16 +32,6 @@ pub struct MorphOver {
 #[rtype(result = "()")]
 pub struct OldLeft;
 
-/// Goes on with a morph that an earlier daemon left. Sent right after the beginning.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct ResumeMorph {
-    /// What was planned, with the generations as the journal has them.
-    pub plan: MorphPlan,
-    /// How far it was.
-    pub row: crate::journal::MorphRow,
-}
-
 impl Instance {
     pub(super) fn begin_morph(
         &mut self,
@@ -48,7 +40,7 @@ impl Instance {
         ctx: &mut Context<Self>,
     ) {
         let (services, own) = (self.services.clone(), ctx.address());
-        let session = MorphSession::begin(services, own, plan, operation);
+        let session = MorphSession::begin(services, own, plan, self.watch.clone(), operation);
         self.work = Work::Morphing(session);
         self.enter(InstanceState::Morphing, None);
     }
@@ -59,8 +51,28 @@ impl Handler<MorphOver> for Instance {
 
     fn handle(&mut self, over: MorphOver, ctx: &mut Self::Context) {
         self.work = Work::Nothing;
+        if let Some(Ending::After(request)) = self.ending.take() {
+            if over.committed {
+                self.end_watch();
+                self.row.active_generation = over.new.generation;
+                self.generation = over.new;
+            }
+            if let Some(watch) = over.watch {
+                watch.do_send(EndWatch);
+            }
+            return self.end_after_work(request, ctx);
+        }
         match over.outcome {
-            Outcome::Committed | Outcome::CommittedButFailed(_) => {
+            Outcome::OperatorActionNeeded(reason) if !over.committed => {
+                self.rest(
+                    Desired::OperatorAction,
+                    InstanceState::OperatorActionNeeded,
+                    Some(reason),
+                );
+            }
+            Outcome::Committed
+            | Outcome::CommittedButFailed(_)
+            | Outcome::OperatorActionNeeded(_) => {
                 self.end_watch();
                 self.row.active_generation = over.new.generation;
                 self.row.spec.kernel = over.new.kernel.clone();
@@ -84,19 +96,17 @@ impl Handler<MorphOver> for Instance {
                     None => self.begin_watch(ctx),
                 }
                 self.enter(InstanceState::Running, None);
+                if let Outcome::OperatorActionNeeded(reason) = over.outcome {
+                    // The new kernel has the state and serves: it is the instance, whatever the old one still is.
+                    let text = format!("the old kernel keeps its resources: {reason}");
+                    self.say(EventKind::Morph, text);
+                }
             }
             Outcome::RolledBack(_) => self.enter_running(),
             Outcome::OldFailed(how) => {
                 let evidence = vec![how];
                 self.enter(InstanceState::Failed, Some(evidence.join("; ")));
                 self.heal(FailureCause::KernelDead, evidence, ctx);
-            }
-            Outcome::OperatorActionNeeded(reason) => {
-                self.rest(
-                    Desired::OperatorAction,
-                    InstanceState::OperatorActionNeeded,
-                    Some(reason),
-                );
             }
         }
     }
@@ -110,16 +120,18 @@ impl Handler<OldLeft> for Instance {
     }
 }
 
-impl Handler<ResumeMorph> for Instance {
-    type Result = ();
-
-    fn handle(&mut self, resume: ResumeMorph, ctx: &mut Self::Context) {
-        let (services, own) = (self.services.clone(), ctx.address());
-        if resume.row.committed {
+impl Instance {
+    /// Goes on with a morph that an earlier daemon left. One watch for each generation: until the commit record the
+    /// instance watches the old one, after it the session watches the new one, and hands that watch over at its end.
+    pub(super) fn resume_morph(&mut self, left: LeftMorph, ctx: &mut Context<Self>) {
+        if left.row.committed {
             // The instance is the new generation already; the session still has the old one to end.
             self.row.morphs = self.row.morphs.saturating_sub(1);
+        } else if left.deaths.old.is_none() {
+            self.begin_watch(ctx);
         }
-        let session = MorphSession::resume(services, own, resume.plan, resume.row);
+        let (services, own) = (self.services.clone(), ctx.address());
+        let session = MorphSession::resume(services, own, left, self.watch.clone());
         self.work = Work::Morphing(session);
         self.enter(
             InstanceState::Morphing,
@@ -142,7 +154,7 @@ impl Handler<MorphControl> for Instance {
         let operation = control.operation;
         session.do_send(match control.kind {
             CommandKind::Validate => MorphCommand::Validate(operation),
-            CommandKind::Commit { force } => MorphCommand::Commit { force, operation },
+            CommandKind::Commit { limit } => MorphCommand::Commit { limit, operation },
             CommandKind::Rollback => MorphCommand::Rollback {
                 reason: "rolled back by request".to_owned(),
                 operation: Some(operation),

@@ -29,8 +29,9 @@ impl Handler<ApplyPolicy> for Instance {
     type Result = ();
 
     fn handle(&mut self, ApplyPolicy(policy): ApplyPolicy, _: &mut Self::Context) {
-        if let (Some(watch), true) = (&self.watch, self.row.spec.monitor) {
-            watch.do_send(Reconfigure(detector_config(&self.services, &policy)));
+        self.row.policy = policy.clone();
+        if let Some(watch) = &self.watch {
+            watch.do_send(Reconfigure(detector_config(&self.services, &self.row)));
         }
         let text = format!(
             "policy: heartbeat timeout {} s, auto-heal {}, morph timeout {} s, vmcore {}",
@@ -39,7 +40,6 @@ impl Handler<ApplyPolicy> for Instance {
             policy.morph_timeout_s,
             policy.vmcore.as_str()
         );
-        self.row.policy = policy;
         self.say(EventKind::Policy, text);
     }
 }

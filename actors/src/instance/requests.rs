@@ -8,6 +8,7 @@ use kmorph_control_api::{
     InstanceSummary, MorphStatus, PingReport,
 };
 use kmp_proto::message::FailureCause;
+use kmp_proto::morph::CommitLimit;
 
 use super::{Instance, Work};
 use crate::journal::Desired;
@@ -85,8 +86,8 @@ pub enum CommandKind {
     Validate,
     /// Commit.
     Commit {
-        /// Over the budget too.
-        force: bool,
+        /// The downtime at which it is still wanted.
+        limit: CommitLimit,
     },
     /// Roll back.
     Rollback,
@@ -214,7 +215,7 @@ impl Handler<PingInstance> for Instance {
                 ApiError::new(ErrorCode::Timeout, text)
             };
             let ping = watch.ok_or_else(silent)?.send(Ping(PING_TIMEOUT)).await;
-            let rtt = ping.ok().flatten().ok_or_else(silent)?;
+            let (rtt, _) = ping.ok().flatten().ok_or_else(silent)?;
             let rtt_us = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
             Ok(PingReport {
                 name: name.clone(),

@@ -6,7 +6,6 @@ use std::time::Duration;
 use actix::prelude::*;
 use kmorph_control_api::{
     HealthReport, HeartbeatStatus, InstanceState, InstanceStatus, InstanceSummary, Metrics,
-    PublishedAddress,
 };
 use kmp_proto::message::{HeartbeatRsp, PRESSURE_ABSENT, TopologyEntry};
 
@@ -68,23 +67,23 @@ impl Instance {
         let release = figures
             .map(|f| f.kernel_release.clone())
             .filter(|r| !r.is_empty());
-        let published = self.row.spec.publish.iter().map(|p| PublishedAddress {
-            listen: std::net::SocketAddr::new(p.address, p.host_port).to_string(),
-            port: p.port,
-        });
+        // Of what is gone nothing runs: no kernel, and for no time.
+        let runs = !self.is_gone();
+        let kernel_release = release.unwrap_or_else(|| self.kernel_release.clone());
         InstanceSummary {
             name: self.row.name.clone(),
             state: self.state,
             generation: self.generation.generation,
-            kernel_release: release.unwrap_or_else(|| self.kernel_release.clone()),
+            kernel_release: if runs { kernel_release } else { String::new() },
             backend: self.row.spec.backend.as_str().to_owned(),
             cpus: self.generation.cpus.clone(),
             memory_bytes: self.generation.memory_bytes,
             last_heartbeat_ms: figures.and_then(|f| f.since_answer).map(millis),
-            uptime_s: wall_clock::seconds_since(&self.generation.spawned_at),
+            uptime_s: runs.then(|| wall_clock::seconds_since(&self.generation.spawned_at)),
             recoveries: self.row.recoveries,
             morphs: self.row.morphs,
-            published: published.collect(),
+            workload_failures: self.row.workload_failures,
+            published: self.services.publisher.borrow().shown(&self.row.name),
         }
     }
 
@@ -93,6 +92,7 @@ impl Instance {
             .generation
             .placement
             .iter()
+            .filter(|_| !self.is_gone())
             .flat_map(|p| &p.processes)
             .map(|p| (p.role.clone(), p.pid))
             .collect();
@@ -202,7 +202,7 @@ impl Handler<GetTopologyEntry> for Instance {
     fn handle(&mut self, _: GetTopologyEntry, _: &mut Self::Context) -> Self::Result {
         let runs = match self.work {
             Work::Terminating => false,
-            Work::Capturing { watched } => watched,
+            Work::Capturing { .. } => self.watch.is_some(),
             _ => self.watch.is_some(),
         };
         MessageResult(runs.then(|| TopologyEntry {

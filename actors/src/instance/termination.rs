@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! asked ─▶ recorded ─▶ granted ─┬───────────────────────▶ asked to end ─▶ fenced ─▶ gone
-//!             │                 └▶ its recovery is ended ────────────────────▲
+//!             │                 └▶ its recovery or, by force, its morph is ended ▲
 //!             └▶ refused: nothing has changed
 //! ```
 //!
@@ -16,6 +16,7 @@ use slog::warn;
 use super::{Ending, Instance, Terminate, Work};
 use crate::generation::journal_failure;
 use crate::journal::{Change, Desired, GenerationRow, InstanceRow, record};
+use crate::morph::Terminated;
 use crate::operations::Handle;
 use crate::recovery::SuccessorNews;
 use crate::services::Services;
@@ -32,8 +33,9 @@ impl Handler<Terminate> for Instance {
             self.work,
             Work::Waiting(_) | Work::Queued(_) | Work::Recovering(_)
         );
+        let by_force = request.force && matches!(self.work, Work::Morphing(_));
         let refusal = self.busy("terminated");
-        if let Some(error) = refusal.filter(|_| !recovers || self.ending.is_some()) {
+        if let Some(error) = refusal.filter(|_| !(recovers || by_force) || self.ending.is_some()) {
             request.operation.fail(error.clone(), None);
             return Box::pin(actix::fut::ready(Err(error)));
         }
@@ -88,7 +90,13 @@ impl Instance {
                 // Its fence is finished first; a successor is not waited for any longer.
                 job.do_send(SuccessorNews::Failed(TERMINATED.to_owned()));
                 request.operation.step("ending its recovery");
-                self.ending = Some(Ending::Recovery(request));
+                self.ending = Some(Ending::After(request));
+                return;
+            }
+            Work::Morphing(session) => {
+                session.do_send(Terminated);
+                request.operation.step("ending its morph");
+                self.ending = Some(Ending::After(request));
                 return;
             }
             // A recovery that waits has had no effect yet: termination takes its place.
@@ -98,8 +106,8 @@ impl Instance {
         self.terminate(request.force, request.operation, ctx);
     }
 
-    /// The recovery has written what it did over the wish that was recorded: it is recorded again.
-    pub(super) fn end_after_recovery(&mut self, request: Terminate, ctx: &mut Context<Self>) {
+    /// The recovery or morph has written what it did over the wish that was recorded: it is recorded again.
+    pub(super) fn end_after_work(&mut self, request: Terminate, ctx: &mut Context<Self>) {
         self.work = Work::Nothing;
         let ended = self.record_end(request).map(|ended, act, _| {
             if let Err(error) = ended {

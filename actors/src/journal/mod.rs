@@ -17,7 +17,7 @@ use std::time::Duration;
 use actix::prelude::*;
 pub use rows::{
     CertificateRow, Change, Desired, GenerationPhase, GenerationRow, InstanceRow, InstanceSpec,
-    KernelChoice, MorphRow, PublishedPortSpec, RecoveryRow, Snapshot,
+    KernelChoice, MorphRow, PublishedPortSpec, RecoveryRow, Snapshot, WorkloadRestarts,
 };
 use store::Store;
 pub use store::{EVENTS_KEPT, JournalError, MORPHS_KEPT, OPERATIONS_KEPT, RECOVERIES_KEPT};

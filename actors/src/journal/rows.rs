@@ -93,6 +93,21 @@ pub struct InstanceRow {
     pub recoveries: u64,
     /// Morphs committed so far.
     pub morphs: u64,
+    /// Failures of its program so far that its agents mended by starting it again.
+    #[serde(default)]
+    pub workload_failures: u64,
+    /// The last of them that is counted.
+    #[serde(default)]
+    pub workload_restarts: WorkloadRestarts,
+}
+
+/// How often an agent has started its program again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkloadRestarts {
+    /// Whose agent.
+    pub generation: u64,
+    /// How often, since that agent began.
+    pub restarts: u32,
 }
 
 /// How far the life of a generation is known to be.
@@ -142,6 +157,10 @@ pub struct GenerationRow {
     /// It was, or was about to be, frozen for a capture of its memory: who finds this resumes it.
     #[serde(default)]
     pub frozen: bool,
+    /// The boot id of its first HELLO. The journal keeps what [`Change::Booted`] wrote: no other change of the row
+    /// touches it.
+    #[serde(default)]
+    pub boot_id: Option<[u8; 16]>,
 }
 
 /// A fence certificate at rest.
@@ -175,6 +194,9 @@ pub struct MorphRow {
     pub committed: bool,
     /// The kernel that is gone to.
     pub kernel: KernelChoice,
+    /// What was estimated for the part of the downtime that can be measured beforehand, microseconds.
+    #[serde(default)]
+    pub estimate_without_overhead_us: Option<u64>,
 }
 
 /// Everything in the journal, as read at the daemon's start.
@@ -208,8 +230,10 @@ pub enum Change {
     Policy(String, Box<Policy>),
     /// Removes an instance. Its generation counter stays.
     InstanceGone(String),
-    /// Inserts or replaces a generation, and moves the counter of its instance.
+    /// Inserts or replaces a generation, all of it but its boot id, and moves the counter of its instance.
     Generation(Box<GenerationRow>),
+    /// The boot id of a generation's first HELLO; nothing when the generation is gone.
+    Booted(String, u64, [u8; 16]),
     /// Removes a released generation.
     GenerationGone(String, u64),
     /// Inserts or replaces a recovery.

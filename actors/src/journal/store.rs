@@ -294,7 +294,9 @@ fn apply_one(tx: &Transaction<'_>, change: &Change) -> Result<(), JournalError> 
             tx.execute("DELETE FROM instance WHERE name = ?1", [name])?;
         }
         Change::Generation(row) => {
-            let sql = "INSERT OR REPLACE INTO generation VALUES (?1, ?2, ?3)";
+            let sql = "INSERT INTO generation VALUES (?1, ?2, ?3)
+                       ON CONFLICT (instance, generation) DO UPDATE
+                       SET row = json_set(excluded.row, '$.boot_id', generation.row -> '$.boot_id')";
             let number = signed(row.generation);
             tx.prepare_cached(sql)?
                 .execute(params![row.instance, number, json(row)?])?;
@@ -302,6 +304,15 @@ fn apply_one(tx: &Transaction<'_>, change: &Change) -> Result<(), JournalError> 
                        ON CONFLICT (instance) DO UPDATE SET last = max(last, excluded.last)";
             tx.prepare_cached(sql)?
                 .execute(params![row.instance, number])?;
+        }
+        Change::Booted(instance, generation, boot_id) => {
+            let sql = "UPDATE generation SET row = json_set(row, '$.boot_id', json(?3))
+                       WHERE instance = ?1 AND generation = ?2";
+            tx.prepare_cached(sql)?.execute(params![
+                instance,
+                signed(*generation),
+                json(boot_id)?
+            ])?;
         }
         Change::GenerationGone(instance, generation) => {
             let sql = "DELETE FROM generation WHERE instance = ?1 AND generation = ?2";

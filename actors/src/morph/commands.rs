@@ -3,7 +3,7 @@
 use actix::prelude::*;
 use kmorph_control_api::{ApiError, ErrorCode, MorphPhase, MorphStatus};
 use kmp_proto::message::Side;
-use kmp_proto::morph::Event;
+use kmp_proto::morph::{CommitLimit, Event};
 
 use super::MorphSession;
 use crate::operations::Handle;
@@ -17,8 +17,8 @@ pub enum MorphCommand {
     Validate(Handle),
     /// Commit what was validated.
     Commit {
-        /// Over the budget too.
-        force: bool,
+        /// The downtime at which it is still wanted.
+        limit: CommitLimit,
         /// Who waits.
         operation: Handle,
     },
@@ -46,6 +46,22 @@ impl Handler<Abandon> for MorphSession {
 
     fn handle(&mut self, _: Abandon, ctx: &mut Self::Context) {
         ctx.stop();
+    }
+}
+
+/// The instance is to end by force: neither side serves again, whatever the phase.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Terminated;
+
+impl Handler<Terminated> for MorphSession {
+    type Result = ();
+
+    fn handle(&mut self, _: Terminated, ctx: &mut Self::Context) {
+        // Nobody waits any more for an answer of either. The side that has the state stays, and the instance fences it.
+        for side in [Side::Old, Side::New] {
+            self.tell(Event::Died(side, "it is being terminated".to_owned()), ctx);
+        }
     }
 }
 
@@ -92,7 +108,7 @@ impl Handler<MorphCommand> for MorphSession {
                     refused
                 }
             },
-            MorphCommand::Commit { force, operation } => {
+            MorphCommand::Commit { limit, operation } => {
                 if phase != MorphPhase::Committable {
                     let refused = wrong("validated");
                     if let Err(error) = &refused {
@@ -102,7 +118,18 @@ impl Handler<MorphCommand> for MorphSession {
                 }
                 operation.step("committing");
                 self.operation = Some(operation);
-                self.tell(Event::CommitRequested { force }, ctx);
+                if let CommitLimit::Within(budget) = limit {
+                    self.status.downtime_budget_us =
+                        u64::try_from(budget.as_micros()).unwrap_or(u64::MAX);
+                }
+                let or_roll_back = false;
+                self.tell(
+                    Event::CommitRequested {
+                        limit,
+                        or_roll_back,
+                    },
+                    ctx,
+                );
                 Ok(())
             }
             MorphCommand::Rollback { reason, operation } => {

@@ -1,6 +1,7 @@
 //! The MorphSession actor: one morph, driven by its engine.
 
 mod commands;
+mod estimate;
 mod outcome;
 mod relay;
 mod steps;
@@ -12,7 +13,7 @@ use kmorph_control_api::{
     ApiError, Check as ApiCheck, ErrorCode, EventKind, MorphPhase, MorphStatus,
 };
 use kmp_proto::message::{Side, TransferMode, capability};
-use kmp_proto::morph::{Action, Config, Engine, Event};
+use kmp_proto::morph::{Action, CommitLimit, Config, Engine, Event};
 use slog::{Logger, info, o};
 
 use crate::clock;
@@ -25,15 +26,13 @@ use crate::settings::MorphMode;
 use crate::transport::PeerKey;
 use crate::wall_clock;
 use crate::watch::{EndWatch, Watch, WatchEvent, WatchKind};
-pub use commands::{GetMorph, MorphCommand, OldFailed};
+pub use commands::{GetMorph, MorphCommand, OldFailed, Terminated};
+pub use estimate::Downtimes;
 use outcome::Times;
 use relay::Relay;
 
 /// Answer time of an agent that has only to think.
 pub const STEP_TIMEOUT: Duration = Duration::from_secs(10);
-/// What the commit's steps cost besides the last round and the exchanges with both sides, which are
-/// measured: the journal's write of the commit record.
-pub const STEP_OVERHEAD: Duration = Duration::from_millis(1);
 /// Budget for the downtime unless told, microseconds.
 pub const DOWNTIME_BUDGET_US: u32 = 10_000;
 
@@ -60,6 +59,28 @@ pub struct MorphPlan {
     pub budget: Duration,
     /// Longest time for one phase.
     pub phase_timeout: Duration,
+    /// Longest wait for the commit, or for the validation, when those are not done by itself.
+    pub expiry: Duration,
+}
+
+/// A morph that an earlier daemon left, and what is found of its sides.
+#[derive(Clone, Debug)]
+pub struct LeftMorph {
+    /// What was planned, with the generations as the journal has them.
+    pub plan: MorphPlan,
+    /// How far it was.
+    pub row: MorphRow,
+    /// Which sides do not run any more.
+    pub deaths: Deaths,
+}
+
+/// How the sides of a morph ended; none of a side that runs.
+#[derive(Clone, Debug, Default)]
+pub struct Deaths {
+    /// The old side.
+    pub old: Option<String>,
+    /// The new side.
+    pub new: Option<String>,
 }
 
 /// The actor.
@@ -71,6 +92,8 @@ pub struct MorphSession {
     engine: Engine,
     status: MorphStatus,
     watch: Option<Addr<Watch>>,
+    /// The watch of the old generation, which is its instance's.
+    old_watch: Option<Addr<Watch>>,
     timer: Option<SpawnHandle>,
     operation: Option<Handle>,
     hold_validation: bool,
@@ -87,27 +110,38 @@ impl MorphSession {
         services: Services,
         owner: Addr<Instance>,
         plan: MorphPlan,
+        old_watch: Option<Addr<Watch>>,
         operation: Handle,
     ) -> Addr<Self> {
         let config = config(&services, &plan);
         let (from, to) = (plan.old.generation, plan.new.generation);
         let engine = Engine::new(config, from, to, clock::now());
         let status = first_status(&plan, operation.id());
-        Self::with(services, owner, plan, engine, status, Some(operation)).start()
+        let mut session = Self::with(services, owner, plan, engine, status, Some(operation));
+        session.old_watch = old_watch;
+        session.start()
     }
 
-    /// Takes up a morph that an earlier daemon left.
+    /// Takes up a morph that an earlier daemon left; `old_watch` watches its old generation if that runs.
     pub fn resume(
         services: Services,
         owner: Addr<Instance>,
-        plan: MorphPlan,
-        row: MorphRow,
+        left: LeftMorph,
+        old_watch: Option<Addr<Watch>>,
     ) -> Addr<Self> {
+        let LeftMorph { plan, row, deaths } = left;
         let config = config(&services, &plan);
         let (from, to) = (plan.old.generation, plan.new.generation);
-        let engine = Engine::resume(config, from, to, row.committed, clock::now());
+        let mut engine = Engine::resume(config, from, to, row.committed, clock::now());
+        // Nobody waits for an answer of a side that is known to be dead.
+        for (side, how) in [(Side::Old, deaths.old), (Side::New, deaths.new)] {
+            if let Some(how) = how {
+                engine.handle(Event::Died(side, how), clock::now());
+            }
+        }
         let mut session = Self::with(services, owner, plan, engine, row.status, None);
         session.committed = row.committed;
+        session.old_watch = old_watch;
         session.start()
     }
 
@@ -132,6 +166,7 @@ impl MorphSession {
             engine,
             status,
             watch: None,
+            old_watch: None,
             timer: None,
             operation,
             hold_validation,
@@ -196,6 +231,7 @@ impl MorphSession {
 
     fn act(&mut self, action: Action, ctx: &mut Context<Self>) {
         crate::fault::point("morph");
+        crate::fault::step(action.name());
         match action {
             Action::Phase(phase) => self.enter(phase),
             Action::Prepare(side) => self.prepare(side, ctx),
@@ -209,13 +245,16 @@ impl MorphSession {
             Action::Validate => self.validate(ctx),
             Action::Committable { estimate } => self.committable(estimate, ctx),
             Action::CommitRefused(reason) => {
-                let error = ApiError::new(ErrorCode::OverBudget, reason.to_string())
-                    .hint("commit with --force, raise the budget, or wait for a quieter moment");
+                let error = ApiError::new(ErrorCode::OverBudget, reason.to_string()).hint(
+                    "`kmorphctl morph commit` takes another --downtime-budget-ms, or --force for any downtime; the \
+                     morph stays validated until it expires",
+                );
                 self.fail_operation(error);
             }
             Action::Freeze => {
                 self.times = Times {
                     freeze: Some(clock::now()),
+                    without_overhead_us: self.times.without_overhead_us,
                     ..Times::default()
                 };
                 self.services.aim(&self.plan.instance.name, None);
@@ -263,6 +302,7 @@ impl MorphSession {
             phase: phase.to_owned(),
             committed: self.committed,
             kernel: self.plan.kernel.clone(),
+            estimate_without_overhead_us: self.times.without_overhead_us,
         }
     }
 
@@ -277,18 +317,28 @@ impl MorphSession {
 
     fn committable(&mut self, estimate: Duration, ctx: &mut Context<Self>) {
         let micros = u64::try_from(estimate.as_micros()).unwrap_or(u64::MAX);
+        let overhead = self.engine.config().step_overhead;
+        let without = estimate.saturating_sub(overhead).as_micros();
+        self.times.without_overhead_us = u64::try_from(without).ok();
         self.status.estimated_downtime_us = Some(micros);
         self.say(format!(
             "morph: validated, estimated downtime {estimate:.1?}"
         ));
         if self.plan.auto_commit {
+            let limit = match self.plan.force {
+                true => CommitLimit::None,
+                false => CommitLimit::Planned,
+            };
+            let or_roll_back = true;
             return self.tell(
                 Event::CommitRequested {
-                    force: self.plan.force,
+                    limit,
+                    or_roll_back,
                 },
                 ctx,
             );
         }
+        self.status.expires_at = Some(wall_clock::rfc3339_in(self.plan.expiry));
         self.succeed_operation();
     }
 }
@@ -307,10 +357,30 @@ fn config(services: &Services, plan: &MorphPlan) -> Config {
     };
     Config {
         phase_timeout: plan.phase_timeout,
+        expiry: plan.expiry,
         downtime_budget: plan.budget,
-        step_overhead: STEP_OVERHEAD,
+        step_overhead: services.downtimes.borrow().overhead(mode_of(services)),
         required_kinds: kinds,
         possible_modes: modes,
+    }
+}
+
+/// How state moves in a morph of this daemon: the negotiation agrees on nothing else.
+fn mode_of(services: &Services) -> TransferMode {
+    match by_reference(services) {
+        true => TransferMode::ByReference,
+        false => TransferMode::Rounds,
+    }
+}
+
+/// The row of a morph that has just been planned.
+pub fn first_row(plan: &MorphPlan, operation: String) -> MorphRow {
+    MorphRow {
+        status: first_status(plan, operation),
+        phase: "preparing".to_owned(),
+        committed: false,
+        kernel: plan.kernel.clone(),
+        estimate_without_overhead_us: None,
     }
 }
 
@@ -331,6 +401,7 @@ fn first_status(plan: &MorphPlan, operation: String) -> MorphStatus {
         checks: Vec::new(),
         downtime_budget_us: u64::try_from(plan.budget.as_micros()).unwrap_or(u64::MAX),
         estimated_downtime_us: None,
+        expires_at: None,
         downtime: None,
         reason: None,
         started_at: wall_clock::now_rfc3339(),
@@ -398,6 +469,12 @@ impl Handler<WatchEvent> for MorphSession {
                     self.status.to_kernel = release;
                 }
                 self.tell(Event::NewHealthy, ctx);
+            }
+            WatchKind::Booted(boot_id) => {
+                self.plan.new.boot_id = Some(boot_id);
+                let generation = self.plan.new.generation;
+                let booted = Change::Booted(self.plan.new.instance.clone(), generation, boot_id);
+                self.services.journal.do_send(Note(booted));
             }
             WatchKind::Failed(verdict) => {
                 self.tell(Event::Died(Side::New, verdict.evidence.join("; ")), ctx);

@@ -20,6 +20,8 @@ pub(super) struct Times {
     pub(super) activated: Option<Instant>,
     pub(super) recorded: Option<Instant>,
     pub(super) serving: Option<Instant>,
+    /// What was estimated for what can be measured beforehand.
+    pub(super) without_overhead_us: Option<u64>,
 }
 
 impl MorphSession {
@@ -70,13 +72,16 @@ impl MorphSession {
                 )
             }
             Outcome::RolledBack(why) => {
-                let code = if why.starts_with("incompatible") {
-                    ErrorCode::Incompatible
-                } else {
-                    ErrorCode::WrongState
-                };
                 let text = format!("rolled back, the old kernel serves: {why}");
-                (MorphPhase::RolledBack, Some(ApiError::new(code, text)))
+                let error = if why.starts_with("incompatible") {
+                    ApiError::new(ErrorCode::Incompatible, text)
+                } else if why.starts_with("the estimated downtime") {
+                    ApiError::new(ErrorCode::OverBudget, text)
+                        .hint("give a larger --downtime-budget-ms, or --force for any downtime")
+                } else {
+                    ApiError::new(ErrorCode::WrongState, text)
+                };
+                (MorphPhase::RolledBack, Some(error))
             }
             Outcome::OldFailed(why) => {
                 let text = format!("undone, and the old kernel is being healed: {why}");
@@ -93,6 +98,7 @@ impl MorphSession {
             }
         };
         self.status.phase = phase;
+        self.status.expires_at = None;
         self.status.downtime = self.downtime();
         self.status.reason = error.as_ref().map(|e| e.message.clone());
         let said = match (&error, &self.status.downtime) {
@@ -102,6 +108,7 @@ impl MorphSession {
         };
         self.say(said);
         let row = self.row("done");
+        self.services.downtimes.borrow_mut().learn(&row);
         self.services
             .journal
             .do_send(Record(vec![Change::Morph(Box::new(row))]));
@@ -113,6 +120,7 @@ impl MorphSession {
         }
         self.owner.do_send(MorphOver {
             outcome,
+            committed: self.committed,
             status: self.status.clone(),
             new: self.plan.new.clone(),
             watch: self.watch.take(),

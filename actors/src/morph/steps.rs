@@ -10,7 +10,8 @@ use kmp_proto::fence::FenceOrder;
 use kmp_proto::message::{
     CommitReply, CommitStep, Message as Kmp, MorphCommit, MorphNegotiate, MorphPrepare,
     MorphRollback, MorphTransfer, MorphTransferFixed, MorphValidate, NegotiateFixed, RollbackFixed,
-    RollbackStatus, Side, StepStatus, TransferMode, TransferOp, Verdict, transfer_flags,
+    RollbackStatus, Side, StepStatus, TransferMode, TransferOp, Verdict, WorkloadState,
+    transfer_flags,
 };
 use kmp_proto::morph::{Event, FROZEN_STEP_TIMEOUT, Offer};
 
@@ -18,7 +19,8 @@ use super::{MorphSession, STEP_TIMEOUT, api_checks, by_reference};
 use crate::clock;
 use crate::journal::{Change, record};
 use crate::transport::{Request, RequestError};
-use crate::watch::Watch;
+use crate::wall_clock;
+use crate::watch::{Ping, Watch};
 
 impl MorphSession {
     /// Runs `work` and tells the engine what came of it.
@@ -100,11 +102,12 @@ impl MorphSession {
         let Some(placement) = self.plan.new.placement.clone() else {
             return;
         };
-        let config = crate::instance::detector_config(&self.services, &self.plan.instance.policy);
+        let config = crate::instance::detector_config(&self.services, &self.plan.instance);
         let owner = ctx.address().recipient();
         self.watch = Some(Watch::begin(
             self.services.clone(),
             placement,
+            self.plan.new.boot_id,
             config,
             owner,
         ));
@@ -181,7 +184,9 @@ impl MorphSession {
         if mode == TransferMode::Rounds {
             return self.relay_round(fixed, last, ctx);
         }
-        // By reference the new side fetches what it maps from the old one directly.
+        // By reference the new side fetches what it maps from the old one directly. Nothing is left to move in the
+        // last round: with it the old side learns that the commit record may exist from now on.
+        let side = if last { Side::Old } else { Side::New };
         let message = Kmp::MorphTransfer(MorphTransfer {
             fixed,
             data: Vec::new(),
@@ -192,12 +197,13 @@ impl MorphSession {
         } else {
             self.plan.phase_timeout
         };
-        let (reply, began) = (self.ask(Side::New, message, timeout), clock::now());
-        self.later_round(reply, began, last, ctx);
+        let (reply, began) = (self.ask(side, message, timeout), clock::now());
+        self.later_round(side, reply, began, last, ctx);
     }
 
     fn later_round(
         &mut self,
+        side: Side,
         reply: impl Future<Output = Result<Kmp, RequestError>> + 'static,
         began: kmp_proto::time::Instant,
         last: bool,
@@ -210,7 +216,7 @@ impl MorphSession {
                     dirty_bytes: applied.fixed.dirty_bytes,
                     took: clock::now() - began,
                 },
-                other => refused(Side::New, other),
+                other => refused(side, other),
             };
             act.round_over(event, last, ctx);
         }));
@@ -221,6 +227,7 @@ impl MorphSession {
     pub(super) fn round_over(&mut self, event: Event, last: bool, ctx: &mut Context<Self>) {
         if self.hold_validation && !last && matches!(event, Event::RoundApplied { .. }) {
             self.held_round = Some(event);
+            self.status.expires_at = Some(wall_clock::rfc3339_in(self.plan.expiry));
             self.say("morph: prepared");
             self.succeed_operation();
             return self.tell(Event::Held, ctx);
@@ -373,13 +380,18 @@ impl MorphSession {
             text: self.status.reason.clone().unwrap_or_default(),
         });
         let reply = self.ask_patiently(Side::Old, message, STEP_TIMEOUT);
+        let watch = self.old_watch.clone();
         self.later(ctx, async move {
-            Some(match reply.await {
+            let event = match reply.await {
                 Ok(Kmp::MorphRollbackReply(reply)) if reply.status == RollbackStatus::Running => {
                     Event::OldRunning
                 }
                 other => refused(Side::Old, other),
-            })
+            };
+            // Whatever it makes of the session: a kernel that serves is left to serve.
+            let refused = matches!(event, Event::Refused(..));
+            let serves = refused && serves(watch).await;
+            Some(if serves { Event::OldRunning } else { event })
         });
     }
 }
@@ -387,12 +399,28 @@ impl MorphSession {
 /// Pause between looks whether the control channel is up.
 const CONTROL_POLL: Duration = Duration::from_millis(5);
 
+/// What an answer means that is not the one asked for. Only what the side itself said is a refusal.
 fn refused(side: Side, reply: Result<Kmp, RequestError>) -> Event {
-    let text = match reply {
-        Ok(message) => format!("an unexpected answer: {}", message.msg_type()),
-        Err(error) => error.to_string(),
-    };
-    Event::Refused(side, text)
+    match reply {
+        Ok(message) => {
+            let text = format!("an unexpected answer: {}", message.msg_type());
+            Event::Refused(side, text)
+        }
+        Err(error @ RequestError::Refused(_)) => Event::Refused(side, error.to_string()),
+        Err(error) => Event::Unanswered(side, error.to_string()),
+    }
+}
+
+/// Whether the workload of a watched generation serves, as its agent says now.
+async fn serves(watch: Option<Addr<Watch>>) -> bool {
+    let Some(watch) = watch else { return false };
+    let answer = watch.send(Ping(FROZEN_STEP_TIMEOUT)).await;
+    answer.ok().flatten().is_some_and(|(_, answer)| {
+        matches!(
+            answer.workload,
+            WorkloadState::Running | WorkloadState::None
+        )
+    })
 }
 
 fn offer(answer: MorphNegotiate, round_trip: Duration) -> Offer {

@@ -26,7 +26,7 @@ use slog::{error, info, warn};
 
 use crate::clock;
 use crate::events::Draft;
-use crate::instance::{Beginning, GetSummary, Instance, ResumeMorph};
+use crate::instance::{Beginning, GetSummary, Instance};
 use crate::journal::{GenerationRow, InstanceRow, JournalError, Snapshot};
 use crate::services::Services;
 use crate::wall_clock;
@@ -210,10 +210,7 @@ impl Supervisor {
     }
 
     fn begin_restored(&mut self, restored: Restored, ctx: &mut Context<Self>) {
-        let address = self.adopt(restored.row, restored.generation, restored.beginning, ctx);
-        if let Some((plan, row)) = restored.morph {
-            address.do_send(ResumeMorph { plan, row });
-        }
+        self.adopt(restored.row, restored.generation, restored.beginning, ctx);
     }
 }
 

@@ -4,12 +4,13 @@
 use std::time::Duration;
 
 use actix::prelude::*;
-use kmorph_control_api::{ApiError, ErrorCode, OperationKind};
+use kmorph_control_api::{ApiError, ErrorCode, MorphPhase, OperationKind};
 
 use super::spawning::{check_boot, choose_kernel};
 use super::{BeginMorph, Find, Supervisor};
 use crate::instance::{Morph, PlanMorph};
-use crate::morph::{DOWNTIME_BUDGET_US, MorphPlan};
+use crate::journal::{Change, Record};
+use crate::morph::{DOWNTIME_BUDGET_US, MorphPlan, first_row};
 
 impl Handler<BeginMorph> for Supervisor {
     type Result = ResponseFuture<Result<String, ApiError>>;
@@ -41,7 +42,28 @@ impl Handler<BeginMorph> for Supervisor {
             let (cpus, memory) = (row.spec.cpus, row.spec.memory_bytes);
             let operation = services.operations.begin(kind, &row.name, begin.uid)?;
             let id = operation.id();
-            let intended = services.intend(&row.name, &kernel, cpus, memory, |_| Vec::new());
+            let micros = request.downtime_budget_us.unwrap_or(DOWNTIME_BUDGET_US);
+            let mut plan = MorphPlan {
+                session: services.numbers.borrow_mut().next_session(),
+                phase_timeout: seconds(row.policy.morph_timeout_s),
+                expiry: services.settings.borrow().morph_expiry,
+                instance: row,
+                new: old.clone(),
+                old,
+                kernel: kernel.clone(),
+                auto_validate: request.auto_validate || request.auto_commit,
+                auto_commit: request.auto_commit,
+                force: request.force,
+                budget: Duration::from_micros(u64::from(micros)),
+            };
+            // With its new generation: the next daemon knows which session that belongs to, and gives no number twice.
+            let mut begun = first_row(&plan, id.clone());
+            let with_row = |generation| {
+                begun.status.to_generation = generation;
+                vec![Change::Morph(Box::new(begun))]
+            };
+            let name = plan.instance.name.clone();
+            let intended = services.intend(&name, &kernel, cpus, memory, with_row);
             let new = match intended.await {
                 Ok(new) => new,
                 Err(error) => {
@@ -49,19 +71,8 @@ impl Handler<BeginMorph> for Supervisor {
                     return Err(error);
                 }
             };
-            let micros = request.downtime_budget_us.unwrap_or(DOWNTIME_BUDGET_US);
-            let plan = MorphPlan {
-                session: services.numbers.borrow_mut().next_session(),
-                phase_timeout: seconds(row.policy.morph_timeout_s),
-                instance: row,
-                old,
-                new: new.clone(),
-                kernel,
-                auto_validate: request.auto_validate || request.auto_commit,
-                auto_commit: request.auto_commit,
-                force: request.force,
-                budget: Duration::from_micros(u64::from(micros)),
-            };
+            plan.new = new.clone();
+            let mut refused = first_row(&plan, id.clone());
             let asked = instance
                 .send(Morph {
                     plan: Box::new(plan),
@@ -70,6 +81,11 @@ impl Handler<BeginMorph> for Supervisor {
                 .await;
             if let Err(error) = asked.map_err(gone).and_then(|begun| begun) {
                 // Another morph was quicker: what was intended here was never started.
+                refused.phase = "done".to_owned();
+                refused.status.phase = MorphPhase::Failed;
+                refused.status.reason = Some(error.message.clone());
+                let ended = Change::Morph(Box::new(refused));
+                services.journal.do_send(Record(vec![ended]));
                 let mut new = new;
                 let order = kmp_proto::fence::FenceOrder::new(new.generation);
                 if let Ok(certificate) = services.fence(&mut new, order).await {

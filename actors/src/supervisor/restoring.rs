@@ -9,7 +9,7 @@ use slog::{info, warn};
 use super::morphing::seconds;
 use crate::instance::Beginning;
 use crate::journal::{Desired, GenerationPhase, GenerationRow, InstanceRow, MorphRow, Snapshot};
-use crate::morph::MorphPlan;
+use crate::morph::{Deaths, LeftMorph, MorphPlan};
 use crate::services::Services;
 
 /// An instance as found after a restart.
@@ -17,7 +17,19 @@ pub(super) struct Restored {
     pub(super) row: InstanceRow,
     pub(super) generation: GenerationRow,
     pub(super) beginning: Beginning,
-    pub(super) morph: Option<(MorphPlan, MorphRow)>,
+}
+
+impl Restored {
+    /// Whether `row` is a generation of it that its beginning goes on with.
+    fn keeps(&self, row: &GenerationRow) -> bool {
+        let in_morph = match &self.beginning {
+            Beginning::Morphing(left) => {
+                [left.plan.old.generation, left.plan.new.generation].contains(&row.generation)
+            }
+            _ => false,
+        };
+        self.row.name == row.instance && (self.generation.generation == row.generation || in_morph)
+    }
 }
 
 /// Finds out what exists of an instance: what was observed counts, not what was intended.
@@ -40,48 +52,53 @@ pub(super) async fn restore(
     };
     retake(services, &generation);
     let ended = observe(services, &mut generation).await;
-    adopt_ports(services, &row, &generation, ended.is_none()).await;
+    adopt_ports(services, snapshot, &row).await;
     let beginning = match (&row.desired, ended) {
         // Whoever tested with it has ended.
         _ if row.spec.throw_away => Beginning::Terminating,
-        (Desired::Unhealed | Desired::Resting | Desired::OperatorAction, _) => Beginning::Resting,
         (Desired::Terminating, _) => Beginning::Terminating,
-        (_, None) => Beginning::Adopted,
-        (_, Some(how)) => Beginning::NeedsRecovery {
-            evidence: vec![how],
+        (Desired::Unhealed | Desired::Resting | Desired::OperatorAction, ended) => {
+            Beginning::Resting {
+                gone: ended.is_some(),
+            }
+        }
+        (Desired::Running, ended) => match left_morph(services, snapshot, &row, &of).await {
+            Some(left) => Beginning::Morphing(Box::new(left)),
+            None => match ended {
+                None => Beginning::Adopted,
+                Some(how) => Beginning::NeedsRecovery {
+                    evidence: vec![how],
+                },
+            },
         },
-    };
-    let morph = snapshot
-        .morphs
-        .iter()
-        .rfind(|m| m.status.instance == row.name && m.phase != "done");
-    let morph = match morph {
-        Some(morph) => resume_plan(services, &row, morph, &of).await,
-        None => None,
     };
     Restored {
         row,
         generation,
         beginning,
-        morph,
     }
 }
 
-async fn resume_plan(
+/// The morph that was under way when the last daemon ended.
+async fn left_morph(
     services: &Services,
+    snapshot: &Snapshot,
     row: &InstanceRow,
-    morph: &MorphRow,
     of: &impl Fn(u64) -> Option<GenerationRow>,
-) -> Option<(MorphPlan, MorphRow)> {
+) -> Option<LeftMorph> {
+    let mine = |m: &&MorphRow| m.status.instance == row.name && m.phase != "done";
+    let morph = snapshot.morphs.iter().rfind(mine)?;
     // A side that is not in the journal any more was fenced and released: what is left of it is
     // nothing, and fencing nothing is confirmed at once.
     let side = |number| of(number).unwrap_or_else(|| gone_generation(services, row, number));
     let mut old = side(morph.status.from_generation);
     let mut new = side(morph.status.to_generation);
-    for generation in [&mut old, &mut new] {
-        retake(services, generation);
-        let _ = observe(services, generation).await;
-    }
+    retake(services, &old);
+    retake(services, &new);
+    let deaths = Deaths {
+        old: observe(services, &mut old).await,
+        new: observe(services, &mut new).await,
+    };
     let plan = MorphPlan {
         instance: row.clone(),
         old,
@@ -93,8 +110,13 @@ async fn resume_plan(
         force: false,
         budget: Duration::from_micros(morph.status.downtime_budget_us),
         phase_timeout: seconds(row.policy.morph_timeout_s),
+        expiry: services.settings.borrow().morph_expiry,
     };
-    Some((plan, morph.clone()))
+    Some(LeftMorph {
+        plan,
+        row: morph.clone(),
+        deaths,
+    })
 }
 
 /// A generation of which neither journal nor machine has anything left.
@@ -118,6 +140,7 @@ fn gone_generation(services: &Services, row: &InstanceRow, generation: u64) -> G
         certificate: None,
         spawned_at: row.created_at.clone(),
         frozen: false,
+        boot_id: None,
     }
 }
 
@@ -167,41 +190,20 @@ async fn observe(services: &Services, generation: &mut GenerationRow) -> Option<
     }
 }
 
-/// Gets the published sockets back from a running agent, or binds them again.
-async fn adopt_ports(
-    services: &Services,
-    row: &InstanceRow,
-    generation: &GenerationRow,
-    runs: bool,
-) {
-    let specs = row.spec.publish.clone();
-    let held = services.publisher.borrow().duplicates(&row.name);
-    if specs.is_empty() || held.is_ok_and(|held| !held.is_empty()) {
-        // None, or it is only its actor that starts over: this daemon has them.
-        return;
-    }
-    if runs && services.backend.passes_sockets() {
-        let path = generation
-            .run_dir
-            .join(kmorph_backends::contract::HANDOVER_SOCKET);
-        let asked =
-            tokio::task::spawn_blocking(move || kmorph_launch::handover::ask_listeners(&path));
-        match asked.await {
-            Ok(Ok(sockets)) if sockets.len() == specs.len() => {
-                let sockets = specs.into_iter().zip(sockets).collect();
-                services.publisher.borrow_mut().adopt(&row.name, sockets);
-                return;
-            }
-            Ok(Err(error)) => warn!(services.log, "its sockets were not given back";
-                "instance" => &row.name, "generation" => generation.generation, "error" => %error),
-            _ => {}
-        }
-    }
-    let bound = services.publisher.borrow_mut().rebind(&row.name, &specs);
-    if let Err(error) = bound.and_then(|()| services.forward(&row.name)) {
-        warn!(services.log, "a published port could not be bound again"; "instance" => &row.name,
-            "generation" => generation.generation, "error" => %error);
-    }
+/// Gets the published sockets of an instance back: any generation of it that runs may hold them, also one that is about
+/// to be fenced. What cannot be had now, the instance goes on asking for.
+async fn adopt_ports(services: &Services, snapshot: &Snapshot, row: &InstanceRow) {
+    services
+        .publisher
+        .borrow_mut()
+        .expect(&row.name, &row.spec.publish);
+    let generations = snapshot.generations.iter();
+    let holders: Vec<_> = generations
+        .filter(|g| g.instance == row.name)
+        .cloned()
+        .collect();
+    // What is missing was logged and told.
+    let _ = services.regain_ports(&row.name, &holders).await;
 }
 
 /// Fences generations that belong to nothing any more: a spawn or a step that the last daemon did not
@@ -212,12 +214,7 @@ pub(super) async fn sweep_leftovers(
     restored: &[Restored],
 ) {
     for row in &snapshot.generations {
-        let wanted = restored.iter().any(|r| {
-            let in_morph = r.morph.as_ref().is_some_and(|(plan, _)| {
-                [plan.old.generation, plan.new.generation].contains(&row.generation)
-            });
-            r.row.name == row.instance && (r.generation.generation == row.generation || in_morph)
-        });
+        let wanted = restored.iter().any(|r| r.keeps(row));
         if wanted {
             continue;
         }

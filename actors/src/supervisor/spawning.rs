@@ -9,7 +9,8 @@ use super::{Entry, Spawn, Supervisor};
 use crate::generation::read_kernel;
 use crate::instance::Beginning;
 use crate::journal::{
-    Change, Desired, GenerationRow, InstanceRow, InstanceSpec, KernelChoice, record,
+    Change, Desired, GenerationRow, InstanceRow, InstanceSpec, KernelChoice, WorkloadRestarts,
+    record,
 };
 use crate::operations::Handle;
 use crate::services::Services;
@@ -186,6 +187,8 @@ async fn prepare_spawn(
         active_generation: 0,
         recoveries: 0,
         morphs: 0,
+        workload_failures: 0,
+        workload_restarts: WorkloadRestarts::default(),
     };
     let written = row.clone();
     let with_number = move |generation| {

@@ -1,6 +1,6 @@
 //! How the other actors reach the Transport, also when it is another one.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -18,7 +18,12 @@ pub const RETRY_MAX: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub struct TransportHandle {
     current: Rc<RefCell<(u64, Addr<Transport>)>>,
+    attachments: Rc<Cell<u64>>,
 }
+
+/// Who attached to a generation: whoever detaches names the attachment it made, and so ends no other one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttachmentId(u64);
 
 impl TransportHandle {
     /// Starts the first one.
@@ -26,7 +31,14 @@ impl TransportHandle {
         let first = Transport::new(log.clone()).start();
         Self {
             current: Rc::new(RefCell::new((1, first))),
+            attachments: Rc::default(),
         }
+    }
+
+    /// An id that no attachment has had.
+    pub fn new_attachment(&self) -> AttachmentId {
+        self.attachments.set(self.attachments.get() + 1);
+        AttachmentId(self.attachments.get())
     }
 
     /// Counts the actors there have been: one that is replaced takes its peers with it.

@@ -18,7 +18,7 @@ use kmp_transport::peer::{Peer, PeerEvent};
 use slog::{Logger, debug, error};
 use tokio::sync::oneshot;
 
-pub use handle::{RETRY_MAX, TransportHandle};
+pub use handle::{AttachmentId, RETRY_MAX, TransportHandle};
 use notices::Notices;
 pub use notices::{Broadcast, NOTICES_MAX};
 
@@ -55,12 +55,15 @@ pub struct Attach {
     pub hello: Hello,
     /// Who is told.
     pub owner: Recipient<PeerUpdate>,
+    /// Which attachment this is.
+    pub id: AttachmentId,
 }
 
-/// Ends the connections to a generation.
+/// Ends the connections that an attachment made. Where another attachment has taken its place, nothing happens: the
+/// channels of a generation belong to one watch, and the end of an earlier watch must not silence a later one.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Detach(pub PeerKey);
+pub struct Detach(pub PeerKey, pub AttachmentId);
 
 /// What happened on a peer's channels, for the watch that owns it.
 #[derive(Debug, Message)]
@@ -82,6 +85,8 @@ pub enum PeerUpdate {
     Health(HealthStatus),
     /// The control channel is up or down.
     Control(bool),
+    /// Another watch attached to the same generation: no answer comes here any more.
+    Displaced,
 }
 
 /// Sends a heartbeat.
@@ -127,6 +132,7 @@ pub enum RequestError {
 }
 
 struct Attached {
+    id: AttachmentId,
     peer: Peer,
     owner: Recipient<PeerUpdate>,
     control_up: bool,
@@ -176,6 +182,7 @@ impl Handler<Attach> for Transport {
         let seed = attach.key.generation ^ (attach.hello.instance.len() as u64) << 32;
         let peer = Peer::start(address, &attach.hello, seed.wrapping_mul(0x9E37_79B9), sink);
         let attached = Attached {
+            id: attach.id,
             peer,
             owner: attach.owner,
             control_up: false,
@@ -183,15 +190,26 @@ impl Handler<Attach> for Transport {
             on_wire: HashMap::new(),
             notices: Notices::default(),
         };
-        self.peers.insert(attach.key, attached);
+        let key = attach.key.clone();
+        if let Some(before) = self.peers.insert(attach.key, attached) {
+            error!(self.log, "two watches attached to one generation: the later one stays";
+                "instance" => &key.instance, "generation" => key.generation);
+            before.owner.do_send(PeerUpdate::Displaced);
+        }
     }
 }
 
 impl Handler<Detach> for Transport {
     type Result = ();
 
-    fn handle(&mut self, Detach(key): Detach, _: &mut Self::Context) {
-        self.peers.remove(&key);
+    fn handle(&mut self, Detach(key, id): Detach, _: &mut Self::Context) {
+        if self
+            .peers
+            .get(&key)
+            .is_some_and(|attached| attached.id == id)
+        {
+            self.peers.remove(&key);
+        }
     }
 }
 

@@ -38,8 +38,11 @@ pub(crate) enum MorphForm {
         /// The instance
         name: String,
         /// Also when the estimated downtime is above the budget
-        #[arg(long)]
+        #[arg(long, conflicts_with = "downtime_budget_ms")]
         force: bool,
+        /// Longest downtime allowed, in milliseconds (default: what the morph was begun with)
+        #[arg(long, value_name = "MS", value_parser = values::budget_us)]
+        downtime_budget_ms: Option<u32>,
         #[command(flatten)]
         wait: WaitArgs,
     },

@@ -40,9 +40,18 @@ pub(super) async fn run(
             let operation = client.post(&address, &json!({})).await?;
             end(client, out, &name, operation, wait).await
         }
-        MorphForm::Commit { name, force, wait } => {
+        MorphForm::Commit {
+            name,
+            force,
+            downtime_budget_ms,
+            wait,
+        } => {
             let address = path(&["instances", &name, "morph", "commit"]);
-            let operation = client.post(&address, &CommitRequest { force }).await?;
+            let request = CommitRequest {
+                force,
+                downtime_budget_us: downtime_budget_ms,
+            };
+            let operation = client.post(&address, &request).await?;
             end(client, out, &name, operation, wait).await
         }
         MorphForm::Rollback { name, wait } => {
@@ -213,6 +222,9 @@ async fn status(client: &Client, out: &mut Output, name: &str) -> Result<Exit, F
     fields.push(("Downtime budget", micros(morph.downtime_budget_us).into()));
     if let Some(estimate) = morph.estimated_downtime_us {
         fields.push(("Estimated downtime", micros(estimate).into()));
+    }
+    if let Some(expires) = &morph.expires_at {
+        fields.push(("Expires", local_time(expires).into()));
     }
     if let Some(downtime) = &morph.downtime {
         fields.push(("Downtime", downtime_text(downtime).into()));

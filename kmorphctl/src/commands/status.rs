@@ -3,6 +3,7 @@
 use kmorph_control_api::address::path;
 use kmorph_control_api::{
     HealthReport, HeartbeatStatus, InstanceState, InstanceStatus, InstanceSummary, Metrics,
+    PortState, PublishedAddress,
 };
 use serde_json::Value;
 
@@ -39,6 +40,21 @@ fn or_dash(text: String) -> String {
     }
 }
 
+/// How long the generation has run; a dash when nothing of it runs.
+fn uptime(summary: &InstanceSummary) -> String {
+    or_dash(summary.uptime_s.map(age_s).unwrap_or_default())
+}
+
+/// A published port; what it does is said when it does not accept connections.
+fn published(port: &PublishedAddress, arrow: &str) -> String {
+    let route = format!("{}{arrow}{}", port.listen, port.port);
+    match (port.state, &port.reason) {
+        (PortState::Open, _) => route,
+        (state, None) => format!("{route} ({})", state.as_str()),
+        (state, Some(reason)) => format!("{route} ({}: {reason})", state.as_str()),
+    }
+}
+
 fn ago(last_ms: Option<u64>) -> String {
     last_ms.map_or_else(|| "never".to_owned(), |ms| format!("{} ago", age_ms(ms)))
 }
@@ -68,6 +84,7 @@ pub(super) async fn list(
         header.extend(["GENERATION", "BACKEND", "RECOVERIES", "MORPHS", "PUBLISHED"]);
     }
     let row = |instance: InstanceSummary| {
+        let uptime = uptime(&instance);
         let mut row: Vec<Word> = vec![
             instance.name.into(),
             state_word(instance.state),
@@ -75,11 +92,11 @@ pub(super) async fn list(
             cpu_list(&instance.cpus).into(),
             bytes(instance.memory_bytes).into(),
             ago(instance.last_heartbeat_ms).into(),
-            age_s(instance.uptime_s).into(),
+            uptime.into(),
         ];
         if verbose {
             let ports = instance.published.iter();
-            let ports: Vec<String> = ports.map(|p| format!("{}->{}", p.listen, p.port)).collect();
+            let ports: Vec<String> = ports.map(|p| published(p, "->")).collect();
             row.extend([
                 instance.generation.to_string().into(),
                 instance.backend.into(),
@@ -135,7 +152,10 @@ fn status_fields(status: &InstanceStatus) -> Vec<(&'static str, Word)> {
     add("Created", since);
     add(
         "Generation",
-        format!("{}, up {}", summary.generation, age_s(summary.uptime_s)),
+        match summary.uptime_s {
+            Some(seconds) => format!("{}, up {}", summary.generation, age_s(seconds)),
+            None => format!("{}, not running", summary.generation),
+        },
     );
     add("History", history(summary));
     add("CPUs", cpu_list(&summary.cpus));
@@ -152,7 +172,7 @@ fn status_fields(status: &InstanceStatus) -> Vec<(&'static str, Word)> {
         None => add("Workload", "none".to_owned()),
     }
     for port in &summary.published {
-        add("Published", format!("{} -> {}", port.listen, port.port));
+        add("Published", published(port, " -> "));
     }
     add(
         "Kernel image",
@@ -185,7 +205,12 @@ fn history(summary: &InstanceSummary) -> String {
         1 => "1 morph".to_owned(),
         many => format!("{many} morphs"),
     };
-    format!("{recoveries}, {morphs}")
+    let failures = match summary.workload_failures {
+        0 => return format!("{recoveries}, {morphs}"),
+        1 => "1 restart of its workload".to_owned(),
+        many => format!("{many} restarts of its workload"),
+    };
+    format!("{recoveries}, {morphs}, {failures}")
 }
 
 fn policy_text(policy: &kmorph_control_api::Policy) -> String {

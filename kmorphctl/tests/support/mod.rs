@@ -200,7 +200,7 @@ pub fn summary(name: &str, state: &str) -> Value {
         "name": name, "state": state, "generation": 2, "kernel_release": "6.9.0",
         "backend": "embedded", "cpus": [0, 1, 2, 5], "memory_bytes": 268_435_456u64,
         "last_heartbeat_ms": 62_300, "uptime_s": 7_440, "recoveries": 1, "morphs": 3,
-        "published": [{ "listen": "127.0.0.1:6379", "port": 6379 }],
+        "published": [{ "listen": "127.0.0.1:6379", "port": 6379, "state": "open" }],
     })
 }
 

@@ -37,10 +37,20 @@ pub(crate) struct File {
     pub(crate) log: Log,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Morph {
     mode: Mode,
+    expiry_s: f64,
+}
+
+impl Default for Morph {
+    fn default() -> Self {
+        Self {
+            mode: Mode::default(),
+            expiry_s: 600.0,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -122,6 +132,7 @@ impl Default for Defaults {
 pub(crate) struct Limits {
     start_timeout_s: f64,
     stop_timeout_s: f64,
+    port_hold_s: f64,
     recoveries: usize,
 }
 
@@ -130,6 +141,7 @@ impl Default for Limits {
         Self {
             start_timeout_s: 30.0,
             stop_timeout_s: 5.0,
+            port_hold_s: 10.0,
             recoveries: 8,
         }
     }
@@ -283,6 +295,7 @@ impl File {
             default_memory_bytes: mib("defaults.memory_mib", self.defaults.memory_mib)?,
             start_timeout: seconds("limits.start_timeout_s", self.limits.start_timeout_s)?,
             stop_timeout: seconds("limits.stop_timeout_s", self.limits.stop_timeout_s)?,
+            port_hold: seconds("limits.port_hold_s", self.limits.port_hold_s)?,
             recoveries_max: self.limits.recoveries,
             pool: Stock {
                 cpus,
@@ -300,6 +313,7 @@ impl File {
                 Mode::Auto => MorphMode::Auto,
                 Mode::Rounds => MorphMode::Rounds,
             },
+            morph_expiry: seconds("morph.expiry_s", self.morph.expiry_s)?,
             vmcore: self.vmcore.settings(&places.state_dir, refuse)?,
             state_dir: places.state_dir,
             run_dir: places.run_dir,

@@ -136,4 +136,6 @@ pub struct Verdict {
     pub evidence: Vec<String>,
     /// How long it had been silent; zero for an exit event.
     pub silence: Duration,
+    /// The machine reported its end: nothing of it runs.
+    pub ended: bool,
 }

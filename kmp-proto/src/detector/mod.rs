@@ -251,7 +251,12 @@ impl Detector {
             Event::Observed { stopped } => self.stopped = stopped,
             Event::Answer { probe, health } => self.answered(probe, health, now),
             Event::SendRefused { probe } => self.refused(probe, now),
-            Event::Ended(how) => self.fail(Level::KernelDead, vec![how], Duration::ZERO),
+            Event::Ended(how) => self.fail(Verdict {
+                level: Level::KernelDead,
+                evidence: vec![how],
+                silence: Duration::ZERO,
+                ended: true,
+            }),
             Event::SelfLag(late) => {
                 self.lag_told = Some(self.lag_told.map_or(late, |told| told.max(late)));
                 self.was_late(late);
@@ -424,16 +429,17 @@ impl Detector {
             evidence.push("its kernel was not seen to answer".to_owned());
             Level::KernelDead
         };
-        self.fail(level, evidence, silence);
-    }
-
-    fn fail(&mut self, level: Level, evidence: Vec<String>, silence: Duration) {
-        self.phase = Phase::Failed;
-        self.actions.push_back(Action::Failed(Verdict {
+        self.fail(Verdict {
             level,
             evidence,
             silence,
-        }));
+            ended: false,
+        });
+    }
+
+    fn fail(&mut self, verdict: Verdict) {
+        self.phase = Phase::Failed;
+        self.actions.push_back(Action::Failed(verdict));
     }
 
     /// How many of the probes remembered had been sent when `probe` was; none when that was answered

@@ -26,14 +26,16 @@ pub enum Event {
         took: Duration,
     },
     /// The first state is over and nobody has asked for its validation yet: from here it may wait
-    /// for [`super::COMMITTABLE_TIMEOUT`].
+    /// for [`super::Config::expiry`].
     Held,
     /// The new side's validation report.
     Report(Vec<Check>),
-    /// Commit now, even over the budget when forced.
+    /// Commit now, if the estimate is within the limit.
     CommitRequested {
-        /// See [`super::Config::downtime_budget`].
-        force: bool,
+        /// The limit.
+        limit: CommitLimit,
+        /// Nobody is there to decide what follows an estimate above the limit: roll back then.
+        or_roll_back: bool,
     },
     /// Go back.
     RollbackRequested(String),
@@ -64,6 +66,17 @@ pub enum Event {
     Died(Side, String),
     /// Time has passed.
     Tick,
+}
+
+/// The downtime at which a commit is still wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommitLimit {
+    /// [`super::Config::downtime_budget`].
+    Planned,
+    /// Another budget.
+    Within(Duration),
+    /// Whatever it takes.
+    None,
 }
 
 impl Event {

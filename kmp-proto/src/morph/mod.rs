@@ -29,7 +29,7 @@ mod phases;
 mod transitions;
 
 pub use engine::Engine;
-pub use events::{Action, Event, Outcome, Step};
+pub use events::{Action, CommitLimit, Event, Outcome, Step};
 pub use phases::{
     Committable, Committing, Failed, Morph, Negotiating, Preparing, Transferring, Validated,
     Validating,
@@ -52,9 +52,8 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 pub const REQUEST_ATTEMPTS: u32 = 5;
 /// Wait before it is asked for again.
 pub const REQUEST_RETRY: Duration = Duration::from_millis(200);
-/// Longest time that a validated morph waits for its commit, and a transferred one for its
-/// validation.
-pub const COMMITTABLE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Default for [`Config::expiry`].
+pub const EXPIRY: Duration = Duration::from_secs(600);
 /// Wait before a fence that was not confirmed is tried again.
 pub const FENCE_RETRY: Duration = Duration::from_secs(1);
 /// Times it is tried.
@@ -65,6 +64,9 @@ pub const FENCE_ATTEMPTS: u32 = 10;
 pub struct Config {
     /// Longest time for one phase.
     pub phase_timeout: Duration,
+    /// Longest time that a validated morph waits for its commit, and a transferred one for its validation; then it is
+    /// rolled back.
+    pub expiry: Duration,
     /// Budget for the downtime.
     pub downtime_budget: Duration,
     /// What the steps of the commit cost apart from the last round and the exchanges with both sides:
@@ -154,6 +156,7 @@ mod tests {
     fn config() -> Config {
         Config {
             phase_timeout: Duration::from_secs(60),
+            expiry: Duration::from_secs(600),
             downtime_budget: Duration::from_millis(10),
             step_overhead: Duration::from_millis(1),
             required_kinds: capability::MEMORY,

@@ -106,7 +106,7 @@ const FORWARD: &[Transition] = &[
     row(
         COMMITTABLE,
         "CommitRequested",
-        "estimate within the budget, or forced",
+        "estimate within the limit, or none is set",
         FREEZING,
         &["Phase", "Freeze"],
     ),
@@ -116,6 +116,13 @@ const FORWARD: &[Transition] = &[
         "otherwise",
         COMMITTABLE,
         &["CommitRefused"],
+    ),
+    row(
+        COMMITTABLE,
+        "CommitRequested",
+        "otherwise, and nobody is there to decide",
+        FENCING_NEW,
+        UNDO,
     ),
     row(FREEZING, "Frozen", "", LAST_ROUND, &["Round(last)"]),
     row(LAST_ROUND, "RoundApplied", "", ACTIVATING, &["Activate"]),

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use kmp_proto::message::{Capabilities, Check, CheckResult, Side, capability};
-use kmp_proto::morph::{Action, Config, Engine, Event, Offer, Outcome, TRANSITIONS};
+use kmp_proto::morph::{Action, CommitLimit, Config, Engine, Event, Offer, Outcome, TRANSITIONS};
 use kmp_proto::time::Instant;
 
 use super::{Choices, assert_row, certify};
@@ -46,6 +46,7 @@ struct World {
 fn config() -> Config {
     Config {
         phase_timeout: Duration::from_secs(60),
+        expiry: Duration::from_secs(600),
         downtime_budget: Duration::from_millis(10),
         step_overhead: Duration::from_millis(2),
         required_kinds: capability::MEMORY,
@@ -128,7 +129,12 @@ fn any_event(choices: &mut Choices<'_>) -> Event {
         4 => Event::Held,
         5 => Event::Report(report(choices.byte())),
         6 => Event::CommitRequested {
-            force: choices.bit(),
+            limit: match choices.byte() % 3 {
+                0 => CommitLimit::Planned,
+                1 => CommitLimit::Within(Duration::from_millis(choices.byte().into())),
+                _ => CommitLimit::None,
+            },
+            or_roll_back: choices.bit(),
         },
         7 => Event::RollbackRequested(text()),
         8 => Event::Frozen(u64::from(choices.byte())),
@@ -170,7 +176,10 @@ impl World {
                 self.tell(event);
             }
             Action::Validate => self.tell(Event::Report(report(1 << 6))),
-            Action::Committable { .. } => self.tell(Event::CommitRequested { force: true }),
+            Action::Committable { .. } => self.tell(Event::CommitRequested {
+                limit: CommitLimit::None,
+                or_roll_back: false,
+            }),
             Action::Freeze => self.tell(Event::Frozen(5)),
             Action::Activate => self.tell(Event::Activated(5)),
             Action::WriteCommitRecord => self.tell(Event::RecordDurable),

@@ -30,7 +30,10 @@ impl World {
             Action::Round { .. } => self.ask(Request::Round),
             Action::Validate => self.ask(Request::Validate),
             Action::Committable { .. } => {
-                self.tell_morph(morph::Event::CommitRequested { force: true });
+                self.tell_morph(morph::Event::CommitRequested {
+                    limit: morph::CommitLimit::None,
+                    or_roll_back: false,
+                });
             }
             Action::Freeze => self.ask(Request::Freeze),
             Action::Activate => self.ask(Request::Activate),

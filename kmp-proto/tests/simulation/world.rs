@@ -99,6 +99,7 @@ pub(crate) struct World {
 fn config() -> morph::Config {
     morph::Config {
         phase_timeout: Duration::from_secs(5),
+        expiry: Duration::from_secs(600),
         downtime_budget: Duration::from_millis(10),
         step_overhead: Duration::from_millis(2),
         required_kinds: capability::MEMORY,

@@ -5,11 +5,11 @@ mod rollback;
 
 use std::collections::VecDeque;
 
-use super::events::{Action, Event, Outcome, Step};
+use super::events::{Action, CommitLimit, Event, Outcome, Step};
 use super::phases::{
     Committable, Committing, Morph, Negotiating, Preparing, Transferring, Validated, Validating,
 };
-use super::{COMMITTABLE_TIMEOUT, Config, FENCE_ATTEMPTS, FENCE_RETRY, FROZEN_STEP_TIMEOUT, Offer};
+use super::{Config, FENCE_ATTEMPTS, FENCE_RETRY, FROZEN_STEP_TIMEOUT, Offer};
 use crate::fence::FenceOrder;
 use crate::message::{Side, TransferMode};
 use crate::time::Instant;
@@ -106,6 +106,11 @@ impl Engine {
             died_while_recording: Deaths::default(),
             actions: VecDeque::new(),
         }
+    }
+
+    /// What it was begun with.
+    pub fn config(&self) -> Config {
+        self.config
     }
 
     /// The phase's name in journal, API and logs.
@@ -256,12 +261,12 @@ impl Engine {
                 }
             }
             (State::Transferring(morph), Event::Held) => {
-                self.deadline = Some(now + COMMITTABLE_TIMEOUT);
+                self.deadline = Some(now + self.config.expiry);
                 State::Transferring(morph)
             }
             (State::Validating(morph), Event::Report(checks)) => match morph.on_report(&checks) {
                 Ok((morph, proof)) => {
-                    self.deadline = Some(now + COMMITTABLE_TIMEOUT);
+                    self.deadline = Some(now + self.config.expiry);
                     self.actions.push_back(Action::Committable {
                         estimate: morph.estimate(),
                     });
@@ -269,8 +274,17 @@ impl Engine {
                 }
                 Err(failed) => return self.roll_back(failed.to_string(), None, now),
             },
-            (State::Committable(morph, proof), Event::CommitRequested { force }) => {
-                match morph.commit(proof, force) {
+            (
+                State::Committable(mut morph, proof),
+                Event::CommitRequested {
+                    limit,
+                    or_roll_back,
+                },
+            ) => {
+                if let CommitLimit::Within(budget) = limit {
+                    morph.config.downtime_budget = budget;
+                }
+                match morph.commit(proof, limit == CommitLimit::None) {
                     Ok(morph) => {
                         self.deadline = Some(now + FROZEN_STEP_TIMEOUT);
                         self.actions.push_back(Action::Freeze);
@@ -279,6 +293,9 @@ impl Engine {
                             step: Step::Freezing,
                             digest: 0,
                         }
+                    }
+                    Err((_, _, refused)) if or_roll_back => {
+                        return self.roll_back(refused.to_string(), None, now);
                     }
                     Err((morph, proof, refused)) => {
                         self.actions.push_back(Action::CommitRefused(refused));

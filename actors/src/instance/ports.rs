@@ -1,0 +1,64 @@
+//! The published ports of an instance through its life.
+//!
+//! ```text
+//! serves: open ─▶ failed: connections wait ─ hold over ─▶ refused ─▶ a successor is started: open
+//!                                        └─ it rests ──▶ refused
+//! ```
+
+use actix::prelude::*;
+
+use super::{Instance, Work};
+use crate::publish::PORT_RETRY;
+
+impl Instance {
+    /// Goes on asking for ports that this daemon does not have, until it has them.
+    pub(super) fn regain_ports(&mut self, ctx: &mut Context<Self>) {
+        if self
+            .services
+            .publisher
+            .borrow()
+            .missing(&self.row.name)
+            .is_none()
+        {
+            return;
+        }
+        ctx.run_later(PORT_RETRY, |act, ctx| {
+            let (services, name) = (act.services.clone(), act.row.name.clone());
+            let holder = [act.generation.clone()];
+            let work = async move { services.regain_ports(&name, &holder).await };
+            ctx.spawn(
+                work.into_actor(act)
+                    .map(|_, act, ctx| act.regain_ports(ctx)),
+            );
+        });
+    }
+
+    /// The generation that served has failed. Connections wait for its successor, but not for ever.
+    pub(super) fn hold_ports(&mut self, ctx: &mut Context<Self>) {
+        self.services.publisher.borrow_mut().abandon(&self.row.name);
+        let hold = self.services.settings.borrow().port_hold;
+        if let Some(earlier) = self.port_hold.take() {
+            ctx.cancel_future(earlier);
+        }
+        self.port_hold = Some(ctx.run_later(hold, |act, _| {
+            act.port_hold = None;
+            if act.services.publisher.borrow().is_abandoned(&act.row.name) {
+                act.services.refuse_ports(&act.row.name);
+            }
+        }));
+    }
+
+    /// The instance rests: nobody will answer. Where a process of it may still serve and has the sockets itself, it
+    /// keeps them.
+    pub(super) fn close_unserved_ports(&mut self) {
+        let may_serve = self.services.backend.passes_sockets() && !self.is_gone();
+        if matches!(self.work, Work::Nothing) && !may_serve {
+            self.services.refuse_ports(&self.row.name);
+        }
+    }
+
+    /// Whether nothing of the generation runs, as far as is known: fenced, never started, or seen to end.
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone || self.generation.certificate.is_some() || self.generation.placement.is_none()
+    }
+}

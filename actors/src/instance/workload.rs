@@ -1,0 +1,66 @@
+//! Failures of an instance's program that its agent mends by itself: the agent starts the program again, in the same
+//! kernel. No recovery follows, but whoever asks why data is gone finds the failure, its cause and its count.
+
+use kmorph_control_api::{EventKind, RecoveryOutcome, RecoveryRecord};
+use kmp_proto::message::{FailureCause, HealthStatus};
+
+use super::Instance;
+use crate::journal::{Change, Record, RecoveryRow, WorkloadRestarts};
+use crate::supervisor::NoteRecovery;
+use crate::wall_clock;
+
+impl Instance {
+    /// Records the restarts of the program that the agent tells and that were not recorded yet.
+    pub(super) fn note_restarts(&mut self, status: &HealthStatus) {
+        let now = WorkloadRestarts {
+            generation: self.generation.generation,
+            restarts: status.fixed.restarts,
+        };
+        let seen = self.row.workload_restarts;
+        let known = if seen.generation == now.generation {
+            seen.restarts
+        } else {
+            0
+        };
+        let failures = now.restarts.saturating_sub(known);
+        if failures == 0 {
+            return;
+        }
+        self.row.workload_restarts = now;
+        self.row.workload_failures = self.row.workload_failures.saturating_add(failures.into());
+        let times = match failures {
+            1 => "its program failed and was started again".to_owned(),
+            many => format!("its program failed and was started again, {many} times"),
+        };
+        // The text belongs to the last failure; once the program runs again the agent has none.
+        let cause = match status.text.as_str() {
+            "" => format!("it had ended with status {}", status.fixed.exit_status),
+            text => text.to_owned(),
+        };
+        self.say(EventKind::Detector, format!("{times}: {cause}"));
+        let at = wall_clock::now_rfc3339();
+        let record = RecoveryRecord {
+            id: self.services.numbers.borrow_mut().next_recovery(),
+            instance: self.row.name.clone(),
+            failed_generation: now.generation,
+            new_generation: Some(now.generation),
+            cause: FailureCause::WorkloadFailed.as_str().to_owned(),
+            evidence: vec![cause],
+            fence: None,
+            vmcore: None,
+            outcome: RecoveryOutcome::Recovered,
+            reason: Some(format!("{times} by its agent, in the same kernel")),
+            started_at: at.clone(),
+            ended_at: Some(at),
+            fence_ms: None,
+            total_ms: None,
+        };
+        self.supervisor.do_send(NoteRecovery(record.clone()));
+        let phase = "done".to_owned();
+        let changes = vec![
+            Change::Recovery(Box::new(RecoveryRow { record, phase })),
+            Change::Instance(Box::new(self.row.clone())),
+        ];
+        self.services.journal.do_send(Record(changes));
+    }
+}
