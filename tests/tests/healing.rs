@@ -246,6 +246,21 @@ fn a_workload_that_ends_is_started_again_by_its_agent() {
         "PONG"
     );
     assert_eq!(host.agent("web"), agent);
+    // The kernel went on, the data did not: that is recorded and counted, with its cause.
+    let recorded = host.control().wait("the failure to be recorded", || {
+        let all: Vec<RecoveryRecord> = host.control().get("/v1/recoveries?instance=web");
+        all.into_iter().next()
+    });
+    assert_eq!(recorded.cause, "workload_failed");
+    assert_eq!(
+        (recorded.failed_generation, recorded.new_generation),
+        (1, Some(1))
+    );
+    assert!(recorded.evidence[0].contains("signal: 9"), "{recorded:?}");
+    assert_eq!(host.control().instance("web").summary.workload_failures, 1);
+    let metrics = host.control().request("GET", "/metrics", None).body;
+    let counted = "kmorph_instance_workload_failures_total{instance=\"web\"} 1";
+    assert!(metrics.contains(counted), "{metrics}");
 }
 
 #[test]

@@ -200,6 +200,75 @@ fn a_prepared_morph_waits_longer_than_a_phase_may_take() {
 }
 
 #[test]
+fn a_validated_morph_expires() {
+    let host = Host::with(
+        "[morph]\nexpiry_s = 1.0\n[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\n\
+         memory_mib = 65536\n",
+    );
+    let port = host.spawn_kv("web");
+    Client::connect(port)
+        .unwrap()
+        .call(&["SET", "k", "v"])
+        .unwrap();
+    let body = json!({ "kernel": host.kernel("6.12.0-b"), "auto_validate": true });
+    host.control().succeed("POST", MORPH, Some(&body));
+    let status: MorphStatus = host.control().get(MORPH);
+    assert!(status.expires_at.is_some(), "{status:?}");
+    host.control().wait("the morph to expire", || {
+        (host.control().request("GET", MORPH, None).status == 404).then_some(())
+    });
+    assert_eq!(host.running("web").summary.generation, 1);
+    serves(port, "k", "v");
+}
+
+#[test]
+fn a_morph_that_nobody_decides_about_is_rolled_back_when_it_is_over_its_budget() {
+    let host = Host::new();
+    let port = host.spawn_kv("web");
+    Client::connect(port)
+        .unwrap()
+        .call(&["SET", "k", "v"])
+        .unwrap();
+    let body = json!({
+        "kernel": host.kernel("6.12.0-b"), "auto_validate": true, "auto_commit": true,
+        "downtime_budget_us": 1,
+    });
+    let ended = host.control().operate("POST", MORPH, Some(&body));
+    let error = ended.error.unwrap();
+    assert_eq!(error.code, ErrorCode::OverBudget, "{error:?}");
+    assert!(error.message.contains("rolled back"), "{error:?}");
+    assert_eq!(host.running("web").summary.generation, 1);
+    serves(port, "k", "v");
+    // Step by step an operator decides, and may change the budget.
+    let body = json!({
+        "kernel": host.kernel("6.12.0-b"), "auto_validate": true, "downtime_budget_us": 1,
+    });
+    host.control().succeed("POST", MORPH, Some(&body));
+    let path = format!("{MORPH}/commit");
+    let refused = host.control().operate("POST", &path, Some(&json!({})));
+    assert_eq!(refused.error.unwrap().code, ErrorCode::OverBudget);
+    let larger = json!({ "downtime_budget_us": 60_000_000 });
+    host.control().succeed("POST", &path, Some(&larger));
+    serves(port, "k", "v");
+}
+
+#[test]
+fn an_instance_is_ended_by_force_in_the_middle_of_a_morph() {
+    let host = Host::new();
+    host.spawn_kv("web");
+    prepare(&host);
+    let path = "/v1/instances/web";
+    let refused = host.control().request("DELETE", path, None).refusal();
+    assert_eq!(refused.code, ErrorCode::WrongState);
+    host.control()
+        .succeed("DELETE", &format!("{path}?force=true"), None);
+    let left = std::fs::read_dir(host.path("run/instances"))
+        .unwrap()
+        .count();
+    assert_eq!(left, 0, "neither side is left");
+}
+
+#[test]
 fn step_by_step_each_step_waits_for_the_next() {
     let host = Host::new();
     let port = host.spawn_kv("web");

@@ -20,7 +20,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use kmorph_backends::contract::HostListener;
 use kmorph_control_api::{ApiError, ErrorCode, PortState, PublishRequest, PublishedAddress};
 use kmorph_launch::PublishedPort;
-use nix::sys::socket::{Backlog, Shutdown, listen, shutdown};
+use nix::sys::socket::sockopt::ReuseAddr;
+use nix::sys::socket::{Backlog, Shutdown, listen, setsockopt, shutdown};
 
 use crate::journal::PublishedPortSpec;
 
@@ -28,6 +29,9 @@ pub use regain::PORT_RETRY;
 
 /// Most published ports of one instance.
 pub const PORTS_MAX: usize = 16;
+
+/// Ports that are tried when the kernel is to choose one.
+const CHOICES_MAX: u32 = 16;
 
 /// The sockets, by instance.
 #[derive(Debug, Default)]
@@ -73,23 +77,50 @@ impl Port {
 
     fn listen(&mut self) {
         if let Holding::Refusing(_) = self.holding {
-            self.turn(|socket| match listen(&socket, Backlog::MAXCONN) {
-                Ok(()) => Holding::Open(socket),
-                Err(error) => Holding::Missing(error.to_string()),
+            self.turn(|socket| {
+                // Connections of earlier generations may linger at the port: std's own listeners allow for that too.
+                let listens = setsockopt(&socket, ReuseAddr, &true)
+                    .and_then(|()| listen(&socket, Backlog::MAXCONN));
+                match listens {
+                    Ok(()) => Holding::Open(socket),
+                    Err(error) => Holding::Missing(error.to_string()),
+                }
             });
         }
     }
 
     fn refuse(&mut self) {
         if let Holding::Open(_) = self.holding {
-            // On Linux this takes a listening socket back to the state before listen(2): what waits in its backlog is
-            // reset, the port stays bound to it (net/ipv4/af_inet.c, inet_shutdown).
-            self.turn(
-                |socket| match shutdown(socket.as_raw_fd(), Shutdown::Read) {
+            self.turn(|socket| {
+                // On Linux this takes a listening socket back to the state before listen(2): what waits in its backlog
+                // is reset, the port stays bound (net/ipv4/af_inet.c, inet_shutdown). Without the option, no other
+                // socket can be bound to the port meanwhile (net/ipv4/inet_connection_sock.c, inet_csk_bind_conflict).
+                let refuses = setsockopt(&socket, ReuseAddr, &false)
+                    .and_then(|()| shutdown(socket.as_raw_fd(), Shutdown::Read));
+                match refuses {
                     Ok(()) => Holding::Refusing(socket),
                     Err(_) => Holding::Open(socket),
-                },
-            );
+                }
+            });
+        }
+    }
+}
+
+/// Binds `wanted` so that the socket keeps its port while it refuses connections. Linux gives a port that it chose
+/// itself back when the socket stops listening; one that was asked for by its number stays (SOCK_BINDPORT_LOCK).
+fn bind_by_number(wanted: SocketAddr) -> io::Result<TcpListener> {
+    if wanted.port() != 0 {
+        return TcpListener::bind(wanted);
+    }
+    let mut tries = 1;
+    loop {
+        let chosen = TcpListener::bind(wanted)?.local_addr()?;
+        // Another program may be given the port in between.
+        match TcpListener::bind(chosen) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries < CHOICES_MAX => {
+                tries += 1;
+            }
+            bound => return bound,
         }
     }
 }
@@ -128,7 +159,7 @@ impl Publisher {
                 ApiError::new(ErrorCode::InsufficientResources, text)
                     .hint("choose a free port, or 0 to have one chosen")
             };
-            let listener = TcpListener::bind(wanted).map_err(refuse)?;
+            let listener = bind_by_number(wanted).map_err(refuse)?;
             let host_port = listener.local_addr().map_err(refuse)?.port();
             let spec = PublishedPortSpec {
                 address,
