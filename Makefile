@@ -17,7 +17,7 @@ DEMO = $(or $(CARGO_TARGET_DIR),target)/release/kmorph-demo
 # Who runs this; tests say who else.
 USER_ID = $(shell id -u)
 
-.PHONY: build test test-crash test-drgn test-tasks demo demo-build demo-embedded demo-qemu demo-multikernel bench lint doc fuzz setup clean kmod kmod-test kmod-test-24 wheel
+.PHONY: build test test-kills test-crash test-drgn test-tasks demo demo-build demo-embedded demo-qemu demo-multikernel bench lint doc fuzz setup clean kmod kmod-test kmod-test-24 wheel
 
 build:
 	$(CARGO) build --release --workspace
@@ -33,6 +33,12 @@ test: setup lint doc
 # libkerf for Python: target/python/wheels/libkerf-*.whl.
 wheel:
 	scripts/build-python
+
+# Kills daemon, source and target, alone and in pairs, at MOMENTS moments spread over morphs and recoveries.
+MOMENTS ?= 1000
+test-kills: setup
+	$(CARGO) build --workspace --all-targets
+	KMORPH_KILL_MOMENTS=$(MOMENTS) $(CARGO) test --package kmorph-tests --test kill_moments
 
 # Has drgn read what is written from real kernels' memory. drgn comes from PyPI, into target/drgn.
 test-drgn: setup
