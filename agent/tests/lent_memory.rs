@@ -278,11 +278,12 @@ async fn what_cannot_be_read_is_left_out_and_said() {
 fn server() -> tokio::sync::mpsc::Sender<Connection> {
     let (connections, accepted) = tokio::sync::mpsc::channel(1);
     let workload = Workload::none();
+    let log = slog::Logger::root(slog::Discard, slog::o!());
     let served = Served {
-        morphs: Morphs::new(workload.clone(), 1, None),
+        morphs: Morphs::new(workload.clone(), 1, None, log.clone()),
         workload,
         state_dir: std::env::temp_dir(),
-        log: slog::Logger::root(slog::Discard, slog::o!()),
+        log,
     };
     let figures = Sampler::new(Scope::System, 1);
     tokio::spawn(server::serve(accepted, served, figures));
