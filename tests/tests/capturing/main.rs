@@ -117,6 +117,37 @@ fn begin(host: &Host, path: &Path) -> Operation {
 }
 
 #[test]
+fn silence_while_it_is_frozen_says_nothing_and_its_end_is_found_at_once() {
+    let host = Host::with(&format!(
+        "{SLOW}[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\n"
+    ));
+    host.spawn_kv_on("web", &kernels::debian("6.1"), "");
+    let events = Events::follow(host.control());
+    let begun = begin(&host, &host.path("core"));
+    let frozen = std::time::Instant::now();
+    host.control().wait("three timeouts to pass", || {
+        (frozen.elapsed() > std::time::Duration::from_secs(3)).then_some(())
+    });
+    let now = host.control().instance("web");
+    assert_eq!(
+        (now.summary.state, now.summary.recoveries),
+        (InstanceState::Unresponsive, 0)
+    );
+    let qemu = nix::unistd::Pid::from_raw(now.processes["qemu"]);
+    nix::sys::signal::kill(qemu, nix::sys::signal::Signal::SIGKILL).unwrap();
+    events.wait("its end", |event| {
+        event.message.contains("ended by signal 9")
+    });
+    let now = host.control().instance("web");
+    assert_eq!(now.summary.state, InstanceState::Failed, "{now:?}");
+    let still: Operation = host.control().get(&format!("/v1/operations/{}", begun.id));
+    assert!(!still.is_over(), "its memory is read to its end: {still:?}");
+    let cancel = format!("/v1/operations/{}/cancel", begun.id);
+    let _ = host.control().request("POST", &cancel, None);
+    host.successor_of("web", 1);
+}
+
+#[test]
 fn whatever_ends_a_capture_its_kernel_goes_on() {
     let mut host = Host::with(SLOW);
     let port = host.spawn_kv_on("web", &kernels::debian("6.1"), "");
