@@ -52,6 +52,44 @@ over_each_transport!(
     the_agent_is_a_service_in_a_guest_with_an_init_of_its_own,
 );
 
+/// More than a guest of 256 MiB has is written to a server that was told no limit.
+#[test]
+fn a_workload_fits_its_guest() {
+    let host = Host::qemu();
+    let port = host.spawn_kv_on("web", &kernels::debian("6.1"), "");
+    let mut client = Client::connect(port).unwrap();
+    client.call(&["SET", "k", "v"]).unwrap();
+    let full = client.fill(384, 1 << 20).unwrap_err();
+    assert!(full.to_string().contains("OOM"), "{full}");
+    assert_eq!(get(port, "k"), "v", "what was acknowledged is still there");
+    let now = host.control().instance("web").summary;
+    assert_eq!((now.workload_failures, now.recoveries), (0, 0));
+}
+
+/// The same, to a server that was told that it may use more than there is.
+#[test]
+fn a_workload_that_its_kernel_kills_for_want_of_memory_is_recorded() {
+    let host = Host::qemu();
+    let body = json!({
+        "name": "web",
+        "kernel": kernels::debian("6.1"),
+        "workload": { "program": "kmorph-kv", "args": ["--max-memory", "1gb"] },
+        "publish": [{ "address": "127.0.0.1", "host_port": 0, "port": 6379 }],
+    });
+    host.control().succeed("POST", "/v1/instances", Some(&body));
+    let port = published(&host.control().instance("web"));
+    let mut client = Client::connect(port).unwrap();
+    assert!(client.fill(384, 1 << 20).is_err());
+    let recorded = recovered(&host);
+    assert_eq!(
+        (recorded.failed_generation, recorded.new_generation),
+        (1, Some(1))
+    );
+    assert!(recorded.evidence[0].contains("oom_kill"), "{recorded:?}");
+    let now = host.control().instance("web").summary;
+    assert_eq!((now.workload_failures, now.recoveries), (1, 0));
+}
+
 fn run_dir(host: &Host) -> PathBuf {
     host.control().instance("web").run_dir.into()
 }
