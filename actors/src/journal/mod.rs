@@ -276,6 +276,8 @@ mod tests {
             active_generation: u64::MAX,
             recoveries: 0,
             morphs,
+            workload_failures: 0,
+            workload_restarts: WorkloadRestarts::default(),
         }
     }
 

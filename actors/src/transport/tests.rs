@@ -157,7 +157,9 @@ fn attach(path: &Path) -> (TransportHandle, PeerKey) {
         instance: "web".to_owned(),
         generation: 1,
     };
+    let id = transport.new_attachment();
     transport.address().do_send(Attach {
+        id,
         key: key.clone(),
         endpoint: Endpoint::Unix {
             path: path.to_owned(),
