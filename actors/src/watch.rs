@@ -11,12 +11,13 @@ use kmorph_backends::contract::{ExitCause, Observation, Placement};
 use kmp_proto::detector::{Action, Config, Counters, Detector, Event, Sample, Verdict};
 use kmp_proto::message::{HealthStatus, HeartbeatReq, HeartbeatRsp};
 use kmp_proto::time::Instant;
-use kmp_transport::kernel;
-use kmp_transport::link::Address;
+use kmp_transport::kernel::{self, Sign};
+use kmp_transport::link::{Address, KMP_PORT};
 use slog::{Logger, info, o, warn};
 use tokio::sync::oneshot;
 
 use crate::clock;
+use crate::patience::Patience;
 use crate::repeated::Repeated;
 use crate::services::Services;
 use crate::transport::{Attach, Detach, PeerKey, PeerUpdate, SendProbe};
@@ -33,6 +34,9 @@ const HEALTH_WINDOW: Duration = Duration::from_secs(10);
 const OVERLOAD_NOTICE_MIN: Duration = Duration::from_secs(10);
 /// Probes whose sending time is remembered for the round trip.
 const ROUND_TRIPS_MAX: usize = 32;
+/// What the line of a verdict's evidence begins with that quotes the instance's console: for the operator, and not for
+/// other instances, whose notices leave it out.
+pub const CONSOLE_SAID: &str = "its console ends with: ";
 
 /// What the owner is told.
 #[derive(Debug, Message)]
@@ -118,6 +122,7 @@ pub struct Watch {
     placement: Placement,
     owner: Recipient<WatchEvent>,
     detector: Detector,
+    patience: Patience,
     timer: Option<SpawnHandle>,
     due: Option<Instant>,
     sent: BTreeMap<u32, Instant>,
@@ -134,6 +139,10 @@ pub struct Watch {
     unseen: Repeated,
     /// Why the heartbeat channel is not up, when the peer is to blame.
     rejected: Option<String>,
+    /// Why it could not be connected, when nobody is.
+    unreachable: Option<String>,
+    /// What showed last that its kernel runs, and when.
+    kernel_sign: Option<(Sign, Instant)>,
     /// Incarnation of the Transport that it is attached to.
     attached: u64,
     /// Its kernel is being asked.
@@ -197,6 +206,7 @@ impl Watch {
             placement,
             owner,
             detector: Detector::new(config, clock::now()),
+            patience: Patience::new(config),
             timer: None,
             due: None,
             sent: BTreeMap::new(),
@@ -211,6 +221,8 @@ impl Watch {
             load: LoadNotices::default(),
             unseen: Repeated::default(),
             rejected: None,
+            unreachable: None,
+            kernel_sign: None,
             attached: 0,
             asking_kernel: false,
             ended: false,
@@ -235,19 +247,65 @@ impl Watch {
         let kind = match action {
             Action::SendProbe { probe } => return self.send_probe(probe),
             Action::LookCloser => return self.look_closer(ctx),
-            Action::Healthy => WatchKind::Healthy(self.kernel_release.clone()),
+            Action::Healthy => {
+                self.settle();
+                WatchKind::Healthy(self.kernel_release.clone())
+            }
             Action::Suspect { silence } => WatchKind::Suspect(silence),
             Action::Relieved { silence } => {
                 self.look_no_closer();
+                self.settle();
                 WatchKind::Relieved(silence)
             }
             Action::TransportCongested => WatchKind::Congested,
             Action::Failed(mut verdict) => {
-                verdict.evidence.extend(self.rejected.take());
+                verdict.evidence.extend(self.known());
                 WatchKind::Failed(verdict)
             }
         };
         self.tell_owner(kind);
+    }
+
+    /// What is known besides, for a verdict.
+    fn known(&mut self) -> Vec<String> {
+        let sign = self.kernel_sign.take();
+        let sign = sign.map(|(sign, at)| format!("{sign}, {:.1?} before", clock::now() - at));
+        let console = self.services.backend.console_tail(&self.placement);
+        let console = console.map(|tail| format!("{CONSOLE_SAID}{tail}"));
+        let known = [
+            self.patience.evidence(),
+            sign,
+            self.rejected.take(),
+            self.unreachable.take(),
+            console,
+        ];
+        known.into_iter().flatten().collect()
+    }
+
+    /// Before silence is judged: time in which its host kept it from running does not count.
+    fn bear_with_it(&mut self) {
+        if self.detector.phase() == "monitoring" {
+            return;
+        }
+        let waited = self.services.backend.waited_for_cpu(&self.placement);
+        let longer = waited.and_then(|waited| self.patience.waits(waited, clock::now()));
+        if let Some(config) = longer {
+            self.detector
+                .handle(Event::Reconfigure(config), clock::now());
+        }
+    }
+
+    /// It answered: the next silence begins with the timeout that is configured.
+    fn settle(&mut self) {
+        if let Some(config) = self.patience.over() {
+            self.detector
+                .handle(Event::Reconfigure(config), clock::now());
+        }
+    }
+
+    fn kernel_runs(&mut self, sign: Sign, ctx: &mut Context<Self>) {
+        self.kernel_sign = Some((sign, clock::now()));
+        self.tell(Event::KernelAnswered, ctx);
     }
 
     fn tell_owner(&self, kind: WatchKind) {
@@ -352,11 +410,11 @@ impl Watch {
         self.asking_kernel = true;
         let address = Address::from(self.placement.endpoint.clone());
         let hello = self.services.hello(&self.key.instance, self.key.generation);
-        let asked = async move { kernel::answers(&address, &hello).await };
-        ctx.spawn(asked.into_actor(self).map(|answered, act, ctx| {
+        let asked = async move { kernel::sign(&address, &hello).await };
+        ctx.spawn(asked.into_actor(self).map(|sign, act, ctx| {
             act.asking_kernel = false;
-            if answered {
-                act.tell(Event::KernelAnswered, ctx);
+            if let Some(sign) = sign {
+                act.kernel_runs(sign, ctx);
             }
         }));
     }
@@ -378,6 +436,7 @@ impl Watch {
                 act.self_lag = act.self_lag.max(late);
                 act.detector.handle(Event::SelfLag(late), due);
             }
+            act.bear_with_it();
             act.tell(Event::Tick, ctx);
         }));
     }
@@ -444,7 +503,7 @@ impl Handler<PeerUpdate> for Watch {
         match update {
             PeerUpdate::HeartbeatUp(hello) => {
                 self.kernel_release = hello.kernel_release;
-                self.rejected = None;
+                (self.rejected, self.unreachable) = (None, None);
                 self.tell(Event::ChannelUp, ctx);
             }
             PeerUpdate::HeartbeatDown(why) => {
@@ -452,7 +511,11 @@ impl Handler<PeerUpdate> for Watch {
                 self.tell(Event::ChannelLost, ctx);
             }
             PeerUpdate::Rejected(why) => self.rejected = Some(why),
-            PeerUpdate::KernelRefused => self.tell(Event::KernelAnswered, ctx),
+            PeerUpdate::Unreachable(why) => self.unreachable = Some(why),
+            PeerUpdate::KernelRefused => {
+                self.unreachable = None;
+                self.kernel_runs(Sign::Refused(KMP_PORT), ctx);
+            }
             PeerUpdate::ProbeRefused(probe) => self.tell(Event::SendRefused { probe }, ctx),
             PeerUpdate::Answer(answer) => {
                 let rtt = self.answered(answer);
@@ -479,7 +542,7 @@ impl Handler<GetFigures> for Watch {
     fn handle(&mut self, _: GetFigures, _: &mut Self::Context) -> Self::Result {
         MessageResult(WatchFigures {
             phase: self.detector.phase(),
-            config: self.detector.config(),
+            config: self.patience.config(),
             counters: self.detector.counters(),
             missed: self.detector.missed(),
             since_answer: self.last_answer.map(|(at, _)| clock::now() - at),
@@ -496,6 +559,7 @@ impl Handler<Reconfigure> for Watch {
     type Result = ();
 
     fn handle(&mut self, Reconfigure(config): Reconfigure, ctx: &mut Self::Context) {
+        let config = self.patience.reconfigure(config);
         self.tell(Event::Reconfigure(config), ctx);
     }
 }
