@@ -251,7 +251,10 @@ impl Watch {
                 self.settle();
                 WatchKind::Healthy(self.kernel_release.clone())
             }
-            Action::Suspect { silence } => WatchKind::Suspect(silence),
+            Action::Suspect { silence } => {
+                self.bear_with_it();
+                WatchKind::Suspect(silence)
+            }
             Action::Relieved { silence } => {
                 self.look_no_closer();
                 self.settle();
@@ -282,7 +285,7 @@ impl Watch {
         known.into_iter().flatten().collect()
     }
 
-    /// Before silence is judged: time in which its host kept it from running does not count.
+    /// Where silence begins, and before it is judged: time in which its host kept it from running does not count.
     fn bear_with_it(&mut self) {
         if self.detector.phase() == "monitoring" {
             return;
@@ -459,6 +462,7 @@ impl Actor for Watch {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         self.attach(ctx);
+        self.bear_with_it();
         let (backend, placement) = (self.services.backend.clone(), self.placement.clone());
         let ended = async move { backend.ended(&placement).await };
         ctx.spawn(ended.into_actor(self).map(|cause: ExitCause, act, ctx| {
