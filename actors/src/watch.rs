@@ -298,8 +298,9 @@ impl Watch {
         }
     }
 
-    /// It answered: the next silence begins with the timeout that is configured.
+    /// It answered: the next silence begins with the timeout that is configured, and with no sign of its kernel's.
     fn settle(&mut self) {
+        self.kernel_sign = None;
         if let Some(config) = self.patience.over() {
             self.detector
                 .handle(Event::Reconfigure(config), clock::now());
