@@ -28,6 +28,7 @@ pub mod instance;
 pub mod journal;
 pub mod morph;
 pub mod operations;
+pub mod patience;
 pub mod pool;
 pub mod publish;
 pub mod recovery;

@@ -27,6 +27,7 @@ use crate::supervisor::{GetSurvivors, GetTopology, NoteRecovery, Supervisor};
 use crate::transport::Broadcast;
 use crate::vmcore::{self, Capture, CaptureError, Dumped, KernelLog};
 use crate::wall_clock;
+use crate::watch::CONSOLE_SAID;
 
 /// Wait before a fence that was not confirmed is tried again.
 pub const FENCE_RETRY: Duration = Duration::from_millis(500);
@@ -204,10 +205,16 @@ impl RecoveryJob {
     }
 
     fn notice(&self) {
+        // What the instance printed is not for others to read.
+        let evidence = self.plan.evidence.iter();
+        let told: Vec<&str> = evidence
+            .map(String::as_str)
+            .filter(|line| !line.starts_with(CONSOLE_SAID))
+            .collect();
         self.broadcast(Kmp::RecoverPrepare(RecoverNotice {
             fixed: self.fixed(),
             instance: self.plan.instance.name.clone(),
-            text: self.plan.evidence.join("; "),
+            text: told.join("; "),
         }));
     }
 

@@ -11,12 +11,13 @@ use kmorph_backends::contract::{ExitCause, Observation, Placement};
 use kmp_proto::detector::{Action, Config, Counters, Detector, Event, Sample, Verdict};
 use kmp_proto::message::{HealthStatus, HeartbeatReq, HeartbeatRsp};
 use kmp_proto::time::Instant;
-use kmp_transport::kernel;
-use kmp_transport::link::Address;
+use kmp_transport::kernel::{self, Sign};
+use kmp_transport::link::{Address, KMP_PORT};
 use slog::{Logger, info, o, warn};
 use tokio::sync::oneshot;
 
 use crate::clock;
+use crate::patience::Patience;
 use crate::repeated::Repeated;
 use crate::services::Services;
 use crate::transport::{Attach, AttachmentId, Detach, PeerKey, PeerUpdate, SendProbe};
@@ -33,6 +34,9 @@ const HEALTH_WINDOW: Duration = Duration::from_secs(10);
 const OVERLOAD_NOTICE_MIN: Duration = Duration::from_secs(10);
 /// Probes whose sending time is remembered for the round trip.
 const ROUND_TRIPS_MAX: usize = 32;
+/// What the line of a verdict's evidence begins with that quotes the instance's console: for the operator, and not for
+/// other instances, whose notices leave it out.
+pub const CONSOLE_SAID: &str = "its console ends with: ";
 
 /// What the owner is told.
 #[derive(Debug, Message)]
@@ -131,6 +135,7 @@ pub struct Watch {
     placement: Placement,
     owner: Recipient<WatchEvent>,
     detector: Detector,
+    patience: Patience,
     timer: Option<SpawnHandle>,
     due: Option<Instant>,
     sent: BTreeMap<u32, Instant>,
@@ -153,6 +158,10 @@ pub struct Watch {
     boot: Option<BootId>,
     /// It stands still by intent: a silence says nothing, an end says as much as ever.
     paused: bool,
+    /// Why it could not be connected, when nobody is.
+    unreachable: Option<String>,
+    /// What showed last that its kernel runs, and when.
+    kernel_sign: Option<(Sign, Instant)>,
     /// Its kernel is being asked.
     asking_kernel: bool,
     /// It was told to end.
@@ -215,6 +224,7 @@ impl Watch {
             placement,
             owner,
             detector: Detector::new(config, clock::now()),
+            patience: Patience::new(config),
             timer: None,
             due: None,
             sent: BTreeMap::new(),
@@ -232,6 +242,8 @@ impl Watch {
             attached: (0, None),
             boot,
             paused: false,
+            unreachable: None,
+            kernel_sign: None,
             asking_kernel: false,
             ended: false,
             services,
@@ -258,19 +270,69 @@ impl Watch {
         let kind = match action {
             Action::SendProbe { probe } => return self.send_probe(probe),
             Action::LookCloser => return self.look_closer(ctx),
-            Action::Healthy => WatchKind::Healthy(self.kernel_release.clone()),
-            Action::Suspect { silence } => WatchKind::Suspect(silence),
+            Action::Healthy => {
+                self.settle();
+                WatchKind::Healthy(self.kernel_release.clone())
+            }
+            Action::Suspect { silence } => {
+                self.bear_with_it();
+                WatchKind::Suspect(silence)
+            }
             Action::Relieved { silence } => {
                 self.look_no_closer();
+                self.settle();
                 WatchKind::Relieved(silence)
             }
             Action::TransportCongested => WatchKind::Congested,
             Action::Failed(mut verdict) => {
-                verdict.evidence.extend(self.rejected.take());
+                verdict.evidence.extend(self.known());
                 WatchKind::Failed(verdict)
             }
         };
         self.tell_owner(kind);
+    }
+
+    /// What is known besides, for a verdict.
+    fn known(&mut self) -> Vec<String> {
+        let sign = self.kernel_sign.take();
+        let sign = sign.map(|(sign, at)| format!("{sign}, {:.1?} before", clock::now() - at));
+        let console = self.services.backend.console_tail(&self.placement);
+        let console = console.map(|tail| format!("{CONSOLE_SAID}{tail}"));
+        let known = [
+            self.patience.evidence(),
+            sign,
+            self.rejected.take(),
+            self.unreachable.take(),
+            console,
+        ];
+        known.into_iter().flatten().collect()
+    }
+
+    /// Where silence begins, and before it is judged: time in which its host kept it from running does not count.
+    fn bear_with_it(&mut self) {
+        if self.detector.phase() == "monitoring" {
+            return;
+        }
+        let waited = self.services.backend.waited_for_cpu(&self.placement);
+        let longer = waited.and_then(|waited| self.patience.waits(waited, clock::now()));
+        if let Some(config) = longer {
+            self.detector
+                .handle(Event::Reconfigure(config), clock::now());
+        }
+    }
+
+    /// It answered: the next silence begins with the timeout that is configured, and with no sign of its kernel's.
+    fn settle(&mut self) {
+        self.kernel_sign = None;
+        if let Some(config) = self.patience.over() {
+            self.detector
+                .handle(Event::Reconfigure(config), clock::now());
+        }
+    }
+
+    fn kernel_runs(&mut self, sign: Sign, ctx: &mut Context<Self>) {
+        self.kernel_sign = Some((sign, clock::now()));
+        self.tell(Event::KernelAnswered, ctx);
     }
 
     fn tell_owner(&self, kind: WatchKind) {
@@ -384,11 +446,11 @@ impl Watch {
         self.asking_kernel = true;
         let address = Address::from(self.placement.endpoint.clone());
         let hello = self.services.hello(&self.key.instance, self.key.generation);
-        let asked = async move { kernel::answers(&address, &hello).await };
-        ctx.spawn(asked.into_actor(self).map(|answered, act, ctx| {
+        let asked = async move { kernel::sign(&address, &hello).await };
+        ctx.spawn(asked.into_actor(self).map(|sign, act, ctx| {
             act.asking_kernel = false;
-            if answered {
-                act.tell(Event::KernelAnswered, ctx);
+            if let Some(sign) = sign {
+                act.kernel_runs(sign, ctx);
             }
         }));
     }
@@ -410,6 +472,7 @@ impl Watch {
                 act.self_lag = act.self_lag.max(late);
                 act.detector.handle(Event::SelfLag(late), due);
             }
+            act.bear_with_it();
             act.tell(Event::Tick, ctx);
         }));
     }
@@ -450,6 +513,7 @@ impl Actor for Watch {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         self.attach(ctx);
+        self.bear_with_it();
         let (backend, placement) = (self.services.backend.clone(), self.placement.clone());
         let ended = async move { backend.ended(&placement).await };
         ctx.spawn(ended.into_actor(self).map(|cause: ExitCause, act, ctx| {
@@ -493,7 +557,7 @@ impl Handler<PeerUpdate> for Watch {
         match update {
             PeerUpdate::HeartbeatUp(hello) => {
                 self.kernel_release = hello.kernel_release;
-                self.rejected = None;
+                (self.rejected, self.unreachable) = (None, None);
                 if let Some(started_anew) = self.booted(hello.fixed.boot_id) {
                     return self.tell(Event::Ended(started_anew), ctx);
                 }
@@ -508,7 +572,11 @@ impl Handler<PeerUpdate> for Watch {
                 self.tell(Event::ChannelLost, ctx);
             }
             PeerUpdate::Rejected(why) => self.rejected = Some(why),
-            PeerUpdate::KernelRefused => self.tell(Event::KernelAnswered, ctx),
+            PeerUpdate::Unreachable(why) => self.unreachable = Some(why),
+            PeerUpdate::KernelRefused => {
+                self.unreachable = None;
+                self.kernel_runs(Sign::Refused(KMP_PORT), ctx);
+            }
             PeerUpdate::ProbeRefused(probe) => self.tell(Event::SendRefused { probe }, ctx),
             PeerUpdate::Answer(answer) => {
                 let rtt = self.answered(answer);
@@ -535,7 +603,7 @@ impl Handler<GetFigures> for Watch {
     fn handle(&mut self, _: GetFigures, _: &mut Self::Context) -> Self::Result {
         MessageResult(WatchFigures {
             phase: self.detector.phase(),
-            config: self.detector.config(),
+            config: self.patience.config(),
             counters: self.detector.counters(),
             missed: self.detector.missed(),
             since_answer: self.last_answer.map(|(at, _)| clock::now() - at),
@@ -552,6 +620,7 @@ impl Handler<Reconfigure> for Watch {
     type Result = ();
 
     fn handle(&mut self, Reconfigure(config): Reconfigure, ctx: &mut Self::Context) {
+        let config = self.patience.reconfigure(config);
         self.tell(Event::Reconfigure(config), ctx);
     }
 }

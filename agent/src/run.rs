@@ -54,16 +54,19 @@ fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> RunError {
 /// When it cannot start. Once it serves, only the end of the process stops it.
 pub fn run(config: AgentConfig, path: &Path, inherited: Vec<OwnedFd>) -> Result<(), RunError> {
     let log = logger(&config);
+    info!(log, "agent starts"; "version" => env!("CARGO_PKG_VERSION"), "pid" => std::process::id(),
+        "role" => ?config.role);
     let listeners = match config.role {
         Role::Child => {
             confine(&config.cpus, config.memory_bytes)?;
+            info!(log, "confined"; "cpus" => ?config.cpus, "memory_bytes" => config.memory_bytes);
             inherited
         }
-        Role::Service => init::listeners(&config.ports, config.vsock_option)?,
+        Role::Service => init::listeners(&config.ports, config.vsock_option, &log)?,
         Role::Init if !init::is_init() => return Err(RunError::NotInit(std::process::id())),
         Role::Init => {
-            init::prepare(&config)?;
-            init::listeners(&config.ports, config.vsock_option)?
+            init::prepare(&config, &log)?;
+            init::listeners(&config.ports, config.vsock_option, &log)?
         }
     };
     match kmorph_launch::stay_resident() {
@@ -125,12 +128,14 @@ async fn serve(
         let shared = Handover { morphs, listeners };
         handover::serve(socket, shared, log.clone()).map_err(failed("handover socket"))?;
     }
+    // The kernel may wait here until it has gathered randomness.
     let identity = identity(&config, &release)?;
+    info!(log, "boot id made");
     let report = {
         let log = log.clone();
         move |text: &str| warn!(log, "connection refused"; "reason" => text)
     };
-    let connections = kmp_transport::server::serve(listen(&config)?, identity, report);
+    let connections = kmp_transport::server::serve(listen(&config, &log)?, identity, report);
     let served = Served {
         workload: workload.clone(),
         morphs,
@@ -212,16 +217,20 @@ fn sampler(config: &AgentConfig) -> Sampler {
     Sampler::new(scope, config.cpus.len())
 }
 
-fn listen(config: &AgentConfig) -> Result<Listener, RunError> {
+fn listen(config: &AgentConfig, log: &Logger) -> Result<Listener, RunError> {
     match &config.listen {
         Listen::Unix { path, port } => {
             let what = format!("listening at {}", path.display());
-            UnixVsockListener::bind(path, *port)
-                .map(Listener::Unix)
-                .map_err(failed(what))
+            let listener = UnixVsockListener::bind(path, *port).map_err(failed(what))?;
+            info!(log, "agent listens"; "path" => %path.display(), "port" => port);
+            Ok(Listener::Unix(listener))
         }
-        Listen::Vsock { port } => Listener::vsock(*port, config.vsock_option)
-            .map_err(failed(format!("listening at vsock port {port}"))),
+        Listen::Vsock { port } => {
+            let what = format!("listening at vsock port {port}");
+            let listener = Listener::vsock(*port, config.vsock_option).map_err(failed(what))?;
+            info!(log, "agent listens"; "vsock_cid" => init::cid(), "vsock_port" => port);
+            Ok(listener)
+        }
     }
 }
 

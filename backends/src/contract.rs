@@ -26,6 +26,7 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use kmorph_launch::{InstanceName, PublishedPort, StartMode, WorkloadSpec};
@@ -395,6 +396,21 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// When the system could not be asked.
     async fn memory_map(&self, placement: &Placement) -> Result<Vec<MemoryRange>, BackendError>;
+
+    /// For how long its processes wanted to run and waited for a CPU of the host instead: in sum since their start,
+    /// over all their threads, so two that wait at once count twice. Less than before when a thread has ended. None
+    /// where the host does not tell. Reads a few files of `/proc` and does not wait.
+    fn waited_for_cpu(&self, placement: &Placement) -> Option<Duration> {
+        let _ = placement;
+        None
+    }
+
+    /// The end of what its kernel and its agent printed on its console, in printable characters and one line; none
+    /// where the backend keeps no console, or nothing was printed. Reads a few hundred bytes and does not wait.
+    fn console_tail(&self, placement: &Placement) -> Option<String> {
+        let _ = placement;
+        None
+    }
 
     /// Has the memory of an instance that is about to be fenced last until its release also when the daemon does not;
     /// false where there is none to keep.

@@ -3,11 +3,14 @@
 //! ```text
 //!  connect to port 9001 ─ refused ───────────────────────────▶ a kernel that refuses lives
 //!                       ─ accepted ─ HELLO ─ HEARTBEAT_REQ ──▶ the kernel answered (kerf-vsock.ko)
+//!                       ─ closed unread by the vsock device ─▶ not seen to live: no driver has started the device
 //!                       ─ neither in time ───────────────────▶ not seen to live
 //! ```
 //!
 //! No user space has a part in either answer: a kernel refuses connections to ports on which nobody
 //! listens, and `kerf-vsock.ko` answers heartbeats below its sockets.
+
+use std::fmt;
 
 use kmp_proto::message::{Channel, HeartbeatReq, Hello, Message};
 
@@ -17,15 +20,38 @@ use crate::link::{Address, BoxedLink, ConnectError, connect};
 /// Port on which a kernel itself answers heartbeats, where it has somebody to do so (`docs/kmp.md`).
 pub const KERNEL_PORT: u32 = 9001;
 
-/// Whether the kernel of the instance at `address`, meant by `hello`, answers: within
-/// [`CONNECT_TIMEOUT`](crate::link::CONNECT_TIMEOUT) and [`HELLO_TIMEOUT`]. No answer proves nothing.
-pub async fn answers(address: &Address, hello: &Hello) -> bool {
+/// What shows that the kernel of an instance runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sign {
+    /// It refused a connection to this port.
+    Refused(u32),
+    /// It answered a heartbeat on [`KERNEL_PORT`].
+    Answered,
+}
+
+impl fmt::Display for Sign {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(port) => {
+                write!(f, "its kernel refused a connection to vsock port {port}")
+            }
+            Self::Answered => write!(
+                f,
+                "its kernel answered a heartbeat on vsock port {KERNEL_PORT}"
+            ),
+        }
+    }
+}
+
+/// The sign that the kernel of the instance at `address`, meant by `hello`, gives within
+/// [`CONNECT_TIMEOUT`](crate::link::CONNECT_TIMEOUT) and [`HELLO_TIMEOUT`]. None proves nothing.
+pub async fn sign(address: &Address, hello: &Hello) -> Option<Sign> {
     match connect(address, KERNEL_PORT).await {
-        Err(ConnectError::KernelRefused { .. }) => true,
-        Err(_) => false,
+        Err(ConnectError::KernelRefused { port, .. }) => Some(Sign::Refused(port)),
+        Err(_) => None,
         Ok(link) => {
             let beat = tokio::time::timeout(HELLO_TIMEOUT, heartbeat(link, hello.clone()));
-            matches!(beat.await, Ok(Ok(true)))
+            matches!(beat.await, Ok(Ok(true))).then_some(Sign::Answered)
         }
     }
 }
@@ -77,7 +103,7 @@ mod tests {
     }
 
     /// What is found when the device behind the socket does `answer` to whoever asks for a port.
-    async fn found<F: Future<Output = ()>>(answer: impl FnOnce(UnixStream) -> F) -> bool {
+    async fn found<F: Future<Output = ()>>(answer: impl FnOnce(UnixStream) -> F) -> Option<Sign> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("vsock.sock");
         let listener = UnixListener::bind(&path).unwrap();
@@ -87,7 +113,7 @@ mod tests {
             assert_eq!(read_line(&mut stream).await.unwrap(), "CONNECT 9001");
             answer(stream).await;
         };
-        tokio::join!(answers(&address, &daemon), device).0
+        tokio::join!(sign(&address, &daemon), device).0
     }
 
     /// A kernel that answers heartbeats, for `instance`.
@@ -121,12 +147,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_kernel_lives_that_refuses_or_answers_and_no_other() {
-        assert!(found(|stream| async { drop(stream) }).await);
-        assert!(found(|stream| responder(stream, "web")).await);
-        assert!(!found(|stream| responder(stream, "other")).await);
+        let refused = found(|stream| async { drop(stream) }).await;
+        assert_eq!(refused, Some(Sign::Refused(KERNEL_PORT)));
+        let answered = found(|stream| responder(stream, "web")).await;
+        assert_eq!(answered, Some(Sign::Answered));
+        assert_eq!(found(|stream| responder(stream, "other")).await, None);
         let without_link = |mut stream: UnixStream| async move {
             stream.write_all(b"no link to the guest\n").await.unwrap();
         };
-        assert!(!found(without_link).await);
+        assert_eq!(found(without_link).await, None);
     }
 }

@@ -40,6 +40,8 @@ pub enum PeerEvent {
     Down(Channel, String),
     /// Connecting was refused by a live kernel.
     KernelRefused(Channel),
+    /// Connecting failed otherwise, which says nothing about the kernel; how.
+    Unreachable(Channel, String),
     /// Someone answered, but not as the peer must: no HELLO, a bad frame, another generation.
     Rejected(Channel, String),
     /// A message was put on the wire with this sequence; `token` is the sender's own.
@@ -205,7 +207,9 @@ impl Runner {
                 Err(BulkError::Hello(error)) => {
                     (self.sink)(PeerEvent::Rejected(channel, error.to_string()));
                 }
-                Err(BulkError::Connect(_)) => {}
+                Err(BulkError::Connect(error)) => {
+                    (self.sink)(PeerEvent::Unreachable(channel, error.to_string()));
+                }
             }
             tokio::time::sleep(self.jittered(wait)).await;
             wait = (wait * 2).min(RECONNECT_MAX);

@@ -77,7 +77,10 @@ pub fn press_ctrl_alt_del(run_dir: &Path) {
 }
 
 fn execute(run_dir: &Path, command: &Value) -> Value {
-    let mut qmp = UnixStream::connect(run_dir.join("qmp.sock")).expect("QEMU takes commands");
+    let socket = run_dir.join("qmp.sock");
+    let mut qmp = UnixStream::connect(&socket).unwrap_or_else(|error| {
+        panic!("{socket:?}: {error}: QEMU has ended, or the daemon has fenced it; its log says why")
+    });
     let own = qmp.try_clone().expect("a descriptor is left");
     let mut said = BufReader::new(own).lines().map_while(Result::ok);
     let mut last = Value::Null;

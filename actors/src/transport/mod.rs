@@ -75,6 +75,8 @@ pub enum PeerUpdate {
     HeartbeatDown(String),
     /// Its kernel refused the connection.
     KernelRefused,
+    /// Its heartbeat channel cannot be connected, for a reason that says nothing about its kernel.
+    Unreachable(String),
     /// Someone answers in its place or it breaks the protocol; why its channel was given up.
     Rejected(String),
     /// A heartbeat was answered.
@@ -311,7 +313,10 @@ impl Handler<FromPeer> for Transport {
             PeerEvent::KernelRefused(Channel::Heartbeat) => {
                 attached.owner.do_send(PeerUpdate::KernelRefused);
             }
-            PeerEvent::KernelRefused(_) => {}
+            PeerEvent::Unreachable(Channel::Heartbeat, why) => {
+                attached.owner.do_send(PeerUpdate::Unreachable(why));
+            }
+            PeerEvent::KernelRefused(_) | PeerEvent::Unreachable(..) => {}
             PeerEvent::Rejected(channel, why) => {
                 debug!(self.log, "connection given up"; "instance" => &key.instance,
                     "generation" => key.generation, "channel" => channel.as_str(), "reason" => &why);

@@ -6,6 +6,8 @@
 //!            power off ◀─ sync ◀─ the workload ends ◀─ SIGINT (Ctrl-Alt-Del), SIGTERM ─────┘
 //! ```
 //!
+//! Each step is a line on the console once it is done: where a guest hangs at its start, the last line says after what.
+//!
 //! Invariant: PID 1 never just returns. The kernel would panic, and an orderly end would be taken for
 //! a crash; so every end, also a failed start, is a power-off with the reason on the console.
 
@@ -27,6 +29,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, listen, socket,
 };
+use slog::{Logger, info};
 
 /// Any context id of this guest (`VMADDR_CID_ANY`, vsock(7)).
 const ANY_CID: u32 = u32::MAX;
@@ -61,10 +64,12 @@ pub fn is_init() -> bool {
 ///
 /// # Errors
 /// When something without which the daemon could not reach this guest is refused.
-pub fn prepare(config: &AgentConfig) -> Result<(), InitError> {
+pub fn prepare(config: &AgentConfig, log: &Logger) -> Result<(), InitError> {
     mounts::all()?;
+    info!(log, "file systems mounted");
     for module in &config.modules {
-        load(module, &parameters(module, config)?)?;
+        let how = load(module, &parameters(module, config)?)?;
+        info!(log, "module {}", how; "module" => %module.display());
     }
     // From now on Ctrl-Alt-Del is a SIGINT to this process instead of a reset.
     set_cad_enabled(false).map_err(failed("taking over Ctrl-Alt-Del"))?;
@@ -80,7 +85,13 @@ pub fn prepare(config: &AgentConfig) -> Result<(), InitError> {
             errno.desc()
         );
     }
+    info!(log, "guest prepared"; "open_files" => files);
     Ok(())
+}
+
+/// This guest's context id, for logs; none where its vsock does not tell.
+pub fn cid() -> Option<u32> {
+    ::vsock::get_local_cid().ok()
 }
 
 fn system(error: io::Error) -> Errno {
@@ -102,12 +113,14 @@ fn parameters(module: &Path, config: &AgentConfig) -> Result<CString, InitError>
     CString::new(text).map_err(|_| failed("naming this instance to its kernel")(Errno::EINVAL))
 }
 
-fn load(module: &Path, parameters: &CStr) -> Result<(), InitError> {
+/// Loads it, and says how that went.
+fn load(module: &Path, parameters: &CStr) -> Result<&'static str, InitError> {
     let what = || format!("loading the module {}", module.display());
     let file = File::open(module).map_err(|e| failed(what())(system(e)))?;
     match finit_module(&file, parameters, ModuleInitFlags::empty()) {
+        Ok(()) => Ok("loaded"),
         // Built in, or loaded by the kernel for a device it found.
-        Ok(()) | Err(Errno::EEXIST) => Ok(()),
+        Err(Errno::EEXIST) => Ok("was there"),
         Err(errno) => Err(failed(what())(errno)),
     }
 }
@@ -117,9 +130,17 @@ fn load(module: &Path, parameters: &CStr) -> Result<(), InitError> {
 ///
 /// # Errors
 /// The system's, for instance without a vsock device.
-pub fn listeners(ports: &[PublishedPort], option: Option<i32>) -> Result<Vec<OwnedFd>, InitError> {
-    let each = ports.iter().map(|port| listener(port.port, option));
-    each.collect()
+pub fn listeners(
+    ports: &[PublishedPort],
+    option: Option<i32>,
+    log: &Logger,
+) -> Result<Vec<OwnedFd>, InitError> {
+    let mut sockets = Vec::with_capacity(ports.len());
+    for port in ports {
+        sockets.push(listener(port.port, option)?);
+        info!(log, "published port listens"; "vsock_port" => port.port);
+    }
+    Ok(sockets)
 }
 
 fn listener(port: u16, option: Option<i32>) -> Result<OwnedFd, InitError> {

@@ -3,7 +3,8 @@
 //! QEMU appends to `console.log`. When it is over its bound it is copied to `console.log.old` and
 //! emptied; an appending writer goes on at the new end.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ pub(super) const LOG_MAX_BYTES: u64 = 1024 * 1024;
 /// How often is looked.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// The end of a log that an error message may quote, bytes.
-const QUOTE_BYTES: usize = 400;
+const QUOTE_BYTES: u64 = 400;
 
 /// Turns the log over if it is too large.
 pub(super) fn bound(log: &Path) -> io::Result<()> {
@@ -29,11 +30,34 @@ pub(super) fn bound(log: &Path) -> io::Result<()> {
     std::fs::File::options().write(true).open(log)?.set_len(0)
 }
 
-/// The end of a log, for a message.
+/// The end of a log, for a message: what a guest printed there is made printable, and one line.
 pub(super) fn tail(log: &Path) -> String {
-    let bytes = std::fs::read(log).unwrap_or_default();
-    let start = bytes.len().saturating_sub(QUOTE_BYTES);
-    String::from_utf8_lossy(&bytes[start..]).trim().to_owned()
+    let Ok(bytes) = end_of(log) else {
+        return String::new();
+    };
+    printable(&String::from_utf8_lossy(&bytes))
+}
+
+/// The last [`QUOTE_BYTES`] of a log, or all of a shorter one.
+fn end_of(log: &Path) -> io::Result<Vec<u8>> {
+    let mut file = File::open(log)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(QUOTE_BYTES)))?;
+    let mut bytes = Vec::new();
+    file.take(QUOTE_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The lines of `text`, with ` | ` between them and without what a terminal would act upon.
+fn printable(text: &str) -> String {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let lines: Vec<String> = lines
+        .map(|line| {
+            let shown = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+            line.chars().map(shown).collect()
+        })
+        .collect();
+    lines.join(" | ")
 }
 
 #[cfg(test)]
@@ -55,5 +79,19 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"after");
         let old = std::fs::metadata(dir.path().join("console.log.old")).unwrap();
         assert_eq!(old.len(), LOG_MAX_BYTES + 1);
+    }
+
+    #[test]
+    fn the_end_of_a_log_is_one_line_that_no_terminal_acts_upon() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console.log");
+        assert_eq!(tail(&path), "");
+        let mut text = "x".repeat(2 * usize::try_from(QUOTE_BYTES).unwrap());
+        text.push_str("\r\nINFO mounted\r\n\r\n\x1b[2JINFO module loaded\n");
+        std::fs::write(&path, &text).unwrap();
+        let tail = tail(&path);
+        let end = "x | INFO mounted | \u{fffd}[2JINFO module loaded";
+        assert!(tail.ends_with(end), "{tail:?}");
+        assert!(tail.len() <= usize::try_from(QUOTE_BYTES).unwrap() + 16);
     }
 }

@@ -27,12 +27,14 @@ mod probe;
 mod qmp;
 mod registers;
 mod run_dir;
+mod scheduling;
 mod start;
 mod watch;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use kmorph_launch::InstanceName;
@@ -490,6 +492,15 @@ impl Backend for QemuBackend {
         self.memory
             .ranges(qemu, &placement.run_dir, placement.memory_bytes)
             .map_err(what())
+    }
+
+    fn waited_for_cpu(&self, placement: &Placement) -> Option<Duration> {
+        scheduling::waited(&placement.processes)
+    }
+
+    fn console_tail(&self, placement: &Placement) -> Option<String> {
+        let tail = console::tail(&placement.run_dir.join(run_dir::CONSOLE));
+        Some(tail).filter(|tail| !tail.is_empty())
     }
 
     async fn keep_memory(&self, placement: &Placement) -> Result<bool, BackendError> {

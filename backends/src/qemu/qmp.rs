@@ -6,6 +6,7 @@
 //!
 //! A socket serves one client at a time; another waits in its queue until the first hangs up. So
 //! there are two: one for the watcher, which stays, and one for commands, each of which connects anew.
+//! The queue is short (QEMU listens with a backlog of 1): a client for whom there is no place in it tries again.
 
 use std::collections::VecDeque;
 use std::io;
@@ -23,6 +24,8 @@ const LINE_MAX_BYTES: u64 = 256 * 1024;
 const EVENTS_MAX: usize = 256;
 /// Longest time for QEMU to answer a command.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Pause before a client for whom the socket's queue had no place tries again.
+const PLACE_PAUSE: Duration = Duration::from_millis(5);
 
 /// Something that QEMU tells unasked.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,9 +58,17 @@ struct Refusal {
 }
 
 impl Qmp {
-    /// Connects to the socket at `path`.
+    /// Connects to the socket at `path`, as soon as there is a place in its queue: the caller bounds the wait.
     pub(super) async fn connect(path: &Path) -> io::Result<Self> {
-        let stream = BufReader::new(UnixStream::connect(path).await?);
+        let stream = loop {
+            match UnixStream::connect(path).await {
+                // The queue is full (unix(7): EAGAIN). QEMU empties it when it comes to it.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    tokio::time::sleep(PLACE_PAUSE).await;
+                }
+                connected => break BufReader::new(connected?),
+            }
+        };
         let mut qmp = Self {
             stream,
             events: VecDeque::new(),
@@ -142,21 +153,32 @@ pub(super) async fn command(
     command: &str,
     arguments: Option<Value>,
 ) -> io::Result<Value> {
+    command_within(ANSWER_TIMEOUT, path, command, arguments).await
+}
+
+/// As [`command`], within `timeout`.
+pub(super) async fn command_within(
+    timeout: Duration,
+    path: &Path,
+    command: &str,
+    arguments: Option<Value>,
+) -> io::Result<Value> {
     let work = async { Qmp::connect(path).await?.execute(command, arguments).await };
-    bounded(work).await
+    bounded(timeout, work).await
 }
 
 /// The guest's status, within [`ANSWER_TIMEOUT`].
 pub(super) async fn status(path: &Path) -> io::Result<String> {
-    bounded(async { Qmp::connect(path).await?.status().await }).await
+    let work = async { Qmp::connect(path).await?.status().await };
+    bounded(ANSWER_TIMEOUT, work).await
 }
 
-async fn bounded<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    match tokio::time::timeout(ANSWER_TIMEOUT, work).await {
+async fn bounded<T>(timeout: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    match tokio::time::timeout(timeout, work).await {
         Ok(result) => result,
         Err(_) => Err(io::Error::new(
             io::ErrorKind::TimedOut,
-            format!("QEMU did not answer within {ANSWER_TIMEOUT:?}"),
+            format!("QEMU did not answer within {timeout:?}"),
         )),
     }
 }
@@ -199,6 +221,45 @@ mod tests {
             assert_eq!(qmp.event().await.unwrap().name, "GUEST_PANICKED");
         };
         tokio::join!(client, serve(listener, &answers));
+    }
+
+    /// As QEMU does on a busy machine: it listens with a backlog of 1 and is late in serving.
+    #[tokio::test]
+    async fn clients_for_whom_the_queue_has_no_place_are_served_later() {
+        use nix::sys::socket::{
+            AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
+        };
+        use std::os::fd::AsRawFd;
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("qmp.sock");
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let made = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+        bind(made.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        listen(&made, Backlog::new(1).unwrap()).unwrap();
+        let mut clients = tokio::task::JoinSet::new();
+        for _ in 0..6 {
+            let path = path.clone();
+            clients.spawn(async move {
+                let minute = Duration::from_secs(60);
+                command_within(minute, &path, "query-status", None).await
+            });
+        }
+        // The queue is full now: those without a place have been told so.
+        tokio::time::sleep(PLACE_PAUSE * 4).await;
+        let listener = UnixListener::from_std(made.into()).unwrap();
+        for _ in 0..6 {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut stream = BufReader::new(stream);
+            for answer in [r#""QMP": {}"#, r#""return": {}"#, r#""return": 7"#] {
+                let line = format!("{{{answer}}}\n");
+                stream.get_mut().write_all(line.as_bytes()).await.unwrap();
+                stream.read_line(&mut String::new()).await.unwrap();
+            }
+        }
+        while let Some(client) = clients.join_next().await {
+            assert_eq!(client.unwrap().unwrap(), 7);
+        }
     }
 
     #[tokio::test]

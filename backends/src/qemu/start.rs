@@ -28,8 +28,9 @@ pub(super) const QEMU_ROLE: &str = "qemu";
 pub(super) const VHOST_ROLE: &str = "vhost-user-vsock";
 /// The same, where that is kerf-vsock.
 pub(super) const KERF_ROLE: &str = "kerf-vsock";
-/// Longest time for a started process to make its socket.
-const SOCKET_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time for a started process to make its socket, and for QEMU to take its first command. Generous: only a
+/// process that hangs takes so long, one that ends is seen at once.
+const SOCKET_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause between two looks for it.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
@@ -116,7 +117,8 @@ fn confine(thread: i32, cpus: &[u16]) -> io::Result<()> {
 
 /// Gives each virtual CPU a host CPU of its own, in turn.
 pub(super) async fn pin_vcpus(directory: &Path, cpus: &[u16]) -> io::Result<()> {
-    let answer = qmp::command(&directory.join(run_dir::COMMANDS), "query-cpus-fast", None).await?;
+    let commands = directory.join(run_dir::COMMANDS);
+    let answer = qmp::command_within(SOCKET_TIMEOUT, &commands, "query-cpus-fast", None).await?;
     let vcpus = answer.as_array().map(Vec::as_slice).unwrap_or_default();
     for (vcpu, cpu) in vcpus.iter().zip(cpus.iter().cycle()) {
         let thread = vcpu["thread-id"]

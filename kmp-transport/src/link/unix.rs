@@ -19,8 +19,10 @@ const EXCHANGES_MAX: usize = 4096;
 
 static EXCHANGES: Semaphore = Semaphore::const_new(EXCHANGES_MAX);
 
-/// Connects to the socket at `path` and asks for `port`. `ConnectionReset` when the other side hangs
-/// up instead of answering: its kernel lives and has no listener there.
+/// Connects to the socket at `path` and asks for `port`. `ConnectionReset` when the other side reads the line and
+/// hangs up instead of answering: the instance's kernel runs and has no listener there. `ConnectionAborted` when the
+/// other side closes the connection and never reads the line: that is the device's doing, and says nothing about the
+/// kernel. vhost-device-vsock 0.3 does so until the guest's driver has started the device.
 ///
 /// Once asked, the answer is waited for, also when the caller has given up: vhost-device-vsock 0.3, unless
 /// built by `scripts/fetch-vhost-vsock`, never serves a new connection again after one was closed while its
@@ -42,13 +44,9 @@ async fn exchange(path: &Path, port: u32) -> io::Result<UnixStream> {
     let mut stream = UnixStream::connect(path).await?;
     stream
         .write_all(format!("CONNECT {port}\n").as_bytes())
-        .await?;
-    let answer = read_line(&mut stream)
         .await
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => io::ErrorKind::ConnectionReset.into(),
-            _ => error,
-        })?;
+        .map_err(closed)?;
+    let answer = read_line(&mut stream).await.map_err(closed)?;
     if answer.starts_with("OK ") {
         return Ok(stream);
     }
@@ -56,6 +54,20 @@ async fn exchange(path: &Path, port: u32) -> io::Result<UnixStream> {
         io::ErrorKind::InvalidData,
         format!("answered {answer:?}, not OK"),
     ))
+}
+
+/// Tells a refusal by the instance's kernel from a connection that nobody read. Linux reports `ECONNRESET` (or
+/// `EPIPE` to the writer) where a Unix socket was closed with data left to read, and a plain end of file where all of
+/// it had been read; and the device reads the line only to pass it on.
+fn closed(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => io::ErrorKind::ConnectionReset.into(),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => io::Error::new(
+            io::ErrorKind::ConnectionAborted,
+            "the vsock device closed the connection unread: no driver in the guest has started it",
+        ),
+        _ => error,
+    }
 }
 
 /// Reads a line byte by byte: whatever follows it belongs to the stream.
@@ -122,6 +134,8 @@ pub(super) async fn answer_connect(link: &mut BoxedLink, port: u32) -> io::Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use std::os::fd::AsFd;
     use std::time::Duration;
 
     #[tokio::test]
@@ -141,5 +155,25 @@ mod tests {
         let mut rest = Vec::new();
         device.read_to_end(&mut rest).await.unwrap();
         assert!(rest.is_empty());
+    }
+
+    /// What a device does whose guest has not booted.
+    #[tokio::test]
+    async fn a_connection_that_is_closed_unread_is_no_refusal_by_a_kernel() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vsock.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let device = std::thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            drop(stream);
+            let (stream, _) = listener.accept().unwrap();
+            let mut wanted = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+            poll(&mut wanted, PollTimeout::NONE).unwrap();
+        });
+        for _ in 0..2 {
+            let error = connect(&path, 9000).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted, "{error}");
+        }
+        device.join().unwrap();
     }
 }
