@@ -5,7 +5,9 @@
 //!  intend ─▶ [Intended] ─▶ spawn ─▶ [Placed] ─▶ … ─▶ [Fencing] ─▶ fence ─▶ [Fenced] ─▶ release ─▶ gone
 //! ```
 
-use kmorph_backends::contract::{BackendKind, HostListener, Placement, REGISTERS, SpawnSpec};
+use kmorph_backends::contract::{
+    BackendKind, HostListener, Placement, Proof, REGISTERS, SpawnSpec,
+};
 use kmorph_backends::kernel_image::KernelImage;
 use kmorph_control_api::{ApiError, ErrorCode, WorkloadRequest};
 use kmorph_launch::{InstanceName, PublishedPort, StartMode, WorkloadSpec};
@@ -246,16 +248,18 @@ impl Services {
         }
         row.phase = GenerationPhase::Fencing;
         self.write(row).await?;
-        let certificate = self.carry_out(row, order).await?;
+        let (certificate, proof) = self.carry_out(row, order).await?;
+        let proof = proof.map(Proof::as_str);
         row.certificate = Some(CertificateRow {
             method: certificate.method().as_str().to_owned(),
             confirmation: certificate.confirmation().as_str().to_owned(),
             fenced_at_unix_ns: certificate.fenced_at_unix_ns(),
+            proof: proof.map(str::to_owned),
         });
         row.phase = GenerationPhase::Fenced;
         self.write(row).await?;
         info!(self.log, "fenced"; "instance" => &row.instance, "generation" => row.generation,
-            "confirmed" => certificate.confirmation().as_str());
+            "confirmed" => certificate.confirmation().as_str(), "proof" => proof);
         Ok(certificate)
     }
 
@@ -300,7 +304,7 @@ impl Services {
         &self,
         row: &mut GenerationRow,
         order: FenceOrder,
-    ) -> Result<FenceCertificate, String> {
+    ) -> Result<(FenceCertificate, Option<Proof>), String> {
         let now = wall_clock::now_unix_ns();
         if row.placement.is_none() {
             let name = row.instance.parse().map_err(|e| format!("{e}"))?;
@@ -308,14 +312,17 @@ impl Services {
             row.placement = found.map_err(|e| e.to_string())?;
         }
         let Some(placement) = &row.placement else {
-            return Ok(order.confirm(FenceMethod::NeverStarted, Confirmation::NothingFound, now));
+            let never = order.confirm(FenceMethod::NeverStarted, Confirmation::NothingFound, now);
+            return Ok((never, None));
         };
         if placement.host_boot_id != self.host_boot_id {
-            return Ok(order.confirm(FenceMethod::HostRebooted, Confirmation::OtherHostBoot, now));
+            let (method, seen) = (FenceMethod::HostRebooted, Confirmation::OtherHostBoot);
+            let other = order.confirm(method, seen, now);
+            return Ok((other, Some(Proof::HostRebooted)));
         }
-        self.backend
-            .fence(placement, order)
-            .await
+        let fenced = self.backend.fence(placement, order).await;
+        fenced
+            .map(|fenced| (fenced.certificate, Some(fenced.proof)))
             .map_err(|unconfirmed| unconfirmed.to_string())
     }
 

@@ -247,7 +247,14 @@ impl RecoveryJob {
                     let since = clock::now() - act.plan.verdict_at;
                     act.record.fence_ms = Some(since.as_secs_f64() * 1000.0);
                     act.record.fence = Some(certificate.confirmation().as_str().to_owned());
-                    act.say(format!("fenced: {}", certificate.confirmation().as_str()));
+                    let at_rest = act.plan.failed.certificate.as_ref();
+                    let proof = at_rest.and_then(|row| row.proof.as_deref());
+                    let proof = proof.map(|proof| format!(" ({proof})"));
+                    act.say(format!(
+                        "fenced: {}{}",
+                        certificate.confirmation().as_str(),
+                        proof.unwrap_or_default()
+                    ));
                     act.tell(Event::Fenced(certificate), ctx);
                 }
                 Err(reason) => {

@@ -7,7 +7,8 @@
 //!    complete, not when it is healthy. What it started is its own session: it survives the daemon.
 //! 2. A [`Placement`] is plain data. Written to the journal and read by another daemon process, it
 //!    is all that is needed to observe, reach, fence or terminate the instance. Processes in it are
-//!    named by pid *and* start time, so that a reused pid is never mistaken for the instance.
+//!    named by pid, exact start time *and* boot id, its cgroup by path and inode, so that nothing reused is ever
+//!    mistaken for the instance.
 //! 3. [`Backend::find`] recovers the placement of a spawn whose outcome was never recorded, because
 //!    the daemon died in between. It reads what exists, not what was intended.
 //! 4. [`Backend::fence`] returns a certificate only after *seeing* that nothing of the generation
@@ -168,6 +169,27 @@ pub struct KernelInstance {
     pub id: u32,
 }
 
+/// A cgroup, safe against reuse of its path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CgroupId {
+    /// Its directory.
+    pub path: PathBuf,
+    /// Inode of the directory: the kernel gives a number once in a boot.
+    pub id: u64,
+}
+
+/// What the host's kernel keeps of the origin of a generation's processes, whatever they do to themselves.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Containment {
+    /// The cgroup (version 2) that its processes were started in; `None` where none could be had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<CgroupId>,
+    /// The resource limit `RLIMIT_RTTIME` that its processes were started with: a number that no other
+    /// generation has, far above any time that is ever measured. Descendants inherit it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<u64>,
+}
+
 /// Where one generation of an instance runs: all that a daemon needs to take it over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placement {
@@ -191,6 +213,9 @@ pub struct Placement {
     pub kernel_release: String,
     /// Boot id of the host at the spawn: after a host reboot nothing of it exists.
     pub host_boot_id: String,
+    /// How its processes are told from all others (embedded, qemu).
+    #[serde(default)]
+    pub containment: Containment,
     /// The kernel instance that it is (multikernel), which has no processes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel_instance: Option<KernelInstance>,
@@ -300,6 +325,41 @@ pub enum SpawnError {
     },
 }
 
+/// What a confirmation rests on; `docs/operations.md` says what each proves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Proof {
+    /// The kernel reported the cgroup of its processes empty, and a scan of `/proc` found none outside.
+    CgroupEmpty,
+    /// Two scans of `/proc` in a row found none of its processes.
+    ScansEmpty,
+    /// The host's kernel answered for its kernel instance (multikernel).
+    KernelReport,
+    /// It was started under another boot of the host.
+    HostRebooted,
+}
+
+impl Proof {
+    /// The name used in the journal and in logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::CgroupEmpty => "cgroup_empty",
+            Self::ScansEmpty => "scans_empty",
+            Self::KernelReport => "kernel_report",
+            Self::HostRebooted => "host_rebooted",
+        }
+    }
+}
+
+/// A confirmed fence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fenced {
+    /// The certificate.
+    pub certificate: FenceCertificate,
+    /// What its confirmation rests on.
+    pub proof: Proof,
+}
+
 /// A fence that could not be confirmed. The order comes back, so that it can be tried again.
 #[derive(Debug, thiserror::Error)]
 #[error("the fence could not be confirmed: {reason}")]
@@ -378,7 +438,7 @@ pub trait Backend: Send + Sync {
         &self,
         placement: &Placement,
         order: FenceOrder,
-    ) -> Result<FenceCertificate, FenceUnconfirmed>;
+    ) -> Result<Fenced, FenceUnconfirmed>;
 
     /// Frees what a fenced generation held. Logs are kept.
     ///

@@ -1,14 +1,16 @@
 //! The embedded backend: an instance is a child process running the agent. No root, no download.
 //!
 //! ```text
-//! <run dir>/agent.json      what the agent is told
+//! <run dir>/placement.json  how it is found, should the daemon die before it has noted the start
+//!          /agent.birth     who the agent is, by itself
+//!          /agent.json      what the agent is told
 //!          /agent.log       what it and its workload print
 //!          /vsock.sock      where the daemon connects (CONNECT 9000)
 //!          /handover.sock   where descriptors move
 //! ```
 //!
 //! The agent makes itself the leader of a session of its own, so it survives the daemon and its
-//! terminal.
+//! terminal. It is started in a cgroup of its generation, where one can be had.
 //!
 //! A child process has no kernel: the image given is checked as for any backend, and its release is
 //! reported as running. CPUs are applied as affinity, memory as a limit on private memory
@@ -19,6 +21,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use kmorph_launch::{AgentConfig, InstanceName, Listen, Role};
@@ -26,21 +29,29 @@ use kmp_proto::fence::{FenceCertificate, FenceOrder};
 use kmp_transport::link::KMP_PORT;
 use rustix::process::Signal;
 
+use crate::birth;
+use crate::cgroup::{self, Cgroups, NoCgroups};
 use crate::contract::{
-    Backend, BackendError, BackendKind, Endpoint, ExitCause, FenceUnconfirmed, HANDOVER_SOCKET,
-    MemoryRange, Observation, Placement, ProcessId, SpawnError, SpawnSpec,
+    Backend, BackendError, BackendKind, Containment, Endpoint, ExitCause, FenceUnconfirmed, Fenced,
+    HANDOVER_SOCKET, MemoryRange, Observation, Placement, ProcessId, SpawnError, SpawnSpec,
 };
-use crate::fencing;
-pub use crate::fencing::{FENCE_ENV, FENCE_TIMEOUT};
+pub use crate::fencing::FENCE_TIMEOUT;
+pub use crate::marks::FENCE_ENV;
 use crate::process::{self, Exits, Stat};
+use crate::{fencing, finding};
 
 /// Environment variable with the numbers of the inherited listening sockets, joined by `:`.
 pub const LISTENERS_ENV: &str = "KMORPH_LISTENERS";
+/// The one process that the backend starts; what the agent starts is found by descent.
+const AGENT_ROLE: &str = "agent";
+
 /// What the backend needs to know.
 #[derive(Clone, Debug)]
 pub struct EmbeddedConfig {
     /// The `kmorph-agent` program.
     pub agent: PathBuf,
+    /// Where the cgroups of its generations are made, or why none are.
+    pub cgroups: Arc<Result<Cgroups, NoCgroups>>,
 }
 
 /// See the module.
@@ -56,16 +67,15 @@ impl EmbeddedBackend {
     /// # Errors
     /// When the host's boot id cannot be read.
     pub fn new(config: EmbeddedConfig) -> io::Result<Self> {
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-        let host_boot_id = boot_id.trim().to_owned();
         Ok(Self {
             config,
-            host_boot_id,
+            host_boot_id: process::host_boot_id()?,
             exits: Exits::default(),
         })
     }
 
-    fn start(&self, spec: &SpawnSpec) -> Result<ProcessId, SpawnError> {
+    /// Starts the agent; what it is started in is made here, and left to be removed by a failed spawn's end.
+    fn start(&self, spec: &SpawnSpec, placement: &mut Placement) -> Result<(), SpawnError> {
         let fail = |what: &str, source| SpawnError::System {
             what: format!("{what} for {} generation {}", spec.name, spec.generation),
             source,
@@ -90,15 +100,21 @@ impl EmbeddedBackend {
         let errors = log
             .try_clone()
             .map_err(|e| fail("opening the agent's log", e))?;
+        let cgroups = self.config.cgroups.as_ref().as_ref().ok();
+        let (cgroup, containment) = finding::contain(cgroups, &spec.name, spec.generation)
+            .map_err(|e| fail("making a cgroup", e))?;
+        placement.containment = containment;
+        finding::announce(placement, &[AGENT_ROLE])
+            .map_err(|e| fail("writing the placement", e))?;
         // Inherited by clearing close-on-exec on duplicates for the moment of the spawn. Only this
-        // thread starts processes, and the standard library then uses posix_spawn: no copy of this
-        // process's memory is made.
+        // thread starts processes.
         let listeners = inheritable(spec).map_err(|e| fail("passing listening sockets", e))?;
         let numbers: Vec<_> = listeners
             .iter()
             .map(|fd| fd.as_raw_fd().to_string())
             .collect();
-        let mut child = Command::new(&self.config.agent)
+        let mut command = Command::new(&self.config.agent);
+        command
             .arg("--config")
             .arg(&config_path)
             .env(FENCE_ENV, &spec.run_dir)
@@ -106,16 +122,49 @@ impl EmbeddedBackend {
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(errors)
-            .current_dir("/")
+            .current_dir("/");
+        let (run_dir, held) = (&spec.run_dir, &placement.containment);
+        birth::prepare(&mut command, run_dir, AGENT_ROLE, cgroup.as_ref(), held)
+            .map_err(|e| fail("writing down the process", e))?;
+        let mut child = command
             .spawn()
             .map_err(|e| fail(&format!("starting {:?}", self.config.agent), e))?;
-        let known = identify(child.id());
-        if known.is_err() {
-            // Nothing is left of a spawn that failed.
-            let _ = child.kill();
-            let _ = child.wait();
+        match identify(child.id()) {
+            Ok(known) => placement.processes.push(known),
+            Err(error) => {
+                // Nothing is left of a spawn that failed.
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(fail("reading its pid and start time", error));
+            }
         }
-        known.map_err(|error| fail("reading its pid and start time", error))
+        Ok(())
+    }
+
+    /// The placement of a spawn, before its process is started.
+    fn placement(&self, spec: &SpawnSpec) -> Placement {
+        Placement {
+            backend: BackendKind::Embedded,
+            name: spec.name.clone(),
+            generation: spec.generation,
+            processes: Vec::new(),
+            endpoint: Endpoint::Unix {
+                path: spec.run_dir.join("vsock.sock"),
+            },
+            run_dir: spec.run_dir.clone(),
+            cpus: spec.cpus.clone(),
+            memory_bytes: spec.memory_bytes,
+            kernel_release: spec.kernel.release().to_owned(),
+            host_boot_id: self.host_boot_id.clone(),
+            containment: Containment::default(),
+            kernel_instance: None,
+        }
+    }
+
+    /// The agent's process; `None` when it was never started, or under another boot of the host.
+    fn main_process<'a>(&self, placement: &'a Placement) -> Option<&'a ProcessId> {
+        let now = placement.host_boot_id == self.host_boot_id;
+        placement.processes.first().filter(|_| now)
     }
 }
 
@@ -124,14 +173,10 @@ fn identify(pid: u32) -> io::Result<ProcessId> {
     let pid = i32::try_from(pid).map_err(|_| io::ErrorKind::InvalidData)?;
     let stat = Stat::read(pid)?.ok_or(io::ErrorKind::NotFound)?;
     Ok(ProcessId {
-        role: "agent".to_owned(),
+        role: AGENT_ROLE.to_owned(),
         pid,
         start_ticks: stat.start_ticks,
     })
-}
-
-fn main_process(placement: &Placement) -> Option<&ProcessId> {
-    placement.processes.first()
 }
 
 fn config_path(run_dir: &Path) -> PathBuf {
@@ -198,9 +243,10 @@ impl Backend for EmbeddedBackend {
         match output {
             Ok(output) if output.status.success() => {
                 let version = String::from_utf8_lossy(&output.stdout);
+                let version: String = version.trim().chars().take(80).collect();
                 Ok(format!(
-                    "embedded ({})",
-                    version.trim().chars().take(80).collect::<String>()
+                    "embedded ({version}; {})",
+                    cgroup::told(&self.config.cgroups)
                 ))
             }
             Ok(output) => Err(SpawnError::Unavailable(format!(
@@ -229,22 +275,13 @@ impl Backend for EmbeddedBackend {
             let text = format!("the workload {:?} does not exist", workload.program);
             return Err(SpawnError::Refused(text));
         }
-        let process = self.start(&spec)?;
-        Ok(Placement {
-            backend: BackendKind::Embedded,
-            name: spec.name,
-            generation: spec.generation,
-            processes: vec![process],
-            endpoint: Endpoint::Unix {
-                path: spec.run_dir.join("vsock.sock"),
-            },
-            run_dir: spec.run_dir,
-            cpus: spec.cpus,
-            memory_bytes: spec.memory_bytes,
-            kernel_release: spec.kernel.release().to_owned(),
-            host_boot_id: self.host_boot_id.clone(),
-            kernel_instance: None,
-        })
+        let mut placement = self.placement(&spec);
+        if let Err(error) = self.start(&spec, &mut placement) {
+            // One that cannot be removed is empty, and removed at the next start of the daemon.
+            let _ = finding::remove_cgroup(&placement.containment);
+            return Err(error);
+        }
+        Ok(placement)
     }
 
     async fn find(
@@ -253,54 +290,21 @@ impl Backend for EmbeddedBackend {
         generation: u64,
         run_dir: &Path,
     ) -> Result<Option<Placement>, BackendError> {
-        let what = || failed(format!("looking for {name} generation {generation}"));
-        let path = config_path(run_dir);
-        let Ok(config) = AgentConfig::load(&path) else {
-            return Ok(None);
-        };
-        if config.generation != generation || config.instance != *name {
-            return Ok(None);
-        }
-        let wanted = path.as_os_str().as_encoded_bytes();
-        for stat in process::all().map_err(what())? {
-            let Ok(line) = std::fs::read(format!("/proc/{}/cmdline", stat.pid)) else {
-                continue;
-            };
-            let arguments: Vec<&[u8]> = line.split(|b| *b == 0).collect();
-            let is_agent = arguments.get(1..3) == Some(&[&b"--config"[..], wanted][..]);
-            if !is_agent || stat.is_over() {
-                continue;
-            }
-            return Ok(Some(Placement {
-                backend: BackendKind::Embedded,
-                name: name.clone(),
-                generation,
-                processes: vec![ProcessId {
-                    role: "agent".to_owned(),
-                    pid: stat.pid,
-                    start_ticks: stat.start_ticks,
-                }],
-                endpoint: Endpoint::Unix {
-                    path: run_dir.join("vsock.sock"),
-                },
-                run_dir: run_dir.to_owned(),
-                cpus: config.cpus,
-                memory_bytes: config.memory_bytes,
-                kernel_release: config.kernel_release.unwrap_or_default(),
-                host_boot_id: self.host_boot_id.clone(),
-                kernel_instance: None,
-            }));
-        }
-        Ok(None)
+        let (name, run_dir) = (name.clone(), run_dir.to_owned());
+        let boot_id = self.host_boot_id.clone();
+        let what = failed(format!("looking for {name} generation {generation}"));
+        let look = move || finding::find(&name, generation, &run_dir, &[AGENT_ROLE], &boot_id);
+        let found = tokio::task::spawn_blocking(look).await;
+        found.map_err(io::Error::other).flatten().map_err(what)
     }
 
     async fn observe(&self, placement: &Placement) -> Result<Observation, BackendError> {
-        let Some(process) = main_process(placement) else {
+        let Some(process) = self.main_process(placement) else {
             return Ok(Observation::Ended(ExitCause::Exited { status: None }));
         };
         let what = || failed(format!("looking at process {}", process.pid));
         let stat = Stat::read(process.pid).map_err(what())?;
-        match stat.filter(|s| s.start_ticks == process.start_ticks) {
+        match stat.filter(|stat| stat.is(process)) {
             Some(stat) if stat.is_over() => {
                 let fd = process::open(process).map_err(what())?;
                 let cause = fd.map_or(ExitCause::Exited { status: None }, |fd| {
@@ -318,7 +322,7 @@ impl Backend for EmbeddedBackend {
     }
 
     async fn ended(&self, placement: &Placement) -> ExitCause {
-        let Some(process) = main_process(placement) else {
+        let Some(process) = self.main_process(placement) else {
             return ExitCause::Exited { status: None };
         };
         match self.exits.wait(process).await {
@@ -329,7 +333,7 @@ impl Backend for EmbeddedBackend {
     }
 
     async fn request_shutdown(&self, placement: &Placement) -> Result<(), BackendError> {
-        let Some(process) = main_process(placement) else {
+        let Some(process) = self.main_process(placement) else {
             return Ok(());
         };
         let what = || failed(format!("asking process {} to end", process.pid));
@@ -343,8 +347,8 @@ impl Backend for EmbeddedBackend {
         &self,
         placement: &Placement,
         order: FenceOrder,
-    ) -> Result<FenceCertificate, FenceUnconfirmed> {
-        fencing::fence(placement, &self.exits, order).await
+    ) -> Result<Fenced, FenceUnconfirmed> {
+        fencing::fence(placement, &self.exits, &self.host_boot_id, order).await
     }
 
     async fn release(
@@ -353,10 +357,19 @@ impl Backend for EmbeddedBackend {
         proof: &FenceCertificate,
     ) -> Result<(), BackendError> {
         fencing::check_proof(placement, proof)?;
-        if let Some(process) = main_process(placement) {
+        if let Some(process) = self.main_process(placement) {
             self.exits.forget(process);
         }
-        for name in ["vsock.sock", HANDOVER_SOCKET, "agent.json"] {
+        let what = |what: &str| failed(format!("{what} of {}", placement.name));
+        finding::remove_cgroup(&placement.containment).map_err(what("removing the cgroup"))?;
+        birth::forget(&placement.run_dir, &[AGENT_ROLE]).map_err(what("removing the records"))?;
+        let names = [
+            "vsock.sock",
+            HANDOVER_SOCKET,
+            "agent.json",
+            finding::PLACEMENT,
+        ];
+        for name in names {
             let path = placement.run_dir.join(name);
             match std::fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {

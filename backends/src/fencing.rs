@@ -1,28 +1,31 @@
-//! Stopping a generation for good: everything that carries its mark is killed, and seen to be gone.
+//! Stopping a generation for good: everything that belongs to it is killed, and seen to be gone.
 //!
-//! A process belongs to a generation when it is in the session of one of its recorded processes, or
-//! carries the generation's mark in the environment it was started with ([`FENCE_ENV`]), which every
-//! descendant inherits also when it leaves the session. The fence kills until two scans in a row
-//! find none.
+//! Where a cgroup holds the generation, the kernel ends what is in it at once, and says when the last has ended;
+//! what left it is found by its marks. Elsewhere the marks alone tell ([`crate::marks`]), and two scans in a row must
+//! find nothing. Recorded processes are ended last then: while they live, what descends from them can be told.
 
-use std::io::{self, Read};
-use std::path::Path;
+use std::fmt;
+use std::io;
 use std::time::Duration;
 
 use kmp_proto::fence::{Confirmation, FenceCertificate, FenceMethod, FenceOrder};
 use rustix::process::Signal;
+use tokio::time::Instant;
 
-use crate::contract::{BackendError, FenceUnconfirmed, Placement, ProcessId};
+use crate::cgroup::Cgroup;
+use crate::contract::{BackendError, FenceUnconfirmed, Fenced, Placement, ProcessId, Proof};
+use crate::marks::members;
 use crate::process::{self, Exits, Stat};
 
-/// Environment variable that marks every process of a generation: its run directory.
-pub const FENCE_ENV: &str = "KMORPH_FENCE";
 /// Longest time for a fence to be confirmed.
 pub const FENCE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Pause between two scans while something still runs.
-const SCAN_PAUSE: Duration = Duration::from_millis(1);
-/// Largest environment that is searched for the mark, bytes.
-const ENVIRON_MAX_BYTES: u64 = 256 * 1024;
+/// Pause between two looks while something still runs.
+const LOOK_PAUSE: Duration = Duration::from_millis(1);
+/// Scans in a row that must find nothing where no cgroup holds the generation: what forks while it is killed can
+/// have escaped the first.
+const EMPTY_SCANS: u32 = 2;
+/// Most processes that a refusal names.
+const NAMED_MAX: usize = 16;
 
 /// Refuses to release a generation on the proof that another one has ended.
 pub(crate) fn check_proof(
@@ -44,131 +47,279 @@ pub(crate) fn check_proof(
     })
 }
 
-/// Stops the generation of `placement` and certifies it. Callable again.
+/// Stops the generation of `placement` and certifies it. Callable again. `host_boot_id` is the one of now.
 ///
 /// # Errors
-/// When its end was not seen within [`FENCE_TIMEOUT`].
+/// When its end was not seen within [`FENCE_TIMEOUT`], with what still runs.
 pub(crate) async fn fence(
     placement: &Placement,
     exits: &Exits,
+    host_boot_id: &str,
     order: FenceOrder,
-) -> Result<FenceCertificate, FenceUnconfirmed> {
+) -> Result<Fenced, FenceUnconfirmed> {
     if order.generation() != placement.generation {
         let reason = format!("the placement is of generation {}", placement.generation);
         return Err(FenceUnconfirmed { order, reason });
     }
-    match tokio::time::timeout(FENCE_TIMEOUT, kill_all(placement, exits)).await {
-        Ok(Ok(killed)) => {
-            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-            let nanos = now.map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX));
-            let method = if killed {
-                FenceMethod::ProcessesKilled
-            } else {
-                FenceMethod::AlreadyEnded
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let nanos = now.map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX));
+    if placement.host_boot_id != host_boot_id {
+        let (method, seen) = (FenceMethod::HostRebooted, Confirmation::OtherHostBoot);
+        return Ok(Fenced {
+            certificate: order.confirm(method, seen, nanos),
+            proof: Proof::HostRebooted,
+        });
+    }
+    match kill_all(placement, FENCE_TIMEOUT).await {
+        Ok(ended) => {
+            reap(placement, exits);
+            let method = match ended.killed {
+                true => FenceMethod::ProcessesKilled,
+                false => FenceMethod::AlreadyEnded,
             };
-            Ok(order.confirm(method, Confirmation::ProcessesGone, nanos))
+            Ok(Fenced {
+                certificate: order.confirm(method, Confirmation::ProcessesGone, nanos),
+                proof: ended.proof,
+            })
         }
-        Ok(Err(error)) => Err(FenceUnconfirmed {
+        Err(error) => Err(FenceUnconfirmed {
             order,
             reason: error.to_string(),
         }),
-        Err(_) => {
-            let left = members(placement).unwrap_or_default();
-            let pids: Vec<_> = left.iter().map(|s| s.pid.to_string()).collect();
-            let reason = format!(
-                "processes {} did not end within {FENCE_TIMEOUT:?}",
-                pids.join(", ")
-            );
-            Err(FenceUnconfirmed { order, reason })
-        }
     }
 }
 
-/// The processes of a generation that can still run.
-fn members(placement: &Placement) -> io::Result<Vec<Stat>> {
-    let mark = mark_of(&placement.run_dir);
-    let own = i32::try_from(std::process::id()).ok();
-    let belongs = |stat: &Stat| {
-        if own == Some(stat.pid) || stat.is_over() {
-            return false;
-        }
-        let led = placement.processes.iter().any(|l| {
-            stat.session == l.pid && stat.start_ticks >= l.start_ticks
-                || stat.pid == l.pid && stat.start_ticks == l.start_ticks
-        });
-        led || has_mark(stat.pid, &mark) || stat.is_headless() && a_thread_has_mark(stat.pid, &mark)
-    };
-    Ok(process::all()?.into_iter().filter(belongs).collect())
+/// Everything has ended.
+struct Ended {
+    /// There was something to kill.
+    killed: bool,
+    proof: Proof,
 }
 
-/// Kills until nothing of the generation is left. True when there was something to kill.
-async fn kill_all(placement: &Placement, exits: &Exits) -> io::Result<bool> {
-    let mut killed = false;
-    let mut empty_scans = 0;
-    while empty_scans < 2 {
-        let members = members(placement)?;
-        if members.is_empty() {
-            empty_scans += 1;
-            continue;
+/// Why it is not said that everything has ended.
+#[derive(Debug, thiserror::Error)]
+enum NotEnded {
+    #[error("{0} did not end within {1:?}; end them, then recover the instance")]
+    Runs(Remains, Duration),
+    #[error("looking for its processes: {0}")]
+    Unseen(#[from] io::Error),
+}
+
+/// What a look found that has not ended: never nothing.
+#[derive(Debug)]
+struct Remains {
+    processes: Vec<Stat>,
+    /// The cgroup, when the kernel says that something lives in it.
+    cgroup: Option<Cgroup>,
+}
+
+impl Remains {
+    fn of(processes: Vec<Stat>, cgroup: Option<Cgroup>) -> Option<Self> {
+        let nothing = processes.is_empty() && cgroup.is_none();
+        (!nothing).then_some(Self { processes, cgroup })
+    }
+
+    /// Kills it, but for those recorded of it while there are others: those are stopped, so that they start nothing
+    /// and the others stay their descendants.
+    fn kill(&self, placement: &Placement) -> io::Result<()> {
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.kill()?;
         }
-        empty_scans = 0;
-        killed = true;
-        let mut ending = Vec::new();
-        for stat in members {
-            let process = ProcessId {
-                role: "member".to_owned(),
-                pid: stat.pid,
-                start_ticks: stat.start_ticks,
-            };
-            if let Some(fd) = process::open(&process)? {
-                process::send(&fd, Signal::KILL)?;
-                ending.push(process);
+        let is_recorded = |stat: &Stat| placement.processes.iter().any(|known| stat.is(known));
+        let others = self.processes.iter().any(|stat| !is_recorded(stat));
+        for stat in &self.processes {
+            let wait = others && is_recorded(stat);
+            let signal = if wait { Signal::STOP } else { Signal::KILL };
+            if let Some(fd) = process::open(&identity(stat))? {
+                process::send(&fd, signal)?;
             }
         }
-        let recorded = |pid| placement.processes.iter().any(|l| l.pid == pid);
-        for process in ending.iter().filter(|p| recorded(p.pid)) {
-            exits.wait(process).await?;
-        }
-        tokio::time::sleep(SCAN_PAUSE).await;
+        Ok(())
     }
+}
+
+impl fmt::Display for Remains {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(cgroup) = &self.cgroup {
+            write!(f, "what lives in cgroup {:?}", cgroup.path())?;
+        }
+        let between = if self.cgroup.is_some() { ": " } else { "" };
+        for (index, stat) in self.processes.iter().take(NAMED_MAX).enumerate() {
+            let between = if index == 0 { between } else { ", " };
+            let name = std::fs::read(format!("/proc/{}/comm", stat.pid)).unwrap_or_default();
+            let name = String::from_utf8_lossy(&name);
+            let state = char::from(stat.state).escape_default();
+            write!(
+                f,
+                "{between}process {} ({:?}, state {state})",
+                stat.pid,
+                name.trim_end()
+            )?;
+        }
+        match self.processes.len().saturating_sub(NAMED_MAX) {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
+    }
+}
+
+fn identity(stat: &Stat) -> ProcessId {
+    ProcessId {
+        role: "member".to_owned(),
+        pid: stat.pid,
+        start_ticks: stat.start_ticks,
+    }
+}
+
+/// Kills until nothing of the generation is left.
+async fn kill_all(placement: &Placement, timeout: Duration) -> Result<Ended, NotEnded> {
+    let deadline = Instant::now() + timeout;
+    let mut killed = false;
+    let mut empty_scans = 0;
+    loop {
+        // The last look decides, also after the deadline: what it found is what is told, or nothing is left.
+        let (remains, proof) = look(placement).await?;
+        let Some(remains) = remains else {
+            empty_scans += 1;
+            if proof == Proof::CgroupEmpty || empty_scans == EMPTY_SCANS {
+                return Ok(Ended { killed, proof });
+            }
+            continue;
+        };
+        if Instant::now() > deadline && killed {
+            return Err(NotEnded::Runs(remains, timeout));
+        }
+        (killed, empty_scans) = (true, 0);
+        remains.kill(placement)?;
+        tokio::time::sleep(LOOK_PAUSE).await;
+    }
+}
+
+/// What has not ended, and what it rests on when that is nothing.
+async fn look(placement: &Placement) -> io::Result<(Option<Remains>, Proof)> {
+    let placement = placement.clone();
+    let looked = tokio::task::spawn_blocking(move || {
+        let cgroup = match placement.containment.cgroup.as_ref().map(Cgroup::known) {
+            // Not visible from here, or none: what follows rests on the scans.
+            None | Some(Err(_)) => return Ok((scan(&placement)?, Proof::ScansEmpty)),
+            Some(Ok(cgroup)) => cgroup,
+        };
+        match cgroup {
+            Some(cgroup) if cgroup.is_populated()? => {
+                Ok((Some(living(cgroup)), Proof::CgroupEmpty))
+            }
+            _ => Ok((scan(&placement)?, Proof::CgroupEmpty)),
+        }
+    });
+    looked.await.map_err(io::Error::other)?
+}
+
+fn scan(placement: &Placement) -> io::Result<Option<Remains>> {
+    Ok(Remains::of(members(placement)?, None))
+}
+
+/// What lives in a cgroup. Its list can be empty while its last process is ending.
+fn living(cgroup: Cgroup) -> Remains {
+    let pids = cgroup.pids().into_iter();
+    let processes = pids.filter_map(|pid| Stat::read(pid).ok().flatten());
+    Remains {
+        processes: processes.filter(|stat| !stat.is_over()).collect(),
+        cgroup: Some(cgroup),
+    }
+}
+
+/// Whether anything of a generation can still run.
+///
+/// # Errors
+/// When that cannot be seen.
+pub(crate) fn is_left(placement: &Placement) -> io::Result<bool> {
+    if let Some(Ok(Some(cgroup))) = placement.containment.cgroup.as_ref().map(Cgroup::known)
+        && cgroup.is_populated()?
+    {
+        return Ok(true);
+    }
+    Ok(!members(placement)?.is_empty())
+}
+
+/// Takes the status of those recorded that are children of this daemon.
+fn reap(placement: &Placement, exits: &Exits) {
     for process in &placement.processes {
-        if let Some(fd) = process::open(process)? {
+        if let Ok(Some(fd)) = process::open(process) {
             exits.reap(process, &fd);
         }
     }
-    Ok(killed)
 }
 
-/// The entry of the environment that marks the generation with this run directory.
-pub(crate) fn mark_of(run_dir: &Path) -> Vec<u8> {
-    let mut mark = format!("{FENCE_ENV}=").into_bytes();
-    mark.extend_from_slice(run_dir.as_os_str().as_encoded_bytes());
-    mark
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::{BackendKind, Containment, Endpoint};
 
-/// Whether the environment that a process was started with carries this entry.
-pub(crate) fn has_mark(pid: i32, entry: &[u8]) -> bool {
-    carries(Path::new(&format!("/proc/{pid}/environ")), entry)
-}
-
-/// The same, asked of each thread: with the first one its view of the memory has gone.
-fn a_thread_has_mark(pid: i32, entry: &[u8]) -> bool {
-    let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
-    let mut threads = threads.into_iter().flatten().flatten();
-    threads.any(|thread| carries(&thread.path().join("environ"), entry))
-}
-
-fn carries(environ: &Path, entry: &[u8]) -> bool {
-    let Ok(file) = std::fs::File::open(environ) else {
-        return false;
-    };
-    let mut environ = Vec::new();
-    if file
-        .take(ENVIRON_MAX_BYTES)
-        .read_to_end(&mut environ)
-        .is_err()
-    {
-        return false;
+    fn nobody() -> Placement {
+        Placement {
+            backend: BackendKind::Embedded,
+            name: "web".parse().unwrap(),
+            generation: 1,
+            processes: Vec::new(),
+            endpoint: Endpoint::Vsock { cid: 3 },
+            run_dir: "/nonexistent/web/1".into(),
+            cpus: Vec::new(),
+            memory_bytes: 0,
+            kernel_release: String::new(),
+            host_boot_id: process::host_boot_id().unwrap(),
+            containment: Containment::default(),
+            kernel_instance: None,
+        }
     }
-    environ.split(|b| *b == 0).any(|e| e == entry)
+
+    #[tokio::test]
+    async fn what_ends_as_the_time_runs_out_is_a_confirmed_fence() {
+        // The deadline is over at the first look: what has ended by the second is no failure.
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("600")
+            .env(crate::marks::FENCE_ENV, dir.path())
+            .spawn()
+            .unwrap();
+        let mut placement = nobody();
+        placement.run_dir = dir.path().to_owned();
+        let ended = kill_all(&placement, Duration::ZERO).await;
+        let killed = child.wait();
+        match ended {
+            Ok(ended) => assert!(ended.killed),
+            // On a busy machine its end may take longer than the pause: then it is named.
+            Err(error) => assert!(
+                error.to_string().contains(&child.id().to_string()),
+                "{error}"
+            ),
+        }
+        assert!(!killed.unwrap().success());
+        assert!(kill_all(&placement, Duration::ZERO).await.is_ok());
+    }
+
+    #[test]
+    fn nothing_is_never_told_to_remain() {
+        assert!(Remains::of(Vec::new(), None).is_none());
+        let own = i32::try_from(std::process::id()).unwrap();
+        let stat = Stat::read(own).unwrap().unwrap();
+        let many = Remains::of(vec![stat; NAMED_MAX + 2], None).unwrap();
+        let text = NotEnded::Runs(many, FENCE_TIMEOUT).to_string();
+        assert!(text.starts_with(&format!("process {own} (\"")), "{text}");
+        assert!(text.contains(" and 2 more did not end within 5s"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn another_boot_of_the_host_has_nothing_of_it_and_nobody_is_killed() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        let mut placement = nobody();
+        // A pid and start time that are another's now.
+        placement.processes = vec![identity(&Stat::read(own).unwrap().unwrap())];
+        placement.host_boot_id = "another".to_owned();
+        let boot_id = process::host_boot_id().unwrap();
+        let exits = Exits::default();
+        let order = FenceOrder::new(1);
+        let fenced = fence(&placement, &exits, &boot_id, order).await.unwrap();
+        assert_eq!(fenced.proof, Proof::HostRebooted);
+        assert_eq!(fenced.certificate.method(), FenceMethod::HostRebooted);
+    }
 }

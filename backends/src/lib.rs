@@ -4,11 +4,15 @@
 //! knows no actor. A fence certificate comes from a backend that saw the end of a generation, and
 //! from nowhere else.
 
+mod birth;
+pub mod cgroup;
 pub mod contract;
 pub mod embedded;
 mod fencing;
+mod finding;
 mod guest;
 pub mod kernel_image;
+mod marks;
 pub mod multikernel;
 mod process;
 pub mod qemu;

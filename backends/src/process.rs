@@ -12,13 +12,20 @@ use tokio::io::unix::AsyncFd;
 
 use crate::contract::{ExitCause, ProcessId};
 
+/// The flag of the kernel's own threads (include/linux/sched.h), in field 9 of `/proc/<pid>/stat`.
+const PF_KTHREAD: u64 = 0x0020_0000;
+
 /// What `/proc/<pid>/stat` says of a process (proc_pid_stat(5)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
     pub(crate) pid: i32,
     /// `R`, `S`, `T`, `Z` …
     pub(crate) state: u8,
+    /// Its parent now: a process whose parent has ended gets another.
+    pub(crate) parent: i32,
     pub(crate) session: i32,
+    /// A thread of the kernel's own: it has no environment, no limits and no parent of ours.
+    pub(crate) is_kernel_thread: bool,
     /// Threads that are left, the first one included also when it has ended.
     pub(crate) threads: u64,
     pub(crate) start_ticks: u64,
@@ -36,16 +43,23 @@ impl Stat {
 
     /// The command's name may contain anything, blanks and parentheses too: fields are counted from
     /// the last parenthesis.
-    fn parse(pid: i32, text: &str) -> Option<Self> {
+    pub(crate) fn parse(pid: i32, text: &str) -> Option<Self> {
         let (_, rest) = text.rsplit_once(')')?;
         let fields: Vec<&str> = rest.split_whitespace().collect();
         Some(Self {
             pid,
             state: *fields.first()?.as_bytes().first()?,
+            parent: fields.get(1)?.parse().ok()?,
             session: fields.get(3)?.parse().ok()?,
+            is_kernel_thread: fields.get(6)?.parse::<u64>().ok()? & PF_KTHREAD != 0,
             threads: fields.get(17)?.parse().ok()?,
             start_ticks: fields.get(19)?.parse().ok()?,
         })
+    }
+
+    /// Whether this is the process that `known` names, and not another with its pid.
+    pub(crate) fn is(&self, known: &ProcessId) -> bool {
+        self.pid == known.pid && self.start_ticks == known.start_ticks
     }
 
     /// Whether its first thread has ended and others run.
@@ -84,6 +98,15 @@ pub(crate) fn all() -> io::Result<Vec<Stat>> {
     Ok(found)
 }
 
+/// The boot id of the host: pids and start times mean nothing under another.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) fn host_boot_id() -> io::Result<String> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    Ok(text.trim().to_owned())
+}
+
 /// A pidfd for exactly this process; `None` when it is gone.
 pub(crate) fn open(process: &ProcessId) -> io::Result<Option<OwnedFd>> {
     let Some(pid) = Pid::from_raw(process.pid) else {
@@ -95,7 +118,7 @@ pub(crate) fn open(process: &ProcessId) -> io::Result<Option<OwnedFd>> {
         Err(errno) => return Err(errno.into()),
     };
     // Looked at after the pidfd is open: from here on the number cannot be reused unnoticed.
-    let same = Stat::read(process.pid)?.is_some_and(|s| s.start_ticks == process.start_ticks);
+    let same = Stat::read(process.pid)?.is_some_and(|stat| stat.is(process));
     Ok(same.then_some(fd))
 }
 
@@ -170,9 +193,13 @@ mod tests {
         let text = "7 (a) R 1 1 1) S 1 7 42 0 -1 0 0 0 0 0 0 0 0 0 20 0 3 0 12345 0 0";
         let stat = Stat::parse(7, text).unwrap();
         assert_eq!(
-            (stat.state, stat.session, stat.threads, stat.start_ticks),
-            (b'S', 42, 3, 12345)
+            (stat.state, stat.parent, stat.session, stat.threads),
+            (b'S', 1, 42, 3)
         );
+        assert_eq!(stat.start_ticks, 12345);
+        assert!(!stat.is_kernel_thread);
+        let text = "9 (kworker/0:1) I 2 0 0 0 -1 69238880 0 0 0 0 0 0 0 0 20 0 1 0 5 0 0";
+        assert!(Stat::parse(9, text).unwrap().is_kernel_thread);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use kmorph_actors::services::{Numbers, Services};
 use kmorph_actors::settings::Settings;
 use kmorph_actors::supervisor::{ApplySettings, GetDaemon, Stopping, Supervisor};
 use kmorph_actors::transport::TransportHandle;
+use kmorph_backends::cgroup::Cgroups;
 use kmorph_backends::contract::Backend;
 use kmorph_backends::embedded::{EmbeddedBackend, EmbeddedConfig};
 use kmorph_backends::multikernel::{MultikernelBackend, MultikernelConfig};
@@ -90,7 +91,7 @@ fn make_dir(path: &Path) -> Result<(), Fault> {
 
 async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Fault> {
     let (journal, snapshot, arbiter) = Journal::open(&settings.state_dir)?;
-    let backend = choose_backend(&start)?;
+    let backend = choose_backend(&start, &settings.run_dir)?;
     let detail = backend.probe().await?;
     let settings = with_kernel_pool(&start, settings)?;
     let socket = free_socket(&start.socket)?;
@@ -208,11 +209,15 @@ async fn end_captures(log: &Logger, operations: &Operations) {
     }
 }
 
-fn choose_backend(start: &Start) -> Result<Arc<dyn Backend>, Fault> {
+fn choose_backend(start: &Start, run_dir: &Path) -> Result<Arc<dyn Backend>, Fault> {
     let agent = start.agent.clone();
+    let cgroups = || Arc::new(Cgroups::find(run_dir));
     match start.file.backend {
         BackendChoice::Embedded => {
-            let backend = EmbeddedBackend::new(EmbeddedConfig { agent })?;
+            let backend = EmbeddedBackend::new(EmbeddedConfig {
+                agent,
+                cgroups: cgroups(),
+            })?;
             Ok(Arc::new(backend))
         }
         BackendChoice::Qemu => {
@@ -232,6 +237,7 @@ fn choose_backend(start: &Start) -> Result<Arc<dyn Backend>, Fault> {
                 },
                 modules: configured.modules.clone(),
                 cache: start.cache_dir.clone(),
+                cgroups: cgroups(),
             };
             Ok(Arc::new(QemuBackend::new(config)?))
         }

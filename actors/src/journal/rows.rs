@@ -172,6 +172,10 @@ pub struct CertificateRow {
     pub confirmation: String,
     /// When, nanoseconds since the Unix epoch.
     pub fenced_at_unix_ns: u64,
+    /// What the confirmation rests on: a name of `kmorph_backends::contract::Proof`. `None` when nothing had to be
+    /// asked, because it was never started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<String>,
 }
 
 /// Table `recovery`.

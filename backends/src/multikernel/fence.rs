@@ -10,12 +10,12 @@
 
 use std::time::SystemTime;
 
-use kmp_proto::fence::{Confirmation, FenceCertificate, FenceMethod, FenceOrder};
+use kmp_proto::fence::{Confirmation, FenceMethod, FenceOrder};
 use libkerf::kernel::Parked;
 use libkerf::overlay::Status;
 
 use super::slots::{Holds, Mark, Slots};
-use crate::contract::{FenceUnconfirmed, KernelInstance, Placement};
+use crate::contract::{FenceUnconfirmed, Fenced, KernelInstance, Placement, Proof};
 
 type Seen = Result<(FenceMethod, Confirmation), String>;
 
@@ -25,7 +25,7 @@ impl Slots {
         &self,
         placement: &Placement,
         order: FenceOrder,
-    ) -> Result<FenceCertificate, FenceUnconfirmed> {
+    ) -> Result<Fenced, FenceUnconfirmed> {
         if order.generation() != placement.generation {
             let reason = format!("the placement is of generation {}", placement.generation);
             return Err(FenceUnconfirmed { order, reason });
@@ -34,7 +34,10 @@ impl Slots {
             Ok((method, confirmation)) => {
                 let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
                 let nanos = now.map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX));
-                Ok(order.confirm(method, confirmation, nanos))
+                Ok(Fenced {
+                    certificate: order.confirm(method, confirmation, nanos),
+                    proof: Proof::KernelReport,
+                })
             }
             Err(reason) => Err(FenceUnconfirmed { order, reason }),
         }

@@ -38,8 +38,8 @@ use self::observe::LOOK_EVERY;
 use self::slots::{Content, Slots};
 use self::spawn::Boot;
 use crate::contract::{
-    Backend, BackendError, BackendKind, Endpoint, ExitCause, FenceUnconfirmed, KernelInstance,
-    MemoryRange, Observation, Placement, SpawnError, SpawnSpec,
+    Backend, BackendError, BackendKind, Containment, Endpoint, ExitCause, FenceUnconfirmed, Fenced,
+    KernelInstance, MemoryRange, Observation, Placement, SpawnError, SpawnSpec,
 };
 use crate::fencing;
 use crate::guest::{self, GuestImage, Recipe};
@@ -169,8 +169,7 @@ impl MultikernelBackend {
         config: MultikernelConfig,
         calls: Box<dyn Calls + Send + Sync>,
     ) -> io::Result<Self> {
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-        let host_boot_id = boot_id.trim().to_owned();
+        let host_boot_id = crate::process::host_boot_id()?;
         let kernel = Kernel::at(&config.root, &config.lock);
         let records = Records::in_directory(&config.records);
         Ok(Self {
@@ -268,6 +267,7 @@ impl MultikernelBackend {
             memory_bytes: has.memory_bytes,
             kernel_release,
             host_boot_id: self.host_boot_id.clone(),
+            containment: Containment::default(),
             kernel_instance: Some(kernel_instance),
         }
     }
@@ -415,7 +415,7 @@ impl Backend for MultikernelBackend {
         &self,
         placement: &Placement,
         order: FenceOrder,
-    ) -> Result<FenceCertificate, FenceUnconfirmed> {
+    ) -> Result<Fenced, FenceUnconfirmed> {
         let generation = order.generation();
         let owned = placement.clone();
         let fenced = self.blocking(move |slots| slots.fence(&owned, order)).await;

@@ -13,8 +13,8 @@ use std::process::{Command, Stdio};
 use rustix::process::Signal;
 
 use crate::contract::ProcessId;
-use crate::fencing;
-use crate::process::{self, Exits};
+use crate::marks;
+use crate::process::{self, Exits, Stat};
 
 /// Environment variable of such a process: the run directory of the generation whose memory it holds.
 const KEEPS_ENV: &str = "KMORPH_KEEPS_MEMORY";
@@ -47,7 +47,7 @@ pub(super) fn find(run_dir: &Path) -> io::Result<Vec<ProcessId>> {
     let mut mark = format!("{KEEPS_ENV}=").into_bytes();
     mark.extend_from_slice(run_dir.as_os_str().as_bytes());
     let all = process::all()?.into_iter();
-    let keeps = all.filter(|stat| !stat.is_over() && fencing::has_mark(stat.pid, &mark));
+    let keeps = all.filter(|stat| !stat.is_over() && marks::has_mark(stat.pid, &mark));
     Ok(keeps
         .map(|stat| ProcessId {
             role: ROLE.to_owned(),
@@ -62,7 +62,12 @@ pub(super) fn memory(run_dir: &Path) -> io::Result<Option<File>> {
     for keeper in find(run_dir)? {
         match File::open(format!("/proc/{}/fd/{DESCRIPTOR}", keeper.pid)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            opened => return opened.map(Some),
+            Err(error) => return Err(error),
+            // Looked at after it is open: it is this process's, and not that of another which has got its number.
+            Ok(memory) if Stat::read(keeper.pid)?.is_some_and(|stat| stat.is(&keeper)) => {
+                return Ok(Some(memory));
+            }
+            Ok(_) => {}
         }
     }
     Ok(None)

@@ -115,7 +115,7 @@ fn of_qemu(qemu: &ProcessId) -> io::Result<Option<File>> {
         opened => opened?,
     };
     // Looked at after it is open: it is this QEMU's, and not that of another which has got its number.
-    let same = Stat::read(qemu.pid)?.is_some_and(|stat| stat.start_ticks == qemu.start_ticks);
+    let same = Stat::read(qemu.pid)?.is_some_and(|stat| stat.is(qemu));
     Ok(same.then_some(opened))
 }
 

@@ -45,14 +45,15 @@ use tokio::sync::OnceCell;
 use self::command::{Accelerator, Machine, VsockDevice};
 use self::prepare::Prepared;
 use self::probe::{KvmProbe, Version};
-use self::start::{KERF_ROLE, QEMU_ROLE, Starting, VHOST_ROLE};
+use self::start::{KERF_ROLE, QEMU_ROLE, ROLES, Starting, VHOST_ROLE};
 use self::watch::Watches;
+use crate::cgroup::{self, Cgroups, NoCgroups};
 use crate::contract::{
-    Backend, BackendError, BackendKind, Endpoint, ExitCause, FenceUnconfirmed, Loan, MemoryRange,
-    Observation, Placement, ProcessId, SpawnError, SpawnSpec,
+    Backend, BackendError, BackendKind, Endpoint, ExitCause, FenceUnconfirmed, Fenced, Loan,
+    MemoryRange, Observation, Placement, ProcessId, SpawnError, SpawnSpec,
 };
-use crate::fencing;
 use crate::process::{self, Exits, Stat};
+use crate::{birth, fencing, finding};
 
 /// With this a kernel panics on a non-maskable interrupt (Linux, admin-guide/kernel-parameters.txt).
 const PANICS_ON_NMI: &str = "unknown_nmi_panic=1";
@@ -89,6 +90,8 @@ pub struct QemuConfig {
     pub modules: Option<PathBuf>,
     /// Where built guest images are kept.
     pub cache: PathBuf,
+    /// Where the cgroups of its generations are made, or why none are.
+    pub cgroups: Arc<Result<Cgroups, NoCgroups>>,
 }
 
 /// What vsock over shared memory takes (`docs/kerf-vsock.md`).
@@ -123,8 +126,7 @@ impl QemuBackend {
     /// # Errors
     /// When the host's boot id cannot be read.
     pub fn new(config: QemuConfig) -> io::Result<Self> {
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-        let host_boot_id = boot_id.trim().to_owned();
+        let host_boot_id = process::host_boot_id()?;
         Ok(Self {
             kvm: KvmProbe::new(&config.program, &host_boot_id, &config.cache),
             config,
@@ -154,6 +156,8 @@ impl QemuBackend {
         let placement = &mut prepared.placement;
         let directory = placement.run_dir.clone();
         let cpus = placement.cpus.clone();
+        let containment = placement.containment.clone();
+        let cgroup = prepared.cgroup.as_ref();
         let system = |what: &'static str| {
             move |source| SpawnError::System {
                 what: what.to_owned(),
@@ -183,6 +187,8 @@ impl QemuBackend {
                     run_dir: &directory,
                     log: run_dir::VHOST_LOG,
                     cpus: &cpus,
+                    cgroup,
+                    containment: &containment,
                 };
                 let process = device
                     .start()
@@ -215,6 +221,8 @@ impl QemuBackend {
             run_dir: &directory,
             log: run_dir::QEMU_LOG,
             cpus: &cpus,
+            cgroup,
+            containment: &containment,
         };
         let process = qemu.start().map_err(system("starting QEMU"))?;
         // The one whose end is the instance's end comes first.
@@ -237,7 +245,7 @@ impl QemuBackend {
     /// What the process alone shows; `None` when it runs, so that QEMU itself can be asked.
     async fn observe_process(&self, qemu: &ProcessId) -> io::Result<Option<Observation>> {
         let stat = Stat::read(qemu.pid)?;
-        match stat.filter(|s| s.start_ticks == qemu.start_ticks) {
+        match stat.filter(|stat| stat.is(qemu)) {
             Some(stat) if matches!(stat.state, b'T' | b't') => Ok(Some(Observation::Stopped)),
             Some(stat) if !stat.is_over() => Ok(None),
             _ => {
@@ -251,15 +259,17 @@ impl QemuBackend {
     async fn undo(&self, placement: &Placement) {
         let order = FenceOrder::new(placement.generation);
         // An end that is not seen now is for the daemon's own fence of this generation.
-        if let Ok(proof) = fencing::fence(placement, &self.exits, order).await {
-            let _ = self.release(placement, &proof).await;
+        if let Ok(fenced) = self.fence(placement, order).await {
+            let _ = self.release(placement, &fenced.certificate).await;
         }
     }
-}
 
-/// QEMU's own process; `None` when it was never started.
-fn qemu_of(placement: &Placement) -> Option<&ProcessId> {
-    placement.processes.first().filter(|p| p.role == QEMU_ROLE)
+    /// QEMU's own process; `None` when it was never started, or under another boot of the host.
+    fn qemu_of<'a>(&self, placement: &'a Placement) -> Option<&'a ProcessId> {
+        let now = placement.host_boot_id == self.host_boot_id;
+        let first = placement.processes.first();
+        first.filter(|process| now && process.role == QEMU_ROLE)
+    }
 }
 
 async fn blocking<T: Send + 'static>(
@@ -329,7 +339,10 @@ impl Backend for QemuBackend {
             probe::judge_vsock_device(&line)
         };
         let version = &version.text;
-        Ok(format!("qemu {version}, {accelerator}; vsock: {vsock}"))
+        let cgroups = cgroup::told(&self.config.cgroups);
+        Ok(format!(
+            "qemu {version}, {accelerator}; vsock: {vsock}; {cgroups}"
+        ))
     }
 
     async fn spawn(&self, spec: SpawnSpec) -> Result<Placement, SpawnError> {
@@ -348,39 +361,16 @@ impl Backend for QemuBackend {
         generation: u64,
         run_dir: &Path,
     ) -> Result<Option<Placement>, BackendError> {
-        let Ok(record) = std::fs::read(run_dir.join(run_dir::PLACEMENT)) else {
-            return Ok(None);
-        };
-        let Ok(mut placement) = serde_json::from_slice::<Placement>(&record) else {
-            return Ok(None);
-        };
-        if placement.name != *name || placement.generation != generation {
-            return Ok(None);
-        }
-        let mark = fencing::mark_of(run_dir);
-        let what = || failed(format!("looking for {name} generation {generation}"));
-        let all = process::all().map_err(what())?;
-        for stat in all.iter().filter(|s| !s.is_over()) {
-            if !fencing::has_mark(stat.pid, &mark) {
-                continue;
-            }
-            for role in [QEMU_ROLE, VHOST_ROLE, KERF_ROLE] {
-                let entry = format!("{}={role}", start::ROLE_ENV);
-                if fencing::has_mark(stat.pid, entry.as_bytes()) {
-                    placement.processes.push(ProcessId {
-                        role: role.to_owned(),
-                        pid: stat.pid,
-                        start_ticks: stat.start_ticks,
-                    });
-                }
-            }
-        }
-        placement.processes.sort_by_key(|p| p.role != QEMU_ROLE);
-        Ok(Some(placement).filter(|p| !p.processes.is_empty()))
+        let (name, run_dir) = (name.clone(), run_dir.to_owned());
+        let boot_id = self.host_boot_id.clone();
+        let what = failed(format!("looking for {name} generation {generation}"));
+        let look = move || finding::find(&name, generation, &run_dir, &ROLES, &boot_id);
+        let found = tokio::task::spawn_blocking(look).await;
+        found.map_err(io::Error::other).flatten().map_err(what)
     }
 
     async fn observe(&self, placement: &Placement) -> Result<Observation, BackendError> {
-        let Some(qemu) = qemu_of(placement) else {
+        let Some(qemu) = self.qemu_of(placement) else {
             return Ok(Observation::Ended(ExitCause::Exited { status: None }));
         };
         if let Some(cause) = self.watches.seen(qemu) {
@@ -407,7 +397,7 @@ impl Backend for QemuBackend {
     }
 
     async fn ended(&self, placement: &Placement) -> ExitCause {
-        match qemu_of(placement) {
+        match self.qemu_of(placement) {
             Some(qemu) => {
                 let directory = &placement.run_dir;
                 // Without it a guest can run; there will be no vmcore of it then, which is said when one is wanted.
@@ -438,11 +428,11 @@ impl Backend for QemuBackend {
         &self,
         placement: &Placement,
         order: FenceOrder,
-    ) -> Result<FenceCertificate, FenceUnconfirmed> {
-        if let Some(qemu) = qemu_of(placement) {
+    ) -> Result<Fenced, FenceUnconfirmed> {
+        if let Some(qemu) = self.qemu_of(placement) {
             let _ = self.memory.hold(qemu, &placement.run_dir);
         }
-        fencing::fence(placement, &self.exits, order).await
+        fencing::fence(placement, &self.exits, &self.host_boot_id, order).await
     }
 
     async fn release(
@@ -452,7 +442,7 @@ impl Backend for QemuBackend {
     ) -> Result<(), BackendError> {
         fencing::check_proof(placement, proof)?;
         // Also what another daemon held, and a process has kept for this one.
-        let mut given = match qemu_of(placement) {
+        let mut given = match self.qemu_of(placement) {
             Some(qemu) => self.memory.hold(qemu, &placement.run_dir).map(drop),
             None => Ok(()),
         };
@@ -466,6 +456,9 @@ impl Backend for QemuBackend {
                 given = given.and(work.await.map_err(io::Error::other).flatten());
             }
         }
+        let what = |what: &str| failed(format!("{what} of {}", placement.name));
+        finding::remove_cgroup(&placement.containment).map_err(what("removing the cgroup"))?;
+        birth::forget(&placement.run_dir, &ROLES).map_err(what("removing the records"))?;
         for name in run_dir::REMOVED {
             let path = placement.run_dir.join(name);
             match std::fs::remove_file(&path) {
@@ -475,12 +468,11 @@ impl Backend for QemuBackend {
                 _ => {}
             }
         }
-        let what = format!("giving back the memory of {}", placement.name);
-        given.map_err(failed(what))
+        given.map_err(what("giving back the memory"))
     }
 
     async fn memory_map(&self, placement: &Placement) -> Result<Vec<MemoryRange>, BackendError> {
-        let Some(qemu) = qemu_of(placement) else {
+        let Some(qemu) = self.qemu_of(placement) else {
             return Ok(Vec::new());
         };
         let what = || {
@@ -504,7 +496,7 @@ impl Backend for QemuBackend {
     }
 
     async fn keep_memory(&self, placement: &Placement) -> Result<bool, BackendError> {
-        let Some(qemu) = qemu_of(placement) else {
+        let Some(qemu) = self.qemu_of(placement) else {
             return Ok(false);
         };
         let kept = self.memory.keep(qemu, &placement.run_dir);
@@ -540,7 +532,7 @@ impl Backend for QemuBackend {
     }
 
     async fn save_registers(&self, placement: &Placement) -> Result<bool, BackendError> {
-        let Some(qemu) = qemu_of(placement) else {
+        let Some(qemu) = self.qemu_of(placement) else {
             return Ok(false);
         };
         let what = || failed(format!("asking QEMU, process {}, for registers", qemu.pid));

@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use super::command::Accelerator;
-use super::{QemuBackend, VHOST_VSOCK, blocking, run_dir, system};
-use crate::contract::{BackendKind, Endpoint, Placement, SpawnError, SpawnSpec};
+use super::{QemuBackend, VHOST_VSOCK, blocking, run_dir, start, system};
+use crate::cgroup::Cgroup;
+use crate::contract::{BackendKind, Containment, Endpoint, Placement, SpawnError, SpawnSpec};
+use crate::finding;
 use crate::guest::{self, GuestImage, Recipe};
 
 /// Modules without which the daemon cannot reach the guest.
@@ -18,6 +20,7 @@ const WELCOME: [&str; 2] = ["pvpanic_pci", "qemu_fw_cfg"];
 /// A guest that is about to be started.
 pub(super) struct Prepared {
     pub(super) placement: Placement,
+    pub(super) cgroup: Option<Cgroup>,
     pub(super) kernel: PathBuf,
     pub(super) cmdline: String,
     pub(super) cid: u32,
@@ -70,7 +73,7 @@ impl QemuBackend {
             .await?
             .check(accelerator, spec.kernel.release())?;
         let image = self.image(spec).await?;
-        let placement = self.placement(spec);
+        let mut placement = self.placement(spec);
         let fail = system(spec);
         let config = guest::agent_config(spec, image.modules, None)
             .to_json()
@@ -81,12 +84,17 @@ impl QemuBackend {
         blocking(move || guest::with_configuration(&mut base, &config, &boot))
             .await?
             .map_err(fail("writing the guest image"))?;
-        let record =
-            serde_json::to_vec(&placement).map_err(|e| fail("writing the placement")(e.into()))?;
-        std::fs::write(spec.run_dir.join(run_dir::PLACEMENT), record)
-            .map_err(fail("writing the placement"))?;
+        let cgroups = self.config.cgroups.as_ref().as_ref().ok();
+        let (cgroup, containment) = finding::contain(cgroups, &spec.name, spec.generation)
+            .map_err(fail("making a cgroup"))?;
+        placement.containment = containment;
+        if let Err(error) = finding::announce(&placement, &start::ROLES) {
+            let _ = finding::remove_cgroup(&placement.containment);
+            return Err(fail("writing the placement")(error));
+        }
         Ok(Prepared {
             placement,
+            cgroup,
             kernel: spec.kernel.path().to_owned(),
             cmdline: spec.cmdline.clone(),
             cid: spec.cid,
@@ -113,6 +121,7 @@ impl QemuBackend {
             memory_bytes: spec.memory_bytes,
             kernel_release: spec.kernel.release().to_owned(),
             host_boot_id: self.host_boot_id.clone(),
+            containment: Containment::default(),
             kernel_instance: None,
         }
     }

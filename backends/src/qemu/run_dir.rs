@@ -3,9 +3,8 @@
 use std::path::Path;
 
 use crate::contract::{REGISTERS, SpawnError, SpawnSpec};
+use crate::finding::PLACEMENT;
 
-/// The placement without its processes: written before anything is started, read by `find`.
-pub(super) const PLACEMENT: &str = "placement.json";
 /// What the guest boots.
 pub(super) const INITRAMFS: &str = "initramfs.img";
 /// Where QEMU takes commands.

@@ -1,8 +1,8 @@
 //! Starts the processes of a guest: the vhost-user device first, then QEMU.
 //!
 //! Each is the leader of a session of its own (`setsid`), so that it survives the daemon and its
-//! terminal, and carries the generation's mark and its role in its environment: a spawn whose outcome
-//! was never recorded is found by them.
+//! terminal, carries the generation's mark in its environment, and writes down who it is before it becomes
+//! its program.
 
 use std::ffi::OsString;
 use std::io;
@@ -16,18 +16,20 @@ use nix::unistd::Pid;
 use tokio::time::Instant;
 
 use super::{console, qmp, run_dir};
-use crate::contract::{ProcessId, SpawnError};
-use crate::fencing::FENCE_ENV;
+use crate::birth;
+use crate::cgroup::Cgroup;
+use crate::contract::{Containment, ProcessId, SpawnError};
+use crate::marks::FENCE_ENV;
 use crate::process::Stat;
 
-/// Environment variable with the role of a process in its generation.
-pub(super) const ROLE_ENV: &str = "KMORPH_ROLE";
 /// The role whose end is the guest's.
 pub(super) const QEMU_ROLE: &str = "qemu";
 /// The role that carries its vsock.
 pub(super) const VHOST_ROLE: &str = "vhost-user-vsock";
 /// The same, where that is kerf-vsock.
 pub(super) const KERF_ROLE: &str = "kerf-vsock";
+/// The roles, the first the one whose end is the guest's.
+pub(super) const ROLES: [&str; 3] = [QEMU_ROLE, VHOST_ROLE, KERF_ROLE];
 /// Longest time for a started process to make its socket, and for QEMU to take its first command. Generous: only a
 /// process that hangs takes so long, one that ends is seen at once.
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(30);
@@ -44,6 +46,10 @@ pub(super) struct Starting<'a> {
     pub(super) log: &'static str,
     /// Host CPUs that it may use.
     pub(super) cpus: &'a [u16],
+    /// The cgroup that it is started in.
+    pub(super) cgroup: Option<&'a Cgroup>,
+    /// What it is told from others by.
+    pub(super) containment: &'a Containment,
 }
 
 impl Starting<'_> {
@@ -55,16 +61,18 @@ impl Starting<'_> {
             .mode(0o600)
             .open(self.run_dir.join(self.log))?;
         // Not the leader of a group, so setsid makes its session and becomes the program: same pid.
-        let child = Command::new("setsid")
+        let mut command = Command::new("setsid");
+        command
             .arg("--")
             .args(&self.line)
             .env(FENCE_ENV, self.run_dir)
-            .env(ROLE_ENV, self.role)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
-            .current_dir("/")
-            .spawn()?;
+            .current_dir("/");
+        let held = self.containment;
+        birth::prepare(&mut command, self.run_dir, self.role, self.cgroup, held)?;
+        let child = command.spawn()?;
         let pid = i32::try_from(child.id()).map_err(|_| io::ErrorKind::InvalidData)?;
         // Our own child stays until it is reaped: there is always something to read.
         let stat = Stat::read(pid)?.ok_or(io::ErrorKind::NotFound)?;
@@ -95,7 +103,7 @@ impl Starting<'_> {
                 return Ok(());
             }
             let stat = Stat::read(process.pid).unwrap_or(None);
-            if stat.is_none_or(|s| s.is_over() || s.start_ticks != process.start_ticks) {
+            if stat.is_none_or(|stat| stat.is_over() || !stat.is(process)) {
                 return Err(failed("ended at its start"));
             }
             if Instant::now() > deadline {

@@ -274,7 +274,7 @@ async fn a_kernel_that_does_not_say_whether_cpus_stopped_confirms_no_fence() {
         .fence(&placement, refused.order)
         .await
         .unwrap();
-    assert_eq!(proof.confirmation(), Confirmation::NothingFound);
+    assert_eq!(proof.certificate.confirmation(), Confirmation::NothingFound);
 }
 
 #[tokio::test]
@@ -291,7 +291,7 @@ async fn a_halt_that_does_not_reach_the_cpus_is_no_fence_and_is_tried_again() {
         .fence(&placement, refused.order)
         .await
         .unwrap();
-    assert_eq!(proof.confirmation(), Confirmation::CpusParked);
+    assert_eq!(proof.certificate.confirmation(), Confirmation::CpusParked);
     assert!(!ground.lives(&placement));
 }
 
@@ -314,7 +314,7 @@ async fn files_that_are_not_mounted_do_not_say_that_nothing_runs() {
     assert!(ground.lives(&placement));
     let proof = ground.backend.fence(&placement, refused.order).await;
     let proof = proof.unwrap();
-    assert_eq!(proof.confirmation(), Confirmation::CpusParked);
+    assert_eq!(proof.certificate.confirmation(), Confirmation::CpusParked);
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use kmorph_backends::cgroup::{Cgroups, NoCgroups};
 use kmorph_backends::contract::{
     Backend, ExitCause, MemoryRange, Observation, Placement, SpawnSpec,
 };
@@ -53,13 +54,27 @@ pub(crate) struct Ground {
 }
 
 impl Ground {
+    /// Processes in cgroups, where those can be had.
     pub(crate) fn embedded() -> Self {
+        Self::processes(Cgroups::find)
+    }
+
+    /// Processes that no cgroup holds: what is left where none can be had.
+    pub(crate) fn embedded_uncontained() -> Self {
+        Self::processes(|_| Err(NoCgroups::because("this test does without")))
+    }
+
+    fn processes(cgroups: fn(&Path) -> Result<Cgroups, NoCgroups>) -> Self {
         let dir = temporary();
         let kernel = dir.path().join("vmlinuz");
         std::fs::write(&kernel, synthetic("6.1.0-test")).unwrap();
-        let make = || -> Arc<dyn Backend> {
-            let agent = program("kmorph-agent");
-            Arc::new(EmbeddedBackend::new(EmbeddedConfig { agent }).unwrap())
+        let run_dir = dir.path().to_owned();
+        let make = move || -> Arc<dyn Backend> {
+            let config = EmbeddedConfig {
+                agent: program("kmorph-agent"),
+                cgroups: Arc::new(cgroups(&run_dir)),
+            };
+            Arc::new(EmbeddedBackend::new(config).unwrap())
         };
         Self::with(dir, kernel, Box::new(make))
     }
@@ -133,6 +148,8 @@ impl Ground {
         let release = std::fs::read_to_string(cache.join("kernels").join(series))
             .unwrap_or_else(|e| panic!("no kernel in {cache:?} ({e}): run scripts/setup-tests"));
         let kernel = cache.join("kernels").join(release.trim()).join("vmlinuz");
+        let dir = temporary();
+        let run_dir = dir.path().to_owned();
         let make = move || -> Arc<dyn Backend> {
             let config = QemuConfig {
                 agent: program("kmorph-agent"),
@@ -142,10 +159,11 @@ impl Ground {
                 accel: AccelChoice::Auto,
                 modules: None,
                 cache: cache.clone(),
+                cgroups: Arc::new(Cgroups::find(&run_dir)),
             };
             Arc::new(QemuBackend::new(config).unwrap())
         };
-        Self::with(temporary(), kernel, Box::new(make))
+        Self::with(dir, kernel, Box::new(make))
     }
 
     fn with(
@@ -268,7 +286,7 @@ impl Ground {
     pub(crate) async fn fence(&self, placement: &Placement) -> FenceCertificate {
         let order = FenceOrder::new(placement.generation);
         let fenced = self.backend.fence(placement, order).await;
-        fenced.unwrap_or_else(|error| panic!("{error}"))
+        fenced.unwrap_or_else(|error| panic!("{error}")).certificate
     }
 
     /// Waits until the agent of this generation answers a HELLO.

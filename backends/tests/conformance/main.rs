@@ -15,6 +15,7 @@
 )]
 
 mod beside;
+mod descendants;
 mod ground;
 mod lending;
 mod rules;
@@ -29,6 +30,7 @@ use kmorph_emulated_kernel::Generation;
 macro_rules! conformance {
     ($($rule:ident),* $(,)?; $($of_processes:ident),* $(,)?) => {
         conformance! { @on embedded = Ground::embedded(); $($rule)* $($of_processes)* }
+        conformance! { @on embedded_uncontained = Ground::embedded_uncontained(); $($rule)* $($of_processes)* }
         conformance! { @on qemu = Ground::qemu(); $($rule)* $($of_processes)* }
         // Real kernels that are reached over `kerf-vsock.ko`.
         conformance! { @on kerf_6_1 = Ground::kerf("6.1"); $($rule)* $($of_processes)* }
@@ -72,6 +74,7 @@ conformance!(
     nothing_that_was_lent_is_nothing_to_take_back;
     threads_that_outlive_their_first_one_are_fenced,
     a_reused_pid_is_never_mistaken_for_the_instance,
+    a_mark_behind_a_large_environment_is_found,
 );
 
 #[tokio::test]

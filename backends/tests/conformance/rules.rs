@@ -62,7 +62,7 @@ pub(crate) async fn a_placement_is_all_that_another_daemon_needs(ground: &Ground
     let seen = other.observe(&read).await.unwrap();
     assert_eq!(seen, Observation::Running);
     let order = FenceOrder::new(read.generation);
-    let proof = other.fence(&read, order).await.unwrap();
+    let proof = other.fence(&read, order).await.unwrap().certificate;
     assert_eq!(proof.method(), ground.stops_by());
     assert_eq!(find("web", placement.generation).await, None);
 }
@@ -163,24 +163,31 @@ pub(crate) async fn a_fence_is_confirmed_and_can_be_repeated(ground: &Ground) {
     assert!(placement.run_dir.exists(), "its logs are gone");
 }
 
-/// Rule 2: a pid with another start time is somebody else's process.
+/// Rule 2: a pid with another start time is somebody else's process, also when it leads a session.
 pub(crate) async fn a_reused_pid_is_never_mistaken_for_the_instance(ground: &Ground) {
     let mut placement = ground.spawn(ground.spec()).await;
     ground.fence(&placement).await;
-    let mut stranger = Command::new("sleep")
-        .arg("600")
+    let mut stranger = Command::new("setsid")
+        .args(["sleep", "600"])
         .stdin(Stdio::null())
         .spawn()
         .unwrap();
+    let pid = Pid::from_raw(i32::try_from(stranger.id()).unwrap());
+    let leads = async {
+        while getsid(Some(pid)) != Ok(pid) {
+            tokio::time::sleep(GIVEN_UP_EVERY).await;
+        }
+    };
+    ground.in_time(leads, "the stranger's session").await;
     for process in &mut placement.processes {
-        process.pid = i32::try_from(stranger.id()).unwrap();
+        process.pid = pid.as_raw();
         // A tick is 10 ms: both may have started in the same one, which a reused pid cannot.
         process.start_ticks -= 1;
     }
     let other = ground.another_daemon();
     let seen = other.observe(&placement).await.unwrap();
     let order = FenceOrder::new(placement.generation);
-    let proof = other.fence(&placement, order).await.unwrap();
+    let proof = other.fence(&placement, order).await.unwrap().certificate;
     let lives = stranger.try_wait().unwrap().is_none();
     stranger.kill().unwrap();
     stranger.wait().unwrap();
@@ -263,6 +270,26 @@ pub(crate) async fn threads_that_outlive_their_first_one_are_fenced(ground: &Gro
     let ended = headless.try_wait();
     let _ = headless.kill();
     let _ = headless.wait();
+    assert_eq!(proof.method(), FenceMethod::ProcessesKilled);
+    assert!(!matches!(ended, Ok(None)), "it runs behind a certificate");
+}
+
+/// Rule 4: where the mark stands in an environment makes no difference.
+pub(crate) async fn a_mark_behind_a_large_environment_is_found(ground: &Ground) {
+    let placement = ground.spawn(ground.spec()).await;
+    ground.fence(&placement).await;
+    let mut marked = Command::new("sleep");
+    marked.arg("600").stdin(Stdio::null()).env_clear();
+    // They are passed in the order of their names, none longer than the kernel takes.
+    for before in ["A1", "A2", "A3", "A4"] {
+        marked.env(before, "x".repeat(100_000));
+    }
+    marked.env("KMORPH_FENCE", &placement.run_dir);
+    let mut marked = marked.spawn().unwrap();
+    let proof = ground.fence(&placement).await;
+    let ended = marked.try_wait();
+    let _ = marked.kill();
+    let _ = marked.wait();
     assert_eq!(proof.method(), FenceMethod::ProcessesKilled);
     assert!(!matches!(ended, Ok(None)), "it runs behind a certificate");
 }

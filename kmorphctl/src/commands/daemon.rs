@@ -229,13 +229,17 @@ fn last_lines(log: &Path, began_at: u64) -> Vec<String> {
 
 async fn stop(client: &Client, out: &mut Output, args: &StopArgs) -> Result<Exit, Failure> {
     let graceful = args.graceful;
+    // Who it is, before it can have ended: afterwards its pid may be another's.
+    let before = client.get::<DaemonStatus>(&path(&["daemon"])).await?;
+    let before = (before.value.pid, started_at(before.value.pid));
     let asked = client
         .post::<DaemonStatus>(&path(&["daemon", "stop"]), &StopRequest { graceful })
         .await?;
     let pid = asked.value.pid;
+    let started = before.1.filter(|_| before.0 == pid);
     let limit = Duration::from_secs_f64(args.wait_timeout);
     let ended = tokio::select! {
-        ended = tokio::time::timeout(limit, wait_until_gone(client.socket(), pid)) => ended.is_ok(),
+        ended = tokio::time::timeout(limit, wait_until_gone(client.socket(), pid, started)) => ended.is_ok(),
         _ = tokio::signal::ctrl_c() => {
             let text = format!("stopped waiting; kmorphd (pid {pid}) is stopping");
             return Err(Failure::new(Exit::Interrupted, text));
@@ -263,18 +267,28 @@ async fn stop(client: &Client, out: &mut Output, args: &StopArgs) -> Result<Exit
     Ok(Exit::Ok)
 }
 
-/// Ends when the process is gone, or its socket is when the process cannot be seen from here.
-async fn wait_until_gone(socket: &Path, pid: u32) {
-    let status = PathBuf::from(format!("/proc/{pid}/stat"));
-    // A process that nobody collects yet is over all the same.
-    let lives = || {
-        std::fs::read_to_string(&status).is_ok_and(|stat| {
-            let state = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-            !state.starts_with(['Z', 'X'])
-        })
-    };
+/// Ends when the process that started then is gone, or its socket is when the process cannot be seen from here.
+async fn wait_until_gone(socket: &Path, pid: u32, started: Option<u64>) {
+    let lives = || started.is_some() && started_at(pid) == started;
     while lives() || std::os::unix::net::UnixStream::connect(socket).is_ok() {
         tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+/// When the process with this pid started, in clock ticks since boot; `None` when there is none, or it has ended and
+/// nobody collects it yet.
+fn started_at(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    started_in(&stat)
+}
+
+/// Fields 3 and 22 of proc_pid_stat(5); the name before them may contain anything.
+fn started_in(stat: &str) -> Option<u64> {
+    let (_, rest) = stat.rsplit_once(") ")?;
+    let mut fields = rest.split_whitespace();
+    match fields.next()? {
+        "Z" | "X" => None,
+        _ => fields.nth(18)?.parse().ok(),
     }
 }
 
@@ -376,4 +390,19 @@ async fn status(client: &Client, out: &mut Output) -> Result<Exit, Failure> {
     }
     out.fields(&fields)?;
     Ok(Exit::Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_is_told_from_another_process_by_its_start() {
+        let stat = |state: &str| {
+            format!("7 (a) R 1) {state} 1 7 42 0 -1 0 0 0 0 0 0 0 0 0 20 0 3 0 12345 0 0")
+        };
+        assert_eq!(started_in(&stat("S")), Some(12345));
+        assert_eq!(started_in(&stat("Z")), None);
+        assert!(started_at(std::process::id()).is_some());
+    }
 }

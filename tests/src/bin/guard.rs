@@ -1,6 +1,6 @@
 //! Ends what a test leaves behind: `kmorph-test-guard <directory>` waits until its standard input
-//! closes, kills every process that names the directory in its command line or environment, takes away what
-//! is mounted below it, and removes it.
+//! closes, kills every process that names the directory in its command line or environment or is in a cgroup of
+//! a daemon below it, takes away what is mounted below it, and removes it.
 
 use std::io::Read;
 use std::path::Path;
@@ -21,6 +21,7 @@ fn main() {
     while kill_all(dir) > 0 {
         std::thread::sleep(std::time::Duration::from_millis(2));
     }
+    kmorph_backends::cgroup::end_all_below(dir);
     unmount_all(dir);
     let _ = std::fs::remove_dir_all(dir);
 }

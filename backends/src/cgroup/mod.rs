@@ -1,0 +1,348 @@
+//! Cgroups (version 2) that hold the processes of a generation: what is in one, and what it forks, stays in it
+//! whatever it does to its session, its environment or its parents.
+//!
+//! ```text
+//! <place>/kmorph/<run directory of the daemon, escaped>/<instance>.<generation>
+//! ```
+//!
+//! A process enters before it becomes its program (`birth`). `cgroup.kill` ends all of it at once, and
+//! `populated` in `cgroup.events` says when the last has ended. A directory can be removed only while nothing lives
+//! in it, and nothing enters one that was removed: a removed cgroup is an ended generation.
+
+mod place;
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::contract::CgroupId;
+
+/// Directory, in the place that is ours to use, of everything that kmorph makes.
+const OWN_NAME: &str = "kmorph";
+/// Longest name of a directory, bytes (cgroup names are file names).
+const NAME_MAX_BYTES: usize = 255;
+/// How often a directory is made again when another daemon removes its empty parent meanwhile.
+const MAKE_ATTEMPTS: usize = 5;
+/// Deepest nesting of a workload's own cgroups that is looked through.
+const DEPTH_MAX: usize = 32;
+/// Longest wait for what was killed for a test to end.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause between two looks.
+const LOOK_PAUSE: Duration = Duration::from_millis(1);
+
+/// Where the cgroups of one daemon's generations are made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cgroups {
+    base: PathBuf,
+}
+
+/// Why there are none.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NoCgroups(String);
+
+impl NoCgroups {
+    /// A reason of the caller's own, to do without.
+    pub fn because(reason: &str) -> Self {
+        Self(reason.to_owned())
+    }
+}
+
+impl Cgroups {
+    /// Looks for a place for the cgroups of the daemon with this runtime directory, tries it with a process, and
+    /// removes what an earlier daemon left there empty.
+    ///
+    /// # Errors
+    /// When there is no such place, saying why.
+    pub fn find(run_dir: &Path) -> Result<Self, NoCgroups> {
+        let own = Self {
+            base: place::find()?.join(OWN_NAME).join(escaped(run_dir)),
+        };
+        own.sweep();
+        own.try_out().map_err(|error| {
+            NoCgroups(format!(
+                "no process can be started in a cgroup in {:?}: {error}",
+                own.base
+            ))
+        })?;
+        Ok(own)
+    }
+
+    /// Where they are made.
+    pub fn base(&self) -> &Path {
+        &self.base
+    }
+
+    /// Makes one, or takes one of this name that nothing lives in.
+    pub(crate) fn make(&self, name: &str) -> io::Result<Cgroup> {
+        let path = self.base.join(name);
+        for _ in 1..MAKE_ATTEMPTS {
+            match std::fs::create_dir_all(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                made => return made.and_then(|()| Cgroup::at(path)),
+            }
+        }
+        std::fs::create_dir_all(&path)?;
+        Cgroup::at(path)
+    }
+
+    fn try_out(&self) -> io::Result<()> {
+        let trial = self.make("trial")?;
+        let tried = trial.try_out();
+        trial.remove()?;
+        tried
+    }
+
+    /// Removes the cgroups of this daemon that nothing lives in.
+    fn sweep(&self) {
+        for child in children(&self.base) {
+            if let Ok(cgroup) = Cgroup::at(child) {
+                // One that something lives in stays: it is looked for by its placement.
+                let _ = cgroup.remove();
+            }
+        }
+    }
+}
+
+/// What a person is told of it.
+pub(crate) fn told(found: &Result<Cgroups, NoCgroups>) -> String {
+    match found {
+        Ok(cgroups) => format!("a cgroup for each instance, in {}", cgroups.base.display()),
+        Err(why) => format!("no cgroups: {why}"),
+    }
+}
+
+/// Ends whatever lives in the cgroups of daemons with a runtime directory at or below this one, and removes them.
+/// For tests, which leave nothing behind.
+pub fn end_all_below(directory: &Path) {
+    let Ok(place) = place::find() else { return };
+    let prefix = escaped(directory);
+    for base in children(&place.join(OWN_NAME)) {
+        let name = base.file_name().unwrap_or_default().to_string_lossy();
+        let below = name.strip_prefix(prefix.as_str());
+        if below.is_none_or(|rest| !rest.is_empty() && !rest.starts_with('-')) {
+            continue;
+        }
+        for cgroup in children(&base)
+            .into_iter()
+            .filter_map(|path| Cgroup::at(path).ok())
+        {
+            let _ = cgroup.kill();
+            let deadline = Instant::now() + END_TIMEOUT;
+            while cgroup.is_populated().unwrap_or(false) && Instant::now() < deadline {
+                std::thread::sleep(LOOK_PAUSE);
+            }
+            let _ = cgroup.remove();
+        }
+        let _ = std::fs::remove_dir(&base);
+    }
+    let _ = std::fs::remove_dir(place.join(OWN_NAME));
+}
+
+/// One that exists.
+#[derive(Clone, Debug)]
+pub(crate) struct Cgroup {
+    id: CgroupId,
+}
+
+impl Cgroup {
+    fn at(path: PathBuf) -> io::Result<Self> {
+        let id = std::fs::metadata(&path)?.ino();
+        Ok(Self {
+            id: CgroupId { path, id },
+        })
+    }
+
+    /// The one with this identity; `None` when it was removed. Nothing lives in it then.
+    ///
+    /// # Errors
+    /// When it cannot be seen from here.
+    pub(crate) fn known(id: &CgroupId) -> io::Result<Option<Self>> {
+        match std::fs::metadata(&id.path) {
+            Ok(found) => Ok((found.ino() == id.id).then(|| Self { id: id.clone() })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                place::is_cgroup2(&id.path).map(|_| None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(crate) fn id(&self) -> &CgroupId {
+        &self.id
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.id.path
+    }
+
+    /// The file through which a process enters: it writes `0` there.
+    pub(crate) fn entrance(&self) -> io::Result<std::fs::File> {
+        let path = self.id.path.join("cgroup.procs");
+        std::fs::File::options().write(true).open(path)
+    }
+
+    fn try_out(&self) -> io::Result<()> {
+        // Older kernels (before 5.14) cannot end all of it at once.
+        std::fs::metadata(self.id.path.join("cgroup.kill"))?;
+        let mut command = std::process::Command::new("true");
+        crate::birth::enter_before_exec(&mut command, self.entrance()?);
+        match command.spawn() {
+            Ok(mut child) => child.wait().map(drop),
+            // It was in the cgroup when it looked for its program.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sends SIGKILL to everything in it and below it, what is being forked included.
+    pub(crate) fn kill(&self) -> io::Result<()> {
+        match std::fs::write(self.id.path.join("cgroup.kill"), "1") {
+            Err(error) if is_gone(&error) => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Whether anything in it or below it has not ended.
+    pub(crate) fn is_populated(&self) -> io::Result<bool> {
+        match std::fs::read_to_string(self.id.path.join("cgroup.events")) {
+            Ok(events) => Ok(!events.lines().any(|line| line == "populated 0")),
+            Err(error) if is_gone(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The processes in it and below it, as far as they can be seen.
+    pub(crate) fn pids(&self) -> Vec<i32> {
+        let mut pids = Vec::new();
+        for directory in tree(&self.id.path) {
+            let list = std::fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+            pids.extend(list.lines().filter_map(|line| line.parse::<i32>().ok()));
+        }
+        pids
+    }
+
+    /// Removes it with those that a workload made below it.
+    ///
+    /// # Errors
+    /// When something lives in it.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        for directory in tree(&self.id.path).iter().rev() {
+            match std::fs::remove_dir(directory) {
+                Err(error) if !is_gone(&error) => return Err(error),
+                _ => {}
+            }
+        }
+        // Those of other generations, or of other daemons, may be left.
+        for parent in self.id.path.ancestors().skip(1).take(2) {
+            let _ = std::fs::remove_dir(parent);
+        }
+        Ok(())
+    }
+}
+
+/// ENODEV: removed after its file was opened.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ENODEV)
+}
+
+fn children(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    directories.map(|entry| entry.path()).collect()
+}
+
+/// The directory and those below it, each before its own.
+fn tree(root: &Path) -> Vec<PathBuf> {
+    let mut all = vec![root.to_owned()];
+    let mut level = all.clone();
+    for _ in 0..DEPTH_MAX {
+        level = level.iter().flat_map(|path| children(path)).collect();
+        if level.is_empty() {
+            break;
+        }
+        all.extend(level.iter().cloned());
+    }
+    all
+}
+
+/// A path as one name: `/` becomes `-`, and what is no letter, digit or `_` its code, as in `systemd-escape --path`.
+fn escaped(path: &Path) -> String {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    let mut name = String::new();
+    for byte in bytes.strip_prefix(b"/").unwrap_or(bytes) {
+        match byte {
+            b'/' => name.push('-'),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' => name.push(char::from(*byte)),
+            other => name.push_str(&format!("\\x{other:02x}")),
+        }
+    }
+    if name.len() <= NAME_MAX_BYTES && !name.is_empty() {
+        return name;
+    }
+    use sha2::{Digest, Sha256};
+    let hash = Sha256::digest(bytes);
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_one_name_that_no_other_path_has() {
+        assert_eq!(escaped(Path::new("/run/kmorph")), "run-kmorph");
+        assert_eq!(escaped(Path::new("/run-kmorph")), "run\\x2dkmorph");
+        assert_eq!(escaped(Path::new("/a.b")), "a\\x2eb");
+        assert_eq!(escaped(Path::new(&"/d".repeat(300))).len(), 64);
+    }
+
+    #[test]
+    fn what_lives_in_it_is_seen_ended_and_leaves_it_removable() {
+        let dir = tempfile::tempdir().unwrap();
+        let cgroups = match Cgroups::find(dir.path()) {
+            Ok(cgroups) => cgroups,
+            Err(why) => return eprintln!("SKIPPED: {why}"),
+        };
+        let cgroup = cgroups.make("web.1").unwrap();
+        assert!(!cgroup.is_populated().unwrap());
+        let mut command = std::process::Command::new("sh");
+        // A descendant that nothing else tells: another session, no environment, no parent of its own.
+        command.args(["-c", "setsid env -i sleep 600 & :"]);
+        crate::birth::enter_before_exec(&mut command, cgroup.entrance().unwrap());
+        command.spawn().unwrap().wait().unwrap();
+        let known = || Cgroup::known(cgroup.id()).unwrap();
+        assert!(known().unwrap().is_populated().unwrap());
+        assert_eq!(cgroup.pids().len(), 1);
+        assert!(cgroup.remove().is_err(), "something lives in it");
+        cgroups.sweep();
+        assert!(known().is_some());
+        cgroup.kill().unwrap();
+        while cgroup.is_populated().unwrap() {
+            std::thread::yield_now();
+        }
+        cgroups.sweep();
+        assert!(known().is_none());
+        assert!(!cgroup.is_populated().unwrap());
+        // The same path is another cgroup now.
+        let another = cgroups.make("web.1").unwrap();
+        assert!(known().is_none());
+        another.remove().unwrap();
+        assert!(!cgroups.base().exists());
+    }
+
+    #[test]
+    fn what_was_removed_is_entered_by_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let Ok(cgroups) = Cgroups::find(dir.path()) else {
+            return eprintln!("SKIPPED: no cgroup can be had");
+        };
+        let cgroup = cgroups.make("web.1").unwrap();
+        let entrance = cgroup.entrance().unwrap();
+        cgroup.remove().unwrap();
+        let mut command = std::process::Command::new("true");
+        crate::birth::enter_before_exec(&mut command, entrance);
+        let error = command.spawn().unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(nix::libc::ENODEV), "{error}");
+    }
+}

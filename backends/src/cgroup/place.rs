@@ -1,0 +1,165 @@
+//! Finds a place where cgroups may be made: one that somebody gave to this process, or where nobody manages them.
+//!
+//! | this process is in | place |
+//! |---|---|
+//! | a cgroup that systemd delegated to its unit (`Delegate=yes`) | that cgroup |
+//! | the subgroup of such a unit (`DelegateSubgroup=`) | the unit's cgroup |
+//! | a cgroup that another kmorph made: it is a workload there | its own cgroup: it stays contained |
+//! | any other | the top of the hierarchy as it is mounted, which takes root or a container's own |
+//!
+//! Whether it is writable shows only when it is tried.
+
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+
+use super::{NoCgroups, OWN_NAME};
+
+/// Extended attributes with which systemd marks what it has delegated: the second for who may not read the first.
+const DELEGATED: [&str; 2] = ["trusted.delegate", "user.delegate"];
+
+/// The directory below which this process may make cgroups, untried.
+pub(super) fn find() -> Result<PathBuf, NoCgroups> {
+    let read = |path: &str| {
+        std::fs::read_to_string(path)
+            .map_err(|error| NoCgroups(format!("{path} cannot be read: {error}")))
+    };
+    let own = own_path(&read("/proc/self/cgroup")?)
+        .ok_or_else(|| NoCgroups("this kernel has no cgroups of version 2".to_owned()))?;
+    let mounts = read("/proc/self/mountinfo")?;
+    let visible = mounts
+        .lines()
+        .filter_map(mount)
+        .find_map(|(root, point)| Some((point.join(own.strip_prefix(&root).ok()?), point)));
+    let (own, top) =
+        visible.ok_or_else(|| NoCgroups("no cgroup2 file system is mounted".to_owned()))?;
+    Ok(choose(&own, &top, is_delegated))
+}
+
+fn choose(own: &Path, top: &Path, is_delegated: impl Fn(&Path) -> bool) -> PathBuf {
+    let below = own.strip_prefix(top).unwrap_or(Path::new(""));
+    let is_workload = below
+        .components()
+        .any(|name| name == Component::Normal(OWN_NAME.as_ref()));
+    if is_workload || is_delegated(own) {
+        return own.to_owned();
+    }
+    match own.parent() {
+        Some(unit) if own != top && is_delegated(unit) => unit.to_owned(),
+        _ => top.to_owned(),
+    }
+}
+
+/// The path of this process in the hierarchy of version 2 (cgroups(7), /proc/pid/cgroup).
+fn own_path(list: &str) -> Option<PathBuf> {
+    let path = list.lines().find_map(|line| line.strip_prefix("0::"))?;
+    Some(PathBuf::from(
+        path.strip_suffix(" (deleted)").unwrap_or(path),
+    ))
+}
+
+/// Root and mount point of a cgroup2 file system (proc_pid_mountinfo(5)).
+fn mount(line: &str) -> Option<(PathBuf, PathBuf)> {
+    let (fields, source) = line.split_once(" - ")?;
+    if source.split(' ').next()? != "cgroup2" {
+        return None;
+    }
+    let mut fields = fields.split(' ').skip(3);
+    let mut next = || fields.next().map(|text| PathBuf::from(unescaped(text)));
+    Some((next()?, next()?))
+}
+
+/// Blanks and backslashes are written as three octal digits.
+fn unescaped(text: &str) -> String {
+    let mut plain = text.to_owned();
+    for (code, character) in [
+        ("\\040", " "),
+        ("\\011", "\t"),
+        ("\\012", "\n"),
+        ("\\134", "\\"),
+    ] {
+        plain = plain.replace(code, character);
+    }
+    plain
+}
+
+fn is_delegated(directory: &Path) -> bool {
+    DELEGATED
+        .iter()
+        .any(|name| attribute(directory, name).is_some_and(|value| value == *b"1"))
+}
+
+/// The value of an extended attribute, if it is one byte long.
+fn attribute(path: &Path, name: &str) -> Option<[u8; 1]> {
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).ok()?;
+    let name = std::ffi::CString::new(name).ok()?;
+    let mut value = [0; 1];
+    // SAFETY: both names end with NUL and live through the call, which writes at most one byte to `value`.
+    let length = unsafe {
+        nix::libc::getxattr(
+            path.as_ptr(),
+            name.as_ptr(),
+            value.as_mut_ptr().cast(),
+            value.len(),
+        )
+    };
+    (length == 1).then_some(value)
+}
+
+/// Checks that the nearest directory above `path` that exists is a cgroup: only then does its absence mean anything.
+///
+/// # Errors
+/// When it is not.
+pub(super) fn is_cgroup2(path: &Path) -> io::Result<()> {
+    for above in path.ancestors().skip(1) {
+        match statfs(above) {
+            Err(nix::errno::Errno::ENOENT) => {}
+            Err(errno) => return Err(errno.into()),
+            Ok(found) if found.filesystem_type() == CGROUP2_SUPER_MAGIC => return Ok(()),
+            Ok(_) => break,
+        }
+    }
+    let text = format!("no cgroup2 file system is mounted where {path:?} was");
+    Err(io::Error::new(io::ErrorKind::NotFound, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_delegated_is_used_and_what_was_not_is_left_alone() {
+        let chosen = |own: &str, delegated: &'static str| {
+            let is_delegated = |path: &Path| path == Path::new(delegated);
+            choose(Path::new(own), Path::new("/cg"), is_delegated)
+        };
+        let unit = "/cg/system.slice/kmorphd.service";
+        assert_eq!(chosen(unit, unit), Path::new(unit));
+        let subgroup = "/cg/system.slice/kmorphd.service/daemon";
+        assert_eq!(chosen(subgroup, unit), Path::new(unit));
+        let session = "/cg/user.slice/user-0.slice/session-1.scope";
+        assert_eq!(chosen(session, unit), Path::new("/cg"));
+        assert_eq!(chosen("/cg", unit), Path::new("/cg"));
+        let workload = "/cg/kmorph/run-kmorph/web.1";
+        assert_eq!(chosen(workload, unit), Path::new(workload));
+    }
+
+    #[test]
+    fn the_hierarchy_of_version_2_is_found_among_others() {
+        let list = "9:name=systemd:/\n0::/a b (deleted)\n";
+        assert_eq!(own_path(list), Some(PathBuf::from("/a b")));
+        assert_eq!(own_path("4:memory:/x\n"), None);
+        let line = r"41 31 0:38 /in /sys/fs/c\040g rw,relatime shared:4 - cgroup2 cgroup2 rw";
+        let found = mount(line).unwrap();
+        assert_eq!(found, ("/in".into(), "/sys/fs/c g".into()));
+        assert_eq!(mount("41 31 0:38 / /c rw - cgroup cgroup rw,cpu"), None);
+    }
+
+    #[test]
+    fn an_absence_means_nothing_where_no_cgroups_are() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(is_cgroup2(&dir.path().join("kmorph/web.1")).is_err());
+    }
+}

@@ -1,0 +1,100 @@
+//! Finds a spawn whose outcome was never recorded, because the daemon died in between: by what was written into the
+//! run directory before anything was started, and by what each process wrote before it became its program.
+
+use std::io;
+use std::path::Path;
+
+use kmorph_launch::InstanceName;
+
+use crate::birth;
+use crate::cgroup::{Cgroup, Cgroups};
+use crate::contract::{Containment, Placement};
+use crate::fencing;
+
+/// The placement without its processes, in a run directory: written before anything is started.
+pub(crate) const PLACEMENT: &str = "placement.json";
+
+/// What holds the processes of a new generation.
+///
+/// # Errors
+/// When something that no journal knows lives in its place.
+pub(crate) fn contain(
+    cgroups: Option<&Cgroups>,
+    name: &InstanceName,
+    generation: u64,
+) -> io::Result<(Option<Cgroup>, Containment)> {
+    let made = cgroups.map(|cgroups| cgroups.make(&format!("{name}.{generation}")));
+    let cgroup = match made {
+        None => None,
+        Some(Ok(cgroup)) if cgroup.is_populated()? => {
+            let text = format!(
+                "something lives in the cgroup {:?}, from another journal; end it first",
+                cgroup.path()
+            );
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
+        }
+        Some(Ok(cgroup)) => Some(cgroup),
+        // A limit on cgroups, or they are gone: its fence will rest on scans, and say so.
+        Some(Err(_)) => None,
+    };
+    let containment = Containment {
+        cgroup: cgroup.as_ref().map(|cgroup| cgroup.id().clone()),
+        tag: Some(birth::new_tag()?),
+    };
+    Ok((cgroup, containment))
+}
+
+/// Writes down where a generation is about to be started.
+///
+/// # Errors
+/// When it cannot be written.
+pub(crate) fn announce(placement: &Placement, roles: &[&str]) -> io::Result<()> {
+    birth::begin(&placement.run_dir, roles)?;
+    let record = serde_json::to_vec(placement)?;
+    std::fs::write(placement.run_dir.join(PLACEMENT), record)
+}
+
+/// Looks for such a spawn, and ends it as far as it is still under way; `None` when nothing of it can run.
+/// `roles` are those of its processes, the one whose end is the instance's end first.
+///
+/// # Errors
+/// When the system could not be asked.
+pub(crate) fn find(
+    name: &InstanceName,
+    generation: u64,
+    run_dir: &Path,
+    roles: &[&str],
+    host_boot_id: &str,
+) -> io::Result<Option<Placement>> {
+    let Ok(record) = std::fs::read(run_dir.join(PLACEMENT)) else {
+        return Ok(None);
+    };
+    let Ok(mut placement) = serde_json::from_slice::<Placement>(&record) else {
+        return Ok(None);
+    };
+    let is_it = placement.name == *name && placement.generation == generation;
+    if !is_it || placement.host_boot_id != host_boot_id {
+        return Ok(None);
+    }
+    birth::close(run_dir)?;
+    for role in roles {
+        placement.processes.extend(birth::recorded(run_dir, role)?);
+    }
+    if fencing::is_left(&placement)? {
+        return Ok(Some(placement));
+    }
+    remove_cgroup(&placement.containment)?;
+    Ok(None)
+}
+
+/// Removes what held the processes of a generation, once they have ended.
+///
+/// # Errors
+/// When something lives there.
+pub(crate) fn remove_cgroup(containment: &Containment) -> io::Result<()> {
+    match containment.cgroup.as_ref().map(Cgroup::known) {
+        Some(Ok(Some(cgroup))) => cgroup.remove(),
+        // None, gone, or not visible from here.
+        _ => Ok(()),
+    }
+}
