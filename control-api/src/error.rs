@@ -16,8 +16,14 @@ pub enum ErrorCode {
     NotFound,
     /// The request is larger than the daemon reads. HTTP 413.
     TooLarge,
-    /// The kernel image was refused. HTTP 422.
+    /// The file is no kernel image that can be booted. HTTP 422.
     BadKernelImage,
+    /// The kernel image is not there, or the daemon may not read it. HTTP 422.
+    KernelUnreadable,
+    /// The kernel image is not the one that was recorded. HTTP 409.
+    KernelChanged,
+    /// An instance did not start: its program ended, or its kernel or agent did not come up. HTTP 422.
+    StartFailed,
     /// It exists already. HTTP 409.
     AlreadyExists,
     /// Not possible in the present state: a second morph, a commit before validate. Or never with this backend. HTTP 409.
@@ -53,12 +59,13 @@ impl ErrorCode {
             Self::NotFound => 404,
             Self::AlreadyExists
             | Self::WrongState
+            | Self::KernelChanged
             | Self::Incompatible
             | Self::OverBudget
             | Self::InsufficientResources
             | Self::OperatorActionNeeded => 409,
             Self::TooLarge => 413,
-            Self::BadKernelImage => 422,
+            Self::BadKernelImage | Self::KernelUnreadable | Self::StartFailed => 422,
             Self::Internal => 500,
             Self::NotImplemented => 501,
             Self::Busy | Self::Unavailable => 503,

@@ -174,16 +174,9 @@ fn an_end_that_was_granted_comes_although_the_daemon_dies_at_once() {
 fn a_recovery_that_died_with_the_daemon_is_not_told_to_run() {
     let mut host = Host::new();
     let body = json!({
-        "name": "web", "kernel": host.kernel("6.1.0-a"), "workload": { "program": "/bin/false" },
+        "name": "web", "kernel": host.kernel("6.1.0-a"), "workload": kmorph_tests::starts_once(),
     });
-    let _: Operation = host
-        .control()
-        .request("POST", "/v1/instances", Some(&body))
-        .ok();
-    host.control().wait("it to run", || {
-        let reply = host.control().request("GET", "/v1/instances/web", None);
-        (reply.status == 200).then_some(())
-    });
+    host.control().succeed("POST", "/v1/instances", Some(&body));
     kill(Pid::from_raw(host.agent("web")), Signal::SIGKILL).unwrap();
     host.control().wait("a successor", || {
         (host.control().instance("web").summary.generation > 1).then_some(())

@@ -32,7 +32,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 fn host() -> Host {
     Host::with_hostile_agents(
         "[defaults]\nheartbeat_timeout_s = 1.0\nauto_heal = false\n\
-         [limits]\nstart_timeout_s = 1.0\n[pool]\nshare_cpus = true\nmemory_mib = 65536\n",
+         [limits]\nstart_timeout_s = 1.0\n[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n",
     )
 }
 

@@ -14,6 +14,7 @@ mod healing;
 mod morphing;
 mod policy;
 mod requests;
+mod spawning;
 mod status;
 mod termination;
 
@@ -282,7 +283,7 @@ impl Handler<WatchEvent> for Instance {
             return;
         }
         match event.kind {
-            WatchKind::Healthy(release) => self.healthy(release),
+            WatchKind::Healthy(release) => self.answered(release, ctx),
             WatchKind::Suspect(silence) => {
                 if matches!(self.work, Work::Nothing) {
                     let text = format!("silent for {silence:.1?}");
@@ -304,7 +305,10 @@ impl Handler<WatchEvent> for Instance {
                     "transport congested: its channel takes no probes",
                 );
             }
-            WatchKind::Health(status) => self.health_said(status),
+            WatchKind::Health(status) => {
+                self.health_said(status);
+                self.check_spawn(ctx);
+            }
             WatchKind::Overload(evidence) => self.load_changed(evidence),
             WatchKind::Failed(verdict) => self.failed(verdict, ctx),
             WatchKind::Gone => self.start_over("watch", ctx),

@@ -5,7 +5,9 @@ use kmorph_backends::contract::BackendKind;
 use kmorph_control_api::{ApiError, ErrorCode, OperationKind, Policy, SpawnRequest};
 use kmorph_launch::{InstanceName, StartMode};
 
+use super::workload::{check_program, check_workload};
 use super::{Entry, Spawn, Supervisor};
+use crate::capability::unkept;
 use crate::generation::read_kernel;
 use crate::instance::Beginning;
 use crate::journal::{
@@ -86,6 +88,7 @@ impl Supervisor {
                 "an instance needs at least {MEMORY_MIN_BYTES} bytes"
             )));
         }
+        request.workload.as_ref().map_or(Ok(()), check_workload)?;
         let services = &self.services;
         let handle = services
             .operations
@@ -144,6 +147,13 @@ async fn prepare_spawn(
         Some(&request.kernel_cmdline),
         request.initramfs.as_deref(),
     )?;
+    if let Some(workload) = request
+        .workload
+        .as_ref()
+        .filter(|_| request.initramfs.is_none())
+    {
+        check_program(workload).await?;
+    }
     operation.step("reading the kernel image");
     let kernel = choose_kernel(
         &request.kernel,
@@ -155,7 +165,7 @@ async fn prepare_spawn(
     if let Some(timeout) = request.heartbeat_timeout_s {
         policy.heartbeat_timeout_s = timeout;
     }
-    check_policy(&policy)?;
+    check_policy(services.backend.kind(), &policy)?;
     let memory_bytes = request
         .memory_bytes
         .unwrap_or(services.settings.borrow().default_memory_bytes);
@@ -208,8 +218,8 @@ async fn prepare_spawn(
     Ok((row, generation))
 }
 
-fn check_policy(policy: &Policy) -> Result<(), ApiError> {
-    match policy.fault() {
+fn check_policy(kind: BackendKind, policy: &Policy) -> Result<(), ApiError> {
+    match policy.fault().or_else(|| unkept(kind, policy)) {
         Some((key, fault)) => Err(ApiError::new(
             ErrorCode::InvalidRequest,
             format!("{key}: {fault}"),

@@ -47,6 +47,7 @@ pub(super) fn launch(plan: &Plan, listening: bool) -> Result<Launched, LaunchErr
         .env("KMORPH_GENERATION", plan.generation.to_string())
         .env("KMORPH_KERNEL_RELEASE", &plan.kernel_release)
         .env_remove(crate::inherited::LISTENERS_ENV)
+        .env_remove(kmorph_launch::descriptors::SOFT_LIMIT_ENV)
         .stdin(Stdio::null())
         .stdout(input)
         .stderr(errors);
