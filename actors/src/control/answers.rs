@@ -8,9 +8,10 @@ use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
 use actix_web::error::{Error, InternalError, JsonPayloadError};
 use actix_web::http::StatusCode;
+use actix_web::http::header::LOCATION;
 use actix_web::web::Bytes;
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, Responder};
-use kmorph_control_api::{ApiError, ErrorCode, REQUEST_BODY_MAX_BYTES};
+use kmorph_control_api::{ApiError, ErrorCode, Operation, REQUEST_BODY_MAX_BYTES};
 use serde::Serialize;
 
 use super::ANSWER_TIMEOUT;
@@ -40,6 +41,22 @@ impl<T: Serialize> Responder for Answer<T> {
     fn respond_to(self, _: &HttpRequest) -> HttpResponse {
         match self.0 {
             Ok(value) => HttpResponse::Ok().json(value),
+            Err(error) => response(&error),
+        }
+    }
+}
+
+/// An operation that has begun (202, with its place), or the refusal.
+pub(super) struct Begun(pub(super) Result<Operation, ApiError>);
+
+impl Responder for Begun {
+    type Body = BoxBody;
+
+    fn respond_to(self, _: &HttpRequest) -> HttpResponse {
+        match self.0 {
+            Ok(operation) => HttpResponse::Accepted()
+                .insert_header((LOCATION, format!("/v1/operations/{}", operation.id)))
+                .json(operation),
             Err(error) => response(&error),
         }
     }

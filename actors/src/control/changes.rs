@@ -13,7 +13,7 @@ use serde::Deserialize;
 use tokio::sync::oneshot;
 use utoipa::IntoParams;
 
-use super::answers::{Answer, actor_gone, answer};
+use super::answers::{Answer, Begun, actor_gone, answer};
 use super::endpoint::{Endpoint, delete, patch, post, put};
 use super::{Api, DaemonRequest};
 use crate::instance::{CaptureVmcore, CommandKind, MorphControl, PingInstance, Recover, Terminate};
@@ -22,41 +22,73 @@ use crate::vmcore::by_hand::check_output;
 
 pub(super) fn endpoints() -> Vec<Endpoint> {
     vec![
-        post("/v1/daemon/reload", "Read the configuration again", reload),
-        post("/v1/daemon/stop", "Stop the daemon; instances run on", stop),
-        post("/v1/instances", "Spawn an instance", spawn),
-        delete("/v1/instances/{name}", "Terminate an instance", terminate),
-        post("/v1/instances/{name}/ping", "One heartbeat now", ping),
-        post("/v1/instances/{name}/recover", "Heal it now", recover),
-        post("/v1/instances/{name}/morph", "Begin a morph", morph),
+        post(
+            "/v1/daemon/reload",
+            "Read the configuration again",
+            reload_daemon,
+        ),
+        post(
+            "/v1/daemon/stop",
+            "Stop the daemon; instances run on",
+            stop_daemon,
+        ),
+        post("/v1/instances", "Spawn an instance", spawn_instance),
+        delete(
+            "/v1/instances/{name}",
+            "Terminate an instance",
+            terminate_instance,
+        ),
+        post(
+            "/v1/instances/{name}/ping",
+            "One heartbeat now",
+            ping_instance,
+        ),
+        post(
+            "/v1/instances/{name}/recover",
+            "Heal it now",
+            recover_instance,
+        ),
+        post("/v1/instances/{name}/morph", "Begin a morph", begin_morph),
         post(
             "/v1/instances/{name}/morph/validate",
             "Validate it",
-            validate,
+            validate_morph,
         ),
-        post("/v1/instances/{name}/morph/commit", "Commit it", commit),
+        post(
+            "/v1/instances/{name}/morph/commit",
+            "Commit it",
+            commit_morph,
+        ),
         post(
             "/v1/instances/{name}/morph/rollback",
             "Roll it back",
-            rollback,
+            roll_back_morph,
         ),
         post(
             "/v1/doctor",
             "Test that a failed instance is captured",
-            doctor,
+            begin_doctor,
         ),
-        post("/v1/instances/{name}/vmcore", "Capture its memory", capture),
+        post(
+            "/v1/instances/{name}/vmcore",
+            "Capture its memory",
+            capture_vmcore,
+        ),
         patch(
             "/v1/instances/{name}/policy",
             "Change its policy",
-            patch_policy,
+            change_policy,
         ),
         put(
             "/v1/policies",
             "Apply policies, all or none",
             import_policies,
         ),
-        post("/v1/operations/{id}/cancel", "Undo an operation", cancel),
+        post(
+            "/v1/operations/{id}/cancel",
+            "Undo an operation",
+            cancel_operation,
+        ),
     ]
 }
 
@@ -67,7 +99,7 @@ impl Api {
     }
 }
 
-async fn reload(request: HttpRequest, api: web::Data<Api>) -> Answer<ReloadReport> {
+async fn reload_daemon(request: HttpRequest, api: web::Data<Api>) -> Answer<ReloadReport> {
     let work = async {
         api.admit(&request)?;
         let (sender, receiver) = oneshot::channel();
@@ -80,7 +112,7 @@ async fn reload(request: HttpRequest, api: web::Data<Api>) -> Answer<ReloadRepor
     answer(work.await)
 }
 
-async fn stop(
+async fn stop_daemon(
     request: HttpRequest,
     api: web::Data<Api>,
     body: web::Json<StopRequest>,
@@ -97,11 +129,11 @@ async fn stop(
     answer(work.await)
 }
 
-async fn spawn(
+async fn spawn_instance(
     request: HttpRequest,
     api: web::Data<Api>,
     body: web::Json<SpawnRequest>,
-) -> Answer<Operation> {
+) -> Begun {
     let work = async {
         let uid = Some(api.admit(&request)?);
         let spawn = Spawn {
@@ -112,7 +144,7 @@ async fn spawn(
         let id = api.supervisor.send(spawn).await.map_err(actor_gone)??;
         api.begun(&id)
     };
-    answer(work.await)
+    Begun(work.await)
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -123,12 +155,12 @@ struct TerminateQuery {
     force: bool,
 }
 
-async fn terminate(
+async fn terminate_instance(
     request: HttpRequest,
     api: web::Data<Api>,
     name: web::Path<String>,
     query: web::Query<TerminateQuery>,
-) -> Answer<Operation> {
+) -> Begun {
     let work = async {
         let uid = Some(api.admit(&request)?);
         let instance = api.find(&name).await?;
@@ -141,10 +173,10 @@ async fn terminate(
             .map_err(actor_gone)??;
         api.begun(&id)
     };
-    answer(work.await)
+    Begun(work.await)
 }
 
-async fn ping(api: web::Data<Api>, name: web::Path<String>) -> Answer<PingReport> {
+async fn ping_instance(api: web::Data<Api>, name: web::Path<String>) -> Answer<PingReport> {
     let work = async {
         api.find(&name)
             .await?
@@ -155,11 +187,11 @@ async fn ping(api: web::Data<Api>, name: web::Path<String>) -> Answer<PingReport
     answer(work.await)
 }
 
-async fn recover(
+async fn recover_instance(
     request: HttpRequest,
     api: web::Data<Api>,
     name: web::Path<String>,
-) -> Answer<Operation> {
+) -> Begun {
     let work = async {
         let uid = Some(api.admit(&request)?);
         let instance = api.find(&name).await?;
@@ -171,15 +203,15 @@ async fn recover(
             .map_err(actor_gone)??;
         api.begun(&id)
     };
-    answer(work.await)
+    Begun(work.await)
 }
 
-async fn morph(
+async fn begin_morph(
     request: HttpRequest,
     api: web::Data<Api>,
     name: web::Path<String>,
     body: web::Json<MorphRequest>,
-) -> Answer<Operation> {
+) -> Begun {
     let work = async {
         let uid = Some(api.admit(&request)?);
         let begin = BeginMorph {
@@ -190,7 +222,7 @@ async fn morph(
         let id = api.supervisor.send(begin).await.map_err(actor_gone)??;
         api.begun(&id)
     };
-    answer(work.await)
+    Begun(work.await)
 }
 
 async fn control_morph(
@@ -199,7 +231,7 @@ async fn control_morph(
     name: &str,
     kind: CommandKind,
     operation: OperationKind,
-) -> Answer<Operation> {
+) -> Begun {
     let work = async {
         let uid = Some(api.admit(request)?);
         let instance = api.find(name).await?;
@@ -211,43 +243,43 @@ async fn control_morph(
             .map_err(actor_gone)??;
         api.begun(&id)
     };
-    answer(work.await)
+    Begun(work.await)
 }
 
-async fn validate(
+async fn validate_morph(
     request: HttpRequest,
     api: web::Data<Api>,
     name: web::Path<String>,
-) -> Answer<Operation> {
+) -> Begun {
     let kind = CommandKind::Validate;
     control_morph(&request, &api, &name, kind, OperationKind::MorphValidate).await
 }
 
-async fn commit(
+async fn commit_morph(
     request: HttpRequest,
     api: web::Data<Api>,
     name: web::Path<String>,
     body: web::Json<CommitRequest>,
-) -> Answer<Operation> {
+) -> Begun {
     let kind = CommandKind::Commit { force: body.force };
     control_morph(&request, &api, &name, kind, OperationKind::MorphCommit).await
 }
 
-async fn rollback(
+async fn roll_back_morph(
     request: HttpRequest,
     api: web::Data<Api>,
     name: web::Path<String>,
-) -> Answer<Operation> {
+) -> Begun {
     let kind = CommandKind::Rollback;
     control_morph(&request, &api, &name, kind, OperationKind::MorphRollback).await
 }
 
-async fn capture(
+async fn capture_vmcore(
     request: HttpRequest,
     api: web::Data<Api>,
     name: web::Path<String>,
     body: web::Json<CaptureRequest>,
-) -> Answer<Operation> {
+) -> Begun {
     let work = async {
         let uid = Some(api.admit(&request)?);
         let instance = api.find(&name).await?;
@@ -263,14 +295,14 @@ async fn capture(
             .map_err(actor_gone)??;
         api.begun(&id)
     };
-    answer(work.await)
+    Begun(work.await)
 }
 
-async fn doctor(
+async fn begin_doctor(
     request: HttpRequest,
     api: web::Data<Api>,
     body: web::Json<DoctorRequest>,
-) -> Answer<Operation> {
+) -> Begun {
     let work = async {
         let begin = BeginDoctor {
             uid: Some(api.admit(&request)?),
@@ -279,10 +311,10 @@ async fn doctor(
         let id = api.supervisor.send(begin).await.map_err(actor_gone)??;
         api.begun(&id)
     };
-    answer(work.await)
+    Begun(work.await)
 }
 
-async fn patch_policy(
+async fn change_policy(
     request: HttpRequest,
     api: web::Data<Api>,
     name: web::Path<String>,
@@ -322,14 +354,14 @@ async fn import_policies(
     answer(work.await)
 }
 
-async fn cancel(
+async fn cancel_operation(
     request: HttpRequest,
     api: web::Data<Api>,
     id: web::Path<String>,
-) -> Answer<Operation> {
+) -> Begun {
     let work = async {
         api.admit(&request)?;
         api.operations.cancel(&id)
     };
-    answer(work.await)
+    Begun(work.await)
 }

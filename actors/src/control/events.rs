@@ -27,7 +27,7 @@ const BATCH: usize = 64;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 pub(super) fn endpoints() -> Vec<Endpoint> {
-    vec![get("/v1/events", "Events as a stream", events)]
+    vec![get("/v1/events", "Events as a stream", stream_events)]
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -37,6 +37,9 @@ struct Query {
     instance: Option<String>,
     /// Those after the event with this id. Without it, and without `Last-Event-ID`, what is new.
     since_id: Option<u64>,
+    /// Whether the stream goes on with what happens from now on, as it does unless told; otherwise it ends after the
+    /// newest event, and begins with the oldest that is kept unless told where.
+    follow: Option<bool>,
 }
 
 const LAST_EVENT_ID: &str = "Last-Event-ID";
@@ -84,12 +87,13 @@ struct Reader {
     log: EventLog,
     newest: watch::Receiver<u64>,
     after: u64,
+    follow: bool,
     instance: Option<String>,
     ready: VecDeque<Event>,
     _permit: OwnedSemaphorePermit,
 }
 
-async fn events(
+async fn stream_events(
     LastEventId(last): LastEventId,
     api: web::Data<Api>,
     query: web::Query<Query>,
@@ -100,11 +104,14 @@ async fn events(
         return Stream(response(&refusal));
     };
     let newest = api.events.watch();
-    let after = last.or(query.since_id).unwrap_or_else(|| *newest.borrow());
+    let follow = query.follow.unwrap_or(true);
+    let beginning = if follow { *newest.borrow() } else { 0 };
+    let after = last.or(query.since_id).unwrap_or(beginning);
     let reader = Reader {
         log: api.events.clone(),
         newest,
         after,
+        follow,
         instance: query.into_inner().instance,
         ready: VecDeque::new(),
         _permit: permit,
@@ -128,11 +135,14 @@ impl Reader {
                 return Some(Bytes::from(format!("id: {}\ndata: {json}\n\n", event.id)));
             }
             self.newest.borrow_and_update();
-            let found = self.log.after(self.after, BATCH);
+            let found = self.log.after(self.after, BATCH).await;
             if let Some(last) = found.last() {
                 self.after = last.id;
                 self.ready = found.into_iter().filter(|e| self.wanted(e)).collect();
                 continue;
+            }
+            if !self.follow {
+                return None;
             }
             match tokio::time::timeout(KEEP_ALIVE, self.newest.changed()).await {
                 Ok(Ok(())) => {}

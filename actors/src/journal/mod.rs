@@ -55,6 +55,25 @@ pub struct Note(pub Change);
 #[rtype(result = "Result<Snapshot, JournalError>")]
 pub struct Load;
 
+/// Reads events back.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<StoredEvents, JournalError>")]
+pub struct EventsAfter {
+    /// The id of the event before them.
+    pub after: u64,
+    /// How many, at most.
+    pub limit: usize,
+}
+
+/// See [`EventsAfter`].
+#[derive(Debug)]
+pub struct StoredEvents {
+    /// The events, oldest first.
+    pub events: Vec<kmorph_control_api::Event>,
+    /// Older ones after the id asked for are not kept any more.
+    pub dropped: bool,
+}
+
 /// Asks why the last transaction failed; `None` when it did not.
 #[derive(Debug, Message)]
 #[rtype(result = "Option<JournalError>")]
@@ -160,6 +179,14 @@ impl Handler<GetFailure> for Journal {
 
     fn handle(&mut self, _: GetFailure, _: &mut Self::Context) -> Self::Result {
         MessageResult(self.failure.clone())
+    }
+}
+
+impl Handler<EventsAfter> for Journal {
+    type Result = Result<StoredEvents, JournalError>;
+
+    fn handle(&mut self, asked: EventsAfter, _: &mut Self::Context) -> Self::Result {
+        self.store.events_after(asked.after, asked.limit)
     }
 }
 

@@ -5,11 +5,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kmorph_control_api::Event;
 use nix::fcntl::{Flock, FlockArg};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::StoredEvents;
 use super::rows::{Change, Snapshot};
 
 /// Version of the schema; a newer one is refused, an older one migrated.
@@ -113,6 +115,8 @@ impl From<rusqlite::Error> for JournalError {
 pub(super) struct Store {
     db: Connection,
     since_checkpoint: usize,
+    /// Events in the table: their ids may have holes, so they do not tell how many there are.
+    events: u64,
     _lock: Flock<std::fs::File>,
 }
 
@@ -139,9 +143,11 @@ impl Store {
             JournalError::Io { reason } => refuse(reason),
             other => other,
         })?;
+        let events = count_events(&db)?;
         Ok(Self {
             db,
             since_checkpoint: 0,
+            events,
             _lock: lock,
         })
     }
@@ -152,11 +158,17 @@ impl Store {
             return Ok(());
         }
         self.since_checkpoint += changes.len();
+        let mut events = self.events;
         let tx = self.db.transaction()?;
         for change in changes {
-            apply_one(&tx, change)?;
+            match change {
+                Change::Event(event) => put_event(&tx, event, &mut events)?,
+                other => apply_one(&tx, other)?,
+            }
         }
-        Ok(tx.commit()?)
+        tx.commit()?;
+        self.events = events;
+        Ok(())
     }
 
     /// Works the log into the database if it has grown long. To be called when nobody waits: it
@@ -170,6 +182,27 @@ impl Store {
         let _ = self
             .db
             .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+    }
+
+    /// Up to `limit` events after the one with id `after`.
+    pub(super) fn events_after(
+        &self,
+        after: u64,
+        limit: usize,
+    ) -> Result<StoredEvents, JournalError> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut statement = self
+            .db
+            .prepare_cached("SELECT row FROM event WHERE id > ?1 ORDER BY id LIMIT ?2")?;
+        let texts = statement.query_map([signed(after), limit], |row| row.get(0))?;
+        let events = parse_rows("event", texts)?;
+        // Only the oldest give way: when an older one than asked for is there, none in between is missing.
+        let older = "SELECT EXISTS (SELECT 1 FROM event WHERE id <= ?1)";
+        let older: bool = self
+            .db
+            .query_row(older, [signed(after)], |row| row.get(0))?;
+        let dropped = !older && self.events >= EVENTS_KEPT;
+        Ok(StoredEvents { events, dropped })
     }
 
     /// Reads everything.
@@ -237,16 +270,43 @@ fn prepare(db: &mut Connection) -> Result<(), JournalError> {
     }
     let tx = db.transaction()?;
     tx.execute_batch(SCHEMA)?;
-    if found < SCHEMA_VERSION {
-        tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-    }
     // Written at every start, so that a read-only or full disk is found now and not at the first
     // failure of an instance.
     tx.execute(
-        "DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - ?1",
-        [EVENTS_KEPT as i64],
+        "DELETE FROM event WHERE id NOT IN (SELECT id FROM event ORDER BY id DESC LIMIT ?1)",
+        [signed(EVENTS_KEPT)],
     )?;
+    tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     Ok(tx.commit()?)
+}
+
+fn count_events(db: &Connection) -> Result<u64, JournalError> {
+    let count: i64 = db.query_row("SELECT count(*) FROM event", [], |row| row.get(0))?;
+    Ok(count.unsigned_abs())
+}
+
+/// Adds an event, and drops the oldest when there are more than [`EVENTS_KEPT`].
+fn put_event(tx: &Transaction<'_>, event: &Event, count: &mut u64) -> Result<(), JournalError> {
+    let row = json(event)?;
+    let sql = "INSERT OR IGNORE INTO event VALUES (?1, ?2)";
+    let added = tx
+        .prepare_cached(sql)?
+        .execute(params![signed(event.id), row])?;
+    if added == 0 {
+        let sql = "UPDATE event SET row = ?2 WHERE id = ?1";
+        tx.prepare_cached(sql)?
+            .execute(params![signed(event.id), row])?;
+    }
+    *count += added as u64;
+    while *count > EVENTS_KEPT {
+        let sql = "DELETE FROM event WHERE id = (SELECT min(id) FROM event)";
+        let dropped = tx.prepare_cached(sql)?.execute([])?;
+        if dropped == 0 {
+            break;
+        }
+        *count -= 1;
+    }
+    Ok(())
 }
 
 fn rows<T: DeserializeOwned>(
@@ -255,7 +315,14 @@ fn rows<T: DeserializeOwned>(
     query: &str,
 ) -> Result<Vec<T>, JournalError> {
     let mut statement = db.prepare(query)?;
-    let texts = statement.query_map([], |row| row.get::<_, String>(0))?;
+    let texts = statement.query_map([], |row| row.get(0))?;
+    parse_rows(table, texts)
+}
+
+fn parse_rows<T: DeserializeOwned>(
+    table: &'static str,
+    texts: impl Iterator<Item = Result<String, rusqlite::Error>>,
+) -> Result<Vec<T>, JournalError> {
     let parse = |text: Result<String, rusqlite::Error>| {
         serde_json::from_str(&text?).map_err(|e| JournalError::Corrupt {
             table,
@@ -317,7 +384,8 @@ fn apply_one(tx: &Transaction<'_>, change: &Change) -> Result<(), JournalError> 
                 .unwrap_or(0);
             put(tx, "operation", id, &json(row)?, OPERATIONS_KEPT)?;
         }
-        Change::Event(row) => put(tx, "event", row.id, &json(row)?, EVENTS_KEPT)?,
+        // Counted, by `put_event`.
+        Change::Event(_) => {}
         Change::Doctor(row) => put(tx, "doctor", 1, &json(row)?, 1)?,
     }
     Ok(())
