@@ -104,6 +104,7 @@ impl Exit {
     pub fn of_refusal(code: ErrorCode) -> Self {
         match code {
             ErrorCode::InvalidRequest
+            | ErrorCode::MethodNotAllowed
             | ErrorCode::TooLarge
             | ErrorCode::BadKernelImage
             | ErrorCode::KernelUnreadable

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
+use kmorph_actors::journal::Journal;
 use kmorph_control_api::paths::DefaultPaths;
 
 use config::{File, Places};
@@ -41,6 +42,9 @@ struct Arguments {
     /// Read and check the configuration, then exit.
     #[arg(long)]
     check: bool,
+    /// Put this copy of the journal in the place of the journal, then exit; no daemon may run on the state directory.
+    #[arg(long, value_name = "FILE", conflicts_with = "check")]
+    restore_journal: Option<PathBuf>,
     /// Write the manual page to standard output, then exit.
     #[arg(long)]
     man: bool,
@@ -67,6 +71,9 @@ fn main() -> ExitCode {
             println!("the configuration is sound");
             return Ok(());
         }
+        if let Some(copy) = &arguments.restore_journal {
+            return restore_journal(&start.places.state_dir, copy);
+        }
         run::run(start, settings)
     });
     match result {
@@ -76,6 +83,17 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn restore_journal(
+    state_dir: &std::path::Path,
+    copy: &std::path::Path,
+) -> Result<(), Box<dyn std::error::Error>> {
+    match Journal::restore(state_dir, copy)? {
+        Some(kept) => println!("{copy:?} is the journal now; the one before is {kept:?}"),
+        None => println!("{copy:?} is the journal now"),
+    }
+    Ok(())
 }
 
 /// Made from the command line itself, so it never lags behind it.

@@ -12,7 +12,7 @@ use actix::prelude::*;
 use kmorph_actors::control::{self, Access, Api, DaemonRequest};
 use kmorph_actors::events::{Draft, EventLog};
 use kmorph_actors::forward::Forwarder;
-use kmorph_actors::journal::{Journal, Snapshot};
+use kmorph_actors::journal::{Journal, KeepBackups, Snapshot};
 use kmorph_actors::operations::Operations;
 use kmorph_actors::pool::{Pool, Stock};
 use kmorph_actors::publish::Publisher;
@@ -99,6 +99,10 @@ fn make_dir(path: &Path) -> Result<(), Fault> {
 
 async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Fault> {
     let (journal, snapshot, arbiter) = Journal::open(&settings.state_dir)?;
+    journal.do_send(KeepBackups {
+        dir: settings.state_dir.clone(),
+        log: log.clone(),
+    });
     let backend = choose_backend(&start)?;
     let detail = backend.probe().await?;
     let settings = with_kernel_pool(&start, settings)?;

@@ -17,8 +17,7 @@ use crate::{Control, kernels};
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A heartbeat timeout of a second and a pool that is not scarce.
-const DEFAULT_CONFIG: &str =
-    "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n";
+const DEFAULT_CONFIG: &str = "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n";
 
 /// A program of this workspace, beside the one that runs.
 pub fn program(name: &str) -> PathBuf {

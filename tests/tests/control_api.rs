@@ -115,6 +115,7 @@ fn query_parameters_are_described_as_they_are_taken() {
     found.sort_unstable();
     let known = [
         "delete force",
+        "get follow",
         "get instance",
         "get instance",
         "get seen",

@@ -170,7 +170,7 @@ fn a_policy_that_the_backend_cannot_keep_is_refused() {
     let import = host.control().request("PUT", "/v1/policies", Some(&set));
     for refused in [refused, import] {
         let error = refused.refusal();
-        assert_eq!(error.code, ErrorCode::InvalidRequest);
+        assert_eq!(error.code, ErrorCode::WrongState);
         assert!(error.message.contains("web: vmcore"), "{error}");
         assert!(
             error.message.contains("embedded captures no memory"),

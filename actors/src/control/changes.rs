@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use utoipa::IntoParams;
 
 use super::answers::{Answer, Begun, actor_gone, answer};
+use super::body::Body;
 use super::endpoint::{Endpoint, delete, patch, post, put};
 use super::{Api, DaemonRequest};
 use crate::instance::{CaptureVmcore, CommandKind, MorphControl, PingInstance, Recover, Terminate};
@@ -115,7 +116,7 @@ async fn reload_daemon(request: HttpRequest, api: web::Data<Api>) -> Answer<Relo
 async fn stop_daemon(
     request: HttpRequest,
     api: web::Data<Api>,
-    body: web::Json<StopRequest>,
+    Body(body): Body<StopRequest>,
 ) -> Answer<DaemonStatus> {
     let work = async {
         api.admit(&request)?;
@@ -132,12 +133,12 @@ async fn stop_daemon(
 async fn spawn_instance(
     request: HttpRequest,
     api: web::Data<Api>,
-    body: web::Json<SpawnRequest>,
+    Body(body): Body<SpawnRequest>,
 ) -> Begun {
     let work = async {
         let uid = Some(api.admit(&request)?);
         let spawn = Spawn {
-            request: body.into_inner(),
+            request: body,
             uid,
             throw_away: false,
         };
@@ -210,13 +211,13 @@ async fn begin_morph(
     request: HttpRequest,
     api: web::Data<Api>,
     name: web::Path<String>,
-    body: web::Json<MorphRequest>,
+    Body(body): Body<MorphRequest>,
 ) -> Begun {
     let work = async {
         let uid = Some(api.admit(&request)?);
         let begin = BeginMorph {
             name: name.into_inner(),
-            request: body.into_inner(),
+            request: body,
             uid,
         };
         let id = api.supervisor.send(begin).await.map_err(actor_gone)??;
@@ -259,7 +260,7 @@ async fn commit_morph(
     request: HttpRequest,
     api: web::Data<Api>,
     name: web::Path<String>,
-    body: web::Json<CommitRequest>,
+    Body(body): Body<CommitRequest>,
 ) -> Begun {
     let kind = CommandKind::Commit { force: body.force };
     control_morph(&request, &api, &name, kind, OperationKind::MorphCommit).await
@@ -278,12 +279,12 @@ async fn capture_vmcore(
     request: HttpRequest,
     api: web::Data<Api>,
     name: web::Path<String>,
-    body: web::Json<CaptureRequest>,
+    Body(body): Body<CaptureRequest>,
 ) -> Begun {
     let work = async {
         let uid = Some(api.admit(&request)?);
         let instance = api.find(&name).await?;
-        let output = PathBuf::from(body.into_inner().output);
+        let output = PathBuf::from(body.output);
         check_output(&output).await?;
         let operation = api
             .operations
@@ -301,12 +302,12 @@ async fn capture_vmcore(
 async fn begin_doctor(
     request: HttpRequest,
     api: web::Data<Api>,
-    body: web::Json<DoctorRequest>,
+    Body(body): Body<DoctorRequest>,
 ) -> Begun {
     let work = async {
         let begin = BeginDoctor {
             uid: Some(api.admit(&request)?),
-            request: body.into_inner(),
+            request: body,
         };
         let id = api.supervisor.send(begin).await.map_err(actor_gone)??;
         api.begun(&id)
@@ -318,11 +319,11 @@ async fn change_policy(
     request: HttpRequest,
     api: web::Data<Api>,
     name: web::Path<String>,
-    body: web::Json<PolicyPatch>,
+    Body(body): Body<PolicyPatch>,
 ) -> Answer<Policy> {
     let work = async {
         api.admit(&request)?;
-        let change = ChangePolicies([(name.clone(), body.into_inner())].into());
+        let change = ChangePolicies([(name.clone(), body)].into());
         let mut changed = api.supervisor.send(change).await.map_err(actor_gone)??;
         let gone = || ApiError::new(ErrorCode::NotFound, "it is gone");
         changed.remove(name.as_str()).ok_or_else(gone)
@@ -334,12 +335,12 @@ async fn change_policy(
 async fn import_policies(
     request: HttpRequest,
     api: web::Data<Api>,
-    body: web::Json<PolicySet>,
+    Body(body): Body<PolicySet>,
 ) -> Answer<PolicySet> {
     let work = async {
         api.admit(&request)?;
         let mut patches = BTreeMap::new();
-        for (name, policy) in body.into_inner().instance {
+        for (name, policy) in body.instance {
             if let Some((key, fault)) = policy.fault() {
                 let text = format!("instance.{name}.{key}: {fault}");
                 return Err(ApiError::new(ErrorCode::InvalidRequest, text)

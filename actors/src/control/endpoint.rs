@@ -12,6 +12,7 @@ use kmorph_control_api::Operation;
 
 use super::Api;
 use super::answers::{Answer, Begun, Listing};
+use super::body::Body;
 
 /// One method of one path.
 pub(super) struct Endpoint {
@@ -226,7 +227,7 @@ macro_rules! takes_nothing {
 // What is in the path is described by the path.
 takes_nothing!(HttpRequest, web::Data<Api>, web::Path<String>);
 
-impl<T: ToSchema> Takes for web::Json<T> {
+impl<T: ToSchema> Takes for Body<T> {
     fn describe(taken: &mut Taken, schemas: &mut Schemas) {
         taken.body = Some(reference::<T>(schemas));
     }
@@ -236,8 +237,21 @@ impl<T: IntoParams> Takes for web::Query<T> {
     fn describe(taken: &mut Taken, _: &mut Schemas) {
         let parameters = T::into_params(|| Some(ParameterIn::Query));
         let described = parameters.into_iter().map(serde_json::to_value);
-        taken.parameters.extend(described.filter_map(Result::ok));
+        let described = described.filter_map(Result::ok).map(with_whole_range);
+        taken.parameters.extend(described);
     }
+}
+
+/// A parameter that is described as an `int64` that is not negative takes all of `u64`.
+fn with_whole_range(mut parameter: Value) -> Value {
+    let schema = &mut parameter["schema"];
+    if schema["format"] == "int64" && schema["minimum"] == 0 {
+        schema["maximum"] = u64::MAX.into();
+        if let Some(schema) = schema.as_object_mut() {
+            schema.remove("format");
+        }
+    }
+    parameter
 }
 
 macro_rules! takes_all {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use actix_web::body::BoxBody;
 use actix_web::dev::Payload;
+use actix_web::error::Error;
 use actix_web::web::Bytes;
 use actix_web::{FromRequest, HttpRequest, HttpResponse, Responder, web};
 use futures_util::future::{Ready, ready};
@@ -17,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use utoipa::IntoParams;
 
 use super::Api;
-use super::answers::response;
+use super::answers::{refuse, response};
 use super::endpoint::{Endpoint, Gives, Schemas, Taken, Takes, get, media, reference};
 use crate::events::EventLog;
 
@@ -44,24 +45,30 @@ struct Query {
 
 const LAST_EVENT_ID: &str = "Last-Event-ID";
 
-/// The header from which a client resumes. One that is no number is as none.
+/// The header from which a client resumes.
 struct LastEventId(Option<u64>);
 
 impl FromRequest for LastEventId {
-    type Error = Infallible;
-    type Future = Ready<Result<Self, Infallible>>;
+    type Error = Error;
+    type Future = Ready<Result<Self, Error>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let header = request.headers().get(LAST_EVENT_ID);
-        let text = header.and_then(|h| h.to_str().ok());
-        ready(Ok(Self(text.and_then(|t| t.parse().ok()))))
+        let Some(header) = request.headers().get(LAST_EVENT_ID) else {
+            return ready(Ok(Self(None)));
+        };
+        let number = header.to_str().ok().and_then(|text| text.parse().ok());
+        let refusal = || {
+            let text = format!("{LAST_EVENT_ID}: {header:?} is no event's id");
+            refuse(ApiError::new(ErrorCode::InvalidRequest, text))
+        };
+        ready(number.map(|id| Self(Some(id))).ok_or_else(refusal))
     }
 }
 
 impl Takes for LastEventId {
     fn describe(taken: &mut Taken, _: &mut Schemas) {
         let text = "Those after the event with this id; goes before `since_id`.";
-        let schema = json!({ "type": "integer", "format": "int64", "minimum": 0 });
+        let schema = json!({ "type": "integer", "minimum": 0, "maximum": u64::MAX });
         taken.header(LAST_EVENT_ID, text, schema);
     }
 }
@@ -79,7 +86,23 @@ impl Responder for Stream {
 
 impl Gives for Stream {
     fn describe(schemas: &mut Schemas) -> Value {
-        media("text/event-stream", reference::<Event>(schemas))
+        let event = reference::<Event>(schemas);
+        media(
+            "text/event-stream",
+            json!({
+                "type": "object",
+                "description": "one event of the stream",
+                "required": ["id", "data"],
+                "properties": {
+                    "id": { "type": "string" },
+                    "data": {
+                        "type": "string",
+                        "contentMediaType": "application/json",
+                        "contentSchema": event,
+                    },
+                },
+            }),
+        )
     }
 }
 

@@ -212,7 +212,7 @@ impl EventLog {
             .cloned()
             .collect();
         let oldest = kept.events.front().map_or(kept.next_id, |e| e.id);
-        (found, after + 1 >= oldest)
+        (found, after.saturating_add(1) >= oldest)
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -230,7 +230,7 @@ const JOURNAL_TIMEOUT: Duration = Duration::from_secs(5);
 fn with_gap(after: u64, missing: bool, mut found: Vec<Event>) -> Vec<Event> {
     let Some(oldest) = found
         .first()
-        .filter(|e| missing && after > 0 && e.id > after + 1)
+        .filter(|e| missing && after > 0 && e.id - 1 > after)
     else {
         return found;
     };
@@ -294,6 +294,7 @@ mod tests {
         let newest = *log.watch().borrow();
         assert_eq!(ids(&log.after(newest - 1, 3).await), [newest]);
         assert!(log.after(newest, 3).await.is_empty());
+        assert!(log.after(u64::MAX, 3).await.is_empty());
         arbiter.stop();
         arbiter.join().unwrap();
         let read = log.after(1, 3).await;

@@ -14,7 +14,7 @@ use kmorph_backends::contract::BackendKind;
 use kmorph_control_api::{ApiError, ErrorCode, Policy, PolicyPatch};
 
 use super::Supervisor;
-use crate::capability::unkept;
+use crate::capability::check_policy;
 use crate::generation::journal_failure;
 use crate::instance::{ApplyPolicy, GetPolicy, Instance};
 use crate::journal::{Change, record};
@@ -73,10 +73,7 @@ async fn plan(
         };
         let policy = instance.send(GetPolicy).await.map_err(replaced)?;
         let policy = policy.patched(&patch);
-        if let Some((key, fault)) = policy.fault().or_else(|| unkept(kind, &policy)) {
-            let text = format!("{name}: {key}: {fault}");
-            return Err(ApiError::new(ErrorCode::InvalidRequest, text).hint("nothing was changed"));
-        }
+        check_policy(kind, &format!("{name}: "), &policy)?;
         planned.insert(name, policy);
     }
     Ok(planned)

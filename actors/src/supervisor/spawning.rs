@@ -2,12 +2,12 @@
 
 use actix::prelude::*;
 use kmorph_backends::contract::BackendKind;
-use kmorph_control_api::{ApiError, ErrorCode, OperationKind, Policy, SpawnRequest};
+use kmorph_control_api::{ApiError, ErrorCode, OperationKind, SpawnRequest};
 use kmorph_launch::{InstanceName, StartMode};
 
 use super::workload::{check_program, check_workload};
 use super::{Entry, Spawn, Supervisor};
-use crate::capability::unkept;
+use crate::capability::check_policy;
 use crate::generation::read_kernel;
 use crate::instance::Beginning;
 use crate::journal::{
@@ -165,7 +165,7 @@ async fn prepare_spawn(
     if let Some(timeout) = request.heartbeat_timeout_s {
         policy.heartbeat_timeout_s = timeout;
     }
-    check_policy(services.backend.kind(), &policy)?;
+    check_policy(services.backend.kind(), "", &policy)?;
     let memory_bytes = request
         .memory_bytes
         .unwrap_or(services.settings.borrow().default_memory_bytes);
@@ -218,16 +218,6 @@ async fn prepare_spawn(
     Ok((row, generation))
 }
 
-fn check_policy(kind: BackendKind, policy: &Policy) -> Result<(), ApiError> {
-    match policy.fault().or_else(|| unkept(kind, policy)) {
-        Some((key, fault)) => Err(ApiError::new(
-            ErrorCode::InvalidRequest,
-            format!("{key}: {fault}"),
-        )),
-        None => Ok(()),
-    }
-}
-
 /// Refuses what only a kernel that is booted can be given, where none is.
 pub(super) fn check_boot(
     kind: BackendKind,
@@ -242,7 +232,7 @@ pub(super) fn check_boot(
     };
     let kind = kind.as_str();
     let text = format!("{what} has no effect in the backend {kind}: it boots no kernel");
-    Err(ApiError::new(ErrorCode::InvalidRequest, text).hint(
+    Err(ApiError::new(ErrorCode::WrongState, text).hint(
         "leave it away, or set `backend = \"qemu\"` in the daemon's configuration to boot kernels",
     ))
 }
