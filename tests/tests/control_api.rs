@@ -43,7 +43,7 @@ fn served(host: &Host, method: &str, path: &str) -> bool {
     let answer = ask(host, method, path);
     let none = format!("there is no {} /", method.to_uppercase());
     assert!(answer.starts_with("HTTP/1.0 "), "{method} {path}: {answer}");
-    !answer.contains(&none)
+    !answer.contains(&none) && !answer.starts_with("HTTP/1.0 405 ")
 }
 
 /// Paths and methods of the document, with what each says of itself.

@@ -224,6 +224,8 @@ fn a_damaged_journal_is_named_and_its_copy_is_put_back() {
     host.kill_daemon();
     let journal = host.path("state/journal.sqlite");
     std::fs::write(&journal, "not what it was".repeat(1000)).unwrap();
+    // All pages may be in its log too.
+    let _ = std::fs::remove_file(host.path("state/journal.sqlite-wal"));
     let said = host.refused_start(&[]);
     assert!(said.contains("is damaged"), "{said}");
     // The command as it stands in the message, but for where the program is.

@@ -14,7 +14,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use kmorph_control_api::{EventKind, InstanceState, OperationState};
+use kmorph_control_api::{EventKind, OperationState};
 use kmorph_tests::resp::Client;
 use kmorph_tests::{Events, Host};
 use nix::sys::socket::{setsockopt, sockopt};
