@@ -190,7 +190,9 @@ impl Scene {
         );
         for step in steps {
             let command = self.here(&step.command);
-            script.push_str(&format!("{{ {command}\n}} 2>&1\necho; echo {mark} $?\n"));
+            script.push_str(&format!(
+                "{{ {command}\n}} 2>&1\nstatus=$?; echo; echo {mark} $status\n"
+            ));
         }
         let place = self.host.path("place");
         let path = std::env::var("PATH").unwrap();
@@ -208,7 +210,7 @@ impl Scene {
             .stdin(Stdio::null())
             .output()
             .unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let mut ended = Vec::new();
         let mut written = String::new();
         for line in text.lines() {
@@ -230,7 +232,8 @@ fn shape(line: &str) -> Vec<&str> {
     const UNITS: [&str; 8] = ["s", "ms", "µs", "B", "KiB", "MiB", "GiB", "bytes"];
     let mut words = Vec::new();
     for word in line.split_whitespace() {
-        let bare = word.trim_matches(|c: char| ",;()".contains(c));
+        // redis-cli quotes on a terminal alone.
+        let bare = word.trim_matches(|c: char| ",;()\"".contains(c));
         let number = bare.contains(|c: char| c.is_ascii_digit()) && !bare.starts_with('/');
         let unit = words.last() == Some(&"N") && UNITS.contains(&bare);
         match (number, unit) {
