@@ -21,7 +21,7 @@ const EXEC_MIN_BYTES: usize = 128 * 1024;
 const EXEC_MAX_BYTES: usize = 6 * 1024 * 1024;
 /// The most that they may take in the configuration of the agent, as JSON, bytes: the rest of it
 /// ([`AGENT_CONFIG_MAX_BYTES`]) is for everything else.
-const DESCRIPTION_MAX_BYTES: usize = AGENT_CONFIG_MAX_BYTES as usize / 4 * 3;
+const DESCRIPTION_MAX_BYTES: u64 = AGENT_CONFIG_MAX_BYTES / 4 * 3;
 /// Left for what the agent adds: its own environment and a few variables, bytes.
 const RESERVE_BYTES: usize = 32 * 1024;
 /// What the kernel counts for each string besides its bytes: the NUL and a pointer.
@@ -101,7 +101,7 @@ fn check(workload: &WorkloadRequest, exec_bytes: usize) -> Result<(), String> {
             "arguments and environment take {total} bytes together: the kernel of this machine takes {exec_bytes}"
         ));
     }
-    let described = serde_json::to_vec(workload).map_or(usize::MAX, |json| json.len());
+    let described = serde_json::to_vec(workload).map_or(u64::MAX, |json| json.len() as u64);
     if described > DESCRIPTION_MAX_BYTES {
         return Err(format!(
             "arguments and environment take {described} bytes together as JSON: an agent takes {DESCRIPTION_MAX_BYTES}"
