@@ -17,7 +17,7 @@ DEMO = $(or $(CARGO_TARGET_DIR),target)/release/kmorph-demo
 # Who runs this; tests say who else.
 USER_ID = $(shell id -u)
 
-.PHONY: build test test-kills test-crash test-drgn test-tasks demo demo-build demo-embedded demo-qemu demo-multikernel bench lint doc fuzz setup clean kmod kmod-test kmod-test-24 wheel
+.PHONY: build test test-api test-kills test-crash test-drgn test-tasks demo demo-build demo-embedded demo-qemu demo-multikernel bench lint doc fuzz setup clean kmod kmod-test kmod-test-24 wheel
 
 build:
 	$(CARGO) build --release --workspace
@@ -26,6 +26,11 @@ build:
 # says what it was.
 test: setup
 	+CARGO="$(CARGO)" MAKE="$(MAKE)" scripts/test
+
+# Schemathesis asks the control API what its description allows, and what it does not. It comes from PyPI, into target/api.
+test-api:
+	$(CARGO) build --package kmorphd --package kmorph-agent --package kmorph-workload
+	scripts/test-api
 
 # libkerf for Python: target/python/wheels/libkerf-*.whl.
 wheel:

@@ -8,7 +8,7 @@
 use kmorph_backends::contract::{
     BackendKind, HostListener, Placement, Proof, REGISTERS, SpawnSpec,
 };
-use kmorph_backends::kernel_image::KernelImage;
+use kmorph_backends::kernel_image::{BadImage, KernelImage};
 use kmorph_control_api::{ApiError, ErrorCode, WorkloadRequest};
 use kmorph_launch::{InstanceName, PublishedPort, StartMode, WorkloadSpec};
 use kmp_proto::fence::{Confirmation, FenceCertificate, FenceMethod, FenceOrder};
@@ -44,13 +44,40 @@ pub async fn read_kernel(path: &Path, recorded: Option<&str>) -> Result<KernelIm
     let read = tokio::task::spawn_blocking(move || KernelImage::read(&owned)).await;
     let image = read
         .map_err(|e| ApiError::new(ErrorCode::Internal, format!("reading {path:?}: {e}")))?
-        .map_err(|e| ApiError::new(ErrorCode::BadKernelImage, e.to_string()))?;
+        .map_err(|e| image_refused(&e))?;
     if recorded.is_some_and(|sha256| sha256 != image.sha256()) {
         let text = format!("the kernel image {path:?} has changed since it was recorded");
-        return Err(ApiError::new(ErrorCode::BadKernelImage, text)
+        return Err(ApiError::new(ErrorCode::KernelChanged, text)
             .hint("morph the instance to the new image instead of replacing the file"));
     }
     Ok(image)
+}
+
+/// What kind of refusal it is: the file's fault, the caller's, or the machine's.
+fn image_refused(error: &BadImage) -> ApiError {
+    use std::io::ErrorKind;
+    let (code, hint) = match error {
+        BadImage::NotAKernel { .. } => (ErrorCode::BadKernelImage, None),
+        BadImage::Unreadable { source, .. } => match source.kind() {
+            ErrorKind::NotFound
+            | ErrorKind::NotADirectory
+            | ErrorKind::InvalidFilename
+            | ErrorKind::PermissionDenied => {
+                let hint = "the daemon opens it itself: name a file that its user can read";
+                (ErrorCode::KernelUnreadable, Some(hint))
+            }
+            // No descriptors, no memory, a disk that fails.
+            _ => (
+                ErrorCode::Unavailable,
+                Some("the image was not judged; try again"),
+            ),
+        },
+    };
+    let refusal = ApiError::new(code, error.to_string());
+    match hint {
+        Some(hint) => refusal.hint(hint),
+        None => refusal,
+    }
 }
 
 impl Services {
@@ -141,11 +168,33 @@ impl Services {
                 Ok(row)
             }
             Err(error) => {
+                self.remove_run_dir(&row).await;
                 self.forget(&row);
                 let gone = Change::GenerationGone(row.instance.clone(), row.generation);
                 let _ = record(&self.journal, vec![gone]).await;
                 Err(error)
             }
+        }
+    }
+
+    /// Removes what the backend has written for a generation that it did not start.
+    async fn remove_run_dir(&self, row: &GenerationRow) {
+        let run_dir = row.run_dir.clone();
+        let removed = tokio::task::spawn_blocking(move || {
+            tidy_up(&run_dir, false)?;
+            // The instance's own directory, unless other generations are in it.
+            let parent = run_dir.parent().map(std::fs::remove_dir);
+            parent
+                .unwrap_or(Ok(()))
+                .or_else(|error| match error.kind() {
+                    std::io::ErrorKind::NotFound | std::io::ErrorKind::DirectoryNotEmpty => Ok(()),
+                    _ => Err(error),
+                })
+        });
+        if let Ok(Err(error)) = removed.await {
+            warn!(self.log, "files of a generation that did not start stay";
+                "instance" => &row.instance, "generation" => row.generation,
+                "directory" => %row.run_dir.display(), "error" => %error);
         }
     }
 

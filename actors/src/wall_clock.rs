@@ -14,6 +14,12 @@ pub fn rfc3339_in(after: std::time::Duration) -> String {
     format!("{then:.3}")
 }
 
+/// A time in the same form; empty for one that no calendar has.
+pub fn rfc3339(time: std::time::SystemTime) -> String {
+    let time = jiff::Timestamp::try_from(time);
+    time.map_or_else(|_| String::new(), |time| format!("{time:.3}"))
+}
+
 /// Now, nanoseconds since the Unix epoch; 0 for a clock before it.
 pub fn now_unix_ns() -> u64 {
     u64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(0)

@@ -70,6 +70,11 @@ impl BackendKind {
     pub fn boots_kernels(self) -> bool {
         matches!(self, Self::Qemu | Self::Multikernel)
     }
+
+    /// Whether the memory of a failed instance can be captured.
+    pub fn captures_memory(self) -> bool {
+        matches!(self, Self::Qemu)
+    }
 }
 
 /// A listening socket on the host for one published port.

@@ -24,7 +24,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use kmorph_launch::{AgentConfig, InstanceName, Listen, Role};
+use kmorph_launch::{AgentConfig, InstanceName, Listen, Role, descriptors};
 use kmp_proto::fence::{FenceCertificate, FenceOrder};
 use kmp_transport::link::KMP_PORT;
 use rustix::process::Signal;
@@ -119,6 +119,7 @@ impl EmbeddedBackend {
             .arg(&config_path)
             .env(FENCE_ENV, &spec.run_dir)
             .env(LISTENERS_ENV, numbers.join(":"))
+            .envs(descriptors::before().map(|soft| (descriptors::SOFT_LIMIT_ENV, soft.to_string())))
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(errors)

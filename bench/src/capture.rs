@@ -16,7 +16,7 @@ const FAILURES: u64 = 3;
 /// Values in the instance: what its memory holds besides the kernel.
 const VALUES_MIB: usize = 256;
 const CONFIG: &str = "backend = \"qemu\"\n[defaults]\nheartbeat_timeout_s = 10.0\nmemory_mib = 4096\n\
-                      vmcore = \"on\"\n[pool]\nshare_cpus = true\nmemory_mib = 65536\n";
+                      vmcore = \"on\"\n[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n";
 
 pub(crate) fn run() -> Found {
     let host = Host::with(CONFIG);

@@ -27,7 +27,7 @@ const KILLED_MIB_MAX: f64 = 64.0;
 const INTERVAL: Duration = Duration::from_millis(100);
 /// The heartbeat timeout is a second.
 const CONFIG: &str = "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\n\
-                      memory_mib = 65536\n";
+                      share_memory = true\nmemory_mib = 65536\n";
 
 pub(crate) fn run() -> Found {
     let host = Host::with(CONFIG);

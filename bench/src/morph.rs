@@ -49,7 +49,7 @@ pub(crate) fn run(morphs: usize) -> Found {
 fn measure(size_mib: usize, morphs: usize) -> (Windows, Seen) {
     let memory = size_mib + MARGIN_MIB;
     let host = Host::with(&format!(
-        "[defaults]\nmemory_mib = {memory}\n[pool]\nshare_cpus = true\nmemory_mib = 65536\n"
+        "[defaults]\nmemory_mib = {memory}\n[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n"
     ));
     let kernels = [image(&host, "6.1.0-a"), image(&host, "6.12.0-b")];
     let events = Events::follow(host.control());

@@ -24,7 +24,7 @@ const VALUES_MIB: usize = 32;
 const PACE: Duration = Duration::from_millis(5);
 /// Silence is no part of what is measured here; a guest without KVM on a busy machine is slow.
 const CONFIG: &str = "backend = \"qemu\"\n[defaults]\nheartbeat_timeout_s = 5.0\n\
-                      memory_mib = 256\n[pool]\nshare_cpus = true\nmemory_mib = 65536\n";
+                      memory_mib = 256\n[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n";
 
 pub(crate) fn run() -> Found {
     let present = |series: &&str| kernels::cache().join("kernels").join(series).is_file();

@@ -16,7 +16,7 @@ use crate::process::{available_mib, cpu_time, proportional_mib, resident_mib};
 const GROUP: &str = "scale";
 /// Ten probes in the timeout: one heartbeat a second.
 const CONFIG: &str = "[defaults]\nheartbeat_timeout_s = 10.0\nmemory_mib = 64\n[pool]\n\
-                      share_cpus = true\nmemory_mib = 1048576\n[limits]\nstart_timeout_s = 300.0\n";
+                      share_cpus = true\nshare_memory = true\nmemory_mib = 1048576\n[limits]\nstart_timeout_s = 300.0\n";
 const MB_PER_MIB: f64 = 1.048_576;
 /// Spawns under way at a time.
 const SPAWNS_AT_ONCE: usize = 8;

@@ -23,7 +23,7 @@ const BEFORE: Duration = Duration::from_secs(2);
 /// A limit that leaves most of the machine alone.
 const RATE_MIB_S: u64 = 64;
 const CONFIG: &str = "backend = \"qemu\"\n[defaults]\nheartbeat_timeout_s = 10.0\nmemory_mib = 4096\n\
-                      [pool]\nshare_cpus = true\nmemory_mib = 65536\n";
+                      [pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n";
 
 /// Beginning and end of a capture.
 type Span = (Instant, Instant);

@@ -17,7 +17,7 @@ const FAILURES: usize = 3;
 /// Values in the instance that fails.
 const VALUES_MIB: usize = 512;
 const CONFIG: &str = "backend = \"qemu\"\n[defaults]\nheartbeat_timeout_s = 10.0\nmemory_mib = 4096\n\
-                      vmcore = \"on\"\n[pool]\nshare_cpus = true\nmemory_mib = 65536\n[vmcore]\nlevel = 0\n";
+                      vmcore = \"on\"\n[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n[vmcore]\nlevel = 0\n";
 
 pub(crate) fn run() -> Found {
     let host = Host::with(CONFIG);

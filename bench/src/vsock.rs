@@ -82,7 +82,7 @@ impl Guest {
         let transport = transport.as_str();
         let host = Host::with(&format!(
             "backend = \"qemu\"\n[defaults]\nheartbeat_timeout_s = 10.0\nmemory_mib = 256\n\
-             [pool]\nshare_cpus = true\nmemory_mib = 65536\n[qemu]\ntransport = \"{transport}\"\n"
+             [pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n[qemu]\ntransport = \"{transport}\"\n"
         ));
         let events = Events::follow(host.control());
         let request = json!({

@@ -14,10 +14,18 @@ pub enum ErrorCode {
     Forbidden,
     /// There is no such instance, operation or path. HTTP 404.
     NotFound,
+    /// The path is there, and is not asked with this method. HTTP 405.
+    MethodNotAllowed,
     /// The request is larger than the daemon reads. HTTP 413.
     TooLarge,
-    /// The kernel image was refused. HTTP 422.
+    /// The file is no kernel image that can be booted. HTTP 422.
     BadKernelImage,
+    /// The kernel image is not there, or the daemon may not read it. HTTP 404.
+    KernelUnreadable,
+    /// The kernel image is not the one that was recorded. HTTP 409.
+    KernelChanged,
+    /// An instance did not start: its program ended, or its kernel or agent did not come up. HTTP 422.
+    StartFailed,
     /// It exists already. HTTP 409.
     AlreadyExists,
     /// Not possible in the present state: a second morph, a commit before validate. Or never with this backend. HTTP 409.
@@ -50,15 +58,17 @@ impl ErrorCode {
         match self {
             Self::InvalidRequest => 400,
             Self::Forbidden => 403,
-            Self::NotFound => 404,
+            Self::NotFound | Self::KernelUnreadable => 404,
+            Self::MethodNotAllowed => 405,
             Self::AlreadyExists
             | Self::WrongState
+            | Self::KernelChanged
             | Self::Incompatible
             | Self::OverBudget
             | Self::InsufficientResources
             | Self::OperatorActionNeeded => 409,
             Self::TooLarge => 413,
-            Self::BadKernelImage => 422,
+            Self::BadKernelImage | Self::StartFailed => 422,
             Self::Internal => 500,
             Self::NotImplemented => 501,
             Self::Busy | Self::Unavailable => 503,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, Type};
 
 /// The state of an instance, in the words shown to people (upper case there).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -36,24 +37,49 @@ pub enum InstanceState {
 #[serde(deny_unknown_fields)]
 pub struct WorkloadRequest {
     /// Absolute path; in `qemu` a path in the guest. `kmorph-kv` alone names the reference server.
+    #[schema(pattern = "^(/[^\\x00]*[^\\x00/]|kmorph-kv)$")]
     pub program: String,
-    /// Arguments.
+    /// Arguments: at most 4,096, each of at most 131,071 bytes without a NUL.
+    #[schema(schema_with = arguments)]
     #[serde(default)]
     pub args: Vec<String>,
-    /// Environment added.
+    /// Environment added: at most 4,096 variables, each of at most 131,071 bytes without a NUL. Names are not empty and
+    /// have no `=`.
+    #[schema(schema_with = environment)]
     #[serde(default)]
     pub env: BTreeMap<String, String>,
+}
+
+/// A string that a program can be given: without a NUL.
+fn text() -> ObjectBuilder {
+    let text = ObjectBuilder::new().schema_type(Type::String);
+    text.pattern(Some("^[^\\x00]*$"))
+}
+
+fn arguments() -> ArrayBuilder {
+    ArrayBuilder::new().items(text())
+}
+
+fn environment() -> ObjectBuilder {
+    let name = ObjectBuilder::new().schema_type(Type::String);
+    ObjectBuilder::new()
+        .schema_type(Type::Object)
+        .property_names(Some(name.pattern(Some("^[^=\\x00]+$"))))
+        .additional_properties(Some(text()))
 }
 
 /// `--publish ADDRESS:HOST_PORT:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PublishRequest {
-    /// Host address, `127.0.0.1` unless told.
+    /// Host address, IPv4 or IPv6.
+    #[schema(pattern = "^[0-9a-fA-F.:]+$")]
     pub address: String,
     /// Host port; 0 lets the system choose, the answer names it.
+    #[schema(maximum = 65535)]
     pub host_port: u16,
     /// The workload's port.
+    #[schema(maximum = 65535)]
     pub port: u16,
 }
 
@@ -98,9 +124,11 @@ impl PortState {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SpawnRequest {
-    /// Its name: 1 to 63 of `a-z 0-9 . _ -`.
+    /// Its name: 1 to 63 of `a-z 0-9 . _ -`, beginning with a letter or digit.
+    #[schema(pattern = "^[a-z0-9][a-z0-9._-]{0,62}$")]
     pub name: String,
     /// Absolute path of the kernel image on the host.
+    #[schema(pattern = "^/[^\\x00]*[^\\x00/]$")]
     pub kernel: String,
     /// Added to the kernel command line.
     #[serde(default)]
@@ -109,9 +137,11 @@ pub struct SpawnRequest {
     #[serde(default)]
     pub initramfs: Option<String>,
     /// CPUs, 1 unless told.
+    #[schema(minimum = 1, maximum = 65535)]
     #[serde(default = "one")]
     pub cpus: u16,
     /// Memory in bytes, the configuration's default unless told.
+    #[schema(minimum = 16777216)]
     #[serde(default)]
     pub memory_bytes: Option<u64>,
     /// The program; none runs just the agent.
@@ -124,6 +154,7 @@ pub struct SpawnRequest {
     #[serde(default = "yes")]
     pub monitor: bool,
     /// Heartbeat timeout in seconds, may have a fraction; the configuration's default unless told.
+    #[schema(minimum = 0.1, maximum = 3600)]
     #[serde(default)]
     pub heartbeat_timeout_s: Option<f64>,
 }

@@ -32,11 +32,11 @@
 //! | `GET /v1/operations` | | [`Operation`] list |
 //! | `GET /v1/operations/{id}?wait_ms=&seen=` | | [`Operation`] |
 //! | `POST /v1/operations/{id}/cancel` | | [`Operation`] |
-//! | `GET /v1/events?instance=` | header `Last-Event-ID` | server-sent [`Event`]s |
+//! | `GET /v1/events?instance=&since_id=&follow=` | header `Last-Event-ID` | server-sent [`Event`]s |
 //! | `GET /v1/openapi.json` | | the OpenAPI description |
 //! | `GET /metrics` | | Prometheus text |
 //!
-//! A failure is an [`ApiError`] with the HTTP status of its [`ErrorCode`].
+//! What begins an operation is answered with 202, and its place in `Location`. A failure is an [`ApiError`] with the HTTP status of its [`ErrorCode`].
 //! A request's body says its length (Content-Length); a chunked one is refused with 400.
 
 pub mod address;

@@ -34,6 +34,7 @@ pub enum MorphPhase {
 #[serde(deny_unknown_fields)]
 pub struct MorphRequest {
     /// Absolute path of the new kernel image on the host.
+    #[schema(pattern = "^/[^\\x00]*[^\\x00/]$")]
     pub kernel: String,
     /// Kernel command line of the new kernel; the old one's unless told.
     #[serde(default)]

@@ -40,10 +40,12 @@ impl VmcorePolicy {
 pub struct Policy {
     /// Silence, in seconds, after which the instance has failed: 0.1 to 3600. Production 1,
     /// development 60.
+    #[schema(minimum = 0.1, maximum = 3600)]
     pub heartbeat_timeout_s: f64,
     /// Whether a failed instance is healed without being asked.
     pub auto_heal: bool,
     /// Longest time for one phase of a morph, in seconds: 1 to 3600.
+    #[schema(minimum = 1, maximum = 3600)]
     pub morph_timeout_s: f64,
     /// Whether its memory is captured when it has failed. Nothing can be captured in `embedded`.
     #[serde(default)]
@@ -56,12 +58,14 @@ pub struct Policy {
 pub struct PolicyPatch {
     /// See [`Policy::heartbeat_timeout_s`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0.1, maximum = 3600)]
     pub heartbeat_timeout_s: Option<f64>,
     /// See [`Policy::auto_heal`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auto_heal: Option<bool>,
     /// See [`Policy::morph_timeout_s`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 3600)]
     pub morph_timeout_s: Option<f64>,
     /// See [`Policy::vmcore`].
     #[serde(default, skip_serializing_if = "Option::is_none")]

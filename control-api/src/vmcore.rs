@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 pub struct CaptureRequest {
     /// Absolute path of the file to write, on the host. It must not exist. The daemon's user owns it, and
     /// nobody else may read it.
+    #[schema(pattern = "^/[^\\x00]*[^\\x00/]$")]
     pub output: String,
 }
 

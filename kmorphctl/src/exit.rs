@@ -103,9 +103,13 @@ impl Exit {
     /// The exit code of a request that the daemon refused.
     pub fn of_refusal(code: ErrorCode) -> Self {
         match code {
-            ErrorCode::InvalidRequest | ErrorCode::TooLarge | ErrorCode::BadKernelImage => {
-                Self::InvalidInput
-            }
+            ErrorCode::InvalidRequest
+            | ErrorCode::MethodNotAllowed
+            | ErrorCode::TooLarge
+            | ErrorCode::BadKernelImage
+            | ErrorCode::KernelUnreadable
+            | ErrorCode::KernelChanged => Self::InvalidInput,
+            ErrorCode::StartFailed => Self::OperationFailed,
             ErrorCode::Forbidden => Self::Forbidden,
             ErrorCode::NotFound => Self::NotFound,
             ErrorCode::AlreadyExists

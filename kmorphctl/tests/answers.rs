@@ -161,9 +161,14 @@ fn events_are_shown_as_they_come_and_counted() {
     assert_eq!(ended.code, 0, "{ended:?}");
     assert_eq!(ended.stdout.lines().count(), 2);
     assert!(ended.stdout.contains("web/2: running"), "{ended:?}");
-    assert_eq!(daemon.lines(), ["GET /v1/events?instance=web&since_id=7"]);
-    // The daemon ended the stream before there were four.
-    assert_eq!(daemon.ctl("events --count 4").code, 3);
+    let line = "GET /v1/events?instance=web&since_id=7&follow=false";
+    assert_eq!(daemon.lines(), [line]);
+    // History ends where the daemon ends it; who follows is told that the daemon is gone.
+    let ended = daemon.ctl("events");
+    assert_eq!((ended.code, ended.stdout.lines().count()), (0, 3));
+    let ended = daemon.ctl("events --count 1");
+    assert!(ended.stdout.contains(" 10  "), "the newest: {ended:?}");
+    assert_eq!(daemon.ctl("events --follow --count 4").code, 3);
 }
 
 #[test]

@@ -65,6 +65,37 @@ fn spawn_sends_what_was_typed_and_waits_until_the_instance_runs() {
 }
 
 #[test]
+fn a_program_without_a_path_is_looked_for_and_one_that_is_not_there_is_said_to() {
+    let daemon = ending("spawn", operation("spawn", "succeeded", 3));
+    let bin = daemon.dir.path().join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    let server = bin.join("server");
+    std::fs::write(&server, "").unwrap();
+    let spawn = || {
+        let program = Path::new(env!("CARGO_BIN_EXE_kmorphctl"));
+        let output = command(program, &daemon.socket())
+            .env("PATH", format!("/nonexistent:{}", bin.display()))
+            .args(["spawn", "web", "--kernel=/k", "--workload=server"])
+            .output()
+            .unwrap();
+        support::Ended::of(&output)
+    };
+    let ended = spawn();
+    assert_eq!(ended.code, 4, "not executable: {ended:?}");
+    let looked = format!(
+        "no program \"server\": looked for in PATH (/nonexistent:{})",
+        bin.display()
+    );
+    assert!(ended.stderr.contains(&looked), "{ended:?}");
+    assert!(daemon.lines().is_empty(), "the daemon was not asked");
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&server, executable).unwrap();
+    spawn();
+    let body = daemon.body("POST /v1/instances");
+    assert_eq!(body["workload"]["program"], json!(server));
+}
+
+#[test]
 fn relative_paths_are_made_absolute_because_the_daemon_lives_elsewhere() {
     let daemon = ending("spawn", operation("spawn", "succeeded", 3));
     let program = Path::new(env!("CARGO_BIN_EXE_kmorphctl"));

@@ -109,6 +109,27 @@ fn an_export_replaces_its_file_and_can_be_imported() {
 }
 
 #[test]
+fn an_export_follows_no_symbolic_link_and_keeps_the_mode_of_its_file() {
+    use std::os::unix::fs::PermissionsExt;
+    let daemon = daemon();
+    let (target, link) = (
+        daemon.dir.path().join("mine"),
+        daemon.dir.path().join("out.toml"),
+    );
+    std::fs::write(&target, "precious").unwrap();
+    std::fs::set_permissions(&target, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::os::unix::fs::symlink(&target, &link).unwrap();
+    let ended = daemon.ctl(&format!("policy export --output={}", link.display()));
+    assert_eq!(ended.code, 7, "{ended:?}");
+    assert!(ended.stderr.contains("symbolic link"), "{ended:?}");
+    assert_eq!(std::fs::read_to_string(&target).unwrap(), "precious");
+    let ended = daemon.ctl(&format!("policy export --output={}", target.display()));
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let mode = std::fs::metadata(&target).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
 fn an_export_that_cannot_be_written_leaves_nothing() {
     let daemon = daemon();
     let ended = daemon.ctl("policy export --output=/nonexistent/p.toml");

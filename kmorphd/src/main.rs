@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
+use kmorph_actors::journal::Journal;
 use kmorph_control_api::paths::DefaultPaths;
 
 use config::{File, Places};
@@ -41,6 +42,9 @@ struct Arguments {
     /// Read and check the configuration, then exit.
     #[arg(long)]
     check: bool,
+    /// Put this copy of the journal in the place of the journal, then exit; no daemon may run on the state directory.
+    #[arg(long, value_name = "FILE", conflicts_with = "check")]
+    restore_journal: Option<PathBuf>,
     /// Write the manual page to standard output, then exit.
     #[arg(long)]
     man: bool,
@@ -67,6 +71,9 @@ fn main() -> ExitCode {
             println!("the configuration is sound");
             return Ok(());
         }
+        if let Some(copy) = &arguments.restore_journal {
+            return restore_journal(&start.places.state_dir, copy);
+        }
         run::run(start, settings)
     });
     match result {
@@ -76,6 +83,17 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn restore_journal(
+    state_dir: &std::path::Path,
+    copy: &std::path::Path,
+) -> Result<(), Box<dyn std::error::Error>> {
+    match Journal::restore(state_dir, copy)? {
+        Some(kept) => println!("{copy:?} is the journal now; the one before is {kept:?}"),
+        None => println!("{copy:?} is the journal now"),
+    }
+    Ok(())
 }
 
 /// Made from the command line itself, so it never lags behind it.
@@ -94,36 +112,31 @@ fn prepare(arguments: &Arguments) -> Result<Start, Box<dyn std::error::Error>> {
     let uid = nix::unistd::Uid::effective().as_raw();
     let defaults = DefaultPaths::of(uid, |name| std::env::var_os(name));
     let config = match &arguments.config {
-        Some(path) => Some(path.clone()),
+        Some(path) => Some(std::path::absolute(path)?),
         None => Some(defaults.config.clone()).filter(|path| path.exists()),
     };
     let file = match &config {
         Some(path) => File::read(path)?,
         None => File::default(),
     };
-    let choose = |argument: &Option<PathBuf>, configured: &Option<PathBuf>, default: PathBuf| {
-        argument
-            .clone()
-            .or_else(|| configured.clone())
-            .unwrap_or(default)
+    // An option is meant from where the command was given; a relative path in the file is refused with its place.
+    let options = [&arguments.state_dir, &arguments.run_dir, &arguments.socket];
+    let [state_dir, run_dir, socket] = options.map(|option| {
+        let given = option.as_ref();
+        given.map(std::path::absolute).transpose()
+    });
+    let choose = |argument: Option<PathBuf>, configured: &Option<PathBuf>, default: PathBuf| {
+        argument.or_else(|| configured.clone()).unwrap_or(default)
     };
     let state_dir = choose(
-        &arguments.state_dir,
+        state_dir?,
         &file.paths.state_dir,
         defaults.state_dir.clone(),
     );
-    let run_dir = choose(
-        &arguments.run_dir,
-        &file.paths.run_dir,
-        defaults.run_dir.clone(),
-    );
-    let socket = choose(
-        &arguments.socket,
-        &file.paths.socket,
-        run_dir.join("kmorphd.sock"),
-    );
-    let agent = choose(&None, &file.paths.agent, program("kmorph-agent"));
-    let kv = choose(&None, &file.paths.kv, program("kmorph-kv"));
+    let run_dir = choose(run_dir?, &file.paths.run_dir, defaults.run_dir.clone());
+    let socket = choose(socket?, &file.paths.socket, run_dir.join("kmorphd.sock"));
+    let agent = choose(None, &file.paths.agent, program("kmorph-agent"));
+    let kv = choose(None, &file.paths.kv, program("kmorph-kv"));
     Ok(Start {
         places: Places {
             config,
@@ -131,7 +144,7 @@ fn prepare(arguments: &Arguments) -> Result<Start, Box<dyn std::error::Error>> {
             run_dir,
             kv,
         },
-        cache_dir: choose(&None, &file.paths.cache_dir, defaults.cache_dir),
+        cache_dir: choose(None, &file.paths.cache_dir, defaults.cache_dir),
         file,
         socket,
         agent,

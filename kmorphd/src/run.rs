@@ -12,7 +12,7 @@ use actix::prelude::*;
 use kmorph_actors::control::{self, Access, Api, DaemonRequest};
 use kmorph_actors::events::{Draft, EventLog};
 use kmorph_actors::forward::Forwarder;
-use kmorph_actors::journal::{Journal, Snapshot};
+use kmorph_actors::journal::{Journal, KeepBackups, Snapshot};
 use kmorph_actors::operations::Operations;
 use kmorph_actors::pool::{Pool, Stock};
 use kmorph_actors::publish::Publisher;
@@ -31,7 +31,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::Start;
-use crate::config::{Accel, Backend as BackendChoice, ConfigError, File, Transport};
+use crate::config::{
+    Accel, Backend as BackendChoice, ConfigError, File, Transport, changed_keys, is_read_once,
+};
 use crate::logging;
 
 /// Requests to the daemon itself that may wait.
@@ -55,11 +57,18 @@ const KERF_HOST: &str = "kmorph-kerf-host";
 /// Where `make kmod` puts its modules, in the cache.
 const BUILT_MODULES: &str = "kmod";
 
+/// The file with the id of the newest event, in the runtime directory.
+const EVENT_ID_NAME: &str = "event-id";
+
 type Fault = Box<dyn Error>;
 
 /// Runs the daemon until it is told to stop.
 pub(crate) fn run(start: Start, settings: Settings) -> Result<(), Fault> {
     let log = logging::logger(&start.file.log);
+    if let Err(error) = kmorph_launch::descriptors::raise() {
+        warn!(log, "the limit of open descriptors stays as it is: many instances may need more";
+            "error" => %error);
+    }
     match kmorph_launch::stay_resident() {
         Ok(true) => {}
         Ok(false) => info!(
@@ -91,6 +100,10 @@ fn make_dir(path: &Path) -> Result<(), Fault> {
 
 async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Fault> {
     let (journal, snapshot, arbiter) = Journal::open(&settings.state_dir)?;
+    journal.do_send(KeepBackups {
+        dir: settings.state_dir.clone(),
+        log: log.clone(),
+    });
     let backend = choose_backend(&start, &settings.run_dir)?;
     let detail = backend.probe().await?;
     let settings = with_kernel_pool(&start, settings)?;
@@ -115,13 +128,17 @@ async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Faul
     info!(log, "ready"; "socket" => %socket.display(), "backend" => detail,
         "pid" => std::process::id());
     events.publish(Draft::daemon("started"));
+    let mut now = InForce {
+        file: start.file.clone(),
+        pool: settings.pool,
+    };
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut vital = tokio::time::interval(VITAL_INTERVAL);
     let end = loop {
         tokio::select! {
-            _ = hangup.recv() => match reload(&start, &supervisor, &access).await {
+            _ = hangup.recv() => match reload(&start, &mut now, &supervisor, &access).await {
                 Ok(report) => info!(log, "reloaded"; "applied" => report.applied.join(", ")),
                 Err(error) => warn!(log, "not reloaded: {}", error),
             },
@@ -137,7 +154,7 @@ async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Faul
             }
             request = requests.recv() => match request {
                 Some(DaemonRequest::Reload(answer)) => {
-                    let _ = answer.send(reload(&start, &supervisor, &access).await);
+                    let _ = answer.send(reload(&start, &mut now, &supervisor, &access).await);
                 }
                 Some(DaemonRequest::Stop { graceful }) => break End::Asked { graceful },
                 None => break End::Asked { graceful: false },
@@ -325,7 +342,6 @@ fn services(
     settings: &Settings,
     snapshot: &Snapshot,
 ) -> Result<Services, Fault> {
-    let events = EventLog::new(snapshot.events.clone(), journal.clone());
     let operations = Operations::new(snapshot.operations.clone(), journal.clone());
     let numbers = Numbers {
         generations: snapshot.last_generation.clone(),
@@ -336,6 +352,10 @@ fn services(
     let pool = Pool::new(settings.pool.clone());
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map_err(|error| format!("reading the host's boot id: {error}"))?;
+    let boot_id = boot_id.trim().to_owned();
+    let mark = settings.run_dir.join(EVENT_ID_NAME);
+    let events = EventLog::new(snapshot.events.clone(), journal.clone(), &mark, &boot_id)
+        .map_err(|error| format!("the file {mark:?} cannot be opened: {error}"))?;
     Ok(Services {
         log: log.clone(),
         journal,
@@ -352,7 +372,7 @@ fn services(
         publisher: Rc::new(RefCell::new(Publisher::default())),
         forwarder: Rc::new(RefCell::new(Forwarder::default())),
         numbers: Rc::new(RefCell::new(numbers)),
-        host_boot_id: boot_id.trim().to_owned(),
+        host_boot_id: boot_id,
     })
 }
 
@@ -370,9 +390,16 @@ fn in_force(start: &Start, file: &File) -> Result<Settings, ConfigError> {
     with_pool.settings(start.places.clone())
 }
 
+/// What the last reload, or the start, has put in force.
+struct InForce {
+    file: File,
+    pool: Stock,
+}
+
 /// Reads the configuration again; applies all of it, or nothing.
 async fn reload(
     start: &Start,
+    now: &mut InForce,
     supervisor: &Addr<Supervisor>,
     access: &Access,
 ) -> Result<ReloadReport, ApiError> {
@@ -387,27 +414,21 @@ async fn reload(
     let settings = in_force(start, &file).map_err(refuse)?;
     let settings = with_kernel_pool(start, settings)
         .map_err(|reason| ApiError::new(ErrorCode::Unavailable, reason))?;
-    let mut needs_restart = Vec::new();
-    if file.backend != start.file.backend {
-        needs_restart.push("backend".to_owned());
+    let changed = changed_keys(&now.file, &file);
+    let mut applied: Vec<_> = changed.into_iter().filter(|k| !is_read_once(k)).collect();
+    if start.file.backend == BackendChoice::Multikernel && now.pool != settings.pool {
+        applied.push("the kernel's pool".to_owned());
     }
-    if file.paths != start.file.paths {
-        needs_restart.push("paths".to_owned());
-    }
-    if file.qemu != start.file.qemu {
-        needs_restart.push("qemu".to_owned());
-    }
-    if file.multikernel != start.file.multikernel {
-        needs_restart.push("multikernel".to_owned());
-    }
-    if file.log != start.file.log {
-        needs_restart.push("log".to_owned());
-    }
+    let waiting = changed_keys(&start.file, &file);
+    let needs_restart = waiting.into_iter().filter(|k| is_read_once(k)).collect();
+    let pool = settings.pool.clone();
     access.set_group(settings.control_group.clone());
-    let applied = supervisor.send(ApplySettings(Box::new(settings))).await;
     let busy = |_| ApiError::new(ErrorCode::Busy, "the supervisor is being replaced");
+    let told = supervisor.send(ApplySettings(Box::new(settings))).await;
+    told.map_err(busy)?;
+    *now = InForce { file, pool };
     Ok(ReloadReport {
-        applied: applied.map_err(busy)?,
+        applied,
         needs_restart,
     })
 }

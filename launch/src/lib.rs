@@ -2,11 +2,12 @@
 //!
 //! The backend and the agent meet only here: in [`AgentConfig`], which the backend writes as JSON
 //! and the agent reads once at start, and in [`handover`], the local socket on which the agent of
-//! the embedded backend passes file descriptors. Daemon and agent also share [`stay_resident`]. This crate does no protocol work, starts no
-//! process and knows no actor. Everything read from a file or a socket is parsed into a type that
+//! the embedded backend passes file descriptors. Daemon and agent also share [`stay_resident`] and
+//! [`descriptors`]. This crate does no protocol work, starts no process and knows no actor. Everything read from a file or a socket is parsed into a type that
 //! cannot hold an invalid value.
 
 mod config;
+pub mod descriptors;
 mod name;
 mod resident;
 

@@ -71,7 +71,7 @@ class Host:
         )
         config = self.directory / "kmorphd.conf"
         config.write_text(
-            "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nmemory_mib = 65536\n"
+            "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n"
             f'[paths]\nstate_dir = "{self.directory}/state"\nrun_dir = "{self.directory}/run"\n'
             f'socket = "{self.socket}"\ncache_dir = "{self.directory}/cache"\n'
         )

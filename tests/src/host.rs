@@ -18,8 +18,7 @@ use crate::{Control, kernels};
 pub const DEADLINE: Duration = Duration::from_secs(300);
 
 /// A heartbeat timeout of a second and a pool that is not scarce.
-const DEFAULT_CONFIG: &str =
-    "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nmemory_mib = 65536\n";
+const DEFAULT_CONFIG: &str = "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n";
 
 /// A program of this workspace, beside the one that runs.
 pub fn program(name: &str) -> PathBuf {
@@ -392,6 +391,12 @@ impl Default for Host {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// A workload that serves in generation 1, and ends with status 1 in every later one.
+pub fn starts_once() -> Value {
+    let script = "[ \"$KMORPH_GENERATION\" = 1 ] && exec sleep 100000; exit 1";
+    json!({ "program": "/bin/sh", "args": ["-c", script] })
 }
 
 /// The host port under which the first published port is reached.

@@ -20,4 +20,4 @@ pub mod resp;
 
 pub use control::{Control, Reply};
 pub use events::{Arrived, Events};
-pub use host::{DEADLINE, Host, program, published};
+pub use host::{DEADLINE, Host, program, published, starts_once};

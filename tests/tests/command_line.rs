@@ -140,7 +140,13 @@ fn policies_are_shown_set_written_and_read() {
         &["policy", "set", "morph-timeout", "web", "30"],
         &["web"],
     );
-    says(&host, &["policy", "set", "vmcore", "web", "on"], &["web"]);
+    says(&host, &["policy", "set", "vmcore", "web", "off"], &["web"]);
+    let refused = ends_with(
+        &host,
+        WRONG_STATE,
+        &["policy", "set", "vmcore", "web", "on"],
+    );
+    assert!(refused.contains("captures no memory"), "{refused}");
     let file = host.path("policies.toml");
     let output = format!("--output={}", file.display());
     ends_with(&host, DONE, &["policy", "export", &output]);
@@ -150,7 +156,7 @@ fn policies_are_shown_set_written_and_read() {
         "heartbeat_timeout_s = 7.0",
         "auto_heal = false",
         "morph_timeout_s = 30.0",
-        "vmcore = \"on\"",
+        "vmcore = \"off\"",
     ] {
         assert!(text.contains(line), "{line:?} is not in:\n{text}");
     }

@@ -174,16 +174,9 @@ fn an_end_that_was_granted_comes_although_the_daemon_dies_at_once() {
 fn a_recovery_that_died_with_the_daemon_is_not_told_to_run() {
     let mut host = Host::new();
     let body = json!({
-        "name": "web", "kernel": host.kernel("6.1.0-a"), "workload": { "program": "/bin/false" },
+        "name": "web", "kernel": host.kernel("6.1.0-a"), "workload": kmorph_tests::starts_once(),
     });
-    let _: Operation = host
-        .control()
-        .request("POST", "/v1/instances", Some(&body))
-        .ok();
-    host.control().wait("it to run", || {
-        let reply = host.control().request("GET", "/v1/instances/web", None);
-        (reply.status == 200).then_some(())
-    });
+    host.control().succeed("POST", "/v1/instances", Some(&body));
     kill(Pid::from_raw(host.agent("web")), Signal::SIGKILL).unwrap();
     host.control().wait("a successor", || {
         (host.control().instance("web").summary.generation > 1).then_some(())
@@ -215,4 +208,82 @@ fn a_follower_of_events_misses_none_over_a_restart() {
     let next = rest.wait("the next event", |_| true).event;
     assert_eq!(next.id, seen.id + 1);
     rest.wait("the adoption", |e| e.message == "adopted");
+}
+
+#[test]
+fn a_damaged_journal_is_named_and_its_copy_is_put_back() {
+    let mut host = Host::new();
+    host.spawn_bare("web");
+    let agent = host.agent("web");
+    let copies = host.path("state/backups");
+    host.control().wait("a copy of the journal", || {
+        let found = std::fs::read_dir(&copies).ok()?.flatten();
+        let mut names = found.map(|entry| entry.file_name().into_string().unwrap());
+        names.find(|name| name.starts_with("journal-"))
+    });
+    host.kill_daemon();
+    let journal = host.path("state/journal.sqlite");
+    std::fs::write(&journal, "not what it was".repeat(1000)).unwrap();
+    // All pages may be in its log too.
+    let _ = std::fs::remove_file(host.path("state/journal.sqlite-wal"));
+    let said = host.refused_start(&[]);
+    assert!(said.contains("is damaged"), "{said}");
+    // The command as it stands in the message, but for where the program is.
+    let command = said.split('`').nth(1).unwrap();
+    let words: Vec<_> = command.split(' ').skip(1).collect();
+    let restored = std::process::Command::new(kmorph_tests::program("kmorphd"))
+        .args(&words)
+        .output()
+        .unwrap();
+    assert!(restored.status.success(), "{restored:?}");
+    host.start();
+    assert_eq!(host.agent("web"), agent, "adopted");
+    let kept = std::fs::read_dir(host.path("state")).unwrap().flatten();
+    let mut kept = kept.map(|entry| entry.file_name().into_string().unwrap());
+    assert!(kept.any(|name| name.starts_with("journal.sqlite.damaged-")));
+}
+
+/// The soft limit of descriptors of a process.
+fn soft_limit(pid: i32) -> u64 {
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let line = limits
+        .lines()
+        .find(|l| l.starts_with("Max open files"))
+        .unwrap();
+    line.split_whitespace().nth(3).unwrap().parse().unwrap()
+}
+
+#[test]
+fn the_daemon_has_all_descriptors_it_may_have_and_what_it_starts_has_no_more_than_before() {
+    use std::os::unix::process::CommandExt;
+    let host = Host::prepare("");
+    let mut command = host.command();
+    // SAFETY: between fork and exec one system call is made, and nothing is allocated.
+    unsafe {
+        command.pre_exec(|| {
+            use nix::sys::resource::{Resource, getrlimit, setrlimit};
+            let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+            Ok(setrlimit(Resource::RLIMIT_NOFILE, 512, hard)?)
+        });
+    }
+    let mut daemon = command.spawn().unwrap();
+    let pid = i32::try_from(daemon.id()).unwrap();
+    host.control().wait("the daemon to answer", || {
+        host.control().try_request("GET", "/v1/daemon", None)
+    });
+    let body = json!({
+        "name": "web", "kernel": host.kernel("6.1.0-a"),
+        "workload": { "program": "/bin/sleep", "args": ["100000"] },
+    });
+    host.control().succeed("POST", "/v1/instances", Some(&body));
+    let agent = host.agent("web");
+    let children = std::fs::read_to_string(format!("/proc/{agent}/task/{agent}/children")).unwrap();
+    let workload = children.trim().parse().unwrap();
+    let limits = [pid, agent, workload].map(soft_limit);
+    let environment = std::fs::read(format!("/proc/{workload}/environ")).unwrap();
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    assert!(limits[0] > 512, "{limits:?}");
+    assert_eq!(limits[1..], [512, 512]);
+    assert!(!String::from_utf8_lossy(&environment).contains("DESCRIPTORS"));
 }

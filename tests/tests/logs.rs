@@ -34,7 +34,7 @@ const MORPHS: [&str; 3] = ["morph: from", "committed", "rolled back"];
 
 fn config(format: &str) -> String {
     format!(
-        "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nmemory_mib = 65536\n\
+        "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n\
          [log]\nformat = \"{format}\"\nlevel = \"debug\"\n"
     )
 }

@@ -203,7 +203,7 @@ fn a_prepared_morph_waits_longer_than_a_phase_may_take() {
 fn a_validated_morph_expires() {
     let host = Host::with(
         "[morph]\nexpiry_s = 1.0\n[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\n\
-         memory_mib = 65536\n",
+         share_memory = true\nmemory_mib = 65536\n",
     );
     let port = host.spawn_kv("web");
     Client::connect(port)

@@ -158,7 +158,7 @@ fn a_kernel_that_ends_while_it_boots_is_said_to_and_where_its_console_is() {
     let error = spawn("panic=0");
     let hint = error.next_step.unwrap();
     assert!(error.message.contains("healthy"), "{}", error.message);
-    assert!(hint.contains("kerf console"), "{hint}");
+    assert!(hint.contains("kerf start --console"), "{hint}");
 }
 
 #[test]

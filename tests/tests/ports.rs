@@ -40,7 +40,7 @@ fn refused(port: u16) -> bool {
 #[test]
 fn an_agent_that_stands_still_during_a_restart_gives_its_sockets_back_later() {
     let mut host = Host::with(
-        "[defaults]\nheartbeat_timeout_s = 60.0\n[pool]\nshare_cpus = true\nmemory_mib = 65536\n",
+        "[defaults]\nheartbeat_timeout_s = 60.0\n[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n",
     );
     let port = host.spawn_kv("web");
     let agent = host.agent("web");
@@ -104,7 +104,7 @@ fn a_port_that_another_program_has_is_waited_for() {
 fn the_port_of_an_instance_that_rests_refuses_and_comes_back_with_it() {
     let host = Host::with(
         "[defaults]\nheartbeat_timeout_s = 1.0\nauto_heal = false\n\
-         [pool]\nshare_cpus = true\nmemory_mib = 65536\n",
+         [pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n",
     );
     let port = host.spawn_kv("web");
     signal(host.agent("web"), Signal::SIGKILL);
@@ -131,7 +131,7 @@ fn the_port_of_an_instance_that_rests_refuses_and_comes_back_with_it() {
 fn connections_wait_for_a_successor_and_not_for_ever() {
     let host = Host::with(
         "[defaults]\nheartbeat_timeout_s = 1.0\n[limits]\nport_hold_s = 0.3\n\
-         [pool]\nshare_cpus = true\nmemory_mib = 65536\n",
+         [pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n",
     );
     let port = host.spawn_kv("web");
     // Its kernel image has changed: no successor can be started, and the recovery is tried again with back-off.

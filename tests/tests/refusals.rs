@@ -116,7 +116,7 @@ fn what_only_a_booted_kernel_takes_is_refused_where_none_is_booted() {
                 body[key] = value.clone();
             }
             let error = host.control().request("POST", path, Some(&body)).refusal();
-            assert_eq!(error.code, ErrorCode::InvalidRequest, "{error}");
+            assert_eq!(error.code, ErrorCode::WrongState, "{error}");
             has(&error.message, &[what, "embedded", "boots no kernel"]);
             has(&error.next_step.unwrap(), &["leave it away", "qemu"]);
         };
@@ -485,4 +485,50 @@ fn a_capture_that_cannot_be_is_refused_before_it_begins() {
     assert_eq!(doctor.code, ErrorCode::WrongState, "{doctor}");
     has(&doctor.message, &["embedded", "nothing to test"]);
     undisturbed(&host, "web", agent);
+}
+
+#[test]
+fn a_reload_names_what_changed_and_nothing_else() {
+    let host = Host::with(SOUND);
+    let reload = |config: &str| {
+        host.configure(config);
+        let report: serde_json::Value = host
+            .control()
+            .request("POST", "/v1/daemon/reload", None)
+            .ok();
+        (report["applied"].clone(), report["needs_restart"].clone())
+    };
+    assert_eq!(reload(SOUND), (json!([]), json!([])));
+    let one = format!("{SOUND}auto_heal = false\n");
+    assert_eq!(reload(&one), (json!(["defaults.auto_heal"]), json!([])));
+    assert_eq!(
+        reload(&one),
+        (json!([]), json!([])),
+        "it is in force already"
+    );
+    let waits = format!("{one}[log]\nlevel = \"debug\"\n");
+    assert_eq!(reload(&waits), (json!([]), json!(["log.level"])));
+    assert_eq!(
+        reload(&waits),
+        (json!([]), json!(["log.level"])),
+        "it still waits"
+    );
+    assert_eq!(reload(SOUND), (json!(["defaults.auto_heal"]), json!([])));
+}
+
+#[test]
+fn relative_paths_are_refused_by_check_start_and_reload_alike() {
+    let host = Host::with(SOUND);
+    let running = std::fs::read_to_string(host.config_path()).unwrap();
+    let relative = format!("{running}kv = \"bin/kmorph-kv\"\n");
+    std::fs::write(host.config_path(), relative).unwrap();
+    let words = [
+        "paths.kv: bin/kmorph-kv is no absolute path",
+        "line ",
+        "column 6",
+    ];
+    let reload = host.control().request("POST", "/v1/daemon/reload", None);
+    has(&reload.refusal().message, &words);
+    has(&host.refused_start(&["--check".as_ref()]), &words);
+    has(&host.refused_start(&[]), &words);
 }

@@ -57,7 +57,7 @@ fn a_spawn_and_a_morph_that_the_pool_cannot_give_are_refused() {
 
 #[test]
 fn a_cpu_that_is_not_shared_is_given_once() {
-    let host = Host::with("[pool]\ncpus = [0]\nmemory_mib = 65536\n");
+    let host = Host::with("[pool]\ncpus = [0]\nshare_memory = true\nmemory_mib = 65536\n");
     spawn(&host, "a");
     refused(&host, "/v1/instances", &request(&host, "b"));
     let two = json!({ "name": "b", "kernel": host.kernel("6.1.0-a"), "cpus": 2 });
@@ -106,7 +106,7 @@ fn an_instance_is_confined_to_its_cpus_and_its_memory() {
 fn so_many_recoveries_run_at_once_and_no_more() {
     const INSTANCES: usize = 4;
     let host = Host::with(
-        "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nmemory_mib = 65536\n\
+        "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n\
          [limits]\nrecoveries = 1\n",
     );
     let names: Vec<_> = (0..INSTANCES).map(|n| format!("i{n}")).collect();

@@ -67,7 +67,7 @@ fn own_mounts() {
 fn on_a_small_disk() -> (Host, Disk) {
     own_mounts();
     let mut host = Host::prepare(
-        "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nmemory_mib = 65536\n",
+        "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n",
     );
     let disk = Disk::mount(host.path("state"));
     host.start();
@@ -126,7 +126,8 @@ fn an_instance_that_dies_while_the_disk_is_full_is_healed_when_there_is_space() 
         return;
     }
     own_mounts();
-    let mut host = Host::prepare("[pool]\nshare_cpus = true\nmemory_mib = 65536\n");
+    let mut host =
+        Host::prepare("[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n");
     let disk = Disk::mount(host.path("state"));
     host.start();
     host.spawn_bare("web");

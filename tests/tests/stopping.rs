@@ -17,7 +17,7 @@ use serde_json::json;
 /// A daemon with a spawn under way: its agent answers once the file that is returned is there.
 fn spawning() -> (Host, Operation, PathBuf) {
     let host = Host::with_hostile_agents(
-        "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nmemory_mib = 65536\n",
+        "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n",
     );
     let ready = host.path("ready");
     let body = json!({

@@ -15,8 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-const CONFIG: &str =
-    "[defaults]\nheartbeat_timeout_s = 5.0\n[pool]\nshare_cpus = true\nmemory_mib = 65536\n";
+const CONFIG: &str = "[defaults]\nheartbeat_timeout_s = 5.0\n[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n";
 
 /// A survivor `name` that writes down what it is told in the directory that is returned.
 fn survivor(host: &Host, name: &str) -> PathBuf {

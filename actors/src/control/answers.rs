@@ -6,11 +6,12 @@ use std::task::{Context, Poll};
 use actix::MailboxError;
 use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
-use actix_web::error::{Error, InternalError, JsonPayloadError};
+use actix_web::error::{Error, InternalError, PayloadError};
 use actix_web::http::StatusCode;
+use actix_web::http::header::{ALLOW, HeaderValue, LOCATION};
 use actix_web::web::Bytes;
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, Responder};
-use kmorph_control_api::{ApiError, ErrorCode, REQUEST_BODY_MAX_BYTES};
+use kmorph_control_api::{ApiError, ErrorCode, Operation, REQUEST_BODY_MAX_BYTES};
 use serde::Serialize;
 
 use super::ANSWER_TIMEOUT;
@@ -45,6 +46,22 @@ impl<T: Serialize> Responder for Answer<T> {
     }
 }
 
+/// An operation that has begun (202, with its place), or the refusal.
+pub(super) struct Begun(pub(super) Result<Operation, ApiError>);
+
+impl Responder for Begun {
+    type Body = BoxBody;
+
+    fn respond_to(self, _: &HttpRequest) -> HttpResponse {
+        match self.0 {
+            Ok(operation) => HttpResponse::Accepted()
+                .insert_header((LOCATION, format!("/v1/operations/{}", operation.id)))
+                .json(operation),
+            Err(error) => response(&error),
+        }
+    }
+}
+
 /// As [`Answer`], of several.
 pub(super) struct Listing<T>(pub(super) Result<Vec<T>, ApiError>);
 
@@ -62,21 +79,31 @@ pub(super) fn actor_gone(_: MailboxError) -> ApiError {
         .hint("try again in a moment")
 }
 
-pub(super) fn bad_body(error: JsonPayloadError) -> Error {
+pub(super) fn bad_body(error: Error) -> Error {
     let too_large = matches!(
-        error,
-        JsonPayloadError::OverflowKnownLength { .. } | JsonPayloadError::Overflow { .. }
-    );
+        error.as_error::<PayloadError>(),
+        Some(PayloadError::Overflow)
+    ) || error.as_response_error().status_code() == StatusCode::PAYLOAD_TOO_LARGE;
     let (code, text) = if too_large {
         let text = format!("the request is larger than {REQUEST_BODY_MAX_BYTES} bytes");
         (ErrorCode::TooLarge, text)
     } else {
-        (
-            ErrorCode::InvalidRequest,
-            format!("the request does not parse: {error}"),
-        )
+        let text = format!("the request cannot be read: {error}");
+        (ErrorCode::InvalidRequest, text)
     };
     refuse(ApiError::new(code, text))
+}
+
+/// A method that a path does not have; `allowed` are those it has.
+pub(super) fn no_such_method(request: &HttpRequest, allowed: &str) -> HttpResponse {
+    let path: String = request.path().chars().take(200).collect();
+    let text = format!("{path} is not asked with {}", request.method());
+    let refusal = ApiError::new(ErrorCode::MethodNotAllowed, text);
+    let mut response = response(&refusal.hint(format!("ask it with {allowed}")));
+    if let Ok(allowed) = HeaderValue::from_str(allowed) {
+        response.headers_mut().insert(ALLOW, allowed);
+    }
+    response
 }
 
 /// Refuses a request that does not say how long it is.

@@ -15,7 +15,8 @@ use serde::Deserialize;
 use tokio::sync::oneshot;
 use utoipa::IntoParams;
 
-use super::answers::{Answer, actor_gone, answer};
+use super::answers::{Answer, Begun, actor_gone, answer};
+use super::body::Body;
 use super::endpoint::{Endpoint, delete, patch, post, put};
 use super::{Api, DaemonRequest};
 use crate::instance::{CaptureVmcore, CommandKind, MorphControl, PingInstance, Recover, Terminate};
@@ -24,41 +25,73 @@ use crate::vmcore::by_hand::check_output;
 
 pub(super) fn endpoints() -> Vec<Endpoint> {
     vec![
-        post("/v1/daemon/reload", "Read the configuration again", reload),
-        post("/v1/daemon/stop", "Stop the daemon; instances run on", stop),
-        post("/v1/instances", "Spawn an instance", spawn),
-        delete("/v1/instances/{name}", "Terminate an instance", terminate),
-        post("/v1/instances/{name}/ping", "One heartbeat now", ping),
-        post("/v1/instances/{name}/recover", "Heal it now", recover),
-        post("/v1/instances/{name}/morph", "Begin a morph", morph),
+        post(
+            "/v1/daemon/reload",
+            "Read the configuration again",
+            reload_daemon,
+        ),
+        post(
+            "/v1/daemon/stop",
+            "Stop the daemon; instances run on",
+            stop_daemon,
+        ),
+        post("/v1/instances", "Spawn an instance", spawn_instance),
+        delete(
+            "/v1/instances/{name}",
+            "Terminate an instance",
+            terminate_instance,
+        ),
+        post(
+            "/v1/instances/{name}/ping",
+            "One heartbeat now",
+            ping_instance,
+        ),
+        post(
+            "/v1/instances/{name}/recover",
+            "Heal it now",
+            recover_instance,
+        ),
+        post("/v1/instances/{name}/morph", "Begin a morph", begin_morph),
         post(
             "/v1/instances/{name}/morph/validate",
             "Validate it",
-            validate,
+            validate_morph,
         ),
-        post("/v1/instances/{name}/morph/commit", "Commit it", commit),
+        post(
+            "/v1/instances/{name}/morph/commit",
+            "Commit it",
+            commit_morph,
+        ),
         post(
             "/v1/instances/{name}/morph/rollback",
             "Roll it back",
-            rollback,
+            roll_back_morph,
         ),
         post(
             "/v1/doctor",
             "Test that a failed instance is captured",
-            doctor,
+            begin_doctor,
         ),
-        post("/v1/instances/{name}/vmcore", "Capture its memory", capture),
+        post(
+            "/v1/instances/{name}/vmcore",
+            "Capture its memory",
+            capture_vmcore,
+        ),
         patch(
             "/v1/instances/{name}/policy",
             "Change its policy",
-            patch_policy,
+            change_policy,
         ),
         put(
             "/v1/policies",
             "Apply policies, all or none",
             import_policies,
         ),
-        post("/v1/operations/{id}/cancel", "Undo an operation", cancel),
+        post(
+            "/v1/operations/{id}/cancel",
+            "Undo an operation",
+            cancel_operation,
+        ),
     ]
 }
 
@@ -69,7 +102,7 @@ impl Api {
     }
 }
 
-async fn reload(request: HttpRequest, api: web::Data<Api>) -> Answer<ReloadReport> {
+async fn reload_daemon(request: HttpRequest, api: web::Data<Api>) -> Answer<ReloadReport> {
     let work = async {
         api.admit(&request)?;
         let (sender, receiver) = oneshot::channel();
@@ -82,10 +115,10 @@ async fn reload(request: HttpRequest, api: web::Data<Api>) -> Answer<ReloadRepor
     answer(work.await)
 }
 
-async fn stop(
+async fn stop_daemon(
     request: HttpRequest,
     api: web::Data<Api>,
-    body: web::Json<StopRequest>,
+    Body(body): Body<StopRequest>,
 ) -> Answer<DaemonStatus> {
     let work = async {
         api.admit(&request)?;
@@ -99,22 +132,22 @@ async fn stop(
     answer(work.await)
 }
 
-async fn spawn(
+async fn spawn_instance(
     request: HttpRequest,
     api: web::Data<Api>,
-    body: web::Json<SpawnRequest>,
-) -> Answer<Operation> {
+    Body(body): Body<SpawnRequest>,
+) -> Begun {
     let work = async {
         let uid = Some(api.admit(&request)?);
         let spawn = Spawn {
-            request: body.into_inner(),
+            request: body,
             uid,
             throw_away: false,
         };
         let id = api.supervisor.send(spawn).await.map_err(actor_gone)??;
         api.begun(&id)
     };
-    answer(work.await)
+    Begun(work.await)
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -125,12 +158,12 @@ struct TerminateQuery {
     force: bool,
 }
 
-async fn terminate(
+async fn terminate_instance(
     request: HttpRequest,
     api: web::Data<Api>,
     name: web::Path<String>,
     query: web::Query<TerminateQuery>,
-) -> Answer<Operation> {
+) -> Begun {
     let work = async {
         let uid = Some(api.admit(&request)?);
         let instance = api.find(&name).await?;
@@ -143,10 +176,10 @@ async fn terminate(
             .map_err(actor_gone)??;
         api.begun(&id)
     };
-    answer(work.await)
+    Begun(work.await)
 }
 
-async fn ping(api: web::Data<Api>, name: web::Path<String>) -> Answer<PingReport> {
+async fn ping_instance(api: web::Data<Api>, name: web::Path<String>) -> Answer<PingReport> {
     let work = async {
         api.find(&name)
             .await?
@@ -157,11 +190,11 @@ async fn ping(api: web::Data<Api>, name: web::Path<String>) -> Answer<PingReport
     answer(work.await)
 }
 
-async fn recover(
+async fn recover_instance(
     request: HttpRequest,
     api: web::Data<Api>,
     name: web::Path<String>,
-) -> Answer<Operation> {
+) -> Begun {
     let work = async {
         let uid = Some(api.admit(&request)?);
         let instance = api.find(&name).await?;
@@ -173,26 +206,26 @@ async fn recover(
             .map_err(actor_gone)??;
         api.begun(&id)
     };
-    answer(work.await)
+    Begun(work.await)
 }
 
-async fn morph(
+async fn begin_morph(
     request: HttpRequest,
     api: web::Data<Api>,
     name: web::Path<String>,
-    body: web::Json<MorphRequest>,
-) -> Answer<Operation> {
+    Body(body): Body<MorphRequest>,
+) -> Begun {
     let work = async {
         let uid = Some(api.admit(&request)?);
         let begin = BeginMorph {
             name: name.into_inner(),
-            request: body.into_inner(),
+            request: body,
             uid,
         };
         let id = api.supervisor.send(begin).await.map_err(actor_gone)??;
         api.begun(&id)
     };
-    answer(work.await)
+    Begun(work.await)
 }
 
 async fn control_morph(
@@ -201,7 +234,7 @@ async fn control_morph(
     name: &str,
     kind: CommandKind,
     operation: OperationKind,
-) -> Answer<Operation> {
+) -> Begun {
     let work = async {
         let uid = Some(api.admit(request)?);
         let instance = api.find(name).await?;
@@ -213,24 +246,24 @@ async fn control_morph(
             .map_err(actor_gone)??;
         api.begun(&id)
     };
-    answer(work.await)
+    Begun(work.await)
 }
 
-async fn validate(
+async fn validate_morph(
     request: HttpRequest,
     api: web::Data<Api>,
     name: web::Path<String>,
-) -> Answer<Operation> {
+) -> Begun {
     let kind = CommandKind::Validate;
     control_morph(&request, &api, &name, kind, OperationKind::MorphValidate).await
 }
 
-async fn commit(
+async fn commit_morph(
     request: HttpRequest,
     api: web::Data<Api>,
     name: web::Path<String>,
-    body: web::Json<CommitRequest>,
-) -> Answer<Operation> {
+    Body(body): Body<CommitRequest>,
+) -> Begun {
     let limit = match (body.force, body.downtime_budget_us) {
         (true, _) => CommitLimit::None,
         (false, Some(us)) => CommitLimit::Within(Duration::from_micros(us.into())),
@@ -240,25 +273,25 @@ async fn commit(
     control_morph(&request, &api, &name, kind, OperationKind::MorphCommit).await
 }
 
-async fn rollback(
+async fn roll_back_morph(
     request: HttpRequest,
     api: web::Data<Api>,
     name: web::Path<String>,
-) -> Answer<Operation> {
+) -> Begun {
     let kind = CommandKind::Rollback;
     control_morph(&request, &api, &name, kind, OperationKind::MorphRollback).await
 }
 
-async fn capture(
+async fn capture_vmcore(
     request: HttpRequest,
     api: web::Data<Api>,
     name: web::Path<String>,
-    body: web::Json<CaptureRequest>,
-) -> Answer<Operation> {
+    Body(body): Body<CaptureRequest>,
+) -> Begun {
     let work = async {
         let uid = Some(api.admit(&request)?);
         let instance = api.find(&name).await?;
-        let output = PathBuf::from(body.into_inner().output);
+        let output = PathBuf::from(body.output);
         check_output(&output).await?;
         let operation = api
             .operations
@@ -270,34 +303,34 @@ async fn capture(
             .map_err(actor_gone)??;
         api.begun(&id)
     };
-    answer(work.await)
+    Begun(work.await)
 }
 
-async fn doctor(
+async fn begin_doctor(
     request: HttpRequest,
     api: web::Data<Api>,
-    body: web::Json<DoctorRequest>,
-) -> Answer<Operation> {
+    Body(body): Body<DoctorRequest>,
+) -> Begun {
     let work = async {
         let begin = BeginDoctor {
             uid: Some(api.admit(&request)?),
-            request: body.into_inner(),
+            request: body,
         };
         let id = api.supervisor.send(begin).await.map_err(actor_gone)??;
         api.begun(&id)
     };
-    answer(work.await)
+    Begun(work.await)
 }
 
-async fn patch_policy(
+async fn change_policy(
     request: HttpRequest,
     api: web::Data<Api>,
     name: web::Path<String>,
-    body: web::Json<PolicyPatch>,
+    Body(body): Body<PolicyPatch>,
 ) -> Answer<Policy> {
     let work = async {
         api.admit(&request)?;
-        let change = ChangePolicies([(name.clone(), body.into_inner())].into());
+        let change = ChangePolicies([(name.clone(), body)].into());
         let mut changed = api.supervisor.send(change).await.map_err(actor_gone)??;
         let gone = || ApiError::new(ErrorCode::NotFound, "it is gone");
         changed.remove(name.as_str()).ok_or_else(gone)
@@ -309,12 +342,12 @@ async fn patch_policy(
 async fn import_policies(
     request: HttpRequest,
     api: web::Data<Api>,
-    body: web::Json<PolicySet>,
+    Body(body): Body<PolicySet>,
 ) -> Answer<PolicySet> {
     let work = async {
         api.admit(&request)?;
         let mut patches = BTreeMap::new();
-        for (name, policy) in body.into_inner().instance {
+        for (name, policy) in body.instance {
             if let Some((key, fault)) = policy.fault() {
                 let text = format!("instance.{name}.{key}: {fault}");
                 return Err(ApiError::new(ErrorCode::InvalidRequest, text)
@@ -329,14 +362,14 @@ async fn import_policies(
     answer(work.await)
 }
 
-async fn cancel(
+async fn cancel_operation(
     request: HttpRequest,
     api: web::Data<Api>,
     id: web::Path<String>,
-) -> Answer<Operation> {
+) -> Begun {
     let work = async {
         api.admit(&request)?;
         api.operations.cancel(&id)
     };
-    answer(work.await)
+    Begun(work.await)
 }

@@ -8,8 +8,11 @@ use utoipa::openapi::path::ParameterIn;
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{IntoParams, ToSchema};
 
+use kmorph_control_api::Operation;
+
 use super::Api;
-use super::answers::{Answer, Listing};
+use super::answers::{Answer, Begun, Listing};
+use super::body::Body;
 
 /// One method of one path.
 pub(super) struct Endpoint {
@@ -43,20 +46,16 @@ impl Endpoint {
         let refusal = reference::<kmorph_control_api::ApiError>(&mut schemas);
         let done = F::Output::describe(&mut schemas);
         let mut operation = json!({
+            "operationId": operation_id::<F>(),
+            "tags": [tag(path)],
             "summary": summary,
-            "responses": {
-                "200": { "description": "done", "content": done },
-                "default": {
-                    "description": "refused",
-                    "content": { "application/json": { "schema": refusal } },
-                },
-            },
         });
         let mut taken = Taken {
             parameters: path_parameters(path),
             ..Taken::default()
         };
         Args::describe(&mut taken, &mut schemas);
+        operation["responses"] = responses::<F::Output>(done, &refusal, refusals(method, &taken));
         if !taken.parameters.is_empty() {
             operation["parameters"] = taken.parameters.into();
         }
@@ -89,6 +88,96 @@ macro_rules! methods {
 }
 
 methods!(get post put patch delete);
+
+/// The name of the handler: one that is used twice is found by a test.
+fn operation_id<F>() -> &'static str {
+    let name = std::any::type_name::<F>();
+    name.rsplit("::").next().unwrap_or(name)
+}
+
+/// What an endpoint is about: the part of its path that is closest to its end and no parameter, as the document
+/// lists them.
+fn tag(path: &str) -> &'static str {
+    let about = |tag: &&(&'static str, &str)| path.split('/').any(|part| part == tag.0);
+    TAGS.iter().find(about).map_or("daemon", |(tag, _)| tag)
+}
+
+/// The tags with their descriptions; the more special ones come first.
+pub(super) const TAGS: [(&str, &str); 10] = [
+    ("morph", "Moving an instance to another kernel"),
+    ("policy", "How one instance is watched and healed"),
+    ("policies", "The policies of all instances"),
+    ("vmcore", "The memory of an instance"),
+    ("recoveries", "What failed and was healed"),
+    ("operations", "Work that was begun"),
+    ("events", "What happens"),
+    ("metrics", "Figures"),
+    ("instances", "Kernels with what they run"),
+    ("daemon", "kmorphd itself"),
+];
+
+/// A status and when it is answered.
+type Refused = (&'static str, &'static str);
+
+/// What may be refused of every request.
+const ALWAYS: [Refused; 4] = [
+    (
+        "400",
+        "the request does not parse, or a value is out of its range",
+    ),
+    ("500", "a fault of kmorph's own"),
+    (
+        "503",
+        "too much is under way, or the machine lacks something",
+    ),
+    ("504", "no whole request, or no answer, in time"),
+];
+/// What may be refused of a request that names something.
+const NAMED: Refused = ("404", "there is no such thing");
+/// What may be refused of a request that changes something.
+const CHANGES: [Refused; 5] = [
+    ("403", "the caller may look, not change"),
+    ("409", "not in the present state, or not with this backend"),
+    (
+        "422",
+        "a kernel image was refused, or an instance did not start",
+    ),
+    ("501", "not built yet"),
+    ("507", "the journal cannot be written: nothing was changed"),
+];
+/// What may be refused of a request with a body.
+const BODY: Refused = ("413", "the body is too large");
+
+fn refusals(method: &str, taken: &Taken) -> Vec<Refused> {
+    let mut all = ALWAYS.to_vec();
+    if !taken.parameters.is_empty() || taken.body.is_some() {
+        all.push(NAMED);
+    }
+    if method != "get" {
+        all.extend(CHANGES);
+    }
+    if taken.body.is_some() {
+        all.push(BODY);
+    }
+    all
+}
+
+fn responses<T: Gives>(done: Value, refusal: &Value, refusals: Vec<Refused>) -> Value {
+    let mut all = Map::new();
+    let (status, description) = T::DONE;
+    all.insert(
+        status.to_owned(),
+        json!({ "description": description, "content": done, "headers": T::headers() }),
+    );
+    for (status, description) in refusals {
+        let content = json!({ "application/json": { "schema": refusal } });
+        all.insert(
+            status.to_owned(),
+            json!({ "description": description, "content": content }),
+        );
+    }
+    all.into()
+}
 
 fn path_parameters(path: &str) -> Vec<Value> {
     let names = path
@@ -138,7 +227,7 @@ macro_rules! takes_nothing {
 // What is in the path is described by the path.
 takes_nothing!(HttpRequest, web::Data<Api>, web::Path<String>);
 
-impl<T: ToSchema> Takes for web::Json<T> {
+impl<T: ToSchema> Takes for Body<T> {
     fn describe(taken: &mut Taken, schemas: &mut Schemas) {
         taken.body = Some(reference::<T>(schemas));
     }
@@ -148,8 +237,21 @@ impl<T: IntoParams> Takes for web::Query<T> {
     fn describe(taken: &mut Taken, _: &mut Schemas) {
         let parameters = T::into_params(|| Some(ParameterIn::Query));
         let described = parameters.into_iter().map(serde_json::to_value);
-        taken.parameters.extend(described.filter_map(Result::ok));
+        let described = described.filter_map(Result::ok).map(with_whole_range);
+        taken.parameters.extend(described);
     }
+}
+
+/// A parameter that is described as an `int64` that is not negative takes all of `u64`.
+fn with_whole_range(mut parameter: Value) -> Value {
+    let schema = &mut parameter["schema"];
+    if schema["format"] == "int64" && schema["minimum"] == 0 {
+        schema["maximum"] = u64::MAX.into();
+        if let Some(schema) = schema.as_object_mut() {
+            schema.remove("format");
+        }
+    }
+    parameter
 }
 
 macro_rules! takes_all {
@@ -171,6 +273,14 @@ takes_all!(A B C D);
 
 /// A handler's answer, described: its media types with their schemas.
 pub(super) trait Gives {
+    /// The status when it is done, and what that means.
+    const DONE: (&'static str, &'static str) = ("200", "done");
+
+    /// The headers that are then added.
+    fn headers() -> Value {
+        json!({})
+    }
+
     fn describe(schemas: &mut Schemas) -> Value;
 }
 
@@ -183,6 +293,21 @@ pub(super) fn media(kind: &str, schema: Value) -> Value {
 impl<T: ToSchema> Gives for Answer<T> {
     fn describe(schemas: &mut Schemas) -> Value {
         media("application/json", reference::<T>(schemas))
+    }
+}
+
+impl Gives for Begun {
+    const DONE: (&'static str, &'static str) = ("202", "begun: the operation tells how it goes on");
+
+    fn headers() -> Value {
+        json!({ "Location": {
+            "description": "where the operation is",
+            "schema": { "type": "string" },
+        } })
+    }
+
+    fn describe(schemas: &mut Schemas) -> Value {
+        media("application/json", reference::<Operation>(schemas))
     }
 }
 

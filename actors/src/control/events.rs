@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use actix_web::body::BoxBody;
 use actix_web::dev::Payload;
+use actix_web::error::Error;
 use actix_web::web::Bytes;
 use actix_web::{FromRequest, HttpRequest, HttpResponse, Responder, web};
 use futures_util::future::{Ready, ready};
@@ -17,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use utoipa::IntoParams;
 
 use super::Api;
-use super::answers::response;
+use super::answers::{refuse, response};
 use super::endpoint::{Endpoint, Gives, Schemas, Taken, Takes, get, media, reference};
 use crate::events::EventLog;
 
@@ -27,7 +28,7 @@ const BATCH: usize = 64;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 pub(super) fn endpoints() -> Vec<Endpoint> {
-    vec![get("/v1/events", "Events as a stream", events)]
+    vec![get("/v1/events", "Events as a stream", stream_events)]
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -37,28 +38,37 @@ struct Query {
     instance: Option<String>,
     /// Those after the event with this id. Without it, and without `Last-Event-ID`, what is new.
     since_id: Option<u64>,
+    /// Whether the stream goes on with what happens from now on, as it does unless told; otherwise it ends after the
+    /// newest event, and begins with the oldest that is kept unless told where.
+    follow: Option<bool>,
 }
 
 const LAST_EVENT_ID: &str = "Last-Event-ID";
 
-/// The header from which a client resumes. One that is no number is as none.
+/// The header from which a client resumes.
 struct LastEventId(Option<u64>);
 
 impl FromRequest for LastEventId {
-    type Error = Infallible;
-    type Future = Ready<Result<Self, Infallible>>;
+    type Error = Error;
+    type Future = Ready<Result<Self, Error>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let header = request.headers().get(LAST_EVENT_ID);
-        let text = header.and_then(|h| h.to_str().ok());
-        ready(Ok(Self(text.and_then(|t| t.parse().ok()))))
+        let Some(header) = request.headers().get(LAST_EVENT_ID) else {
+            return ready(Ok(Self(None)));
+        };
+        let number = header.to_str().ok().and_then(|text| text.parse().ok());
+        let refusal = || {
+            let text = format!("{LAST_EVENT_ID}: {header:?} is no event's id");
+            refuse(ApiError::new(ErrorCode::InvalidRequest, text))
+        };
+        ready(number.map(|id| Self(Some(id))).ok_or_else(refusal))
     }
 }
 
 impl Takes for LastEventId {
     fn describe(taken: &mut Taken, _: &mut Schemas) {
         let text = "Those after the event with this id; goes before `since_id`.";
-        let schema = json!({ "type": "integer", "format": "int64", "minimum": 0 });
+        let schema = json!({ "type": "integer", "minimum": 0, "maximum": u64::MAX });
         taken.header(LAST_EVENT_ID, text, schema);
     }
 }
@@ -76,7 +86,23 @@ impl Responder for Stream {
 
 impl Gives for Stream {
     fn describe(schemas: &mut Schemas) -> Value {
-        media("text/event-stream", reference::<Event>(schemas))
+        let event = reference::<Event>(schemas);
+        media(
+            "text/event-stream",
+            json!({
+                "type": "object",
+                "description": "one event of the stream",
+                "required": ["id", "data"],
+                "properties": {
+                    "id": { "type": "string" },
+                    "data": {
+                        "type": "string",
+                        "contentMediaType": "application/json",
+                        "contentSchema": event,
+                    },
+                },
+            }),
+        )
     }
 }
 
@@ -84,12 +110,13 @@ struct Reader {
     log: EventLog,
     newest: watch::Receiver<u64>,
     after: u64,
+    follow: bool,
     instance: Option<String>,
     ready: VecDeque<Event>,
     _permit: OwnedSemaphorePermit,
 }
 
-async fn events(
+async fn stream_events(
     LastEventId(last): LastEventId,
     api: web::Data<Api>,
     query: web::Query<Query>,
@@ -100,11 +127,14 @@ async fn events(
         return Stream(response(&refusal));
     };
     let newest = api.events.watch();
-    let after = last.or(query.since_id).unwrap_or_else(|| *newest.borrow());
+    let follow = query.follow.unwrap_or(true);
+    let beginning = if follow { *newest.borrow() } else { 0 };
+    let after = last.or(query.since_id).unwrap_or(beginning);
     let reader = Reader {
         log: api.events.clone(),
         newest,
         after,
+        follow,
         instance: query.into_inner().instance,
         ready: VecDeque::new(),
         _permit: permit,
@@ -128,11 +158,14 @@ impl Reader {
                 return Some(Bytes::from(format!("id: {}\ndata: {json}\n\n", event.id)));
             }
             self.newest.borrow_and_update();
-            let found = self.log.after(self.after, BATCH);
+            let found = self.log.after(self.after, BATCH).await;
             if let Some(last) = found.last() {
                 self.after = last.id;
                 self.ready = found.into_iter().filter(|e| self.wanted(e)).collect();
                 continue;
+            }
+            if !self.follow {
+                return None;
             }
             match tokio::time::timeout(KEEP_ALIVE, self.newest.changed()).await {
                 Ok(Ok(())) => {}

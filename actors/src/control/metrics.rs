@@ -14,7 +14,7 @@ use crate::supervisor::{GetDaemon, List};
 use crate::wall_clock;
 
 pub(super) fn endpoints() -> Vec<Endpoint> {
-    vec![get("/metrics", "Figures for Prometheus", metrics)]
+    vec![get("/metrics", "Figures for Prometheus", show_metrics)]
 }
 
 /// The text, or the refusal.
@@ -39,7 +39,7 @@ impl Gives for Exposition {
     }
 }
 
-async fn metrics(api: web::Data<Api>) -> Exposition {
+async fn show_metrics(api: web::Data<Api>) -> Exposition {
     let asked = async {
         let daemon = api.supervisor.send(GetDaemon).await.map_err(actor_gone)?;
         let instances = api.supervisor.send(List).await.map_err(actor_gone)?;
@@ -92,6 +92,23 @@ fn render(daemon: &DaemonStatus, instances: &[InstanceSummary]) -> String {
             wall_clock::seconds_since(&doctor.ended_at) as f64,
         );
     }
+    head(
+        "kmorph_instance_state",
+        "gauge",
+        "1 for the state that the instance is in.",
+        &mut |out| {
+            for i in instances {
+                // As the API writes it; a state is a word.
+                let state = serde_json::to_value(i.state).unwrap_or_default();
+                let state = state.as_str().unwrap_or("unknown");
+                let _ = writeln!(
+                    out,
+                    "kmorph_instance_state{{instance=\"{}\",state=\"{state}\"}} 1",
+                    i.name
+                );
+            }
+        },
+    );
     let mut family =
         |name: &str, kind: &str, help: &str, value: &dyn Fn(&InstanceSummary) -> Option<f64>| {
             head(name, kind, help, &mut |out| {

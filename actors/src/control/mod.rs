@@ -6,6 +6,7 @@
 
 mod access;
 mod answers;
+mod body;
 mod changes;
 mod endpoint;
 mod events;
@@ -13,6 +14,7 @@ mod metrics;
 mod openapi;
 mod reads;
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -124,8 +126,26 @@ fn endpoints() -> Vec<endpoint::Endpoint> {
 }
 
 fn routes(config: &mut web::ServiceConfig) {
+    let mut by_path = BTreeMap::<_, Vec<_>>::new();
     for endpoint in endpoints() {
-        config.route(endpoint.path, endpoint.route);
+        let methods = by_path.entry(endpoint.path).or_default();
+        methods.push((endpoint.method, endpoint.route));
+    }
+    for (path, methods) in by_path {
+        let names: Vec<_> = methods
+            .iter()
+            .map(|(method, _)| method.to_uppercase())
+            .collect();
+        let allowed = names.join(", ");
+        let other = move |request: HttpRequest| {
+            let refusal = answers::no_such_method(&request, &allowed);
+            async move { refusal }
+        };
+        let resource = web::resource(path).default_service(web::to(other));
+        let resource = methods
+            .into_iter()
+            .fold(resource, |r, (_, route)| r.route(route));
+        config.service(resource);
     }
 }
 
@@ -146,12 +166,6 @@ pub fn serve(
         App::new()
             .app_data(data.clone())
             .app_data(web::PayloadConfig::new(REQUEST_BODY_MAX_BYTES))
-            .app_data(
-                web::JsonConfig::default()
-                    .limit(REQUEST_BODY_MAX_BYTES)
-                    .content_type_required(false)
-                    .error_handler(|error, _| answers::bad_body(error)),
-            )
             .app_data(web::QueryConfig::default().error_handler(|error, _| {
                 answers::refuse(ApiError::new(ErrorCode::InvalidRequest, error.to_string()))
             }))

@@ -5,10 +5,14 @@ use actix_web::{HttpRequest, HttpResponse, Responder};
 use serde_json::{Value, json};
 use utoipa::OpenApi;
 
-use super::endpoint::{Endpoint, Gives, Schemas, get, media};
+use super::endpoint::{Endpoint, Gives, Schemas, TAGS, get, media};
 
 pub(super) fn endpoints() -> Vec<Endpoint> {
-    vec![get("/v1/openapi.json", "This description", openapi)]
+    vec![get(
+        "/v1/openapi.json",
+        "This description",
+        show_description,
+    )]
 }
 
 #[derive(OpenApi)]
@@ -24,6 +28,8 @@ struct Head;
 
 fn document(endpoints: Vec<Endpoint>) -> Value {
     let mut document = serde_json::to_value(Head::openapi()).unwrap_or_default();
+    let describe = |(name, description)| json!({ "name": name, "description": description });
+    document["tags"] = TAGS.map(describe).to_vec().into();
     for endpoint in endpoints {
         document["paths"][endpoint.path][endpoint.method] = endpoint.operation;
         for (name, schema) in endpoint.schemas {
@@ -50,7 +56,7 @@ impl Gives for Document {
     }
 }
 
-async fn openapi() -> Document {
+async fn show_description() -> Document {
     Document(document(super::endpoints()))
 }
 
@@ -70,6 +76,33 @@ mod tests {
             referred += 1;
         }
         assert!(referred > 50, "{referred}");
+    }
+
+    #[test]
+    fn each_operation_has_a_name_of_its_own_and_a_tag_that_is_described() {
+        let document = document(crate::control::endpoints());
+        let tags: Vec<_> = TAGS.iter().map(|(name, _)| *name).collect();
+        let mut names = std::collections::BTreeSet::new();
+        for (path, methods) in document["paths"].as_object().unwrap() {
+            for (method, operation) in methods.as_object().unwrap() {
+                let name = operation["operationId"].as_str().unwrap();
+                assert!(name.contains('_'), "{method} {path}: {name}");
+                assert!(
+                    names.insert(name.to_owned()),
+                    "{method} {path}: {name} twice"
+                );
+                let tag = operation["tags"][0].as_str().unwrap();
+                assert!(tags.contains(&tag), "{method} {path}: {tag}");
+                let begins = operation["responses"].get("202").is_some();
+                let about = operation["responses"]["202"].to_string();
+                assert_eq!(
+                    begins,
+                    about.contains("schemas/Operation"),
+                    "{method} {path}"
+                );
+            }
+        }
+        assert!(names.contains("spawn_instance"), "{names:?}");
     }
 
     #[test]

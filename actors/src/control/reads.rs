@@ -18,41 +18,45 @@ use crate::supervisor::{Addresses, GetDaemon, GetRecoveries, List};
 
 pub(super) fn endpoints() -> Vec<Endpoint> {
     vec![
-        get("/v1/daemon", "The daemon's status", daemon),
-        get("/v1/instances", "All instances", list),
-        get("/v1/instances/{name}", "One instance", status),
+        get("/v1/daemon", "The daemon's status", show_daemon),
+        get("/v1/instances", "All instances", list_instances),
+        get("/v1/instances/{name}", "One instance", show_instance),
         get(
             "/v1/instances/{name}/heartbeat",
             "Its heartbeats",
-            heartbeat,
+            show_heartbeat,
         ),
-        get("/v1/instances/{name}/health", "Its health", health),
-        get("/v1/instances/{name}/morph", "The morph under way", morph),
-        get("/v1/instances/{name}/policy", "Its policy", policy),
-        get("/v1/policies", "All policies", policies),
-        get("/v1/recoveries", "Recoveries", recoveries),
-        get("/v1/operations", "Operations", operations),
+        get("/v1/instances/{name}/health", "Its health", show_health),
+        get(
+            "/v1/instances/{name}/morph",
+            "The morph under way",
+            show_morph,
+        ),
+        get("/v1/instances/{name}/policy", "Its policy", show_policy),
+        get("/v1/policies", "All policies", list_policies),
+        get("/v1/recoveries", "Recoveries", list_recoveries),
+        get("/v1/operations", "Operations", list_operations),
         get(
             "/v1/operations/{id}",
             "One operation; waits for news",
-            operation,
+            show_operation,
         ),
     ]
 }
 
-async fn daemon(api: web::Data<Api>) -> Answer<DaemonStatus> {
+async fn show_daemon(api: web::Data<Api>) -> Answer<DaemonStatus> {
     crate::fault::point("control");
     answer(api.supervisor.send(GetDaemon).await.map_err(actor_gone))
 }
 
-async fn list(api: web::Data<Api>) -> Listing<InstanceSummary> {
+async fn list_instances(api: web::Data<Api>) -> Listing<InstanceSummary> {
     Listing(api.supervisor.send(List).await.map_err(actor_gone))
 }
 
 /// In place of the value of an environment variable, for those who may only look.
 const HIDDEN: &str = "(hidden)";
 
-async fn status(
+async fn show_instance(
     request: HttpRequest,
     api: web::Data<Api>,
     name: web::Path<String>,
@@ -68,7 +72,7 @@ async fn status(
     answer(asked.await)
 }
 
-async fn heartbeat(api: web::Data<Api>, name: web::Path<String>) -> Answer<HeartbeatStatus> {
+async fn show_heartbeat(api: web::Data<Api>, name: web::Path<String>) -> Answer<HeartbeatStatus> {
     let asked = async {
         let instance = api.find(&name).await?;
         instance.send(GetHeartbeat).await.map_err(actor_gone)
@@ -76,7 +80,7 @@ async fn heartbeat(api: web::Data<Api>, name: web::Path<String>) -> Answer<Heart
     answer(asked.await)
 }
 
-async fn health(api: web::Data<Api>, name: web::Path<String>) -> Answer<HealthReport> {
+async fn show_health(api: web::Data<Api>, name: web::Path<String>) -> Answer<HealthReport> {
     let asked = async {
         let instance = api.find(&name).await?;
         instance.send(GetHealth).await.map_err(actor_gone)
@@ -84,7 +88,7 @@ async fn health(api: web::Data<Api>, name: web::Path<String>) -> Answer<HealthRe
     answer(asked.await)
 }
 
-async fn morph(api: web::Data<Api>, name: web::Path<String>) -> Answer<MorphStatus> {
+async fn show_morph(api: web::Data<Api>, name: web::Path<String>) -> Answer<MorphStatus> {
     let asked = async {
         let instance = api.find(&name).await?;
         instance.send(GetMorphStatus).await.map_err(actor_gone)?
@@ -92,11 +96,11 @@ async fn morph(api: web::Data<Api>, name: web::Path<String>) -> Answer<MorphStat
     answer(asked.await)
 }
 
-async fn policy(api: web::Data<Api>, name: web::Path<String>) -> Answer<Policy> {
+async fn show_policy(api: web::Data<Api>, name: web::Path<String>) -> Answer<Policy> {
     answer(api.status(&name).await.map(|status| status.policy))
 }
 
-async fn policies(api: web::Data<Api>) -> Answer<PolicySet> {
+async fn list_policies(api: web::Data<Api>) -> Answer<PolicySet> {
     let asked = async {
         let mut set = PolicySet::default();
         for (name, instance) in api.supervisor.send(Addresses).await.map_err(actor_gone)? {
@@ -118,7 +122,7 @@ struct RecoveryQuery {
     since: Option<String>,
 }
 
-async fn recoveries(
+async fn list_recoveries(
     api: web::Data<Api>,
     query: web::Query<RecoveryQuery>,
 ) -> Listing<RecoveryRecord> {
@@ -137,7 +141,7 @@ async fn recoveries(
     Listing(all.map(|all| all.into_iter().filter(wanted).collect()))
 }
 
-async fn operations(api: web::Data<Api>) -> Listing<Operation> {
+async fn list_operations(api: web::Data<Api>) -> Listing<Operation> {
     Listing(Ok(api.operations.list()))
 }
 
@@ -150,7 +154,7 @@ struct WaitQuery {
     seen: Option<u64>,
 }
 
-async fn operation(
+async fn show_operation(
     api: web::Data<Api>,
     id: web::Path<String>,
     query: web::Query<WaitQuery>,

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use actix::prelude::*;
-use kmorph_backends::contract::BackendKind;
 use kmorph_control_api::{
     ApiError, ErrorCode, EventKind, InstanceState, RecoveryOutcome, RecoveryRecord,
 };
@@ -44,19 +43,6 @@ pub struct RecoveryOver {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct RecoveryGranted;
-
-/// What there is to look at of an instance that did not start.
-fn where_to_look(backend: BackendKind) -> &'static str {
-    match backend {
-        BackendKind::Embedded | BackendKind::Qemu => {
-            "its log lies in the instance's run directory (`kmorphctl status`)"
-        }
-        BackendKind::Multikernel => {
-            "nothing logs the console of its kernel: read it with kerf console while it is active, or boot the kernel \
-             by hand with kerf start --console"
-        }
-    }
-}
 
 impl Instance {
     /// The active generation has failed.
@@ -107,13 +93,8 @@ impl Instance {
             }
             Work::Nothing | Work::Waiting(_) | Work::Queued(_) => {}
         }
-        if let Some(operation) = self.operation.take() {
-            let error = ApiError::new(
-                ErrorCode::Internal,
-                format!("it did not become healthy: {text}"),
-            )
-            .hint(where_to_look(self.services.backend.kind()));
-            operation.fail(error, None);
+        if self.is_spawning() {
+            return self.give_up_spawn(text, ctx);
         }
         self.enter(InstanceState::Failed, Some(text));
         self.heal(cause, evidence, ctx);

@@ -15,6 +15,7 @@ mod morphing;
 mod policy;
 mod ports;
 mod requests;
+mod spawning;
 mod status;
 mod termination;
 mod workload;
@@ -310,7 +311,7 @@ impl Handler<WatchEvent> for Instance {
             return;
         }
         match event.kind {
-            WatchKind::Healthy(release) => self.healthy(release),
+            WatchKind::Healthy(release) => self.answered(release, ctx),
             WatchKind::Booted(boot_id) => {
                 self.generation.boot_id = Some(boot_id);
                 let (name, generation) = (self.row.name.clone(), self.generation.generation);
@@ -338,7 +339,10 @@ impl Handler<WatchEvent> for Instance {
                     "transport congested: its channel takes no probes",
                 );
             }
-            WatchKind::Health(status) => self.health_said(status),
+            WatchKind::Health(status) => {
+                self.health_said(status);
+                self.check_spawn(ctx);
+            }
             WatchKind::Overload(evidence) => self.load_changed(evidence),
             WatchKind::Failed(verdict) => {
                 self.gone = verdict.ended;

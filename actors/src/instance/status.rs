@@ -58,7 +58,7 @@ fn metrics(answer: &HeartbeatRsp) -> Metrics {
 }
 
 impl Instance {
-    fn figures(&self) -> impl Future<Output = Option<WatchFigures>> + 'static + use<> {
+    pub(super) fn figures(&self) -> impl Future<Output = Option<WatchFigures>> + 'static + use<> {
         let watch = self.watch.clone();
         async move { watch?.send(GetFigures).await.ok() }
     }

@@ -156,7 +156,8 @@ impl Instance {
     }
 }
 
-async fn end(
+/// Stops, fences and forgets an instance; `force` does not ask it first.
+pub(super) async fn end(
     services: &Services,
     row: &InstanceRow,
     mut generation: GenerationRow,

@@ -8,10 +8,11 @@
 //! written together with the next record, or when nothing was written for a while: a commit record
 //! must not stand in line behind the disk writes of a dozen events.
 
+mod backup;
 mod rows;
 mod store;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -19,6 +20,7 @@ pub use rows::{
     CertificateRow, Change, Desired, GenerationPhase, GenerationRow, InstanceRow, InstanceSpec,
     KernelChoice, MorphRow, PublishedPortSpec, RecoveryRow, Snapshot, WorkloadRestarts,
 };
+use slog::{Logger, info, warn};
 use store::Store;
 pub use store::{EVENTS_KEPT, JournalError, MORPHS_KEPT, OPERATIONS_KEPT, RECOVERIES_KEPT};
 
@@ -37,6 +39,8 @@ pub struct Journal {
     calm: Option<SpawnHandle>,
     /// Why the last transaction failed, if it did.
     failure: Option<JournalError>,
+    /// The copy that is being made.
+    backup: Option<std::thread::JoinHandle<()>>,
 }
 
 /// Writes all changes in one transaction. Durable when answered.
@@ -50,10 +54,45 @@ pub struct Record(pub Vec<Change>);
 #[rtype(result = "()")]
 pub struct Note(pub Change);
 
+/// Makes copies of the journal in this directory from now on: soon one, unless there is one of the last day, then
+/// daily.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct KeepBackups {
+    /// The journal's directory.
+    pub dir: PathBuf,
+    /// Where it is told when one cannot be made.
+    pub log: Logger,
+}
+
+/// Time after the start before the first copy: instances come first.
+const FIRST_BACKUP_AFTER: Duration = Duration::from_secs(5);
+/// How often it is looked whether a copy is due.
+const BACKUP_LOOK_INTERVAL: Duration = Duration::from_secs(15 * 60);
+
 /// Reads everything.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<Snapshot, JournalError>")]
 pub struct Load;
+
+/// Reads events back.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<StoredEvents, JournalError>")]
+pub struct EventsAfter {
+    /// The id of the event before them.
+    pub after: u64,
+    /// How many, at most.
+    pub limit: usize,
+}
+
+/// See [`EventsAfter`].
+#[derive(Debug)]
+pub struct StoredEvents {
+    /// The events, oldest first.
+    pub events: Vec<kmorph_control_api::Event>,
+    /// Older ones after the id asked for are not kept any more.
+    pub dropped: bool,
+}
 
 /// Asks why the last transaction failed; `None` when it did not.
 #[derive(Debug, Message)]
@@ -80,7 +119,7 @@ impl Journal {
     /// When another daemon has it, or it cannot be opened, read and written.
     pub fn open(dir: &Path) -> Result<(Addr<Self>, Snapshot, Arbiter), JournalError> {
         let store = Store::open(dir)?;
-        let snapshot = store.load()?;
+        let snapshot = store.load_first(dir)?;
         let arbiter = Arbiter::new();
         let address = Self::start_in_arbiter(&arbiter.handle(), move |ctx| {
             ctx.set_mailbox_capacity(JOURNAL_MAILBOX);
@@ -89,15 +128,47 @@ impl Journal {
                 notes: Vec::new(),
                 calm: None,
                 failure: None,
+                backup: None,
             }
         });
         Ok((address, snapshot, arbiter))
+    }
+
+    /// Puts the copy `copy` in the place of the journal in `dir`. The journal that was there is kept; where.
+    ///
+    /// # Errors
+    /// When a daemon runs there, the copy is damaged, or the system refuses.
+    pub fn restore(dir: &Path, copy: &Path) -> Result<Option<PathBuf>, JournalError> {
+        Store::restore(dir, copy)
     }
 
     fn write(&mut self, changes: Vec<Change>, ctx: &mut Context<Self>) -> Result<(), JournalError> {
         self.notes.extend(changes);
         self.wait_for_calm(ctx);
         self.write_notes()
+    }
+
+    /// Makes a copy if one is due, on a thread of its own. One that is under way is not joined by another.
+    fn back_up(&mut self, dir: &Path, log: &Logger) {
+        let under_way = self
+            .backup
+            .as_ref()
+            .is_some_and(|thread| !thread.is_finished());
+        if under_way || !backup::is_due(dir) {
+            return;
+        }
+        let (dir, thread_log) = (dir.to_owned(), log.clone());
+        let thread = std::thread::Builder::new().name("journal-backup".to_owned());
+        let begun = thread.spawn(move || match backup::make(&dir) {
+            Ok(path) => info!(thread_log, "journal copied"; "path" => %path.display()),
+            Err(error) => warn!(thread_log, "the journal was not copied; it is tried again";
+                "error" => %error),
+        });
+        match begun {
+            Ok(thread) => self.backup = Some(thread),
+            Err(error) => warn!(log, "the journal was not copied; it is tried again";
+                "error" => %error),
+        }
     }
 
     fn write_notes(&mut self) -> Result<(), JournalError> {
@@ -155,11 +226,32 @@ impl Handler<Note> for Journal {
     }
 }
 
+impl Handler<KeepBackups> for Journal {
+    type Result = ();
+
+    fn handle(&mut self, keep: KeepBackups, ctx: &mut Self::Context) {
+        let KeepBackups { dir, log } = keep;
+        let (first, first_log) = (dir.clone(), log.clone());
+        ctx.run_later(FIRST_BACKUP_AFTER, move |act, _| {
+            act.back_up(&first, &first_log)
+        });
+        ctx.run_interval(BACKUP_LOOK_INTERVAL, move |act, _| act.back_up(&dir, &log));
+    }
+}
+
 impl Handler<GetFailure> for Journal {
     type Result = MessageResult<GetFailure>;
 
     fn handle(&mut self, _: GetFailure, _: &mut Self::Context) -> Self::Result {
         MessageResult(self.failure.clone())
+    }
+}
+
+impl Handler<EventsAfter> for Journal {
+    type Result = Result<StoredEvents, JournalError>;
+
+    fn handle(&mut self, asked: EventsAfter, _: &mut Self::Context) -> Self::Result {
+        self.store.events_after(asked.after, asked.limit)
     }
 }
 

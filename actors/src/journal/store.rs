@@ -5,12 +5,16 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kmorph_control_api::Event;
 use nix::fcntl::{Flock, FlockArg};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::backup::JOURNAL_NAME;
 use super::rows::{Change, Snapshot};
+use super::{StoredEvents, backup};
+use crate::wall_clock;
 
 /// Version of the schema; a newer one is refused, an older one migrated.
 const SCHEMA_VERSION: i64 = 1;
@@ -74,9 +78,39 @@ pub enum JournalError {
         /// The version found.
         found: i64,
     },
+    /// The file is damaged.
+    #[error("the journal {path:?} is damaged: {reason}; {}", what_to_do(path, backup.as_deref()))]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+        /// The newest good copy.
+        backup: Option<PathBuf>,
+    },
+    /// The copy that is to be made before the schema is changed cannot be made.
+    #[error(
+        "the journal is not changed to schema {SCHEMA_VERSION} without a copy of it, which cannot be made: {reason}"
+    )]
+    NoBackup {
+        /// Why.
+        reason: String,
+    },
+    /// A copy was not put back.
+    #[error("the journal is not replaced: {reason}")]
+    NotRestored {
+        /// Why.
+        reason: String,
+    },
     /// The disk is full.
     #[error("the journal cannot be written, the disk is full ({reason}); free some space")]
     DiskFull {
+        /// SQLite's reason.
+        reason: String,
+    },
+    /// SQLite has found the file damaged; which file, and what to do, is known to who opened it.
+    #[error("the journal is damaged: {reason}; the next start of kmorphd says what to do")]
+    Broken {
         /// SQLite's reason.
         reason: String,
     },
@@ -99,11 +133,34 @@ pub enum JournalError {
     Gone,
 }
 
+/// How to go on with a damaged journal.
+fn what_to_do(path: &Path, backup: Option<&Path>) -> String {
+    let directory = path.parent().unwrap_or(Path::new("/")).display();
+    match backup {
+        Some(backup) => format!(
+            "`kmorphd --state-dir={directory} --restore-journal={}` puts back the newest good copy, made {}; \
+             docs/operations.md says what to look at then",
+            backup.display(),
+            made_at(backup)
+        ),
+        None => format!(
+            "there is no good copy of it in {directory}/backups: move it away to begin anew, and end by hand what still \
+             runs"
+        ),
+    }
+}
+
+fn made_at(file: &Path) -> String {
+    let made = std::fs::metadata(file).and_then(|meta| meta.modified());
+    made.map_or_else(|_| "at an unknown time".to_owned(), wall_clock::rfc3339)
+}
+
 impl From<rusqlite::Error> for JournalError {
     fn from(error: rusqlite::Error) -> Self {
         let reason = error.to_string();
         match error.sqlite_error_code() {
             Some(ErrorCode::DiskFull) => Self::DiskFull { reason },
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::Broken { reason },
             _ => Self::Io { reason },
         }
     }
@@ -113,36 +170,58 @@ impl From<rusqlite::Error> for JournalError {
 pub(super) struct Store {
     db: Connection,
     since_checkpoint: usize,
+    /// Events in the table: their ids may have holes, so they do not tell how many there are.
+    events: u64,
     _lock: Flock<std::fs::File>,
 }
 
 impl Store {
     /// Opens or creates the journal in `dir`.
     pub(super) fn open(dir: &Path) -> Result<Self, JournalError> {
-        let path = dir.join("journal.sqlite");
+        let path = dir.join(JOURNAL_NAME);
         let refuse = |reason: String| JournalError::Open {
             path: path.clone(),
             reason,
         };
-        let mut options = std::fs::OpenOptions::new();
-        options.create(true).truncate(false).write(true).mode(0o600);
-        let lock = options
-            .open(dir.join("lock"))
-            .map_err(|e| refuse(e.to_string()))?;
-        let lock = lock_alone(lock, || std::thread::sleep(LOCK_PAUSE)).ok_or_else(|| {
-            JournalError::InUse {
-                dir: dir.to_owned(),
-            }
-        })?;
+        let lock = Self::lock(dir)?;
         let mut db = Connection::open(&path).map_err(|e| refuse(e.to_string()))?;
-        prepare(&mut db).map_err(|error| match error {
+        let prepared = prepare(&mut db, dir).and_then(|()| count_events(&db));
+        let events = prepared.map_err(|error| match error {
             JournalError::Io { reason } => refuse(reason),
+            JournalError::Broken { reason } => damaged(dir, reason),
             other => other,
         })?;
         Ok(Self {
             db,
             since_checkpoint: 0,
+            events,
             _lock: lock,
+        })
+    }
+
+    /// Keeps every other daemon out, as long as what it returns is there.
+    fn lock(dir: &Path) -> Result<Flock<std::fs::File>, JournalError> {
+        let path = dir.join("lock");
+        let opened = std::fs::OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path);
+        let lock = opened.map_err(|error| JournalError::Open {
+            path,
+            reason: error.to_string(),
+        })?;
+        lock_alone(lock, || std::thread::sleep(LOCK_PAUSE)).ok_or_else(|| JournalError::InUse {
+            dir: dir.to_owned(),
+        })
+    }
+
+    /// Puts a copy in the place of the journal in `dir`; where that is then, if there was one.
+    pub(super) fn restore(dir: &Path, copy: &Path) -> Result<Option<PathBuf>, JournalError> {
+        let _lock = Self::lock(dir)?;
+        backup::restore(dir, copy).map_err(|error| JournalError::NotRestored {
+            reason: error.to_string(),
         })
     }
 
@@ -152,11 +231,17 @@ impl Store {
             return Ok(());
         }
         self.since_checkpoint += changes.len();
+        let mut events = self.events;
         let tx = self.db.transaction()?;
         for change in changes {
-            apply_one(&tx, change)?;
+            match change {
+                Change::Event(event) => put_event(&tx, event, &mut events)?,
+                other => apply_one(&tx, other)?,
+            }
         }
-        Ok(tx.commit()?)
+        tx.commit()?;
+        self.events = events;
+        Ok(())
     }
 
     /// Works the log into the database if it has grown long. To be called when nobody waits: it
@@ -170,6 +255,39 @@ impl Store {
         let _ = self
             .db
             .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+    }
+
+    /// Up to `limit` events after the one with id `after`.
+    pub(super) fn events_after(
+        &self,
+        after: u64,
+        limit: usize,
+    ) -> Result<StoredEvents, JournalError> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut statement = self
+            .db
+            .prepare_cached("SELECT row FROM event WHERE id > ?1 ORDER BY id LIMIT ?2")?;
+        let texts = statement.query_map([signed(after), limit], |row| row.get(0))?;
+        let events = parse_rows("event", texts)?;
+        // Only the oldest give way: when an older one than asked for is there, none in between is missing.
+        let older = "SELECT EXISTS (SELECT 1 FROM event WHERE id <= ?1)";
+        let older: bool = self
+            .db
+            .query_row(older, [signed(after)], |row| row.get(0))?;
+        let dropped = !older && self.events >= EVENTS_KEPT;
+        Ok(StoredEvents { events, dropped })
+    }
+
+    /// As [`Store::load`], for a journal that was just opened in `dir`: what is damaged is named with what to do.
+    pub(super) fn load_first(&self, dir: &Path) -> Result<Snapshot, JournalError> {
+        self.load().map_err(|error| match error {
+            JournalError::Broken { reason } => damaged(dir, reason),
+            JournalError::Corrupt { table, reason } => {
+                let reason = format!("the table {table} has a row that does not parse: {reason}");
+                damaged(dir, reason)
+            }
+            other => other,
+        })
     }
 
     /// Reads everything.
@@ -225,7 +343,15 @@ fn lock_alone(file: std::fs::File, mut pause: impl FnMut()) -> Option<Flock<std:
     None
 }
 
-fn prepare(db: &mut Connection) -> Result<(), JournalError> {
+fn damaged(dir: &Path, reason: String) -> JournalError {
+    JournalError::Damaged {
+        path: dir.join(JOURNAL_NAME),
+        reason,
+        backup: backup::newest_good(dir),
+    }
+}
+
+fn prepare(db: &mut Connection, dir: &Path) -> Result<(), JournalError> {
     // FULL with WAL: a transaction is on the disk when commit returns (SQLite, "PRAGMA
     // synchronous"). The commit point of a morph rests on this.
     db.pragma_update(None, "journal_mode", "WAL")?;
@@ -235,18 +361,58 @@ fn prepare(db: &mut Connection) -> Result<(), JournalError> {
     if found > SCHEMA_VERSION {
         return Err(JournalError::NewerSchema { found });
     }
+    if let Some(reason) = backup::damage(db)? {
+        return Err(JournalError::Broken { reason });
+    }
+    let is_new: bool = db.query_row(
+        "SELECT NOT EXISTS (SELECT 1 FROM sqlite_schema)",
+        [],
+        |row| row.get(0),
+    )?;
+    if found < SCHEMA_VERSION && !is_new {
+        backup::make(dir).map_err(|error| JournalError::NoBackup {
+            reason: error.to_string(),
+        })?;
+    }
     let tx = db.transaction()?;
     tx.execute_batch(SCHEMA)?;
-    if found < SCHEMA_VERSION {
-        tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-    }
     // Written at every start, so that a read-only or full disk is found now and not at the first
     // failure of an instance.
     tx.execute(
-        "DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - ?1",
-        [EVENTS_KEPT as i64],
+        "DELETE FROM event WHERE id NOT IN (SELECT id FROM event ORDER BY id DESC LIMIT ?1)",
+        [signed(EVENTS_KEPT)],
     )?;
+    tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     Ok(tx.commit()?)
+}
+
+fn count_events(db: &Connection) -> Result<u64, JournalError> {
+    let count: i64 = db.query_row("SELECT count(*) FROM event", [], |row| row.get(0))?;
+    Ok(count.unsigned_abs())
+}
+
+/// Adds an event, and drops the oldest when there are more than [`EVENTS_KEPT`].
+fn put_event(tx: &Transaction<'_>, event: &Event, count: &mut u64) -> Result<(), JournalError> {
+    let row = json(event)?;
+    let sql = "INSERT OR IGNORE INTO event VALUES (?1, ?2)";
+    let added = tx
+        .prepare_cached(sql)?
+        .execute(params![signed(event.id), row])?;
+    if added == 0 {
+        let sql = "UPDATE event SET row = ?2 WHERE id = ?1";
+        tx.prepare_cached(sql)?
+            .execute(params![signed(event.id), row])?;
+    }
+    *count += added as u64;
+    while *count > EVENTS_KEPT {
+        let sql = "DELETE FROM event WHERE id = (SELECT min(id) FROM event)";
+        let dropped = tx.prepare_cached(sql)?.execute([])?;
+        if dropped == 0 {
+            break;
+        }
+        *count -= 1;
+    }
+    Ok(())
 }
 
 fn rows<T: DeserializeOwned>(
@@ -255,7 +421,14 @@ fn rows<T: DeserializeOwned>(
     query: &str,
 ) -> Result<Vec<T>, JournalError> {
     let mut statement = db.prepare(query)?;
-    let texts = statement.query_map([], |row| row.get::<_, String>(0))?;
+    let texts = statement.query_map([], |row| row.get(0))?;
+    parse_rows(table, texts)
+}
+
+fn parse_rows<T: DeserializeOwned>(
+    table: &'static str,
+    texts: impl Iterator<Item = Result<String, rusqlite::Error>>,
+) -> Result<Vec<T>, JournalError> {
     let parse = |text: Result<String, rusqlite::Error>| {
         serde_json::from_str(&text?).map_err(|e| JournalError::Corrupt {
             table,
@@ -328,7 +501,8 @@ fn apply_one(tx: &Transaction<'_>, change: &Change) -> Result<(), JournalError> 
                 .unwrap_or(0);
             put(tx, "operation", id, &json(row)?, OPERATIONS_KEPT)?;
         }
-        Change::Event(row) => put(tx, "event", row.id, &json(row)?, EVENTS_KEPT)?,
+        // Counted, by `put_event`.
+        Change::Event(_) => {}
         Change::Doctor(row) => put(tx, "doctor", 1, &json(row)?, 1)?,
     }
     Ok(())
@@ -365,6 +539,65 @@ fn put(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_copy_is_made_before_the_schema_is_changed_and_not_of_a_new_journal() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        assert_eq!(backup::newest_good(dir.path()), None);
+        store.db.pragma_update(None, "user_version", 0).unwrap();
+        drop(store);
+        drop(Store::open(dir.path()).unwrap());
+        let copy = backup::newest_good(dir.path()).unwrap();
+        let version = Connection::open(copy).unwrap();
+        let version: i64 = version
+            .query_row("PRAGMA user_version", [], |r| r.get(0))
+            .unwrap();
+        assert_eq!(version, 0, "as it was before");
+    }
+
+    #[test]
+    fn what_is_damaged_is_named_with_the_newest_good_copy() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Store::open(dir.path()).unwrap());
+        let copy = backup::make(dir.path()).unwrap();
+        let path = dir.path().join(JOURNAL_NAME);
+        let whole = std::fs::read(&path).unwrap();
+        let refusal = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            let opened = Store::open(dir.path()).and_then(|s| s.load_first(dir.path()).map(drop));
+            opened.unwrap_err().to_string()
+        };
+        let mut torn = whole.clone();
+        torn[4096..8192].fill(0xa5);
+        for bytes in [
+            &b"no database at all, but long enough"[..],
+            &torn,
+            &whole[..whole.len() / 2],
+        ] {
+            let text = refusal(bytes);
+            assert!(text.contains("is damaged"), "{text}");
+            let command = format!("--restore-journal={}", copy.display());
+            assert!(text.contains(&command), "{text}");
+        }
+        std::fs::write(&path, &whole).unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        store
+            .db
+            .execute("INSERT INTO operation VALUES (1, '{')", [])
+            .unwrap();
+        let text = store.load_first(dir.path()).unwrap_err().to_string();
+        assert!(
+            text.contains("table operation") && text.contains("--restore-journal="),
+            "{text}"
+        );
+        drop(store);
+        Store::restore(dir.path(), &copy).unwrap();
+        Store::open(dir.path())
+            .unwrap()
+            .load_first(dir.path())
+            .unwrap();
+    }
 
     #[test]
     fn a_lock_that_is_about_to_be_free_is_waited_for_and_another_daemons_is_not() {

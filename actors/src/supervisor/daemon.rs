@@ -61,45 +61,14 @@ impl Supervisor {
 }
 
 impl Handler<ApplySettings> for Supervisor {
-    type Result = MessageResult<ApplySettings>;
+    type Result = ();
 
     fn handle(&mut self, ApplySettings(new): ApplySettings, _: &mut Self::Context) -> Self::Result {
-        let mut changed = Vec::new();
         let mut old = self.services.settings.borrow_mut();
-        let mut note = |key: &str, differs: bool| {
-            if differs {
-                changed.push(key.to_owned());
-            }
-        };
-        note(
-            "defaults.heartbeat_timeout_s, defaults.auto_heal, defaults.morph_timeout_s, defaults.vmcore",
-            old.default_policy != new.default_policy,
-        );
-        note(
-            "defaults.memory_mib",
-            old.default_memory_bytes != new.default_memory_bytes,
-        );
-        note(
-            "limits.start_timeout_s",
-            old.start_timeout != new.start_timeout,
-        );
-        note(
-            "limits.stop_timeout_s",
-            old.stop_timeout != new.stop_timeout,
-        );
-        note(
-            "limits.recoveries",
-            old.recoveries_max != new.recoveries_max,
-        );
         let pool = old.pool != new.pool;
-        note("pool", pool);
-        note("control.group", old.control_group != new.control_group);
-        note("morph.mode", old.morph_mode != new.morph_mode);
-        note("vmcore", old.vmcore != new.vmcore);
         *old = *new;
         if pool {
             self.services.pool.borrow_mut().resize(old.pool.clone());
         }
-        MessageResult(changed)
     }
 }

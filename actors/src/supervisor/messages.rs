@@ -94,9 +94,9 @@ pub struct GetDaemon;
 #[rtype(result = "Vec<RecoveryRecord>")]
 pub struct GetRecoveries;
 
-/// New settings, already checked; the keys that are now in force.
+/// New settings, already checked.
 #[derive(Debug, Message)]
-#[rtype(result = "Vec<String>")]
+#[rtype(result = "()")]
 pub struct ApplySettings(pub Box<Settings>);
 
 /// No new work from now on.

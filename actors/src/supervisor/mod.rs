@@ -13,6 +13,7 @@ mod morphing;
 mod policies;
 mod restoring;
 mod spawning;
+mod workload;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -41,6 +42,7 @@ pub use messages::{
 pub use policies::ChangePolicies;
 use restoring::{Restored, restore, sweep_leftovers};
 pub use spawning::{INSTANCES_MAX, MEMORY_MIN_BYTES};
+pub use workload::{ARGUMENTS_MAX, STRING_MAX_BYTES, VARIABLES_MAX};
 
 /// Requests that may wait for this actor before whoever sends one waits too. What instances and recoveries
 /// tell it (`do_send`) does not count, and is bounded by them: each has a handful of things to say in its

@@ -10,9 +10,11 @@
 use std::collections::BTreeMap;
 
 use actix::prelude::*;
+use kmorph_backends::contract::BackendKind;
 use kmorph_control_api::{ApiError, ErrorCode, Policy, PolicyPatch};
 
 use super::Supervisor;
+use crate::capability::check_policy;
 use crate::generation::journal_failure;
 use crate::instance::{ApplyPolicy, GetPolicy, Instance};
 use crate::journal::{Change, record};
@@ -32,9 +34,10 @@ impl Handler<ChangePolicies> for Supervisor {
         });
         let found: Result<Vec<_>, ApiError> = found.collect();
         let (turn, journal) = (self.policy_turn.clone(), self.services.journal.clone());
+        let kind = self.services.backend.kind();
         let work = async move {
             let turn = turn.lock_owned().await;
-            let planned = plan(found?).await?;
+            let planned = plan(kind, found?).await?;
             let row = |(name, policy): (&String, &Policy)| {
                 Change::Policy(name.clone(), Box::new(policy.clone()))
             };
@@ -59,6 +62,7 @@ impl Handler<ChangePolicies> for Supervisor {
 
 /// What each policy will be.
 async fn plan(
+    kind: BackendKind,
     found: Vec<(String, Addr<Instance>, PolicyPatch)>,
 ) -> Result<BTreeMap<String, Policy>, ApiError> {
     let mut planned = BTreeMap::new();
@@ -69,10 +73,7 @@ async fn plan(
         };
         let policy = instance.send(GetPolicy).await.map_err(replaced)?;
         let policy = policy.patched(&patch);
-        if let Some((key, fault)) = policy.fault() {
-            let text = format!("{name}: {key}: {fault}");
-            return Err(ApiError::new(ErrorCode::InvalidRequest, text).hint("nothing was changed"));
-        }
+        check_policy(kind, &format!("{name}: "), &policy)?;
         planned.insert(name, policy);
     }
     Ok(planned)

@@ -2,10 +2,12 @@
 
 use actix::prelude::*;
 use kmorph_backends::contract::BackendKind;
-use kmorph_control_api::{ApiError, ErrorCode, OperationKind, Policy, SpawnRequest};
+use kmorph_control_api::{ApiError, ErrorCode, OperationKind, SpawnRequest};
 use kmorph_launch::{InstanceName, StartMode};
 
+use super::workload::{check_program, check_workload};
 use super::{Entry, Spawn, Supervisor};
+use crate::capability::check_policy;
 use crate::generation::read_kernel;
 use crate::instance::Beginning;
 use crate::journal::{
@@ -87,6 +89,7 @@ impl Supervisor {
                 "an instance needs at least {MEMORY_MIN_BYTES} bytes"
             )));
         }
+        request.workload.as_ref().map_or(Ok(()), check_workload)?;
         let services = &self.services;
         let handle = services
             .operations
@@ -145,6 +148,13 @@ async fn prepare_spawn(
         Some(&request.kernel_cmdline),
         request.initramfs.as_deref(),
     )?;
+    if let Some(workload) = request
+        .workload
+        .as_ref()
+        .filter(|_| request.initramfs.is_none())
+    {
+        check_program(workload).await?;
+    }
     operation.step("reading the kernel image");
     let kernel = choose_kernel(
         &request.kernel,
@@ -156,7 +166,7 @@ async fn prepare_spawn(
     if let Some(timeout) = request.heartbeat_timeout_s {
         policy.heartbeat_timeout_s = timeout;
     }
-    check_policy(&policy)?;
+    check_policy(services.backend.kind(), "", &policy)?;
     let memory_bytes = request
         .memory_bytes
         .unwrap_or(services.settings.borrow().default_memory_bytes);
@@ -211,16 +221,6 @@ async fn prepare_spawn(
     Ok((row, generation))
 }
 
-fn check_policy(policy: &Policy) -> Result<(), ApiError> {
-    match policy.fault() {
-        Some((key, fault)) => Err(ApiError::new(
-            ErrorCode::InvalidRequest,
-            format!("{key}: {fault}"),
-        )),
-        None => Ok(()),
-    }
-}
-
 /// Refuses what only a kernel that is booted can be given, where none is.
 pub(super) fn check_boot(
     kind: BackendKind,
@@ -235,7 +235,7 @@ pub(super) fn check_boot(
     };
     let kind = kind.as_str();
     let text = format!("{what} has no effect in the backend {kind}: it boots no kernel");
-    Err(ApiError::new(ErrorCode::InvalidRequest, text).hint(
+    Err(ApiError::new(ErrorCode::WrongState, text).hint(
         "leave it away, or set `backend = \"qemu\"` in the daemon's configuration to boot kernels",
     ))
 }

@@ -48,6 +48,7 @@ pub(super) fn launch(plan: &Plan, listening: bool) -> Result<Launched, LaunchErr
         .env("KMORPH_KERNEL_RELEASE", &plan.kernel_release)
         .env(MEMORY_ENV, plan.memory.bytes.to_string())
         .env_remove(crate::inherited::LISTENERS_ENV)
+        .env_remove(kmorph_launch::descriptors::SOFT_LIMIT_ENV)
         .stdin(Stdio::null())
         .stdout(input)
         .stderr(errors);

@@ -156,15 +156,15 @@ impl Supervisor {
             PLAIN_AFTER
         };
         let mut grace = Box::pin(tokio::time::sleep(grace));
-        let mut waiting = true;
+        let (mut waiting, mut registers) = (true, true);
         loop {
             tokio::select! {
-                result = &mut register => match result {
+                result = &mut register, if registers => match result {
                     Ok(_) => break,
+                    // A program that ends closes its socket first: only one that lives on is well.
                     Err(error) => {
+                        registers = false;
                         warn!(self.log, "the workload takes no part in morphs"; "reason" => %error);
-                        self.plain();
-                        self.refuse_all().await;
                     }
                 },
                 () = &mut grace, if waiting => {
@@ -197,13 +197,6 @@ impl Supervisor {
             WorkloadState::Running
         };
         self.tell(|c| c.state = state);
-    }
-
-    async fn refuse_all(&mut self) -> Infallible {
-        while let Some(ask) = self.queue.recv().await {
-            drop(ask.reply.send(Err(AskError::NotCooperative)));
-        }
-        pending().await
     }
 
     /// What a reply says about where the program stands.

@@ -77,6 +77,7 @@ impl Starting<'_> {
         // Our own child stays until it is reaped: there is always something to read.
         let stat = Stat::read(pid)?.ok_or(io::ErrorKind::NotFound)?;
         confine(pid, self.cpus)?;
+        limit_descriptors(pid)?;
         Ok(ProcessId {
             role: self.role.to_owned(),
             pid,
@@ -112,6 +113,21 @@ impl Starting<'_> {
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
+}
+
+/// Gives a process the soft limit of descriptors that this one was started with.
+fn limit_descriptors(pid: i32) -> io::Result<()> {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    let (Some(soft), Some(pid)) = (kmorph_launch::descriptors::before(), Pid::from_raw(pid)) else {
+        return Ok(());
+    };
+    let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+    let limit = Rlimit {
+        current: Some(soft),
+        maximum,
+    };
+    prlimit(Some(pid), Resource::Nofile, limit)?;
+    Ok(())
 }
 
 /// Lets a thread, and those that it starts, run on these CPUs only.

@@ -120,15 +120,18 @@ pub(crate) enum Command {
     /// List, show, watch and cancel long work
     #[command(subcommand, alias = "operations")]
     Operation(OperationCommand),
-    /// Follow what happens
+    /// Show what happened, and follow what happens
     Events {
         /// Only of this instance
         #[arg(long, value_name = "NAME")]
         instance: Option<String>,
-        /// Start after this event; unless told, only what happens from now on
+        /// Go on with what happens from now on
+        #[arg(long, short)]
+        follow: bool,
+        /// Start after this event
         #[arg(long, value_name = "ID")]
         since_id: Option<u64>,
-        /// End after this many events
+        /// At most this many: the newest; with --since-id or --follow the first
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
         count: Option<u64>,
     },

@@ -1,4 +1,6 @@
-//! `kmorphctl events`: follows the daemon's server-sent events.
+//! `kmorphctl events`: the daemon's server-sent events, those that are kept or those to come.
+
+use std::collections::VecDeque;
 
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -15,49 +17,110 @@ use crate::output::Output;
 /// Longest line of the stream, bytes.
 const LINE_MAX_BYTES: usize = 1 << 20;
 
-pub(super) async fn follow(
+/// Which events.
+pub(super) struct Wanted {
+    /// Of this instance alone.
+    pub(super) instance: Option<String>,
+    /// Also those to come.
+    pub(super) follow: bool,
+    /// After the one with this id.
+    pub(super) since_id: Option<u64>,
+    /// How many at most.
+    pub(super) count: Option<u64>,
+}
+
+pub(super) async fn show(
     client: &Client,
     out: &mut Output,
-    instance: Option<String>,
-    since_id: Option<u64>,
-    count: Option<u64>,
+    wanted: Wanted,
 ) -> Result<Exit, Failure> {
-    let since = since_id.map(|id| id.to_string());
-    let address = path(&["events"]) + &query(&[("instance", instance), ("since_id", since)]);
-    let mut stream = client.stream(&address).await?;
+    let since = wanted.since_id.map(|id| id.to_string());
+    let follow = (!wanted.follow).then(|| "false".to_owned());
+    let query = query(&[
+        ("instance", wanted.instance),
+        ("since_id", since),
+        ("follow", follow),
+    ]);
+    let mut stream = client.stream(&(path(&["events"]) + &query)).await?;
+    let mut shown = Shown::new(wanted.count, !wanted.follow && wanted.since_id.is_none());
     let mut lines = Lines::default();
-    let mut left = count.unwrap_or(u64::MAX);
-    while left > 0 {
+    loop {
         let chunk = tokio::select! {
             chunk = next_chunk(client, &mut stream) => chunk?,
             _ = tokio::signal::ctrl_c() => return Ok(Exit::Interrupted),
+        };
+        let Some(chunk) = chunk else {
+            if wanted.follow {
+                return Err(client.broken("the stream of events ended"));
+            }
+            break;
         };
         for line in lines.push(&chunk).map_err(|why| client.broken(why))? {
             let Some(data) = line.strip_prefix("data:").map(str::trim_start) else {
                 continue;
             };
-            show(client, out, data)?;
-            left -= 1;
-            if left == 0 {
-                break;
+            if let Some(data) = shown.next(data) {
+                print(client, out, &data)?;
+            }
+            if shown.is_over() {
+                return Ok(Exit::Ok);
             }
         }
+    }
+    for data in shown.newest {
+        print(client, out, &data)?;
     }
     Ok(Exit::Ok)
 }
 
-async fn next_chunk(client: &Client, stream: &mut Incoming) -> Result<Vec<u8>, Failure> {
-    match stream.frame().await {
-        Some(Ok(frame)) => Ok(frame
-            .into_data()
-            .map(|data| data.to_vec())
-            .unwrap_or_default()),
-        Some(Err(error)) => Err(client.broken(error)),
-        None => Err(client.broken("the stream of events ended")),
+/// How many events are shown: the first ones at once, or the newest ones at the end.
+struct Shown {
+    left: u64,
+    at_the_end: bool,
+    newest: VecDeque<String>,
+}
+
+impl Shown {
+    fn new(count: Option<u64>, newest: bool) -> Self {
+        Self {
+            left: count.unwrap_or(u64::MAX),
+            at_the_end: newest && count.is_some(),
+            newest: VecDeque::new(),
+        }
+    }
+
+    /// The event, if it is to be shown now.
+    fn next(&mut self, data: &str) -> Option<String> {
+        if !self.at_the_end {
+            self.left = self.left.saturating_sub(1);
+            return Some(data.to_owned());
+        }
+        if self.newest.len() as u64 >= self.left {
+            self.newest.pop_front();
+        }
+        self.newest.push_back(data.to_owned());
+        None
+    }
+
+    fn is_over(&self) -> bool {
+        !self.at_the_end && self.left == 0
     }
 }
 
-fn show(client: &Client, out: &mut Output, data: &str) -> Result<(), Failure> {
+/// The next bytes; `None` at the end.
+async fn next_chunk(client: &Client, stream: &mut Incoming) -> Result<Option<Vec<u8>>, Failure> {
+    match stream.frame().await {
+        Some(Ok(frame)) => Ok(Some(
+            frame
+                .into_data()
+                .map_or_else(|_| Vec::new(), |data| data.to_vec()),
+        )),
+        Some(Err(error)) => Err(client.broken(error)),
+        None => Ok(None),
+    }
+}
+
+fn print(client: &Client, out: &mut Output, data: &str) -> Result<(), Failure> {
     let garbled =
         |error: serde_json::Error| client.broken(format!("an event makes no sense: {error}"));
     let raw: Value = serde_json::from_str(data).map_err(garbled)?;
@@ -107,6 +170,20 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_count_means_the_newest_of_what_is_kept_and_the_first_of_what_is_to_come() {
+        let mut first = Shown::new(Some(2), false);
+        let shown: Vec<_> = ["a", "b"].iter().filter_map(|e| first.next(e)).collect();
+        assert_eq!(shown, ["a", "b"]);
+        assert!(first.is_over());
+        let mut newest = Shown::new(Some(2), true);
+        assert!(["a", "b", "c"].iter().all(|e| newest.next(e).is_none()));
+        assert!(!newest.is_over());
+        assert_eq!(newest.newest, ["b", "c"]);
+        let mut all = Shown::new(None, true);
+        assert_eq!(all.next("a").as_deref(), Some("a"));
+    }
 
     #[test]
     fn lines_are_whole_however_they_arrive() {

@@ -52,9 +52,18 @@ pub(crate) async fn run(cli: Cli, out: &mut Output) -> Result<Exit, Failure> {
         Command::Operation(command) => operation::run(client, out, command).await,
         Command::Events {
             instance,
+            follow,
             since_id,
             count,
-        } => events::follow(client, out, instance, since_id, count).await,
+        } => {
+            let wanted = events::Wanted {
+                instance,
+                follow,
+                since_id,
+                count,
+            };
+            events::show(client, out, wanted).await
+        }
         Command::Completions { shell } => shell::completions(out, shell),
         Command::Man { dir } => shell::man(out, &dir),
         Command::Monitor { .. } => Err(not_built_yet("monitor")),

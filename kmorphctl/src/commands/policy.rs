@@ -1,6 +1,8 @@
 //! `kmorphctl policy`.
 
-use std::io::{Read, Write};
+use std::fs::Permissions;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use kmorph_control_api::address::path;
@@ -144,29 +146,45 @@ async fn export(
     Ok(Exit::Ok)
 }
 
-/// Replaces a file whole: a reader, and a full disk, find the old one or the new one. What is no
-/// regular file (`/dev/stdout`, a pipe) is written to as it is.
+/// Replaces a file whole: a reader, and a full disk, find the old one or the new one. A symbolic link is not
+/// followed: in a directory that others may write to, it may point at a file of ours. What is no regular file (a
+/// pipe) is written to as it is.
 fn replace(file: &Path, text: &str) -> std::io::Result<()> {
-    if std::fs::metadata(file).is_ok_and(|meta| !meta.is_file()) {
-        return std::fs::write(file, text);
-    }
-    // A link stays a link to what is replaced.
-    let target = file.canonicalize().unwrap_or_else(|_| file.to_owned());
-    let mut name = target.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.new", std::process::id()));
-    let new = target.with_file_name(name);
-    let written = std::fs::File::create_new(&new).and_then(|mut open| {
-        open.write_all(text.as_bytes())?;
-        if let Ok(meta) = std::fs::metadata(&target) {
-            open.set_permissions(meta.permissions())?;
+    let permissions = match std::fs::symlink_metadata(file) {
+        Ok(there) if there.is_symlink() => {
+            let text = "it is a symbolic link, which is not followed: name the file itself";
+            return Err(std::io::Error::new(ErrorKind::InvalidInput, text));
         }
-        open.sync_all()?;
-        std::fs::rename(&new, &target)
-    });
-    if written.is_err() {
-        let _ = std::fs::remove_file(&new);
+        Ok(there) if there.is_file() => Some(there.permissions()),
+        Ok(_) => return write_as_it_is(file, text),
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    let directory = match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    // Its name cannot be known before, and it is made anew: nothing that is planted there is written to.
+    let mut new = tempfile::Builder::new()
+        .prefix(".kmorph-policies-")
+        // As any file that a command makes: the umask takes from it.
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(directory)?;
+    new.write_all(text.as_bytes())?;
+    if let Some(permissions) = permissions {
+        new.as_file().set_permissions(permissions)?;
     }
-    written
+    new.as_file().sync_all()?;
+    new.persist(file)?;
+    std::fs::File::open(directory)?.sync_all()
+}
+
+fn write_as_it_is(file: &Path, text: &str) -> std::io::Result<()> {
+    let mut open = std::fs::File::options()
+        .write(true)
+        .custom_flags(nix::libc::O_NOFOLLOW)
+        .open(file)?;
+    open.write_all(text.as_bytes())
 }
 
 async fn import(client: &Client, out: &mut Output, file: &Path) -> Result<Exit, Failure> {

@@ -1,5 +1,9 @@
 //! `kmorphctl spawn`.
 
+use std::ffi::OsStr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
 use kmorph_control_api::address::path;
 use kmorph_control_api::{InstanceStatus, Operation, SpawnRequest, WorkloadRequest};
 
@@ -63,10 +67,35 @@ fn request(args: SpawnArgs) -> Result<SpawnRequest, Failure> {
     })
 }
 
-/// `./server` is meant from here; a bare name is the daemon's to know.
+/// The workload that the daemon knows by its name.
+const KV_NAME: &str = "kmorph-kv";
+
+/// The absolute path of a program. `./server` is meant from here; a bare name is looked for in PATH, as a shell does.
 fn program_path(program: String) -> Result<String, Failure> {
-    match program.contains('/') {
-        true => absolute(program.as_ref()),
-        false => Ok(program),
+    if program == KV_NAME {
+        return Ok(program);
     }
+    if program.contains('/') {
+        return absolute(program.as_ref());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    match in_path(&program, &path) {
+        Some(found) => absolute(&found),
+        None => {
+            let looked = path.to_string_lossy();
+            let text = format!("there is no program {program:?}: looked for in PATH ({looked})");
+            Err(Failure::new(Exit::NotFound, text).hint(format!(
+                "give its path, or {KV_NAME} for the reference server"
+            )))
+        }
+    }
+}
+
+/// The first executable file of this name in the directories of `path`.
+fn in_path(name: &str, path: &OsStr) -> Option<PathBuf> {
+    let places = std::env::split_paths(path).map(|dir| dir.join(name));
+    places.into_iter().find(|place| {
+        let found = std::fs::metadata(place);
+        found.is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    })
 }

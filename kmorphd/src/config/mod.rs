@@ -1,17 +1,23 @@
 //! The configuration file: TOML, every key optional, unknown keys refused with their place.
 
+mod difference;
 mod multikernel;
+mod place;
 mod vmcore;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kmorph_actors::capability::unkept;
 use kmorph_actors::pool::Stock;
 use kmorph_actors::settings::{MorphMode, Settings};
+use kmorph_backends::contract::BackendKind;
 use kmorph_control_api::{Policy, VmcorePolicy};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
+pub(crate) use difference::{changed_keys, is_read_once};
 pub(crate) use multikernel::Multikernel;
+pub(crate) use place::Place;
 pub(crate) use vmcore::Vmcore;
 
 /// Largest configuration file, in bytes.
@@ -20,7 +26,7 @@ pub(crate) const CONFIG_MAX_BYTES: u64 = 1024 * 1024;
 const HOST_MEMORY_BYTES: u64 = 1 << 30;
 
 /// The file as it is written.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct File {
     /// `embedded`, `qemu` or `multikernel`.
@@ -35,9 +41,12 @@ pub(crate) struct File {
     pub(crate) qemu: Qemu,
     pub(crate) multikernel: Multikernel,
     pub(crate) log: Log,
+    /// What was read, to say where a value stands.
+    #[serde(skip)]
+    pub(crate) text: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Morph {
     mode: Mode,
@@ -53,7 +62,7 @@ impl Default for Morph {
     }
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Mode {
     #[default]
@@ -61,7 +70,7 @@ enum Mode {
     Rounds,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Backend {
     #[default]
@@ -70,7 +79,7 @@ pub(crate) enum Backend {
     Multikernel,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Paths {
     pub(crate) state_dir: Option<PathBuf>,
@@ -81,7 +90,7 @@ pub(crate) struct Paths {
     pub(crate) kv: Option<PathBuf>,
 }
 
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Control {
     group: Option<String>,
@@ -95,15 +104,16 @@ impl Default for Control {
     }
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Pool {
     cpus: Option<Vec<u16>>,
     share_cpus: Option<bool>,
     memory_mib: Option<u64>,
+    share_memory: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Defaults {
     heartbeat_timeout_s: f64,
@@ -127,7 +137,7 @@ impl Default for Defaults {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Limits {
     start_timeout_s: f64,
@@ -148,7 +158,7 @@ impl Default for Limits {
 }
 
 /// The qemu backend. Read once, at the daemon's start.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Qemu {
     pub(crate) program: Option<PathBuf>,
@@ -161,7 +171,7 @@ pub(crate) struct Qemu {
 }
 
 /// What carries vsock to a guest.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Transport {
     #[default]
@@ -169,7 +179,7 @@ pub(crate) enum Transport {
     Kerf,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Accel {
     #[default]
@@ -178,14 +188,14 @@ pub(crate) enum Accel {
     Tcg,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Log {
     pub(crate) format: Format,
     pub(crate) level: Level,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Format {
     #[default]
@@ -194,7 +204,7 @@ pub(crate) enum Format {
     Journald,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Level {
     Error,
@@ -216,12 +226,18 @@ pub(crate) enum ConfigError {
     TooLarge { path: PathBuf },
     #[error("the configuration {path:?} is refused:\n{reason}")]
     Parse { path: PathBuf, reason: String },
-    #[error("the configuration {path:?} is refused: {key}: {reason}")]
+    #[error("the configuration {path:?} is refused: {}{key}: {reason}", before(*.place))]
     Value {
         path: PathBuf,
+        /// Where the value stands; none when it is a default.
+        place: Option<Place>,
         key: &'static str,
         reason: String,
     },
+}
+
+fn before(place: Option<Place>) -> String {
+    place.map_or_else(String::new, |place| format!("{place}: "))
 }
 
 impl File {
@@ -237,28 +253,32 @@ impl File {
             return Err(ConfigError::TooLarge { path: owned() });
         }
         let text = std::fs::read_to_string(path).map_err(read)?;
-        toml::from_str(&text).map_err(|e| ConfigError::Parse {
+        let parsed = toml::from_str::<Self>(&text).map_err(|e| ConfigError::Parse {
             path: owned(),
             reason: e.to_string(),
-        })
+        });
+        parsed.map(|file| Self { text, ..file })
     }
 
     /// The settings that follow, for the places in `places`.
     pub(crate) fn settings(&self, places: Places) -> Result<Settings, ConfigError> {
         let path = places.config.clone().unwrap_or_else(|| "(defaults)".into());
-        let refuse = |key, reason: String| ConfigError::Value {
+        let refuse = |key: &'static str, reason: String| ConfigError::Value {
             path: path.clone(),
+            place: Place::of(&self.text, key),
             key,
             reason,
         };
+        self.check_paths(refuse)?;
         let default_policy = Policy {
             heartbeat_timeout_s: self.defaults.heartbeat_timeout_s,
             auto_heal: self.defaults.auto_heal,
             morph_timeout_s: self.defaults.morph_timeout_s,
             vmcore: self.defaults.vmcore,
         };
-        if let Some((key, fault)) = default_policy.fault() {
-            return Err(refuse(key, fault));
+        let fault = default_policy.fault();
+        if let Some((key, fault)) = fault.or_else(|| unkept(self.backend.kind(), &default_policy)) {
+            return Err(refuse(default_key(key), fault));
         }
         let seconds = |key, value: f64| match Duration::try_from_secs_f64(value) {
             Ok(time) if (0.1..=3600.0).contains(&value) => Ok(time),
@@ -277,13 +297,12 @@ impl File {
                 "at least 1 must be allowed".to_owned(),
             ));
         }
-        self.multikernel.check(refuse)?;
         let (cpus, memory) = match self.backend {
             Backend::Multikernel => self.no_pool(refuse)?,
             Backend::Embedded | Backend::Qemu => (
                 self.pool_cpus(refuse)?,
                 match self.pool.memory_mib {
-                    Some(value) => mib("pool.memory_mib", value)?,
+                    Some(value) => self.pool_memory(mib("pool.memory_mib", value)?, refuse)?,
                     None => host_memory_bytes()
                         .saturating_sub(HOST_MEMORY_BYTES)
                         .max(HOST_MEMORY_BYTES),
@@ -343,6 +362,56 @@ impl File {
         Ok(cpus)
     }
 
+    /// The memory of the pool, unless it is more than there is and that was not meant.
+    fn pool_memory(
+        &self,
+        bytes: u64,
+        refuse: impl Fn(&'static str, String) -> ConfigError,
+    ) -> Result<u64, ConfigError> {
+        let there_is = host_memory_bytes();
+        if bytes <= there_is || self.pool.share_memory {
+            return Ok(bytes);
+        }
+        let reason = format!(
+            "this machine has {} MiB; with pool.share_memory = true a pool may promise more",
+            there_is >> 20
+        );
+        Err(refuse("pool.memory_mib", reason))
+    }
+
+    /// Refuses paths that mean another place for each working directory. A program without any `/` is looked up in
+    /// PATH.
+    fn check_paths(
+        &self,
+        refuse: impl Fn(&'static str, String) -> ConfigError,
+    ) -> Result<(), ConfigError> {
+        let (paths, qemu) = (&self.paths, &self.qemu);
+        let in_path = |path: &&PathBuf| path.components().count() > 1;
+        let all = [
+            ("paths.state_dir", paths.state_dir.as_ref()),
+            ("paths.run_dir", paths.run_dir.as_ref()),
+            ("paths.socket", paths.socket.as_ref()),
+            ("paths.cache_dir", paths.cache_dir.as_ref()),
+            ("paths.agent", paths.agent.as_ref()),
+            ("paths.kv", paths.kv.as_ref()),
+            ("qemu.kerf_modules", qemu.kerf_modules.as_ref()),
+            ("qemu.modules", qemu.modules.as_ref()),
+            ("qemu.program", qemu.program.as_ref().filter(in_path)),
+            (
+                "qemu.vhost_vsock",
+                qemu.vhost_vsock.as_ref().filter(in_path),
+            ),
+            ("qemu.kerf_host", qemu.kerf_host.as_ref().filter(in_path)),
+        ];
+        for (key, path) in all.into_iter().chain(self.multikernel.paths()) {
+            if let Some(path) = path.filter(|path| !path.is_absolute()) {
+                let reason = format!("{} is no absolute path", path.display());
+                return Err(refuse(key, reason));
+            }
+        }
+        Ok(())
+    }
+
     /// With the multikernel backend the pool is the kernel's own, which is read from it once the configuration is
     /// known to be sound.
     fn no_pool(
@@ -354,6 +423,27 @@ impl File {
             return Err(refuse("pool", reason.to_owned()));
         }
         Ok((Vec::new(), 0))
+    }
+}
+
+impl Backend {
+    /// The backend itself.
+    pub(crate) fn kind(self) -> BackendKind {
+        match self {
+            Self::Embedded => BackendKind::Embedded,
+            Self::Qemu => BackendKind::Qemu,
+            Self::Multikernel => BackendKind::Multikernel,
+        }
+    }
+}
+
+/// The key of the file that the default of a policy's `key` comes from.
+fn default_key(key: &str) -> &'static str {
+    match key {
+        "heartbeat_timeout_s" => "defaults.heartbeat_timeout_s",
+        "morph_timeout_s" => "defaults.morph_timeout_s",
+        "vmcore" => "defaults.vmcore",
+        _ => "defaults",
     }
 }
 
@@ -443,6 +533,17 @@ mod tests {
     }
 
     #[test]
+    fn what_looks_like_a_fault_and_is_none_is_taken() {
+        for text in [
+            "[pool]\nshare_memory = true\nmemory_mib = 1073741824",
+            "[qemu]\nprogram = \"qemu-system-x86_64\"",
+            "backend = \"qemu\"\n[defaults]\nvmcore = \"required\"",
+        ] {
+            parse(text).unwrap();
+        }
+    }
+
+    #[test]
     fn a_rate_of_captures_is_taken_over_and_there_is_none_by_default() {
         assert_eq!(parse("").unwrap().vmcore.rate, None);
         let limited = parse("[vmcore]\nrate_mib_s = 8").unwrap();
@@ -473,6 +574,32 @@ mod tests {
             (
                 "[multikernel]\nvsock_sockets = \"x\"",
                 "multikernel.vsock_sockets",
+            ),
+            (
+                "[pool]\nmemory_mib = 1073741824",
+                "line 2, column 14: pool.memory_mib: this machine has",
+            ),
+            (
+                "[paths]\nstate_dir = \"state\"",
+                "line 2, column 13: paths.state_dir: state is no absolute path",
+            ),
+            ("[paths]\nrun_dir = \"\"", "paths.run_dir"),
+            ("[paths]\nsocket = \"./s\"", "paths.socket"),
+            ("[paths]\nagent = \"bin/agent\"", "paths.agent"),
+            ("[paths]\nkv = \"kv\"", "paths.kv"),
+            ("[paths]\ncache_dir = \"cache\"", "paths.cache_dir"),
+            ("[qemu]\nprogram = \"bin/qemu\"", "qemu.program"),
+            ("[qemu]\nvhost_vsock = \"./vhost\"", "qemu.vhost_vsock"),
+            ("[qemu]\nkerf_host = \"../host\"", "qemu.kerf_host"),
+            ("[qemu]\nmodules = \"modules\"", "qemu.modules"),
+            ("[qemu]\nkerf_modules = \"kmod\"", "qemu.kerf_modules"),
+            (
+                "[defaults]\nvmcore = \"on\"",
+                "line 2, column 10: defaults.vmcore",
+            ),
+            (
+                "[defaults]\nmorph_timeout_s = 0.5",
+                "line 2, column 19: defaults.morph_timeout_s",
             ),
             ("[pool]\ncpus = []", "pool.cpus"),
             ("[pool]\ncpus = [60000]", "pool.cpus"),

@@ -3,12 +3,10 @@
 use std::path::PathBuf;
 
 use kmorph_backends::multikernel::{self, Vsock};
-use serde::Deserialize;
-
-use super::ConfigError;
+use serde::{Deserialize, Serialize};
 
 /// The multikernel backend. Read once, at the daemon's start.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Multikernel {
     pub(crate) root: PathBuf,
@@ -35,24 +33,15 @@ impl Default for Multikernel {
 }
 
 impl Multikernel {
-    /// Refuses paths that mean another place for each working directory.
-    pub(super) fn check(
-        &self,
-        refuse: impl Fn(&'static str, String) -> ConfigError,
-    ) -> Result<(), ConfigError> {
-        for (key, path) in [
+    /// Its paths, each with its key.
+    pub(super) fn paths(&self) -> [(&'static str, Option<&PathBuf>); 5] {
+        [
             ("multikernel.root", Some(&self.root)),
             ("multikernel.lock", Some(&self.lock)),
             ("multikernel.records", Some(&self.records)),
             ("multikernel.vsock_sockets", self.vsock_sockets.as_ref()),
             ("multikernel.modules", self.modules.as_ref()),
-        ] {
-            if let Some(path) = path.filter(|path| !path.is_absolute()) {
-                let reason = format!("{} is no absolute path", path.display());
-                return Err(refuse(key, reason));
-            }
-        }
-        Ok(())
+        ]
     }
 
     /// How instances are reached.

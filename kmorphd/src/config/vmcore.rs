@@ -7,11 +7,11 @@ use kmorph_actors::vmcore::{Retention, SURVIVORS_MAX, VmcoreSettings};
 use kmorph_vmcore::compression::Compression;
 use kmorph_vmcore::paced::{RATE_MAX_MIB_S, RATE_MIN_MIB_S, Rate};
 use kmorph_vmcore::writer::{LEVEL_MAX, Output, THREADS_MAX};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
 
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Vmcore {
     dir: Option<PathBuf>,
@@ -25,7 +25,7 @@ pub(crate) struct Vmcore {
     keep_mib: Option<u64>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum DumpFormat {
     #[default]

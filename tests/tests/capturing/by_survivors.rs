@@ -16,7 +16,7 @@ use serde_json::json;
 /// What ends here is killed or panics, which is seen at once: nothing waits for the heartbeat timeout.
 /// All of the memory, no faster than so that survivors have the time to take part in it.
 const CONFIG: &str = "backend = \"qemu\"\n[defaults]\nheartbeat_timeout_s = 10.0\nvmcore = \"on\"\n\
-                      [pool]\nshare_cpus = true\nmemory_mib = 65536\n\
+                      [pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n\
                       [vmcore]\nsurvivors = 2\nlevel = 0\nrate_mib_s = 16\n";
 /// Where memory above 4 GiB would begin in the file; the guests have less.
 const LOW_BYTES: u64 = 2 << 30;

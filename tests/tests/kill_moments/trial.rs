@@ -16,8 +16,7 @@ use crate::writer::{KEY, Writer};
 /// Answered heartbeats after which an instance is known to be watched: they take longer than its heartbeat timeout.
 const WATCHED: u64 = 14;
 /// A heartbeat timeout that a busy machine keeps, and a pool that is not scarce.
-const CONFIG: &str =
-    "[defaults]\nheartbeat_timeout_s = 3.0\n[pool]\nshare_cpus = true\nmemory_mib = 65536\n";
+const CONFIG: &str = "[defaults]\nheartbeat_timeout_s = 3.0\n[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n";
 
 /// What is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,35 @@
+//! What a backend can do for a policy.
+
+use kmorph_backends::contract::BackendKind;
+use kmorph_control_api::{ApiError, ErrorCode, Policy, VmcorePolicy};
+
+/// The key and the reason of the first rule in `policy` that instances of the backend `kind` cannot keep.
+pub fn unkept(kind: BackendKind, policy: &Policy) -> Option<(&'static str, String)> {
+    if policy.vmcore == VmcorePolicy::Off || kind.captures_memory() {
+        return None;
+    }
+    let reason = format!(
+        "{:?} cannot be kept: the backend {} captures no memory; only \"off\" is possible",
+        policy.vmcore.as_str(),
+        kind.as_str()
+    );
+    Some(("vmcore", reason))
+}
+
+/// Refuses a policy with a value out of its range, or one that instances of the backend `kind` cannot keep. `whose`
+/// begins the message.
+///
+/// # Errors
+/// With the key and the reason; nothing was changed.
+pub fn check_policy(kind: BackendKind, whose: &str, policy: &Policy) -> Result<(), ApiError> {
+    let refuse = |code, (key, fault): (&str, String)| {
+        ApiError::new(code, format!("{whose}{key}: {fault}")).hint("nothing was changed")
+    };
+    if let Some(fault) = policy.fault() {
+        return Err(refuse(ErrorCode::InvalidRequest, fault));
+    }
+    match unkept(kind, policy) {
+        Some(fault) => Err(refuse(ErrorCode::WrongState, fault)),
+        None => Ok(()),
+    }
+}

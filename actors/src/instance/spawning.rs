@@ -1,0 +1,182 @@
+//! A spawn that fails: the error says why, and nothing of the instance stays.
+//!
+//! ```text
+//! spawned ─┬─ first healthy answer, its program runs ─▶ the operation succeeds
+//!          └─ its program ended, its kernel or agent failed ─▶ recorded ─▶ fenced ─▶ forgotten ─▶ the operation fails
+//! ```
+//!
+//! Only an instance that has served is healed: whoever spawns learns at once that the program does not start, and
+//! has nothing to clean up.
+
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use actix::prelude::*;
+use kmorph_backends::contract::BackendKind;
+use kmorph_control_api::{ApiError, ErrorCode, InstanceState, OperationKind};
+use kmp_proto::message::{HealthStatusFixed, WorkloadState};
+use slog::warn;
+
+use super::termination::end;
+use super::{Instance, Work};
+use crate::journal::{Change, Desired, record};
+use crate::operations::Handle;
+use crate::supervisor::InstanceGone;
+
+/// What an error quotes of the end of a log, bytes.
+const QUOTE_BYTES: u64 = 1024;
+/// Lines that it quotes.
+const QUOTE_LINES: usize = 5;
+
+impl Instance {
+    /// Whether the spawn of the instance is under way.
+    pub(super) fn is_spawning(&self) -> bool {
+        let operation = self.operation.as_ref().and_then(Handle::snapshot);
+        matches!(self.work, Work::Nothing)
+            && self.ending.is_none()
+            && operation.is_some_and(|o| o.kind == OperationKind::Spawn)
+    }
+
+    /// The instance answers and complains of nothing. A program that ended with success is no reason for its agent
+    /// to complain, but a spawn is not done with it.
+    pub(super) fn answered(&mut self, release: String, ctx: &mut Context<Self>) {
+        if !self.is_spawning() || self.row.spec.workload.is_none() {
+            return self.healthy(release);
+        }
+        let asked = self.figures().into_actor(self);
+        ctx.spawn(asked.map(|figures, act, ctx| {
+            let state = figures.and_then(|f| f.last).map(|answer| answer.workload);
+            if act.is_spawning() && state == Some(WorkloadState::Exited) {
+                let said = act.health.take().map(|health| health.text);
+                let text = said.filter(|text| !text.is_empty());
+                let text = text.unwrap_or_else(|| "the workload ended by itself".to_owned());
+                return act.give_up_spawn(text, ctx);
+            }
+            act.healthy(release);
+        }));
+    }
+
+    /// The agent has said something about its health: ends a spawn whose program has ended.
+    pub(super) fn check_spawn(&mut self, ctx: &mut Context<Self>) {
+        if !self.is_spawning() {
+            return;
+        }
+        let said = self.health.as_ref().filter(|h| has_ended(&h.fixed));
+        if let Some(text) = said.map(|health| health.text.clone()) {
+            self.give_up_spawn(text, ctx);
+        }
+    }
+
+    /// Ends what was spawned and fails its operation.
+    pub(super) fn give_up_spawn(&mut self, reason: String, ctx: &mut Context<Self>) {
+        let Some(operation) = self.operation.take() else {
+            return;
+        };
+        self.work = Work::Terminating;
+        self.row.desired = Desired::Terminating;
+        self.enter(InstanceState::Failed, Some(reason.clone()));
+        self.services.aim(&self.row.name, None);
+        self.end_watch();
+        let (services, row) = (self.services.clone(), self.row.clone());
+        let generation = self.generation.clone();
+        let work = async move {
+            let kind = services.backend.kind();
+            let hint = last_words(kind, generation.run_dir.clone()).await;
+            // Recorded first: a daemon that starts after a crash goes on with it.
+            let intent = Change::Instance(Box::new(row.clone()));
+            let ended = match record(&services.journal, vec![intent]).await {
+                Ok(()) => end(&services, &row, generation, true, &operation).await,
+                Err(error) => Err(error.to_string()),
+            };
+            let text = format!("{} did not start: {reason}", row.name);
+            let error = match &ended {
+                Ok(()) => ApiError::new(ErrorCode::StartFailed, text).hint(hint),
+                Err(left) => {
+                    let text = format!("{text}; and it could not be removed: {left}");
+                    ApiError::new(ErrorCode::OperatorActionNeeded, text)
+                        .hint("when the cause is gone, terminate it")
+                }
+            };
+            (ended, operation, error)
+        };
+        ctx.spawn(
+            work.into_actor(self)
+                .map(|(ended, operation, error), act, ctx| {
+                    if let Err(reason) = ended {
+                        warn!(act.log, "a failed spawn was not removed";
+                    "generation" => act.generation.generation, "reason" => &reason);
+                        act.work = Work::Nothing;
+                        act.enter(InstanceState::OperatorActionNeeded, Some(reason));
+                        return operation.fail(error, None);
+                    }
+                    act.supervisor.do_send(InstanceGone(act.row.name.clone()));
+                    // Told last: whoever hears of it may spawn again under the same name.
+                    operation.fail(error, None);
+                    ctx.stop();
+                }),
+        );
+    }
+}
+
+/// Whether the program has ended at least once.
+fn has_ended(said: &HealthStatusFixed) -> bool {
+    matches!(said.workload, WorkloadState::Failed | WorkloadState::Exited) || said.restarts > 0
+}
+
+/// What to look at next: the end of the instance's log, which is removed with it.
+async fn last_words(kind: BackendKind, run_dir: std::path::PathBuf) -> String {
+    let log = match kind {
+        BackendKind::Embedded => "agent.log",
+        BackendKind::Qemu => "console.log",
+        BackendKind::Multikernel => {
+            return "the console of its kernel is not logged: boot the kernel by hand with `kerf start --console`"
+                .to_owned();
+        }
+    };
+    let read = tokio::task::spawn_blocking(move || tail(&run_dir.join(log))).await;
+    match read.ok().and_then(Result::ok).filter(|l| !l.is_empty()) {
+        Some(lines) => format!("its {log} ended with:\n{}", lines.join("\n")),
+        None => format!("its {log} is empty"),
+    }
+}
+
+/// The last lines of a log, without what would steer a terminal.
+fn tail(log: &Path) -> std::io::Result<Vec<String>> {
+    let mut file = std::fs::File::options()
+        .read(true)
+        .custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_NOFOLLOW)
+        .open(log)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(QUOTE_BYTES)))?;
+    let mut end = Vec::new();
+    file.take(QUOTE_BYTES).read_to_end(&mut end)?;
+    let text = String::from_utf8_lossy(&end);
+    let lines: Vec<_> = text.lines().collect();
+    let shown = lines.iter().skip(lines.len().saturating_sub(QUOTE_LINES));
+    let plain = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    Ok(shown
+        .map(|l| format!("    {}", l.chars().map(plain).collect::<String>()))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_log_is_quoted_without_what_steers_a_terminal() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("agent.log");
+        std::fs::write(&log, "one\ntwo\nthree\nfour\nfive\n\u{1b}[2Jsix\n").unwrap();
+        let lines = tail(&log).unwrap();
+        assert_eq!(lines.len(), QUOTE_LINES);
+        assert_eq!(lines[0], "    two");
+        assert_eq!(lines[4], "    \u{fffd}[2Jsix");
+        std::fs::write(&log, vec![b'x'; 10_000]).unwrap();
+        assert!(tail(&log).unwrap()[0].len() <= 4 + 1024);
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&log, &link).unwrap();
+        assert!(tail(&link).is_err());
+    }
+}
