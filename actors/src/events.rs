@@ -35,9 +35,38 @@ struct Inner {
 }
 
 struct Kept {
-    events: VecDeque<Event>,
+    events: VecDeque<Encoded>,
     next_id: u64,
     not_stored: u64,
+}
+
+/// An event as it is kept: encoded once, and shared by the journal and every stream. As text it takes a fraction of
+/// the memory that its details take as values.
+#[derive(Clone, Debug)]
+pub struct Encoded {
+    /// Its id.
+    pub id: u64,
+    /// What.
+    pub kind: EventKind,
+    /// The instance concerned.
+    pub instance: Option<Box<str>>,
+    /// All of it, as JSON.
+    pub json: Arc<str>,
+}
+
+impl Encoded {
+    fn new(event: &Event) -> Result<Self, serde_json::Error> {
+        Ok(Self {
+            id: event.id,
+            kind: event.kind,
+            instance: event.instance.as_deref().map(Into::into),
+            json: serde_json::to_string(event)?.into(),
+        })
+    }
+
+    fn decode(&self) -> Result<Event, serde_json::Error> {
+        serde_json::from_str(&self.json)
+    }
 }
 
 /// An event before it has its id and time.
@@ -104,7 +133,7 @@ impl EventLog {
             last + EVENTS_UNDER_WAY_MAX as u64
         };
         let kept = Kept {
-            events: stored.into(),
+            events: stored.iter().flat_map(Encoded::new).collect(),
             next_id,
             not_stored: 0,
         };
@@ -121,7 +150,7 @@ impl EventLog {
     /// Adds an event, tells the readers, and hands it to the journal without waiting: an event is a
     /// report, not a decision, and may be lost with the daemon.
     pub fn publish(&self, draft: Draft) {
-        let event = {
+        let (id, json) = {
             let mut kept = self.kept();
             let event = Event {
                 id: kept.next_id,
@@ -133,14 +162,19 @@ impl EventLog {
                 detail: draft.detail,
             };
             kept.next_id += 1;
+            let Ok(encoded) = Encoded::new(&event) else {
+                kept.not_stored += 1;
+                return;
+            };
             if kept.events.len() == EVENTS_IN_MEMORY {
                 kept.events.pop_front();
             }
-            kept.events.push_back(event.clone());
-            event
+            let json = Arc::clone(&encoded.json);
+            kept.events.push_back(encoded);
+            (event.id, json)
         };
-        self.inner.newest.send_replace(event.id);
-        let note = Note(Change::Event(Box::new(event)));
+        self.inner.newest.send_replace(id);
+        let note = Note(Change::Event(id, json));
         if self.inner.journal.try_send(note).is_err() {
             self.kept().not_stored += 1;
         }
@@ -158,34 +192,19 @@ impl EventLog {
 
     /// Up to `limit` events after the one with id `after`, oldest first. Begins with a
     /// [`EventKind::Gap`] when some of them are not kept any more.
-    pub fn after(&self, after: u64, limit: usize) -> Vec<Event> {
+    pub fn after(&self, after: u64, limit: usize) -> Vec<Encoded> {
         let kept = self.kept();
         let start = kept.events.partition_point(|e| e.id <= after);
-        let mut found: Vec<_> = kept
-            .events
-            .iter()
-            .skip(start)
-            .take(limit)
-            .cloned()
-            .collect();
+        let mut found: Vec<_> = kept.events.range(start..).take(limit).cloned().collect();
         let full = kept.events.len() == EVENTS_IN_MEMORY;
-        if let (0, true, true, Some(oldest)) = (start, full, after > 0, found.first()) {
-            let gap = Event {
-                id: oldest.id - 1,
-                at: oldest.at.clone(),
-                kind: EventKind::Gap,
-                instance: None,
-                generation: None,
-                message: format!(
-                    "events {} to {} are not kept any more",
-                    after + 1,
-                    oldest.id - 1
-                ),
-                detail: json!({ "oldest": oldest.id }),
-            };
-            if oldest.id - 1 > after {
-                found.insert(0, gap);
-            }
+        if start == 0
+            && full
+            && after > 0
+            && let Some(oldest) = found.first()
+            && oldest.id - 1 > after
+            && let Ok(gap) = gap(after, oldest)
+        {
+            found.insert(0, gap);
         }
         found
     }
@@ -196,6 +215,20 @@ impl EventLog {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What a reader is told that missed the events from `after` to `oldest`.
+fn gap(after: u64, oldest: &Encoded) -> Result<Encoded, serde_json::Error> {
+    let (first, last) = (after + 1, oldest.id - 1);
+    Encoded::new(&Event {
+        id: last,
+        at: oldest.decode()?.at,
+        kind: EventKind::Gap,
+        instance: None,
+        generation: None,
+        message: format!("events {first} to {last} are not kept any more"),
+        detail: json!({ "oldest": oldest.id }),
+    })
 }
 
 #[cfg(test)]
@@ -212,7 +245,8 @@ mod tests {
         }
         let read = log.after(0, 3);
         assert_eq!(
-            read[0].message, "1",
+            read[0].decode().unwrap().message,
+            "1",
             "from the beginning means from what there is"
         );
         let read = log.after(1, 3);
@@ -222,7 +256,8 @@ mod tests {
         assert_eq!((read[0].kind, read[0].id), (EventKind::Gap, 2));
         assert_eq!(read[1].id, 3);
         let newest = *log.watch().borrow();
-        let again = EventLog::new(log.after(newest - 1, 1), journal);
+        let stored = log.after(newest - 1, 1)[0].decode().unwrap();
+        let again = EventLog::new(vec![stored], journal);
         again.publish(Draft::daemon("after a restart"));
         assert!(*again.watch().borrow() > newest);
         arbiter.stop();

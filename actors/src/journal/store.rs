@@ -147,13 +147,17 @@ impl Store {
     }
 
     /// Applies all of `changes`, or none. Durable when it returns.
-    pub(super) fn apply(&mut self, changes: &[Change]) -> Result<(), JournalError> {
-        if changes.is_empty() {
+    pub(super) fn apply<'a>(
+        &mut self,
+        changes: impl IntoIterator<Item = &'a Change>,
+    ) -> Result<(), JournalError> {
+        let mut changes = changes.into_iter().peekable();
+        if changes.peek().is_none() {
             return Ok(());
         }
-        self.since_checkpoint += changes.len();
         let tx = self.db.transaction()?;
         for change in changes {
+            self.since_checkpoint += 1;
             apply_one(&tx, change)?;
         }
         Ok(tx.commit()?)
@@ -309,15 +313,8 @@ fn apply_one(tx: &Transaction<'_>, change: &Change) -> Result<(), JournalError> 
         }
         Change::Recovery(row) => put(tx, "recovery", row.record.id, &json(row)?, RECOVERIES_KEPT)?,
         Change::Morph(row) => put(tx, "morph", row.status.session, &json(row)?, MORPHS_KEPT)?,
-        Change::Operation(row) => {
-            let id = row
-                .id
-                .strip_prefix("op-")
-                .and_then(|n| n.parse().ok())
-                .unwrap_or(0);
-            put(tx, "operation", id, &json(row)?, OPERATIONS_KEPT)?;
-        }
-        Change::Event(row) => put(tx, "event", row.id, &json(row)?, EVENTS_KEPT)?,
+        Change::Operation(id, row) => put(tx, "operation", *id, row, OPERATIONS_KEPT)?,
+        Change::Event(id, row) => put(tx, "event", *id, row, EVENTS_KEPT)?,
         Change::Doctor(row) => put(tx, "doctor", 1, &json(row)?, 1)?,
     }
     Ok(())
