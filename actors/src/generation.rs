@@ -5,7 +5,7 @@
 //!  intend ─▶ [Intended] ─▶ spawn ─▶ [Placed] ─▶ … ─▶ [Fencing] ─▶ fence ─▶ [Fenced] ─▶ release ─▶ gone
 //! ```
 
-use kmorph_backends::contract::{BackendKind, Placement, REGISTERS, SpawnSpec};
+use kmorph_backends::contract::{BackendKind, Placement, REGISTERS, SpawnError, SpawnSpec};
 use kmorph_backends::kernel_image::KernelImage;
 use kmorph_control_api::{ApiError, ErrorCode, WorkloadRequest};
 use kmorph_launch::{InstanceName, PublishedPort, StartMode, WorkloadSpec};
@@ -15,6 +15,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::aside;
 use crate::journal::{
     CertificateRow, Change, GenerationPhase, GenerationRow, InstanceRow, JournalError,
     KernelChoice, record,
@@ -203,8 +204,7 @@ impl Services {
             run_dir: row.run_dir.clone(),
             cid: row.cid,
         };
-        self.backend.spawn(spec).await.map_err(|error| {
-            use kmorph_backends::contract::SpawnError;
+        self.spawn_aside(spec).await.map_err(|error| {
             let code = match &error {
                 SpawnError::Refused(_) => ErrorCode::InvalidRequest,
                 SpawnError::Unavailable(_) => ErrorCode::Unavailable,
@@ -212,6 +212,33 @@ impl Services {
             };
             ApiError::new(code, format!("starting {}: {error}", row.instance))
         })
+    }
+
+    /// A process that inherits sockets is started on another thread, in its turn: its directory may lie on a disk.
+    async fn spawn_aside(&self, spec: SpawnSpec) -> Result<Placement, SpawnError> {
+        if !self.backend.passes_sockets() {
+            return self.backend.spawn(spec).await;
+        }
+        let what = format!("starting {} generation {}", spec.name, spec.generation);
+        let backend = Arc::clone(&self.backend);
+        let work = async move { backend.spawn(spec).await };
+        let gone = |error| SpawnError::System {
+            what,
+            source: std::io::Error::other(error),
+        };
+        self.spawn_turn.run(work).await.map_err(gone)?
+    }
+
+    /// Looks for what was started of a generation, by its run directory.
+    ///
+    /// # Errors
+    /// As the backend's.
+    pub async fn find(&self, row: &GenerationRow) -> Result<Option<Placement>, String> {
+        let name: InstanceName = row.instance.parse().map_err(|e| format!("{e}"))?;
+        let (backend, row) = (Arc::clone(&self.backend), row.clone());
+        let work = async move { backend.find(&name, row.generation, &row.run_dir).await };
+        let found = self.spawn_turn.run(work).await;
+        found.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
     }
 
     fn workload(&self, request: &WorkloadRequest) -> WorkloadSpec {
@@ -299,9 +326,7 @@ impl Services {
     ) -> Result<FenceCertificate, String> {
         let now = wall_clock::now_unix_ns();
         if row.placement.is_none() {
-            let name = row.instance.parse().map_err(|e| format!("{e}"))?;
-            let found = self.backend.find(&name, row.generation, &row.run_dir).await;
-            row.placement = found.map_err(|e| e.to_string())?;
+            row.placement = self.find(row).await?;
         }
         let Some(placement) = &row.placement else {
             return Ok(order.confirm(FenceMethod::NeverStarted, Confirmation::NothingFound, now));
@@ -309,9 +334,10 @@ impl Services {
         if placement.host_boot_id != self.host_boot_id {
             return Ok(order.confirm(FenceMethod::HostRebooted, Confirmation::OtherHostBoot, now));
         }
-        self.backend
-            .fence(placement, order)
-            .await
+        let (backend, placement) = (Arc::clone(&self.backend), placement.clone());
+        let fenced = aside::run(async move { backend.fence(&placement, order).await }).await;
+        fenced
+            .map_err(|e| e.to_string())?
             .map_err(|unconfirmed| unconfirmed.to_string())
     }
 
@@ -324,8 +350,8 @@ impl Services {
         row: &GenerationRow,
         proof: &FenceCertificate,
     ) -> Result<(), String> {
-        if let Some(placement) = &row.placement
-            && let Err(error) = self.backend.release(placement, proof).await
+        if let Some(placement) = row.placement.clone()
+            && let Err(error) = self.release_placement(placement, proof.clone()).await
         {
             warn!(self.log, "not everything could be released"; "instance" => &row.instance,
                 "generation" => row.generation, "error" => %error);
@@ -341,6 +367,17 @@ impl Services {
         record(&self.journal, vec![gone])
             .await
             .map_err(|e| e.to_string())
+    }
+
+    async fn release_placement(
+        &self,
+        placement: Placement,
+        proof: FenceCertificate,
+    ) -> Result<(), String> {
+        let backend = Arc::clone(&self.backend);
+        let work = async move { backend.release(&placement, &proof).await };
+        let released = aside::run(work).await.map_err(|e| e.to_string())?;
+        released.map_err(|e| e.to_string())
     }
 
     fn forget(&self, row: &GenerationRow) {

@@ -58,7 +58,7 @@ type Fault = Box<dyn Error>;
 
 /// Runs the daemon until it is told to stop.
 pub(crate) fn run(start: Start, settings: Settings) -> Result<(), Fault> {
-    let log = logging::logger(&start.file.log);
+    let (log, _written) = logging::logger(&start.file.log);
     match kmorph_launch::stay_resident() {
         Ok(true) => {}
         Ok(false) => info!(
@@ -336,6 +336,7 @@ fn services(
         backend,
         transport: TransportHandle::start(log),
         captures: kmorph_actors::vmcore::Captures::default(),
+        spawn_turn: kmorph_actors::aside::Turn::default(),
         events,
         operations,
         pool: Rc::new(RefCell::new(pool)),
