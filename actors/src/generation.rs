@@ -6,7 +6,7 @@
 //! ```
 
 use kmorph_backends::contract::{
-    BackendKind, HostListener, Placement, Proof, REGISTERS, SpawnSpec,
+    BackendKind, HostListener, Placement, Proof, REGISTERS, SpawnError, SpawnSpec,
 };
 use kmorph_backends::kernel_image::{BadImage, KernelImage};
 use kmorph_control_api::{ApiError, ErrorCode, WorkloadRequest};
@@ -17,6 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::aside;
 use crate::journal::{
     CertificateRow, Change, GenerationPhase, GenerationRow, InstanceRow, JournalError,
     KernelChoice, record,
@@ -248,8 +249,7 @@ impl Services {
             run_dir: row.run_dir.clone(),
             cid: row.cid,
         };
-        self.backend.spawn(spec).await.map_err(|error| {
-            use kmorph_backends::contract::SpawnError;
+        self.spawn_aside(spec).await.map_err(|error| {
             let code = match &error {
                 SpawnError::Refused(_) => ErrorCode::InvalidRequest,
                 SpawnError::Unavailable(_) => ErrorCode::Unavailable,
@@ -267,6 +267,33 @@ impl Services {
             let text = format!("{instance} is not started without its published ports: {e}");
             ApiError::new(ErrorCode::Unavailable, text)
         })
+    }
+
+    /// A process that inherits sockets is started on another thread, in its turn: its directory may lie on a disk.
+    async fn spawn_aside(&self, spec: SpawnSpec) -> Result<Placement, SpawnError> {
+        if !self.backend.passes_sockets() {
+            return self.backend.spawn(spec).await;
+        }
+        let what = format!("starting {} generation {}", spec.name, spec.generation);
+        let backend = Arc::clone(&self.backend);
+        let work = async move { backend.spawn(spec).await };
+        let gone = |error| SpawnError::System {
+            what,
+            source: std::io::Error::other(error),
+        };
+        self.spawn_turn.run(work).await.map_err(gone)?
+    }
+
+    /// Looks for what was started of a generation, by its run directory.
+    ///
+    /// # Errors
+    /// As the backend's.
+    pub async fn find(&self, row: &GenerationRow) -> Result<Option<Placement>, String> {
+        let name: InstanceName = row.instance.parse().map_err(|e| format!("{e}"))?;
+        let (backend, row) = (Arc::clone(&self.backend), row.clone());
+        let work = async move { backend.find(&name, row.generation, &row.run_dir).await };
+        let found = self.spawn_turn.run(work).await;
+        found.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
     }
 
     fn workload(&self, request: &WorkloadRequest) -> WorkloadSpec {
@@ -356,9 +383,7 @@ impl Services {
     ) -> Result<(FenceCertificate, Option<Proof>), String> {
         let now = wall_clock::now_unix_ns();
         if row.placement.is_none() {
-            let name = row.instance.parse().map_err(|e| format!("{e}"))?;
-            let found = self.backend.find(&name, row.generation, &row.run_dir).await;
-            row.placement = found.map_err(|e| e.to_string())?;
+            row.placement = self.find(row).await?;
         }
         let Some(placement) = &row.placement else {
             let never = order.confirm(FenceMethod::NeverStarted, Confirmation::NothingFound, now);
@@ -369,8 +394,10 @@ impl Services {
             let other = order.confirm(method, seen, now);
             return Ok((other, Some(Proof::HostRebooted)));
         }
-        let fenced = self.backend.fence(placement, order).await;
+        let (backend, placement) = (Arc::clone(&self.backend), placement.clone());
+        let fenced = aside::run(async move { backend.fence(&placement, order).await }).await;
         fenced
+            .map_err(|e| e.to_string())?
             .map(|fenced| (fenced.certificate, Some(fenced.proof)))
             .map_err(|unconfirmed| unconfirmed.to_string())
     }
@@ -384,8 +411,8 @@ impl Services {
         row: &GenerationRow,
         proof: &FenceCertificate,
     ) -> Result<(), String> {
-        if let Some(placement) = &row.placement
-            && let Err(error) = self.backend.release(placement, proof).await
+        if let Some(placement) = row.placement.clone()
+            && let Err(error) = self.release_placement(placement, proof.clone()).await
         {
             warn!(self.log, "not everything could be released"; "instance" => &row.instance,
                 "generation" => row.generation, "error" => %error);
@@ -401,6 +428,17 @@ impl Services {
         record(&self.journal, vec![gone])
             .await
             .map_err(|e| e.to_string())
+    }
+
+    async fn release_placement(
+        &self,
+        placement: Placement,
+        proof: FenceCertificate,
+    ) -> Result<(), String> {
+        let backend = Arc::clone(&self.backend);
+        let work = async move { backend.release(&placement, &proof).await };
+        let released = aside::run(work).await.map_err(|e| e.to_string())?;
+        released.map_err(|e| e.to_string())
     }
 
     fn forget(&self, row: &GenerationRow) {

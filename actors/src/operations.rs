@@ -34,9 +34,39 @@ struct Table {
     next_id: u64,
 }
 
-struct Entry {
-    operation: Operation,
-    cancel: watch::Sender<bool>,
+/// An operation as it is kept. One that is over changes no more and is seldom looked at: as text it takes a fraction
+/// of the memory that its result takes as values.
+enum Entry {
+    UnderWay {
+        operation: Box<Operation>,
+        cancel: watch::Sender<bool>,
+    },
+    Over(Arc<str>),
+}
+
+impl Entry {
+    fn is_over(&self) -> bool {
+        matches!(self, Self::Over(_))
+    }
+
+    fn read(&self) -> Result<Operation, ApiError> {
+        match self {
+            Self::UnderWay { operation, .. } => Ok(Operation::clone(operation)),
+            Self::Over(json) => serde_json::from_str(json).map_err(unreadable),
+        }
+    }
+}
+
+fn encode(operation: &Operation) -> Result<Arc<str>, ApiError> {
+    let json = serde_json::to_string(operation).map_err(unreadable)?;
+    Ok(json.into())
+}
+
+fn unreadable(error: serde_json::Error) -> ApiError {
+    ApiError::new(
+        ErrorCode::Internal,
+        format!("an operation as text: {error}"),
+    )
 }
 
 /// The worker's end of an operation.
@@ -53,15 +83,17 @@ impl Operations {
     pub fn new(stored: Vec<Operation>, journal: Addr<Journal>) -> Self {
         let mut by_id = BTreeMap::new();
         for operation in stored {
-            if let Some(id) = number(&operation.id) {
-                by_id.insert(
-                    id,
-                    Entry {
-                        operation,
-                        cancel: watch::channel(false).0,
-                    },
-                );
-            }
+            let Some(id) = number(&operation.id) else {
+                continue;
+            };
+            let entry = match encode(&operation) {
+                Ok(json) if operation.is_over() => Entry::Over(json),
+                _ => Entry::UnderWay {
+                    operation: Box::new(operation),
+                    cancel: watch::channel(false).0,
+                },
+            };
+            by_id.insert(id, entry);
         }
         let next_id = by_id.keys().next_back().map_or(1, |last| last + 1);
         let (changed, _) = watch::channel(0);
@@ -87,11 +119,7 @@ impl Operations {
     ) -> Result<Handle, ApiError> {
         let (id, operation, receiver) = {
             let mut table = self.table();
-            let running = table
-                .by_id
-                .values()
-                .filter(|e| !e.operation.is_over())
-                .count();
+            let running = table.by_id.values().filter(|e| !e.is_over()).count();
             if running >= OPERATIONS_RUNNING_MAX {
                 let text = format!("{running} operations are under way, the most allowed");
                 return Err(ApiError::new(ErrorCode::Busy, text).hint("try again later"));
@@ -114,15 +142,17 @@ impl Operations {
             let (cancel, receiver) = watch::channel(false);
             table.by_id.insert(
                 id,
-                Entry {
-                    operation: operation.clone(),
+                Entry::UnderWay {
+                    operation: Box::new(operation.clone()),
                     cancel,
                 },
             );
             table.drop_oldest();
             (id, operation, receiver)
         };
-        self.store(operation);
+        if let Ok(json) = encode(&operation) {
+            self.store(id, json);
+        }
         Ok(Handle {
             operations: self.clone(),
             id,
@@ -135,7 +165,7 @@ impl Operations {
     pub fn fail_orphans(&self) {
         let orphans: Vec<_> = {
             let table = self.table();
-            let running = table.by_id.iter().filter(|(_, e)| !e.operation.is_over());
+            let running = table.by_id.iter().filter(|(_, e)| !e.is_over());
             running.map(|(id, _)| *id).collect()
         };
         for id in orphans {
@@ -153,38 +183,32 @@ impl Operations {
     pub fn get(&self, id: &str) -> Result<Operation, ApiError> {
         let table = self.table();
         let found = number(id).and_then(|n| table.by_id.get(&n));
-        found
-            .map(|e| e.operation.clone())
-            .ok_or_else(|| unknown(id))
+        found.ok_or_else(|| unknown(id))?.read()
     }
 
     /// All operations kept, oldest first.
     pub fn list(&self) -> Vec<Operation> {
-        self.table()
-            .by_id
-            .values()
-            .map(|e| e.operation.clone())
-            .collect()
+        self.table().by_id.values().flat_map(Entry::read).collect()
     }
 
     /// How many are under way.
     pub fn running(&self) -> usize {
-        self.table()
-            .by_id
-            .values()
-            .filter(|e| !e.operation.is_over())
-            .count()
+        self.table().by_id.values().filter(|e| !e.is_over()).count()
     }
 
     /// Asks for every operation of this kind to be undone; how many are under way.
     pub fn cancel_all(&self, kind: OperationKind) -> usize {
         let table = self.table();
-        let entries = table.by_id.values();
-        let running = entries.filter(|e| e.operation.kind == kind && !e.operation.is_over());
-        running.fold(0, |count, entry| {
-            entry.cancel.send_replace(true);
-            count + 1
-        })
+        let mut count = 0;
+        for entry in table.by_id.values() {
+            if let Entry::UnderWay { operation, cancel } = entry
+                && operation.kind == kind
+            {
+                cancel.send_replace(true);
+                count += 1;
+            }
+        }
+        count
     }
 
     /// Wakes with every change of any operation.
@@ -201,18 +225,18 @@ impl Operations {
         let entry = number(id)
             .and_then(|n| table.by_id.get(&n))
             .ok_or_else(|| unknown(id))?;
-        if entry.operation.is_over() {
+        let Entry::UnderWay { operation, cancel } = entry else {
             let text = format!("operation {id} is over, there is nothing to cancel");
             return Err(ApiError::new(ErrorCode::WrongState, text));
-        }
-        if let Some(instead) = instead_of_cancelling(entry.operation.kind) {
+        };
+        if let Some(instead) = instead_of_cancelling(operation.kind) {
             let text = format!(
                 "operation {id} cannot be cancelled: only a morph or a capture can be undone"
             );
             return Err(ApiError::new(ErrorCode::WrongState, text).hint(instead));
         }
-        entry.cancel.send_replace(true);
-        Ok(entry.operation.clone())
+        cancel.send_replace(true);
+        Ok(Operation::clone(operation))
     }
 
     fn change(&self, id: u64, edit: impl FnOnce(&mut Operation)) {
@@ -221,24 +245,30 @@ impl Operations {
             let Some(entry) = table.by_id.get_mut(&id) else {
                 return;
             };
-            if entry.operation.is_over() {
+            let Entry::UnderWay { operation, .. } = entry else {
                 return;
+            };
+            edit(operation);
+            operation.revision += 1;
+            let json = match operation.is_over() {
+                true => encode(operation).ok(),
+                false => None,
+            };
+            if let Some(json) = &json {
+                *entry = Entry::Over(Arc::clone(json));
             }
-            edit(&mut entry.operation);
-            entry.operation.revision += 1;
-            entry.operation.is_over().then(|| entry.operation.clone())
+            json
         };
-        if let Some(operation) = stored {
-            self.store(operation);
+        if let Some(json) = stored {
+            self.store(id, json);
         }
         self.inner.changed.send_modify(|n| *n += 1);
     }
 
     /// Progress is not stored: only the beginning and the end matter to a later daemon.
-    fn store(&self, operation: Operation) {
-        self.inner
-            .journal
-            .do_send(Record(vec![Change::Operation(Box::new(operation))]));
+    fn store(&self, id: u64, json: Arc<str>) {
+        let change = Change::Operation(id, json);
+        self.inner.journal.do_send(Record(vec![change]));
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -255,7 +285,7 @@ impl Table {
             let over = self
                 .by_id
                 .iter()
-                .find(|(_, e)| e.operation.is_over())
+                .find(|(_, e)| e.is_over())
                 .map(|(id, _)| *id);
             let Some(id) = over else { return };
             self.by_id.remove(&id);

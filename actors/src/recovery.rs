@@ -9,8 +9,8 @@ use kmorph_control_api::{
 };
 use kmorph_launch::StartMode;
 use kmp_proto::message::{
-    FailureCause, Message as Kmp, RecoverComplete, RecoverCompleteFixed, RecoverFixed,
-    RecoverNotice, RecoverReclaim, RecoveryOutcome as WireOutcome, TopologyEntry,
+    FailureCause, Message as Kmp, RecoverCompleteFixed, RecoverFixed, RecoverNotice,
+    RecoverReclaim, RecoveryOutcome as WireOutcome,
 };
 use kmp_proto::recovery::{Action, CapturePolicy, Engine, Event, Outcome};
 use kmp_proto::time::Instant;
@@ -23,7 +23,7 @@ use crate::instance::{Instance, RecoveryOver, Successor, WorkerGone};
 use crate::journal::{Change, GenerationRow, InstanceRow, Record, RecoveryRow, record};
 use crate::repeated::Repeated;
 use crate::services::Services;
-use crate::supervisor::{GetSurvivors, GetTopology, NoteRecovery, Supervisor};
+use crate::supervisor::{GetSurvivors, NoteRecovery, Supervisor, TellSurvivors};
 use crate::transport::Broadcast;
 use crate::vmcore::{self, Capture, CaptureError, Dumped, KernelLog};
 use crate::wall_clock;
@@ -408,7 +408,7 @@ impl RecoveryJob {
         }));
     }
 
-    /// Tells the survivors how it ended; `new_generation` is 0 when nothing took the failed one's place.
+    /// Has the survivors told how it ended; `new_generation` is 0 when nothing took the failed one's place.
     fn complete(&self, new_generation: u64) {
         let outcome = match new_generation {
             0 => WireOutcome::Reclaimed,
@@ -421,19 +421,7 @@ impl RecoveryJob {
             outcome,
         };
         let instance = self.plan.instance.name.clone();
-        let ask = self.supervisor.send(GetTopology);
-        let (transport, except) = (self.services.transport.address(), instance.clone());
-        let work = async move {
-            let topology: Vec<TopologyEntry> = ask.await.unwrap_or_default();
-            let message = Kmp::RecoverComplete(RecoverComplete {
-                fixed,
-                instance,
-                topology,
-            });
-            transport.do_send(Broadcast { except, message });
-        };
-        // Outlives this actor: the survivors are told even when it has stopped meanwhile.
-        actix::spawn(work);
+        self.supervisor.do_send(TellSurvivors { fixed, instance });
     }
 
     fn row_change(&self) -> Change {

@@ -11,6 +11,7 @@ use kmp_proto::message::{Channel, Hello, HelloFixed, PeerRole};
 use kmp_proto::wire::VERSION;
 use slog::{Logger, o};
 
+use crate::aside::Turn;
 use crate::events::EventLog;
 use crate::forward::{Forwarder, Target};
 use crate::journal::{GenerationRow, Journal};
@@ -54,6 +55,8 @@ pub struct Services {
     pub downtimes: Rc<RefCell<Downtimes>>,
     /// Captures of memory, one at a time.
     pub captures: Captures,
+    /// Held while a process is started, where it may inherit sockets.
+    pub spawn_turn: Turn,
     /// Boot id of the host, as the kernel gives it.
     pub host_boot_id: String,
 }

@@ -1,6 +1,5 @@
 //! The topology as the daemon last told it: `topology.json`, for programs of the instance.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use kmp_proto::message::RecoverComplete;
@@ -51,9 +50,10 @@ pub fn write(dir: &Path, told: &RecoverComplete) -> std::io::Result<PathBuf> {
     };
     let path = dir.join(FILE_NAME);
     let temporary = dir.join("topology.json.new");
-    let mut file = std::fs::File::create(&temporary)?;
-    serde_json::to_writer_pretty(&mut file, &document)?;
-    file.write_all(b"\n")?;
+    // One write: a serializer that is given the file makes a system call of each word.
+    let mut text = serde_json::to_vec_pretty(&document)?;
+    text.push(b'\n');
+    std::fs::write(&temporary, text)?;
     std::fs::rename(&temporary, &path)?;
     Ok(path)
 }

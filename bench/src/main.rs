@@ -10,6 +10,7 @@
 
 mod capture;
 mod figure;
+mod growth;
 mod instances;
 mod lifecycle;
 mod machine;
@@ -17,6 +18,7 @@ mod morph;
 mod process;
 mod python;
 mod qemu;
+mod recoveries;
 mod report;
 mod ring;
 mod scale;
@@ -64,6 +66,27 @@ struct Options {
     /// Seconds that `scale` watches with every core loaded.
     #[arg(long, value_name = "S", default_value_t = 600)]
     loaded_seconds: u64,
+    /// Instances of `recoveries`, those of them that are killed, and the seconds in which all are to run again; may be
+    /// given more than once.
+    #[arg(long, value_name = "N:KILLED:S", default_values = ["300:50:3", "2000:500:20"], value_parser = recoveries)]
+    recoveries: Vec<recoveries::Plan>,
+    /// Morphs of `growth`.
+    #[arg(long, value_name = "N", default_value_t = 5000)]
+    growth_morphs: usize,
+}
+
+fn recoveries(text: &str) -> Result<recoveries::Plan, String> {
+    let numbers: Result<Vec<usize>, _> = text.split(':').map(str::parse).collect();
+    match numbers.as_deref() {
+        Ok([instances, killed, seconds]) if (1..=*instances).contains(killed) => {
+            Ok(recoveries::Plan {
+                instances: *instances,
+                killed: *killed,
+                bar: Duration::from_secs(*seconds as u64),
+            })
+        }
+        _ => Err("write it like 300:50:3: instances, those killed, seconds".to_owned()),
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -73,6 +96,8 @@ enum Group {
     Lifecycle,
     Morph,
     Scale,
+    Recoveries,
+    Growth,
     Ring,
     Vsock,
     Qemu,
@@ -128,12 +153,24 @@ fn measure(group: Group, options: &Options) -> Found {
             quiet: Duration::from_secs(options.quiet_seconds),
             loaded: Duration::from_secs(options.loaded_seconds),
         }),
+        Group::Recoveries => many_recoveries(options),
+        Group::Growth => growth::run(options.growth_morphs),
         Group::Ring => ring::run(),
         Group::Vsock => vsock::run(),
         Group::Qemu => qemu::run(),
         Group::Vmcore => vmcore::run(),
         Group::Survivors => survivors::run(),
     }
+}
+
+fn many_recoveries(options: &Options) -> Found {
+    let mut all = Found::default();
+    for plan in &options.recoveries {
+        let found = recoveries::run(plan);
+        all.figures.extend(found.figures);
+        all.remarks.extend(found.remarks);
+    }
+    all
 }
 
 fn write(report: &Report, options: &Options) -> Result<(), String> {

@@ -1,13 +1,19 @@
 //! The log: readable on a terminal, JSON or journald for machines.
-
-use std::sync::Mutex;
+//!
+//! Lines are written by a thread of their own: the disk or the pipe behind the log may stand still, and the thread
+//! that watches every instance must not. Lines that find [`LINES_MAX`] others waiting are dropped, and how many is
+//! logged as soon as there is room.
 
 use slog::{Drain, LevelFilter, Logger, o};
+use slog_async::{Async, AsyncGuard, OverflowStrategy};
 
 use crate::config::{Format, Level, Log};
 
-/// The root logger. Lines are written by the thread that logs: nothing is queued, nothing is lost.
-pub(crate) fn logger(log: &Log) -> Logger {
+/// Lines that may wait to be written.
+const LINES_MAX: usize = 8192;
+
+/// The root logger, and what waits, when it is dropped, until all lines are written.
+pub(crate) fn logger(log: &Log) -> (Logger, AsyncGuard) {
     let level = match log.level {
         Level::Error => slog::Level::Error,
         Level::Warning => slog::Level::Warning,
@@ -28,10 +34,15 @@ pub(crate) fn logger(log: &Log) -> Logger {
 }
 
 /// A failed write to the log is ignored: there is nowhere to report it.
-fn root<D>(drain: D, level: slog::Level) -> Logger
+fn root<D>(drain: D, level: slog::Level) -> (Logger, AsyncGuard)
 where
     D: Drain + Send + 'static,
 {
-    let drain = LevelFilter::new(Mutex::new(drain).ignore_res(), level).ignore_res();
-    Logger::root(drain, o!())
+    let (drain, written) = Async::new(drain.ignore_res())
+        .thread_name("log".to_owned())
+        .chan_size(LINES_MAX)
+        .overflow_strategy(OverflowStrategy::DropAndReport)
+        .build_with_guard();
+    let drain = LevelFilter::new(drain, level).ignore_res();
+    (Logger::root(drain, o!()), written)
 }

@@ -64,7 +64,7 @@ type Fault = Box<dyn Error>;
 
 /// Runs the daemon until it is told to stop.
 pub(crate) fn run(start: Start, settings: Settings) -> Result<(), Fault> {
-    let log = logging::logger(&start.file.log);
+    let (log, _written) = logging::logger(&start.file.log);
     if let Err(error) = kmorph_launch::descriptors::raise() {
         warn!(log, "the limit of open descriptors stays as it is: many instances may need more";
             "error" => %error);
@@ -365,6 +365,7 @@ fn services(
             &snapshot.morphs,
         ))),
         captures: kmorph_actors::vmcore::Captures::default(),
+        spawn_turn: kmorph_actors::aside::Turn::default(),
         events,
         operations,
         pool: Rc::new(RefCell::new(pool)),

@@ -37,6 +37,8 @@ pub struct Host {
     control: Control,
     /// The kernel beside which instances run, where it is emulated.
     kernel: Option<Process>,
+    /// Environment of the daemon besides the test's own.
+    env: Vec<(&'static str, PathBuf)>,
 }
 
 impl Host {
@@ -143,6 +145,7 @@ impl Host {
             daemon: None,
             control,
             kernel: None,
+            env: Vec::new(),
         };
         host.configure(config);
         host
@@ -190,10 +193,16 @@ impl Host {
             .arg("--config")
             .arg(self.config_path())
             .env("KMORPH_FAULTS", self.path("faults"))
+            .envs(self.env.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(errors);
         command
+    }
+
+    /// Adds to the environment that the daemon is started with.
+    pub fn set_env(&mut self, name: &'static str, value: impl Into<PathBuf>) {
+        self.env.push((name, value.into()));
     }
 
     /// Starts the daemon and waits until it answers.

@@ -20,7 +20,7 @@ use utoipa::IntoParams;
 use super::Api;
 use super::answers::{refuse, response};
 use super::endpoint::{Endpoint, Gives, Schemas, Taken, Takes, get, media, reference};
-use crate::events::EventLog;
+use crate::events::{Encoded, EventLog};
 
 /// Events taken from the log at once.
 const BATCH: usize = 64;
@@ -112,7 +112,7 @@ struct Reader {
     after: u64,
     follow: bool,
     instance: Option<String>,
-    ready: VecDeque<Event>,
+    ready: VecDeque<Encoded>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -154,8 +154,8 @@ impl Reader {
     async fn next(&mut self) -> Option<Bytes> {
         loop {
             if let Some(event) = self.ready.pop_front() {
-                let json = serde_json::to_string(&event).ok()?;
-                return Some(Bytes::from(format!("id: {}\ndata: {json}\n\n", event.id)));
+                let (id, json) = (event.id, event.json);
+                return Some(Bytes::from(format!("id: {id}\ndata: {json}\n\n")));
             }
             self.newest.borrow_and_update();
             let found = self.log.after(self.after, BATCH).await;
@@ -175,7 +175,8 @@ impl Reader {
         }
     }
 
-    fn wanted(&self, event: &Event) -> bool {
-        event.kind == EventKind::Gap || self.instance.is_none() || self.instance == event.instance
+    fn wanted(&self, event: &Encoded) -> bool {
+        let all = event.kind == EventKind::Gap || self.instance.is_none();
+        all || self.instance.as_deref() == event.instance.as_deref()
     }
 }

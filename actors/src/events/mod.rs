@@ -45,10 +45,39 @@ struct Inner {
 }
 
 struct Kept {
-    events: VecDeque<Event>,
+    events: VecDeque<Encoded>,
     next_id: u64,
     not_stored: u64,
     mark: Option<Mark>,
+}
+
+/// An event as it is kept: encoded once, and shared by the journal and every stream. As text it takes a fraction of
+/// the memory that its details take as values.
+#[derive(Clone, Debug)]
+pub struct Encoded {
+    /// Its id.
+    pub id: u64,
+    /// What.
+    pub kind: EventKind,
+    /// The instance concerned.
+    pub instance: Option<Box<str>>,
+    /// All of it, as JSON.
+    pub json: Arc<str>,
+}
+
+impl Encoded {
+    fn new(event: &Event) -> Result<Self, serde_json::Error> {
+        Ok(Self {
+            id: event.id,
+            kind: event.kind,
+            instance: event.instance.as_deref().map(Into::into),
+            json: serde_json::to_string(event)?.into(),
+        })
+    }
+
+    fn decode(&self) -> Result<Event, serde_json::Error> {
+        serde_json::from_str(&self.json)
+    }
 }
 
 /// An event before it has its id and time.
@@ -136,7 +165,7 @@ impl EventLog {
             None => last + EVENTS_UNDER_WAY_MAX as u64,
         };
         let kept = Kept {
-            events: stored.into(),
+            events: stored.iter().flat_map(Encoded::new).collect(),
             next_id,
             not_stored: 0,
             mark: Some(mark),
@@ -154,7 +183,7 @@ impl EventLog {
     /// Adds an event, tells the readers, and hands it to the journal without waiting: an event is a
     /// report, not a decision, and may be lost with the daemon.
     pub fn publish(&self, draft: Draft) {
-        let event = {
+        let (id, json) = {
             let mut kept = self.kept();
             let event = Event {
                 id: kept.next_id,
@@ -171,14 +200,19 @@ impl EventLog {
             if matches!(noted, Some(Err(_))) {
                 kept.mark = None;
             }
+            let Ok(encoded) = Encoded::new(&event) else {
+                kept.not_stored += 1;
+                return;
+            };
             if kept.events.len() == EVENTS_IN_MEMORY {
                 kept.events.pop_front();
             }
-            kept.events.push_back(event.clone());
-            event
+            let json = Arc::clone(&encoded.json);
+            kept.events.push_back(encoded);
+            (event.id, json)
         };
-        self.inner.newest.send_replace(event.id);
-        let note = Note(Change::Event(Box::new(event)));
+        self.inner.newest.send_replace(id);
+        let note = Note(Change::Event(id, json));
         if self.inner.journal.try_send(note).is_err() {
             self.kept().not_stored += 1;
         }
@@ -196,7 +230,7 @@ impl EventLog {
 
     /// Up to `limit` events after the one with id `after`, oldest first; none when there is nothing newer. Begins with
     /// a [`EventKind::Gap`] when some of them are not kept any more, or cannot be had.
-    pub async fn after(&self, after: u64, limit: usize) -> Vec<Event> {
+    pub async fn after(&self, after: u64, limit: usize) -> Vec<Encoded> {
         let (found, reaches_back) = self.in_memory(after, limit);
         if reaches_back {
             return found;
@@ -205,14 +239,17 @@ impl EventLog {
         match tokio::time::timeout(JOURNAL_TIMEOUT, asked).await {
             // Nothing was between them.
             Ok(Ok(Ok(stored))) if stored.events.is_empty() => found,
-            Ok(Ok(Ok(stored))) => with_gap(after, stored.dropped, stored.events),
+            Ok(Ok(Ok(stored))) => {
+                let events = stored.events.iter().flat_map(Encoded::new).collect();
+                with_gap(after, stored.dropped, events)
+            }
             // The journal cannot be read now, or waits for its disk.
             _ => with_gap(after, true, found),
         }
     }
 
     /// What memory has after `after`, and whether it has all of it.
-    fn in_memory(&self, after: u64, limit: usize) -> (Vec<Event>, bool) {
+    fn in_memory(&self, after: u64, limit: usize) -> (Vec<Encoded>, bool) {
         let kept = self.kept();
         let start = kept.events.partition_point(|e| e.id <= after);
         let found = kept
@@ -238,24 +275,26 @@ impl EventLog {
 const JOURNAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Says before `found` that some events after `after` are missing, if they are.
-fn with_gap(after: u64, missing: bool, mut found: Vec<Event>) -> Vec<Event> {
+fn with_gap(after: u64, missing: bool, mut found: Vec<Encoded>) -> Vec<Encoded> {
     let Some(oldest) = found
         .first()
         .filter(|e| missing && after > 0 && e.id - 1 > after)
     else {
         return found;
     };
-    let (last, at) = (oldest.id - 1, oldest.at.clone());
-    let gap = Event {
+    let (last, at) = (oldest.id - 1, oldest.decode().map(|event| event.at));
+    let gap = Encoded::new(&Event {
         id: last,
-        at,
+        at: at.unwrap_or_default(),
         kind: EventKind::Gap,
         instance: None,
         generation: None,
         message: format!("events {} to {last} are not kept any more", after + 1),
         detail: json!({ "oldest": oldest.id }),
-    };
-    found.insert(0, gap);
+    });
+    if let Ok(gap) = gap {
+        found.insert(0, gap);
+    }
     found
 }
 
@@ -265,7 +304,7 @@ mod tests {
     use crate::journal::{EVENTS_KEPT, record};
 
     fn event(id: u64) -> Change {
-        Change::Event(Box::new(Event {
+        let event = Event {
             id,
             at: String::new(),
             kind: EventKind::Daemon,
@@ -273,10 +312,11 @@ mod tests {
             generation: None,
             message: id.to_string(),
             detail: json!({}),
-        }))
+        };
+        Change::Event(id, Encoded::new(&event).unwrap().json)
     }
 
-    fn ids(events: &[Event]) -> Vec<u64> {
+    fn ids(events: &[Encoded]) -> Vec<u64> {
         events.iter().map(|e| e.id).collect()
     }
 
@@ -360,6 +400,7 @@ mod tests {
         }
         // Of five the journal had stored two when it was killed.
         let stored = log.after(0, 2).await;
+        let stored: Vec<_> = stored.iter().map(|event| event.decode().unwrap()).collect();
         let next = EventLog::new(stored.clone(), journal.clone(), &mark, "boot").unwrap();
         next.publish(Draft::daemon("after a restart"));
         assert_eq!(*next.watch().borrow(), 6);

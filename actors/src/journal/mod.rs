@@ -7,6 +7,9 @@
 //! What is decided waits for the disk, with [`Record`]. What only reports ([`Note`]) does not, and is
 //! written together with the next record, or when nothing was written for a while: a commit record
 //! must not stand in line behind the disk writes of a dozen events.
+//!
+//! The disk takes as long for one transaction as for many in one. So records that arrive while the disk is waited
+//! for are written together: what hundreds of recoveries decide at the same time takes them a few writes.
 
 mod backup;
 mod rows;
@@ -23,24 +26,37 @@ pub use rows::{
 use slog::{Logger, info, warn};
 use store::Store;
 pub use store::{EVENTS_KEPT, JournalError, MORPHS_KEPT, OPERATIONS_KEPT, RECOVERIES_KEPT};
+use tokio::sync::oneshot;
 
 /// Transactions that may wait for the disk before new ones are refused.
 pub const JOURNAL_MAILBOX: usize = 4096;
 
 /// Notes that may wait to be written.
 pub const NOTES_MAX: usize = 256;
+/// Records that are written together.
+pub const RECORDS_TOGETHER_MAX: usize = 256;
 /// Time without a write after which notes are written.
 pub const NOTES_DELAY: Duration = Duration::from_millis(50);
 
 /// The actor. [`Journal::open`] starts it.
 pub struct Journal {
     store: Store,
-    notes: Vec<Change>,
+    /// What is written next, in the order in which it came.
+    queue: Vec<Entry>,
+    /// Records in it.
+    records: usize,
     calm: Option<SpawnHandle>,
     /// Why the last transaction failed, if it did.
     failure: Option<JournalError>,
     /// The copy that is being made.
     backup: Option<std::thread::JoinHandle<()>>,
+}
+
+/// What stands in line for the next transaction.
+struct Entry {
+    changes: Vec<Change>,
+    /// Whoever waits for them; nobody for a note.
+    answer: Option<oneshot::Sender<Result<(), JournalError>>>,
 }
 
 /// Writes all changes in one transaction. Durable when answered.
@@ -125,7 +141,8 @@ impl Journal {
             ctx.set_mailbox_capacity(JOURNAL_MAILBOX);
             Self {
                 store,
-                notes: Vec::new(),
+                queue: Vec::new(),
+                records: 0,
                 calm: None,
                 failure: None,
                 backup: None,
@@ -140,12 +157,6 @@ impl Journal {
     /// When a daemon runs there, the copy is damaged, or the system refuses.
     pub fn restore(dir: &Path, copy: &Path) -> Result<Option<PathBuf>, JournalError> {
         Store::restore(dir, copy)
-    }
-
-    fn write(&mut self, changes: Vec<Change>, ctx: &mut Context<Self>) -> Result<(), JournalError> {
-        self.notes.extend(changes);
-        self.wait_for_calm(ctx);
-        self.write_notes()
     }
 
     /// Makes a copy if one is due, on a thread of its own. One that is under way is not joined by another.
@@ -171,12 +182,35 @@ impl Journal {
         }
     }
 
-    fn write_notes(&mut self) -> Result<(), JournalError> {
-        let notes = std::mem::take(&mut self.notes);
-        if notes.is_empty() {
+    /// Writes what stands in line, in one transaction. Where that fails, each record is tried on its own: one that
+    /// the disk has no room for must not be the end of the others.
+    ///
+    /// # Errors
+    /// When it could not be written as one transaction.
+    fn write(&mut self) -> Result<(), JournalError> {
+        let queue = std::mem::take(&mut self.queue);
+        let records = std::mem::take(&mut self.records);
+        if queue.is_empty() {
             return Ok(());
         }
-        let written = self.store.apply(&notes);
+        let together = self.apply(queue.iter().flat_map(|entry| &entry.changes));
+        for Entry { changes, answer } in queue {
+            // Notes may be lost, and a disk that cannot be written is met again by the next record.
+            let Some(answer) = answer else { continue };
+            let written = match &together {
+                Err(_) if records > 1 => self.apply(&changes),
+                result => result.clone(),
+            };
+            let _ = answer.send(written);
+        }
+        together
+    }
+
+    fn apply<'a>(
+        &mut self,
+        changes: impl IntoIterator<Item = &'a Change>,
+    ) -> Result<(), JournalError> {
+        let written = self.store.apply(changes);
         self.failure = written.as_ref().err().cloned();
         written
     }
@@ -188,8 +222,7 @@ impl Journal {
         }
         self.calm = Some(ctx.run_later(NOTES_DELAY, |act, _| {
             act.calm = None;
-            // Notes may be lost, and a disk that cannot be written is met again by the next record.
-            let _ = act.write_notes();
+            let _ = act.write();
             act.store.checkpoint();
         }));
     }
@@ -197,7 +230,7 @@ impl Journal {
 
 impl Drop for Journal {
     fn drop(&mut self) {
-        let _ = self.write_notes();
+        let _ = self.write();
     }
 }
 
@@ -205,12 +238,41 @@ impl Actor for Journal {
     type Context = Context<Self>;
 }
 
+/// Everything that had arrived before is in line.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Write;
+
 impl Handler<Record> for Journal {
-    type Result = Result<(), JournalError>;
+    type Result = ResponseFuture<Result<(), JournalError>>;
 
     fn handle(&mut self, Record(changes): Record, ctx: &mut Self::Context) -> Self::Result {
         crate::fault::point("journal");
-        self.write(changes, ctx)
+        let (answer, written) = oneshot::channel();
+        if self.records == 0 {
+            // Handled after what is in the mailbox now.
+            ctx.notify(Write);
+        }
+        self.records += 1;
+        self.queue.push(Entry {
+            changes,
+            answer: Some(answer),
+        });
+        if self.records >= RECORDS_TOGETHER_MAX {
+            let _ = self.write();
+        }
+        Box::pin(async move { written.await.unwrap_or(Err(JournalError::Gone)) })
+    }
+}
+
+impl Handler<Write> for Journal {
+    type Result = ();
+
+    fn handle(&mut self, _: Write, ctx: &mut Self::Context) {
+        self.wait_for_calm(ctx);
+        if self.records > 0 {
+            let _ = self.write();
+        }
     }
 }
 
@@ -218,10 +280,13 @@ impl Handler<Note> for Journal {
     type Result = ();
 
     fn handle(&mut self, Note(change): Note, ctx: &mut Self::Context) {
-        if self.notes.len() >= NOTES_MAX {
-            let _ = self.write_notes();
+        if self.queue.len() >= self.records + NOTES_MAX {
+            let _ = self.write();
         }
-        self.notes.push(change);
+        self.queue.push(Entry {
+            changes: vec![change],
+            answer: None,
+        });
         self.wait_for_calm(ctx);
     }
 }
@@ -259,7 +324,7 @@ impl Handler<Load> for Journal {
     type Result = Result<Snapshot, JournalError>;
 
     fn handle(&mut self, _: Load, _: &mut Self::Context) -> Self::Result {
-        self.write_notes()?;
+        self.write()?;
         self.store.load()
     }
 }
@@ -282,7 +347,7 @@ mod tests {
     use super::*;
 
     fn event(id: u64, message: &str) -> Change {
-        Change::Event(Box::new(Event {
+        let event = Event {
             id,
             at: String::new(),
             kind: EventKind::Daemon,
@@ -290,7 +355,8 @@ mod tests {
             generation: None,
             message: message.to_owned(),
             detail: serde_json::json!({}),
-        }))
+        };
+        Change::Event(id, serde_json::to_string(&event).unwrap().into())
     }
 
     /// Messages on the disk, as another process would find them.
@@ -335,6 +401,35 @@ mod tests {
         arbiter.stop();
         arbiter.join().unwrap();
         assert_eq!(on_disk(dir.path()), ["alone", "last"]);
+    }
+
+    #[actix::test]
+    async fn one_of_many_records_that_is_refused_takes_none_of_the_others_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _, arbiter) = Journal::open(dir.path()).unwrap();
+        let other = rusqlite::Connection::open(dir.path().join("journal.sqlite")).unwrap();
+        other
+            .execute_batch(
+                "CREATE TRIGGER refuse BEFORE INSERT ON event WHEN NEW.row LIKE '%refused%'
+                 BEGIN SELECT RAISE(ABORT, 'as the test wants it'); END;",
+            )
+            .unwrap();
+        // The journal's thread is busy; what is sent meanwhile is written together.
+        arbiter.spawn_fn(|| std::thread::sleep(Duration::from_millis(200)));
+        let texts = ["first", "second", "refused", "third"];
+        let sent = (1..)
+            .zip(texts)
+            .map(|(id, text)| journal.send(Record(vec![event(id, text)])));
+        let sent: Vec<_> = sent.collect();
+        let answers = futures_util::future::join_all(sent).await;
+        let written: Vec<bool> = answers
+            .iter()
+            .map(|a| a.as_ref().unwrap().is_ok())
+            .collect();
+        assert_eq!(written, [true, true, false, true]);
+        assert_eq!(on_disk(dir.path()), ["first", "second", "third"]);
+        arbiter.stop();
+        arbiter.join().unwrap();
     }
 
     fn instance(morphs: u64) -> InstanceRow {

@@ -1,6 +1,7 @@
 //! What the journal holds, as types: one struct per table.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use kmorph_backends::contract::{BackendKind, Placement};
 use kmorph_control_api::{
@@ -244,10 +245,10 @@ pub enum Change {
     Recovery(Box<RecoveryRow>),
     /// Inserts or replaces a morph.
     Morph(Box<MorphRow>),
-    /// Inserts or replaces an operation.
-    Operation(Box<Operation>),
-    /// Adds an event.
-    Event(Box<Event>),
+    /// Inserts or replaces the operation of this number, which is encoded already.
+    Operation(u64, Arc<str>),
+    /// Adds the event with this id, which is encoded already.
+    Event(u64, Arc<str>),
     /// Replaces what is remembered of the last self-test.
     Doctor(Box<DoctorReport>),
 }

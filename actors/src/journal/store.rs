@@ -5,7 +5,6 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kmorph_control_api::Event;
 use nix::fcntl::{Flock, FlockArg};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
 use serde::Serialize;
@@ -226,16 +225,20 @@ impl Store {
     }
 
     /// Applies all of `changes`, or none. Durable when it returns.
-    pub(super) fn apply(&mut self, changes: &[Change]) -> Result<(), JournalError> {
-        if changes.is_empty() {
+    pub(super) fn apply<'a>(
+        &mut self,
+        changes: impl IntoIterator<Item = &'a Change>,
+    ) -> Result<(), JournalError> {
+        let mut changes = changes.into_iter().peekable();
+        if changes.peek().is_none() {
             return Ok(());
         }
-        self.since_checkpoint += changes.len();
         let mut events = self.events;
         let tx = self.db.transaction()?;
         for change in changes {
+            self.since_checkpoint += 1;
             match change {
-                Change::Event(event) => put_event(&tx, event, &mut events)?,
+                Change::Event(id, row) => put_event(&tx, *id, row, &mut events)?,
                 other => apply_one(&tx, other)?,
             }
         }
@@ -392,16 +395,17 @@ fn count_events(db: &Connection) -> Result<u64, JournalError> {
 }
 
 /// Adds an event, and drops the oldest when there are more than [`EVENTS_KEPT`].
-fn put_event(tx: &Transaction<'_>, event: &Event, count: &mut u64) -> Result<(), JournalError> {
-    let row = json(event)?;
+fn put_event(
+    tx: &Transaction<'_>,
+    id: u64,
+    row: &str,
+    count: &mut u64,
+) -> Result<(), JournalError> {
     let sql = "INSERT OR IGNORE INTO event VALUES (?1, ?2)";
-    let added = tx
-        .prepare_cached(sql)?
-        .execute(params![signed(event.id), row])?;
+    let added = tx.prepare_cached(sql)?.execute(params![signed(id), row])?;
     if added == 0 {
         let sql = "UPDATE event SET row = ?2 WHERE id = ?1";
-        tx.prepare_cached(sql)?
-            .execute(params![signed(event.id), row])?;
+        tx.prepare_cached(sql)?.execute(params![signed(id), row])?;
     }
     *count += added as u64;
     while *count > EVENTS_KEPT {
@@ -493,16 +497,9 @@ fn apply_one(tx: &Transaction<'_>, change: &Change) -> Result<(), JournalError> 
         }
         Change::Recovery(row) => put(tx, "recovery", row.record.id, &json(row)?, RECOVERIES_KEPT)?,
         Change::Morph(row) => put(tx, "morph", row.status.session, &json(row)?, MORPHS_KEPT)?,
-        Change::Operation(row) => {
-            let id = row
-                .id
-                .strip_prefix("op-")
-                .and_then(|n| n.parse().ok())
-                .unwrap_or(0);
-            put(tx, "operation", id, &json(row)?, OPERATIONS_KEPT)?;
-        }
+        Change::Operation(id, row) => put(tx, "operation", *id, row, OPERATIONS_KEPT)?,
         // Counted, by `put_event`.
-        Change::Event(_) => {}
+        Change::Event(..) => {}
         Change::Doctor(row) => put(tx, "doctor", 1, &json(row)?, 1)?,
     }
     Ok(())

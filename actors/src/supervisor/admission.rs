@@ -15,7 +15,7 @@ impl Supervisor {
     /// A recovery whose actor is gone has failed; what is still to be done is done by another one.
     pub(super) fn give_up_recoveries(&mut self, whose: impl Fn(&str) -> bool, why: &str) {
         let mut changes = Vec::new();
-        for record in &mut self.recoveries {
+        for record in self.recoveries.values_mut() {
             if whose(&record.instance) && record.outcome == RecoveryOutcome::Running {
                 record.outcome = RecoveryOutcome::Failed;
                 record.reason = Some(why.to_owned());
@@ -28,6 +28,13 @@ impl Supervisor {
         }
         if !changes.is_empty() {
             self.services.journal.do_send(Record(changes));
+        }
+    }
+
+    /// Keeps those that the API shows; the journal has more.
+    pub(super) fn drop_oldest_recoveries(&mut self) {
+        while self.recoveries.len() > RECOVERIES_SHOWN {
+            self.recoveries.pop_first();
         }
     }
 
@@ -74,11 +81,8 @@ impl Handler<NoteRecovery> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, NoteRecovery(record): NoteRecovery, _: &mut Self::Context) {
-        self.recoveries.retain(|r| r.id != record.id);
-        if self.recoveries.len() >= RECOVERIES_SHOWN {
-            self.recoveries.remove(0);
-        }
-        self.recoveries.push(record);
+        self.recoveries.insert(record.id, record);
+        self.drop_oldest_recoveries();
     }
 }
 
@@ -86,6 +90,6 @@ impl Handler<GetRecoveries> for Supervisor {
     type Result = MessageResult<GetRecoveries>;
 
     fn handle(&mut self, _: GetRecoveries, _: &mut Self::Context) -> Self::Result {
-        MessageResult(self.recoveries.clone())
+        MessageResult(self.recoveries.values().cloned().collect())
     }
 }

@@ -64,12 +64,7 @@ pub struct RecoveryDone(pub String);
 #[rtype(result = "()")]
 pub struct InstanceGone(pub String);
 
-/// What survivors are told of all instances.
-#[derive(Debug, Message)]
-#[rtype(result = "Vec<TopologyEntry>")]
-pub struct GetTopology;
-
-/// One instance's part of it.
+/// An instance's part of what survivors are told of all of them.
 #[derive(Debug, Message)]
 #[rtype(result = "Option<TopologyEntry>")]
 pub struct GetTopologyEntry;

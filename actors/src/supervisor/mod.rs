@@ -13,6 +13,7 @@ mod morphing;
 mod policies;
 mod restoring;
 mod spawning;
+mod telling;
 mod workload;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -22,7 +23,6 @@ use std::time::Duration;
 use actix::prelude::*;
 use futures_util::future::join_all;
 use kmorph_control_api::{ApiError, DoctorReport, ErrorCode, InstanceSummary, RecoveryRecord};
-use kmp_proto::message::TopologyEntry;
 use slog::{error, info, warn};
 
 use crate::clock;
@@ -36,12 +36,14 @@ pub use doctor::BeginDoctor;
 use lag::Lag;
 pub use messages::{
     Addresses, ApplySettings, BeginMorph, Find, GetDaemon, GetRecoveries, GetSurvivor,
-    GetSurvivors, GetTopology, GetTopologyEntry, InstanceGone, List, RecoveryDone, RequestRecovery,
-    Spawn, Stopping,
+    GetSurvivors, GetTopologyEntry, InstanceGone, List, RecoveryDone, RequestRecovery, Spawn,
+    Stopping,
 };
 pub use policies::ChangePolicies;
 use restoring::{Restored, restore, sweep_leftovers};
 pub use spawning::{INSTANCES_MAX, MEMORY_MIN_BYTES};
+use telling::Untold;
+pub use telling::{TOPOLOGY_CALM, TOPOLOGY_DELAY_MAX, TellSurvivors};
 pub use workload::{ARGUMENTS_MAX, STRING_MAX_BYTES, VARIABLES_MAX};
 
 /// Requests that may wait for this actor before whoever sends one waits too. What instances and recoveries
@@ -57,9 +59,11 @@ const RESTORE_RETRY: Duration = Duration::from_secs(1);
 pub struct Supervisor {
     services: Services,
     instances: BTreeMap<String, Entry>,
-    recoveries: Vec<RecoveryRecord>,
+    /// By their ids.
+    recoveries: BTreeMap<u64, RecoveryRecord>,
     waiting: VecDeque<String>,
     recovering: Vec<String>,
+    untold: Option<Untold>,
     snapshot: Option<Snapshot>,
     started_at: String,
     backend_detail: String,
@@ -84,7 +88,7 @@ impl Supervisor {
         let recoveries = snapshot
             .recoveries
             .iter()
-            .map(|r| r.record.clone())
+            .map(|r| (r.record.id, r.record.clone()))
             .collect();
         Self {
             services,
@@ -92,6 +96,7 @@ impl Supervisor {
             recoveries,
             waiting: VecDeque::new(),
             recovering: Vec::new(),
+            untold: None,
             last_doctor: snapshot.doctor.clone(),
             snapshot: Some(snapshot),
             started_at: wall_clock::now_rfc3339(),
@@ -244,6 +249,7 @@ impl Actor for Supervisor {
             act.services.operations.fail_orphans();
             let why = "the daemon ended meanwhile; what was left to do is a recovery of its own";
             act.give_up_recoveries(|_| true, why);
+            act.drop_oldest_recoveries();
             info!(act.services.log, "restored"; "instances" => count);
         }));
     }
@@ -302,21 +308,6 @@ impl Handler<List> for Supervisor {
         Box::pin(async move {
             let asked = join_all(all.iter().map(|a| a.send(GetSummary))).await;
             asked.into_iter().filter_map(Result::ok).collect()
-        })
-    }
-}
-
-impl Handler<GetTopology> for Supervisor {
-    type Result = ResponseFuture<Vec<TopologyEntry>>;
-
-    fn handle(&mut self, _: GetTopology, _: &mut Self::Context) -> Self::Result {
-        let all = self.running();
-        Box::pin(async move {
-            let asked = join_all(all.iter().map(|a| a.send(GetTopologyEntry))).await;
-            asked
-                .into_iter()
-                .filter_map(|entry| entry.ok().flatten())
-                .collect()
         })
     }
 }

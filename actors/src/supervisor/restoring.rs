@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use kmorph_backends::contract::Observation;
-use kmorph_launch::InstanceName;
 use slog::{info, warn};
 
 use super::morphing::seconds;
@@ -160,12 +159,7 @@ async fn observe(services: &Services, generation: &mut GenerationRow) -> Option<
         return Some("its end had been decided".to_owned());
     }
     if generation.placement.is_none() {
-        let name: InstanceName = generation.instance.parse().ok()?;
-        let found = services
-            .backend
-            .find(&name, generation.generation, &generation.run_dir)
-            .await;
-        generation.placement = found.ok().flatten();
+        generation.placement = services.find(generation).await.ok().flatten();
     }
     let Some(placement) = &generation.placement else {
         return Some("it was never started".to_owned());

@@ -19,8 +19,11 @@ use slog::{Logger, debug, error};
 use tokio::sync::oneshot;
 
 pub use handle::{AttachmentId, RETRY_MAX, TransportHandle};
-use notices::Notices;
-pub use notices::{Broadcast, NOTICES_MAX};
+pub use notices::{
+    Broadcast, EARLY_BURST, EARLY_PER_S, NOTICES_MAX, TOPOLOGY_ENTRIES_PER_S, TOPOLOGY_PORTION,
+    Topology,
+};
+use notices::{Notices, Telling};
 
 /// Requests that may be waiting for their reply at one peer.
 pub const REQUESTS_MAX: usize = 16;
@@ -149,6 +152,7 @@ pub struct Transport {
     log: Logger,
     peers: BTreeMap<PeerKey, Attached>,
     next_token: u64,
+    telling: Telling,
 }
 
 #[derive(Message)]
@@ -162,6 +166,7 @@ impl Transport {
             log,
             peers: BTreeMap::new(),
             next_token: 1,
+            telling: Telling::default(),
         }
     }
 }
@@ -292,9 +297,8 @@ impl Handler<FromPeer> for Transport {
             }
             PeerEvent::Up(_, _) => {
                 attached.control_up = true;
-                attached.send_owed(self.next_token);
-                self.next_token += 1;
                 attached.owner.do_send(PeerUpdate::Control(true));
+                self.tell_owed(&key, ctx);
             }
             PeerEvent::Down(Channel::Heartbeat, why) => {
                 debug!(self.log, "heartbeat channel down"; "instance" => &key.instance,

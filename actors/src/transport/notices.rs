@@ -1,26 +1,49 @@
-//! What survivors of a failure are told, and what they answer. No recovery waits for them.
+//! What survivors of failures are told, and what they answer. No recovery waits for them.
 //!
-//! A peer is owed the newest RECOVER_COMPLETE, and no older one, until it has answered it: it is sent
-//! again when the peer puts it off, and when its control channel is up again. The two messages before it
-//! are about what is under way; who missed them learns the outcome.
+//! Each recovery could tell each instance three things, the last of which names every instance: with n
+//! instances and k recoveries that is k·n messages and k·n² entries. So none of it is sent without a bound:
+//!
+//! - A topology (RECOVER_COMPLETE) is for all. A peer is owed the newest one, and no older one, until it has
+//!   answered it: also when it puts it off, and when it cannot be reached now. One is under way to a peer at a
+//!   time, and all of them together are sent at [`TOPOLOGY_ENTRIES_PER_S`]. What a newer one replaces before its
+//!   turn comes is never sent.
+//! - RECOVER_PREPARE and RECOVER_RECLAIM are about what is under way; who misses them learns the outcome from the
+//!   topology. They are sent at once, to all or, when there were too many lately ([`EARLY_PER_S`]), to nobody.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
 use actix::prelude::*;
-use kmp_proto::message::{Channel, Message as Kmp};
+use kmp_proto::message::{Channel, Message as Kmp, RecoverComplete};
+use kmp_proto::time::Instant;
 use kmp_proto::wire::MsgType;
-use slog::{Logger, debug, o, warn};
+use kmp_transport::peer::SendRefused;
+use slog::{Logger, debug, info, o, warn};
 
 use super::handle::retry_wait;
 use super::{Attached, PeerKey, RequestError, Transport};
+use crate::clock;
 
-/// Messages to one peer whose answers are waited for; an answer to an older one is not looked at.
+/// RECOVER_PREPARE and RECOVER_RECLAIM that one peer may have unanswered; it is sent no more of them until then.
 pub const NOTICES_MAX: usize = 16;
+/// Entries of topologies that are sent in a second, to all peers together. An agent needs a microsecond or two for
+/// one, and in the `embedded` backend all of them share the host's CPUs with the recoveries.
+pub const TOPOLOGY_ENTRIES_PER_S: u32 = 200_000;
+/// Pause between two portions of a topology's sending.
+pub const TOPOLOGY_PORTION: Duration = Duration::from_millis(20);
+/// RECOVER_PREPAREs and RECOVER_RECLAIMs that are sent in a second, to all peers together, in the long run.
+pub const EARLY_PER_S: u32 = 500;
+/// How many of them may be sent at once after a quiet time: both of one recovery to the most instances that there can
+/// be.
+pub const EARLY_BURST: u32 = 4_096;
+/// Shortest time between two log lines that say that there were too many.
+const EARLY_SAID_MIN: Duration = Duration::from_secs(10);
+/// Wait before a topology is sent again to a peer whose queue was full.
+const QUEUE_FULL_WAIT: Duration = Duration::from_millis(500);
 
-/// Sends a message to every peer but those of one instance. A RECOVER_COMPLETE also reaches, later, those
-/// whose control channel is down now.
+/// Sends RECOVER_PREPARE or RECOVER_RECLAIM to every peer but those of one instance, unless there were too many of
+/// them lately.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Broadcast {
@@ -30,22 +53,84 @@ pub struct Broadcast {
     pub message: Kmp,
 }
 
+/// A newer topology: every peer is owed it, but those of the instance that it names as recovered.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Topology(pub RecoverComplete);
+
 /// Of one peer.
 #[derive(Default)]
 pub(super) struct Notices {
     /// Sent and not answered, oldest first, by token.
-    sent: VecDeque<(u64, MsgType)>,
+    early: VecDeque<(u64, MsgType)>,
     owed: Option<Owed>,
+    /// Token of the topology that is under way.
+    under_way: Option<u64>,
+    /// It stands in line for a topology.
+    in_line: bool,
 }
 
 /// The newest topology.
 struct Owed {
     /// Shared: it may be large, and many may be owed it.
     message: Rc<Kmp>,
-    /// Of the last time that it was sent.
+    /// Entries in it, and one for the rest of the message.
+    size: u32,
+    /// Token of the last time that it was sent; 0 when it was not.
     token: u64,
     /// Times that it was put off.
     retries: u32,
+}
+
+/// Of all peers.
+#[derive(Default)]
+pub(super) struct Telling {
+    /// Who is to be sent the topology that it is owed.
+    line: VecDeque<PeerKey>,
+    /// The next portion is due later.
+    waits: bool,
+    early: Allowance,
+}
+
+/// How much of something may be sent now: it grows with time, up to a burst.
+struct Allowance {
+    left: u32,
+    since: Option<Instant>,
+    /// When it was last said that something was refused.
+    said: Option<Instant>,
+}
+
+impl Default for Allowance {
+    fn default() -> Self {
+        Self {
+            left: EARLY_BURST,
+            since: None,
+            said: None,
+        }
+    }
+}
+
+impl Allowance {
+    /// Takes `count`, if so many are left.
+    fn take(&mut self, count: u32, now: Instant) -> bool {
+        let passed = self.since.map_or(Duration::ZERO, |since| now - since);
+        let grown = passed.as_millis() * u128::from(EARLY_PER_S) / 1000;
+        if grown > 0 || self.since.is_none() {
+            let grown = u32::try_from(grown).unwrap_or(EARLY_BURST);
+            self.left = self.left.saturating_add(grown).min(EARLY_BURST);
+            self.since = Some(now);
+        }
+        let left = self.left.checked_sub(count);
+        self.left = left.unwrap_or(self.left);
+        left.is_some()
+    }
+
+    /// Whether a refusal is to be said.
+    fn say(&mut self, now: Instant) -> bool {
+        let soon = self.said.is_some_and(|said| now - said < EARLY_SAID_MIN);
+        self.said = if soon { self.said } else { Some(now) };
+        !soon
+    }
 }
 
 /// The time after which what was put off is sent again is over.
@@ -57,76 +142,153 @@ impl Handler<Broadcast> for Transport {
     type Result = ();
 
     fn handle(&mut self, broadcast: Broadcast, _: &mut Self::Context) {
-        let message = Rc::new(broadcast.message);
-        let lasting = message.msg_type() == MsgType::RecoverComplete;
-        let peers = self.peers.iter_mut();
-        for (_, peer) in peers.filter(|(key, _)| key.instance != broadcast.except) {
-            let token = self.next_token;
-            self.next_token += 1;
-            if lasting {
-                let message = Rc::clone(&message);
-                let retries = 0;
-                peer.notices.owed = Some(Owed {
-                    message,
-                    token,
-                    retries,
-                });
+        let message = broadcast.message;
+        let all = self.peers.iter_mut();
+        let survivors = all.filter(|(key, p)| p.control_up && key.instance != broadcast.except);
+        let mut survivors: Vec<_> = survivors.map(|(_, peer)| peer).collect();
+        let count = u32::try_from(survivors.len()).unwrap_or(u32::MAX);
+        let (early, now) = (&mut self.telling.early, clock::now());
+        if !early.take(count, now) {
+            if early.say(now) {
+                info!(self.log, "many recoveries at once: survivors are told of the outcome alone";
+                    "instance" => broadcast.except, "survivors" => count);
             }
-            if peer.control_up {
-                peer.send_notice(token, &message);
-            }
+            return;
         }
+        for peer in &mut survivors {
+            peer.send_early(self.next_token, &message);
+            self.next_token += 1;
+        }
+    }
+}
+
+impl Handler<Topology> for Transport {
+    type Result = ();
+
+    fn handle(&mut self, Topology(complete): Topology, ctx: &mut Self::Context) {
+        let size = u32::try_from(complete.topology.len() + 1).unwrap_or(u32::MAX);
+        let except = complete.instance.clone();
+        let message = Rc::new(Kmp::RecoverComplete(complete));
+        let Self { peers, telling, .. } = self;
+        for (key, peer) in peers.iter_mut().filter(|(key, _)| key.instance != except) {
+            peer.notices.owed = Some(Owed {
+                message: Rc::clone(&message),
+                size,
+                token: 0,
+                retries: 0,
+            });
+            peer.stand_in_line(key, telling);
+        }
+        self.send_portion(ctx);
     }
 }
 
 impl Handler<SendAgain> for Transport {
     type Result = ();
 
-    fn handle(&mut self, SendAgain(key, token): SendAgain, _: &mut Self::Context) {
-        let next = self.next_token;
-        let Some(peer) = self.peers.get_mut(&key).filter(|p| p.control_up) else {
-            return;
-        };
+    fn handle(&mut self, SendAgain(key, token): SendAgain, ctx: &mut Self::Context) {
         // Another topology, or another connection, may have taken its place.
-        if peer.notices.owed.as_ref().is_some_and(|o| o.token == token) {
-            self.next_token += 1;
-            peer.send_owed(next);
+        let same = |peer: &&mut Attached| {
+            let owed = peer.notices.owed.as_ref();
+            owed.is_some_and(|owed| owed.token == token)
+        };
+        if let Some(peer) = self.peers.get_mut(&key).filter(same) {
+            peer.stand_in_line(&key, &mut self.telling);
+            self.send_portion(ctx);
         }
     }
 }
 
-impl Attached {
-    fn send_notice(&mut self, token: u64, message: &Kmp) {
-        let sent = self.peer.send(Channel::Control, token, Kmp::clone(message));
-        if sent.is_err() {
-            return;
+impl Transport {
+    /// The control channel of `key` is up: it can be sent what it is owed.
+    pub(super) fn tell_owed(&mut self, key: &PeerKey, ctx: &mut Context<Self>) {
+        if let Some(peer) = self.peers.get_mut(key) {
+            peer.stand_in_line(key, &mut self.telling);
+            self.send_portion(ctx);
         }
-        if self.notices.sent.len() == NOTICES_MAX
-            && let Some((oldest, _)) = self.notices.sent.pop_front()
-        {
-            self.on_wire.retain(|_, t| *t != oldest);
-        }
-        self.notices.sent.push_back((token, message.msg_type()));
     }
 
-    /// Sends the newest topology, if it is owed.
-    pub(super) fn send_owed(&mut self, token: u64) {
-        if let Some(owed) = &mut self.notices.owed {
-            owed.token = token;
-            let message = Rc::clone(&owed.message);
-            self.send_notice(token, &message);
+    /// Sends topologies to those whose turn it is, unless the next portion is due later.
+    fn send_portion(&mut self, ctx: &mut Context<Self>) {
+        let portions_per_s = 1000
+            / u32::try_from(TOPOLOGY_PORTION.as_millis())
+                .unwrap_or(1)
+                .max(1);
+        let mut left = TOPOLOGY_ENTRIES_PER_S / portions_per_s;
+        if self.telling.waits || self.telling.line.is_empty() {
+            return;
         }
+        while left > 0
+            && let Some(key) = self.telling.line.pop_front()
+        {
+            let Some(peer) = self.peers.get_mut(&key) else {
+                continue;
+            };
+            let token = self.next_token;
+            self.next_token += 1;
+            match peer.send_owed(token) {
+                Ok(sent) => left = left.saturating_sub(sent),
+                Err(SendRefused(_)) => {
+                    ctx.notify_later(SendAgain(key, token), QUEUE_FULL_WAIT);
+                }
+            }
+        }
+        // Also when nobody is left: whoever comes next is not sent a portion of its own.
+        self.telling.waits = true;
+        ctx.run_later(TOPOLOGY_PORTION, |act, ctx| {
+            act.telling.waits = false;
+            act.send_portion(ctx);
+        });
+    }
+}
+
+impl Attached {
+    /// Waits for its turn, when it is owed a topology, can be reached, and no other is under way to it.
+    fn stand_in_line(&mut self, key: &PeerKey, telling: &mut Telling) {
+        let notices = &mut self.notices;
+        let ready = self.control_up && notices.owed.is_some() && notices.under_way.is_none();
+        if ready && !notices.in_line {
+            notices.in_line = true;
+            telling.line.push_back(key.clone());
+        }
+    }
+
+    fn send_early(&mut self, token: u64, message: &Kmp) {
+        if self.notices.early.len() >= NOTICES_MAX {
+            return;
+        }
+        let sent = self.peer.send(Channel::Control, token, message.clone());
+        if sent.is_ok() {
+            self.notices.early.push_back((token, message.msg_type()));
+        }
+    }
+
+    /// Its turn has come; the entries sent.
+    fn send_owed(&mut self, token: u64) -> Result<u32, SendRefused> {
+        let notices = &mut self.notices;
+        notices.in_line = false;
+        let ready = self.control_up && notices.under_way.is_none();
+        let Some(owed) = notices.owed.as_mut().filter(|_| ready) else {
+            return Ok(0);
+        };
+        owed.token = token;
+        let message = Kmp::clone(&owed.message);
+        self.peer.send(Channel::Control, token, message)?;
+        notices.under_way = Some(token);
+        Ok(owed.size)
     }
 
     /// The answers to what was sent will not come.
     pub(super) fn forget_notices(&mut self) {
-        self.notices.sent.clear();
+        self.notices.early.clear();
+        self.notices.under_way = None;
     }
 
     /// A message that cannot be put into a frame is owed to nobody.
     pub(super) fn give_up_notice(&mut self, token: u64) {
-        self.notices.sent.retain(|(t, _)| *t != token);
+        self.notices.early.retain(|(t, _)| *t != token);
         self.notices.owed.take_if(|owed| owed.token == token);
+        self.notices.under_way.take_if(|t| *t == token);
     }
 
     /// What a survivor answered.
@@ -138,39 +300,90 @@ impl Attached {
         log: &Logger,
         ctx: &mut Context<Transport>,
     ) {
-        let sent = &mut self.notices.sent;
-        let Some(at) = sent.iter().position(|(t, _)| *t == token) else {
-            return;
+        let early = &mut self.notices.early;
+        let early = match early.iter().position(|(t, _)| *t == token) {
+            Some(at) => early.remove(at).map(|(_, kind)| kind),
+            None => None,
         };
-        let Some((_, kind)) = sent.remove(at) else {
-            return;
+        let log = |kind: MsgType| {
+            log.new(
+                o!("instance" => key.instance.clone(), "generation" => key.generation,
+                "type" => kind.name()),
+            )
         };
-        let log = log.new(
-            o!("instance" => key.instance.clone(), "generation" => key.generation,
-            "type" => kind.name()),
-        );
-        let owed = &mut self.notices.owed;
-        match (result, owed) {
-            (Err(RequestError::Retry(after)), Some(owed)) if owed.token == token => {
+        if let Some(kind) = early {
+            return heard(&log(kind), result);
+        }
+        if self.notices.under_way.take_if(|t| *t == token).is_none() {
+            return;
+        }
+        let log = log(MsgType::RecoverComplete);
+        let newest = |owed: &&mut Owed| owed.token == token;
+        match (result, self.notices.owed.as_mut().filter(newest)) {
+            (Err(RequestError::Retry(after)), Some(owed)) => {
                 owed.retries += 1;
                 let random = getrandom::u64().unwrap_or(0);
                 let wait = retry_wait(after, owed.retries, random);
                 debug!(log, "a survivor put a message off"; "again_in_ms" => millis(wait));
                 ctx.notify_later(SendAgain(key.clone(), token), wait);
             }
-            (result, owed) => {
-                owed.take_if(|owed| owed.token == token);
-                match result {
-                    Ok(_) => debug!(log, "a survivor was told"),
-                    Err(error) => {
-                        warn!(log, "a survivor did not take a message"; "reason" => %error)
-                    }
-                }
+            (result, Some(_)) => {
+                self.notices.owed = None;
+                heard(&log, result);
+            }
+            // A newer one has taken its place meanwhile.
+            (result, None) => {
+                heard(&log, result);
+                ctx.notify(TellNewer(key.clone()));
             }
         }
     }
 }
 
+/// The way to a peer is free for a topology that came while another was under way to it.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct TellNewer(PeerKey);
+
+impl Handler<TellNewer> for Transport {
+    type Result = ();
+
+    fn handle(&mut self, TellNewer(key): TellNewer, ctx: &mut Self::Context) {
+        self.tell_owed(&key, ctx);
+    }
+}
+
+fn heard(log: &Logger, result: Result<Kmp, RequestError>) {
+    match result {
+        Ok(_) => debug!(log, "a survivor was told"),
+        Err(error) => warn!(log, "a survivor did not take a message"; "reason" => %error),
+    }
+}
+
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_about_to_be_is_told_up_to_a_burst_and_then_at_a_rate() {
+        let mut allowance = Allowance::default();
+        let whole = |count: u32| count as usize / 100;
+        let at = |ms: u64| Instant::from_nanos((1_000 + ms) * 1_000_000);
+        let told = |allowance: &mut Allowance, ms| {
+            let count = 100;
+            (0..1_000).filter(|_| allowance.take(count, at(ms))).count()
+        };
+        assert_eq!(told(&mut allowance, 0), whole(EARLY_BURST));
+        assert_eq!(told(&mut allowance, 1_000), whole(EARLY_PER_S));
+        // Small steps add up.
+        let steps: usize = (0..1_000).map(|ms| told(&mut allowance, 1_001 + ms)).sum();
+        assert_eq!(steps, whole(EARLY_PER_S));
+        assert_eq!(told(&mut allowance, 3_600_000), whole(EARLY_BURST));
+        assert!(!allowance.take(EARLY_BURST + 1, at(7_200_000)));
+        assert!(allowance.say(at(0)) && !allowance.say(at(9_999)) && allowance.say(at(10_000)));
+    }
 }

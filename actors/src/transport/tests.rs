@@ -59,8 +59,8 @@ fn notice() -> Kmp {
     })
 }
 
-fn topology(recovery: u64) -> Kmp {
-    Kmp::RecoverComplete(RecoverComplete {
+fn topology(recovery: u64) -> Topology {
+    Topology(RecoverComplete {
         fixed: RecoverCompleteFixed {
             recovery,
             failed_generation: 3,
@@ -217,13 +217,13 @@ async fn a_survivor_is_owed_the_newest_topology_until_it_has_answered_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("vsock.sock");
     let (transport, key) = attach(&path);
-    for message in [topology(1), notice(), topology(2)] {
-        let broadcast = Broadcast {
-            except: "db".to_owned(),
-            message,
-        };
-        transport.address().send(broadcast).await.unwrap();
-    }
+    transport.address().send(topology(1)).await.unwrap();
+    let broadcast = Broadcast {
+        except: "db".to_owned(),
+        message: notice(),
+    };
+    transport.address().send(broadcast).await.unwrap();
+    transport.address().send(topology(2)).await.unwrap();
     // Only now it can be reached.
     let (sender, mut heard) = mpsc::unbounded_channel();
     let hang_up = Arc::new(Notify::new());
@@ -241,6 +241,96 @@ async fn a_survivor_is_owed_the_newest_topology_until_it_has_answered_it() {
         assert_eq!(next(&mut heard).await, Some((connection, 7)));
         hang_up.notify_one();
     }
+}
+
+/// A survivor that hands each message it gets to the test, and answers when the test says so.
+async fn listen_slowly(
+    path: std::path::PathBuf,
+    heard: mpsc::UnboundedSender<u64>,
+    answer: Arc<Notify>,
+) {
+    let mut connections = listen(&path);
+    let mut others = Vec::new();
+    while let Some(mut connection) = connections.recv().await {
+        if connection.hello.fixed.channel != Channel::Control {
+            others.push(connection);
+            continue;
+        }
+        loop {
+            let frame = connection.reader.next().await.unwrap();
+            let (recovery, reply) = match &frame.message {
+                Kmp::RecoverPrepare(m) => (m.fixed.recovery, Kmp::RecoverPrepareReply(DONE)),
+                Kmp::RecoverComplete(m) => (m.fixed.recovery, Kmp::RecoverCompleteReply(DONE)),
+                other => panic!("{other:?}"),
+            };
+            heard.send(recovery).unwrap();
+            answer.notified().await;
+            let sequence = frame.header.sequence;
+            connection.writer.reply(&reply, sequence).await.unwrap();
+        }
+    }
+}
+
+#[actix::test]
+async fn one_topology_at_a_time_is_under_way_to_a_survivor_and_the_newest_follows() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("vsock.sock");
+    let (transport, _) = attach(&path);
+    transport.address().send(topology(1)).await.unwrap();
+    let (sender, mut heard) = mpsc::unbounded_channel();
+    let answer = Arc::new(Notify::new());
+    actix::spawn(listen_slowly(path, sender, answer.clone()));
+    let next = async |heard: &mut mpsc::UnboundedReceiver<_>| {
+        tokio::time::timeout(PATIENCE, heard.recv()).await.unwrap()
+    };
+    assert_eq!(next(&mut heard).await, Some(1));
+    for recovery in 2..100 {
+        transport.address().send(topology(recovery)).await.unwrap();
+    }
+    answer.notify_one();
+    assert_eq!(
+        next(&mut heard).await,
+        Some(99),
+        "and none of those between"
+    );
+    answer.notify_one();
+    transport.address().send(topology(100)).await.unwrap();
+    assert_eq!(next(&mut heard).await, Some(100));
+}
+
+#[actix::test]
+async fn a_survivor_that_answers_nothing_is_sent_only_so_much() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("vsock.sock");
+    let (transport, key) = attach(&path);
+    let (sender, mut heard) = mpsc::unbounded_channel();
+    let answer = Arc::new(Notify::new());
+    actix::spawn(listen_slowly(path, sender, answer.clone()));
+    // Connected: it has taken, and not answered, a request.
+    let little = Duration::from_millis(1);
+    let asked = ask(&transport, &key, little).await;
+    assert_eq!(asked, Err(RequestError::TimedOut(little)));
+    for _ in 0..3 * NOTICES_MAX {
+        let broadcast = Broadcast {
+            except: "db".to_owned(),
+            message: notice(),
+        };
+        transport.address().send(broadcast).await.unwrap();
+    }
+    transport.address().send(topology(8)).await.unwrap();
+    let mut notices = 0;
+    loop {
+        answer.notify_one();
+        match tokio::time::timeout(PATIENCE, heard.recv()).await.unwrap() {
+            Some(8) => break,
+            _ => notices += 1,
+        }
+    }
+    // One of them may be the request.
+    assert!(
+        (NOTICES_MAX..=NOTICES_MAX + 1).contains(&notices),
+        "{notices}"
+    );
 }
 
 #[test]

@@ -1,0 +1,78 @@
+//! When survivors are told the topology: many recoveries that end together are told with one.
+
+use std::time::Duration;
+
+use actix::prelude::*;
+use futures_util::future::join_all;
+use kmp_proto::message::{RecoverComplete, RecoverCompleteFixed, TopologyEntry};
+use kmp_proto::time::Instant;
+
+use super::{GetTopologyEntry, Supervisor};
+use crate::clock;
+use crate::transport::Topology;
+
+/// Time without the end of a recovery after which survivors are told.
+pub const TOPOLOGY_CALM: Duration = Duration::from_millis(100);
+/// Longest time that the end of a recovery waits for others to be told with.
+pub const TOPOLOGY_DELAY_MAX: Duration = Duration::from_secs(2);
+
+/// A recovery has ended, and survivors are to be told the topology.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct TellSurvivors {
+    /// How it ended.
+    pub fixed: RecoverCompleteFixed,
+    /// Whose it was.
+    pub instance: String,
+}
+
+/// What survivors were not told yet.
+pub(super) struct Untold {
+    newest: TellSurvivors,
+    /// End of the first recovery that they were not told.
+    since: Instant,
+    timer: SpawnHandle,
+}
+
+impl Handler<TellSurvivors> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, newest: TellSurvivors, ctx: &mut Self::Context) {
+        let now = clock::now();
+        let earlier = self.untold.take();
+        let since = earlier.as_ref().map_or(now, |untold| untold.since);
+        if let Some(earlier) = earlier {
+            ctx.cancel_future(earlier.timer);
+        }
+        let left = TOPOLOGY_DELAY_MAX.saturating_sub(now - since);
+        let timer = ctx.run_later(left.min(TOPOLOGY_CALM), Self::tell_survivors);
+        self.untold = Some(Untold {
+            newest,
+            since,
+            timer,
+        });
+    }
+}
+
+impl Supervisor {
+    fn tell_survivors(&mut self, ctx: &mut Context<Self>) {
+        let Some(untold) = self.untold.take() else {
+            return;
+        };
+        let TellSurvivors { fixed, instance } = untold.newest;
+        let all = self.running();
+        let work = async move {
+            let asked = join_all(all.iter().map(|a| a.send(GetTopologyEntry))).await;
+            let entries = asked.into_iter().filter_map(|entry| entry.ok().flatten());
+            entries.collect::<Vec<TopologyEntry>>()
+        };
+        ctx.spawn(work.into_actor(self).map(move |topology, act, _| {
+            let told = RecoverComplete {
+                fixed,
+                instance,
+                topology,
+            };
+            act.services.transport.address().do_send(Topology(told));
+        }));
+    }
+}

@@ -1,0 +1,119 @@
+//! A disk that stands still for a while. What has to be durable waits for it; nothing else does, and nothing is
+//! done twice because of it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use kmorph_control_api::{DaemonStatus, EventKind, InstanceState, InstanceSummary};
+use kmorph_tests::{Events, Host};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// A heartbeat timeout that is over several times while the disk stands still.
+const CONFIG: &str =
+    "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nmemory_mib = 65536\n";
+/// How long the disk stands still; `KMORPH_TEST_STALL_S` says otherwise.
+const STALL: Duration = Duration::from_secs(6);
+/// Longest wait for the list meanwhile, also on a machine that is busy: well below that.
+const LIST_MAX: Duration = Duration::from_secs(3);
+
+/// A running daemon whose disk can stand still: what lies under `under`, and with `sync` each fsync.
+fn host(under: &str, sync: bool) -> Host {
+    let mut host = Host::prepare(CONFIG);
+    let library = host.path("stall.so");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/slow_disk/stall.c");
+    let built = Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", "-o"])
+        .args([&library, &source])
+        .status();
+    assert!(built.expect("there is a C compiler").success());
+    host.set_env("LD_PRELOAD", library);
+    host.set_env("KMORPH_STALL", host.path("stalled"));
+    host.set_env("KMORPH_STALL_UNDER", host.path(under));
+    if sync {
+        host.set_env("KMORPH_STALL_SYNC", "yes");
+    }
+    host.start();
+    host
+}
+
+fn stall_time() -> Duration {
+    let told = std::env::var("KMORPH_TEST_STALL_S").ok();
+    told.and_then(|s| s.parse().ok())
+        .map_or(STALL, Duration::from_secs)
+}
+
+fn list(host: &Host) -> Vec<InstanceSummary> {
+    let asked = Instant::now();
+    let list = host.control().get("/v1/instances");
+    let took = asked.elapsed();
+    assert!(took < LIST_MAX, "the list took {took:?}");
+    list
+}
+
+/// Kills `web` while the disk stands still. `meanwhile` looks at the list, again and again.
+fn dies_while_the_disk_stands_still(host: &Host, meanwhile: impl Fn(&[InstanceSummary])) {
+    host.spawn_bare("web");
+    host.spawn_bare("db");
+    let bystander = host.agent("db");
+    let events = Events::follow(host.control());
+    std::fs::write(host.path("stalled"), "").unwrap();
+    let begun = Instant::now();
+    kill(Pid::from_raw(host.agent("web")), Signal::SIGKILL).unwrap();
+    events.wait("its verdict", |event| event.kind == EventKind::Detector);
+    while begun.elapsed() < stall_time() {
+        meanwhile(&list(host));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::fs::remove_file(host.path("stalled")).unwrap();
+    let web = host.successor_of("web", 1);
+    assert_eq!((web.summary.generation, web.summary.recoveries), (2, 1));
+    let told: Vec<_> = events
+        .drain()
+        .into_iter()
+        .map(|arrived| arrived.event)
+        .collect();
+    let of_web = told.iter().filter(|e| e.instance.as_deref() == Some("web"));
+    let said = |words: &str| {
+        of_web
+            .clone()
+            .filter(|e| e.message.starts_with(words))
+            .count()
+    };
+    assert_eq!((said("fenced:"), said("successor:")), (1, 1), "{told:?}");
+    let db = host.running("db");
+    assert_eq!(
+        (db.processes["agent"], db.summary.recoveries),
+        (bystander, 0)
+    );
+}
+
+#[test]
+fn while_the_journal_waits_for_the_disk_nothing_is_fenced_or_started_and_the_list_answers() {
+    let host = host("state", true);
+    dies_while_the_disk_stands_still(&host, |list| {
+        let web = list.iter().find(|one| one.name == "web").unwrap();
+        // Nothing is begun that is not written down.
+        assert_eq!((web.generation, web.recoveries), (1, 0), "{web:?}");
+        assert_ne!(web.state, InstanceState::Running);
+    });
+    let daemon: DaemonStatus = host.control().get("/v1/daemon");
+    assert!(daemon.journal_ok, "{daemon:?}");
+}
+
+#[test]
+fn while_a_successor_waits_for_its_directory_the_list_answers() {
+    let host = host("run/instances", false);
+    dies_while_the_disk_stands_still(&host, |list| {
+        let web = list.iter().find(|one| one.name == "web").unwrap();
+        assert_eq!(web.recoveries, 0, "{web:?}");
+    });
+}
