@@ -16,11 +16,11 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use async_trait::async_trait;
+use kmorph_files::{OwnDir, PRIVATE_DIR};
 use kmorph_launch::{AgentConfig, InstanceName, Listen, Role};
 use kmp_proto::fence::{FenceCertificate, FenceOrder};
 use kmp_transport::link::KMP_PORT;
@@ -36,6 +36,8 @@ use crate::process::{self, Exits, Stat};
 
 /// Environment variable with the numbers of the inherited listening sockets, joined by `:`.
 pub const LISTENERS_ENV: &str = "KMORPH_LISTENERS";
+/// Name of the agent's configuration in the run directory.
+const AGENT_CONFIG: &str = "agent.json";
 /// What the backend needs to know.
 #[derive(Clone, Debug)]
 pub struct EmbeddedConfig {
@@ -70,23 +72,17 @@ impl EmbeddedBackend {
             what: format!("{what} for {} generation {}", spec.name, spec.generation),
             source,
         };
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&spec.run_dir)
-            .map_err(|e| fail("making the run directory", e))?;
-        let config_path = config_path(&spec.run_dir);
+        let run_dir = OwnDir::make(&spec.run_dir, PRIVATE_DIR)
+            .map_err(|e| fail("making the run directory", e.into()))?;
         let json = agent_config(spec)
             .to_json()
             .map_err(|e| fail("writing the agent's configuration", e.into()))?;
-        std::fs::write(&config_path, json)
-            .map_err(|e| fail("writing the agent's configuration", e))?;
-        let log = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(spec.run_dir.join("agent.log"))
-            .map_err(|e| fail("opening the agent's log", e))?;
+        run_dir
+            .write(AGENT_CONFIG, &json)
+            .map_err(|e| fail("writing the agent's configuration", e.into()))?;
+        let log = run_dir
+            .append("agent.log")
+            .map_err(|e| fail("opening the agent's log", e.into()))?;
         let errors = log
             .try_clone()
             .map_err(|e| fail("opening the agent's log", e))?;
@@ -100,7 +96,7 @@ impl EmbeddedBackend {
             .collect();
         let mut child = Command::new(&self.config.agent)
             .arg("--config")
-            .arg(&config_path)
+            .arg(config_path(&spec.run_dir))
             .env(FENCE_ENV, &spec.run_dir)
             .env(LISTENERS_ENV, numbers.join(":"))
             .stdin(Stdio::null())
@@ -135,7 +131,7 @@ fn main_process(placement: &Placement) -> Option<&ProcessId> {
 }
 
 fn config_path(run_dir: &Path) -> PathBuf {
-    run_dir.join("agent.json")
+    run_dir.join(AGENT_CONFIG)
 }
 
 fn agent_config(spec: &SpawnSpec) -> AgentConfig {
@@ -356,7 +352,7 @@ impl Backend for EmbeddedBackend {
         if let Some(process) = main_process(placement) {
             self.exits.forget(process);
         }
-        for name in ["vsock.sock", HANDOVER_SOCKET, "agent.json"] {
+        for name in ["vsock.sock", HANDOVER_SOCKET, AGENT_CONFIG] {
             let path = placement.run_dir.join(name);
             match std::fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {

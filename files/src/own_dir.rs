@@ -29,9 +29,9 @@ pub struct OwnDir {
 }
 
 impl OwnDir {
-    /// Opens a directory of this user's own, and makes it with `mode` where it is missing. One that is there gets
-    /// `mode` too, unless others can write to it: what they may have put there cannot be told from what is the
-    /// daemon's.
+    /// Opens a directory of this user's own, and makes it with `mode` where it is missing. One that is there loses the
+    /// permissions that `mode` does not have; one that others can write to is refused: what they may have put there
+    /// cannot be told from what is the daemon's.
     ///
     /// # Errors
     /// When owner, mode or type of anything on the way lets another user change what is written, or the system
@@ -55,7 +55,7 @@ impl OwnDir {
         let Reached { fd, path } = reached;
         let stat = fstat(&fd).map_err(system("looking at", &path))?;
         checks::own_directory(&stat, &path)?;
-        set_mode(&fd, &stat, &path, mode)?;
+        set_mode(&fd, &stat, &path, stat.st_mode & mode)?;
         Ok(Self { fd, path })
     }
 
@@ -175,7 +175,7 @@ impl OwnDir {
             FileType::Socket => Ok(()),
             FileType::Directory => {
                 checks::own_directory(&stat, &path)?;
-                set_mode(&fd, &stat, &path, PRIVATE_DIR)
+                set_mode(&fd, &stat, &path, stat.st_mode & PRIVATE_DIR)
             }
             _ => {
                 checks::own_file(&stat, &path)?;

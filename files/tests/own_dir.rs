@@ -63,6 +63,16 @@ fn what_others_could_read_is_mended() {
 }
 
 #[test]
+fn a_directory_that_is_narrower_than_asked_for_stays_so() {
+    let (_dir, place) = place();
+    let run = place.join("run");
+    fs::create_dir(&run).unwrap();
+    set_mode(&run, 0o710);
+    OwnDir::make(&run, 0o755).unwrap();
+    assert_eq!(mode(&run), 0o710);
+}
+
+#[test]
 fn a_planted_symlink_is_refused_and_its_target_stays() {
     let (_dir, place) = place();
     let target = place.join("target");

@@ -2,8 +2,8 @@
 
 use std::cell::RefCell;
 use std::error::Error;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
-use std::path::Path;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +25,7 @@ use kmorph_backends::embedded::{EmbeddedBackend, EmbeddedConfig};
 use kmorph_backends::multikernel::{MultikernelBackend, MultikernelConfig};
 use kmorph_backends::qemu::{AccelChoice, KerfConfig, QemuBackend, QemuConfig};
 use kmorph_control_api::{ApiError, ErrorCode, OperationKind, ReloadReport};
+use kmorph_files::{OwnDir, PRIVATE_DIR, Refusal};
 use slog::{Logger, info, warn};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -43,6 +44,10 @@ const GRACEFUL_POLL: Duration = Duration::from_millis(100);
 const CAPTURES_END_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often it is looked whether the actors that cannot be replaced are alive.
 const VITAL_INTERVAL: Duration = Duration::from_millis(250);
+/// Mode of root's runtime directory: who may look reaches the control socket in it.
+const ROOTS_RUN_DIR: u32 = 0o755;
+/// The directory in it with those of the instances.
+const INSTANCES: &str = "instances";
 /// QEMU, looked up in PATH.
 const QEMU: &str = "qemu-system-x86_64";
 /// The vhost-user vsock device, looked up in PATH.
@@ -68,24 +73,27 @@ pub(crate) fn run(start: Start, settings: Settings) -> Result<(), Fault> {
         ),
         Err(error) => warn!(log, "not locked in memory"; "error" => %error),
     }
-    make_dir(&settings.state_dir)?;
-    make_dir(&settings.run_dir)?;
+    let run_dir = make_dir(&settings.run_dir)?;
+    run_dir.below(INSTANCES, PRIVATE_DIR).map_err(unusable)?;
+    if start.file.backend != BackendChoice::Embedded && start.cache_dir.exists() {
+        // Programs and images in it are run.
+        OwnDir::shared(&start.cache_dir).map_err(unusable)?;
+    }
     let system = System::new();
     system.block_on(serve(start, settings, log))
 }
 
-fn make_dir(path: &Path) -> Result<(), Fault> {
-    let made = std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(path);
-    made.map_err(|error| {
-        format!(
-            "the directory {path:?} cannot be made: {error}; name another with --state-dir, \
-                 --run-dir or [paths]"
-        )
-        .into()
-    })
+/// A directory for sockets and instances. That of a user is not for others unless it was made so before.
+fn make_dir(path: &Path) -> Result<OwnDir, Fault> {
+    let mode = match nix::unistd::Uid::effective().is_root() {
+        true => ROOTS_RUN_DIR,
+        false => PRIVATE_DIR,
+    };
+    OwnDir::make(path, mode).map_err(unusable)
+}
+
+fn unusable(refusal: Refusal) -> Fault {
+    format!("{refusal}; other directories are named with --state-dir, --run-dir or [paths]").into()
 }
 
 async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Fault> {
@@ -287,28 +295,41 @@ fn kerf(start: &Start) -> Option<KerfConfig> {
     })
 }
 
-/// The socket's path, free of what an earlier daemon left there. The lock on the state directory is
-/// held already, but another daemon with another state directory may use the same socket.
-fn free_socket(path: &Path) -> Result<std::path::PathBuf, Fault> {
-    if let Some(parent) = path.parent() {
-        make_dir(parent)?;
+/// The socket's path, without symbolic links and free of what an earlier daemon left there. The lock on the state
+/// directory is held already, but another daemon with another state directory may use the same socket.
+fn free_socket(path: &Path) -> Result<PathBuf, Fault> {
+    let failed = |what: String| Fault::from(format!("the control socket {path:?} {what}"));
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(failed("names no file; give another path".to_owned()));
+    };
+    let parent = match parent.exists() {
+        true => OwnDir::shared(parent).map_err(unusable)?,
+        false => make_dir(parent)?,
+    };
+    let path = parent.path().join(name);
+    let there = match std::fs::symlink_metadata(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(path),
+        Err(error) => return Err(failed(format!("cannot be looked at: {error}"))),
+        Ok(there) => there,
+    };
+    if !there.file_type().is_socket() {
+        let text = "cannot be made: it is there already and is no socket; give another path";
+        return Err(failed(text.to_owned()));
     }
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(path.to_owned()),
-        Err(error) => return Err(format!("looking at the control socket {path:?}: {error}").into()),
-        Ok(there) if !there.file_type().is_socket() => {
-            let text = "is there already and is no socket; give another path";
-            return Err(format!("the control socket {path:?} cannot be made: it {text}").into());
-        }
-        Ok(_) => {}
+    let own = nix::unistd::Uid::effective().as_raw();
+    if there.uid() != own {
+        let owner = there.uid();
+        let text =
+            format!("cannot be made: uid {owner} has one there; remove it, or give another path");
+        return Err(failed(text));
     }
-    match std::os::unix::net::UnixStream::connect(path) {
+    match std::os::unix::net::UnixStream::connect(&path) {
         Ok(_) => Err(format!("another daemon answers on the control socket {path:?}").into()),
         Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path)?;
-            Ok(path.to_owned())
+            std::fs::remove_file(&path)?;
+            Ok(path)
         }
-        Err(_) => Ok(path.to_owned()),
+        Err(_) => Ok(path),
     }
 }
 

@@ -1,17 +1,19 @@
 //! The database file: schema, transactions, limits. Blocking; only the Journal actor's thread
 //! calls it.
 
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kmorph_files::{OwnDir, PRIVATE_DIR};
 use nix::fcntl::{Flock, FlockArg};
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::rows::{Change, Snapshot};
 
+/// Name of the database in the state directory.
+const DATABASE: &str = "journal.sqlite";
 /// Version of the schema; a newer one is refused, an older one migrated.
 const SCHEMA_VERSION: i64 = 1;
 /// Events kept; older ones are removed.
@@ -24,6 +26,8 @@ pub const RECOVERIES_KEPT: u64 = 10_000;
 pub const MORPHS_KEPT: u64 = 1_000;
 /// Changes after which the log is worked into the database when there is time.
 const CHECKPOINT_AFTER: usize = 500;
+/// Changes after which it is also done without waiting for time, when something that was deleted is still in the log.
+const SCRUB_AFTER: usize = 4 * CHECKPOINT_AFTER;
 /// Pages of the log after which SQLite does that by itself, in the transaction that it meets (the
 /// default is 1,000).
 const CHECKPOINT_FORCED_PAGES: i64 = 20_000;
@@ -68,6 +72,9 @@ pub enum JournalError {
         /// The system's or SQLite's reason.
         reason: String,
     },
+    /// Somebody else could read or change what is in the state directory.
+    #[error("the state directory is not used: {0}")]
+    Unsafe(String),
     /// Written by a newer kmorphd.
     #[error("the journal has schema version {found}, this kmorphd knows up to {SCHEMA_VERSION}")]
     NewerSchema {
@@ -113,28 +120,39 @@ impl From<rusqlite::Error> for JournalError {
 pub(super) struct Store {
     db: Connection,
     since_checkpoint: usize,
+    /// The log still has what was deleted from the database, such as the environment of a workload.
+    deleted_in_log: bool,
     _lock: Flock<std::fs::File>,
 }
 
 impl Store {
-    /// Opens or creates the journal in `dir`.
+    /// Opens or creates the journal in `dir`. The directory and all that is in it are for their owner only from then
+    /// on.
     pub(super) fn open(dir: &Path) -> Result<Self, JournalError> {
-        let path = dir.join("journal.sqlite");
-        let refuse = |reason: String| JournalError::Open {
-            path: path.clone(),
-            reason,
+        let owned = OwnDir::make(dir, PRIVATE_DIR).and_then(|owned| owned.mend().map(|()| owned));
+        let owned = owned.map_err(|refusal| JournalError::Unsafe(refusal.to_string()))?;
+        let own_file = |name: &str| {
+            let file = owned.file(name);
+            file.map_err(|refusal| JournalError::Unsafe(refusal.to_string()))
         };
-        let mut options = std::fs::OpenOptions::new();
-        options.create(true).truncate(false).write(true).mode(0o600);
-        let lock = options
-            .open(dir.join("lock"))
-            .map_err(|e| refuse(e.to_string()))?;
+        let lock = own_file("lock")?;
         let lock = lock_alone(lock, || std::thread::sleep(LOCK_PAUSE)).ok_or_else(|| {
             JournalError::InUse {
                 dir: dir.to_owned(),
             }
         })?;
-        let mut db = Connection::open(&path).map_err(|e| refuse(e.to_string()))?;
+        // SQLite gives its log and index the mode that the database has.
+        drop(own_file(DATABASE)?);
+        let path = owned.path().join(DATABASE);
+        let refuse = |reason: String| JournalError::Open {
+            path: path.clone(),
+            reason,
+        };
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX
+            | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+        let opened = Connection::open_with_flags(&path, flags);
+        let mut db = opened.map_err(|e| refuse(e.to_string()))?;
         prepare(&mut db).map_err(|error| match error {
             JournalError::Io { reason } => refuse(reason),
             other => other,
@@ -142,6 +160,8 @@ impl Store {
         Ok(Self {
             db,
             since_checkpoint: 0,
+            // What an earlier daemon deleted and did not live to scrub.
+            deleted_in_log: true,
             _lock: lock,
         })
     }
@@ -152,6 +172,10 @@ impl Store {
             return Ok(());
         }
         self.since_checkpoint += changes.len();
+        self.deleted_in_log |= changes.iter().any(deletes_secrets);
+        if self.deleted_in_log && self.since_checkpoint >= SCRUB_AFTER {
+            self.checkpoint();
+        }
         let tx = self.db.transaction()?;
         for change in changes {
             apply_one(&tx, change)?;
@@ -159,9 +183,16 @@ impl Store {
         Ok(tx.commit()?)
     }
 
-    /// Works the log into the database if it has grown long. To be called when nobody waits: it
-    /// takes several disk writes.
+    /// Works the log into the database if it has grown long, or holds what was deleted: then it is emptied too. To be
+    /// called when nobody waits: it takes several disk writes.
     pub(super) fn checkpoint(&mut self) {
+        if self.deleted_in_log {
+            let truncate = "PRAGMA wal_checkpoint(TRUNCATE)";
+            let busy = self.db.query_row(truncate, [], |row| row.get::<_, i64>(0));
+            // A reader of the database keeps it from being done; the next call tries again.
+            self.deleted_in_log = busy != Ok(0);
+            self.since_checkpoint = 0;
+        }
         if self.since_checkpoint < CHECKPOINT_AFTER {
             return;
         }
@@ -225,7 +256,14 @@ fn lock_alone(file: std::fs::File, mut pause: impl FnMut()) -> Option<Flock<std:
     None
 }
 
+/// Whether a change deletes a row that can hold an environment, and with it passwords.
+fn deletes_secrets(change: &Change) -> bool {
+    matches!(change, Change::InstanceGone(_))
+}
+
 fn prepare(db: &mut Connection) -> Result<(), JournalError> {
+    // What is deleted or replaced is overwritten with zeros: rows of instances hold the environments of workloads.
+    db.pragma_update(None, "secure_delete", "ON")?;
     // FULL with WAL: a transaction is on the disk when commit returns (SQLite, "PRAGMA
     // synchronous"). The commit point of a morph rests on this.
     db.pragma_update(None, "journal_mode", "WAL")?;

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use kmorph_files::{OwnDir, PRIVATE_DIR};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -113,7 +114,9 @@ impl Recipe {
     /// The image for this recipe, from the cache or built now. Blocking: about 50 ms when it is built.
     pub(crate) fn image(&self, cache: &Path) -> Result<GuestImage, ImageError> {
         let directory = cache.join("guest-images");
-        std::fs::create_dir_all(&directory).map_err(file("making", &directory))?;
+        // What is in it is booted: nobody else may have put it there.
+        let owned = OwnDir::make(&directory, PRIVATE_DIR);
+        owned.map_err(|refusal| file("making", &directory)(refusal.into()))?;
         let mut files = BTreeSet::new();
         for program in self.programs.iter().chain([&self.agent]) {
             files.extend(shared_libraries(program)?);
@@ -268,8 +271,11 @@ impl Image {
 }
 
 /// Writes what a generation boots: the image, followed by an archive with the agent's configuration.
-pub(crate) fn with_configuration(image: &mut File, config: &[u8], to: &Path) -> io::Result<()> {
-    let mut file = File::create(to)?;
+pub(crate) fn with_configuration(
+    image: &mut File,
+    config: &[u8],
+    mut file: File,
+) -> io::Result<()> {
     // A user's own image may end anywhere; archives are looked for at multiples of four bytes.
     let length = io::copy(image, &mut file)?;
     let gap = usize::try_from(length.next_multiple_of(4) - length).unwrap_or(0);
@@ -445,7 +451,8 @@ mod tests {
         let (base, boot) = (dir.path().join("base"), dir.path().join("boot"));
         std::fs::write(&base, b"12345").unwrap();
         let mut base = File::open(&base).unwrap();
-        with_configuration(&mut base, b"{\"generation\": 7}", &boot).unwrap();
+        let out = File::create(&boot).unwrap();
+        with_configuration(&mut base, b"{\"generation\": 7}", out).unwrap();
         let bytes = std::fs::read(&boot).unwrap();
         assert_eq!(&bytes[..8], b"12345\0\0\0");
         assert_eq!(&bytes[8..14], b"070701");

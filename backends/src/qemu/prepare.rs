@@ -75,16 +75,19 @@ impl QemuBackend {
         let config = guest::agent_config(spec, image.modules, None)
             .to_json()
             .map_err(|e| fail("writing the agent's configuration")(e.into()))?;
-        run_dir::create(spec).map_err(fail("making the run directory"))?;
-        let boot = spec.run_dir.join(run_dir::INITRAMFS);
+        let directory = run_dir::create(spec).map_err(fail("making the run directory"))?;
+        let boot = directory
+            .empty_file(run_dir::INITRAMFS)
+            .map_err(|e| fail("writing the guest image")(e.into()))?;
         let mut base = image.archive;
-        blocking(move || guest::with_configuration(&mut base, &config, &boot))
+        blocking(move || guest::with_configuration(&mut base, &config, boot))
             .await?
             .map_err(fail("writing the guest image"))?;
         let record =
             serde_json::to_vec(&placement).map_err(|e| fail("writing the placement")(e.into()))?;
-        std::fs::write(spec.run_dir.join(run_dir::PLACEMENT), record)
-            .map_err(fail("writing the placement"))?;
+        directory
+            .write(run_dir::PLACEMENT, &record)
+            .map_err(|e| fail("writing the placement")(e.into()))?;
         Ok(Prepared {
             placement,
             kernel: spec.kernel.path().to_owned(),

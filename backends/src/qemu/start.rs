@@ -6,11 +6,11 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use kmorph_files::{OwnDir, PRIVATE_DIR};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use tokio::time::Instant;
@@ -48,11 +48,7 @@ pub(super) struct Starting<'a> {
 impl Starting<'_> {
     /// Starts it and confines it to its CPUs before it has threads of its own.
     pub(super) fn start(&self) -> io::Result<ProcessId> {
-        let log = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(self.run_dir.join(self.log))?;
+        let log = OwnDir::make(self.run_dir, PRIVATE_DIR)?.append(self.log)?;
         // Not the leader of a group, so setsid makes its session and becomes the program: same pid.
         let child = Command::new("setsid")
             .arg("--")
