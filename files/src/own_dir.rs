@@ -1,6 +1,6 @@
 //! A directory of the daemon's own, and what lies in it.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -39,6 +39,45 @@ impl OwnDir {
     pub fn make(path: &Path, mode: u32) -> Result<Self, Refusal> {
         let reached = walk::walk(path, Missing::Made(mode))?;
         Self::mended(reached, mode)
+    }
+
+    /// As [`OwnDir::make`] with mode 0700, for a directory that an operator names: one that others can look into is
+    /// taken from them only when it is empty or holds one of `marks`. What was named by mistake, such as `/var/lib`,
+    /// stays as it is.
+    ///
+    /// # Errors
+    /// As [`OwnDir::make`]; also when it holds something else.
+    pub fn make_private(path: &Path, marks: &[&str]) -> Result<Self, Refusal> {
+        let reached = walk::walk(path, Missing::Made(PRIVATE_DIR))?;
+        let stat = fstat(&reached.fd).map_err(system("looking at", &reached.path))?;
+        let found = Self {
+            fd: reached.fd,
+            path: reached.path,
+        };
+        if stat.st_mode & 0o077 != 0 && !found.is_ours(marks)? {
+            return Err(Refusal::Strange { path: found.path });
+        }
+        let Self { fd, path } = found;
+        Self::mended(Reached { fd, path }, PRIVATE_DIR)
+    }
+
+    fn is_ours(&self, marks: &[&str]) -> Result<bool, Refusal> {
+        let names = self.names()?;
+        let marked = names.iter().any(|name| marks.iter().any(|mark| name == mark));
+        Ok(marked || names.is_empty())
+    }
+
+    fn names(&self) -> Result<Vec<OsString>, Refusal> {
+        let reading = || system("reading", &self.path);
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&self.fd).map_err(reading())? {
+            let entry = entry.map_err(reading())?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if name != "." && name != ".." {
+                names.push(name.to_owned());
+            }
+        }
+        Ok(names)
     }
 
     /// Opens a directory that lies where nobody but root and this user can replace what they put there: `/run` or
@@ -149,13 +188,8 @@ impl OwnDir {
     /// # Errors
     /// When something in it is a symbolic link, a device or a FIFO, belongs to another user, or the system refuses.
     pub fn mend(&self) -> Result<(), Refusal> {
-        let entries = Dir::read_from(&self.fd).map_err(system("reading", &self.path))?;
-        for entry in entries {
-            let entry = entry.map_err(system("reading", &self.path))?;
-            let name = OsStr::from_bytes(entry.file_name().to_bytes());
-            if name != "." && name != ".." {
-                self.mend_one(name)?;
-            }
+        for name in self.names()? {
+            self.mend_one(&name)?;
         }
         Ok(())
     }

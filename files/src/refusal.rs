@@ -51,6 +51,14 @@ pub enum Refusal {
         /// Its mode.
         mode: u32,
     },
+    /// Others can look into it, and what is in it is not the daemon's.
+    #[error(
+        "{path:?} holds files of something else, and would have to be closed to other users; name a directory of its own"
+    )]
+    Strange {
+        /// What was looked at.
+        path: PathBuf,
+    },
     /// It is something else than expected.
     #[error("{path:?} is {found}, not {wanted}; remove it, or name another place")]
     Type {

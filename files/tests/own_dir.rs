@@ -63,6 +63,21 @@ fn what_others_could_read_is_mended() {
 }
 
 #[test]
+fn a_directory_with_files_of_something_else_is_not_taken_from_others() {
+    let (_dir, place) = place();
+    let named = place.join("lib");
+    fs::create_dir(&named).unwrap();
+    set_mode(&named, 0o755);
+    fs::write(named.join("something"), "").unwrap();
+    let refused = OwnDir::make_private(&named, &["journal.sqlite"]).unwrap_err();
+    assert!(matches!(refused, Refusal::Strange { .. }), "{refused}");
+    assert_eq!(mode(&named), 0o755);
+    fs::write(named.join("journal.sqlite"), "").unwrap();
+    OwnDir::make_private(&named, &["journal.sqlite"]).unwrap();
+    assert_eq!(mode(&named), PRIVATE_DIR);
+}
+
+#[test]
 fn a_directory_that_is_narrower_than_asked_for_stays_so() {
     let (_dir, place) = place();
     let run = place.join("run");

@@ -4,7 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kmorph_files::{OwnDir, PRIVATE_DIR};
+use kmorph_control_api::paths::{JOURNAL_NAME, STATE_MARKS};
+use kmorph_files::{OwnDir, Refusal};
 use nix::fcntl::{Flock, FlockArg};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, params};
 use serde::Serialize;
@@ -12,8 +13,6 @@ use serde::de::DeserializeOwned;
 
 use super::rows::{Change, Snapshot};
 
-/// Name of the database in the state directory.
-const DATABASE: &str = "journal.sqlite";
 /// Version of the schema; a newer one is refused, an older one migrated.
 const SCHEMA_VERSION: i64 = 1;
 /// Events kept; older ones are removed.
@@ -129,12 +128,10 @@ impl Store {
     /// Opens or creates the journal in `dir`. The directory and all that is in it are for their owner only from then
     /// on.
     pub(super) fn open(dir: &Path) -> Result<Self, JournalError> {
-        let owned = OwnDir::make(dir, PRIVATE_DIR).and_then(|owned| owned.mend().map(|()| owned));
-        let owned = owned.map_err(|refusal| JournalError::Unsafe(refusal.to_string()))?;
-        let own_file = |name: &str| {
-            let file = owned.file(name);
-            file.map_err(|refusal| JournalError::Unsafe(refusal.to_string()))
-        };
+        let refused = |refusal| not_usable(dir, refusal);
+        let owned = OwnDir::make_private(dir, &STATE_MARKS).map_err(refused)?;
+        owned.mend().map_err(refused)?;
+        let own_file = |name: &str| owned.file(name).map_err(refused);
         let lock = own_file("lock")?;
         let lock = lock_alone(lock, || std::thread::sleep(LOCK_PAUSE)).ok_or_else(|| {
             JournalError::InUse {
@@ -142,8 +139,8 @@ impl Store {
             }
         })?;
         // SQLite gives its log and index the mode that the database has.
-        drop(own_file(DATABASE)?);
-        let path = owned.path().join(DATABASE);
+        drop(own_file(JOURNAL_NAME)?);
+        let path = owned.path().join(JOURNAL_NAME);
         let refuse = |reason: String| JournalError::Open {
             path: path.clone(),
             reason,
@@ -238,6 +235,22 @@ impl Store {
             events,
             doctor: rows(&self.db, "doctor", "SELECT row FROM doctor")?.pop(),
         })
+    }
+}
+
+/// Why the state directory `dir` is not used.
+fn not_usable(dir: &Path, refusal: Refusal) -> JournalError {
+    match refusal {
+        Refusal::System { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+            JournalError::DiskFull {
+                reason: source.to_string(),
+            }
+        }
+        Refusal::System { .. } => JournalError::Open {
+            path: dir.join(JOURNAL_NAME),
+            reason: refusal.to_string(),
+        },
+        other => JournalError::Unsafe(other.to_string()),
     }
 }
 
