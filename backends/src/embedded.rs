@@ -21,7 +21,7 @@ use std::process::{Command, Stdio};
 
 use async_trait::async_trait;
 use kmorph_files::{OwnDir, PRIVATE_DIR};
-use kmorph_launch::{AgentConfig, InstanceName, Listen, Role};
+use kmorph_launch::{AgentConfig, FIRST_OTHER, InstanceName, Listen, Role, close_on_exec_from};
 use kmp_proto::fence::{FenceCertificate, FenceOrder};
 use kmp_transport::link::KMP_PORT;
 use rustix::process::Signal;
@@ -86,6 +86,7 @@ impl EmbeddedBackend {
         let errors = log
             .try_clone()
             .map_err(|e| fail("opening the agent's log", e))?;
+        close_on_exec_from(FIRST_OTHER).map_err(|e| fail("sealing descriptors", e))?;
         // Inherited by clearing close-on-exec on duplicates for the moment of the spawn. Only this
         // thread starts processes, and the standard library then uses posix_spawn: no copy of this
         // process's memory is made.

@@ -2,11 +2,12 @@
 //!
 //! The backend and the agent meet only here: in [`AgentConfig`], which the backend writes as JSON
 //! and the agent reads once at start, and in [`handover`], the local socket on which the agent of
-//! the embedded backend passes file descriptors. Daemon and agent also share [`stay_resident`]. This crate does no protocol work, starts no
+//! the embedded backend passes file descriptors. Daemon and agent also share [`stay_resident`], and [`close_on_exec_from`] for what they execute. This crate does no protocol work, starts no
 //! process and knows no actor. Everything read from a file or a socket is parsed into a type that
 //! cannot hold an invalid value.
 
 mod config;
+mod descriptors;
 mod name;
 mod resident;
 
@@ -14,6 +15,7 @@ pub use config::{
     AGENT_CONFIG_MAX_BYTES, AgentConfig, ConfigError, Listen, PublishedPort, Role, StartMode,
     WorkloadRestart, WorkloadSpec,
 };
+pub use descriptors::{FIRST_OTHER, close_all_but, close_on_exec_from};
 pub use name::{INSTANCE_NAME_MAX_BYTES, InstanceName, InvalidInstanceName};
 pub use resident::stay_resident;
 pub mod handover;

@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use kmorph_files::{OwnDir, PRIVATE_DIR};
+use kmorph_launch::{FIRST_OTHER, close_on_exec_from};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use tokio::time::Instant;
@@ -49,6 +50,7 @@ impl Starting<'_> {
     /// Starts it and confines it to its CPUs before it has threads of its own.
     pub(super) fn start(&self) -> io::Result<ProcessId> {
         let log = OwnDir::make(self.run_dir, PRIVATE_DIR)?.append(self.log)?;
+        close_on_exec_from(FIRST_OTHER)?;
         // Not the leader of a group, so setsid makes its session and becomes the program: same pid.
         let child = Command::new("setsid")
             .arg("--")
