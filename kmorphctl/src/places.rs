@@ -56,12 +56,8 @@ impl Places {
 
 /// The paths of a configuration file; none when it cannot be read or does not parse.
 fn read(path: &Path) -> ConfiguredPaths {
-    let small =
-        std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() <= CONFIG_MAX_BYTES);
-    if !small {
-        return ConfiguredPaths::default();
-    }
-    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let bytes = kmorph_files::read_named(path, CONFIG_MAX_BYTES).unwrap_or_default();
+    let text = String::from_utf8(bytes).unwrap_or_default();
     ConfiguredPaths::parse(&text)
 }
 

@@ -32,7 +32,7 @@ use tokio::sync::mpsc;
 
 use crate::Start;
 use crate::config::{Accel, Backend as BackendChoice, ConfigError, File, Transport};
-use crate::logging;
+use crate::{logging, signals};
 
 /// Requests to the daemon itself that may wait.
 const DAEMON_REQUESTS_MAX: usize = 8;
@@ -40,6 +40,8 @@ const DAEMON_REQUESTS_MAX: usize = 8;
 const GRACEFUL_TIMEOUT: Duration = Duration::from_secs(600);
 /// How often a graceful stop looks.
 const GRACEFUL_POLL: Duration = Duration::from_millis(100);
+/// Longest time for the configuration to be read again.
+const CONFIG_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for captures to end and their instances to go on.
 const CAPTURES_END_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often it is looked whether the actors that cannot be replaced are alive.
@@ -97,41 +99,39 @@ fn unusable(refusal: Refusal) -> Fault {
 }
 
 async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Fault> {
-    let (journal, snapshot, arbiter) = Journal::open(&settings.state_dir)?;
-    let backend = choose_backend(&start)?;
-    let detail = backend.probe().await?;
-    let settings = with_kernel_pool(&start, settings)?;
-    let socket = free_socket(&start.socket)?;
-    let services = services(&log, journal.clone(), backend, &settings, &snapshot)?;
-    let (operations, events) = (services.operations.clone(), services.events.clone());
-    let supervisor = Supervisor::new(services, snapshot, detail.clone()).start();
-    // Answered only after everything is restored: the API never shows half of it.
-    supervisor.send(GetDaemon).await?;
-    let (sender, mut requests) = mpsc::channel(DAEMON_REQUESTS_MAX);
-    let access = Access::new(settings.control_group.clone());
-    let api = Api::new(
-        supervisor.clone(),
-        operations.clone(),
-        events.clone(),
-        access.clone(),
-        sender,
-    );
-    let (handle, server) = control::serve(&socket, api)
-        .map_err(|error| format!("the control socket {socket:?} cannot be made: {error}"))?;
-    actix::spawn(server);
-    info!(log, "ready"; "socket" => %socket.display(), "backend" => detail,
-        "pid" => std::process::id());
-    events.publish(Draft::daemon("started"));
+    // From here on these are told of signals; what came before was noted.
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let hung_up_early = signals::take_hangup();
+    if signals::told_to_end() {
+        info!(log, "told to end while it started");
+        return Ok(());
+    }
+    let begun = tokio::select! {
+        begun = begin(&start, settings, &log) => begun?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let Running {
+        journal,
+        arbiter,
+        supervisor,
+        operations,
+        events,
+        access,
+        mut requests,
+        handle,
+        socket,
+    } = begun;
+    events.publish(Draft::daemon("started"));
+    if hung_up_early {
+        tell(&log, reload(&start, &supervisor, &access).await);
+    }
     let mut vital = tokio::time::interval(VITAL_INTERVAL);
     let end = loop {
         tokio::select! {
-            _ = hangup.recv() => match reload(&start, &supervisor, &access).await {
-                Ok(report) => info!(log, "reloaded"; "applied" => report.applied.join(", ")),
-                Err(error) => warn!(log, "not reloaded: {}", error),
-            },
+            _ = hangup.recv() => tell(&log, reload(&start, &supervisor, &access).await),
             _ = terminate.recv() => break End::Asked { graceful: false },
             _ = interrupt.recv() => break End::Asked { graceful: false },
             _ = vital.tick() => {
@@ -158,7 +158,7 @@ async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Faul
     end_captures(&log, &operations).await;
     info!(log, "stopping; instances run on");
     events.publish(Draft::daemon("stopped"));
-    handle.stop(false).await;
+    handle.stop().await;
     let _ = std::fs::remove_file(&socket);
     arbiter.stop();
     let _ = arbiter.join();
@@ -169,6 +169,66 @@ async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Faul
              on, and kmorphd adopts them when it is started again"
         )
         .into()),
+    }
+}
+
+/// What runs once the daemon has started.
+struct Running {
+    journal: Addr<Journal>,
+    /// The journal's thread.
+    arbiter: Arbiter,
+    supervisor: Addr<Supervisor>,
+    operations: Operations,
+    events: EventLog,
+    access: Access,
+    requests: mpsc::Receiver<DaemonRequest>,
+    handle: control::Handle,
+    socket: PathBuf,
+}
+
+/// Starts everything, the API last.
+async fn begin(start: &Start, settings: Settings, log: &Logger) -> Result<Running, Fault> {
+    let (journal, snapshot, arbiter) = Journal::open(&settings.state_dir)?;
+    let backend = choose_backend(start)?;
+    let detail = backend.probe().await?;
+    let settings = with_kernel_pool(start, settings)?;
+    let socket = free_socket(&start.socket)?;
+    let services = services(log, journal.clone(), backend, &settings, &snapshot)?;
+    let (operations, events) = (services.operations.clone(), services.events.clone());
+    let supervisor = Supervisor::new(services, snapshot, detail.clone()).start();
+    // Answered only after everything is restored: the API never shows half of it.
+    supervisor.send(GetDaemon).await?;
+    let (sender, requests) = mpsc::channel(DAEMON_REQUESTS_MAX);
+    let access = Access::new(settings.control_group.clone());
+    let api = Api::new(
+        supervisor.clone(),
+        operations.clone(),
+        events.clone(),
+        access.clone(),
+        sender,
+    );
+    let handle = control::serve(&socket, api)
+        .map_err(|error| format!("the control socket {socket:?} cannot be made: {error}"))?;
+    info!(log, "ready"; "socket" => %socket.display(), "backend" => detail,
+        "pid" => std::process::id());
+    Ok(Running {
+        journal,
+        arbiter,
+        supervisor,
+        operations,
+        events,
+        access,
+        requests,
+        handle,
+        socket,
+    })
+}
+
+/// Says what came of a reload that nobody waits for.
+fn tell(log: &Logger, reloaded: Result<ReloadReport, ApiError>) {
+    match reloaded {
+        Ok(report) => info!(log, "reloaded"; "applied" => report.applied.join(", ")),
+        Err(error) => warn!(log, "not reloaded: {}", error),
     }
 }
 
@@ -382,6 +442,22 @@ fn in_force(start: &Start, file: &File) -> Result<Settings, ConfigError> {
     with_pool.settings(start.places.clone())
 }
 
+/// Reads the configuration on another thread: its file system may not answer.
+async fn read_aside(path: PathBuf) -> Result<Result<File, ConfigError>, ApiError> {
+    let named = path.display().to_string();
+    let reading = tokio::task::spawn_blocking(move || File::read(&path));
+    match tokio::time::timeout(CONFIG_TIMEOUT, reading).await {
+        Ok(Ok(read)) => Ok(read),
+        Ok(Err(error)) => Err(ApiError::new(ErrorCode::Internal, error.to_string())),
+        Err(_) => {
+            let text =
+                format!("the configuration {named} could not be read within {CONFIG_TIMEOUT:?}");
+            Err(ApiError::new(ErrorCode::Timeout, text)
+                .hint("nothing was changed; does its file system answer?"))
+        }
+    }
+}
+
 /// Reads the configuration again; applies all of it, or nothing.
 async fn reload(
     start: &Start,
@@ -395,7 +471,7 @@ async fn reload(
     let refuse = |error: ConfigError| {
         ApiError::new(ErrorCode::InvalidRequest, error.to_string()).hint("nothing was changed")
     };
-    let file = File::read(path).map_err(refuse)?;
+    let file = read_aside(path.clone()).await?.map_err(refuse)?;
     let settings = in_force(start, &file).map_err(refuse)?;
     let settings = with_kernel_pool(start, settings)
         .map_err(|reason| ApiError::new(ErrorCode::Unavailable, reason))?;

@@ -13,12 +13,14 @@ use futures_util::stream;
 use kmorph_control_api::{ApiError, ErrorCode, Event, EventKind};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use utoipa::IntoParams;
 
 use super::Api;
 use super::answers::response;
+use super::connections::Streaming;
 use super::endpoint::{Endpoint, Gives, Schemas, Taken, Takes, get, media, reference};
+use super::seats::Seat;
 use crate::events::EventLog;
 
 /// Events taken from the log at once.
@@ -86,19 +88,23 @@ struct Reader {
     after: u64,
     instance: Option<String>,
     ready: VecDeque<Event>,
-    _permit: OwnedSemaphorePermit,
+    _seat: Seat,
 }
 
 async fn events(
+    request: HttpRequest,
     LastEventId(last): LastEventId,
     api: web::Data<Api>,
     query: web::Query<Query>,
 ) -> Stream {
-    let Ok(permit) = api.streams.clone().try_acquire_owned() else {
-        let text = "there are too many event streams already";
-        let refusal = ApiError::new(ErrorCode::Busy, text).hint("try again later");
+    let Some(seat) = api.stream(&request) else {
+        let text = "there are too many event streams already, of this user or of all";
+        let refusal = ApiError::new(ErrorCode::Busy, text).hint("end one, or try again later");
         return Stream(response(&refusal));
     };
+    if let Some(streaming) = request.conn_data::<Streaming>() {
+        streaming.begin();
+    }
     let newest = api.events.watch();
     let after = last.or(query.since_id).unwrap_or_else(|| *newest.borrow());
     let reader = Reader {
@@ -107,7 +113,7 @@ async fn events(
         after,
         instance: query.into_inner().instance,
         ready: VecDeque::new(),
-        _permit: permit,
+        _seat: seat,
     };
     let body = stream::unfold(reader, |mut reader| async {
         let bytes = reader.next().await?;

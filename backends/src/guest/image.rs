@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use kmorph_files::{OwnDir, PRIVATE_DIR};
+use kmorph_files::{OwnDir, PRIVATE_DIR, open_named, read_named};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -79,7 +79,8 @@ pub(crate) struct GuestImage {
 impl GuestImage {
     /// A user's own image, which loads its modules itself.
     pub(crate) fn own(path: &Path) -> Result<Self, ImageError> {
-        let archive = File::open(path).map_err(file("opening", path))?;
+        let archive = open_named(path, OWN_IMAGE_MAX_BYTES);
+        let archive = archive.map_err(|error| file("opening", path)(error.into()))?;
         Ok(Self {
             archive,
             modules: Vec::new(),
@@ -92,6 +93,9 @@ impl GuestImage {
 struct Contents {
     modules: Vec<PathBuf>,
 }
+
+/// Largest initramfs of a user's own, bytes.
+const OWN_IMAGE_MAX_BYTES: u64 = 2 << 30;
 
 /// Why an image could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -237,10 +241,8 @@ struct Image {
 impl Image {
     /// Adds the host's file `from` as `to`, with what leads to it.
     fn copy(&mut self, from: &Path, to: &Path) -> Result<(), ImageError> {
-        let mut data = Vec::new();
-        File::open(from)
-            .and_then(|file| file.take(FILE_MAX_BYTES).read_to_end(&mut data))
-            .map_err(file("reading", from))?;
+        let data = read_named(from, FILE_MAX_BYTES);
+        let data = data.map_err(|error| file("reading", from)(error.into()))?;
         self.add(to, 0o755, &data)
     }
 
@@ -277,7 +279,7 @@ pub(crate) fn with_configuration(
     mut file: File,
 ) -> io::Result<()> {
     // A user's own image may end anywhere; archives are looked for at multiples of four bytes.
-    let length = io::copy(image, &mut file)?;
+    let length = io::copy(&mut image.take(OWN_IMAGE_MAX_BYTES), &mut file)?;
     let gap = usize::try_from(length.next_multiple_of(4) - length).unwrap_or(0);
     file.write_all(&[0; 4][..gap])?;
     let mut archive = Archive::new(BufWriter::new(file));

@@ -35,7 +35,9 @@ impl QemuBackend {
     /// The image that the guest boots, without its configuration.
     async fn image(&self, spec: &SpawnSpec) -> Result<GuestImage, SpawnError> {
         if let Some(own) = &spec.initramfs {
-            return GuestImage::own(own).map_err(guest::image_failed);
+            let own = own.clone();
+            let opened = blocking(move || GuestImage::own(&own)).await?;
+            return opened.map_err(guest::image_failed);
         }
         let workload = spec.workload.as_ref().map(|w| w.program.clone());
         let kerf = self.config.kerf.as_ref();

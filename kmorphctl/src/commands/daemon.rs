@@ -8,6 +8,7 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 use kmorph_control_api::address::path;
+use kmorph_control_api::paths::STATE_MARKS;
 use kmorph_control_api::{DaemonStatus, ReloadReport, StopRequest};
 use kmorph_files::{OwnDir, PRIVATE_DIR, Refusal};
 use nix::sys::signal::{Signal, kill};
@@ -134,10 +135,12 @@ fn open_log(path: &Path, places: &Places) -> Result<File, Failure> {
         let text = format!("the log {} names no file", path.display());
         return Err(Failure::new(Exit::Usage, text));
     };
-    let is_shared = path != places.log && dir.exists();
-    let dir = match is_shared {
-        true => OwnDir::shared(dir),
-        false => OwnDir::make(dir, PRIVATE_DIR),
+    let dir = if path == places.log {
+        OwnDir::make_private(dir, &STATE_MARKS)
+    } else if dir.exists() {
+        OwnDir::shared(dir)
+    } else {
+        OwnDir::make(dir, PRIVATE_DIR)
     };
     dir.and_then(|dir| dir.append(name)).map_err(refused)
 }
