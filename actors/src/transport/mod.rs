@@ -20,6 +20,8 @@ use tokio::sync::oneshot;
 
 pub use handle::{RETRY_MAX, TransportHandle};
 use notices::Notices;
+
+use crate::guest_text;
 pub use notices::{Broadcast, NOTICES_MAX};
 
 /// Requests that may be waiting for their reply at one peer.
@@ -267,7 +269,8 @@ impl Handler<FromPeer> for Transport {
             return;
         };
         match event {
-            PeerEvent::Up(Channel::Heartbeat, hello) => {
+            PeerEvent::Up(Channel::Heartbeat, mut hello) => {
+                guest_text::clean_hello(&mut hello);
                 attached.owner.do_send(PeerUpdate::HeartbeatUp(hello));
             }
             PeerEvent::Up(_, _) => {
@@ -277,6 +280,7 @@ impl Handler<FromPeer> for Transport {
                 attached.owner.do_send(PeerUpdate::Control(true));
             }
             PeerEvent::Down(Channel::Heartbeat, why) => {
+                let why = guest_text::line(&why);
                 debug!(self.log, "heartbeat channel down"; "instance" => &key.instance,
                     "generation" => key.generation, "reason" => &why);
                 attached.owner.do_send(PeerUpdate::HeartbeatDown(why));
@@ -295,6 +299,7 @@ impl Handler<FromPeer> for Transport {
             }
             PeerEvent::KernelRefused(_) => {}
             PeerEvent::Rejected(channel, why) => {
+                let why = guest_text::line(&why);
                 debug!(self.log, "connection given up"; "instance" => &key.instance,
                     "generation" => key.generation, "channel" => channel.as_str(), "reason" => &why);
                 if channel == Channel::Heartbeat {
@@ -321,7 +326,8 @@ impl Handler<FromPeer> for Transport {
                 attached.waiting.remove(&token);
                 attached.give_up_notice(token);
             }
-            PeerEvent::Frame(channel, frame) => {
+            PeerEvent::Frame(channel, mut frame) => {
+                guest_text::clean(&mut frame.message);
                 let answer = attached.frame(*frame);
                 let Some((sequence, result)) = answer.filter(|_| channel == Channel::Control)
                 else {

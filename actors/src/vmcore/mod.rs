@@ -47,6 +47,7 @@ pub use survivors::SURVIVORS_MAX;
 pub(crate) use survivors::take_back_left;
 use survivors::{Borrowers, Job};
 
+use crate::guest_text;
 use crate::journal::GenerationRow;
 use crate::services::Services;
 
@@ -476,8 +477,8 @@ fn read_log(kernel: &Kernel<'_>) -> Result<(Vec<u8>, KernelLog), String> {
     let tail = &text[text.len().saturating_sub(LOG_TAIL_BYTES)..];
     let log = KernelLog {
         path: None,
-        panic: panic.map(|event| event.title.clone()),
-        tail: String::from_utf8_lossy(tail).into_owned(),
+        panic: panic.map(|event| guest_text::line(&event.title)),
+        tail: guest_text::lines(&String::from_utf8_lossy(tail)),
     };
     Ok((text, log))
 }
