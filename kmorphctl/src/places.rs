@@ -13,6 +13,8 @@ pub(crate) struct Places {
     pub(crate) socket: PathBuf,
     /// Where the log of `daemon start` goes unless told.
     pub(crate) log: PathBuf,
+    /// True when nobody named the socket: then it is this user's own daemon, or root's, that should answer.
+    pub(crate) socket_is_default: bool,
     /// True when the socket was named on the command line or in the environment.
     pub(crate) socket_was_named: bool,
 }
@@ -40,15 +42,16 @@ impl Places {
         named: Option<PathBuf>,
         socket_was_named: bool,
     ) -> Self {
-        let socket = named
-            .or_else(|| configured.socket())
-            .unwrap_or_else(|| defaults.socket());
+        let chosen = named.or_else(|| configured.socket());
+        let socket_is_default = chosen.is_none();
+        let socket = chosen.unwrap_or_else(|| defaults.socket());
         let state_dir = configured
             .state_dir
             .unwrap_or_else(|| defaults.state_dir.clone());
         Self {
             socket,
             log: state_dir.join(LOG_NAME),
+            socket_is_default,
             socket_was_named,
         }
     }

@@ -447,3 +447,46 @@ fn a_file_that_kmorphctl_is_to_read_is_regular_and_has_a_bound() {
         "{text}"
     );
 }
+
+#[test]
+fn kmorphctl_says_nothing_to_another_users_daemon_in_the_place_of_its_own() {
+    if !Uid::effective().is_root() {
+        eprintln!("SKIPPED: only root can listen as another user");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let run_dir = dir.path().join("kmorph");
+    let listener = as_nobody(|| {
+        fs::create_dir(&run_dir).unwrap();
+        std::os::unix::net::UnixListener::bind(run_dir.join("kmorphd.sock")).unwrap()
+    });
+    // Where that user can execute it, wherever it was built.
+    let kmorphctl = dir.path().join("kmorphctl");
+    fs::copy(program("kmorphctl"), &kmorphctl).unwrap();
+    let ask = |named: bool| {
+        let mut command = Command::new(&kmorphctl);
+        command
+            .args(["list", "--timeout=1"])
+            .env("XDG_RUNTIME_DIR", dir.path())
+            .env_remove("KMORPH_SOCKET")
+            .env("HOME", dir.path())
+            // Of a user who is neither root nor the one who listens.
+            .uid(65_533)
+            .stdin(Stdio::null());
+        if named {
+            command.arg("--socket").arg(run_dir.join("kmorphd.sock"));
+        }
+        let output = command.output().unwrap();
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    fs::set_permissions(
+        run_dir.join("kmorphd.sock"),
+        fs::Permissions::from_mode(0o666),
+    )
+    .unwrap();
+    let text = ask(false);
+    assert!(text.contains("uid 65534 answers"), "{text}");
+    assert!(!ask(true).contains("uid 65534 answers"));
+    drop(listener);
+}
