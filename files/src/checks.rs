@@ -73,7 +73,6 @@ pub(crate) fn own_file(stat: &Stat, path: &Path) -> Result<(), Refusal> {
     if stat.st_nlink > 1 {
         return Err(Refusal::Links {
             path: path.to_owned(),
-            links: stat.st_nlink.into(),
         });
     }
     Ok(())

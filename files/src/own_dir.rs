@@ -63,7 +63,9 @@ impl OwnDir {
 
     fn is_ours(&self, marks: &[&str]) -> Result<bool, Refusal> {
         let names = self.names()?;
-        let marked = names.iter().any(|name| marks.iter().any(|mark| name == mark));
+        let marked = names
+            .iter()
+            .any(|name| marks.iter().any(|mark| name == mark));
         Ok(marked || names.is_empty())
     }
 

@@ -70,12 +70,10 @@ pub enum Refusal {
         wanted: &'static str,
     },
     /// The file has further names, which others may use.
-    #[error("{path:?} has {links} names (hard links); remove it, the other names stay")]
+    #[error("{path:?} has further names (hard links); remove it, the other names stay")]
     Links {
         /// What was looked at.
         path: PathBuf,
-        /// How many names it has.
-        links: u64,
     },
     /// The system refused.
     #[error("{what} {path:?}: {source}")]

@@ -226,10 +226,7 @@ fn a_file_with_a_second_name_is_refused() {
     let dir = private(&place.join("dir")).unwrap();
     fs::hard_link(&precious, dir.path().join("agent.log")).unwrap();
     let refused = dir.write("agent.log", b"").unwrap_err();
-    assert!(
-        matches!(refused, Refusal::Links { links: 2, .. }),
-        "{refused}"
-    );
+    assert!(matches!(refused, Refusal::Links { .. }), "{refused}");
     assert_eq!(fs::read(&precious).unwrap(), b"precious");
 }
 

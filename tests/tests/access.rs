@@ -346,6 +346,7 @@ fn a_connection_carries_one_request_and_waits_for_no_second_one() {
         let text = answer(&mut stream);
         assert!(text.contains(" 200 "), "{text}");
         assert_eq!(text.matches("HTTP/1.1").count(), 1, "{text}");
+        assert!(text.to_lowercase().contains("connection: close"), "{text}");
     }
     // Half a head has its own deadline.
     let mut half = connected(&host, "GET /v1/inst");
