@@ -358,6 +358,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state");
         std::fs::create_dir(&state).unwrap();
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(&state, private).unwrap();
         let target = dir.path().join("precious");
         std::os::unix::fs::symlink(&target, state.join("journal.sqlite-wal")).unwrap();
         let refused = Journal::open(&state).map(|_| ()).unwrap_err();
