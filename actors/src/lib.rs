@@ -26,6 +26,7 @@ pub mod events;
 mod fault;
 pub mod forward;
 pub mod generation;
+mod guest_text;
 pub mod instance;
 pub mod journal;
 pub mod morph;

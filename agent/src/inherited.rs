@@ -2,6 +2,7 @@
 
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use kmorph_launch::close_all_but;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 /// Environment variable with their numbers, joined by `:`.
@@ -21,7 +22,7 @@ pub enum InheritError {
 }
 
 /// Takes the inherited sockets, in order, and makes them close-on-exec. Without the variable there
-/// are none.
+/// are none. Every other descriptor above 2 is closed.
 ///
 /// # Errors
 /// When a number is no open descriptor, or there are others than `expected` of them.
@@ -54,6 +55,9 @@ pub unsafe fn listeners(expected: usize) -> Result<Vec<OwnedFd>, InheritError> {
             numbers.len()
         )));
     }
+    // What else was left open is of no use here, and somebody may wait for its end.
+    // SAFETY: the caller promises that nothing in this process owns any of them.
+    unsafe { close_all_but(&numbers) }.map_err(|e| bad(format!("closing the others: {e}")))?;
     // SAFETY: each is open, as just seen, named once, and the caller promises nobody else owns it.
     Ok(numbers
         .into_iter()

@@ -58,7 +58,7 @@ fn agent() -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    if let Err(error) = kmorph_launch::descriptors::take_told() {
+    if let Err(error) = kmorph_launch::descriptor_limit::take_told() {
         eprintln!("kmorph-agent: the limit of open descriptors stays high: {error}");
     }
     match kmorph_agent::run(config, &path, listeners) {

@@ -18,13 +18,15 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use kmorph_launch::{AgentConfig, InstanceName, Listen, Role, descriptors};
+use kmorph_files::{OwnDir, PRIVATE_DIR};
+use kmorph_launch::{
+    AgentConfig, FIRST_OTHER, InstanceName, Listen, Role, close_on_exec_from, descriptor_limit,
+};
 use kmp_proto::fence::{FenceCertificate, FenceOrder};
 use kmp_transport::link::KMP_PORT;
 use rustix::process::Signal;
@@ -44,6 +46,9 @@ use crate::{fencing, finding};
 pub const LISTENERS_ENV: &str = "KMORPH_LISTENERS";
 /// The one process that the backend starts; what the agent starts is found by descent.
 const AGENT_ROLE: &str = "agent";
+
+/// Name of the agent's configuration in the run directory.
+const AGENT_CONFIG: &str = "agent.json";
 
 /// What the backend needs to know.
 #[derive(Clone, Debug)]
@@ -80,23 +85,17 @@ impl EmbeddedBackend {
             what: format!("{what} for {} generation {}", spec.name, spec.generation),
             source,
         };
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&spec.run_dir)
-            .map_err(|e| fail("making the run directory", e))?;
-        let config_path = config_path(&spec.run_dir);
+        let run_dir = OwnDir::make(&spec.run_dir, PRIVATE_DIR)
+            .map_err(|e| fail("making the run directory", e.into()))?;
         let json = agent_config(spec)
             .to_json()
             .map_err(|e| fail("writing the agent's configuration", e.into()))?;
-        std::fs::write(&config_path, json)
-            .map_err(|e| fail("writing the agent's configuration", e))?;
-        let log = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(spec.run_dir.join("agent.log"))
-            .map_err(|e| fail("opening the agent's log", e))?;
+        run_dir
+            .write(AGENT_CONFIG, &json)
+            .map_err(|e| fail("writing the agent's configuration", e.into()))?;
+        let log = run_dir
+            .append("agent.log")
+            .map_err(|e| fail("opening the agent's log", e.into()))?;
         let errors = log
             .try_clone()
             .map_err(|e| fail("opening the agent's log", e))?;
@@ -106,6 +105,7 @@ impl EmbeddedBackend {
         placement.containment = containment;
         finding::announce(placement, &[AGENT_ROLE])
             .map_err(|e| fail("writing the placement", e))?;
+        close_on_exec_from(FIRST_OTHER).map_err(|e| fail("sealing descriptors", e))?;
         // Inherited by clearing close-on-exec on duplicates for the moment of the spawn. Only this
         // thread starts processes.
         let listeners = inheritable(spec).map_err(|e| fail("passing listening sockets", e))?;
@@ -116,10 +116,13 @@ impl EmbeddedBackend {
         let mut command = Command::new(&self.config.agent);
         command
             .arg("--config")
-            .arg(&config_path)
+            .arg(config_path(&spec.run_dir))
             .env(FENCE_ENV, &spec.run_dir)
             .env(LISTENERS_ENV, numbers.join(":"))
-            .envs(descriptors::before().map(|soft| (descriptors::SOFT_LIMIT_ENV, soft.to_string())))
+            .envs(
+                descriptor_limit::before()
+                    .map(|soft| (descriptor_limit::SOFT_LIMIT_ENV, soft.to_string())),
+            )
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(errors)
@@ -181,7 +184,7 @@ fn identify(pid: u32) -> io::Result<ProcessId> {
 }
 
 fn config_path(run_dir: &Path) -> PathBuf {
-    run_dir.join("agent.json")
+    run_dir.join(AGENT_CONFIG)
 }
 
 fn agent_config(spec: &SpawnSpec) -> AgentConfig {
@@ -367,7 +370,7 @@ impl Backend for EmbeddedBackend {
         let names = [
             "vsock.sock",
             HANDOVER_SOCKET,
-            "agent.json",
+            AGENT_CONFIG,
             finding::PLACEMENT,
         ];
         for name in names {

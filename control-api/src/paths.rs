@@ -26,6 +26,11 @@ pub const CONFIG_NAME: &str = "kmorphd.conf";
 /// Name, in the state directory, of the log of a daemon that `kmorphctl daemon start` started.
 pub const LOG_NAME: &str = "kmorphd.log";
 
+/// Name of the journal in the state directory.
+pub const JOURNAL_NAME: &str = "journal.sqlite";
+/// What a state directory is known by.
+pub const STATE_MARKS: [&str; 2] = [JOURNAL_NAME, LOG_NAME];
+
 /// Largest configuration file that is read, bytes.
 pub const CONFIG_MAX_BYTES: u64 = 1 << 20;
 

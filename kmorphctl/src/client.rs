@@ -43,12 +43,18 @@ pub(crate) struct Answer<T> {
 pub(crate) struct Client {
     socket: PathBuf,
     timeout: Duration,
+    own_only: bool,
 }
 
 impl Client {
-    /// A client for the daemon at `socket` that gives it `timeout` for each answer.
-    pub(crate) fn new(socket: PathBuf, timeout: Duration) -> Self {
-        Self { socket, timeout }
+    /// A client for the daemon at `socket` that gives it `timeout` for each answer. With `own_only`, nothing is said to
+    /// a daemon that is neither this user's nor root's: under `/tmp` anybody can be there first.
+    pub(crate) fn new(socket: PathBuf, timeout: Duration, own_only: bool) -> Self {
+        Self {
+            socket,
+            timeout,
+            own_only,
+        }
     }
 
     /// The daemon's socket.
@@ -181,6 +187,7 @@ impl Client {
             .await
             .map_err(|_| self.silent(CONNECT_TIMEOUT))?
             .map_err(|error| self.unreachable(&error))?;
+        self.check_owner(&stream)?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream))
                 .await
@@ -192,6 +199,24 @@ impl Client {
             .send_request(request)
             .await
             .map_err(|error| self.broken(error))
+    }
+
+    fn check_owner(&self, stream: &UnixStream) -> Result<(), Failure> {
+        if !self.own_only {
+            return Ok(());
+        }
+        let peer = stream
+            .peer_cred()
+            .map_err(|error| self.broken(error))?
+            .uid();
+        if peer == 0 || peer == nix::unistd::geteuid().as_raw() {
+            return Ok(());
+        }
+        let socket = self.socket.display();
+        let text =
+            format!("a process of uid {peer} answers at {socket}, where this user's daemon should");
+        Err(Failure::new(Exit::Unreachable, text)
+            .hint("remove the socket; to ask another user's daemon, name it with --socket"))
     }
 
     async fn collect(&self, response: Response<Incoming>) -> Result<(StatusCode, Bytes), Failure> {

@@ -13,6 +13,8 @@ pub(crate) struct Places {
     pub(crate) socket: PathBuf,
     /// Where the log of `daemon start` goes unless told.
     pub(crate) log: PathBuf,
+    /// True when nobody named the socket: then it is this user's own daemon, or root's, that should answer.
+    pub(crate) socket_is_default: bool,
     /// True when the socket was named on the command line or in the environment.
     pub(crate) socket_was_named: bool,
 }
@@ -40,15 +42,16 @@ impl Places {
         named: Option<PathBuf>,
         socket_was_named: bool,
     ) -> Self {
-        let socket = named
-            .or_else(|| configured.socket())
-            .unwrap_or_else(|| defaults.socket());
+        let chosen = named.or_else(|| configured.socket());
+        let socket_is_default = chosen.is_none();
+        let socket = chosen.unwrap_or_else(|| defaults.socket());
         let state_dir = configured
             .state_dir
             .unwrap_or_else(|| defaults.state_dir.clone());
         Self {
             socket,
             log: state_dir.join(LOG_NAME),
+            socket_is_default,
             socket_was_named,
         }
     }
@@ -56,12 +59,8 @@ impl Places {
 
 /// The paths of a configuration file; none when it cannot be read or does not parse.
 fn read(path: &Path) -> ConfiguredPaths {
-    let small =
-        std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() <= CONFIG_MAX_BYTES);
-    if !small {
-        return ConfiguredPaths::default();
-    }
-    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let bytes = kmorph_files::read_named(path, CONFIG_MAX_BYTES).unwrap_or_default();
+    let text = String::from_utf8(bytes).unwrap_or_default();
     ConfiguredPaths::parse(&text)
 }
 

@@ -5,6 +5,7 @@ mod config;
 mod documents;
 mod logging;
 mod run;
+mod signals;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,7 +17,7 @@ use kmorph_control_api::paths::DefaultPaths;
 use config::{File, Places};
 
 const AFTER_HELP: &str = "\
-SIGHUP reads the configuration again; SIGTERM and SIGINT end the daemon. Instances run on and are \
+SIGHUP reads the configuration again, also one that comes during the start; SIGTERM and SIGINT end the daemon. Instances run on and are \
 adopted by the next one.
 
 The configuration is described in docs/configuration.md, operation in docs/operations.md. kmorphctl(1) \
@@ -60,6 +61,15 @@ struct Start {
 }
 
 fn main() -> ExitCode {
+    if let Err(error) = signals::note_from_now_on() {
+        eprintln!("kmorphd: signals cannot be handled: {error}");
+        return ExitCode::FAILURE;
+    }
+    // SAFETY: nothing was opened yet; what is open the caller left so.
+    if let Err(error) = unsafe { kmorph_launch::close_all_but(&[]) } {
+        eprintln!("kmorphd: what the caller left open cannot be closed: {error}");
+        return ExitCode::FAILURE;
+    }
     let arguments = Arguments::parse();
     if arguments.man {
         return man();

@@ -2,8 +2,8 @@
 
 use std::cell::RefCell;
 use std::error::Error;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
-use std::path::Path;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +26,7 @@ use kmorph_backends::embedded::{EmbeddedBackend, EmbeddedConfig};
 use kmorph_backends::multikernel::{MultikernelBackend, MultikernelConfig};
 use kmorph_backends::qemu::{AccelChoice, KerfConfig, QemuBackend, QemuConfig};
 use kmorph_control_api::{ApiError, ErrorCode, OperationKind, ReloadReport};
+use kmorph_files::{OwnDir, PRIVATE_DIR, Refusal};
 use slog::{Logger, info, warn};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -34,7 +35,7 @@ use crate::Start;
 use crate::config::{
     Accel, Backend as BackendChoice, ConfigError, File, Transport, changed_keys, is_read_once,
 };
-use crate::logging;
+use crate::{logging, signals};
 
 /// Requests to the daemon itself that may wait.
 const DAEMON_REQUESTS_MAX: usize = 8;
@@ -42,10 +43,16 @@ const DAEMON_REQUESTS_MAX: usize = 8;
 const GRACEFUL_TIMEOUT: Duration = Duration::from_secs(600);
 /// How often a graceful stop looks.
 const GRACEFUL_POLL: Duration = Duration::from_millis(100);
+/// Longest time for the configuration to be read again.
+const CONFIG_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for captures to end and their instances to go on.
 const CAPTURES_END_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often it is looked whether the actors that cannot be replaced are alive.
 const VITAL_INTERVAL: Duration = Duration::from_millis(250);
+/// Mode of root's runtime directory: who may look reaches the control socket in it.
+const ROOTS_RUN_DIR: u32 = 0o755;
+/// The directory in it with those of the instances.
+const INSTANCES: &str = "instances";
 /// QEMU, looked up in PATH.
 const QEMU: &str = "qemu-system-x86_64";
 /// The vhost-user vsock device, looked up in PATH.
@@ -65,7 +72,7 @@ type Fault = Box<dyn Error>;
 /// Runs the daemon until it is told to stop.
 pub(crate) fn run(start: Start, settings: Settings) -> Result<(), Fault> {
     let (log, _written) = logging::logger(&start.file.log);
-    if let Err(error) = kmorph_launch::descriptors::raise() {
+    if let Err(error) = kmorph_launch::descriptor_limit::raise() {
         warn!(log, "the limit of open descriptors stays as it is: many instances may need more";
             "error" => %error);
     }
@@ -78,70 +85,64 @@ pub(crate) fn run(start: Start, settings: Settings) -> Result<(), Fault> {
         ),
         Err(error) => warn!(log, "not locked in memory"; "error" => %error),
     }
-    make_dir(&settings.state_dir)?;
-    make_dir(&settings.run_dir)?;
+    let run_dir = make_dir(&settings.run_dir)?;
+    run_dir.below(INSTANCES, PRIVATE_DIR).map_err(unusable)?;
+    if start.file.backend != BackendChoice::Embedded && start.cache_dir.exists() {
+        // Programs and images in it are run.
+        OwnDir::shared(&start.cache_dir).map_err(unusable)?;
+    }
     let system = System::new();
     system.block_on(serve(start, settings, log))
 }
 
-fn make_dir(path: &Path) -> Result<(), Fault> {
-    let made = std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(path);
-    made.map_err(|error| {
-        format!(
-            "the directory {path:?} cannot be made: {error}; name another with --state-dir, \
-                 --run-dir or [paths]"
-        )
-        .into()
-    })
+/// A directory for sockets and instances. That of a user is not for others unless it was made so before.
+fn make_dir(path: &Path) -> Result<OwnDir, Fault> {
+    let mode = match nix::unistd::Uid::effective().is_root() {
+        true => ROOTS_RUN_DIR,
+        false => PRIVATE_DIR,
+    };
+    OwnDir::make(path, mode).map_err(unusable)
+}
+
+fn unusable(refusal: Refusal) -> Fault {
+    format!("{refusal}; other directories are named with --state-dir, --run-dir or [paths]").into()
 }
 
 async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Fault> {
-    let (journal, snapshot, arbiter) = Journal::open(&settings.state_dir)?;
-    journal.do_send(KeepBackups {
-        dir: settings.state_dir.clone(),
-        log: log.clone(),
-    });
-    let backend = choose_backend(&start, &settings.run_dir)?;
-    let detail = backend.probe().await?;
-    let settings = with_kernel_pool(&start, settings)?;
-    let socket = free_socket(&start.socket)?;
-    let services = services(&log, journal.clone(), backend, &settings, &snapshot)?;
-    let (operations, events) = (services.operations.clone(), services.events.clone());
-    let supervisor = Supervisor::new(services, snapshot, detail.clone()).start();
-    // Answered only after everything is restored: the API never shows half of it.
-    supervisor.send(GetDaemon).await?;
-    let (sender, mut requests) = mpsc::channel(DAEMON_REQUESTS_MAX);
-    let access = Access::new(settings.control_group.clone());
-    let api = Api::new(
-        supervisor.clone(),
-        operations.clone(),
-        events.clone(),
-        access.clone(),
-        sender,
-    );
-    let (handle, server) = control::serve(&socket, api)
-        .map_err(|error| format!("the control socket {socket:?} cannot be made: {error}"))?;
-    actix::spawn(server);
-    info!(log, "ready"; "socket" => %socket.display(), "backend" => detail,
-        "pid" => std::process::id());
-    events.publish(Draft::daemon("started"));
-    let mut now = InForce {
-        file: start.file.clone(),
-        pool: settings.pool,
-    };
+    // From here on these are told of signals; what came before was noted.
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let hung_up_early = signals::take_hangup();
+    if signals::told_to_end() {
+        info!(log, "told to end while it started");
+        return Ok(());
+    }
+    let begun = tokio::select! {
+        begun = begin(&start, settings, &log) => begun?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let Running {
+        journal,
+        arbiter,
+        supervisor,
+        operations,
+        events,
+        access,
+        mut requests,
+        handle,
+        socket,
+        mut now,
+    } = begun;
+    events.publish(Draft::daemon("started"));
+    if hung_up_early {
+        tell(&log, reload(&start, &mut now, &supervisor, &access).await);
+    }
     let mut vital = tokio::time::interval(VITAL_INTERVAL);
     let end = loop {
         tokio::select! {
-            _ = hangup.recv() => match reload(&start, &mut now, &supervisor, &access).await {
-                Ok(report) => info!(log, "reloaded"; "applied" => report.applied.join(", ")),
-                Err(error) => warn!(log, "not reloaded: {}", error),
-            },
+            _ = hangup.recv() => tell(&log, reload(&start, &mut now, &supervisor, &access).await),
             _ = terminate.recv() => break End::Asked { graceful: false },
             _ = interrupt.recv() => break End::Asked { graceful: false },
             _ = vital.tick() => {
@@ -168,7 +169,7 @@ async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Faul
     end_captures(&log, &operations).await;
     info!(log, "stopping; instances run on");
     events.publish(Draft::daemon("stopped"));
-    handle.stop(false).await;
+    handle.stop().await;
     let _ = std::fs::remove_file(&socket);
     arbiter.stop();
     let _ = arbiter.join();
@@ -179,6 +180,75 @@ async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Faul
              on, and kmorphd adopts them when it is started again"
         )
         .into()),
+    }
+}
+
+/// What runs once the daemon has started.
+struct Running {
+    journal: Addr<Journal>,
+    /// The journal's thread.
+    arbiter: Arbiter,
+    supervisor: Addr<Supervisor>,
+    operations: Operations,
+    events: EventLog,
+    access: Access,
+    requests: mpsc::Receiver<DaemonRequest>,
+    handle: control::Handle,
+    socket: PathBuf,
+    now: InForce,
+}
+
+/// Starts everything, the API last.
+async fn begin(start: &Start, settings: Settings, log: &Logger) -> Result<Running, Fault> {
+    let (journal, snapshot, arbiter) = Journal::open(&settings.state_dir)?;
+    journal.do_send(KeepBackups {
+        dir: settings.state_dir.clone(),
+        log: log.clone(),
+    });
+    let backend = choose_backend(start, &settings.run_dir)?;
+    let detail = backend.probe().await?;
+    let settings = with_kernel_pool(start, settings)?;
+    let socket = free_socket(&start.socket)?;
+    let services = services(log, journal.clone(), backend, &settings, &snapshot)?;
+    let (operations, events) = (services.operations.clone(), services.events.clone());
+    let supervisor = Supervisor::new(services, snapshot, detail.clone()).start();
+    // Answered only after everything is restored: the API never shows half of it.
+    supervisor.send(GetDaemon).await?;
+    let (sender, requests) = mpsc::channel(DAEMON_REQUESTS_MAX);
+    let access = Access::new(settings.control_group.clone());
+    let api = Api::new(
+        supervisor.clone(),
+        operations.clone(),
+        events.clone(),
+        access.clone(),
+        sender,
+    );
+    let handle = control::serve(&socket, api)
+        .map_err(|error| format!("the control socket {socket:?} cannot be made: {error}"))?;
+    info!(log, "ready"; "socket" => %socket.display(), "backend" => detail,
+        "pid" => std::process::id());
+    Ok(Running {
+        journal,
+        arbiter,
+        supervisor,
+        operations,
+        events,
+        access,
+        requests,
+        handle,
+        socket,
+        now: InForce {
+            file: start.file.clone(),
+            pool: settings.pool,
+        },
+    })
+}
+
+/// Says what came of a reload that nobody waits for.
+fn tell(log: &Logger, reloaded: Result<ReloadReport, ApiError>) {
+    match reloaded {
+        Ok(report) => info!(log, "reloaded"; "applied" => report.applied.join(", ")),
+        Err(error) => warn!(log, "not reloaded: {}", error),
     }
 }
 
@@ -310,28 +380,41 @@ fn kerf(start: &Start) -> Option<KerfConfig> {
     })
 }
 
-/// The socket's path, free of what an earlier daemon left there. The lock on the state directory is
-/// held already, but another daemon with another state directory may use the same socket.
-fn free_socket(path: &Path) -> Result<std::path::PathBuf, Fault> {
-    if let Some(parent) = path.parent() {
-        make_dir(parent)?;
+/// The socket's path, without symbolic links and free of what an earlier daemon left there. The lock on the state
+/// directory is held already, but another daemon with another state directory may use the same socket.
+fn free_socket(path: &Path) -> Result<PathBuf, Fault> {
+    let failed = |what: String| Fault::from(format!("the control socket {path:?} {what}"));
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(failed("names no file; give another path".to_owned()));
+    };
+    let parent = match parent.exists() {
+        true => OwnDir::shared(parent).map_err(unusable)?,
+        false => make_dir(parent)?,
+    };
+    let path = parent.path().join(name);
+    let there = match std::fs::symlink_metadata(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(path),
+        Err(error) => return Err(failed(format!("cannot be looked at: {error}"))),
+        Ok(there) => there,
+    };
+    if !there.file_type().is_socket() {
+        let text = "cannot be made: it is there already and is no socket; give another path";
+        return Err(failed(text.to_owned()));
     }
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(path.to_owned()),
-        Err(error) => return Err(format!("looking at the control socket {path:?}: {error}").into()),
-        Ok(there) if !there.file_type().is_socket() => {
-            let text = "is there already and is no socket; give another path";
-            return Err(format!("the control socket {path:?} cannot be made: it {text}").into());
-        }
-        Ok(_) => {}
+    let own = nix::unistd::Uid::effective().as_raw();
+    if there.uid() != own {
+        let owner = there.uid();
+        let text =
+            format!("cannot be made: uid {owner} has one there; remove it, or give another path");
+        return Err(failed(text));
     }
-    match std::os::unix::net::UnixStream::connect(path) {
+    match std::os::unix::net::UnixStream::connect(&path) {
         Ok(_) => Err(format!("another daemon answers on the control socket {path:?}").into()),
         Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path)?;
-            Ok(path.to_owned())
+            std::fs::remove_file(&path)?;
+            Ok(path)
         }
-        Err(_) => Ok(path.to_owned()),
+        Err(_) => Ok(path),
     }
 }
 
@@ -391,6 +474,22 @@ fn in_force(start: &Start, file: &File) -> Result<Settings, ConfigError> {
     with_pool.settings(start.places.clone())
 }
 
+/// Reads the configuration on another thread: its file system may not answer.
+async fn read_aside(path: PathBuf) -> Result<Result<File, ConfigError>, ApiError> {
+    let named = path.display().to_string();
+    let reading = tokio::task::spawn_blocking(move || File::read(&path));
+    match tokio::time::timeout(CONFIG_TIMEOUT, reading).await {
+        Ok(Ok(read)) => Ok(read),
+        Ok(Err(error)) => Err(ApiError::new(ErrorCode::Internal, error.to_string())),
+        Err(_) => {
+            let text =
+                format!("the configuration {named} could not be read within {CONFIG_TIMEOUT:?}");
+            Err(ApiError::new(ErrorCode::Timeout, text)
+                .hint("nothing was changed; does its file system answer?"))
+        }
+    }
+}
+
 /// What the last reload, or the start, has put in force.
 struct InForce {
     file: File,
@@ -411,7 +510,7 @@ async fn reload(
     let refuse = |error: ConfigError| {
         ApiError::new(ErrorCode::InvalidRequest, error.to_string()).hint("nothing was changed")
     };
-    let file = File::read(path).map_err(refuse)?;
+    let file = read_aside(path.clone()).await?.map_err(refuse)?;
     let settings = in_force(start, &file).map_err(refuse)?;
     let settings = with_kernel_pool(start, settings)
         .map_err(|reason| ApiError::new(ErrorCode::Unavailable, reason))?;

@@ -1,49 +1,72 @@
-//! The limit of open descriptors: the daemon's own is raised, what it starts has the one from before.
+//! Descriptors that a program is not to inherit.
 //!
-//! A program that uses select(2) breaks on a descriptor above 1023, and one that closes all that it might have
-//! inherited takes long under a high limit: both count on the low soft limit that systems start with.
+//! Whatever kmorph opens is close-on-exec from its birth. What its caller left open is not: a deploy script's lock
+//! would be held by the daemon, its agents and their workloads for as long as these run.
 
 use std::io;
-use std::sync::OnceLock;
+use std::os::fd::RawFd;
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::errno::Errno;
+use nix::libc;
 
-/// Environment variable that tells an agent the soft limit that was there before its daemon raised it.
-pub const SOFT_LIMIT_ENV: &str = "KMORPH_SOFT_DESCRIPTORS";
+/// First descriptor that is no standard stream.
+pub const FIRST_OTHER: RawFd = 3;
+/// Descriptors that are looked at where the kernel cannot do it at once (before Linux 5.11).
+const LOOKED_AT: RawFd = 65_536;
 
-/// What the soft limit was before it was raised.
-static BEFORE: OnceLock<u64> = OnceLock::new();
-
-/// Raises the soft limit of this process to the hard one, and remembers what it was. Returns the limit now in force.
+/// Has no program that is executed from now on inherit `first` or any higher descriptor, as they are now. Makes
+/// system calls only: it may be called between fork and exec.
 ///
 /// # Errors
-/// When the system refuses.
-pub fn raise() -> io::Result<u64> {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    if soft < hard {
-        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
-        BEFORE.get_or_init(|| soft);
+/// The system's.
+pub fn close_on_exec_from(first: RawFd) -> io::Result<()> {
+    let flags = libc::CLOSE_RANGE_CLOEXEC;
+    match close_range(first, RawFd::MAX, flags) {
+        Err(Errno::ENOSYS | Errno::EINVAL) => {}
+        other => return Ok(other?),
     }
-    Ok(hard)
-}
-
-/// The soft limit for what this process starts; `None` when it was not raised.
-pub fn before() -> Option<u64> {
-    BEFORE.get().copied()
-}
-
-/// Takes the soft limit that [`SOFT_LIMIT_ENV`] names, if it is there and lower than the one in force.
-///
-/// # Errors
-/// When the system refuses.
-pub fn take_told() -> io::Result<()> {
-    let told = std::env::var(SOFT_LIMIT_ENV).ok();
-    let Some(told) = told.and_then(|text| text.parse().ok()) else {
-        return Ok(());
-    };
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    if told < soft {
-        setrlimit(Resource::RLIMIT_NOFILE, told, hard)?;
+    for number in first..LOOKED_AT {
+        // SAFETY: F_SETFD changes a flag of a descriptor of this process, or fails when there is none of this number.
+        unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
     }
     Ok(())
+}
+
+/// Closes every descriptor but the standard streams and `kept`.
+///
+/// # Errors
+/// The system's.
+///
+/// # Safety
+/// Nothing in this process owns any of them: called before it has opened anything, or when all that it has opened is
+/// in `kept`.
+pub unsafe fn close_all_but(kept: &[RawFd]) -> io::Result<()> {
+    let mut kept = kept.to_vec();
+    kept.sort_unstable();
+    let mut first = FIRST_OTHER;
+    for number in kept {
+        if number > first {
+            close(first, number - 1)?;
+        }
+        first = first.max(number.saturating_add(1));
+    }
+    Ok(close(first, RawFd::MAX)?)
+}
+
+fn close(first: RawFd, last: RawFd) -> nix::Result<()> {
+    match close_range(first, last, 0) {
+        Err(Errno::ENOSYS) => {}
+        other => return other,
+    }
+    for number in first..=last.min(LOOKED_AT) {
+        // SAFETY: as the caller of `close_all_but` promises, nobody owns it; where there is none, it fails.
+        unsafe { libc::close(number) };
+    }
+    Ok(())
+}
+
+fn close_range(first: RawFd, last: RawFd, flags: libc::c_uint) -> nix::Result<()> {
+    // SAFETY: the call takes numbers only. What it closes nobody owns (see the callers); what it marks stays open.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
+    Errno::result(done).map(drop)
 }

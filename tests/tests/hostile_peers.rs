@@ -70,6 +70,51 @@ fn an_agent_that_breaks_the_protocol_is_named_and_disturbs_nobody() {
     }
 }
 
+/// It writes what would forge a line of the log, clear a terminal and turn the direction of reading.
+#[test]
+fn what_an_agent_writes_reaches_log_events_and_api_escaped() {
+    let host = host();
+    let body = json!({
+        "name": "bad", "kernel": host.kernel("6.1.0-a"),
+        "workload": { "program": "/bin/true", "args": ["spiteful"] },
+    });
+    host.control().succeed("POST", "/v1/instances", Some(&body));
+    let shown = |path: &str| host.control().request("GET", path, None).body;
+    host.control().wait("the release of its kernel", || {
+        let status = shown("/v1/instances/bad");
+        status.contains("txet").then_some(())
+    });
+    let kernel = host.kernel("6.12.0-b");
+    let refused = host.control().morph("bad", &kernel);
+    assert_eq!(refused.state, OperationState::Failed, "{refused:?}");
+    let harmless = |what: &str, text: &str| {
+        for raw in text.chars().filter(|c| *c != '\n') {
+            let harmful = raw.is_control() || matches!(raw, '\u{202a}'..='\u{202e}' | '\u{2066}');
+            assert!(!harmful, "{what}: {raw:?} in {text:?}");
+        }
+        // As JSON writes a character that is not harmless itself.
+        assert!(
+            !text.contains("\\u001b") && !text.contains("\\u0007"),
+            "{what}: {text}"
+        );
+        assert!(
+            !text.lines().any(|line| line.starts_with("ERRO forged")),
+            "{what}: {text}"
+        );
+    };
+    for path in [
+        "/v1/instances/bad",
+        "/v1/instances/bad/health",
+        "/v1/instances",
+        "/v1/operations",
+    ] {
+        harmless(path, &shown(path));
+    }
+    assert!(shown("/v1/instances/bad").contains("\\u{1b}[2J"));
+    assert!(shown("/v1/operations").contains("\\u{1b}[2J"));
+    harmless("kmorphd.log", &host.log());
+}
+
 /// It was well, served, and was trusted; from one heartbeat to the next it is an enemy.
 #[test]
 fn an_agent_that_turns_hostile_is_named_and_disturbs_nobody() {

@@ -19,7 +19,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
 use serde_json::json;
 
-const DISK: &str = "size=4m";
+const DISK: &str = "mode=0700,size=4m";
 
 /// A small file system that only this thread and its children see.
 struct Disk(PathBuf);

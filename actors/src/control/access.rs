@@ -38,13 +38,18 @@ impl Access {
         group.clone()
     }
 
+    /// Whether `caller` is root or the user this daemon runs as.
+    pub(super) fn is_owner(&self, caller: &Caller) -> bool {
+        caller.uid == 0 || caller.uid == self.own_uid
+    }
+
     /// Whether `caller` may change things.
     pub(super) fn check(&self, caller: Option<&Caller>) -> Result<u32, ApiError> {
         let Some(caller) = caller else {
             let text = "the kernel does not say who is calling";
             return Err(ApiError::new(ErrorCode::Forbidden, text));
         };
-        if caller.uid == 0 || caller.uid == self.own_uid || self.is_member(caller) {
+        if self.is_owner(caller) || self.is_member(caller) {
             return Ok(caller.uid);
         }
         let group = self.group();
@@ -55,7 +60,7 @@ impl Access {
     }
 
     /// Asked anew each time: group membership may change while the daemon runs.
-    fn is_member(&self, caller: &Caller) -> bool {
+    pub(super) fn is_member(&self, caller: &Caller) -> bool {
         let Some(name) = self.group() else {
             return false;
         };

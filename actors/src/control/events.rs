@@ -14,12 +14,14 @@ use futures_util::stream;
 use kmorph_control_api::{ApiError, ErrorCode, Event, EventKind};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use utoipa::IntoParams;
 
 use super::Api;
 use super::answers::{refuse, response};
+use super::connections::Streaming;
 use super::endpoint::{Endpoint, Gives, Schemas, Taken, Takes, get, media, reference};
+use super::seats::Seat;
 use crate::events::{Encoded, EventLog};
 
 /// Events taken from the log at once.
@@ -113,19 +115,23 @@ struct Reader {
     follow: bool,
     instance: Option<String>,
     ready: VecDeque<Encoded>,
-    _permit: OwnedSemaphorePermit,
+    _seat: Seat,
 }
 
 async fn stream_events(
+    request: HttpRequest,
     LastEventId(last): LastEventId,
     api: web::Data<Api>,
     query: web::Query<Query>,
 ) -> Stream {
-    let Ok(permit) = api.streams.clone().try_acquire_owned() else {
-        let text = "there are too many event streams already";
-        let refusal = ApiError::new(ErrorCode::Busy, text).hint("try again later");
+    let Some(seat) = api.stream(&request) else {
+        let text = "there are too many event streams already, of this user or of all";
+        let refusal = ApiError::new(ErrorCode::Busy, text).hint("end one, or try again later");
         return Stream(response(&refusal));
     };
+    if let Some(streaming) = request.conn_data::<Streaming>() {
+        streaming.begin();
+    }
     let newest = api.events.watch();
     let follow = query.follow.unwrap_or(true);
     let beginning = if follow { *newest.borrow() } else { 0 };
@@ -137,7 +143,7 @@ async fn stream_events(
         follow,
         instance: query.into_inner().instance,
         ready: VecDeque::new(),
-        _permit: permit,
+        _seat: seat,
     };
     let body = stream::unfold(reader, |mut reader| async {
         let bytes = reader.next().await?;

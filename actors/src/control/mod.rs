@@ -1,6 +1,6 @@
 //! The API socket: authorises, admits, asks the actors, streams events.
 //!
-//! HTTP runs on a thread of its own and reaches the actors by message. Whoever can open the socket
+//! HTTP runs on a thread of its own, one request a connection, and reaches the actors by message. Whoever can open the socket
 //! may look; root, the daemon's own user and the members of the control group may change things. The
 //! kernel vouches for who is calling (SO_PEERCRED), read once for each connection.
 
@@ -8,11 +8,13 @@ mod access;
 mod answers;
 mod body;
 mod changes;
+mod connections;
 mod endpoint;
 mod events;
 mod metrics;
 mod openapi;
 mod reads;
+mod seats;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -21,8 +23,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
-use actix_web::dev::{Extensions, ServerHandle, Service};
-use actix_web::{App, HttpMessage, HttpRequest, HttpServer, web};
+use actix_service::{Service, ServiceFactory};
+use actix_web::body::MessageBody;
+use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::{App, HttpMessage, HttpRequest, web};
 use futures_util::future::{Either, ready};
 use kmorph_control_api::{ApiError, ErrorCode, InstanceStatus, REQUEST_BODY_MAX_BYTES};
 use tokio::sync::mpsc;
@@ -30,6 +34,8 @@ use tokio::sync::mpsc;
 pub use access::Access;
 use access::Caller;
 use answers::actor_gone;
+pub use connections::Handle;
+use seats::{Limits, Rank, Seat, Seats};
 
 use crate::events::EventLog;
 use crate::instance::{GetStatus, Instance};
@@ -44,8 +50,15 @@ pub const STREAMS_MAX: usize = 64;
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time for a client to send its request's body, and for the answer to be found.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest time that open requests have when the daemon stops.
-const SHUTDOWN_TIMEOUT_S: u64 = 1;
+
+/// Event streams by whom.
+const STREAM_LIMITS: Limits = Limits {
+    total: STREAMS_MAX,
+    reserved: 8,
+    of_a_member: 16,
+    of_lookers: 32,
+    of_a_looker: 8,
+};
 
 /// What a caller asks of the daemon itself; `kmorphd` does it.
 #[derive(Debug)]
@@ -72,7 +85,7 @@ pub struct Api {
     pub access: Arc<Access>,
     /// The daemon itself.
     pub daemon: mpsc::Sender<DaemonRequest>,
-    streams: Arc<tokio::sync::Semaphore>,
+    streams: Seats,
 }
 
 impl Api {
@@ -84,20 +97,33 @@ impl Api {
         access: Access,
         daemon: mpsc::Sender<DaemonRequest>,
     ) -> Self {
-        let streams = Arc::new(tokio::sync::Semaphore::new(STREAMS_MAX));
         Self {
             supervisor,
             operations,
             events,
             access: Arc::new(access),
             daemon,
-            streams,
+            streams: Seats::new(STREAM_LIMITS),
         }
     }
 
     /// Who is calling, if they may change things.
     fn admit(&self, request: &HttpRequest) -> Result<u32, ApiError> {
         self.access.check(request.conn_data::<Caller>())
+    }
+
+    /// A place for an event stream of whoever is calling.
+    fn stream(&self, request: &HttpRequest) -> Option<Seat> {
+        let caller = request.conn_data::<Caller>()?;
+        let (uid, streams) = (caller.uid, &self.streams);
+        if self.access.is_owner(caller) {
+            return streams.take(uid, Rank::Owner);
+        }
+        let as_member = || {
+            let is_member = self.access.is_member(caller);
+            is_member.then(|| streams.take(uid, Rank::Member))?
+        };
+        streams.take(uid, Rank::Looker).or_else(as_member)
     }
 
     async fn find(&self, name: &str) -> Result<Addr<Instance>, ApiError> {
@@ -149,56 +175,43 @@ fn routes(config: &mut web::ServiceConfig) {
     }
 }
 
+/// What is served to one who has connected.
+fn application(
+    api: Api,
+) -> App<
+    impl ServiceFactory<
+        ServiceRequest,
+        Config = (),
+        Response = ServiceResponse<impl MessageBody + 'static>,
+        Error = actix_web::Error,
+        InitError = (),
+    >,
+> {
+    App::new()
+        .app_data(web::Data::new(api))
+        .app_data(web::PayloadConfig::new(REQUEST_BODY_MAX_BYTES))
+        .app_data(web::QueryConfig::default().error_handler(|error, _| {
+            answers::refuse(ApiError::new(ErrorCode::InvalidRequest, error.to_string()))
+        }))
+        .configure(routes)
+        .default_service(web::to(answers::no_such_path))
+        .wrap_fn(|request, service| {
+            if request.chunked().unwrap_or(false) {
+                return Either::Left(ready(Ok(answers::without_length(request))));
+            }
+            // Whoever sends half a body must not keep a connection from others.
+            let answer = tokio::time::timeout(ANSWER_TIMEOUT, service.call(request));
+            Either::Right(async move { answer.await.unwrap_or_else(|_| Err(answers::too_slow())) })
+        })
+}
+
 /// Serves the API on a Unix socket at `path`, which must not be in use. Anyone may connect; what they
 /// may do is decided by who they are.
 ///
 /// # Errors
 /// When the socket cannot be made.
-pub fn serve(
-    path: &Path,
-    api: Api,
-) -> std::io::Result<(
-    ServerHandle,
-    impl Future<Output = std::io::Result<()>> + use<>,
-)> {
-    let data = web::Data::new(api);
-    let server = HttpServer::new(move || {
-        App::new()
-            .app_data(data.clone())
-            .app_data(web::PayloadConfig::new(REQUEST_BODY_MAX_BYTES))
-            .app_data(web::QueryConfig::default().error_handler(|error, _| {
-                answers::refuse(ApiError::new(ErrorCode::InvalidRequest, error.to_string()))
-            }))
-            .configure(routes)
-            .default_service(web::to(answers::no_such_path))
-            .wrap_fn(|request, service| {
-                if request.chunked().unwrap_or(false) {
-                    return Either::Left(ready(Ok(answers::without_length(request))));
-                }
-                // Whoever sends half a body must not keep a connection from others.
-                let answer = tokio::time::timeout(ANSWER_TIMEOUT, service.call(request));
-                Either::Right(
-                    async move { answer.await.unwrap_or_else(|_| Err(answers::too_slow())) },
-                )
-            })
-    })
-    .on_connect(|connection, extensions: &mut Extensions| {
-        if let Some(stream) = connection.downcast_ref::<tokio::net::UnixStream>()
-            && let Ok(peer) = stream.peer_cred()
-        {
-            extensions.insert(Caller {
-                uid: peer.uid(),
-                gid: peer.gid(),
-            });
-        }
-    })
-    .workers(1)
-    .max_connections(CONNECTIONS_MAX)
-    .client_request_timeout(REQUEST_TIMEOUT)
-    .shutdown_timeout(SHUTDOWN_TIMEOUT_S)
-    .disable_signals()
-    .listen_uds(std::os::unix::net::UnixListener::bind(path)?)?;
+pub fn serve(path: &Path, api: Api) -> std::io::Result<Handle> {
+    let listener = std::os::unix::net::UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
-    let server = server.run();
-    Ok((server.handle(), server))
+    connections::serve(listener, api)
 }

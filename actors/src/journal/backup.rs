@@ -10,6 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use kmorph_control_api::paths::JOURNAL_NAME;
 use rusqlite::{Connection, OpenFlags};
 
 /// Copies that are kept.
@@ -20,8 +21,6 @@ pub(super) const BACKUP_AGE: Duration = Duration::from_secs(24 * 3600);
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 /// The directory of the copies, in the state directory.
 const DIRECTORY: &str = "backups";
-/// The journal, in the state directory.
-pub(super) const JOURNAL_NAME: &str = "journal.sqlite";
 const PREFIX: &str = "journal-";
 const SUFFIX: &str = ".sqlite";
 

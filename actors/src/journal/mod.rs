@@ -468,6 +468,98 @@ mod tests {
         }
     }
 
+    const SECRET: &str = "correct-horse-battery-staple";
+
+    /// The files in `dir` that hold the secret anywhere, in use or not.
+    fn files_with_the_secret(dir: &Path) -> Vec<std::path::PathBuf> {
+        let paths = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
+        let holds = |path: &std::path::PathBuf| {
+            let bytes = std::fs::read(path).unwrap_or_default();
+            bytes.windows(SECRET.len()).any(|w| w == SECRET.as_bytes())
+        };
+        paths.filter(holds).collect()
+    }
+
+    #[actix::test]
+    async fn the_environment_of_an_instance_that_is_gone_is_on_the_disk_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _, arbiter) = Journal::open(dir.path()).unwrap();
+        let mut row = instance(0);
+        row.spec.workload = Some(kmorph_control_api::WorkloadRequest {
+            program: "/bin/db".to_owned(),
+            args: Vec::new(),
+            // Long enough for pages of its own.
+            env: [("PASSWORD".to_owned(), SECRET.repeat(1000))].into(),
+        });
+        for morphs in 0..3 {
+            row.morphs = morphs;
+            let change = Change::Instance(Box::new(row.clone()));
+            record(&journal, vec![change]).await.unwrap();
+        }
+        assert!(!files_with_the_secret(dir.path()).is_empty());
+        let gone = Change::InstanceGone(row.name.clone());
+        record(&journal, vec![gone]).await.unwrap();
+        let scrubbed = async {
+            while !files_with_the_secret(dir.path()).is_empty() {
+                tokio::time::sleep(NOTES_DELAY).await;
+            }
+        };
+        let deadline = Duration::from_secs(60);
+        let waited = tokio::time::timeout(deadline, scrubbed).await;
+        assert!(waited.is_ok(), "{:?}", files_with_the_secret(dir.path()));
+        arbiter.stop();
+        arbiter.join().unwrap();
+    }
+
+    #[actix::test]
+    async fn the_journal_is_for_its_owner_only_also_one_that_was_not() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        let set = |path: &Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        for earlier in [false, true] {
+            if earlier {
+                for entry in std::fs::read_dir(&state).unwrap() {
+                    set(&entry.unwrap().path(), 0o644);
+                }
+                set(&state, 0o755);
+            }
+            let (journal, _, arbiter) = Journal::open(&state).unwrap();
+            record(&journal, vec![event(1, "written")]).await.unwrap();
+            let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+            assert_eq!(mode(&state), 0o700);
+            let mut names = Vec::new();
+            for entry in std::fs::read_dir(&state).unwrap() {
+                let path = entry.unwrap().path();
+                assert_eq!(mode(&path), 0o600, "{path:?}");
+                names.push(path.file_name().unwrap().to_owned());
+            }
+            assert!(names.contains(&"journal.sqlite-wal".into()), "{names:?}");
+            arbiter.stop();
+            arbiter.join().unwrap();
+        }
+    }
+
+    #[actix::test]
+    async fn a_planted_database_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        std::fs::create_dir(&state).unwrap();
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(&state, private).unwrap();
+        let target = dir.path().join("precious");
+        std::os::unix::fs::symlink(&target, state.join("journal.sqlite-wal")).unwrap();
+        let refused = Journal::open(&state).map(|_| ()).unwrap_err();
+        let text = refused.to_string();
+        assert!(
+            text.contains("symbolic link") && text.contains("remove"),
+            "{text}"
+        );
+        assert!(!target.exists());
+    }
+
     #[actix::test]
     async fn a_policy_is_changed_by_its_own_change_alone() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,16 +1,16 @@
 //! The database file: schema, transactions, limits. Blocking; only the Journal actor's thread
 //! calls it.
 
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kmorph_control_api::paths::{JOURNAL_NAME, STATE_MARKS};
+use kmorph_files::{OwnDir, Refusal};
 use nix::fcntl::{Flock, FlockArg};
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::backup::JOURNAL_NAME;
 use super::rows::{Change, Snapshot};
 use super::{StoredEvents, backup};
 use crate::wall_clock;
@@ -27,6 +27,8 @@ pub const RECOVERIES_KEPT: u64 = 10_000;
 pub const MORPHS_KEPT: u64 = 1_000;
 /// Changes after which the log is worked into the database when there is time.
 const CHECKPOINT_AFTER: usize = 500;
+/// Changes after which it is also done without waiting for time, when something that was deleted is still in the log.
+const SCRUB_AFTER: usize = 4 * CHECKPOINT_AFTER;
 /// Pages of the log after which SQLite does that by itself, in the transaction that it meets (the
 /// default is 1,000).
 const CHECKPOINT_FORCED_PAGES: i64 = 20_000;
@@ -71,6 +73,9 @@ pub enum JournalError {
         /// The system's or SQLite's reason.
         reason: String,
     },
+    /// Somebody else could read or change what is in the state directory.
+    #[error("the state directory is not used: {0}")]
+    Unsafe(String),
     /// Written by a newer kmorphd.
     #[error("the journal has schema version {found}, this kmorphd knows up to {SCHEMA_VERSION}")]
     NewerSchema {
@@ -171,19 +176,31 @@ pub(super) struct Store {
     since_checkpoint: usize,
     /// Events in the table: their ids may have holes, so they do not tell how many there are.
     events: u64,
+    /// The log still has what was deleted from the database, such as the environment of a workload.
+    deleted_in_log: bool,
     _lock: Flock<std::fs::File>,
 }
 
 impl Store {
-    /// Opens or creates the journal in `dir`.
+    /// Opens or creates the journal in `dir`. The directory and all that is in it are for their owner only from then
+    /// on.
     pub(super) fn open(dir: &Path) -> Result<Self, JournalError> {
-        let path = dir.join(JOURNAL_NAME);
+        let refused = |refusal| not_usable(dir, refusal);
+        let owned = OwnDir::make_private(dir, &STATE_MARKS).map_err(refused)?;
+        owned.mend().map_err(refused)?;
+        let lock = Self::lock(&owned, dir)?;
+        // SQLite gives its log and index the mode that the database has.
+        drop(owned.file(JOURNAL_NAME).map_err(refused)?);
+        let path = owned.path().join(JOURNAL_NAME);
         let refuse = |reason: String| JournalError::Open {
             path: path.clone(),
             reason,
         };
-        let lock = Self::lock(dir)?;
-        let mut db = Connection::open(&path).map_err(|e| refuse(e.to_string()))?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX
+            | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+        let opened = Connection::open_with_flags(&path, flags);
+        let mut db = opened.map_err(|e| refuse(e.to_string()))?;
         let prepared = prepare(&mut db, dir).and_then(|()| count_events(&db));
         let events = prepared.map_err(|error| match error {
             JournalError::Io { reason } => refuse(reason),
@@ -194,23 +211,16 @@ impl Store {
             db,
             since_checkpoint: 0,
             events,
+            // What an earlier daemon deleted and did not live to scrub.
+            deleted_in_log: true,
             _lock: lock,
         })
     }
 
     /// Keeps every other daemon out, as long as what it returns is there.
-    fn lock(dir: &Path) -> Result<Flock<std::fs::File>, JournalError> {
-        let path = dir.join("lock");
-        let opened = std::fs::OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&path);
-        let lock = opened.map_err(|error| JournalError::Open {
-            path,
-            reason: error.to_string(),
-        })?;
+    fn lock(owned: &OwnDir, dir: &Path) -> Result<Flock<std::fs::File>, JournalError> {
+        let lock = owned.file("lock");
+        let lock = lock.map_err(|refusal| not_usable(dir, refusal))?;
         lock_alone(lock, || std::thread::sleep(LOCK_PAUSE)).ok_or_else(|| JournalError::InUse {
             dir: dir.to_owned(),
         })
@@ -218,7 +228,9 @@ impl Store {
 
     /// Puts a copy in the place of the journal in `dir`; where that is then, if there was one.
     pub(super) fn restore(dir: &Path, copy: &Path) -> Result<Option<PathBuf>, JournalError> {
-        let _lock = Self::lock(dir)?;
+        let owned = OwnDir::make_private(dir, &STATE_MARKS);
+        let owned = owned.map_err(|refusal| not_usable(dir, refusal))?;
+        let _lock = Self::lock(&owned, dir)?;
         backup::restore(dir, copy).map_err(|error| JournalError::NotRestored {
             reason: error.to_string(),
         })
@@ -234,9 +246,13 @@ impl Store {
             return Ok(());
         }
         let mut events = self.events;
+        if self.deleted_in_log && self.since_checkpoint >= SCRUB_AFTER {
+            self.checkpoint();
+        }
         let tx = self.db.transaction()?;
         for change in changes {
             self.since_checkpoint += 1;
+            self.deleted_in_log |= deletes_secrets(change);
             match change {
                 Change::Event(id, row) => put_event(&tx, *id, row, &mut events)?,
                 other => apply_one(&tx, other)?,
@@ -247,9 +263,16 @@ impl Store {
         Ok(())
     }
 
-    /// Works the log into the database if it has grown long. To be called when nobody waits: it
-    /// takes several disk writes.
+    /// Works the log into the database if it has grown long, or holds what was deleted: then it is emptied too. To be
+    /// called when nobody waits: it takes several disk writes.
     pub(super) fn checkpoint(&mut self) {
+        if self.deleted_in_log {
+            let truncate = "PRAGMA wal_checkpoint(TRUNCATE)";
+            let busy = self.db.query_row(truncate, [], |row| row.get::<_, i64>(0));
+            // A reader of the database keeps it from being done; the next call tries again.
+            self.deleted_in_log = busy != Ok(0);
+            self.since_checkpoint = 0;
+        }
         if self.since_checkpoint < CHECKPOINT_AFTER {
             return;
         }
@@ -331,6 +354,22 @@ impl Store {
     }
 }
 
+/// Why the state directory `dir` is not used.
+fn not_usable(dir: &Path, refusal: Refusal) -> JournalError {
+    match refusal {
+        Refusal::System { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+            JournalError::DiskFull {
+                reason: source.to_string(),
+            }
+        }
+        Refusal::System { .. } => JournalError::Open {
+            path: dir.join(JOURNAL_NAME),
+            reason: refusal.to_string(),
+        },
+        other => JournalError::Unsafe(other.to_string()),
+    }
+}
+
 /// Takes the lock. A daemon that was killed while it started a process is gone, and its lock is not: that process
 /// has inherited it, until it executes its own program. So it is tried again for a while before another daemon is
 /// believed to be there.
@@ -346,6 +385,11 @@ fn lock_alone(file: std::fs::File, mut pause: impl FnMut()) -> Option<Flock<std:
     None
 }
 
+/// Whether a change deletes a row that can hold an environment, and with it passwords.
+fn deletes_secrets(change: &Change) -> bool {
+    matches!(change, Change::InstanceGone(_))
+}
+
 fn damaged(dir: &Path, reason: String) -> JournalError {
     JournalError::Damaged {
         path: dir.join(JOURNAL_NAME),
@@ -355,6 +399,8 @@ fn damaged(dir: &Path, reason: String) -> JournalError {
 }
 
 fn prepare(db: &mut Connection, dir: &Path) -> Result<(), JournalError> {
+    // What is deleted or replaced is overwritten with zeros: rows of instances hold the environments of workloads.
+    db.pragma_update(None, "secure_delete", "ON")?;
     // FULL with WAL: a transaction is on the disk when commit returns (SQLite, "PRAGMA
     // synchronous"). The commit point of a morph rests on this.
     db.pragma_update(None, "journal_mode", "WAL")?;

@@ -80,7 +80,7 @@ impl MorphSession {
                         took: clock::now() - began,
                     }
                 }
-                Err(Broken { side, why }) => Event::Refused(side, why),
+                Err(Broken { side, why }) => Event::Refused(side, crate::guest_text::line(&why)),
             };
             act.round_over(event, last, ctx);
         }));

@@ -25,6 +25,8 @@ pub use notices::{
 };
 use notices::{Notices, Telling};
 
+use crate::guest_text;
+
 /// Requests that may be waiting for their reply at one peer.
 pub const REQUESTS_MAX: usize = 16;
 
@@ -292,7 +294,8 @@ impl Handler<FromPeer> for Transport {
             return;
         };
         match event {
-            PeerEvent::Up(Channel::Heartbeat, hello) => {
+            PeerEvent::Up(Channel::Heartbeat, mut hello) => {
+                guest_text::clean_hello(&mut hello);
                 attached.owner.do_send(PeerUpdate::HeartbeatUp(hello));
             }
             PeerEvent::Up(_, _) => {
@@ -301,6 +304,7 @@ impl Handler<FromPeer> for Transport {
                 self.tell_owed(&key, ctx);
             }
             PeerEvent::Down(Channel::Heartbeat, why) => {
+                let why = guest_text::line(&why);
                 debug!(self.log, "heartbeat channel down"; "instance" => &key.instance,
                     "generation" => key.generation, "reason" => &why);
                 attached.owner.do_send(PeerUpdate::HeartbeatDown(why));
@@ -322,6 +326,7 @@ impl Handler<FromPeer> for Transport {
             }
             PeerEvent::KernelRefused(_) | PeerEvent::Unreachable(..) => {}
             PeerEvent::Rejected(channel, why) => {
+                let why = guest_text::line(&why);
                 debug!(self.log, "connection given up"; "instance" => &key.instance,
                     "generation" => key.generation, "channel" => channel.as_str(), "reason" => &why);
                 if channel == Channel::Heartbeat {
@@ -348,7 +353,8 @@ impl Handler<FromPeer> for Transport {
                 attached.waiting.remove(&token);
                 attached.give_up_notice(token);
             }
-            PeerEvent::Frame(channel, frame) => {
+            PeerEvent::Frame(channel, mut frame) => {
+                guest_text::clean(&mut frame.message);
                 let answer = attached.frame(*frame);
                 let Some((sequence, result)) = answer.filter(|_| channel == Channel::Control)
                 else {

@@ -23,13 +23,13 @@ mod survivors;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use kmorph_backends::contract::{MemoryRange, REGISTERS};
+use kmorph_files::{OwnDir, PRIVATE_DIR};
 use kmorph_vmcore::analysis::events::{EventKind, events};
 use kmorph_vmcore::dump::PrStatus;
 use kmorph_vmcore::kernel::Kernel;
@@ -47,6 +47,7 @@ pub use survivors::SURVIVORS_MAX;
 pub(crate) use survivors::take_back_left;
 use survivors::{Borrowers, Job};
 
+use crate::guest_text;
 use crate::journal::GenerationRow;
 use crate::services::Services;
 
@@ -58,8 +59,6 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 const CAPTURE_NICE: i32 = 10;
 /// Bytes of the log's end that are told with the event.
 pub const LOG_TAIL_BYTES: usize = 16 * 1024;
-/// Who may look into the directory of vmcores: memory holds secrets.
-const DIRECTORY_MODE: u32 = 0o700;
 
 /// How memory is captured.
 #[derive(Clone, Debug, PartialEq)]
@@ -377,15 +376,15 @@ fn capture(
     }
 }
 
+/// Makes a directory of vmcores. Memory holds secrets.
 fn make_directory(path: &Path) -> Result<(), CaptureError> {
-    let made = std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(DIRECTORY_MODE)
-        .create(path);
-    made.map_err(|source| CaptureError::Directory {
-        path: path.to_owned(),
-        source,
-    })
+    match OwnDir::make(path, PRIVATE_DIR) {
+        Ok(_) => Ok(()),
+        Err(refusal) => Err(CaptureError::Directory {
+            path: path.to_owned(),
+            source: refusal.into(),
+        }),
+    }
 }
 
 /// Writes the memory to `path`; before it is read as a whole, its kernel's log is told.
@@ -478,8 +477,8 @@ fn read_log(kernel: &Kernel<'_>) -> Result<(Vec<u8>, KernelLog), String> {
     let tail = &text[text.len().saturating_sub(LOG_TAIL_BYTES)..];
     let log = KernelLog {
         path: None,
-        panic: panic.map(|event| event.title.clone()),
-        tail: String::from_utf8_lossy(tail).into_owned(),
+        panic: panic.map(|event| guest_text::line(&event.title)),
+        tail: guest_text::lines(&String::from_utf8_lossy(tail)),
     };
     Ok((text, log))
 }

@@ -1,10 +1,11 @@
 //! Starting the program.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use kmorph_launch::{FIRST_OTHER, close_on_exec_from};
 use kmorph_workload::handover::{ActivatedListener, AgentEnd, attach};
 use nix::sys::signal::Signal;
 
@@ -48,7 +49,7 @@ pub(super) fn launch(plan: &Plan, listening: bool) -> Result<Launched, LaunchErr
         .env("KMORPH_KERNEL_RELEASE", &plan.kernel_release)
         .env(MEMORY_ENV, plan.memory.bytes.to_string())
         .env_remove(crate::inherited::LISTENERS_ENV)
-        .env_remove(kmorph_launch::descriptors::SOFT_LIMIT_ENV)
+        .env_remove(kmorph_launch::descriptor_limit::SOFT_LIMIT_ENV)
         .stdin(Stdio::null())
         .stdout(input)
         .stderr(errors);
@@ -63,7 +64,7 @@ pub(super) fn launch(plan: &Plan, listening: bool) -> Result<Launched, LaunchErr
         }
     }
     let ours = attach(&mut command, &listeners).map_err(failed("passing its sockets"))?;
-    place(&mut command, plan.niceness);
+    place(&mut command, plan.niceness, listeners.len());
     let mut command = tokio::process::Command::from(command);
     let child = command.spawn().map_err(failed("starting"))?;
     // Closes this process's copies of what the program inherits.
@@ -78,13 +79,17 @@ pub(super) fn launch(plan: &Plan, listening: bool) -> Result<Launched, LaunchErr
 
 /// A workload never outlives its agent: without it an instance is dead, and nothing would fence it. Where the
 /// agent went first, the workload does not.
-fn place(command: &mut Command, niceness: Option<i32>) {
+fn place(command: &mut Command, niceness: Option<i32>, listeners: usize) {
     use std::os::unix::process::CommandExt;
+    // After the listening sockets comes the agent's own, and nothing else is for the workload.
+    let last = RawFd::try_from(listeners).unwrap_or(RawFd::MAX - FIRST_OTHER - 1);
+    let beyond = FIRST_OTHER + last + 1;
     let place = move || {
+        close_on_exec_from(beyond)?;
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
         niceness.map_or(Ok(()), become_as_nice_as)
     };
-    // SAFETY: the closure runs between fork and exec and makes two system calls; it allocates
+    // SAFETY: the closure runs between fork and exec and makes system calls only; it allocates
     // nothing and takes no lock.
     unsafe { command.pre_exec(place) };
 }

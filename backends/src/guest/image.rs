@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use kmorph_files::{OwnDir, PRIVATE_DIR, open_named, read_named};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -78,7 +79,8 @@ pub(crate) struct GuestImage {
 impl GuestImage {
     /// A user's own image, which loads its modules itself.
     pub(crate) fn own(path: &Path) -> Result<Self, ImageError> {
-        let archive = File::open(path).map_err(file("opening", path))?;
+        let archive = open_named(path, OWN_IMAGE_MAX_BYTES);
+        let archive = archive.map_err(|error| file("opening", path)(error.into()))?;
         Ok(Self {
             archive,
             modules: Vec::new(),
@@ -91,6 +93,9 @@ impl GuestImage {
 struct Contents {
     modules: Vec<PathBuf>,
 }
+
+/// Largest initramfs of a user's own, bytes.
+const OWN_IMAGE_MAX_BYTES: u64 = 2 << 30;
 
 /// Why an image could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -113,7 +118,9 @@ impl Recipe {
     /// The image for this recipe, from the cache or built now. Blocking: about 50 ms when it is built.
     pub(crate) fn image(&self, cache: &Path) -> Result<GuestImage, ImageError> {
         let directory = cache.join("guest-images");
-        std::fs::create_dir_all(&directory).map_err(file("making", &directory))?;
+        // What is in it is booted: nobody else may have put it there.
+        let owned = OwnDir::make(&directory, PRIVATE_DIR);
+        owned.map_err(|refusal| file("making", &directory)(refusal.into()))?;
         let mut files = BTreeSet::new();
         for program in self.programs.iter().chain([&self.agent]) {
             files.extend(shared_libraries(program)?);
@@ -234,10 +241,8 @@ struct Image {
 impl Image {
     /// Adds the host's file `from` as `to`, with what leads to it.
     fn copy(&mut self, from: &Path, to: &Path) -> Result<(), ImageError> {
-        let mut data = Vec::new();
-        File::open(from)
-            .and_then(|file| file.take(FILE_MAX_BYTES).read_to_end(&mut data))
-            .map_err(file("reading", from))?;
+        let data = read_named(from, FILE_MAX_BYTES);
+        let data = data.map_err(|error| file("reading", from)(error.into()))?;
         self.add(to, 0o755, &data)
     }
 
@@ -268,10 +273,13 @@ impl Image {
 }
 
 /// Writes what a generation boots: the image, followed by an archive with the agent's configuration.
-pub(crate) fn with_configuration(image: &mut File, config: &[u8], to: &Path) -> io::Result<()> {
-    let mut file = File::create(to)?;
+pub(crate) fn with_configuration(
+    image: &mut File,
+    config: &[u8],
+    mut file: File,
+) -> io::Result<()> {
     // A user's own image may end anywhere; archives are looked for at multiples of four bytes.
-    let length = io::copy(image, &mut file)?;
+    let length = io::copy(&mut image.take(OWN_IMAGE_MAX_BYTES), &mut file)?;
     let gap = usize::try_from(length.next_multiple_of(4) - length).unwrap_or(0);
     file.write_all(&[0; 4][..gap])?;
     let mut archive = Archive::new(BufWriter::new(file));
@@ -445,7 +453,8 @@ mod tests {
         let (base, boot) = (dir.path().join("base"), dir.path().join("boot"));
         std::fs::write(&base, b"12345").unwrap();
         let mut base = File::open(&base).unwrap();
-        with_configuration(&mut base, b"{\"generation\": 7}", &boot).unwrap();
+        let out = File::create(&boot).unwrap();
+        with_configuration(&mut base, b"{\"generation\": 7}", out).unwrap();
         let bytes = std::fs::read(&boot).unwrap();
         assert_eq!(&bytes[..8], b"12345\0\0\0");
         assert_eq!(&bytes[8..14], b"070701");

@@ -9,6 +9,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use kmorph_files::read_named;
+
 /// Largest list of modules that is read, bytes.
 const LIST_MAX_BYTES: u64 = 4 * 1024 * 1024;
 /// Largest module that is read, bytes, unpacked.
@@ -128,23 +130,19 @@ impl ModuleTree {
 }
 
 fn list(path: &Path) -> Result<String, ModuleError> {
-    let mut text = String::new();
-    let read = std::fs::File::open(path)
-        .and_then(|file| file.take(LIST_MAX_BYTES).read_to_string(&mut text));
-    match read {
-        Ok(_) => Ok(text),
-        Err(source) => Err(ModuleError::Read {
-            path: path.to_owned(),
-            source,
-        }),
-    }
+    let failed = |source| ModuleError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let bytes = read_named(path, LIST_MAX_BYTES).map_err(|error| failed(error.into()))?;
+    String::from_utf8(bytes).map_err(|_| failed(std::io::ErrorKind::InvalidData.into()))
 }
 
 fn unpack(path: &Path, program: &'static [&'static str]) -> Result<Vec<u8>, ModuleError> {
     let Some((command, arguments)) = program.split_first() else {
-        return std::fs::read(path).map_err(|source| ModuleError::Read {
+        return read_named(path, MODULE_MAX_BYTES).map_err(|error| ModuleError::Read {
             path: path.to_owned(),
-            source,
+            source: error.into(),
         });
     };
     let failed = |reason: String| ModuleError::Unpack {

@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use kmorph_files::{OwnDir, PRIVATE_DIR};
 use kmorph_launch::InstanceName;
 use kmp_proto::fence::{FenceCertificate, FenceOrder};
 use libkerf::check::SLACK_BYTES;
@@ -237,13 +238,15 @@ impl MultikernelBackend {
         let told = guest::agent_config(spec, image.modules, config.vsock.option());
         let told = told.to_json().map_err(io::Error::from);
         let told = told.map_err(system("writing the agent's configuration"))?;
-        spawn::make_dir(&spec.run_dir).map_err(system("making the run directory"))?;
-        let initramfs = spec.run_dir.join(INITRAMFS);
-        guest::with_configuration(&mut image.archive, &told, &initramfs)
+        let run_dir = OwnDir::make(&spec.run_dir, PRIVATE_DIR);
+        let run_dir = run_dir.map_err(|e| system("making the run directory")(e.into()))?;
+        let initramfs = run_dir.empty_file(INITRAMFS).map_err(io::Error::from);
+        initramfs
+            .and_then(|file| guest::with_configuration(&mut image.archive, &told, file))
             .map_err(system("writing the guest image"))?;
         Ok(Boot {
             kernel: spec.kernel.path().to_owned(),
-            initramfs,
+            initramfs: spec.run_dir.join(INITRAMFS),
             cmdline,
         })
     }

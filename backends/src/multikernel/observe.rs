@@ -13,6 +13,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use kmorph_files::{OwnDir, PRIVATE_DIR};
 use libkerf::overlay::Status;
 
 use super::slots::{Holds, SlotError, Slots};
@@ -25,7 +26,8 @@ const ASKED: &str = "asked-to-halt";
 
 /// Notes that a generation was asked to halt, for this daemon and the next.
 pub(super) fn note_asked(run_dir: &Path) -> std::io::Result<()> {
-    std::fs::write(run_dir.join(ASKED), "")
+    OwnDir::make(run_dir, PRIVATE_DIR)?.write(ASKED, b"")?;
+    Ok(())
 }
 
 impl Slots {

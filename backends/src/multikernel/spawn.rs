@@ -6,7 +6,6 @@
 //! ```
 
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -49,14 +48,6 @@ pub(super) fn cmdline(own: &str) -> Result<String, SpawnError> {
         )));
     }
     Ok(text)
-}
-
-/// Makes the run directory, mode 0700.
-pub(super) fn make_dir(path: &Path) -> io::Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
 }
 
 /// A kernel instance to put a generation in.

@@ -5,8 +5,10 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
+
+use kmorph_files::{OwnDir, PRIVATE_DIR};
 
 /// Largest log, in bytes, before it is turned over. Two of this size are kept, and what comes in
 /// between two looks.
@@ -24,10 +26,15 @@ pub(super) fn bound(log: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     }
-    let mut old = log.as_os_str().to_owned();
+    let (Some(directory), Some(name)) = (log.parent(), log.file_name()) else {
+        return Err(io::ErrorKind::InvalidFilename.into());
+    };
+    let mut old = name.to_owned();
     old.push(".old");
-    std::fs::copy(log, PathBuf::from(old))?;
-    std::fs::File::options().write(true).open(log)?.set_len(0)
+    let directory = OwnDir::make(directory, PRIVATE_DIR)?;
+    let mut log = directory.file(name)?;
+    io::copy(&mut log, &mut directory.empty_file(old)?)?;
+    log.set_len(0)
 }
 
 /// The end of a log, for a message: what a guest printed there is made printable, and one line.

@@ -27,6 +27,7 @@ pub(super) fn start(memory: &File, run_dir: &Path) -> io::Result<()> {
     if !find(run_dir)?.is_empty() {
         return Ok(());
     }
+    kmorph_launch::close_on_exec_from(kmorph_launch::FIRST_OTHER)?;
     // In a session of its own: it outlives the daemon and its terminal. Whoever ends it reaps it by its pidfd.
     let child = Command::new("setsid")
         .args(["--", "sleep", "infinity"])

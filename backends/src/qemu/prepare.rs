@@ -38,7 +38,9 @@ impl QemuBackend {
     /// The image that the guest boots, without its configuration.
     async fn image(&self, spec: &SpawnSpec) -> Result<GuestImage, SpawnError> {
         if let Some(own) = &spec.initramfs {
-            return GuestImage::own(own).map_err(guest::image_failed);
+            let own = own.clone();
+            let opened = blocking(move || GuestImage::own(&own)).await?;
+            return opened.map_err(guest::image_failed);
         }
         let workload = spec.workload.as_ref().map(|w| w.program.clone());
         let kerf = self.config.kerf.as_ref();
@@ -78,10 +80,12 @@ impl QemuBackend {
         let config = guest::agent_config(spec, image.modules, None)
             .to_json()
             .map_err(|e| fail("writing the agent's configuration")(e.into()))?;
-        run_dir::create(spec).map_err(fail("making the run directory"))?;
-        let boot = spec.run_dir.join(run_dir::INITRAMFS);
+        let directory = run_dir::create(spec).map_err(fail("making the run directory"))?;
+        let boot = directory
+            .empty_file(run_dir::INITRAMFS)
+            .map_err(|e| fail("writing the guest image")(e.into()))?;
         let mut base = image.archive;
-        blocking(move || guest::with_configuration(&mut base, &config, &boot))
+        blocking(move || guest::with_configuration(&mut base, &config, boot))
             .await?
             .map_err(fail("writing the guest image"))?;
         let cgroups = self.config.cgroups.as_ref().as_ref().ok();

@@ -12,10 +12,12 @@
 //! remembered for as long as the host runs and QEMU stays the same.
 
 use std::ffi::OsString;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use kmorph_files::OwnDir;
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 use tokio::sync::Mutex;
@@ -23,6 +25,8 @@ use tokio::sync::Mutex;
 use super::command::{self, Accelerator};
 use crate::contract::SpawnError;
 
+/// Mode of the cache directory where it has to be made: what is in it is no secret.
+const CACHE_DIR_MODE: u32 = 0o755;
 /// Longest time for the ROM: it takes a tenth of a second.
 const ROM_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest time for a kernel to boot under KVM: it takes about one second.
@@ -192,9 +196,15 @@ impl KvmProbe {
             detail,
         };
         if let Ok(text) = serde_json::to_vec(&known) {
-            let _ = std::fs::create_dir_all(&self.cache);
-            let _ = std::fs::write(self.memory(), text);
+            let _ = self.write(&self.memory(), &text);
         }
+    }
+
+    /// Writes a file of the cache.
+    fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
+        OwnDir::make(&self.cache, CACHE_DIR_MODE)?.write(name, bytes)?;
+        Ok(())
     }
 
     /// The first test, and what to tell the operator.
@@ -243,8 +253,7 @@ impl KvmProbe {
         let path = self
             .cache
             .join(format!("kvm-probe.{}.rom", std::process::id()));
-        let written =
-            std::fs::create_dir_all(&self.cache).and_then(|()| std::fs::write(&path, rom));
+        let written = self.write(&path, &rom);
         if let Err(error) = written {
             return Kvm::Unusable(format!(
                 "its test could not be written to {path:?}: {error}"

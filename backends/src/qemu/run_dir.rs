@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use kmorph_files::{OwnDir, PRIVATE_DIR};
+
 use crate::contract::{REGISTERS, SpawnError, SpawnSpec};
 use crate::finding::PLACEMENT;
 
@@ -46,10 +48,6 @@ pub(super) fn check(directory: &Path) -> Result<(), SpawnError> {
 }
 
 /// Creates the directory, mode 0700.
-pub(super) fn create(spec: &SpawnSpec) -> std::io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&spec.run_dir)
+pub(super) fn create(spec: &SpawnSpec) -> std::io::Result<OwnDir> {
+    Ok(OwnDir::make(&spec.run_dir, PRIVATE_DIR)?)
 }

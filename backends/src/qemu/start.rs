@@ -6,11 +6,12 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use kmorph_files::{OwnDir, PRIVATE_DIR};
+use kmorph_launch::{FIRST_OTHER, close_on_exec_from};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use tokio::time::Instant;
@@ -55,11 +56,8 @@ pub(super) struct Starting<'a> {
 impl Starting<'_> {
     /// Starts it and confines it to its CPUs before it has threads of its own.
     pub(super) fn start(&self) -> io::Result<ProcessId> {
-        let log = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(self.run_dir.join(self.log))?;
+        let log = OwnDir::make(self.run_dir, PRIVATE_DIR)?.append(self.log)?;
+        close_on_exec_from(FIRST_OTHER)?;
         // Not the leader of a group, so setsid makes its session and becomes the program: same pid.
         let mut command = Command::new("setsid");
         command
@@ -118,7 +116,10 @@ impl Starting<'_> {
 /// Gives a process the soft limit of descriptors that this one was started with.
 fn limit_descriptors(pid: i32) -> io::Result<()> {
     use rustix::process::{Pid, Resource, Rlimit, prlimit};
-    let (Some(soft), Some(pid)) = (kmorph_launch::descriptors::before(), Pid::from_raw(pid)) else {
+    let (Some(soft), Some(pid)) = (
+        kmorph_launch::descriptor_limit::before(),
+        Pid::from_raw(pid),
+    ) else {
         return Ok(());
     };
     let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;

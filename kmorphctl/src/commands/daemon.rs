@@ -1,15 +1,16 @@
 //! `kmorphctl daemon`: starting and stopping kmorphd, and what it says of itself.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
 
 use kmorph_control_api::address::path;
+use kmorph_control_api::paths::STATE_MARKS;
 use kmorph_control_api::{DaemonStatus, ReloadReport, StopRequest};
+use kmorph_files::{OwnDir, PRIVATE_DIR, Refusal};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::time::Instant;
@@ -97,7 +98,7 @@ async fn start(
             .hint("`kmorphctl daemon status` shows it, `kmorphctl daemon stop` ends it"));
     }
     let log_path = args.log_file.as_ref().unwrap_or(&places.log);
-    let log = open_log(log_path)?;
+    let log = open_log(log_path, places)?;
     let began_at = log.metadata().map_or(0, |meta| meta.len());
     let (program, command) = program(args, places);
     let child = detach::start(command, &log).map_err(|error| cannot_run(&program, &error))?;
@@ -118,25 +119,30 @@ async fn start(
     Ok(Exit::Ok)
 }
 
-/// Opens the log for appending; it and a directory made for it are for the owner only, unless root's.
-fn open_log(path: &Path) -> Result<File, Failure> {
-    let (dir_mode, file_mode) = match nix::unistd::geteuid().is_root() {
-        true => (0o755, 0o644),
-        false => (0o700, 0o600),
+/// Opens the log for appending. It is for its owner only, and so is its directory where that is the daemon's state
+/// directory or has to be made.
+fn open_log(path: &Path, places: &Places) -> Result<File, Failure> {
+    let refused = |refusal: Refusal| {
+        Failure::new(
+            Exit::InvalidInput,
+            format!("cannot write the log: {refusal}"),
+        )
+        .hint("`--log-file` names another place for it")
     };
-    if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(dir_mode)
-            .create(dir)
-            .map_err(|error| Failure::file("make the directory", dir, &error))?;
-    }
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(file_mode)
-        .open(path)
-        .map_err(|error| Failure::file("write the log", path, &error))
+    let named = std::path::absolute(path)
+        .map_err(|error| Failure::file("find the directory of the log", path, &error))?;
+    let (Some(dir), Some(name)) = (named.parent(), named.file_name()) else {
+        let text = format!("the log {} names no file", path.display());
+        return Err(Failure::new(Exit::Usage, text));
+    };
+    let dir = if path == places.log {
+        OwnDir::make_private(dir, &STATE_MARKS)
+    } else if dir.exists() {
+        OwnDir::shared(dir)
+    } else {
+        OwnDir::make(dir, PRIVATE_DIR)
+    };
+    dir.and_then(|dir| dir.append(name)).map_err(refused)
 }
 
 /// Waits until the daemon just started answers; ends it when it does not.

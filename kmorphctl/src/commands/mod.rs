@@ -33,7 +33,7 @@ pub(crate) async fn run(cli: Cli, out: &mut Output) -> Result<Exit, Failure> {
     };
     let places = Places::find(cli.socket, config);
     let timeout = Duration::from_secs_f64(cli.timeout);
-    let client = &Client::new(places.socket.clone(), timeout);
+    let client = &Client::new(places.socket.clone(), timeout, places.socket_is_default);
     match cli.command {
         Command::Daemon(command) => daemon::run(client, out, &places, command).await,
         Command::Spawn(args) => spawn::run(client, out, *args).await,

@@ -222,7 +222,11 @@ fn read(file: &Path) -> Result<(String, String), Failure> {
             .take(limit + 1)
             .read_to_end(&mut bytes)
     } else {
-        std::fs::File::open(file).and_then(|open| open.take(limit + 1).read_to_end(&mut bytes))
+        let read = kmorph_files::read_named(file, limit).map_err(|error| {
+            Failure::invalid(error.to_string()).hint("- reads standard input, also a pipe")
+        });
+        bytes = read?;
+        Ok(bytes.len())
     };
     read.map_err(|error| Failure::invalid(format!("cannot read {name}: {error}")))?;
     if bytes.len() as u64 > limit {

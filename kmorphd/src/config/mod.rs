@@ -13,6 +13,7 @@ use kmorph_actors::pool::Stock;
 use kmorph_actors::settings::{MorphMode, Settings};
 use kmorph_backends::contract::BackendKind;
 use kmorph_control_api::{Policy, VmcorePolicy};
+use kmorph_files::{NamedFileError, read_named};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use difference::{changed_keys, is_read_once};
@@ -224,6 +225,8 @@ pub(crate) enum ConfigError {
     },
     #[error("the configuration {path:?} is larger than {CONFIG_MAX_BYTES} bytes")]
     TooLarge { path: PathBuf },
+    #[error("the configuration {path:?} is {found}; name a regular file")]
+    NotRegular { path: PathBuf, found: &'static str },
     #[error("the configuration {path:?} is refused:\n{reason}")]
     Parse { path: PathBuf, reason: String },
     #[error("the configuration {path:?} is refused: {}{key}: {reason}", before(*.place))]
@@ -248,11 +251,21 @@ impl File {
             path: owned(),
             source,
         };
-        let length = std::fs::metadata(path).map_err(read)?.len();
-        if length > CONFIG_MAX_BYTES {
-            return Err(ConfigError::TooLarge { path: owned() });
-        }
-        let text = std::fs::read_to_string(path).map_err(read)?;
+        let bytes = read_named(path, CONFIG_MAX_BYTES).map_err(|error| match error {
+            NamedFileError::System { source, .. } => read(source),
+            NamedFileError::TooLarge { .. } => ConfigError::TooLarge { path: owned() },
+            NamedFileError::NotRegular { found, .. } => ConfigError::NotRegular {
+                path: owned(),
+                found,
+            },
+        })?;
+        let text = String::from_utf8(bytes).map_err(|error| ConfigError::Parse {
+            path: owned(),
+            reason: format!(
+                "it is not UTF-8 after byte {}",
+                error.utf8_error().valid_up_to()
+            ),
+        })?;
         let parsed = toml::from_str::<Self>(&text).map_err(|e| ConfigError::Parse {
             path: owned(),
             reason: e.to_string(),

@@ -9,7 +9,6 @@ mod kdump;
 pub(crate) mod layout;
 pub(crate) mod notes;
 
-use std::fs::File;
 use std::io;
 use std::path::Path;
 
@@ -106,7 +105,7 @@ impl Dump {
     /// The outer error when the system does not let the file be opened, the inner when it is no dump that
     /// can be read.
     pub fn open(path: &Path) -> io::Result<Result<Self, DumpError>> {
-        let file = FileBytes::new(File::open(path)?)?;
+        let file = FileBytes::new(kmorph_files::open_named(path, u64::MAX)?)?;
         Ok(Self::from_bytes(Box::new(file)))
     }
 

@@ -205,7 +205,9 @@ async fn help(services: Services, row: GenerationRow, job: Arc<Job>, helper: Arc
             info!(log, "a survivor does not help with a vmcore"; "reason" => %error);
         }
         Err(error) => {
-            warn!(log, "a survivor does not help with a vmcore any more"; "reason" => %error);
+            // It may quote what the survivor's agent answered.
+            let reason = crate::guest_text::line(&error.to_string());
+            warn!(log, "a survivor does not help with a vmcore any more"; "reason" => reason);
         }
     }
 }

@@ -15,8 +15,11 @@ use std::time::Duration;
 use kmorph_launch::{AgentConfig, Listen};
 use kmp_proto::codec::Decoder;
 use kmp_proto::message::{
-    Channel, Health, HealthStatus, HealthStatusFixed, Message, PRESSURE_ABSENT, WorkloadState,
+    Channel, ErrorInfo, Health, HealthStatus, HealthStatusFixed, Message, PRESSURE_ABSENT,
+    WorkloadState,
 };
+
+use kmp_proto::wire::ErrorCode;
 
 use crate::wire::{agree, bytes, connect, hello, next, well};
 
@@ -77,16 +80,21 @@ fn meet(words: &[String], mut stream: UnixStream, config: &AgentConfig) -> io::R
         return io::copy(&mut stream, &mut io::sink()).map(drop);
     }
     connect(&mut stream)?;
-    let (asked, sequence) = hello(&mut stream)?;
+    let (mut asked, sequence) = hello(&mut stream)?;
+    if word == "spiteful" {
+        asked.kernel_release = SPITE.to_owned();
+        asked.agent_version = SPITE.to_owned();
+    }
     let channel = asked.fixed.channel;
     let behind = u64::from(turned == Some("stale"));
     let mut answer = agree(asked, sequence, config, behind)?;
     match turned {
-        Some("moody" | "survivor" | "pressed" | "late") | None => {
+        Some("moody" | "survivor" | "pressed" | "late" | "spiteful") | None => {
             stream.write_all(&answer)?;
             return match (channel, word) {
                 (Channel::Heartbeat, _) => live(&mut stream, word, second),
                 (_, "moody") => sulk(&mut stream),
+                (_, "spiteful") => revile(&mut stream),
                 (_, "survivor") => survivor::attend(&mut stream, second),
                 _ => io::copy(&mut stream, &mut io::sink()).map(drop),
             };
@@ -108,6 +116,36 @@ fn spoil(word: &str, stream: &mut UnixStream, answer: &mut [u8]) -> io::Result<(
         _ => {}
     }
     Ok(())
+}
+
+/// Text that would forge a line of a log, clear a terminal and turn the direction of reading, and a lot of it.
+const SPITE: &str = "\x1b[2J\x1b]0;owned\x07\nERRO forged\r\u{9b}31m\u{202e}txet\u{2066}";
+
+/// Says that it is not well, in words that harm whoever shows them; then that it refuses whatever it is asked.
+fn revile(stream: &mut UnixStream) -> io::Result<()> {
+    let fixed = HealthStatusFixed {
+        health: Health::Degraded,
+        workload: WorkloadState::Running,
+        flags: 0,
+        exit_status: 0,
+        restarts: 0,
+    };
+    let status = Message::HealthStatus(HealthStatus {
+        fixed,
+        text: SPITE.to_owned(),
+    });
+    stream.write_all(&bytes(&status, 0)?)?;
+    let mut decoder = Decoder::new();
+    loop {
+        let frame = next(stream, &mut decoder)?;
+        let refusal = Message::Error(ErrorInfo {
+            code: ErrorCode::Busy,
+            offending_type: 0,
+            offending_sequence: frame.header.sequence,
+            text: SPITE.repeat(8),
+        });
+        stream.write_all(&bytes(&refusal, frame.header.sequence)?)?;
+    }
 }
 
 /// Says that it is well and not well by turns, as fast as it can, and ends.

@@ -1,0 +1,179 @@
+//! Text that an instance wrote, made harmless once, where it comes in.
+//!
+//! Everything behind this point (logs, events, journal, API) may show it: it holds no control character, so that it
+//! neither begins a line of its own in a log nor steers a terminal, nothing that turns the direction of what is read,
+//! and no more than so many characters.
+
+use kmp_proto::message::{Check, Hello, Message};
+
+/// Most characters kept of a text for people.
+pub(crate) const TEXT_MAX_CHARS: usize = 512;
+/// Most characters kept of a name or a version.
+pub(crate) const NAME_MAX_CHARS: usize = 128;
+/// Most characters kept of the end of a kernel's log.
+pub(crate) const LOG_MAX_CHARS: usize = 16 * 1024;
+
+/// One line: what is not printable is shown as Rust writes it (`\u{1b}`), what is too long ends in an ellipsis.
+pub(crate) fn line(text: &str) -> String {
+    escaped(text, TEXT_MAX_CHARS, &[])
+}
+
+/// As [`line`], of several lines.
+pub(crate) fn lines(text: &str) -> String {
+    escaped(text, LOG_MAX_CHARS, &['\n', '\t'])
+}
+
+/// As [`line`], of a name or a version.
+pub(crate) fn name(text: &str) -> String {
+    escaped(text, NAME_MAX_CHARS, &[])
+}
+
+fn escaped(text: &str, max_chars: usize, kept: &[char]) -> String {
+    let mut shown = String::with_capacity(text.len().min(max_chars));
+    let mut count = 0;
+    for character in text.chars() {
+        let plain = kept.contains(&character) || !misleads(character);
+        let width = match plain {
+            true => 1,
+            false => character.escape_default().count(),
+        };
+        count += width;
+        if count > max_chars {
+            shown.push('…');
+            break;
+        }
+        match plain {
+            true => shown.push(character),
+            false => shown.extend(character.escape_default()),
+        }
+    }
+    shown
+}
+
+/// Whether a character steers what shows it instead of being seen: control characters, line and paragraph separators,
+/// bidirectional controls, what has no width, and tags.
+fn misleads(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{ad}'
+                | '\u{61c}'
+                | '\u{180e}'
+                | '\u{200b}'..='\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}'
+                | '\u{feff}'
+                | '\u{fff9}'..='\u{fffb}'
+                | '\u{e0000}'..='\u{e007f}'
+        )
+}
+
+/// Makes every text for people in a message harmless. Texts that are compared, such as the name of an instance, are
+/// not shown before they are found to be what they should be.
+pub(crate) fn clean(message: &mut Message) {
+    match message {
+        Message::Hello(hello) | Message::HelloReply(hello) => clean_hello(hello),
+        Message::HealthStatus(status) => in_place(&mut status.text, line),
+        Message::RecoverPrepare(notice) => in_place(&mut notice.text, line),
+        Message::MorphNegotiate(body) | Message::MorphNegotiateReply(body) => {
+            body.missing
+                .iter_mut()
+                .for_each(|text| in_place(text, line));
+        }
+        Message::MorphValidateReply(reply) => reply.checks.iter_mut().for_each(clean_check),
+        Message::MorphRollback(rollback) => in_place(&mut rollback.text, line),
+        Message::Error(error) => in_place(&mut error.text, line),
+        // The others carry numbers, bytes and names that are compared.
+        _ => {}
+    }
+}
+
+/// As [`clean`].
+pub(crate) fn clean_hello(hello: &mut Hello) {
+    in_place(&mut hello.kernel_release, name);
+    in_place(&mut hello.agent_version, name);
+}
+
+fn clean_check(check: &mut Check) {
+    in_place(&mut check.name, name);
+    in_place(&mut check.detail, line);
+}
+
+fn in_place(text: &mut String, with: fn(&str) -> String) {
+    *text = with(text);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ordinary_text_stays_as_it_is() {
+        for text in [
+            "",
+            "Oops: 0002 [#1] SMP",
+            "naïve 日本語 \\u{1b} \"x\"",
+            "שלום",
+        ] {
+            assert_eq!(line(text), text);
+            assert_eq!(lines(text), text);
+        }
+    }
+
+    #[test]
+    fn what_steers_a_terminal_or_a_reader_is_shown_instead() {
+        assert_eq!(
+            line("a\x1b[2Jb\nERROR fake\r\x07\u{9b}31m"),
+            "a\\u{1b}[2Jb\\nERROR fake\\r\\u{7}\\u{9b}31m"
+        );
+        for hidden in [
+            '\u{202e}', '\u{2066}', '\u{200b}', '\u{2028}', '\u{feff}', '\u{61c}',
+        ] {
+            let shown = line(&format!("x{hidden}y"));
+            assert!(shown.is_ascii() && shown.starts_with("x\\u{"), "{shown}");
+        }
+        assert_eq!(lines("a\n\tb\x1b"), "a\n\tb\\u{1b}");
+    }
+
+    #[test]
+    fn every_text_of_a_message_is_cleaned() {
+        use kmp_proto::message::{
+            ErrorInfo, Health, HealthStatus, HealthStatusFixed, WorkloadState,
+        };
+        let text = "a\x1bb".to_owned();
+        let fixed = HealthStatusFixed {
+            health: Health::Degraded,
+            workload: WorkloadState::Running,
+            flags: 0,
+            exit_status: 0,
+            restarts: 0,
+        };
+        let mut status = Message::HealthStatus(HealthStatus {
+            fixed,
+            text: text.clone(),
+        });
+        clean(&mut status);
+        assert!(matches!(status, Message::HealthStatus(s) if s.text == "a\\u{1b}b"));
+        let mut error = Message::Error(ErrorInfo {
+            code: kmp_proto::wire::ErrorCode::Busy,
+            offending_type: 0,
+            offending_sequence: 0,
+            text,
+        });
+        clean(&mut error);
+        assert!(matches!(error, Message::Error(e) if e.text == "a\\u{1b}b"));
+    }
+
+    #[test]
+    fn it_has_a_bound_also_when_everything_is_escaped() {
+        for text in ["x".repeat(10_000), "\x1b".repeat(10_000)] {
+            let shown = line(&text);
+            assert!(shown.chars().count() <= TEXT_MAX_CHARS + 1);
+            assert!(shown.ends_with('…'));
+        }
+        assert_eq!(
+            line(&"x".repeat(TEXT_MAX_CHARS)).chars().count(),
+            TEXT_MAX_CHARS
+        );
+    }
+}
