@@ -69,7 +69,7 @@ fn every_error_code_and_record_kind_is_listed() {
     let page = page();
     let codes = rows(section(&page, "##", "Error codes"));
     for code in ErrorCode::ALL {
-        let row = [(*code as u16).to_string(), code.text().to_owned()];
+        let row = [code.value().to_string(), code.text().to_owned()];
         assert!(codes.iter().any(|r| r[..] == row), "{code}");
     }
     let kinds = rows(section(&page, "##", "Records"));

@@ -6,8 +6,12 @@
 mod fault;
 mod heartbeat;
 mod hello;
+mod incoming;
 mod morph;
 mod recover;
+mod reply;
+mod route;
+mod topology;
 mod vmcore;
 
 pub use fault::{ErrorInfo, RetryAfter};
@@ -15,7 +19,8 @@ pub use heartbeat::{
     Health, HealthStatus, HealthStatusFixed, HeartbeatReq, HeartbeatRsp, PRESSURE_ABSENT,
     WorkloadState,
 };
-pub use hello::{Channel, Hello, HelloFixed, PeerRole, features};
+pub use hello::{Channel, Hello, HelloError, HelloFixed, PeerRole, SHORT_TEXT_MAX_BYTES, features};
+pub use incoming::{IncomingState, STATE_CHUNK_MAX_BYTES, StateError};
 pub use morph::{
     Capabilities, Check, CheckResult, CommitReply, CommitStep, MorphCommit, MorphNegotiate,
     MorphPrepare, MorphRollback, MorphTransfer, MorphTransferFixed, MorphValidate, NegotiateFixed,
@@ -25,8 +30,10 @@ pub use morph::{
 };
 pub use recover::{
     FailureCause, FenceClaim, RecoverComplete, RecoverCompleteFixed, RecoverFixed, RecoverNotice,
-    RecoverReclaim, RecoverReply, RecoveryOutcome, TopologyEntry,
+    RecoverReclaim, RecoverReply, RecoveryOutcome, TopologyEntry, complete_flags,
 };
+pub use reply::{Expected, ReplyError};
+pub use topology::{PartError, TopologyParts};
 pub use vmcore::{
     CHUNK_MAX_BYTES, CaptureStatus, ChunkEncoding, MemoryRange, MemoryWindow, PCI_PORT_MAX_BYTES,
     RANGES_MAX, VmcoreComplete, VmcoreData, VmcoreDataFixed, VmcoreStart, VmcoreStartFixed,
@@ -99,6 +106,9 @@ pub enum LayoutError {
     /// Lengths that contradict each other.
     #[error("lengths contradict each other")]
     Inconsistent,
+    /// Fields that contradict each other, or a number that is never used.
+    #[error("{0}")]
+    Contradiction(&'static str),
 }
 
 impl LayoutError {

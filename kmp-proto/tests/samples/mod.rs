@@ -213,6 +213,8 @@ fn recovery_messages() -> Vec<Sample> {
                     failed_generation: 7,
                     new_generation: 8,
                     outcome: RecoveryOutcome::Recovered,
+                    part: 0,
+                    flags: 0,
                 },
                 instance: instance(),
                 topology: vec![TopologyEntry {
