@@ -401,6 +401,8 @@ impl RecoveryJob {
             failed_generation: self.plan.failed.generation,
             new_generation,
             outcome,
+            part: 0,
+            flags: 0,
         };
         let instance = self.plan.instance.name.clone();
         let ask = self.supervisor.send(GetTopology);

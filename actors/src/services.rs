@@ -6,8 +6,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use actix::prelude::*;
-use kmorph_backends::contract::Backend;
-use kmp_proto::message::{Channel, Hello, HelloFixed, PeerRole};
+use kmorph_backends::contract::{Backend, BackendKind};
+use kmp_proto::message::{Channel, Hello, HelloFixed, PeerRole, features};
 use kmp_proto::wire::VERSION;
 use slog::{Logger, o};
 
@@ -145,6 +145,16 @@ impl Services {
         }
     }
 
+    /// What this daemon has of the protocol's optional parts: bits of [`features`].
+    fn features(&self) -> u64 {
+        let of_backend = match self.backend.kind() {
+            BackendKind::Embedded => features::BY_REFERENCE,
+            BackendKind::Qemu => features::READS_LENT_MEMORY,
+            BackendKind::Multikernel => 0,
+        };
+        features::COOPERATIVE | of_backend
+    }
+
     /// The daemon's HELLO to a generation of an instance.
     pub fn hello(&self, instance: &str, generation: u64) -> Hello {
         let mut boot_id = [0; 16];
@@ -162,7 +172,7 @@ impl Services {
                 flags: 0,
                 generation,
                 boot_id,
-                features: 0,
+                features: self.features(),
                 session: 0,
             },
             instance: instance.to_owned(),

@@ -17,7 +17,7 @@ use crate::handover::{self, Handover};
 use crate::init::{self, InitError};
 use crate::morph::Morphs;
 use crate::priority;
-use crate::server::{self, Served};
+use crate::server::{self, Said, Served};
 use crate::workload::{Plan, Workload};
 
 /// Why the agent could not start, or go on.
@@ -131,8 +131,10 @@ async fn serve(
     };
     let connections = kmp_transport::server::serve(listen(&config)?, identity, report);
     let served = Served {
+        instance: config.instance.to_string(),
         workload: workload.clone(),
         morphs,
+        said: Said::default(),
         state_dir: dir,
         log: log.clone(),
     };

@@ -167,6 +167,45 @@ async fn it_is_an_instance_to_the_daemons_end() {
     );
     let answer = frame_on(&mut events, Channel::Control).await.message;
     assert!(matches!(answer, Message::Error(error) if error.code == ErrorCode::NotFenced));
+    let own = Message::RecoverReclaim(RecoverReclaim {
+        fixed,
+        instance: "web".to_owned(),
+        fence,
+    });
+    ask(Channel::Control, own);
+    let answer = frame_on(&mut events, Channel::Control).await.message;
+    assert!(matches!(answer, Message::Error(error) if error.code == ErrorCode::NotFenced));
+    let topology = RecoverComplete {
+        fixed: RecoverCompleteFixed {
+            recovery: 3,
+            failed_generation: 6,
+            new_generation: 8,
+            outcome: RecoveryOutcome::Recovered,
+            part: 0,
+            flags: 0,
+        },
+        instance: "db".to_owned(),
+        topology: vec![
+            TopologyEntry {
+                name: "db".to_owned(),
+                generation: 8,
+                memory_kib: 1,
+                cid: 3,
+                cpus: (0..1024).collect(),
+            };
+            300
+        ],
+    };
+    let parts = topology.into_parts();
+    assert_eq!(parts.len(), 3);
+    // The second alone is none; then all of them, in their order.
+    for (n, refused) in [(1, true), (0, false), (1, false), (2, false), (2, true)] {
+        ask(Channel::Control, Message::RecoverComplete(parts[n].clone()));
+        let answer = frame_on(&mut events, Channel::Control).await.message;
+        let error = matches!(&answer, Message::Error(e) if e.code == ErrorCode::UnexpectedInState);
+        let reply = matches!(answer, Message::RecoverCompleteReply(_));
+        assert_eq!((error, reply), (refused, !refused), "part {n}");
+    }
     // What it cannot do it refuses, and the connection goes on.
     let request = MorphPrepare {
         session: 1,
@@ -206,7 +245,7 @@ async fn it_refuses_who_means_another_generation_or_another_instance() {
     for (name, generation, expected) in [
         ("web", 6, ErrorCode::StaleGeneration),
         ("web", 8, ErrorCode::StaleGeneration),
-        ("db", 7, ErrorCode::UnexpectedInState),
+        ("db", 7, ErrorCode::WrongPeer),
     ] {
         let link = connect(&instance.address(), 9000).await.unwrap();
         match greet(link, hello(name, generation)).await {
@@ -234,9 +273,11 @@ async fn refused(path: &Path, bytes: &[u8]) -> ErrorInfo {
     let mut rest = &answer[..];
     let frame = Decoder::new().feed(&mut rest).unwrap().unwrap();
     assert!(rest.is_empty(), "one ERROR, then the end");
-    assert_eq!(frame.header.sequence, 0);
     match frame.message {
-        Message::Error(error) => error,
+        Message::Error(error) => {
+            assert_eq!(frame.header.sequence, error.offending_sequence);
+            error
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -251,16 +292,17 @@ async fn it_answers_a_broken_stream_with_one_error_and_closes() {
         bytes[at] = to;
         bytes
     };
-    for (bytes, expected) in [
-        (changed(0, 1), ErrorCode::Malformed),
-        (changed(4, 2), ErrorCode::UnsupportedVersion),
-        (changed(28, 1), ErrorCode::Malformed),
-        (changed(6, 99), ErrorCode::UnknownType),
-        (changed(15, 1), ErrorCode::TooLarge),
-        (changed(40, 1), ErrorCode::BadCrc),
+    let (unread, read) = ((0, 0), (0x0001, 1));
+    for (bytes, expected, named) in [
+        (changed(0, 1), ErrorCode::Malformed, unread),
+        (changed(4, 2), ErrorCode::UnsupportedVersion, unread),
+        (changed(28, 1), ErrorCode::Malformed, unread),
+        (changed(6, 99), ErrorCode::UnknownType, (99, 1)),
+        (changed(15, 1), ErrorCode::TooLarge, read),
+        (changed(40, 1), ErrorCode::BadCrc, read),
     ] {
         let error = refused(&instance.path(), &bytes).await;
         assert_eq!(error.code, expected);
-        assert_eq!((error.offending_type, error.offending_sequence), (0, 0));
+        assert_eq!((error.offending_type, error.offending_sequence), named);
     }
 }

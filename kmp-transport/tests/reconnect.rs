@@ -58,6 +58,8 @@ fn complete(instances: usize) -> Message {
             failed_generation: 1,
             new_generation: 2,
             outcome: RecoveryOutcome::Recovered,
+            part: 0,
+            flags: 0,
         },
         instance: "db".to_owned(),
         topology: vec![entry; instances],

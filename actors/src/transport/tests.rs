@@ -66,6 +66,8 @@ fn topology(recovery: u64) -> Kmp {
             failed_generation: 3,
             new_generation: 4,
             outcome: RecoveryOutcome::Recovered,
+            part: 0,
+            flags: 0,
         },
         instance: "db".to_owned(),
         topology: Vec::new(),
