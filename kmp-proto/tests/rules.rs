@@ -448,7 +448,7 @@ fn a_chunk_keeps_its_limit_and_has_its_checksum() {
 fn a_side_sends_no_more_than_it_announced_and_announces_once() {
     let mut state = IncomingState::new(11);
     // The state, and the chunk that reaches its number of bytes.
-    let most = TOTAL as usize / STATE_CHUNK_MAX_BYTES + 1;
+    let most = usize::try_from(TOTAL).unwrap() / STATE_CHUNK_MAX_BYTES + 1;
     for _ in 0..most {
         state.take(&chunk(1, STATE_CHUNK_MAX_BYTES)).unwrap();
     }

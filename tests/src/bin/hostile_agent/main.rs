@@ -77,7 +77,10 @@ fn meet(words: &[String], mut stream: UnixStream, config: &AgentConfig) -> io::R
         return io::copy(&mut stream, &mut io::sink()).map(drop);
     }
     connect(&mut stream)?;
-    let (asked, sequence) = hello(&mut stream)?;
+    let (mut asked, sequence) = hello(&mut stream)?;
+    if turned == Some("versions") {
+        (asked.fixed.version_min, asked.fixed.version_max) = (0, 0);
+    }
     let channel = asked.fixed.channel;
     let behind = u64::from(turned == Some("stale"));
     let mut answer = agree(asked, sequence, config, behind)?;
