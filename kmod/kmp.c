@@ -51,7 +51,7 @@ static const struct {
 	bool has_reply;
 	u32 limit;
 } kmp_types[] = {
-	{ 0x0001, true, 1024 },		{ 0x0101, false, 128 },		{ 0x0102, false, 223 },
+	{ 0x0001, true, 1024 },		{ 0x0002, true, 128 },		{ 0x0101, false, 128 },		{ 0x0102, false, 223 },
 	{ 0x0103, false, 1024 },	{ 0x0201, true, 4096 },		{ 0x0202, true, 4096 },
 	{ 0x0203, true, 262144 },	{ 0x0211, true, 65536 },	{ 0x0212, false, 1048576 },
 	{ 0x0213, true, 1024 },		{ 0x0301, true, 1024 },		{ 0x0302, true, 8192 },
@@ -193,7 +193,7 @@ static enum kerf_kmp_result hello(struct kerf_kmp *k, const struct kerf_kmp_iden
 	int records;
 	u32 at;
 
-	if (header->payload_len < KMP_HELLO_FIXED || get_unaligned_le64(p + 48) ||
+	if (header->payload_len < KMP_HELLO_FIXED ||
 	    !(p[4] == KMP_ROLE_DAEMON || p[4] == KMP_ROLE_INSTANCE) || p[5] < 1 || p[5] > KMP_CHANNEL_BULK ||
 	    (p[5] == KMP_CHANNEL_BULK) != (get_unaligned_le64(p + 40) != 0))
 		return refuse(k, KMP_E_MALFORMED, header->type, header->sequence, now);

@@ -292,7 +292,7 @@ impl Watch {
         self.services.transport.address().do_send(Attach {
             key: self.key.clone(),
             endpoint: self.placement.endpoint.clone(),
-            hello: self.services.hello(&self.key.instance, self.key.generation),
+            speaker: self.services.speaker(&self.placement),
             owner: ctx.address().recipient(),
         });
     }

@@ -5,9 +5,11 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use kmorph_launch::{AgentConfig, Listen, Role, StartMode};
+use kmp_proto::auth::Key;
 use kmp_proto::message::{Channel, Hello, HelloFixed, PeerRole, features};
 use kmp_proto::wire::VERSION;
 use kmp_transport::link::{Listener, UnixVsockListener};
+use kmp_transport::speaker::Speaker;
 use slog::{Drain, Logger, info, o, warn};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -124,7 +126,8 @@ async fn serve(
         let shared = Handover { morphs, listeners };
         handover::serve(socket, shared, log.clone()).map_err(failed("handover socket"))?;
     }
-    let identity = identity(&config, &release)?;
+    let key = Key::new(config.key.bytes());
+    let identity = Speaker::with_key(identity(&config, &release)?, key);
     let report = {
         let log = log.clone();
         move |text: &str| warn!(log, "connection refused"; "reason" => text)
@@ -242,10 +245,13 @@ fn identity(config: &AgentConfig, release: &str) -> Result<Hello, RunError> {
             boot_id,
             features: features::COOPERATIVE | of_role,
             session: 0,
+            incarnation: 0,
         },
         instance: config.instance.to_string(),
         kernel_release: release.to_owned(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        nonce: None,
+        proof: None,
     })
 }
 

@@ -85,14 +85,25 @@ impl Said {
 /// Serves identified connections until there are no more.
 pub async fn serve(mut connections: mpsc::Receiver<Connection>, served: Served, figures: Sampler) {
     let figures = Arc::new(tokio::sync::Mutex::new(figures));
-    let (mut heartbeat, mut control) = (None, None);
+    let (mut heartbeat, mut control) = (None::<AbortHandle>, None::<AbortHandle>);
     let mut bulk = Bulk::new(served.clone());
+    let mut daemon = 0;
     loop {
         let task = tokio::select! {
             connection = connections.recv() => {
                 let Some(connection) = connection else { return };
                 let channel = connection.hello.fixed.channel;
                 debug!(served.log, "connection"; "channel" => channel.as_str());
+                let incarnation = connection.hello.fixed.incarnation;
+                if incarnation > daemon {
+                    // What an older daemon left open it cannot command with.
+                    daemon = incarnation;
+                    let older = [heartbeat.take(), control.take()].into_iter().flatten();
+                    older.chain(bulk.all()).for_each(|task| task.abort());
+                } else if incarnation < daemon {
+                    // It was let in before the newer one had proved itself.
+                    continue;
+                }
                 let task = match channel {
                     Channel::Heartbeat => {
                         let (workload, figures) = (served.workload.clone(), figures.clone());
@@ -143,6 +154,16 @@ impl Bulk {
             morph: None,
             capture: None,
         }
+    }
+
+    /// Every connection that there is.
+    fn all(&mut self) -> impl Iterator<Item = AbortHandle> {
+        let decided = [self.morph.take(), self.capture.take()];
+        // Those that have just decided end with the channel that they wait in.
+        while self.decided.try_recv().is_ok() {}
+        std::mem::take(&mut self.undecided)
+            .into_iter()
+            .chain(decided.into_iter().flatten())
     }
 
     fn wait_for_first(&mut self, mut connection: Connection) -> Task {

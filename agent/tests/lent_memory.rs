@@ -48,10 +48,13 @@ fn hello(role: PeerRole) -> Hello {
             boot_id: [7; 16],
             features: features::READS_LENT_MEMORY | features::COOPERATIVE,
             session: CAPTURE,
+            incarnation: 0,
         },
         instance: "db".to_owned(),
         kernel_release: "6.12.0".to_owned(),
         agent_version: "test".to_owned(),
+        nonce: None,
+        proof: None,
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <run dir>/agent.json      what the agent is told
+//!          /agent.key       the key that it and the daemon prove to each other
 //!          /agent.log       what it and its workload print
 //!          /vsock.sock      where the daemon connects (CONNECT 9000)
 //!          /handover.sock   where descriptors move
@@ -21,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use async_trait::async_trait;
-use kmorph_launch::{AgentConfig, InstanceName, Listen, Role};
+use kmorph_launch::{AgentConfig, InstanceName, Listen, Role, Secret};
 use kmp_proto::fence::{FenceCertificate, FenceOrder};
 use kmp_transport::link::KMP_PORT;
 use rustix::process::Signal;
@@ -32,6 +33,7 @@ use crate::contract::{
 };
 use crate::fencing;
 pub use crate::fencing::{FENCE_ENV, FENCE_TIMEOUT};
+use crate::key;
 use crate::process::{self, Exits, Stat};
 
 /// Environment variable with the numbers of the inherited listening sockets, joined by `:`.
@@ -76,10 +78,12 @@ impl EmbeddedBackend {
             .create(&spec.run_dir)
             .map_err(|e| fail("making the run directory", e))?;
         let config_path = config_path(&spec.run_dir);
-        let json = agent_config(spec)
+        let key = key::make().map_err(|e| fail("making the agent's key", e))?;
+        key::keep(&spec.run_dir, &key).map_err(|e| fail("keeping the agent's key", e))?;
+        let json = agent_config(spec, key)
             .to_json()
             .map_err(|e| fail("writing the agent's configuration", e.into()))?;
-        std::fs::write(&config_path, json)
+        key::write_private(&config_path, &json)
             .map_err(|e| fail("writing the agent's configuration", e))?;
         let log = std::fs::OpenOptions::new()
             .create(true)
@@ -138,10 +142,11 @@ fn config_path(run_dir: &Path) -> PathBuf {
     run_dir.join("agent.json")
 }
 
-fn agent_config(spec: &SpawnSpec) -> AgentConfig {
+fn agent_config(spec: &SpawnSpec, key: Secret) -> AgentConfig {
     AgentConfig {
         instance: spec.name.clone(),
         generation: spec.generation,
+        key,
         role: Role::Child,
         listen: Listen::Unix {
             path: spec.run_dir.join("vsock.sock"),
@@ -356,7 +361,7 @@ impl Backend for EmbeddedBackend {
         if let Some(process) = main_process(placement) {
             self.exits.forget(process);
         }
-        for name in ["vsock.sock", HANDOVER_SOCKET, "agent.json"] {
+        for name in ["vsock.sock", HANDOVER_SOCKET, "agent.json", key::KEY_FILE] {
             let path = placement.run_dir.join(name);
             match std::fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {

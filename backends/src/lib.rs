@@ -9,6 +9,7 @@ pub mod embedded;
 mod fencing;
 mod guest;
 pub mod kernel_image;
+pub mod key;
 pub mod multikernel;
 mod process;
 pub mod qemu;

@@ -334,7 +334,7 @@ fn each_message_travels_from_its_side_on_its_channel_only() {
                 message.may_travel(instance, channel),
             );
             let carried = match message.msg_type() {
-                MsgType::Hello | MsgType::Error | MsgType::Retry => true,
+                MsgType::Hello | MsgType::Authenticate | MsgType::Error | MsgType::Retry => true,
                 MsgType::HeartbeatReq | MsgType::HeartbeatRsp => channel == Channel::Heartbeat,
                 MsgType::VmcoreStart | MsgType::VmcoreData | MsgType::VmcoreComplete => {
                     channel == Channel::Bulk

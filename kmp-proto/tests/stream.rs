@@ -396,7 +396,10 @@ fn the_error_names_type_and_sequence_of_the_frame_once_its_header_could_be_read(
         let error = broken(bytes);
         let answer = error.answer();
         let named = (answer.offending_type, answer.offending_sequence);
-        assert_eq!(named, error.offender.map_or((0, 0), |o| (o.msg_type, o.sequence)));
+        assert_eq!(
+            named,
+            error.offender.map_or((0, 0), |o| (o.msg_type, o.sequence))
+        );
         error.offender
     };
     let good = sample("morph_commit");

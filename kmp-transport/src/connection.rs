@@ -4,13 +4,17 @@ use std::io;
 use std::time::Duration;
 
 use kmp_proto::codec::{Decoder, EncodeError, Frame, FrameError, encode};
-use kmp_proto::message::{Channel, ErrorInfo, Hello, HelloError, Message, StateError};
+use kmp_proto::message::{
+    Authenticate, Authenticated, Channel, ErrorInfo, Hello, HelloError, Message, PeerRole,
+    StateError,
+};
 use kmp_proto::wire::{ErrorCode, MsgType, REPLY_BIT};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::Instant;
 
 use crate::boottime_ns;
 use crate::link::BoxedLink;
+use crate::speaker::Speaker;
 
 /// Longest time for the other side's HELLO.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
@@ -253,13 +257,18 @@ fn framed(link: BoxedLink, channel: Channel) -> (FrameReader, FrameWriter) {
     (reader, writer)
 }
 
-/// The daemon's side of HELLO: says who it wants, and checks who answers.
+/// The daemon's side of HELLO: says who it wants, checks who answers, and proves itself where it has a key.
 ///
 /// # Errors
-/// When the peer does not answer in time, refuses, or is another instance or generation. It was told why.
-pub async fn greet(link: BoxedLink, hello: Hello) -> Result<Connection, ConnectionError> {
-    let (reader, writer) = framed(link, hello.fixed.channel);
-    tokio::time::timeout(HELLO_TIMEOUT, greeted(reader, writer, hello))
+/// When the peer does not answer in time, refuses, is another instance or generation, or does not prove that it
+/// has the key. It was told why.
+pub async fn greet(
+    link: BoxedLink,
+    speaker: impl Into<Speaker>,
+) -> Result<Connection, ConnectionError> {
+    let speaker = speaker.into();
+    let (reader, writer) = framed(link, speaker.hello().fixed.channel);
+    tokio::time::timeout(HELLO_TIMEOUT, greeted(reader, writer, &speaker))
         .await
         .map_err(|_| ConnectionError::HelloTimeout)?
 }
@@ -267,8 +276,9 @@ pub async fn greet(link: BoxedLink, hello: Hello) -> Result<Connection, Connecti
 async fn greeted(
     mut reader: FrameReader,
     mut writer: FrameWriter,
-    hello: Hello,
+    speaker: &Speaker,
 ) -> Result<Connection, ConnectionError> {
+    let hello = speaker.ask()?;
     let asked = writer.send(&Message::Hello(hello.clone())).await?;
     let frame = match reader.next().await {
         Err(ConnectionError::Frame(error)) => {
@@ -289,13 +299,25 @@ async fn greeted(
         }
         other => return Err(ConnectionError::NotHello(other.msg_type().name())),
     };
-    if let Err(error) = hello.accept_reply(&answer) {
+    let proven = |key: &kmp_proto::auth::Key| match (answer.nonce, &answer.proof) {
+        (Some(_), Some(proof)) => key.proves(proof, PeerRole::Instance, &hello, &answer),
+        _ => false,
+    };
+    let accepted = match speaker.key() {
+        Some(key) if !proven(key) => Err(HelloError::NotAuthentic),
+        _ => Ok(()),
+    };
+    if let Err(error) = hello.accept_reply(&answer).and(accepted) {
         let offending_type = MsgType::Hello as u16 | REPLY_BIT;
         let text = error.to_string();
         writer
             .tell(error.code(), offending_type, sequence, text)
             .await;
         return Err(error.into());
+    }
+    if let Some(key) = speaker.key() {
+        let proof = key.proof(PeerRole::Daemon, &hello, &answer);
+        prove(&mut reader, &mut writer, proof).await?;
     }
     Ok(Connection {
         features: hello.fixed.features & answer.fixed.features,
@@ -305,14 +327,38 @@ async fn greeted(
     })
 }
 
-/// The instance's side of HELLO: checks that it is meant, and says who it is. Under a deadline.
+/// Sends the daemon's proof; `Err` unless the instance takes it.
+async fn prove(
+    reader: &mut FrameReader,
+    writer: &mut FrameWriter,
+    proof: [u8; kmp_proto::auth::PROOF_BYTES],
+) -> Result<(), ConnectionError> {
+    let message = Message::Authenticate(Authenticate { proof });
+    let asked = writer.send(&message).await?;
+    let frame = reader.next().await?;
+    match frame.message {
+        Message::AuthenticateReply(_) if frame.header.sequence == asked => Ok(()),
+        Message::Error(ErrorInfo { code, text, .. }) => {
+            Err(ConnectionError::Refused { code, text })
+        }
+        other => Err(ConnectionError::NotHello(other.msg_type().name())),
+    }
+}
+
+/// The instance's side of HELLO: checks that it is meant, says who it is, and, where it has a key, that the
+/// daemon has it too and is not older than one before it. Under a deadline.
 ///
 /// # Errors
-/// When the peer sends no HELLO in time, or means another instance or generation. It was told why.
-pub async fn welcome(link: BoxedLink, identity: &Hello) -> Result<Connection, ConnectionError> {
+/// When the peer sends no HELLO in time, means another instance or generation, or is not its daemon. It was
+/// told why.
+pub async fn welcome(
+    link: BoxedLink,
+    identity: impl Into<Speaker>,
+) -> Result<Connection, ConnectionError> {
+    let identity = identity.into();
     // The channel is not known yet; the buffer is replaced for bulk below.
     let (reader, writer) = framed(link, Channel::Control);
-    tokio::time::timeout(HELLO_TIMEOUT, welcomed(reader, writer, identity))
+    tokio::time::timeout(HELLO_TIMEOUT, welcomed(reader, writer, &identity))
         .await
         .map_err(|_| ConnectionError::HelloTimeout)?
 }
@@ -320,9 +366,70 @@ pub async fn welcome(link: BoxedLink, identity: &Hello) -> Result<Connection, Co
 async fn welcomed(
     mut reader: FrameReader,
     mut writer: FrameWriter,
-    identity: &Hello,
+    identity: &Speaker,
 ) -> Result<Connection, ConnectionError> {
-    let (first, hello) = loop {
+    let (first, hello) = first(
+        &mut reader,
+        &mut writer,
+        MsgType::Hello,
+        |message| match message {
+            Message::Hello(hello) => Some(hello.clone()),
+            _ => None,
+        },
+    )
+    .await?;
+    if let Err(error) = identity.accept(&hello) {
+        writer.refuse(error.code(), &first, error.to_string()).await;
+        return Err(error.into());
+    }
+    let answer = identity.reply(&hello)?;
+    let reply = Message::HelloReply(answer.clone());
+    writer.reply(&reply, first.header.sequence).await?;
+    if let Some(key) = identity.key() {
+        let (frame, proof) = self::first(
+            &mut reader,
+            &mut writer,
+            MsgType::Authenticate,
+            |message| match message {
+                Message::Authenticate(Authenticate { proof }) => Some(*proof),
+                _ => None,
+            },
+        )
+        .await?;
+        let seen = match key.proves(&proof, PeerRole::Daemon, &hello, &answer) {
+            true => identity.saw(&hello),
+            false => Err(HelloError::NotAuthentic),
+        };
+        match seen {
+            Ok(incarnation) => {
+                let reply = Message::AuthenticateReply(Authenticated { incarnation });
+                writer.reply(&reply, frame.header.sequence).await?;
+            }
+            Err(error) => {
+                writer.refuse(error.code(), &frame, error.to_string()).await;
+                return Err(error.into());
+            }
+        }
+    }
+    if hello.fixed.channel == Channel::Bulk {
+        reader.enlarge();
+    }
+    Ok(Connection {
+        features: hello.fixed.features & answer.fixed.features,
+        reader,
+        writer,
+        hello,
+    })
+}
+
+/// The first frame that `wanted` takes; whatever comes before it is refused, and ends nothing.
+async fn first<T>(
+    reader: &mut FrameReader,
+    writer: &mut FrameWriter,
+    name: MsgType,
+    wanted: impl Fn(&Message) -> Option<T>,
+) -> Result<(Frame, T), ConnectionError> {
+    loop {
         let frame = match reader.next().await {
             Err(ConnectionError::Frame(error)) => {
                 writer.refuse_stream(error).await;
@@ -330,31 +437,12 @@ async fn welcomed(
             }
             other => other?,
         };
-        if let Message::Hello(hello) = &frame.message {
-            let hello = hello.clone();
-            break (frame, hello);
+        if let Some(found) = wanted(&frame.message) {
+            return Ok((frame, found));
         }
-        let text = "send HELLO first".to_owned();
+        let text = format!("send {name} first");
         writer
             .refuse(ErrorCode::UnexpectedInState, &frame, text)
             .await;
-    };
-    if let Err(error) = identity.accept(&hello) {
-        writer.refuse(error.code(), &first, error.to_string()).await;
-        return Err(error.into());
     }
-    let mut answer = identity.clone();
-    answer.fixed.channel = hello.fixed.channel;
-    answer.fixed.session = hello.fixed.session;
-    let reply = Message::HelloReply(answer);
-    writer.reply(&reply, first.header.sequence).await?;
-    if hello.fixed.channel == Channel::Bulk {
-        reader.enlarge();
-    }
-    Ok(Connection {
-        features: hello.fixed.features & identity.fixed.features,
-        reader,
-        writer,
-        hello,
-    })
 }

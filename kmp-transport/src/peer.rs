@@ -23,6 +23,7 @@ use tokio::task::AbortHandle;
 
 use crate::connection::{Connection, ConnectionError, greet};
 use crate::link::{Address, BoxedLink, ConnectError, KMP_PORT, connect};
+use crate::speaker::Speaker;
 
 /// Messages that may wait to be written on one channel.
 pub const QUEUE_MAX: usize = 32;
@@ -102,25 +103,36 @@ impl Drop for ChannelHandle {
 }
 
 impl Peer {
-    /// Begins to connect to the instance at `address`. `hello` says who is meant; its channel is set
-    /// for each connection. `jitter_seed` spreads the reconnections of many peers.
-    pub fn start(address: Address, hello: &Hello, jitter_seed: u64, sink: Sink) -> Self {
+    /// Begins to connect to the instance at `address`. The HELLO of `speaker` says who is meant; its channel
+    /// is set for each connection. `jitter_seed` spreads the reconnections of many peers.
+    pub fn start(
+        address: Address,
+        speaker: impl Into<Speaker>,
+        jitter_seed: u64,
+        sink: Sink,
+    ) -> Self {
         let connector: Connector = Arc::new(move || {
             let address = address.clone();
             Box::pin(async move { connect(&address, KMP_PORT).await })
         });
-        Self::over(connector, hello, jitter_seed, sink)
+        Self::over(connector, speaker, jitter_seed, sink)
     }
 
     /// As [`Peer::start`], over the links that `connector` makes.
-    pub fn over(connector: Connector, hello: &Hello, jitter_seed: u64, sink: Sink) -> Self {
+    pub fn over(
+        connector: Connector,
+        speaker: impl Into<Speaker>,
+        jitter_seed: u64,
+        sink: Sink,
+    ) -> Self {
+        let speaker = speaker.into();
         let start = |channel| {
-            let mut hello = hello.clone();
-            hello.fixed.channel = channel;
+            let mut speaker = speaker.clone();
+            speaker.hello_mut().fixed.channel = channel;
             let (queue, receiver) = mpsc::channel(QUEUE_MAX);
             let runner = Runner {
                 connector: Arc::clone(&connector),
-                hello,
+                speaker,
                 sink: Arc::clone(&sink),
                 queue: receiver,
                 random: jitter_seed | 1,
@@ -159,13 +171,13 @@ impl Peer {
 /// When it cannot be connected or the instance refuses it.
 pub async fn open_bulk(
     address: &Address,
-    hello: &Hello,
+    speaker: impl Into<Speaker>,
     session: u64,
 ) -> Result<Connection, BulkError> {
-    let mut hello = hello.clone();
-    hello.fixed.channel = Channel::Bulk;
-    hello.fixed.session = session;
-    Ok(greet(connect(address, KMP_PORT).await?, hello).await?)
+    let mut speaker = speaker.into();
+    let fixed = &mut speaker.hello_mut().fixed;
+    (fixed.channel, fixed.session) = (Channel::Bulk, session);
+    Ok(greet(connect(address, KMP_PORT).await?, speaker).await?)
 }
 
 /// Why a bulk channel could not be opened.
@@ -181,7 +193,7 @@ pub enum BulkError {
 
 struct Runner {
     connector: Connector,
-    hello: Hello,
+    speaker: Speaker,
     sink: Sink,
     queue: mpsc::Receiver<(u64, Message)>,
     random: u64,
@@ -189,7 +201,7 @@ struct Runner {
 
 impl Runner {
     async fn run(mut self) {
-        let channel = self.hello.fixed.channel;
+        let channel = self.speaker.hello().fixed.channel;
         let mut wait = RECONNECT_FIRST;
         loop {
             match self.open().await {
@@ -220,12 +232,12 @@ impl Runner {
 
     async fn open(&self) -> Result<Connection, BulkError> {
         let link = (self.connector)().await?;
-        Ok(greet(link, self.hello.clone()).await?)
+        Ok(greet(link, &self.speaker).await?)
     }
 
     async fn pump(&mut self, connection: Connection) -> ConnectionError {
         let mut open = Open {
-            channel: self.hello.fixed.channel,
+            channel: self.speaker.hello().fixed.channel,
             connection,
             probes: VecDeque::with_capacity(PROBES_MAX),
         };

@@ -9,6 +9,7 @@
 mod config;
 mod name;
 mod resident;
+mod secret;
 
 pub use config::{
     AGENT_CONFIG_MAX_BYTES, AgentConfig, ConfigError, Listen, PublishedPort, Role, StartMode,
@@ -16,4 +17,5 @@ pub use config::{
 };
 pub use name::{INSTANCE_NAME_MAX_BYTES, InstanceName, InvalidInstanceName};
 pub use resident::stay_resident;
+pub use secret::Secret;
 pub mod handover;

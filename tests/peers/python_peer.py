@@ -2,11 +2,13 @@
 """A KMP peer in Python, written from docs/kmp.md alone, with the standard library only.
 
     python_peer.py golden <folder>                         reads and writes again every golden frame
-    python_peer.py serve <socket> <instance> <generation>  is that instance, behind a Unix socket
+    python_peer.py serve <socket> <instance> <generation> [<key>]
+                                                           is that instance, behind a Unix socket
 
 It exists to prove that the page is enough, and it is what a peer in another language can start from.
 """
 
+import hmac
 import os
 import pathlib
 import socket
@@ -22,9 +24,10 @@ CRITICAL, TEXT_MAX, SHORT_MAX, NAME_MAX = 1, 512, 128, 64
 TOPOLOGY_MAX, MORE = 2048, 1
 HELLO_TIMEOUT_S, FRAME_TIMEOUT_S = 2, 10
 MALFORMED, BAD_CRC, BAD_VERSION, UNKNOWN_TYPE, UNEXPECTED, TOO_LARGE, STALE = range(1, 8)
-NOT_FENCED, WRONG_PEER = 14, 16
+NOT_FENCED, WRONG_PEER, NOT_AUTHENTIC, OLDER_DAEMON = 14, 16, 17, 18
 # Codes after which a connection ends, whatever its channel.
 ENDING = {MALFORMED, BAD_CRC, BAD_VERSION, UNKNOWN_TYPE, TOO_LARGE, STALE, WRONG_PEER}
+ENDING |= {NOT_AUTHENTIC, OLDER_DAEMON}
 
 
 class Refused(Exception):
@@ -92,6 +95,14 @@ def exactly(fields):
     return read_all, write
 
 
+def octets(size):
+    def read(data):
+        need(len(data) == size, "a record has another length")
+        return bytes(data)
+
+    return read, bytes
+
+
 def topology():
     read, write, size = fixed("generation:Q memory_kib:Q cid:Q cpu_count:H name_len:H -:4s")
 
@@ -144,6 +155,8 @@ KINDS = {
     11: ("range", exactly("start:Q length:Q")),
     12: ("pci_port", text(32)),
     13: ("window", exactly("start:Q length:Q offset:Q")),
+    14: ("nonce", octets(32)),
+    15: ("proof", octets(32)),
 }
 
 # --- Messages: type, name, limit, fixed part, records as kind: (least, most, critical). ---
@@ -153,8 +166,8 @@ RECOVER = "recovery:Q failed_generation:Q cause:H -:6s"
 RECOVER_REPLY = ("recovery:Q elapsed_ms:I -:4s", {})
 HELLO = (
     "version_min:H version_max:H role:B/1-2 channel:B/1-3 flags:H generation:Q boot_id:16s"
-    " features:Q session:Q -:8s",
-    {1: MUST, 2: MAYBE, 3: MAYBE},
+    " features:Q session:Q incarnation:Q",
+    {1: MUST, 2: MAYBE, 3: MAYBE, 14: (0, 1, CRITICAL), 15: (0, 1, CRITICAL)},
 )
 VMCORE = ("capture:Q bytes:Q status:H/0-1 -:6s", {})
 NEGOTIATE = (
@@ -169,6 +182,7 @@ TRANSFER = (
 )
 MESSAGES = {
     0x0001: ("HELLO", 1024, HELLO, HELLO),
+    0x0002: ("AUTHENTICATE", 128, ("proof:32s", {}), ("incarnation:Q", {})),
     0x0101: ("HEARTBEAT_REQ", 128, ("probe:I flags:I self_lag_us:I -:4s", {}), None),
     0x0102: (
         "HEARTBEAT_RSP",
@@ -358,11 +372,36 @@ def read_frame(read):
 
 
 class Instance:
-    def __init__(self, name, generation):
+    def __init__(self, name, generation, key=None):
         self.name, self.generation, self.boot_id = name, generation, os.urandom(16)
+        self.key, self.incarnation = key, 0
         self.parts = None
 
+    def proof(self, label, hello, reply):
+        """What the side with this label sends, for this HELLO and reply."""
+        said = label.ljust(16, b"\0")
+        for one in (hello, reply):
+            said += fixed(HELLO[0])[1](one) + (one["nonce"] or bytes(32))
+        return hmac.digest(self.key, said + hello["instance"].encode(), "sha256")
+
     def identity(self, asked):
+        reply = self.who(asked)
+        if self.key:
+            reply["nonce"] = os.urandom(32)
+            reply["proof"] = self.proof(b"KMP1 instance", asked, reply)
+        return reply
+
+    def not_older(self, hello):
+        if hello["incarnation"] < self.incarnation:
+            raise Refused(OLDER_DAEMON, f"daemon {self.incarnation} has spoken")
+
+    def authenticate(self, hello, reply, request):
+        if not hmac.compare_digest(request["proof"], self.proof(b"KMP1 daemon", hello, reply)):
+            raise Refused(NOT_AUTHENTIC, "this is not the proof of the key")
+        self.not_older(hello)
+        self.incarnation = hello["incarnation"]
+
+    def who(self, asked):
         return {
             "version_min": 1,
             "version_max": 1,
@@ -373,6 +412,9 @@ class Instance:
             "boot_id": self.boot_id,
             "features": 0,
             "session": asked["session"],
+            "incarnation": self.incarnation,
+            "nonce": None,
+            "proof": None,
             "instance": self.name,
             "kernel_release": os.uname().release,
             "agent_version": "python_peer 1",
@@ -385,6 +427,10 @@ class Instance:
             raise Refused(WRONG_PEER, f"this is {self.name}, for its daemon")
         if hello["generation"] != self.generation:
             raise Refused(STALE, f"this is generation {self.generation}")
+        if self.key:
+            self.not_older(hello)
+            if not hello["nonce"]:
+                raise Refused(NOT_AUTHENTIC, "only a daemon with the key is answered")
 
     def collect(self, part):
         """Takes a part of a topology; it is whole when the last has come."""
@@ -463,7 +509,7 @@ class Instance:
             send(0x0F01, refused.sequence, error)
             return refused.code in ENDING
 
-        until, greeted = [time.monotonic() + HELLO_TIMEOUT_S], False
+        until, greeted, pending = [time.monotonic() + HELLO_TIMEOUT_S], False, None
         try:
             stream.settimeout(HELLO_TIMEOUT_S)
             line = b""
@@ -479,16 +525,25 @@ class Instance:
                         return
                     continue
                 try:
-                    if not greeted and msg_type != 0x0001:
-                        raise Refused(UNEXPECTED, "send HELLO first")
+                    if not greeted and msg_type != (0x0002 if pending else 0x0001):
+                        raise Refused(UNEXPECTED, "HELLO comes first, then AUTHENTICATE")
                     if greeted:
                         send_type, message = self.answer(greeted["channel"], msg_type, request)
                         send(send_type, sequence, message)
                         continue
-                    self.welcome(request)
-                    greeted = request
-                    send(0x0001 | REPLY, sequence, self.identity(request))
-                    if request["channel"] == 2:
+                    if pending:
+                        self.authenticate(*pending, request)
+                        greeted = pending[0]
+                        send(0x0002 | REPLY, sequence, {"incarnation": self.incarnation})
+                    else:
+                        self.welcome(request)
+                        reply = self.identity(request)
+                        send(0x0001 | REPLY, sequence, reply)
+                        if self.key:
+                            pending = (request, reply)
+                            continue
+                        greeted = request
+                    if greeted["channel"] == 2:
                         status = {"health": 1, "workload": 0, "flags": 0}
                         send(0x0103, 1, {**status, "exit_status": 0, "restarts": 0})
                 except Refused as refused:
@@ -504,8 +559,8 @@ class Instance:
             stream.close()
 
 
-def serve(path, name, generation):
-    instance = Instance(name, int(generation))
+def serve(path, name, generation, key=""):
+    instance = Instance(name, int(generation), bytes.fromhex(key))
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()

@@ -61,6 +61,7 @@ fn an_agent_that_breaks_the_protocol_is_named_and_disturbs_nobody() {
         ("oversized", "4294967295"),
         ("stale", "generation"),
         ("versions", "speaks versions 0 to 0"),
+        ("impostor", "does not prove"),
         ("silent", "no healthy answer"),
     ] {
         let message = spawn_hostile(&host, word);

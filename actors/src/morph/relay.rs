@@ -120,8 +120,8 @@ async fn open(
         .as_ref()
         .ok_or_else(|| broken("it has no place".to_owned()))?;
     let address = Address::from(placement.endpoint.clone());
-    let hello = services.hello(&row.instance, row.generation);
-    open_bulk(&address, &hello, session)
+    let speaker = services.speaker(placement);
+    open_bulk(&address, speaker, session)
         .await
         .map_err(|error: BulkError| broken(format!("opening a bulk channel: {error}")))
 }

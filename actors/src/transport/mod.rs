@@ -16,6 +16,7 @@ use kmp_proto::message::{
 };
 use kmp_transport::link::Address;
 use kmp_transport::peer::{Peer, PeerEvent};
+use kmp_transport::speaker::Speaker;
 use slog::{Logger, debug, error};
 use tokio::sync::oneshot;
 
@@ -52,8 +53,8 @@ pub struct Attach {
     pub key: PeerKey,
     /// Where.
     pub endpoint: Endpoint,
-    /// What the daemon says of itself.
-    pub hello: Hello,
+    /// What the daemon says of itself, and the key that it proves it with.
+    pub speaker: Speaker,
     /// Who is told.
     pub owner: Recipient<PeerUpdate>,
 }
@@ -191,13 +192,13 @@ impl Handler<Attach> for Transport {
         let address = Address::from(attach.endpoint);
         let (own, key) = (ctx.address(), attach.key.clone());
         let sink = Arc::new(move |event| own.do_send(FromPeer(key.clone(), event)));
-        let seed = attach.key.generation ^ (attach.hello.instance.len() as u64) << 32;
-        let peer = Peer::start(address, &attach.hello, seed.wrapping_mul(0x9E37_79B9), sink);
+        let seed = attach.key.generation ^ (attach.speaker.hello().instance.len() as u64) << 32;
+        let peer = Peer::start(address, &attach.speaker, seed.wrapping_mul(0x9E37_79B9), sink);
         let attached = Attached {
             peer,
             owner: attach.owner,
             control_up: false,
-            own_features: attach.hello.fixed.features,
+            own_features: attach.speaker.hello().fixed.features,
             features: 0,
             waiting: HashMap::new(),
             on_wire: HashMap::new(),

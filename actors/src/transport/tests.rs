@@ -40,10 +40,13 @@ fn hello(role: PeerRole) -> Hello {
             boot_id: [1; 16],
             features: 0,
             session: 0,
+            incarnation: 0,
         },
         instance: "web".to_owned(),
         kernel_release: String::new(),
         agent_version: String::new(),
+        nonce: None,
+        proof: None,
     }
 }
 
@@ -164,7 +167,7 @@ fn attach(path: &Path) -> (TransportHandle, PeerKey) {
         endpoint: Endpoint::Unix {
             path: path.to_owned(),
         },
-        hello: hello(PeerRole::Daemon),
+        speaker: hello(PeerRole::Daemon).into(),
         owner: Owner.start().recipient(),
     });
     (transport, key)

@@ -58,10 +58,13 @@ fn hello(role: PeerRole, channel: Channel) -> Hello {
             boot_id: [7; 16],
             features: features::COOPERATIVE,
             session: u64::from(channel == Channel::Bulk),
+            incarnation: 0,
         },
         instance: "web".to_owned(),
         kernel_release: "6.12.0".to_owned(),
         agent_version: "test".to_owned(),
+        nonce: None,
+        proof: None,
     }
 }
 
@@ -89,12 +92,16 @@ impl Agent {
     }
 
     async fn connect(&self, channel: Channel) -> Connection {
+        self.connect_as(0, channel).await
+    }
+
+    /// As the daemon of this incarnation.
+    async fn connect_as(&self, incarnation: u64, channel: Channel) -> Connection {
         let (near, far) = link::memory();
         let identity = hello(PeerRole::Instance, Channel::Control);
-        let (daemon, agent) = tokio::join!(
-            greet(near, hello(PeerRole::Daemon, channel)),
-            welcome(far, &identity)
-        );
+        let mut asked = hello(PeerRole::Daemon, channel);
+        asked.fixed.incarnation = incarnation;
+        let (daemon, agent) = tokio::join!(greet(near, asked), welcome(far, &identity));
         self.server.send(agent.unwrap()).await.unwrap();
         daemon.unwrap()
     }
@@ -274,4 +281,20 @@ async fn a_topology_in_parts_is_written_when_the_last_is_there() {
     assert!(matches!(last, Message::RecoverCompleteReply(_)));
     let text = std::fs::read_to_string(path).unwrap();
     assert!(text.contains("\"a\"") && text.contains("\"b\""), "{text}");
+}
+
+#[tokio::test]
+async fn whatever_an_older_daemon_has_open_ends_with_the_first_word_of_a_newer_one() {
+    let agent = Agent::start();
+    let mut older = Vec::new();
+    for channel in [Channel::Heartbeat, Channel::Control, Channel::Bulk] {
+        older.push(agent.connect_as(3, channel).await);
+    }
+    let first = next_frame(&mut older[1]).await.unwrap();
+    assert!(matches!(first, Message::HealthStatus(_)));
+    let _newer = agent.connect_as(4, Channel::Heartbeat).await;
+    for connection in &mut older {
+        let end = next_frame(connection).await;
+        assert!(matches!(end, Err(ConnectionError::Closed)), "{end:?}");
+    }
 }

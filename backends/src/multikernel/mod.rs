@@ -43,6 +43,7 @@ use crate::contract::{
 };
 use crate::fencing;
 use crate::guest::{self, GuestImage, Recipe};
+use crate::key;
 
 /// The option of an AF_VSOCK socket that chooses the transport between kernels (`net/vmw_vsock/af_vsock.c` of
 /// multikernel Linux).
@@ -235,10 +236,12 @@ impl MultikernelBackend {
         };
         let cmdline = spawn::cmdline(&spec.cmdline)?;
         let mut image = Self::image(config, spec)?;
-        let told = guest::agent_config(spec, image.modules, config.vsock.option());
+        spawn::make_dir(&spec.run_dir).map_err(system("making the run directory"))?;
+        let key = key::make().map_err(system("making the agent's key"))?;
+        key::keep(&spec.run_dir, &key).map_err(system("keeping the agent's key"))?;
+        let told = guest::agent_config(spec, key, image.modules, config.vsock.option());
         let told = told.to_json().map_err(io::Error::from);
         let told = told.map_err(system("writing the agent's configuration"))?;
-        spawn::make_dir(&spec.run_dir).map_err(system("making the run directory"))?;
         let initramfs = spec.run_dir.join(INITRAMFS);
         guest::with_configuration(&mut image.archive, &told, &initramfs)
             .map_err(system("writing the guest image"))?;

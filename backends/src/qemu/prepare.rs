@@ -6,6 +6,7 @@ use super::command::Accelerator;
 use super::{QemuBackend, VHOST_VSOCK, blocking, run_dir, system};
 use crate::contract::{BackendKind, Endpoint, Placement, SpawnError, SpawnSpec};
 use crate::guest::{self, GuestImage, Recipe};
+use crate::key;
 
 /// Modules without which the daemon cannot reach the guest.
 const NEEDED: [&str; 2] = ["virtio_pci", "vmw_vsock_virtio_transport"];
@@ -72,10 +73,12 @@ impl QemuBackend {
         let image = self.image(spec).await?;
         let placement = self.placement(spec);
         let fail = system(spec);
-        let config = guest::agent_config(spec, image.modules, None)
+        run_dir::create(spec).map_err(fail("making the run directory"))?;
+        let key = key::make().map_err(fail("making the agent's key"))?;
+        key::keep(&spec.run_dir, &key).map_err(fail("keeping the agent's key"))?;
+        let config = guest::agent_config(spec, key, image.modules, None)
             .to_json()
             .map_err(|e| fail("writing the agent's configuration")(e.into()))?;
-        run_dir::create(spec).map_err(fail("making the run directory"))?;
         let boot = spec.run_dir.join(run_dir::INITRAMFS);
         let mut base = image.archive;
         blocking(move || guest::with_configuration(&mut base, &config, &boot))

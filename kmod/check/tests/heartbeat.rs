@@ -26,10 +26,13 @@ fn hello(instance: &str, generation: u64) -> Hello {
             boot_id: [1; 16],
             features: 3,
             session: 0,
+            incarnation: 0,
         },
         instance: instance.to_owned(),
         kernel_release: "6.1.0".to_owned(),
         agent_version: "1".to_owned(),
+        nonce: None,
+        proof: None,
     }
 }
 

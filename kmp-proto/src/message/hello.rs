@@ -1,9 +1,10 @@
 //! HELLO: who speaks, for which generation, on which channel.
 
-use super::{INSTANCE_ID_MAX_BYTES, LayoutError, Payload, clip, writable_id};
+use super::{INSTANCE_ID_MAX_BYTES, LayoutError, Payload, clip, fixed_only, writable_id};
+use crate::auth::{NONCE_BYTES, PROOF_BYTES};
 use crate::wire::field::{code_enum, fixed};
 use crate::wire::record::{
-    AGENT_VERSION, CRITICAL, INSTANCE_ID, KERNEL_RELEASE, append, once, records,
+    AGENT_VERSION, CRITICAL, INSTANCE_ID, KERNEL_RELEASE, NONCE, PROOF, append, once, records,
 };
 use crate::wire::{ErrorCode, Layout, VERSION};
 
@@ -63,7 +64,9 @@ fixed! {
         features: u64 = 32,
         /// Session of a bulk channel, else 0.
         session: u64 = 40,
-        ; reserved 8
+        /// Of the daemon: grows with each of its starts. Of the instance: the newest that it has seen.
+        incarnation: u64 = 48,
+        ; reserved 0
     }
 }
 
@@ -78,6 +81,37 @@ pub struct Hello {
     pub kernel_release: String,
     /// Version of the sender's program.
     pub agent_version: String,
+    /// Random, new for each connection; none on a connection without authentication.
+    pub nonce: Option<[u8; NONCE_BYTES]>,
+    /// In the reply: the instance's proof that it has the key.
+    pub proof: Option<[u8; PROOF_BYTES]>,
+}
+
+fixed! {
+    /// AUTHENTICATE.
+    pub Authenticate, 32 {
+        /// The daemon's proof that it has the key.
+        proof: [u8; 32] = 0,
+        ; reserved 0
+    }
+}
+
+fixed! {
+    /// Reply to AUTHENTICATE: the daemon is believed.
+    pub Authenticated, 8 {
+        /// The newest incarnation of the daemon that the instance has seen: this one's.
+        incarnation: u64 = 0,
+        ; reserved 0
+    }
+}
+
+fixed_only!(Authenticate, Authenticated);
+
+/// A record of exactly 32 bytes.
+fn bytes32(kind: u16, record: &[u8]) -> Result<[u8; 32], LayoutError> {
+    record
+        .try_into()
+        .map_err(|_| LayoutError::WrongLength(kind))
 }
 
 impl Payload for Hello {
@@ -85,6 +119,7 @@ impl Payload for Hello {
         let (fixed, rest) = HelloFixed::split(payload)?;
         fixed.session_fits()?;
         let (mut instance, mut kernel, mut agent) = (None, None, None);
+        let (mut nonce, mut proof) = (None, None);
         for record in records(rest) {
             let record = record?;
             match record.kind {
@@ -103,6 +138,8 @@ impl Payload for Hello {
                     record.text(SHORT_TEXT_MAX_BYTES)?,
                     AGENT_VERSION,
                 )?,
+                NONCE => once(&mut nonce, bytes32(NONCE, record.bytes)?, NONCE)?,
+                PROOF => once(&mut proof, bytes32(PROOF, record.bytes)?, PROOF)?,
                 _ => record.skip()?,
             }
         }
@@ -111,6 +148,8 @@ impl Payload for Hello {
             instance: instance.ok_or(LayoutError::MissingRecord(INSTANCE_ID))?,
             kernel_release: kernel.unwrap_or_default(),
             agent_version: agent.unwrap_or_default(),
+            nonce,
+            proof,
         })
     }
 
@@ -123,6 +162,11 @@ impl Payload for Hello {
         ] {
             if !text.is_empty() {
                 append(out, kind, 0, clip(text, SHORT_TEXT_MAX_BYTES).as_bytes());
+            }
+        }
+        for (kind, bytes) in [(NONCE, &self.nonce), (PROOF, &self.proof)] {
+            if let Some(bytes) = bytes {
+                append(out, kind, CRITICAL, bytes);
             }
         }
     }
@@ -194,6 +238,17 @@ pub enum HelloError {
         /// The session that it names.
         session: u64,
     },
+    /// No proof that it has the key of this generation, or a wrong one.
+    #[error("it does not prove that it has the key of this generation")]
+    NotAuthentic,
+    /// A newer daemon has spoken.
+    #[error("it is daemon {found}, and {newest} has spoken to this instance")]
+    OlderDaemon {
+        /// The newest incarnation seen.
+        newest: u64,
+        /// Its incarnation.
+        found: u64,
+    },
 }
 
 impl HelloError {
@@ -205,6 +260,8 @@ impl HelloError {
             Self::Role { .. } | Self::Instance { .. } | Self::OtherChannel { .. } => {
                 ErrorCode::WrongPeer
             }
+            Self::NotAuthentic => ErrorCode::NotAuthentic,
+            Self::OlderDaemon { .. } => ErrorCode::OlderDaemon,
         }
     }
 }
@@ -257,4 +314,8 @@ impl Hello {
     }
 }
 
-pub(super) const LAYOUTS: &[(&str, Layout)] = &[("HELLO", HelloFixed::LAYOUT)];
+pub(super) const LAYOUTS: &[(&str, Layout)] = &[
+    ("HELLO", HelloFixed::LAYOUT),
+    ("AUTHENTICATE", Authenticate::LAYOUT),
+    ("AUTHENTICATE", Authenticated::LAYOUT),
+];

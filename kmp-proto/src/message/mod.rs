@@ -19,7 +19,10 @@ pub use heartbeat::{
     Health, HealthStatus, HealthStatusFixed, HeartbeatReq, HeartbeatRsp, PRESSURE_ABSENT,
     WorkloadState,
 };
-pub use hello::{Channel, Hello, HelloError, HelloFixed, PeerRole, SHORT_TEXT_MAX_BYTES, features};
+pub use hello::{
+    Authenticate, Authenticated, Channel, Hello, HelloError, HelloFixed, PeerRole,
+    SHORT_TEXT_MAX_BYTES, features,
+};
 pub use incoming::{IncomingState, STATE_CHUNK_MAX_BYTES, StateError};
 pub use morph::{
     Capabilities, Check, CheckResult, CommitReply, CommitStep, MorphCommit, MorphNegotiate,
@@ -106,6 +109,9 @@ pub enum LayoutError {
     /// Lengths that contradict each other.
     #[error("lengths contradict each other")]
     Inconsistent,
+    /// A record of a fixed length has another.
+    #[error("record kind {0} has another length than it must")]
+    WrongLength(u16),
     /// Fields that contradict each other, or a number that is never used.
     #[error("{0}")]
     Contradiction(&'static str),
@@ -219,6 +225,10 @@ messages! {
     Hello(Hello) = Hello, false;
     /// The other side's HELLO.
     HelloReply(Hello) = Hello, true;
+    /// See [`MsgType::Authenticate`].
+    Authenticate(Authenticate) = Authenticate, false;
+    /// Its reply.
+    AuthenticateReply(Authenticated) = Authenticate, true;
     /// See [`MsgType::HeartbeatReq`].
     HeartbeatReq(HeartbeatReq) = HeartbeatReq, false;
     /// See [`MsgType::HeartbeatRsp`].

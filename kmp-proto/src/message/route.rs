@@ -14,7 +14,7 @@ impl Message {
             _ => !self.is_reply(),
         };
         let carries = match self.msg_type() {
-            MsgType::Hello => true,
+            MsgType::Hello | MsgType::Authenticate => true,
             MsgType::HeartbeatReq | MsgType::HeartbeatRsp => channel == Channel::Heartbeat,
             MsgType::VmcoreStart | MsgType::VmcoreData => channel == Channel::Bulk,
             _ => channel == Channel::Control,

@@ -45,6 +45,7 @@ macro_rules! plain_field {
 plain_field! {
     u8 => u8;
     [u8; 16] => [u8; 16];
+    [u8; 32] => [u8; 32];
     u16 => U16;
     u32 => U32;
     u64 => U64;

@@ -56,6 +56,8 @@ macro_rules! msg_types {
 msg_types! {
     /// First frame on every connection, in both directions.
     Hello = 0x0001, "HELLO", 1024, true;
+    /// Daemon to instance: the proof that it has the key.
+    Authenticate = 0x0002, "AUTHENTICATE", 128, true;
     /// Daemon to instance: are you there?
     HeartbeatReq = 0x0101, "HEARTBEAT_REQ", 128, false;
     /// Instance to daemon: yes, and these are my figures. The whole frame is under 256 bytes.
@@ -127,6 +129,10 @@ open_enum! {
         Internal = 15, "internal";
         /// HELLO means another instance, or comes from the wrong side.
         WrongPeer = 16, "wrong peer";
+        /// No proof of the key, or a wrong one.
+        NotAuthentic = 17, "not authentic";
+        /// A newer daemon has spoken to the instance.
+        OlderDaemon = 18, "older daemon";
     }
 }
 
@@ -146,7 +152,9 @@ impl ErrorCode {
             | Self::UnknownType
             | Self::TooLarge
             | Self::StaleGeneration
-            | Self::WrongPeer => true,
+            | Self::WrongPeer
+            | Self::NotAuthentic
+            | Self::OlderDaemon => true,
             Self::UnexpectedInState => false,
             _ => matches!(channel, Channel::Bulk),
         }

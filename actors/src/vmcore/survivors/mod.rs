@@ -220,9 +220,9 @@ async fn borrow_and_read(
 ) -> Result<(), HelpError> {
     let _borrower = services.captures.borrowers.join(row).await;
     let placement = row.placement.as_ref().ok_or(HelpError::CannotBorrow)?;
-    let hello = services.hello(&row.instance, row.generation);
+    let speaker = services.speaker(placement);
     let address = Address::from(placement.endpoint.clone());
-    let connection = open_bulk(&address, &hello, job.capture).await?;
+    let connection = open_bulk(&address, speaker, job.capture).await?;
     if connection.features & features::READS_LENT_MEMORY == 0 {
         return Err(HelpError::CannotRead);
     }

@@ -12,13 +12,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use kmorph_launch::{AgentConfig, Listen};
+use kmorph_launch::{AgentConfig, Listen, Secret};
 use kmp_proto::codec::Decoder;
 use kmp_proto::message::{
     Channel, Health, HealthStatus, HealthStatusFixed, Message, PRESSURE_ABSENT, WorkloadState,
 };
 
-use crate::wire::{agree, bytes, connect, hello, next, well};
+use crate::wire::{agree, believe, bytes, connect, hello, next, well};
 
 /// Offset of the payload's length in a header.
 const LENGTH_AT: usize = 12;
@@ -78,15 +78,20 @@ fn meet(words: &[String], mut stream: UnixStream, config: &AgentConfig) -> io::R
     }
     connect(&mut stream)?;
     let (mut asked, sequence) = hello(&mut stream)?;
+    let mut config = config.clone();
+    if turned == Some("impostor") {
+        config.key = Secret::new([0; 32]);
+    }
     if turned == Some("versions") {
         (asked.fixed.version_min, asked.fixed.version_max) = (0, 0);
     }
     let channel = asked.fixed.channel;
     let behind = u64::from(turned == Some("stale"));
-    let mut answer = agree(asked, sequence, config, behind)?;
+    let mut answer = agree(asked, sequence, &config, behind)?;
     match turned {
         Some("moody" | "survivor" | "pressed" | "late") | None => {
             stream.write_all(&answer)?;
+            believe(&mut stream)?;
             return match (channel, word) {
                 (Channel::Heartbeat, _) => live(&mut stream, word, second),
                 (_, "moody") => sulk(&mut stream),
