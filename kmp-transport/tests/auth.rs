@@ -241,7 +241,7 @@ async fn of_other_users_only_root_is_answered_on_a_unix_socket() {
     }
     let (told, mut reasons) = tokio::sync::mpsc::unbounded_channel();
     let report = move |why: &str| drop(told.send(why.to_owned()));
-    let _connections = serve(Listener::Unix(listener), &instance(), report);
+    let _connections = serve(Listener::Unix(listener), instance(), report);
     let said = async |uid| {
         let mut command = std::process::Command::new("python3");
         command.args(["-c", STRANGER]).arg(&path).uid(uid);

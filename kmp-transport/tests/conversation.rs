@@ -264,7 +264,7 @@ impl Daemon {
             Box::pin(async move { Ok(near) })
         });
         let sink = Arc::new(move |event| drop(told.send(event)));
-        let peer = Peer::over(connector, &hello(PeerRole::Daemon), 1, sink);
+        let peer = Peer::over(connector, hello(PeerRole::Daemon), 1, sink);
         Self {
             peer,
             events,

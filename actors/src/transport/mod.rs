@@ -193,7 +193,12 @@ impl Handler<Attach> for Transport {
         let (own, key) = (ctx.address(), attach.key.clone());
         let sink = Arc::new(move |event| own.do_send(FromPeer(key.clone(), event)));
         let seed = attach.key.generation ^ (attach.speaker.hello().instance.len() as u64) << 32;
-        let peer = Peer::start(address, &attach.speaker, seed.wrapping_mul(0x9E37_79B9), sink);
+        let peer = Peer::start(
+            address,
+            &attach.speaker,
+            seed.wrapping_mul(0x9E37_79B9),
+            sink,
+        );
         let attached = Attached {
             peer,
             owner: attach.owner,

@@ -440,14 +440,17 @@ impl Backend for MultikernelBackend {
         let owned = placement.clone();
         let released = self.blocking(move |slots| slots.release(&owned)).await;
         released.map_err(failed(what()))??;
-        let initramfs = placement.run_dir.join(INITRAMFS);
-        match std::fs::remove_file(&initramfs) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(BackendError {
-                what: format!("removing {initramfs:?}"),
-                source,
-            }),
-            _ => Ok(()),
+        for name in [INITRAMFS, key::KEY_FILE] {
+            let path = placement.run_dir.join(name);
+            match std::fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    let what = format!("removing {path:?}");
+                    return Err(BackendError { what, source });
+                }
+                _ => {}
+            }
         }
+        Ok(())
     }
 
     async fn memory_map(&self, placement: &Placement) -> Result<Vec<MemoryRange>, BackendError> {

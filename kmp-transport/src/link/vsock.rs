@@ -21,7 +21,8 @@ const HOST_CIDS: [u32; 2] = [2, 0];
 
 /// What is against a peer with this context id, when there is something: only the host may connect.
 pub(super) fn stranger(cid: u32) -> Option<String> {
-    (!HOST_CIDS.contains(&cid)).then(|| format!("it comes from context id {cid}, not from the host"))
+    (!HOST_CIDS.contains(&cid))
+        .then(|| format!("it comes from context id {cid}, not from the host"))
 }
 
 /// Connections that may wait to be accepted.

@@ -7,7 +7,8 @@ use kmorph_launch::AgentConfig;
 use kmp_proto::auth::Key;
 use kmp_proto::codec::{Decoder, Frame, encode};
 use kmp_proto::message::{
-    Authenticated, Health, HeartbeatReq, HeartbeatRsp, Hello, Message, PRESSURE_ABSENT, PeerRole, WorkloadState,
+    Authenticated, Health, HeartbeatReq, HeartbeatRsp, Hello, Message, PRESSURE_ABSENT, PeerRole,
+    WorkloadState,
 };
 use kmp_proto::wire::HEADER_BYTES;
 
