@@ -2,7 +2,7 @@
 /*
  * The kernel's own answer to heartbeats: the instance's side of a KMP heartbeat channel (docs/kmp.md),
  * without user space. It knows HELLO and HEARTBEAT_REQ. Any other request gets ERROR 5, and the
- * connection ends. Compiled for the kernel and, for tests, for user space.
+ * connection goes on. Compiled for the kernel and, for tests, for user space.
  */
 #include "kmp.h"
 
@@ -21,12 +21,14 @@
 #define KMP_E_UNEXPECTED	5
 #define KMP_E_TOO_LARGE		6
 #define KMP_E_GENERATION	7
+#define KMP_E_WRONG_PEER	16
 
 #define KMP_HELLO_FIXED		56
 #define KMP_HEARTBEAT_FIXED	16
 #define KMP_ROLE_DAEMON		1
 #define KMP_ROLE_INSTANCE	2
 #define KMP_CHANNEL_HEARTBEAT	1
+#define KMP_CHANNEL_BULK	3
 #define KMP_HEALTH_DEGRADED	2
 #define KMP_PRESSURE_ABSENT	0xffff
 
@@ -49,7 +51,7 @@ static const struct {
 	bool has_reply;
 	u32 limit;
 } kmp_types[] = {
-	{ 0x0001, true, 1024 },		{ 0x0101, false, 128 },		{ 0x0102, false, 223 },
+	{ 0x0001, true, 1024 },		{ 0x0002, true, 128 },		{ 0x0101, false, 128 },		{ 0x0102, false, 223 },
 	{ 0x0103, false, 1024 },	{ 0x0201, true, 4096 },		{ 0x0202, true, 4096 },
 	{ 0x0203, true, 262144 },	{ 0x0211, true, 65536 },	{ 0x0212, false, 1048576 },
 	{ 0x0213, true, 1024 },		{ 0x0301, true, 1024 },		{ 0x0302, true, 8192 },
@@ -74,6 +76,7 @@ static void finish(struct kerf_kmp *k, u16 type, u32 sequence, u32 payload_len, 
 	put_unaligned_le32(kerf_crc32(0, h, k->reply_len), h + 24);
 }
 
+/* Sends ERROR. Code 5 ends no connection; every other that is sent here does. */
 static enum kerf_kmp_result refuse(struct kerf_kmp *k, u16 code, u16 type, u32 sequence, u64 now)
 {
 	u8 *p = k->reply + KMP_HEADER_SIZE;
@@ -83,15 +86,19 @@ static enum kerf_kmp_result refuse(struct kerf_kmp *k, u16 code, u16 type, u32 s
 	put_unaligned_le16(type, p + 2);
 	put_unaligned_le32(sequence, p + 4);
 	finish(k, KMP_ERROR, sequence, 16, now);
-	return KMP_CLOSE;
+	return code == KMP_E_UNEXPECTED ? KMP_REPLY : KMP_CLOSE;
 }
 
-/* Checks 2 to 6 of a frame's header; returns an error code, or 0. */
+/*
+ * Checks 2 to 6 of a frame's header; returns an error code, or 0. Type and sequence are 0 when the header
+ * could not be read.
+ */
 static u16 check_header(const u8 *h, struct kmp_header *header)
 {
 	u16 base;
 	size_t i;
 
+	memset(header, 0, sizeof(*header));
 	if (get_unaligned_le32(h) != KMP_MAGIC)
 		return KMP_E_MALFORMED;
 	if (get_unaligned_le16(h + 4) != 1)
@@ -186,21 +193,24 @@ static enum kerf_kmp_result hello(struct kerf_kmp *k, const struct kerf_kmp_iden
 	int records;
 	u32 at;
 
-	if (header->payload_len < KMP_HELLO_FIXED || get_unaligned_le64(p + 48) ||
-	    !(p[4] == KMP_ROLE_DAEMON || p[4] == KMP_ROLE_INSTANCE) || p[5] < 1 || p[5] > 3)
-		return refuse(k, KMP_E_MALFORMED, 0, 0, now);
+	if (header->payload_len < KMP_HELLO_FIXED ||
+	    !(p[4] == KMP_ROLE_DAEMON || p[4] == KMP_ROLE_INSTANCE) || p[5] < 1 || p[5] > KMP_CHANNEL_BULK ||
+	    (p[5] == KMP_CHANNEL_BULK) != (get_unaligned_le64(p + 40) != 0))
+		return refuse(k, KMP_E_MALFORMED, header->type, header->sequence, now);
 	records = walk_records(p + KMP_HELLO_FIXED, header->payload_len - KMP_HELLO_FIXED, known,
 			       &instance, &instance_len);
 	if (records < 0 || !(records & 1 << KMP_RECORD_INSTANCE) || instance_len > KMP_INSTANCE_MAX)
-		return refuse(k, KMP_E_MALFORMED, 0, 0, now);
+		return refuse(k, KMP_E_MALFORMED, header->type, header->sequence, now);
 	if (get_unaligned_le16(p) > 1 || get_unaligned_le16(p + 2) < 1)
 		code = KMP_E_VERSION;
-	else if (p[4] != KMP_ROLE_DAEMON || p[5] != KMP_CHANNEL_HEARTBEAT)
-		code = KMP_E_UNEXPECTED;
+	else if (p[4] != KMP_ROLE_DAEMON)
+		code = KMP_E_WRONG_PEER;
 	else if (instance_len != strlen(id->instance) || memcmp(instance, id->instance, instance_len))
-		code = KMP_E_UNEXPECTED;
+		code = KMP_E_WRONG_PEER;
 	else if (get_unaligned_le64(p + 8) != id->generation)
 		code = KMP_E_GENERATION;
+	else if (p[5] != KMP_CHANNEL_HEARTBEAT)
+		code = KMP_E_UNEXPECTED;
 	if (code)
 		return refuse(k, code, header->type, header->sequence, now);
 	k->greeted = true;
@@ -227,7 +237,8 @@ static enum kerf_kmp_result heartbeat(struct kerf_kmp *k, const struct kerf_kmp_
 
 	if (header->payload_len < KMP_HEARTBEAT_FIXED || get_unaligned_le32(p + 12) ||
 	    walk_records(p + KMP_HEARTBEAT_FIXED, header->payload_len - KMP_HEARTBEAT_FIXED, 0, NULL, NULL) < 0)
-		return refuse(k, KMP_E_MALFORMED, 0, 0, figures->boottime_ns);
+		return refuse(k, KMP_E_MALFORMED, header->type, header->sequence,
+			      figures->boottime_ns);
 	memset(out, 0, 48);
 	put_unaligned_le32(get_unaligned_le32(p), out);
 	/* The kernel runs; of the agent and its program it knows nothing. */
@@ -273,15 +284,15 @@ enum kerf_kmp_result kerf_kmp_feed(struct kerf_kmp *k, const struct kerf_kmp_ide
 			return KMP_MORE;
 		code = check_header(k->frame, &header);
 		if (code)
-			return refuse(k, code, 0, 0, now);
-		/* A long frame of another channel is not stored, so its checksum is not looked at either. */
+			return refuse(k, code, header.type, header.sequence, now);
+		/* A long frame of another channel is not stored, nor is the next one looked for behind it. */
 		if (header.payload_len > KMP_PAYLOAD_MAX)
-			return refuse(k, KMP_E_UNEXPECTED, header.type, header.sequence, now);
+			return refuse(k, KMP_E_TOO_LARGE, header.type, header.sequence, now);
 		if (!fill(k, KMP_HEADER_SIZE + header.payload_len, data, len))
 			return KMP_MORE;
 		put_unaligned_le32(0, k->frame + 24);
 		if (kerf_crc32(0, k->frame, KMP_HEADER_SIZE + header.payload_len) != header.crc)
-			return refuse(k, KMP_E_CRC, 0, 0, now);
+			return refuse(k, KMP_E_CRC, header.type, header.sequence, now);
 		k->have = 0;
 	} while (is_answer(header.type));
 	if (!k->greeted && header.type == KMP_HELLO)

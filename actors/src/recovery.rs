@@ -419,6 +419,8 @@ impl RecoveryJob {
             failed_generation: self.plan.failed.generation,
             new_generation,
             outcome,
+            part: 0,
+            flags: 0,
         };
         let instance = self.plan.instance.name.clone();
         self.supervisor.do_send(TellSurvivors { fixed, instance });

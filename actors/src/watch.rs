@@ -379,7 +379,7 @@ impl Watch {
             id,
             key: self.key.clone(),
             endpoint: self.placement.endpoint.clone(),
-            hello: self.services.hello(&self.key.instance, self.key.generation),
+            speaker: self.services.speaker(&self.placement),
             owner: ctx.address().recipient(),
         });
     }

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 
 use kmp_proto::codec::Frame;
 use kmp_proto::message::{
-    CHUNK_MAX_BYTES, CaptureStatus, MemoryRange, MemoryWindow, Message, VmcoreComplete, VmcoreData,
-    VmcoreStart,
+    CHUNK_MAX_BYTES, CaptureStatus, Channel, MemoryRange, MemoryWindow, Message, VmcoreComplete,
+    VmcoreData, VmcoreStart,
 };
 use kmp_proto::wire::ErrorCode;
 use kmp_transport::connection::{Connection, ConnectionError, FrameWriter};
@@ -54,7 +54,9 @@ pub async fn serve(
                 };
                 if let Err(Refusal { code, text }) = done {
                     writer.refuse(code, &frame, text.clone()).await;
-                    return Err(ConnectionError::Refused { code, text });
+                    if code.ends(Channel::Bulk) {
+                        return Err(ConnectionError::Refused { code, text });
+                    }
                 }
             }
             Message::VmcoreComplete(complete) => {
@@ -66,8 +68,7 @@ pub async fn serve(
             other => {
                 let code = ErrorCode::UnexpectedInState;
                 let text = format!("{} on the channel of a capture", other.msg_type());
-                writer.refuse(code, &frame, text.clone()).await;
-                return Err(ConnectionError::Refused { code, text });
+                writer.refuse(code, &frame, text).await;
             }
         }
         frame = match reader.next().await {

@@ -15,13 +15,16 @@ use kmorph_workload::handover::MAX_CHUNK_BYTES;
 use kmorph_workload::handover::message::{Mode, Reply, Request};
 use kmp_proto::codec::Frame;
 use kmp_proto::message::{
-    Message, MorphTransfer, MorphTransferFixed, Side, TransferMode, TransferOp, transfer_flags,
+    Channel, IncomingState, Message, MorphTransfer, MorphTransferFixed, STATE_CHUNK_MAX_BYTES,
+    Side, StateError, TransferMode, TransferOp, transfer_flags,
 };
 use kmp_proto::wire::ErrorCode;
 use kmp_transport::connection::{Connection, ConnectionError, FrameWriter};
 
 use crate::morph::{Morphs, Refusal, unexpected};
 use crate::workload::{AskError, Workload};
+
+const _: () = assert!(MAX_CHUNK_BYTES == STATE_CHUNK_MAX_BYTES);
 
 /// Longest wait for the workload to take or give one chunk.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -37,6 +40,8 @@ struct Bulk {
     dirty_bytes: u64,
     total_bytes: u64,
     import_ready: bool,
+    /// New: holds what comes to what was announced.
+    state: IncomingState,
 }
 
 /// Serves `connection`, which has begun with `first`, until it ends.
@@ -58,15 +63,18 @@ pub async fn serve(
         dirty_bytes: 0,
         total_bytes: 0,
         import_ready: false,
+        state: IncomingState::new(session),
     };
     let mut frame = first;
     loop {
         match bulk.take(&frame, &mut writer).await {
             Ok(()) => {}
             Err(Failure::Refused(Refusal { code, text })) => {
-                // State with a hole in it is no state: the channel ends with the first refusal.
+                // State with a hole in it is no state: with the first chunk that is refused the channel ends.
                 writer.refuse(code, &frame, text.clone()).await;
-                return Err(ConnectionError::Refused { code, text });
+                if code.ends(Channel::Bulk) {
+                    return Err(ConnectionError::Refused { code, text });
+                }
             }
             Err(Failure::Connection(error)) => return Err(error),
         }
@@ -97,6 +105,23 @@ impl From<Refusal> for Failure {
     }
 }
 
+impl From<StateError> for Failure {
+    fn from(error: StateError) -> Self {
+        Self::Refused(Refusal::new(error.code(), error.to_string()))
+    }
+}
+
+/// A chunk that is not taken leaves a hole, whatever is against it.
+fn hole(refusal: Refusal) -> Refusal {
+    match refusal.code {
+        ErrorCode::UnexpectedInState => Refusal {
+            code: ErrorCode::ValidationFailed,
+            ..refusal
+        },
+        _ => refusal,
+    }
+}
+
 impl From<AskError> for Failure {
     fn from(error: AskError) -> Self {
         Self::Refused(error.into())
@@ -114,21 +139,25 @@ impl Bulk {
             return refuse(ErrorCode::UnexpectedInState, text);
         };
         let fixed = transfer.fixed;
-        if fixed.session != self.session || fixed.mode != TransferMode::Rounds {
-            let text = format!("this channel carries rounds of session {}", self.session);
-            return refuse(ErrorCode::UnexpectedInState, text);
-        }
         match fixed.op {
             TransferOp::Pull => {
+                if fixed.session != self.session || fixed.mode != TransferMode::Rounds {
+                    let text = format!("this channel carries rounds of session {}", self.session);
+                    return refuse(ErrorCode::UnexpectedInState, text);
+                }
                 self.morphs.expect_side(self.session, Side::Old)?;
                 self.send_round(fixed, writer).await
             }
             TransferOp::Chunk => {
-                self.morphs.expect_side(self.session, Side::New)?;
+                let new = self.morphs.expect_side(self.session, Side::New);
+                new.map_err(hole)?;
+                self.state.take(transfer)?;
                 self.apply(transfer).await
             }
             TransferOp::EndOfRound => {
-                self.morphs.expect_side(self.session, Side::New)?;
+                let new = self.morphs.expect_side(self.session, Side::New);
+                new.map_err(hole)?;
+                self.state.take(transfer)?;
                 self.import(fixed.total_bytes).await?;
                 let fixed = MorphTransferFixed {
                     op: TransferOp::Applied,
@@ -236,18 +265,7 @@ impl Bulk {
     }
 
     async fn apply(&mut self, chunk: &MorphTransfer) -> Result<(), Failure> {
-        if !chunk.chunk_holds() {
-            let text = format!(
-                "the checksum of the chunk at {} does not hold",
-                chunk.fixed.offset
-            );
-            return refuse(ErrorCode::ValidationFailed, text);
-        }
         self.import(chunk.fixed.total_bytes).await?;
-        if chunk.data.len() > MAX_CHUNK_BYTES {
-            let text = format!("a chunk holds at most {MAX_CHUNK_BYTES} bytes");
-            return refuse(ErrorCode::TooLarge, text);
-        }
         let section = u32::try_from(chunk.fixed.offset >> SECTION_SHIFT).unwrap_or(u32::MAX);
         let offset = chunk.fixed.offset & ((1 << SECTION_SHIFT) - 1);
         let apply = Request::Apply { section, offset };

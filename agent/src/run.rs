@@ -5,9 +5,11 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use kmorph_launch::{AgentConfig, Listen, Role, StartMode};
+use kmp_proto::auth::Key;
 use kmp_proto::message::{Channel, Hello, HelloFixed, PeerRole, features};
 use kmp_proto::wire::VERSION;
 use kmp_transport::link::{Listener, UnixVsockListener};
+use kmp_transport::speaker::Speaker;
 use slog::{Drain, Logger, info, o, warn};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -17,7 +19,7 @@ use crate::handover::{self, Handover};
 use crate::init::{self, InitError};
 use crate::morph::Morphs;
 use crate::priority;
-use crate::server::{self, Served};
+use crate::server::{self, Said, Served};
 use crate::workload::{Memory, Plan, Workload};
 
 /// Why the agent could not start, or go on.
@@ -128,8 +130,9 @@ async fn serve(
         let shared = Handover { morphs, listeners };
         handover::serve(socket, shared, log.clone()).map_err(failed("handover socket"))?;
     }
+    let key = Key::new(config.key.bytes());
     // The kernel may wait here until it has gathered randomness.
-    let identity = identity(&config, &release)?;
+    let identity = Speaker::with_key(identity(&config, &release)?, key);
     info!(log, "boot id made");
     let report = {
         let log = log.clone();
@@ -137,8 +140,10 @@ async fn serve(
     };
     let connections = kmp_transport::server::serve(listen(&config, &log)?, identity, report);
     let served = Served {
+        instance: config.instance.to_string(),
         workload: workload.clone(),
         morphs,
+        said: Said::default(),
         state_dir: dir,
         log: log.clone(),
     };
@@ -254,10 +259,13 @@ fn identity(config: &AgentConfig, release: &str) -> Result<Hello, RunError> {
             boot_id,
             features: features::COOPERATIVE | of_role,
             session: 0,
+            incarnation: 0,
         },
         instance: config.instance.to_string(),
         kernel_release: release.to_owned(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        nonce: None,
+        proof: None,
     })
 }
 

@@ -6,13 +6,14 @@
 //! wait for nothing.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kmp_proto::codec::Frame;
 use kmp_proto::message::{
     Channel, Health, HealthStatus, HealthStatusFixed, HeartbeatReq, HeartbeatRsp, Message,
-    RecoverReclaim, RecoverReply, RetryAfter, WorkloadState,
+    MorphPrepare, PeerRole, RecoverComplete, RecoverReclaim, RecoverReply, RetryAfter,
+    TopologyParts, WorkloadState,
 };
 use kmp_proto::wire::ErrorCode;
 use kmp_transport::connection::{Connection, ConnectionError, FrameReader, FrameWriter};
@@ -38,27 +39,71 @@ const RETRY_AFTER_MS: u32 = 50;
 /// Everything a connection needs.
 #[derive(Clone, Debug)]
 pub struct Served {
+    /// The instance's name.
+    pub instance: String,
     /// The program.
     pub workload: Workload,
     /// The morphs.
     pub morphs: Morphs,
+    /// What the daemon has said so far.
+    pub said: Said,
     /// Directory of the topology file.
     pub state_dir: std::path::PathBuf,
     /// The log.
     pub log: Logger,
 }
 
+/// What the daemon has said on earlier connections, and on this one so far. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Said {
+    /// The newest session of a morph; 0 before the first.
+    session: Arc<AtomicU64>,
+    /// Parts of the topology that is being told.
+    topology: Arc<Mutex<TopologyParts>>,
+}
+
+impl Said {
+    /// Sessions only grow: an older one is over, whatever became of it.
+    fn begin_session(&self, prepare: &MorphPrepare) -> Result<(), Refusal> {
+        let newest = self.session.fetch_max(prepare.session, Ordering::Relaxed);
+        if newest <= prepare.session {
+            return Ok(());
+        }
+        let text = format!("session {} is over: {newest} has begun", prepare.session);
+        Err(Refusal::new(ErrorCode::UnexpectedInState, text))
+    }
+
+    /// Takes a part of a topology; all of it, when this was the last.
+    fn take_part(&self, part: &RecoverComplete) -> Result<Option<RecoverComplete>, Refusal> {
+        let mut parts = self.topology.lock().unwrap_or_else(PoisonError::into_inner);
+        parts
+            .take(part.clone())
+            .map_err(|error| Refusal::new(ErrorCode::UnexpectedInState, error.to_string()))
+    }
+}
+
 /// Serves identified connections until there are no more.
 pub async fn serve(mut connections: mpsc::Receiver<Connection>, served: Served, figures: Sampler) {
     let figures = Arc::new(tokio::sync::Mutex::new(figures));
-    let (mut heartbeat, mut control) = (None, None);
+    let (mut heartbeat, mut control) = (None::<AbortHandle>, None::<AbortHandle>);
     let mut bulk = Bulk::new(served.clone());
+    let mut daemon = 0;
     loop {
         let task = tokio::select! {
             connection = connections.recv() => {
                 let Some(connection) = connection else { return };
                 let channel = connection.hello.fixed.channel;
                 debug!(served.log, "connection"; "channel" => channel.as_str());
+                let incarnation = connection.hello.fixed.incarnation;
+                if incarnation > daemon {
+                    // What an older daemon left open it cannot command with.
+                    daemon = incarnation;
+                    let older = [heartbeat.take(), control.take()].into_iter().flatten();
+                    older.chain(bulk.all()).for_each(|task| task.abort());
+                } else if incarnation < daemon {
+                    // It was let in before the newer one had proved itself.
+                    continue;
+                }
                 let task = match channel {
                     Channel::Heartbeat => {
                         let (workload, figures) = (served.workload.clone(), figures.clone());
@@ -111,6 +156,16 @@ impl Bulk {
         }
     }
 
+    /// Every connection that there is.
+    fn all(&mut self) -> impl Iterator<Item = AbortHandle> {
+        let decided = [self.morph.take(), self.capture.take()];
+        // Those that have just decided end with the channel that they wait in.
+        while self.decided.try_recv().is_ok() {}
+        std::mem::take(&mut self.undecided)
+            .into_iter()
+            .chain(decided.into_iter().flatten())
+    }
+
     fn wait_for_first(&mut self, mut connection: Connection) -> Task {
         self.undecided.retain(|task| !task.is_finished());
         if self.undecided.len() == UNDECIDED_MAX
@@ -120,9 +175,22 @@ impl Bulk {
         }
         let decide = self.decide.clone();
         let task = tokio::spawn(async move {
-            let first = next(&mut connection.reader, &mut connection.writer).await?;
-            let _ = decide.send((connection, first)).await;
-            Ok(())
+            loop {
+                let first = next(&mut connection.reader, &mut connection.writer).await?;
+                match objection(&first, &connection.features, Channel::Bulk) {
+                    None if first.message.is_answer() => {}
+                    None => {
+                        let _ = decide.send((connection, first)).await;
+                        return Ok(());
+                    }
+                    Some(Refusal { code, text }) => {
+                        connection.writer.refuse(code, &first, text.clone()).await;
+                        if code.ends(Channel::Bulk) {
+                            return Err(ConnectionError::Refused { code, text });
+                        }
+                    }
+                }
+            }
         });
         self.undecided.push_back(task.abort_handle());
         task
@@ -163,6 +231,50 @@ async fn next(
     frame
 }
 
+/// What the tables of the protocol have against a frame on this channel, whatever it asks for.
+fn objection(frame: &Frame, agreed: &u64, channel: Channel) -> Option<Refusal> {
+    let message = &frame.message;
+    if !message.may_travel(PeerRole::Daemon, channel) {
+        let kind = message.msg_type();
+        let text = format!(
+            "a daemon sends no {kind} on the {} channel",
+            channel.as_str()
+        );
+        return Some(Refusal::new(ErrorCode::UnexpectedInState, text));
+    }
+    let missing = message.needs() & !agreed;
+    if missing != 0 {
+        let text = format!("the features {missing:#x} were not agreed in HELLO");
+        return Some(Refusal::new(ErrorCode::Incompatible, text));
+    }
+    None
+}
+
+/// Refuses a frame; `Err` when the connection ends with that.
+async fn refuse(
+    writer: &mut FrameWriter,
+    frame: &Frame,
+    channel: Channel,
+    Refusal { code, text }: Refusal,
+) -> Result<(), ConnectionError> {
+    writer.refuse(code, frame, text.clone()).await;
+    if code.ends(channel) && !frame.message.is_answer() {
+        return Err(ConnectionError::Refused { code, text });
+    }
+    Ok(())
+}
+
+/// `Err` when a frame is the daemon's last word on this connection.
+fn heed(frame: &Frame, channel: Channel) -> Result<(), ConnectionError> {
+    match &frame.message {
+        Message::Error(error) if error.code.ends(channel) => Err(ConnectionError::Refused {
+            code: error.code,
+            text: error.text.clone(),
+        }),
+        _ => Ok(()),
+    }
+}
+
 async fn answer_heartbeats(
     connection: Connection,
     workload: &Workload,
@@ -171,10 +283,11 @@ async fn answer_heartbeats(
     let (mut reader, mut writer) = (connection.reader, connection.writer);
     loop {
         let frame = next(&mut reader, &mut writer).await?;
+        heed(&frame, Channel::Heartbeat)?;
         let Message::HeartbeatReq(request) = &frame.message else {
-            let text = "only heartbeats travel on a heartbeat channel".to_owned();
-            let code = ErrorCode::UnexpectedInState;
-            writer.refuse(code, &frame, text).await;
+            let text = "only heartbeats travel on a heartbeat channel";
+            let refusal = Refusal::new(ErrorCode::UnexpectedInState, text);
+            refuse(&mut writer, &frame, Channel::Heartbeat, refusal).await?;
             continue;
         };
         let answer = heartbeat(*request, &workload.condition(), figures);
@@ -212,6 +325,8 @@ fn health(state: WorkloadState) -> Health {
         | WorkloadState::Awaiting
         | WorkloadState::Frozen
         | WorkloadState::Retired => Health::Healthy,
+        // This agent knows each state that it enters.
+        WorkloadState::Other(_) => Health::Degraded,
     }
 }
 
@@ -230,12 +345,18 @@ fn status(condition: &Condition) -> Message {
 
 /// A control connection: each request on a task of its own, so that a long one holds up none.
 async fn attend(connection: Connection, served: Served) -> Result<(), ConnectionError> {
-    let (mut reader, mut writer) = (connection.reader, connection.writer);
+    let Connection {
+        mut reader,
+        mut writer,
+        features,
+        ..
+    } = connection;
     let (answers, mut ready) = mpsc::channel::<(Frame, Result<Message, Refusal>)>(ANSWERS_MAX);
     let under_way = Arc::new(AtomicU32::new(0));
     let mut changes = served.workload.changes();
     let mut supervised = true;
-    writer.send(&status(&served.workload.condition())).await?;
+    let mut told = status(&served.workload.condition());
+    writer.send(&told).await?;
     loop {
         tokio::select! {
             frame = reader.next() => {
@@ -246,7 +367,12 @@ async fn attend(connection: Connection, served: Served) -> Result<(), Connection
                     }
                     other => other?,
                 };
+                heed(&frame, Channel::Control)?;
                 if frame.message.is_answer() {
+                    continue;
+                }
+                if let Some(refusal) = objection(&frame, &features, Channel::Control) {
+                    refuse(&mut writer, &frame, Channel::Control, refusal).await?;
                     continue;
                 }
                 if under_way.load(Ordering::Relaxed) >= REQUESTS_MAX {
@@ -262,21 +388,41 @@ async fn attend(connection: Connection, served: Served) -> Result<(), Connection
                     let _ = answers.send((frame, answer)).await;
                 });
             }
-            Some((frame, answer)) = ready.recv() => match answer {
-                Ok(message) => writer.reply(&message, frame.header.sequence).await?,
-                Err(Refusal { code, text }) => {
-                    warn!(served.log, "request refused"; "type" => frame.header.msg_type.name(),
-                        "code" => code.text(), "reason" => &text);
-                    writer.refuse(code, &frame, text).await;
-                }
-            },
+            Some((frame, answer)) = ready.recv() => {
+                give(&mut writer, &frame, answer, &served.log).await?;
+            }
             changed = changes.changed(), if supervised => {
                 supervised = changed.is_ok();
-                let condition = changes.borrow_and_update().clone();
-                writer.send(&status(&condition)).await?;
+                let now = status(&changes.borrow_and_update());
+                if now != told {
+                    writer.send(&now).await?;
+                    told = now;
+                }
             }
         }
     }
+}
+
+/// Gives the answer to a request; `Err` when the connection ends with it.
+async fn give(
+    writer: &mut FrameWriter,
+    frame: &Frame,
+    answer: Result<Message, Refusal>,
+    log: &Logger,
+) -> Result<(), ConnectionError> {
+    let refusal = match answer {
+        Ok(message) => match writer.reply(&message, frame.header.sequence).await {
+            // Nothing of it was written: the daemon learns why it gets no reply.
+            Err(ConnectionError::Encode(error)) => {
+                Refusal::new(ErrorCode::Internal, error.to_string())
+            }
+            given => return given,
+        },
+        Err(refusal) => refusal,
+    };
+    warn!(log, "request refused"; "type" => frame.header.msg_type.name(),
+        "code" => refusal.code.text(), "reason" => &refusal.text);
+    refuse(writer, frame, Channel::Control, refusal).await
 }
 
 fn busy(frame: &Frame) -> Message {
@@ -300,28 +446,25 @@ impl Served {
                     "evidence" => &notice.text);
                 Ok(Message::RecoverPrepareReply(done(notice.fixed.recovery)))
             }
-            Message::RecoverReclaim(notice) => reclaim(notice),
+            Message::RecoverReclaim(notice) => reclaim(notice, &self.instance),
             Message::RecoverComplete(notice) => {
-                match crate::topology::write(&self.state_dir, notice) {
-                    Ok(_) => Ok(Message::RecoverCompleteReply(done(notice.fixed.recovery))),
+                let reply = Message::RecoverCompleteReply(done(notice.fixed.recovery));
+                let Some(whole) = self.said.take_part(notice)? else {
+                    return Ok(reply);
+                };
+                match crate::topology::write(&self.state_dir, &whole) {
+                    Ok(_) => Ok(reply),
                     Err(error) => refuse(
                         ErrorCode::Internal,
                         &format!("writing the topology in {:?}: {error}", self.state_dir),
                     ),
                 }
             }
-            Message::VmcoreStart(_) | Message::VmcoreData(_) | Message::VmcoreComplete(_) => {
-                refuse(
-                    ErrorCode::UnexpectedInState,
-                    "memory is read on a bulk channel",
-                )
+            Message::MorphPrepare(prepare) => {
+                self.said.begin_session(prepare)?;
+                self.morphs.answer(message).await
             }
-            Message::HeartbeatReq(_) => refuse(
-                ErrorCode::UnexpectedInState,
-                "heartbeats travel on a heartbeat channel",
-            ),
-            Message::MorphPrepare(_)
-            | Message::MorphNegotiate(_)
+            Message::MorphNegotiate(_)
             | Message::MorphTransfer(_)
             | Message::MorphValidate(_)
             | Message::MorphCommit(_)
@@ -331,13 +474,18 @@ impl Served {
     }
 }
 
-/// Lets go of what is shared with a generation, when that is the one certified as fenced.
-fn reclaim(notice: &RecoverReclaim) -> Result<Message, Refusal> {
+/// Lets go of what is shared with a generation, when that is the one certified as fenced. An instance that
+/// is told so of itself runs, so the certificate is not of what it says.
+fn reclaim(notice: &RecoverReclaim, own: &str) -> Result<Message, Refusal> {
     let (failed, fenced) = (notice.fixed.failed_generation, notice.fence.generation);
+    let refuse = |text: String| Err(Refusal::new(ErrorCode::NotFenced, text));
     if failed != fenced {
-        let text = format!("the certificate is for generation {fenced}, {failed} has failed");
-        let code = ErrorCode::NotFenced;
-        return Err(Refusal { code, text });
+        return refuse(format!(
+            "the certificate is for generation {fenced}, {failed} has failed"
+        ));
+    }
+    if notice.instance == own {
+        return refuse(format!("{own} is this instance, and it runs"));
     }
     Ok(Message::RecoverReclaimReply(done(notice.fixed.recovery)))
 }
@@ -350,30 +498,4 @@ fn done(recovery: u64) -> RecoverReply {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use kmp_proto::message::{FailureCause, FenceClaim, RecoverFixed};
-
-    #[test]
-    fn a_certificate_of_another_generation_reclaims_nothing() {
-        for (fenced, refused) in [(6, true), (7, false), (8, true)] {
-            let notice = RecoverReclaim {
-                fixed: RecoverFixed {
-                    recovery: 3,
-                    failed_generation: 7,
-                    cause: FailureCause::KernelDead,
-                },
-                instance: "db".to_owned(),
-                fence: FenceClaim {
-                    method: 2,
-                    confirmation: 1,
-                    flags: 0,
-                    generation: fenced,
-                    fenced_at_unix_ns: 1,
-                },
-            };
-            let code = reclaim(&notice).err().map(|refusal| refusal.code);
-            assert_eq!(code, refused.then_some(ErrorCode::NotFenced));
-        }
-    }
-}
+mod tests;

@@ -4,6 +4,7 @@
 //! <run dir>/placement.json  how it is found, should the daemon die before it has noted the start
 //!          /agent.birth     who the agent is, by itself
 //!          /agent.json      what the agent is told
+//!          /agent.key       the key that it and the daemon prove to each other
 //!          /agent.log       what it and its workload print
 //!          /vsock.sock      where the daemon connects (CONNECT 9000)
 //!          /handover.sock   where descriptors move
@@ -25,7 +26,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use kmorph_files::{OwnDir, PRIVATE_DIR};
 use kmorph_launch::{
-    AgentConfig, FIRST_OTHER, InstanceName, Listen, Role, close_on_exec_from, descriptor_limit,
+    AgentConfig, FIRST_OTHER, InstanceName, Listen, Role, Secret, close_on_exec_from,
+    descriptor_limit,
 };
 use kmp_proto::fence::{FenceCertificate, FenceOrder};
 use kmp_transport::link::KMP_PORT;
@@ -40,7 +42,7 @@ use crate::contract::{
 pub use crate::fencing::FENCE_TIMEOUT;
 pub use crate::marks::FENCE_ENV;
 use crate::process::{self, Exits, Stat};
-use crate::{fencing, finding};
+use crate::{fencing, finding, key};
 
 /// Environment variable with the numbers of the inherited listening sockets, joined by `:`.
 pub const LISTENERS_ENV: &str = "KMORPH_LISTENERS";
@@ -87,7 +89,9 @@ impl EmbeddedBackend {
         };
         let run_dir = OwnDir::make(&spec.run_dir, PRIVATE_DIR)
             .map_err(|e| fail("making the run directory", e.into()))?;
-        let json = agent_config(spec)
+        let key = key::make().map_err(|e| fail("making the agent's key", e))?;
+        key::keep(&run_dir, &key).map_err(|e| fail("keeping the agent's key", e))?;
+        let json = agent_config(spec, key)
             .to_json()
             .map_err(|e| fail("writing the agent's configuration", e.into()))?;
         run_dir
@@ -187,10 +191,11 @@ fn config_path(run_dir: &Path) -> PathBuf {
     run_dir.join(AGENT_CONFIG)
 }
 
-fn agent_config(spec: &SpawnSpec) -> AgentConfig {
+fn agent_config(spec: &SpawnSpec, key: Secret) -> AgentConfig {
     AgentConfig {
         instance: spec.name.clone(),
         generation: spec.generation,
+        key,
         role: Role::Child,
         listen: Listen::Unix {
             path: spec.run_dir.join("vsock.sock"),
@@ -371,6 +376,7 @@ impl Backend for EmbeddedBackend {
             "vsock.sock",
             HANDOVER_SOCKET,
             AGENT_CONFIG,
+            key::KEY_FILE,
             finding::PLACEMENT,
         ];
         for name in names {

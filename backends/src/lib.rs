@@ -12,6 +12,7 @@ mod fencing;
 mod finding;
 mod guest;
 pub mod kernel_image;
+pub mod key;
 mod marks;
 pub mod multikernel;
 mod process;

@@ -456,6 +456,7 @@ fn services(
         publisher: Rc::new(RefCell::new(Publisher::default())),
         forwarder: Rc::new(RefCell::new(Forwarder::default())),
         numbers: Rc::new(RefCell::new(numbers)),
+        incarnation: snapshot.incarnation,
         host_boot_id: boot_id,
     })
 }

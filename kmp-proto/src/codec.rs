@@ -11,7 +11,7 @@
 
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::message::{LayoutError, Message};
+use crate::message::{ErrorInfo, LayoutError, Message};
 use crate::wire::{ErrorCode, HEADER_BYTES, Header, HeaderError, MsgType, RawHeader};
 
 /// One frame, decoded.
@@ -25,7 +25,26 @@ pub struct Frame {
 
 /// Why a frame was refused. The stream must be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum FrameError {
+#[error("{fault}")]
+pub struct FrameError {
+    /// What is wrong with it.
+    pub fault: FrameFault,
+    /// Which frame, when its header could be read.
+    pub offender: Option<Offender>,
+}
+
+/// The frame that an error is about, as its header names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offender {
+    /// `msg_type` as it stands in the header, with its reply bit.
+    pub msg_type: u16,
+    /// Its sequence.
+    pub sequence: u32,
+}
+
+/// What is wrong with a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameFault {
     /// The header.
     #[error(transparent)]
     Header(#[from] HeaderError),
@@ -45,10 +64,20 @@ pub enum FrameError {
 impl FrameError {
     /// The code to answer with before closing.
     pub fn code(self) -> ErrorCode {
-        match self {
-            Self::Header(error) => error.code(),
-            Self::BadCrc(_) => ErrorCode::BadCrc,
-            Self::Layout { reason, .. } => reason.code(),
+        match self.fault {
+            FrameFault::Header(error) => error.code(),
+            FrameFault::BadCrc(_) => ErrorCode::BadCrc,
+            FrameFault::Layout { reason, .. } => reason.code(),
+        }
+    }
+
+    /// The ERROR to answer with before closing.
+    pub fn answer(self) -> ErrorInfo {
+        ErrorInfo {
+            code: self.code(),
+            offending_type: self.offender.map_or(0, |offender| offender.msg_type),
+            offending_sequence: self.offender.map_or(0, |offender| offender.sequence),
+            text: self.to_string(),
         }
     }
 }
@@ -151,7 +180,10 @@ impl Decoder {
                 let Some(raw) = self.header(input) else {
                     return Ok(None);
                 };
-                let header = Header::parse(&raw)?;
+                let header = Header::parse(&raw).map_err(|error| FrameError {
+                    fault: error.into(),
+                    offender: error.is_of_a_readable_header().then(|| offender(&raw)),
+                })?;
                 (raw, header)
             }
         };
@@ -199,10 +231,21 @@ impl Decoder {
 #[inline]
 fn finish(raw: &RawHeader, header: Header, payload: &[u8]) -> Result<Frame, FrameError> {
     let msg_type = header.msg_type;
+    let refused = |fault| FrameError {
+        fault,
+        offender: Some(offender(raw)),
+    };
     if !Header::checksum_holds(raw, payload) {
-        return Err(FrameError::BadCrc(msg_type));
+        return Err(refused(FrameFault::BadCrc(msg_type)));
     }
     let message = Message::parse(msg_type, header.reply, payload)
-        .map_err(|reason| FrameError::Layout { msg_type, reason })?;
+        .map_err(|reason| refused(FrameFault::Layout { msg_type, reason }))?;
     Ok(Frame { header, message })
+}
+
+fn offender(raw: &RawHeader) -> Offender {
+    Offender {
+        msg_type: raw.msg_type.get(),
+        sequence: raw.sequence.get(),
+    }
 }

@@ -7,10 +7,12 @@
 //! * [`wire`] and [`message`] are the bytes, [`codec`] the stream of them.
 //! * [`detector`], [`recovery`] and [`morph`] are the engines: `handle(event, now)`,
 //!   `poll_action()`, `poll_timeout()`.
+//! * [`auth`] proves who speaks.
 //! * [`fence`] holds the proof that a generation has ended.
 
 #![forbid(unsafe_code)]
 
+pub mod auth;
 pub mod checksum;
 pub mod codec;
 pub mod detector;

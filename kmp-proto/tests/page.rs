@@ -69,7 +69,7 @@ fn every_error_code_and_record_kind_is_listed() {
     let page = page();
     let codes = rows(section(&page, "##", "Error codes"));
     for code in ErrorCode::ALL {
-        let row = [(*code as u16).to_string(), code.text().to_owned()];
+        let row = [code.value().to_string(), code.text().to_owned()];
         assert!(codes.iter().any(|r| r[..] == row), "{code}");
     }
     let kinds = rows(section(&page, "##", "Records"));
@@ -140,10 +140,33 @@ macro_rules! listed {
 }
 
 #[test]
+fn every_code_that_ends_a_connection_is_named() {
+    let page = page();
+    let codes = section(&page, "##", "Error codes");
+    let ending: Vec<_> = ErrorCode::ALL
+        .iter()
+        .filter(|code| code.ends(Channel::Heartbeat))
+        .map(|code| code.value().to_string())
+        .collect();
+    let (last, others) = ending.split_last().unwrap();
+    let sentence = format!("Codes {} and {last} end the connection", others.join(", "));
+    assert!(codes.contains(&sentence), "{sentence}");
+    assert!(codes.contains("Code 5 never ends one."));
+}
+
+#[test]
+fn every_bound_of_a_transfer_is_the_one_in_force() {
+    let page = page();
+    let text = section(&page, "###", "MORPH_TRANSFER_STATE");
+    assert_eq!(STATE_CHUNK_MAX_BYTES, 65_536);
+    assert!(text.contains("at most **65,536** bytes"));
+}
+
+#[test]
 fn every_enumeration_lists_exactly_its_values() {
     let page = page();
     listed!(page: PeerRole, Channel, Health, WorkloadState, FailureCause, RecoveryOutcome,
-        FenceMethod, Confirmation, ChunkEncoding, Side, Verdict, TransferOp, TransferMode,
+        FenceMethod, Confirmation, ChunkEncoding, CaptureStatus, Side, Verdict, TransferOp, TransferMode,
         CheckResult, CommitStep, StepStatus, RollbackStatus);
 }
 

@@ -8,7 +8,7 @@
 
 mod samples;
 
-use kmp_proto::codec::{Decoder, EncodeError, Frame, FrameError, encode};
+use kmp_proto::codec::{Decoder, EncodeError, Frame, FrameError, FrameFault, Offender, encode};
 use kmp_proto::message::*;
 use kmp_proto::wire::{ErrorCode, HEADER_BYTES, HeaderError, MsgType};
 use proptest::prelude::*;
@@ -46,8 +46,12 @@ fn sample(name: &str) -> Vec<u8> {
     )
 }
 
-fn refused(bytes: &[u8]) -> FrameError {
+fn broken(bytes: &[u8]) -> FrameError {
     all(&mut Decoder::new(), bytes).unwrap_err()
+}
+
+fn refused(bytes: &[u8]) -> FrameFault {
+    broken(bytes).fault
 }
 
 proptest! {
@@ -156,34 +160,34 @@ proptest! {
 fn the_checks_come_in_their_order_each_with_its_own_error() {
     let mut bytes = sample("heartbeat_req");
     bytes[39] ^= 0xff;
-    assert_eq!(refused(&bytes), FrameError::BadCrc(MsgType::HeartbeatReq));
+    assert_eq!(refused(&bytes), FrameFault::BadCrc(MsgType::HeartbeatReq));
     bytes[12..16].copy_from_slice(&129u32.to_le_bytes());
     let too_large = HeaderError::TooLarge {
         msg_type: MsgType::HeartbeatReq,
         len: 129,
     };
-    assert_eq!(refused(&bytes), FrameError::Header(too_large));
+    assert_eq!(refused(&bytes), FrameFault::Header(too_large));
     bytes[6..8].copy_from_slice(&0x7777u16.to_le_bytes());
     assert_eq!(
         refused(&bytes),
-        FrameError::Header(HeaderError::UnknownType(0x7777))
+        FrameFault::Header(HeaderError::UnknownType(0x7777))
     );
     bytes[28] = 1;
     assert_eq!(
         refused(&bytes),
-        FrameError::Header(HeaderError::ReservedNotZero(1))
+        FrameFault::Header(HeaderError::ReservedNotZero(1))
     );
     bytes[4] = 2;
     assert_eq!(
         refused(&bytes),
-        FrameError::Header(HeaderError::UnsupportedVersion(2))
+        FrameFault::Header(HeaderError::UnsupportedVersion(2))
     );
     bytes[0] = 1;
     assert_eq!(
         refused(&bytes),
-        FrameError::Header(HeaderError::BadMagic(0x4B4D_5001))
+        FrameFault::Header(HeaderError::BadMagic(0x4B4D_5001))
     );
-    assert_eq!(refused(&bytes).code(), ErrorCode::Malformed);
+    assert_eq!(broken(&bytes).code(), ErrorCode::Malformed);
 }
 
 #[test]
@@ -192,7 +196,7 @@ fn a_reply_to_a_type_that_has_none_is_unknown() {
     forge(&mut bytes, 6, &0x8101u16.to_le_bytes());
     assert_eq!(
         refused(&bytes),
-        FrameError::Header(HeaderError::UnknownType(0x8101))
+        FrameFault::Header(HeaderError::UnknownType(0x8101))
     );
 }
 
@@ -227,8 +231,8 @@ fn unknown_records_are_skipped_unless_they_are_critical() {
         if let Err(error) = result {
             let reason = LayoutError::CriticalRecord(999);
             assert_eq!(
-                error,
-                FrameError::Layout {
+                error.fault,
+                FrameFault::Layout {
                     msg_type: MsgType::HeartbeatReq,
                     reason
                 }
@@ -294,7 +298,7 @@ fn record(kind: u16, bytes: &[u8]) -> Vec<u8> {
 
 fn layout_reason(bytes: &[u8]) -> LayoutError {
     match refused(bytes) {
-        FrameError::Layout { reason, .. } => reason,
+        FrameFault::Layout { reason, .. } => reason,
         other => panic!("{other}"),
     }
 }
@@ -345,13 +349,79 @@ fn a_number_that_no_enumeration_has_is_malformed() {
         value: 9,
     };
     assert_eq!(layout_reason(&bytes), reason);
-    let mut bytes = sample("error");
-    forge(&mut bytes, HEADER_BYTES, &16u16.to_le_bytes());
-    let reason = LayoutError::BadValue {
-        field: "ErrorCode",
-        value: 16,
+}
+
+#[test]
+fn a_number_without_a_name_in_an_open_enumeration_is_carried_as_such() {
+    let forged = |name: &str, at: usize, with: &[u8]| {
+        let mut bytes = sample(name);
+        forge(&mut bytes, HEADER_BYTES + at, with);
+        let message = all(&mut Decoder::new(), &bytes).unwrap().remove(0).message;
+        let mut again = Vec::new();
+        encode(&message, 1, 1, &mut again).unwrap();
+        assert_eq!(again[HEADER_BYTES..], bytes[HEADER_BYTES..], "{name}");
+        message
     };
-    assert_eq!(layout_reason(&bytes), reason);
+    let code = 999u16.to_le_bytes();
+    let error = forged("error", 0, &code);
+    assert!(matches!(error, Message::Error(e) if e.code == ErrorCode::Other(999)));
+    let retry = forged("retry", 4, &code);
+    assert!(matches!(retry, Message::Retry(r) if r.reason == ErrorCode::Other(999)));
+    let Message::HeartbeatRsp(beat) = forged("heartbeat_rsp", 4, &[77, 78]) else {
+        panic!("another message");
+    };
+    assert_eq!(beat.health, Health::Other(77));
+    assert_eq!(beat.workload, WorkloadState::Other(78));
+    let status = forged("health_status", 0, &[77, 78]);
+    assert!(matches!(status, Message::HealthStatus(s) if s.fixed.health == Health::Other(77)));
+    for name in ["recover_prepare", "recover_reclaim"] {
+        let (Message::RecoverPrepare(RecoverNotice { fixed, .. })
+        | Message::RecoverReclaim(RecoverReclaim { fixed, .. })) = forged(name, 16, &code)
+        else {
+            panic!("another message");
+        };
+        assert_eq!(fixed.cause, FailureCause::Other(999));
+        assert_eq!(fixed.cause.to_string(), "unknown (999)");
+    }
+    let complete = forged("recover_complete", 24, &code);
+    let Message::RecoverComplete(complete) = complete else {
+        panic!("another message");
+    };
+    assert_eq!(complete.fixed.outcome, RecoveryOutcome::Other(999));
+}
+
+#[test]
+fn the_error_names_type_and_sequence_of_the_frame_once_its_header_could_be_read() {
+    let named = |bytes: &[u8]| {
+        let error = broken(bytes);
+        let answer = error.answer();
+        let named = (answer.offending_type, answer.offending_sequence);
+        assert_eq!(
+            named,
+            error.offender.map_or((0, 0), |o| (o.msg_type, o.sequence))
+        );
+        error.offender
+    };
+    let good = sample("morph_commit");
+    let changed = |at: usize, to: u8| {
+        let mut bytes = good.clone();
+        bytes[at] = to;
+        bytes
+    };
+    // Magic, version and reserved decide whether it is a header of this version at all.
+    for at in [0, 4, 28] {
+        assert_eq!(named(&changed(at, 9)), None, "byte {at}");
+    }
+    let offender = |msg_type| {
+        let sequence = 44;
+        Some(Offender { msg_type, sequence })
+    };
+    assert_eq!(named(&changed(6, 0x77)), offender(0x0377));
+    assert_eq!(named(&changed(14, 1)), offender(0x0305));
+    assert_eq!(named(&changed(40, 1)), offender(0x0305));
+    let mut malformed = good.clone();
+    forge(&mut malformed, HEADER_BYTES + 31, &[1]);
+    assert_eq!(named(&malformed), offender(0x0305));
 }
 
 #[test]
@@ -417,7 +487,7 @@ fn a_validation_that_passed_with_a_failed_check_is_malformed() {
     let reason = LayoutError::Inconsistent;
     assert_eq!(
         refused(&bytes),
-        FrameError::Layout {
+        FrameFault::Layout {
             msg_type: MsgType::MorphValidate,
             reason
         }

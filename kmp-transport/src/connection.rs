@@ -4,15 +4,22 @@ use std::io;
 use std::time::Duration;
 
 use kmp_proto::codec::{Decoder, EncodeError, Frame, FrameError, encode};
-use kmp_proto::message::{Channel, ErrorInfo, Hello, Message, PeerRole};
-use kmp_proto::wire::{ErrorCode, VERSION};
+use kmp_proto::message::{
+    Authenticate, Authenticated, Channel, ErrorInfo, Hello, HelloError, Message, PeerRole,
+    StateError,
+};
+use kmp_proto::wire::{ErrorCode, MsgType, REPLY_BIT};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::time::Instant;
 
 use crate::boottime_ns;
 use crate::link::BoxedLink;
+use crate::speaker::Speaker;
 
 /// Longest time for the other side's HELLO.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest time from the first byte of a frame to its last.
+pub const FRAME_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes read at once on a heartbeat or control channel: small, there are many of them.
 const READ_SMALL_BYTES: usize = 512;
 /// Bytes read at once on a bulk channel.
@@ -36,17 +43,34 @@ pub enum ConnectionError {
     /// No HELLO in time.
     #[error("no HELLO within {HELLO_TIMEOUT:?}")]
     HelloTimeout,
-    /// The first frame was another.
-    #[error("the first frame was {0}, not HELLO")]
+    /// A frame began and did not end in time.
+    #[error("a frame was not complete within {FRAME_TIMEOUT:?} of its first byte")]
+    HalfFrame,
+    /// The answer to HELLO was another frame.
+    #[error("{0} answers HELLO")]
     NotHello(&'static str),
-    /// The peer is not the one that was meant.
-    #[error("the peer is {found}, expected was {expected}")]
-    WrongPeer {
-        /// What was expected.
-        expected: String,
-        /// What was found.
-        found: String,
+    /// The peer is not the one that was meant, or does not speak this version; it was told.
+    #[error("HELLO: {0}")]
+    Hello(#[from] HelloError),
+    /// The peer answered what it was not asked.
+    #[error("{msg_type} with the sequence {sequence} answers nothing that was sent")]
+    AnswersNothing {
+        /// The type.
+        msg_type: MsgType,
+        /// Its sequence.
+        sequence: u32,
     },
+    /// The peer answered on a channel that does not carry such an answer.
+    #[error("an answer on the wrong channel: {msg_type} on the {} channel", .channel.as_str())]
+    WrongChannel {
+        /// The type.
+        msg_type: MsgType,
+        /// Where it came in.
+        channel: Channel,
+    },
+    /// The peer sent other state than it announced.
+    #[error("the peer broke the rules of a transfer: {0}")]
+    State(#[from] StateError),
     /// The peer refused us.
     #[error("the peer refused: {code}: {text}")]
     Refused {
@@ -64,6 +88,8 @@ pub struct FrameReader {
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
+    /// When the frame that is not complete has to be.
+    frame_due: Option<Instant>,
 }
 
 /// Writes frames, each with one write.
@@ -71,6 +97,8 @@ pub struct FrameWriter {
     half: WriteHalf<BoxedLink>,
     buffer: Vec<u8>,
     next_sequence: u32,
+    /// The numbers have begun anew.
+    wrapped: bool,
 }
 
 /// A link whose HELLO exchange is done.
@@ -81,9 +109,20 @@ pub struct Connection {
     pub writer: FrameWriter,
     /// What the peer said of itself.
     pub hello: Hello,
+    /// The features that both sides have, see [`kmp_proto::message::features`]: no other is used.
+    pub features: u64,
 }
 
 impl FrameReader {
+    /// For a bulk channel, once it is known to be one.
+    fn enlarge(&mut self) {
+        let mut larger = vec![0; READ_BULK_BYTES].into_boxed_slice();
+        let rest = self.start..self.end;
+        larger[..rest.len()].copy_from_slice(&self.buffer[rest.clone()]);
+        (self.start, self.end) = (0, rest.len());
+        self.buffer = larger;
+    }
+
     /// The next frame. Cancel-safe: dropped while waiting, nothing is lost.
     ///
     /// # Errors
@@ -94,9 +133,21 @@ impl FrameReader {
             let frame = self.decoder.feed(&mut input);
             self.start = self.end - input.len();
             if let Some(frame) = frame? {
+                self.frame_due = None;
                 return Ok(frame);
             }
-            self.end = self.half.read(&mut self.buffer).await?;
+            let read = self.half.read(&mut self.buffer);
+            // Counted over calls: whoever sends half a frame gains nothing from what goes on beside it.
+            self.end = if self.decoder.buffered() == 0 {
+                read.await?
+            } else {
+                let begun = || Instant::now() + FRAME_TIMEOUT;
+                let due = *self.frame_due.get_or_insert_with(begun);
+                match tokio::time::timeout_at(due, read).await {
+                    Ok(end) => end?,
+                    Err(_) => return Err(ConnectionError::HalfFrame),
+                }
+            };
             self.start = 0;
             if self.end == 0 {
                 return Err(ConnectionError::Closed);
@@ -112,7 +163,14 @@ impl FrameWriter {
     /// When the link fails or the message is too large.
     pub async fn send(&mut self, message: &Message) -> Result<u32, ConnectionError> {
         let sequence = self.next_sequence;
-        self.next_sequence = self.next_sequence.wrapping_add(1);
+        // 0 is nobody's sequence: an ERROR has it that is about no frame.
+        self.next_sequence = match sequence.wrapping_add(1) {
+            0 => {
+                self.wrapped = true;
+                1
+            }
+            next => next,
+        };
         self.write(message, sequence).await?;
         Ok(sequence)
     }
@@ -123,6 +181,14 @@ impl FrameWriter {
     /// As [`FrameWriter::send`].
     pub async fn reply(&mut self, message: &Message, sequence: u32) -> Result<(), ConnectionError> {
         self.write(message, sequence).await
+    }
+
+    /// Whether a message of this side's had `sequence`. Numbers wrap: of the two halves of all numbers,
+    /// the one before the next is past.
+    pub fn has_sent(&self, sequence: u32) -> bool {
+        let age = self.next_sequence.wrapping_sub(sequence);
+        let wrapped = self.wrapped || sequence < self.next_sequence;
+        sequence != 0 && wrapped && (1..=u32::MAX / 2).contains(&age)
     }
 
     async fn write(&mut self, message: &Message, sequence: u32) -> Result<(), ConnectionError> {
@@ -142,30 +208,27 @@ impl FrameWriter {
             return;
         }
         let header = offending.header;
-        let bit = if header.reply {
-            kmp_proto::wire::REPLY_BIT
-        } else {
-            0
-        };
-        let error = ErrorInfo {
-            code,
-            offending_type: header.msg_type as u16 | bit,
-            offending_sequence: header.sequence,
-            text,
-        };
-        let _ = self.write(&Message::Error(error), header.sequence).await;
+        let bit = if header.reply { REPLY_BIT } else { 0 };
+        let offending_type = header.msg_type as u16 | bit;
+        self.tell(code, offending_type, header.sequence, text).await;
     }
 
-    /// The same for a stream that broke before a frame could be read.
+    /// The same for a stream that broke: the frame is named when its header could be read.
     pub async fn refuse_stream(&mut self, error: FrameError) {
-        let text = error.to_string();
-        let info = ErrorInfo {
-            code: error.code(),
-            offending_type: 0,
-            offending_sequence: 0,
+        let info = error.answer();
+        let sequence = info.offending_sequence;
+        let _ = self.write(&Message::Error(info), sequence).await;
+    }
+
+    /// The last word on a connection that is about to be closed; it may be about an answer.
+    async fn tell(&mut self, code: ErrorCode, offending_type: u16, sequence: u32, text: String) {
+        let error = ErrorInfo {
+            code,
+            offending_type,
+            offending_sequence: sequence,
             text,
         };
-        let _ = self.write(&Message::Error(info), 0).await;
+        let _ = self.write(&Message::Error(error), sequence).await;
     }
 }
 
@@ -183,115 +246,203 @@ fn framed(link: BoxedLink, channel: Channel) -> (FrameReader, FrameWriter) {
         buffer,
         start: 0,
         end: 0,
+        frame_due: None,
     };
     let writer = FrameWriter {
         half: write,
         buffer: Vec::new(),
         next_sequence: 1,
+        wrapped: false,
     };
     (reader, writer)
 }
 
-/// The daemon's side of HELLO: says who it wants, and checks who answers.
+/// The daemon's side of HELLO: says who it wants, checks who answers, and proves itself where it has a key.
 ///
 /// # Errors
-/// When the peer does not answer in time, refuses, or is another instance or generation.
-pub async fn greet(link: BoxedLink, hello: Hello) -> Result<Connection, ConnectionError> {
-    let (mut reader, mut writer) = framed(link, hello.fixed.channel);
-    let expected = format!("{} generation {}", hello.instance, hello.fixed.generation);
-    let exchange = async {
-        writer.send(&Message::Hello(hello.clone())).await?;
-        reader.next().await
-    };
-    let frame = tokio::time::timeout(HELLO_TIMEOUT, exchange)
+/// When the peer does not answer in time, refuses, is another instance or generation, or does not prove that it
+/// has the key. It was told why.
+pub async fn greet(
+    link: BoxedLink,
+    speaker: impl Into<Speaker>,
+) -> Result<Connection, ConnectionError> {
+    let speaker = speaker.into();
+    let (reader, writer) = framed(link, speaker.hello().fixed.channel);
+    tokio::time::timeout(HELLO_TIMEOUT, greeted(reader, writer, &speaker))
         .await
-        .map_err(|_| ConnectionError::HelloTimeout)??;
+        .map_err(|_| ConnectionError::HelloTimeout)?
+}
+
+async fn greeted(
+    mut reader: FrameReader,
+    mut writer: FrameWriter,
+    speaker: &Speaker,
+) -> Result<Connection, ConnectionError> {
+    let hello = speaker.ask()?;
+    let asked = writer.send(&Message::Hello(hello.clone())).await?;
+    let frame = match reader.next().await {
+        Err(ConnectionError::Frame(error)) => {
+            writer.refuse_stream(error).await;
+            return Err(error.into());
+        }
+        other => other?,
+    };
+    let sequence = frame.header.sequence;
     let answer = match frame.message {
-        Message::HelloReply(answer) => answer,
         Message::Error(ErrorInfo { code, text, .. }) => {
             return Err(ConnectionError::Refused { code, text });
         }
+        Message::HelloReply(answer) if sequence == asked => answer,
+        Message::HelloReply(_) => {
+            let msg_type = MsgType::Hello;
+            return Err(ConnectionError::AnswersNothing { msg_type, sequence });
+        }
         other => return Err(ConnectionError::NotHello(other.msg_type().name())),
     };
-    let same = answer.instance == hello.instance
-        && answer.fixed.generation == hello.fixed.generation
-        && answer.fixed.role == PeerRole::Instance;
-    if !same {
-        let found = format!("{} generation {}", answer.instance, answer.fixed.generation);
-        return Err(ConnectionError::WrongPeer { expected, found });
+    let proven = |key: &kmp_proto::auth::Key| match (answer.nonce, &answer.proof) {
+        (Some(_), Some(proof)) => key.proves(proof, PeerRole::Instance, &hello, &answer),
+        _ => false,
+    };
+    let accepted = match speaker.key() {
+        Some(key) if !proven(key) => Err(HelloError::NotAuthentic),
+        _ => Ok(()),
+    };
+    if let Err(error) = hello.accept_reply(&answer).and(accepted) {
+        let offending_type = MsgType::Hello as u16 | REPLY_BIT;
+        let text = error.to_string();
+        writer
+            .tell(error.code(), offending_type, sequence, text)
+            .await;
+        return Err(error.into());
+    }
+    if let Some(key) = speaker.key() {
+        let proof = key.proof(PeerRole::Daemon, &hello, &answer);
+        prove(&mut reader, &mut writer, proof).await?;
     }
     Ok(Connection {
+        features: hello.fixed.features & answer.fixed.features,
         reader,
         writer,
         hello: answer,
     })
 }
 
-/// The instance's side of HELLO: checks that it is meant, and says who it is. Under a deadline.
+/// Sends the daemon's proof; `Err` unless the instance takes it.
+async fn prove(
+    reader: &mut FrameReader,
+    writer: &mut FrameWriter,
+    proof: [u8; kmp_proto::auth::PROOF_BYTES],
+) -> Result<(), ConnectionError> {
+    let message = Message::Authenticate(Authenticate { proof });
+    let asked = writer.send(&message).await?;
+    let frame = reader.next().await?;
+    match frame.message {
+        Message::AuthenticateReply(_) if frame.header.sequence == asked => Ok(()),
+        Message::Error(ErrorInfo { code, text, .. }) => {
+            Err(ConnectionError::Refused { code, text })
+        }
+        other => Err(ConnectionError::NotHello(other.msg_type().name())),
+    }
+}
+
+/// The instance's side of HELLO: checks that it is meant, says who it is, and, where it has a key, that the
+/// daemon has it too and is not older than one before it. Under a deadline.
 ///
 /// # Errors
-/// When the peer sends no HELLO in time, another frame, or means another instance or generation. It
-/// was told why.
-pub async fn welcome(link: BoxedLink, identity: &Hello) -> Result<Connection, ConnectionError> {
-    // The channel is not known yet; the reader is replaced for bulk below.
-    let (mut reader, mut writer) = framed(link, Channel::Control);
-    let first = match tokio::time::timeout(HELLO_TIMEOUT, reader.next()).await {
-        Err(_) => return Err(ConnectionError::HelloTimeout),
-        Ok(Err(ConnectionError::Frame(error))) => {
-            writer.refuse_stream(error).await;
-            return Err(error.into());
+/// When the peer sends no HELLO in time, means another instance or generation, or is not its daemon. It was
+/// told why.
+pub async fn welcome(
+    link: BoxedLink,
+    identity: impl Into<Speaker>,
+) -> Result<Connection, ConnectionError> {
+    let identity = identity.into();
+    // The channel is not known yet; the buffer is replaced for bulk below.
+    let (reader, writer) = framed(link, Channel::Control);
+    tokio::time::timeout(HELLO_TIMEOUT, welcomed(reader, writer, &identity))
+        .await
+        .map_err(|_| ConnectionError::HelloTimeout)?
+}
+
+async fn welcomed(
+    mut reader: FrameReader,
+    mut writer: FrameWriter,
+    identity: &Speaker,
+) -> Result<Connection, ConnectionError> {
+    let (first, hello) = first(
+        &mut reader,
+        &mut writer,
+        MsgType::Hello,
+        |message| match message {
+            Message::Hello(hello) => Some(hello.clone()),
+            _ => None,
+        },
+    )
+    .await?;
+    if let Err(error) = identity.accept(&hello) {
+        writer.refuse(error.code(), &first, error.to_string()).await;
+        return Err(error.into());
+    }
+    let answer = identity.reply(&hello)?;
+    let reply = Message::HelloReply(answer.clone());
+    writer.reply(&reply, first.header.sequence).await?;
+    if let Some(key) = identity.key() {
+        let (frame, proof) = self::first(
+            &mut reader,
+            &mut writer,
+            MsgType::Authenticate,
+            |message| match message {
+                Message::Authenticate(Authenticate { proof }) => Some(*proof),
+                _ => None,
+            },
+        )
+        .await?;
+        let seen = match key.proves(&proof, PeerRole::Daemon, &hello, &answer) {
+            true => identity.saw(&hello),
+            false => Err(HelloError::NotAuthentic),
+        };
+        match seen {
+            Ok(incarnation) => {
+                let reply = Message::AuthenticateReply(Authenticated { incarnation });
+                writer.reply(&reply, frame.header.sequence).await?;
+            }
+            Err(error) => {
+                writer.refuse(error.code(), &frame, error.to_string()).await;
+                return Err(error.into());
+            }
         }
-        Ok(other) => other?,
-    };
-    let Message::Hello(hello) = &first.message else {
-        let text = "the first frame must be HELLO".to_owned();
-        writer
-            .refuse(ErrorCode::UnexpectedInState, &first, text)
-            .await;
-        return Err(ConnectionError::NotHello(first.message.msg_type().name()));
-    };
-    if let Some((code, text)) = objection(hello, identity) {
-        writer.refuse(code, &first, text.clone()).await;
-        return Err(ConnectionError::Refused { code, text });
     }
-    let mut answer = identity.clone();
-    answer.fixed.channel = hello.fixed.channel;
-    answer.fixed.session = hello.fixed.session;
-    let reply = Message::HelloReply(answer);
-    let sent = tokio::time::timeout(HELLO_TIMEOUT, writer.reply(&reply, first.header.sequence));
-    sent.await.map_err(|_| ConnectionError::HelloTimeout)??;
     if hello.fixed.channel == Channel::Bulk {
-        let mut larger = vec![0; READ_BULK_BYTES].into_boxed_slice();
-        let rest = reader.start..reader.end;
-        larger[..rest.len()].copy_from_slice(&reader.buffer[rest.clone()]);
-        (reader.start, reader.end) = (0, rest.len());
-        reader.buffer = larger;
+        reader.enlarge();
     }
-    let hello = hello.clone();
     Ok(Connection {
+        features: hello.fixed.features & answer.fixed.features,
         reader,
         writer,
         hello,
     })
 }
 
-fn objection(hello: &Hello, identity: &Hello) -> Option<(ErrorCode, String)> {
-    let (theirs, ours) = (&hello.fixed, &identity.fixed);
-    if theirs.version_min > VERSION || theirs.version_max < VERSION {
-        let text = format!("this side speaks version {VERSION}");
-        return Some((ErrorCode::UnsupportedVersion, text));
+/// The first frame that `wanted` takes; whatever comes before it is refused, and ends nothing.
+async fn first<T>(
+    reader: &mut FrameReader,
+    writer: &mut FrameWriter,
+    name: MsgType,
+    wanted: impl Fn(&Message) -> Option<T>,
+) -> Result<(Frame, T), ConnectionError> {
+    loop {
+        let frame = match reader.next().await {
+            Err(ConnectionError::Frame(error)) => {
+                writer.refuse_stream(error).await;
+                return Err(error.into());
+            }
+            other => other?,
+        };
+        if let Some(found) = wanted(&frame.message) {
+            return Ok((frame, found));
+        }
+        let text = format!("send {name} first");
+        writer
+            .refuse(ErrorCode::UnexpectedInState, &frame, text)
+            .await;
     }
-    if theirs.role != PeerRole::Daemon {
-        let text = "only a daemon connects to an instance".to_owned();
-        return Some((ErrorCode::UnexpectedInState, text));
-    }
-    if hello.instance != identity.instance {
-        let text = format!("this is instance {}", identity.instance);
-        return Some((ErrorCode::UnexpectedInState, text));
-    }
-    if theirs.generation != ours.generation {
-        let text = format!("this is generation {}", ours.generation);
-        return Some((ErrorCode::StaleGeneration, text));
-    }
-    None
 }

@@ -95,10 +95,13 @@ mod tests {
                 boot_id: [1; 16],
                 features: 0,
                 session: 0,
+                incarnation: 0,
             },
             instance: instance.to_owned(),
             kernel_release: String::new(),
             agent_version: String::new(),
+            nonce: None,
+            proof: None,
         }
     }
 

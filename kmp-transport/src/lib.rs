@@ -18,6 +18,7 @@ pub mod kernel;
 pub mod link;
 pub mod peer;
 pub mod server;
+pub mod speaker;
 
 /// Nanoseconds since this kernel booted (`CLOCK_BOOTTIME`): the timestamp of every frame.
 pub fn boottime_ns() -> u64 {

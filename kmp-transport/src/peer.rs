@@ -10,17 +10,20 @@
 //! that is lost is connected again, with exponential back-off and jitter, until the [`Peer`] is
 //! dropped.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kmp_proto::codec::Frame;
-use kmp_proto::message::{Channel, Hello, Message};
+use kmp_proto::message::{Channel, Hello, Message, PeerRole};
+use kmp_proto::wire::ErrorCode;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use crate::connection::{Connection, ConnectionError, greet};
 use crate::link::{Address, BoxedLink, ConnectError, KMP_PORT, connect};
+use crate::speaker::Speaker;
 
 /// Messages that may wait to be written on one channel.
 pub const QUEUE_MAX: usize = 32;
@@ -28,6 +31,10 @@ pub const QUEUE_MAX: usize = 32;
 pub const RECONNECT_FIRST: Duration = Duration::from_millis(5);
 /// Longest such wait.
 pub const RECONNECT_MAX: Duration = Duration::from_secs(1);
+/// Probes that may wait for their answer on one heartbeat channel. A further one is held back: an
+/// instance that has so many to answer has nothing to learn from another, and the detector counts it as
+/// unanswered.
+pub const PROBES_MAX: usize = 8;
 /// Longest time for one message to be written.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -98,25 +105,36 @@ impl Drop for ChannelHandle {
 }
 
 impl Peer {
-    /// Begins to connect to the instance at `address`. `hello` says who is meant; its channel is set
-    /// for each connection. `jitter_seed` spreads the reconnections of many peers.
-    pub fn start(address: Address, hello: &Hello, jitter_seed: u64, sink: Sink) -> Self {
+    /// Begins to connect to the instance at `address`. The HELLO of `speaker` says who is meant; its channel
+    /// is set for each connection. `jitter_seed` spreads the reconnections of many peers.
+    pub fn start(
+        address: Address,
+        speaker: impl Into<Speaker>,
+        jitter_seed: u64,
+        sink: Sink,
+    ) -> Self {
         let connector: Connector = Arc::new(move || {
             let address = address.clone();
             Box::pin(async move { connect(&address, KMP_PORT).await })
         });
-        Self::over(connector, hello, jitter_seed, sink)
+        Self::over(connector, speaker, jitter_seed, sink)
     }
 
     /// As [`Peer::start`], over the links that `connector` makes.
-    pub fn over(connector: Connector, hello: &Hello, jitter_seed: u64, sink: Sink) -> Self {
+    pub fn over(
+        connector: Connector,
+        speaker: impl Into<Speaker>,
+        jitter_seed: u64,
+        sink: Sink,
+    ) -> Self {
+        let speaker = speaker.into();
         let start = |channel| {
-            let mut hello = hello.clone();
-            hello.fixed.channel = channel;
+            let mut speaker = speaker.clone();
+            speaker.hello_mut().fixed.channel = channel;
             let (queue, receiver) = mpsc::channel(QUEUE_MAX);
             let runner = Runner {
                 connector: Arc::clone(&connector),
-                hello,
+                speaker,
                 sink: Arc::clone(&sink),
                 queue: receiver,
                 random: jitter_seed | 1,
@@ -155,13 +173,13 @@ impl Peer {
 /// When it cannot be connected or the instance refuses it.
 pub async fn open_bulk(
     address: &Address,
-    hello: &Hello,
+    speaker: impl Into<Speaker>,
     session: u64,
 ) -> Result<Connection, BulkError> {
-    let mut hello = hello.clone();
-    hello.fixed.channel = Channel::Bulk;
-    hello.fixed.session = session;
-    Ok(greet(connect(address, KMP_PORT).await?, hello).await?)
+    let mut speaker = speaker.into();
+    let fixed = &mut speaker.hello_mut().fixed;
+    (fixed.channel, fixed.session) = (Channel::Bulk, session);
+    Ok(greet(connect(address, KMP_PORT).await?, speaker).await?)
 }
 
 /// Why a bulk channel could not be opened.
@@ -177,7 +195,7 @@ pub enum BulkError {
 
 struct Runner {
     connector: Connector,
-    hello: Hello,
+    speaker: Speaker,
     sink: Sink,
     queue: mpsc::Receiver<(u64, Message)>,
     random: u64,
@@ -185,7 +203,7 @@ struct Runner {
 
 impl Runner {
     async fn run(mut self) {
-        let channel = self.hello.fixed.channel;
+        let channel = self.speaker.hello().fixed.channel;
         let mut wait = RECONNECT_FIRST;
         loop {
             match self.open().await {
@@ -218,36 +236,34 @@ impl Runner {
 
     async fn open(&self) -> Result<Connection, BulkError> {
         let link = (self.connector)().await?;
-        Ok(greet(link, self.hello.clone()).await?)
+        Ok(greet(link, &self.speaker).await?)
     }
 
-    async fn pump(&mut self, mut connection: Connection) -> ConnectionError {
-        let channel = self.hello.fixed.channel;
+    async fn pump(&mut self, connection: Connection) -> ConnectionError {
+        let mut open = Open {
+            channel: self.speaker.hello().fixed.channel,
+            connection,
+            probes: VecDeque::with_capacity(PROBES_MAX),
+        };
         loop {
-            tokio::select! {
-                frame = connection.reader.next() => match frame {
-                    Ok(frame) => (self.sink)(PeerEvent::Frame(channel, Box::new(frame))),
+            let done = tokio::select! {
+                frame = open.connection.reader.next() => match frame {
+                    Ok(frame) => open.take(frame, &self.sink).await,
+                    Err(ConnectionError::Frame(error)) => {
+                        let told = open.connection.writer.refuse_stream(error);
+                        // It is closed in any case.
+                        let _ = tokio::time::timeout(WRITE_TIMEOUT, told).await;
+                        return error.into();
+                    }
                     Err(error) => return error,
                 },
                 next = self.queue.recv() => {
                     let Some((token, message)) = next else { return ConnectionError::Closed };
-                    let write = connection.writer.send(&message);
-                    match tokio::time::timeout(WRITE_TIMEOUT, write).await {
-                        Ok(Ok(sequence)) => {
-                            (self.sink)(PeerEvent::Sent { channel, token, sequence });
-                        }
-                        // Nothing of it was written: the channel is none the worse for it.
-                        Ok(Err(ConnectionError::Encode(error))) => {
-                            let reason = error.to_string();
-                            (self.sink)(PeerEvent::Unsendable { channel, token, reason });
-                        }
-                        Ok(Err(error)) => return error,
-                        Err(_) => {
-                            let text = format!("not writable for {WRITE_TIMEOUT:?}");
-                            return std::io::Error::new(std::io::ErrorKind::TimedOut, text).into();
-                        }
-                    }
+                    open.send(token, &message, &self.sink).await
                 }
+            };
+            if let Err(error) = done {
+                return error;
             }
         }
     }
@@ -259,5 +275,115 @@ impl Runner {
         self.random ^= self.random << 17;
         let part = u32::try_from(self.random % 512).unwrap_or(0);
         wait / 2 + wait * part / 1024
+    }
+}
+
+/// A channel that is up.
+struct Open {
+    channel: Channel,
+    connection: Connection,
+    /// Sequence and number of each probe that is not answered, oldest first.
+    probes: VecDeque<(u32, u32)>,
+}
+
+impl Open {
+    async fn send(
+        &mut self,
+        token: u64,
+        message: &Message,
+        sink: &Sink,
+    ) -> Result<(), ConnectionError> {
+        let channel = self.channel;
+        let probe = match message {
+            Message::HeartbeatReq(_) if self.probes.len() == PROBES_MAX => return Ok(()),
+            Message::HeartbeatReq(request) => Some(request.probe),
+            _ => None,
+        };
+        match in_time(self.connection.writer.send(message)).await {
+            Ok(sequence) => {
+                self.probes.extend(probe.map(|probe| (sequence, probe)));
+                sink(PeerEvent::Sent {
+                    channel,
+                    token,
+                    sequence,
+                });
+            }
+            // Nothing of it was written: the channel is none the worse for it.
+            Err(ConnectionError::Encode(error)) => {
+                let reason = error.to_string();
+                sink(PeerEvent::Unsendable {
+                    channel,
+                    token,
+                    reason,
+                });
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Holds a frame to the rules of its channel and passes it on.
+    async fn take(&mut self, frame: Frame, sink: &Sink) -> Result<(), ConnectionError> {
+        let (channel, msg_type) = (self.channel, frame.header.msg_type);
+        if !frame.message.may_travel(PeerRole::Instance, channel) {
+            if frame.message.is_answer() {
+                return Err(ConnectionError::WrongChannel { msg_type, channel });
+            }
+            let text = format!("an instance sends no {msg_type} on this channel");
+            let writer = &mut self.connection.writer;
+            let told = async {
+                writer
+                    .refuse(ErrorCode::UnexpectedInState, &frame, text)
+                    .await;
+                Ok(())
+            };
+            return in_time(told).await;
+        }
+        self.check_answer(&frame)?;
+        let refused = match &frame.message {
+            Message::Error(error) if error.code.ends(channel) => Some(ConnectionError::Refused {
+                code: error.code,
+                text: error.text.clone(),
+            }),
+            _ => None,
+        };
+        sink(PeerEvent::Frame(channel, Box::new(frame)));
+        refused.map_or(Ok(()), Err)
+    }
+
+    /// An answer is to something that was sent, and the answer to a probe to one that waits for it.
+    fn check_answer(&mut self, frame: &Frame) -> Result<(), ConnectionError> {
+        let (msg_type, sequence) = (frame.header.msg_type, frame.header.sequence);
+        if !frame.message.is_answer() {
+            return Ok(());
+        }
+        let probe = self.probes.iter().position(|(sent, _)| *sent == sequence);
+        let sound = match &frame.message {
+            // It is the last word, and may be about a frame that the instance could not read.
+            Message::Error(error) if error.code.ends(self.channel) => return Ok(()),
+            Message::HeartbeatRsp(answer) => {
+                probe.is_some_and(|at| self.probes[at].1 == answer.probe)
+            }
+            _ => self.connection.writer.has_sent(sequence),
+        };
+        if !sound {
+            return Err(ConnectionError::AnswersNothing { msg_type, sequence });
+        }
+        if let Some(at) = probe {
+            self.probes.remove(at);
+        }
+        Ok(())
+    }
+}
+
+async fn in_time<T>(
+    write: impl Future<Output = Result<T, ConnectionError>>,
+) -> Result<T, ConnectionError> {
+    match tokio::time::timeout(WRITE_TIMEOUT, write).await {
+        Ok(done) => done,
+        Err(_) => {
+            let text = format!("not writable for {WRITE_TIMEOUT:?}");
+            Err(std::io::Error::new(std::io::ErrorKind::TimedOut, text).into())
+        }
     }
 }

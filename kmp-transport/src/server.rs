@@ -8,13 +8,13 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use kmp_proto::message::Hello;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::connection::{Connection, HELLO_TIMEOUT, welcome};
 use crate::link::{Accepted, Listener, accept_line};
+use crate::speaker::Speaker;
 
 /// Connections that may be between accept and HELLO.
 pub const PENDING_MAX: usize = 64;
@@ -74,10 +74,11 @@ impl<R: Fn(&str)> Reports<R> {
 /// Refusals are told to `report`, at most [`REPORTS_MAX`] in each [`REPORT_WINDOW`].
 pub fn serve(
     listener: Listener,
-    identity: Hello,
+    identity: impl Into<Speaker>,
     report: impl Fn(&str) + Send + Sync + 'static,
 ) -> mpsc::Receiver<Connection> {
     let (sender, receiver) = mpsc::channel(IDENTIFIED_MAX);
+    let identity = identity.into();
     let reports = Arc::new(Reports::new(report));
     tokio::spawn(async move {
         let mut pending = VecDeque::<AbortHandle>::new();
@@ -116,7 +117,7 @@ pub fn serve(
     receiver
 }
 
-async fn identify(accepted: Accepted, identity: &Hello) -> Result<Connection, String> {
+async fn identify(accepted: Accepted, identity: &Speaker) -> Result<Connection, String> {
     let link = tokio::time::timeout(HELLO_TIMEOUT, accept_line(accepted))
         .await
         .map_err(|_| format!("a connection asked for no port within {HELLO_TIMEOUT:?}"))?

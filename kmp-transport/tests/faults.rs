@@ -205,7 +205,7 @@ async fn goes_on(plan: FaultPlan, seed: u64) -> u32 {
     });
     let (told, mut events) = mpsc::unbounded_channel();
     let sink = Arc::new(move |event| drop(told.send(event)));
-    let peer = Peer::over(connector, &hello(PeerRole::Daemon), seed | 1, sink);
+    let peer = Peer::over(connector, hello(PeerRole::Daemon), seed | 1, sink);
     let (mut heartbeats, mut replies, mut down) = (0, 0, 0);
     let mut asked = 0;
     let mut tick = tokio::time::interval(Duration::from_millis(20));

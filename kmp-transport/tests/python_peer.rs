@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use kmp_proto::auth::Key;
 use kmp_proto::codec::{Decoder, Frame, encode};
 use kmp_proto::fence::{Confirmation, FenceMethod, FenceOrder};
 use kmp_proto::message::*;
@@ -19,6 +20,7 @@ use kmp_proto::wire::ErrorCode;
 use kmp_transport::connection::{ConnectionError, greet};
 use kmp_transport::link::{Address, connect};
 use kmp_transport::peer::{Peer, PeerEvent};
+use kmp_transport::speaker::Speaker;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
@@ -42,11 +44,14 @@ struct Instance {
     dir: tempfile::TempDir,
 }
 
+/// Its key, as on its command line.
+const KEY: &str = "0707070707070707070707070707070707070707070707070707070707070707";
+
 impl Instance {
     fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("vsock");
-        let mut process = python(&["serve", path.to_str().unwrap(), "web", "7"])
+        let mut process = python(&["serve", path.to_str().unwrap(), "web", "7", KEY])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -74,7 +79,11 @@ impl Drop for Instance {
     }
 }
 
-fn hello(instance: &str, generation: u64) -> Hello {
+fn hello(instance: &str, generation: u64) -> Speaker {
+    Speaker::with_key(plain(instance, generation, 0), Key::new([7; 32]))
+}
+
+fn plain(instance: &str, generation: u64, incarnation: u64) -> Hello {
     Hello {
         fixed: HelloFixed {
             version_min: 1,
@@ -86,10 +95,13 @@ fn hello(instance: &str, generation: u64) -> Hello {
             boot_id: *b"0123456789abcdef",
             features: features::COOPERATIVE | features::BY_REFERENCE,
             session: 0,
+            incarnation,
         },
         instance: instance.to_owned(),
         kernel_release: "6.12.0".to_owned(),
         agent_version: "kmorphd".to_owned(),
+        nonce: None,
+        proof: None,
     }
 }
 
@@ -138,7 +150,7 @@ async fn it_is_an_instance_to_the_daemons_end() {
     let sink = Arc::new(move |event| {
         let _ = sender.send(event);
     });
-    let peer = Peer::start(instance.address(), &hello("web", 7), 1, sink);
+    let peer = Peer::start(instance.address(), hello("web", 7), 1, sink);
     // The control channel begins with the instance's own word on its health.
     let status = frame_on(&mut events, Channel::Control).await;
     let Message::HealthStatus(status) = status.message else {
@@ -167,6 +179,45 @@ async fn it_is_an_instance_to_the_daemons_end() {
     );
     let answer = frame_on(&mut events, Channel::Control).await.message;
     assert!(matches!(answer, Message::Error(error) if error.code == ErrorCode::NotFenced));
+    let own = Message::RecoverReclaim(RecoverReclaim {
+        fixed,
+        instance: "web".to_owned(),
+        fence,
+    });
+    ask(Channel::Control, own);
+    let answer = frame_on(&mut events, Channel::Control).await.message;
+    assert!(matches!(answer, Message::Error(error) if error.code == ErrorCode::NotFenced));
+    let topology = RecoverComplete {
+        fixed: RecoverCompleteFixed {
+            recovery: 3,
+            failed_generation: 6,
+            new_generation: 8,
+            outcome: RecoveryOutcome::Recovered,
+            part: 0,
+            flags: 0,
+        },
+        instance: "db".to_owned(),
+        topology: vec![
+            TopologyEntry {
+                name: "db".to_owned(),
+                generation: 8,
+                memory_kib: 1,
+                cid: 3,
+                cpus: (0..1024).collect(),
+            };
+            300
+        ],
+    };
+    let parts = topology.into_parts();
+    assert_eq!(parts.len(), 3);
+    // The second alone is none; then all of them, in their order.
+    for (n, refused) in [(1, true), (0, false), (1, false), (2, false), (2, true)] {
+        ask(Channel::Control, Message::RecoverComplete(parts[n].clone()));
+        let answer = frame_on(&mut events, Channel::Control).await.message;
+        let error = matches!(&answer, Message::Error(e) if e.code == ErrorCode::UnexpectedInState);
+        let reply = matches!(answer, Message::RecoverCompleteReply(_));
+        assert_eq!((error, reply), (refused, !refused), "part {n}");
+    }
     // What it cannot do it refuses, and the connection goes on.
     let request = MorphPrepare {
         session: 1,
@@ -206,7 +257,7 @@ async fn it_refuses_who_means_another_generation_or_another_instance() {
     for (name, generation, expected) in [
         ("web", 6, ErrorCode::StaleGeneration),
         ("web", 8, ErrorCode::StaleGeneration),
-        ("db", 7, ErrorCode::UnexpectedInState),
+        ("db", 7, ErrorCode::WrongPeer),
     ] {
         let link = connect(&instance.address(), 9000).await.unwrap();
         match greet(link, hello(name, generation)).await {
@@ -215,6 +266,43 @@ async fn it_refuses_who_means_another_generation_or_another_instance() {
             Ok(_) => panic!("{name} {generation} was welcome"),
         }
     }
+}
+
+#[tokio::test]
+async fn it_refuses_who_has_not_its_key_and_who_is_older_than_one_before() {
+    let instance = Instance::start();
+    let refused = async |speaker: Speaker| {
+        let link = connect(&instance.address(), 9000).await.unwrap();
+        match greet(link, speaker).await {
+            Err(ConnectionError::Refused { code, .. }) => Some(code),
+            // Who has another key does not believe the instance either.
+            Err(ConnectionError::Hello(error)) => Some(error.code()),
+            Err(other) => panic!("{other}"),
+            Ok(_) => None,
+        }
+    };
+    let with = |key, incarnation| Speaker::with_key(plain("web", 7, incarnation), Key::new(key));
+    let none = plain("web", 7, 5).into();
+    assert_eq!(refused(none).await, Some(ErrorCode::NotAuthentic));
+    assert_eq!(
+        refused(with([8; 32], 9)).await,
+        Some(ErrorCode::NotAuthentic)
+    );
+    assert_eq!(
+        refused(with([7; 32], 5)).await,
+        None,
+        "9 has not proved itself"
+    );
+    assert_eq!(
+        refused(with([7; 32], 4)).await,
+        Some(ErrorCode::OlderDaemon)
+    );
+    assert_eq!(refused(with([7; 32], 5)).await, None);
+    assert_eq!(refused(with([7; 32], 6)).await, None);
+    assert_eq!(
+        refused(with([7; 32], 5)).await,
+        Some(ErrorCode::OlderDaemon)
+    );
 }
 
 /// Sends raw bytes as the first of a connection, and returns the ERROR that ends it.
@@ -234,9 +322,11 @@ async fn refused(path: &Path, bytes: &[u8]) -> ErrorInfo {
     let mut rest = &answer[..];
     let frame = Decoder::new().feed(&mut rest).unwrap().unwrap();
     assert!(rest.is_empty(), "one ERROR, then the end");
-    assert_eq!(frame.header.sequence, 0);
     match frame.message {
-        Message::Error(error) => error,
+        Message::Error(error) => {
+            assert_eq!(frame.header.sequence, error.offending_sequence);
+            error
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -245,22 +335,23 @@ async fn refused(path: &Path, bytes: &[u8]) -> ErrorInfo {
 async fn it_answers_a_broken_stream_with_one_error_and_closes() {
     let instance = Instance::start();
     let mut good = Vec::new();
-    encode(&Message::Hello(hello("web", 7)), 1, 1, &mut good).unwrap();
+    encode(&Message::Hello(plain("web", 7, 0)), 1, 1, &mut good).unwrap();
     let changed = |at: usize, to: u8| {
         let mut bytes = good.clone();
         bytes[at] = to;
         bytes
     };
-    for (bytes, expected) in [
-        (changed(0, 1), ErrorCode::Malformed),
-        (changed(4, 2), ErrorCode::UnsupportedVersion),
-        (changed(28, 1), ErrorCode::Malformed),
-        (changed(6, 99), ErrorCode::UnknownType),
-        (changed(15, 1), ErrorCode::TooLarge),
-        (changed(40, 1), ErrorCode::BadCrc),
+    let (unread, read) = ((0, 0), (0x0001, 1));
+    for (bytes, expected, named) in [
+        (changed(0, 1), ErrorCode::Malformed, unread),
+        (changed(4, 2), ErrorCode::UnsupportedVersion, unread),
+        (changed(28, 1), ErrorCode::Malformed, unread),
+        (changed(6, 99), ErrorCode::UnknownType, (99, 1)),
+        (changed(15, 1), ErrorCode::TooLarge, read),
+        (changed(40, 1), ErrorCode::BadCrc, read),
     ] {
         let error = refused(&instance.path(), &bytes).await;
         assert_eq!(error.code, expected);
-        assert_eq!((error.offending_type, error.offending_sequence), (0, 0));
+        assert_eq!((error.offending_type, error.offending_sequence), named);
     }
 }

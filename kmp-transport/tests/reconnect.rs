@@ -58,6 +58,8 @@ fn complete(instances: usize) -> Message {
             failed_generation: 1,
             new_generation: 2,
             outcome: RecoveryOutcome::Recovered,
+            part: 0,
+            flags: 0,
         },
         instance: "db".to_owned(),
         topology: vec![entry; instances],
@@ -71,7 +73,7 @@ async fn a_message_that_fits_into_no_frame_costs_the_channel_nothing() {
     let listener = Listener::Unix(UnixVsockListener::bind(&path, KMP_PORT).unwrap());
     let (told, mut events) = mpsc::unbounded_channel();
     let sink = Arc::new(move |event| drop(told.send(event)));
-    let peer = Peer::start(Address::Unix(path), &hello(PeerRole::Daemon), 1, sink);
+    let peer = Peer::start(Address::Unix(path), hello(PeerRole::Daemon), 1, sink);
     let mut control = loop {
         let link = accept_line(listener.accept().await.unwrap()).await.unwrap();
         let connection = welcome(link, &hello(PeerRole::Instance)).await.unwrap();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::InstanceName;
+use crate::{InstanceName, Secret};
 
 /// Largest agent configuration, in bytes, that the agent reads.
 pub const AGENT_CONFIG_MAX_BYTES: u64 = 256 * 1024;
@@ -100,6 +100,8 @@ pub struct AgentConfig {
     pub instance: InstanceName,
     /// The incarnation it speaks for; a HELLO with an older one is refused.
     pub generation: u64,
+    /// The key that agent and daemon prove to each other: of this generation, made at its spawn.
+    pub key: Secret,
     /// What it is in its instance.
     pub role: Role,
     /// Where it listens for the daemon.
@@ -208,6 +210,7 @@ mod tests {
         AgentConfig {
             instance: "web".parse().unwrap(),
             generation: 7,
+            key: Secret::new([5; 32]),
             role: Role::Child,
             listen: Listen::Unix {
                 path: "/run/x/vsock.sock".into(),

@@ -11,6 +11,7 @@ pub mod descriptor_limit;
 mod descriptors;
 mod name;
 mod resident;
+mod secret;
 
 pub use config::{
     AGENT_CONFIG_MAX_BYTES, AgentConfig, ConfigError, Listen, PublishedPort, Role, StartMode,
@@ -19,4 +20,5 @@ pub use config::{
 pub use descriptors::{FIRST_OTHER, close_all_but, close_on_exec_from};
 pub use name::{INSTANCE_NAME_MAX_BYTES, InstanceName, InvalidInstanceName};
 pub use resident::stay_resident;
+pub use secret::Secret;
 pub mod handover;

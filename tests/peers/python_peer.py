@@ -2,11 +2,13 @@
 """A KMP peer in Python, written from docs/kmp.md alone, with the standard library only.
 
     python_peer.py golden <folder>                         reads and writes again every golden frame
-    python_peer.py serve <socket> <instance> <generation>  is that instance, behind a Unix socket
+    python_peer.py serve <socket> <instance> <generation> [<key>]
+                                                           is that instance, behind a Unix socket
 
 It exists to prove that the page is enough, and it is what a peer in another language can start from.
 """
 
+import hmac
 import os
 import pathlib
 import socket
@@ -18,18 +20,22 @@ import zlib
 
 MAGIC, VERSION, REPLY, PORT = 0x4B4D5000, 1, 0x8000, 9000
 HEADER = struct.Struct("<IHHIIQII")
-CRITICAL, TEXT_MAX = 1, 512
-HELLO_TIMEOUT_S = 2
+CRITICAL, TEXT_MAX, SHORT_MAX, NAME_MAX = 1, 512, 128, 64
+TOPOLOGY_MAX, MORE = 2048, 1
+HELLO_TIMEOUT_S, FRAME_TIMEOUT_S = 2, 10
 MALFORMED, BAD_CRC, BAD_VERSION, UNKNOWN_TYPE, UNEXPECTED, TOO_LARGE, STALE = range(1, 8)
-NOT_FENCED = 14
+NOT_FENCED, WRONG_PEER, NOT_AUTHENTIC, OLDER_DAEMON = 14, 16, 17, 18
+# Codes after which a connection ends, whatever its channel.
+ENDING = {MALFORMED, BAD_CRC, BAD_VERSION, UNKNOWN_TYPE, TOO_LARGE, STALE, WRONG_PEER}
+ENDING |= {NOT_AUTHENTIC, OLDER_DAEMON}
 
 
 class Refused(Exception):
-    """What is answered with ERROR: its code and its text."""
+    """What is answered with ERROR: its code, its text, and which frame it is about."""
 
-    def __init__(self, code, text):
+    def __init__(self, code, text, msg_type=0, sequence=0):
         super().__init__(text)
-        self.code = code
+        self.code, self.msg_type, self.sequence = code, msg_type, sequence
 
 
 def need(condition, text):
@@ -89,6 +95,14 @@ def exactly(fields):
     return read_all, write
 
 
+def octets(size):
+    def read(data):
+        need(len(data) == size, "a record has another length")
+        return bytes(data)
+
+    return read, bytes
+
+
 def topology():
     read, write, size = fixed("generation:Q memory_kib:Q cid:Q cpu_count:H name_len:H -:4s")
 
@@ -116,7 +130,7 @@ def check():
         head = read(data)
         end = size + head.pop("name_len")
         need(end <= len(data), "lengths contradict each other")
-        head["name"] = text(TEXT_MAX)[0](data[size:end])
+        head["name"] = text(NAME_MAX)[0](data[size:end])
         head["detail"] = text(TEXT_MAX)[0](data[end:])
         return head
 
@@ -129,8 +143,8 @@ def check():
 
 KINDS = {
     1: ("instance", text(63)),
-    2: ("kernel_release", text(TEXT_MAX, 128)),
-    3: ("agent_version", text(TEXT_MAX, 128)),
+    2: ("kernel_release", text(SHORT_MAX, SHORT_MAX)),
+    3: ("agent_version", text(SHORT_MAX, SHORT_MAX)),
     4: ("text", text(TEXT_MAX)),
     5: ("fence", exactly("method:H confirmation:H flags:I generation:Q fenced_at_unix_ns:Q -:8s")),
     6: ("topology", topology()),
@@ -141,17 +155,19 @@ KINDS = {
     11: ("range", exactly("start:Q length:Q")),
     12: ("pci_port", text(32)),
     13: ("window", exactly("start:Q length:Q offset:Q")),
+    14: ("nonce", octets(32)),
+    15: ("proof", octets(32)),
 }
 
 # --- Messages: type, name, limit, fixed part, records as kind: (least, most, critical). ---
 
 MAYBE, MUST = (0, 1, 0), (1, 1, CRITICAL)
-RECOVER = "recovery:Q failed_generation:Q cause:H/1-3 -:6s"
+RECOVER = "recovery:Q failed_generation:Q cause:H -:6s"
 RECOVER_REPLY = ("recovery:Q elapsed_ms:I -:4s", {})
 HELLO = (
     "version_min:H version_max:H role:B/1-2 channel:B/1-3 flags:H generation:Q boot_id:16s"
-    " features:Q session:Q -:8s",
-    {1: MUST, 2: MAYBE, 3: MAYBE},
+    " features:Q session:Q incarnation:Q",
+    {1: MUST, 2: MAYBE, 3: MAYBE, 14: (0, 1, CRITICAL), 15: (0, 1, CRITICAL)},
 )
 VMCORE = ("capture:Q bytes:Q status:H/0-1 -:6s", {})
 NEGOTIATE = (
@@ -166,12 +182,13 @@ TRANSFER = (
 )
 MESSAGES = {
     0x0001: ("HELLO", 1024, HELLO, HELLO),
+    0x0002: ("AUTHENTICATE", 128, ("proof:32s", {}), ("incarnation:Q", {})),
     0x0101: ("HEARTBEAT_REQ", 128, ("probe:I flags:I self_lag_us:I -:4s", {}), None),
     0x0102: (
         "HEARTBEAT_RSP",
         223,
         (
-            "probe:I health:B/1-3 workload:B/0-7 cpu_count:H cpu_busy_permille:H pressure_cpu:H"
+            "probe:I health:B workload:B cpu_count:H cpu_busy_permille:H pressure_cpu:H"
             " pressure_memory:H pressure_io:H memory_total_kib:Q memory_available_kib:Q"
             " io_read_bytes:Q io_write_bytes:Q",
             {},
@@ -181,7 +198,7 @@ MESSAGES = {
     0x0103: (
         "HEALTH_STATUS",
         1024,
-        ("health:B/1-3 workload:B/0-7 flags:H exit_status:i restarts:I -:4s", {4: MAYBE}),
+        ("health:B workload:B flags:H exit_status:i restarts:I -:4s", {4: MAYBE}),
         None,
     ),
     0x0201: ("RECOVER_PREPARE", 4096, (RECOVER, {1: MUST, 4: MAYBE}), RECOVER_REPLY),
@@ -190,7 +207,7 @@ MESSAGES = {
         "RECOVER_COMPLETE",
         262144,
         (
-            "recovery:Q failed_generation:Q new_generation:Q outcome:H/1-2 -:6s",
+            "recovery:Q failed_generation:Q new_generation:Q outcome:H part:H flags:H -:2s",
             {1: MUST, 6: (0, 2048, 0)},
         ),
         RECOVER_REPLY,
@@ -250,14 +267,14 @@ MESSAGES = {
     0x0F01: (
         "ERROR",
         1024,
-        ("code:H/1-15 offending_type:H offending_sequence:I -:8s", {4: MAYBE}),
+        ("code:H offending_type:H offending_sequence:I -:8s", {4: MAYBE}),
         None,
     ),
     0x0F02: (
         "RETRY",
         256,
         (
-            "retry_after_ms:I reason:H/1-15 offending_type:H offending_sequence:I -:4s",
+            "retry_after_ms:I reason:H offending_type:H offending_sequence:I -:4s",
             {},
         ),
         None,
@@ -295,6 +312,11 @@ def read_payload(msg_type, payload):
         found = values[kind]
         need(least <= len(found) <= most, f"record kind {kind} appears {len(found)} times")
         message[KINDS[kind][0]] = found if most > 1 else (found or [None])[0]
+    if name == "HELLO":
+        need((message["channel"] == 3) == (message["session"] != 0), "a session is a bulk channel's")
+    if name == "MORPH_PREPARE" and not msg_type & REPLY:
+        need(message["session"] != 0, "session 0")
+        need(message["from_generation"] != message["to_generation"], "a morph to itself")
     if name == "MORPH_VALIDATE" and msg_type & REPLY and message["verdict"] == 1:
         need(all(one["result"] == 1 for one in message["check"]), "passed beside a failed check")
     return message
@@ -332,21 +354,54 @@ def read_header(data):
 def read_frame(read):
     """The next frame from `read(count)`: type, sequence, timestamp, message."""
     head = read(HEADER.size)
-    msg_type, sequence, length, timestamp, crc = read_header(head)
-    payload = read(length)
-    if zlib.crc32(head[:24] + bytes(4) + head[28:] + payload) != crc:
-        raise Refused(BAD_CRC, "the checksum does not hold")
-    return msg_type, sequence, timestamp, read_payload(msg_type, payload)
+    magic, version, msg_type, sequence, _, _, _, reserved = HEADER.unpack(head)
+    readable = magic == MAGIC and version == VERSION and reserved == 0
+    try:
+        msg_type, sequence, length, timestamp, crc = read_header(head)
+        payload = read(length)
+        if zlib.crc32(head[:24] + bytes(4) + head[28:] + payload) != crc:
+            raise Refused(BAD_CRC, "the checksum does not hold")
+        return msg_type, sequence, timestamp, read_payload(msg_type, payload)
+    except Refused as refused:
+        if readable:
+            refused.msg_type, refused.sequence = msg_type, sequence
+        raise
 
 
 # --- The instance. ---
 
 
 class Instance:
-    def __init__(self, name, generation):
+    def __init__(self, name, generation, key=None):
         self.name, self.generation, self.boot_id = name, generation, os.urandom(16)
+        self.key, self.incarnation = key, 0
+        self.parts = None
+
+    def proof(self, label, hello, reply):
+        """What the side with this label sends, for this HELLO and reply."""
+        said = label.ljust(16, b"\0")
+        for one in (hello, reply):
+            said += fixed(HELLO[0])[1](one) + (one["nonce"] or bytes(32))
+        return hmac.digest(self.key, said + hello["instance"].encode(), "sha256")
 
     def identity(self, asked):
+        reply = self.who(asked)
+        if self.key:
+            reply["nonce"] = os.urandom(32)
+            reply["proof"] = self.proof(b"KMP1 instance", asked, reply)
+        return reply
+
+    def not_older(self, hello):
+        if hello["incarnation"] < self.incarnation:
+            raise Refused(OLDER_DAEMON, f"daemon {self.incarnation} has spoken")
+
+    def authenticate(self, hello, reply, request):
+        if not hmac.compare_digest(request["proof"], self.proof(b"KMP1 daemon", hello, reply)):
+            raise Refused(NOT_AUTHENTIC, "this is not the proof of the key")
+        self.not_older(hello)
+        self.incarnation = hello["incarnation"]
+
+    def who(self, asked):
         return {
             "version_min": 1,
             "version_max": 1,
@@ -357,20 +412,43 @@ class Instance:
             "boot_id": self.boot_id,
             "features": 0,
             "session": asked["session"],
+            "incarnation": self.incarnation,
+            "nonce": None,
+            "proof": None,
             "instance": self.name,
             "kernel_release": os.uname().release,
             "agent_version": "python_peer 1",
         }
 
-    def welcome(self, msg_type, hello):
-        if msg_type != 0x0001:
-            raise Refused(UNEXPECTED, "the first frame must be HELLO")
+    def welcome(self, hello):
         if not hello["version_min"] <= VERSION <= hello["version_max"]:
             raise Refused(BAD_VERSION, "only version 1 is spoken here")
         if hello["role"] != 1 or hello["instance"] != self.name:
-            raise Refused(UNEXPECTED, f"this is {self.name}, for its daemon")
+            raise Refused(WRONG_PEER, f"this is {self.name}, for its daemon")
         if hello["generation"] != self.generation:
             raise Refused(STALE, f"this is generation {self.generation}")
+        if self.key:
+            self.not_older(hello)
+            if not hello["nonce"]:
+                raise Refused(NOT_AUTHENTIC, "only a daemon with the key is answered")
+
+    def collect(self, part):
+        """Takes a part of a topology; it is whole when the last has come."""
+        before, self.parts = self.parts, None
+        more, entries = part["flags"] & MORE, part["topology"]
+        same = ("recovery", "failed_generation", "new_generation", "outcome", "instance")
+        if part["part"] and (
+            not before
+            or part["part"] != before["part"] + 1
+            or any(part[name] != before[name] for name in same)
+        ):
+            raise Refused(UNEXPECTED, "not the part that was to come")
+        if part["part"]:
+            entries = before["topology"] + entries
+        if len(entries) > TOPOLOGY_MAX or more and not part["topology"]:
+            raise Refused(UNEXPECTED, "a topology has 1 to 2048 entries, and no empty part before its last")
+        if more:
+            self.parts = {**part, "topology": entries}
 
     def answer(self, channel, msg_type, request):
         """The answer to one request: type and message."""
@@ -393,50 +471,85 @@ class Instance:
         if channel == 2 and msg_type in (0x0201, 0x0202, 0x0203):
             if "fence" in request and request["fence"]["generation"] != request["failed_generation"]:
                 raise Refused(NOT_FENCED, "the certificate is for another generation")
+            if msg_type == 0x0202 and request["instance"] == self.name:
+                raise Refused(NOT_FENCED, "that is this instance, and it runs")
+            if msg_type == 0x0203:
+                self.collect(request)
             return msg_type | REPLY, {"recovery": request["recovery"], "elapsed_ms": 0}
         raise Refused(UNEXPECTED, f"{layout(msg_type)[0]} is not answered on this channel")
 
     def serve(self, stream):
-        def read(count):
-            data = stream.recv(count, socket.MSG_WAITALL) if count else b""
-            if len(data) < count:
-                raise EOFError
+        def take(count):
+            data = b""
+            while len(data) < count:
+                more = stream.recv(count - len(data))
+                if not more:
+                    raise EOFError
+                data += more
+                # The first byte may take for ever, a frame may not.
+                if until[0] is None:
+                    until[0] = time.monotonic() + FRAME_TIMEOUT_S
+                stream.settimeout(max(until[0] - time.monotonic(), 0.001))
             return data
+
+        def frame():
+            """Between frames nothing is waited for, unless HELLO is still to come."""
+            if greeted:
+                until[0] = None
+                stream.settimeout(None)
+            return read_frame(take)
 
         def send(msg_type, sequence, message):
             stream.sendall(write_frame(msg_type, sequence, message))
 
-        def refuse(refused, msg_type=0, sequence=0):
-            text = {"code": refused.code, "text": str(refused)}
-            send(0x0F01, sequence, {**text, "offending_type": msg_type, "offending_sequence": sequence})
+        def refuse(refused):
+            """Says why; whether the connection ends."""
+            error = {"code": refused.code, "text": str(refused)}
+            error |= {"offending_type": refused.msg_type, "offending_sequence": refused.sequence}
+            send(0x0F01, refused.sequence, error)
+            return refused.code in ENDING
 
+        until, greeted, pending = [time.monotonic() + HELLO_TIMEOUT_S], False, None
         try:
             stream.settimeout(HELLO_TIMEOUT_S)
             line = b""
             while not line.endswith(b"\n") and len(line) < 32:
-                line += read(1)
+                line += take(1)
             if line != f"CONNECT {PORT}\n".encode():
                 return
             stream.sendall(f"OK {PORT}\n".encode())
-            msg_type, sequence, _, hello = read_frame(read)
-            try:
-                self.welcome(msg_type, hello)
-            except Refused as refused:
-                return refuse(refused, msg_type, sequence)
-            stream.settimeout(None)
-            send(0x0001 | REPLY, sequence, self.identity(hello))
-            if hello["channel"] == 2:
-                status = {"health": 1, "workload": 0, "flags": 0, "exit_status": 0, "restarts": 0}
-                send(0x0103, 1, status)
             while True:
-                msg_type, sequence, _, request = read_frame(read)
-                if msg_type in (0x0F01, 0x0F02) or msg_type & REPLY:
+                msg_type, sequence, _, request = frame()
+                if msg_type in (0x0102, 0x0F01, 0x0F02) or msg_type & REPLY:
+                    if msg_type == 0x0F01 and request["code"] in ENDING:
+                        return
                     continue
                 try:
-                    send_type, message = self.answer(hello["channel"], msg_type, request)
-                    send(send_type, sequence, message)
+                    if not greeted and msg_type != (0x0002 if pending else 0x0001):
+                        raise Refused(UNEXPECTED, "HELLO comes first, then AUTHENTICATE")
+                    if greeted:
+                        send_type, message = self.answer(greeted["channel"], msg_type, request)
+                        send(send_type, sequence, message)
+                        continue
+                    if pending:
+                        self.authenticate(*pending, request)
+                        greeted = pending[0]
+                        send(0x0002 | REPLY, sequence, {"incarnation": self.incarnation})
+                    else:
+                        self.welcome(request)
+                        reply = self.identity(request)
+                        send(0x0001 | REPLY, sequence, reply)
+                        if self.key:
+                            pending = (request, reply)
+                            continue
+                        greeted = request
+                    if greeted["channel"] == 2:
+                        status = {"health": 1, "workload": 0, "flags": 0}
+                        send(0x0103, 1, {**status, "exit_status": 0, "restarts": 0})
                 except Refused as refused:
-                    refuse(refused, msg_type, sequence)
+                    refused.msg_type, refused.sequence = msg_type, sequence
+                    if refuse(refused):
+                        return
         except Refused as refused:
             # A frame that breaks the framing: one ERROR, then the end.
             refuse(refused)
@@ -446,8 +559,8 @@ class Instance:
             stream.close()
 
 
-def serve(path, name, generation):
-    instance = Instance(name, int(generation))
+def serve(path, name, generation, key=""):
+    instance = Instance(name, int(generation), bytes.fromhex(key))
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()

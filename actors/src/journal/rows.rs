@@ -207,6 +207,8 @@ pub struct MorphRow {
 /// Everything in the journal, as read at the daemon's start.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
+    /// How often a daemon has started with this journal, this time included.
+    pub incarnation: u64,
     /// Instances.
     pub instances: Vec<InstanceRow>,
     /// Generations not yet released.

@@ -49,6 +49,7 @@ CREATE TABLE IF NOT EXISTS morph (session INTEGER PRIMARY KEY, row TEXT NOT NULL
 CREATE TABLE IF NOT EXISTS operation (id INTEGER PRIMARY KEY, row TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS event (id INTEGER PRIMARY KEY, row TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS doctor (id INTEGER PRIMARY KEY, row TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS daemon_start (id INTEGER PRIMARY KEY CHECK (id = 1), count INTEGER NOT NULL) STRICT;
 ";
 
 /// Why the journal could not be opened, read or written.
@@ -329,7 +330,10 @@ impl Store {
                 Ok((row.get(0)?, row.get::<_, i64>(1)?.unsigned_abs()))
             })?
             .collect::<Result<_, _>>()?;
+        let count = "SELECT count FROM daemon_start";
+        let incarnation: i64 = self.db.query_row(count, [], |row| row.get(0))?;
         Ok(Snapshot {
+            incarnation: incarnation.unsigned_abs(),
             instances: rows(
                 &self.db,
                 "instance",
@@ -432,6 +436,10 @@ fn prepare(db: &mut Connection, dir: &Path) -> Result<(), JournalError> {
         [signed(EVENTS_KEPT)],
     )?;
     tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    tx.execute(
+        "INSERT INTO daemon_start VALUES (1, 1) ON CONFLICT (id) DO UPDATE SET count = count + 1",
+        [],
+    )?;
     Ok(tx.commit()?)
 }
 

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use kmp_proto::message::{
-    Message as Kmp, MorphTransfer, MorphTransferFixed, Side, TransferMode, TransferOp,
+    Expected, IncomingState, Message as Kmp, MorphTransfer, MorphTransferFixed, Side, TransferMode,
+    TransferOp,
 };
 use kmp_proto::morph::{Event, FROZEN_STEP_TIMEOUT};
 use kmp_transport::connection::{Connection, ConnectionError};
@@ -27,6 +28,8 @@ use crate::services::Services;
 pub(super) struct Relay {
     old: Connection,
     new: Connection,
+    /// Holds the old side to what it announced.
+    state: IncomingState,
 }
 
 /// What one round moved.
@@ -98,6 +101,7 @@ async fn carry(
         None => Relay {
             old: open(services, old, fixed.session, Side::Old).await?,
             new: open(services, new, fixed.session, Side::New).await?,
+            state: IncomingState::new(fixed.session),
         },
     };
     let moved = relay.round(fixed).await?;
@@ -116,8 +120,8 @@ async fn open(
         .as_ref()
         .ok_or_else(|| broken("it has no place".to_owned()))?;
     let address = Address::from(placement.endpoint.clone());
-    let hello = services.hello(&row.instance, row.generation);
-    open_bulk(&address, &hello, session)
+    let speaker = services.speaker(placement);
+    open_bulk(&address, speaker, session)
         .await
         .map_err(|error: BulkError| broken(format!("opening a bulk channel: {error}")))
 }
@@ -142,12 +146,13 @@ impl Relay {
             let total_bytes = transfer.fixed.total_bytes;
             sent_bytes += transfer.data.len() as u64;
             let message = Kmp::MorphTransfer(transfer);
-            if let Err(error) = self.new.writer.send(&message).await {
+            let sequence = match self.new.writer.send(&message).await {
+                Ok(sequence) => sequence,
                 // It hung up; what it said before tells why.
-                return Err(self.refusal_of_new(error).await);
-            }
+                Err(error) => return Err(self.refusal_of_new(error).await),
+            };
             if op == TransferOp::EndOfRound {
-                self.applied().await?;
+                self.applied(&message, sequence).await?;
                 return Ok(Moved {
                     sent_bytes,
                     dirty_bytes,
@@ -160,29 +165,42 @@ impl Relay {
     /// The next chunk or the end of the round.
     async fn next_of_old(&mut self, asked: MorphTransferFixed) -> Result<MorphTransfer, Broken> {
         let frame = self.old.reader.next().await.map_err(at(Side::Old))?;
-        let (session, round) = (asked.session, asked.round);
-        match frame.message {
-            Kmp::MorphTransfer(transfer)
-                if transfer.fixed.session == session
-                    && transfer.fixed.round == round
-                    && transfer.fixed.mode == TransferMode::Rounds
-                    && matches!(
-                        transfer.fixed.op,
-                        TransferOp::Chunk | TransferOp::EndOfRound
-                    ) =>
-            {
-                Ok(transfer)
-            }
-            other => Err(unexpected(Side::Old, &other)),
+        let transfer = match frame.message {
+            Kmp::MorphTransfer(transfer) => transfer,
+            other => return Err(unexpected(Side::Old, &other)),
+        };
+        let broken = |why: String| Broken {
+            side: Side::Old,
+            why: format!("its bulk channel: {why}"),
+        };
+        if transfer.fixed.round != asked.round {
+            let (found, expected) = (transfer.fixed.round, asked.round);
+            return Err(broken(format!("round {found}, asked was {expected}")));
         }
+        let taken = self.state.take(&transfer);
+        taken.map_err(|error| broken(error.to_string()))?;
+        Ok(transfer)
     }
 
-    async fn applied(&mut self) -> Result<(), Broken> {
+    /// The answer of the new side to the end of a round, which had `sequence`.
+    async fn applied(&mut self, end: &Kmp, sequence: u32) -> Result<(), Broken> {
         let frame = self.new.reader.next().await.map_err(at(Side::New))?;
-        match frame.message {
-            Kmp::MorphTransferReply(reply) if reply.fixed.op == TransferOp::Applied => Ok(()),
-            other => Err(unexpected(Side::New, &other)),
+        if !frame.message.is_reply() {
+            return Err(unexpected(Side::New, &frame.message));
         }
+        if frame.header.sequence != sequence {
+            let error = ConnectionError::AnswersNothing {
+                msg_type: frame.header.msg_type,
+                sequence: frame.header.sequence,
+            };
+            return Err(at(Side::New)(error));
+        }
+        let expected = Expected::of(end);
+        let checked = expected.map_or(Ok(()), |expected| expected.check(&frame.message));
+        checked.map_err(|error| Broken {
+            side: Side::New,
+            why: format!("its bulk channel: {error}"),
+        })
     }
 
     async fn refusal_of_new(&mut self, error: ConnectionError) -> Broken {

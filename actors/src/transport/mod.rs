@@ -11,10 +11,12 @@ use actix::prelude::*;
 use kmorph_backends::contract::Endpoint;
 use kmp_proto::codec::Frame;
 use kmp_proto::message::{
-    Channel, ErrorInfo, HealthStatus, HeartbeatReq, HeartbeatRsp, Hello, Message as Kmp,
+    Channel, ErrorInfo, Expected, HealthStatus, HeartbeatReq, HeartbeatRsp, Hello, Message as Kmp,
+    ReplyError,
 };
 use kmp_transport::link::Address;
 use kmp_transport::peer::{Peer, PeerEvent};
+use kmp_transport::speaker::Speaker;
 use slog::{Logger, debug, error};
 use tokio::sync::oneshot;
 
@@ -56,8 +58,8 @@ pub struct Attach {
     pub key: PeerKey,
     /// Where.
     pub endpoint: Endpoint,
-    /// What the daemon says of itself.
-    pub hello: Hello,
+    /// What the daemon says of itself, and the key that it proves it with.
+    pub speaker: Speaker,
     /// Who is told.
     pub owner: Recipient<PeerUpdate>,
     /// Which attachment this is.
@@ -136,6 +138,20 @@ pub enum RequestError {
     /// It refused.
     #[error("it refused: {}: {}", .0.code, .0.text)]
     Refused(ErrorInfo),
+    /// What came is no answer to what was asked.
+    #[error("it answered wrongly: {0}")]
+    WrongReply(#[from] ReplyError),
+    /// It, or this daemon, lacks a feature that the request needs: bits of
+    /// [`features`](kmp_proto::message::features).
+    #[error("the request needs the features {0:#x}, which not both sides have")]
+    NoFeature(u64),
+}
+
+/// A request whose reply is waited for.
+struct Waiting {
+    tell: oneshot::Sender<Result<Kmp, RequestError>>,
+    /// What its reply must say.
+    expected: Option<Expected>,
 }
 
 struct Attached {
@@ -143,8 +159,11 @@ struct Attached {
     peer: Peer,
     owner: Recipient<PeerUpdate>,
     control_up: bool,
+    /// Of this daemon; and those that both sides have, while the control channel is up.
+    own_features: u64,
+    features: u64,
     /// Requests by token; those on the wire also by sequence.
-    waiting: HashMap<u64, oneshot::Sender<Result<Kmp, RequestError>>>,
+    waiting: HashMap<u64, Waiting>,
     on_wire: HashMap<u32, u64>,
     notices: Notices,
 }
@@ -188,13 +207,20 @@ impl Handler<Attach> for Transport {
         let address = Address::from(attach.endpoint);
         let (own, key) = (ctx.address(), attach.key.clone());
         let sink = Arc::new(move |event| own.do_send(FromPeer(key.clone(), event)));
-        let seed = attach.key.generation ^ (attach.hello.instance.len() as u64) << 32;
-        let peer = Peer::start(address, &attach.hello, seed.wrapping_mul(0x9E37_79B9), sink);
+        let seed = attach.key.generation ^ (attach.speaker.hello().instance.len() as u64) << 32;
+        let peer = Peer::start(
+            address,
+            &attach.speaker,
+            seed.wrapping_mul(0x9E37_79B9),
+            sink,
+        );
         let attached = Attached {
             id: attach.id,
             peer,
             owner: attach.owner,
             control_up: false,
+            own_features: attach.speaker.hello().fixed.features,
+            features: 0,
             waiting: HashMap::new(),
             on_wire: HashMap::new(),
             notices: Notices::default(),
@@ -247,6 +273,11 @@ impl Handler<Request> for Transport {
         let Some(attached) = self.peers.get_mut(&request.key).filter(|p| p.control_up) else {
             return Box::pin(async { Err(RequestError::NotConnected) });
         };
+        let missing = request.message.needs() & !attached.features;
+        if missing != 0 {
+            return Box::pin(async move { Err(RequestError::NoFeature(missing)) });
+        }
+        let expected = Expected::of(&request.message);
         let full = attached.waiting.len() >= REQUESTS_MAX;
         if full
             || attached
@@ -256,8 +287,8 @@ impl Handler<Request> for Transport {
         {
             return Box::pin(async { Err(RequestError::Busy) });
         }
-        let (sender, receiver) = oneshot::channel();
-        attached.waiting.insert(token, sender);
+        let (tell, receiver) = oneshot::channel();
+        attached.waiting.insert(token, Waiting { tell, expected });
         let (own, key, timeout) = (ctx.address(), request.key, request.timeout);
         Box::pin(async move {
             match tokio::time::timeout(timeout, receiver).await {
@@ -298,8 +329,9 @@ impl Handler<FromPeer> for Transport {
                 guest_text::clean_hello(&mut hello);
                 attached.owner.do_send(PeerUpdate::HeartbeatUp(hello));
             }
-            PeerEvent::Up(_, _) => {
+            PeerEvent::Up(_, hello) => {
                 attached.control_up = true;
+                attached.features = attached.own_features & hello.fixed.features;
                 attached.owner.do_send(PeerUpdate::Control(true));
                 self.tell_owed(&key, ctx);
             }
@@ -314,7 +346,7 @@ impl Handler<FromPeer> for Transport {
                 attached.on_wire.clear();
                 attached.forget_notices();
                 for (_, waiting) in attached.waiting.drain() {
-                    let _ = waiting.send(Err(RequestError::NotConnected));
+                    let _ = waiting.tell.send(Err(RequestError::NotConnected));
                 }
                 attached.owner.do_send(PeerUpdate::Control(false));
             }
@@ -364,7 +396,7 @@ impl Handler<FromPeer> for Transport {
                     return;
                 };
                 match attached.waiting.remove(&token) {
-                    Some(waiting) => drop(waiting.send(result)),
+                    Some(Waiting { tell, expected }) => drop(tell.send(checked(result, expected))),
                     None => attached.notice_answered(&key, token, result, &self.log, ctx),
                 }
             }
@@ -395,6 +427,16 @@ impl Attached {
         };
         Some((frame.header.sequence, result))
     }
+}
+
+/// A reply that does not answer its request is a failure of whoever asked.
+fn checked(
+    result: Result<Kmp, RequestError>,
+    expected: Option<Expected>,
+) -> Result<Kmp, RequestError> {
+    let reply = result?;
+    expected.map_or(Ok(()), |expected| expected.check(&reply))?;
+    Ok(reply)
 }
 
 #[cfg(test)]

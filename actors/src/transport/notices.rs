@@ -6,7 +6,8 @@
 //! - A topology (RECOVER_COMPLETE) is for all. A peer is owed the newest one, and no older one, until it has
 //!   answered it: also when it puts it off, and when it cannot be reached now. One is under way to a peer at a
 //!   time, and all of them together are sent at [`TOPOLOGY_ENTRIES_PER_S`]. What a newer one replaces before its
-//!   turn comes is never sent.
+//!   turn comes is never sent. One that does not fit into a frame goes in parts, each in a turn of its own once the one
+//!   before it is answered, and from the first on another connection.
 //! - RECOVER_PREPARE and RECOVER_RECLAIM are about what is under way; who misses them learns the outcome from the
 //!   topology. They are sent at once, to all or, when there were too many lately ([`EARLY_PER_S`]), to nobody.
 
@@ -15,14 +16,14 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use actix::prelude::*;
-use kmp_proto::message::{Channel, Message as Kmp, RecoverComplete};
+use kmp_proto::message::{Channel, Expected, Message as Kmp, RecoverComplete};
 use kmp_proto::time::Instant;
 use kmp_proto::wire::MsgType;
 use kmp_transport::peer::SendRefused;
 use slog::{Logger, debug, info, o, warn};
 
 use super::handle::retry_wait;
-use super::{Attached, PeerKey, RequestError, Transport};
+use super::{Attached, PeerKey, RequestError, Transport, checked};
 use crate::clock;
 
 /// RECOVER_PREPARE and RECOVER_RECLAIM that one peer may have unanswered; it is sent no more of them until then.
@@ -62,19 +63,39 @@ pub struct Topology(pub RecoverComplete);
 #[derive(Default)]
 pub(super) struct Notices {
     /// Sent and not answered, oldest first, by token.
-    early: VecDeque<(u64, MsgType)>,
+    early: VecDeque<Sent>,
     owed: Option<Owed>,
-    /// Token of the topology that is under way.
-    under_way: Option<u64>,
+    /// The topology, or the part of one, that is under way.
+    under_way: Option<Sent>,
     /// It stands in line for a topology.
     in_line: bool,
+}
+
+/// A message whose answer is waited for.
+struct Sent {
+    token: u64,
+    kind: MsgType,
+    /// What its answer must say.
+    expected: Option<Expected>,
+}
+
+impl Sent {
+    fn new(token: u64, message: &Kmp) -> Self {
+        Self {
+            token,
+            kind: message.msg_type(),
+            expected: Expected::of(message),
+        }
+    }
 }
 
 /// The newest topology.
 struct Owed {
     /// Shared: it may be large, and many may be owed it.
-    message: Rc<Kmp>,
-    /// Entries in it, and one for the rest of the message.
+    parts: Rc<[Kmp]>,
+    /// The part that is to be answered next.
+    at: usize,
+    /// Entries in a part at most, and one for the rest of its message.
     size: u32,
     /// Token of the last time that it was sent; 0 when it was not.
     token: u64,
@@ -166,13 +187,19 @@ impl Handler<Topology> for Transport {
     type Result = ();
 
     fn handle(&mut self, Topology(complete): Topology, ctx: &mut Self::Context) {
-        let size = u32::try_from(complete.topology.len() + 1).unwrap_or(u32::MAX);
         let except = complete.instance.clone();
-        let message = Rc::new(Kmp::RecoverComplete(complete));
+        let entries = complete.topology.len();
+        let parts: Rc<[Kmp]> = {
+            let parts = complete.into_parts().into_iter();
+            parts.map(Kmp::RecoverComplete).collect()
+        };
+        let size = entries / parts.len().max(1) + 1;
+        let size = u32::try_from(size).unwrap_or(u32::MAX);
         let Self { peers, telling, .. } = self;
         for (key, peer) in peers.iter_mut().filter(|(key, _)| key.instance != except) {
             peer.notices.owed = Some(Owed {
-                message: Rc::clone(&message),
+                parts: Rc::clone(&parts),
+                at: 0,
                 size,
                 token: 0,
                 retries: 0,
@@ -259,7 +286,7 @@ impl Attached {
         }
         let sent = self.peer.send(Channel::Control, token, message.clone());
         if sent.is_ok() {
-            self.notices.early.push_back((token, message.msg_type()));
+            self.notices.early.push_back(Sent::new(token, message));
         }
     }
 
@@ -272,23 +299,28 @@ impl Attached {
             return Ok(0);
         };
         owed.token = token;
-        let message = Kmp::clone(&owed.message);
-        self.peer.send(Channel::Control, token, message)?;
-        notices.under_way = Some(token);
+        let Some(part) = owed.parts.get(owed.at) else {
+            return Ok(0);
+        };
+        self.peer.send(Channel::Control, token, part.clone())?;
+        notices.under_way = Some(Sent::new(token, part));
         Ok(owed.size)
     }
 
-    /// The answers to what was sent will not come.
+    /// The answers to what was sent will not come. What was owed in parts begins anew.
     pub(super) fn forget_notices(&mut self) {
         self.notices.early.clear();
         self.notices.under_way = None;
+        if let Some(owed) = &mut self.notices.owed {
+            owed.at = 0;
+        }
     }
 
     /// A message that cannot be put into a frame is owed to nobody.
     pub(super) fn give_up_notice(&mut self, token: u64) {
-        self.notices.early.retain(|(t, _)| *t != token);
+        self.notices.early.retain(|sent| sent.token != token);
         self.notices.owed.take_if(|owed| owed.token == token);
-        self.notices.under_way.take_if(|t| *t == token);
+        self.notices.under_way.take_if(|sent| sent.token == token);
     }
 
     /// What a survivor answered.
@@ -301,8 +333,8 @@ impl Attached {
         ctx: &mut Context<Transport>,
     ) {
         let early = &mut self.notices.early;
-        let early = match early.iter().position(|(t, _)| *t == token) {
-            Some(at) => early.remove(at).map(|(_, kind)| kind),
+        let early = match early.iter().position(|sent| sent.token == token) {
+            Some(at) => early.remove(at),
             None => None,
         };
         let log = |kind: MsgType| {
@@ -311,21 +343,29 @@ impl Attached {
                 "type" => kind.name()),
             )
         };
-        if let Some(kind) = early {
-            return heard(&log(kind), result);
+        if let Some(Sent { kind, expected, .. }) = early {
+            return heard(&log(kind), checked(result, expected));
         }
-        if self.notices.under_way.take_if(|t| *t == token).is_none() {
+        let under_way = self.notices.under_way.take_if(|sent| sent.token == token);
+        let Some(Sent { kind, expected, .. }) = under_way else {
             return;
-        }
-        let log = log(MsgType::RecoverComplete);
+        };
+        let log = log(kind);
         let newest = |owed: &&mut Owed| owed.token == token;
-        match (result, self.notices.owed.as_mut().filter(newest)) {
+        match (
+            checked(result, expected),
+            self.notices.owed.as_mut().filter(newest),
+        ) {
             (Err(RequestError::Retry(after)), Some(owed)) => {
                 owed.retries += 1;
                 let random = getrandom::u64().unwrap_or(0);
                 let wait = retry_wait(after, owed.retries, random);
                 debug!(log, "a survivor put a message off"; "again_in_ms" => millis(wait));
                 ctx.notify_later(SendAgain(key.clone(), token), wait);
+            }
+            (Ok(_), Some(owed)) if owed.at + 1 < owed.parts.len() => {
+                (owed.at, owed.retries) = (owed.at + 1, 0);
+                ctx.notify(TellNewer(key.clone()));
             }
             (result, Some(_)) => {
                 self.notices.owed = None;
@@ -340,7 +380,7 @@ impl Attached {
     }
 }
 
-/// The way to a peer is free for a topology that came while another was under way to it.
+/// The way to a peer is free for the next part of a topology, or for one that came while another was under way.
 #[derive(Message)]
 #[rtype(result = "()")]
 struct TellNewer(PeerKey);

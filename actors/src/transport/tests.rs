@@ -40,10 +40,13 @@ fn hello(role: PeerRole) -> Hello {
             boot_id: [1; 16],
             features: 0,
             session: 0,
+            incarnation: 0,
         },
         instance: "web".to_owned(),
         kernel_release: String::new(),
         agent_version: String::new(),
+        nonce: None,
+        proof: None,
     }
 }
 
@@ -66,6 +69,8 @@ fn topology(recovery: u64) -> Topology {
             failed_generation: 3,
             new_generation: 4,
             outcome: RecoveryOutcome::Recovered,
+            part: 0,
+            flags: 0,
         },
         instance: "db".to_owned(),
         topology: Vec::new(),
@@ -164,7 +169,7 @@ fn attach(path: &Path) -> (TransportHandle, PeerKey) {
         endpoint: Endpoint::Unix {
             path: path.to_owned(),
         },
-        hello: hello(PeerRole::Daemon),
+        speaker: hello(PeerRole::Daemon).into(),
         owner: Owner.start().recipient(),
     });
     (transport, key)
@@ -341,4 +346,142 @@ fn each_wait_is_what_was_asked_for_and_a_part_that_doubles() {
     assert_eq!(retry_wait(ms(100), 3, 512), ms(300));
     assert_eq!(retry_wait(ms(100), u32::MAX, 1023), RETRY_MAX);
     assert_eq!(retry_wait(Duration::MAX, 1, 1023), RETRY_MAX);
+}
+
+/// An instance that answers each request on its control channel with this.
+fn answer_all(path: &Path, answer: Kmp) {
+    let mut connections = listen(path);
+    actix::spawn(async move {
+        while let Some(mut connection) = connections.recv().await {
+            let answer = answer.clone();
+            actix::spawn(async move {
+                while let Ok(frame) = connection.reader.next().await {
+                    let sequence = frame.header.sequence;
+                    connection.writer.reply(&answer, sequence).await.unwrap();
+                }
+            });
+        }
+    });
+}
+
+#[actix::test]
+async fn a_reply_that_does_not_answer_its_request_ends_what_asked_and_nothing_else() {
+    let other_recovery = Kmp::RecoverPrepareReply(RecoverReply {
+        recovery: 99,
+        elapsed_ms: 0,
+    });
+    let other_type = Kmp::RecoverReclaimReply(DONE);
+    for answer in [other_recovery, other_type] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vsock.sock");
+        answer_all(&path, answer);
+        let (transport, key) = attach(&path);
+        for _ in 0..2 {
+            let refused = ask(&transport, &key, PATIENCE).await;
+            assert!(
+                matches!(refused, Err(RequestError::WrongReply(_))),
+                "{refused:?}"
+            );
+        }
+    }
+}
+
+#[actix::test]
+async fn what_needs_a_feature_that_not_both_have_is_not_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("vsock.sock");
+    serve(&path, 0);
+    let (transport, key) = attach(&path);
+    ask(&transport, &key, PATIENCE).await.unwrap();
+    let message = Kmp::MorphPrepare(kmp_proto::message::MorphPrepare {
+        session: 1,
+        from_generation: 1,
+        to_generation: 2,
+        downtime_budget_us: 1,
+        phase_timeout_ms: 1,
+        side: kmp_proto::message::Side::Old,
+    });
+    let timeout = PATIENCE;
+    let request = Request {
+        key,
+        message,
+        timeout,
+    };
+    let refused = transport.ask(request).await;
+    assert_eq!(refused, Err(RequestError::NoFeature(1)));
+}
+
+#[actix::test]
+async fn a_topology_goes_in_parts_each_after_the_answer_to_the_one_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("vsock.sock");
+    let (transport, _) = attach(&path);
+    let Kmp::RecoverComplete(mut whole) = topology(9) else {
+        panic!("another message");
+    };
+    let entry = kmp_proto::message::TopologyEntry {
+        name: "db".to_owned(),
+        generation: 4,
+        memory_kib: 1,
+        cid: 3,
+        cpus: (0..1024).collect(),
+    };
+    whole.topology = vec![entry; 400];
+    let count = whole.clone().into_parts().len();
+    assert!(count > 3, "{count}");
+    let broadcast = Broadcast {
+        except: "db".to_owned(),
+        message: Kmp::RecoverComplete(whole.clone()),
+    };
+    transport.address().send(broadcast).await.unwrap();
+    let mut connections = listen(&path);
+    let mut others = Vec::new();
+    let mut control = async || loop {
+        let connection = connections.recv().await.unwrap();
+        if connection.hello.fixed.channel == Channel::Control {
+            return connection;
+        }
+        others.push(connection);
+    };
+    let told = async |connection: &mut Connection| {
+        let frame = connection.reader.next().await.unwrap();
+        match frame.message.clone() {
+            Kmp::RecoverComplete(part) => (frame, part),
+            other => panic!("{other:?}"),
+        }
+    };
+    let reply = Kmp::RecoverCompleteReply(RecoverReply {
+        recovery: 9,
+        elapsed_ms: 0,
+    });
+    let all = async {
+        // It goes away after the second part: on the next connection all of it comes.
+        let mut first = control().await;
+        for n in 0..2 {
+            let (frame, part) = told(&mut first).await;
+            assert_eq!(part.fixed.part, n);
+            let sequence = frame.header.sequence;
+            first.writer.reply(&reply, sequence).await.unwrap();
+        }
+        drop(first);
+        let mut second = control().await;
+        let mut parts = kmp_proto::message::TopologyParts::default();
+        let mut put_off_once = true;
+        loop {
+            let (frame, part) = told(&mut second).await;
+            let sequence = frame.header.sequence;
+            if part.fixed.part == 1 && std::mem::take(&mut put_off_once) {
+                let later = put_off(&frame);
+                second.writer.reply(&later, sequence).await.unwrap();
+                continue;
+            }
+            let taken = parts.take(part).unwrap();
+            second.writer.reply(&reply, sequence).await.unwrap();
+            if let Some(found) = taken {
+                return found;
+            }
+        }
+    };
+    let found = tokio::time::timeout(PATIENCE, all).await.unwrap();
+    assert_eq!(found, whole);
 }

@@ -7,7 +7,7 @@ mod modules;
 
 use std::path::{Path, PathBuf};
 
-use kmorph_launch::{AgentConfig, Listen, Role};
+use kmorph_launch::{AgentConfig, Listen, Role, Secret};
 use kmp_transport::link::KMP_PORT;
 
 pub(crate) use image::{AGENT_CONFIG, GuestImage, ImageError, Recipe, with_configuration};
@@ -78,6 +78,7 @@ pub(crate) fn image_failed(error: ImageError) -> SpawnError {
 /// What the agent of a kernel is told; `modules` are loaded, and `vsock_option` chooses its vsock's transport.
 pub(crate) fn agent_config(
     spec: &SpawnSpec,
+    key: Secret,
     modules: Vec<PathBuf>,
     vsock_option: Option<i32>,
 ) -> AgentConfig {
@@ -88,6 +89,7 @@ pub(crate) fn agent_config(
     AgentConfig {
         instance: spec.name.clone(),
         generation: spec.generation,
+        key,
         role,
         listen: Listen::Vsock { port: KMP_PORT },
         kernel_release: None,

@@ -44,6 +44,7 @@ use crate::contract::{
 };
 use crate::fencing;
 use crate::guest::{self, GuestImage, Recipe};
+use crate::key;
 
 /// The option of an AF_VSOCK socket that chooses the transport between kernels (`net/vmw_vsock/af_vsock.c` of
 /// multikernel Linux).
@@ -235,11 +236,13 @@ impl MultikernelBackend {
         };
         let cmdline = spawn::cmdline(&spec.cmdline)?;
         let mut image = Self::image(config, spec)?;
-        let told = guest::agent_config(spec, image.modules, config.vsock.option());
-        let told = told.to_json().map_err(io::Error::from);
-        let told = told.map_err(system("writing the agent's configuration"))?;
         let run_dir = OwnDir::make(&spec.run_dir, PRIVATE_DIR);
         let run_dir = run_dir.map_err(|e| system("making the run directory")(e.into()))?;
+        let key = key::make().map_err(system("making the agent's key"))?;
+        key::keep(&run_dir, &key).map_err(system("keeping the agent's key"))?;
+        let told = guest::agent_config(spec, key, image.modules, config.vsock.option());
+        let told = told.to_json().map_err(io::Error::from);
+        let told = told.map_err(system("writing the agent's configuration"))?;
         let initramfs = run_dir.empty_file(INITRAMFS).map_err(io::Error::from);
         initramfs
             .and_then(|file| guest::with_configuration(&mut image.archive, &told, file))
@@ -440,14 +443,17 @@ impl Backend for MultikernelBackend {
         let owned = placement.clone();
         let released = self.blocking(move |slots| slots.release(&owned)).await;
         released.map_err(failed(what()))??;
-        let initramfs = placement.run_dir.join(INITRAMFS);
-        match std::fs::remove_file(&initramfs) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(BackendError {
-                what: format!("removing {initramfs:?}"),
-                source,
-            }),
-            _ => Ok(()),
+        for name in [INITRAMFS, key::KEY_FILE] {
+            let path = placement.run_dir.join(name);
+            match std::fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    let what = format!("removing {path:?}");
+                    return Err(BackendError { what, source });
+                }
+                _ => {}
+            }
         }
+        Ok(())
     }
 
     async fn memory_map(&self, placement: &Placement) -> Result<Vec<MemoryRange>, BackendError> {

@@ -8,6 +8,7 @@ use crate::cgroup::Cgroup;
 use crate::contract::{BackendKind, Containment, Endpoint, Placement, SpawnError, SpawnSpec};
 use crate::finding;
 use crate::guest::{self, GuestImage, Recipe};
+use crate::key;
 
 /// Modules without which the daemon cannot reach the guest.
 const NEEDED: [&str; 2] = ["virtio_pci", "vmw_vsock_virtio_transport"];
@@ -77,10 +78,12 @@ impl QemuBackend {
         let image = self.image(spec).await?;
         let mut placement = self.placement(spec);
         let fail = system(spec);
-        let config = guest::agent_config(spec, image.modules, None)
+        let directory = run_dir::create(spec).map_err(fail("making the run directory"))?;
+        let key = key::make().map_err(fail("making the agent's key"))?;
+        key::keep(&directory, &key).map_err(fail("keeping the agent's key"))?;
+        let config = guest::agent_config(spec, key, image.modules, None)
             .to_json()
             .map_err(|e| fail("writing the agent's configuration")(e.into()))?;
-        let directory = run_dir::create(spec).map_err(fail("making the run directory"))?;
         let boot = directory
             .empty_file(run_dir::INITRAMFS)
             .map_err(|e| fail("writing the guest image")(e.into()))?;

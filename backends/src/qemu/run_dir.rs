@@ -26,8 +26,15 @@ pub(super) const VHOST_LOG: &str = "vhost.log";
 /// The logs, which a release keeps.
 pub(super) const LOGS: [&str; 3] = [CONSOLE, QEMU_LOG, VHOST_LOG];
 /// Everything else, which a release removes.
-pub(super) const REMOVED: [&str; 7] = [
-    PLACEMENT, INITRAMFS, COMMANDS, EVENTS, VHOST, VSOCK, REGISTERS,
+pub(super) const REMOVED: [&str; 8] = [
+    crate::key::KEY_FILE,
+    PLACEMENT,
+    INITRAMFS,
+    COMMANDS,
+    EVENTS,
+    VHOST,
+    VSOCK,
+    REGISTERS,
 ];
 
 /// Longest path of a Unix socket, with its ending NUL (unix(7)).

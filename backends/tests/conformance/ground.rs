@@ -24,11 +24,13 @@ use kmorph_backends::qemu::{AccelChoice, KerfConfig, QemuBackend, QemuConfig};
 use kmorph_control_api::paths::DefaultPaths;
 use kmorph_emulated_kernel::{Generation, Process};
 use kmorph_launch::{StartMode, WorkloadSpec};
+use kmp_proto::auth::Key;
 use kmp_proto::fence::{Confirmation, FenceCertificate, FenceMethod, FenceOrder};
 use kmp_proto::message::{Channel, Hello, HelloFixed, PeerRole};
 use kmp_proto::wire::VERSION;
 use kmp_transport::connection::greet;
 use kmp_transport::link::{Address, BoxedLink, KMP_PORT, connect};
+use kmp_transport::speaker::Speaker;
 use libkerf::check::Context;
 use libkerf::kernel::{Calls, Kernel};
 use nix::sys::signal::{Signal, kill};
@@ -302,15 +304,20 @@ impl Ground {
                 boot_id: [7; 16],
                 features: 0,
                 session: 0,
+                incarnation: 0,
             },
             instance: placement.name.to_string(),
             kernel_release: String::new(),
             agent_version: String::new(),
+            nonce: None,
+            proof: None,
         };
+        let secret = kmorph_backends::key::of(placement).unwrap();
+        let speaker = Speaker::with_key(hello, Key::new(secret.bytes()));
         let answered = async {
             loop {
                 if let Some(link) = reach(placement, KMP_PORT).await
-                    && greet(link, hello.clone()).await.is_ok()
+                    && greet(link, &speaker).await.is_ok()
                 {
                     return;
                 }

@@ -7,7 +7,7 @@
 )]
 
 use kmorph_kmod_check::Responder;
-use kmp_proto::codec::{Decoder, FrameError, encode};
+use kmp_proto::codec::{Decoder, FrameFault, encode};
 use kmp_proto::message::{
     Channel, HeartbeatReq, Hello, HelloFixed, Message, PRESSURE_ABSENT, PeerRole, RecoverReply,
 };
@@ -26,10 +26,13 @@ fn hello(instance: &str, generation: u64) -> Hello {
             boot_id: [1; 16],
             features: 3,
             session: 0,
+            incarnation: 0,
         },
         instance: instance.to_owned(),
         kernel_release: "6.1.0".to_owned(),
         agent_version: "1".to_owned(),
+        nonce: None,
+        proof: None,
     }
 }
 
@@ -64,13 +67,13 @@ fn greeted() -> Responder {
     responder
 }
 
-/// Asks once; the code of the error with which the connection ends.
+/// Asks once; the code of the error that it is answered with, which ends the connection or does not.
 fn error(responder: &mut Responder, bytes: &[u8]) -> (ErrorCode, u32) {
     let (answer, goes_on) = responder.feed(bytes);
-    assert!(!goes_on);
     match decode(&answer).as_slice() {
         [(sequence, Message::Error(info))] => {
             assert_eq!(*sequence, info.offending_sequence);
+            assert_eq!(goes_on, !info.code.ends(Channel::Heartbeat));
             (info.code, info.offending_sequence)
         }
         other => panic!("{other:?}"),
@@ -124,16 +127,38 @@ fn who_means_another_is_refused() {
     (newer.fixed.version_min, newer.fixed.version_max) = (2, 3);
     for (hello, code) in [
         (hello("web", 6), ErrorCode::StaleGeneration),
-        (hello("web2", 7), ErrorCode::UnexpectedInState),
-        (hello("we", 7), ErrorCode::UnexpectedInState),
+        (hello("web2", 7), ErrorCode::WrongPeer),
+        (hello("we", 7), ErrorCode::WrongPeer),
         (wrong_channel, ErrorCode::UnexpectedInState),
-        (wrong_role, ErrorCode::UnexpectedInState),
+        (wrong_role, ErrorCode::WrongPeer),
         (newer, ErrorCode::UnsupportedVersion),
     ] {
         let bytes = frame(&Message::Hello(hello.clone()), 9);
         let refused = error(&mut Responder::new("web", 7), &bytes);
         assert_eq!(refused, (code, 9), "{hello:?}");
     }
+}
+
+#[test]
+fn after_what_was_refused_with_code_5_the_connection_serves() {
+    let mut responder = Responder::new("web", 7);
+    let mut stream = frame(&request(1), 4);
+    let mut control = hello("web", 7);
+    control.fixed.channel = Channel::Control;
+    stream.extend(frame(&Message::Hello(control), 5));
+    stream.extend(frame(&Message::Hello(hello("web", 7)), 6));
+    stream.extend(frame(&request(2), 7));
+    let (answer, goes_on) = responder.feed(&stream);
+    assert!(goes_on);
+    assert!(matches!(
+        decode(&answer).as_slice(),
+        [
+            (4, Message::Error(_)),
+            (5, Message::Error(_)),
+            (6, Message::HelloReply(_)),
+            (7, Message::HeartbeatRsp(_)),
+        ]
+    ));
 }
 
 #[test]
@@ -165,20 +190,20 @@ fn nothing_answers_an_answer() {
 }
 
 #[test]
-fn each_check_of_a_frame_has_its_code() {
-    for (at, value, code) in [
-        (0, 0xff, ErrorCode::Malformed),
-        (4, 2, ErrorCode::UnsupportedVersion),
-        (6, 0x77, ErrorCode::UnknownType),
-        (7, 0x80, ErrorCode::UnknownType),
-        (14, 1, ErrorCode::TooLarge),
-        (24, 0xff, ErrorCode::BadCrc),
-        (28, 1, ErrorCode::Malformed),
-        (32, 0xff, ErrorCode::BadCrc),
+fn each_check_of_a_frame_has_its_code_and_names_the_frame_once_its_header_could_be_read() {
+    for (at, value, code, sequence) in [
+        (0, 0xff, ErrorCode::Malformed, 0),
+        (4, 2, ErrorCode::UnsupportedVersion, 0),
+        (6, 0x77, ErrorCode::UnknownType, 8),
+        (7, 0x80, ErrorCode::UnknownType, 8),
+        (14, 1, ErrorCode::TooLarge, 8),
+        (24, 0xff, ErrorCode::BadCrc, 8),
+        (28, 1, ErrorCode::Malformed, 0),
+        (32, 0xff, ErrorCode::BadCrc, 8),
     ] {
         let mut bytes = frame(&request(1), 8);
         bytes[at] ^= value;
-        assert_eq!(error(&mut greeted(), &bytes), (code, 0), "{at}");
+        assert_eq!(error(&mut greeted(), &bytes), (code, sequence), "{at}");
     }
 }
 
@@ -216,6 +241,7 @@ proptest! {
             seal(&mut bytes);
         }
         let expected = Decoder::new().feed(&mut &bytes[..]).map(|frame| frame.map(|f| f.message));
+        let named = expected.as_ref().err().map_or(0, |error| error.answer().offending_sequence);
         let mut responder = greeted();
         let (mut answers, mut open) = (Vec::new(), true);
         for piece in bytes.chunks(cut) {
@@ -228,17 +254,17 @@ proptest! {
         let answers = decode(&answers);
         match expected {
             // What it does not serve is refused, or as an answer ignored, whatever its payload holds.
-            Err(FrameError::Layout { msg_type, .. }) if msg_type != MsgType::HeartbeatReq => {
-                let refused = matches!(answers.as_slice(), [(8, Message::Error(i))] if i.code == ErrorCode::UnexpectedInState);
+            Err(error) if matches!(error.fault, FrameFault::Layout { msg_type, .. } if msg_type != MsgType::HeartbeatReq) => {
+                let refused = matches!(answers.as_slice(), [(_, Message::Error(i))] if i.code == ErrorCode::UnexpectedInState);
                 prop_assert!(answers.is_empty() || refused, "{answers:?}");
             }
             Err(error) => {
-                let code = matches!(answers.as_slice(), [(0, Message::Error(i))] if i.code == error.code());
+                let code = matches!(answers.as_slice(), [(sequence, Message::Error(i))] if i.code == error.code() && *sequence == named);
                 prop_assert!(code && !open, "{error:?} {answers:?}");
             }
             Ok(None) => {
                 // Longer than it says it is; or, too long to be kept here, of another channel.
-                let other = matches!(answers.as_slice(), [(_, Message::Error(i))] if i.code == ErrorCode::UnexpectedInState);
+                let other = matches!(answers.as_slice(), [(_, Message::Error(i))] if i.code == ErrorCode::TooLarge);
                 prop_assert!(answers.is_empty() || other);
             }
             Ok(Some(Message::HeartbeatReq(_))) => {

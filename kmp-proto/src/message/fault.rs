@@ -4,24 +4,7 @@ use super::heartbeat::{append_text, text_record};
 use super::{LayoutError, Payload, fixed_only};
 use crate::wire::ErrorCode;
 use crate::wire::Layout;
-use crate::wire::field::{Field, fixed};
-
-impl Field for ErrorCode {
-    type Wire = <u16 as Field>::Wire;
-    const NAME: &'static str = "u16 ErrorCode";
-
-    fn put(self) -> Self::Wire {
-        (self as u16).into()
-    }
-
-    fn get(wire: Self::Wire) -> Result<Self, LayoutError> {
-        let value = wire.get();
-        Self::from_value(value).ok_or(LayoutError::BadValue {
-            field: "ErrorCode",
-            value: u64::from(value),
-        })
-    }
-}
+use crate::wire::field::fixed;
 
 fixed! {
     /// Fixed part of ERROR.

@@ -2,13 +2,13 @@
 
 use super::{LayoutError, Payload, TEXT_MAX_BYTES, clip, fixed_only};
 use crate::wire::Layout;
-use crate::wire::field::{code_enum, fixed};
+use crate::wire::field::{fixed, open_enum};
 use crate::wire::record::{TEXT, append, once, records};
 
 /// Value of a pressure field where the kernel has no PSI.
 pub const PRESSURE_ABSENT: u16 = u16::MAX;
 
-code_enum! {
+open_enum! {
     /// What the agent says of its instance.
     Health: u8 {
         /// All is well.
@@ -20,7 +20,7 @@ code_enum! {
     }
 }
 
-code_enum! {
+open_enum! {
     /// State of the instance's program.
     WorkloadState: u8 {
         /// It has none.

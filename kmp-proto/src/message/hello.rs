@@ -1,11 +1,12 @@
 //! HELLO: who speaks, for which generation, on which channel.
 
-use super::{INSTANCE_ID_MAX_BYTES, LayoutError, Payload, TEXT_MAX_BYTES, clip, writable_id};
-use crate::wire::Layout;
+use super::{INSTANCE_ID_MAX_BYTES, LayoutError, Payload, clip, fixed_only, writable_id};
+use crate::auth::{NONCE_BYTES, PROOF_BYTES};
 use crate::wire::field::{code_enum, fixed};
 use crate::wire::record::{
-    AGENT_VERSION, CRITICAL, INSTANCE_ID, KERNEL_RELEASE, append, once, records,
+    AGENT_VERSION, CRITICAL, INSTANCE_ID, KERNEL_RELEASE, NONCE, PROOF, append, once, records,
 };
+use crate::wire::{ErrorCode, Layout, VERSION};
 
 code_enum! {
     /// Which side speaks.
@@ -28,6 +29,9 @@ code_enum! {
         Bulk = 3, "bulk";
     }
 }
+
+/// Longest release of a kernel, and longest version of a program, in bytes.
+pub const SHORT_TEXT_MAX_BYTES: usize = 128;
 
 /// Feature bits of [`HelloFixed::features`].
 pub mod features {
@@ -60,7 +64,9 @@ fixed! {
         features: u64 = 32,
         /// Session of a bulk channel, else 0.
         session: u64 = 40,
-        ; reserved 8
+        /// Of the daemon: grows with each of its starts. Of the instance: the newest that it has seen.
+        incarnation: u64 = 48,
+        ; reserved 0
     }
 }
 
@@ -75,12 +81,45 @@ pub struct Hello {
     pub kernel_release: String,
     /// Version of the sender's program.
     pub agent_version: String,
+    /// Random, new for each connection; none on a connection without authentication.
+    pub nonce: Option<[u8; NONCE_BYTES]>,
+    /// In the reply: the instance's proof that it has the key.
+    pub proof: Option<[u8; PROOF_BYTES]>,
+}
+
+fixed! {
+    /// AUTHENTICATE.
+    pub Authenticate, 32 {
+        /// The daemon's proof that it has the key.
+        proof: [u8; 32] = 0,
+        ; reserved 0
+    }
+}
+
+fixed! {
+    /// Reply to AUTHENTICATE: the daemon is believed.
+    pub Authenticated, 8 {
+        /// The newest incarnation of the daemon that the instance has seen: this one's.
+        incarnation: u64 = 0,
+        ; reserved 0
+    }
+}
+
+fixed_only!(Authenticate, Authenticated);
+
+/// A record of exactly 32 bytes.
+fn bytes32(kind: u16, record: &[u8]) -> Result<[u8; 32], LayoutError> {
+    record
+        .try_into()
+        .map_err(|_| LayoutError::WrongLength(kind))
 }
 
 impl Payload for Hello {
     fn parse(payload: &[u8]) -> Result<Self, LayoutError> {
         let (fixed, rest) = HelloFixed::split(payload)?;
+        fixed.session_fits()?;
         let (mut instance, mut kernel, mut agent) = (None, None, None);
+        let (mut nonce, mut proof) = (None, None);
         for record in records(rest) {
             let record = record?;
             match record.kind {
@@ -89,8 +128,18 @@ impl Payload for Hello {
                     record.text(INSTANCE_ID_MAX_BYTES)?,
                     INSTANCE_ID,
                 )?,
-                KERNEL_RELEASE => once(&mut kernel, record.text(TEXT_MAX_BYTES)?, KERNEL_RELEASE)?,
-                AGENT_VERSION => once(&mut agent, record.text(TEXT_MAX_BYTES)?, AGENT_VERSION)?,
+                KERNEL_RELEASE => once(
+                    &mut kernel,
+                    record.text(SHORT_TEXT_MAX_BYTES)?,
+                    KERNEL_RELEASE,
+                )?,
+                AGENT_VERSION => once(
+                    &mut agent,
+                    record.text(SHORT_TEXT_MAX_BYTES)?,
+                    AGENT_VERSION,
+                )?,
+                NONCE => once(&mut nonce, bytes32(NONCE, record.bytes)?, NONCE)?,
+                PROOF => once(&mut proof, bytes32(PROOF, record.bytes)?, PROOF)?,
                 _ => record.skip()?,
             }
         }
@@ -99,6 +148,8 @@ impl Payload for Hello {
             instance: instance.ok_or(LayoutError::MissingRecord(INSTANCE_ID))?,
             kernel_release: kernel.unwrap_or_default(),
             agent_version: agent.unwrap_or_default(),
+            nonce,
+            proof,
         })
     }
 
@@ -110,14 +161,161 @@ impl Payload for Hello {
             (AGENT_VERSION, &self.agent_version),
         ] {
             if !text.is_empty() {
-                append(out, kind, 0, clip(text, 128).as_bytes());
+                append(out, kind, 0, clip(text, SHORT_TEXT_MAX_BYTES).as_bytes());
+            }
+        }
+        for (kind, bytes) in [(NONCE, &self.nonce), (PROOF, &self.proof)] {
+            if let Some(bytes) = bytes {
+                append(out, kind, CRITICAL, bytes);
             }
         }
     }
 
     fn writable(&self) -> Result<(), LayoutError> {
+        self.fixed.session_fits()?;
         writable_id(&self.instance)
     }
 }
 
-pub(super) const LAYOUTS: &[(&str, Layout)] = &[("HELLO", HelloFixed::LAYOUT)];
+impl HelloFixed {
+    /// A bulk channel has a session, and no other channel has.
+    fn session_fits(&self) -> Result<(), LayoutError> {
+        match (self.channel, self.session) {
+            (Channel::Bulk, 0) => Err(LayoutError::Contradiction("a bulk channel of session 0")),
+            (Channel::Bulk, _) | (_, 0) => Ok(()),
+            _ => Err(LayoutError::Contradiction(
+                "a session on a channel that is not bulk",
+            )),
+        }
+    }
+
+    /// Whether the range of versions holds the one that this side speaks.
+    fn speaks_our_version(&self) -> bool {
+        (self.version_min..=self.version_max).contains(&VERSION)
+    }
+}
+
+/// Why a HELLO, or its reply, is refused. The connection ends.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HelloError {
+    /// No version in common.
+    #[error("it speaks versions {min} to {max}, this side speaks {VERSION}")]
+    Version {
+        /// Its lowest.
+        min: u16,
+        /// Its highest.
+        max: u16,
+    },
+    /// The wrong side speaks.
+    #[error("it is {}, expected was {}", .found.as_str(), .expected.as_str())]
+    Role {
+        /// The role that was expected.
+        expected: PeerRole,
+        /// The role that was found.
+        found: PeerRole,
+    },
+    /// Another instance.
+    #[error("it is instance {found:?}, expected was {expected:?}")]
+    Instance {
+        /// The instance that was expected.
+        expected: String,
+        /// The instance that was found.
+        found: String,
+    },
+    /// Another generation.
+    #[error("it is generation {found}, expected was generation {expected}")]
+    Generation {
+        /// The generation that was expected.
+        expected: u64,
+        /// The generation that was found.
+        found: u64,
+    },
+    /// The reply is for another channel, or another session of it.
+    #[error("it answers for the {} channel of session {session}", .channel.as_str())]
+    OtherChannel {
+        /// The channel that it names.
+        channel: Channel,
+        /// The session that it names.
+        session: u64,
+    },
+    /// No proof that it has the key of this generation, or a wrong one.
+    #[error("it does not prove that it has the key of this generation")]
+    NotAuthentic,
+    /// A newer daemon has spoken.
+    #[error("it is daemon {found}, and {newest} has spoken to this instance")]
+    OlderDaemon {
+        /// The newest incarnation seen.
+        newest: u64,
+        /// Its incarnation.
+        found: u64,
+    },
+}
+
+impl HelloError {
+    /// The code to answer with.
+    pub const fn code(&self) -> ErrorCode {
+        match self {
+            Self::Version { .. } => ErrorCode::UnsupportedVersion,
+            Self::Generation { .. } => ErrorCode::StaleGeneration,
+            Self::Role { .. } | Self::Instance { .. } | Self::OtherChannel { .. } => {
+                ErrorCode::WrongPeer
+            }
+            Self::NotAuthentic => ErrorCode::NotAuthentic,
+            Self::OlderDaemon { .. } => ErrorCode::OlderDaemon,
+        }
+    }
+}
+
+impl Hello {
+    /// The instance's checks of the daemon's HELLO, in their order; `self` is the instance.
+    ///
+    /// # Errors
+    /// The first check that fails.
+    pub fn accept(&self, daemon: &Self) -> Result<(), HelloError> {
+        daemon.is(PeerRole::Daemon, self)
+    }
+
+    /// The daemon's checks of the reply to its own HELLO, in their order.
+    ///
+    /// # Errors
+    /// The first check that fails.
+    pub fn accept_reply(&self, reply: &Self) -> Result<(), HelloError> {
+        reply.is(PeerRole::Instance, self)?;
+        let (channel, session) = (reply.fixed.channel, reply.fixed.session);
+        if (channel, session) != (self.fixed.channel, self.fixed.session) {
+            return Err(HelloError::OtherChannel { channel, session });
+        }
+        Ok(())
+    }
+
+    fn is(&self, expected: PeerRole, meant: &Self) -> Result<(), HelloError> {
+        let fixed = &self.fixed;
+        if !fixed.speaks_our_version() {
+            let (min, max) = (fixed.version_min, fixed.version_max);
+            return Err(HelloError::Version { min, max });
+        }
+        if fixed.role != expected {
+            let found = fixed.role;
+            return Err(HelloError::Role { expected, found });
+        }
+        if self.instance != meant.instance {
+            return Err(HelloError::Instance {
+                expected: meant.instance.clone(),
+                found: self.instance.clone(),
+            });
+        }
+        if fixed.generation != meant.fixed.generation {
+            return Err(HelloError::Generation {
+                expected: meant.fixed.generation,
+                found: fixed.generation,
+            });
+        }
+        Ok(())
+    }
+}
+
+pub(super) const LAYOUTS: &[(&str, Layout)] = &[
+    ("HELLO", HelloFixed::LAYOUT),
+    ("AUTHENTICATE", Authenticate::LAYOUT),
+    ("AUTHENTICATE", Authenticated::LAYOUT),
+];

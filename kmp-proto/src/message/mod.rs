@@ -6,8 +6,12 @@
 mod fault;
 mod heartbeat;
 mod hello;
+mod incoming;
 mod morph;
 mod recover;
+mod reply;
+mod route;
+mod topology;
 mod vmcore;
 
 pub use fault::{ErrorInfo, RetryAfter};
@@ -15,7 +19,11 @@ pub use heartbeat::{
     Health, HealthStatus, HealthStatusFixed, HeartbeatReq, HeartbeatRsp, PRESSURE_ABSENT,
     WorkloadState,
 };
-pub use hello::{Channel, Hello, HelloFixed, PeerRole, features};
+pub use hello::{
+    Authenticate, Authenticated, Channel, Hello, HelloError, HelloFixed, PeerRole,
+    SHORT_TEXT_MAX_BYTES, features,
+};
+pub use incoming::{IncomingState, STATE_CHUNK_MAX_BYTES, StateError};
 pub use morph::{
     Capabilities, Check, CheckResult, CommitReply, CommitStep, MorphCommit, MorphNegotiate,
     MorphPrepare, MorphRollback, MorphTransfer, MorphTransferFixed, MorphValidate, NegotiateFixed,
@@ -25,8 +33,10 @@ pub use morph::{
 };
 pub use recover::{
     FailureCause, FenceClaim, RecoverComplete, RecoverCompleteFixed, RecoverFixed, RecoverNotice,
-    RecoverReclaim, RecoverReply, RecoveryOutcome, TopologyEntry,
+    RecoverReclaim, RecoverReply, RecoveryOutcome, TopologyEntry, complete_flags,
 };
+pub use reply::{Expected, ReplyError};
+pub use topology::{PartError, TopologyParts};
 pub use vmcore::{
     CHUNK_MAX_BYTES, CaptureStatus, ChunkEncoding, MemoryRange, MemoryWindow, PCI_PORT_MAX_BYTES,
     RANGES_MAX, VmcoreComplete, VmcoreData, VmcoreDataFixed, VmcoreStart, VmcoreStartFixed,
@@ -99,6 +109,12 @@ pub enum LayoutError {
     /// Lengths that contradict each other.
     #[error("lengths contradict each other")]
     Inconsistent,
+    /// A record of a fixed length has another.
+    #[error("record kind {0} has another length than it must")]
+    WrongLength(u16),
+    /// Fields that contradict each other, or a number that is never used.
+    #[error("{0}")]
+    Contradiction(&'static str),
 }
 
 impl LayoutError {
@@ -209,6 +225,10 @@ messages! {
     Hello(Hello) = Hello, false;
     /// The other side's HELLO.
     HelloReply(Hello) = Hello, true;
+    /// See [`MsgType::Authenticate`].
+    Authenticate(Authenticate) = Authenticate, false;
+    /// Its reply.
+    AuthenticateReply(Authenticated) = Authenticate, true;
     /// See [`MsgType::HeartbeatReq`].
     HeartbeatReq(HeartbeatReq) = HeartbeatReq, false;
     /// See [`MsgType::HeartbeatRsp`].

@@ -10,6 +10,8 @@ use crate::wire::record::{CHECK, CRITICAL, DATA, MISSING, REFERENCE, append, onc
 const MISSING_MAX_ENTRIES: usize = 12;
 /// Most checks in a validation report.
 const CHECKS_MAX: usize = 100;
+/// Longest name of a check, in bytes: with it and [`TEXT_MAX_BYTES`] of detail, [`CHECKS_MAX`] checks fit.
+const CHECK_NAME_MAX_BYTES: usize = 64;
 /// Most state references in one message.
 const REFERENCES_MAX: usize = 1024;
 
@@ -381,7 +383,7 @@ impl Check {
         let (name, detail) = rest
             .split_at_checked(usize::from(fixed.name_len))
             .ok_or(LayoutError::Inconsistent)?;
-        if name.len() > TEXT_MAX_BYTES || detail.len() > TEXT_MAX_BYTES {
+        if name.len() > CHECK_NAME_MAX_BYTES || detail.len() > TEXT_MAX_BYTES {
             return Err(LayoutError::TextTooLong {
                 kind: CHECK,
                 limit: TEXT_MAX_BYTES,
@@ -406,7 +408,10 @@ impl Check {
     }
 
     fn append(&self, out: &mut Vec<u8>) {
-        let (name, detail) = (clip(&self.name, 64), clip(&self.detail, TEXT_MAX_BYTES));
+        let (name, detail) = (
+            clip(&self.name, CHECK_NAME_MAX_BYTES),
+            clip(&self.detail, TEXT_MAX_BYTES),
+        );
         let name_len = u16::try_from(name.len()).unwrap_or(0);
         let mut bytes = Vec::new();
         CheckFixed {
@@ -568,8 +573,40 @@ impl Payload for MorphRollback {
     }
 }
 
+impl MorphPrepare {
+    fn consistent(&self) -> Result<(), LayoutError> {
+        if self.session == 0 {
+            return Err(LayoutError::Contradiction("session 0"));
+        }
+        if self.from_generation == self.to_generation {
+            return Err(LayoutError::Contradiction(
+                "a morph from a generation to itself",
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Payload for MorphPrepare {
+    fn parse(payload: &[u8]) -> Result<Self, LayoutError> {
+        let (prepare, rest) = Self::split(payload)?;
+        for record in records(rest) {
+            record?.skip()?;
+        }
+        prepare.consistent()?;
+        Ok(prepare)
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        (*self).append(out);
+    }
+
+    fn writable(&self) -> Result<(), LayoutError> {
+        self.consistent()
+    }
+}
+
 fixed_only!(
-    MorphPrepare,
     SessionReply,
     MorphValidate,
     MorphCommit,

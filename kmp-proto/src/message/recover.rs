@@ -5,17 +5,17 @@ use super::{
     INSTANCE_ID_MAX_BYTES, LayoutError, Payload, TEXT_MAX_BYTES, at_most, fixed_only, writable_id,
 };
 use crate::wire::Layout;
-use crate::wire::field::{code_enum, fixed};
+use crate::wire::field::{fixed, open_enum};
 use crate::wire::record::{
     CRITICAL, FENCE_CERTIFICATE, INSTANCE_ID, TEXT, TOPOLOGY, append, once, records,
 };
 
 /// Most instances in one topology.
-const TOPOLOGY_MAX_ENTRIES: usize = 2048;
+pub(super) const TOPOLOGY_MAX_ENTRIES: usize = 2048;
 /// Most CPUs of one instance in a topology.
 const TOPOLOGY_MAX_CPUS: usize = 1024;
 
-code_enum! {
+open_enum! {
     /// What was found.
     FailureCause: u16 {
         /// The kernel has ended or does not run.
@@ -29,7 +29,7 @@ code_enum! {
     }
 }
 
-code_enum! {
+open_enum! {
     /// How it ended.
     RecoveryOutcome: u16 {
         /// A healthy successor runs.
@@ -80,9 +80,22 @@ fixed! {
         new_generation: u64 = 16,
         /// How it ended.
         outcome: RecoveryOutcome = 24,
-        ; reserved 6
+        /// Which part of the message this frame is, from 0.
+        part: u16 = 26,
+        /// See [`complete_flags`].
+        flags: u16 = 28,
+        ; reserved 2
     }
 }
+
+/// Bits of [`RecoverCompleteFixed::flags`].
+pub mod complete_flags {
+    /// The topology goes on in the next part.
+    pub const MORE: u16 = 1;
+}
+
+/// Bytes in front of a record's own.
+pub(super) const RECORD_HEADER_BYTES: usize = 8;
 
 fixed! {
     /// Reply to any of the three.
@@ -311,6 +324,12 @@ impl TopologyEntry {
                 .map(|b| u16::from_le_bytes([b[0], b[1]]))
                 .collect(),
         })
+    }
+
+    /// Bytes that it takes in a payload.
+    pub(super) fn record_bytes(&self) -> usize {
+        let bytes = TopologyFixed::BYTES + self.cpus.len() * 2 + self.name.len();
+        RECORD_HEADER_BYTES + bytes.next_multiple_of(8)
     }
 
     fn append(&self, out: &mut Vec<u8>) {

@@ -45,14 +45,15 @@ macro_rules! plain_field {
 plain_field! {
     u8 => u8;
     [u8; 16] => [u8; 16];
+    [u8; 32] => [u8; 32];
     u16 => U16;
     u32 => U32;
     u64 => U64;
     i32 => I32;
 }
 
-/// Declares an enum carried as a number. A number that version 1 does not have is a layout error:
-/// the protocol grows by records and feature bits, never by new numbers in old fields.
+/// Declares a closed enum carried as a number: its values decide what the receiver does, so a number
+/// that version 1 does not have is a layout error.
 macro_rules! code_enum {
     ($(#[$doc:meta])* $name:ident: $repr:ty {
         $($(#[$vdoc:meta])* $variant:ident = $value:literal, $text:literal;)*
@@ -101,6 +102,72 @@ macro_rules! code_enum {
     };
 }
 pub(crate) use code_enum;
+
+/// Declares an open enum carried as a number: its values inform, and a later sender may know more of
+/// them. A number that this version has no name for is carried as `Other`.
+macro_rules! open_enum {
+    ($(#[$doc:meta])* $name:ident: $repr:ty {
+        $($(#[$vdoc:meta])* $variant:ident = $value:literal, $text:literal;)*
+    }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $($(#[$vdoc])* $variant,)*
+            /// A number that this version has no name for.
+            Other($repr),
+        }
+
+        impl $name {
+            /// Every value that has a name.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// The value with this number.
+            pub const fn from_value(value: $repr) -> Self {
+                match value {
+                    $($value => Self::$variant,)*
+                    other => Self::Other(other),
+                }
+            }
+
+            /// The number on the wire.
+            pub const fn value(self) -> $repr {
+                match self {
+                    $(Self::$variant => $value,)*
+                    Self::Other(other) => other,
+                }
+            }
+
+            /// The word used in logs, journal and API; `unknown` for a number without a name.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)*
+                    Self::Other(_) => "unknown",
+                }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                match self {
+                    Self::Other(number) => write!(f, "unknown ({number})"),
+                    known => f.write_str(known.as_str()),
+                }
+            }
+        }
+
+        impl $crate::wire::field::Field for $name {
+            type Wire = <$repr as $crate::wire::field::Field>::Wire;
+            const NAME: &'static str = concat!(stringify!($repr), " ", stringify!($name));
+            fn put(self) -> Self::Wire {
+                $crate::wire::field::Field::put(self.value())
+            }
+            fn get(wire: Self::Wire) -> Result<Self, $crate::message::LayoutError> {
+                <$repr as $crate::wire::field::Field>::get(wire).map(Self::from_value)
+            }
+        }
+    };
+}
+pub(crate) use open_enum;
 
 /// Declares the fixed part of a payload: a plain struct for programs, and its form on the wire with
 /// the size and every offset asserted at compile time. Reserved bytes stand last and must be zero.

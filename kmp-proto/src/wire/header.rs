@@ -106,6 +106,13 @@ impl HeaderError {
     }
 }
 
+impl HeaderError {
+    /// Whether the header is one of this version, so that its type and sequence are where they should be.
+    pub(crate) const fn is_of_a_readable_header(self) -> bool {
+        matches!(self, Self::UnknownType(_) | Self::TooLarge { .. })
+    }
+}
+
 impl Header {
     /// Checks everything that the header alone decides, in the fixed order.
     ///

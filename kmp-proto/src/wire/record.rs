@@ -45,6 +45,8 @@ kinds! {
     RANGE = 11;
     PCI_PORT = 12;
     WINDOW = 13;
+    NONCE = 14;
+    PROOF = 15;
 }
 
 /// One record.

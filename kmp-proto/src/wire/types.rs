@@ -1,5 +1,8 @@
 //! Numbers that every implementation must agree on.
 
+use super::field::open_enum;
+use crate::message::Channel;
+
 /// Largest payload of any message, in bytes.
 pub const PAYLOAD_MAX_BYTES: u32 = 1024 * 1024;
 /// Bit of `msg_type` that marks a reply to that type.
@@ -53,6 +56,8 @@ macro_rules! msg_types {
 msg_types! {
     /// First frame on every connection, in both directions.
     Hello = 0x0001, "HELLO", 1024, true;
+    /// Daemon to instance: the proof that it has the key.
+    Authenticate = 0x0002, "AUTHENTICATE", 128, true;
     /// Daemon to instance: are you there?
     HeartbeatReq = 0x0101, "HEARTBEAT_REQ", 128, false;
     /// Instance to daemon: yes, and these are my figures. The whole frame is under 256 bytes.
@@ -89,58 +94,70 @@ msg_types! {
     Retry = 0x0F02, "RETRY", 256, false;
 }
 
-macro_rules! error_codes {
-    ($($name:ident = $value:literal, $text:literal;)*) => {
-        /// Why a message was refused.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        #[repr(u16)]
-        pub enum ErrorCode {
-            $(#[doc = $text] $name = $value,)*
-        }
-
-        impl ErrorCode {
-            /// Every code.
-            pub const ALL: &[Self] = &[$(Self::$name,)*];
-
-            /// The code with this value.
-            pub const fn from_value(value: u16) -> Option<Self> {
-                match value {
-                    $($value => Some(Self::$name),)*
-                    _ => None,
-                }
-            }
-
-            /// The words used in documents and logs.
-            pub const fn text(self) -> &'static str {
-                match self {
-                    $(Self::$name => $text,)*
-                }
-            }
-        }
-    };
+open_enum! {
+    /// Why a message was refused.
+    ErrorCode: u16 {
+        /// The frame or its payload breaks the layout.
+        Malformed = 1, "malformed";
+        /// The frame's checksum does not hold.
+        BadCrc = 2, "bad crc";
+        /// The versions of both sides do not meet.
+        UnsupportedVersion = 3, "unsupported version";
+        /// A message type that version 1 does not have.
+        UnknownType = 4, "unknown type";
+        /// Not at this time, on this channel, or from this side.
+        UnexpectedInState = 5, "unexpected in this state";
+        /// Over a limit that this page states.
+        TooLarge = 6, "too large";
+        /// Another generation than the receiver's.
+        StaleGeneration = 7, "stale generation";
+        /// Not possible with what both sides can do.
+        Incompatible = 8, "incompatible";
+        /// Not now.
+        Busy = 9, "busy";
+        /// It took too long.
+        TimedOut = 10, "timed out";
+        /// The receiver is not to do that.
+        RefusedByPolicy = 11, "refused by policy";
+        /// Not enough of a resource.
+        ResourceExhausted = 12, "resource exhausted";
+        /// What was received is not what was sent.
+        ValidationFailed = 13, "validation failed";
+        /// The certificate does not cover what is to be reclaimed.
+        NotFenced = 14, "not fenced";
+        /// The receiver's own failure.
+        Internal = 15, "internal";
+        /// HELLO means another instance, or comes from the wrong side.
+        WrongPeer = 16, "wrong peer";
+        /// No proof of the key, or a wrong one.
+        NotAuthentic = 17, "not authentic";
+        /// A newer daemon has spoken to the instance.
+        OlderDaemon = 18, "older daemon";
+    }
 }
 
-error_codes! {
-    Malformed = 1, "malformed";
-    BadCrc = 2, "bad crc";
-    UnsupportedVersion = 3, "unsupported version";
-    UnknownType = 4, "unknown type";
-    UnexpectedInState = 5, "unexpected in this state";
-    TooLarge = 6, "too large";
-    StaleGeneration = 7, "stale generation";
-    Incompatible = 8, "incompatible";
-    Busy = 9, "busy";
-    TimedOut = 10, "timed out";
-    RefusedByPolicy = 11, "refused by policy";
-    ResourceExhausted = 12, "resource exhausted";
-    ValidationFailed = 13, "validation failed";
-    NotFenced = 14, "not fenced";
-    Internal = 15, "internal";
-}
+impl ErrorCode {
+    /// The words used in documents and logs.
+    pub const fn text(self) -> &'static str {
+        self.as_str()
+    }
 
-impl std::fmt::Display for ErrorCode {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.text())
+    /// Whether an ERROR with this code ends the connection that it is sent on. On a bulk channel
+    /// everything does but [`ErrorCode::UnexpectedInState`]: state with a hole in it is no state.
+    pub const fn ends(self, channel: Channel) -> bool {
+        match self {
+            Self::Malformed
+            | Self::BadCrc
+            | Self::UnsupportedVersion
+            | Self::UnknownType
+            | Self::TooLarge
+            | Self::StaleGeneration
+            | Self::WrongPeer
+            | Self::NotAuthentic
+            | Self::OlderDaemon => true,
+            Self::UnexpectedInState => false,
+            _ => matches!(channel, Channel::Bulk),
+        }
     }
 }
 

@@ -18,10 +18,13 @@ fn hello(role: PeerRole, channel: Channel, session: u64) -> Hello {
             boot_id: *b"0123456789abcdef",
             features: features::COOPERATIVE | features::BY_REFERENCE,
             session,
+            incarnation: 3,
         },
         instance: "web-server".into(),
         kernel_release: "6.12.95+deb12-cloud-amd64".into(),
         agent_version: "kmorph-agent 0.1.0".into(),
+        nonce: Some(*b"a nonce is thirty-two bytes long"),
+        proof: (role == PeerRole::Instance).then_some([0xA5; 32]),
     }
 }
 
@@ -83,6 +86,18 @@ fn session_messages() -> Vec<Sample> {
             1,
             2_000,
             Message::HelloReply(hello(PeerRole::Instance, Channel::Heartbeat, 0)),
+        ),
+        (
+            "authenticate",
+            2,
+            2_100,
+            Message::Authenticate(Authenticate { proof: [0x5A; 32] }),
+        ),
+        (
+            "authenticate_reply",
+            2,
+            2_200,
+            Message::AuthenticateReply(Authenticated { incarnation: 3 }),
         ),
         (
             "heartbeat_req",
@@ -213,6 +228,8 @@ fn recovery_messages() -> Vec<Sample> {
                     failed_generation: 7,
                     new_generation: 8,
                     outcome: RecoveryOutcome::Recovered,
+                    part: 0,
+                    flags: 0,
                 },
                 instance: instance(),
                 topology: vec![TopologyEntry {

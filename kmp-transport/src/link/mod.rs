@@ -153,10 +153,11 @@ impl Listener {
         match self {
             Self::Unix(listener) => listener.accept().await,
             Self::Vsock(listener) => {
-                let (stream, _) = listener.accept().await?;
+                let (stream, peer) = listener.accept().await?;
                 Ok(Accepted {
                     link: Box::new(stream),
                     port: None,
+                    stranger: vsock::stranger(peer.cid()),
                 })
             }
         }
@@ -167,13 +168,19 @@ impl Listener {
 pub struct Accepted {
     pub(crate) link: BoxedLink,
     pub(crate) port: Option<u32>,
+    /// Why whoever connected is nobody to speak with.
+    pub(crate) stranger: Option<String>,
 }
 
 /// Completes the accept: reads and answers the CONNECT line where there is one.
 ///
 /// # Errors
-/// `InvalidData` when the line is another, or asks for another port.
+/// `PermissionDenied` when it comes from elsewhere than the host, or from another user; `InvalidData` when the
+/// line is another, or asks for another port.
 pub async fn accept_line(accepted: Accepted) -> io::Result<BoxedLink> {
+    if let Some(stranger) = accepted.stranger {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, stranger));
+    }
     let mut link = accepted.link;
     if let Some(port) = accepted.port {
         unix::answer_connect(&mut link, port).await?;

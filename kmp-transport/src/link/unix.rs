@@ -114,11 +114,22 @@ impl UnixVsockListener {
 
     pub(super) async fn accept(&self) -> io::Result<Accepted> {
         let (stream, _) = self.listener.accept().await?;
+        let stranger = match stream.peer_cred() {
+            Ok(peer) => stranger(peer.uid(), nix::unistd::geteuid().as_raw()),
+            Err(error) => Some(format!("its user is not known: {error}")),
+        };
         Ok(Accepted {
             link: Box::new(stream),
             port: Some(self.port),
+            stranger,
         })
     }
+}
+
+/// What is against a peer of the user `uid`, when there is something: only root and the user `own`, of this
+/// process, may connect.
+fn stranger(uid: u32, own: u32) -> Option<String> {
+    (uid != 0 && uid != own).then(|| format!("it comes from user {uid}"))
 }
 
 /// Reads the CONNECT line and answers it.
@@ -137,6 +148,14 @@ mod tests {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     use std::os::fd::AsFd;
     use std::time::Duration;
+
+    #[test]
+    fn of_users_only_root_and_our_own_may_connect() {
+        assert_eq!(stranger(0, 1000), None);
+        assert_eq!(stranger(1000, 1000), None);
+        assert!(stranger(1001, 1000).is_some());
+        assert!(stranger(1000, 0).is_some());
+    }
 
     #[tokio::test]
     async fn a_connection_that_was_given_up_is_held_until_it_is_answered() {

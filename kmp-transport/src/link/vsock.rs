@@ -15,6 +15,16 @@ use nix::sys::socket::{
 use tokio::io::unix::AsyncFd;
 use tokio_vsock::{VsockListener, VsockStream};
 
+/// The context ids of the host: of a virtual machine's (`VMADDR_CID_HOST`), and, between the kernels of a
+/// multikernel machine, of the kernel that starts the others. No guest has either.
+const HOST_CIDS: [u32; 2] = [2, 0];
+
+/// What is against a peer with this context id, when there is something: only the host may connect.
+pub(super) fn stranger(cid: u32) -> Option<String> {
+    (!HOST_CIDS.contains(&cid))
+        .then(|| format!("it comes from context id {cid}, not from the host"))
+}
+
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
 
@@ -88,6 +98,14 @@ mod tests {
 
     /// The multikernel transport's own, which no kernel at hand has.
     const OPTION: i32 = 9;
+
+    #[test]
+    fn of_context_ids_only_the_hosts_may_connect() {
+        assert_eq!((stranger(2), stranger(0)), (None, None));
+        for cid in [1, 3, 1000, u32::MAX] {
+            assert!(stranger(cid).is_some_and(|why| why.contains(&cid.to_string())));
+        }
+    }
 
     #[tokio::test]
     async fn a_kernel_without_the_transport_says_so() {

@@ -15,9 +15,12 @@ pub(crate) fn hello(role: PeerRole) -> Hello {
             boot_id: [7; 16],
             features: 0,
             session: 0,
+            incarnation: 0,
         },
         instance: "web".to_owned(),
         kernel_release: "6.12.0".to_owned(),
         agent_version: "test".to_owned(),
+        nonce: None,
+        proof: None,
     }
 }

@@ -46,14 +46,14 @@ impl Lent<'_> {
             while asked.len() < AHEAD {
                 let share = next(&helper, &self.job.pace, asked.is_empty()).await;
                 let Some(share) = share else { break };
-                self.ask_for(&share).await?;
-                asked.push_back(share);
+                let sequence = self.ask_for(&share).await?;
+                asked.push_back((share, sequence));
             }
-            let Some(mut share) = asked.pop_front() else {
+            let Some((mut share, sequence)) = asked.pop_front() else {
                 return Ok(());
             };
             let bytes = share.bytes();
-            if !self.receive(&mut share).await? {
+            if !self.receive(&mut share, sequence).await? {
                 helper.give_back(&share);
             } else if helper.deliver(share) {
                 self.job.read.add(name, bytes);
@@ -71,7 +71,7 @@ impl Lent<'_> {
         range.collect()
     }
 
-    async fn ask_for(&mut self, share: &Share) -> Result<(), HelpError> {
+    async fn ask_for(&mut self, share: &Share) -> Result<u32, HelpError> {
         let LentPlace::PciPort(port) = &self.loan.place;
         let window = |window: &LentWindow| MemoryWindow {
             start: window.guest_address,
@@ -97,21 +97,33 @@ impl Lent<'_> {
         .await
     }
 
-    async fn send(&mut self, message: Kmp) -> Result<(), HelpError> {
+    /// The sequence that it was sent with.
+    async fn send(&mut self, message: Kmp) -> Result<u32, HelpError> {
         let sent = self.connection.writer.send(&message);
-        in_time(ANSWER_TIMEOUT, sent).await?;
-        Ok(())
+        in_time(ANSWER_TIMEOUT, sent).await
     }
 
-    /// Takes what was asked for with the oldest VMCORE_START; whether it is whole.
-    async fn receive(&mut self, share: &mut Share) -> Result<bool, HelpError> {
+    /// Takes what was asked for with the oldest VMCORE_START, which had the sequence `asked`; whether it is whole.
+    async fn receive(&mut self, share: &mut Share, asked: u32) -> Result<bool, HelpError> {
         let mut receiving = Receiving::new(self.job.capture);
         loop {
             let next = self.connection.reader.next();
             let frame = in_time(ANSWER_TIMEOUT, next).await?;
+            if let Kmp::VmcoreStartReply(reply) = &frame.message {
+                let (announced, found) = (share.bytes(), reply.bytes);
+                if frame.header.sequence != asked {
+                    return Err(HelpError::NotAsked("a reply to another request"));
+                } else if announced != found {
+                    return Err(HelpError::OtherTotal { announced, found });
+                }
+            }
             let Some(complete) = receiving.take(&frame.message, share)? else {
                 continue;
             };
+            let (announced, found) = (complete.bytes, receiving.bytes);
+            if announced != found {
+                return Err(HelpError::OtherTotal { announced, found });
+            }
             let reply = Kmp::VmcoreCompleteReply(VmcoreComplete {
                 bytes: receiving.bytes,
                 ..complete
@@ -125,17 +137,22 @@ impl Lent<'_> {
 
     /// Says that nothing more is wanted, and waits until the survivor uses nothing of it any more.
     pub(super) async fn let_go(&mut self) -> Result<(), HelpError> {
-        self.send(Kmp::VmcoreComplete(VmcoreComplete {
-            capture: self.job.capture,
+        let capture = self.job.capture;
+        let end = Kmp::VmcoreComplete(VmcoreComplete {
+            capture,
             bytes: 0,
             status: CaptureStatus::Complete,
-        }))
-        .await?;
+        });
+        let asked = self.send(end).await?;
         let reply = async {
             loop {
                 let frame = self.connection.reader.next().await?;
-                if matches!(frame.message, Kmp::VmcoreCompleteReply(_)) {
-                    return Ok(());
+                let answer = frame.header.sequence == asked;
+                match frame.message {
+                    Kmp::VmcoreCompleteReply(reply) if answer && reply.capture == capture => {
+                        return Ok(());
+                    }
+                    _ => {}
                 }
             }
         };
@@ -213,6 +230,9 @@ impl Receiving {
     /// Puts a chunk to where it belongs. They come in their order, so what was put is not put again.
     fn put(&mut self, data: &VmcoreData, share: &mut Share) -> Result<(), HelpError> {
         let (start, length) = (data.fixed.address, data.fixed.length);
+        if length > CHUNK_MAX_BYTES.into() {
+            return Err(HelpError::NotAsked("so large a chunk"));
+        }
         let range = PhysRange {
             start,
             end: start.saturating_add(length),

@@ -176,6 +176,8 @@ enum HelpError {
     NotAsked(&'static str),
     #[error("a chunk at {0:#x} does not have its checksum")]
     Damaged(u64),
+    #[error("{announced} bytes were to come, {found} did")]
+    OtherTotal { announced: u64, found: u64 },
 }
 
 /// Takes back what a daemon before this one has lent to an instance that was found running.
@@ -220,10 +222,10 @@ async fn borrow_and_read(
 ) -> Result<(), HelpError> {
     let _borrower = services.captures.borrowers.join(row).await;
     let placement = row.placement.as_ref().ok_or(HelpError::CannotBorrow)?;
-    let hello = services.hello(&row.instance, row.generation);
+    let speaker = services.speaker(placement);
     let address = Address::from(placement.endpoint.clone());
-    let connection = open_bulk(&address, &hello, job.capture).await?;
-    if connection.hello.fixed.features & features::READS_LENT_MEMORY == 0 {
+    let connection = open_bulk(&address, speaker, job.capture).await?;
+    if connection.features & features::READS_LENT_MEMORY == 0 {
         return Err(HelpError::CannotRead);
     }
     if helper.is_over() {

@@ -109,10 +109,13 @@ async fn heartbeats(host: &Host) {
             boot_id: [1; 16],
             features: 0,
             session: 0,
+            incarnation: 0,
         },
         instance: "test".to_owned(),
         kernel_release: String::new(),
         agent_version: String::new(),
+        nonce: None,
+        proof: None,
     });
     let reply = ask(&mut stream, &hello).await;
     assert!(matches!(reply, Message::HelloReply(hello) if hello.instance == "test"));

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use kmorph_launch::{AgentConfig, Listen};
+use kmorph_launch::{AgentConfig, Listen, Secret};
 use kmp_proto::codec::Decoder;
 use kmp_proto::message::{
     Channel, ErrorInfo, Health, HealthStatus, HealthStatusFixed, Message, PRESSURE_ABSENT,
@@ -21,7 +21,7 @@ use kmp_proto::message::{
 
 use kmp_proto::wire::ErrorCode;
 
-use crate::wire::{agree, bytes, connect, hello, next, well};
+use crate::wire::{agree, believe, bytes, connect, hello, next, well};
 
 /// Offset of the payload's length in a header.
 const LENGTH_AT: usize = 12;
@@ -85,12 +85,20 @@ fn meet(words: &[String], mut stream: UnixStream, config: &AgentConfig) -> io::R
         asked.kernel_release = SPITE.to_owned();
         asked.agent_version = SPITE.to_owned();
     }
+    let mut config = config.clone();
+    if turned == Some("impostor") {
+        config.key = Secret::new([0; 32]);
+    }
+    if turned == Some("versions") {
+        (asked.fixed.version_min, asked.fixed.version_max) = (0, 0);
+    }
     let channel = asked.fixed.channel;
     let behind = u64::from(turned == Some("stale"));
-    let mut answer = agree(asked, sequence, config, behind)?;
+    let mut answer = agree(asked, sequence, &config, behind)?;
     match turned {
         Some("moody" | "survivor" | "pressed" | "late" | "spiteful") | None => {
             stream.write_all(&answer)?;
+            believe(&mut stream)?;
             return match (channel, word) {
                 (Channel::Heartbeat, _) => live(&mut stream, word, second),
                 (_, "moody") => sulk(&mut stream),

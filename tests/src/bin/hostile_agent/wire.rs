@@ -4,9 +4,11 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 
 use kmorph_launch::AgentConfig;
+use kmp_proto::auth::Key;
 use kmp_proto::codec::{Decoder, Frame, encode};
 use kmp_proto::message::{
-    Health, HeartbeatReq, HeartbeatRsp, Hello, Message, PRESSURE_ABSENT, PeerRole, WorkloadState,
+    Authenticated, Health, HeartbeatReq, HeartbeatRsp, Hello, Message, PRESSURE_ABSENT, PeerRole,
+    WorkloadState,
 };
 use kmp_proto::wire::HEADER_BYTES;
 
@@ -51,11 +53,21 @@ pub(crate) fn agree(
 ) -> io::Result<Vec<u8>> {
     let mut reply = Hello {
         instance: config.instance.to_string(),
-        ..asked
+        nonce: Some([0x5A; 32]),
+        ..asked.clone()
     };
     reply.fixed.role = PeerRole::Instance;
     reply.fixed.generation = config.generation - behind;
+    let key = Key::new(config.key.bytes());
+    reply.proof = Some(key.proof(PeerRole::Instance, &asked, &reply));
     bytes(&Message::HelloReply(reply), sequence)
+}
+
+/// Takes the daemon's proof, whatever it is.
+pub(crate) fn believe(stream: &mut UnixStream) -> io::Result<()> {
+    let frame = next(stream, &mut Decoder::new())?;
+    let reply = Message::AuthenticateReply(Authenticated { incarnation: 0 });
+    stream.write_all(&bytes(&reply, frame.header.sequence)?)
 }
 
 /// The answer to a heartbeat of an instance that is well, with this pressure on its CPUs.

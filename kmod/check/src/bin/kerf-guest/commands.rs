@@ -290,10 +290,13 @@ mod heartbeat {
                 boot_id: [1; 16],
                 features: 0,
                 session: 0,
+                incarnation: 0,
             },
             instance: "test".to_owned(),
             kernel_release: String::new(),
             agent_version: String::new(),
+            nonce: None,
+            proof: None,
         });
         let Message::HelloReply(reply) = ask_one(&socket, &mut decoder, &hello, 1) else {
             panic!("no HELLO");

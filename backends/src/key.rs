@@ -1,0 +1,47 @@
+//! The key of a generation: made at its spawn, told to its agent, and kept in the run directory for the daemon
+//! and those after it. It is in no placement, so that it reaches neither the journal nor the API.
+
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+
+use kmorph_files::OwnDir;
+use kmorph_launch::Secret;
+use nix::libc::O_NOFOLLOW;
+
+use crate::contract::Placement;
+
+/// The file, in the run directory: 64 hexadecimal digits, mode 0600.
+pub const KEY_FILE: &str = "agent.key";
+/// Longest file that is read, bytes: the digits, and a newline.
+const KEY_FILE_MAX_BYTES: u64 = 65;
+
+/// A new key.
+///
+/// # Errors
+/// When the system has no random numbers.
+pub(crate) fn make() -> io::Result<Secret> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|error| io::Error::other(error.to_string()))?;
+    Ok(Secret::new(bytes))
+}
+
+/// Keeps `key` in a run directory, in place of that of a spawn that failed.
+///
+/// # Errors
+/// The system's.
+pub(crate) fn keep(run_dir: &OwnDir, key: &Secret) -> io::Result<()> {
+    Ok(run_dir.write(KEY_FILE, key.digits().as_bytes())?)
+}
+
+/// The key of a generation.
+///
+/// # Errors
+/// The system's, and `InvalidData` when the file is not one of [`KEY_FILE`]'s.
+pub fn of(placement: &Placement) -> io::Result<Secret> {
+    let mut options = std::fs::OpenOptions::new();
+    let options = options.read(true).custom_flags(O_NOFOLLOW);
+    let file = options.open(placement.run_dir.join(KEY_FILE))?;
+    let mut digits = String::new();
+    file.take(KEY_FILE_MAX_BYTES).read_to_string(&mut digits)?;
+    Secret::from_digits(digits.trim_end()).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}

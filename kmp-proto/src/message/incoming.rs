@@ -1,0 +1,126 @@
+//! Holds the state that one side of a morph sends to what it has announced.
+
+use super::{MorphTransfer, TransferMode, TransferOp};
+use crate::wire::ErrorCode;
+
+/// Most bytes of state in one chunk of a morph.
+pub const STATE_CHUNK_MAX_BYTES: usize = 65_536;
+
+/// What a side sent that it must not. The bulk channel ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StateError {
+    /// Neither a chunk nor the end of a round, by rounds, of this session.
+    #[error("a {} of session {session}, not state of the session of this channel", .op.as_str())]
+    NotState {
+        /// What came.
+        op: TransferOp,
+        /// Its session.
+        session: u64,
+    },
+    /// Of another round than the one under way.
+    #[error("a frame of round {found}, round {expected} is under way")]
+    OtherRound {
+        /// The round under way, or the next one.
+        expected: u32,
+        /// What the frame says.
+        found: u32,
+    },
+    /// Too much in one chunk.
+    #[error("a chunk of {0} bytes, at most {STATE_CHUNK_MAX_BYTES} are allowed")]
+    ChunkTooLarge(usize),
+    /// The chunk was damaged on its way.
+    #[error("the checksum of the chunk at {0:#x} does not hold")]
+    Damaged(u64),
+    /// The size of the state changed after it was announced.
+    #[error("{found} bytes of state announced, {announced} before")]
+    TotalChanged {
+        /// What was announced first.
+        announced: u64,
+        /// What was announced now.
+        found: u64,
+    },
+    /// More bytes in a round than the state has.
+    #[error("{sent} bytes in round {round} of a state of {announced}")]
+    OverTotal {
+        /// The round.
+        round: u32,
+        /// Bytes of it so far.
+        sent: u64,
+        /// What was announced.
+        announced: u64,
+    },
+}
+
+impl StateError {
+    /// The code to answer with.
+    pub const fn code(self) -> ErrorCode {
+        match self {
+            Self::ChunkTooLarge(_) | Self::OverTotal { .. } => ErrorCode::TooLarge,
+            _ => ErrorCode::ValidationFailed,
+        }
+    }
+}
+
+/// The state of one session as it comes in: rounds from 1, each with at most what was announced.
+#[derive(Debug)]
+pub struct IncomingState {
+    session: u64,
+    announced: Option<u64>,
+    /// The round under way, or the next one.
+    round: u32,
+    sent: u64,
+}
+
+impl IncomingState {
+    /// Nothing of `session` has come yet.
+    pub const fn new(session: u64) -> Self {
+        Self {
+            session,
+            announced: None,
+            round: 1,
+            sent: 0,
+        }
+    }
+
+    /// Takes the next frame. A round may carry one chunk more than the state holds, because it ends
+    /// with the chunk that reaches its number of bytes.
+    ///
+    /// # Errors
+    /// The first rule that the frame breaks; nothing of it may be used.
+    pub fn take(&mut self, transfer: &MorphTransfer) -> Result<(), StateError> {
+        let fixed = &transfer.fixed;
+        let (op, session) = (fixed.op, fixed.session);
+        let state = matches!(op, TransferOp::Chunk | TransferOp::EndOfRound);
+        if !state || session != self.session || fixed.mode != TransferMode::Rounds {
+            return Err(StateError::NotState { op, session });
+        }
+        if fixed.round != self.round {
+            let (expected, found) = (self.round, fixed.round);
+            return Err(StateError::OtherRound { expected, found });
+        }
+        if transfer.data.len() > STATE_CHUNK_MAX_BYTES {
+            return Err(StateError::ChunkTooLarge(transfer.data.len()));
+        }
+        if op == TransferOp::Chunk && !transfer.chunk_holds() {
+            return Err(StateError::Damaged(fixed.offset));
+        }
+        let announced = *self.announced.get_or_insert(fixed.total_bytes);
+        if announced != fixed.total_bytes {
+            let found = fixed.total_bytes;
+            return Err(StateError::TotalChanged { announced, found });
+        }
+        self.sent = self.sent.saturating_add(transfer.data.len() as u64);
+        let most = announced.saturating_add(STATE_CHUNK_MAX_BYTES as u64);
+        if self.sent > most {
+            return Err(StateError::OverTotal {
+                round: self.round,
+                sent: self.sent,
+                announced,
+            });
+        }
+        if op == TransferOp::EndOfRound {
+            (self.round, self.sent) = (self.round.saturating_add(1), 0);
+        }
+        Ok(())
+    }
+}

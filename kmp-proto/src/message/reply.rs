@@ -1,0 +1,174 @@
+//! What a reply must say to be the reply to a request.
+
+use super::{
+    CommitStep, Message, MorphCommit, MorphTransfer, TransferMode, TransferOp, Verdict,
+    transfer_flags,
+};
+use crate::wire::MsgType;
+
+/// Why a reply does not answer the request whose sequence it carries. Whoever asked has failed with
+/// it; nothing is sent back, since nothing answers an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReplyError {
+    /// It is the reply to another type.
+    #[error("a {found} answers a {asked}")]
+    OtherType {
+        /// What was asked.
+        asked: MsgType,
+        /// What came.
+        found: MsgType,
+    },
+    /// A field that repeats the request's does not.
+    #[error("the {msg_type} reply has the {field} {found}, the request has {expected}")]
+    OtherField {
+        /// The type of both.
+        msg_type: MsgType,
+        /// The field, as `docs/kmp.md` names it.
+        field: &'static str,
+        /// What the request said.
+        expected: u64,
+        /// What the reply says.
+        found: u64,
+    },
+    /// A MORPH_NEGOTIATE reply that offers, or accepts and lists what is missing.
+    #[error("the MORPH_NEGOTIATE reply neither accepts nor vetoes: {0}")]
+    NoVerdict(&'static str),
+    /// A MORPH_TRANSFER_STATE reply that is not `applied`.
+    #[error("the MORPH_TRANSFER_STATE reply is {}, not applied", .0.as_str())]
+    NotApplied(TransferOp),
+}
+
+/// What the reply to one request must say: a few numbers, so that the request need not be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expected {
+    msg_type: MsgType,
+    /// Session, recovery or capture; its name.
+    subject: Option<(&'static str, u64)>,
+    detail: Detail,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Detail {
+    Nothing,
+    Verdict,
+    Applied {
+        round: u32,
+        mode: TransferMode,
+        last: bool,
+    },
+    Step {
+        nonce: u64,
+        step: CommitStep,
+    },
+}
+
+impl Expected {
+    /// What answers `request`; `None` for a message that has no reply.
+    pub fn of(request: &Message) -> Option<Self> {
+        let msg_type = request.msg_type();
+        if request.is_answer() || !msg_type.has_reply() {
+            return None;
+        }
+        let detail = match request {
+            Message::MorphNegotiate(_) => Detail::Verdict,
+            Message::MorphTransfer(MorphTransfer { fixed, .. }) => Detail::Applied {
+                round: fixed.round,
+                mode: fixed.mode,
+                last: fixed.flags & transfer_flags::FINAL != 0,
+            },
+            Message::MorphCommit(MorphCommit { nonce, step, .. }) => Detail::Step {
+                nonce: *nonce,
+                step: *step,
+            },
+            _ => Detail::Nothing,
+        };
+        Some(Self {
+            msg_type,
+            subject: request.subject(),
+            detail,
+        })
+    }
+
+    /// Holds `reply` to it.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn check(&self, reply: &Message) -> Result<(), ReplyError> {
+        let found = reply.msg_type();
+        if !reply.is_reply() || found != self.msg_type {
+            let asked = self.msg_type;
+            return Err(ReplyError::OtherType { asked, found });
+        }
+        if let (Some((field, expected)), Some((_, found))) = (self.subject, reply.subject()) {
+            self.equal(field, expected, found)?;
+        }
+        match (self.detail, reply) {
+            (Detail::Verdict, Message::MorphNegotiateReply(answer)) => {
+                match (answer.fixed.verdict, answer.missing.as_slice()) {
+                    (Verdict::Offer, _) => Err(ReplyError::NoVerdict("it offers")),
+                    (Verdict::Accept, [_, ..]) => {
+                        let text = "it accepts and lists what is missing";
+                        Err(ReplyError::NoVerdict(text))
+                    }
+                    _ => Ok(()),
+                }
+            }
+            (Detail::Applied { round, mode, last }, Message::MorphTransferReply(applied)) => {
+                let fixed = applied.fixed;
+                if fixed.op != TransferOp::Applied {
+                    return Err(ReplyError::NotApplied(fixed.op));
+                }
+                self.equal("round", round.into(), fixed.round.into())?;
+                self.equal("mode", mode.value().into(), fixed.mode.value().into())?;
+                let found = fixed.flags & transfer_flags::FINAL;
+                self.equal("flags", u64::from(last), found.into())
+            }
+            (Detail::Step { nonce, step }, Message::MorphCommitReply(reply)) => {
+                self.equal("nonce", nonce, reply.nonce)?;
+                self.equal("step", step.value().into(), reply.step.value().into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn equal(&self, field: &'static str, expected: u64, found: u64) -> Result<(), ReplyError> {
+        if expected == found {
+            return Ok(());
+        }
+        Err(ReplyError::OtherField {
+            msg_type: self.msg_type,
+            field,
+            expected,
+            found,
+        })
+    }
+}
+
+impl Message {
+    /// What a request is about, which its reply repeats: the field and its number.
+    fn subject(&self) -> Option<(&'static str, u64)> {
+        Some(match self {
+            Self::RecoverPrepare(m) => ("recovery", m.fixed.recovery),
+            Self::RecoverReclaim(m) => ("recovery", m.fixed.recovery),
+            Self::RecoverComplete(m) => ("recovery", m.fixed.recovery),
+            Self::RecoverPrepareReply(m)
+            | Self::RecoverReclaimReply(m)
+            | Self::RecoverCompleteReply(m) => ("recovery", m.recovery),
+            Self::VmcoreStart(m) => ("capture", m.fixed.capture),
+            Self::VmcoreComplete(m) | Self::VmcoreStartReply(m) | Self::VmcoreCompleteReply(m) => {
+                ("capture", m.capture)
+            }
+            Self::MorphPrepare(m) => ("session", m.session),
+            Self::MorphPrepareReply(m) => ("session", m.session),
+            Self::MorphNegotiate(m) | Self::MorphNegotiateReply(m) => ("session", m.fixed.session),
+            Self::MorphTransfer(m) | Self::MorphTransferReply(m) => ("session", m.fixed.session),
+            Self::MorphValidate(m) => ("session", m.session),
+            Self::MorphValidateReply(m) => ("session", m.fixed.session),
+            Self::MorphCommit(m) => ("session", m.session),
+            Self::MorphCommitReply(m) => ("session", m.session),
+            Self::MorphRollback(m) => ("session", m.fixed.session),
+            Self::MorphRollbackReply(m) => ("session", m.session),
+            _ => return None,
+        })
+    }
+}

@@ -1,0 +1,487 @@
+//! The rules of `docs/kmp.md` for what goes over a connection, against a peer that breaks one of them.
+//! Each test names its rule. Time is virtual where it is waited for.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
+mod hello;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use hello::hello;
+use kmp_proto::codec::{Decoder, Frame, encode};
+use kmp_proto::message::*;
+use kmp_proto::wire::{ErrorCode, HEADER_BYTES};
+use kmp_transport::connection::{Connection, ConnectionError, FRAME_TIMEOUT, greet, welcome};
+use kmp_transport::link::{BoxedLink, memory};
+use kmp_transport::peer::{Connecting, PROBES_MAX, Peer, PeerEvent};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+
+const PATIENCE: Duration = Duration::from_secs(3600);
+
+/// One end of a link, byte by byte.
+struct Raw {
+    link: BoxedLink,
+    decoder: Decoder,
+}
+
+impl Raw {
+    fn new(link: BoxedLink) -> Self {
+        let decoder = Decoder::new();
+        Self { link, decoder }
+    }
+
+    async fn send(&mut self, message: &Message, sequence: u32) {
+        let mut bytes = Vec::new();
+        encode(message, sequence, 1, &mut bytes).unwrap();
+        self.link.write_all(&bytes).await.unwrap();
+    }
+
+    /// The next frame; `None` at the end of the link.
+    async fn next(&mut self) -> Option<Frame> {
+        let mut byte = [0];
+        loop {
+            let read = tokio::time::timeout(PATIENCE, self.link.read(&mut byte));
+            if read.await.unwrap().unwrap() == 0 {
+                return None;
+            }
+            if let Some(frame) = self.decoder.feed(&mut &byte[..]).unwrap() {
+                return Some(frame);
+            }
+        }
+    }
+
+    async fn error(&mut self) -> ErrorInfo {
+        match self.next().await.map(|frame| frame.message) {
+            Some(Message::Error(error)) => error,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn probe(number: u32) -> Message {
+    Message::HeartbeatReq(HeartbeatReq {
+        probe: number,
+        flags: 0,
+        self_lag_us: 0,
+    })
+}
+
+fn beat(number: u32) -> Message {
+    Message::HeartbeatRsp(HeartbeatRsp {
+        probe: number,
+        health: Health::Healthy,
+        workload: WorkloadState::Running,
+        cpu_count: 1,
+        cpu_busy_permille: 0,
+        pressure_cpu: PRESSURE_ABSENT,
+        pressure_memory: PRESSURE_ABSENT,
+        pressure_io: PRESSURE_ABSENT,
+        memory_total_kib: 0,
+        memory_available_kib: 0,
+        io_read_bytes: 0,
+        io_write_bytes: 0,
+    })
+}
+
+/// A daemon's greeting, which the instance answers with `reply` and the sequence of HELLO plus `ahead`.
+/// What came of it, and what the daemon said last.
+async fn greeted(reply: Message, ahead: u32) -> (Result<(), ConnectionError>, Option<Frame>) {
+    let (near, far) = memory();
+    let mut raw = Raw::new(far);
+    let instance = async {
+        let asked = raw.next().await.unwrap();
+        raw.send(&reply, asked.header.sequence + ahead).await;
+        raw.next().await
+    };
+    let daemon = async { greet(near, hello(PeerRole::Daemon)).await.map(drop) };
+    tokio::join!(daemon, instance)
+}
+
+/// Changes a HELLO.
+type Change = fn(&mut HelloFixed);
+
+#[tokio::test(start_paused = true)]
+async fn each_mismatch_of_a_hello_reply_ends_the_connection_and_is_told() {
+    let cases: [(Change, ErrorCode); 6] = [
+        (
+            |f| (f.version_min, f.version_max) = (0, 0),
+            ErrorCode::UnsupportedVersion,
+        ),
+        (
+            |f| (f.version_min, f.version_max) = (2, 1),
+            ErrorCode::UnsupportedVersion,
+        ),
+        (|f| f.role = PeerRole::Daemon, ErrorCode::WrongPeer),
+        (|f| f.generation += 1, ErrorCode::StaleGeneration),
+        (|f| f.channel = Channel::Heartbeat, ErrorCode::WrongPeer),
+        (
+            |f| (f.channel, f.session) = (Channel::Bulk, 999),
+            ErrorCode::WrongPeer,
+        ),
+    ];
+    for (change, code) in cases {
+        let mut reply = hello(PeerRole::Instance);
+        change(&mut reply.fixed);
+        let (greeted, last) = greeted(Message::HelloReply(reply.clone()), 0).await;
+        assert!(
+            matches!(greeted, Err(ConnectionError::Hello(_))),
+            "{reply:?}"
+        );
+        let Some(Message::Error(error)) = last.map(|frame| frame.message) else {
+            panic!("{reply:?}: not told");
+        };
+        assert_eq!((error.code, error.offending_type), (code, 0x8001));
+    }
+    greeted(Message::HelloReply(hello(PeerRole::Instance)), 0)
+        .await
+        .0
+        .unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hello_reply_carries_the_sequence_of_hello() {
+    let reply = Message::HelloReply(hello(PeerRole::Instance));
+    let (greeted, _) = greeted(reply, 1).await;
+    assert!(matches!(
+        greeted,
+        Err(ConnectionError::AnswersNothing { sequence: 2, .. })
+    ));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_hello_is_refused_and_hello_still_taken() {
+    let (near, far) = memory();
+    let mut raw = Raw::new(near);
+    let own = hello(PeerRole::Instance);
+    let daemon = async {
+        for sequence in 1..4 {
+            raw.send(&probe(1), sequence).await;
+            let error = raw.error().await;
+            assert_eq!(error.code, ErrorCode::UnexpectedInState);
+            assert_eq!(
+                (error.offending_type, error.offending_sequence),
+                (0x0101, sequence)
+            );
+        }
+        raw.send(&Message::Hello(hello(PeerRole::Daemon)), 4).await;
+        let reply = raw.next().await.unwrap();
+        assert!(matches!(reply.message, Message::HelloReply(_)));
+    };
+    let (welcomed, ()) = tokio::join!(welcome(far, &own), daemon);
+    welcomed.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stranger_who_never_says_hello_is_closed_in_time_whatever_it_says() {
+    let (near, far) = memory();
+    let mut raw = Raw::new(near);
+    let own = hello(PeerRole::Instance);
+    let stranger = async {
+        loop {
+            raw.send(&probe(1), 1).await;
+            raw.error().await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let welcomed = tokio::select! {
+        welcomed = welcome(far, &own) => welcomed,
+        () = stranger => panic!("for ever"),
+    };
+    assert!(matches!(welcomed, Err(ConnectionError::HelloTimeout)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn both_sides_use_the_features_that_both_have() {
+    let (near, far) = memory();
+    let (mut daemon, mut instance) = (hello(PeerRole::Daemon), hello(PeerRole::Instance));
+    daemon.fixed.features = features::COOPERATIVE | features::BY_REFERENCE | 1 << 60;
+    instance.fixed.features = features::COOPERATIVE | features::READS_LENT_MEMORY;
+    let (ours, theirs) = tokio::join!(greet(near, daemon), welcome(far, &instance));
+    assert_eq!(ours.unwrap().features, features::COOPERATIVE);
+    assert_eq!(theirs.unwrap().features, features::COOPERATIVE);
+}
+
+async fn introduced() -> (Raw, Connection) {
+    let (near, far) = memory();
+    let mut raw = Raw::new(near);
+    let own = hello(PeerRole::Instance);
+    let daemon = async {
+        raw.send(&Message::Hello(hello(PeerRole::Daemon)), 1).await;
+        raw.next().await.unwrap();
+    };
+    let (instance, ()) = tokio::join!(welcome(far, &own), daemon);
+    (raw, instance.unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_a_frame_has_a_deadline_that_nothing_beside_it_moves() {
+    let mut frame = Vec::new();
+    encode(&probe(1), 2, 1, &mut frame).unwrap();
+    for half in [1, HEADER_BYTES, frame.len() - 1] {
+        let (mut raw, mut instance) = introduced().await;
+        raw.link.write_all(&frame[..half]).await.unwrap();
+        let begun = tokio::time::Instant::now();
+        let end = loop {
+            // As in a loop that does other things beside it.
+            let next = instance.reader.next();
+            match tokio::time::timeout(FRAME_TIMEOUT / 4, next).await {
+                Ok(end) => break end,
+                Err(_) => assert!(begun.elapsed() < FRAME_TIMEOUT * 2, "{half} bytes"),
+            }
+        };
+        assert!(matches!(end, Err(ConnectionError::HalfFrame)), "{end:?}");
+    }
+    // Silence between frames has none.
+    let (mut raw, mut instance) = introduced().await;
+    let silence = tokio::time::timeout(FRAME_TIMEOUT * 10, instance.reader.next());
+    assert!(silence.await.is_err());
+    raw.send(&probe(1), 2).await;
+    instance.reader.next().await.unwrap();
+}
+
+/// A daemon's peer, and the instance's ends of its channels, one after the other.
+struct Daemon {
+    peer: Peer,
+    events: mpsc::UnboundedReceiver<PeerEvent>,
+    links: mpsc::UnboundedReceiver<BoxedLink>,
+}
+
+impl Daemon {
+    fn start() -> Self {
+        let (told, events) = mpsc::unbounded_channel();
+        let (links_in, links) = mpsc::unbounded_channel();
+        let links_in = Arc::new(Mutex::new(links_in));
+        let connector = Arc::new(move || -> Connecting {
+            let (near, far) = memory();
+            links_in.lock().unwrap().send(far).unwrap();
+            Box::pin(async move { Ok(near) })
+        });
+        let sink = Arc::new(move |event| drop(told.send(event)));
+        let peer = Peer::over(connector, hello(PeerRole::Daemon), 1, sink);
+        Self {
+            peer,
+            events,
+            links,
+        }
+    }
+
+    /// The next connection of a channel; those of the other one are let go.
+    async fn channel(&mut self, wanted: Channel) -> Raw {
+        loop {
+            let link = tokio::time::timeout(PATIENCE, self.links.recv());
+            let mut raw = Raw::new(link.await.unwrap().unwrap());
+            let asked = raw.next().await.unwrap();
+            let Message::Hello(asked_hello) = asked.message else {
+                panic!("{asked:?}");
+            };
+            if asked_hello.fixed.channel != wanted {
+                continue;
+            }
+            let mut reply = hello(PeerRole::Instance);
+            reply.fixed.channel = wanted;
+            raw.send(&Message::HelloReply(reply), asked.header.sequence)
+                .await;
+            while !matches!(self.event().await, PeerEvent::Up(channel, _) if channel == wanted) {}
+            return raw;
+        }
+    }
+
+    async fn event(&mut self) -> PeerEvent {
+        let event = tokio::time::timeout(PATIENCE, self.events.recv());
+        event.await.unwrap().unwrap()
+    }
+
+    /// Why a channel went down.
+    async fn down(&mut self, wanted: Channel) -> String {
+        loop {
+            match self.event().await {
+                PeerEvent::Down(channel, why) if channel == wanted => return why,
+                _ => {}
+            }
+        }
+    }
+}
+
+fn reply(recovery: u64) -> Message {
+    Message::RecoverPrepareReply(RecoverReply {
+        recovery,
+        elapsed_ms: 0,
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_to_what_was_never_sent_ends_the_channel() {
+    let retry = Message::Retry(RetryAfter {
+        retry_after_ms: 1,
+        reason: ErrorCode::Busy,
+        offending_type: 0x0201,
+        offending_sequence: 99,
+    });
+    for answer in [reply(1), retry] {
+        let mut daemon = Daemon::start();
+        let mut raw = daemon.channel(Channel::Control).await;
+        // HELLO had 1.
+        raw.send(&answer, 99).await;
+        let why = daemon.down(Channel::Control).await;
+        assert!(why.contains("answers nothing"), "{why}");
+        assert!(raw.next().await.is_none());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_heartbeat_is_answered_once_with_its_own_sequence_and_number() {
+    for (number, ahead) in [(8, 0), (7, 1)] {
+        let mut daemon = Daemon::start();
+        let mut raw = daemon.channel(Channel::Heartbeat).await;
+        daemon.peer.send(Channel::Heartbeat, 0, probe(7)).unwrap();
+        let asked = raw.next().await.unwrap();
+        raw.send(&beat(number), asked.header.sequence + ahead).await;
+        let why = daemon.down(Channel::Heartbeat).await;
+        assert!(why.contains("answers nothing"), "{why}");
+    }
+    let mut daemon = Daemon::start();
+    let mut raw = daemon.channel(Channel::Heartbeat).await;
+    daemon.peer.send(Channel::Heartbeat, 0, probe(7)).unwrap();
+    let asked = raw.next().await.unwrap();
+    for _ in 0..2 {
+        raw.send(&beat(7), asked.header.sequence).await;
+    }
+    let why = daemon.down(Channel::Heartbeat).await;
+    assert!(why.contains("answers nothing"), "{why}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn so_many_probes_wait_at_most_and_each_answer_makes_room() {
+    let mut daemon = Daemon::start();
+    let mut raw = daemon.channel(Channel::Heartbeat).await;
+    let mut sequences = Vec::new();
+    for number in 1..=3 * u32::try_from(PROBES_MAX).unwrap() {
+        daemon
+            .peer
+            .send(Channel::Heartbeat, 0, probe(number))
+            .unwrap();
+        // Taken from the queue before the next is put there.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for number in 1..=u32::try_from(PROBES_MAX).unwrap() {
+        let asked = raw.next().await.unwrap();
+        assert_eq!(asked.message, probe(number));
+        sequences.push(asked.header.sequence);
+    }
+    let more = tokio::time::timeout(Duration::from_secs(1), raw.next());
+    assert!(more.await.is_err(), "a probe too many");
+    raw.send(&beat(1), sequences[0]).await;
+    while !matches!(daemon.event().await, PeerEvent::Frame(..)) {}
+    daemon.peer.send(Channel::Heartbeat, 0, probe(99)).unwrap();
+    assert_eq!(raw.next().await.unwrap().message, probe(99));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_on_the_wrong_channel_ends_it() {
+    let mut daemon = Daemon::start();
+    let mut raw = daemon.channel(Channel::Heartbeat).await;
+    raw.send(&reply(1), 1).await;
+    let why = daemon.down(Channel::Heartbeat).await;
+    assert!(why.contains("wrong channel"), "{why}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_daemon_refuses_what_an_instance_does_not_send_and_goes_on() {
+    let status = Message::HealthStatus(HealthStatus {
+        fixed: HealthStatusFixed {
+            health: Health::Healthy,
+            workload: WorkloadState::None,
+            flags: 0,
+            exit_status: 0,
+            restarts: 0,
+        },
+        text: String::new(),
+    });
+    for (channel, message, msg_type) in [
+        (Channel::Heartbeat, status, 0x0103),
+        (Channel::Control, probe(1), 0x0101),
+        (
+            Channel::Control,
+            Message::Hello(hello(PeerRole::Daemon)),
+            0x0001,
+        ),
+    ] {
+        let mut daemon = Daemon::start();
+        let mut raw = daemon.channel(channel).await;
+        for sequence in [5, 6] {
+            raw.send(&message, sequence).await;
+            let error = raw.error().await;
+            assert_eq!(error.code, ErrorCode::UnexpectedInState);
+            assert_eq!(
+                (error.offending_type, error.offending_sequence),
+                (msg_type, sequence)
+            );
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_daemon_tells_a_bad_frame_by_type_and_sequence_on_each_channel() {
+    for channel in [Channel::Heartbeat, Channel::Control] {
+        let mut daemon = Daemon::start();
+        let mut raw = daemon.channel(channel).await;
+        let mut bytes = Vec::new();
+        encode(&beat(1), 77, 1, &mut bytes).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        raw.link.write_all(&bytes).await.unwrap();
+        let error = raw.error().await;
+        assert_eq!(error.code, ErrorCode::BadCrc);
+        assert_eq!(
+            (error.offending_type, error.offending_sequence),
+            (0x0102, 77)
+        );
+        assert!(raw.next().await.is_none(), "and closes");
+        let why = daemon.down(channel).await;
+        assert!(why.contains("checksum"), "{why}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_ends_a_channel_by_its_code() {
+    for (code, ends) in [
+        (ErrorCode::StaleGeneration, true),
+        (ErrorCode::Malformed, true),
+        (ErrorCode::UnexpectedInState, false),
+        (ErrorCode::Busy, false),
+        (ErrorCode::Other(999), false),
+    ] {
+        let mut daemon = Daemon::start();
+        let mut raw = daemon.channel(Channel::Control).await;
+        let error = Message::Error(ErrorInfo {
+            code,
+            offending_type: 0x0001,
+            offending_sequence: 1,
+            text: "no".to_owned(),
+        });
+        raw.send(&error, 1).await;
+        while !matches!(daemon.event().await, PeerEvent::Frame(..)) {}
+        if ends {
+            daemon.down(Channel::Control).await;
+        } else {
+            raw.send(&probe(1), 5).await;
+            raw.error().await;
+        }
+    }
+}
+
+#[test]
+fn the_bounds_on_the_page_are_those_in_force() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/kmp.md");
+    let page = std::fs::read_to_string(path).unwrap();
+    let probes = format!("At most **{PROBES_MAX}** probes wait for their answer");
+    assert!(page.contains(&probes), "{probes}");
+    let half = format!("**{} s** after the first byte", FRAME_TIMEOUT.as_secs());
+    assert!(page.contains(&half), "{half}");
+}
