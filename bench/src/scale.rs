@@ -143,9 +143,11 @@ fn alarms(events: &Events) -> Vec<Event> {
     arrived
         .filter(|event| match event.kind {
             EventKind::InstanceState => event.detail["state"] != "running",
-            EventKind::Daemon | EventKind::Operation | EventKind::Policy | EventKind::Vmcore => {
-                false
-            }
+            EventKind::Ports
+            | EventKind::Daemon
+            | EventKind::Operation
+            | EventKind::Policy
+            | EventKind::Vmcore => false,
             EventKind::Detector | EventKind::Recovery | EventKind::Morph | EventKind::Gap => true,
         })
         .collect()

@@ -86,10 +86,14 @@ fn put_off(frame: &Frame) -> Kmp {
     })
 }
 
-const DONE: RecoverReply = RecoverReply {
-    recovery: 7,
-    elapsed_ms: 0,
-};
+const DONE: RecoverReply = done(7);
+
+const fn done(recovery: u64) -> RecoverReply {
+    RecoverReply {
+        recovery,
+        elapsed_ms: 0,
+    }
+}
 
 fn listen(path: &Path) -> mpsc::Receiver<Connection> {
     let listener = Listener::Unix(UnixVsockListener::bind(path, KMP_PORT).unwrap());
@@ -141,8 +145,14 @@ async fn survive(
                 () = hang_up.notified() => break,
             };
             let (recovery, mut reply) = match &frame.message {
-                Kmp::RecoverPrepare(m) => (m.fixed.recovery, Kmp::RecoverPrepareReply(DONE)),
-                Kmp::RecoverComplete(m) => (m.fixed.recovery, Kmp::RecoverCompleteReply(DONE)),
+                Kmp::RecoverPrepare(m) => {
+                    let recovery = m.fixed.recovery;
+                    (recovery, Kmp::RecoverPrepareReply(done(recovery)))
+                }
+                Kmp::RecoverComplete(m) => {
+                    let recovery = m.fixed.recovery;
+                    (recovery, Kmp::RecoverCompleteReply(done(recovery)))
+                }
                 other => panic!("{other:?}"),
             };
             heard.send((count, recovery)).unwrap();
@@ -264,8 +274,14 @@ async fn listen_slowly(
         loop {
             let frame = connection.reader.next().await.unwrap();
             let (recovery, reply) = match &frame.message {
-                Kmp::RecoverPrepare(m) => (m.fixed.recovery, Kmp::RecoverPrepareReply(DONE)),
-                Kmp::RecoverComplete(m) => (m.fixed.recovery, Kmp::RecoverCompleteReply(DONE)),
+                Kmp::RecoverPrepare(m) => {
+                    let recovery = m.fixed.recovery;
+                    (recovery, Kmp::RecoverPrepareReply(done(recovery)))
+                }
+                Kmp::RecoverComplete(m) => {
+                    let recovery = m.fixed.recovery;
+                    (recovery, Kmp::RecoverCompleteReply(done(recovery)))
+                }
                 other => panic!("{other:?}"),
             };
             heard.send(recovery).unwrap();
@@ -416,9 +432,7 @@ async fn a_topology_goes_in_parts_each_after_the_answer_to_the_one_before() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("vsock.sock");
     let (transport, _) = attach(&path);
-    let Kmp::RecoverComplete(mut whole) = topology(9) else {
-        panic!("another message");
-    };
+    let Topology(mut whole) = topology(9);
     let entry = kmp_proto::message::TopologyEntry {
         name: "db".to_owned(),
         generation: 4,
@@ -429,11 +443,11 @@ async fn a_topology_goes_in_parts_each_after_the_answer_to_the_one_before() {
     whole.topology = vec![entry; 400];
     let count = whole.clone().into_parts().len();
     assert!(count > 3, "{count}");
-    let broadcast = Broadcast {
-        except: "db".to_owned(),
-        message: Kmp::RecoverComplete(whole.clone()),
-    };
-    transport.address().send(broadcast).await.unwrap();
+    transport
+        .address()
+        .send(Topology(whole.clone()))
+        .await
+        .unwrap();
     let mut connections = listen(&path);
     let mut others = Vec::new();
     let mut control = async || loop {

@@ -81,7 +81,12 @@ impl Agent {
         let workload = Workload::none();
         let served = Served {
             instance: "web".to_owned(),
-            morphs: Morphs::new(workload.clone(), 1, None),
+            morphs: Morphs::new(
+                workload.clone(),
+                1,
+                None,
+                slog::Logger::root(slog::Discard, slog::o!()),
+            ),
             said: Said::default(),
             workload,
             state_dir: state_dir.path().to_owned(),
