@@ -374,9 +374,10 @@ impl RecoveryJob {
 
     fn respawn(&mut self, ctx: &mut Context<Self>) {
         let (services, instance) = (self.services.clone(), self.plan.instance.clone());
+        let failed = self.plan.failed.generation;
         let work = async move {
             let spec = &instance.spec;
-            let ports = services.await_ports(&instance.name).await;
+            let ports = services.await_ports(&instance.name, failed).await;
             ports.map_err(|missing| ApiError::new(ErrorCode::Unavailable, missing))?;
             let next = |generation| {
                 let mut row = instance.clone();

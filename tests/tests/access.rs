@@ -29,7 +29,7 @@ use serde_json::json;
 const SECRET: &str = "correct-horse-battery-staple";
 /// A user who may look.
 const NOBODY: u32 = 65_534;
-const SOUND: &str = "[pool]\nshare_cpus = true\nmemory_mib = 65536\n";
+const SOUND: &str = "[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n";
 
 fn mode(path: &Path) -> u32 {
     fs::symlink_metadata(path).unwrap().mode() & 0o7777

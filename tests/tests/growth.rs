@@ -24,7 +24,7 @@ fn descriptors(host: &Host) -> usize {
 #[test]
 fn descriptors_are_as_many_after_many_morphs_as_after_a_few() {
     let host = Host::with(
-        "[defaults]\nheartbeat_timeout_s = 20.0\n[pool]\nshare_cpus = true\nmemory_mib = 65536\n",
+        "[defaults]\nheartbeat_timeout_s = 20.0\n[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n",
     );
     let kernels = ["6.1.0-a", "6.12.0-b"].map(|release| host.kernel(release));
     host.spawn_kv("web");

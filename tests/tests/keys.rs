@@ -28,8 +28,9 @@ fn key(run_dir: &str) -> String {
 
 #[test]
 fn each_generation_has_its_own_key_which_nothing_shows_and_the_next_daemon_knows() {
-    let mut host =
-        Host::with("[pool]\nshare_cpus = true\nmemory_mib = 65536\n[log]\nlevel = \"debug\"\n");
+    let mut host = Host::with(
+        "[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n[log]\nlevel = \"debug\"\n",
+    );
     let port = host.spawn_kv("web");
     let first = host.running("web");
     let mut keys = vec![key(&first.run_dir)];

@@ -18,8 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// A heartbeat timeout that is over several times while the disk stands still.
-const CONFIG: &str =
-    "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nmemory_mib = 65536\n";
+const CONFIG: &str = "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n";
 /// How long the disk stands still; `KMORPH_TEST_STALL_S` says otherwise.
 const STALL: Duration = Duration::from_secs(6);
 /// Longest wait for the list meanwhile, also on a machine that is busy: well below that.

@@ -126,17 +126,6 @@ impl Draft {
         }
     }
 
-    /// An event of an instance, of no generation in particular.
-    pub fn about(kind: EventKind, instance: &str, message: impl Into<String>) -> Self {
-        Self {
-            kind,
-            instance: Some(instance.to_owned()),
-            generation: None,
-            message: message.into(),
-            detail: json!({}),
-        }
-    }
-
     /// The same with details.
     #[must_use]
     pub fn with(mut self, detail: serde_json::Value) -> Self {

@@ -25,7 +25,8 @@ impl Instance {
         ctx.run_later(PORT_RETRY, |act, ctx| {
             let (services, name) = (act.services.clone(), act.row.name.clone());
             let holder = [act.generation.clone()];
-            let work = async move { services.regain_ports(&name, &holder).await };
+            let generation = act.generation.generation;
+            let work = async move { services.regain_ports(&name, generation, &holder).await };
             ctx.spawn(
                 work.into_actor(act)
                     .map(|_, act, ctx| act.regain_ports(ctx)),

@@ -18,13 +18,14 @@ const PORT_WAIT: Duration = Duration::from_secs(30);
 
 impl Services {
     /// Tries once to get the missing ports of `instance` back: from the agents of `holders`, generations that may run,
-    /// else by binding them. Changes are told as events.
+    /// else by binding them. Changes are told as events of `generation`, the active one.
     ///
     /// # Errors
     /// The ports that are still missing, and why.
     pub async fn regain_ports(
         &self,
         instance: &str,
+        generation: u64,
         holders: &[GenerationRow],
     ) -> Result<(), String> {
         let Some(before) = self.publisher.borrow().missing(instance) else {
@@ -41,19 +42,20 @@ impl Services {
         match missing {
             None => {
                 self.forward(instance).map_err(|e| e.to_string())?;
-                info!(self.log, "its published ports are held"; "instance" => instance);
+                info!(self.log, "its published ports are held"; "instance" => instance,
+                    "generation" => generation);
                 let text = "published ports: kmorphd holds all of them";
                 self.events
-                    .publish(Draft::about(EventKind::Ports, instance, text));
+                    .publish(Draft::of(EventKind::Ports, instance, generation, text));
                 Ok(())
             }
             Some(missing) => {
                 if missing != before {
                     warn!(self.log, "a published port is missing"; "instance" => instance,
-                        "missing" => &missing);
+                        "generation" => generation, "missing" => &missing);
                     let text = format!("published ports: {missing}; kmorphd keeps trying");
                     self.events
-                        .publish(Draft::about(EventKind::Ports, instance, text));
+                        .publish(Draft::of(EventKind::Ports, instance, generation, text));
                 }
                 Err(missing)
             }
@@ -83,10 +85,10 @@ impl Services {
     ///
     /// # Errors
     /// The ports that another program has, and what to do.
-    pub async fn await_ports(&self, instance: &str) -> Result<(), String> {
+    pub async fn await_ports(&self, instance: &str, generation: u64) -> Result<(), String> {
         let deadline = tokio::time::Instant::now() + PORT_WAIT;
         loop {
-            let Err(missing) = self.regain_ports(instance, &[]).await else {
+            let Err(missing) = self.regain_ports(instance, generation, &[]).await else {
                 return Ok(());
             };
             if tokio::time::Instant::now() >= deadline {

@@ -197,7 +197,9 @@ async fn adopt_ports(services: &Services, snapshot: &Snapshot, row: &InstanceRow
         .cloned()
         .collect();
     // What is missing was logged and told.
-    let _ = services.regain_ports(&row.name, &holders).await;
+    let _ = services
+        .regain_ports(&row.name, row.active_generation, &holders)
+        .await;
 }
 
 /// Fences generations that belong to nothing any more: a spawn or a step that the last daemon did not
