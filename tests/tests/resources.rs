@@ -141,7 +141,7 @@ fn a_reload_changes_the_pool() {
         .control()
         .request("POST", "/v1/daemon/reload", None)
         .ok();
-    assert_eq!(report.applied, ["pool"]);
+    assert_eq!(report.applied, ["pool.memory_mib"]);
     spawn(&host, "c");
     host.configure(&POOL.replace("150", "400"));
     kill(Pid::from_raw(host.daemon_pid()), Signal::SIGHUP).unwrap();

@@ -1,10 +1,10 @@
 //! Failures of an instance's program that its agent mends by itself: the agent starts the program again, in the same
 //! kernel. No recovery follows, but whoever asks why data is gone finds the failure, its cause and its count.
 
-use kmorph_control_api::{EventKind, RecoveryOutcome, RecoveryRecord};
+use kmorph_control_api::{EventKind, InstanceState, RecoveryOutcome, RecoveryRecord};
 use kmp_proto::message::{FailureCause, HealthStatus};
 
-use super::Instance;
+use super::{Instance, Work};
 use crate::journal::{Change, Record, RecoveryRow, WorkloadRestarts};
 use crate::supervisor::NoteRecovery;
 use crate::wall_clock;
@@ -12,6 +12,10 @@ use crate::wall_clock;
 impl Instance {
     /// Records the restarts of the program that the agent tells and that were not recorded yet.
     pub(super) fn note_restarts(&mut self, status: &HealthStatus) {
+        // Until it was healthy once, the spawn or the recovery that waits for that says what went wrong.
+        if self.state == InstanceState::Starting || matches!(self.work, Work::Recovering(_)) {
+            return;
+        }
         let now = WorkloadRestarts {
             generation: self.generation.generation,
             restarts: status.fixed.restarts,
