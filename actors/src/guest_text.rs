@@ -18,12 +18,12 @@ pub(crate) fn line(text: &str) -> String {
     escaped(text, TEXT_MAX_CHARS, &[])
 }
 
-/// As [`line`], of several lines.
+/// As [`line()`], of several lines.
 pub(crate) fn lines(text: &str) -> String {
     escaped(text, LOG_MAX_CHARS, &['\n', '\t'])
 }
 
-/// As [`line`], of a name or a version.
+/// As [`line()`], of a name or a version.
 pub(crate) fn name(text: &str) -> String {
     escaped(text, NAME_MAX_CHARS, &[])
 }

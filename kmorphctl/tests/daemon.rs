@@ -127,6 +127,28 @@ fn process() -> Process {
     )
 }
 
+/// A request whose last bytes are `end`.
+fn read_until(stream: &mut std::os::unix::net::UnixStream, end: &str) -> String {
+    use std::io::Read;
+    let mut request = Vec::new();
+    while !request.ends_with(end.as_bytes()) {
+        let mut piece = [0; 4096];
+        let length = stream.read(&mut piece).unwrap();
+        assert_ne!(length, 0, "the request ends early");
+        request.extend_from_slice(&piece[..length]);
+    }
+    String::from_utf8(request).unwrap()
+}
+
+/// Answers as the daemon with this pid, and hangs up.
+fn answer(stream: &mut std::os::unix::net::UnixStream, pid: u32) {
+    use std::io::Write;
+    let body = daemon(pid).to_string();
+    let length = body.len();
+    let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+    stream.write_all((head + &body).as_bytes()).unwrap();
+}
+
 #[test]
 fn stop_waits_until_the_process_is_gone() {
     let process = process();
@@ -136,21 +158,18 @@ fn stop_waits_until_the_process_is_gone() {
     let socket = dir.path().join("s");
     let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let server = std::thread::spawn(move || {
-        use std::io::{Read, Write};
+        // Who it is, first.
+        let (mut stream, _) = listener.accept().unwrap();
+        let asked = read_until(&mut stream, "\r\n\r\n");
+        assert!(asked.starts_with("GET /v1/daemon"), "{asked}");
+        answer(&mut stream, pid);
+        drop(stream);
         let (mut stream, _) = listener.accept().unwrap();
         drop(listener);
-        let mut request = Vec::new();
-        while !request.ends_with(b"}") {
-            let mut piece = [0; 4096];
-            let length = stream.read(&mut piece).unwrap();
-            assert_ne!(length, 0, "the request ends early");
-            request.extend_from_slice(&piece[..length]);
-        }
+        let request = read_until(&mut stream, "}");
         kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).unwrap();
-        let body = daemon(pid).to_string();
-        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
-        stream.write_all((head + &body).as_bytes()).unwrap();
-        String::from_utf8(request).unwrap()
+        answer(&mut stream, pid);
+        request
     });
     let ended = ctl(&socket, &["daemon", "stop", "--graceful"]);
     assert_eq!(ended.code, 0, "{ended:?}");
