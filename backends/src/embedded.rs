@@ -22,6 +22,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use kmorph_files::{OwnDir, PRIVATE_DIR};
@@ -42,7 +43,7 @@ use crate::contract::{
 pub use crate::fencing::FENCE_TIMEOUT;
 pub use crate::marks::FENCE_ENV;
 use crate::process::{self, Exits, Stat};
-use crate::{fencing, finding, key};
+use crate::{fencing, finding, key, scheduling};
 
 /// Environment variable with the numbers of the inherited listening sockets, joined by `:`.
 pub const LISTENERS_ENV: &str = "KMORPH_LISTENERS";
@@ -358,6 +359,10 @@ impl Backend for EmbeddedBackend {
         order: FenceOrder,
     ) -> Result<Fenced, FenceUnconfirmed> {
         fencing::fence(placement, &self.exits, &self.host_boot_id, order).await
+    }
+
+    fn waited_for_cpu(&self, placement: &Placement) -> Option<Duration> {
+        scheduling::waited(&placement.processes)
     }
 
     async fn release(

@@ -17,5 +17,6 @@ mod marks;
 pub mod multikernel;
 mod process;
 pub mod qemu;
+mod scheduling;
 
 pub use guest::MEMORY_MIN_MIB;

@@ -27,7 +27,6 @@ mod probe;
 mod qmp;
 mod registers;
 mod run_dir;
-mod scheduling;
 mod start;
 mod watch;
 
@@ -487,7 +486,7 @@ impl Backend for QemuBackend {
     }
 
     fn waited_for_cpu(&self, placement: &Placement) -> Option<Duration> {
-        scheduling::waited(&placement.processes)
+        crate::scheduling::waited(&placement.processes)
     }
 
     fn console_tail(&self, placement: &Placement) -> Option<String> {

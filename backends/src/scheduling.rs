@@ -10,7 +10,7 @@ use crate::contract::ProcessId;
 use crate::process::Stat;
 
 /// Time that the threads of these processes waited for a CPU, in sum. None when the host does not tell of any.
-pub(super) fn waited(processes: &[ProcessId]) -> Option<Duration> {
+pub(crate) fn waited(processes: &[ProcessId]) -> Option<Duration> {
     let each = processes.iter().filter_map(of_process);
     each.reduce(Duration::saturating_add)
 }
