@@ -3,6 +3,8 @@
 //! It sends the probes, listens for exit events, measures how late the daemon itself is, and tells
 //! its owner what the detector finds. The owner changes once at most, when a morph commits.
 
+mod notices;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -16,6 +18,7 @@ use kmp_transport::link::{Address, KMP_PORT};
 use slog::{Logger, info, o, warn};
 use tokio::sync::oneshot;
 
+use self::notices::{HEALTH_NOTICES_MAX, HEALTH_WINDOW, HealthNotices, LoadNotices};
 use crate::clock;
 use crate::patience::Patience;
 use crate::repeated::Repeated;
@@ -24,14 +27,6 @@ use crate::transport::{Attach, AttachmentId, Detach, PeerKey, PeerUpdate, SendPr
 
 /// Lateness of a timer that counts as the daemon's own.
 pub const LAG_MIN: Duration = Duration::from_millis(5);
-/// Words of an agent about its health that its owner is told in a [`HEALTH_WINDOW`]; the last one is
-/// told at its end in any case. An agent that changes its mind at line rate fills no log.
-const HEALTH_NOTICES_MAX: u32 = 10;
-/// Time in which they are counted.
-const HEALTH_WINDOW: Duration = Duration::from_secs(10);
-/// Shortest time between two notices to the owner that the instance is, or is no longer, overloaded: an agent
-/// whose figures jump fills no log.
-const OVERLOAD_NOTICE_MIN: Duration = Duration::from_secs(10);
 /// Probes whose sending time is remembered for the round trip.
 const ROUND_TRIPS_MAX: usize = 32;
 /// What the line of a verdict's evidence begins with that quotes the instance's console: for the operator, and not for
@@ -166,36 +161,6 @@ pub struct Watch {
     asking_kernel: bool,
     /// It was told to end.
     ended: bool,
-}
-
-/// What the owner was told of the agent's health, see [`HEALTH_NOTICES_MAX`].
-#[derive(Default)]
-struct HealthNotices {
-    /// Notices in this window; none when there is no window under way.
-    told: u32,
-    /// The last word, for the end of the window.
-    held: Option<HealthStatus>,
-}
-
-/// What the owner was told of the instance's load, see [`OVERLOAD_NOTICE_MIN`].
-#[derive(Default)]
-struct LoadNotices {
-    overloaded: bool,
-    told_at: Option<Instant>,
-}
-
-impl LoadNotices {
-    /// Whether the owner is to be told, now that it is `overloaded` or not.
-    fn changed(&mut self, overloaded: bool, now: Instant) -> bool {
-        let soon = self
-            .told_at
-            .is_some_and(|at| now - at < OVERLOAD_NOTICE_MIN);
-        if overloaded == self.overloaded || soon {
-            return false;
-        }
-        (self.overloaded, self.told_at) = (overloaded, Some(now));
-        true
-    }
 }
 
 /// First number of a ping's probes, out of the way of the detector's own.
@@ -665,26 +630,5 @@ impl Handler<Ping> for Watch {
         self.pings.insert(probe, sender);
         self.send_probe(probe);
         Box::pin(async move { tokio::time::timeout(timeout, receiver).await.ok()?.ok() })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_load_that_jumps_is_told_of_once_in_a_while() {
-        let mut load = LoadNotices::default();
-        let begin = Instant::from_nanos(0);
-        assert!(!load.changed(false, begin), "as it was before");
-        assert!(load.changed(true, begin));
-        let mut told = Vec::new();
-        for second in 1..=25 {
-            let overloaded = second % 2 == 1;
-            if load.changed(overloaded, begin + Duration::from_secs(second)) {
-                told.push((second, overloaded));
-            }
-        }
-        assert_eq!(told, [(10, false), (21, true)]);
     }
 }
