@@ -129,6 +129,7 @@ fn an_agent_that_turns_hostile_is_named_and_disturbs_nobody() {
         ("wrong-crc", "checksum"),
         ("oversized", "4294967295"),
         ("stale", "generation"),
+        ("reborn", "started anew"),
         ("silent", "silent for"),
     ] {
         let turn = host.path(word);

@@ -94,9 +94,9 @@ fn meet(words: &[String], mut stream: UnixStream, config: &AgentConfig) -> io::R
     }
     let channel = asked.fixed.channel;
     let behind = u64::from(turned == Some("stale"));
-    let mut answer = agree(asked, sequence, &config, behind)?;
+    let mut answer = agree(asked, sequence, &config, behind, turned == Some("reborn"))?;
     match turned {
-        Some("moody" | "survivor" | "pressed" | "late" | "spiteful") | None => {
+        Some("moody" | "survivor" | "pressed" | "late" | "spiteful" | "reborn") | None => {
             stream.write_all(&answer)?;
             believe(&mut stream)?;
             return match (channel, word) {
@@ -193,7 +193,7 @@ fn live(stream: &mut UnixStream, word: &str, turn: &Path) -> io::Result<()> {
         match later.filter(|_| turn.exists()) {
             Some("silent") => continue,
             // It hangs up, and is another one when it is met again.
-            Some("stale") => return Ok(()),
+            Some("stale" | "reborn") => return Ok(()),
             Some(word) => spoil(word, stream, &mut answer)?,
             None => {}
         }

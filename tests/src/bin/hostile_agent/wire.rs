@@ -44,12 +44,13 @@ pub(crate) fn hello(stream: &mut UnixStream) -> io::Result<(Hello, u32)> {
     }
 }
 
-/// The reply to a HELLO, from a generation that is `behind` by so many.
+/// The reply to a HELLO, from a generation that is `behind` by so many, or `reborn`: of another boot.
 pub(crate) fn agree(
     asked: Hello,
     sequence: u32,
     config: &AgentConfig,
     behind: u64,
+    reborn: bool,
 ) -> io::Result<Vec<u8>> {
     let mut reply = Hello {
         instance: config.instance.to_string(),
@@ -58,6 +59,9 @@ pub(crate) fn agree(
     };
     reply.fixed.role = PeerRole::Instance;
     reply.fixed.generation = config.generation - behind;
+    if reborn {
+        reply.fixed.boot_id = [9; 16];
+    }
     let key = Key::new(config.key.bytes());
     reply.proof = Some(key.proof(PeerRole::Instance, &asked, &reply));
     bytes(&Message::HelloReply(reply), sequence)
