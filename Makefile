@@ -120,7 +120,7 @@ kmod:
 kmod-test: setup
 	scripts/test-kmod --skip twenty_four --skip survives_a_suspend
 
-# A guest is suspended and wakes by its clock, which QEMU's does not do every time.
+# A guest is suspended and wakes by its clock. It did not wake in several runs; the cause is not known.
 kmod-test-suspend: setup
 	scripts/test-kmod survives_a_suspend
 
