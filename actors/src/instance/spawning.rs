@@ -25,9 +25,9 @@ use crate::operations::Handle;
 use crate::supervisor::InstanceGone;
 
 /// What an error quotes of the end of a log, bytes.
-const QUOTE_BYTES: u64 = 1024;
+const QUOTE_BYTES: u64 = 2048;
 /// Lines that it quotes.
-const QUOTE_LINES: usize = 5;
+const QUOTE_LINES: usize = 12;
 
 impl Instance {
     /// Whether the spawn of the instance is under way.
