@@ -17,7 +17,7 @@ DEMO = $(or $(CARGO_TARGET_DIR),target)/release/kmorph-demo
 # Who runs this; tests say who else.
 USER_ID = $(shell id -u)
 
-.PHONY: build test test-api test-kills test-crash test-drgn test-tasks demo demo-build demo-embedded demo-qemu demo-multikernel bench lint doc fuzz setup clean kmod kmod-test kmod-test-24 kmod-test-suspend wheel
+.PHONY: build test test-api test-kills test-crash test-drgn test-tasks demo demo-build demo-embedded demo-qemu demo-multikernel bench lint doc fuzz setup clean kmod kmod-test kmod-test-24 wheel
 
 build:
 	$(CARGO) build --release --workspace
@@ -118,11 +118,7 @@ kmod:
 
 # The module in guests of both kernels, as in `make test`: some minutes.
 kmod-test: setup
-	scripts/test-kmod --skip twenty_four --skip survives_a_suspend
-
-# A guest is suspended and wakes by its clock. It did not wake in several runs; the cause is not known.
-kmod-test-suspend: setup
-	scripts/test-kmod survives_a_suspend
+	scripts/test-kmod --skip twenty_four
 
 kmod-test-24: setup
 	scripts/test-kmod twenty_four

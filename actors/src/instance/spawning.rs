@@ -27,7 +27,9 @@ use crate::supervisor::InstanceGone;
 /// What an error quotes of the end of a log, bytes.
 const QUOTE_BYTES: u64 = 2048;
 /// Lines that it quotes.
-const QUOTE_LINES: usize = 12;
+const QUOTE_LINES: usize = 5;
+/// What the agent logs of every connection that ends. A daemon that retries would crowd the program's own words out.
+const CONNECTION_ENDED: &str = " INFO connection ended,";
 
 impl Instance {
     /// Whether the spawn of the instance is under way.
@@ -152,7 +154,10 @@ fn tail(log: &Path) -> std::io::Result<Vec<String>> {
     let mut end = Vec::new();
     file.take(QUOTE_BYTES).read_to_end(&mut end)?;
     let text = String::from_utf8_lossy(&end);
-    let lines: Vec<_> = text.lines().collect();
+    let lines: Vec<_> = text
+        .lines()
+        .filter(|line| !line.contains(CONNECTION_ENDED))
+        .collect();
     let shown = lines.iter().skip(lines.len().saturating_sub(QUOTE_LINES));
     let plain = |c: char| if c.is_control() { '\u{fffd}' } else { c };
     Ok(shown
@@ -173,8 +178,12 @@ mod tests {
         assert_eq!(lines.len(), QUOTE_LINES);
         assert_eq!(lines[0], "    two");
         assert_eq!(lines[4], "    \u{fffd}[2Jsix");
+        let ended =
+            "Nov 30 06:00:00.000 INFO connection ended, reason: end of file, channel: heartbeat\n";
+        std::fs::write(&log, format!("the cause\n{}", ended.repeat(6))).unwrap();
+        assert_eq!(tail(&log).unwrap(), ["    the cause"]);
         std::fs::write(&log, vec![b'x'; 10_000]).unwrap();
-        assert!(tail(&log).unwrap()[0].len() <= 4 + 1024);
+        assert!(tail(&log).unwrap()[0].len() <= 4 + 2048);
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&log, &link).unwrap();
         assert!(tail(&link).is_err());

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -15,6 +15,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::runtime::Runtime;
 
+use crate::sleep::Sleeps;
+
 /// The kernels, by their series.
 pub(crate) const SERIES: [&str; 2] = ["6.1", "6.12"];
 /// Longest silence of a guest: software emulation on a busy machine.
@@ -22,6 +24,10 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// What the kernel checks while a test runs: Debian packages none with KASAN or lockdep. Freed and
 /// overrun memory is found by the slab allocator, or by KFENCE where there is one; a warning is a panic.
 const CHECKS: &str = "slub_debug=FZP kfence.sample_interval=10 panic_on_warn=1 softlockup_panic=1";
+/// Keeps the guest's kernel on its TSC. On a busy host its watchdog compares clocks that QEMU reads at different times
+/// and turns to the ACPI timer, whose ports are gone after a suspend: SeaBIOS does not set PMBASE again when it
+/// resumes, and every read is 0xffffffff (QEMU 10.0, `info mtree`, q35 and pc). Time would stand still.
+const CLOCK: &str = "tsc=reliable";
 /// Slots and bytes of each ring.
 const SLOTS: u32 = 64;
 const BYTES: u32 = 128 * 1024;
@@ -48,6 +54,7 @@ pub(crate) struct Machine {
     runtime: Runtime,
     directory: tempfile::TempDir,
     listening: Mutex<Vec<Listening>>,
+    boots: AtomicU32,
 }
 
 impl Machine {
@@ -60,6 +67,7 @@ impl Machine {
             runtime,
             directory: tempfile::tempdir().unwrap(),
             listening: Mutex::new(Vec::new()),
+            boots: AtomicU32::new(0),
         }
     }
 
@@ -138,10 +146,13 @@ impl Machine {
         let release = release(series);
         let kernel = cache().join("kernels").join(&release).join("vmlinuz");
         let append = format!(
-            "console=ttyS0 quiet panic=-1 oops=panic {CHECKS} -- {}",
+            "console=ttyS0 quiet panic=-1 oops=panic {CLOCK} {CHECKS} -- {}",
             commands.join(" ")
         );
         assert!(append.len() < 2000, "too long for a kernel's command line");
+        let number = self.boots.fetch_add(1, Relaxed);
+        let qmp = self.directory.path().join(format!("qmp-{number}"));
+        let sleeps = Sleeps::of(&qmp);
         let mut child = Command::new("qemu-system-x86_64")
             .args([
                 "-nodefaults",
@@ -150,10 +161,7 @@ impl Machine {
                 "none",
                 "-no-reboot",
             ])
-            .args([
-                "-machine",
-                "q35,usb=off,vmport=off,sata=off,smbus=off,smm=off,hpet=off",
-            ])
+            .args(["-machine", "q35,usb=off"])
             .args(["-accel", "tcg,tb-size=96", "-m", "256M", "-serial", "stdio"])
             .arg("-kernel")
             .arg(kernel)
@@ -161,6 +169,7 @@ impl Machine {
             .arg(image(series, &release))
             .args(["-append", &append])
             .args(devices)
+            .args(["-qmp", &format!("unix:{}", qmp.display())])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
@@ -181,6 +190,7 @@ impl Machine {
             child,
             lines,
             said: Vec::new(),
+            sleeps,
         }
     }
 }
@@ -190,6 +200,7 @@ pub(crate) struct Guest {
     child: Child,
     lines: Receiver<String>,
     said: Vec<String>,
+    sleeps: Sleeps,
 }
 
 impl Guest {
@@ -205,7 +216,8 @@ impl Guest {
                 }
             }
             if begun.elapsed() > PATIENCE {
-                panic!("no {start:?} in {PATIENCE:?}:\n{}", self.said.join("\n"));
+                let (slept, said) = (self.sleeps(), self.said.join("\n"));
+                panic!("no {start:?} in {PATIENCE:?}; woken {slept} times; it has said:\n{said}");
             }
         }
     }
@@ -214,6 +226,11 @@ impl Guest {
     pub(crate) fn has_said(&mut self, start: &str) -> bool {
         self.said.extend(self.lines.try_iter());
         self.said.iter().any(|line| line.starts_with(start))
+    }
+
+    /// How often it has slept and was woken.
+    pub(crate) fn sleeps(&self) -> u32 {
+        self.sleeps.count()
     }
 
     /// What went wrong in it until now.

@@ -12,6 +12,7 @@
 
 mod guest;
 mod host;
+mod sleep;
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -159,6 +160,8 @@ fn a_peer_dies_and_comes_back() {
     }
 }
 
+/// One suspend for each boot: the second would find no ACPI ports (see `CLOCK` in guest.rs), and its kernel would
+/// believe that it had slept.
 #[test]
 #[ignore = "boots guests: make kmod-test"]
 fn the_device_survives_a_suspend() {
@@ -167,12 +170,13 @@ fn the_device_survives_a_suspend() {
         let serve = [KERF, "services", "say=serving", "forever"];
         let mut server = machine.guest(1, "6.1", &commands(&serve));
         server.wait_for("KERF said serving");
-        let then = [KERF, "link=1", "suspend=3", "suspend=3", "complaints"];
+        let then = [KERF, "link=1", "suspend=3", "complaints"];
         let mut client = machine.guest(2, series, &commands(&then));
         client.wait_for("KERF done");
         assert_eq!(client.failures(), Vec::<String>::new(), "{series}");
         assert_eq!(server.failures(), Vec::<String>::new());
-        assert_eq!(machine.region().peer(2).generation, 3);
+        assert_eq!(client.sleeps(), 1, "{series}: QEMU has seen it sleep");
+        assert_eq!(machine.region().peer(2).generation, 2);
     }
 }
 

@@ -156,13 +156,8 @@ fn read_kmsg() -> String {
     text
 }
 
-/// Seconds until the clock wakes what is suspended. An alarm that is over before the guest sleeps never wakes it, and
-/// on a busy host an emulated guest takes seconds to get that far.
-const WAKE_AFTER: &str = "+10";
-
-/// Suspends to memory and wakes by the clock.
+/// Suspends to memory. The harness wakes the guest once QEMU has reported the sleep, so that no clock decides.
 pub(crate) fn suspend() {
-    write("/sys/class/rtc/rtc0/wakealarm", WAKE_AFTER).unwrap();
     write("/sys/power/mem_sleep", "deep").unwrap();
     write("/sys/power/state", "mem").unwrap();
 }
