@@ -91,11 +91,16 @@ fn what_the_daemon_writes_is_for_its_owner_only_and_a_secret_goes_with_its_insta
     for path in state.iter().chain([&log, &config]) {
         assert_eq!(mode(path) & 0o077, 0, "{path:?} has mode {:o}", mode(path));
     }
-    host.control().succeed("DELETE", "/v1/instances/web", None);
     let holds = |path: &PathBuf| {
         let bytes = fs::read(path).unwrap_or_default();
         bytes.windows(SECRET.len()).any(|w| w == SECRET.as_bytes())
     };
+    host.control().wait("a copy of the journal", || {
+        let copies = fs::read_dir(host.path("state/backups")).ok()?.flatten();
+        let mut copies = copies.map(|entry| entry.path());
+        copies.find(|path| path.extension().is_some() && holds(path))
+    });
+    host.control().succeed("DELETE", "/v1/instances/web", None);
     host.control().wait("the secret to be overwritten", || {
         let left = [below(&host.path("state")), below(&host.path("run"))].concat();
         (!left.iter().any(holds)).then_some(())

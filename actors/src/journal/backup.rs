@@ -152,6 +152,49 @@ fn write(journal: &Path, copy: &Path) -> Result<(), BackupError> {
     sync(copy)
 }
 
+/// Deletes from every copy what the journal in `state_dir` knows to have ended since: rows of instances hold the
+/// environments of workloads, and passwords in them must not outlive the instance.
+///
+/// An instance has ended when the journal has counted its generations as far as the copy has, and has no instance of
+/// that name and time of creation. So a journal that was put back from an older copy takes nothing from a newer one.
+///
+/// # Errors
+/// The first failure; the other copies are gone through nevertheless.
+pub(super) fn scrub(state_dir: &Path) -> Result<(), BackupError> {
+    let journal = state_dir.join(JOURNAL_NAME);
+    let mut result = Ok(());
+    for (made, copy) in all(state_dir) {
+        let scrubbed = scrub_one(&journal, &copy).map_err(database("scrubbing", &copy));
+        // The time tells how old the copy is.
+        let dated = File::options()
+            .append(true)
+            .open(&copy)
+            .and_then(|file| file.set_modified(made))
+            .map_err(system("dating", &copy));
+        result = result.and(scrubbed).and(dated);
+    }
+    result
+}
+
+fn scrub_one(journal: &Path, copy: &Path) -> rusqlite::Result<()> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let db = Connection::open_with_flags(copy, flags)?;
+    db.busy_timeout(BUSY_TIMEOUT)?;
+    db.pragma_update(None, "secure_delete", "ON")?;
+    // In a file, the old pages would stay on the disk. A copy that a crash damages now is passed over.
+    db.pragma_update(None, "journal_mode", "MEMORY")?;
+    db.execute("ATTACH ?1 AS live", [journal.to_string_lossy()])?;
+    db.execute(
+        "DELETE FROM main.instance
+         WHERE NOT EXISTS (SELECT 1 FROM live.instance l WHERE l.name = instance.name
+                           AND l.row ->> '$.created_at' = instance.row ->> '$.created_at')
+         AND (SELECT last FROM live.generation_counter l WHERE l.instance = instance.name)
+             >= (SELECT last FROM main.generation_counter m WHERE m.instance = instance.name)",
+        [],
+    )?;
+    Ok(())
+}
+
 /// A name that no copy has: times have a resolution, and clocks are set back.
 fn free_name(directory: &Path) -> PathBuf {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
@@ -273,6 +316,55 @@ mod tests {
                 .unwrap();
         }
         assert!(is_due(dir.path()));
+    }
+
+    /// Writes an instance with a password, of a generation, in place of an earlier one of its name.
+    fn put(journal: &Path, name: &str, created_at: &str, generation: u32) {
+        let db = Connection::open(journal).unwrap();
+        let row = format!(r#"{{"created_at": "{created_at}", "env": "hunter2"}}"#);
+        db.execute("REPLACE INTO instance VALUES (?1, ?2)", [name, &row])
+            .unwrap();
+        let counter = "REPLACE INTO generation_counter VALUES (?1, ?2)";
+        db.execute(counter, rusqlite::params![name, generation])
+            .unwrap();
+    }
+
+    fn names(path: &Path) -> Vec<String> {
+        let db = Connection::open(path).unwrap();
+        let mut rows = db
+            .prepare("SELECT name FROM instance ORDER BY name")
+            .unwrap();
+        let names = rows.query_map([], |row| row.get(0)).unwrap();
+        names.map(Result::unwrap).collect()
+    }
+
+    #[test]
+    fn what_has_ended_is_scrubbed_from_the_copies_and_nothing_else() {
+        let dir = state();
+        let journal = dir.path().join(JOURNAL_NAME);
+        let older = make(dir.path()).unwrap();
+        for name in ["ended", "again", "lives"] {
+            put(&journal, name, "monday", 1);
+        }
+        let copy = make(dir.path()).unwrap();
+        let dated = std::fs::metadata(&copy).unwrap().modified().unwrap();
+        let db = Connection::open(&journal).unwrap();
+        db.execute("DELETE FROM instance WHERE name = 'ended'", [])
+            .unwrap();
+        put(&journal, "again", "tuesday", 2);
+        scrub(dir.path()).unwrap();
+        assert_eq!(names(&copy), ["lives"]);
+        assert_eq!(std::fs::metadata(&copy).unwrap().modified().unwrap(), dated);
+        check(&copy).unwrap();
+        let bytes = std::fs::read(&copy).unwrap();
+        let left = bytes.windows(7).filter(|found| found == b"hunter2").count();
+        assert_eq!(left, 1, "of the one that lives");
+
+        // The journal that was put back has never heard of what the newer copy has.
+        drop(db);
+        restore(dir.path(), &older).unwrap();
+        scrub(dir.path()).unwrap();
+        assert_eq!(names(&copy), ["lives"]);
     }
 
     #[test]

@@ -12,6 +12,8 @@
 //! for are written together: what hundreds of recoveries decide at the same time takes them a few writes.
 
 mod backup;
+mod copies;
+mod error;
 mod rows;
 mod store;
 
@@ -19,13 +21,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use actix::prelude::*;
+use copies::Copies;
+pub use error::JournalError;
 pub use rows::{
     CertificateRow, Change, Desired, GenerationPhase, GenerationRow, InstanceRow, InstanceSpec,
     KernelChoice, MorphRow, PublishedPortSpec, RecoveryRow, Snapshot, WorkloadRestarts,
 };
-use slog::{Logger, info, warn};
+use slog::Logger;
 use store::Store;
-pub use store::{EVENTS_KEPT, JournalError, MORPHS_KEPT, OPERATIONS_KEPT, RECOVERIES_KEPT};
+pub use store::{EVENTS_KEPT, MORPHS_KEPT, OPERATIONS_KEPT, RECOVERIES_KEPT};
 use tokio::sync::oneshot;
 
 /// Transactions that may wait for the disk before new ones are refused.
@@ -48,8 +52,8 @@ pub struct Journal {
     calm: Option<SpawnHandle>,
     /// Why the last transaction failed, if it did.
     failure: Option<JournalError>,
-    /// The copy that is being made.
-    backup: Option<std::thread::JoinHandle<()>>,
+    /// Copies of it, once they are kept.
+    copies: Option<Copies>,
 }
 
 /// What stands in line for the next transaction.
@@ -145,7 +149,7 @@ impl Journal {
                 records: 0,
                 calm: None,
                 failure: None,
-                backup: None,
+                copies: None,
             }
         });
         Ok((address, snapshot, arbiter))
@@ -159,29 +163,6 @@ impl Journal {
         Store::restore(dir, copy)
     }
 
-    /// Makes a copy if one is due, on a thread of its own. One that is under way is not joined by another.
-    fn back_up(&mut self, dir: &Path, log: &Logger) {
-        let under_way = self
-            .backup
-            .as_ref()
-            .is_some_and(|thread| !thread.is_finished());
-        if under_way || !backup::is_due(dir) {
-            return;
-        }
-        let (dir, thread_log) = (dir.to_owned(), log.clone());
-        let thread = std::thread::Builder::new().name("journal-backup".to_owned());
-        let begun = thread.spawn(move || match backup::make(&dir) {
-            Ok(path) => info!(thread_log, "journal copied"; "path" => %path.display()),
-            Err(error) => warn!(thread_log, "the journal was not copied; it is tried again";
-                "error" => %error),
-        });
-        match begun {
-            Ok(thread) => self.backup = Some(thread),
-            Err(error) => warn!(log, "the journal was not copied; it is tried again";
-                "error" => %error),
-        }
-    }
-
     /// Writes what stands in line, in one transaction. Where that fails, each record is tried on its own: one that
     /// the disk has no room for must not be the end of the others.
     ///
@@ -193,7 +174,13 @@ impl Journal {
         if queue.is_empty() {
             return Ok(());
         }
-        let together = self.apply(queue.iter().flat_map(|entry| &entry.changes));
+        let changes = || queue.iter().flat_map(|entry| &entry.changes);
+        if changes().any(store::deletes_secrets)
+            && let Some(copies) = &mut self.copies
+        {
+            copies.outdate();
+        }
+        let together = self.apply(changes());
         for Entry { changes, answer } in queue {
             // Notes may be lost, and a disk that cannot be written is met again by the next record.
             let Some(answer) = answer else { continue };
@@ -224,6 +211,9 @@ impl Journal {
             act.calm = None;
             let _ = act.write();
             act.store.checkpoint();
+            if let Some(copies) = &mut act.copies {
+                copies.scrub();
+            }
         }));
     }
 }
@@ -295,12 +285,19 @@ impl Handler<KeepBackups> for Journal {
     type Result = ();
 
     fn handle(&mut self, keep: KeepBackups, ctx: &mut Self::Context) {
-        let KeepBackups { dir, log } = keep;
-        let (first, first_log) = (dir.clone(), log.clone());
-        ctx.run_later(FIRST_BACKUP_AFTER, move |act, _| {
-            act.back_up(&first, &first_log)
+        self.copies = Some(Copies::new(keep.dir, keep.log));
+        ctx.run_later(FIRST_BACKUP_AFTER, |act, _| {
+            if let Some(copies) = &mut act.copies {
+                // What an earlier daemon did not live to scrub.
+                copies.outdate();
+                copies.look();
+            }
         });
-        ctx.run_interval(BACKUP_LOOK_INTERVAL, move |act, _| act.back_up(&dir, &log));
+        ctx.run_interval(BACKUP_LOOK_INTERVAL, |act, _| {
+            if let Some(copies) = &mut act.copies {
+                copies.look();
+            }
+        });
     }
 }
 
