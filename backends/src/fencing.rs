@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kmp_proto::fence::{Confirmation, FenceCertificate, FenceMethod, FenceOrder};
@@ -14,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::cgroup::Cgroup;
 use crate::contract::{BackendError, FenceUnconfirmed, Fenced, Placement, ProcessId, Proof};
-use crate::marks::members;
+use crate::looks;
 use crate::process::{self, Exits, Stat};
 
 /// Longest time for a fence to be confirmed.
@@ -70,7 +71,7 @@ pub(crate) async fn fence(
             proof: Proof::HostRebooted,
         });
     }
-    match kill_all(placement, FENCE_TIMEOUT).await {
+    match kill_all(&Arc::new(placement.clone()), FENCE_TIMEOUT).await {
         Ok(ended) => {
             reap(placement, exits);
             let method = match ended.killed {
@@ -172,7 +173,7 @@ fn identity(stat: &Stat) -> ProcessId {
 }
 
 /// Kills until nothing of the generation is left.
-async fn kill_all(placement: &Placement, timeout: Duration) -> Result<Ended, NotEnded> {
+async fn kill_all(placement: &Arc<Placement>, timeout: Duration) -> Result<Ended, NotEnded> {
     let deadline = Instant::now() + timeout;
     let mut killed = false;
     let mut empty_scans = 0;
@@ -196,26 +197,18 @@ async fn kill_all(placement: &Placement, timeout: Duration) -> Result<Ended, Not
 }
 
 /// What has not ended, and what it rests on when that is nothing.
-async fn look(placement: &Placement) -> io::Result<(Option<Remains>, Proof)> {
-    let placement = placement.clone();
-    let looked = tokio::task::spawn_blocking(move || {
-        let cgroup = match placement.containment.cgroup.as_ref().map(Cgroup::known) {
-            // Not visible from here, or none: what follows rests on the scans.
-            None | Some(Err(_)) => return Ok((scan(&placement)?, Proof::ScansEmpty)),
-            Some(Ok(cgroup)) => cgroup,
-        };
-        match cgroup {
-            Some(cgroup) if cgroup.is_populated()? => {
-                Ok((Some(living(cgroup)), Proof::CgroupEmpty))
-            }
-            _ => Ok((scan(&placement)?, Proof::CgroupEmpty)),
+async fn look(placement: &Arc<Placement>) -> io::Result<(Option<Remains>, Proof)> {
+    let known = placement.containment.cgroup.as_ref().map(Cgroup::known);
+    let proof = match known {
+        // Not visible from here, or none: what follows rests on the scans.
+        None | Some(Err(_)) => Proof::ScansEmpty,
+        Some(Ok(Some(cgroup))) if cgroup.is_populated()? => {
+            return Ok((Some(living(cgroup)), Proof::CgroupEmpty));
         }
-    });
-    looked.await.map_err(io::Error::other)?
-}
-
-fn scan(placement: &Placement) -> io::Result<Option<Remains>> {
-    Ok(Remains::of(members(placement)?, None))
+        Some(Ok(_)) => Proof::CgroupEmpty,
+    };
+    let found = looks::members(Arc::clone(placement)).await?;
+    Ok((Remains::of(found, None), proof))
 }
 
 /// What lives in a cgroup. Its list can be empty while its last process is ending.
@@ -238,7 +231,7 @@ pub(crate) fn is_left(placement: &Placement) -> io::Result<bool> {
     {
         return Ok(true);
     }
-    Ok(!members(placement)?.is_empty())
+    Ok(!looks::members_now(placement)?.is_empty())
 }
 
 /// Takes the status of those recorded that are children of this daemon.
@@ -283,6 +276,7 @@ mod tests {
             .unwrap();
         let mut placement = nobody();
         placement.run_dir = dir.path().to_owned();
+        let placement = Arc::new(placement);
         let ended = kill_all(&placement, Duration::ZERO).await;
         let killed = child.wait();
         match ended {

@@ -13,6 +13,7 @@ mod finding;
 mod guest;
 pub mod kernel_image;
 pub mod key;
+mod looks;
 mod marks;
 pub mod multikernel;
 mod process;

@@ -10,10 +10,10 @@
 //! A pid is never evidence by itself: where one leads to another process (a session, a parent), that one is looked at
 //! again afterwards, and must still be the one it was. A number cannot change hands while its process lives.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::birth;
 use crate::contract::Placement;
@@ -24,27 +24,45 @@ pub const FENCE_ENV: &str = "KMORPH_FENCE";
 /// How much of an environment is read at a time, bytes.
 const BLOCK_BYTES: usize = 64 * 1024;
 
-/// The processes of a generation that can still run, but for the one that asks.
+/// A process that can still run, with the evidence that it carries.
+pub(crate) struct Seen {
+    stat: Stat,
+    tag: Option<u64>,
+    /// Those of the marks that were sought.
+    marks: Vec<Vec<u8>>,
+}
+
+/// Looks once at every process that can still run, but for the one that asks, for generations with these marks.
 ///
 /// # Errors
 /// When `/proc` cannot be read.
-pub(crate) fn members(placement: &Placement) -> io::Result<Vec<Stat>> {
-    let mark = mark_of(&placement.run_dir);
+pub(crate) fn look(sought: &BTreeSet<Vec<u8>>) -> io::Result<Vec<Seen>> {
     let own = i32::try_from(std::process::id()).ok();
     let mut all = process::all()?;
     all.retain(|stat| own != Some(stat.pid) && !stat.is_over() && !stat.is_kernel_thread);
-    let kin = kin(&all, placement)?;
-    let belongs = |stat: &Stat| {
-        kin.contains_key(&stat.pid)
-            || placement
-                .containment
-                .tag
-                .is_some_and(|tag| has_tag(stat.pid, tag))
-            || has_mark(stat.pid, &mark)
-            || stat.is_headless() && a_thread_has_mark(stat.pid, &mark)
+    let seen = |stat: Stat| Seen {
+        tag: tag(stat.pid),
+        marks: marks(&stat, sought),
+        stat,
     };
-    all.retain(belongs);
-    Ok(all)
+    Ok(all.into_iter().map(seen).collect())
+}
+
+/// Those of the processes that are of a generation. Its mark was sought.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub(crate) fn members(placement: &Placement, seen: &[Seen]) -> io::Result<Vec<Stat>> {
+    let mark = mark_of(&placement.run_dir);
+    let tag = placement.containment.tag;
+    let all: Vec<Stat> = seen.iter().map(|seen| seen.stat).collect();
+    let kin = kin(&all, placement)?;
+    let belongs = |seen: &&Seen| {
+        kin.contains_key(&seen.stat.pid)
+            || tag.is_some() && seen.tag == tag
+            || seen.marks.contains(&mark)
+    };
+    Ok(seen.iter().filter(belongs).map(|seen| seen.stat).collect())
 }
 
 /// The recorded processes that live, what descends from them, and what is in their sessions.
@@ -101,48 +119,65 @@ pub(crate) fn mark_of(run_dir: &Path) -> Vec<u8> {
     mark
 }
 
-fn has_tag(pid: i32, tag: u64) -> bool {
+fn tag(pid: i32) -> Option<u64> {
     let limits = std::fs::read_to_string(format!("/proc/{pid}/limits"));
-    limits.is_ok_and(|limits| birth::tag_in(&limits) == Some(tag))
+    limits.ok().and_then(|limits| birth::tag_in(&limits))
+}
+
+/// Those of the marks that a process carries. When its first thread has ended, each thread that is left is asked: with
+/// the first one its view of the memory has gone.
+fn marks(stat: &Stat, sought: &BTreeSet<Vec<u8>>) -> Vec<Vec<u8>> {
+    let process = PathBuf::from(format!("/proc/{}", stat.pid));
+    if !stat.is_headless() {
+        return marks_in_file(&process.join("environ"), sought);
+    }
+    let threads = std::fs::read_dir(process.join("task"));
+    let threads = threads.into_iter().flatten().flatten();
+    threads
+        .flat_map(|thread| marks_in_file(&thread.path().join("environ"), sought))
+        .collect()
 }
 
 /// Whether the environment that a process was started with carries this entry.
 pub(crate) fn has_mark(pid: i32, entry: &[u8]) -> bool {
-    file_carries(Path::new(&format!("/proc/{pid}/environ")), entry)
+    let environ = PathBuf::from(format!("/proc/{pid}/environ"));
+    !marks_in_file(&environ, &BTreeSet::from([entry.to_vec()])).is_empty()
 }
 
-/// The same, asked of each thread: with the first one its view of the memory has gone.
-fn a_thread_has_mark(pid: i32, entry: &[u8]) -> bool {
-    let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
-    let mut threads = threads.into_iter().flatten().flatten();
-    threads.any(|thread| file_carries(&thread.path().join("environ"), entry))
-}
-
-fn file_carries(environ: &Path, entry: &[u8]) -> bool {
+fn marks_in_file(environ: &Path, sought: &BTreeSet<Vec<u8>>) -> Vec<Vec<u8>> {
     // What cannot be read ended meanwhile, or is another user's.
-    File::open(environ).is_ok_and(|file| carries(file, entry).unwrap_or(false))
+    let read = File::open(environ).and_then(|file| marks_in(file, sought));
+    read.unwrap_or_default()
 }
 
-/// Whether the entry stands in a list of entries that end with NUL, however long that is.
-fn carries(mut environ: impl Read, entry: &[u8]) -> io::Result<bool> {
+/// Those of the entries that stand in a list of entries that end with NUL, however long that is. No more of it is
+/// kept than the longest of them.
+fn marks_in(mut environ: impl Read, sought: &BTreeSet<Vec<u8>>) -> io::Result<Vec<Vec<u8>>> {
+    let longest = sought.iter().map(Vec::len).max().unwrap_or_default();
+    let mut found = Vec::new();
     let mut block = vec![0; BLOCK_BYTES];
-    // How many bytes of the current entry have been read and are those of the one that is sought.
-    let mut matched = Some(0);
+    let mut entry = Vec::new();
     loop {
         let length = match environ.read(&mut block) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             read => read?,
         };
-        for byte in block.get(..length).unwrap_or_default() {
-            matched = match (*byte, matched) {
-                (0, Some(count)) if count == entry.len() => return Ok(true),
-                (0, _) => Some(0),
-                (byte, Some(count)) if entry.get(count) == Some(&byte) => Some(count + 1),
-                _ => None,
-            };
+        // The end of the list ends its last entry.
+        let end: &[u8] = if length == 0 { &[0] } else { &[] };
+        for byte in block.get(..length).unwrap_or_default().iter().chain(end) {
+            if *byte != 0 {
+                if entry.len() <= longest {
+                    entry.push(*byte);
+                }
+                continue;
+            }
+            if sought.contains(&entry) && !found.contains(&entry) {
+                found.push(entry.clone());
+            }
+            entry.clear();
         }
         if length == 0 {
-            return Ok(matched == Some(entry.len()));
+            return Ok(found);
         }
     }
 }
@@ -153,13 +188,17 @@ mod tests {
 
     #[test]
     fn a_mark_is_a_whole_entry_however_far_behind_it_stands() {
-        let found = |environ: &[u8]| carries(environ, b"A=1").unwrap();
+        let sought = BTreeSet::from([b"A=1".to_vec(), b"LONG=1".to_vec()]);
+        let carried = |environ: &[u8]| marks_in(environ, &sought).unwrap();
+        let found = |environ: &[u8]| carried(environ).contains(&b"A=1".to_vec());
         assert!(found(b"A=1"));
         assert!(found(b"B=2\0A=1\0"));
         assert!(!found(b"A=12\0"));
         assert!(!found(b"BA=1\0"));
         assert!(!found(b"A=\0"));
         assert!(!found(b""));
+        assert!(!found(b"A=1LONG"));
+        assert_eq!(carried(b"LONG=1\0A=1\0A=1"), [&b"LONG=1"[..], b"A=1"]);
         for before in [BLOCK_BYTES - 2, BLOCK_BYTES, 6 << 20] {
             let mut environ = vec![b'x'; before];
             environ.extend(b"\0A=1\0Z=1\0");

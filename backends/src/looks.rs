@@ -1,0 +1,171 @@
+//! Looks at all processes of the host, shared: when many generations are fenced at once, one look answers for all
+//! that had asked before it began.
+//!
+//! ```text
+//! ask ──▶ waiting ──▶ a look begins ──▶ answered
+//!            ▲               │
+//!            └── asked while a look is under way: the next one answers
+//! ```
+//!
+//! A look that began before it was asked for proves nothing about the time afterwards, and answers nobody else.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::oneshot;
+
+use crate::contract::Placement;
+use crate::marks;
+use crate::process::Stat;
+
+/// What a look found of a generation.
+type Found = io::Result<Vec<Stat>>;
+
+/// Those who wait for a look of this process. `/proc` is the whole host's, so one is enough.
+static LOOKS: Looks = Looks(Mutex::new(State {
+    waiting: Vec::new(),
+    looks: false,
+}));
+
+struct Looks(Mutex<State>);
+
+struct State {
+    waiting: Vec<Asked>,
+    /// A thread looks, and takes who waits when it is done.
+    looks: bool,
+}
+
+struct Asked {
+    placement: Arc<Placement>,
+    answer: oneshot::Sender<Found>,
+}
+
+/// The processes of a generation that can still run, but for the one that asks, as a look finds them that begins
+/// after this was called.
+///
+/// # Errors
+/// When `/proc` cannot be read, or there is no thread for it.
+pub(crate) async fn members(placement: Arc<Placement>) -> Found {
+    let (answer, answered) = oneshot::channel();
+    LOOKS.ask(Asked { placement, answer })?;
+    let gone = |_| Err(io::Error::other("the thread that looked is gone"));
+    answered.await.unwrap_or_else(gone)
+}
+
+/// As [`members`], by a look of its own. It blocks.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub(crate) fn members_now(placement: &Placement) -> Found {
+    let sought = BTreeSet::from([marks::mark_of(&placement.run_dir)]);
+    marks::members(placement, &marks::look(&sought)?)
+}
+
+impl Looks {
+    fn ask(&'static self, asked: Asked) -> io::Result<()> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.waiting.push(asked);
+        if state.looks {
+            return Ok(());
+        }
+        let thread = std::thread::Builder::new().name("process-look".to_owned());
+        if let Err(error) = thread.spawn(|| self.answer_all()) {
+            state.waiting.clear();
+            return Err(error);
+        }
+        state.looks = true;
+        Ok(())
+    }
+
+    fn answer_all(&self) {
+        let _looks = Looking(self);
+        while let Some(asked) = self.next() {
+            look(asked);
+        }
+    }
+
+    /// Those who wait now; when there are none, the thread ends.
+    fn next(&self) -> Option<Vec<Asked>> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.looks = !state.waiting.is_empty();
+        state.looks.then(|| std::mem::take(&mut state.waiting))
+    }
+}
+
+/// The thread that looks. Should it panic, who waits is told and the next one begins anew.
+struct Looking<'a>(&'a Looks);
+
+impl Drop for Looking<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let mut state = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+            state.waiting.clear();
+            state.looks = false;
+        }
+    }
+}
+
+fn look(asked: Vec<Asked>) {
+    let mark = |asked: &Asked| marks::mark_of(&asked.placement.run_dir);
+    let seen = marks::look(&asked.iter().map(mark).collect());
+    for Asked { placement, answer } in asked {
+        let found = match &seen {
+            Ok(seen) => marks::members(&placement, seen),
+            Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+        };
+        let _ = answer.send(found);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::contract::{BackendKind, Containment, Endpoint};
+
+    fn placement(run_dir: &std::path::Path) -> Arc<Placement> {
+        Arc::new(Placement {
+            backend: BackendKind::Embedded,
+            name: "web".parse().unwrap(),
+            generation: 1,
+            processes: Vec::new(),
+            endpoint: Endpoint::Vsock { cid: 3 },
+            run_dir: run_dir.to_owned(),
+            cpus: Vec::new(),
+            memory_bytes: 0,
+            kernel_release: String::new(),
+            host_boot_id: String::new(),
+            containment: Containment::default(),
+            kernel_instance: None,
+        })
+    }
+
+    /// Each is answered with its own, and with what there was when it asked.
+    #[tokio::test]
+    async fn many_ask_at_once_and_each_hears_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let dirs: Vec<_> = (0..16).map(|n| dir.path().join(n.to_string())).collect();
+        for _ in 0..4 {
+            let mut asked = tokio::task::JoinSet::new();
+            for dir in dirs.clone() {
+                asked.spawn(async move {
+                    let mut child = Command::new("sleep")
+                        .arg("600")
+                        .env(marks::FENCE_ENV, &dir)
+                        .spawn()
+                        .unwrap();
+                    let found = members(placement(&dir)).await;
+                    child.kill().unwrap();
+                    child.wait().unwrap();
+                    let pids: Vec<_> = found.unwrap().iter().map(|stat| stat.pid).collect();
+                    assert_eq!(pids, [i32::try_from(child.id()).unwrap()]);
+                    assert!(members(placement(&dir)).await.unwrap().is_empty());
+                });
+            }
+            asked.join_all().await;
+        }
+        assert!(members_now(&placement(&dirs[0])).unwrap().is_empty());
+    }
+}
