@@ -61,6 +61,30 @@ fn an_instance_that_died_meanwhile_is_found_and_healed() {
     );
 }
 
+/// Its time to start is long over: what it has is the heartbeat timeout, as if it had been silent all the while.
+#[test]
+fn an_instance_that_hangs_when_it_is_adopted_is_healed_after_the_heartbeat_timeout() {
+    let mut host = Host::with("[limits]\nstart_timeout_s = 120.0\n");
+    host.spawn_kv("web");
+    let agent = host.agent("web");
+    host.kill_daemon();
+    kill(Pid::from_raw(agent), Signal::SIGSTOP).unwrap();
+    // Its spawn was long ago, as the journal tells it.
+    let journal = rusqlite::Connection::open(host.path("state/journal.sqlite")).unwrap();
+    let older =
+        "UPDATE generation SET row = json_set(row, '$.spawned_at', '2020-01-01T00:00:00.000Z')";
+    assert_eq!(journal.execute(older, []).unwrap(), 1);
+    drop(journal);
+    host.start();
+    host.successor_of("web", 1);
+    let recoveries: Vec<RecoveryRecord> = host.control().get("/v1/recoveries?instance=web");
+    let evidence = recoveries[0].evidence.join("; ");
+    let waited = evidence.strip_prefix("no healthy answer within ");
+    let waited = waited.and_then(|rest| rest.split_once("s;"));
+    let waited: f64 = waited.expect(&evidence).0.parse().unwrap();
+    assert!(waited < 120.0, "{evidence}");
+}
+
 #[test]
 fn a_prepared_morph_is_undone() {
     let mut host = Host::new();

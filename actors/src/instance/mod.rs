@@ -47,6 +47,7 @@ use crate::recovery::{Plan, RecoveryJob, SuccessorNews};
 use crate::services::Services;
 use crate::supervisor::Supervisor;
 use crate::vmcore;
+use crate::wall_clock;
 use crate::watch::{EndWatch, Watch, WatchEvent, WatchKind};
 
 /// How the detector of an instance's generations is configured: by its policy, and by whether it is monitored.
@@ -202,10 +203,26 @@ impl Instance {
     }
 
     fn begin_watch(&mut self, ctx: &mut Context<Self>) {
+        let config = detector_config(&self.services, &self.row);
+        self.begin_watch_with(config, ctx);
+    }
+
+    /// The time for its first healthy answer began when it was spawned, not when this daemon found it.
+    fn begin_watch_of_adopted(&mut self, ctx: &mut Context<Self>) {
+        let mut config = detector_config(&self.services, &self.row);
+        let age = wall_clock::seconds_since(&self.generation.spawned_at);
+        let left = config
+            .start_timeout
+            .saturating_sub(Duration::from_secs(age));
+        let least = config.timeout.max(ADOPTION_MIN).min(config.start_timeout);
+        config.start_timeout = left.max(least);
+        self.begin_watch_with(config, ctx);
+    }
+
+    fn begin_watch_with(&mut self, config: Config, ctx: &mut Context<Self>) {
         let Some(placement) = self.generation.placement.clone() else {
             return;
         };
-        let config = detector_config(&self.services, &self.row);
         let owner = ctx.address().recipient();
         self.overload = None;
         self.watch = Some(Watch::begin(
@@ -258,6 +275,9 @@ impl Instance {
 
 /// Timeout of an instance that was spawned with `--monitor=false`.
 const UNMONITORED_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Least time that an adopted generation has for its first answer: a daemon that has just started connects to all of
+/// its instances at once.
+const ADOPTION_MIN: Duration = Duration::from_secs(5);
 
 impl Actor for Instance {
     type Context = Context<Self>;
@@ -274,7 +294,7 @@ impl Actor for Instance {
             Some(Beginning::Adopted) => {
                 self.say(EventKind::InstanceState, "adopted");
                 vmcore::take_back_left(&self.services, &self.generation);
-                self.begin_watch(ctx);
+                self.begin_watch_of_adopted(ctx);
             }
             Some(Beginning::Morphing(left)) => {
                 self.say(EventKind::InstanceState, "adopted in the middle of a morph");

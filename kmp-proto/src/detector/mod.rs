@@ -387,9 +387,7 @@ impl Detector {
         let silence = match &self.phase {
             Phase::Starting(starting) => {
                 let waited = now - starting.began.at;
-                evidence.push(format!(
-                    "no healthy answer within {waited:.1?} of its start"
-                ));
+                evidence.push(format!("no healthy answer within {waited:.1?}"));
                 waited
             }
             _ => {
