@@ -25,6 +25,8 @@ pub(crate) const NAME: &str = "web";
 const PACE: Duration = Duration::from_millis(1);
 /// Sizes of the values, in MiB.
 const SIZES_MIB: [usize; 2] = [64, 1024];
+/// First sessions of a daemon, in which it learns what this machine takes: their estimates are not judged.
+const LEARNING: u64 = 5;
 /// What a server needs besides its values, in MiB: keys, and the pages it has not filled.
 const MARGIN_MIB: usize = 512;
 
@@ -33,7 +35,7 @@ const MARGIN_MIB: usize = 512;
 struct Windows {
     morphs: Vec<(Instant, Instant)>,
     quiet: Vec<(Instant, Instant)>,
-    steps: Vec<DowntimeSteps>,
+    ended: Vec<MorphStatus>,
 }
 
 pub(crate) fn run(morphs: usize) -> Found {
@@ -64,7 +66,7 @@ fn measure(size_mib: usize, morphs: usize) -> (Windows, Seen) {
     for n in 0..morphs {
         let (begin, end, operation) = morph(&host, &events, &kernels[(n + 1) % 2], false);
         windows.morphs.push((begin, end));
-        windows.steps.extend(steps(&host, &operation));
+        windows.ended.push(committed(&host, &operation));
         let quiet = Instant::now();
         std::thread::sleep(end - begin);
         windows.quiet.push((quiet, quiet + (end - begin)));
@@ -94,13 +96,13 @@ pub(crate) fn morph(
     (begin, end.at, begun.id)
 }
 
-/// What the morph of `operation` measured of its downtime.
-pub(crate) fn steps(host: &Host, operation: &str) -> Option<DowntimeSteps> {
+/// The morph of `operation`, which was committed.
+pub(crate) fn committed(host: &Host, operation: &str) -> MorphStatus {
     let ended = host.control().finished(operation);
     let result = ended.result.expect("a morph has a result");
     let status: MorphStatus = serde_json::from_value(result).expect("a morph's status");
     assert_eq!(status.phase, MorphPhase::Committed, "{status:?}");
-    status.downtime
+    status
 }
 
 fn figures(size: usize, windows: &Windows, seen: &Seen) -> Vec<Figure> {
@@ -146,16 +148,17 @@ fn figures(size: usize, windows: &Windows, seen: &Seen) -> Vec<Figure> {
         without,
         Figure::times(GROUP, name("a whole morph"), took),
     ];
-    figures.extend(downtime(GROUP, &windows.steps, name));
+    figures.extend(downtime(GROUP, &windows.ended, name));
     figures
 }
 
-/// The downtime and its steps.
+/// The downtime, its steps, and how far its estimate was from it.
 pub(crate) fn downtime(
     group: &'static str,
-    steps: &[DowntimeSteps],
+    ended: &[MorphStatus],
     name: impl Fn(&str) -> String,
 ) -> Vec<Figure> {
+    let steps: Vec<_> = ended.iter().filter_map(|m| m.downtime.clone()).collect();
     let figure = |what: &str, step: fn(&DowntimeSteps) -> u64| {
         let times = steps.iter().map(|s| Duration::from_micros(step(s)));
         Figure::times(group, name(what), times)
@@ -167,7 +170,29 @@ pub(crate) fn downtime(
         figure("… activate", |s| s.activate_us),
         figure("… commit record", |s| s.record_us),
         figure("… serve", |s| s.serve_us),
+        Figure::of(
+            group,
+            name("the larger of downtime and estimate, against the smaller"),
+            Unit::Ratio,
+            ended
+                .iter()
+                .filter(|morph| morph.session > LEARNING)
+                .filter_map(estimate_off_by)
+                .collect(),
+        )
+        .bar(Bar::at_most(Of::P50, 2.0)),
     ]
+}
+
+/// By what the estimate was off, either way.
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "microseconds of a morph, far below 2^52"
+)]
+fn estimate_off_by(morph: &MorphStatus) -> Option<f64> {
+    let estimate = morph.estimated_downtime_us? as f64;
+    let ratio = morph.downtime.as_ref()?.total_us as f64 / estimate;
+    Some(ratio.max(1.0 / ratio))
 }
 
 fn remark(size: usize, windows: &Windows, seen: &Seen) -> String {

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use kmorph_control_api::DowntimeSteps;
+use kmorph_control_api::MorphStatus;
 use kmorph_tests::resp::{Client, Seen, Steady};
 use kmorph_tests::{Events, Host, kernels};
 use serde_json::json;
@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::Found;
 use crate::figure::{Bar, Figure, Of, Unit};
 use crate::instances::{fill, key_value, port, runs, spawn, terminate, verdict};
-use crate::morph::{NAME, downtime, morph, steps};
+use crate::morph::{NAME, committed, downtime, morph};
 
 const GROUP: &str = "qemu";
 const SERIES: [&str; 2] = ["6.1", "6.12"];
@@ -106,7 +106,7 @@ fn morphs(host: &Host, events: &Events, found: &mut Found) {
         runs.without
             .push(seen.longest_gap_between(quiet, quiet + (end - begin)));
         runs.took.push(end - begin);
-        runs.steps.extend(steps(host, &operation));
+        runs.ended.push(committed(host, &operation));
         runs.seen.push(seen);
         morph(host, events, &old, true);
     }
@@ -129,7 +129,7 @@ struct Runs {
     with: Vec<Duration>,
     without: Vec<Duration>,
     took: Vec<Duration>,
-    steps: Vec<DowntimeSteps>,
+    ended: Vec<MorphStatus>,
     seen: Vec<Seen>,
 }
 
@@ -151,7 +151,7 @@ impl Runs {
             count("wrong answers", |seen| seen.wrong).bar(Bar::at_most(Of::Max, 0.0)),
             times("a whole morph", &self.took),
         ];
-        figures.extend(downtime(GROUP, &self.steps, name));
+        figures.extend(downtime(GROUP, &self.ended, name));
         figures
     }
 }
