@@ -24,6 +24,11 @@ pub const FRAME_TIMEOUT: Duration = Duration::from_secs(10);
 const READ_SMALL_BYTES: usize = 512;
 /// Bytes read at once on a bulk channel.
 const READ_BULK_BYTES: usize = 256 * 1024;
+/// Largest buffer, in bytes, that a heartbeat or control channel keeps between two messages: a topology is large and
+/// rare, and there are many channels.
+const WRITE_SMALL_KEPT_BYTES: usize = 4 * 1024;
+/// The same for a bulk channel: two of its largest frames.
+const WRITE_BULK_KEPT_BYTES: usize = 2 * 1024 * 1024;
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +101,8 @@ pub struct FrameReader {
 pub struct FrameWriter {
     half: WriteHalf<BoxedLink>,
     buffer: Vec<u8>,
+    /// Largest buffer that is kept, bytes.
+    kept: usize,
     next_sequence: u32,
     /// The numbers have begun anew.
     wrapped: bool,
@@ -195,7 +202,7 @@ impl FrameWriter {
         self.buffer.clear();
         encode(message, sequence, boottime_ns(), &mut self.buffer)?;
         self.half.write_all(&self.buffer).await?;
-        if self.buffer.capacity() > READ_BULK_BYTES * 8 {
+        if self.buffer.capacity() > self.kept {
             self.buffer = Vec::new();
         }
         Ok(())
@@ -234,12 +241,11 @@ impl FrameWriter {
 
 fn framed(link: BoxedLink, channel: Channel) -> (FrameReader, FrameWriter) {
     let (read, write) = tokio::io::split(link);
-    let size = if channel == Channel::Bulk {
-        READ_BULK_BYTES
-    } else {
-        READ_SMALL_BYTES
+    let (read_bytes, kept) = match channel {
+        Channel::Bulk => (READ_BULK_BYTES, WRITE_BULK_KEPT_BYTES),
+        _ => (READ_SMALL_BYTES, WRITE_SMALL_KEPT_BYTES),
     };
-    let buffer = vec![0; size].into_boxed_slice();
+    let buffer = vec![0; read_bytes].into_boxed_slice();
     let reader = FrameReader {
         half: read,
         decoder: Decoder::new(),
@@ -251,6 +257,7 @@ fn framed(link: BoxedLink, channel: Channel) -> (FrameReader, FrameWriter) {
     let writer = FrameWriter {
         half: write,
         buffer: Vec::new(),
+        kept,
         next_sequence: 1,
         wrapped: false,
     };
@@ -413,6 +420,7 @@ async fn welcomed(
     }
     if hello.fixed.channel == Channel::Bulk {
         reader.enlarge();
+        writer.kept = WRITE_BULK_KEPT_BYTES;
     }
     Ok(Connection {
         features: hello.fixed.features & answer.fixed.features,
@@ -444,5 +452,47 @@ async fn first<T>(
         writer
             .refuse(ErrorCode::UnexpectedInState, &frame, text)
             .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kmp_proto::message::{MorphTransfer, MorphTransferFixed, TransferMode, TransferOp};
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    fn large() -> MorphTransfer {
+        let fixed = MorphTransferFixed {
+            session: 1,
+            offset: 0,
+            total_bytes: 0,
+            dirty_bytes: 0,
+            round: 0,
+            flags: 0,
+            chunk_crc32: 0,
+            op: TransferOp::Chunk,
+            mode: TransferMode::Rounds,
+        };
+        MorphTransfer::chunk(fixed, vec![0; 512 * 1024])
+    }
+
+    /// What is large and rare leaves nothing on a channel that then only sends what is small.
+    #[tokio::test]
+    async fn a_channel_keeps_no_large_buffer_unless_it_is_bulk() {
+        for channel in [Channel::Heartbeat, Channel::Control, Channel::Bulk] {
+            let (ours, mut theirs) = tokio::io::duplex(64 * 1024);
+            let reads = tokio::spawn(async move {
+                let mut sink = vec![0; 64 * 1024];
+                while theirs.read(&mut sink).await.is_ok_and(|length| length > 0) {}
+            });
+            let (_reader, mut writer) = framed(Box::new(ours), channel);
+            let large = Message::MorphTransfer(large());
+            writer.send(&large).await.unwrap();
+            let kept = writer.buffer.capacity();
+            assert_eq!(kept > 0, channel == Channel::Bulk, "{channel:?}: {kept}");
+            drop((_reader, writer));
+            reads.await.unwrap();
+        }
     }
 }
