@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kmp_proto::detector::{Action, Config, Detector, Event, Level, Verdict};
+use kmp_proto::detector::{Action, Config, Detector, Event, FIRST_ANSWER_MIN, Level, Verdict};
 use kmp_proto::message::Health;
 use kmp_proto::time::Instant;
 use proptest::prelude::*;
@@ -377,6 +377,22 @@ proptest! {
         prop_assert!(verdict.silence >= Duration::from_secs(1));
         prop_assert!(at <= death + 20 + 1000 + 200);
     }
+}
+
+/// What runs already has the rest of its time to start, and never less than its timeout and the time that a daemon
+/// needs which has just started.
+#[test]
+fn what_runs_already_has_only_the_rest_of_its_time_to_start() {
+    let seconds = Duration::from_secs;
+    let start_timeout = |timeout: u64, start: u64, age: Duration| {
+        let config = Config::new(seconds(timeout), seconds(start));
+        config.already_runs_for(age).start_timeout
+    };
+    assert_eq!(start_timeout(1, 30, Duration::ZERO), seconds(30));
+    assert_eq!(start_timeout(1, 30, seconds(20)), seconds(10));
+    assert_eq!(start_timeout(1, 30, seconds(29)), FIRST_ANSWER_MIN);
+    assert_eq!(start_timeout(10, 30, Duration::MAX), seconds(10));
+    assert_eq!(start_timeout(60, 30, Duration::MAX), seconds(30));
 }
 
 #[test]

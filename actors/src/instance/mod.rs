@@ -207,15 +207,9 @@ impl Instance {
         self.begin_watch_with(config, ctx);
     }
 
-    /// The time for its first healthy answer began when it was spawned, not when this daemon found it.
     fn begin_watch_of_adopted(&mut self, ctx: &mut Context<Self>) {
-        let mut config = detector_config(&self.services, &self.row);
-        let age = wall_clock::seconds_since(&self.generation.spawned_at);
-        let left = config
-            .start_timeout
-            .saturating_sub(Duration::from_secs(age));
-        let least = config.timeout.max(ADOPTION_MIN).min(config.start_timeout);
-        config.start_timeout = left.max(least);
+        let age = Duration::from_secs(wall_clock::seconds_since(&self.generation.spawned_at));
+        let config = detector_config(&self.services, &self.row).already_runs_for(age);
         self.begin_watch_with(config, ctx);
     }
 
@@ -275,9 +269,6 @@ impl Instance {
 
 /// Timeout of an instance that was spawned with `--monitor=false`.
 const UNMONITORED_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
-/// Least time that an adopted generation has for its first answer: a daemon that has just started connects to all of
-/// its instances at once.
-const ADOPTION_MIN: Duration = Duration::from_secs(5);
 
 impl Actor for Instance {
     type Context = Context<Self>;

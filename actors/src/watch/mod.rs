@@ -4,13 +4,14 @@
 //! its owner what the detector finds. The owner changes once at most, when a morph commits.
 
 mod notices;
+mod requests;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use actix::prelude::*;
 use kmorph_backends::contract::{ExitCause, Observation, Placement};
-use kmp_proto::detector::{Action, Config, Counters, Detector, Event, Sample, Verdict};
+use kmp_proto::detector::{Action, Config, Detector, Event, Sample, Verdict};
 use kmp_proto::message::{HealthStatus, HeartbeatReq, HeartbeatRsp};
 use kmp_proto::time::Instant;
 use kmp_transport::kernel::{self, Sign};
@@ -19,6 +20,7 @@ use slog::{Logger, info, o, warn};
 use tokio::sync::oneshot;
 
 use self::notices::{HEALTH_NOTICES_MAX, HEALTH_WINDOW, HealthNotices, LoadNotices};
+pub use self::requests::{EndWatch, GetFigures, Pause, Ping, Reconfigure, SetOwner, WatchFigures};
 use crate::clock;
 use crate::patience::Patience;
 use crate::repeated::Repeated;
@@ -69,59 +71,6 @@ pub enum WatchKind {
 /// The boot id of a kernel's HELLO.
 pub type BootId = [u8; 16];
 
-/// The figures of a watch.
-#[derive(Clone, Debug)]
-pub struct WatchFigures {
-    /// The detector's phase.
-    pub phase: &'static str,
-    /// Its configuration.
-    pub config: Config,
-    /// Its counters.
-    pub counters: Counters,
-    /// Probes not answered in a row.
-    pub missed: usize,
-    /// Since the last answer.
-    pub since_answer: Option<Duration>,
-    /// The last answer.
-    pub last: Option<HeartbeatRsp>,
-    /// Last round trip.
-    pub rtt: Option<Duration>,
-    /// Smoothed round trip.
-    pub smoothed_rtt: Option<Duration>,
-    /// Longest own lateness seen.
-    pub self_lag: Duration,
-    /// Release of its kernel, as its agent says.
-    pub kernel_release: String,
-}
-
-/// Asks for the figures.
-#[derive(Debug, Message)]
-#[rtype(result = "WatchFigures")]
-pub struct GetFigures;
-
-/// Changes the timeout.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Reconfigure(pub Config);
-
-/// Sends a heartbeat now; the round trip and the answer.
-#[derive(Debug, Message)]
-#[rtype(result = "Option<(Duration, HeartbeatRsp)>")]
-pub struct Ping(pub Duration);
-
-/// Says that the generation stands still by intent from now on, or that it goes on.
-///
-/// While it stands still nothing is sent and its silence is not judged. Its end is told at once, as ever. When it goes
-/// on, the detector begins anew.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Pause(pub bool);
-
-/// Changes who is told.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct SetOwner(pub Recipient<WatchEvent>);
-
 /// The actor.
 pub struct Watch {
     services: Services,
@@ -153,6 +102,8 @@ pub struct Watch {
     boot: Option<BootId>,
     /// It stands still by intent: a silence says nothing, an end says as much as ever.
     paused: bool,
+    /// It had answered before it stood still.
+    had_answered: bool,
     /// Why it could not be connected, when nobody is.
     unreachable: Option<String>,
     /// What showed last that its kernel runs, and when.
@@ -207,6 +158,7 @@ impl Watch {
             attached: (0, None),
             boot,
             paused: false,
+            had_answered: false,
             unreachable: None,
             kernel_sign: None,
             asking_kernel: false,
@@ -501,20 +453,6 @@ impl Drop for Watch {
     }
 }
 
-/// Ends the watch and its connections.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct EndWatch;
-
-impl Handler<EndWatch> for Watch {
-    type Result = ();
-
-    fn handle(&mut self, _: EndWatch, ctx: &mut Self::Context) {
-        self.ended = true;
-        ctx.stop();
-    }
-}
-
 impl Handler<PeerUpdate> for Watch {
     type Result = ();
 
@@ -559,76 +497,5 @@ impl Handler<PeerUpdate> for Watch {
             PeerUpdate::Health(status) => self.health_said(status, ctx),
             PeerUpdate::Control(_) => {}
         }
-    }
-}
-
-impl Handler<GetFigures> for Watch {
-    type Result = MessageResult<GetFigures>;
-
-    fn handle(&mut self, _: GetFigures, _: &mut Self::Context) -> Self::Result {
-        MessageResult(WatchFigures {
-            phase: self.detector.phase(),
-            config: self.patience.config(),
-            counters: self.detector.counters(),
-            missed: self.detector.missed(),
-            since_answer: self.last_answer.map(|(at, _)| clock::now() - at),
-            last: self.last_answer.map(|(_, answer)| answer),
-            rtt: self.rtt,
-            smoothed_rtt: self.smoothed_rtt,
-            self_lag: self.self_lag,
-            kernel_release: self.kernel_release.clone(),
-        })
-    }
-}
-
-impl Handler<Reconfigure> for Watch {
-    type Result = ();
-
-    fn handle(&mut self, Reconfigure(config): Reconfigure, ctx: &mut Self::Context) {
-        let config = self.patience.reconfigure(config);
-        self.tell(Event::Reconfigure(config), ctx);
-    }
-}
-
-impl Handler<Pause> for Watch {
-    type Result = ();
-
-    fn handle(&mut self, Pause(paused): Pause, ctx: &mut Self::Context) {
-        if paused == self.paused || self.detector.phase() == "failed" {
-            return;
-        }
-        self.paused = paused;
-        if paused {
-            self.detach();
-        } else {
-            self.detector = Detector::new(self.detector.config(), clock::now());
-            self.sent.clear();
-            self.attach(ctx);
-        }
-        self.schedule(ctx);
-    }
-}
-
-impl Handler<SetOwner> for Watch {
-    type Result = ();
-
-    fn handle(&mut self, SetOwner(owner): SetOwner, _: &mut Self::Context) {
-        self.owner = owner;
-        // It knows nothing of the load yet.
-        self.load = LoadNotices::default();
-    }
-}
-
-impl Handler<Ping> for Watch {
-    type Result = ResponseFuture<Option<(Duration, HeartbeatRsp)>>;
-
-    fn handle(&mut self, Ping(timeout): Ping, _: &mut Self::Context) -> Self::Result {
-        let probe = self.next_ping;
-        self.next_ping = self.next_ping.checked_add(1).unwrap_or(PING_FIRST);
-        self.pings.retain(|_, waiting| !waiting.is_closed());
-        let (sender, receiver) = oneshot::channel();
-        self.pings.insert(probe, sender);
-        self.send_probe(probe);
-        Box::pin(async move { tokio::time::timeout(timeout, receiver).await.ok()?.ok() })
     }
 }

@@ -50,6 +50,9 @@ pub const INTERVAL_MAX: Duration = Duration::from_secs(5);
 pub const PROBE_GRID: Duration = Duration::from_millis(20);
 /// Shortest interval whose probes are put on [`PROBE_GRID`]: it shifts them by 4 % of that at most.
 pub const GRID_INTERVAL_MIN: Duration = Duration::from_millis(500);
+/// Least time for the first answer of a generation that runs already: a daemon that has just started connects to all of
+/// its instances at once.
+pub const FIRST_ANSWER_MIN: Duration = Duration::from_secs(5);
 /// Added to the timeout, for an answer that was under way when the silence began.
 pub const VERDICT_GUARD: Duration = Duration::from_millis(10);
 /// Most by which the daemon's own lateness can put off a verdict, in timeouts.
@@ -86,6 +89,17 @@ impl Config {
             timeout,
             interval,
             start_timeout,
+        }
+    }
+
+    /// The configuration for a generation that has run for `age` already, when its watch begins anew: its time to start
+    /// began with it. It has the timeout in any case, and [`FIRST_ANSWER_MIN`].
+    #[must_use]
+    pub fn already_runs_for(self, age: Duration) -> Self {
+        let least = self.timeout.max(FIRST_ANSWER_MIN).min(self.start_timeout);
+        Self {
+            start_timeout: self.start_timeout.saturating_sub(age).max(least),
+            ..self
         }
     }
 }
