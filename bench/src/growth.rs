@@ -10,7 +10,7 @@ use crate::process::resident_mib;
 const GROUP: &str = "growth";
 /// One heartbeat a second.
 const CONFIG: &str = "[defaults]\nheartbeat_timeout_s = 10.0\nmemory_mib = 64\n[pool]\n\
-                      share_cpus = true\nmemory_mib = 65536\n";
+                      share_cpus = true\nshare_memory = true\nmemory_mib = 65536\n";
 /// Parts of the run after each of which the daemon is looked at.
 const PARTS: usize = 10;
 /// Of them, those in which what is kept of the past may still fill up.

@@ -18,7 +18,7 @@ use crate::process::{cpu_time, forget_peak, peak_mib, resident_mib};
 const GROUP: &str = "recoveries";
 /// One heartbeat a second. As many recoveries at once as there are spawns.
 const CONFIG: &str = "[defaults]\nheartbeat_timeout_s = 10.0\nmemory_mib = 64\n[pool]\n\
-                      share_cpus = true\nmemory_mib = 1048576\n[limits]\nstart_timeout_s = 300.0\n\
+                      share_cpus = true\nshare_memory = true\nmemory_mib = 1048576\n[limits]\nstart_timeout_s = 300.0\n\
                       recoveries = 8\n";
 /// Spawns under way at a time.
 const SPAWNS_AT_ONCE: usize = 8;
