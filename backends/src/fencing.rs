@@ -245,6 +245,9 @@ fn reap(placement: &Placement, exits: &Exits) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::os::unix::process::ExitStatusExt;
+
     use super::*;
     use crate::contract::{BackendKind, Containment, Endpoint};
 
@@ -269,11 +272,15 @@ mod tests {
     async fn what_ends_as_the_time_runs_out_is_a_confirmed_fence() {
         // The deadline is over at the first look: what has ended by the second is no failure.
         let dir = tempfile::tempdir().unwrap();
-        let mut child = std::process::Command::new("sleep")
-            .arg("600")
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "echo; read line"])
             .env(crate::marks::FENCE_ENV, dir.path())
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();
+        // It has its mark: while a process begins its program, its environment cannot be seen for a moment.
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let mut placement = nobody();
         placement.run_dir = dir.path().to_owned();
         let placement = Arc::new(placement);
@@ -287,7 +294,7 @@ mod tests {
                 "{error}"
             ),
         }
-        assert!(!killed.unwrap().success());
+        assert_eq!(killed.unwrap().signal(), Some(9));
         assert!(kill_all(&placement, Duration::ZERO).await.is_ok());
     }
 

@@ -11,25 +11,28 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use tokio::sync::oneshot;
 
 use crate::contract::Placement;
-use crate::marks;
+use crate::marks::{self, Known};
 use crate::process::Stat;
 
 /// What a look found of a generation.
 type Found = io::Result<Vec<Stat>>;
 
 /// Those who wait for a look of this process. `/proc` is the whole host's, so one is enough.
-static LOOKS: Looks = Looks(Mutex::new(State {
-    waiting: Vec::new(),
-    looks: false,
-}));
+static LOOKS: LazyLock<Looks> = LazyLock::new(Looks::default);
 
-struct Looks(Mutex<State>);
+#[derive(Default)]
+struct Looks {
+    state: Mutex<State>,
+    /// Of the thread that looks.
+    known: Mutex<Known>,
+}
 
+#[derive(Default)]
 struct State {
     waiting: Vec<Asked>,
     /// A thread looks, and takes who waits when it is done.
@@ -59,12 +62,12 @@ pub(crate) async fn members(placement: Arc<Placement>) -> Found {
 /// When `/proc` cannot be read.
 pub(crate) fn members_now(placement: &Placement) -> Found {
     let sought = BTreeSet::from([marks::mark_of(&placement.run_dir)]);
-    marks::members(placement, &marks::look(&sought)?)
+    marks::members(placement, &Known::default().look(&sought)?)
 }
 
 impl Looks {
     fn ask(&'static self, asked: Asked) -> io::Result<()> {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.waiting.push(asked);
         if state.looks {
             return Ok(());
@@ -81,13 +84,14 @@ impl Looks {
     fn answer_all(&self) {
         let _looks = Looking(self);
         while let Some(asked) = self.next() {
-            look(asked);
+            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            look(asked, &mut known);
         }
     }
 
     /// Those who wait now; when there are none, the thread ends.
     fn next(&self) -> Option<Vec<Asked>> {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.looks = !state.waiting.is_empty();
         state.looks.then(|| std::mem::take(&mut state.waiting))
     }
@@ -99,16 +103,16 @@ struct Looking<'a>(&'a Looks);
 impl Drop for Looking<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let mut state = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
             state.waiting.clear();
             state.looks = false;
         }
     }
 }
 
-fn look(asked: Vec<Asked>) {
+fn look(asked: Vec<Asked>, known: &mut Known) {
     let mark = |asked: &Asked| marks::mark_of(&asked.placement.run_dir);
-    let seen = marks::look(&asked.iter().map(mark).collect());
+    let seen = known.look(&asked.iter().map(mark).collect());
     for Asked { placement, answer } in asked {
         let found = match &seen {
             Ok(seen) => marks::members(&placement, seen),
@@ -120,7 +124,8 @@ fn look(asked: Vec<Asked>) {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::io::Read;
+    use std::process::{Child, Command, Stdio};
 
     use super::*;
     use crate::contract::{BackendKind, Containment, Endpoint};
@@ -142,6 +147,25 @@ mod tests {
         })
     }
 
+    /// A process with the mark. It runs: while it executes its program, it has no environment for a moment.
+    fn marked(run_dir: &std::path::Path) -> Child {
+        let mut child = Command::new("sh")
+            .args(["-c", "echo; read line"])
+            .env(marks::FENCE_ENV, run_dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut byte = [0];
+        child
+            .stdout
+            .as_mut()
+            .unwrap()
+            .read_exact(&mut byte)
+            .unwrap();
+        child
+    }
+
     /// Each is answered with its own, and with what there was when it asked.
     #[tokio::test]
     async fn many_ask_at_once_and_each_hears_of_its_own() {
@@ -151,11 +175,7 @@ mod tests {
             let mut asked = tokio::task::JoinSet::new();
             for dir in dirs.clone() {
                 asked.spawn(async move {
-                    let mut child = Command::new("sleep")
-                        .arg("600")
-                        .env(marks::FENCE_ENV, &dir)
-                        .spawn()
-                        .unwrap();
+                    let mut child = marked(&dir);
                     let found = members(placement(&dir)).await;
                     child.kill().unwrap();
                     child.wait().unwrap();

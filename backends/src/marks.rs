@@ -7,10 +7,12 @@
 //! | its mark: [`FENCE_ENV`] in the environment it was started with | when it is started with another environment |
 //! | it descends from a recorded process that lives, or is in its session | when that one ends |
 //!
+//! What has a tag is remembered from look to look: reading it anew for each of many fences is most of their cost.
+//!
 //! A pid is never evidence by itself: where one leads to another process (a session, a parent), that one is looked at
 //! again afterwards, and must still be the one it was. A number cannot change hands while its process lives.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -21,31 +23,67 @@ use crate::process::{self, Stat};
 
 /// Environment variable that marks every process of a generation: its run directory.
 pub const FENCE_ENV: &str = "KMORPH_FENCE";
+/// Marks of a process that are remembered between looks; who has more is looked at each time.
+const MARKS_KEPT: usize = 4;
+/// Longest mark that is remembered, bytes: the variable's name and a path (PATH_MAX).
+const MARK_MAX_BYTES: usize = 4096 + 32;
 /// How much of an environment is read at a time, bytes.
 const BLOCK_BYTES: usize = 64 * 1024;
 
 /// A process that can still run, with the evidence that it carries.
 pub(crate) struct Seen {
     stat: Stat,
-    tag: Option<u64>,
-    /// Those of the marks that were sought.
-    marks: Vec<Vec<u8>>,
+    evidence: Evidence,
 }
 
-/// Looks once at every process that can still run, but for the one that asks, for generations with these marks.
-///
-/// # Errors
-/// When `/proc` cannot be read.
-pub(crate) fn look(sought: &BTreeSet<Vec<u8>>) -> io::Result<Vec<Seen>> {
-    let own = i32::try_from(std::process::id()).ok();
-    let mut all = process::all()?;
-    all.retain(|stat| own != Some(stat.pid) && !stat.is_over() && !stat.is_kernel_thread);
-    let seen = |stat: Stat| Seen {
+/// What a process carries by itself.
+#[derive(Clone, Default)]
+struct Evidence {
+    tag: Option<u64>,
+    /// Its marks, [`MARKS_KEPT`] at most, and besides them those that were sought.
+    marks: BTreeSet<Vec<u8>>,
+}
+
+impl Evidence {
+    /// A process with a tag was born into a generation and is of it as long as it lives, whatever it does to its limits
+    /// and its environment later. One without a tag may be about to become one.
+    fn is_lasting(&self) -> bool {
+        self.tag.is_some() && self.marks.len() <= MARKS_KEPT
+    }
+}
+
+/// What earlier looks have found of the processes that still run.
+#[derive(Default)]
+pub(crate) struct Known(HashMap<(i32, u64), Evidence>);
+
+impl Known {
+    /// Looks once at every process that can still run, but for the one that asks, for generations with these marks.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read.
+    pub(crate) fn look(&mut self, sought: &BTreeSet<Vec<u8>>) -> io::Result<Vec<Seen>> {
+        let own = i32::try_from(std::process::id()).ok();
+        let mut all = process::all()?;
+        all.retain(|stat| own != Some(stat.pid) && !stat.is_over() && !stat.is_kernel_thread);
+        let mut before = std::mem::take(&mut self.0);
+        let seen = |stat: Stat| {
+            let process = (stat.pid, stat.start_ticks);
+            let known = before.remove(&process);
+            let evidence = known.unwrap_or_else(|| evidence(&stat, sought));
+            if evidence.is_lasting() {
+                self.0.insert(process, evidence.clone());
+            }
+            Seen { stat, evidence }
+        };
+        Ok(all.into_iter().map(seen).collect())
+    }
+}
+
+fn evidence(stat: &Stat, sought: &BTreeSet<Vec<u8>>) -> Evidence {
+    Evidence {
         tag: tag(stat.pid),
-        marks: marks(&stat, sought),
-        stat,
-    };
-    Ok(all.into_iter().map(seen).collect())
+        marks: marks(stat, sought),
+    }
 }
 
 /// Those of the processes that are of a generation. Its mark was sought.
@@ -59,8 +97,8 @@ pub(crate) fn members(placement: &Placement, seen: &[Seen]) -> io::Result<Vec<St
     let kin = kin(&all, placement)?;
     let belongs = |seen: &&Seen| {
         kin.contains_key(&seen.stat.pid)
-            || tag.is_some() && seen.tag == tag
-            || seen.marks.contains(&mark)
+            || tag.is_some() && seen.evidence.tag == tag
+            || seen.evidence.marks.contains(&mark)
     };
     Ok(seen.iter().filter(belongs).map(|seen| seen.stat).collect())
 }
@@ -124,9 +162,9 @@ fn tag(pid: i32) -> Option<u64> {
     limits.ok().and_then(|limits| birth::tag_in(&limits))
 }
 
-/// Those of the marks that a process carries. When its first thread has ended, each thread that is left is asked: with
-/// the first one its view of the memory has gone.
-fn marks(stat: &Stat, sought: &BTreeSet<Vec<u8>>) -> Vec<Vec<u8>> {
+/// The marks that a process carries. When its first thread has ended, each thread that is left is asked: with the
+/// first one its view of the memory has gone.
+fn marks(stat: &Stat, sought: &BTreeSet<Vec<u8>>) -> BTreeSet<Vec<u8>> {
     let process = PathBuf::from(format!("/proc/{}", stat.pid));
     if !stat.is_headless() {
         return marks_in_file(&process.join("environ"), sought);
@@ -141,20 +179,22 @@ fn marks(stat: &Stat, sought: &BTreeSet<Vec<u8>>) -> Vec<Vec<u8>> {
 /// Whether the environment that a process was started with carries this entry.
 pub(crate) fn has_mark(pid: i32, entry: &[u8]) -> bool {
     let environ = PathBuf::from(format!("/proc/{pid}/environ"));
-    !marks_in_file(&environ, &BTreeSet::from([entry.to_vec()])).is_empty()
+    marks_in_file(&environ, &BTreeSet::from([entry.to_vec()])).contains(entry)
 }
 
-fn marks_in_file(environ: &Path, sought: &BTreeSet<Vec<u8>>) -> Vec<Vec<u8>> {
+fn marks_in_file(environ: &Path, sought: &BTreeSet<Vec<u8>>) -> BTreeSet<Vec<u8>> {
     // What cannot be read ended meanwhile, or is another user's.
     let read = File::open(environ).and_then(|file| marks_in(file, sought));
     read.unwrap_or_default()
 }
 
-/// Those of the entries that stand in a list of entries that end with NUL, however long that is. No more of it is
-/// kept than the longest of them.
-fn marks_in(mut environ: impl Read, sought: &BTreeSet<Vec<u8>>) -> io::Result<Vec<Vec<u8>>> {
+/// The marks in a list of entries that end with NUL, however long that list is: the first of them, one more than
+/// [`MARKS_KEPT`] at most, and besides them those that are sought. No entry of more than [`MARK_MAX_BYTES`] is kept,
+/// unless one is sought.
+fn marks_in(mut environ: impl Read, sought: &BTreeSet<Vec<u8>>) -> io::Result<BTreeSet<Vec<u8>>> {
     let longest = sought.iter().map(Vec::len).max().unwrap_or_default();
-    let mut found = Vec::new();
+    let longest = longest.max(MARK_MAX_BYTES);
+    let mut found = BTreeSet::new();
     let mut block = vec![0; BLOCK_BYTES];
     let mut entry = Vec::new();
     loop {
@@ -171,8 +211,9 @@ fn marks_in(mut environ: impl Read, sought: &BTreeSet<Vec<u8>>) -> io::Result<Ve
                 }
                 continue;
             }
-            if sought.contains(&entry) && !found.contains(&entry) {
-                found.push(entry.clone());
+            let is_mark = is_mark(&entry) && found.len() <= MARKS_KEPT;
+            if is_mark || sought.contains(&entry) {
+                found.insert(std::mem::take(&mut entry));
             }
             entry.clear();
         }
@@ -180,6 +221,12 @@ fn marks_in(mut environ: impl Read, sought: &BTreeSet<Vec<u8>>) -> io::Result<Ve
             return Ok(found);
         }
     }
+}
+
+/// Whether an entry of an environment is that of [`FENCE_ENV`].
+fn is_mark(entry: &[u8]) -> bool {
+    let value = entry.strip_prefix(FENCE_ENV.as_bytes());
+    entry.len() <= MARK_MAX_BYTES && value.is_some_and(|value| value.first() == Some(&b'='))
 }
 
 #[cfg(test)]
@@ -190,7 +237,7 @@ mod tests {
     fn a_mark_is_a_whole_entry_however_far_behind_it_stands() {
         let sought = BTreeSet::from([b"A=1".to_vec(), b"LONG=1".to_vec()]);
         let carried = |environ: &[u8]| marks_in(environ, &sought).unwrap();
-        let found = |environ: &[u8]| carried(environ).contains(&b"A=1".to_vec());
+        let found = |environ: &[u8]| carried(environ).contains(b"A=1".as_slice());
         assert!(found(b"A=1"));
         assert!(found(b"B=2\0A=1\0"));
         assert!(!found(b"A=12\0"));
@@ -198,11 +245,64 @@ mod tests {
         assert!(!found(b"A=\0"));
         assert!(!found(b""));
         assert!(!found(b"A=1LONG"));
-        assert_eq!(carried(b"LONG=1\0A=1\0A=1"), [&b"LONG=1"[..], b"A=1"]);
+        assert_eq!(carried(b"LONG=1\0A=1\0A=1"), sought);
         for before in [BLOCK_BYTES - 2, BLOCK_BYTES, 6 << 20] {
             let mut environ = vec![b'x'; before];
             environ.extend(b"\0A=1\0Z=1\0");
             assert!(found(&environ), "behind {before} bytes");
         }
+    }
+
+    #[test]
+    fn few_marks_are_kept_and_those_that_are_sought_in_any_case() {
+        let mark = |n: usize| format!("{FENCE_ENV}=/run/{n}").into_bytes();
+        let environ: Vec<u8> = (0..10_000)
+            .flat_map(|n| [mark(n), vec![0]].concat())
+            .collect();
+        let sought = BTreeSet::from([mark(9_000)]);
+        let found = marks_in(&environ[..], &sought).unwrap();
+        assert_eq!(found.len(), MARKS_KEPT + 2);
+        assert!(found.contains(&mark(9_000)));
+        let of_a_bystander = marks_in(&b"PATH=/bin\0KMORPH_FENCES=/x\0"[..], &sought).unwrap();
+        assert_eq!(of_a_bystander, BTreeSet::new());
+    }
+
+    /// It belongs to its generation also when it has dropped every sign of it since it was first seen.
+    #[test]
+    fn what_was_seen_with_a_tag_is_known_as_long_as_it_lives() {
+        let (tag, dir) = (birth::new_tag().unwrap(), tempfile::tempdir().unwrap());
+        let mut known = Known::default();
+        let mut command = std::process::Command::new("sh");
+        command
+            .args(["-c", "exec env -i sleep 600"])
+            .env(FENCE_ENV, dir.path());
+        let containment = crate::contract::Containment {
+            cgroup: None,
+            tag: Some(tag),
+        };
+        birth::prepare(&mut command, dir.path(), "agent", None, &containment).unwrap();
+        let mut child = command.spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let mut find = || {
+            let seen = known.look(&BTreeSet::new()).unwrap();
+            seen.into_iter().find(|seen| seen.stat.pid == pid)
+        };
+        let first = find().map(|seen| seen.evidence.tag);
+        let other = rustix::process::Rlimit {
+            current: Some(1_000_000),
+            maximum: Some(1_000_000),
+        };
+        let number = rustix::process::Pid::from_raw(pid);
+        let dropped = rustix::process::prlimit(number, rustix::process::Resource::Rttime, other);
+        let (read, second) = (super::tag(pid), find().map(|seen| seen.evidence.tag));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        dropped.unwrap();
+        assert_eq!(
+            (first, read, second),
+            (Some(Some(tag)), None, Some(Some(tag)))
+        );
+        assert!(find().is_none());
+        assert!(known.0.keys().all(|(known, _)| *known != pid));
     }
 }
