@@ -22,6 +22,7 @@ use kmp_proto::wire::ErrorCode;
 use kmp_transport::connection::{Connection, ConnectionError, FrameWriter};
 
 use crate::morph::{Morphs, Refusal, unexpected};
+use crate::server::heed;
 use crate::workload::{AskError, Workload};
 
 const _: () = assert!(MAX_CHUNK_BYTES == STATE_CHUNK_MAX_BYTES);
@@ -67,6 +68,7 @@ pub async fn serve(
     };
     let mut frame = first;
     loop {
+        heed(&frame, &writer, Channel::Bulk)?;
         match bulk.take(&frame, &mut writer).await {
             Ok(()) => {}
             Err(Failure::Refused(Refusal { code, text })) => {
@@ -78,13 +80,7 @@ pub async fn serve(
             }
             Err(Failure::Connection(error)) => return Err(error),
         }
-        frame = match reader.next().await {
-            Err(ConnectionError::Frame(error)) => {
-                writer.refuse_stream(error).await;
-                return Err(error.into());
-            }
-            other => other?,
-        };
+        frame = reader.next_or_tell(&mut writer).await?;
     }
 }
 
