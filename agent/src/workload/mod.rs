@@ -132,6 +132,15 @@ impl Workload {
         }
     }
 
+    /// For tests of whoever shows what becomes of a program: nothing runs, and `condition` says what is known.
+    #[cfg(test)]
+    pub(crate) fn told_by(condition: watch::Receiver<Condition>) -> Self {
+        Self {
+            condition,
+            ..Self::none()
+        }
+    }
+
     /// Starts the program of `plan` and supervises it from a task of its own.
     pub fn start(plan: Plan, log: Logger) -> Self {
         let (asks, queue) = mpsc::channel(REQUESTS_MAX);
@@ -223,7 +232,7 @@ impl Workload {
 }
 
 impl Condition {
-    fn new(state: WorkloadState) -> Self {
+    pub(crate) fn new(state: WorkloadState) -> Self {
         Self {
             state,
             cooperative: false,
