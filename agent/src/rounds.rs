@@ -101,6 +101,14 @@ impl From<Refusal> for Failure {
     }
 }
 
+/// As [`hole`].
+fn hole_in(failure: Failure) -> Failure {
+    match failure {
+        Failure::Refused(refusal) => Failure::Refused(hole(refusal)),
+        other => other,
+    }
+}
+
 impl From<StateError> for Failure {
     fn from(error: StateError) -> Self {
         Self::Refused(Refusal::new(error.code(), error.to_string()))
@@ -148,13 +156,13 @@ impl Bulk {
                 let new = self.morphs.expect_side(self.session, Side::New);
                 new.map_err(hole)?;
                 self.state.take(transfer)?;
-                self.apply(transfer).await
+                self.apply(transfer).await.map_err(hole_in)
             }
             TransferOp::EndOfRound => {
                 let new = self.morphs.expect_side(self.session, Side::New);
                 new.map_err(hole)?;
                 self.state.take(transfer)?;
-                self.import(fixed.total_bytes).await?;
+                self.import(fixed.total_bytes).await.map_err(hole_in)?;
                 let fixed = MorphTransferFixed {
                     op: TransferOp::Applied,
                     ..fixed

@@ -1,4 +1,5 @@
 mod channels;
+mod transfer;
 
 use std::time::Duration;
 

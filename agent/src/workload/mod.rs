@@ -141,6 +141,32 @@ impl Workload {
         }
     }
 
+    /// For tests of whoever asks a program: this one runs, and answers as `answer` says.
+    #[cfg(test)]
+    pub(crate) fn played(answer: impl Fn(&Request) -> Reply + Send + 'static) -> Self {
+        let (asks, mut queue) = mpsc::channel::<Ask>(REQUESTS_MAX);
+        tokio::spawn(async move {
+            while let Some(ask) = queue.recv().await {
+                let incoming = Incoming {
+                    id: 0,
+                    message: answer(&ask.request),
+                    data: Vec::new(),
+                    fds: Vec::new(),
+                };
+                let _ = ask.reply.send(Ok(incoming));
+            }
+        });
+        let (_, condition) = watch::channel(Condition {
+            cooperative: true,
+            ..Condition::new(WorkloadState::Running)
+        });
+        Self {
+            asks: Some(asks),
+            condition,
+            stop: Arc::default(),
+        }
+    }
+
     /// Starts the program of `plan` and supervises it from a task of its own.
     pub fn start(plan: Plan, log: Logger) -> Self {
         let (asks, queue) = mpsc::channel(REQUESTS_MAX);
