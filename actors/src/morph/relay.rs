@@ -237,3 +237,6 @@ fn unexpected(side: Side, message: &Kmp) -> Broken {
     };
     Broken { side, why }
 }
+
+#[cfg(test)]
+mod tests;
