@@ -248,6 +248,22 @@ fn each_list_keeps_its_limit() {
 }
 
 #[test]
+fn of_what_is_missing_twelve_things_are_named() {
+    let Message::MorphNegotiateReply(mut veto) = decoded(&sample("morph_negotiate_reply")) else {
+        panic!("another message");
+    };
+    veto.missing = (0..13).map(|n| format!("thing {n}")).collect();
+    let named = decoded(&frame(&(
+        "",
+        1,
+        1,
+        Message::MorphNegotiateReply(veto.clone()),
+    )));
+    veto.missing.truncate(12);
+    assert_eq!(named, Message::MorphNegotiateReply(veto));
+}
+
+#[test]
 fn one_that_may_appear_once_is_malformed_the_second_time() {
     let (instance, text) = (record(1, b"db"), record(4, b"what"));
     for (name, fixed, kind, one) in [

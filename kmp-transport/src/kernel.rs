@@ -127,6 +127,8 @@ mod tests {
         let Ok(mut connection) = welcome(Box::new(stream), &identity).await else {
             return;
         };
+        let said = &connection.hello;
+        assert_eq!((said.fixed.channel, said.nonce), (Channel::Heartbeat, None));
         let frame = connection.reader.next().await.unwrap();
         let Message::HeartbeatReq(HeartbeatReq { probe, .. }) = frame.message else {
             panic!("asked {:?}", frame.message);

@@ -355,6 +355,15 @@ mod tests {
     }
 
     #[test]
+    fn the_lease_on_the_page_is_the_one_in_force() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/kmp.md");
+        let page = std::fs::read_to_string(path).unwrap();
+        let lease = FREEZE_LEASE.as_secs();
+        let sentence = format!("After `freeze` old stands still for {lease} s.");
+        assert!(page.contains(&sentence), "{sentence}");
+    }
+
+    #[test]
     fn a_source_that_holds_waits_for_the_word_of_a_daemon() {
         let now = Instant::now();
         let mut role = frozen(3, now);

@@ -141,16 +141,17 @@ impl Workload {
         }
     }
 
-    /// For tests of whoever asks a program: this one runs, and answers as `answer` says.
+    /// For tests of whoever asks a program: this one runs, and answers as `answer` says, with data after it.
     #[cfg(test)]
-    pub(crate) fn played(answer: impl Fn(&Request) -> Reply + Send + 'static) -> Self {
+    pub(crate) fn played(answer: impl Fn(&Request) -> (Reply, Vec<u8>) + Send + 'static) -> Self {
         let (asks, mut queue) = mpsc::channel::<Ask>(REQUESTS_MAX);
         tokio::spawn(async move {
             while let Some(ask) = queue.recv().await {
+                let (message, data) = answer(&ask.request);
                 let incoming = Incoming {
                     id: 0,
-                    message: answer(&ask.request),
-                    data: Vec::new(),
+                    message,
+                    data,
                     fds: Vec::new(),
                 };
                 let _ = ask.reply.send(Ok(incoming));

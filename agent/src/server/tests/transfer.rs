@@ -33,7 +33,7 @@ fn willing() -> (Workload, Arc<AtomicUsize>) {
                 | Request::Resume
         );
         counted.fetch_add(usize::from(step), Ordering::Relaxed);
-        match request {
+        let reply = match request {
             Request::Freeze => Reply::Frozen {
                 state: DIGEST,
                 dirty_bytes: 0,
@@ -61,7 +61,8 @@ fn willing() -> (Workload, Arc<AtomicUsize>) {
             Request::Serve => Reply::Serving { elapsed_us: 0 },
             Request::Retire => Reply::Retired,
             _ => Reply::Resumed,
-        }
+        };
+        (reply, Vec::new())
     });
     (workload, steps)
 }
@@ -188,11 +189,14 @@ async fn state_for_a_side_that_is_not_the_new_one_is_refused_and_ends_the_channe
 
 #[tokio::test]
 async fn state_that_the_workload_does_not_take_ends_the_channel() {
-    let workload = Workload::played(|request| match request {
-        Request::PrepareImport { .. } => Reply::ImportReady {
-            prefaulted_bytes: 0,
-        },
-        _ => Reply::Retired,
+    let workload = Workload::played(|request| {
+        let reply = match request {
+            Request::PrepareImport { .. } => Reply::ImportReady {
+                prefaulted_bytes: 0,
+            },
+            _ => Reply::Retired,
+        };
+        (reply, Vec::new())
     });
     let agent = Agent::with(workload, features::COOPERATIVE);
     let mut control = agent.control().await;
@@ -260,6 +264,80 @@ async fn a_pull_for_another_session_or_of_a_side_that_is_not_old_is_refused_and_
         matches!(applied, Message::MorphTransferReply(_)),
         "{applied:?}"
     );
+}
+
+/// A workload that writes as fast as it is read, until it is frozen; then so many chunks are left.
+fn writing(left_when_frozen: usize) -> Workload {
+    let left = AtomicUsize::new(usize::MAX);
+    Workload::played(move |request| match request {
+        Request::Freeze => {
+            left.store(left_when_frozen, Ordering::Relaxed);
+            let reply = Reply::Frozen {
+                state: DIGEST,
+                dirty_bytes: 0,
+                connections: 0,
+                elapsed_us: 0,
+            };
+            (reply, Vec::new())
+        }
+        Request::ReadDirty { .. } => {
+            let more =
+                left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+            let reply = Reply::Chunk {
+                section: 3,
+                offset: 5,
+                dirty_bytes: 150_000,
+            };
+            (
+                reply,
+                more.map_or(Vec::new(), |_| vec![7; STATE_CHUNK_MAX_BYTES]),
+            )
+        }
+        _ => {
+            let reply = Reply::Prepared {
+                total_len: TOTAL,
+                dirty_bytes: 150_000,
+            };
+            (reply, Vec::new())
+        }
+    })
+}
+
+#[tokio::test]
+async fn a_round_has_the_bytes_that_were_dirty_and_the_last_goes_on_until_none_is_left() {
+    let agent = Agent::with(writing(7), features::COOPERATIVE);
+    let mut control = agent.control().await;
+    ask(&mut control, super::prepare(SESSION, 1)).await;
+    let mut bulk = agent.connect(Channel::Bulk).await;
+    // 150,000 bytes are two chunks and a part of a third.
+    for (round, flags, chunks) in [(1, 0, 3), (2, 0, 3), (3, transfer_flags::FINAL, 7)] {
+        if flags != 0 {
+            taken(&ask(&mut control, step(1, CommitStep::Freeze)).await);
+        }
+        let mut pull = frame(TransferOp::Pull, round, Vec::new());
+        pull.fixed.flags = flags;
+        bulk.writer
+            .send(&Message::MorphTransfer(pull))
+            .await
+            .unwrap();
+        for n in 0..=chunks {
+            let sent = next_frame(&mut bulk).await.unwrap();
+            let Message::MorphTransfer(sent) = sent else {
+                panic!("{sent:?}");
+            };
+            assert_eq!((sent.fixed.round, sent.fixed.total_bytes), (round, TOTAL));
+            let op = if n < chunks {
+                TransferOp::Chunk
+            } else {
+                TransferOp::EndOfRound
+            };
+            assert_eq!(sent.fixed.op, op, "chunk {n} of round {round}");
+            if op == TransferOp::Chunk {
+                assert_eq!(sent.fixed.offset, 3 << 48 | 5, "section and place");
+                assert!(sent.chunk_holds());
+            }
+        }
+    }
 }
 
 fn step(nonce: u64, step: CommitStep) -> Message {
