@@ -249,9 +249,8 @@ fn nobody_proves_anything_to_a_kernel() {
     let proof = Message::Authenticate(Authenticate { proof: [1; 32] });
     let refused = error(&mut greeted(), &frame(&proof, 2));
     assert_eq!(refused, (ErrorCode::UnexpectedInState, 2));
-    let mut asked = hello("web", 7);
-    asked.nonce = Some([1; 32]);
-    let (answer, goes_on) = Responder::new("web", 7).feed(&frame(&Message::Hello(asked), 1));
+    let asked = frame(&Message::Hello(hello("web", 7)), 1);
+    let (answer, goes_on) = Responder::new("web", 7).feed(&asked);
     assert!(goes_on);
     let answers = decode(&answer);
     let [(1, Message::HelloReply(reply))] = answers.as_slice() else {
