@@ -10,6 +10,7 @@
 //! Invariants: nothing is read but what was lent, within what was asked for. Whoever has had the answer to
 //! VMCORE_COMPLETE can take the memory back: nothing uses it any more.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
 use kmp_proto::codec::Frame;
@@ -23,6 +24,7 @@ use tokio::sync::mpsc;
 
 use crate::lent::{Lent, LentError};
 use crate::morph::Refusal;
+use crate::server::heed;
 
 /// How much the thread that reads stands back behind everything else: a nice value.
 const READER_NICE: i32 = 19;
@@ -43,8 +45,11 @@ pub async fn serve(
     let capture = connection.hello.fixed.session;
     let (mut reader, mut writer) = (connection.reader, connection.writer);
     let mut thread = Reader::start(sysfs)?;
+    // Sequences of what was asked and not answered, in their order.
+    let mut asked = VecDeque::new();
     let mut frame = first;
     loop {
+        heed(&frame, &writer, Channel::Bulk)?;
         match &frame.message {
             Message::VmcoreStart(start) => {
                 let order = Order::parse(start, capture);
@@ -52,10 +57,13 @@ pub async fn serve(
                     Ok(order) => thread.carry_out(order, &frame, &mut writer).await?,
                     Err(refusal) => Err(refusal),
                 };
-                if let Err(Refusal { code, text }) = done {
-                    writer.refuse(code, &frame, text.clone()).await;
-                    if code.ends(Channel::Bulk) {
-                        return Err(ConnectionError::Refused { code, text });
+                match done {
+                    Ok(sequence) => asked.push_back(sequence),
+                    Err(Refusal { code, text }) => {
+                        writer.refuse(code, &frame, text.clone()).await;
+                        if code.ends(Channel::Bulk) {
+                            return Err(ConnectionError::Refused { code, text });
+                        }
                     }
                 }
             }
@@ -64,6 +72,12 @@ pub async fn serve(
                 let reply = Message::VmcoreCompleteReply(*complete);
                 return writer.reply(&reply, frame.header.sequence).await;
             }
+            Message::VmcoreCompleteReply(reply) => {
+                let (msg_type, sequence) = (frame.header.msg_type, frame.header.sequence);
+                if asked.pop_front() != Some(sequence) || reply.capture != capture {
+                    return Err(ConnectionError::AnswersNothing { msg_type, sequence });
+                }
+            }
             message if message.is_answer() => {}
             other => {
                 let code = ErrorCode::UnexpectedInState;
@@ -71,13 +85,7 @@ pub async fn serve(
                 writer.refuse(code, &frame, text).await;
             }
         }
-        frame = match reader.next().await {
-            Err(ConnectionError::Frame(error)) => {
-                writer.refuse_stream(error).await;
-                return Err(error.into());
-            }
-            other => other?,
-        };
+        frame = reader.next_or_tell(&mut writer).await?;
     }
 }
 
@@ -187,13 +195,13 @@ impl Reader {
         Ok(Self { orders, told })
     }
 
-    /// Has an order carried out, and sends what is read.
+    /// Has an order carried out, and sends what is read. The sequence of the VMCORE_COMPLETE that ends it.
     async fn carry_out(
         &mut self,
         order: Order,
         frame: &Frame,
         writer: &mut FrameWriter,
-    ) -> Result<Result<(), Refusal>, ConnectionError> {
+    ) -> Result<Result<u32, Refusal>, ConnectionError> {
         let gone = || Refusal::new(ErrorCode::Internal, "the thread that reads has ended");
         let begun = VmcoreComplete {
             capture: order.capture,
@@ -217,8 +225,8 @@ impl Reader {
                     writer.send(&Message::VmcoreData(data)).await?;
                 }
                 Told::Done(complete) => {
-                    writer.send(&Message::VmcoreComplete(complete)).await?;
-                    return Ok(Ok(()));
+                    let sequence = writer.send(&Message::VmcoreComplete(complete)).await?;
+                    return Ok(Ok(sequence));
                 }
                 Told::Failed(error) => {
                     let code = ErrorCode::RefusedByPolicy;

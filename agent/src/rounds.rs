@@ -22,6 +22,7 @@ use kmp_proto::wire::ErrorCode;
 use kmp_transport::connection::{Connection, ConnectionError, FrameWriter};
 
 use crate::morph::{Morphs, Refusal, unexpected};
+use crate::server::heed;
 use crate::workload::{AskError, Workload};
 
 const _: () = assert!(MAX_CHUNK_BYTES == STATE_CHUNK_MAX_BYTES);
@@ -67,6 +68,7 @@ pub async fn serve(
     };
     let mut frame = first;
     loop {
+        heed(&frame, &writer, Channel::Bulk)?;
         match bulk.take(&frame, &mut writer).await {
             Ok(()) => {}
             Err(Failure::Refused(Refusal { code, text })) => {
@@ -78,13 +80,7 @@ pub async fn serve(
             }
             Err(Failure::Connection(error)) => return Err(error),
         }
-        frame = match reader.next().await {
-            Err(ConnectionError::Frame(error)) => {
-                writer.refuse_stream(error).await;
-                return Err(error.into());
-            }
-            other => other?,
-        };
+        frame = reader.next_or_tell(&mut writer).await?;
     }
 }
 
@@ -102,6 +98,14 @@ impl From<ConnectionError> for Failure {
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal)
+    }
+}
+
+/// As [`hole`].
+fn hole_in(failure: Failure) -> Failure {
+    match failure {
+        Failure::Refused(refusal) => Failure::Refused(hole(refusal)),
+        other => other,
     }
 }
 
@@ -152,13 +156,13 @@ impl Bulk {
                 let new = self.morphs.expect_side(self.session, Side::New);
                 new.map_err(hole)?;
                 self.state.take(transfer)?;
-                self.apply(transfer).await
+                self.apply(transfer).await.map_err(hole_in)
             }
             TransferOp::EndOfRound => {
                 let new = self.morphs.expect_side(self.session, Side::New);
                 new.map_err(hole)?;
                 self.state.take(transfer)?;
-                self.import(fixed.total_bytes).await?;
+                self.import(fixed.total_bytes).await.map_err(hole_in)?;
                 let fixed = MorphTransferFixed {
                     op: TransferOp::Applied,
                     ..fixed

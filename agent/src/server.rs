@@ -16,7 +16,7 @@ use kmp_proto::message::{
     TopologyParts, WorkloadState,
 };
 use kmp_proto::wire::ErrorCode;
-use kmp_transport::connection::{Connection, ConnectionError, FrameReader, FrameWriter};
+use kmp_transport::connection::{Connection, ConnectionError, FrameWriter};
 use slog::{Logger, debug, info, warn};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -175,22 +175,17 @@ impl Bulk {
         }
         let decide = self.decide.clone();
         let task = tokio::spawn(async move {
-            loop {
-                let first = next(&mut connection.reader, &mut connection.writer).await?;
-                match objection(&first, &connection.features, Channel::Bulk) {
-                    None if first.message.is_answer() => {}
-                    None => {
-                        let _ = decide.send((connection, first)).await;
-                        return Ok(());
-                    }
-                    Some(Refusal { code, text }) => {
-                        connection.writer.refuse(code, &first, text.clone()).await;
-                        if code.ends(Channel::Bulk) {
-                            return Err(ConnectionError::Refused { code, text });
-                        }
-                    }
+            let (reader, writer) = (&mut connection.reader, &mut connection.writer);
+            let first = loop {
+                let frame = reader.next_or_tell(writer).await?;
+                heed(&frame, writer, Channel::Bulk)?;
+                match objection(&frame, &connection.features, Channel::Bulk).or(undecided(&frame)) {
+                    None => break frame,
+                    Some(refusal) => refuse(writer, &frame, Channel::Bulk, refusal).await?,
                 }
-            }
+            };
+            let _ = decide.send((connection, first)).await;
+            Ok(())
         });
         self.undecided.push_back(task.abort_handle());
         task
@@ -220,17 +215,6 @@ fn replace(
     task
 }
 
-async fn next(
-    reader: &mut FrameReader,
-    writer: &mut FrameWriter,
-) -> Result<Frame, ConnectionError> {
-    let frame = reader.next().await;
-    if let Err(ConnectionError::Frame(error)) = &frame {
-        writer.refuse_stream(*error).await;
-    }
-    frame
-}
-
 /// What the tables of the protocol have against a frame on this channel, whatever it asks for.
 fn objection(frame: &Frame, agreed: &u64, channel: Channel) -> Option<Refusal> {
     let message = &frame.message;
@@ -250,6 +234,16 @@ fn objection(frame: &Frame, agreed: &u64, channel: Channel) -> Option<Refusal> {
     None
 }
 
+/// What is against a frame as the first of a bulk channel: it says neither a morph's nor a capture's.
+fn undecided(frame: &Frame) -> Option<Refusal> {
+    let decides = matches!(
+        frame.message,
+        Message::VmcoreStart(_) | Message::MorphTransfer(_)
+    );
+    let text = "a bulk channel begins with VMCORE_START or MORPH_TRANSFER_STATE";
+    (!decides).then(|| Refusal::new(ErrorCode::UnexpectedInState, text))
+}
+
 /// Refuses a frame; `Err` when the connection ends with that.
 async fn refuse(
     writer: &mut FrameWriter,
@@ -264,8 +258,13 @@ async fn refuse(
     Ok(())
 }
 
-/// `Err` when a frame is the daemon's last word on this connection.
-fn heed(frame: &Frame, channel: Channel) -> Result<(), ConnectionError> {
+/// `Err` when a frame ends the connection: an answer to nothing, or the daemon's last word.
+pub(crate) fn heed(
+    frame: &Frame,
+    writer: &FrameWriter,
+    channel: Channel,
+) -> Result<(), ConnectionError> {
+    writer.check_answer(frame, PeerRole::Daemon, channel)?;
     match &frame.message {
         Message::Error(error) if error.code.ends(channel) => Err(ConnectionError::Refused {
             code: error.code,
@@ -282,8 +281,8 @@ async fn answer_heartbeats(
 ) -> Result<(), ConnectionError> {
     let (mut reader, mut writer) = (connection.reader, connection.writer);
     loop {
-        let frame = next(&mut reader, &mut writer).await?;
-        heed(&frame, Channel::Heartbeat)?;
+        let frame = reader.next_or_tell(&mut writer).await?;
+        heed(&frame, &writer, Channel::Heartbeat)?;
         let Message::HeartbeatReq(request) = &frame.message else {
             let text = "only heartbeats travel on a heartbeat channel";
             let refusal = Refusal::new(ErrorCode::UnexpectedInState, text);
@@ -367,7 +366,7 @@ async fn attend(connection: Connection, served: Served) -> Result<(), Connection
                     }
                     other => other?,
                 };
-                heed(&frame, Channel::Control)?;
+                heed(&frame, &writer, Channel::Control)?;
                 if frame.message.is_answer() {
                     continue;
                 }

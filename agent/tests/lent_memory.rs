@@ -343,3 +343,66 @@ async fn a_capture_takes_no_bulk_channel_from_a_morph() {
         assert!(matches!(answer.message, Message::Error(_)), "{answer:?}");
     }
 }
+
+#[tokio::test]
+async fn what_is_asked_for_ahead_is_read_one_by_one() {
+    let mut survivor = Survivor::asked(pages(&[(0, 8)])).await;
+    for page in 1..4 {
+        survivor
+            .ask(Message::VmcoreStart(pages(&[(page, 1)])))
+            .await;
+    }
+    assert_eq!(survivor.read().await.0, 8 * 4096);
+    for page in 1..4 {
+        let (_, chunks, _) = survivor.read().await;
+        assert_eq!(chunks[0].0, START + page * 4096);
+    }
+}
+
+#[tokio::test]
+async fn a_survivor_whose_channel_ends_lets_go_of_the_memory() {
+    let mut survivor = Survivor::asked(pages(&[(0, 1)])).await;
+    survivor.read().await;
+    assert!(holds(survivor.sysfs.path()));
+    drop(survivor.daemon);
+    let ended = survivor.serving.await.unwrap();
+    assert!(matches!(ended, Err(ConnectionError::Closed)), "{ended:?}");
+    let begun = std::time::Instant::now();
+    // By the thread that has read it, soon.
+    while holds(survivor.sysfs.path()) {
+        assert!(begun.elapsed() < DEADLINE, "it still has the memory");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn an_answer_to_another_request_than_the_oldest_ends_the_channel() {
+    let taken = |capture| {
+        Message::VmcoreCompleteReply(VmcoreComplete {
+            capture,
+            bytes: 4096,
+            status: CaptureStatus::Complete,
+        })
+    };
+    // Of this survivor's numbers a chunk had 1 and VMCORE_COMPLETE 2.
+    for (what, capture, sequence, sound) in [
+        ("the answer", CAPTURE, 2, true),
+        ("to a chunk", CAPTURE, 1, false),
+        ("to nothing", CAPTURE, 3, false),
+        ("of another capture", 6, 2, false),
+    ] {
+        let mut survivor = Survivor::asked(pages(&[(0, 1)])).await;
+        survivor.read().await;
+        let answer = taken(capture);
+        let answered = survivor.daemon.writer.reply(&answer, sequence);
+        answered.await.unwrap();
+        if sound {
+            survivor.ask(Message::VmcoreStart(pages(&[(1, 1)]))).await;
+            survivor.read().await;
+            continue;
+        }
+        let ended = survivor.serving.await.unwrap();
+        let nothing = matches!(ended, Err(ConnectionError::AnswersNothing { .. }));
+        assert!(nothing, "{what}: {ended:?}");
+    }
+}

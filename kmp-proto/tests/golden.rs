@@ -110,7 +110,7 @@ fn every_type_and_reply_has_a_golden_frame_and_every_file_is_one() {
 }
 
 #[test]
-fn a_heartbeat_frame_is_80_bytes_and_any_is_under_256() {
+fn a_heartbeat_is_asked_for_in_48_bytes_and_answered_in_80_and_never_in_256() {
     let heartbeat = samples::samples()
         .into_iter()
         .find(|s| s.0 == "heartbeat_rsp")
@@ -118,5 +118,12 @@ fn a_heartbeat_frame_is_80_bytes_and_any_is_under_256() {
     let mut frame = Vec::new();
     encode(&heartbeat.3, 1, 1, &mut frame).unwrap();
     assert_eq!(frame.len(), 80);
+    let request = samples::samples()
+        .into_iter()
+        .find(|s| s.0 == "heartbeat_req")
+        .unwrap();
+    frame.clear();
+    encode(&request.3, 1, 1, &mut frame).unwrap();
+    assert_eq!(frame.len(), 48);
     assert!(MsgType::HeartbeatRsp.payload_limit() + 32 < 256);
 }

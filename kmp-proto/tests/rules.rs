@@ -208,7 +208,7 @@ type Change = fn(&mut Hello);
 fn hello_and_its_reply_are_checked_alike_each_mismatch_with_its_code() {
     let (daemon, instance) = hellos();
     instance.accept(&daemon).unwrap();
-    daemon.accept_reply(&instance).unwrap();
+    daemon.accept_reply(&instance, true).unwrap();
     let versions = |min, max| HelloError::Version { min, max };
     let changes: [(Change, HelloError, ErrorCode); 6] = [
         (
@@ -256,7 +256,7 @@ fn hello_and_its_reply_are_checked_alike_each_mismatch_with_its_code() {
         change(&mut asked);
         change(&mut answered);
         assert_eq!(instance.accept(&asked), Err(error.clone()));
-        assert_eq!(daemon.accept_reply(&answered), Err(error.clone()));
+        assert_eq!(daemon.accept_reply(&answered, true), Err(error.clone()));
         assert_eq!(error.code(), code);
         assert!(code.ends(Channel::Control) && code.ends(Channel::Heartbeat));
     }
@@ -265,7 +265,7 @@ fn hello_and_its_reply_are_checked_alike_each_mismatch_with_its_code() {
         Err(HelloError::Role { .. })
     ));
     assert!(matches!(
-        daemon.accept_reply(&daemon),
+        daemon.accept_reply(&daemon, true),
         Err(HelloError::Role { .. })
     ));
 }
@@ -275,12 +275,12 @@ fn a_hello_reply_repeats_channel_and_session() {
     let (daemon, instance) = hellos();
     let mut other = instance.clone();
     other.fixed.channel = Channel::Control;
-    let refused = daemon.accept_reply(&other);
+    let refused = daemon.accept_reply(&other, true);
     assert!(matches!(refused, Err(HelloError::OtherChannel { .. })));
     let mut asked = daemon;
     (asked.fixed.channel, asked.fixed.session) = (Channel::Bulk, 11);
     (other.fixed.channel, other.fixed.session) = (Channel::Bulk, 12);
-    let refused = asked.accept_reply(&other).unwrap_err();
+    let refused = asked.accept_reply(&other, true).unwrap_err();
     assert_eq!(refused.code(), ErrorCode::WrongPeer);
 }
 

@@ -6,53 +6,15 @@
     reason = "a test fails by panicking"
 )]
 
+mod forge;
 mod samples;
 
-use kmp_proto::codec::{Decoder, EncodeError, Frame, FrameError, FrameFault, Offender, encode};
+use forge::{all, broken, forge, frame, layout_reason, record, refused, sample, with_records};
+use kmp_proto::codec::{Decoder, EncodeError, FrameFault, Offender, encode};
 use kmp_proto::message::*;
 use kmp_proto::wire::{ErrorCode, HEADER_BYTES, HeaderError, MsgType};
 use proptest::prelude::*;
 use proptest::sample::Index;
-
-fn frame(sample: &samples::Sample) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    encode(&sample.3, sample.1, sample.2, &mut bytes).unwrap();
-    bytes
-}
-
-fn all(decoder: &mut Decoder, mut input: &[u8]) -> Result<Vec<Frame>, FrameError> {
-    let mut frames = Vec::new();
-    while let Some(frame) = decoder.feed(&mut input)? {
-        frames.push(frame);
-    }
-    assert!(input.is_empty(), "what is not refused is taken");
-    Ok(frames)
-}
-
-/// Sets bytes of a frame and makes the checksum hold again.
-fn forge(bytes: &mut [u8], at: usize, with: &[u8]) {
-    bytes[at..at + with.len()].copy_from_slice(with);
-    bytes[24..28].fill(0);
-    let crc = crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC).checksum(bytes);
-    bytes[24..28].copy_from_slice(&crc.to_le_bytes());
-}
-
-fn sample(name: &str) -> Vec<u8> {
-    frame(
-        &samples::samples()
-            .into_iter()
-            .find(|s| s.0 == name)
-            .unwrap(),
-    )
-}
-
-fn broken(bytes: &[u8]) -> FrameError {
-    all(&mut Decoder::new(), bytes).unwrap_err()
-}
-
-fn refused(bytes: &[u8]) -> FrameFault {
-    broken(bytes).fault
-}
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
@@ -275,31 +237,6 @@ fn a_prefix_of_a_frame_is_no_error_and_no_frame() {
                 sample.0
             );
         }
-    }
-}
-
-/// A frame of `name` whose fixed part is kept and whose records are `records`.
-fn with_records(name: &str, fixed: usize, records: &[u8]) -> Vec<u8> {
-    let mut bytes = sample(name)[..HEADER_BYTES + fixed].to_vec();
-    bytes.extend_from_slice(records);
-    let length = u32::try_from(bytes.len() - HEADER_BYTES).unwrap();
-    forge(&mut bytes, 12, &length.to_le_bytes());
-    bytes
-}
-
-fn record(kind: u16, bytes: &[u8]) -> Vec<u8> {
-    let mut record = kind.to_le_bytes().to_vec();
-    record.extend_from_slice(&1u16.to_le_bytes());
-    record.extend_from_slice(&u32::try_from(bytes.len()).unwrap().to_le_bytes());
-    record.extend_from_slice(bytes);
-    record.resize(record.len().next_multiple_of(8), 0);
-    record
-}
-
-fn layout_reason(bytes: &[u8]) -> LayoutError {
-    match refused(bytes) {
-        FrameFault::Layout { reason, .. } => reason,
-        other => panic!("{other}"),
     }
 }
 

@@ -163,6 +163,23 @@ impl FrameReader {
     }
 }
 
+impl FrameReader {
+    /// As [`FrameReader::next`]; a peer that breaks the framing is told so through `writer`. Not cancel-safe.
+    ///
+    /// # Errors
+    /// As [`FrameReader::next`].
+    pub async fn next_or_tell(
+        &mut self,
+        writer: &mut FrameWriter,
+    ) -> Result<Frame, ConnectionError> {
+        let next = self.next().await;
+        if let Err(ConnectionError::Frame(error)) = &next {
+            writer.refuse_stream(*error).await;
+        }
+        next
+    }
+}
+
 impl FrameWriter {
     /// Sends a message of our own; the sequence it was given.
     ///
@@ -196,6 +213,32 @@ impl FrameWriter {
         let age = self.next_sequence.wrapping_sub(sequence);
         let wrapped = self.wrapped || sequence < self.next_sequence;
         sequence != 0 && wrapped && (1..=u32::MAX / 2).contains(&age)
+    }
+
+    /// Holds an answer of `sender` to the rules of its channel: that the channel carries it, and that a message
+    /// of this side's has its sequence. An ERROR that ends the channel may be about a frame that could not be
+    /// read. What is no answer passes.
+    ///
+    /// # Errors
+    /// The rule that it breaks; the connection ends with that.
+    pub fn check_answer(
+        &self,
+        frame: &Frame,
+        sender: PeerRole,
+        channel: Channel,
+    ) -> Result<(), ConnectionError> {
+        let (msg_type, sequence) = (frame.header.msg_type, frame.header.sequence);
+        if !frame.message.is_answer() {
+            return Ok(());
+        }
+        if !frame.message.may_travel(sender, channel) {
+            return Err(ConnectionError::WrongChannel { msg_type, channel });
+        }
+        match &frame.message {
+            Message::Error(error) if error.code.ends(channel) => Ok(()),
+            _ if self.has_sent(sequence) => Ok(()),
+            _ => Err(ConnectionError::AnswersNothing { msg_type, sequence }),
+        }
     }
 
     async fn write(&mut self, message: &Message, sequence: u32) -> Result<(), ConnectionError> {
@@ -287,13 +330,7 @@ async fn greeted(
 ) -> Result<Connection, ConnectionError> {
     let hello = speaker.ask()?;
     let asked = writer.send(&Message::Hello(hello.clone())).await?;
-    let frame = match reader.next().await {
-        Err(ConnectionError::Frame(error)) => {
-            writer.refuse_stream(error).await;
-            return Err(error.into());
-        }
-        other => other?,
-    };
+    let frame = reader.next_or_tell(&mut writer).await?;
     let sequence = frame.header.sequence;
     let answer = match frame.message {
         Message::Error(ErrorInfo { code, text, .. }) => {
@@ -310,11 +347,8 @@ async fn greeted(
         (Some(_), Some(proof)) => key.proves(proof, PeerRole::Instance, &hello, &answer),
         _ => false,
     };
-    let accepted = match speaker.key() {
-        Some(key) if !proven(key) => Err(HelloError::NotAuthentic),
-        _ => Ok(()),
-    };
-    if let Err(error) = hello.accept_reply(&answer).and(accepted) {
+    let authentic = speaker.key().is_none_or(proven);
+    if let Err(error) = hello.accept_reply(&answer, authentic) {
         let offending_type = MsgType::Hello as u16 | REPLY_BIT;
         let text = error.to_string();
         writer
@@ -342,7 +376,7 @@ async fn prove(
 ) -> Result<(), ConnectionError> {
     let message = Message::Authenticate(Authenticate { proof });
     let asked = writer.send(&message).await?;
-    let frame = reader.next().await?;
+    let frame = reader.next_or_tell(writer).await?;
     match frame.message {
         Message::AuthenticateReply(_) if frame.header.sequence == asked => Ok(()),
         Message::Error(ErrorInfo { code, text, .. }) => {
@@ -438,13 +472,7 @@ async fn first<T>(
     wanted: impl Fn(&Message) -> Option<T>,
 ) -> Result<(Frame, T), ConnectionError> {
     loop {
-        let frame = match reader.next().await {
-            Err(ConnectionError::Frame(error)) => {
-                writer.refuse_stream(error).await;
-                return Err(error.into());
-            }
-            other => other?,
-        };
+        let frame = reader.next_or_tell(writer).await?;
         if let Some(found) = wanted(&frame.message) {
             return Ok((frame, found));
         }
@@ -456,43 +484,4 @@ async fn first<T>(
 }
 
 #[cfg(test)]
-mod tests {
-    use kmp_proto::message::{MorphTransfer, MorphTransferFixed, TransferMode, TransferOp};
-    use tokio::io::AsyncReadExt;
-
-    use super::*;
-
-    fn large() -> MorphTransfer {
-        let fixed = MorphTransferFixed {
-            session: 1,
-            offset: 0,
-            total_bytes: 0,
-            dirty_bytes: 0,
-            round: 0,
-            flags: 0,
-            chunk_crc32: 0,
-            op: TransferOp::Chunk,
-            mode: TransferMode::Rounds,
-        };
-        MorphTransfer::chunk(fixed, vec![0; 512 * 1024])
-    }
-
-    /// What is large and rare leaves nothing on a channel that then only sends what is small.
-    #[tokio::test]
-    async fn a_channel_keeps_no_large_buffer_unless_it_is_bulk() {
-        for channel in [Channel::Heartbeat, Channel::Control, Channel::Bulk] {
-            let (ours, mut theirs) = tokio::io::duplex(64 * 1024);
-            let reads = tokio::spawn(async move {
-                let mut sink = vec![0; 64 * 1024];
-                while theirs.read(&mut sink).await.is_ok_and(|length| length > 0) {}
-            });
-            let (_reader, mut writer) = framed(Box::new(ours), channel);
-            let large = Message::MorphTransfer(large());
-            writer.send(&large).await.unwrap();
-            let kept = writer.buffer.capacity();
-            assert_eq!(kept > 0, channel == Channel::Bulk, "{channel:?}: {kept}");
-            drop((_reader, writer));
-            reads.await.unwrap();
-        }
-    }
-}
+mod tests;

@@ -14,7 +14,7 @@ use std::fmt;
 
 use kmp_proto::message::{Channel, HeartbeatReq, Hello, Message};
 
-use crate::connection::{ConnectionError, HELLO_TIMEOUT, greet};
+use crate::connection::{Connection, ConnectionError, HELLO_TIMEOUT, greet};
 use crate::link::{Address, BoxedLink, ConnectError, connect};
 
 /// Port on which a kernel itself answers heartbeats, where it has somebody to do so (`docs/kmp.md`).
@@ -69,7 +69,8 @@ async fn heartbeat(link: BoxedLink, mut hello: Hello) -> Result<bool, Connection
         .writer
         .send(&Message::HeartbeatReq(request))
         .await?;
-    let frame = connection.reader.next().await?;
+    let Connection { reader, writer, .. } = &mut connection;
+    let frame = reader.next_or_tell(writer).await?;
     Ok(matches!(frame.message, Message::HeartbeatRsp(answer) if answer.probe == request.probe))
 }
 
@@ -126,6 +127,8 @@ mod tests {
         let Ok(mut connection) = welcome(Box::new(stream), &identity).await else {
             return;
         };
+        let said = &connection.hello;
+        assert_eq!((said.fixed.channel, said.nonce), (Channel::Heartbeat, None));
         let frame = connection.reader.next().await.unwrap();
         let Message::HeartbeatReq(HeartbeatReq { probe, .. }) = frame.message else {
             panic!("asked {:?}", frame.message);

@@ -21,7 +21,7 @@ use kmp_proto::wire::ErrorCode;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use crate::connection::{Connection, ConnectionError, greet};
+use crate::connection::{Connection, ConnectionError, FrameWriter, greet};
 use crate::link::{Address, BoxedLink, ConnectError, KMP_PORT, connect};
 use crate::speaker::Speaker;
 
@@ -182,6 +182,34 @@ pub async fn open_bulk(
     Ok(greet(connect(address, KMP_PORT).await?, speaker).await?)
 }
 
+/// The next frame on a daemon's bulk channel: an answer, or a request that is expected now. Any other request is
+/// refused, as on every channel, and the next frame waited for.
+///
+/// # Errors
+/// The end of the connection. A peer that broke the framing was told.
+pub async fn next_on_bulk(
+    connection: &mut Connection,
+    expected: impl Fn(&Message) -> bool,
+) -> Result<Frame, ConnectionError> {
+    let Connection { reader, writer, .. } = connection;
+    loop {
+        let frame = reader.next_or_tell(writer).await?;
+        writer.check_answer(&frame, PeerRole::Instance, Channel::Bulk)?;
+        if frame.message.is_answer() || expected(&frame.message) {
+            return Ok(frame);
+        }
+        refuse_unexpected(writer, &frame).await;
+    }
+}
+
+/// Refuses a request that an instance does not send on the channel that it came in on, or not now.
+async fn refuse_unexpected(writer: &mut FrameWriter, frame: &Frame) {
+    let kind = frame.header.msg_type;
+    let text = format!("no {kind} of an instance is expected on this channel");
+    let code = ErrorCode::UnexpectedInState;
+    writer.refuse(code, frame, text).await;
+}
+
 /// Why a bulk channel could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum BulkError {
@@ -324,22 +352,15 @@ impl Open {
 
     /// Holds a frame to the rules of its channel and passes it on.
     async fn take(&mut self, frame: Frame, sink: &Sink) -> Result<(), ConnectionError> {
-        let (channel, msg_type) = (self.channel, frame.header.msg_type);
+        let channel = self.channel;
+        self.check_answer(&frame)?;
         if !frame.message.may_travel(PeerRole::Instance, channel) {
-            if frame.message.is_answer() {
-                return Err(ConnectionError::WrongChannel { msg_type, channel });
-            }
-            let text = format!("an instance sends no {msg_type} on this channel");
-            let writer = &mut self.connection.writer;
             let told = async {
-                writer
-                    .refuse(ErrorCode::UnexpectedInState, &frame, text)
-                    .await;
+                refuse_unexpected(&mut self.connection.writer, &frame).await;
                 Ok(())
             };
             return in_time(told).await;
         }
-        self.check_answer(&frame)?;
         let refused = match &frame.message {
             Message::Error(error) if error.code.ends(channel) => Some(ConnectionError::Refused {
                 code: error.code,
@@ -353,20 +374,16 @@ impl Open {
 
     /// An answer is to something that was sent, and the answer to a probe to one that waits for it.
     fn check_answer(&mut self, frame: &Frame) -> Result<(), ConnectionError> {
-        let (msg_type, sequence) = (frame.header.msg_type, frame.header.sequence);
+        let writer = &self.connection.writer;
+        writer.check_answer(frame, PeerRole::Instance, self.channel)?;
         if !frame.message.is_answer() {
             return Ok(());
         }
+        let (msg_type, sequence) = (frame.header.msg_type, frame.header.sequence);
         let probe = self.probes.iter().position(|(sent, _)| *sent == sequence);
-        let sound = match &frame.message {
-            // It is the last word, and may be about a frame that the instance could not read.
-            Message::Error(error) if error.code.ends(self.channel) => return Ok(()),
-            Message::HeartbeatRsp(answer) => {
-                probe.is_some_and(|at| self.probes[at].1 == answer.probe)
-            }
-            _ => self.connection.writer.has_sent(sequence),
-        };
-        if !sound {
+        if let Message::HeartbeatRsp(answer) = &frame.message
+            && probe.is_none_or(|at| self.probes[at].1 != answer.probe)
+        {
             return Err(ConnectionError::AnswersNothing { msg_type, sequence });
         }
         if let Some(at) = probe {

@@ -117,12 +117,20 @@ pub fn serve(
     receiver
 }
 
+/// Under one deadline: whoever takes its time for the line has less for HELLO.
 async fn identify(accepted: Accepted, identity: &Speaker) -> Result<Connection, String> {
-    let link = tokio::time::timeout(HELLO_TIMEOUT, accept_line(accepted))
-        .await
-        .map_err(|_| format!("a connection asked for no port within {HELLO_TIMEOUT:?}"))?
-        .map_err(|error| format!("a connection was refused: {error}"))?;
-    welcome(link, identity)
-        .await
-        .map_err(|error| format!("a connection was refused: {error}"))
+    let refused = |error: &dyn std::fmt::Display| format!("a connection was refused: {error}");
+    let identified = async {
+        let link = accept_line(accepted)
+            .await
+            .map_err(|error| refused(&error))?;
+        let welcomed = welcome(link, identity).await;
+        welcomed.map_err(|error| refused(&error))
+    };
+    let identified = tokio::time::timeout(HELLO_TIMEOUT, identified).await;
+    identified.unwrap_or_else(|_| {
+        Err(format!(
+            "a connection said no HELLO within {HELLO_TIMEOUT:?}"
+        ))
+    })
 }

@@ -9,61 +9,19 @@
 )]
 
 mod hello;
+mod raw;
 
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hello::hello;
-use kmp_proto::codec::{Decoder, Frame, encode};
+use kmp_proto::codec::{Frame, encode};
 use kmp_proto::message::*;
 use kmp_proto::wire::{ErrorCode, HEADER_BYTES};
 use kmp_transport::connection::{Connection, ConnectionError, FRAME_TIMEOUT, greet, welcome};
-use kmp_transport::link::{BoxedLink, memory};
-use kmp_transport::peer::{Connecting, PROBES_MAX, Peer, PeerEvent};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::mpsc;
-
-const PATIENCE: Duration = Duration::from_secs(3600);
-
-/// One end of a link, byte by byte.
-struct Raw {
-    link: BoxedLink,
-    decoder: Decoder,
-}
-
-impl Raw {
-    fn new(link: BoxedLink) -> Self {
-        let decoder = Decoder::new();
-        Self { link, decoder }
-    }
-
-    async fn send(&mut self, message: &Message, sequence: u32) {
-        let mut bytes = Vec::new();
-        encode(message, sequence, 1, &mut bytes).unwrap();
-        self.link.write_all(&bytes).await.unwrap();
-    }
-
-    /// The next frame; `None` at the end of the link.
-    async fn next(&mut self) -> Option<Frame> {
-        let mut byte = [0];
-        loop {
-            let read = tokio::time::timeout(PATIENCE, self.link.read(&mut byte));
-            if read.await.unwrap().unwrap() == 0 {
-                return None;
-            }
-            if let Some(frame) = self.decoder.feed(&mut &byte[..]).unwrap() {
-                return Some(frame);
-            }
-        }
-    }
-
-    async fn error(&mut self) -> ErrorInfo {
-        match self.next().await.map(|frame| frame.message) {
-            Some(Message::Error(error)) => error,
-            other => panic!("{other:?}"),
-        }
-    }
-}
+use kmp_transport::link::memory;
+use kmp_transport::peer::{PROBES_MAX, PeerEvent};
+use raw::{Daemon, Raw};
+use tokio::io::AsyncWriteExt;
 
 fn probe(number: u32) -> Message {
     Message::HeartbeatReq(HeartbeatReq {
@@ -244,69 +202,6 @@ async fn half_a_frame_has_a_deadline_that_nothing_beside_it_moves() {
     assert!(silence.await.is_err());
     raw.send(&probe(1), 2).await;
     instance.reader.next().await.unwrap();
-}
-
-/// A daemon's peer, and the instance's ends of its channels, one after the other.
-struct Daemon {
-    peer: Peer,
-    events: mpsc::UnboundedReceiver<PeerEvent>,
-    links: mpsc::UnboundedReceiver<BoxedLink>,
-}
-
-impl Daemon {
-    fn start() -> Self {
-        let (told, events) = mpsc::unbounded_channel();
-        let (links_in, links) = mpsc::unbounded_channel();
-        let links_in = Arc::new(Mutex::new(links_in));
-        let connector = Arc::new(move || -> Connecting {
-            let (near, far) = memory();
-            links_in.lock().unwrap().send(far).unwrap();
-            Box::pin(async move { Ok(near) })
-        });
-        let sink = Arc::new(move |event| drop(told.send(event)));
-        let peer = Peer::over(connector, hello(PeerRole::Daemon), 1, sink);
-        Self {
-            peer,
-            events,
-            links,
-        }
-    }
-
-    /// The next connection of a channel; those of the other one are let go.
-    async fn channel(&mut self, wanted: Channel) -> Raw {
-        loop {
-            let link = tokio::time::timeout(PATIENCE, self.links.recv());
-            let mut raw = Raw::new(link.await.unwrap().unwrap());
-            let asked = raw.next().await.unwrap();
-            let Message::Hello(asked_hello) = asked.message else {
-                panic!("{asked:?}");
-            };
-            if asked_hello.fixed.channel != wanted {
-                continue;
-            }
-            let mut reply = hello(PeerRole::Instance);
-            reply.fixed.channel = wanted;
-            raw.send(&Message::HelloReply(reply), asked.header.sequence)
-                .await;
-            while !matches!(self.event().await, PeerEvent::Up(channel, _) if channel == wanted) {}
-            return raw;
-        }
-    }
-
-    async fn event(&mut self) -> PeerEvent {
-        let event = tokio::time::timeout(PATIENCE, self.events.recv());
-        event.await.unwrap().unwrap()
-    }
-
-    /// Why a channel went down.
-    async fn down(&mut self, wanted: Channel) -> String {
-        loop {
-            match self.event().await {
-                PeerEvent::Down(channel, why) if channel == wanted => return why,
-                _ => {}
-            }
-        }
-    }
 }
 
 fn reply(recovery: u64) -> Message {

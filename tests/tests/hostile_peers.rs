@@ -14,7 +14,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use kmorph_control_api::{EventKind, OperationState};
+use kmorph_control_api::{EventKind, InstanceState, OperationState};
 use kmorph_tests::resp::Client;
 use kmorph_tests::{Events, Host};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -155,6 +155,22 @@ fn an_agent_that_turns_hostile_is_named_and_disturbs_nobody() {
         host.control()
             .succeed("DELETE", "/v1/instances/bad?force=true", None);
     }
+}
+
+/// A later version of the protocol may have more words for it.
+#[test]
+fn an_agent_of_unknown_health_is_taken_for_degraded() {
+    let host = host();
+    let body = json!({
+        "name": "bad", "kernel": host.kernel("6.1.0-a"),
+        "workload": { "program": "/bin/true", "args": ["strange"] },
+    });
+    host.control().succeed("POST", "/v1/instances", Some(&body));
+    let shown = host.control().wait("it to be degraded", || {
+        let now = host.control().instance("bad");
+        (now.summary.state == InstanceState::Degraded).then_some(now)
+    });
+    assert_eq!(shown.summary.recoveries, 0);
 }
 
 #[test]

@@ -489,6 +489,15 @@ mod tests {
     }
 
     #[test]
+    fn each_start_of_a_daemon_is_a_later_incarnation() {
+        let dir = tempfile::tempdir().unwrap();
+        for incarnation in 1..4 {
+            let store = Store::open(dir.path()).unwrap();
+            assert_eq!(store.load().unwrap().incarnation, incarnation);
+        }
+    }
+
+    #[test]
     fn what_is_damaged_is_named_with_the_newest_good_copy() {
         let dir = tempfile::tempdir().unwrap();
         drop(Store::open(dir.path()).unwrap());

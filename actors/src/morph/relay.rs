@@ -17,7 +17,7 @@ use kmp_proto::message::{
 use kmp_proto::morph::{Event, FROZEN_STEP_TIMEOUT};
 use kmp_transport::connection::{Connection, ConnectionError};
 use kmp_transport::link::Address;
-use kmp_transport::peer::{BulkError, open_bulk};
+use kmp_transport::peer::{BulkError, next_on_bulk, open_bulk};
 
 use super::MorphSession;
 use crate::clock;
@@ -164,7 +164,9 @@ impl Relay {
 
     /// The next chunk or the end of the round.
     async fn next_of_old(&mut self, asked: MorphTransferFixed) -> Result<MorphTransfer, Broken> {
-        let frame = self.old.reader.next().await.map_err(at(Side::Old))?;
+        let frame = next_on_bulk(&mut self.old, state)
+            .await
+            .map_err(at(Side::Old))?;
         let transfer = match frame.message {
             Kmp::MorphTransfer(transfer) => transfer,
             other => return Err(unexpected(Side::Old, &other)),
@@ -184,7 +186,9 @@ impl Relay {
 
     /// The answer of the new side to the end of a round, which had `sequence`.
     async fn applied(&mut self, end: &Kmp, sequence: u32) -> Result<(), Broken> {
-        let frame = self.new.reader.next().await.map_err(at(Side::New))?;
+        let frame = next_on_bulk(&mut self.new, |_| false)
+            .await
+            .map_err(at(Side::New))?;
         if !frame.message.is_reply() {
             return Err(unexpected(Side::New, &frame.message));
         }
@@ -211,6 +215,11 @@ impl Relay {
     }
 }
 
+/// What the old side sends by itself.
+fn state(message: &Kmp) -> bool {
+    matches!(message, Kmp::MorphTransfer(_))
+}
+
 /// How long a side that hung up is listened to.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
@@ -228,3 +237,6 @@ fn unexpected(side: Side, message: &Kmp) -> Broken {
     };
     Broken { side, why }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,3 +1,5 @@
+mod requests;
+
 use std::path::Path;
 
 use kmp_proto::message::{

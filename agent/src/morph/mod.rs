@@ -392,16 +392,27 @@ impl Morphs {
     }
 
     async fn activate(&self, commit: MorphCommit) -> Result<u64, Refusal> {
-        self.expect_side(commit.session, Side::New)?;
-        if !self.workload.exists() {
-            return Ok(0);
-        }
+        let known = self.role().activate(commit.session)?;
+        let digest = match known {
+            Some(digest) => digest,
+            None if !self.workload.exists() => 0,
+            None => self.activate_workload(commit.nonce).await?,
+        };
+        self.role().activated(commit.session, digest);
+        Ok(digest)
+    }
+
+    async fn activate_workload(&self, nonce: u64) -> Result<u64, Refusal> {
         let request = Request::Activate {
-            nonce: commit.nonce,
+            nonce,
             budget_us: ACTIVATE_BUDGET_US,
         };
         match self.step(request).await? {
-            Reply::Activated { nonce, state, .. } if nonce == commit.nonce => Ok(state.digest),
+            Reply::Activated {
+                nonce: found,
+                state,
+                ..
+            } if found == nonce => Ok(state.digest),
             other => Err(unexpected(&other)),
         }
     }

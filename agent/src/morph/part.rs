@@ -35,9 +35,18 @@ enum Course {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
     None,
-    Source { session: u64, course: Course },
-    Target { session: u64 },
-    Served { session: u64 },
+    Source {
+        session: u64,
+        course: Course,
+    },
+    /// Its digest of the state, once it could answer.
+    Target {
+        session: u64,
+        activated: Option<u64>,
+    },
+    Served {
+        session: u64,
+    },
 }
 
 /// What a rollback is to do.
@@ -89,7 +98,7 @@ impl Role {
             Part::Source { session: now, .. } if now == session => {
                 return same_side(side, Side::Old, session);
             }
-            Part::Target { session: now } | Part::Served { session: now } if now == session => {
+            Part::Target { session: now, .. } | Part::Served { session: now } if now == session => {
                 return same_side(side, Side::New, session);
             }
             Part::Source {
@@ -111,7 +120,10 @@ impl Role {
                 session,
                 course: Course::Serving,
             },
-            Side::New => Part::Target { session },
+            Side::New => Part::Target {
+                session,
+                activated: None,
+            },
         };
         Ok(())
     }
@@ -120,12 +132,12 @@ impl Role {
     pub(super) fn side(&self, session: u64) -> Result<Side, Misfit> {
         match self.part {
             Part::Source { session: now, .. } if now == session => Ok(Side::Old),
-            Part::Target { session: now } | Part::Served { session: now } if now == session => {
+            Part::Target { session: now, .. } | Part::Served { session: now } if now == session => {
                 Ok(Side::New)
             }
             Part::None => Err(format!("session {session} is not under way")),
             Part::Source { session: now, .. }
-            | Part::Target { session: now }
+            | Part::Target { session: now, .. }
             | Part::Served { session: now } => Err(format!(
                 "session {session} is not under way: the latest is {now}"
             )),
@@ -201,10 +213,34 @@ impl Role {
         self.change(session, Course::Retired);
     }
 
+    /// The digest that ACTIVATE was answered with; `None` when it is still to be carried out.
+    pub(super) fn activate(&self, session: u64) -> Result<Option<u64>, Misfit> {
+        match self.part {
+            Part::Target {
+                session: now,
+                activated,
+            } if now == session => Ok(activated),
+            Part::Served { session: now } if now == session => {
+                Err(format!("the workload serves since session {session}"))
+            }
+            _ => self.side(session).and(Err(format!(
+                "this is not the new side of session {session}"
+            ))),
+        }
+    }
+
+    /// The workload has taken over the state, which has this digest.
+    pub(super) fn activated(&mut self, session: u64, digest: u64) {
+        if self.activate(session).is_ok() {
+            let activated = Some(digest);
+            self.part = Part::Target { session, activated };
+        }
+    }
+
     /// Whether SERVE is still to be carried out.
     pub(super) fn serve(&self, session: u64) -> Result<bool, Misfit> {
         match self.part {
-            Part::Target { session: now } if now == session => Ok(true),
+            Part::Target { session: now, .. } if now == session => Ok(true),
             Part::Served { session: now } if now == session => Ok(false),
             _ => self.side(session).and(Err(format!(
                 "this is not the new side of session {session}"
@@ -222,7 +258,7 @@ impl Role {
     /// What a rollback of `session` is to do here.
     pub(super) fn roll_back(&self, session: u64, side: Side) -> Result<Undo, Misfit> {
         match (side, self.part) {
-            (Side::New, Part::Target { session: now }) if now == session => Ok(Undo::Stop),
+            (Side::New, Part::Target { session: now, .. }) if now == session => Ok(Undo::Stop),
             (Side::New, Part::Served { session: now }) if now == session => Err(format!(
                 "session {session} is committed: the workload serves"
             )),
@@ -239,7 +275,7 @@ impl Role {
             (Side::Old, Part::Source { session: now, .. }) if session < now => Err(format!(
                 "session {session} is over: session {now} is under way"
             )),
-            (Side::Old, Part::Target { session: now }) => {
+            (Side::Old, Part::Target { session: now, .. }) => {
                 Err(format!("this is the new side of session {now}"))
             }
             (Side::Old, Part::Served { session: now }) if now == session => {
@@ -316,6 +352,15 @@ mod tests {
         assert!(role.hold(3).is_err(), "no record can be written any more");
         assert!(role.retire(3).is_err());
         assert_eq!(role.roll_back(3, Side::Old), Ok(Undo::Resume));
+    }
+
+    #[test]
+    fn the_lease_on_the_page_is_the_one_in_force() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/kmp.md");
+        let page = std::fs::read_to_string(path).unwrap();
+        let lease = FREEZE_LEASE.as_secs();
+        let sentence = format!("After `freeze` old stands still for {lease} s.");
+        assert!(page.contains(&sentence), "{sentence}");
     }
 
     #[test]

@@ -1,3 +1,6 @@
+mod channels;
+mod transfer;
+
 use std::time::Duration;
 
 use kmp_proto::message::{
@@ -72,13 +75,23 @@ fn hello(role: PeerRole, channel: Channel) -> Hello {
 struct Agent {
     server: mpsc::Sender<Connection>,
     state_dir: tempfile::TempDir,
+    /// Of both sides.
+    features: u64,
 }
 
 impl Agent {
     fn start() -> Self {
+        Self::with(Workload::none(), features::COOPERATIVE)
+    }
+
+    fn reading_lent_memory() -> Self {
+        let both = features::COOPERATIVE | features::READS_LENT_MEMORY;
+        Self::with(Workload::none(), both)
+    }
+
+    fn with(workload: Workload, features: u64) -> Self {
         let state_dir = tempfile::tempdir().unwrap();
         let (server, accepted) = mpsc::channel(1);
-        let workload = Workload::none();
         let served = Served {
             instance: "web".to_owned(),
             morphs: Morphs::new(
@@ -93,7 +106,23 @@ impl Agent {
             log: Logger::root(slog::Discard, slog::o!()),
         };
         tokio::spawn(serve(accepted, served, Sampler::new(Scope::System, 1)));
-        Self { server, state_dir }
+        Self {
+            server,
+            state_dir,
+            features,
+        }
+    }
+
+    fn identity(&self) -> Hello {
+        let mut identity = hello(PeerRole::Instance, Channel::Control);
+        identity.fixed.features = self.features;
+        identity
+    }
+
+    fn asked(&self, channel: Channel) -> Hello {
+        let mut asked = hello(PeerRole::Daemon, channel);
+        asked.fixed.features = self.features;
+        asked
     }
 
     async fn connect(&self, channel: Channel) -> Connection {
@@ -103,8 +132,8 @@ impl Agent {
     /// As the daemon of this incarnation.
     async fn connect_as(&self, incarnation: u64, channel: Channel) -> Connection {
         let (near, far) = link::memory();
-        let identity = hello(PeerRole::Instance, Channel::Control);
-        let mut asked = hello(PeerRole::Daemon, channel);
+        let identity = self.identity();
+        let mut asked = self.asked(channel);
         asked.fixed.incarnation = incarnation;
         let (daemon, agent) = tokio::join!(greet(near, asked), welcome(far, &identity));
         self.server.send(agent.unwrap()).await.unwrap();
@@ -240,10 +269,9 @@ async fn the_daemons_last_word_ends_a_channel() {
                 text: String::new(),
             })
         };
-        // The first is an answer to nothing, and is not answered; the second ends it.
-        for code in [ErrorCode::UnexpectedInState, ErrorCode::Malformed] {
-            daemon.writer.send(&last(code)).await.unwrap();
-        }
+        // It is about a frame that could not be read, so its sequence is of none.
+        let malformed = last(ErrorCode::Malformed);
+        daemon.writer.reply(&malformed, 0).await.unwrap();
         let end = next_frame(&mut daemon).await;
         assert!(
             matches!(end, Err(ConnectionError::Closed)),

@@ -132,6 +132,42 @@ impl Workload {
         }
     }
 
+    /// For tests of whoever shows what becomes of a program: nothing runs, and `condition` says what is known.
+    #[cfg(test)]
+    pub(crate) fn told_by(condition: watch::Receiver<Condition>) -> Self {
+        Self {
+            condition,
+            ..Self::none()
+        }
+    }
+
+    /// For tests of whoever asks a program: this one runs, and answers as `answer` says, with data after it.
+    #[cfg(test)]
+    pub(crate) fn played(answer: impl Fn(&Request) -> (Reply, Vec<u8>) + Send + 'static) -> Self {
+        let (asks, mut queue) = mpsc::channel::<Ask>(REQUESTS_MAX);
+        tokio::spawn(async move {
+            while let Some(ask) = queue.recv().await {
+                let (message, data) = answer(&ask.request);
+                let incoming = Incoming {
+                    id: 0,
+                    message,
+                    data,
+                    fds: Vec::new(),
+                };
+                let _ = ask.reply.send(Ok(incoming));
+            }
+        });
+        let (_, condition) = watch::channel(Condition {
+            cooperative: true,
+            ..Condition::new(WorkloadState::Running)
+        });
+        Self {
+            asks: Some(asks),
+            condition,
+            stop: Arc::default(),
+        }
+    }
+
     /// Starts the program of `plan` and supervises it from a task of its own.
     pub fn start(plan: Plan, log: Logger) -> Self {
         let (asks, queue) = mpsc::channel(REQUESTS_MAX);
@@ -223,7 +259,7 @@ impl Workload {
 }
 
 impl Condition {
-    fn new(state: WorkloadState) -> Self {
+    pub(crate) fn new(state: WorkloadState) -> Self {
         Self {
             state,
             cooperative: false,

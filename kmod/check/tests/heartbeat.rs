@@ -9,7 +9,8 @@
 use kmorph_kmod_check::Responder;
 use kmp_proto::codec::{Decoder, FrameFault, encode};
 use kmp_proto::message::{
-    Channel, HeartbeatReq, Hello, HelloFixed, Message, PRESSURE_ABSENT, PeerRole, RecoverReply,
+    Authenticate, Channel, HeartbeatReq, Hello, HelloFixed, Message, PRESSURE_ABSENT, PeerRole,
+    RecoverReply,
 };
 use kmp_proto::wire::{ErrorCode, MsgType};
 use proptest::prelude::*;
@@ -224,6 +225,38 @@ fn what_is_not_served_is_refused_whatever_its_payload_holds() {
         let refused = error(&mut greeted(), &bytes);
         assert_eq!(refused, (ErrorCode::UnexpectedInState, 8), "{msg_type:#x}");
     }
+}
+
+#[test]
+fn a_payload_of_1024_bytes_is_taken_and_a_longer_one_is_too_large() {
+    // Of a type that may have more, and that no kernel is asked for.
+    let recover_prepare = 0x0201_u16;
+    for (length, code) in [
+        (1024_u32, ErrorCode::UnexpectedInState),
+        (1025, ErrorCode::TooLarge),
+    ] {
+        let mut bytes = frame(&request(1), 8);
+        bytes[6..8].copy_from_slice(&recover_prepare.to_le_bytes());
+        bytes[12..16].copy_from_slice(&length.to_le_bytes());
+        bytes.resize(32 + 1024, 0);
+        seal(&mut bytes);
+        assert_eq!(error(&mut greeted(), &bytes), (code, 8), "{length}");
+    }
+}
+
+#[test]
+fn nobody_proves_anything_to_a_kernel() {
+    let proof = Message::Authenticate(Authenticate { proof: [1; 32] });
+    let refused = error(&mut greeted(), &frame(&proof, 2));
+    assert_eq!(refused, (ErrorCode::UnexpectedInState, 2));
+    let asked = frame(&Message::Hello(hello("web", 7)), 1);
+    let (answer, goes_on) = Responder::new("web", 7).feed(&asked);
+    assert!(goes_on);
+    let answers = decode(&answer);
+    let [(1, Message::HelloReply(reply))] = answers.as_slice() else {
+        panic!("{answers:?}");
+    };
+    assert_eq!((reply.nonce, reply.proof), (None, None));
 }
 
 proptest! {

@@ -275,12 +275,16 @@ impl Hello {
         daemon.is(PeerRole::Daemon, self)
     }
 
-    /// The daemon's checks of the reply to its own HELLO, in their order.
+    /// The daemon's checks of the reply to its own HELLO, in their order. `authentic` says whether the reply
+    /// proves the key, where that is asked of it.
     ///
     /// # Errors
     /// The first check that fails.
-    pub fn accept_reply(&self, reply: &Self) -> Result<(), HelloError> {
+    pub fn accept_reply(&self, reply: &Self, authentic: bool) -> Result<(), HelloError> {
         reply.is(PeerRole::Instance, self)?;
+        if !authentic {
+            return Err(HelloError::NotAuthentic);
+        }
         let (channel, session) = (reply.fixed.channel, reply.fixed.session);
         if (channel, session) != (self.fixed.channel, self.fixed.session) {
             return Err(HelloError::OtherChannel { channel, session });

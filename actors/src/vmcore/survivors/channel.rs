@@ -16,6 +16,7 @@ use kmp_proto::message::{
     VmcoreData, VmcoreStart, VmcoreStartFixed, WINDOWS_MAX,
 };
 use kmp_transport::connection::{Connection, ConnectionError};
+use kmp_transport::peer::next_on_bulk;
 
 use super::{HelpError, Job};
 
@@ -107,7 +108,7 @@ impl Lent<'_> {
     async fn receive(&mut self, share: &mut Share, asked: u32) -> Result<bool, HelpError> {
         let mut receiving = Receiving::new(self.job.capture);
         loop {
-            let next = self.connection.reader.next();
+            let next = next_on_bulk(&mut self.connection, memory);
             let frame = in_time(ANSWER_TIMEOUT, next).await?;
             if let Kmp::VmcoreStartReply(reply) = &frame.message {
                 let (announced, found) = (share.bytes(), reply.bytes);
@@ -146,7 +147,7 @@ impl Lent<'_> {
         let asked = self.send(end).await?;
         let reply = async {
             loop {
-                let frame = self.connection.reader.next().await?;
+                let frame = next_on_bulk(&mut self.connection, memory).await?;
                 let answer = frame.header.sequence == asked;
                 match frame.message {
                     Kmp::VmcoreCompleteReply(reply) if answer && reply.capture == capture => {
@@ -158,6 +159,11 @@ impl Lent<'_> {
         };
         in_time(LET_GO_TIMEOUT, reply).await
     }
+}
+
+/// What a survivor sends by itself.
+fn memory(message: &Kmp) -> bool {
+    matches!(message, Kmp::VmcoreData(_) | Kmp::VmcoreComplete(_))
 }
 
 /// What the survivor does, unless it takes too long.

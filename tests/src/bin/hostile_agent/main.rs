@@ -21,7 +21,7 @@ use kmp_proto::message::{
 
 use kmp_proto::wire::ErrorCode;
 
-use crate::wire::{agree, believe, bytes, connect, hello, next, well};
+use crate::wire::{agree, beat, believe, bytes, connect, hello, next};
 
 /// Offset of the payload's length in a header.
 const LENGTH_AT: usize = 12;
@@ -96,12 +96,14 @@ fn meet(words: &[String], mut stream: UnixStream, config: &AgentConfig) -> io::R
     let behind = u64::from(turned == Some("stale"));
     let mut answer = agree(asked, sequence, &config, behind, turned == Some("reborn"))?;
     match turned {
-        Some("moody" | "survivor" | "pressed" | "late" | "spiteful" | "reborn") | None => {
+        Some("moody" | "strange" | "survivor" | "pressed" | "late" | "spiteful" | "reborn")
+        | None => {
             stream.write_all(&answer)?;
             believe(&mut stream)?;
             return match (channel, word) {
                 (Channel::Heartbeat, _) => live(&mut stream, word, second),
                 (_, "moody") => sulk(&mut stream),
+                (_, "strange") => puzzle(&mut stream),
                 (_, "spiteful") => revile(&mut stream),
                 (_, "survivor") => survivor::attend(&mut stream, second),
                 _ => io::copy(&mut stream, &mut io::sink()).map(drop),
@@ -176,6 +178,24 @@ fn sulk(stream: &mut UnixStream) -> io::Result<()> {
     std::process::exit(0)
 }
 
+/// How an agent is that only a later version of the protocol has a word for.
+const STRANGE: Health = Health::Other(77);
+
+/// Says how it is, and nothing more.
+fn puzzle(stream: &mut UnixStream) -> io::Result<()> {
+    let fixed = HealthStatusFixed {
+        health: STRANGE,
+        workload: WorkloadState::Running,
+        flags: 0,
+        exit_status: 0,
+        restarts: 0,
+    };
+    let text = "neither well nor ill".to_owned();
+    let status = Message::HealthStatus(HealthStatus { fixed, text });
+    stream.write_all(&bytes(&status, 1)?)?;
+    io::copy(stream, &mut io::sink()).map(drop)
+}
+
 /// Answers heartbeats, for as long as the file that turns it is not there.
 fn live(stream: &mut UnixStream, word: &str, turn: &Path) -> io::Result<()> {
     let mut decoder = Decoder::new();
@@ -189,7 +209,11 @@ fn live(stream: &mut UnixStream, word: &str, turn: &Path) -> io::Result<()> {
             "pressed" => 10_000,
             _ => PRESSURE_ABSENT,
         };
-        let mut answer = well(asked, frame.header.sequence, pressure)?;
+        let health = match word {
+            "strange" => STRANGE,
+            _ => Health::Healthy,
+        };
+        let mut answer = beat(asked, frame.header.sequence, health, pressure)?;
         match later.filter(|_| turn.exists()) {
             Some("silent") => continue,
             // It hangs up, and is another one when it is met again.

@@ -74,11 +74,16 @@ pub(crate) fn believe(stream: &mut UnixStream) -> io::Result<()> {
     stream.write_all(&bytes(&reply, frame.header.sequence)?)
 }
 
-/// The answer to a heartbeat of an instance that is well, with this pressure on its CPUs.
-pub(crate) fn well(asked: HeartbeatReq, sequence: u32, pressure_cpu: u16) -> io::Result<Vec<u8>> {
+/// The answer to a heartbeat of an instance of this health, with this pressure on its CPUs.
+pub(crate) fn beat(
+    asked: HeartbeatReq,
+    sequence: u32,
+    health: Health,
+    pressure_cpu: u16,
+) -> io::Result<Vec<u8>> {
     let answer = HeartbeatRsp {
         probe: asked.probe,
-        health: Health::Healthy,
+        health,
         workload: WorkloadState::Running,
         cpu_count: 1,
         cpu_busy_permille: 0,

@@ -4,6 +4,12 @@ use kmorph_vmcore::writer::shares::Shares;
 use kmorph_vmcore::writer::{self, Contents, Control, Options, Output};
 use kmorph_vmcore::{MemoryError, PhysicalMemory};
 
+use kmorph_backends::contract::MemoryRange as HostRange;
+use kmp_proto::message::{Channel, HeartbeatReq, Hello, HelloFixed, PeerRole};
+use kmp_proto::wire::{ErrorCode, VERSION};
+use kmp_transport::connection::{greet, welcome};
+use kmp_transport::link::memory;
+
 use super::*;
 
 const CAPTURE: u64 = 5;
@@ -24,6 +30,14 @@ impl PhysicalMemory for Beyond {
 
 /// Has `test` receive a share of three pages.
 fn with_share(test: impl FnOnce(&mut Share, &mut Receiving)) {
+    with_helper(|helper| {
+        let mut share = helper.take().unwrap();
+        test(&mut share, &mut Receiving::new(CAPTURE));
+    });
+}
+
+/// Has `test` take a share of three pages from a helper.
+fn with_helper(test: impl FnOnce(&Helper)) {
     let range = |first: u64, behind: u64| PhysRange {
         start: first * PAGE,
         end: behind * PAGE,
@@ -50,8 +64,7 @@ fn with_share(test: impl FnOnce(&mut Share, &mut Receiving)) {
     };
     std::thread::scope(|scope| {
         let writing = scope.spawn(|| writer::write(contents, options, &control, &path));
-        let mut share = helper.take().unwrap();
-        test(&mut share, &mut Receiving::new(CAPTURE));
+        test(&helper);
         drop(helper);
         writing.join().unwrap().unwrap();
     });
@@ -140,4 +153,147 @@ fn a_chunk_that_was_changed_on_the_way_ends_the_channel() {
         let taken = receiving.take(&Kmp::VmcoreData(data), share);
         assert!(matches!(taken, Err(HelpError::Damaged(0))));
     });
+}
+
+fn hello(role: PeerRole) -> Hello {
+    Hello {
+        fixed: HelloFixed {
+            version_min: VERSION,
+            version_max: VERSION,
+            role,
+            channel: Channel::Bulk,
+            flags: 0,
+            generation: 1,
+            boot_id: [1; 16],
+            features: 4,
+            session: CAPTURE,
+            incarnation: 0,
+        },
+        instance: "web".to_owned(),
+        kernel_release: String::new(),
+        agent_version: String::new(),
+        nonce: None,
+        proof: None,
+    }
+}
+
+/// What the daemon makes of what a survivor sends after it was asked for three pages with the sequence 2, and what
+/// it says to that.
+fn received(sent: Vec<(Kmp, Option<u32>)>) -> (Result<bool, HelpError>, Vec<Kmp>) {
+    let mut received = None;
+    with_helper(|helper| {
+        let mut share = helper.take().unwrap();
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().build().unwrap();
+        received = Some(runtime.block_on(receive(&mut share, sent)));
+    });
+    received.unwrap()
+}
+
+async fn receive(
+    share: &mut Share,
+    sent: Vec<(Kmp, Option<u32>)>,
+) -> (Result<bool, HelpError>, Vec<Kmp>) {
+    let (near, far) = memory();
+    let instance = hello(PeerRole::Instance);
+    let (ours, theirs) = tokio::join!(
+        greet(near, hello(PeerRole::Daemon)),
+        welcome(far, &instance)
+    );
+    let (connection, mut survivor) = (ours.unwrap(), theirs.unwrap());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let range = HostRange {
+        host_path: file.path().to_owned(),
+        guest_address: 0,
+        length: 4 * PAGE,
+        host_offset: 0,
+    };
+    let job = Job::new(CAPTURE, 3, &[range], None).unwrap();
+    let loan = Loan {
+        place: LentPlace::PciPort("0000:00:1e.0".to_owned()),
+        windows: Vec::new(),
+    };
+    let mut lent = Lent {
+        connection,
+        job: &job,
+        loan,
+    };
+    let sequence = lent.ask_for(share).await.unwrap();
+    let asked = survivor.reader.next().await.unwrap();
+    assert_eq!((asked.header.sequence, sequence), (2, 2));
+    for (message, reply) in sent {
+        match reply {
+            Some(sequence) => survivor.writer.reply(&message, sequence).await.unwrap(),
+            None => drop(survivor.writer.send(&message).await.unwrap()),
+        }
+    }
+    let whole = lent.receive(share, sequence).await;
+    drop(lent);
+    let mut said = Vec::new();
+    while let Ok(frame) = survivor.reader.next().await {
+        said.push(frame.message);
+    }
+    (whole, said)
+}
+
+fn of_bytes(bytes: u64) -> VmcoreComplete {
+    VmcoreComplete {
+        bytes,
+        ..complete()
+    }
+}
+
+#[test]
+fn a_survivor_says_how_much_it_will_send_and_has_sent_or_the_channel_ends() {
+    let three = 3 * PAGE;
+    let begun = |bytes, sequence| (Kmp::VmcoreStartReply(of_bytes(bytes)), Some(sequence));
+    let all = [(chunk(0, 2), None), (chunk(3, 1), None)];
+    let done = |bytes| (Kmp::VmcoreComplete(of_bytes(bytes)), None);
+    let sent = |begun, done| {
+        let [first, second] = all.clone();
+        vec![begun, first, second, done]
+    };
+    let (whole, said) = received(sent(begun(three, 2), done(three)));
+    assert!(whole.unwrap());
+    assert_eq!(
+        said,
+        [Kmp::VmcoreCompleteReply(of_bytes(three))],
+        "what it took"
+    );
+    for (what, messages) in [
+        (
+            "less was to come",
+            sent(begun(three - PAGE, 2), done(three)),
+        ),
+        ("less was sent", sent(begun(three, 2), done(three - PAGE))),
+        (
+            "an answer to another request",
+            sent(begun(three, 1), done(three)),
+        ),
+    ] {
+        let (ended, said) = received(messages);
+        assert!(ended.is_err(), "{what}");
+        assert!(said.is_empty(), "{what}: {said:?}");
+    }
+}
+
+#[test]
+fn a_request_that_belongs_on_another_channel_is_refused_and_the_channel_goes_on() {
+    let probe = Kmp::HeartbeatReq(HeartbeatReq {
+        probe: 1,
+        flags: 0,
+        self_lag_us: 0,
+    });
+    let (whole, said) = received(vec![
+        (probe, None),
+        (Kmp::VmcoreStartReply(of_bytes(3 * PAGE)), Some(2)),
+        (chunk(0, 2), None),
+        (Kmp::VmcoreComplete(of_bytes(2 * PAGE)), None),
+    ]);
+    assert!(!whole.unwrap(), "a page could not be read");
+    let [Kmp::Error(error), Kmp::VmcoreCompleteReply(taken)] = &said[..] else {
+        panic!("{said:?}");
+    };
+    assert_eq!(error.code, ErrorCode::UnexpectedInState);
+    assert_eq!(taken.bytes, 2 * PAGE);
 }
