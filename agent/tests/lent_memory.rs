@@ -365,7 +365,8 @@ async fn a_survivor_whose_channel_ends_lets_go_of_the_memory() {
     survivor.read().await;
     assert!(holds(survivor.sysfs.path()));
     drop(survivor.daemon);
-    let ended = survivor.serving.await.unwrap();
+    let ended = tokio::time::timeout(DEADLINE, survivor.serving).await;
+    let ended = ended.expect("it ends").unwrap();
     assert!(matches!(ended, Err(ConnectionError::Closed)), "{ended:?}");
     let begun = std::time::Instant::now();
     // By the thread that has read it, soon.
@@ -401,7 +402,8 @@ async fn an_answer_to_another_request_than_the_oldest_ends_the_channel() {
             survivor.read().await;
             continue;
         }
-        let ended = survivor.serving.await.unwrap();
+        let ended = tokio::time::timeout(DEADLINE, survivor.serving).await;
+        let ended = ended.expect("it goes on").unwrap();
         let nothing = matches!(ended, Err(ConnectionError::AnswersNothing { .. }));
         assert!(nothing, "{what}: {ended:?}");
     }

@@ -346,8 +346,10 @@ async fn an_error_that_ends_the_connection_is_taken_whatever_its_sequence() {
         };
         raw.send(&Message::Error(error), sequence).await;
         let told = loop {
-            if let PeerEvent::Frame(_, frame) = daemon.event().await {
-                break frame.message;
+            match daemon.event().await {
+                PeerEvent::Frame(_, frame) => break frame.message,
+                PeerEvent::Down(_, why) => panic!("it was not taken: {why}"),
+                _ => {}
             }
         };
         assert!(matches!(told, Message::Error(error) if error.code == code));

@@ -161,11 +161,14 @@ fn an_agent_that_turns_hostile_is_named_and_disturbs_nobody() {
 #[test]
 fn an_agent_of_unknown_health_is_taken_for_degraded() {
     let host = host();
+    let turn = host.path("turn");
     let body = json!({
         "name": "bad", "kernel": host.kernel("6.1.0-a"),
-        "workload": { "program": "/bin/true", "args": ["strange"] },
+        "workload": { "program": "/bin/true", "args": ["strange", turn] },
     });
     host.control().succeed("POST", "/v1/instances", Some(&body));
+    host.running("bad");
+    std::fs::write(&turn, "").unwrap();
     let shown = host.control().wait("it to be degraded", || {
         let now = host.control().instance("bad");
         (now.summary.state == InstanceState::Degraded).then_some(now)

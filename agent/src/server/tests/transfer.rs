@@ -189,7 +189,7 @@ async fn state_for_a_side_that_is_not_the_new_one_is_refused_and_ends_the_channe
 
 #[tokio::test]
 async fn state_that_the_workload_does_not_take_ends_the_channel() {
-    let workload = Workload::played(|request| {
+    let unwilling = Workload::played(|request| {
         let reply = match request {
             Request::PrepareImport { .. } => Reply::ImportReady {
                 prefaulted_bytes: 0,
@@ -198,17 +198,22 @@ async fn state_that_the_workload_does_not_take_ends_the_channel() {
         };
         (reply, Vec::new())
     });
-    let agent = Agent::with(workload, features::COOPERATIVE);
-    let mut control = agent.control().await;
-    let Message::MorphPrepare(mut prepare) = super::prepare(SESSION, 7) else {
-        panic!("another message");
-    };
-    (prepare.side, prepare.to_generation) = (Side::New, 1);
-    ask(&mut control, Message::MorphPrepare(prepare)).await;
-    let mut bulk = agent.connect(Channel::Bulk).await;
-    let answer = ask(&mut bulk, Message::MorphTransfer(chunk(1, 1))).await;
-    assert!(code(&answer).ends(Channel::Bulk), "{answer:?}");
-    assert!(next_frame(&mut bulk).await.is_err());
+    for (workload, refused) in [
+        (unwilling, ErrorCode::Internal),
+        (Workload::none(), ErrorCode::ValidationFailed),
+    ] {
+        let agent = Agent::with(workload, features::COOPERATIVE);
+        let mut control = agent.control().await;
+        let Message::MorphPrepare(mut prepare) = super::prepare(SESSION, 7) else {
+            panic!("another message");
+        };
+        (prepare.side, prepare.to_generation) = (Side::New, 1);
+        ask(&mut control, Message::MorphPrepare(prepare)).await;
+        let mut bulk = agent.connect(Channel::Bulk).await;
+        let answer = ask(&mut bulk, Message::MorphTransfer(chunk(1, 1))).await;
+        assert_eq!(code(&answer), refused);
+        assert!(next_frame(&mut bulk).await.is_err());
+    }
 }
 
 #[tokio::test]

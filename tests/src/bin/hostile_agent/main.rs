@@ -103,7 +103,7 @@ fn meet(words: &[String], mut stream: UnixStream, config: &AgentConfig) -> io::R
             return match (channel, word) {
                 (Channel::Heartbeat, _) => live(&mut stream, word, second),
                 (_, "moody") => sulk(&mut stream),
-                (_, "strange") => puzzle(&mut stream),
+                (_, "strange") => puzzle(&mut stream, second),
                 (_, "spiteful") => revile(&mut stream),
                 (_, "survivor") => survivor::attend(&mut stream, second),
                 _ => io::copy(&mut stream, &mut io::sink()).map(drop),
@@ -181,8 +181,11 @@ fn sulk(stream: &mut UnixStream) -> io::Result<()> {
 /// How an agent is that only a later version of the protocol has a word for.
 const STRANGE: Health = Health::Other(77);
 
-/// Says how it is, and nothing more.
-fn puzzle(stream: &mut UnixStream) -> io::Result<()> {
+/// Says how it is once the file `turn` is there, and nothing more.
+fn puzzle(stream: &mut UnixStream, turn: &Path) -> io::Result<()> {
+    while !turn.exists() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
     let fixed = HealthStatusFixed {
         health: STRANGE,
         workload: WorkloadState::Running,
