@@ -249,8 +249,7 @@ fn has_test(source: &str, name: &str) -> bool {
         .take_while(|line| line.starts_with(['#', '/']));
     let tests = ["#[test]", "#[tokio::test", "#[actix::test"];
     let of_test = |line: &&str| tests.iter().any(|test| line.starts_with(test));
-    attributes.clone().any(|line| of_test(&line))
-        && !attributes.clone().any(|line| line.starts_with("#[ignore"))
+    attributes.clone().any(of_test) && !attributes.clone().any(|line| line.starts_with("#[ignore"))
 }
 
 /// What is wrong with a row; `read` gives a source file.

@@ -13,7 +13,7 @@ use super::*;
 
 const SESSION: u64 = 11;
 const TOTAL: u64 = 1 << 20;
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn hello(role: PeerRole) -> Hello {
     Hello {
