@@ -47,9 +47,9 @@ pub(super) fn analyze(out: &mut Output, args: &AnalyzeArgs) -> Result<Exit, Fail
             show_tasks(out, tasks)?;
         }
     }
-    match tasks {
-        Some(Err(error)) => Err(no_tasks(&error)),
-        _ => verdict(path, &report.file),
+    match (verdict(path, &report.file), tasks) {
+        (Ok(_), Some(Err(error))) => Err(no_tasks(&error)),
+        (verdict, _) => verdict,
     }
 }
 
@@ -90,7 +90,8 @@ fn log(out: &mut Output, path: &Path, dump: &Dump) -> Result<Exit, Failure> {
     } else {
         out.bytes(&log.text())?;
     }
-    Ok(Exit::Ok)
+    let file = FileReport::of(dump).map_err(|error| refused(path, &error))?;
+    verdict(path, &file)
 }
 
 fn json(

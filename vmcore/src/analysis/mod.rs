@@ -72,6 +72,12 @@ pub fn analyse(dump: &Dump, options: AnalysisOptions) -> Result<Report, DumpErro
         problems.push("the registers of the CPUs: the dump has no notes of them".to_owned());
     }
     report.problems = problems;
+    // A page that cannot be unpacked is missed as one that is not there; `scan` alone reads them.
+    if options.scan && report.memory.unreadable.is_some_and(|pages| pages > 0) {
+        report.file.complete = false;
+        let because = "pages that are in it cannot be read";
+        report.file.incomplete_because.get_or_insert(because);
+    }
     Ok(report)
 }
 
@@ -127,6 +133,18 @@ impl Found {
     }
 }
 
+impl FileReport {
+    /// Tells of the file alone, without a look at the memory in it. Reads every descriptor, and all of the file when
+    /// it has a checksum.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read.
+    pub fn of(dump: &Dump) -> Result<Self, DumpError> {
+        file(dump)
+    }
+}
+
 fn file(dump: &Dump) -> Result<FileReport, DumpError> {
     let incomplete_because = match dump.completeness() {
         Completeness::Complete => None,
@@ -151,7 +169,7 @@ fn file(dump: &Dump) -> Result<FileReport, DumpError> {
         },
         packings: packings.into_iter().map(|packing| packing.name()).collect(),
         level: dump.level(),
-        written_by_kmorph: dump.notes().own.is_some(),
+        written_by_kmorph: dump.own().is_some(),
     })
 }
 
@@ -254,7 +272,7 @@ fn memory(
     let pages =
         kernel.and_then(|kernel| noted(Pages::of(kernel), "what the pages are used for", problems));
     let kinds = pages.map(|pages| pages.count(dump.ranges()));
-    let own = dump.notes().own;
+    let own = dump.own();
     let left_out = match own {
         Some(own) => Some(PageCounts {
             free: own.free.get(),

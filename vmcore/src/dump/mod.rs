@@ -8,6 +8,7 @@ mod flattened;
 mod kdump;
 pub(crate) mod layout;
 pub(crate) mod notes;
+mod whole;
 
 use std::io;
 use std::path::Path;
@@ -136,7 +137,7 @@ impl Dump {
         flattened: bool,
         flattened_unfinished: bool,
     ) -> Result<Self, DumpError> {
-        let (inner, notes, format) = if magic.starts_with(&ELF_MAGIC) {
+        let (inner, mut notes, format) = if magic.starts_with(&ELF_MAGIC) {
             let (elf, notes) = Elf::open(file)?;
             let format = if flattened {
                 Format::FlattenedElf
@@ -157,12 +158,16 @@ impl Dump {
                 "it begins neither as an ELF core nor as a kdump-compressed file",
             ));
         };
-        Ok(Self {
+        let dump = Self {
             inner,
-            notes,
+            notes: Notes::default(),
             format,
             flattened_unfinished,
-        })
+        };
+        if notes.own.is_none() && !flattened {
+            notes.search_own(dump.file())?;
+        }
+        Ok(Self { notes, ..dump })
     }
 
     /// Which format it has.
@@ -180,27 +185,39 @@ impl Dump {
         self.file().len()
     }
 
-    /// Whether it has all that was meant to be in it.
+    /// Whether it has all that was meant to be in it. Of a kdump-compressed file every descriptor is read, 24 bytes
+    /// for each page, and every page lies in the file when it is complete; whether a page can be unpacked shows when
+    /// it is read.
     pub fn completeness(&self) -> Completeness {
-        let unfinished = match &self.inner {
-            Inner::Elf(elf) => elf.unfinished,
-            Inner::Kdump(kdump) => kdump.unfinished,
+        let missing = match &self.inner {
+            _ if self.is_marked() => Some("its writer marked it as incomplete"),
+            _ if self.flattened_unfinished => Some("the flattened file ends before its end mark"),
+            Inner::Elf(elf) => elf.missing,
+            Inner::Kdump(kdump) => kdump.missing(),
         };
-        match unfinished {
-            Some(why) => Completeness::Incomplete(why),
-            None if self.flattened_unfinished => {
-                Completeness::Incomplete("the flattened file ends before its end mark")
-            }
-            None => Completeness::Complete,
+        missing.map_or(Completeness::Complete, Completeness::Incomplete)
+    }
+
+    /// The writer said that it did not finish.
+    fn is_marked(&self) -> bool {
+        match &self.inner {
+            Inner::Elf(elf) => elf.marked,
+            Inner::Kdump(kdump) => kdump.marked,
         }
     }
 
-    /// The kinds of pages that the header says were left out, as makedumpfile's `-d`; ELF cores do not say.
+    /// What kmorph says of this dump.
+    pub fn own(&self) -> Option<&OwnNote> {
+        self.notes.own.as_ref()
+    }
+
+    /// The kinds of pages that were left out, as makedumpfile's `-d`. ELF cores do not say, unless they are
+    /// kmorph's, nor does a kdump-compressed file that kmorph did not finish.
     pub fn level(&self) -> Option<u32> {
-        match (&self.notes.own, &self.inner) {
-            (Some(own), _) => Some(u32::from(own.level_done.get())),
-            (None, Inner::Kdump(kdump)) => Some(kdump.level),
-            (None, Inner::Elf(_)) => None,
+        match (&self.inner, self.own()) {
+            (Inner::Kdump(kdump), _) if kdump.marked && kdump.level == 0 => None,
+            (Inner::Kdump(kdump), _) => Some(kdump.level),
+            (Inner::Elf(_), own) => own.map(|own| u32::from(own.level_done.get())),
         }
     }
 
@@ -253,15 +270,15 @@ impl Dump {
     ///
     /// When the file cannot be read.
     pub fn check_checksum(&self) -> Result<ChecksumState, DumpError> {
-        let (Some(own), Some(at)) = (&self.notes.own, self.notes.own_offset) else {
+        let (Some(own), Some(at)) = (self.own(), self.notes.own_offset) else {
             return Ok(ChecksumState::None);
         };
-        if own.finished.get() != 1 || self.format == Format::FlattenedKdump {
-            return Ok(ChecksumState::None);
-        }
         let (expected, found) = (own.note_crc32.get(), own.own_crc32());
         if expected != found {
             return Ok(ChecksumState::Broken { expected, found });
+        }
+        if own.finished.get() != 1 {
+            return Ok(ChecksumState::None);
         }
         let (expected, found) = (own.file_bytes.get(), self.file_bytes());
         if expected != found {
