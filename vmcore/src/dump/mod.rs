@@ -206,9 +206,19 @@ impl Dump {
         }
     }
 
-    /// What kmorph says of this dump.
+    /// What kmorph says of this dump. Tools that make a dump of a dump copy its notes: what then describes another
+    /// file is `None` here.
+    ///
+    /// A note is of this file when the file has the length that the note says, or ends early: a file of kmorph's
+    /// ends with a page, so one that was cut is not complete. A note that is damaged itself is of this file.
     pub fn own(&self) -> Option<&OwnNote> {
-        self.notes.own.as_ref()
+        let own = self.notes.own.as_ref()?;
+        let flattened = matches!(self.format, Format::FlattenedKdump | Format::FlattenedElf);
+        let here = !own.holds()
+            || own.file_bytes.get() == self.file_bytes()
+            || (own.file_bytes.get() > self.file_bytes()
+                && self.completeness() != Completeness::Complete);
+        (!flattened && here).then_some(own)
     }
 
     /// The kinds of pages that were left out, as makedumpfile's `-d`. ELF cores do not say, unless they are
