@@ -6,6 +6,7 @@ pub mod events;
 mod report;
 mod taint;
 pub mod tasks;
+mod titles;
 
 pub use report::{
     CpuReport, CrashReport, FileReport, KernelReport, LogReport, MemoryReport, ModulesReport,
@@ -19,7 +20,7 @@ use crate::kernel::pages::{PageCounts, PageKind, Pages};
 use crate::kernel::symbols::Symbols;
 use crate::kernel::{Kernel, Origin, VmcoreInfo};
 use crate::memory::{PAGE, PAGE_BYTES, PhysRange, PhysicalMemory};
-use events::{Event, EventKind};
+use events::Event;
 
 /// Longest text that is taken from the kernel's memory, bytes.
 const TEXT_MAX_BYTES: usize = 4096;
@@ -214,7 +215,8 @@ fn describe(
 
 /// What the log says behind `prefix`, where it says it first.
 fn line_behind(log: &Log, prefix: &str) -> Option<String> {
-    log.records.iter().find_map(|record| {
+    let mut records = log.records.iter().filter(|record| record.is_of_kernel());
+    records.find_map(|record| {
         let text = record.text.strip_prefix(prefix.as_bytes())?;
         let text = &text[..text.len().min(TEXT_MAX_BYTES)];
         Some(String::from_utf8_lossy(text).into_owned())
@@ -237,14 +239,11 @@ fn modules(kernel: Option<&Kernel<'_>>, found: &Found, events: &[Event]) -> Opti
 
 fn crash(kernel: Option<&Kernel<'_>>, log: Option<&Log>, events: Vec<Event>) -> CrashReport {
     const PANIC: &str = "Kernel panic - not syncing: ";
-    let panic = events.iter().find(|event| event.kind == EventKind::Panic);
-    let cause = events
-        .iter()
-        .find(|event| matches!(event.kind, EventKind::Oops | EventKind::Lockup));
+    let ending = events::ending(&events);
     let text = |event: &Event| event.title.trim_start_matches(PANIC).to_owned();
     CrashReport {
-        panic: panic.map(text),
-        cause: cause.map(text),
+        panic: ending.panic.map(text),
+        cause: ending.cause.map(text),
         uptime_at_least_ns: log.and_then(|log| log.records.iter().map(|r| r.time_ns).max()),
         time_unix_s: kernel.and_then(|kernel| kernel.info().crash_time()),
         events,
