@@ -114,3 +114,19 @@ fn what_cannot_be_read_is_refused_with_its_place() {
             .contains("/no/such/core")
     );
 }
+
+#[test]
+fn a_fifo_is_refused_and_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+    assert!(made.unwrap().success());
+    let core = golden("linux-6.12.kdump-lzo");
+    for ended in [
+        analyze(&fifo, &[]),
+        analyze(&core, &["--vmlinux", fifo.to_str().unwrap()]),
+    ] {
+        assert_eq!(ended.code, 7, "{ended:?}");
+        assert!(ended.stderr.contains("is a FIFO"), "{ended:?}");
+    }
+}

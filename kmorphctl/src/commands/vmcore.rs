@@ -33,6 +33,11 @@ pub(super) fn analyze(out: &mut Output, args: &AnalyzeArgs) -> Result<Exit, Fail
     if args.log {
         return log(out, path, &dump);
     }
+    if let Some(vmlinux) = &args.vmlinux {
+        // drgn would wait for the other end of a FIFO.
+        kmorph_files::open_named(vmlinux, u64::MAX)
+            .map_err(|error| Failure::invalid(error.to_string()))?;
+    }
     let options = AnalysisOptions { scan: args.scan };
     let report = analysis::analyse(&dump, options).map_err(|error| refused(path, &error))?;
     let tasks = args

@@ -334,6 +334,13 @@ fn scan(dump: &Dump) -> Scanned {
     for range in dump.ranges() {
         let mut at = dump.next_present(range.start, range.end);
         while at < range.end {
+            // A hole in the file.
+            let data = dump.next_data(at, range.end);
+            if data > at {
+                scanned.zero += (data - at) / PAGE;
+                at = dump.next_present(data, range.end);
+                continue;
+            }
             let upto = range.end.min(at + (SCAN_PAGES * PAGE_BYTES) as u64);
             // SCAN_PAGES fits.
             let part = &mut buf[..usize::try_from(upto - at).unwrap_or(0)];

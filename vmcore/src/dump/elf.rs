@@ -98,9 +98,17 @@ impl Elf {
         if ranges.iter().map(PhysRange::len).sum::<u64>() > MEMORY_MAX_BYTES {
             return Err(DumpError::Unsupported("more than 64 TiB of memory"));
         }
+        let extents = disjoint(extents);
+        // Each byte of the file is one of memory at most; else a small file has any amount of it to be looked at.
+        if extents.iter().map(|e| e.phys.len()).sum::<u64>() > file.len() {
+            return Err(DumpError::Damaged {
+                offset: header.phoff.get(),
+                what: "segments that have the same bytes of the file for different memory",
+            });
+        }
         let elf = Self {
             file,
-            extents: disjoint(extents),
+            extents,
             ranges,
             missing: unheld,
             marked,
@@ -236,6 +244,19 @@ impl PhysicalMemory for Elf {
         &self.ranges
     }
 
+    /// Behind a hole in the file.
+    fn next_data(&self, phys: u64, end: u64) -> u64 {
+        let index = self.extents.partition_point(|e| e.phys.end <= phys);
+        let extent = self.extents.get(index);
+        let Some(extent) = extent.filter(|e| e.phys.contains(phys)) else {
+            return phys;
+        };
+        let offset = extent.file_offset + (phys - extent.phys.start);
+        let hole = self.file.next_data(offset).saturating_sub(offset);
+        let data = phys.saturating_add(hole).min(extent.phys.end);
+        (data & !(PAGE - 1)).clamp(phys, end.max(phys))
+    }
+
     fn next_present(&self, phys: u64, end: u64) -> u64 {
         let index = self.extents.partition_point(|e| e.phys.end <= phys);
         let next = self
@@ -292,7 +313,8 @@ impl Elf {
                 || after.is_some_and(|e| e.phys.start - page < PAGE);
             if !reached {
                 let phys = page.max(phys);
-                let known = self.ranges.iter().any(|range| range.contains(phys));
+                let next = self.ranges.partition_point(|range| range.end <= phys);
+                let known = self.ranges.get(next).is_some_and(|r| r.contains(phys));
                 return Err(match known {
                     true => MemoryError::LeftOut { phys },
                     false => MemoryError::Absent { phys },

@@ -276,7 +276,12 @@ pub(super) fn for_each_block(
             .unwrap_or(AT_ONCE)
             .min(AT_ONCE);
         let part = &mut buf[..PAGE_BYTES * count];
-        bytes::read(file, start + first * PAGE, part, "a bitmap")?;
+        let at = start + first * PAGE;
+        // A hole is zeros.
+        match file.next_data(at) >= at + part.len() as u64 && at + part.len() as u64 <= file.len() {
+            true => part.fill(0),
+            false => bytes::read(file, at, part, "a bitmap")?,
+        }
         for (block, bits) in (first..).zip(part.as_chunks::<PAGE_BYTES>().0) {
             visit(block, bits)?;
         }

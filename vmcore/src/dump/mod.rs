@@ -10,7 +10,9 @@ pub(crate) mod layout;
 pub(crate) mod notes;
 mod whole;
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use crate::bytes::{self, Bytes, FileBytes};
@@ -99,14 +101,23 @@ pub struct Dump {
 }
 
 impl Dump {
-    /// Opens the file at `path`.
+    /// Opens the regular file or block device at `path`.
     ///
     /// # Errors
     ///
-    /// The outer error when the system does not let the file be opened, the inner when it is no dump that
-    /// can be read.
+    /// The outer error when the system does not let the file be opened, or it is of another kind (it is not waited
+    /// for a FIFO's other end), the inner when it is no dump that can be read.
     pub fn open(path: &Path) -> io::Result<Result<Self, DumpError>> {
-        let file = FileBytes::new(kmorph_files::open_named(path, u64::MAX)?)?;
+        let is_device = std::fs::metadata(path)?.file_type().is_block_device();
+        let file = match is_device {
+            // Should it have become a FIFO meanwhile, opening it waits for nothing, and it is refused below.
+            true => File::options()
+                .read(true)
+                .custom_flags(nix::libc::O_NONBLOCK)
+                .open(path)?,
+            false => kmorph_files::open_named(path, u64::MAX)?,
+        };
+        let file = FileBytes::new(file)?;
         Ok(Self::from_bytes(Box::new(file)))
     }
 
@@ -323,6 +334,13 @@ impl PhysicalMemory for Dump {
         match &self.inner {
             Inner::Elf(elf) => elf.ranges(),
             Inner::Kdump(kdump) => kdump.ranges(),
+        }
+    }
+
+    fn next_data(&self, phys: u64, end: u64) -> u64 {
+        match &self.inner {
+            Inner::Elf(elf) => elf.next_data(phys, end),
+            Inner::Kdump(_) => phys,
         }
     }
 

@@ -192,6 +192,8 @@ pub struct Notes {
     pub own: Option<OwnNote>,
     /// Where the contents of that note stand in the file.
     pub own_offset: Option<u64>,
+    /// Bytes of notes so far.
+    taken_bytes: u64,
     /// There are notes that only the core of a process has.
     pub(crate) of_a_process: bool,
 }
@@ -208,7 +210,8 @@ impl Notes {
         offset: u64,
         length: u64,
     ) -> Result<(), DumpError> {
-        if length > NOTES_MAX_BYTES {
+        self.taken_bytes = self.taken_bytes.saturating_add(length);
+        if self.taken_bytes > NOTES_MAX_BYTES {
             let what = "more than 16 MiB of notes";
             return Err(DumpError::Damaged { offset, what });
         }

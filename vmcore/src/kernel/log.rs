@@ -12,7 +12,7 @@ use super::{Kernel, KernelError};
 /// Most bytes of text that are taken: `log_buf_len` goes up to 2 GiB, but nobody sets that. The newest are
 /// kept.
 const TEXT_MAX_BYTES: usize = 32 << 20;
-/// Most messages that are taken, the newest.
+/// Most messages that are looked at, the newest.
 const RECORDS_MAX: u64 = 1 << 19;
 /// Largest ring, as a power of two.
 const RING_BITS_MAX: u32 = 31;
@@ -175,7 +175,8 @@ impl Kernel<'_> {
         let ids = (head.wrapping_sub(tail) & ID_MASK).min(ring.desc_mask) + 1;
         let mut text_bytes = 0;
         for back in 0..ids {
-            if log.records.len() as u64 == RECORDS_MAX || text_bytes > TEXT_MAX_BYTES {
+            // Of a damaged ring no message at all may be readable.
+            if back == RECORDS_MAX || text_bytes > TEXT_MAX_BYTES {
                 log.not_taken = ids - back;
                 break;
             }
