@@ -60,6 +60,29 @@ fn a_damaged_file_ends_with_7_after_all_that_can_be_said() {
     assert_eq!(ended.code, 7);
     assert!(ended.stdout.contains("\nChecksum: broken\n"), "{ended:?}");
     assert!(ended.stderr.contains("is damaged"), "{ended:?}");
+    // The log is told all the same, and a scan says the same.
+    let log = analyze(&file, &["--log"]);
+    assert_eq!(log.code, 7);
+    assert!(log.stdout.contains("sysrq triggered crash"), "{log:?}");
+    assert!(log.stderr.contains("is damaged"), "{log:?}");
+    assert_eq!(analyze(&file, &["--scan"]).code, 7);
+}
+
+#[test]
+fn a_file_that_was_cut_ends_with_7_whatever_is_asked_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("core");
+    let bytes = std::fs::read(golden("linux-6.12.kdump-lzo")).unwrap();
+    for end in [bytes.len() - 1, bytes.len() * 9 / 10] {
+        std::fs::write(&file, &bytes[..end]).unwrap();
+        for words in [&[][..], &["--log"], &["--scan"]] {
+            let ended = analyze(&file, words);
+            assert_eq!(ended.code, 7, "{end}, {words:?}: {ended:?}");
+        }
+        let ended = analyze(&file, &[]);
+        let line = "\nComplete: no: the file ends before the memory does\n";
+        assert!(ended.stdout.contains(line), "{ended:?}");
+    }
 }
 
 #[test]
@@ -90,4 +113,20 @@ fn what_cannot_be_read_is_refused_with_its_place() {
             .unwrap()
             .contains("/no/such/core")
     );
+}
+
+#[test]
+fn a_fifo_is_refused_and_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+    assert!(made.unwrap().success());
+    let core = golden("linux-6.12.kdump-lzo");
+    for ended in [
+        analyze(&fifo, &[]),
+        analyze(&core, &["--vmlinux", fifo.to_str().unwrap()]),
+    ] {
+        assert_eq!(ended.code, 7, "{ended:?}");
+        assert!(ended.stderr.contains("is a FIFO"), "{ended:?}");
+    }
 }

@@ -93,6 +93,8 @@ for module in /modules/*.ko; do insmod $module; done
 seq 1000000000 | dd bs=1M count=PART_MIB iflag=fullblock of=/tmp/files-1 2>/dev/null
 n=1
 while [ $n -lt PARTS ]; do n=$((n + 1)); cp /tmp/files-1 /tmp/files-$n; done
+echo "Kernel panic - not syncing: a fake by a program" > /dev/kmsg
+echo "<0>BUG: unable to handle a fake" > /dev/kmsg
 echo "guest: about to crash" > /dev/kmsg
 printf 'guest: two\nlines \001\377\n' > /dev/kmsg
 "#;

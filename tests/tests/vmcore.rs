@@ -144,11 +144,15 @@ fn assert_tells_the_end(report: &Report, plan: &Plan<'_>) {
     match plan.end {
         End::Sysrq => {
             assert_eq!(report.crash.panic.as_deref(), Some("sysrq triggered crash"));
+            assert_eq!(report.crash.cause, None);
             assert_called(report, "init", "sysrq_handle_crash+");
         }
         End::NullDereference => {
             let panic = report.crash.panic.as_deref();
             assert_eq!(panic, Some("Fatal exception"));
+            let cause = report.crash.cause.as_deref();
+            let null = "BUG: kernel NULL pointer dereference, address: 0000000000000008";
+            assert_eq!(cause, Some(null));
             let oops = &report.crash.events[0];
             assert!(
                 oops.title
@@ -158,7 +162,8 @@ fn assert_tells_the_end(report: &Report, plan: &Plan<'_>) {
             assert_called(report, "insmod", "do_one_initcall+");
         }
         End::Hang => {
-            assert_eq!(report.crash.panic, None);
+            // Programs of the guest told of a panic and a fault.
+            assert_eq!((&report.crash.panic, &report.crash.cause), (&None, &None));
             assert!(log.text.contains("failing: no CPU goes on"), "{}", log.text);
         }
     }

@@ -28,6 +28,14 @@ pub trait Bytes: Send + Sync {
         offset
     }
 
+    /// True when `length` bytes from `offset` on were written: false beyond the end, and where a flattened file
+    /// has no record.
+    fn holds(&self, offset: u64, length: u64) -> bool {
+        offset
+            .checked_add(length)
+            .is_some_and(|end| end <= self.len())
+    }
+
     /// True when there are none.
     fn is_empty(&self) -> bool {
         self.len() == 0

@@ -30,7 +30,7 @@ use std::time::{Duration, SystemTime};
 
 use kmorph_backends::contract::{MemoryRange, REGISTERS};
 use kmorph_files::{OwnDir, PRIVATE_DIR};
-use kmorph_vmcore::analysis::events::{EventKind, events};
+use kmorph_vmcore::analysis::events::{Ending, Event, ending, events};
 use kmorph_vmcore::dump::PrStatus;
 use kmorph_vmcore::kernel::Kernel;
 use kmorph_vmcore::memory::PAGE_BYTES;
@@ -120,7 +120,7 @@ pub(crate) struct Turn(
 pub struct KernelLog {
     /// The file that holds it, where it is kept apart from the dump.
     pub path: Option<PathBuf>,
-    /// What it says of the kernel's end.
+    /// What it says of the kernel's end: the panic, and the fault that led to it.
     pub panic: Option<String>,
     /// Its end, at most [`LOG_TAIL_BYTES`].
     pub tail: String,
@@ -469,15 +469,17 @@ fn read_log(kernel: &Kernel<'_>) -> Result<(Vec<u8>, KernelLog), String> {
     let log = kernel.log().map_err(|error| error.to_string())?;
     let text = log.text();
     let told = events(&log);
-    let last = told.iter().rev();
-    let panic = last
-        .clone()
-        .find(|event| event.kind == EventKind::Panic)
-        .or_else(|| last.clone().find(|event| event.kind != EventKind::Warning));
+    let Ending { panic, cause } = ending(&told);
+    // "Fatal exception" alone says nothing of what it was.
+    let title = |event: &Event| guest_text::line(&event.title);
+    let end = match (panic.map(title), cause.map(title)) {
+        (Some(panic), Some(cause)) => Some(format!("{panic}, after {cause}")),
+        (panic, cause) => panic.or(cause),
+    };
     let tail = &text[text.len().saturating_sub(LOG_TAIL_BYTES)..];
     let log = KernelLog {
         path: None,
-        panic: panic.map(|event| guest_text::line(&event.title)),
+        panic: end,
         tail: guest_text::lines(&String::from_utf8_lossy(tail)),
     };
     Ok((text, log))

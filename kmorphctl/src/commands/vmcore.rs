@@ -33,6 +33,11 @@ pub(super) fn analyze(out: &mut Output, args: &AnalyzeArgs) -> Result<Exit, Fail
     if args.log {
         return log(out, path, &dump);
     }
+    if let Some(vmlinux) = &args.vmlinux {
+        // drgn would wait for the other end of a FIFO.
+        kmorph_files::open_named(vmlinux, u64::MAX)
+            .map_err(|error| Failure::invalid(error.to_string()))?;
+    }
     let options = AnalysisOptions { scan: args.scan };
     let report = analysis::analyse(&dump, options).map_err(|error| refused(path, &error))?;
     let tasks = args
@@ -47,9 +52,9 @@ pub(super) fn analyze(out: &mut Output, args: &AnalyzeArgs) -> Result<Exit, Fail
             show_tasks(out, tasks)?;
         }
     }
-    match tasks {
-        Some(Err(error)) => Err(no_tasks(&error)),
-        _ => verdict(path, &report.file),
+    match (verdict(path, &report.file), tasks) {
+        (Ok(_), Some(Err(error))) => Err(no_tasks(&error)),
+        (verdict, _) => verdict,
     }
 }
 
@@ -90,7 +95,8 @@ fn log(out: &mut Output, path: &Path, dump: &Dump) -> Result<Exit, Failure> {
     } else {
         out.bytes(&log.text())?;
     }
-    Ok(Exit::Ok)
+    let file = FileReport::of(dump).map_err(|error| refused(path, &error))?;
+    verdict(path, &file)
 }
 
 fn json(

@@ -7,6 +7,8 @@ use crate::kernel::{Kernel, START_KERNEL_MAP};
 
 /// Bytes of a stack that are looked at: the kernel's stacks have 16 KiB.
 const STACK_MAX_BYTES: usize = 16 << 10;
+/// Most CPUs of which the stack is looked at: hostile notes have thousands.
+const STACKS_MAX: usize = 512;
 /// Most addresses of one stack.
 const STACK_ADDRESSES_MAX: usize = 24;
 /// Functions in which an idle CPU waits.
@@ -35,7 +37,7 @@ pub(super) fn report(
         .is_some_and(|place| IDLE.iter().any(|name| place.symbol.starts_with(name)));
     let in_kernel = r.cs.get() & 3 == 0;
     let stack = match (kernel, symbols, code) {
-        (Some(kernel), Some(symbols), Some(code)) if in_kernel => {
+        (Some(kernel), Some(symbols), Some(code)) if in_kernel && index < STACKS_MAX => {
             stack(kernel, symbols, code, r.rsp.get())
         }
         _ => Vec::new(),

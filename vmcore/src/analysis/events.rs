@@ -17,9 +17,10 @@
 
 use serde::Serialize;
 
+use super::titles::{is_die, title};
 use crate::kernel::log::Log;
 
-/// Most events that are kept: the first and, beyond that, none, but for the panic.
+/// Most events that are kept: as many of the first as of the last.
 const EVENTS_MAX: usize = 64;
 /// Most calls of one event.
 const CALLS_MAX: usize = 256;
@@ -91,106 +92,143 @@ impl Event {
     }
 }
 
-/// How the lines that begin an event begin.
-const TITLES: [(&str, EventKind); 13] = [
-    ("Kernel panic - not syncing: ", EventKind::Panic),
-    ("BUG: soft lockup", EventKind::Lockup),
-    ("watchdog: BUG: soft lockup", EventKind::Lockup),
-    ("watchdog: CPU", EventKind::Lockup),
-    ("INFO: task ", EventKind::Lockup),
-    ("rcu: INFO: ", EventKind::Lockup),
-    ("BUG: ", EventKind::Oops),
-    ("kernel BUG at ", EventKind::Oops),
-    ("general protection fault", EventKind::Oops),
-    ("divide error: ", EventKind::Oops),
-    ("invalid opcode: ", EventKind::Oops),
-    ("Oops: ", EventKind::Oops),
-    ("WARNING: ", EventKind::Warning),
-];
-
-/// The event that a line begins.
-fn title(line: &str) -> Option<EventKind> {
-    let title = TITLES.iter().find(|(start, _)| line.starts_with(start));
-    title.map(|(_, kind)| *kind)
-}
-
-/// The events of a log.
+/// The events of a log. What programs wrote into it counts for nothing, whatever it looks like, and only the first
+/// line of a message begins an event.
 pub fn events(log: &Log) -> Vec<Event> {
     let mut reader = Reader::default();
-    for record in &log.records {
-        for line in String::from_utf8_lossy(&record.text).lines() {
-            reader.line(line, record.time_ns);
+    for record in log.records.iter().filter(|record| record.is_of_kernel()) {
+        let text = String::from_utf8_lossy(&record.text);
+        let lines = text.lines().skip_while(|line| line.is_empty());
+        for (number, line) in lines.enumerate() {
+            let kind = title(line).filter(|_| number == 0);
+            reader.line(line, kind, record.time_ns, record.caller);
         }
     }
-    reader.done
+    reader.done.into_iter().map(|open| open.event).collect()
 }
 
-#[derive(Default)]
-struct Reader {
-    done: Vec<Event>,
-    /// Lines go to the last event.
+/// An event that is read.
+struct Open {
+    event: Event,
+    /// The task or CPU that told of it: others' lines may stand in between.
+    caller: u32,
+    /// Lines go to it still.
     open: bool,
     in_trace: bool,
     /// The registers that follow are not the kernel's at that moment.
     registers_over: bool,
 }
 
+#[derive(Default)]
+struct Reader {
+    done: Vec<Open>,
+}
+
 impl Reader {
-    fn line(&mut self, line: &str, time_ns: u64) {
-        if let Some(kind) = title(line) {
-            if !self.continues(line, kind) {
-                self.begin(kind, line, time_ns);
+    fn line(&mut self, line: &str, kind: Option<EventKind>, time_ns: u64, caller: u32) {
+        // The last that this caller told of.
+        let mut told = self.done.iter_mut().rev();
+        let last = told.find(|event| event.caller == caller);
+        let last = last.filter(|event| event.open);
+        if let Some(kind) = kind {
+            if !last.is_some_and(|last| last.goes_on_with(line, kind)) {
+                self.begin(kind, line, time_ns, caller);
             }
             return;
         }
-        if !self.open {
-            return;
+        if let Some(last) = last {
+            last.line(line);
         }
+    }
+
+    fn begin(&mut self, kind: EventKind, title: &str, time_ns: u64, caller: u32) {
+        if self.done.len() == EVENTS_MAX {
+            self.done.remove(EVENTS_MAX / 2);
+        }
+        self.done.push(Open {
+            event: Event::new(kind, title, time_ns),
+            caller,
+            open: true,
+            in_trace: false,
+            registers_over: false,
+        });
+    }
+}
+
+impl Open {
+    fn line(&mut self, line: &str) {
         if line.starts_with("---[ end ") {
             self.open = false;
-            return;
-        }
-        let Some(event) = self.done.last_mut() else {
-            return;
-        };
-        if line == "Call Trace:" {
+        } else if line == "Call Trace:" {
             self.in_trace = true;
             self.registers_over = true;
         } else if self.in_trace && line.starts_with(' ') {
-            if event.call_trace.len() < CALLS_MAX {
-                event.call_trace.push(cut(line.trim()));
+            if self.event.call_trace.len() < CALLS_MAX {
+                self.event.call_trace.push(cut(line.trim()));
             }
         } else {
             self.in_trace = false;
             if line.starts_with("RIP: 0033:") {
                 self.registers_over = true;
             }
-            detail(event, line, self.registers_over);
+            detail(&mut self.event, line, self.registers_over);
         }
     }
 
-    /// `Oops:` is the second line of a fault whose first line names it better.
-    fn continues(&self, line: &str, kind: EventKind) -> bool {
-        let last = self.done.last().filter(|_| self.open);
-        kind == EventKind::Oops
-            && line.starts_with("Oops: ")
-            && last.is_some_and(|e| e.kind == EventKind::Oops && e.rip.is_none())
+    /// What `die()` writes is the second line of a fault whose first line names it better: "BUG: unable to handle page
+    /// fault", or "kernel BUG at", which is an invalid opcode to the CPU.
+    fn goes_on_with(&self, line: &str, kind: EventKind) -> bool {
+        let same = kind == EventKind::Oops && self.event.kind == EventKind::Oops;
+        same && is_die(line) && self.event.rip.is_none()
     }
+}
 
-    fn begin(&mut self, kind: EventKind, title: &str, time_ns: u64) {
-        self.open = true;
-        self.in_trace = false;
-        self.registers_over = false;
-        let event = Event::new(kind, title, time_ns);
-        if self.done.len() < EVENTS_MAX {
-            self.done.push(event);
-        } else if kind == EventKind::Panic {
-            self.done.pop();
-            self.done.push(event);
-        } else {
-            self.open = false;
-        }
+/// How a kernel ended, by its events: the last panic, and what led to it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ending<'a> {
+    /// The last panic.
+    pub panic: Option<&'a Event>,
+    /// What led to it. Without a panic, the last fault or lockup: the kernel may have gone on.
+    pub cause: Option<&'a Event>,
+}
+
+/// How a panic that follows a fault says so: those are the kernel's last words after an oops, a warning or a lockup
+/// that it does not bear. Every other panic tells its own reason: what was in the log before did not end the kernel.
+const FOLLOWS: [(&str, &[EventKind]); 11] = [
+    ("Fatal exception", &[EventKind::Oops]),
+    ("Machine halted", &[EventKind::Oops]),
+    ("Aiee, killing interrupt handler", &[EventKind::Oops]),
+    ("Attempted to kill ", &[EventKind::Oops]),
+    ("kernel stack overflow", &[EventKind::Oops]),
+    ("stack guard hit", &[EventKind::Oops]),
+    ("invalid or fatal FRED event", &[EventKind::Oops]),
+    ("panic_on_warn", &[EventKind::Warning, EventKind::Oops]),
+    ("softlockup: hung tasks", &[EventKind::Lockup]),
+    ("hung_task: blocked tasks", &[EventKind::Lockup]),
+    ("RCU Stall", &[EventKind::Lockup]),
+];
+
+/// How a kernel ended. `events` are in the order in which they happened.
+pub fn ending(events: &[Event]) -> Ending<'_> {
+    let is_panic = |event: &Event| event.kind == EventKind::Panic;
+    let Some(at) = events.iter().rposition(is_panic) else {
+        return Ending {
+            panic: None,
+            cause: last_of(events, &[EventKind::Oops, EventKind::Lockup]),
+        };
+    };
+    let (before, panic) = (&events[..at], &events[at]);
+    let mut follows = FOLLOWS.iter();
+    let follows = follows.find(|(says, _)| panic.title.contains(says));
+    Ending {
+        panic: Some(panic),
+        cause: follows.and_then(|(_, kinds)| last_of(before, kinds)),
     }
+}
+
+fn last_of<'a>(events: &'a [Event], kinds: &[EventKind]) -> Option<&'a Event> {
+    let mut newest = events.iter().rev();
+    newest.find(|event| kinds.contains(&event.kind))
 }
 
 /// A line of an event that tells more of it. The first of each kind counts.
@@ -283,6 +321,7 @@ mod tests {
         let record = |(n, line): (usize, &str)| Record {
             time_ns: n as u64,
             caller: 0,
+            facility: 0,
             text: line.as_bytes().to_vec(),
         };
         Log {
@@ -351,7 +390,7 @@ Kernel Offset: 0x15400000
     }
 
     #[test]
-    fn a_log_full_of_warnings_still_ends_with_its_panic() {
+    fn a_log_full_of_warnings_still_ends_with_its_fault_and_its_panic() {
         let text = "WARNING: CPU: 0 PID: 1 at x.c:1 f+0x1/0x2\n".repeat(1000) + OOPS;
         let events = events(&log(&text));
         assert_eq!(events.len(), EVENTS_MAX);
@@ -359,5 +398,130 @@ Kernel Offset: 0x15400000
             events[EVENTS_MAX - 1].title,
             "Kernel panic - not syncing: Fatal exception"
         );
+        assert!(told(&text).1.unwrap().contains("NULL pointer"));
+    }
+
+    /// Title of the panic, and of what led to it.
+    fn told(text: &str) -> (Option<String>, Option<String>) {
+        ended(&log(text))
+    }
+
+    fn ended(log: &Log) -> (Option<String>, Option<String>) {
+        let events = events(log);
+        let ending = ending(&events);
+        let title = |event: &Event| event.title.clone();
+        (ending.panic.map(title), ending.cause.map(title))
+    }
+
+    #[test]
+    fn the_cause_is_the_last_fault_before_the_last_panic() {
+        let text = "\
+BUG: unable to handle page fault for address: ffff000000000001
+Oops: 0000 [#1] SMP
+RIP: 0010:one+0x1/0x2
+---[ end trace 0000000000000000 ]---
+INFO: task a:1 blocked for more than 3 seconds.
+general protection fault, probably for non-canonical address 0xdead: 0000 [#2] SMP
+RIP: 0010:two+0x1/0x2
+---[ end trace 0000000000000000 ]---
+Kernel panic - not syncing: Fatal exception
+";
+        let (panic, cause) = told(text);
+        assert_eq!(
+            panic.as_deref(),
+            Some("Kernel panic - not syncing: Fatal exception")
+        );
+        assert!(cause.unwrap().starts_with("general protection fault"));
+    }
+
+    #[test]
+    fn a_fault_that_the_kernel_bore_is_not_the_cause_of_a_panic_of_another_kind() {
+        let bore = OOPS.split("Kernel panic").next().unwrap();
+        let hung = "INFO: task crasher:91 blocked for more than 3 seconds.\n";
+        let end = "Kernel panic - not syncing: sysrq triggered crash\n";
+        for before in [bore, hung] {
+            let (panic, cause) = told(&format!("{before}{end}"));
+            assert_eq!((panic.as_deref(), cause), (Some(end.trim_end()), None));
+        }
+        // The lockup is what this one is about.
+        let end = "Kernel panic - not syncing: hung_task: blocked tasks\n";
+        assert_eq!(
+            told(&format!("{bore}{hung}{end}")).1.as_deref(),
+            Some(hung.trim_end())
+        );
+    }
+
+    #[test]
+    fn a_bug_and_the_invalid_opcode_behind_it_are_one_event() {
+        for die in [
+            "invalid opcode: 0000 [#1] SMP",
+            "Oops: invalid opcode: 0000 [#1] SMP",
+        ] {
+            let text = format!("kernel BUG at mm/slub.c:435!\n{die}\nRIP: 0010:f+0x1/0x2\n");
+            let events = events(&log(&text));
+            assert_eq!(events.len(), 1, "{events:?}");
+            assert_eq!(events[0].title, "kernel BUG at mm/slub.c:435!");
+            assert_eq!(events[0].rip.as_deref(), Some("f+0x1/0x2"));
+        }
+    }
+
+    /// Linux 6.1 on a stack that is not there: `die()` has no "Oops: " there.
+    #[test]
+    fn a_double_fault_is_the_cause_of_the_panic_behind_it() {
+        for die in [
+            "double fault: 0000 [#1] PREEMPT SMP NOPTI",
+            "Oops: double fault: 0000 [#1] SMP",
+        ] {
+            for told_before in ["traps: PANIC: double fault, error_code: 0x0\n", ""] {
+                let text = format!(
+                    "{told_before}{die}\nCPU: 0 PID: 81 Comm: a Not tainted\nRIP: 0010:f+0x250/0x5e0\n\
+                     ---[ end trace 0000000000000000 ]---\n\
+                     Kernel panic - not syncing: Fatal exception in interrupt\n"
+                );
+                let events = events(&log(&text));
+                assert_eq!(events.len(), 2, "{events:?}");
+                let cause = ending(&events).cause.unwrap();
+                assert!(cause.title.contains("double fault"), "{cause:?}");
+                assert_eq!((cause.cpu, cause.pid), (Some(0), Some(81)));
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_program_writes_counts_for_nothing_and_another_cpu_does_not_mix_in() {
+        let record = |facility: u8, caller: u32, text: &str| Record {
+            time_ns: 0,
+            caller,
+            facility,
+            text: text.as_bytes().to_vec(),
+        };
+        let log = Log {
+            records: vec![
+                record(1, 9, "Kernel panic - not syncing: a fake by a program"),
+                record(
+                    0,
+                    7,
+                    "a name of a program\nKernel panic - not syncing: fake",
+                ),
+                record(
+                    0,
+                    7,
+                    "BUG: kernel NULL pointer dereference, address: 0000000000000008",
+                ),
+                record(0, 8, "RIP: 0010:another+0x1/0x2"),
+                record(1, 7, "RIP: 0010:fake+0x1/0x2"),
+                record(0, 7, "Oops: 0002 [#1] PREEMPT SMP NOPTI"),
+                record(0, 7, "RIP: 0010:real+0x1/0x2"),
+                record(0, 7, "Kernel panic - not syncing: Fatal exception"),
+                record(3, 9, "BUG: a fake at the end"),
+            ],
+            ..Log::default()
+        };
+        let all = events(&log);
+        assert_eq!(all.len(), 2, "{all:?}");
+        assert_eq!(all[0].rip.as_deref(), Some("real+0x1/0x2"));
+        let (panic, cause) = ended(&log);
+        assert!(panic.unwrap().ends_with(": Fatal exception"));
+        assert!(cause.unwrap().ends_with("address: 0000000000000008"));
     }
 }

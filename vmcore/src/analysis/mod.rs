@@ -6,6 +6,7 @@ pub mod events;
 mod report;
 mod taint;
 pub mod tasks;
+mod titles;
 
 pub use report::{
     CpuReport, CrashReport, FileReport, KernelReport, LogReport, MemoryReport, ModulesReport,
@@ -19,7 +20,7 @@ use crate::kernel::pages::{PageCounts, PageKind, Pages};
 use crate::kernel::symbols::Symbols;
 use crate::kernel::{Kernel, Origin, VmcoreInfo};
 use crate::memory::{PAGE, PAGE_BYTES, PhysRange, PhysicalMemory};
-use events::{Event, EventKind};
+use events::Event;
 
 /// Longest text that is taken from the kernel's memory, bytes.
 const TEXT_MAX_BYTES: usize = 4096;
@@ -72,6 +73,12 @@ pub fn analyse(dump: &Dump, options: AnalysisOptions) -> Result<Report, DumpErro
         problems.push("the registers of the CPUs: the dump has no notes of them".to_owned());
     }
     report.problems = problems;
+    // A page that cannot be unpacked is missed as one that is not there; `scan` alone reads them.
+    if options.scan && report.memory.unreadable.is_some_and(|pages| pages > 0) {
+        report.file.complete = false;
+        let because = "pages that are in it cannot be read";
+        report.file.incomplete_because.get_or_insert(because);
+    }
     Ok(report)
 }
 
@@ -127,6 +134,18 @@ impl Found {
     }
 }
 
+impl FileReport {
+    /// Tells of the file alone, without a look at the memory in it. Reads every descriptor, and all of the file when
+    /// it has a checksum.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read.
+    pub fn of(dump: &Dump) -> Result<Self, DumpError> {
+        file(dump)
+    }
+}
+
 fn file(dump: &Dump) -> Result<FileReport, DumpError> {
     let incomplete_because = match dump.completeness() {
         Completeness::Complete => None,
@@ -151,7 +170,7 @@ fn file(dump: &Dump) -> Result<FileReport, DumpError> {
         },
         packings: packings.into_iter().map(|packing| packing.name()).collect(),
         level: dump.level(),
-        written_by_kmorph: dump.notes().own.is_some(),
+        written_by_kmorph: dump.own().is_some(),
     })
 }
 
@@ -196,7 +215,8 @@ fn describe(
 
 /// What the log says behind `prefix`, where it says it first.
 fn line_behind(log: &Log, prefix: &str) -> Option<String> {
-    log.records.iter().find_map(|record| {
+    let mut records = log.records.iter().filter(|record| record.is_of_kernel());
+    records.find_map(|record| {
         let text = record.text.strip_prefix(prefix.as_bytes())?;
         let text = &text[..text.len().min(TEXT_MAX_BYTES)];
         Some(String::from_utf8_lossy(text).into_owned())
@@ -219,14 +239,11 @@ fn modules(kernel: Option<&Kernel<'_>>, found: &Found, events: &[Event]) -> Opti
 
 fn crash(kernel: Option<&Kernel<'_>>, log: Option<&Log>, events: Vec<Event>) -> CrashReport {
     const PANIC: &str = "Kernel panic - not syncing: ";
-    let panic = events.iter().find(|event| event.kind == EventKind::Panic);
-    let cause = events
-        .iter()
-        .find(|event| matches!(event.kind, EventKind::Oops | EventKind::Lockup));
+    let ending = events::ending(&events);
     let text = |event: &Event| event.title.trim_start_matches(PANIC).to_owned();
     CrashReport {
-        panic: panic.map(text),
-        cause: cause.map(text),
+        panic: ending.panic.map(text),
+        cause: ending.cause.map(text),
         uptime_at_least_ns: log.and_then(|log| log.records.iter().map(|r| r.time_ns).max()),
         time_unix_s: kernel.and_then(|kernel| kernel.info().crash_time()),
         events,
@@ -254,7 +271,7 @@ fn memory(
     let pages =
         kernel.and_then(|kernel| noted(Pages::of(kernel), "what the pages are used for", problems));
     let kinds = pages.map(|pages| pages.count(dump.ranges()));
-    let own = dump.notes().own;
+    let own = dump.own();
     let left_out = match own {
         Some(own) => Some(PageCounts {
             free: own.free.get(),
@@ -317,6 +334,13 @@ fn scan(dump: &Dump) -> Scanned {
     for range in dump.ranges() {
         let mut at = dump.next_present(range.start, range.end);
         while at < range.end {
+            // A hole in the file.
+            let data = dump.next_data(at, range.end);
+            if data > at {
+                scanned.zero += (data - at) / PAGE;
+                at = dump.next_present(data, range.end);
+                continue;
+            }
             let upto = range.end.min(at + (SCAN_PAGES * PAGE_BYTES) as u64);
             // SCAN_PAGES fits.
             let part = &mut buf[..usize::try_from(upto - at).unwrap_or(0)];

@@ -85,7 +85,7 @@ pub struct TaintReport {
 pub struct CrashReport {
     /// What the panic said.
     pub panic: Option<String>,
-    /// What led to it: the first fault in the log that is more than a warning.
+    /// What led to it: the last fault before the panic, where the panic says that it follows one.
     pub cause: Option<String>,
     /// Time from boot to the last message of the log: the kernel lived at least so long.
     pub uptime_at_least_ns: Option<u64>,

@@ -22,6 +22,9 @@ pub enum Compression {
 }
 
 impl Compression {
+    /// Each of them.
+    pub(crate) const ALL: [Self; 5] = [Self::None, Self::Zlib, Self::Lzo, Self::Snappy, Self::Zstd];
+
     /// Its bit in a page's descriptor and in the file's status.
     pub(crate) const fn flag(self) -> u32 {
         match self {

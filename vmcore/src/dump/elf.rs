@@ -2,7 +2,7 @@
 
 use super::layout::{
     ELF_IDENT, ELF_INCOMPLETE, EM_X86_64, ET_CORE, ElfHeader, PN_XNUM, PT_LOAD, PT_NOTE,
-    ProgramHeader, SectionHeader,
+    ProgramHeader, SHT_NOBITS, SHT_NULL, SectionHeader,
 };
 use super::notes::Notes;
 use crate::bytes::{self, Bytes};
@@ -30,8 +30,10 @@ pub(crate) struct Elf {
     /// Sorted, disjoint; they may begin and end within a page.
     extents: Vec<Extent>,
     ranges: Vec<PhysRange>,
-    /// The writer said that it did not finish, or memory lies behind the end of the file.
-    pub(crate) unfinished: Option<&'static str>,
+    /// Memory that is not in the file, although the headers say so.
+    pub(crate) missing: Option<&'static str>,
+    /// Its writer marked it as incomplete.
+    pub(crate) marked: bool,
 }
 
 impl Elf {
@@ -42,8 +44,8 @@ impl Elf {
         let mut notes = Notes::default();
         let mut extents = Vec::new();
         let mut ranges = Vec::new();
-        let mut unfinished = (header.flags.get() & ELF_INCOMPLETE != 0)
-            .then_some("its writer marked it as incomplete");
+        let mut loaded = Vec::new();
+        let mut unheld = None;
         for (at, segment) in segments(&*file, &header)? {
             let damaged = |what| DumpError::Damaged { offset: at, what };
             let offset = segment.offset.get();
@@ -53,6 +55,7 @@ impl Elf {
                 // A virtual address alone, as in /proc/kcore, says nothing of memory.
                 PT_LOAD if segment.paddr.get() == u64::MAX => {}
                 PT_LOAD => {
+                    loaded.push((segment.vaddr.get(), segment.paddr.get()));
                     let start = segment.paddr.get();
                     let memory = segment.memsz.get().max(in_file);
                     let end = start.checked_add(memory);
@@ -65,7 +68,9 @@ impl Elf {
                     ranges.push(PhysRange { start, end });
                     let missing = file_end.saturating_sub(file.len()).min(in_file);
                     if missing > 0 {
-                        unfinished = Some("the file ends before the memory does");
+                        unheld = Some("the file ends before the memory does");
+                    } else if in_file > 0 && !file.holds(offset, in_file) {
+                        unheld = Some("no record of the flattened file holds a part of it");
                     }
                     let phys = PhysRange {
                         start,
@@ -79,15 +84,34 @@ impl Elf {
                 _ => {}
             }
         }
+        if !sections_are_there(&*file, &header)? {
+            unheld = Some("the file ends before its sections do");
+        }
+        if notes.of_a_process || is_of_a_process(&loaded) {
+            return Err(DumpError::NotADump("the core of a process"));
+        }
+        let marked = header.flags.get() & ELF_INCOMPLETE != 0;
+        if ranges.is_empty() && !marked {
+            return Err(DumpError::NotADump("an ELF core without memory"));
+        }
         let ranges = normalised(ranges);
         if ranges.iter().map(PhysRange::len).sum::<u64>() > MEMORY_MAX_BYTES {
             return Err(DumpError::Unsupported("more than 64 TiB of memory"));
         }
+        let extents = disjoint(extents);
+        // Each byte of the file is one of memory at most; else a small file has any amount of it to be looked at.
+        if extents.iter().map(|e| e.phys.len()).sum::<u64>() > file.len() {
+            return Err(DumpError::Damaged {
+                offset: header.phoff.get(),
+                what: "segments that have the same bytes of the file for different memory",
+            });
+        }
         let elf = Self {
             file,
-            extents: disjoint(extents),
+            extents,
             ranges,
-            unfinished,
+            missing: unheld,
+            marked,
         };
         Ok((elf, notes))
     }
@@ -96,6 +120,35 @@ impl Elf {
     pub(crate) fn file(&self) -> &dyn Bytes {
         &*self.file
     }
+}
+
+/// False when a section lies behind the end of the file. They tell nothing of memory, but QEMU's stand behind it.
+fn sections_are_there(file: &dyn Bytes, header: &ElfHeader) -> Result<bool, DumpError> {
+    let start = header.shoff.get();
+    if start == 0 || usize::from(header.shentsize.get()) != size_of::<SectionHeader>() {
+        return Ok(true);
+    }
+    for index in 0..u64::from(header.shnum.get()) {
+        let at = start.saturating_add(index * size_of::<SectionHeader>() as u64);
+        let section: SectionHeader = match bytes::read_struct(file, at, "a section header") {
+            Err(DumpError::CutOff { .. }) => return Ok(false),
+            other => other?,
+        };
+        // The first has no kind.
+        let in_file = !matches!(section.kind.get(), SHT_NULL | SHT_NOBITS);
+        let end = section.offset.get().saturating_add(section.size.get());
+        if in_file && end > file.len() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// A process has virtual addresses, and no physical ones: all are 0. A kernel has one segment at 0 at most.
+fn is_of_a_process(loaded: &[(u64, u64)]) -> bool {
+    loaded.len() > 1
+        && loaded.iter().all(|(_, paddr)| *paddr == 0)
+        && loaded.windows(2).any(|two| two[0].0 != two[1].0)
 }
 
 fn check(header: &ElfHeader) -> Result<(), DumpError> {
@@ -122,11 +175,27 @@ fn check(header: &ElfHeader) -> Result<(), DumpError> {
 /// The program headers, each with its place in the file.
 fn segments(file: &dyn Bytes, header: &ElfHeader) -> Result<Vec<(u64, ProgramHeader)>, DumpError> {
     let count = match header.phnum.get() {
+        // A file that its writer had to leave may have none yet.
+        0 if header.flags.get() & ELF_INCOMPLETE == 0 => {
+            return Err(DumpError::NotADump("an ELF core without program headers"));
+        }
         PN_XNUM => {
             let at = header.shoff.get();
-            bytes::read_struct::<SectionHeader>(file, at, "the first section header")?
-                .info
-                .get()
+            if at < size_of::<ElfHeader>() as u64 {
+                return Err(DumpError::NotADump(
+                    "an ELF core whose program headers are counted in a section that is not there",
+                ));
+            }
+            let section: SectionHeader = bytes::read_struct(file, at, "the first section header")?;
+            match section.info.get() {
+                count if count >= u32::from(PN_XNUM) => count,
+                _ => {
+                    return Err(DumpError::Damaged {
+                        offset: at,
+                        what: "a section that counts fewer program headers than need it",
+                    });
+                }
+            }
         }
         count => u32::from(count),
     };
@@ -173,6 +242,19 @@ fn disjoint(mut extents: Vec<Extent>) -> Vec<Extent> {
 impl PhysicalMemory for Elf {
     fn ranges(&self) -> &[PhysRange] {
         &self.ranges
+    }
+
+    /// Behind a hole in the file.
+    fn next_data(&self, phys: u64, end: u64) -> u64 {
+        let index = self.extents.partition_point(|e| e.phys.end <= phys);
+        let extent = self.extents.get(index);
+        let Some(extent) = extent.filter(|e| e.phys.contains(phys)) else {
+            return phys;
+        };
+        let offset = extent.file_offset + (phys - extent.phys.start);
+        let hole = self.file.next_data(offset).saturating_sub(offset);
+        let data = phys.saturating_add(hole).min(extent.phys.end);
+        (data & !(PAGE - 1)).clamp(phys, end.max(phys))
     }
 
     fn next_present(&self, phys: u64, end: u64) -> u64 {
@@ -231,7 +313,8 @@ impl Elf {
                 || after.is_some_and(|e| e.phys.start - page < PAGE);
             if !reached {
                 let phys = page.max(phys);
-                let known = self.ranges.iter().any(|range| range.contains(phys));
+                let next = self.ranges.partition_point(|range| range.end <= phys);
+                let known = self.ranges.get(next).is_some_and(|r| r.contains(phys));
                 return Err(match known {
                     true => MemoryError::LeftOut { phys },
                     false => MemoryError::Absent { phys },

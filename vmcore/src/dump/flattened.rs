@@ -165,6 +165,31 @@ impl Bytes for Unflattened {
         self.len
     }
 
+    fn holds(&self, offset: u64, length: u64) -> bool {
+        let Some(end) = offset.checked_add(length) else {
+            return false;
+        };
+        let mut at = offset;
+        let mut index = self.find(offset);
+        while at < end {
+            match self.pieces.get(index) {
+                Some(piece) if piece.start <= at => at = piece.end,
+                _ => return false,
+            }
+            index += 1;
+        }
+        if let Ok(mut last) = self.last.lock() {
+            *last = index.saturating_sub(1);
+        }
+        true
+    }
+
+    /// The record that begins next, where none holds the place.
+    fn next_data(&self, offset: u64) -> u64 {
+        let piece = self.pieces.get(self.find(offset));
+        piece.map_or(self.len.max(offset), |piece| piece.start.max(offset))
+    }
+
     /// What no record wrote is zero, as in a sparse file.
     fn read_exact_at(&self, mut buf: &mut [u8], mut offset: u64) -> std::io::Result<()> {
         let mut index = self.find(offset);

@@ -6,6 +6,7 @@ use zerocopy::FromBytes;
 
 use super::layout::{KDUMP_INCOMPLETE, KDUMP_VERSION, KdumpHeader, KdumpSubHeader, PageDescriptor};
 use super::notes::{Notes, VMCOREINFO_MAX_BYTES};
+use super::whole;
 use crate::bytes::{self, Bytes};
 use crate::compression::{self, Compression};
 use crate::error::{DumpError, MemoryError};
@@ -16,7 +17,7 @@ const PAGES_MAX: u64 = 1 << 34;
 /// Pages that one block of a bitmap tells of.
 pub(crate) const PAGES_PER_BLOCK: u64 = PAGE * 8;
 /// Most bytes of a packed page: what does not shrink is not packed, but QEMU may store a little more.
-const PACKED_MAX_BYTES: u32 = 2 * PAGE_U32;
+pub(super) const PACKED_MAX_BYTES: u32 = 2 * PAGE_U32;
 /// Blocks of the bitmap that are kept, 4 KiB each: each thread that reads has its own stretch.
 const BLOCKS_KEPT: usize = 16;
 /// Most stretches of memory that are told apart.
@@ -30,21 +31,16 @@ type Kept = (u64, Box<[u8; PAGE_BYTES]>);
 /// A kdump-compressed file.
 pub(crate) struct Kdump {
     file: Box<dyn Bytes>,
-    /// Pages told of: the first page that is not.
-    pages_end: u64,
-    /// Where the bitmap of the pages in the file begins.
-    bitmap: u64,
-    /// Where the descriptors begin.
-    descriptors: u64,
+    pub(super) places: Places,
     /// For each block of the bitmap: pages in the file before it.
     before: Vec<u64>,
-    ranges: Vec<PhysRange>,
+    pub(super) ranges: Vec<PhysRange>,
     /// Blocks of the bitmap that were read last, at their number modulo [`BLOCKS_KEPT`].
     kept: Mutex<Vec<Option<Kept>>>,
     /// Kinds of pages that its writer left out, as makedumpfile's `-d`.
     pub(crate) level: u32,
-
-    pub(crate) unfinished: Option<&'static str>,
+    /// Its writer marked it as incomplete.
+    pub(crate) marked: bool,
     pub(crate) phys_base: u64,
     pub(crate) utsname: [[u8; 65]; 6],
 }
@@ -58,28 +54,14 @@ impl Kdump {
         let notes = read_notes(&*file, &sub)?;
         let ranges = memory_ranges(&*file, &places)?;
         let before = pages_before(&*file, &places)?;
-        let dumped = before.last().copied().unwrap_or(0);
-        let descriptors_end = dumped
-            .checked_mul(size_of::<PageDescriptor>() as u64)
-            .and_then(|length| length.checked_add(places.descriptors));
-        let status = header.status.get();
-        let unfinished = if status & KDUMP_INCOMPLETE != 0 {
-            Some("its writer marked it as incomplete")
-        } else if descriptors_end.is_none_or(|end| end > file.len()) {
-            Some("the file ends before the memory does")
-        } else {
-            None
-        };
         let kdump = Self {
             file,
-            pages_end: places.pages_end,
-            bitmap: places.second,
-            descriptors: places.descriptors,
+            places,
             before,
             ranges,
             kept: Mutex::new(vec![None; BLOCKS_KEPT]),
             level: sub.dump_level.get(),
-            unfinished,
+            marked: header.status.get() & KDUMP_INCOMPLETE != 0,
             phys_base: sub.phys_base.get(),
             utsname: header.utsname,
         };
@@ -89,6 +71,11 @@ impl Kdump {
     /// The file below.
     pub(crate) fn file(&self) -> &dyn Bytes {
         &*self.file
+    }
+
+    /// What is missing in the file; `None` when all is there. Reads 24 bytes for each page.
+    pub(crate) fn missing(&self) -> Option<&'static str> {
+        whole::missing(self)
     }
 
     /// Pages in the file.
@@ -113,7 +100,7 @@ impl Kdump {
 
     /// How many pages in the file come before this one; `None` when it is not in the file.
     fn rank(&self, pfn: u64) -> Result<Option<u64>, DumpError> {
-        if pfn >= self.pages_end {
+        if pfn >= self.places.pages_end {
             return Ok(None);
         }
         let block = pfn / PAGES_PER_BLOCK;
@@ -126,7 +113,7 @@ impl Kdump {
             Some((number, bits)) if *number == block => bits,
             _ => {
                 let mut bits = Box::new([0; PAGE_BYTES]);
-                let at = self.bitmap + block * PAGE;
+                let at = self.places.second + block * PAGE;
                 bytes::read(&*self.file, at, &mut bits[..], "the bitmap")?;
                 &mut place.insert((block, bits)).1
             }
@@ -141,7 +128,7 @@ impl Kdump {
     }
 
     fn descriptor(&self, rank: u64) -> Result<PageDescriptor, DumpError> {
-        let at = self.descriptors + rank * size_of::<PageDescriptor>() as u64;
+        let at = self.places.descriptors + rank * size_of::<PageDescriptor>() as u64;
         bytes::read_struct(&*self.file, at, "a page's descriptor")
     }
 
@@ -157,7 +144,7 @@ impl Kdump {
         };
         let descriptor = self.descriptor(rank)?;
         let damaged = |what| DumpError::Damaged {
-            offset: self.descriptors + rank * size_of::<PageDescriptor>() as u64,
+            offset: self.places.descriptors + rank * size_of::<PageDescriptor>() as u64,
             what,
         };
         let length = descriptor.bytes.get();
@@ -177,13 +164,18 @@ impl Kdump {
 }
 
 /// Where the parts lie.
-struct Places {
-    pages_end: u64,
-    first: u64,
-    second: u64,
-    descriptors: u64,
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Places {
+    /// Pages told of: the first page that is not.
+    pub(super) pages_end: u64,
+    /// The bitmap of the pages that the machine has.
+    pub(super) first: u64,
+    /// The bitmap of the pages in the file.
+    pub(super) second: u64,
+    /// The descriptors.
+    pub(super) descriptors: u64,
     /// Blocks of one bitmap that matter.
-    blocks: u64,
+    pub(super) blocks: u64,
 }
 
 impl Places {
@@ -271,7 +263,7 @@ fn read_notes(file: &dyn Bytes, sub: &KdumpSubHeader) -> Result<Notes, DumpError
 }
 
 /// Calls `visit` with each block of a bitmap, several read at once.
-fn for_each_block(
+pub(super) fn for_each_block(
     file: &dyn Bytes,
     start: u64,
     blocks: u64,
@@ -284,7 +276,12 @@ fn for_each_block(
             .unwrap_or(AT_ONCE)
             .min(AT_ONCE);
         let part = &mut buf[..PAGE_BYTES * count];
-        bytes::read(file, start + first * PAGE, part, "a bitmap")?;
+        let at = start + first * PAGE;
+        // A hole is zeros.
+        match file.next_data(at) >= at + part.len() as u64 && at + part.len() as u64 <= file.len() {
+            true => part.fill(0),
+            false => bytes::read(file, at, part, "a bitmap")?,
+        }
         for (block, bits) in (first..).zip(part.as_chunks::<PAGE_BYTES>().0) {
             visit(block, bits)?;
         }
@@ -292,23 +289,43 @@ fn for_each_block(
     Ok(())
 }
 
+/// The memory that bits of one block stand for, in runs within words of 64 bits.
+fn runs(block: u64, bits: &[u8; PAGE_BYTES]) -> impl Iterator<Item = PhysRange> {
+    let (words, _) = bits.as_chunks::<8>();
+    let numbered = (block * PAGES_PER_BLOCK / 64..).zip(words);
+    numbered.flat_map(|(number, word)| {
+        let mut word = u64::from_le_bytes(*word);
+        core::iter::from_fn(move || {
+            if word == 0 {
+                return None;
+            }
+            let low = word.trailing_zeros();
+            let run = (word >> low).trailing_ones();
+            let start = (number * 64 + u64::from(low)) * PAGE;
+            let end = start + u64::from(run) * PAGE;
+            word &= u64::MAX.checked_shl(low + run).unwrap_or(0);
+            Some(PhysRange { start, end })
+        })
+    })
+}
+
+/// True when the memory that the bits of one block stand for lies in `ranges`, which are sorted and disjoint.
+pub(super) fn is_within(block: u64, bits: &[u8; PAGE_BYTES], ranges: &[PhysRange]) -> bool {
+    runs(block, bits).all(|run| {
+        let next = ranges.partition_point(|range| range.end <= run.start);
+        let range = ranges.get(next);
+        range.is_some_and(|range| range.start <= run.start && run.end <= range.end)
+    })
+}
+
 /// The memory that the machine has, from the first bitmap.
 fn memory_ranges(file: &dyn Bytes, places: &Places) -> Result<Vec<PhysRange>, DumpError> {
     let mut ranges: Vec<PhysRange> = Vec::new();
     for_each_block(file, places.first, places.blocks, |block, bits| {
-        let (words, _) = bits.as_chunks::<8>();
-        for (number, word) in (block * PAGES_PER_BLOCK / 64..).zip(words) {
-            let mut word = u64::from_le_bytes(*word);
-            while word != 0 {
-                let low = word.trailing_zeros();
-                let run = (word >> low).trailing_ones();
-                let start = (number * 64 + u64::from(low)) * PAGE;
-                let end = start + u64::from(run) * PAGE;
-                match ranges.last_mut() {
-                    Some(last) if last.end == start => last.end = end,
-                    _ => ranges.push(PhysRange { start, end }),
-                }
-                word &= u64::MAX.checked_shl(low + run).unwrap_or(0);
+        for run in runs(block, bits) {
+            match ranges.last_mut() {
+                Some(last) if last.end == run.start => last.end = run.end,
+                _ => ranges.push(run),
             }
         }
         match ranges.len() > RANGES_MAX {
@@ -346,7 +363,7 @@ impl PhysicalMemory for Kdump {
 
     fn next_present(&self, phys: u64, end: u64) -> u64 {
         let mut pfn = phys / PAGE;
-        while pfn < self.pages_end.min(end / PAGE) {
+        while pfn < self.places.pages_end.min(end / PAGE) {
             let block = pfn / PAGES_PER_BLOCK;
             let at = usize::try_from(block).unwrap_or(0);
             let empty = self.before.get(at) == self.before.get(at + 1);

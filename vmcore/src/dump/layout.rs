@@ -34,6 +34,10 @@ pub(crate) const ELF_INCOMPLETE: u32 = 1;
 pub(crate) const PT_LOAD: u32 = 1;
 /// Notes.
 pub(crate) const PT_NOTE: u32 = 4;
+/// A section that is none.
+pub(crate) const SHT_NULL: u32 = 0;
+/// A section that has nothing in the file.
+pub(crate) const SHT_NOBITS: u32 = 8;
 
 /// ELF's file header.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -69,7 +73,7 @@ pub(crate) struct ProgramHeader {
     pub(crate) align: U64,
 }
 
-/// One section of an ELF file; read for its `info` alone.
+/// One section of an ELF file; read for its `info`, and where it ends.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub(crate) struct SectionHeader {

@@ -8,8 +8,11 @@ mod flattened;
 mod kdump;
 pub(crate) mod layout;
 pub(crate) mod notes;
+mod whole;
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use crate::bytes::{self, Bytes, FileBytes};
@@ -98,14 +101,23 @@ pub struct Dump {
 }
 
 impl Dump {
-    /// Opens the file at `path`.
+    /// Opens the regular file or block device at `path`.
     ///
     /// # Errors
     ///
-    /// The outer error when the system does not let the file be opened, the inner when it is no dump that
-    /// can be read.
+    /// The outer error when the system does not let the file be opened, or it is of another kind (it is not waited
+    /// for a FIFO's other end), the inner when it is no dump that can be read.
     pub fn open(path: &Path) -> io::Result<Result<Self, DumpError>> {
-        let file = FileBytes::new(kmorph_files::open_named(path, u64::MAX)?)?;
+        let is_device = std::fs::metadata(path)?.file_type().is_block_device();
+        let file = match is_device {
+            // Should it have become a FIFO meanwhile, opening it waits for nothing, and it is refused below.
+            true => File::options()
+                .read(true)
+                .custom_flags(nix::libc::O_NONBLOCK)
+                .open(path)?,
+            false => kmorph_files::open_named(path, u64::MAX)?,
+        };
+        let file = FileBytes::new(file)?;
         Ok(Self::from_bytes(Box::new(file)))
     }
 
@@ -136,7 +148,7 @@ impl Dump {
         flattened: bool,
         flattened_unfinished: bool,
     ) -> Result<Self, DumpError> {
-        let (inner, notes, format) = if magic.starts_with(&ELF_MAGIC) {
+        let (inner, mut notes, format) = if magic.starts_with(&ELF_MAGIC) {
             let (elf, notes) = Elf::open(file)?;
             let format = if flattened {
                 Format::FlattenedElf
@@ -157,12 +169,16 @@ impl Dump {
                 "it begins neither as an ELF core nor as a kdump-compressed file",
             ));
         };
-        Ok(Self {
+        let dump = Self {
             inner,
-            notes,
+            notes: Notes::default(),
             format,
             flattened_unfinished,
-        })
+        };
+        if notes.own.is_none() && !flattened {
+            notes.search_own(dump.file())?;
+        }
+        Ok(Self { notes, ..dump })
     }
 
     /// Which format it has.
@@ -180,27 +196,49 @@ impl Dump {
         self.file().len()
     }
 
-    /// Whether it has all that was meant to be in it.
+    /// Whether it has all that was meant to be in it. Of a kdump-compressed file every descriptor is read, 24 bytes
+    /// for each page, and every page lies in the file when it is complete; whether a page can be unpacked shows when
+    /// it is read.
     pub fn completeness(&self) -> Completeness {
-        let unfinished = match &self.inner {
-            Inner::Elf(elf) => elf.unfinished,
-            Inner::Kdump(kdump) => kdump.unfinished,
+        let missing = match &self.inner {
+            _ if self.is_marked() => Some("its writer marked it as incomplete"),
+            _ if self.flattened_unfinished => Some("the flattened file ends before its end mark"),
+            Inner::Elf(elf) => elf.missing,
+            Inner::Kdump(kdump) => kdump.missing(),
         };
-        match unfinished {
-            Some(why) => Completeness::Incomplete(why),
-            None if self.flattened_unfinished => {
-                Completeness::Incomplete("the flattened file ends before its end mark")
-            }
-            None => Completeness::Complete,
+        missing.map_or(Completeness::Complete, Completeness::Incomplete)
+    }
+
+    /// The writer said that it did not finish.
+    fn is_marked(&self) -> bool {
+        match &self.inner {
+            Inner::Elf(elf) => elf.marked,
+            Inner::Kdump(kdump) => kdump.marked,
         }
     }
 
-    /// The kinds of pages that the header says were left out, as makedumpfile's `-d`; ELF cores do not say.
+    /// What kmorph says of this dump. Tools that make a dump of a dump copy its notes: what then describes another
+    /// file is `None` here.
+    ///
+    /// A note is of this file when the file has the length that the note says, or ends early: a file of kmorph's
+    /// ends with a page, so one that was cut is not complete. A note that is damaged itself is of this file.
+    pub fn own(&self) -> Option<&OwnNote> {
+        let own = self.notes.own.as_ref()?;
+        let flattened = matches!(self.format, Format::FlattenedKdump | Format::FlattenedElf);
+        let here = !own.holds()
+            || own.file_bytes.get() == self.file_bytes()
+            || (own.file_bytes.get() > self.file_bytes()
+                && self.completeness() != Completeness::Complete);
+        (!flattened && here).then_some(own)
+    }
+
+    /// The kinds of pages that were left out, as makedumpfile's `-d`. ELF cores do not say, unless they are
+    /// kmorph's, nor does a kdump-compressed file that kmorph did not finish.
     pub fn level(&self) -> Option<u32> {
-        match (&self.notes.own, &self.inner) {
-            (Some(own), _) => Some(u32::from(own.level_done.get())),
-            (None, Inner::Kdump(kdump)) => Some(kdump.level),
-            (None, Inner::Elf(_)) => None,
+        match (&self.inner, self.own()) {
+            (Inner::Kdump(kdump), _) if kdump.marked && kdump.level == 0 => None,
+            (Inner::Kdump(kdump), _) => Some(kdump.level),
+            (Inner::Elf(_), own) => own.map(|own| u32::from(own.level_done.get())),
         }
     }
 
@@ -253,15 +291,15 @@ impl Dump {
     ///
     /// When the file cannot be read.
     pub fn check_checksum(&self) -> Result<ChecksumState, DumpError> {
-        let (Some(own), Some(at)) = (&self.notes.own, self.notes.own_offset) else {
+        let (Some(own), Some(at)) = (self.own(), self.notes.own_offset) else {
             return Ok(ChecksumState::None);
         };
-        if own.finished.get() != 1 || self.format == Format::FlattenedKdump {
-            return Ok(ChecksumState::None);
-        }
         let (expected, found) = (own.note_crc32.get(), own.own_crc32());
         if expected != found {
             return Ok(ChecksumState::Broken { expected, found });
+        }
+        if own.finished.get() != 1 {
+            return Ok(ChecksumState::None);
         }
         let (expected, found) = (own.file_bytes.get(), self.file_bytes());
         if expected != found {
@@ -296,6 +334,13 @@ impl PhysicalMemory for Dump {
         match &self.inner {
             Inner::Elf(elf) => elf.ranges(),
             Inner::Kdump(kdump) => kdump.ranges(),
+        }
+    }
+
+    fn next_data(&self, phys: u64, end: u64) -> u64 {
+        match &self.inner {
+            Inner::Elf(elf) => elf.next_data(phys, end),
+            Inner::Kdump(_) => phys,
         }
     }
 

@@ -11,6 +11,8 @@ use crate::error::DumpError;
 
 /// Most bytes of notes that are read: a note for each of 8192 CPUs and more than one VMCOREINFO.
 pub(crate) const NOTES_MAX_BYTES: u64 = 16 << 20;
+/// Bytes from a file's beginning on in which kmorph's note is looked for when no header leads to it.
+const OWN_SEARCH_BYTES: u64 = 1 << 20;
 /// Most CPUs whose registers are kept.
 const CPUS_MAX: usize = 8192;
 /// Most bytes of VMCOREINFO: the kernel's own limit is one page.
@@ -134,6 +136,17 @@ pub struct OwnNote {
 }
 
 impl OwnNote {
+    /// False of zeros, which a file has until it is finished, and of a newer version.
+    fn is_ours(&self) -> bool {
+        let written = self.as_bytes().iter().any(|byte| *byte != 0);
+        written && (self.version.get() == OWN_NOTE_VERSION || !self.holds())
+    }
+
+    /// True when the note itself is as it was written.
+    pub(crate) fn holds(&self) -> bool {
+        self.own_crc32() == self.note_crc32.get()
+    }
+
     /// The checksum that [`OwnNote::note_crc32`] should have.
     pub(crate) fn own_crc32(&self) -> u32 {
         let unsigned = Self {
@@ -163,6 +176,11 @@ pub struct Cpu {
     pub cr3: Option<u64>,
 }
 
+impl Cpu {
+    /// Kinds of CORE's notes that a process's core has and a kernel's has not: its auxiliary vector, its files.
+    const OF_A_PROCESS: [u32; 2] = [6, 0x4649_4c45];
+}
+
 /// What a dump's notes say.
 #[derive(Debug, Default)]
 pub struct Notes {
@@ -170,10 +188,14 @@ pub struct Notes {
     pub cpus: Vec<Cpu>,
     /// The kernel's description of itself, as text.
     pub vmcoreinfo: Option<Vec<u8>>,
-    /// Of a dump that kmorph wrote.
+    /// Of a dump that kmorph wrote, or of the dump that this one was made of: see [`crate::Dump::own`].
     pub own: Option<OwnNote>,
     /// Where the contents of that note stand in the file.
     pub own_offset: Option<u64>,
+    /// Bytes of notes so far.
+    taken_bytes: u64,
+    /// There are notes that only the core of a process has.
+    pub(crate) of_a_process: bool,
 }
 
 impl Notes {
@@ -188,7 +210,8 @@ impl Notes {
         offset: u64,
         length: u64,
     ) -> Result<(), DumpError> {
-        if length > NOTES_MAX_BYTES {
+        self.taken_bytes = self.taken_bytes.saturating_add(length);
+        if self.taken_bytes > NOTES_MAX_BYTES {
             let what = "more than 16 MiB of notes";
             return Err(DumpError::Damaged { offset, what });
         }
@@ -208,6 +231,32 @@ impl Notes {
         Ok(())
     }
 
+    /// Looks for a note of kmorph's about this very file where the headers do not lead to one: then they are not
+    /// what kmorph wrote.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read.
+    pub(crate) fn search_own(&mut self, file: &dyn Bytes) -> Result<(), DumpError> {
+        let length = file.len().min(OWN_SEARCH_BYTES);
+        // OWN_SEARCH_BYTES fits.
+        let mut first = vec![0; usize::try_from(length).unwrap_or(0)];
+        bytes::read(file, 0, &mut first, "the beginning")?;
+        for at in (0..first.len()).step_by(4) {
+            let rest = &first[at..];
+            if rest.starts_with(&OWN_NOTE_VERSION.to_le_bytes())
+                && let Ok((own, _)) = OwnNote::read_from_prefix(rest)
+                && own.file_bytes.get() == file.len()
+                && own.holds()
+            {
+                self.own = Some(own);
+                self.own_offset = Some(at as u64);
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
     fn take(&mut self, note: &Note<'_>, at: u64, behind: usize, rest: usize) {
         match note.name {
             CORE if note.kind == NT_PRSTATUS && self.cpus.len() < CPUS_MAX => {
@@ -215,6 +264,7 @@ impl Notes {
                     self.cpus.push(Cpu { status, cr3: None });
                 }
             }
+            CORE if Cpu::OF_A_PROCESS.contains(&note.kind) => self.of_a_process = true,
             QEMU => {
                 // One for each CPU, in their order, behind all of the kernel's kind.
                 let cr3 = QemuCpu::read_from_prefix(note.content).map(|(cpu, _)| cpu.control[3]);
@@ -228,7 +278,7 @@ impl Notes {
             }
             KMORPH => {
                 if let Ok((own, _)) = OwnNote::read_from_prefix(note.content)
-                    && own.version.get() == OWN_NOTE_VERSION
+                    && own.is_ours()
                 {
                     let padded = note.content.len().next_multiple_of(4);
                     self.own = Some(own);

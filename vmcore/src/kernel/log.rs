@@ -12,7 +12,7 @@ use super::{Kernel, KernelError};
 /// Most bytes of text that are taken: `log_buf_len` goes up to 2 GiB, but nobody sets that. The newest are
 /// kept.
 const TEXT_MAX_BYTES: usize = 32 << 20;
-/// Most messages that are taken, the newest.
+/// Most messages that are looked at, the newest.
 const RECORDS_MAX: u64 = 1 << 19;
 /// Largest ring, as a power of two.
 const RING_BITS_MAX: u32 = 31;
@@ -26,6 +26,8 @@ pub struct Record {
     pub time_ns: u64,
     /// Which task or CPU said it, as the kernel numbers them; 0 where the kernel does not say.
     pub caller: u32,
+    /// Who wrote it, as in syslog(3): 0 is the kernel. What programs write to `/dev/kmsg` never has 0.
+    pub facility: u8,
     /// What it said; may have several lines.
     pub text: Vec<u8>,
 }
@@ -53,6 +55,11 @@ impl Log {
 }
 
 impl Record {
+    /// True when the kernel wrote it, not a program.
+    pub fn is_of_kernel(&self) -> bool {
+        self.facility == 0
+    }
+
     /// Appends it with its time, the lines behind the first indented below it.
     fn put(&self, out: &mut Vec<u8>) {
         let (seconds, micros) = (
@@ -90,6 +97,8 @@ struct Layout {
     text_len: u64,
     time: u64,
     caller: u64,
+    /// VMCOREINFO does not tell; `None` when the members around it are not as in Linux 5.10 to 6.12.
+    facility: Option<u64>,
 }
 
 struct Ring {
@@ -136,6 +145,8 @@ impl Kernel<'_> {
             }
         }
         let block = info.offset("prb_desc.text_blk_lpos")?;
+        let text_len = info.offset("printk_info.text_len")?;
+        let caller = info.offset("printk_info.caller_id")?;
         let ring = Ring {
             layout: Layout {
                 desc_bytes: info.size("prb_desc")?,
@@ -143,9 +154,11 @@ impl Kernel<'_> {
                 begin: block + info.offset("prb_data_blk_lpos.begin")?,
                 next: block + info.offset("prb_data_blk_lpos.next")?,
                 info_bytes: info.size("printk_info")?,
-                text_len: info.offset("printk_info.text_len")?,
+                text_len,
                 time: info.offset("printk_info.ts_nsec")?,
-                caller: info.offset("printk_info.caller_id")?,
+                caller,
+                // A length of 16 bits, the facility, 8 bits of flags and level, the caller.
+                facility: (caller == text_len + 4).then_some(text_len + 2),
             },
             descs: self.u64_at(member("prb_desc_ring.descs")?, "the log's descriptors")?,
             infos: self.u64_at(member("prb_desc_ring.infos")?, "the log's descriptors")?,
@@ -162,7 +175,8 @@ impl Kernel<'_> {
         let ids = (head.wrapping_sub(tail) & ID_MASK).min(ring.desc_mask) + 1;
         let mut text_bytes = 0;
         for back in 0..ids {
-            if log.records.len() as u64 == RECORDS_MAX || text_bytes > TEXT_MAX_BYTES {
+            // Of a damaged ring no message at all may be readable.
+            if back == RECORDS_MAX || text_bytes > TEXT_MAX_BYTES {
                 log.not_taken = ids - back;
                 break;
             }
@@ -214,6 +228,10 @@ impl Kernel<'_> {
         Ok(Some(Record {
             time_ns: self.u64_at(info.wrapping_add(layout.time), what)?,
             caller: self.u32_at(info.wrapping_add(layout.caller), what)?,
+            facility: match layout.facility {
+                Some(at) => u8::from_le_bytes(self.bytes(info.wrapping_add(at), what)?),
+                None => 0,
+            },
             text,
         }))
     }
@@ -229,6 +247,7 @@ mod tests {
             records: vec![Record {
                 time_ns: 3_000_001_999,
                 caller: 0,
+                facility: 0,
                 text: b"a\tb\nc\x01\xffd".to_vec(),
             }],
             ..Log::default()

@@ -1,0 +1,197 @@
+//! Vmcores that other tools make: makedumpfile's of ours, and QEMU's. They are whole, and no cut of them is; what
+//! kmorph wrote of the first is not held against the second.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kmorph_tests::crashed_guest::{CrashedGuest, LOW_MEMORY_BYTES, Plan};
+use kmorph_tests::program;
+use kmorph_vmcore::bytes::Bytes;
+use kmorph_vmcore::compression::Compression;
+use kmorph_vmcore::kernel::Kernel;
+use kmorph_vmcore::writer::{self, Contents, Control, Options, Output};
+use kmorph_vmcore::{ChecksumState, Completeness, Dump, MemoryFile};
+
+/// Places at which each file is cut.
+const CUTS: u64 = 30;
+
+#[test]
+fn what_makedumpfile_and_qemu_write_is_whole_and_no_cut_of_it_is() {
+    let guest = CrashedGuest::new(&Plan::small("6.1"));
+    for format in ["elf", "kdump-zlib", "kdump-raw-zlib"] {
+        assert_no_cut_is_whole(&guest.dump(format));
+    }
+    for (level, source) in [
+        (0, Output::Elf),
+        (1, Output::Elf),
+        (1, Output::Kdump(Compression::Lzo)),
+    ] {
+        let ours = written(&guest, source, level);
+        assert_whole(&ours, Some(level), ChecksumState::Holds);
+        for (name, words, said) in [
+            ("zlib", &["-c", "-d", "31"][..], Some(31)),
+            ("lzo", &["-l", "-d", "1"], Some(1)),
+            ("raw", &["-d", "0"], Some(0)),
+            ("elf", &["-E", "-d", "0"], None),
+            (
+                "threads",
+                &["-c", "-d", "31", "--num-threads", "2"],
+                Some(31),
+            ),
+        ] {
+            if name == "elf" && source != Output::Elf {
+                continue;
+            }
+            // What a kdump-compressed source lacks is in makedumpfile's header too.
+            let lacks = if source == Output::Elf { 0 } else { level };
+            let said = said.map(|said| said | lacks);
+            let theirs = guest.path(&format!("{level}-{name}"));
+            makedumpfile(words, &[&ours, &theirs]);
+            assert_whole(&theirs, said, ChecksumState::None);
+            assert_the_command_says(&theirs, said);
+            assert_no_cut_is_whole(&theirs);
+            std::fs::remove_file(&theirs).unwrap();
+        }
+        assert_flattened_and_split_are_whole(&guest, &ours);
+        std::fs::remove_file(&ours).unwrap();
+    }
+}
+
+/// `-F` writes to its standard output, `-R` reads its standard input; `--split` makes parts, `--reassemble` joins them.
+fn assert_flattened_and_split_are_whole(guest: &CrashedGuest, ours: &Path) {
+    let flat = guest.path("flat");
+    let ran = Command::new("makedumpfile")
+        .args(["-F", "-c", "-d", "31"])
+        .arg(ours)
+        .stdout(File::create(&flat).unwrap())
+        .output();
+    assert!(ran.unwrap().status.success());
+    assert_whole(&flat, Some(31), ChecksumState::None);
+    assert_no_cut_is_whole(&flat);
+    let rearranged = guest.path("rearranged");
+    let ran = Command::new("makedumpfile")
+        .arg("-R")
+        .arg(&rearranged)
+        .stdin(File::open(&flat).unwrap())
+        .output();
+    assert!(ran.unwrap().status.success());
+    assert_whole(&rearranged, Some(31), ChecksumState::None);
+    assert_no_cut_is_whole(&rearranged);
+    let parts = [guest.path("part-1"), guest.path("part-2")];
+    let joined = guest.path("joined");
+    makedumpfile(
+        &["--split", "-l", "-d", "31"],
+        &[ours, &parts[0], &parts[1]],
+    );
+    makedumpfile(&["--reassemble"], &[&parts[0], &parts[1], &joined]);
+    assert_whole(&joined, Some(31), ChecksumState::None);
+    assert_no_cut_is_whole(&joined);
+    for part in &parts {
+        let refused = Dump::open(part).unwrap().unwrap_err().to_string();
+        assert!(refused.contains("--reassemble"), "{refused}");
+        assert_no_cut_is_whole(part);
+    }
+    for path in [&flat, &rearranged, &joined, &parts[0], &parts[1]] {
+        std::fs::remove_file(path).unwrap();
+    }
+}
+
+fn assert_whole(path: &Path, level: Option<u32>, checksum: ChecksumState) {
+    let dump = Dump::open(path).unwrap().unwrap();
+    assert_eq!(dump.completeness(), Completeness::Complete, "{path:?}");
+    assert_eq!(dump.check_checksum().unwrap(), checksum, "{path:?}");
+    assert_eq!(dump.level(), level, "{path:?}");
+    let ours = checksum == ChecksumState::Holds;
+    assert_eq!(dump.own().is_some(), ours, "{path:?}");
+}
+
+fn assert_the_command_says(path: &Path, level: Option<u32>) {
+    let mut command = Command::new(program("kmorphctl"));
+    let command = command.args(["vmcore", "analyze", "--scan"]).arg(path);
+    let ran = command.output().unwrap();
+    let said = String::from_utf8_lossy(&ran.stdout);
+    assert!(ran.status.success(), "{path:?}: {ran:?}");
+    let level = match level {
+        Some(level) => format!("\nLeft out: {level} ("),
+        None => "\nLeft out: the file does not say".to_owned(),
+    };
+    for text in ["\nComplete: yes\n", "\nChecksum: none\n", &level] {
+        assert!(said.contains(text), "{path:?}: no {text} in {said}");
+    }
+}
+
+/// The beginning of a file.
+struct Cut(Arc<Vec<u8>>, u64);
+
+impl Bytes for Cut {
+    fn len(&self) -> u64 {
+        self.1
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
+        match offset + buf.len() as u64 <= self.1 {
+            true => self.0.read_exact_at(buf, offset),
+            false => Err(std::io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+}
+
+fn assert_no_cut_is_whole(path: &Path) {
+    let whole = Arc::new(std::fs::read(path).unwrap());
+    let length = whole.len() as u64;
+    let mut random = 7_u64;
+    let ends = (0..CUTS).map(|_| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005) + 1;
+        (random >> 20) % length
+    });
+    for end in ends.chain([length - 1]) {
+        let Ok(dump) = Dump::from_bytes(Box::new(Cut(whole.clone(), end))) else {
+            continue;
+        };
+        let state = dump.completeness();
+        assert_ne!(state, Completeness::Complete, "{path:?}: {end} of {length}");
+    }
+}
+
+fn written(guest: &CrashedGuest, output: Output, level: u32) -> PathBuf {
+    let path = guest.path(&format!("ours-{level}"));
+    let file = File::open(guest.memory()).unwrap();
+    let memory = MemoryFile::of_pc(file, LOW_MEMORY_BYTES).unwrap();
+    let kernel = Kernel::in_memory(&memory).unwrap();
+    let registers = Dump::open(&guest.path("elf")).unwrap().unwrap();
+    let cpus = registers.notes().cpus.iter().map(|cpu| cpu.status);
+    let cpus: Vec<_> = cpus.collect();
+    let contents = Contents {
+        memory: &memory,
+        kernel: Some(&kernel),
+        cpus: &cpus,
+        level_of_source: 0,
+    };
+    let options = Options {
+        output,
+        level,
+        threads: 2,
+        time: Duration::from_secs(1_800_000_000),
+    };
+    writer::write(contents, options, &Control::default(), &path).unwrap();
+    path
+}
+
+fn makedumpfile(words: &[&str], files: &[&Path]) {
+    let ran = Command::new("makedumpfile")
+        .args(words)
+        .args(files)
+        .output();
+    let ran = ran.expect("makedumpfile is installed: scripts/setup-tests");
+    assert!(ran.status.success(), "makedumpfile {words:?}: {ran:?}");
+}

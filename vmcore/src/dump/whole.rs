@@ -1,0 +1,167 @@
+//! Whether all that a kdump-compressed file refers to is in it: the bitmaps, a descriptor for each page, and
+//! each page.
+
+use zerocopy::FromBytes;
+
+use super::kdump::{Kdump, PACKED_MAX_BYTES, Places, for_each_block};
+use super::layout::PageDescriptor;
+use crate::bytes::{self, Bytes};
+use crate::compression::{self, Compression};
+use crate::error::DumpError;
+use crate::memory::{PAGE_BYTES, PAGE_U32};
+
+/// Descriptors that are read at once: 96 KiB.
+const AT_ONCE: u64 = 4096;
+/// Bytes of one descriptor.
+const DESCRIPTOR_BYTES: usize = size_of::<PageDescriptor>();
+
+const ENDS: &str = "the file ends before the memory does";
+const NOT_WRITTEN: &str = "no record of the flattened file holds a part of it";
+const NO_DESCRIPTOR: &str = "where a page lies is told by nothing that makes sense";
+const NO_FIT: &str = "the pages do not begin where the list of them ends";
+const OVERLAP: &str = "a page begins within the page before it";
+const MORE_THAN_MEMORY: &str = "it has pages where the machine has no memory";
+const UNREADABLE: &str = "a part of the file cannot be read";
+
+/// What is missing in the file; `None` when all is there. Reads every descriptor: 24 bytes for each page.
+pub(super) fn missing(kdump: &Kdump) -> Option<&'static str> {
+    match bitmaps(kdump).and_then(|()| pages(kdump)) {
+        Ok(()) => None,
+        Err(Missing::What(what)) => Some(what),
+        Err(Missing::Read(DumpError::CutOff { .. })) => Some(ENDS),
+        Err(Missing::Read(_)) => Some(UNREADABLE),
+    }
+}
+
+enum Missing {
+    What(&'static str),
+    Read(DumpError),
+}
+
+impl From<DumpError> for Missing {
+    fn from(error: DumpError) -> Self {
+        Self::Read(error)
+    }
+}
+
+/// These bytes of the file are there.
+fn held(file: &dyn Bytes, offset: u64, length: u64) -> Result<(), Missing> {
+    match offset.checked_add(length) {
+        Some(end) if end > file.len() => Err(Missing::What(ENDS)),
+        Some(_) if file.holds(offset, length) => Ok(()),
+        Some(_) => Err(Missing::What(NOT_WRITTEN)),
+        None => Err(Missing::What(NO_DESCRIPTOR)),
+    }
+}
+
+/// The bitmaps are there, and no page is in the file that the machine does not have.
+fn bitmaps(kdump: &Kdump) -> Result<(), Missing> {
+    let Places {
+        first,
+        second,
+        blocks,
+        descriptors,
+        ..
+    } = kdump.places;
+    held(kdump.file(), first, descriptors.saturating_sub(first))?;
+    if first == second {
+        return Ok(());
+    }
+    let mut more = false;
+    let ranges = &kdump.ranges;
+    for_each_block(kdump.file(), second, blocks, |block, bits| {
+        more |= !super::kdump::is_within(block, bits, ranges);
+        Ok(())
+    })?;
+    match more {
+        true => Err(Missing::What(MORE_THAN_MEMORY)),
+        false => Ok(()),
+    }
+}
+
+/// Each page of the second bitmap has a descriptor, and lies in the file.
+fn pages(kdump: &Kdump) -> Result<(), Missing> {
+    let count = kdump.pages_in_file();
+    let bytes = count.checked_mul(DESCRIPTOR_BYTES as u64);
+    let bytes = bytes.ok_or(Missing::What(NO_DESCRIPTOR))?;
+    let start = kdump.places.descriptors;
+    held(kdump.file(), start, bytes)?;
+    let mut order = Order {
+        first: start + bytes,
+        lowest: u64::MAX,
+        last: 0..0,
+    };
+    let mut buf = Vec::new();
+    let mut done = 0;
+    while done < count {
+        let now = AT_ONCE.min(count - done);
+        // AT_ONCE fits.
+        buf.resize(usize::try_from(now).unwrap_or(0) * DESCRIPTOR_BYTES, 0);
+        let at = start + done * DESCRIPTOR_BYTES as u64;
+        bytes::read(kdump.file(), at, &mut buf, "descriptors")?;
+        for raw in buf.chunks_exact(DESCRIPTOR_BYTES) {
+            let descriptor = PageDescriptor::read_from_bytes(raw);
+            let descriptor = descriptor.map_err(|_| Missing::What(NO_DESCRIPTOR))?;
+            order.take(kdump.file(), &descriptor)?;
+        }
+        done += now;
+    }
+    match count == 0 || begins_at(kdump.file(), order.first, order.lowest)? {
+        true => Ok(()),
+        false => Err(Missing::What(NO_FIT)),
+    }
+}
+
+/// True when the pages begin at `first`, where the list of them ends. The page of zeros that many share comes before
+/// the others; where none is zero, it stands there and nothing leads to it.
+fn begins_at(file: &dyn Bytes, first: u64, lowest: u64) -> Result<bool, Missing> {
+    let between = lowest.saturating_sub(first);
+    if between == 0 || between > u64::from(PACKED_MAX_BYTES) {
+        return Ok(between == 0);
+    }
+    // PACKED_MAX_BYTES fits.
+    let mut packed = vec![0; usize::try_from(between).unwrap_or(0)];
+    bytes::read(file, first, &mut packed, "a page")?;
+    let mut page = [0; PAGE_BYTES];
+    Ok(Compression::ALL.into_iter().any(|packing| {
+        let unpacked = compression::unpack(packing, &packed, &mut page);
+        unpacked.is_ok() && page.iter().all(|byte| *byte == 0)
+    }))
+}
+
+/// How the pages lie behind one another.
+struct Order {
+    /// Where the list of the pages ends: makedumpfile, QEMU and kmorph begin the first page there. So a bit of
+    /// the bitmap that changed is found, which gives all pages behind it to other addresses.
+    first: u64,
+    lowest: u64,
+    /// The page before.
+    last: std::ops::Range<u64>,
+}
+
+impl Order {
+    fn take(&mut self, file: &dyn Bytes, descriptor: &PageDescriptor) -> Result<(), Missing> {
+        let length = descriptor.bytes.get();
+        let offset = descriptor.offset.get();
+        let packing = Compression::of_flags(descriptor.flags.get());
+        let sensible = match packing {
+            None => false,
+            Some(Compression::None) => length == PAGE_U32,
+            Some(_) => (1..=PACKED_MAX_BYTES).contains(&length),
+        };
+        if !sensible || offset < self.first {
+            return Err(Missing::What(NO_DESCRIPTOR));
+        }
+        held(file, offset, u64::from(length))?;
+        let page = offset..offset + u64::from(length);
+        // Pages of zeros share one place.
+        if self.last.start < offset && offset < self.last.end {
+            return Err(Missing::What(OVERLAP));
+        }
+        self.lowest = self.lowest.min(offset);
+        self.last = page;
+        Ok(())
+    }
+}
+
+const _: () = assert!(PAGE_BYTES == PAGE_U32 as usize);
