@@ -9,6 +9,7 @@
 #ifndef KERF_H
 #define KERF_H
 
+#include <linux/list.h>
 #include <linux/mutex.h>
 #include <linux/skbuff.h>
 #include <linux/spinlock.h>
@@ -24,6 +25,12 @@
 #define KERF_SCAN_MS		100
 /* Answers that wait for one peer before its requests are dropped, packets; twice that: its resets too. */
 #define KERF_REPLIES_MAX	1024
+/* What waits for one peer before sockets have no room to write to it, bytes of memory. */
+#define KERF_BACKLOG_DATA	(2 * 1024 * 1024)
+/* The same, of whatever kind, before the link is given up, bytes of memory. */
+#define KERF_BACKLOG_MAX	(16 * 1024 * 1024)
+/* Places of the table in which a socket's waiting CREDIT_UPDATE is found: a power of two, as an exponent. */
+#define KERF_CREDITS_BITS	6
 /* Heartbeat connections of one peer. */
 #define KERF_HEARTBEATS_MAX	4
 /* The payload of one packet; longer ones are sent in several. */
@@ -66,6 +73,11 @@ struct kerf_peer {
 	bool must_ring;			/* the work is to ring, because a sender could not */
 	struct sk_buff_head backlog;	/* packets for which there was no room, in order */
 	u32 replies;			/* answers among them */
+	u32 waiting;			/* the memory that they take, bytes */
+	bool choked;			/* sockets wait for the backlog to shrink */
+	bool overrun;			/* a packet was lost: the link is to end */
+	/* The CREDIT_UPDATEs among them, by their ports: at most one for each socket. */
+	struct hlist_head credits[1 << KERF_CREDITS_BITS];
 
 	/* The work's own. */
 	bool asleep;
@@ -94,6 +106,7 @@ extern struct virtio_transport kerf_transport;
 int kerf_transport_register(struct kerf_device *dev);
 void kerf_transport_unregister(struct kerf_device *dev);
 void kerf_transport_reset_peer(u32 cid);
+void kerf_transport_wake_writers(u32 cid);
 
 /* device.c */
 extern struct kerf_device __rcu *kerf_the_device;
@@ -110,6 +123,7 @@ void kerf_peer_init(struct kerf_device *dev, u32 number);
 void kerf_peer_start(struct kerf_peer *peer);
 void kerf_peer_stop(struct kerf_peer *peer);
 void kerf_peer_kick(struct kerf_peer *peer);
+bool kerf_peer_has_room(struct kerf_peer *peer);
 int kerf_peer_send(struct kerf_peer *peer, struct sk_buff *skb);
 int kerf_drop(struct sk_buff *skb, int error);
 void kerf_peer_cancel(struct kerf_peer *peer, struct vsock_sock *vsk);

@@ -3,11 +3,18 @@
  * One peer: what is sent to it and what comes from it.
  *
  * Each peer has its own work item, so that one that floods, stalls or lies costs its own turns only. A
- * packet that finds no room waits in the peer's backlog. What sockets may have in there is bounded by
- * their credit; what a peer makes this kernel answer, by KERF_REPLIES_MAX.
+ * packet that finds no room waits in the peer's backlog, which is bounded whatever the peer does:
+ *
+ *   answers        KERF_REPLIES_MAX; then what asks for them is dropped, and at twice that the answers
+ *   CREDIT_UPDATE  one for each socket: a newer one takes the place of the one that waits
+ *   data           KERF_BACKLOG_DATA; then sockets have no room to write
+ *   REQUEST        likewise; then connect() fails
+ *   all together   KERF_BACKLOG_MAX; then the link ends, and with it every connection: no packet of a
+ *                  connection gets lost while the connection goes on
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
+#include <linux/jhash.h>
 #include <linux/module.h>
 
 #include "compat.h"
@@ -17,6 +24,7 @@
 struct kerf_skb_cb {
 	struct virtio_vsock_skb_cb virtio;
 	u32 sent;	/* bytes of the payload that are on their way */
+	struct hlist_node credit;	/* of a CREDIT_UPDATE, in its peer's table */
 };
 
 static struct kerf_skb_cb *kerf_cb(struct sk_buff *skb)
@@ -118,56 +126,164 @@ static bool must_ring(struct kerf_peer *peer)
 	return kerf_producer_must_ring(&peer->link.tx);
 }
 
+static u16 op_of(struct sk_buff *skb)
+{
+	return le16_to_cpu(virtio_vsock_hdr(skb)->op);
+}
+
+/* The place of a socket's CREDIT_UPDATE. */
+static struct hlist_head *credits_of(struct kerf_peer *peer, const struct virtio_vsock_hdr *hdr)
+{
+	u32 hash = jhash_2words((__force u32)hdr->src_port, (__force u32)hdr->dst_port, 0);
+
+	return &peer->credits[hash >> (32 - KERF_CREDITS_BITS)];
+}
+
+/* Puts a packet at the end of the backlog. tx_lock held, as for what follows. */
+static void backlog_add(struct kerf_peer *peer, struct sk_buff *skb)
+{
+	__skb_queue_tail(&peer->backlog, skb);
+	peer->waiting += skb->truesize;
+	peer->replies += virtio_vsock_skb_reply(skb);
+	if (op_of(skb) == VIRTIO_VSOCK_OP_CREDIT_UPDATE)
+		hlist_add_head(&kerf_cb(skb)->credit, credits_of(peer, virtio_vsock_hdr(skb)));
+}
+
+static void backlog_take(struct kerf_peer *peer, struct sk_buff *skb)
+{
+	__skb_unlink(skb, &peer->backlog);
+	peer->waiting -= skb->truesize;
+	peer->replies -= virtio_vsock_skb_reply(skb);
+	if (op_of(skb) == VIRTIO_VSOCK_OP_CREDIT_UPDATE)
+		hlist_del(&kerf_cb(skb)->credit);
+}
+
+/*
+ * Forgets the CREDIT_UPDATE that waits for the same connection as @skb: @skb says more, and goes to the end.
+ * It cannot take the other's place: a packet between the two would state an older count after it.
+ */
+static void forget_older_credit(struct kerf_peer *peer, struct sk_buff *skb)
+{
+	const struct virtio_vsock_hdr *hdr = virtio_vsock_hdr(skb);
+	struct kerf_skb_cb *cb;
+
+	hlist_for_each_entry(cb, credits_of(peer, hdr), credit) {
+		struct sk_buff *older = container_of((void *)cb, struct sk_buff, cb);
+		const struct virtio_vsock_hdr *its = virtio_vsock_hdr(older);
+
+		if (its->src_port == hdr->src_port && its->dst_port == hdr->dst_port &&
+		    its->src_cid == hdr->src_cid && its->type == hdr->type) {
+			backlog_take(peer, older);
+			kfree_skb(older);
+			return;
+		}
+	}
+}
+
+/*
+ * Queues a packet for which there is no room; the work waits for room, or finds out what is wrong. Returns
+ * whether to wake the work, or an error: the packet is still the caller's.
+ */
+static int wait_for_room(struct kerf_peer *peer, struct sk_buff *skb, bool corrupt)
+{
+	switch (op_of(skb)) {
+	case VIRTIO_VSOCK_OP_REQUEST:
+		if (peer->waiting >= KERF_BACKLOG_DATA)
+			return -ENOBUFS;
+		break;
+	case VIRTIO_VSOCK_OP_CREDIT_UPDATE:
+		forget_older_credit(peer, skb);
+		break;
+	}
+	if (virtio_vsock_skb_reply(skb) && peer->replies >= 2 * KERF_REPLIES_MAX)
+		return -ENOBUFS;
+	if (peer->waiting + skb->truesize > KERF_BACKLOG_MAX) {
+		peer->overrun = true;
+		kerf_peer_kick(peer);
+		return -ENOBUFS;
+	}
+	backlog_add(peer, skb);
+	peer->counters.tx_waited++;
+	return skb_queue_len(&peer->backlog) == 1 || corrupt;
+}
+
+/* Whether sockets may write to the peer. Who is told that they may not is woken when they may. */
+bool kerf_peer_has_room(struct kerf_peer *peer)
+{
+	bool room;
+
+	/* The common case: nothing waits. Who has just seen less than there is writes once more, no more. */
+	if (READ_ONCE(peer->waiting) < KERF_BACKLOG_DATA)
+		return true;
+	spin_lock_bh(&peer->tx_lock);
+	room = peer->waiting < KERF_BACKLOG_DATA;
+	if (!room)
+		peer->choked = true;
+	spin_unlock_bh(&peer->tx_lock);
+	return room;
+}
+
 /*
  * Sends a packet, or queues it behind those that wait. Takes the skb; returns the length of its payload, or
  * an error. In process context, under RCU.
  */
 int kerf_peer_send(struct kerf_peer *peer, struct sk_buff *skb)
 {
-	bool reply = virtio_vsock_skb_reply(skb);
-	bool reset = le16_to_cpu(virtio_vsock_hdr(skb)->op) == VIRTIO_VSOCK_OP_RST;
 	enum kerf_result result = KERF_FULL;
-	bool rings = false, kick = false;
+	bool rings = false;
 	int len = skb->len;
+	int kick = 0;
 
 	kerf_cb(skb)->sent = 0;
 	spin_lock_bh(&peer->tx_lock);
-	if (!peer->link.up || (reply && peer->replies >= 2 * KERF_REPLIES_MAX)) {
+	if (!peer->link.up) {
 		spin_unlock_bh(&peer->tx_lock);
 		return kerf_drop(skb, -EHOSTUNREACH);
 	}
 	/* A reset goes past what waits: of its own connection nothing behind it matters any more. */
-	if (reset || skb_queue_empty(&peer->backlog))
+	if (op_of(skb) == VIRTIO_VSOCK_OP_RST || skb_queue_empty(&peer->backlog))
 		result = put_skb(peer, skb);
 	rings = must_ring(peer);
-	if (result != KERF_OK) {
-		/* The work waits for room, or finds out what is wrong. */
-		__skb_queue_tail(&peer->backlog, skb);
-		peer->replies += reply;
-		peer->counters.tx_waited++;
-		kick = skb_queue_len(&peer->backlog) == 1 || result == KERF_CORRUPT;
-	}
+	if (result != KERF_OK)
+		kick = wait_for_room(peer, skb, result == KERF_CORRUPT);
 	if (rings && peer->dev->backend->doorbell_sleeps) {
 		peer->must_ring = true;
 		rings = false;
-		kick = true;
+		kick = kick ?: 1;
 	}
 	spin_unlock_bh(&peer->tx_lock);
 	if (result == KERF_OK)
 		kerf_consume_sent(skb);
 	if (rings)
 		ring(peer);
-	if (kick)
+	if (kick > 0)
 		kerf_peer_kick(peer);
-	return len;
+	return kick < 0 ? kerf_drop(skb, kick) : len;
 }
 
 /* Forgets what waits of a socket. */
 void kerf_peer_cancel(struct kerf_peer *peer, struct vsock_sock *vsk)
 {
+	struct sk_buff *skb, *next;
+	struct sk_buff_head done;
+
+	__skb_queue_head_init(&done);
 	spin_lock_bh(&peer->tx_lock);
-	peer->replies -= virtio_transport_purge_skbs(vsk, &peer->backlog);
+	skb_queue_walk_safe(&peer->backlog, skb, next) {
+		if (skb->sk != sk_vsock(vsk))
+			continue;
+		backlog_take(peer, skb);
+		__skb_queue_tail(&done, skb);
+	}
 	spin_unlock_bh(&peer->tx_lock);
+	__skb_queue_purge(&done);
+}
+
+static void wake_writers(struct kerf_peer *peer)
+{
+	kerf_transport_wake_writers(kerf_cid(peer->dev, peer->number));
+	if (peer->number == peer->dev->me)
+		kerf_transport_wake_writers(VMADDR_CID_LOCAL);
 }
 
 /* Sends what waits, as far as there is room. False: the ring is corrupt. */
@@ -175,8 +291,8 @@ static bool drain_backlog(struct kerf_peer *peer)
 {
 	enum kerf_result result = KERF_OK;
 	struct sk_buff_head done;
+	bool rings, choked;
 	struct sk_buff *skb;
-	bool rings;
 
 	__skb_queue_head_init(&done);
 	spin_lock_bh(&peer->tx_lock);
@@ -190,10 +306,13 @@ static bool drain_backlog(struct kerf_peer *peer)
 		}
 		if (result != KERF_OK)
 			break;
-		__skb_unlink(skb, &peer->backlog);
-		peer->replies -= virtio_vsock_skb_reply(skb);
+		backlog_take(peer, skb);
 		__skb_queue_tail(&done, skb);
 	}
+	/* Half of it at once: who is woken has something to do. */
+	choked = peer->choked && peer->waiting <= KERF_BACKLOG_DATA / 2;
+	if (choked)
+		peer->choked = false;
 	rings = must_ring(peer) || peer->must_ring;
 	peer->must_ring = false;
 	spin_unlock_bh(&peer->tx_lock);
@@ -201,6 +320,8 @@ static bool drain_backlog(struct kerf_peer *peer)
 		kerf_consume_sent(skb);
 	if (rings)
 		ring(peer);
+	if (choked)
+		wake_writers(peer);
 	return result != KERF_CORRUPT;
 }
 
@@ -276,11 +397,16 @@ drop:
 static void reset_connections(struct kerf_peer *peer)
 {
 	struct sk_buff_head waiting;
+	struct sk_buff *skb;
 
 	__skb_queue_head_init(&waiting);
 	spin_lock_bh(&peer->tx_lock);
-	skb_queue_splice_init(&peer->backlog, &waiting);
-	peer->replies = 0;
+	while ((skb = skb_peek(&peer->backlog))) {
+		backlog_take(peer, skb);
+		__skb_queue_tail(&waiting, skb);
+	}
+	peer->choked = false;
+	peer->overrun = false;
 	peer->must_ring = false;
 	peer->published = false;
 	spin_unlock_bh(&peer->tx_lock);
@@ -291,7 +417,7 @@ static void reset_connections(struct kerf_peer *peer)
 		kerf_transport_reset_peer(VMADDR_CID_LOCAL);
 }
 
-static void quarantine(struct kerf_peer *peer)
+static void quarantine(struct kerf_peer *peer, const char *what)
 {
 	bool refused, tell;
 
@@ -303,8 +429,7 @@ static void quarantine(struct kerf_peer *peer)
 	peer->counters.lost++;
 	if (refused) {
 		peer->counters.quarantined++;
-		pr_warn_ratelimited("peer %u wrote what it must not; it is ignored until it begins anew\n",
-				    peer->number);
+		pr_warn_ratelimited("peer %u %s; it is ignored until it begins anew\n", peer->number, what);
 	}
 	reset_connections(peer);
 	if (tell)
@@ -380,7 +505,11 @@ static void peer_work(struct work_struct *work)
 	}
 	result = take_packets(peer);
 	if (result == KERF_CORRUPT || !drain_backlog(peer)) {
-		quarantine(peer);
+		quarantine(peer, "wrote what it must not");
+		return;
+	}
+	if (READ_ONCE(peer->overrun)) {
+		quarantine(peer, "takes nothing");
 		return;
 	}
 	if (result == KERF_OK) {

@@ -12,12 +12,14 @@
 
 mod guest;
 mod host;
+mod hostile;
 mod sleep;
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use guest::{Guest, Machine, SERIES};
+use hostile::{END_OF_MESSAGE, Header, Op, Raw, SEQPACKET, STREAM};
 use kmorph_kerf_ring::{Geometry, Link, LinkEvent, Memory, PeerState};
 use kmp_transport::kerf::{HOST, SharedMemory};
 
@@ -279,6 +281,55 @@ fn a_hostile_peer_costs_its_own_link_only() {
             region.memory().load32(0, Relaxed),
             u32::from_le_bytes(*b"KERF")
         );
+    }
+}
+
+/// Ports of the services in a guest.
+const SINK: u32 = 7009;
+const MESSAGES: u32 = 7014;
+/// A peer takes nothing, and whatever it makes the guest's kernel answer is bounded there: requests for credit, bytes
+/// that a program reads one by one, and messages that a program sends back.
+#[test]
+#[ignore = "boots guests: make kmod-test"]
+fn a_peer_that_takes_nothing_fills_no_memory() {
+    for series in SERIES {
+        let machine = Machine::new(2);
+        let mut guest = machine.guest(
+            1,
+            series,
+            &commands(&[
+                KERF,
+                "services",
+                "say=serving",
+                // One update for the one socket, and what else may just be on its way.
+                "more=0.rx_packets.6000",
+                "most=0.backlog.8",
+                "say=first",
+                "more=0.rx_packets.6000",
+                // What the backlog has room for, in packets of a byte.
+                "never=0.backlog.4096",
+                "say=second",
+                "complaints",
+            ]),
+        );
+        guest.wait_for("KERF said serving");
+        let mut raw = Raw::new(&machine, 1);
+        raw.connect(STREAM, SINK);
+        let byte = Header::new(STREAM, Op::Data, SINK);
+        let request = Header::new(STREAM, Op::CreditRequest, SINK);
+        let sent = raw.flood(&mut guest, "KERF said first", u64::MAX, |n| match n % 4 {
+            0 => (byte, b"x"),
+            _ => (request, b""),
+        });
+        println!("{series}: {sent} requests for credit and bytes");
+        let mut raw = Raw::new(&machine, 1);
+        raw.connect(SEQPACKET, MESSAGES);
+        let mut message = Header::new(SEQPACKET, Op::Data, MESSAGES);
+        message.flags = END_OF_MESSAGE;
+        let sent = raw.flood(&mut guest, "KERF said second", 20_000, |_| (message, b"x"));
+        println!("{series}: {sent} messages");
+        guest.wait_for("KERF done");
+        assert_eq!(guest.failures(), Vec::<String>::new(), "{series}");
     }
 }
 
