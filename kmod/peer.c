@@ -240,8 +240,8 @@ int kerf_peer_send(struct kerf_peer *peer, struct sk_buff *skb)
 		spin_unlock_bh(&peer->tx_lock);
 		return kerf_drop(skb, -EHOSTUNREACH);
 	}
-	/* A reset goes past what waits: of its own connection nothing behind it matters any more. */
-	if (op_of(skb) == VIRTIO_VSOCK_OP_RST || skb_queue_empty(&peer->backlog))
+	/* Nothing overtakes, a reset least: to a reader it would end the stream before its data do. */
+	if (skb_queue_empty(&peer->backlog))
 		result = put_skb(peer, skb);
 	rings = must_ring(peer);
 	if (result != KERF_OK)

@@ -287,6 +287,9 @@ fn a_hostile_peer_costs_its_own_link_only() {
 /// Ports of the services in a guest.
 const SINK: u32 = 7009;
 const MESSAGES: u32 = 7014;
+/// Where the guest connects to this process.
+const HERE: &str = "7100";
+
 /// A peer takes nothing, and whatever it makes the guest's kernel answer is bounded there: requests for credit, bytes
 /// that a program reads one by one, and messages that a program sends back.
 #[test]
@@ -328,6 +331,39 @@ fn a_peer_that_takes_nothing_fills_no_memory() {
         message.flags = END_OF_MESSAGE;
         let sent = raw.flood(&mut guest, "KERF said second", 20_000, |_| (message, b"x"));
         println!("{series}: {sent} messages");
+        guest.wait_for("KERF done");
+        assert_eq!(guest.failures(), Vec::<String>::new(), "{series}");
+    }
+}
+
+/// A peer stands still for longer than the vsock core waits for the end of a connection that a program has closed. What
+/// the program had written is there when the peer goes on, whole, before the reset.
+#[test]
+#[ignore = "boots guests: make kmod-test"]
+fn a_reset_comes_behind_its_own_data() {
+    for series in SERIES {
+        let machine = Machine::new(2);
+        let dial = format!("write_and_close={HERE}");
+        let mut guest = machine.guest(
+            1,
+            series,
+            &commands(&[KERF, "link=0", &dial, "say=reset", "complaints"]),
+        );
+        let mut raw = Raw::new(&machine, 1);
+        let asked = raw.take();
+        assert_eq!(asked.op, Op::Request as u16);
+        let here = HERE.parse().unwrap();
+        raw.answer(here, asked.port);
+        guest.wait_for("KERF said reset");
+        let (mut bytes, mut at_reset) = (0, None);
+        while at_reset.is_none() {
+            let packet = raw.take();
+            bytes += packet.payload.len();
+            if packet.op == Op::Reset as u16 {
+                at_reset = Some(bytes);
+            }
+        }
+        assert_eq!(at_reset, Some(250_000), "{series}");
         guest.wait_for("KERF done");
         assert_eq!(guest.failures(), Vec::<String>::new(), "{series}");
     }
