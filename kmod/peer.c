@@ -235,6 +235,11 @@ int kerf_peer_send(struct kerf_peer *peer, struct sk_buff *skb)
 	int kick = 0;
 
 	kerf_cb(skb)->sent = 0;
+	/* The receiver refuses it. The core makes none. */
+	if (!len && op_of(skb) == VIRTIO_VSOCK_OP_RW) {
+		consume_skb(skb);
+		return 0;
+	}
 	spin_lock_bh(&peer->tx_lock);
 	if (!peer->link.up) {
 		spin_unlock_bh(&peer->tx_lock);
@@ -333,7 +338,8 @@ static bool hdr_is_valid(const struct kerf_peer *peer, const struct virtio_vsock
 
 	if (le32_to_cpu(hdr->len) != payload)
 		return false;
-	if (payload && le16_to_cpu(hdr->op) != VIRTIO_VSOCK_OP_RW)
+	/* Just a RW packet has a payload, and it has one: the core of 6.1 queues empty messages without bound. */
+	if ((payload != 0) != (le16_to_cpu(hdr->op) == VIRTIO_VSOCK_OP_RW))
 		return false;
 	if (peer->number == dev->me && src == VMADDR_CID_LOCAL && dst == VMADDR_CID_LOCAL)
 		return true;

@@ -369,6 +369,44 @@ fn a_reset_comes_behind_its_own_data() {
     }
 }
 
+/// The vsock core of Linux 6.1 queues a message without bytes for which nobody has paid. No sender sends one.
+#[test]
+#[ignore = "boots guests: make kmod-test"]
+fn a_message_without_bytes_is_refused() {
+    for series in SERIES {
+        let machine = Machine::new(2);
+        let mut guest = machine.guest(
+            1,
+            series,
+            &commands(&[
+                KERF,
+                "services",
+                "say=serving",
+                "until=0.rx_dropped.30",
+                "say=dropped",
+                "complaints",
+                "until=0.rx_bytes.4",
+            ]),
+        );
+        guest.wait_for("KERF said serving");
+        let mut raw = Raw::new(&machine, 1);
+        raw.connect(SEQPACKET, MESSAGES);
+        let mut message = Header::new(SEQPACKET, Op::Data, MESSAGES);
+        message.flags = END_OF_MESSAGE;
+        for _ in 0..30 {
+            raw.send(&message, b"");
+        }
+        guest.wait_for("KERF said dropped");
+        assert_eq!(guest.failures(), Vec::<String>::new(), "{series}");
+        // The connection is as it was.
+        raw.send(&message, b"more");
+        let back = raw.take_data();
+        assert_eq!(back, b"more", "{series}");
+        guest.wait_for("KERF done");
+        assert_eq!(guest.failures(), Vec::<String>::new(), "{series}");
+    }
+}
+
 /// Memory of a dead kernel that was lent to this one may hold anything, a region of its own peers too. It is not
 /// looked at, and nothing is said about it.
 #[test]
