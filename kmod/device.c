@@ -5,6 +5,7 @@
 #include <linux/module.h>
 #include <linux/moduleparam.h>
 #include <linux/slab.h>
+#include <linux/vmalloc.h>
 
 #include "kerf.h"
 
@@ -41,10 +42,30 @@ static void kerf_scan(struct work_struct *work)
 	queue_delayed_work(dev->workqueue, &dev->scan, msecs_to_jiffies(KERF_SCAN_MS));
 }
 
+/*
+ * Makes the way to oneself, as large as the ring of a pair. It does not lie in the shared memory: every peer
+ * can write there, and what this kernel says to itself is nobody's to end or to forge.
+ */
+static int make_own_region(struct kerf_device *dev)
+{
+	const struct kerf_region *region = &dev->region;
+	u64 size = kerf_region_size(1, region->slots, region->bytes);
+
+	if (dev->backend->local_only) {
+		dev->own = *region;
+		return 0;
+	}
+	dev->own_memory = vzalloc(size);
+	if (!dev->own_memory)
+		return -ENOMEM;
+	return kerf_region_format(&dev->own, dev->own_memory, size, 1, region->slots, region->bytes);
+}
+
 struct kerf_device *kerf_device_create(const struct kerf_backend *backend, void *backend_data,
 				       const struct kerf_region *region, u32 me, u32 vectors)
 {
 	struct kerf_device *dev;
+	int ret = -ENOMEM;
 	u32 i;
 
 	if (me >= region->peers) {
@@ -56,10 +77,8 @@ struct kerf_device *kerf_device_create(const struct kerf_backend *backend, void 
 		return ERR_PTR(-ENOMEM);
 	/* Unbound: each peer's work waits for its own sockets only, never for another peer's. */
 	dev->workqueue = alloc_workqueue("kerf-vsock", WQ_UNBOUND | WQ_HIGHPRI | WQ_MEM_RECLAIM, 0);
-	if (!dev->workqueue) {
-		kvfree(dev);
-		return ERR_PTR(-ENOMEM);
-	}
+	if (!dev->workqueue)
+		goto free_device;
 	dev->backend = backend;
 	dev->backend_data = backend_data;
 	dev->region = *region;
@@ -68,7 +87,16 @@ struct kerf_device *kerf_device_create(const struct kerf_backend *backend, void 
 	INIT_DELAYED_WORK(&dev->scan, kerf_scan);
 	for (i = 0; i < region->peers; i++)
 		kerf_peer_init(dev, i);
+	ret = make_own_region(dev);
+	if (ret)
+		goto free_own;
 	return dev;
+free_own:
+	vfree(dev->own_memory);
+	destroy_workqueue(dev->workqueue);
+free_device:
+	kvfree(dev);
+	return ERR_PTR(ret);
 }
 
 /* Begins a new incarnation. The backend may kick peers from now on, and must take doorbells already. */
@@ -84,6 +112,8 @@ int kerf_device_start(struct kerf_device *dev)
 		goto out;
 	}
 	dev->generation = kerf_attach(&dev->region, dev->me, dev->vectors);
+	if (dev->own_memory)
+		kerf_attach(&dev->own, 0, 1);
 	for (i = 0; i < dev->region.peers; i++)
 		kerf_peer_start(&dev->peers[i]);
 	rcu_assign_pointer(kerf_the_device, dev);
@@ -134,5 +164,6 @@ void kerf_device_stop(struct kerf_device *dev)
 void kerf_device_destroy(struct kerf_device *dev)
 {
 	destroy_workqueue(dev->workqueue);
+	vfree(dev->own_memory);
 	kvfree(dev);
 }

@@ -91,6 +91,9 @@ struct kerf_device {
 	void *backend_data;
 	struct kerf_region region;
 	u32 me;
+	/* This kernel's way to itself, as the only peer of a region that nobody shares; memory is NULL if not ours. */
+	struct kerf_region own;
+	void *own_memory;
 	u32 vectors;
 	u32 generation;
 	bool started;			/* peers may be kicked */

@@ -544,7 +544,12 @@ void kerf_peer_init(struct kerf_device *dev, u32 number)
 /* A new incarnation of ours begins; nothing uses the peer yet. */
 void kerf_peer_start(struct kerf_peer *peer)
 {
-	kerf_link_init(&peer->link, &peer->dev->region, peer->dev->me, peer->number, peer->dev->generation);
+	struct kerf_device *dev = peer->dev;
+
+	if (peer->number == dev->me)
+		kerf_link_init(&peer->link, &dev->own, 0, 0, kerf_word_generation(kerf_peer_word(&dev->own, 0)));
+	else
+		kerf_link_init(&peer->link, &dev->region, dev->me, peer->number, dev->generation);
 	peer->asleep = false;
 }
 

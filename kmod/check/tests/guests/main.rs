@@ -285,6 +285,7 @@ fn a_hostile_peer_costs_its_own_link_only() {
 }
 
 /// Ports of the services in a guest.
+const ECHO: u32 = 7007;
 const SINK: u32 = 7009;
 const MESSAGES: u32 = 7014;
 /// Where the guest connects to this process.
@@ -402,6 +403,47 @@ fn a_message_without_bytes_is_refused() {
         raw.send(&message, b"more");
         let back = raw.take_data();
         assert_eq!(back, b"more", "{series}");
+        guest.wait_for("KERF done");
+        assert_eq!(guest.failures(), Vec::<String>::new(), "{series}");
+    }
+}
+
+/// What a guest sends to itself is in its own memory: a peer that writes where it would lie in the shared one ends
+/// nothing, and can put no packet there.
+#[test]
+#[ignore = "boots guests: make kmod-test"]
+fn the_way_to_oneself_is_private() {
+    for series in SERIES {
+        let machine = Machine::new(2);
+        let mut guest = machine.guest(
+            1,
+            series,
+            &commands(&[
+                KERF,
+                "services",
+                "talk=1",
+                "talk=3",
+                "say=begin",
+                "bystander=1",
+                "say=end",
+                "until=0.rx_dropped.1",
+                "complaints",
+            ]),
+        );
+        guest.wait_for("KERF said begin");
+        assert_eq!(machine.head(1, 1), 0, "{series}: nothing was sent there");
+        let mut random = 1u64;
+        while !guest.has_said("KERF said end") {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(99);
+            machine.scribble(1, 1, random);
+            machine.ring(1);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // Nor is a peer's packet taken for one of the guest itself.
+        let mut raw = Raw::new(&machine, 1);
+        raw.send_as(1, 1, &Header::new(STREAM, Op::Request, ECHO), b"");
         guest.wait_for("KERF done");
         assert_eq!(guest.failures(), Vec::<String>::new(), "{series}");
     }
