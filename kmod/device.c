@@ -77,8 +77,9 @@ struct kerf_device *kerf_device_create(const struct kerf_backend *backend, void 
 		return ERR_PTR(-ENOMEM);
 	/* Unbound: each peer's work waits for its own sockets only, never for another peer's. */
 	dev->workqueue = alloc_workqueue("kerf-vsock", WQ_UNBOUND | WQ_HIGHPRI | WQ_MEM_RECLAIM, 0);
-	if (!dev->workqueue)
-		goto free_device;
+	dev->calm = alloc_workqueue("kerf-vsock-calm", WQ_UNBOUND | WQ_MEM_RECLAIM, 0);
+	if (!dev->workqueue || !dev->calm)
+		goto free_queues;
 	dev->backend = backend;
 	dev->backend_data = backend_data;
 	dev->region = *region;
@@ -93,8 +94,11 @@ struct kerf_device *kerf_device_create(const struct kerf_backend *backend, void 
 	return dev;
 free_own:
 	vfree(dev->own_memory);
-	destroy_workqueue(dev->workqueue);
-free_device:
+free_queues:
+	if (dev->calm)
+		destroy_workqueue(dev->calm);
+	if (dev->workqueue)
+		destroy_workqueue(dev->workqueue);
 	kvfree(dev);
 	return ERR_PTR(ret);
 }
@@ -128,7 +132,7 @@ int kerf_device_start(struct kerf_device *dev)
 	smp_store_release(&dev->started, true);
 	/* Who finds the device finds itself: the link to this kernel needs nobody else. */
 	kerf_peer_kick(&dev->peers[dev->me]);
-	flush_work(&dev->peers[dev->me].work);
+	flush_work(&dev->peers[dev->me].urgent);
 	/* The first scan looks at every peer and rings those that are there. */
 	queue_delayed_work(dev->workqueue, &dev->scan, 0);
 	pr_info("%s: CID %u, generation %u, %u peers\n", dev->backend->name, kerf_cid(dev, dev->me),
@@ -152,7 +156,7 @@ void kerf_device_stop(struct kerf_device *dev)
 	WRITE_ONCE(dev->started, false);
 	RCU_INIT_POINTER(kerf_the_device, NULL);
 	synchronize_rcu();
-	/* Nothing is sent now. The scan is what starts the peers' work. */
+	/* Nothing is sent now. The scan is what starts the peers' turns. */
 	cancel_delayed_work_sync(&dev->scan);
 	kerf_detach(&dev->region, dev->me, KERF_PEER_LEFT, NULL, 0);
 	for (i = 0; i < dev->region.peers; i++)
@@ -163,6 +167,7 @@ void kerf_device_stop(struct kerf_device *dev)
 
 void kerf_device_destroy(struct kerf_device *dev)
 {
+	destroy_workqueue(dev->calm);
 	destroy_workqueue(dev->workqueue);
 	vfree(dev->own_memory);
 	kvfree(dev);

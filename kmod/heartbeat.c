@@ -4,7 +4,7 @@
  *
  * It sits where packets arrive, below the sockets: it answers when processes hang, when the socket buffers
  * are used up and when memory is short. It knows just enough of vsock for that: no sockets, one small
- * buffer for each connection, and a few connections for each peer. Everything here runs in the peer's work.
+ * buffer for each connection, and a few connections for each peer. Everything here runs in the peer's turns.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 

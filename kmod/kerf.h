@@ -21,6 +21,15 @@
 
 /* Packets that one round of a peer's work takes before others get their turn. */
 #define KERF_BUDGET_PACKETS	64
+/* How long the work of one peer may go before programs in one tick, µs; after that it takes turns with them. */
+#define KERF_URGENT_US		5000
+#define KERF_TICK_MS		20
+/* Packets of one peer that break the rules, in one window, before it is muted; and the window, ms. */
+#define KERF_VIOLATIONS_MAX	64
+#define KERF_VIOLATIONS_MS	1000
+/* How long a peer is muted the first time, ms; twice as long each time after that, up to the longest. */
+#define KERF_MUTE_MIN_MS	1000
+#define KERF_MUTE_MAX_MS	60000
 /* How often peers are looked at without a doorbell, ms: one may get lost, and dead peers do not ring. */
 #define KERF_SCAN_MS		100
 /* Answers that wait for one peer before its requests are dropped, packets; twice that: its resets too. */
@@ -57,16 +66,25 @@ struct kerf_counters {
 	u64 rings, rung;	/* doorbells to it, and looks at it */
 	u64 lost;		/* times that an established link ended */
 	u64 quarantined;	/* times that it wrote what it must not */
+	u64 mutes;		/* times that it was not listened to for a while */
 };
 
 struct kerf_peer {
 	struct kerf_device *dev;
 	u32 number;
 
-	/* Everything of this peer but sending is done by its work, which runs on one CPU at a time. */
-	struct work_struct work;
+	/*
+	 * Everything of this peer but sending is done in its turns, one at a time: by the urgent work, which goes
+	 * before programs, and by the calm one when the peer has used up what it may have of that.
+	 */
+	struct mutex turn;
+	struct work_struct urgent;
+	struct work_struct calm;
+	/* The urgent work's own: what it has used of its tick. */
+	unsigned long tick;		/* jiffies */
+	u64 tick_ns;
 
-	/* Protects what follows, and the tx counters. link.rx belongs to the work alone. */
+	/* Protects what follows, and the tx counters. link.rx belongs to the turns. */
 	spinlock_t tx_lock;
 	struct kerf_link link;
 	bool published;			/* since the peer was last looked at for a doorbell */
@@ -79,8 +97,13 @@ struct kerf_peer {
 	/* The CREDIT_UPDATEs among them, by their ports: at most one for each socket. */
 	struct hlist_head credits[1 << KERF_CREDITS_BITS];
 
-	/* The work's own. */
+	/* Those of its turns. */
 	bool asleep;
+	bool muted;
+	unsigned long muted_until;	/* jiffies */
+	unsigned int mute_ms;		/* how long it was muted last */
+	unsigned long window;		/* jiffies */
+	unsigned int violations;	/* in the window */
 	struct kerf_heartbeat *heartbeats[KERF_HEARTBEATS_MAX];
 
 	struct kerf_counters counters;
@@ -98,7 +121,8 @@ struct kerf_device {
 	u32 generation;
 	bool started;			/* peers may be kicked */
 	int features;			/* what is registered with the vsock core */
-	struct workqueue_struct *workqueue;
+	struct workqueue_struct *workqueue;	/* before programs */
+	struct workqueue_struct *calm;		/* beside them */
 	struct delayed_work scan;
 	struct dentry *debugfs;
 	struct kerf_peer peers[];	/* region.peers of them */

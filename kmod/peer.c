@@ -2,8 +2,12 @@
 /*
  * One peer: what is sent to it and what comes from it.
  *
- * Each peer has its own work item, so that one that floods, stalls or lies costs its own turns only. A
- * packet that finds no room waits in the peer's backlog, which is bounded whatever the peer does:
+ * Each peer has its own work, so that one that floods, stalls or lies costs its own turns only. They go before
+ * programs for KERF_URGENT_US in each tick, so that a heartbeat does not wait for a program; what a peer causes
+ * beyond that takes turns with programs. One that breaks the rules of packets again and again is muted: nothing
+ * of it is taken for a while, and then it is listened to again.
+ *
+ * A packet that finds no room waits in the peer's backlog, which is bounded whatever the peer does:
  *
  *   answers        KERF_REPLIES_MAX; then what asks for them is dropped, and at twice that the answers
  *   CREDIT_UPDATE  one for each socket: a newer one takes the place of the one that waits
@@ -37,7 +41,7 @@ static struct kerf_skb_cb *kerf_cb(struct sk_buff *skb)
 void kerf_peer_kick(struct kerf_peer *peer)
 {
 	if (smp_load_acquire(&peer->dev->started))
-		queue_work(peer->dev->workqueue, &peer->work);
+		queue_work(peer->dev->workqueue, &peer->urgent);
 }
 
 /* Not under tx_lock; in process context where the backend's doorbell sleeps. */
@@ -356,6 +360,37 @@ static bool must_shed(struct kerf_peer *peer, const struct virtio_vsock_hdr *hdr
 	return op == VIRTIO_VSOCK_OP_REQUEST || op == VIRTIO_VSOCK_OP_CREDIT_REQUEST;
 }
 
+/* Takes note of a packet that breaks the rules. A correct peer sends none, so a few in a row are no accident. */
+static void violated(struct kerf_peer *peer)
+{
+	peer->counters.rx_dropped++;
+	if (time_after(jiffies, peer->window + msecs_to_jiffies(KERF_VIOLATIONS_MS))) {
+		peer->window = jiffies;
+		peer->violations = 0;
+	}
+	if (++peer->violations < KERF_VIOLATIONS_MAX)
+		return;
+	peer->violations = 0;
+	/* Who has behaved for as long as it can be muted begins anew. */
+	if (!peer->mute_ms || time_after(jiffies, peer->muted_until + msecs_to_jiffies(KERF_MUTE_MAX_MS)))
+		peer->mute_ms = KERF_MUTE_MIN_MS;
+	else
+		peer->mute_ms = min_t(unsigned int, 2 * peer->mute_ms, KERF_MUTE_MAX_MS);
+	peer->muted_until = jiffies + msecs_to_jiffies(peer->mute_ms);
+	WRITE_ONCE(peer->muted, true);
+	peer->counters.mutes++;
+	pr_warn_ratelimited("peer %u breaks the rules of packets; it is not listened to for %u ms\n",
+			    peer->number, peer->mute_ms);
+}
+
+/* Whether nothing is to be taken from the peer now. The scan sees to it that the end is not missed. */
+static bool is_muted(struct kerf_peer *peer)
+{
+	if (peer->muted && time_after(jiffies, peer->muted_until))
+		WRITE_ONCE(peer->muted, false);
+	return peer->muted;
+}
+
 /* Takes the packet that was found. False: there is no memory for it now, and it stays. */
 static bool receive(struct kerf_peer *peer, const struct kerf_packet *packet)
 {
@@ -394,7 +429,7 @@ static bool receive(struct kerf_peer *peer, const struct kerf_packet *packet)
 	virtio_transport_recv_pkt(&kerf_transport, skb);
 	return true;
 drop:
-	peer->counters.rx_dropped++;
+	violated(peer);
 	kerf_consumer_release(&peer->link.rx, packet);
 	return true;
 }
@@ -455,8 +490,11 @@ static bool look(struct kerf_peer *peer)
 	spin_unlock_bh(&peer->tx_lock);
 	if (tell)
 		ring(peer);
-	if (event == KERF_LINK_CAME_UP)
+	if (event == KERF_LINK_CAME_UP) {
 		peer->asleep = false;
+		/* It may be another kernel. If it is not, it is muted for longer the next time. */
+		WRITE_ONCE(peer->muted, false);
+	}
 	if (event == KERF_LINK_LOST) {
 		peer->counters.lost++;
 		reset_connections(peer);
@@ -477,6 +515,10 @@ static enum kerf_result take_packets(struct kerf_peer *peer)
 	while (budget--) {
 		struct kerf_packet packet;
 
+		if (is_muted(peer)) {
+			result = KERF_FULL;
+			break;
+		}
 		result = kerf_consumer_peek(rx, &packet);
 		if (result != KERF_OK)
 			break;
@@ -495,16 +537,16 @@ static enum kerf_result take_packets(struct kerf_peer *peer)
 	return result;
 }
 
-static void peer_work(struct work_struct *work)
+/* One turn: looks, takes, sends. Returns whether there is more to do at once. */
+static bool take_turn(struct kerf_peer *peer)
 {
-	struct kerf_peer *peer = container_of(work, struct kerf_peer, work);
 	struct kerf_consumer *rx = &peer->link.rx;
 	enum kerf_result result;
 	struct kerf_packet packet;
 
 	peer->counters.rung++;
 	if (!look(peer))
-		return;
+		return false;
 	if (peer->asleep) {
 		kerf_consumer_awake(rx);
 		peer->asleep = false;
@@ -512,21 +554,54 @@ static void peer_work(struct work_struct *work)
 	result = take_packets(peer);
 	if (result == KERF_CORRUPT || !drain_backlog(peer)) {
 		quarantine(peer, "wrote what it must not");
-		return;
+		return false;
 	}
 	if (READ_ONCE(peer->overrun)) {
 		quarantine(peer, "takes nothing");
-		return;
+		return false;
 	}
-	if (result == KERF_OK) {
-		kerf_peer_kick(peer);
-		return;
-	}
+	if (result == KERF_OK)
+		return true;
+	/* Muted, or no memory: the next scan tries again. */
 	if (result == KERF_FULL)
-		return;
+		return false;
 	kerf_consumer_sleep(rx);
 	peer->asleep = true;
-	if (kerf_consumer_peek(rx, &packet) != KERF_EMPTY)
+	return kerf_consumer_peek(rx, &packet) != KERF_EMPTY;
+}
+
+static void calm_work(struct work_struct *work)
+{
+	struct kerf_peer *peer = container_of(work, struct kerf_peer, calm);
+	bool more;
+
+	mutex_lock(&peer->turn);
+	more = take_turn(peer);
+	mutex_unlock(&peer->turn);
+	if (more && smp_load_acquire(&peer->dev->started))
+		queue_work(peer->dev->calm, &peer->calm);
+}
+
+static void urgent_work(struct work_struct *work)
+{
+	struct kerf_peer *peer = container_of(work, struct kerf_peer, urgent);
+	bool more;
+	u64 start;
+
+	if (time_after(jiffies, peer->tick + msecs_to_jiffies(KERF_TICK_MS))) {
+		peer->tick = jiffies;
+		peer->tick_ns = 0;
+	}
+	if (peer->tick_ns > KERF_URGENT_US * NSEC_PER_USEC) {
+		queue_work(peer->dev->calm, &peer->calm);
+		return;
+	}
+	mutex_lock(&peer->turn);
+	start = ktime_get_ns();
+	more = take_turn(peer);
+	peer->tick_ns += ktime_get_ns() - start;
+	mutex_unlock(&peer->turn);
+	if (more)
 		kerf_peer_kick(peer);
 }
 
@@ -536,7 +611,11 @@ void kerf_peer_init(struct kerf_device *dev, u32 number)
 
 	peer->dev = dev;
 	peer->number = number;
-	INIT_WORK(&peer->work, peer_work);
+	mutex_init(&peer->turn);
+	peer->tick = jiffies;
+	peer->window = jiffies;
+	INIT_WORK(&peer->urgent, urgent_work);
+	INIT_WORK(&peer->calm, calm_work);
 	spin_lock_init(&peer->tx_lock);
 	skb_queue_head_init(&peer->backlog);
 }
@@ -551,12 +630,17 @@ void kerf_peer_start(struct kerf_peer *peer)
 	else
 		kerf_link_init(&peer->link, &dev->region, dev->me, peer->number, dev->generation);
 	peer->asleep = false;
+	peer->muted = false;
+	peer->mute_ms = 0;
+	peer->violations = 0;
 }
 
 /* Nothing sends to the peer and nothing kicks it any more. */
 void kerf_peer_stop(struct kerf_peer *peer)
 {
-	cancel_work_sync(&peer->work);
+	/* In this order: the urgent one starts the other. */
+	cancel_work_sync(&peer->urgent);
+	cancel_work_sync(&peer->calm);
 	spin_lock_bh(&peer->tx_lock);
 	if (peer->link.accepted)
 		kerf_link_down(&peer->link);

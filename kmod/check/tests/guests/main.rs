@@ -449,6 +449,50 @@ fn the_way_to_oneself_is_private() {
     }
 }
 
+/// Floods of packets that break the rules, and of those that keep them and mean nothing, leave a guest of one CPU to its
+/// programs. When the peer behaves again it is heard again.
+#[test]
+#[ignore = "boots guests: make kmod-test"]
+fn a_flood_leaves_the_cpu_to_programs() {
+    for series in SERIES {
+        let machine = Machine::new(2);
+        let mut guest = machine.guest(
+            1,
+            series,
+            &commands(&[
+                KERF,
+                "services",
+                "say=serving",
+                "until=0.rx_packets.2000",
+                "share=25",
+                "say=first",
+                "until=0.rx_dropped.50",
+                "share=60",
+                "until=0.mutes.1",
+                "say=second",
+                "say=third",
+                "complaints",
+                "until=0.rx_bytes.5",
+                "peers",
+            ]),
+        );
+        guest.wait_for("KERF said serving");
+        let mut raw = Raw::new(&machine, 1);
+        let reset = Header::new(STREAM, Op::Reset, 7998);
+        let sent = raw.flood(&mut guest, "KERF said first", u64::MAX, |_| (reset, b""));
+        println!("{series}: {sent} resets");
+        let mut bad = Header::new(STREAM, Op::Data, ECHO);
+        bad.excess = 1;
+        let sent = raw.flood(&mut guest, "KERF said second", u64::MAX, |_| (bad, b""));
+        println!("{series}: {sent} packets that break the rules");
+        raw.connect(STREAM, ECHO);
+        raw.send(&Header::new(STREAM, Op::Data, ECHO), b"again");
+        assert_eq!(raw.take_data(), b"again", "{series}");
+        guest.wait_for("KERF done");
+        assert_eq!(guest.failures(), Vec::<String>::new(), "{series}");
+    }
+}
+
 /// Memory of a dead kernel that was lent to this one may hold anything, a region of its own peers too. It is not
 /// looked at, and nothing is said about it.
 #[test]
