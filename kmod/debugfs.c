@@ -44,8 +44,8 @@ static int peers_show(struct seq_file *file, void *data)
 			   n->tx_packets, n->tx_bytes, n->tx_bulk, n->tx_waited);
 		seq_printf(file, " rx_packets %llu rx_bytes %llu rx_bulk %llu rx_dropped %llu rx_shed %llu",
 			   n->rx_packets, n->rx_bytes, n->rx_bulk, n->rx_dropped, n->rx_shed);
-		seq_printf(file, " rings %llu rung %llu lost %llu quarantined %llu mutes %llu\n",
-			   n->rings, n->rung, n->lost, n->quarantined, n->mutes);
+		seq_printf(file, " rings %lld rung %llu lost %llu quarantined %llu mutes %llu\n",
+			   (s64)atomic64_read(&n->rings), n->rung, n->lost, n->quarantined, n->mutes);
 	}
 	return 0;
 }

@@ -72,6 +72,11 @@ struct kerf_device *kerf_device_create(const struct kerf_backend *backend, void 
 		pr_err("this is peer %u, and the shared memory has room for %u\n", me, region->peers);
 		return ERR_PTR(-ERANGE);
 	}
+	/* The core keeps these to itself, and CID 1 means this kernel to every kernel. */
+	if (!backend->local_only && (cid_base > VMADDR_CID_ANY - KERF_PEERS_MAX || cid_base + me <= VMADDR_CID_LOCAL)) {
+		pr_err("with cid_base %u this peer, %u, would have a CID that is reserved\n", cid_base, me);
+		return ERR_PTR(-EINVAL);
+	}
 	dev = kvzalloc(struct_size(dev, peers, region->peers), GFP_KERNEL);
 	if (!dev)
 		return ERR_PTR(-ENOMEM);
@@ -125,7 +130,7 @@ int kerf_device_start(struct kerf_device *dev)
 	if (ret) {
 		RCU_INIT_POINTER(kerf_the_device, NULL);
 		synchronize_rcu();
-		kerf_detach(&dev->region, dev->me, KERF_PEER_LEFT, NULL, 0);
+		kerf_detach(&dev->region, dev->me, dev->generation, KERF_PEER_LEFT, NULL, 0);
 		goto out;
 	}
 	kerf_debugfs_add(dev);
@@ -158,7 +163,7 @@ void kerf_device_stop(struct kerf_device *dev)
 	synchronize_rcu();
 	/* Nothing is sent now. The scan is what starts the peers' turns. */
 	cancel_delayed_work_sync(&dev->scan);
-	kerf_detach(&dev->region, dev->me, KERF_PEER_LEFT, NULL, 0);
+	kerf_detach(&dev->region, dev->me, dev->generation, KERF_PEER_LEFT, NULL, 0);
 	for (i = 0; i < dev->region.peers; i++)
 		kerf_peer_stop(&dev->peers[i]);
 	kerf_debugfs_remove(dev);

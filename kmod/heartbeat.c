@@ -60,6 +60,8 @@ int kerf_heartbeat_init(void)
 	strscpy(identity.instance, instance, sizeof(identity.instance));
 	strscpy(identity.release, init_utsname()->release, sizeof(identity.release));
 	identity.generation = generation;
+	if (*instance)
+		pr_info("the kernel answers on stream port %u: no program gets what comes for it\n", heartbeat_port);
 	if (!*boot_id) {
 		generate_random_uuid(identity.boot_id);
 		return 0;

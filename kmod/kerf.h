@@ -9,6 +9,7 @@
 #ifndef KERF_H
 #define KERF_H
 
+#include <linux/atomic.h>
 #include <linux/list.h>
 #include <linux/mutex.h>
 #include <linux/skbuff.h>
@@ -63,7 +64,8 @@ struct kerf_counters {
 	u64 rx_packets, rx_bytes, rx_bulk;
 	u64 rx_dropped;		/* packets that break the rules of packets */
 	u64 rx_shed;		/* requests of a peer that does not take its answers */
-	u64 rings, rung;	/* doorbells to it, and looks at it */
+	atomic64_t rings;	/* doorbells to it, by senders too, without a lock */
+	u64 rung;		/* looks at it */
 	u64 lost;		/* times that an established link ended */
 	u64 quarantined;	/* times that it wrote what it must not */
 	u64 mutes;		/* times that it was not listened to for a while */

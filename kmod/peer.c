@@ -49,7 +49,7 @@ static void ring(struct kerf_peer *peer)
 {
 	struct kerf_device *dev = peer->dev;
 
-	peer->counters.rings++;
+	atomic64_inc(&peer->counters.rings);
 	if (peer->number == dev->me)
 		kerf_peer_kick(peer);
 	else
@@ -295,10 +295,14 @@ static void wake_writers(struct kerf_peer *peer)
 		kerf_transport_wake_writers(VMADDR_CID_LOCAL);
 }
 
-/* Sends what waits, as far as there is room. False: the ring is corrupt. */
-static bool drain_backlog(struct kerf_peer *peer)
+/*
+ * Sends what waits, as far as there is room, up to a budget: the peer could make room for ever. Returns what
+ * ended it: KERF_OK when the budget did, KERF_EMPTY when nothing waits any more.
+ */
+static enum kerf_result drain_backlog(struct kerf_peer *peer)
 {
-	enum kerf_result result = KERF_OK;
+	enum kerf_result result = KERF_EMPTY;
+	int budget = KERF_BUDGET_PACKETS;
 	struct sk_buff_head done;
 	bool rings, choked;
 	struct sk_buff *skb;
@@ -307,6 +311,10 @@ static bool drain_backlog(struct kerf_peer *peer)
 	spin_lock_bh(&peer->tx_lock);
 	kerf_producer_has_room(&peer->link.tx);
 	while ((skb = skb_peek(&peer->backlog))) {
+		if (!budget--) {
+			result = KERF_OK;
+			break;
+		}
 		result = put_skb(peer, skb);
 		if (result == KERF_FULL) {
 			/* It may have become free just before it was asked for. */
@@ -317,6 +325,7 @@ static bool drain_backlog(struct kerf_peer *peer)
 			break;
 		backlog_take(peer, skb);
 		__skb_queue_tail(&done, skb);
+		result = KERF_EMPTY;
 	}
 	/* Half of it at once: who is woken has something to do. */
 	choked = peer->choked && peer->waiting <= KERF_BACKLOG_DATA / 2;
@@ -331,7 +340,7 @@ static bool drain_backlog(struct kerf_peer *peer)
 		ring(peer);
 	if (choked)
 		wake_writers(peer);
-	return result != KERF_CORRUPT;
+	return result;
 }
 
 /* Whether a packet keeps the rules: see docs/kerf-vsock.md. @hdr is our own copy. */
@@ -345,8 +354,8 @@ static bool hdr_is_valid(const struct kerf_peer *peer, const struct virtio_vsock
 	/* Just a RW packet has a payload, and it has one: the core of 6.1 queues empty messages without bound. */
 	if ((payload != 0) != (le16_to_cpu(hdr->op) == VIRTIO_VSOCK_OP_RW))
 		return false;
-	if (peer->number == dev->me && src == VMADDR_CID_LOCAL && dst == VMADDR_CID_LOCAL)
-		return true;
+	if (src == VMADDR_CID_LOCAL || dst == VMADDR_CID_LOCAL)
+		return peer->number == dev->me && src == dst;
 	return src == kerf_cid(dev, peer->number) && dst == kerf_cid(dev, dev->me);
 }
 
@@ -541,7 +550,7 @@ static enum kerf_result take_packets(struct kerf_peer *peer)
 static bool take_turn(struct kerf_peer *peer)
 {
 	struct kerf_consumer *rx = &peer->link.rx;
-	enum kerf_result result;
+	enum kerf_result result, drained;
 	struct kerf_packet packet;
 
 	peer->counters.rung++;
@@ -552,7 +561,8 @@ static bool take_turn(struct kerf_peer *peer)
 		peer->asleep = false;
 	}
 	result = take_packets(peer);
-	if (result == KERF_CORRUPT || !drain_backlog(peer)) {
+	drained = result == KERF_CORRUPT ? result : drain_backlog(peer);
+	if (drained == KERF_CORRUPT) {
 		quarantine(peer, "wrote what it must not");
 		return false;
 	}
@@ -560,7 +570,7 @@ static bool take_turn(struct kerf_peer *peer)
 		quarantine(peer, "takes nothing");
 		return false;
 	}
-	if (result == KERF_OK)
+	if (result == KERF_OK || drained == KERF_OK)
 		return true;
 	/* Muted, or no memory: the next scan tries again. */
 	if (result == KERF_FULL)
