@@ -22,6 +22,9 @@ static inline void kerf_consume_sent(struct sk_buff *skb)
 	.unsent_bytes = virtio_transport_unsent_bytes,			\
 	.notify_set_rcvlowat = virtio_transport_notify_set_rcvlowat,	\
 	.read_skb = virtio_transport_read_skb,
+#elif LINUX_VERSION_CODE >= KERNEL_VERSION(6, 4, 0)
+#define KERF_TRANSPORT_LATER						\
+	.read_skb = virtio_transport_read_skb,
 #else
 #define KERF_TRANSPORT_LATER
 #endif

@@ -8,11 +8,11 @@
 
 static struct dentry *kerf_debugfs;
 
-static const char *link_name(const struct kerf_link *link)
+static const char *link_name(const struct kerf_peer *peer)
 {
-	if (link->up)
-		return "up";
-	return link->refused ? "quarantined" : "down";
+	if (peer->link.up)
+		return READ_ONCE(peer->muted) ? "muted" : "up";
+	return peer->link.refused ? "quarantined" : "down";
 }
 
 static const char *state_name(u32 state)
@@ -39,13 +39,13 @@ static int peers_show(struct seq_file *file, void *data)
 			continue;
 		seq_printf(file, "peer %u cid %u state %s generation %u link %s backlog %u", i, kerf_cid(dev, i),
 			   state_name(kerf_word_state(word)), kerf_word_generation(word),
-			   link_name(&peer->link), skb_queue_len_lockless(&peer->backlog));
+			   link_name(peer), skb_queue_len_lockless(&peer->backlog));
 		seq_printf(file, " tx_packets %llu tx_bytes %llu tx_bulk %llu tx_waited %llu",
 			   n->tx_packets, n->tx_bytes, n->tx_bulk, n->tx_waited);
 		seq_printf(file, " rx_packets %llu rx_bytes %llu rx_bulk %llu rx_dropped %llu rx_shed %llu",
 			   n->rx_packets, n->rx_bytes, n->rx_bulk, n->rx_dropped, n->rx_shed);
-		seq_printf(file, " rings %llu rung %llu lost %llu quarantined %llu\n",
-			   n->rings, n->rung, n->lost, n->quarantined);
+		seq_printf(file, " rings %lld rung %llu lost %llu quarantined %llu mutes %llu\n",
+			   (s64)atomic64_read(&n->rings), n->rung, n->lost, n->quarantined, n->mutes);
 	}
 	return 0;
 }

@@ -5,6 +5,7 @@
 #include <linux/module.h>
 #include <linux/moduleparam.h>
 #include <linux/slab.h>
+#include <linux/vmalloc.h>
 
 #include "kerf.h"
 
@@ -41,25 +42,49 @@ static void kerf_scan(struct work_struct *work)
 	queue_delayed_work(dev->workqueue, &dev->scan, msecs_to_jiffies(KERF_SCAN_MS));
 }
 
+/*
+ * Makes the way to oneself, as large as the ring of a pair. It does not lie in the shared memory: every peer
+ * can write there, and what this kernel says to itself is nobody's to end or to forge.
+ */
+static int make_own_region(struct kerf_device *dev)
+{
+	const struct kerf_region *region = &dev->region;
+	u64 size = kerf_region_size(1, region->slots, region->bytes);
+
+	if (dev->backend->local_only) {
+		dev->own = *region;
+		return 0;
+	}
+	dev->own_memory = vzalloc(size);
+	if (!dev->own_memory)
+		return -ENOMEM;
+	return kerf_region_format(&dev->own, dev->own_memory, size, 1, region->slots, region->bytes);
+}
+
 struct kerf_device *kerf_device_create(const struct kerf_backend *backend, void *backend_data,
 				       const struct kerf_region *region, u32 me, u32 vectors)
 {
 	struct kerf_device *dev;
+	int ret = -ENOMEM;
 	u32 i;
 
 	if (me >= region->peers) {
 		pr_err("this is peer %u, and the shared memory has room for %u\n", me, region->peers);
 		return ERR_PTR(-ERANGE);
 	}
+	/* The core keeps these to itself, and CID 1 means this kernel to every kernel. */
+	if (!backend->local_only && (cid_base > VMADDR_CID_ANY - KERF_PEERS_MAX || cid_base + me <= VMADDR_CID_LOCAL)) {
+		pr_err("with cid_base %u this peer, %u, would have a CID that is reserved\n", cid_base, me);
+		return ERR_PTR(-EINVAL);
+	}
 	dev = kvzalloc(struct_size(dev, peers, region->peers), GFP_KERNEL);
 	if (!dev)
 		return ERR_PTR(-ENOMEM);
 	/* Unbound: each peer's work waits for its own sockets only, never for another peer's. */
 	dev->workqueue = alloc_workqueue("kerf-vsock", WQ_UNBOUND | WQ_HIGHPRI | WQ_MEM_RECLAIM, 0);
-	if (!dev->workqueue) {
-		kvfree(dev);
-		return ERR_PTR(-ENOMEM);
-	}
+	dev->calm = alloc_workqueue("kerf-vsock-calm", WQ_UNBOUND | WQ_MEM_RECLAIM, 0);
+	if (!dev->workqueue || !dev->calm)
+		goto free_queues;
 	dev->backend = backend;
 	dev->backend_data = backend_data;
 	dev->region = *region;
@@ -68,7 +93,19 @@ struct kerf_device *kerf_device_create(const struct kerf_backend *backend, void 
 	INIT_DELAYED_WORK(&dev->scan, kerf_scan);
 	for (i = 0; i < region->peers; i++)
 		kerf_peer_init(dev, i);
+	ret = make_own_region(dev);
+	if (ret)
+		goto free_own;
 	return dev;
+free_own:
+	vfree(dev->own_memory);
+free_queues:
+	if (dev->calm)
+		destroy_workqueue(dev->calm);
+	if (dev->workqueue)
+		destroy_workqueue(dev->workqueue);
+	kvfree(dev);
+	return ERR_PTR(ret);
 }
 
 /* Begins a new incarnation. The backend may kick peers from now on, and must take doorbells already. */
@@ -84,6 +121,8 @@ int kerf_device_start(struct kerf_device *dev)
 		goto out;
 	}
 	dev->generation = kerf_attach(&dev->region, dev->me, dev->vectors);
+	if (dev->own_memory)
+		kerf_attach(&dev->own, 0, 1);
 	for (i = 0; i < dev->region.peers; i++)
 		kerf_peer_start(&dev->peers[i]);
 	rcu_assign_pointer(kerf_the_device, dev);
@@ -91,14 +130,14 @@ int kerf_device_start(struct kerf_device *dev)
 	if (ret) {
 		RCU_INIT_POINTER(kerf_the_device, NULL);
 		synchronize_rcu();
-		kerf_detach(&dev->region, dev->me, KERF_PEER_LEFT, NULL, 0);
+		kerf_detach(&dev->region, dev->me, dev->generation, KERF_PEER_LEFT, NULL, 0);
 		goto out;
 	}
 	kerf_debugfs_add(dev);
 	smp_store_release(&dev->started, true);
 	/* Who finds the device finds itself: the link to this kernel needs nobody else. */
 	kerf_peer_kick(&dev->peers[dev->me]);
-	flush_work(&dev->peers[dev->me].work);
+	flush_work(&dev->peers[dev->me].urgent);
 	/* The first scan looks at every peer and rings those that are there. */
 	queue_delayed_work(dev->workqueue, &dev->scan, 0);
 	pr_info("%s: CID %u, generation %u, %u peers\n", dev->backend->name, kerf_cid(dev, dev->me),
@@ -122,9 +161,9 @@ void kerf_device_stop(struct kerf_device *dev)
 	WRITE_ONCE(dev->started, false);
 	RCU_INIT_POINTER(kerf_the_device, NULL);
 	synchronize_rcu();
-	/* Nothing is sent now. The scan is what starts the peers' work. */
+	/* Nothing is sent now. The scan is what starts the peers' turns. */
 	cancel_delayed_work_sync(&dev->scan);
-	kerf_detach(&dev->region, dev->me, KERF_PEER_LEFT, NULL, 0);
+	kerf_detach(&dev->region, dev->me, dev->generation, KERF_PEER_LEFT, NULL, 0);
 	for (i = 0; i < dev->region.peers; i++)
 		kerf_peer_stop(&dev->peers[i]);
 	kerf_debugfs_remove(dev);
@@ -133,6 +172,8 @@ void kerf_device_stop(struct kerf_device *dev)
 
 void kerf_device_destroy(struct kerf_device *dev)
 {
+	destroy_workqueue(dev->calm);
 	destroy_workqueue(dev->workqueue);
+	vfree(dev->own_memory);
 	kvfree(dev);
 }

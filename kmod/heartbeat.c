@@ -4,7 +4,7 @@
  *
  * It sits where packets arrive, below the sockets: it answers when processes hang, when the socket buffers
  * are used up and when memory is short. It knows just enough of vsock for that: no sockets, one small
- * buffer for each connection, and a few connections for each peer. Everything here runs in the peer's work.
+ * buffer for each connection, and a few connections for each peer. Everything here runs in the peer's turns.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -60,6 +60,8 @@ int kerf_heartbeat_init(void)
 	strscpy(identity.instance, instance, sizeof(identity.instance));
 	strscpy(identity.release, init_utsname()->release, sizeof(identity.release));
 	identity.generation = generation;
+	if (*instance)
+		pr_info("the kernel answers on stream port %u: no program gets what comes for it\n", heartbeat_port);
 	if (!*boot_id) {
 		generate_random_uuid(identity.boot_id);
 		return 0;

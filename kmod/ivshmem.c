@@ -94,9 +94,10 @@ static void release_interrupts(struct kerf_ivshmem *ivshmem)
 	for (i = 0; i < ivshmem->requested; i++) {
 		struct kerf_vector *vector = &ivshmem->vector[i];
 
-		/* After it nothing mutes any more; what is muted stays so, and goes with the interrupt. */
-		free_irq(vector->irq, vector);
+		/* Nothing mutes after the first, nothing enables after the second: it would, of an interrupt that is free. */
+		disable_irq(vector->irq);
 		cancel_delayed_work_sync(&vector->unmute);
+		free_irq(vector->irq, vector);
 	}
 	ivshmem->requested = 0;
 }
@@ -163,6 +164,7 @@ static int ivshmem_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 {
 	struct kerf_ivshmem *ivshmem;
 	struct kerf_region region;
+	resource_size_t start, size;
 	int ret;
 
 	/* ivshmem-plain: memory without a doorbell. What it holds is not for us, and may be made to look as if it were. */
@@ -179,8 +181,11 @@ static int ivshmem_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	if (ret)
 		return ret;
 	ivshmem->registers = pcim_iomap_table(pdev)[IVSHMEM_REGISTERS];
-	ivshmem->memory = devm_memremap(&pdev->dev, pci_resource_start(pdev, IVSHMEM_MEMORY),
-					pci_resource_len(pdev, IVSHMEM_MEMORY), MEMREMAP_WB);
+	start = pci_resource_start(pdev, IVSHMEM_MEMORY);
+	size = pci_resource_len(pdev, IVSHMEM_MEMORY);
+	if (!devm_request_mem_region(&pdev->dev, start, size, KBUILD_MODNAME))
+		return -EBUSY;
+	ivshmem->memory = devm_memremap(&pdev->dev, start, size, MEMREMAP_WB);
 	if (IS_ERR(ivshmem->memory))
 		return PTR_ERR(ivshmem->memory);
 	ret = open_region(ivshmem, &region);

@@ -9,6 +9,8 @@
 #ifndef KERF_H
 #define KERF_H
 
+#include <linux/atomic.h>
+#include <linux/list.h>
 #include <linux/mutex.h>
 #include <linux/skbuff.h>
 #include <linux/spinlock.h>
@@ -20,10 +22,25 @@
 
 /* Packets that one round of a peer's work takes before others get their turn. */
 #define KERF_BUDGET_PACKETS	64
+/* How long the work of one peer may go before programs in one tick, µs; after that it takes turns with them. */
+#define KERF_URGENT_US		5000
+#define KERF_TICK_MS		20
+/* Packets of one peer that break the rules, in one window, before it is muted; and the window, ms. */
+#define KERF_VIOLATIONS_MAX	64
+#define KERF_VIOLATIONS_MS	1000
+/* How long a peer is muted the first time, ms; twice as long each time after that, up to the longest. */
+#define KERF_MUTE_MIN_MS	1000
+#define KERF_MUTE_MAX_MS	60000
 /* How often peers are looked at without a doorbell, ms: one may get lost, and dead peers do not ring. */
 #define KERF_SCAN_MS		100
 /* Answers that wait for one peer before its requests are dropped, packets; twice that: its resets too. */
 #define KERF_REPLIES_MAX	1024
+/* What waits for one peer before sockets have no room to write to it, bytes of memory. */
+#define KERF_BACKLOG_DATA	(2 * 1024 * 1024)
+/* The same, of whatever kind, before the link is given up, bytes of memory. */
+#define KERF_BACKLOG_MAX	(16 * 1024 * 1024)
+/* Places of the table in which a socket's waiting CREDIT_UPDATE is found: a power of two, as an exponent. */
+#define KERF_CREDITS_BITS	6
 /* Heartbeat connections of one peer. */
 #define KERF_HEARTBEATS_MAX	4
 /* The payload of one packet; longer ones are sent in several. */
@@ -47,28 +64,48 @@ struct kerf_counters {
 	u64 rx_packets, rx_bytes, rx_bulk;
 	u64 rx_dropped;		/* packets that break the rules of packets */
 	u64 rx_shed;		/* requests of a peer that does not take its answers */
-	u64 rings, rung;	/* doorbells to it, and looks at it */
+	atomic64_t rings;	/* doorbells to it, by senders too, without a lock */
+	u64 rung;		/* looks at it */
 	u64 lost;		/* times that an established link ended */
 	u64 quarantined;	/* times that it wrote what it must not */
+	u64 mutes;		/* times that it was not listened to for a while */
 };
 
 struct kerf_peer {
 	struct kerf_device *dev;
 	u32 number;
 
-	/* Everything of this peer but sending is done by its work, which runs on one CPU at a time. */
-	struct work_struct work;
+	/*
+	 * Everything of this peer but sending is done in its turns, one at a time: by the urgent work, which goes
+	 * before programs, and by the calm one when the peer has used up what it may have of that.
+	 */
+	struct mutex turn;
+	struct work_struct urgent;
+	struct work_struct calm;
+	/* The urgent work's own: what it has used of its tick. */
+	unsigned long tick;		/* jiffies */
+	u64 tick_ns;
 
-	/* Protects what follows, and the tx counters. link.rx belongs to the work alone. */
+	/* Protects what follows, and the tx counters. link.rx belongs to the turns. */
 	spinlock_t tx_lock;
 	struct kerf_link link;
 	bool published;			/* since the peer was last looked at for a doorbell */
 	bool must_ring;			/* the work is to ring, because a sender could not */
 	struct sk_buff_head backlog;	/* packets for which there was no room, in order */
 	u32 replies;			/* answers among them */
+	u32 waiting;			/* the memory that they take, bytes */
+	bool choked;			/* sockets wait for the backlog to shrink */
+	bool overrun;			/* a packet was lost: the link is to end */
+	/* The CREDIT_UPDATEs among them, by their ports: at most one for each socket. */
+	struct hlist_head credits[1 << KERF_CREDITS_BITS];
 
-	/* The work's own. */
+	/* Those of its turns. */
 	bool asleep;
+	bool muted;
+	unsigned long muted_until;	/* jiffies */
+	unsigned int mute_ms;		/* how long it was muted last */
+	unsigned long window;		/* jiffies */
+	unsigned int violations;	/* in the window */
 	struct kerf_heartbeat *heartbeats[KERF_HEARTBEATS_MAX];
 
 	struct kerf_counters counters;
@@ -79,11 +116,15 @@ struct kerf_device {
 	void *backend_data;
 	struct kerf_region region;
 	u32 me;
+	/* This kernel's way to itself, as the only peer of a region that nobody shares; memory is NULL if not ours. */
+	struct kerf_region own;
+	void *own_memory;
 	u32 vectors;
 	u32 generation;
 	bool started;			/* peers may be kicked */
 	int features;			/* what is registered with the vsock core */
-	struct workqueue_struct *workqueue;
+	struct workqueue_struct *workqueue;	/* before programs */
+	struct workqueue_struct *calm;		/* beside them */
 	struct delayed_work scan;
 	struct dentry *debugfs;
 	struct kerf_peer peers[];	/* region.peers of them */
@@ -94,6 +135,7 @@ extern struct virtio_transport kerf_transport;
 int kerf_transport_register(struct kerf_device *dev);
 void kerf_transport_unregister(struct kerf_device *dev);
 void kerf_transport_reset_peer(u32 cid);
+void kerf_transport_wake_writers(u32 cid);
 
 /* device.c */
 extern struct kerf_device __rcu *kerf_the_device;
@@ -110,6 +152,7 @@ void kerf_peer_init(struct kerf_device *dev, u32 number);
 void kerf_peer_start(struct kerf_peer *peer);
 void kerf_peer_stop(struct kerf_peer *peer);
 void kerf_peer_kick(struct kerf_peer *peer);
+bool kerf_peer_has_room(struct kerf_peer *peer);
 int kerf_peer_send(struct kerf_peer *peer, struct sk_buff *skb);
 int kerf_drop(struct sk_buff *skb, int error);
 void kerf_peer_cancel(struct kerf_peer *peer, struct vsock_sock *vsk);

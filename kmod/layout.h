@@ -19,7 +19,7 @@
 #define KERF_BYTES_MIN		(64 * 1024)
 #define KERF_BYTES_MAX		(16 * 1024 * 1024)
 
-/* Slots that only control packets may take: a reset finds room where data has filled the ring. */
+/* Slots that only control packets may take: where data has filled the ring and nothing waits, they find room. */
 #define KERF_SLOTS_RESERVED	8
 /* Longest packet that goes inline: header and payload, under 256 bytes. */
 #define KERF_INLINE_MAX		255

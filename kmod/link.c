@@ -49,11 +49,11 @@ u32 kerf_attach(const struct kerf_region *region, u32 me, u32 vectors)
 	return generation;
 }
 
-/* Ends the incarnation: KERF_PEER_LEFT, or KERF_PEER_PANICKED with a reason. May run in any context. */
-void kerf_detach(const struct kerf_region *region, u32 me, u32 state, const char *reason, u32 reason_len)
+/* Ends the incarnation @generation, our own copy: KERF_PEER_LEFT, or KERF_PEER_PANICKED with a reason. May run in any context. */
+void kerf_detach(const struct kerf_region *region, u32 me, u32 generation, u32 state, const char *reason,
+		 u32 reason_len)
 {
 	struct kerf_peer_entry *entry = kerf_peer_entry(region, me);
-	u32 generation = kerf_word_generation(le64_to_cpu(READ_ONCE(entry->word)));
 
 	reason_len = min_t(u32, reason_len, KERF_REASON_MAX);
 	if (reason_len)

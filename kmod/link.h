@@ -27,7 +27,8 @@ struct kerf_link {
 };
 
 u32 kerf_attach(const struct kerf_region *region, u32 me, u32 vectors);
-void kerf_detach(const struct kerf_region *region, u32 me, u32 state, const char *reason, u32 reason_len);
+void kerf_detach(const struct kerf_region *region, u32 me, u32 generation, u32 state, const char *reason,
+		 u32 reason_len);
 void kerf_link_init(struct kerf_link *link, const struct kerf_region *region, u32 me, u32 peer,
 		    u32 generation);
 enum kerf_link_event kerf_link_poll(struct kerf_link *link);

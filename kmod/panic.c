@@ -17,7 +17,8 @@ static int kerf_panicking(struct notifier_block *block, unsigned long event, voi
 	if (dev) {
 		const char *text = reason ? reason : "";
 
-		kerf_detach(&dev->region, dev->me, KERF_PEER_PANICKED, text, strnlen(text, KERF_REASON_MAX));
+		kerf_detach(&dev->region, dev->me, dev->generation, KERF_PEER_PANICKED, text,
+			    strnlen(text, KERF_REASON_MAX));
 		for (i = 0; i < dev->region.peers; i++)
 			if (i != dev->me && !dev->backend->doorbell_sleeps)
 				dev->backend->doorbell(dev, i);

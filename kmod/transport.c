@@ -64,6 +64,23 @@ static int kerf_cancel_pkt(struct vsock_sock *vsk)
 	return dev ? 0 : -ENODEV;
 }
 
+/* No room, whatever its credit, while too much waits for the peer; kerf_transport_wake_writers() ends it. */
+static s64 kerf_stream_has_space(struct vsock_sock *vsk)
+{
+	struct kerf_peer *peer = NULL;
+	struct kerf_device *dev;
+	bool room = true;
+
+	rcu_read_lock();
+	dev = rcu_dereference(kerf_the_device);
+	if (dev)
+		peer = kerf_peer_by_cid(dev, vsk->remote_addr.svm_cid);
+	if (peer)
+		room = kerf_peer_has_room(peer);
+	rcu_read_unlock();
+	return room ? virtio_transport_stream_has_space(vsk) : 0;
+}
+
 static bool kerf_seqpacket_allow(u32 remote_cid)
 {
 	return true;
@@ -90,7 +107,7 @@ struct virtio_transport kerf_transport = {
 		.stream_dequeue = virtio_transport_stream_dequeue,
 		.stream_enqueue = virtio_transport_stream_enqueue,
 		.stream_has_data = virtio_transport_stream_has_data,
-		.stream_has_space = virtio_transport_stream_has_space,
+		.stream_has_space = kerf_stream_has_space,
 		.stream_rcvhiwat = virtio_transport_stream_rcvhiwat,
 		.stream_is_active = virtio_transport_stream_is_active,
 		.stream_allow = virtio_transport_stream_allow,
@@ -153,14 +170,14 @@ void kerf_transport_unregister(struct kerf_device *dev)
 	dev->features = 0;
 }
 
-/* The argument of reset_sock(), for which the core has no place. */
-static DEFINE_MUTEX(kerf_reset_mutex);
-static u32 kerf_reset_cid;
+/* The argument of reset_sock() and wake_sock(), for which the core has no place. */
+static DEFINE_MUTEX(kerf_each_mutex);
+static u32 kerf_each_cid;
 
 /* Under vsock_table_lock, so the socket stays; its own lock cannot be taken here. */
 static void reset_sock(struct sock *sk)
 {
-	if (vsock_sk(sk)->remote_addr.svm_cid != kerf_reset_cid)
+	if (vsock_sk(sk)->remote_addr.svm_cid != kerf_each_cid)
 		return;
 	sk->sk_state = TCP_CLOSE;
 	sk->sk_err = ECONNRESET;
@@ -170,8 +187,24 @@ static void reset_sock(struct sock *sk)
 /* Ends every connection to @cid: its peer is gone, and knows nothing of them. */
 void kerf_transport_reset_peer(u32 cid)
 {
-	mutex_lock(&kerf_reset_mutex);
-	kerf_reset_cid = cid;
+	mutex_lock(&kerf_each_mutex);
+	kerf_each_cid = cid;
 	vsock_for_each_connected_socket(&kerf_transport.transport, reset_sock);
-	mutex_unlock(&kerf_reset_mutex);
+	mutex_unlock(&kerf_each_mutex);
+}
+
+/* Likewise. */
+static void wake_sock(struct sock *sk)
+{
+	if (vsock_sk(sk)->remote_addr.svm_cid == kerf_each_cid)
+		sk->sk_write_space(sk);
+}
+
+/* Less waits for the peer @cid than before: whoever found no room looks again. */
+void kerf_transport_wake_writers(u32 cid)
+{
+	mutex_lock(&kerf_each_mutex);
+	kerf_each_cid = cid;
+	vsock_for_each_connected_socket(&kerf_transport.transport, wake_sock);
+	mutex_unlock(&kerf_each_mutex);
 }

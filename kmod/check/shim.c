@@ -38,7 +38,7 @@ void shim_free(struct shim_end *end)
 
 void shim_detach(struct shim_end *end, u32 state, const char *reason, u32 len)
 {
-	kerf_detach(&end->region, end->link.me, state, reason, len);
+	kerf_detach(&end->region, end->link.me, end->link.generation, state, reason, len);
 }
 
 int shim_poll(struct shim_end *end)

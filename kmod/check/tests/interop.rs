@@ -314,6 +314,12 @@ fn c_sees_a_rust_peer_leave_and_come_back_and_the_other_way_round() {
     assert_eq!(rust.poll(&region), LinkEvent::Down);
     assert_eq!(c.poll(), LinkEvent::CameUp);
     assert_eq!(rust.poll(&region), LinkEvent::CameUp);
+    // Its own generation is in its own memory: what another peer writes into the entry does not last.
+    let before = region.peer(1).generation;
+    let word = peer::OFFSET + peer::STRIDE + peer::WORD;
+    shared.view().store64(word, 77 << 32 | 2, Relaxed);
+    c.detach(4, "again");
+    assert_eq!(region.peer(1).generation, before);
     c.detach(4, &"x".repeat(500));
     assert_eq!(region.reason(1).len(), 112);
 }

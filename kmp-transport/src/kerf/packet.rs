@@ -114,7 +114,8 @@ impl Header {
             fwd_cnt: word(40),
         };
         let whole = usize::try_from(header.len) == Ok(payload.len());
-        let allowed = payload.is_empty() || header.op == Op::Data;
+        // Data have a payload, and nothing else has one.
+        let allowed = payload.is_empty() != (header.op == Op::Data);
         (whole && allowed && half(28) == STREAM).then_some((header, payload))
     }
 }
@@ -158,5 +159,8 @@ mod tests {
         packet[28] = 1;
         packet[30] = 3;
         assert!(Header::decode(&packet).is_none(), "a reset with a payload");
+        let empty = Header { len: 0, ..header() };
+        let packet = empty.encode();
+        assert!(Header::decode(&packet).is_none(), "data without a payload");
     }
 }

@@ -87,13 +87,25 @@ impl Machine {
         self.server.ring(peer, HOST);
     }
 
-    /// Garbage in one of the words that `from` owns towards `to`, chosen by `random`.
-    pub(crate) fn scribble(&self, from: u32, to: u32, random: u64) {
+    /// Where the ring of a pair begins.
+    fn ring_at(&self, from: u32, to: u32) -> u64 {
         let geometry = self.region().geometry();
         let peers = u64::from(geometry.peers());
         let rings = (4096 + peers * 256).next_multiple_of(4096);
         let stride = (geometry.region_size() - rings) / peers / peers;
-        let ring = |from: u32, to: u32| rings + (u64::from(from) * peers + u64::from(to)) * stride;
+        rings + (u64::from(from) * peers + u64::from(to)) * stride
+    }
+
+    /// Slots that were published in the ring of a pair.
+    pub(crate) fn head(&self, from: u32, to: u32) -> u32 {
+        self.region()
+            .memory()
+            .load32(self.ring_at(from, to), Relaxed)
+    }
+
+    /// Garbage in one of the words that `from` owns towards `to`, chosen by `random`.
+    pub(crate) fn scribble(&self, from: u32, to: u32, random: u64) {
+        let ring = |from, to| self.ring_at(from, to);
         let word = match random >> 60 {
             0..4 => ring(from, to),
             4 => ring(from, to) + 4,

@@ -12,12 +12,14 @@
 
 mod guest;
 mod host;
+mod hostile;
 mod sleep;
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use guest::{Guest, Machine, SERIES};
+use hostile::{END_OF_MESSAGE, Header, Op, Raw, SEQPACKET, STREAM};
 use kmorph_kerf_ring::{Geometry, Link, LinkEvent, Memory, PeerState};
 use kmp_transport::kerf::{HOST, SharedMemory};
 
@@ -279,6 +281,215 @@ fn a_hostile_peer_costs_its_own_link_only() {
             region.memory().load32(0, Relaxed),
             u32::from_le_bytes(*b"KERF")
         );
+    }
+}
+
+/// Ports of the services in a guest.
+const ECHO: u32 = 7007;
+const SINK: u32 = 7009;
+const MESSAGES: u32 = 7014;
+/// Where the guest connects to this process.
+const HERE: &str = "7100";
+
+/// A peer takes nothing, and whatever it makes the guest's kernel answer is bounded there: requests for credit, bytes
+/// that a program reads one by one, and messages that a program sends back.
+#[test]
+#[ignore = "boots guests: make kmod-test"]
+fn a_peer_that_takes_nothing_fills_no_memory() {
+    for series in SERIES {
+        let machine = Machine::new(2);
+        let mut guest = machine.guest(
+            1,
+            series,
+            &commands(&[
+                KERF,
+                "services",
+                "say=serving",
+                // One update for the one socket, and what else may just be on its way.
+                "more=0.rx_packets.6000",
+                "most=0.backlog.8",
+                "say=first",
+                "more=0.rx_packets.6000",
+                // What the backlog has room for, in packets of a byte.
+                "never=0.backlog.4096",
+                "say=second",
+                "complaints",
+            ]),
+        );
+        guest.wait_for("KERF said serving");
+        let mut raw = Raw::new(&machine, 1);
+        raw.connect(STREAM, SINK);
+        let byte = Header::new(STREAM, Op::Data, SINK);
+        let request = Header::new(STREAM, Op::CreditRequest, SINK);
+        let sent = raw.flood(&mut guest, "KERF said first", u64::MAX, |n| match n % 4 {
+            0 => (byte, b"x"),
+            _ => (request, b""),
+        });
+        println!("{series}: {sent} requests for credit and bytes");
+        let mut raw = Raw::new(&machine, 1);
+        raw.connect(SEQPACKET, MESSAGES);
+        let mut message = Header::new(SEQPACKET, Op::Data, MESSAGES);
+        message.flags = END_OF_MESSAGE;
+        let sent = raw.flood(&mut guest, "KERF said second", 20_000, |_| (message, b"x"));
+        println!("{series}: {sent} messages");
+        guest.wait_for("KERF done");
+        assert_eq!(guest.failures(), Vec::<String>::new(), "{series}");
+    }
+}
+
+/// A peer stands still for longer than the vsock core waits for the end of a connection that a program has closed. What
+/// the program had written is there when the peer goes on, whole, before the reset.
+#[test]
+#[ignore = "boots guests: make kmod-test"]
+fn a_reset_comes_behind_its_own_data() {
+    for series in SERIES {
+        let machine = Machine::new(2);
+        let dial = format!("write_and_close={HERE}");
+        let mut guest = machine.guest(
+            1,
+            series,
+            &commands(&[KERF, "link=0", &dial, "say=reset", "complaints"]),
+        );
+        let mut raw = Raw::new(&machine, 1);
+        let asked = raw.take();
+        assert_eq!(asked.op, Op::Request as u16);
+        let here = HERE.parse().unwrap();
+        raw.answer(here, asked.port);
+        guest.wait_for("KERF said reset");
+        let (mut bytes, mut at_reset) = (0, None);
+        while at_reset.is_none() {
+            let packet = raw.take();
+            bytes += packet.payload.len();
+            if packet.op == Op::Reset as u16 {
+                at_reset = Some(bytes);
+            }
+        }
+        assert_eq!(at_reset, Some(250_000), "{series}");
+        guest.wait_for("KERF done");
+        assert_eq!(guest.failures(), Vec::<String>::new(), "{series}");
+    }
+}
+
+/// The vsock core of Linux 6.1 queues a message without bytes for which nobody has paid. No sender sends one.
+#[test]
+#[ignore = "boots guests: make kmod-test"]
+fn a_message_without_bytes_is_refused() {
+    for series in SERIES {
+        let machine = Machine::new(2);
+        let mut guest = machine.guest(
+            1,
+            series,
+            &commands(&[
+                KERF,
+                "services",
+                "say=serving",
+                "until=0.rx_dropped.30",
+                "say=dropped",
+                "complaints",
+                "until=0.rx_bytes.4",
+            ]),
+        );
+        guest.wait_for("KERF said serving");
+        let mut raw = Raw::new(&machine, 1);
+        raw.connect(SEQPACKET, MESSAGES);
+        let mut message = Header::new(SEQPACKET, Op::Data, MESSAGES);
+        message.flags = END_OF_MESSAGE;
+        for _ in 0..30 {
+            raw.send(&message, b"");
+        }
+        guest.wait_for("KERF said dropped");
+        assert_eq!(guest.failures(), Vec::<String>::new(), "{series}");
+        // The connection is as it was.
+        raw.send(&message, b"more");
+        let back = raw.take_data();
+        assert_eq!(back, b"more", "{series}");
+        guest.wait_for("KERF done");
+        assert_eq!(guest.failures(), Vec::<String>::new(), "{series}");
+    }
+}
+
+/// What a guest sends to itself is in its own memory: a peer that writes where it would lie in the shared one ends
+/// nothing, and can put no packet there.
+#[test]
+#[ignore = "boots guests: make kmod-test"]
+fn the_way_to_oneself_is_private() {
+    for series in SERIES {
+        let machine = Machine::new(2);
+        let mut guest = machine.guest(
+            1,
+            series,
+            &commands(&[
+                KERF,
+                "services",
+                "talk=1",
+                "talk=3",
+                "say=begin",
+                "bystander=1",
+                "say=end",
+                "until=0.rx_dropped.1",
+                "complaints",
+            ]),
+        );
+        guest.wait_for("KERF said begin");
+        assert_eq!(machine.head(1, 1), 0, "{series}: nothing was sent there");
+        let mut random = 1u64;
+        while !guest.has_said("KERF said end") {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(99);
+            machine.scribble(1, 1, random);
+            machine.ring(1);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // Nor is a peer's packet taken for one of the guest itself.
+        let mut raw = Raw::new(&machine, 1);
+        raw.send_as(1, 1, &Header::new(STREAM, Op::Request, ECHO), b"");
+        guest.wait_for("KERF done");
+        assert_eq!(guest.failures(), Vec::<String>::new(), "{series}");
+    }
+}
+
+/// Floods of packets that break the rules, and of those that keep them and mean nothing, leave a guest of one CPU to its
+/// programs. When the peer behaves again it is heard again.
+#[test]
+#[ignore = "boots guests: make kmod-test"]
+fn a_flood_leaves_the_cpu_to_programs() {
+    for series in SERIES {
+        let machine = Machine::new(2);
+        let mut guest = machine.guest(
+            1,
+            series,
+            &commands(&[
+                KERF,
+                "services",
+                "say=serving",
+                "until=0.rx_packets.2000",
+                "share=25",
+                "say=first",
+                "until=0.rx_dropped.50",
+                "share=60",
+                "until=0.mutes.1",
+                "say=second",
+                "say=third",
+                "complaints",
+                "until=0.rx_bytes.5",
+                "peers",
+            ]),
+        );
+        guest.wait_for("KERF said serving");
+        let mut raw = Raw::new(&machine, 1);
+        let reset = Header::new(STREAM, Op::Reset, 7998);
+        let sent = raw.flood(&mut guest, "KERF said first", u64::MAX, |_| (reset, b""));
+        println!("{series}: {sent} resets");
+        let mut bad = Header::new(STREAM, Op::Data, ECHO);
+        bad.excess = 1;
+        let sent = raw.flood(&mut guest, "KERF said second", u64::MAX, |_| (bad, b""));
+        println!("{series}: {sent} packets that break the rules");
+        raw.connect(STREAM, ECHO);
+        raw.send(&Header::new(STREAM, Op::Data, ECHO), b"again");
+        assert_eq!(raw.take_data(), b"again", "{series}");
+        guest.wait_for("KERF done");
+        assert_eq!(guest.failures(), Vec::<String>::new(), "{series}");
     }
 }
 

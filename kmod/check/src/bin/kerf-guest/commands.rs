@@ -10,8 +10,8 @@ use nix::sys::socket::MsgFlags;
 
 use crate::cases::ALL;
 use crate::machine::{
-    bind, complaints, crash, load, peers, said_of_devices, suspend, unbind, unload, unload_soon,
-    wait_for, wait_for_link,
+    bind, complaints, crash, field, load, peers, said_of_devices, suspend, unbind, unload,
+    unload_soon, wait_for, wait_for_link,
 };
 use crate::services::{ECHO, MESSAGES, SINK, STALLED};
 use crate::vsock::{Socket, Type};
@@ -36,6 +36,33 @@ pub(crate) fn run(command: &str) {
         }),
         "quarantined" => report(command, || wait_for_link(number(), "quarantined")),
         "peers" => print!("{}", indent(&peers())),
+        "until" => report(command, || {
+            let (peer, name, least) = counter(value);
+            wait_for(value, || count(peer, name) >= least);
+        }),
+        "more" => report(command, || {
+            let (peer, name, more) = counter(value);
+            let before = count(peer, name);
+            wait_for(value, || count(peer, name) >= before + more);
+        }),
+        "most" => report(command, || {
+            let (peer, name, most) = counter(value);
+            let now = count(peer, name);
+            assert!(now <= most, "{now}");
+        }),
+        "never" => report(command, || {
+            const WINDOW: Duration = Duration::from_secs(5);
+            let (peer, name, most) = counter(value);
+            let (start, mut highest) = (std::time::Instant::now(), 0);
+            while start.elapsed() < WINDOW && highest <= most {
+                highest = highest.max(count(peer, name));
+                thread::sleep(Duration::from_millis(20));
+            }
+            println!("KERF info {name} of peer {peer} was {highest} at most");
+            assert!(highest <= most, "{highest}");
+        }),
+        "share" => report(command, || share(number())),
+        "write_and_close" => report(command, || write_and_close(number())),
         "busy" => report(command, || module_in_use(number())),
         "unload_under_load" => report(command, || unload_under_load(number())),
         "bystander" => report(command, || bystander(number())),
@@ -54,6 +81,47 @@ pub(crate) fn run(command: &str) {
         "crash" => crash(),
         _ => println!("KERF failed {command}: no such command"),
     }
+}
+
+/// `peer.field.number`
+fn counter(value: &str) -> (u32, &str, u64) {
+    let mut parts = value.split('.');
+    let mut next = || parts.next().expect("peer.field.number");
+    let (peer, name, number) = (next(), next(), next());
+    (peer.parse().unwrap(), name, number.parse().unwrap())
+}
+
+/// A figure of a peer that is or was there.
+fn count(peer: u32, name: &str) -> u64 {
+    field(peer, name).map_or(0, |value| value.parse().unwrap())
+}
+
+/// A program that does not wait gets at least this share of the CPU, percent. How fast the machine is that emulates
+/// this one does not matter.
+fn share(least: u32) {
+    const WINDOW: Duration = Duration::from_secs(3);
+    let cpu = || {
+        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap();
+        Duration::from(now)
+    };
+    let (start, used) = (std::time::Instant::now(), cpu());
+    while start.elapsed() < WINDOW {}
+    let (took, used) = (start.elapsed(), cpu() - used);
+    let percent = used.as_millis() * 100 / took.as_millis();
+    println!("KERF info a program got {percent} % of the CPU");
+    assert!(percent >= least.into(), "{percent} %");
+}
+
+/// Writes to the host as much as it says that it takes, closes, and waits until the vsock core gives the connection up.
+fn write_and_close(port: u32) {
+    let socket = Socket::stream(2, port);
+    let sent = socket.send(&vec![7; 250_000], MsgFlags::empty());
+    assert_eq!(sent, Ok(250_000));
+    drop(socket);
+    // Packets that have gone or wait: the core says at once that both directions are shut, and resets seconds later.
+    let packets = || count(0, "tx_packets") + count(0, "backlog");
+    let before = packets();
+    wait_for("the reset", || packets() > before);
 }
 
 fn report(what: &str, run: impl FnOnce()) {
