@@ -27,9 +27,9 @@ use crate::supervisor::InstanceGone;
 /// What an error quotes of the end of a log, bytes.
 const QUOTE_BYTES: u64 = 2048;
 /// Lines that it quotes.
-const QUOTE_LINES: usize = 5;
-/// What the agent logs of every connection that ends. A daemon that retries would crowd the program's own words out.
-const CONNECTION_ENDED: &str = " INFO connection ended,";
+const QUOTE_LINES: usize = 8;
+/// What the agent logs of its connections, in lines that are not quoted: they would crowd out the program's own words.
+const ABOUT_CONNECTIONS: [&str; 2] = [" DEBG ", " INFO connection ended,"];
 
 impl Instance {
     /// Whether the spawn of the instance is under way.
@@ -156,7 +156,7 @@ fn tail(log: &Path) -> std::io::Result<Vec<String>> {
     let text = String::from_utf8_lossy(&end);
     let lines: Vec<_> = text
         .lines()
-        .filter(|line| !line.contains(CONNECTION_ENDED))
+        .filter(|line| !ABOUT_CONNECTIONS.iter().any(|words| line.contains(words)))
         .collect();
     let shown = lines.iter().skip(lines.len().saturating_sub(QUOTE_LINES));
     let plain = |c: char| if c.is_control() { '\u{fffd}' } else { c };
@@ -173,11 +173,12 @@ mod tests {
     fn the_end_of_a_log_is_quoted_without_what_steers_a_terminal() {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("agent.log");
-        std::fs::write(&log, "one\ntwo\nthree\nfour\nfive\n\u{1b}[2Jsix\n").unwrap();
+        let numbers: String = (0..QUOTE_LINES).map(|n| format!("{n}\n")).collect();
+        std::fs::write(&log, format!("{numbers}\u{1b}[2Jlast\n")).unwrap();
         let lines = tail(&log).unwrap();
         assert_eq!(lines.len(), QUOTE_LINES);
-        assert_eq!(lines[0], "    two");
-        assert_eq!(lines[4], "    \u{fffd}[2Jsix");
+        assert_eq!(lines[0], "    1");
+        assert_eq!(lines[QUOTE_LINES - 1], "    \u{fffd}[2Jlast");
         let ended =
             "Nov 30 06:00:00.000 INFO connection ended, reason: end of file, channel: heartbeat\n";
         std::fs::write(&log, format!("the cause\n{}", ended.repeat(6))).unwrap();
