@@ -168,11 +168,15 @@ impl Trial {
             .into_iter()
             .filter(|r| r.id > scene.last_recovery)
             .collect();
+        // A recovery that the daemon's death cut short before its successor was started goes on with that one; the next
+        // death can cut that short too.
+        let never_started =
+            |recovery: &RecoveryRecord| recovery.evidence == ["it was never started"];
+        let unborn: Vec<_> = recovered.iter().filter(|r| never_started(r)).collect();
         for recovery in &recovered {
             let failed = recovery.failed_generation;
-            // A recovery that the daemon's death cut short before its successor was started goes on with that one.
-            let never_started = recovery.evidence == ["it was never started"];
-            if never_started && !killed.is_empty() {
+            let is_unborn = unborn.iter().any(|r| r.failed_generation == failed);
+            if is_unborn && !killed.is_empty() {
                 continue;
             }
             assert!(
