@@ -228,7 +228,20 @@ async fn a_topology_that_was_refused_is_owed_no_more() {
         pair.reply(&Kmp::Error(refusal), frame.header.sequence)
             .await;
     }
-    pair.goes_on().await;
+    // Were it owed, it would come before what is put off for ten of its turns.
+    let asked = pair.ask_soon(PATIENCE);
+    let frame = pair.next().await;
+    let Kmp::Retry(mut later) = put_off(&frame) else {
+        panic!("{frame:?}");
+    };
+    let turn = u32::try_from(TOPOLOGY_PORTION.as_millis()).unwrap();
+    later.retry_after_ms = 10 * turn;
+    pair.reply(&Kmp::Retry(later), frame.header.sequence).await;
+    let frame = pair.next().await;
+    assert_eq!(frame.message, notice());
+    let sequence = frame.header.sequence;
+    pair.reply(&Kmp::RecoverPrepareReply(DONE), sequence).await;
+    asked.await.unwrap().unwrap();
 }
 
 #[test]
