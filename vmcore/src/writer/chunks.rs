@@ -313,6 +313,7 @@ impl<S> Crew<'_, S> {
                 self.take_turn(taken, |_| {})?;
                 continue;
             }
+            self.shares.keep(taken.chunk);
             worker.prepare(&chunk).map_err(Halt::Failed)?;
             self.take_turn(taken, |shared| worker.place(&chunk, shared))?;
             self.write(&mut worker)?;
@@ -338,6 +339,7 @@ impl<S> Crew<'_, S> {
                         self.shares.offer(share);
                         continue;
                     }
+                    self.shares.keep(number);
                     // Nothing but zeros, which are not read.
                     worker.read().take(self.contents, &chunk);
                 }

@@ -14,7 +14,7 @@
 //!
 //! Invariant: a chunk has one owner at any time, and only what its owner read goes into the file.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -50,6 +50,8 @@ struct State {
     ticket: u64,
     /// Chunks that are nobody's yet.
     free: Range<u64>,
+    /// What a thread of the writer's has taken and not yet read or made ready: it may still become somebody else's.
+    in_hand: BTreeSet<u64>,
     offered: VecDeque<Share>,
     /// What helpers have, and which helper.
     lent: BTreeMap<u64, u64>,
@@ -174,6 +176,7 @@ impl Shares {
             if let Some((chunk, last)) = state.next_chunk() {
                 let ticket = state.ticket;
                 state.ticket += 1;
+                state.in_hand.insert(chunk);
                 // There may be room to offer another.
                 self.changed.notify_all();
                 return Ok(Some(Taken {
@@ -182,7 +185,7 @@ impl Shares {
                     last,
                 }));
             }
-            if state.beyond.is_empty() {
+            if state.beyond.is_empty() && state.in_hand.is_empty() {
                 return Ok(None);
             }
             let waited = self.changed.wait_timeout(state, STOP_INTERVAL);
@@ -196,9 +199,16 @@ impl Shares {
         if taken.last || state.helpers.is_empty() {
             return false;
         }
+        state.in_hand.remove(&taken.chunk);
         state.beyond.insert(taken.chunk, 0);
         self.changed.notify_all();
         true
+    }
+
+    /// A chunk that was taken goes into the file as it was read.
+    pub(super) fn keep(&self, chunk: u64) {
+        self.lock().in_hand.remove(&chunk);
+        self.changed.notify_all();
     }
 
     /// What is to be done for helpers; `None` when nothing will be.
@@ -212,6 +222,7 @@ impl Shares {
                 return Some(Task::Write(share));
             }
             if let Some(chunk) = state.next_to_offer() {
+                state.in_hand.insert(chunk);
                 return Some(Task::Offer(chunk));
             }
             if state.used_up() {
@@ -223,7 +234,10 @@ impl Shares {
     }
 
     pub(super) fn offer(&self, share: Share) {
-        self.lock().offer(share);
+        let mut state = self.lock();
+        state.in_hand.remove(&share.chunk);
+        state.offer(share);
+        drop(state);
         self.changed.notify_all();
     }
 }
@@ -232,6 +246,7 @@ impl State {
     /// Whether everything has an owner that will write it, or was written.
     fn used_up(&self) -> bool {
         self.free.is_empty()
+            && self.in_hand.is_empty()
             && self.offered.is_empty()
             && self.lent.is_empty()
             && self.returned.is_empty()
@@ -257,8 +272,11 @@ impl State {
             true => !self.helpers.values().any(Option::is_none),
             false => self.helpers.is_empty(),
         };
-        let hopeless =
-            |(chunk, tries): (&u64, &u32)| (nobody || *tries >= TRIES_MAX).then_some(*chunk);
+        // Not one that is about to be offered.
+        let in_hand = &self.in_hand;
+        let hopeless = |(chunk, tries): (&u64, &u32)| {
+            ((nobody || *tries >= TRIES_MAX) && !in_hand.contains(chunk)).then_some(*chunk)
+        };
         let chunk = self.beyond.iter().find_map(hopeless)?;
         self.beyond.remove(&chunk);
         self.lent.remove(&chunk);
@@ -404,5 +422,35 @@ impl Drop for Helper {
         }
         state.withdraw();
         self.shares.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RANGE: PhysRange = PhysRange {
+        start: 0,
+        end: PAGE,
+    };
+
+    /// The only chunk is in the hands of a thread that then cannot read it. Whoever offers chunks must still be there.
+    #[test]
+    fn a_chunk_that_is_being_read_may_still_be_offered() {
+        let (shares, stop) = (Arc::<Shares>::default(), AtomicBool::new(false));
+        let helper = shares.helper();
+        helper.reaches(vec![RANGE]);
+        shares.begin(1);
+        let taken = shares.take(&stop).unwrap().unwrap();
+        assert!(!shares.lock().used_up());
+        assert!(shares.leave(taken));
+        assert!(matches!(shares.task(&stop), Some(Task::Offer(0))));
+        // Nobody else decides about it while it is made ready.
+        assert_eq!(shares.lock().next_chunk(), None);
+        shares.offer(Share::new(0, 0, vec![RANGE]));
+        assert!(helper.deliver(helper.take_now().unwrap()));
+        assert!(matches!(shares.task(&stop), Some(Task::Write(_))));
+        assert!(shares.task(&stop).is_none());
+        assert!(shares.take(&stop).unwrap().is_none());
     }
 }
