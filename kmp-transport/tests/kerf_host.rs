@@ -260,12 +260,12 @@ async fn strangers_are_refused_and_forgeries_dropped() {
     assert_eq!(stream.read(&mut back).await.unwrap(), 4);
     assert_eq!(&back[..4], b"real");
     // Nothing listens here, and nobody has these ports.
-    for op in [REQUEST, DATA] {
+    for (op, payload) in [(REQUEST, &b""[..]), (DATA, b"stray")] {
         let stranger = Packet {
             src_port: 77,
             dst_port: 9000,
             op,
-            payload: Vec::new(),
+            payload: payload.to_vec(),
             ..forged.clone()
         };
         guest.send(&stranger);
