@@ -23,7 +23,6 @@ pub mod handover;
 pub mod inherited;
 pub mod init;
 pub mod lent;
-mod logging;
 pub mod morph;
 pub mod output;
 pub mod priority;

@@ -10,18 +10,16 @@ use kmp_proto::message::{Channel, Hello, HelloFixed, PeerRole, features};
 use kmp_proto::wire::VERSION;
 use kmp_transport::link::{Listener, UnixVsockListener};
 use kmp_transport::speaker::Speaker;
-use slog::{Logger, info, warn};
+use slog::{Drain, Logger, info, o, warn};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::confine::{ConfineError, confine};
 use crate::figures::{Sampler, Scope};
 use crate::handover::{self, Handover};
 use crate::init::{self, InitError};
-use crate::logging;
 use crate::morph::Morphs;
 use crate::priority;
 use crate::server::{self, Said, Served};
-use crate::topology::Topology;
 use crate::workload::{Memory, Plan, Workload};
 
 /// Why the agent could not start, or go on.
@@ -57,15 +55,12 @@ fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> RunError {
 /// # Errors
 /// When it cannot start. Once it serves, only the end of the process stops it.
 pub fn run(config: AgentConfig, path: &Path, inherited: Vec<OwnedFd>) -> Result<(), RunError> {
-    if config.role == Role::Child {
-        // Before there are other threads: each begins with the CPUs of the one that starts it.
-        confine(&config.cpus, config.memory_bytes)?;
-    }
-    let (log, _written) = logging::logger(&config, io::stderr());
+    let log = logger(&config);
     info!(log, "agent starts"; "version" => env!("CARGO_PKG_VERSION"), "pid" => std::process::id(),
         "role" => ?config.role);
     let listeners = match config.role {
         Role::Child => {
+            confine(&config.cpus, config.memory_bytes)?;
             info!(log, "confined"; "cpus" => ?config.cpus, "memory_bytes" => config.memory_bytes);
             inherited
         }
@@ -87,6 +82,19 @@ pub fn run(config: AgentConfig, path: &Path, inherited: Vec<OwnedFd>) -> Result<
         .map_err(failed("starting the runtime"))?;
     let dir = path.parent().unwrap_or(Path::new("/")).to_owned();
     runtime.block_on(serve(config, dir, listeners, log))
+}
+
+fn logger(config: &AgentConfig) -> Logger {
+    let decorator = slog_term::PlainSyncDecorator::new(io::stderr());
+    let drain = slog_term::FullFormat::new(decorator)
+        .use_utc_timestamp()
+        .build()
+        .fuse();
+    let name = config.instance.to_string();
+    Logger::root(
+        drain,
+        o!("instance" => name, "generation" => config.generation),
+    )
 }
 
 async fn serve(
@@ -136,7 +144,7 @@ async fn serve(
         workload: workload.clone(),
         morphs,
         said: Said::default(),
-        topology: Topology::in_dir(dir),
+        state_dir: dir,
         log: log.clone(),
     };
     tokio::spawn(server::serve(connections, served, sampler(&config)));
