@@ -44,8 +44,7 @@ struct Asked {
     answer: oneshot::Sender<Found>,
 }
 
-/// The processes of a generation that can still run, but for the one that asks, as a look finds them that begins
-/// after this was called.
+/// The processes of a generation that can still run, without the daemon's own. The look begins after this call.
 ///
 /// # Errors
 /// When `/proc` cannot be read, or there is no thread for it.

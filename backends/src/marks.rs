@@ -57,7 +57,7 @@ impl Evidence {
 pub(crate) struct Known(HashMap<(i32, u64), Evidence>);
 
 impl Known {
-    /// Looks once at every process that can still run, but for the one that asks, for generations with these marks.
+    /// Looks once at every process that can still run, without the daemon's own, for generations with these marks.
     ///
     /// # Errors
     /// When `/proc` cannot be read.
