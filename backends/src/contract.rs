@@ -271,6 +271,19 @@ pub enum Observation {
     Ended(ExitCause),
 }
 
+/// The host scheduler's account of one thread (proc_pid_schedstat(5)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ThreadTime {
+    /// Its number on the host.
+    pub thread: i32,
+    /// Time on a CPU since its start, up to the last tick of the scheduler.
+    pub ran: Duration,
+    /// Time since its start in which it was ready to run and waited for a CPU. A wait that goes on is not in it.
+    pub waited: Duration,
+    /// Whether it runs or is ready to.
+    pub runnable: bool,
+}
+
 /// One range of an instance's memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryRange {
@@ -462,12 +475,11 @@ pub trait Backend: Send + Sync {
     /// When the system could not be asked.
     async fn memory_map(&self, placement: &Placement) -> Result<Vec<MemoryRange>, BackendError>;
 
-    /// For how long its processes wanted to run and waited for a CPU of the host instead: in sum since their start,
-    /// over all their threads, so two that wait at once count twice. Less than before when a thread has ended. None
-    /// where the host does not tell. Reads a few files of `/proc` and does not wait.
-    fn waited_for_cpu(&self, placement: &Placement) -> Option<Duration> {
+    /// The accounts that the host's scheduler keeps of its processes' threads, as of now; none where the host keeps none.
+    /// Reads a few files of `/proc` and does not wait.
+    fn scheduled(&self, placement: &Placement) -> Vec<ThreadTime> {
         let _ = placement;
-        None
+        Vec::new()
     }
 
     /// The end of what its kernel and its agent printed on its console, in printable characters and one line; none

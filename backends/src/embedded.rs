@@ -22,7 +22,6 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use kmorph_files::{OwnDir, PRIVATE_DIR};
@@ -39,6 +38,7 @@ use crate::cgroup::{self, Cgroups, NoCgroups};
 use crate::contract::{
     Backend, BackendError, BackendKind, Containment, Endpoint, ExitCause, FenceUnconfirmed, Fenced,
     HANDOVER_SOCKET, MemoryRange, Observation, Placement, ProcessId, SpawnError, SpawnSpec,
+    ThreadTime,
 };
 pub use crate::fencing::FENCE_TIMEOUT;
 pub use crate::marks::FENCE_ENV;
@@ -361,8 +361,8 @@ impl Backend for EmbeddedBackend {
         fencing::fence(placement, &self.exits, &self.host_boot_id, order).await
     }
 
-    fn waited_for_cpu(&self, placement: &Placement) -> Option<Duration> {
-        scheduling::waited(&placement.processes)
+    fn scheduled(&self, placement: &Placement) -> Vec<ThreadTime> {
+        scheduling::accounts(&placement.processes)
     }
 
     async fn release(

@@ -230,9 +230,8 @@ impl Watch {
         if self.detector.phase() == "monitoring" {
             return;
         }
-        let waited = self.services.backend.waited_for_cpu(&self.placement);
-        let longer = waited.and_then(|waited| self.patience.waits(waited, clock::now()));
-        if let Some(config) = longer {
+        let threads = self.services.backend.scheduled(&self.placement);
+        if let Some(config) = self.patience.waits(&threads, clock::now()) {
             self.detector
                 .handle(Event::Reconfigure(config), clock::now());
         }

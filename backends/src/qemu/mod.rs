@@ -33,7 +33,6 @@ mod watch;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use kmorph_launch::InstanceName;
@@ -49,7 +48,7 @@ use self::watch::Watches;
 use crate::cgroup::{self, Cgroups, NoCgroups};
 use crate::contract::{
     Backend, BackendError, BackendKind, Endpoint, ExitCause, FenceUnconfirmed, Fenced, Loan,
-    MemoryRange, Observation, Placement, ProcessId, SpawnError, SpawnSpec,
+    MemoryRange, Observation, Placement, ProcessId, SpawnError, SpawnSpec, ThreadTime,
 };
 use crate::process::{self, Exits, Stat};
 use crate::{birth, fencing, finding};
@@ -485,8 +484,8 @@ impl Backend for QemuBackend {
             .map_err(what())
     }
 
-    fn waited_for_cpu(&self, placement: &Placement) -> Option<Duration> {
-        crate::scheduling::waited(&placement.processes)
+    fn scheduled(&self, placement: &Placement) -> Vec<ThreadTime> {
+        crate::scheduling::accounts(&placement.processes)
     }
 
     fn console_tail(&self, placement: &Placement) -> Option<String> {
