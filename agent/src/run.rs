@@ -10,16 +10,18 @@ use kmp_proto::message::{Channel, Hello, HelloFixed, PeerRole, features};
 use kmp_proto::wire::VERSION;
 use kmp_transport::link::{Listener, UnixVsockListener};
 use kmp_transport::speaker::Speaker;
-use slog::{Drain, Logger, info, o, warn};
+use slog::{Logger, info, warn};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::confine::{ConfineError, confine};
 use crate::figures::{Sampler, Scope};
 use crate::handover::{self, Handover};
 use crate::init::{self, InitError};
+use crate::logging::{self, Log};
 use crate::morph::Morphs;
 use crate::priority;
 use crate::server::{self, Said, Served};
+use crate::topology::Topology;
 use crate::workload::{Memory, Plan, Workload};
 
 /// Why the agent could not start, or go on.
@@ -55,7 +57,9 @@ fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> RunError {
 /// # Errors
 /// When it cannot start. Once it serves, only the end of the process stops it.
 pub fn run(config: AgentConfig, path: &Path, inherited: Vec<OwnedFd>) -> Result<(), RunError> {
-    let log = logger(&config);
+    // The start writes its lines itself: nobody waits for heartbeats yet, and where a guest hangs, the last line on its
+    // console is the last step done.
+    let log = logging::logger(&config, io::stderr());
     info!(log, "agent starts"; "version" => env!("CARGO_PKG_VERSION"), "pid" => std::process::id(),
         "role" => ?config.role);
     let listeners = match config.role {
@@ -81,35 +85,40 @@ pub fn run(config: AgentConfig, path: &Path, inherited: Vec<OwnedFd>) -> Result<
         .build()
         .map_err(failed("starting the runtime"))?;
     let dir = path.parent().unwrap_or(Path::new("/")).to_owned();
-    runtime.block_on(serve(config, dir, listeners, log))
+    // The log's thread and the workload come after: a thread begins with the CPUs and the niceness of its parent.
+    let niceness = go_first(&config, &log);
+    let rotated = (config.role == Role::Child).then(|| dir.join("agent.log.1"));
+    let started = logging::standard_error().and_then(|out| logging::start(out, rotated));
+    let (output, _written) = started.map_err(failed("starting the log's thread"))?;
+    let started = Started {
+        dir,
+        listeners,
+        niceness,
+        output,
+    };
+    runtime.block_on(serve(config, started))
 }
 
-fn logger(config: &AgentConfig) -> Logger {
-    let decorator = slog_term::PlainSyncDecorator::new(io::stderr());
-    let drain = slog_term::FullFormat::new(decorator)
-        .use_utc_timestamp()
-        .build()
-        .fuse();
-    let name = config.instance.to_string();
-    Logger::root(
-        drain,
-        o!("instance" => name, "generation" => config.generation),
-    )
-}
-
-async fn serve(
-    config: AgentConfig,
+/// What the start has made.
+struct Started {
+    /// Directory of the configuration.
     dir: PathBuf,
-    sockets: Vec<OwnedFd>,
-    log: Logger,
-) -> Result<(), RunError> {
+    /// The published listening sockets.
+    listeners: Vec<OwnedFd>,
+    /// That of the workload, where it is not the agent's.
+    niceness: Option<i32>,
+    output: Log,
+}
+
+async fn serve(config: AgentConfig, started: Started) -> Result<(), RunError> {
+    let log = logging::logger(&config, started.output.clone());
     let mut ended = signal(SignalKind::terminate()).map_err(failed("watching SIGTERM"))?;
     // In a guest: Ctrl-Alt-Del, the host's request to shut down.
     let mut interrupted = signal(SignalKind::interrupt()).map_err(failed("watching SIGINT"))?;
     let mut children = signal(SignalKind::child()).map_err(failed("watching SIGCHLD"))?;
     let release = config.kernel_release.clone().unwrap_or_else(own_release);
     let names = config.ports.iter().map(|port| port.name.clone());
-    let listeners: Vec<_> = names.zip(sockets).collect();
+    let listeners: Vec<_> = names.zip(started.listeners).collect();
     let socket = match &config.handover {
         Some(path) => {
             let what = format!("creating the handover socket {}", path.display());
@@ -117,8 +126,8 @@ async fn serve(
         }
         None => None,
     };
-    let niceness = go_first(&config, &log);
-    let workload = start_workload(&config, &release, &listeners, niceness, &dir, &log)?;
+    let (niceness, output) = (started.niceness, started.output);
+    let workload = start_workload(&config, &release, &listeners, niceness, output, &log)?;
     let morphs = Morphs::new(
         workload.clone(),
         config.generation,
@@ -144,7 +153,7 @@ async fn serve(
         workload: workload.clone(),
         morphs,
         said: Said::default(),
-        state_dir: dir,
+        topology: Topology::in_dir(started.dir),
         log: log.clone(),
     };
     tokio::spawn(server::serve(connections, served, sampler(&config)));
@@ -179,7 +188,7 @@ fn start_workload(
     release: &str,
     listeners: &[(String, OwnedFd)],
     niceness: Option<i32>,
-    dir: &Path,
+    output: Log,
     log: &Logger,
 ) -> Result<Workload, RunError> {
     let Some(spec) = config.workload.clone() else {
@@ -207,7 +216,7 @@ fn start_workload(
             false => Memory::of_kernel(),
         },
         niceness,
-        rotated_log: child.then(|| dir.join("agent.log.1")),
+        output,
     };
     Ok(Workload::start(plan, log.clone()))
 }

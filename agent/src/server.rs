@@ -23,6 +23,7 @@ use tokio::task::AbortHandle;
 
 use crate::figures::Sampler;
 use crate::morph::{Morphs, Refusal};
+use crate::topology::Topology;
 use crate::workload::{Condition, Workload};
 
 /// Requests of one control connection that may be under way.
@@ -47,8 +48,8 @@ pub struct Served {
     pub morphs: Morphs,
     /// What the daemon has said so far.
     pub said: Said,
-    /// Directory of the topology file.
-    pub state_dir: std::path::PathBuf,
+    /// The topology file.
+    pub topology: Topology,
     /// The log.
     pub log: Logger,
 }
@@ -451,12 +452,9 @@ impl Served {
                 let Some(whole) = self.said.take_part(notice)? else {
                     return Ok(reply);
                 };
-                match crate::topology::write(&self.state_dir, &whole) {
-                    Ok(_) => Ok(reply),
-                    Err(error) => refuse(
-                        ErrorCode::Internal,
-                        &format!("writing the topology in {:?}: {error}", self.state_dir),
-                    ),
+                match self.topology.write(whole).await {
+                    Ok(()) => Ok(reply),
+                    Err(error) => refuse(ErrorCode::Internal, &error.to_string()),
                 }
             }
             Message::MorphPrepare(prepare) => {

@@ -1,9 +1,12 @@
 //! The topology as the daemon last told it: `topology.json`, for programs of the instance.
 
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use kmp_proto::message::RecoverComplete;
 use serde::Serialize;
+use tokio::sync::Mutex;
 
 /// Name of the file.
 pub const FILE_NAME: &str = "topology.json";
@@ -26,11 +29,45 @@ struct Entry<'a> {
     cpus: &'a [u16],
 }
 
-/// Replaces the topology in `dir`. Readers see the old one or the new one, whole.
-///
-/// # Errors
-/// The system's.
-pub fn write(dir: &Path, told: &RecoverComplete) -> std::io::Result<PathBuf> {
+/// The file in a directory. It is written on another thread, because its disk may stand still, and in the order in
+/// which the daemon tells.
+#[derive(Clone, Debug)]
+pub struct Topology {
+    dir: Arc<PathBuf>,
+    turn: Arc<Mutex<()>>,
+}
+
+impl Topology {
+    /// The file [`FILE_NAME`] in `dir`.
+    pub fn in_dir(dir: PathBuf) -> Self {
+        Self {
+            dir: Arc::new(dir),
+            turn: Arc::default(),
+        }
+    }
+
+    /// Replaces the file. Readers see the old one or the new one, whole.
+    ///
+    /// # Errors
+    /// The system's.
+    pub async fn write(&self, told: RecoverComplete) -> io::Result<()> {
+        let turn = Arc::clone(&self.turn).lock_owned().await;
+        let dir = Arc::clone(&self.dir);
+        let written = tokio::task::spawn_blocking(move || {
+            let written = write(&dir, &told);
+            drop(turn);
+            written
+        });
+        let written = written.await.map_err(io::Error::other)?;
+        let told_where = |error: io::Error| {
+            let text = format!("writing the topology in {:?}: {error}", self.dir);
+            io::Error::new(error.kind(), text)
+        };
+        written.map_err(told_where)
+    }
+}
+
+fn write(dir: &Path, told: &RecoverComplete) -> io::Result<()> {
     let document = Document {
         recovery: told.fixed.recovery,
         failed_instance: &told.instance,
@@ -54,6 +91,5 @@ pub fn write(dir: &Path, told: &RecoverComplete) -> std::io::Result<PathBuf> {
     let mut text = serde_json::to_vec_pretty(&document)?;
     text.push(b'\n');
     std::fs::write(&temporary, text)?;
-    std::fs::rename(&temporary, &path)?;
-    Ok(path)
+    std::fs::rename(&temporary, &path)
 }

@@ -293,7 +293,7 @@ fn server() -> tokio::sync::mpsc::Sender<Connection> {
         said: Said::default(),
         morphs: Morphs::new(workload.clone(), 1, None, log.clone()),
         workload,
-        state_dir: std::env::temp_dir(),
+        topology: kmorph_agent::topology::Topology::in_dir(std::env::temp_dir()),
         log,
     };
     let figures = Sampler::new(Scope::System, 1);

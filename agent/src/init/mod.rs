@@ -29,7 +29,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, listen, socket,
 };
-use slog::{Logger, info};
+use slog::{Logger, info, warn};
 
 /// Any context id of this guest (`VMADDR_CID_ANY`, vsock(7)).
 const ANY_CID: u32 = u32::MAX;
@@ -80,10 +80,7 @@ pub fn prepare(config: &AgentConfig, log: &Logger) -> Result<(), InitError> {
     setrlimit(Resource::RLIMIT_NOFILE, files, files).map_err(failed("raising the open files"))?;
     // Programs expect 127.0.0.1; one that does without it should run on a kernel without IP.
     if let Err(errno) = loopback::up() {
-        eprintln!(
-            "kmorph-agent: the loopback interface stays down: {}",
-            errno.desc()
-        );
+        warn!(log, "the loopback interface stays down"; "error" => errno.desc());
     }
     info!(log, "guest prepared"; "open_files" => files);
     Ok(())

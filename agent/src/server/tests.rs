@@ -102,7 +102,7 @@ impl Agent {
             ),
             said: Said::default(),
             workload,
-            state_dir: state_dir.path().to_owned(),
+            topology: crate::topology::Topology::in_dir(state_dir.path().to_owned()),
             log: Logger::root(slog::Discard, slog::o!()),
         };
         tokio::spawn(serve(accepted, served, Sampler::new(Scope::System, 1)));

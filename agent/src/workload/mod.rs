@@ -28,6 +28,8 @@ use kmp_proto::message::WorkloadState;
 use slog::Logger;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::logging::Log;
+
 pub use launch::LaunchError;
 pub use memory::{MEMORY_ENV, Memory};
 
@@ -87,8 +89,8 @@ pub struct Plan {
     pub memory: Memory,
     /// Its niceness; the agent's own without.
     pub niceness: Option<i32>,
-    /// Where the log is kept when it has grown too large.
-    pub rotated_log: Option<std::path::PathBuf>,
+    /// Where what it prints goes.
+    pub output: Log,
 }
 
 struct Ask {

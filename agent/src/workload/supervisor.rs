@@ -67,8 +67,7 @@ impl Supervisor {
             self.oom_kills = self.plan.memory.oom_kills();
             let next = match launch::launch(&self.plan, self.listening()) {
                 Ok(launched) => {
-                    let rotated = self.plan.rotated_log.clone();
-                    tokio::spawn(crate::output::relay(launched.output, rotated));
+                    tokio::spawn(self.plan.output.clone().relay(launched.output));
                     self.attend(launched.child, launched.end).await
                 }
                 Err(error) => self.failed(0, error.to_string()),
