@@ -1,45 +1,26 @@
-//! What a started process does between fork and exec: it enters its generation's cgroup, takes the generation's tag,
-//! and writes down who it is.
-//!
-//! ```text
-//!  daemon                     child                          another daemon, later
-//!  placement.json ── fork ──▶ enters the cgroup
-//!                             tag
-//!                             <role>.birth ◀── /proc/self/stat
-//!                             spawn.closed? ── yes: ends     spawn.closed, then <role>.birth is read
-//!                             exec
-//! ```
-//!
-//! So a daemon may die at any moment: either the child has written its pid and start time before the next daemon
-//! reads them, or it sees that the spawn was closed and never becomes its program.
+//! The daemon's side of a [birth](kmorph_launch::birth): it prepares the records, starts the process and hears whether
+//! it was born, and ends the births of a spawn that was given up.
 
-use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
-use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::stat::Mode;
-use nix::unistd::{AccessFlags, access, read, write};
+use kmorph_launch::birth::{Birth, closed_path, heard, record_path};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe::Receiver;
 
 use crate::cgroup::Cgroup;
 use crate::contract::{Containment, ProcessId};
 use crate::process::Stat;
 
-/// Ending of the name of the file in a run directory that a process of this role writes.
-const RECORD_SUFFIX: &str = ".birth";
-/// Name of the file in a run directory after which no process of it is started any more.
-const CLOSED: &str = "spawn.closed";
-/// Longest `/proc/<pid>/stat`, bytes: 52 numbers and a name of 15 bytes.
-const STAT_MAX_BYTES: usize = 2048;
 /// The lowest tag: microseconds that no process ever runs (146,000 years).
 const TAG_MIN: u64 = 1 << 62;
+/// Longest time from the start of a process to its birth. It takes milliseconds, unless the disk with the run
+/// directories stands still.
+const BIRTH_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A number that marks the processes of one generation, as `RLIMIT_RTTIME` in microseconds.
 ///
@@ -66,80 +47,90 @@ pub(crate) fn tag_in(limits: &str) -> Option<u64> {
 /// When what that left cannot be removed.
 pub(crate) fn begin(run_dir: &Path, roles: &[&str]) -> io::Result<()> {
     let records = roles.iter().map(|role| record_path(run_dir, role));
-    for path in records.chain([run_dir.join(CLOSED)]) {
+    for path in records.chain([closed_path(run_dir)]) {
         remove(&path)?;
     }
     Ok(())
 }
 
-/// Has `command`, once it is spawned, do all that the module tells. `cgroup` must be the one of `containment`.
+/// Prepares the birth of a process. `cgroup` must be the one of `containment`.
 ///
 /// # Errors
-/// When the files that it writes cannot be made.
+/// When its record cannot be made.
 pub(crate) fn prepare(
-    command: &mut Command,
     run_dir: &Path,
     role: &str,
     cgroup: Option<&Cgroup>,
     containment: &Containment,
-) -> io::Result<()> {
-    let record = File::options()
+) -> io::Result<Birth> {
+    File::options()
         .create(true)
         .truncate(true)
         .write(true)
         .mode(0o600)
         .open(record_path(run_dir, role))?;
-    if let Some(cgroup) = cgroup {
-        enter_before_exec(command, cgroup.entrance()?);
-    }
-    let closed = CString::new(run_dir.join(CLOSED).as_os_str().as_bytes())?;
-    let tag = containment.tag;
-    let born = move || {
-        if let Some(tag) = tag {
-            take_tag(tag)?;
-        }
-        let stat = open(
-            c"/proc/self/stat",
-            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )?;
-        let mut text = [0; STAT_MAX_BYTES];
-        let length = read(&stat, &mut text)?;
-        if write(&record, text.get(..length).unwrap_or(&text))? != length {
-            return Err(Errno::EIO.into());
-        }
-        match access(closed.as_c_str(), AccessFlags::F_OK) {
-            Err(Errno::ENOENT) => Ok(()),
-            Err(errno) => Err(errno.into()),
-            Ok(()) => Err(Errno::ECANCELED.into()),
-        }
-    };
-    // SAFETY: the closure runs between fork and exec of a process that may have threads. It makes system calls only
-    // (prlimit64, open, read, write, faccessat, close), all of them async-signal-safe. It allocates nothing, takes no
-    // lock, and what it uses was made before the fork.
-    unsafe {
-        command.pre_exec(born);
-    }
-    Ok(())
+    Ok(Birth {
+        run_dir: run_dir.to_owned(),
+        role: role.to_owned(),
+        tag: containment.tag,
+        cgroup: cgroup.map(|cgroup| cgroup.path().to_owned()),
+    })
 }
 
-/// Has `command`, once it is spawned, enter a cgroup before it becomes its program.
-pub(crate) fn enter_before_exec(command: &mut Command, entrance: File) {
-    let enter = move || match write(&entrance, b"0") {
-        Ok(_) => Ok(()),
-        Err(errno) => Err(errno.into()),
-    };
-    // SAFETY: as in `prepare`: one write, to a file that was opened before the fork.
-    unsafe {
-        command.pre_exec(enter);
+/// A process that was started and may not be born yet. It is killed when this is dropped.
+pub(crate) struct Unborn {
+    child: Child,
+    told: Receiver,
+    born: bool,
+}
+
+impl Drop for Unborn {
+    fn drop(&mut self) {
+        if !self.born {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
     }
 }
 
-/// Where the limit is lower already, the instance of another kmorph runs this one: it has that one's tag.
-fn take_tag(tag: u64) -> io::Result<()> {
-    match setrlimit(Resource::RLIMIT_RTTIME, tag, tag) {
-        Ok(()) | Err(Errno::EPERM) => Ok(()),
-        Err(errno) => Err(errno.into()),
+impl Unborn {
+    /// Starts `command`, whose first arguments are the words of a birth. Does not wait.
+    ///
+    /// # Errors
+    /// When its program cannot be executed.
+    pub(crate) fn start(mut command: Command) -> io::Result<Self> {
+        let (told, tell) = io::pipe()?;
+        let told = Receiver::from_owned_fd(told.into())?;
+        let child = command.stdin(tell).spawn()?;
+        // With `command` ends this process's own copy of the other end.
+        drop(command);
+        Ok(Self {
+            child,
+            told,
+            born: false,
+        })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until it is born, [`BIRTH_TIMEOUT`] at most.
+    ///
+    /// # Errors
+    /// When it was not, with its reason. It has ended.
+    pub(crate) async fn born(mut self) -> io::Result<()> {
+        let mut told = Vec::new();
+        let hear = self.told.read_to_end(&mut told);
+        match tokio::time::timeout(BIRTH_TIMEOUT, hear).await {
+            Ok(read) => read.and_then(|_| heard(&told))?,
+            Err(_) => {
+                let text = format!("it has not said who it is within {BIRTH_TIMEOUT:?}");
+                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+            }
+        }
+        self.born = true;
+        Ok(())
     }
 }
 
@@ -153,7 +144,7 @@ pub(crate) fn close(run_dir: &Path) -> io::Result<()> {
         .truncate(false)
         .write(true)
         .mode(0o600)
-        .open(run_dir.join(CLOSED))
+        .open(closed_path(run_dir))
         .map(drop)
 }
 
@@ -183,10 +174,6 @@ pub(crate) fn forget(run_dir: &Path, roles: &[&str]) -> io::Result<()> {
     begin(run_dir, roles)
 }
 
-fn record_path(run_dir: &Path, role: &str) -> PathBuf {
-    run_dir.join(format!("{role}{RECORD_SUFFIX}"))
-}
-
 fn remove(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -197,54 +184,6 @@ fn remove(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn contained() -> Containment {
-        Containment {
-            cgroup: None,
-            tag: Some(new_tag().unwrap()),
-        }
-    }
-
-    #[test]
-    fn a_process_is_on_record_and_tagged_before_it_is_its_program() {
-        let dir = tempfile::tempdir().unwrap();
-        let containment = contained();
-        let mut command = Command::new("cat");
-        command.arg("/proc/self/limits");
-        prepare(&mut command, dir.path(), "agent", None, &containment).unwrap();
-        let child = command
-            .stdout(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
-        let pid = i32::try_from(child.id()).unwrap();
-        let seen = Stat::read(pid).unwrap().unwrap();
-        let known = recorded(dir.path(), "agent").unwrap().unwrap();
-        assert!(seen.is(&known), "{seen:?} {known:?}");
-        let output = child.wait_with_output().unwrap();
-        let limits = String::from_utf8(output.stdout).unwrap();
-        assert_eq!(tag_in(&limits), containment.tag);
-        forget(dir.path(), &["agent"]).unwrap();
-        assert_eq!(recorded(dir.path(), "agent").unwrap(), None);
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn a_spawn_that_was_closed_starts_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let marker = dir.path().join("ran");
-        let mut command = Command::new("touch");
-        command.arg(&marker);
-        prepare(&mut command, dir.path(), "agent", None, &contained()).unwrap();
-        close(dir.path()).unwrap();
-        close(dir.path()).unwrap();
-        let error = command.spawn().unwrap_err();
-        assert_eq!(
-            error.raw_os_error(),
-            Some(Errno::ECANCELED as i32),
-            "{error}"
-        );
-        assert!(!marker.exists());
-    }
 
     #[test]
     fn an_ordinary_limit_is_no_tag() {

@@ -33,7 +33,7 @@ use kmp_proto::fence::{FenceCertificate, FenceOrder};
 use kmp_transport::link::KMP_PORT;
 use rustix::process::Signal;
 
-use crate::birth;
+use crate::birth::{self, Unborn};
 use crate::cgroup::{self, Cgroups, NoCgroups};
 use crate::contract::{
     Backend, BackendError, BackendKind, Containment, Endpoint, ExitCause, FenceUnconfirmed, Fenced,
@@ -83,11 +83,8 @@ impl EmbeddedBackend {
     }
 
     /// Starts the agent; what it is started in is made here, and left to be removed by a failed spawn's end.
-    fn start(&self, spec: &SpawnSpec, placement: &mut Placement) -> Result<(), SpawnError> {
-        let fail = |what: &str, source| SpawnError::System {
-            what: format!("{what} for {} generation {}", spec.name, spec.generation),
-            source,
-        };
+    fn start(&self, spec: &SpawnSpec, placement: &mut Placement) -> Result<Unborn, SpawnError> {
+        let fail = |what: &str, source| failed_spawn(what, spec, source);
         let run_dir = OwnDir::make(&spec.run_dir, PRIVATE_DIR)
             .map_err(|e| fail("making the run directory", e.into()))?;
         let key = key::make().map_err(|e| fail("making the agent's key", e))?;
@@ -118,8 +115,12 @@ impl EmbeddedBackend {
             .iter()
             .map(|fd| fd.as_raw_fd().to_string())
             .collect();
+        let (run_dir, held) = (&spec.run_dir, &placement.containment);
+        let birth = birth::prepare(run_dir, AGENT_ROLE, cgroup.as_ref(), held)
+            .map_err(|e| fail("making the record of its birth", e))?;
         let mut command = Command::new(&self.config.agent);
         command
+            .args(birth.words())
             .arg("--config")
             .arg(config_path(&spec.run_dir))
             .env(FENCE_ENV, &spec.run_dir)
@@ -128,26 +129,16 @@ impl EmbeddedBackend {
                 descriptor_limit::before()
                     .map(|soft| (descriptor_limit::SOFT_LIMIT_ENV, soft.to_string())),
             )
-            .stdin(Stdio::null())
             .stdout(log)
             .stderr(errors)
             .current_dir("/");
-        let (run_dir, held) = (&spec.run_dir, &placement.containment);
-        birth::prepare(&mut command, run_dir, AGENT_ROLE, cgroup.as_ref(), held)
-            .map_err(|e| fail("writing down the process", e))?;
-        let mut child = command
-            .spawn()
+        let unborn = Unborn::start(command)
             .map_err(|e| fail(&format!("starting {:?}", self.config.agent), e))?;
-        match identify(child.id()) {
+        match identify(unborn.pid()) {
             Ok(known) => placement.processes.push(known),
-            Err(error) => {
-                // Nothing is left of a spawn that failed.
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(fail("reading its pid and start time", error));
-            }
+            Err(error) => return Err(fail("reading its pid and start time", error)),
         }
-        Ok(())
+        Ok(unborn)
     }
 
     /// The placement of a spawn, before its process is started.
@@ -174,6 +165,13 @@ impl EmbeddedBackend {
     fn main_process<'a>(&self, placement: &'a Placement) -> Option<&'a ProcessId> {
         let now = placement.host_boot_id == self.host_boot_id;
         placement.processes.first().filter(|_| now)
+    }
+}
+
+fn failed_spawn(what: &str, spec: &SpawnSpec, source: io::Error) -> SpawnError {
+    SpawnError::System {
+        what: format!("{what} for {} generation {}", spec.name, spec.generation),
+        source,
     }
 }
 
@@ -286,7 +284,14 @@ impl Backend for EmbeddedBackend {
             return Err(SpawnError::Refused(text));
         }
         let mut placement = self.placement(&spec);
-        if let Err(error) = self.start(&spec, &mut placement) {
+        let born = match self.start(&spec, &mut placement) {
+            Ok(unborn) => {
+                let born = unborn.born().await;
+                born.map_err(|e| failed_spawn("starting the agent", &spec, e))
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = born {
             // One that cannot be removed is empty, and removed at the next start of the daemon.
             let _ = finding::remove_cgroup(&placement.containment);
             return Err(error);

@@ -276,28 +276,27 @@ mod tests {
         command
             .args(["-c", "exec env -i sleep 600"])
             .env(FENCE_ENV, dir.path());
-        let containment = crate::contract::Containment {
-            cgroup: None,
-            tag: Some(tag),
-        };
-        birth::prepare(&mut command, dir.path(), "agent", None, &containment).unwrap();
         let mut child = command.spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
+        let number = rustix::process::Pid::from_raw(pid);
+        let limit = |microseconds| {
+            let limit = rustix::process::Rlimit {
+                current: Some(microseconds),
+                maximum: Some(microseconds),
+            };
+            rustix::process::prlimit(number, rustix::process::Resource::Rttime, limit)
+        };
+        let tagged = limit(tag);
         let mut find = || {
             let seen = known.look(&BTreeSet::new()).unwrap();
             seen.into_iter().find(|seen| seen.stat.pid == pid)
         };
         let first = find().map(|seen| seen.evidence.tag);
-        let other = rustix::process::Rlimit {
-            current: Some(1_000_000),
-            maximum: Some(1_000_000),
-        };
-        let number = rustix::process::Pid::from_raw(pid);
-        let dropped = rustix::process::prlimit(number, rustix::process::Resource::Rttime, other);
+        let dropped = limit(1_000_000);
         let (read, second) = (super::tag(pid), find().map(|seen| seen.evidence.tag));
         child.kill().unwrap();
         child.wait().unwrap();
-        dropped.unwrap();
+        tagged.and(dropped).unwrap();
         assert_eq!(
             (first, read, second),
             (Some(Some(tag)), None, Some(Some(tag)))

@@ -14,6 +14,7 @@ mod place;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::contract::CgroupId;
@@ -176,23 +177,19 @@ impl Cgroup {
         &self.id.path
     }
 
-    /// The file through which a process enters: it writes `0` there.
-    pub(crate) fn entrance(&self) -> io::Result<std::fs::File> {
-        let path = self.id.path.join("cgroup.procs");
-        std::fs::File::options().write(true).open(path)
+    /// Has a process enter it.
+    fn take_in(&self, process: u32) -> io::Result<()> {
+        std::fs::write(self.id.path.join("cgroup.procs"), process.to_string())
     }
 
     fn try_out(&self) -> io::Result<()> {
         // Older kernels (before 5.14) cannot end all of it at once.
         std::fs::metadata(self.id.path.join("cgroup.kill"))?;
-        let mut command = std::process::Command::new("true");
-        crate::birth::enter_before_exec(&mut command, self.entrance()?);
-        match command.spawn() {
-            Ok(mut child) => child.wait().map(drop),
-            // It was in the cgroup when it looked for its program.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
-        }
+        // It ends when its input does.
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn()?;
+        let taken_in = self.take_in(child.id());
+        child.wait()?;
+        taken_in
     }
 
     /// Sends SIGKILL to everything in it and below it, what is being forked included.
@@ -287,6 +284,8 @@ fn escaped(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     #[test]
@@ -306,11 +305,13 @@ mod tests {
         };
         let cgroup = cgroups.make("web.1").unwrap();
         assert!(!cgroup.is_populated().unwrap());
-        let mut command = std::process::Command::new("sh");
+        let mut command = Command::new("sh");
         // A descendant that nothing else tells: another session, no environment, no parent of its own.
-        command.args(["-c", "setsid env -i sleep 600 & :"]);
-        crate::birth::enter_before_exec(&mut command, cgroup.entrance().unwrap());
-        command.spawn().unwrap().wait().unwrap();
+        command.args(["-c", "read go; setsid env -i sleep 600 & :"]);
+        let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+        let taken_in = cgroup.take_in(child.id());
+        child.wait().unwrap();
+        taken_in.unwrap();
         let known = || Cgroup::known(cgroup.id()).unwrap();
         assert!(known().unwrap().is_populated().unwrap());
         assert_eq!(cgroup.pids().len(), 1);
@@ -338,11 +339,13 @@ mod tests {
             return eprintln!("SKIPPED: no cgroup can be had");
         };
         let cgroup = cgroups.make("web.1").unwrap();
-        let entrance = cgroup.entrance().unwrap();
+        let mut entrance = std::fs::File::options();
+        let mut entrance = entrance
+            .write(true)
+            .open(cgroup.path().join("cgroup.procs"))
+            .unwrap();
         cgroup.remove().unwrap();
-        let mut command = std::process::Command::new("true");
-        crate::birth::enter_before_exec(&mut command, entrance);
-        let error = command.spawn().unwrap_err();
+        let error = entrance.write_all(b"0").unwrap_err();
         assert_eq!(error.raw_os_error(), Some(nix::libc::ENODEV), "{error}");
     }
 }

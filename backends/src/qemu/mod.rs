@@ -181,6 +181,7 @@ impl QemuBackend {
                 };
                 let device = Starting {
                     role,
+                    agent: &self.config.agent,
                     line,
                     run_dir: &directory,
                     log: run_dir::VHOST_LOG,
@@ -190,6 +191,7 @@ impl QemuBackend {
                 };
                 let process = device
                     .start()
+                    .await
                     .map_err(system("starting the vsock device"))?;
                 placement.processes.push(process.clone());
                 device.wait_for(&process, run_dir::VHOST).await?;
@@ -215,6 +217,7 @@ impl QemuBackend {
         };
         let qemu = Starting {
             role: QEMU_ROLE,
+            agent: &self.config.agent,
             line: machine.command_line(),
             run_dir: &directory,
             log: run_dir::QEMU_LOG,
@@ -222,7 +225,7 @@ impl QemuBackend {
             cgroup,
             containment: &containment,
         };
-        let process = qemu.start().map_err(system("starting QEMU"))?;
+        let process = qemu.start().await.map_err(system("starting QEMU"))?;
         // The one whose end is the instance's end comes first.
         placement.processes.insert(0, process.clone());
         qemu.wait_for(&process, run_dir::EVENTS).await?;

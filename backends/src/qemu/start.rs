@@ -7,7 +7,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use kmorph_files::{OwnDir, PRIVATE_DIR};
@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use tokio::time::Instant;
 
 use super::{console, qmp, run_dir};
-use crate::birth;
+use crate::birth::{self, Unborn};
 use crate::cgroup::Cgroup;
 use crate::contract::{Containment, ProcessId, SpawnError};
 use crate::marks::FENCE_ENV;
@@ -40,6 +40,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// A process to start.
 pub(super) struct Starting<'a> {
     pub(super) role: &'static str,
+    /// The agent's program on the host, which becomes this one.
+    pub(super) agent: &'a Path,
     /// Program and arguments.
     pub(super) line: Vec<OsString>,
     pub(super) run_dir: &'a Path,
@@ -55,27 +57,28 @@ pub(super) struct Starting<'a> {
 
 impl Starting<'_> {
     /// Starts it and confines it to its CPUs before it has threads of its own.
-    pub(super) fn start(&self) -> io::Result<ProcessId> {
+    pub(super) async fn start(&self) -> io::Result<ProcessId> {
         let log = OwnDir::make(self.run_dir, PRIVATE_DIR)?.append(self.log)?;
         close_on_exec_from(FIRST_OTHER)?;
-        // Not the leader of a group, so setsid makes its session and becomes the program: same pid.
-        let mut command = Command::new("setsid");
+        let held = self.containment;
+        let birth = birth::prepare(self.run_dir, self.role, self.cgroup, held)?;
+        // The agent is born, makes a session of its own and becomes the program: same pid.
+        let mut command = Command::new(self.agent);
         command
-            .arg("--")
+            .args(birth.words())
+            .arg("--exec")
             .args(&self.line)
             .env(FENCE_ENV, self.run_dir)
-            .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .current_dir("/");
-        let held = self.containment;
-        birth::prepare(&mut command, self.run_dir, self.role, self.cgroup, held)?;
-        let child = command.spawn()?;
-        let pid = i32::try_from(child.id()).map_err(|_| io::ErrorKind::InvalidData)?;
+        let unborn = Unborn::start(command)?;
+        let pid = i32::try_from(unborn.pid()).map_err(|_| io::ErrorKind::InvalidData)?;
         // Our own child stays until it is reaped: there is always something to read.
         let stat = Stat::read(pid)?.ok_or(io::ErrorKind::NotFound)?;
         confine(pid, self.cpus)?;
         limit_descriptors(pid)?;
+        unborn.born().await?;
         Ok(ProcessId {
             role: self.role.to_owned(),
             pid,

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use kmorph_launch::birth::Birth;
 use kmorph_launch::{AgentConfig, Listen, Secret};
 use kmp_proto::codec::Decoder;
 use kmp_proto::message::{
@@ -29,7 +30,10 @@ const LENGTH_AT: usize = 12;
 const MOODS: usize = 200_000;
 
 fn main() -> io::Result<()> {
-    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    let mut args: Vec<_> = std::env::args_os().skip(1).collect();
+    if let Some(birth) = Birth::take(&mut args).map_err(io::Error::other)? {
+        birth.be_born().map_err(io::Error::other)?;
+    }
     if args.first().is_some_and(|a| a == "--version") {
         println!("hostile-agent 0");
         return Ok(());
