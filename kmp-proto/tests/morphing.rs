@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use kmp_proto::fence::{Confirmation, FenceMethod};
 use kmp_proto::message::{Capabilities, Check, CheckResult, Side, capability};
-use kmp_proto::morph::{Action, CommitLimit, Config, Engine, Event, Offer, Outcome};
+use kmp_proto::morph::{Action, Answer, CommitLimit, Config, Engine, Event, Offer, Outcome};
 use kmp_proto::time::Instant;
 use proptest::prelude::*;
 
@@ -239,6 +239,49 @@ impl World {
             assert!(step < 1000, "does not end");
         }
     }
+}
+
+/// From the last answer before the commit record to the record: whoever asks for the way back is told that it is late.
+#[test]
+fn while_the_commit_is_recorded_the_way_back_is_refused_and_before_and_after_the_answer_is_as_clear()
+ {
+    let mut world = World::new();
+    let ask = |world: &mut World| {
+        let asked = Event::RollbackRequested("asked".into());
+        world.engine.handle(asked, world.now)
+    };
+    world.tell(Event::NewHealthy);
+    while world.outcome.is_none() {
+        let action = world
+            .engine
+            .poll_action()
+            .expect("a quiet morph needs no clock");
+        if action == Action::WriteCommitRecord {
+            let state = "committing.recording";
+            assert_eq!(ask(&mut world), Answer::Refused { state });
+            assert_eq!(world.engine.poll_action(), None);
+        }
+        if let Some(event) = world.act(action) {
+            world.tell(event);
+        }
+    }
+    assert_eq!(world.outcome, Some(Outcome::Committed));
+    assert_eq!(ask(&mut world), Answer::Refused { state: "done" });
+
+    let mut world = World::new();
+    assert_eq!(ask(&mut world), Answer::Accepted);
+    assert_eq!(ask(&mut world), Answer::Accepted, "it is under way");
+    let limit = CommitLimit::None;
+    let or_roll_back = false;
+    let commit = Event::CommitRequested {
+        limit,
+        or_roll_back,
+    };
+    let state = "rolling_back.fencing_new";
+    assert_eq!(
+        world.engine.handle(commit, world.now),
+        Answer::Refused { state }
+    );
 }
 
 #[test]

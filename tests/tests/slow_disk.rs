@@ -12,10 +12,13 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use kmorph_control_api::{DaemonStatus, EventKind, InstanceState, InstanceSummary};
+use kmorph_control_api::{
+    DaemonStatus, ErrorCode, EventKind, InstanceState, InstanceSummary, Operation, OperationState,
+};
 use kmorph_tests::{Events, Host};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json;
 
 /// A heartbeat timeout that is over several times while the disk stands still.
 const CONFIG: &str = "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n";
@@ -115,4 +118,35 @@ fn while_a_successor_waits_for_its_directory_the_list_answers() {
         let web = list.iter().find(|one| one.name == "web").unwrap();
         assert_eq!(web.recoveries, 0, "{web:?}");
     });
+}
+
+/// Nobody knows whether a record is on a disk that stands still: the morph cannot be undone any more, and is not called
+/// undone.
+#[test]
+fn a_rollback_is_refused_while_the_commit_record_waits_for_the_disk() {
+    let host = host("state", true);
+    host.spawn_kv("web");
+    let control = host.control();
+    let kernel = host.kernel("6.12.0-b");
+    let prepare = json!({ "kernel": kernel, "auto_validate": true });
+    let path = "/v1/instances/web/morph";
+    control.succeed("POST", path, Some(&prepare));
+    std::fs::write(host.path("stalled"), "").unwrap();
+    let by_force = json!({ "force": true });
+    let commit: Operation = control
+        .request("POST", &format!("{path}/commit"), Some(&by_force))
+        .ok();
+    control.wait("the record to be under way", || {
+        let now: Operation = control.get(&format!("/v1/operations/{}", commit.id));
+        (now.progress.step == "recording the commit").then_some(())
+    });
+    let rollback = control.operate("POST", &format!("{path}/rollback"), None);
+    assert_eq!(rollback.state, OperationState::Failed, "{rollback:?}");
+    let refused = rollback.error.unwrap();
+    assert_eq!(refused.code, ErrorCode::WrongState, "{refused:?}");
+    std::fs::remove_file(host.path("stalled")).unwrap();
+    let committed = control.finished(&commit.id);
+    assert_eq!(committed.state, OperationState::Succeeded, "{committed:?}");
+    let web = host.running("web");
+    assert_eq!((web.summary.generation, web.summary.morphs), (2, 1));
 }

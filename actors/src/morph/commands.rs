@@ -1,7 +1,7 @@
 //! What is asked of a morph under way, by its users and by the daemon.
 
 use actix::prelude::*;
-use kmorph_control_api::{ApiError, ErrorCode, MorphPhase, MorphStatus};
+use kmorph_control_api::{ApiError, ErrorCode, MorphStatus};
 use kmp_proto::message::Side;
 use kmp_proto::morph::{CommitLimit, Event};
 
@@ -85,12 +85,6 @@ impl Handler<MorphCommand> for MorphSession {
     type Result = Result<(), ApiError>;
 
     fn handle(&mut self, command: MorphCommand, ctx: &mut Self::Context) -> Self::Result {
-        let phase = self.status.phase;
-        let wrong = |wanted: &str| {
-            let text = format!("the morph is {phase:?}, not {wanted}").to_lowercase();
-            Err(ApiError::new(ErrorCode::WrongState, text)
-                .hint("`kmorphctl morph status` shows where it is"))
-        };
         match command {
             MorphCommand::Validate(operation) => match self.held_round.take() {
                 Some(event) => {
@@ -100,55 +94,42 @@ impl Handler<MorphCommand> for MorphSession {
                     self.tell(event, ctx);
                     Ok(())
                 }
-                None => {
-                    let refused = wrong("transferred");
-                    if let Err(error) = &refused {
-                        operation.fail(error.clone(), None);
-                    }
-                    refused
-                }
+                None => refuse(Some(operation), self.engine.state(), "transferred"),
             },
             MorphCommand::Commit { limit, operation } => {
-                if phase != MorphPhase::Committable {
-                    let refused = wrong("validated");
-                    if let Err(error) = &refused {
-                        operation.fail(error.clone(), None);
-                    }
-                    return refused;
-                }
                 operation.step("committing");
-                self.operation = Some(operation);
+                let or_roll_back = false;
+                let request = Event::CommitRequested {
+                    limit,
+                    or_roll_back,
+                };
+                let planned = self.status.downtime_budget_us;
                 if let CommitLimit::Within(budget) = limit {
                     self.status.downtime_budget_us =
                         u64::try_from(budget.as_micros()).unwrap_or(u64::MAX);
                 }
-                let or_roll_back = false;
-                self.tell(
-                    Event::CommitRequested {
-                        limit,
-                        or_roll_back,
-                    },
-                    ctx,
-                );
-                Ok(())
+                let asked = self.request(request, Some(operation), ctx);
+                asked.or_else(|(operation, state)| {
+                    self.status.downtime_budget_us = planned;
+                    refuse(operation, state, "validated")
+                })
             }
             MorphCommand::Rollback { reason, operation } => {
-                if self.committed {
-                    if let Some(operation) = operation {
-                        let text = "the morph is committed, it cannot be rolled back";
-                        operation.fail(ApiError::new(ErrorCode::WrongState, text), None);
-                    }
-                    return wrong("before its commit");
-                }
-                if let Some(operation) = operation
-                    && let Some(before) = self.operation.replace(operation)
-                {
-                    let text = "rolled back by request";
-                    before.fail(ApiError::new(ErrorCode::WrongState, text), None);
-                }
-                self.tell(Event::RollbackRequested(reason), ctx);
-                Ok(())
+                let asked = self.request(Event::RollbackRequested(reason), operation, ctx);
+                asked.or_else(|(operation, state)| refuse(operation, state, "before its commit"))
             }
         }
     }
+}
+
+/// Tells whoever asked at the wrong moment, and the operation that waits.
+fn refuse(operation: Option<Handle>, state: &str, wanted: &str) -> Result<(), ApiError> {
+    let state = state.replace('_', " ").replace('.', ", ");
+    let text = format!("the morph is {state}, not {wanted}");
+    let error = ApiError::new(ErrorCode::WrongState, text)
+        .hint("`kmorphctl morph status` shows where it is");
+    if let Some(operation) = operation {
+        operation.fail(error.clone(), None);
+    }
+    Err(error)
 }

@@ -13,7 +13,7 @@ use kmorph_control_api::{
     ApiError, Check as ApiCheck, ErrorCode, EventKind, MorphPhase, MorphStatus,
 };
 use kmp_proto::message::{Side, TransferMode, capability};
-use kmp_proto::morph::{Action, CommitLimit, Config, Engine, Event};
+use kmp_proto::morph::{Action, Answer, CommitLimit, Config, Engine, Event};
 use slog::{Logger, info, o};
 
 use crate::clock;
@@ -195,6 +195,27 @@ impl MorphSession {
         self.run(ctx);
     }
 
+    /// As [`Self::tell`], of what somebody asks who waits for its end. The engine decides whether the moment is right;
+    /// `operation` waits only when it is, and comes back otherwise.
+    fn request(
+        &mut self,
+        request: Event,
+        operation: Option<Handle>,
+        ctx: &mut Context<Self>,
+    ) -> Result<(), (Option<Handle>, &'static str)> {
+        if let Answer::Refused { state } = self.engine.handle(request, clock::now()) {
+            return Err((operation, state));
+        }
+        if let Some(operation) = operation
+            && let Some(before) = self.operation.replace(operation)
+        {
+            let text = "rolled back by request";
+            before.fail(ApiError::new(ErrorCode::WrongState, text), None);
+        }
+        self.run(ctx);
+        Ok(())
+    }
+
     fn run(&mut self, ctx: &mut Context<Self>) {
         while let Some(action) = self.engine.poll_action() {
             self.act(action, ctx);
@@ -261,7 +282,12 @@ impl MorphSession {
                 self.freeze(ctx);
             }
             Action::Activate => self.activate(ctx),
-            Action::WriteCommitRecord => self.write_commit_record(ctx),
+            Action::WriteCommitRecord => {
+                if let Some(operation) = &self.operation {
+                    operation.step("recording the commit");
+                }
+                self.write_commit_record(ctx);
+            }
             Action::Serve => self.serve(ctx),
             Action::Retire => self.retire(ctx),
             Action::Fence(side, order) => {

@@ -68,6 +68,18 @@ pub enum Event {
     Tick,
 }
 
+/// Whether an event belongs to the state in which it arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It does: its row of the transition table was taken.
+    Accepted,
+    /// It changes nothing there.
+    Refused {
+        /// The state's name in the transition table.
+        state: &'static str,
+    },
+}
+
 /// The downtime at which a commit is still wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommitLimit {

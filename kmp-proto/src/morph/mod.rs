@@ -29,7 +29,7 @@ mod phases;
 mod transitions;
 
 pub use engine::Engine;
-pub use events::{Action, CommitLimit, Event, Outcome, Step};
+pub use events::{Action, Answer, CommitLimit, Event, Outcome, Step};
 pub use phases::{
     Committable, Committing, Failed, Morph, Negotiating, Preparing, Transferring, Validated,
     Validating,

@@ -21,6 +21,7 @@ const DONE: &str = "done";
 const OVERDUE: &str = "deadline over";
 const AGAIN: &str = "asked again after 200 ms, until the detector judges";
 const ASK_DUE: &str = "200 ms after a refusal or silence, or deadline over";
+const UNDER_WAY: &str = "nothing more to do: that is under way";
 const UNDO: &[&str] = &["Phase", "Fence(new)"];
 const FENCE_OLD: &[&str] = &["Fence(old)"];
 
@@ -229,6 +230,14 @@ const AFTER_THE_RECORD: &[Transition] = &[
 ];
 
 const ROLLING_BACK: &[Transition] = &[
+    row(
+        FENCING_NEW,
+        "RollbackRequested",
+        UNDER_WAY,
+        FENCING_NEW,
+        &[],
+    ),
+    row(RESUMING, "RollbackRequested", UNDER_WAY, RESUMING, &[]),
     row(
         FENCING_NEW,
         "Fenced(new)",

@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use kmp_proto::message::{Capabilities, Check, CheckResult, Side, capability};
-use kmp_proto::morph::{Action, CommitLimit, Config, Engine, Event, Offer, Outcome, TRANSITIONS};
+use kmp_proto::morph::{
+    Action, Answer, CommitLimit, Config, Engine, Event, Offer, Outcome, TRANSITIONS,
+};
 use kmp_proto::time::Instant;
 
 use super::{Choices, assert_row, certify};
@@ -217,9 +219,13 @@ impl World {
         let (before, name) = (self.engine.state(), event.name());
         let ticked = matches!(event, Event::Tick);
         self.note(&event);
-        self.engine.handle(event, self.now);
+        let answer = self.engine.handle(event, self.now);
         let effects = self.collect();
         let after = self.engine.state();
+        if let Answer::Refused { state } = answer {
+            assert_eq!((state, after), (before, before), "{name} was refused");
+            assert!(effects.is_empty(), "{name} was refused: {effects:?}");
+        }
         let rows = TRANSITIONS.iter().copied().flatten();
         assert_row(rows, before, name, after, &effects);
         let due = self.engine.poll_timeout();

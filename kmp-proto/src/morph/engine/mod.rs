@@ -5,7 +5,7 @@ mod rollback;
 
 use std::collections::VecDeque;
 
-use super::events::{Action, CommitLimit, Event, Outcome, Step};
+use super::events::{Action, Answer, CommitLimit, Event, Outcome, Step};
 use super::phases::{
     Committable, Committing, Morph, Negotiating, Preparing, Transferring, Validated, Validating,
 };
@@ -159,8 +159,20 @@ impl Engine {
         [self.deadline, self.retry_at].into_iter().flatten().min()
     }
 
-    /// Takes an event. One that does not belong to the phase changes nothing.
-    pub fn handle(&mut self, event: Event, now: Instant) {
+    /// Takes an event. One that does not belong to the state changes nothing, and the answer says so.
+    pub fn handle(&mut self, event: Event, now: Instant) -> Answer {
+        let (state, name) = (self.state(), event.name());
+        let belongs = super::TRANSITIONS.iter().copied().flatten();
+        let belongs = belongs.filter(|row| row.state == state && row.event == name);
+        let answer = match belongs.count() {
+            0 => Answer::Refused { state },
+            _ => Answer::Accepted,
+        };
+        self.take(event, now);
+        answer
+    }
+
+    fn take(&mut self, event: Event, now: Instant) {
         let before = self.phase();
         let already = self.actions.len();
         let state = std::mem::replace(&mut self.state, State::Done);
