@@ -356,10 +356,11 @@ fn capture(
         }),
         Target::Kept(place) => {
             make_directory(&place.dir)?;
-            if let Some((path, bytes)) = place.complete() {
+            if let Some((files, bytes)) = place.complete() {
                 // An earlier daemon captured it, and ended before it could say so.
+                let _ = log_told.send(log_of(&files));
                 return Ok(Dumped {
-                    path,
+                    path: files.vmcore,
                     bytes,
                     not_filtered: None,
                     read_by: BTreeMap::new(),
@@ -485,11 +486,22 @@ fn read_log(kernel: &Kernel<'_>) -> Result<(Vec<u8>, KernelLog), String> {
     Ok((text, log))
 }
 
+/// The log of a kernel whose memory is captured already.
+fn log_of(files: &Files) -> Result<KernelLog, String> {
+    let dump = Dump::open(&files.vmcore).map_err(|error| error.to_string())?;
+    let dump = dump.map_err(|error| error.to_string())?;
+    let kernel = Kernel::in_dump(&dump).map_err(|error| error.to_string())?;
+    save_log(&kernel, files)
+}
+
+/// Reads the log, and writes it into its file if an earlier capture has not.
 fn save_log(kernel: &Kernel<'_>, files: &Files) -> Result<KernelLog, String> {
     let (text, log) = read_log(kernel)?;
-    files
-        .save_log(&text)
-        .map_err(|error| format!("writing {:?}: {error}", files.log))?;
+    if !files.log.exists() {
+        files
+            .save_log(&text)
+            .map_err(|error| format!("writing {:?}: {error}", files.log))?;
+    }
     let path = Some(files.log.clone());
     Ok(KernelLog { path, ..log })
 }
