@@ -20,7 +20,7 @@ use crate::clock;
 use crate::events::Draft;
 use crate::generation;
 use crate::instance::{Instance, RecoveryOver, Successor, WorkerGone};
-use crate::journal::{Change, GenerationRow, InstanceRow, Record, RecoveryRow, record};
+use crate::journal::{Change, Desired, GenerationRow, InstanceRow, Record, RecoveryRow, record};
 use crate::repeated::Repeated;
 use crate::services::Services;
 use crate::supervisor::{GetSurvivors, NoteRecovery, Supervisor, TellSurvivors};
@@ -147,6 +147,7 @@ impl RecoveryJob {
 
     fn act(&mut self, action: Action, ctx: &mut Context<Self>) {
         crate::fault::point("recovery");
+        crate::fault::step(action.name());
         match action {
             Action::NoticeSurvivors => self.notice(),
             Action::Fence(order) => self.fence(order, ctx),
@@ -383,6 +384,7 @@ impl RecoveryJob {
                 let mut row = instance.clone();
                 row.active_generation = generation;
                 row.recoveries += 1;
+                row.desired = Desired::Running;
                 vec![Change::Instance(Box::new(row))]
             };
             let row = services

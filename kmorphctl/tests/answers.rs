@@ -124,6 +124,7 @@ fn recoveries_are_asked_for_by_instance_and_time() {
             "cause": "kernel_dead", "evidence": ["exit status 139"], "fence": "process exited",
             "outcome": "recovered", "reason": null, "started_at": "2026-01-31T08:00:00.000Z",
             "ended_at": null, "fence_ms": 4.2, "total_ms": 61.0,
+            "vmcore": { "panic": "Fatal exception, after BUG: a fault", "path": "/var/crash/2.vmcore" },
         }]))
     });
     let ended = daemon.ctl("recovery-log --instance web --since 2026-01-31T00:00:00Z");
@@ -133,7 +134,7 @@ fn recoveries_are_asked_for_by_instance_and_time() {
         "1 -> 2",
         "kernel dead",
         "61.0 ms",
-        "exit status 139",
+        "exit status 139; Fatal exception, after BUG: a fault; vmcore: /var/crash/2.vmcore",
     ] {
         assert!(ended.stdout.contains(piece), "{piece}: {ended:?}");
     }

@@ -115,6 +115,21 @@ fn what_cannot_be_read_is_refused_with_its_place() {
     );
 }
 
+/// It is refused before drgn is asked, which need not be installed.
+#[test]
+fn an_image_of_another_build_is_refused_by_its_build_id() {
+    let core = golden("linux-6.12.kdump-lzo");
+    let json = analyze(&core, &["--output-format", "json"]);
+    let report: Value = serde_json::from_str(&json.stdout).unwrap();
+    let wanted = report["kernel"]["build_id"].as_str().unwrap();
+    let ended = analyze(&core, &["--vmlinux", "/bin/sh"]);
+    assert_eq!(ended.code, 7, "{ended:?}");
+    assert!(ended.stdout.contains("\nPanic: sysrq triggered crash\n"));
+    for text in ["the image of another kernel", wanted] {
+        assert!(ended.stderr.contains(text), "no {text} in {ended:?}");
+    }
+}
+
 #[test]
 fn a_fifo_is_refused_and_not_waited_for() {
     let dir = tempfile::tempdir().unwrap();

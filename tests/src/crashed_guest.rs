@@ -46,6 +46,17 @@ pub struct Plan<'a> {
     pub cpus: u32,
     /// What the guest writes into files in its memory, MiB.
     pub files_mib: u64,
+    /// A program that the guest runs before its kernel ends.
+    pub program: Option<Program<'a>>,
+}
+
+/// A program of a guest.
+#[derive(Clone, Copy, Debug)]
+pub struct Program<'a> {
+    /// Linked statically: the guest has no libraries. It is `/program` there.
+    pub path: &'a Path,
+    /// The lines of the guest's shell that run it.
+    pub lines: &'a str,
 }
 
 impl<'a> Plan<'a> {
@@ -58,6 +69,7 @@ impl<'a> Plan<'a> {
             memory_mib: 192,
             cpus: 1,
             files_mib: 4,
+            program: None,
         }
     }
 
@@ -70,7 +82,11 @@ impl<'a> Plan<'a> {
         let parts = self.files_mib.div_ceil(MAX_PART_MIB).max(1);
         let part = self.files_mib.div_ceil(parts).to_string();
         let init = INIT.replace("PART_MIB", &part);
-        init.replace("PARTS", &parts.to_string()) + end + "\n"
+        let lines = self.program.map_or("", |program| program.lines);
+        format!(
+            "{}{lines}\n{end}\n",
+            init.replace("PARTS", &parts.to_string())
+        )
     }
 
     /// The kernel's command line.
@@ -263,6 +279,9 @@ fn build(dir: &Path, kernel: &Path, plan: &Plan<'_>) -> PathBuf {
         .join(release)
         .join("failing.ko");
     fs::copy(failing, root.join("failing.ko")).expect("scripts/build-kmod has built it");
+    if let Some(program) = plan.program {
+        fs::copy(program.path, root.join("program")).expect("the program is there");
+    }
     fs::write(root.join("init"), plan.init()).expect("a file can be written");
     let executable = fs::Permissions::from_mode(0o755);
     fs::set_permissions(root.join("init"), executable).expect("it is ours");

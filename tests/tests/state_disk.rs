@@ -103,6 +103,11 @@ fn a_full_disk_refuses_changes_and_stops_nothing() {
     assert_eq!(spawn.refusal().code, ErrorCode::JournalUnavailable);
     let end = host.control().request("DELETE", "/v1/instances/web", None);
     assert_eq!(end.refusal().code, ErrorCode::JournalUnavailable);
+    // Another daemon could not finish it.
+    let recover = host
+        .control()
+        .request("POST", "/v1/instances/web/recover", None);
+    assert_eq!(recover.refusal().code, ErrorCode::JournalUnavailable);
     let all: Vec<InstanceSummary> = host.control().get("/v1/instances");
     assert_eq!(all.len(), 1, "nothing was begun: {all:?}");
     let now = daemon(&host);

@@ -20,16 +20,27 @@ use kmorph_vmcore::bytes::Bytes;
 use kmorph_vmcore::compression::Compression;
 use kmorph_vmcore::kernel::Kernel;
 use kmorph_vmcore::writer::{self, Contents, Control, Options, Output};
-use kmorph_vmcore::{ChecksumState, Completeness, Dump, MemoryFile};
+use kmorph_vmcore::{ChecksumState, Completeness, Dump, MemoryFile, PhysicalMemory};
 
 /// Places at which each file is cut.
 const CUTS: u64 = 30;
+const PAGE: u64 = 4096;
+/// Bits that are changed in each file, one at a time.
+const FLIPS: u64 = 200;
+/// Pages that are read of a file with a changed bit, spread over all.
+const PAGES_READ: usize = 40;
 
 #[test]
 fn what_makedumpfile_and_qemu_write_is_whole_and_no_cut_of_it_is() {
     let guest = CrashedGuest::new(&Plan::small("6.1"));
+    // Debian's QEMU packs with nothing else.
     for format in ["elf", "kdump-zlib", "kdump-raw-zlib"] {
-        assert_no_cut_is_whole(&guest.dump(format));
+        let dump = guest.dump(format);
+        assert_no_cut_is_whole(&dump);
+        assert_no_change_moves_or_loses_pages(&dump);
+        if format != "elf" {
+            std::fs::remove_file(&dump).unwrap();
+        }
     }
     for (level, source) in [
         (0, Output::Elf),
@@ -60,6 +71,7 @@ fn what_makedumpfile_and_qemu_write_is_whole_and_no_cut_of_it_is() {
             assert_whole(&theirs, said, ChecksumState::None);
             assert_the_command_says(&theirs, said);
             assert_no_cut_is_whole(&theirs);
+            assert_no_change_moves_or_loses_pages(&theirs);
             std::fs::remove_file(&theirs).unwrap();
         }
         assert_flattened_and_split_are_whole(&guest, &ours);
@@ -100,6 +112,9 @@ fn assert_flattened_and_split_are_whole(guest: &CrashedGuest, ours: &Path) {
         let refused = Dump::open(part).unwrap().unwrap_err().to_string();
         assert!(refused.contains("--reassemble"), "{refused}");
         assert_no_cut_is_whole(part);
+    }
+    for path in [&flat, &joined] {
+        assert_no_change_moves_or_loses_pages(path);
     }
     for path in [&flat, &rearranged, &joined, &parts[0], &parts[1]] {
         std::fs::remove_file(path).unwrap();
@@ -143,6 +158,102 @@ impl Bytes for Cut {
             true => self.0.read_exact_at(buf, offset),
             false => Err(std::io::ErrorKind::UnexpectedEof.into()),
         }
+    }
+}
+
+/// A file in which one bit is another.
+struct Changed {
+    whole: Arc<Vec<u8>>,
+    at: u64,
+    bit: u8,
+}
+
+impl Bytes for Changed {
+    fn len(&self) -> u64 {
+        self.whole.as_slice().len() as u64
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
+        self.whole.read_exact_at(buf, offset)?;
+        let within = self.at.checked_sub(offset).map(usize::try_from);
+        if let Some(byte) = within.and_then(|at| buf.get_mut(at.ok()?)) {
+            *byte ^= 1 << self.bit;
+        }
+        Ok(())
+    }
+}
+
+/// The pages that a dump has.
+fn pages_in(dump: &Dump) -> Vec<u64> {
+    let mut pages = Vec::new();
+    for range in dump.ranges() {
+        let mut phys = dump.next_present(range.start, range.end);
+        while phys < range.end {
+            pages.push(phys);
+            phys = dump.next_present(phys + PAGE, range.end);
+        }
+    }
+    pages
+}
+
+/// With any one bit changed, a file is not called complete when it lacks a page, or has a page at another address. The
+/// bytes of a page itself have no checksum: so one page, or those of zeros, may be others.
+fn assert_no_change_moves_or_loses_pages(path: &Path) {
+    let whole = Arc::new(std::fs::read(path).unwrap());
+    let sound = Dump::from_bytes(Box::new(Cut(whole.clone(), whole.len() as u64))).unwrap();
+    let pages = pages_in(&sound);
+    let page = |dump: &Dump, phys: u64| {
+        let mut bytes = vec![0; 4096];
+        dump.read(phys, &mut bytes).map(|()| bytes)
+    };
+    let read = pages.iter().step_by(pages.len() / PAGES_READ + 1);
+    let read: Vec<_> = read
+        .map(|phys| (*phys, page(&sound, *phys).unwrap()))
+        .collect();
+    let mut random = 3_u64;
+    let mut below = |end: u64| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005) + 1;
+        (random >> 20) % end
+    };
+    // Headers, notes and bitmaps; the list of pages, 24 bytes each; and places anywhere.
+    let list = 64 * 1024 + 24 * pages.len() as u64;
+    for number in 0..FLIPS {
+        let end = [64 * 1024, list, whole.len() as u64][usize::try_from(number % 3).unwrap()];
+        let (at, bit) = (
+            below(end.min(whole.len() as u64)),
+            u8::try_from(below(8)).unwrap(),
+        );
+        let what = format!("{path:?}: bit {bit} of byte {at}");
+        let bytes = Changed {
+            whole: whole.clone(),
+            at,
+            bit,
+        };
+        let Ok(dump) = Dump::from_bytes(Box::new(bytes)) else {
+            continue;
+        };
+        if dump.completeness() != Completeness::Complete {
+            continue;
+        }
+        // The bitmap of a kdump-compressed file is the same then.
+        let count = dump
+            .pages_in_file()
+            .filter(|_| dump.ranges() == sound.ranges());
+        if count.is_none() || count != sound.pages_in_file() {
+            let has = pages_in(&dump);
+            let lost = pages.iter().find(|phys| has.binary_search(phys).is_err());
+            assert_eq!(lost, None, "{what}: a page is not there");
+        }
+        let other = |(phys, bytes): &&(u64, Vec<u8>)| {
+            let now = page(&dump, *phys);
+            now.is_ok_and(|now| now != *bytes) && bytes.iter().any(|byte| *byte != 0)
+        };
+        let others = read.iter().filter(other).count();
+        assert!(
+            others <= 1,
+            "{what}: {others} pages of {} are others",
+            read.len()
+        );
     }
 }
 

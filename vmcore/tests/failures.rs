@@ -13,6 +13,7 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
+use kmorph_vmcore::analysis::{AnalysisOptions, analyse};
 use kmorph_vmcore::compression::Compression;
 use kmorph_vmcore::writer::{self, Contents, Control, Options, Output, WriteError};
 use kmorph_vmcore::{Completeness, Dump};
@@ -37,6 +38,10 @@ fn assert_partial(path: &Path) {
     };
     assert!(why.contains("incomplete"), "{why}");
     assert_eq!(dump.notes().own.map(|own| own.finished.get()), None);
+    // What was to be left out is not known to have been.
+    assert_eq!(dump.level(), None);
+    let report = analyse(&dump, AnalysisOptions::default()).unwrap();
+    assert_eq!((report.file.level, report.memory.left_out), (None, None));
 }
 
 /// A small file system that only this thread and its children see.

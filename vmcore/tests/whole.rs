@@ -118,9 +118,10 @@ fn a_changed_bitmap_or_place_of_a_page_is_found_without_a_checksum() {
         assert!(!sound(changed), "bit {bit} of the second bitmap");
     }
     let descriptors = 4 * 4096;
-    for page in 0..130 {
-        // The upper bytes of the offset, all of the length, and the bits that say how it is packed.
-        let bits = (20..64).chain(78..96).map(|bit| (bit / 8, bit % 8));
+    for page in (0..130).step_by(3) {
+        // The offset and the length; behind the last page nothing shows that it is shorter.
+        let bits = (0..96).filter(|bit| page < 129 || !(64..78).contains(bit));
+        let bits = bits.map(|bit| (bit / 8, bit % 8));
         for (byte, bit) in bits {
             let mut changed = whole.clone();
             changed[descriptors + page * 24 + byte] ^= 1 << bit;

@@ -78,6 +78,11 @@ impl Instance {
                 return;
             }
             Work::Terminating => return,
+            Work::Asked => {
+                // What was asked for follows from this as well.
+                self.end_watch();
+                return self.enter(InstanceState::Failed, Some(text));
+            }
             Work::Capturing { .. } => {
                 // The memory that was asked for is still there, and is read to its end first.
                 let reason = format!("{text}; it is recovered when its memory has been read");
@@ -123,6 +128,10 @@ impl Instance {
             Decision::Quarantine { failures } => {
                 let mut evidence = evidence;
                 evidence.push(format!("{failures} failures in a row: quarantined"));
+                // Another daemon may have to finish it.
+                self.row.desired = Desired::Resting;
+                self.row.reason = Some(evidence.join("; "));
+                self.save();
                 self.recover_after(Duration::ZERO, false, cause, evidence, ctx);
             }
         }
@@ -228,6 +237,7 @@ impl Handler<Successor> for Instance {
     fn handle(&mut self, successor: Successor, ctx: &mut Self::Context) {
         self.row.active_generation = successor.row.generation;
         self.row.recoveries += 1;
+        self.row.desired = Desired::Running;
         self.generation = successor.row;
         self.gone = false;
         self.end_watch();

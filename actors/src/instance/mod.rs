@@ -33,6 +33,7 @@ pub use capturing::{CaptureVmcore, ProvokePanic};
 pub use healing::{RecoveryGranted, RecoveryOver, Successor, WorkerGone};
 pub use morphing::{MorphOver, OldLeft};
 pub use policy::{ApplyPolicy, GetPolicy};
+pub(crate) use requests::ASKED_FOR;
 pub use requests::{
     CommandKind, GetHealth, GetHeartbeat, GetMorphStatus, GetStatus, GetSummary, Morph,
     MorphControl, PingInstance, PlanMorph, Recover, Terminate,
@@ -82,7 +83,22 @@ pub enum Beginning {
     NeedsRecovery {
         /// What was found.
         evidence: Vec<String>,
+        /// The verdict of the recovery that was under way, if there was one.
+        cause: FailureCause,
+        /// Whether policy still has a say.
+        decided: Decided,
     },
+}
+
+/// What was decided about a failed instance before its daemon ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decided {
+    /// Nothing: its policy decides.
+    Nothing,
+    /// A successor is started, also where auto-heal is off.
+    Successor,
+    /// It is fenced, and rests.
+    Quarantine,
 }
 
 /// The actor.
@@ -116,6 +132,8 @@ pub struct Instance {
 /// What is under way.
 enum Work {
     Nothing,
+    /// A recovery that an operator asked for is being written down.
+    Asked,
     Waiting(SpawnHandle),
     Queued(Box<Plan>),
     Recovering(Addr<RecoveryJob>),
@@ -305,9 +323,18 @@ impl Actor for Instance {
             }
             None => {}
             Some(Beginning::Terminating) => self.finish_termination(ctx),
-            Some(Beginning::NeedsRecovery { evidence }) => {
+            Some(Beginning::NeedsRecovery {
+                evidence,
+                cause,
+                decided,
+            }) => {
                 self.enter(InstanceState::Failed, Some(evidence.join("; ")));
-                self.heal(FailureCause::KernelDead, evidence, ctx);
+                if decided == Decided::Nothing {
+                    return self.heal(cause, evidence, ctx);
+                }
+                self.hold_ports(ctx);
+                let respawn = decided == Decided::Successor;
+                self.recover_after(Duration::ZERO, respawn, cause, evidence, ctx);
             }
         }
     }

@@ -11,11 +11,14 @@ use kmp_proto::message::FailureCause;
 use kmp_proto::morph::CommitLimit;
 
 use super::{Instance, Work};
-use crate::journal::Desired;
+use crate::generation::journal_failure;
+use crate::journal::{Change, Desired, record};
 use crate::morph::{GetMorph, MorphPlan};
 use crate::operations::Handle;
 use crate::watch::Ping;
 
+/// The evidence of a recovery that nothing but a wish caused.
+pub(crate) const ASKED_FOR: &str = "asked for by an operator";
 /// Longest wait for the answer to a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -109,7 +112,9 @@ impl Instance {
         let doing = match self.work {
             _ if self.ending.is_some() => "it is being terminated",
             Work::Nothing => return None,
-            Work::Waiting(_) | Work::Queued(_) | Work::Recovering(_) => "it is being recovered",
+            Work::Asked | Work::Waiting(_) | Work::Queued(_) | Work::Recovering(_) => {
+                "it is being recovered"
+            }
             Work::Morphing(_) => "a morph is under way",
             Work::Capturing { .. } => "its memory is being captured",
             Work::Terminating => "it is being terminated",
@@ -130,22 +135,45 @@ impl Instance {
 }
 
 impl Handler<Recover> for Instance {
-    type Result = Result<(), ApiError>;
+    type Result = ResponseActFuture<Self, Result<(), ApiError>>;
 
-    fn handle(&mut self, Recover(operation): Recover, ctx: &mut Self::Context) -> Self::Result {
+    /// What was granted is in the journal, so that it is done also when the daemon dies.
+    fn handle(&mut self, Recover(operation): Recover, _: &mut Self::Context) -> Self::Result {
         if let Some(error) = self.busy("recovered") {
             operation.fail(error.clone(), None);
-            return Err(error);
+            return Box::pin(actix::fut::ready(Err(error)));
         }
+        self.work = Work::Asked;
+        let before = std::mem::replace(&mut self.row.desired, Desired::Recover);
+        let (journal, row) = (self.services.journal.clone(), self.row.clone());
+        let work = async move { record(&journal, vec![Change::Instance(Box::new(row))]).await };
+        Box::pin(work.into_actor(self).map(move |written, act, ctx| {
+            act.work = Work::Nothing;
+            let Err(error) = written else {
+                act.begin_recovery(operation, ctx);
+                return Ok(());
+            };
+            act.row.desired = before;
+            if before == Desired::Running && act.watch.is_none() {
+                // It failed meanwhile: looked at again, that comes to light.
+                act.begin_watch(ctx);
+            }
+            let error = journal_failure(&error);
+            operation.fail(error.clone(), None);
+            Err(error)
+        }))
+    }
+}
+
+impl Instance {
+    fn begin_recovery(&mut self, operation: Handle, ctx: &mut Context<Self>) {
         self.restarts.forgive();
-        self.row.desired = Desired::Running;
         self.row.reason = None;
         operation.step("recovering");
         self.operation = Some(operation);
         self.end_watch();
-        let evidence = vec!["asked for by an operator".to_owned()];
+        let evidence = vec![ASKED_FOR.to_owned()];
         self.recover_after(Duration::ZERO, true, FailureCause::Operator, evidence, ctx);
-        Ok(())
     }
 }
 

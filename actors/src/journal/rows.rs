@@ -63,9 +63,12 @@ pub struct PublishedPortSpec {
 pub enum Desired {
     /// It shall run.
     Running,
+    /// An operator asked for a recovery, and the journal has no successor yet: whatever the policy says, and whether or
+    /// not it runs, the failed generation is fenced and replaced.
+    Recover,
     /// It failed while auto-heal was off: it stays as it is until `recover`.
     Unhealed,
-    /// It failed too often: it rests until `recover`.
+    /// It failed too often: it rests until `recover`. Until its generation is fenced and released, its row is there.
     Resting,
     /// Its fence could not be confirmed.
     OperatorAction,

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use kmorph_backends::contract::Observation;
+use kmp_proto::message::FailureCause;
 use slog::{info, warn};
 
 use super::morphing::seconds;
-use crate::instance::Beginning;
+use crate::instance::{ASKED_FOR, Beginning, Decided};
 use crate::journal::{Desired, GenerationPhase, GenerationRow, InstanceRow, MorphRow, Snapshot};
 use crate::morph::{Deaths, LeftMorph, MorphPlan};
 use crate::services::Services;
@@ -44,11 +45,11 @@ pub(super) async fn restore(
             .filter(|g| g.instance == row.name);
         mine.clone().find(|g| g.generation == number).cloned()
     };
-    let mut generation = match of(row.active_generation) {
-        Some(generation) => generation,
-        // Released before a successor was intended: nothing of it is left.
-        None => gone_generation(services, &row, row.active_generation),
-    };
+    let in_journal = of(row.active_generation);
+    let released = in_journal.is_none();
+    // Released before a successor was intended: nothing of it is left.
+    let mut generation =
+        in_journal.unwrap_or_else(|| gone_generation(services, &row, row.active_generation));
     retake(services, &generation);
     let ended = observe(services, &mut generation).await;
     adopt_ports(services, snapshot, &row).await;
@@ -56,6 +57,11 @@ pub(super) async fn restore(
         // Whoever tested with it has ended.
         _ if row.spec.throw_away => Beginning::Terminating,
         (Desired::Terminating, _) => Beginning::Terminating,
+        (Desired::Recover, _) => left_recovery(snapshot, &row, ASKED_FOR.to_owned(), &generation),
+        (Desired::Resting, ended) if !released => {
+            let how = ended.unwrap_or_else(|| "its end had been decided".to_owned());
+            left_recovery(snapshot, &row, how, &generation)
+        }
         (Desired::Unhealed | Desired::Resting | Desired::OperatorAction, ended) => {
             Beginning::Resting {
                 gone: ended.is_some(),
@@ -65,9 +71,7 @@ pub(super) async fn restore(
             Some(left) => Beginning::Morphing(Box::new(left)),
             None => match ended {
                 None => Beginning::Adopted,
-                Some(how) => Beginning::NeedsRecovery {
-                    evidence: vec![how],
-                },
+                Some(how) => left_recovery(snapshot, &row, how, &generation),
             },
         },
     };
@@ -75,6 +79,46 @@ pub(super) async fn restore(
         row,
         generation,
         beginning,
+    }
+}
+
+/// The recovery that an instance needs: the rest of one that was under way when the last daemon ended, or a new one
+/// because of `how` it ended.
+fn left_recovery(
+    snapshot: &Snapshot,
+    row: &InstanceRow,
+    how: String,
+    generation: &GenerationRow,
+) -> Beginning {
+    let begun = snapshot.recoveries.iter().map(|r| &r.record).rfind(|r| {
+        let same = r.instance == row.name && r.failed_generation == generation.generation;
+        // A generation whose agent restarted its workload is recorded as its own successor.
+        same && r.new_generation.is_none()
+    });
+    let known = |name: &str| {
+        FailureCause::ALL
+            .iter()
+            .find(|c| c.as_str() == name)
+            .copied()
+    };
+    // The memory of a kernel is captured for some causes and not for others.
+    let found = begun.and_then(|record| known(&record.cause));
+    let never_ran = generation.placement.is_none() && generation.phase == GenerationPhase::Intended;
+    let (cause, decided) = match row.desired {
+        Desired::Recover => (Some(FailureCause::Operator), Decided::Successor),
+        Desired::Resting => (found, Decided::Quarantine),
+        // What never ran has not failed.
+        _ if never_ran => (found, Decided::Successor),
+        _ => (found, Decided::Nothing),
+    };
+    let decided_before = row
+        .reason
+        .clone()
+        .filter(|_| row.desired == Desired::Resting);
+    Beginning::NeedsRecovery {
+        evidence: decided_before.into_iter().chain([how]).collect(),
+        cause: cause.unwrap_or(FailureCause::KernelDead),
+        decided,
     }
 }
 

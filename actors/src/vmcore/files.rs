@@ -37,7 +37,7 @@ pub(super) struct Place {
 }
 
 /// The files of one capture.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Files {
     /// The dump.
     pub(super) vmcore: PathBuf,
@@ -57,20 +57,23 @@ impl Place {
     /// The files of a capture at `time`, RFC 3339.
     pub(super) fn files(&self, time: &str) -> Files {
         let time: String = time.chars().filter(char::is_ascii_alphanumeric).collect();
-        let stem = format!("{}-{time}", self.generation);
+        self.named(&format!("{}-{time}", self.generation))
+    }
+
+    fn named(&self, stem: &str) -> Files {
         Files {
             vmcore: self.dir.join(format!("{stem}.{VMCORE}")),
             log: self.dir.join(format!("{stem}.{LOG}")),
         }
     }
 
-    /// The complete vmcore of this generation and its length, if there is one.
-    pub(super) fn complete(&self) -> Option<(PathBuf, u64)> {
+    /// The complete vmcore of this generation, its length, and where its log is, if there is one.
+    pub(super) fn complete(&self) -> Option<(Files, u64)> {
         let found = self.found().into_iter();
         let own = found.filter(|found| found.generation == self.generation);
         own.filter_map(|found| {
             let (bytes, _) = found.vmcore?;
-            Some((self.dir.join(format!("{}.{VMCORE}", found.stem)), bytes))
+            Some((self.named(&found.stem), bytes))
         })
         .next_back()
     }
@@ -97,14 +100,17 @@ impl Place {
     /// Removes what captures that failed have left: it makes room for the one that comes.
     pub(super) fn remove_partial(&self) {
         for found in self.found() {
-            let vmcore = self.dir.join(format!("{}.{VMCORE}", found.stem));
-            let _ = std::fs::remove_file(partial_path(&vmcore));
+            let files = self.named(&found.stem);
+            let _ = std::fs::remove_file(partial_path(&files.vmcore));
+            let _ = std::fs::remove_file(partial_path(&files.log));
         }
     }
 
     fn remove(&self, stem: &str) {
-        for end in [VMCORE, LOG, &format!("{VMCORE}.{PARTIAL}")] {
-            let _ = std::fs::remove_file(self.dir.join(format!("{stem}.{end}")));
+        let Files { vmcore, log } = self.named(stem);
+        for path in [&vmcore, &log] {
+            let _ = std::fs::remove_file(path);
+            let _ = std::fs::remove_file(partial_path(path));
         }
     }
 
@@ -120,7 +126,10 @@ impl Place {
             let Some(generation) = generation_of(stem) else {
                 continue;
             };
-            let partial = end.strip_prefix(VMCORE) == Some(&format!(".{PARTIAL}"));
+            let whole = end
+                .strip_suffix(PARTIAL)
+                .and_then(|end| end.strip_suffix('.'));
+            let partial = matches!(whole, Some(VMCORE | LOG));
             if end != VMCORE && end != LOG && !partial {
                 continue;
             }
@@ -152,7 +161,7 @@ fn generation_of(stem: &str) -> Option<u64> {
 impl Files {
     /// Writes the log, whole or not at all.
     pub(super) fn save_log(&self, text: &[u8]) -> io::Result<()> {
-        let partial = self.log.with_extension(format!("{LOG}.{PARTIAL}"));
+        let partial = partial_path(&self.log);
         let written = write_new(&partial, text).and_then(|()| std::fs::rename(&partial, &self.log));
         if written.is_err() {
             let _ = std::fs::remove_file(&partial);
@@ -200,13 +209,15 @@ mod tests {
     fn a_complete_vmcore_is_found_and_a_partial_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
         assert!(place(&dir, 7).complete().is_none());
-        let partial = dir.path().join("7-20261125T200000000Z.vmcore.partial");
-        std::fs::write(partial, "").unwrap();
+        for end in ["vmcore.partial", "dmesg.partial"] {
+            let partial = dir.path().join(format!("7-20261125T200000000Z.{end}"));
+            std::fs::write(partial, "").unwrap();
+        }
         assert!(place(&dir, 7).complete().is_none());
         place(&dir, 8).remove_partial();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         let files = put(&dir, 7, 5);
-        assert_eq!(place(&dir, 7).complete(), Some((files.vmcore, 5)));
+        assert_eq!(place(&dir, 7).complete(), Some((files, 5)));
         assert!(place(&dir, 70).complete().is_none());
     }
 

@@ -33,6 +33,7 @@ use kmorph_files::{OwnDir, PRIVATE_DIR};
 use kmorph_vmcore::analysis::events::{Ending, Event, ending, events};
 use kmorph_vmcore::dump::PrStatus;
 use kmorph_vmcore::kernel::Kernel;
+use kmorph_vmcore::kernel::log::Log;
 use kmorph_vmcore::memory::PAGE_BYTES;
 use kmorph_vmcore::paced::{Pace, Paced, Rate};
 use kmorph_vmcore::writer::shares::Shares;
@@ -356,10 +357,11 @@ fn capture(
         }),
         Target::Kept(place) => {
             make_directory(&place.dir)?;
-            if let Some((path, bytes)) = place.complete() {
+            if let Some((files, bytes)) = place.complete() {
                 // An earlier daemon captured it, and ended before it could say so.
+                let _ = log_told.send(log_of(&files));
                 return Ok(Dumped {
-                    path,
+                    path: files.vmcore,
                     bytes,
                     not_filtered: None,
                     read_by: BTreeMap::new(),
@@ -464,18 +466,23 @@ fn registers(path: &Path) -> Vec<PrStatus> {
     cpus.map(|cpu| cpu.status).collect()
 }
 
+/// What the log says of the kernel's end: the panic, and the fault that led to it.
+fn end_in(log: &Log) -> Option<String> {
+    let told = events(log);
+    let Ending { panic, cause } = ending(&told);
+    // "Fatal exception" alone says nothing of what it was.
+    let title = |event: &Event| guest_text::line(&event.title);
+    match (panic.map(title), cause.map(title)) {
+        (Some(panic), Some(cause)) => Some(format!("{panic}, after {cause}")),
+        (panic, cause) => panic.or(cause),
+    }
+}
+
 /// The log as text, and what is told of it.
 fn read_log(kernel: &Kernel<'_>) -> Result<(Vec<u8>, KernelLog), String> {
     let log = kernel.log().map_err(|error| error.to_string())?;
     let text = log.text();
-    let told = events(&log);
-    let Ending { panic, cause } = ending(&told);
-    // "Fatal exception" alone says nothing of what it was.
-    let title = |event: &Event| guest_text::line(&event.title);
-    let end = match (panic.map(title), cause.map(title)) {
-        (Some(panic), Some(cause)) => Some(format!("{panic}, after {cause}")),
-        (panic, cause) => panic.or(cause),
-    };
+    let end = end_in(&log);
     let tail = &text[text.len().saturating_sub(LOG_TAIL_BYTES)..];
     let log = KernelLog {
         path: None,
@@ -485,18 +492,70 @@ fn read_log(kernel: &Kernel<'_>) -> Result<(Vec<u8>, KernelLog), String> {
     Ok((text, log))
 }
 
+/// The log of a kernel whose memory is captured already.
+fn log_of(files: &Files) -> Result<KernelLog, String> {
+    let dump = Dump::open(&files.vmcore).map_err(|error| error.to_string())?;
+    let dump = dump.map_err(|error| error.to_string())?;
+    let kernel = Kernel::in_dump(&dump).map_err(|error| error.to_string())?;
+    save_log(&kernel, files)
+}
+
+/// Reads the log, and writes it into its file if an earlier capture has not.
 fn save_log(kernel: &Kernel<'_>, files: &Files) -> Result<KernelLog, String> {
     let (text, log) = read_log(kernel)?;
-    files
-        .save_log(&text)
-        .map_err(|error| format!("writing {:?}: {error}", files.log))?;
+    if !files.log.exists() {
+        files
+            .save_log(&text)
+            .map_err(|error| format!("writing {:?}: {error}", files.log))?;
+    }
     let path = Some(files.log.clone());
     Ok(KernelLog { path, ..log })
 }
 
 #[cfg(test)]
 mod tests {
+    use kmorph_vmcore::kernel::log::Record;
+
     use super::*;
+
+    /// What is told of a log of these lines; those that begin with `>` were written by a program.
+    fn told(lines: &str) -> Option<String> {
+        let records = (0..).zip(lines.lines()).map(|(time_ns, line)| Record {
+            time_ns,
+            caller: 0,
+            facility: u8::from(line.starts_with('>')),
+            text: line.trim_start_matches('>').as_bytes().to_vec(),
+        });
+        end_in(&Log {
+            records: records.collect(),
+            ..Log::default()
+        })
+    }
+
+    #[test]
+    fn an_end_is_told_with_the_fault_that_led_to_it() {
+        let fault = "BUG: kernel NULL pointer dereference, address: 0000000000000008\n\
+            #PF: supervisor read access in kernel mode\nOops: 0000 [#1] PREEMPT SMP NOPTI\n\
+            CPU: 0 PID: 77 Comm: insmod Tainted: G           OE      6.1.0 #1\n\
+            ---[ end trace 0000000000000000 ]---\n";
+        let fatal = "Kernel panic - not syncing: Fatal exception";
+        let null = "BUG: kernel NULL pointer dereference, address: 0000000000000008";
+        let sysrq = "Kernel panic - not syncing: sysrq triggered crash";
+        let faked = ">Kernel panic - not syncing: a fake";
+        for (lines, expected) in [
+            (format!("{fault}{fatal}"), format!("{fatal}, after {null}")),
+            // The kernel bore the fault, and ended for another reason.
+            (format!("{fault}{sysrq}"), sysrq.to_owned()),
+            (
+                format!("{fault}{fatal}\n{faked}"),
+                format!("{fatal}, after {null}"),
+            ),
+            (fatal.to_owned(), fatal.to_owned()),
+        ] {
+            assert_eq!(told(&lines), Some(expected), "{lines}");
+        }
+        assert_eq!(told(&format!("Linux version 6.1\n{faked}")), None);
+    }
 
     #[tokio::test]
     async fn a_capture_that_is_looked_at_again_and_again_ends_in_its_time_all_the_same() {

@@ -40,10 +40,12 @@ pub(super) fn analyze(out: &mut Output, args: &AnalyzeArgs) -> Result<Exit, Fail
     }
     let options = AnalysisOptions { scan: args.scan };
     let report = analysis::analyse(&dump, options).map_err(|error| refused(path, &error))?;
+    let kernel = report.kernel.as_ref();
+    let build_id = kernel.and_then(|kernel| kernel.build_id.as_deref());
     let tasks = args
         .vmlinux
         .as_deref()
-        .map(|vmlinux| tasks::tasks(path, vmlinux));
+        .map(|vmlinux| tasks::tasks(path, vmlinux, build_id));
     if out.is_json() {
         json(out, &report, &tasks)?;
     } else {
@@ -77,6 +79,7 @@ fn refused(path: &Path, error: &DumpError) -> Failure {
 fn no_tasks(error: &TasksError) -> Failure {
     let exit = match error {
         TasksError::NoDrgn => Exit::Resources,
+        TasksError::OtherBuild { .. } | TasksError::Image { .. } => Exit::InvalidInput,
         _ => Exit::OperationFailed,
     };
     Failure::new(exit, error.to_string())
@@ -316,6 +319,7 @@ fn show_memory(out: &mut Output, memory: &MemoryReport) -> Result<(), Failure> {
         memory.pages
     ))?;
     let kinds = memory.kinds.unwrap_or_default();
+    let known = memory.left_out.is_some();
     let left_out = memory.left_out.unwrap_or_default();
     let rows = [
         ("kernel", kinds.kernel, left_out.kernel),
@@ -325,6 +329,7 @@ fn show_memory(out: &mut Output, memory: &MemoryReport) -> Result<(), Failure> {
         ("private cache", kinds.cache_private, left_out.cache_private),
         ("free", kinds.free, left_out.free),
         ("broken or offline", kinds.unusable, left_out.unusable),
+        ("not told", kinds.unknown, left_out.unknown),
     ];
     let row = |(name, pages, left_out): (&str, u64, u64)| -> Vec<Word> {
         let bytes = size(pages.saturating_mul(4096));
@@ -332,7 +337,10 @@ fn show_memory(out: &mut Output, memory: &MemoryReport) -> Result<(), Failure> {
             name.into(),
             pages.to_string().into(),
             bytes.into(),
-            left_out.to_string().into(),
+            match known {
+                true => left_out.to_string().into(),
+                false => "not told".into(),
+            },
         ]
     };
     if memory.kinds.is_some() {

@@ -1,6 +1,7 @@
 //! Says what is in a dump, without debug symbols: from VMCOREINFO, the log, and the kernel's own table of
 //! symbols. What cannot be told is named in [`Report::problems`].
 
+mod build_id;
 mod cpus;
 pub mod events;
 mod report;
@@ -56,7 +57,7 @@ pub fn analyse(dump: &Dump, options: AnalysisOptions) -> Result<Report, DumpErro
         cpus: cpus.collect(),
         modules: modules(kernel, &found, &events),
         memory: memory(dump, kernel, options, &mut problems),
-        kernel: kernel.map(|kernel| describe(kernel, &found, log.as_ref(), &events)),
+        kernel: kernel.map(|kernel| describe(dump, kernel, &found, log.as_ref(), &events)),
         crash: crash(kernel, log.as_ref(), events),
         log: log.as_ref().map(LogReport::of),
         file,
@@ -175,6 +176,7 @@ fn file(dump: &Dump) -> Result<FileReport, DumpError> {
 }
 
 fn describe(
+    dump: &Dump,
     kernel: &Kernel<'_>,
     found: &Found,
     log: Option<&Log>,
@@ -206,7 +208,15 @@ fn describe(
             .or_else(|| said("Command line: ")),
         vmcoreinfo: match info.origin() {
             Origin::Note => "a note of the dump".to_owned(),
-            Origin::Memory { phys } => format!("the memory, at {phys:#x}: the dump has no note"),
+            Origin::Memory { phys } => {
+                let noted = dump.notes().vmcoreinfo.is_some();
+                let why = if noted {
+                    "dump's note is not usable"
+                } else {
+                    "dump has no note"
+                };
+                format!("the memory, at {phys:#x}: the {why}")
+            }
         },
         kaslr_offset: info.get("KERNELOFFSET").map(str::to_owned),
         taint: taint.or_else(|| whos().find_map(taint::of_line)),
@@ -268,9 +278,9 @@ fn memory(
     problems: &mut Vec<String>,
 ) -> MemoryReport {
     let bytes = dump.ranges().iter().map(PhysRange::len).sum();
-    let pages =
-        kernel.and_then(|kernel| noted(Pages::of(kernel), "what the pages are used for", problems));
-    let kinds = pages.map(|pages| pages.count(dump.ranges()));
+    let counted =
+        kernel.map(|kernel| Pages::of(kernel).and_then(|pages| pages.count(dump.ranges())));
+    let kinds = counted.and_then(|counted| noted(counted, "what the pages are used for", problems));
     let own = dump.own();
     let left_out = match own {
         Some(own) => Some(PageCounts {
@@ -315,8 +325,7 @@ fn left_out(kinds: PageCounts, level: u32) -> PageCounts {
         cache_private: when(PageKind::CachePrivate, kinds.cache_private),
         user: when(PageKind::User, kinds.user),
         unusable: when(PageKind::Unusable, kinds.unusable),
-        slab: 0,
-        kernel: 0,
+        ..PageCounts::default()
     }
 }
 

@@ -1,10 +1,13 @@
 //! Tasks and their stacks, by drgn: that takes the kernel's vmlinux with debug information.
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
+
+use super::build_id;
+use crate::error::DumpError;
 
 /// Most bytes of drgn's answer that are taken.
 const ANSWER_MAX_BYTES: u64 = 64 << 20;
@@ -59,6 +62,27 @@ pub enum TasksError {
     /// The program is not installed.
     #[error("tasks and stacks are read with drgn, which is not installed: `pip install drgn`")]
     NoDrgn,
+    /// The image is not that of the kernel in the dump.
+    #[error(
+        "{vmlinux:?} is the image of another kernel: its build id is {found}, and that of the kernel in the dump \
+         is {wanted}; `debuginfod-find debuginfo {wanted}` or the distribution's debug package has the right one"
+    )]
+    OtherBuild {
+        /// The image.
+        vmlinux: PathBuf,
+        /// Its build id, hexadecimal.
+        found: String,
+        /// The build id that VMCOREINFO names, hexadecimal.
+        wanted: String,
+    },
+    /// The image cannot be read.
+    #[error("reading {vmlinux:?}: {source}")]
+    Image {
+        /// The image.
+        vmlinux: PathBuf,
+        /// Why not.
+        source: DumpError,
+    },
     /// The system does not let it be started, or its answer be read.
     #[error("running drgn: {0}")]
     Run(#[from] std::io::Error),
@@ -71,12 +95,27 @@ pub enum TasksError {
 }
 
 /// Asks drgn, the program of that name in `PATH`, for the tasks in the dump at `core`. `vmlinux` is the
-/// kernel's image with debug information. Takes seconds: drgn reads it all.
+/// kernel's image with debug information; `build_id` is the kernel's, in hexadecimal digits, where it is known. Takes
+/// seconds: drgn reads it all.
 ///
 /// # Errors
 ///
-/// When drgn is missing or fails, with what it said.
-pub fn tasks(core: &Path, vmlinux: &Path) -> Result<Vec<Task>, TasksError> {
+/// When the image is of another build, or drgn is missing or fails, with what it said. An image that names no build id
+/// is taken.
+pub fn tasks(core: &Path, vmlinux: &Path, build_id: Option<&str>) -> Result<Vec<Task>, TasksError> {
+    let found = build_id::of_file(vmlinux).map_err(|source| TasksError::Image {
+        vmlinux: vmlinux.to_owned(),
+        source,
+    })?;
+    if let (Some(found), Some(wanted)) = (found, build_id)
+        && !found.eq_ignore_ascii_case(wanted)
+    {
+        return Err(TasksError::OtherBuild {
+            vmlinux: vmlinux.to_owned(),
+            found,
+            wanted: wanted.to_owned(),
+        });
+    }
     let mut drgn = Command::new("drgn")
         .args(["--quiet", "--core"])
         .arg(core)

@@ -36,6 +36,8 @@ pub(crate) const PT_LOAD: u32 = 1;
 pub(crate) const PT_NOTE: u32 = 4;
 /// A section that is none.
 pub(crate) const SHT_NULL: u32 = 0;
+/// A section of notes.
+pub(crate) const SHT_NOTE: u32 = 7;
 /// A section that has nothing in the file.
 pub(crate) const SHT_NOBITS: u32 = 8;
 

@@ -24,6 +24,9 @@ pub(crate) const NT_PRSTATUS: u32 = 1;
 pub(crate) const CORE: &[u8] = b"CORE\0";
 /// Owner of the kernel's description of itself.
 pub(crate) const VMCOREINFO: &[u8] = b"VMCOREINFO\0";
+/// Owner of an image's build id, and the note's kind.
+const GNU: &[u8] = b"GNU\0";
+const NT_GNU_BUILD_ID: u32 = 3;
 /// Owner of the registers that QEMU adds.
 const QEMU: &[u8] = b"QEMU\0";
 /// Owner of the note about what was left out and the checksum.
@@ -314,6 +317,17 @@ impl<'a> Note<'a> {
         };
         Some((note, behind))
     }
+}
+
+/// The build id among these notes, where one of them has it.
+pub(crate) fn gnu_build_id(mut notes: &[u8]) -> Option<&[u8]> {
+    while let Some((note, behind)) = Note::split(notes) {
+        if note.name == GNU && note.kind == NT_GNU_BUILD_ID {
+            return Some(note.content);
+        }
+        notes = behind;
+    }
+    None
 }
 
 /// Appends a note.

@@ -19,7 +19,7 @@ const ENDS: &str = "the file ends before the memory does";
 const NOT_WRITTEN: &str = "no record of the flattened file holds a part of it";
 const NO_DESCRIPTOR: &str = "where a page lies is told by nothing that makes sense";
 const NO_FIT: &str = "the pages do not begin where the list of them ends";
-const OVERLAP: &str = "a page begins within the page before it";
+const ASTRAY: &str = "a page does not begin where the page before it ends";
 const MORE_THAN_MEMORY: &str = "it has pages where the machine has no memory";
 const UNREADABLE: &str = "a part of the file cannot be read";
 
@@ -89,7 +89,8 @@ fn pages(kdump: &Kdump) -> Result<(), Missing> {
     let mut order = Order {
         first: start + bytes,
         lowest: u64::MAX,
-        last: 0..0,
+        next: None,
+        zeros: None,
     };
     let mut buf = Vec::new();
     let mut done = 0;
@@ -129,14 +130,17 @@ fn begins_at(file: &dyn Bytes, first: u64, lowest: u64) -> Result<bool, Missing>
     }))
 }
 
-/// How the pages lie behind one another.
+/// How the pages lie behind one another: makedumpfile, QEMU and kmorph begin the first page where the list of the pages
+/// ends, and every other one where the page before it ends. So a bit of the bitmap that changed is found, which gives all
+/// pages behind it to other addresses, and a changed place or length of a page.
 struct Order {
-    /// Where the list of the pages ends: makedumpfile, QEMU and kmorph begin the first page there. So a bit of
-    /// the bitmap that changed is found, which gives all pages behind it to other addresses.
+    /// Where the list of the pages ends.
     first: u64,
     lowest: u64,
-    /// The page before.
-    last: std::ops::Range<u64>,
+    /// Where the next page begins, once there was one.
+    next: Option<u64>,
+    /// The length of what begins at `first`: the one place that pages share, which are of zeros.
+    zeros: Option<u64>,
 }
 
 impl Order {
@@ -152,14 +156,18 @@ impl Order {
         if !sensible || offset < self.first {
             return Err(Missing::What(NO_DESCRIPTOR));
         }
-        held(file, offset, u64::from(length))?;
-        let page = offset..offset + u64::from(length);
-        // Pages of zeros share one place.
-        if self.last.start < offset && offset < self.last.end {
-            return Err(Missing::What(OVERLAP));
-        }
+        let length = u64::from(length);
+        held(file, offset, length)?;
         self.lowest = self.lowest.min(offset);
-        self.last = page;
+        match self.next {
+            None if offset == self.first => self.zeros = Some(length),
+            // What is between is looked at when all pages were seen.
+            None => self.zeros = Some(offset - self.first),
+            Some(next) if offset == next => {}
+            Some(_) if offset == self.first && self.zeros == Some(length) => return Ok(()),
+            Some(_) => return Err(Missing::What(ASTRAY)),
+        }
+        self.next = Some(offset + length);
         Ok(())
     }
 }

@@ -7,6 +7,8 @@
 //!                            state_var are its state, the rest its id
 //! ```
 
+use std::ops::RangeInclusive;
+
 use super::{Kernel, KernelError};
 
 /// Most bytes of text that are taken: `log_buf_len` goes up to 2 GiB, but nobody sets that. The newest are
@@ -14,6 +16,8 @@ use super::{Kernel, KernelError};
 const TEXT_MAX_BYTES: usize = 32 << 20;
 /// Most messages that are looked at, the newest.
 const RECORDS_MAX: u64 = 1 << 19;
+/// Newest messages of which one has to be readable: a kernel that died may not have finished the last of each CPU.
+const RECORDS_TRIED: u64 = 64;
 /// Largest ring, as a power of two.
 const RING_BITS_MAX: u32 = 31;
 /// Bits of a descriptor's state word that are the id.
@@ -118,6 +122,21 @@ impl Kernel<'_> {
     /// When VMCOREINFO does not describe the buffer (before Linux 5.10), or it cannot be read. A message
     /// that cannot be read is counted and passed over.
     pub fn log(&self) -> Result<Log, KernelError> {
+        let (ring, ids) = self.ring()?;
+        Ok(self.walk(&ring, *ids.start(), *ids.end()))
+    }
+
+    /// True when a message can be read among the newest ones.
+    pub(super) fn has_log(&self) -> bool {
+        self.ring().is_ok_and(|(ring, ids)| {
+            let newest = (0..RECORDS_TRIED).map(|back| ids.end().wrapping_sub(back) & ID_MASK);
+            let mut newest = newest.map(|id| self.record(&ring, id));
+            newest.any(|record| matches!(record, Ok(Some(_))))
+        })
+    }
+
+    /// The ring, and the ids from its tail to its head.
+    fn ring(&self) -> Result<(Ring, RangeInclusive<u64>), KernelError> {
         let info = self.info();
         let buffer = self.u64_at(info.symbol("prb")?, "the address of the log")?;
         let counter = info.offset("atomic_long_t.counter")?;
@@ -166,7 +185,7 @@ impl Kernel<'_> {
             text: self.u64_at(at(text_ring, "prb_data_ring.data")?, "the log's text")?,
             text_mask: (1 << text_bits) - 1,
         };
-        Ok(self.walk(&ring, tail & ID_MASK, head & ID_MASK))
+        Ok((ring, (tail & ID_MASK)..=(head & ID_MASK)))
     }
 
     /// From the newest to the oldest, so that the newest are there when there are too many.

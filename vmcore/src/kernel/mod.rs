@@ -19,6 +19,9 @@ pub use vmcoreinfo::{Missing, Origin, VmcoreInfo};
 /// Pages that are kept after they were read: page tables, above all. 4 MiB.
 const PAGES_KEPT: usize = 1024;
 
+/// See [`Kernel::told`].
+const TOLD_MAX: u32 = 4;
+
 /// Why the kernel's own structures cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
@@ -52,6 +55,8 @@ pub struct Kernel<'a> {
     info: VmcoreInfo,
     /// Physical address of the top page table.
     root: u64,
+    /// Its virtual address.
+    table: u64,
     levels: u8,
     /// Bits of an entry that mark encrypted memory and are no part of the address.
     encryption_mask: u64,
@@ -60,17 +65,37 @@ pub struct Kernel<'a> {
 }
 
 impl<'a> Kernel<'a> {
-    /// The kernel in a dump.
+    /// The kernel in a dump. Where the dump's note of VMCOREINFO does not lead to all that it should, the kernel's own
+    /// copy is looked for in the memory, and taken if it leads to more.
     ///
     /// # Errors
     ///
     /// When there is no VMCOREINFO, or it does not say where the page tables are.
     pub fn in_dump(dump: &'a Dump) -> Result<Self, KernelError> {
-        let info = match &dump.notes().vmcoreinfo {
-            Some(text) => VmcoreInfo::parse(text, Origin::Note),
-            None => VmcoreInfo::search(dump).ok_or(KernelError::NoVmcoreInfo)?,
+        let phys_base = dump.header_phys_base();
+        let Some(text) = &dump.notes().vmcoreinfo else {
+            return Self::searched(dump, phys_base);
         };
-        Self::new(dump, info, dump.header_phys_base())
+        let note = VmcoreInfo::parse(text, Origin::Note);
+        let noted = Self::new(dump, note.clone(), phys_base);
+        let told = noted.as_ref().map_or(0, Self::told);
+        if told == TOLD_MAX {
+            return noted;
+        }
+        let mut best = noted;
+        VmcoreInfo::search_for(dump, |found| {
+            // The same text tells no more: the kernel is damaged, or of a release that is not known.
+            let same = found.text() == note.text();
+            if let Ok(kernel) = Self::new(dump, found.clone(), phys_base)
+                && !same
+                && kernel.told() > told
+            {
+                best = Ok(kernel);
+                return true;
+            }
+            same
+        });
+        best
     }
 
     /// The kernel in memory, found by its VMCOREINFO.
@@ -79,8 +104,46 @@ impl<'a> Kernel<'a> {
     ///
     /// As [`Kernel::in_dump`].
     pub fn in_memory(memory: &'a dyn PhysicalMemory) -> Result<Self, KernelError> {
-        let info = VmcoreInfo::search(memory).ok_or(KernelError::NoVmcoreInfo)?;
-        Self::new(memory, info, None)
+        Self::searched(memory, None)
+    }
+
+    /// The kernel that the first VMCOREINFO in memory describes whose page tables are there; else the first of all.
+    fn searched(
+        memory: &'a dyn PhysicalMemory,
+        phys_base: Option<u64>,
+    ) -> Result<Self, KernelError> {
+        let mut first = None;
+        let mut found = None;
+        VmcoreInfo::search_for(memory, |info| {
+            let kernel = Self::new(memory, info.clone(), phys_base);
+            if kernel.as_ref().is_ok_and(Self::maps_itself) {
+                found = Some(kernel);
+                return true;
+            }
+            first.get_or_insert(kernel);
+            false
+        });
+        found.or(first).unwrap_or(Err(KernelError::NoVmcoreInfo))
+    }
+
+    /// True when the page tables map the table that they begin with.
+    fn maps_itself(&self) -> bool {
+        self.translate(self.table)
+            .is_ok_and(|phys| phys == self.root)
+    }
+
+    /// To how much VMCOREINFO leads, from 0 to [`TOLD_MAX`]: page tables, the log, what some pages are used for, and
+    /// what all are.
+    fn told(&self) -> u32 {
+        if !self.maps_itself() {
+            return 0;
+        }
+        let pages = match pages::Pages::of(self).map(|p| p.described(self.memory.ranges())) {
+            Ok((all, told)) if told == all => 2,
+            Ok((_, 1..)) => 1,
+            _ => 0,
+        };
+        1 + u32::from(self.has_log()) + pages
     }
 
     /// The kernel that `info` describes. `phys_base` is used when that does not say where the kernel is.
@@ -111,6 +174,7 @@ impl<'a> Kernel<'a> {
         Ok(Self {
             memory,
             root: (table - START_KERNEL_MAP).wrapping_add(phys_base),
+            table,
             levels: if five { 5 } else { 4 },
             encryption_mask: info.number("sme_mask").unwrap_or(0).cast_unsigned(),
             phys_base,

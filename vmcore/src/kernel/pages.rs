@@ -5,7 +5,8 @@
 //! ```
 //!
 //! The rules are makedumpfile's, so that a level means the same in both. Where a rule needs what VMCOREINFO
-//! does not say, or a structure cannot be read, the page is [`PageKind::Kernel`]: it is kept.
+//! does not say, the page is [`PageKind::Kernel`], and where the page's structure cannot be read it is
+//! [`PageKind::Unknown`]: both are kept.
 
 use super::{Kernel, KernelError, VmcoreInfo};
 use crate::memory::{PAGE, PhysRange};
@@ -20,6 +21,10 @@ const SECTION_HAS_MEM_MAP: u64 = 2;
 const STRUCT_PAGE_MAX: u64 = 256;
 /// Largest section, as a power of two: the pages of one are looked at together.
 const SECTION_BITS_MAX: i64 = 30;
+/// Shortest range of memory, bytes, of which the kernel has to have a description: what is shorter may be a firmware's.
+const DESCRIBED_MIN_BYTES: u64 = 16 << 20;
+/// Most sections that [`Pages::described`] looks at.
+const SECTIONS_TRIED: usize = 64;
 /// Bit of `page.mapping` that says that the page is anonymous memory.
 const MAPPING_ANON: u64 = 1;
 
@@ -38,8 +43,10 @@ pub enum PageKind {
     Slab,
     /// Broken, or taken away from the kernel.
     Unusable,
-    /// Anything else, the kernel's own above all; or nobody could tell.
+    /// Anything else, the kernel's own above all.
     Kernel,
+    /// The kernel does not describe it, or its description cannot be read.
+    Unknown,
 }
 
 impl PageKind {
@@ -52,7 +59,7 @@ impl PageKind {
             Self::User => level & 8 != 0,
             Self::Free => level & 16 != 0,
             Self::Unusable => level != 0,
-            Self::Slab | Self::Kernel => false,
+            Self::Slab | Self::Kernel | Self::Unknown => false,
         }
     }
 }
@@ -74,6 +81,8 @@ pub struct PageCounts {
     pub unusable: u64,
     /// Pages.
     pub kernel: u64,
+    /// Pages that the kernel does not describe, or whose description cannot be read.
+    pub unknown: u64,
 }
 
 impl PageCounts {
@@ -87,6 +96,7 @@ impl PageCounts {
             PageKind::Slab => &mut self.slab,
             PageKind::Unusable => &mut self.unusable,
             PageKind::Kernel => &mut self.kernel,
+            PageKind::Unknown => &mut self.unknown,
         } += 1;
     }
 
@@ -101,6 +111,7 @@ impl PageCounts {
             slab: self.slab + other.slab,
             unusable: self.unusable + other.unusable,
             kernel: self.kernel + other.kernel,
+            unknown: self.unknown + other.unknown,
         }
     }
 }
@@ -276,6 +287,10 @@ impl StructPage<'_> {
     fn kind(&self) -> PageKind {
         let layout = self.layout;
         let flags = self.flags();
+        // A page without users has a map count of -1, and one with users a reference count: this one was not there.
+        if flags == 0 && self.bytes.iter().all(|byte| *byte == 0) {
+            return PageKind::Unknown;
+        }
         let slab = self.is_slab();
         let anonymous = !slab && self.long(layout.mapping) & MAPPING_ANON != 0;
         let cache = flags & layout.lru != 0 || flags & layout.swap == layout.swap;
@@ -359,8 +374,8 @@ impl<'k, 'm> Pages<'k, 'm> {
     ///
     /// # Errors
     ///
-    /// When the kernel does not describe the section, or not where it says: then all are
-    /// [`PageKind::Kernel`].
+    /// When the kernel does not describe the section, or a part of the description cannot be read: the pages
+    /// concerned are [`PageKind::Unknown`].
     pub fn kinds(
         &self,
         first: u64,
@@ -369,13 +384,13 @@ impl<'k, 'm> Pages<'k, 'm> {
     ) -> Result<(), KernelError> {
         let count = 1_usize << self.section_order;
         kinds.clear();
-        kinds.resize(count, PageKind::Kernel);
+        kinds.resize(count, PageKind::Unknown);
         let map = self.section_map(first >> self.section_order)?;
         let struct_bytes = usize::try_from(self.layout.bytes).unwrap_or(0);
         buffer.clear();
         buffer.resize(count * struct_bytes, 0);
         let start = map.wrapping_add(first * self.layout.bytes);
-        // What is not there stays zero, and a structure of zeros is of no kind that is left out.
+        // What is not there stays zero, and a structure of zeros tells no kind.
         let there = self.kernel.read_what_is_there(start, buffer);
         let mut at = 0;
         while at < count {
@@ -403,22 +418,29 @@ impl<'k, 'm> Pages<'k, 'm> {
         }
     }
 
-    /// Counts the pages of each kind in `ranges`. Sections that cannot be looked at count as the kernel's.
-    pub fn count(&self, ranges: &[PhysRange]) -> PageCounts {
+    /// Counts the pages of each kind in `ranges`. Sections that the kernel does not describe count as unknown.
+    ///
+    /// # Errors
+    ///
+    /// When nothing can be told of any page; why not of the first.
+    pub fn count(&self, ranges: &[PhysRange]) -> Result<PageCounts, KernelError> {
         let mut counts = PageCounts::default();
         let (mut kinds, mut buffer) = (Vec::new(), Vec::new());
         let mut loaded = None;
         let mut described = false;
+        let mut first_error = None;
         for range in ranges {
             let mut pfn = range.start / PAGE;
             while pfn < range.end / PAGE {
                 let section = pfn >> self.section_order;
                 let first = section << self.section_order;
                 if loaded.replace(section) != Some(section) {
-                    described = self.section_map(section).is_ok();
-                    if described {
-                        // An error leaves what could be told.
-                        let _ = self.kinds(first, &mut kinds, &mut buffer);
+                    let section = self.section_map(section);
+                    described = section.is_ok();
+                    // An error leaves what could be told.
+                    let told = section.and_then(|_| self.kinds(first, &mut kinds, &mut buffer));
+                    if let Err(error) = told {
+                        first_error.get_or_insert(error);
                     }
                 }
                 let end = (range.end / PAGE).min(first + self.section_pages());
@@ -427,12 +449,32 @@ impl<'k, 'm> Pages<'k, 'm> {
                     true => kinds[within(pfn)..within(end)]
                         .iter()
                         .for_each(|k| counts.add(*k)),
-                    false => counts.kernel += end - pfn,
+                    false => counts.unknown += end - pfn,
                 }
                 pfn = end;
             }
         }
-        counts
+        let nothing = PageCounts {
+            unknown: counts.unknown,
+            ..PageCounts::default()
+        };
+        match first_error {
+            Some(error) if counts == nothing => Err(error),
+            _ => Ok(counts),
+        }
+    }
+
+    /// Of the first sections of memory that the kernel should describe, how many there are, and how many it does.
+    pub(super) fn described(&self, ranges: &[PhysRange]) -> (u64, u64) {
+        let large = ranges.iter().filter(|r| r.len() >= DESCRIBED_MIN_BYTES);
+        let sections = large.flat_map(|range| {
+            let section = |phys: u64| (phys / PAGE) >> self.section_order;
+            section(range.start)..=section(range.end.saturating_sub(1))
+        });
+        let tried = sections.take(SECTIONS_TRIED);
+        tried.fold((0, 0), |(all, told), section| {
+            (all + 1, told + u64::from(self.section_map(section).is_ok()))
+        })
     }
 
     /// Where the section's pages are described, less its first page's number times their size.
@@ -466,7 +508,7 @@ impl<'k, 'm> Pages<'k, 'm> {
         let length = usize::try_from(self.layout.bytes).unwrap_or(0);
         let mut bytes = vec![0; 2 * length];
         if self.kernel.read(virt, &mut bytes).is_err() {
-            return PageKind::Kernel;
+            return PageKind::Unknown;
         }
         let (bytes, second) = bytes.split_at(length);
         let page = StructPage {
@@ -475,7 +517,7 @@ impl<'k, 'm> Pages<'k, 'm> {
             second,
         };
         match page.head_of_tail() {
-            Some(_) => PageKind::Kernel,
+            Some(_) => PageKind::Unknown,
             None => page.kind(),
         }
     }
@@ -526,6 +568,7 @@ mod tests {
             (1 << 20, 0, -1, PageKind::Unusable),
             (0, 0, -251_658_240, PageKind::Unusable),
             (0, 0, -1, PageKind::Kernel),
+            (0, 0, 0, PageKind::Unknown),
         ] {
             let found = kind(&layout, flags, mapping, map_count);
             assert_eq!(found, expected, "{flags:#x} {mapping:#x} {map_count}");

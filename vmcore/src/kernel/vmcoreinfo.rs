@@ -66,6 +66,15 @@ impl VmcoreInfo {
     /// allocates as it boots is near one of them. In guests of 192 MiB to 5 GiB it was never farther than 70 MiB.
     /// When there is none, a gigabyte takes about a tenth of a second.
     pub fn search(memory: &dyn PhysicalMemory) -> Option<Self> {
+        Self::search_for(memory, |_| true)
+    }
+
+    /// As [`VmcoreInfo::search`], for the first that is `accepted`: memory may have notes of other kernels, such as
+    /// those of its guests.
+    pub fn search_for(
+        memory: &dyn PhysicalMemory,
+        mut accepted: impl FnMut(&Self) -> bool,
+    ) -> Option<Self> {
         let mut buf = vec![0; SEARCH_BYTES];
         let mut ranges = memory.ranges().to_vec();
         while !ranges.is_empty() {
@@ -73,8 +82,9 @@ impl VmcoreInfo {
                 let low = take_low(memory, range);
                 let high = take_high(range);
                 for window in [low, high] {
-                    if let Some(found) = Self::search_window(memory, window, &mut buf) {
-                        return Some(found);
+                    let found = Self::search_window(memory, window, &mut buf, &mut accepted);
+                    if found.is_some() {
+                        return found;
                     }
                 }
             }
@@ -87,6 +97,7 @@ impl VmcoreInfo {
         memory: &dyn PhysicalMemory,
         window: PhysRange,
         buf: &mut [u8],
+        accepted: &mut impl FnMut(&Self) -> bool,
     ) -> Option<Self> {
         let start = next(memory, window);
         // A window is no longer than the buffer.
@@ -100,7 +111,7 @@ impl VmcoreInfo {
                 memory.read(phys, page).ok()?;
             }
             let text = note_in(page)?;
-            Some(Self::parse(text, Origin::Memory { phys }))
+            Some(Self::parse(text, Origin::Memory { phys })).filter(&mut *accepted)
         })
     }
 
