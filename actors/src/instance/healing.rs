@@ -78,7 +78,7 @@ impl Instance {
                 return;
             }
             Work::Terminating => return,
-            Work::Asked => {
+            Work::Asked(_) => {
                 // What was asked for follows from this as well.
                 self.end_watch();
                 return self.enter(InstanceState::Failed, Some(text));

@@ -132,8 +132,8 @@ pub struct Instance {
 /// What is under way.
 enum Work {
     Nothing,
-    /// A recovery that an operator asked for is being written down.
-    Asked,
+    /// A recovery that an operator asked for is being written down, in place of this.
+    Asked(Desired),
     Waiting(SpawnHandle),
     Queued(Box<Plan>),
     Recovering(Addr<RecoveryJob>),

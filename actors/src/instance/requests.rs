@@ -112,7 +112,7 @@ impl Instance {
         let doing = match self.work {
             _ if self.ending.is_some() => "it is being terminated",
             Work::Nothing => return None,
-            Work::Asked | Work::Waiting(_) | Work::Queued(_) | Work::Recovering(_) => {
+            Work::Asked(_) | Work::Waiting(_) | Work::Queued(_) | Work::Recovering(_) => {
                 "it is being recovered"
             }
             Work::Morphing(_) => "a morph is under way",
@@ -143,8 +143,8 @@ impl Handler<Recover> for Instance {
             operation.fail(error.clone(), None);
             return Box::pin(actix::fut::ready(Err(error)));
         }
-        self.work = Work::Asked;
         let before = std::mem::replace(&mut self.row.desired, Desired::Recover);
+        self.work = Work::Asked(before);
         let (journal, row) = (self.services.journal.clone(), self.row.clone());
         let work = async move { record(&journal, vec![Change::Instance(Box::new(row))]).await };
         Box::pin(work.into_actor(self).map(move |written, act, ctx| {
@@ -153,7 +153,9 @@ impl Handler<Recover> for Instance {
                 act.begin_recovery(operation, ctx);
                 return Ok(());
             };
-            act.row.desired = before;
+            if act.row.desired == Desired::Recover {
+                act.row.desired = before;
+            }
             if before == Desired::Running && act.watch.is_none() {
                 // It failed meanwhile: looked at again, that comes to light.
                 act.begin_watch(ctx);

@@ -63,6 +63,11 @@ impl Instance {
         request: Terminate,
     ) -> impl ActorFuture<Self, Output = Result<(), ApiError>> + use<> {
         let before = std::mem::replace(&mut self.row.desired, Desired::Terminating);
+        // What holds where neither a recovery that was just asked for nor this end can be written.
+        let wished = match self.work {
+            Work::Asked(wished) => wished,
+            _ => before,
+        };
         self.ending = Some(Ending::Recorded);
         let (journal, row) = (self.services.journal.clone(), self.row.clone());
         let work = async move { record(&journal, vec![Change::Instance(Box::new(row))]).await };
@@ -72,9 +77,10 @@ impl Instance {
                 act.begin_end(request, ctx);
                 return Ok(());
             };
-            act.row.desired = before;
-            let idle = matches!(act.work, Work::Nothing) && act.watch.is_none();
-            if idle && before == Desired::Running {
+            let at_rest = matches!(act.work, Work::Nothing);
+            act.row.desired = if at_rest { wished } else { before };
+            let idle = at_rest && act.watch.is_none();
+            if idle && wished == Desired::Running {
                 // It failed meanwhile, or its recovery ended: looked at again, that comes to light.
                 act.begin_watch(ctx);
             }
