@@ -64,7 +64,7 @@ impl Overlay {
     fn create(&mut self, instance: PyRef<'_, Instance>) {
         let create = Create {
             instance: instance.model.clone(),
-            host_tree: None,
+            ..Create::default()
         };
         self.push(Target::Instances, Operation::Create(Box::new(create)));
     }

@@ -1,4 +1,4 @@
-use super::{At, By, Reader};
+use super::{At, By, Reader, Virtio};
 use crate::check::{Finding, Rule, Stance};
 use crate::tree::Shape;
 
@@ -29,6 +29,8 @@ pub struct Instance {
     pub llc_ways: Option<u32>,
     /// kerf's shared io_uring.
     pub uring: Option<Uring>,
+    /// Virtio devices that the host's kernel serves to it, in the order of the tree.
+    pub virtio: Vec<Virtio>,
     /// Whether the host may read its memory through `/proc/kcore`.
     pub host_kcore: bool,
 }
@@ -178,6 +180,7 @@ impl Instance {
             read.push(finding.of("memory-policy"));
         }
         self.llc_ways = read.u32(at, "llc-way-mask", By::Kernel);
+        self.virtio = Virtio::read(at, read);
         self.uring = at.child("uring").map(|uring| Uring {
             sq_entries: read.u32(&uring, "sq-entries", By::Kerf),
             cq_entries: read.u32(&uring, "cq-entries", By::Kerf),

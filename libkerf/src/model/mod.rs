@@ -7,6 +7,7 @@ mod pci;
 mod reader;
 mod resources;
 mod system;
+mod virtio;
 mod write;
 
 pub use device::{Device, DeviceKind};
@@ -14,6 +15,7 @@ pub use instance::{Instance, Uring};
 pub use pci::PciAddress;
 pub use resources::{Chunk, MemoryRequest, NumaNode, Resources};
 pub use system::{DeviceReference, Kind, System};
+pub use virtio::{MAX_VIRTIO_DEVICES, MAX_VIRTIO_QUEUES, Virtio};
 
 pub(crate) use device::pci_address;
 pub(crate) use reader::{At, By, Reader, list};

@@ -7,6 +7,7 @@
 mod apply;
 mod diff;
 mod read;
+mod rest;
 mod split;
 mod state;
 mod write;
@@ -92,6 +93,8 @@ pub struct Create {
     pub instance: Instance,
     /// What it is to know of the host, for its `/chosen` node.
     pub host_tree: Option<Node>,
+    /// What its node says beyond this: written back as it was read.
+    pub rest: Option<Node>,
 }
 
 /// Memory that is given or taken.
