@@ -1,7 +1,9 @@
 //! The rules, and who enforces them.
 
+use serde::{Deserialize, Serialize};
+
 /// Whether a tree is refused for a finding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
 pub enum Severity {
     /// The tree is refused.
     Error,
@@ -10,7 +12,7 @@ pub enum Severity {
 }
 
 /// What the kernel or kerf does about a tree that breaks a rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
 pub enum Stance {
     /// Refuses it.
     Refuses,
@@ -23,7 +25,7 @@ pub enum Stance {
 macro_rules! rules {
     ($( $name:ident $id:literal $severity:ident $kernel:ident $kerf:ident $what:literal; )*) => {
         /// A rule about trees. The text of each is in `docs/libkerf.md`.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
         pub enum Rule {
             $( #[doc = $what] $name, )*
         }

@@ -1,9 +1,10 @@
 use super::{At, By, Reader, Virtio};
 use crate::check::{Finding, Rule, Stance};
 use crate::tree::Shape;
+use serde::{Deserialize, Serialize};
 
 /// An instance: what it has, or is to get.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Instance {
     /// Its name.
     pub name: String,
@@ -36,7 +37,7 @@ pub struct Instance {
 }
 
 /// Sizes of an instance's shared `io_uring`; none where kerf's defaults hold.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Uring {
     /// Entries of the submission queue.
     pub sq_entries: Option<u32>,

@@ -3,6 +3,7 @@
 use super::{At, By, Reader};
 use crate::check::{Finding, Rule};
 use crate::tree::{Node, Property};
+use serde::{Deserialize, Serialize};
 
 /// The most virtio devices of one instance that the kernel takes.
 pub const MAX_VIRTIO_DEVICES: usize = 16;
@@ -11,7 +12,7 @@ pub const MAX_VIRTIO_DEVICES: usize = 16;
 pub const MAX_VIRTIO_QUEUES: u32 = 8;
 
 /// A virtio device that the host's kernel serves to an instance.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Virtio {
     /// The node's name, `net@0`. A network device's number is that of its netdev on the host.
     pub name: String,
