@@ -7,6 +7,7 @@
 mod apply;
 mod diff;
 mod read;
+mod reshape;
 mod rest;
 mod split;
 mod state;
