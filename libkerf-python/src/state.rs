@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use libkerf::allocate::{self, Exchange, Handover, Nodes, Request, Siblings};
 use libkerf::check::{self, Context};
-use libkerf::model::PciAddress;
+use libkerf::model::{MemoryRequest, PciAddress};
 use libkerf::overlay::{self, Status};
 use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
@@ -174,6 +174,31 @@ impl State {
     fn overlay_to(&self, py: Python<'_>, after: Bound<'_, State>) -> PyResult<Overlay> {
         let after = &after.get().0.system;
         let overlay = py.detach(|| self.0.overlay_to(after));
+        overlay.map(Overlay::from).or_raise(py)
+    }
+
+    /// The overlay that makes the pool what a baseline asks for: CPUs, devices, and memory for each NUMA node. Memory goes back
+    /// in whole chunks, and those in use stay. `memory`, as "2GB" or "8GB@0,8GB@1", stands for the baseline's own.
+    ///
+    /// Raises ValueError for a size that is none, ValidationError when the baseline breaks rules or the kernel would refuse
+    /// the overlay.
+    #[pyo3(signature = (baseline, *, memory = None))]
+    fn reshape(
+        &self,
+        py: Python<'_>,
+        baseline: PyRef<'_, DeviceTree>,
+        memory: Option<&str>,
+    ) -> PyResult<Overlay> {
+        let (system, report) = check::baseline(&baseline.inner, Context::default());
+        if !report.is_valid() {
+            return Err(report.raise(py));
+        }
+        let mut wanted = system.resources;
+        if let Some(memory) = memory {
+            let requests = MemoryRequest::parse_list(memory);
+            wanted.requests = requests.map_err(|error| PyValueError::new_err(error.to_string()))?;
+        }
+        let overlay = py.detach(|| self.0.reshape(&wanted));
         overlay.map(Overlay::from).or_raise(py)
     }
 

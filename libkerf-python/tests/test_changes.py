@@ -53,6 +53,17 @@ def test_the_overlay_of_a_change_makes_it(pool: State) -> None:
         busy.apply(before.overlay_to(before.without_instance("web")))
 
 
+def test_a_live_pool_is_reshaped(pool: State, baseline: DeviceTree) -> None:
+    assert pool.reshape(baseline).is_empty
+    grown = pool.reshape(baseline, memory="2GB@0,4GB@1")
+    assert grown.operations == (("/resources", "memory-add"),)
+    assert pool.apply(grown).free_bytes(1) == 4 << 30
+    baseline.set_u64s("/resources", "cpus", pool.cpus[1:])
+    assert pool.reshape(baseline).operations == (("/resources", "cpu-remove"),)
+    with pytest.raises(ValueError, match="invalid size"):
+        pool.reshape(baseline, memory="2XB@0")
+
+
 def test_an_exchange_is_planned(pool: State) -> None:
     state = pool.apply(pool.allocate("old", cpus=2, memory=256 * MIB))
     state = state.apply(state.allocate("new", cpus=1, memory=256 * MIB))

@@ -100,13 +100,16 @@ impl State {
         // What nodes have that nobody names counts for the request that names none, if there is one.
         requests.entry(None).or_default();
         let named: HashSet<u32> = requests.keys().filter_map(|node| *node).collect();
-        let of_request = |chunk: &Chunk| chunk.node.filter(|node| named.contains(node));
+        let of_request = |node: Option<u32>| node.filter(|node| named.contains(node));
         let free = self.free_chunks();
         let (mut takes, mut gives) = (Vec::new(), Vec::new());
         for (node, size) in requests {
-            let chunks = self.system.resources.chunks.iter();
-            let own = chunks.filter(|chunk| of_request(chunk) == node);
-            let has = own.map(|chunk| chunk.size).fold(0, u64::saturating_add);
+            // What the pool is to get counts as got.
+            let resources = &self.system.resources;
+            let chunks = resources.chunks.iter().map(|c| (c.node, c.size));
+            let all = chunks.chain(resources.requests.iter().map(|r| (r.node, r.size)));
+            let own = all.filter(|(of, _)| of_request(*of) == node);
+            let has = own.map(|(_, size)| size).fold(0, u64::saturating_add);
             if size > has {
                 takes.push(MemoryMove {
                     size: size - has,
@@ -115,7 +118,7 @@ impl State {
                 });
             }
             let mut surplus = has.saturating_sub(size);
-            for chunk in free.iter().filter(|chunk| of_request(chunk) == node) {
+            for chunk in free.iter().filter(|chunk| of_request(chunk.node) == node) {
                 if chunk.size <= surplus {
                     surplus -= chunk.size;
                     gives.push(*chunk);
