@@ -139,6 +139,26 @@ fn a_value_that_cannot_be_kept_is_refused_by_name() {
 }
 
 #[test]
+fn nodes_without_anything_in_them_are_kept() {
+    let old = "memory-bytes = /bits/ 64 <0x10000000>;";
+    for (place, path) in [
+        ("virtio { };", "/resources/virtio"),
+        ("virtio { x; };", "/resources/virtio"),
+        ("uring { };", "/resources/uring"),
+        ("}; options { ", "/options"),
+    ] {
+        let tree = dts::read(&CHANGE.replacen(old, &format!("{old} {place}"), 1)).unwrap();
+        let path = format!("/fragment@0/__overlay__/instance-create{path}");
+        assert!(tree.node(&path).is_some(), "{path}");
+        let (overlay, report) = read(&tree);
+        assert!(report.is_valid(), "{report}");
+        let written = written(&overlay);
+        assert_eq!(written.node(&path), tree.node(&path));
+        assert_eq!(read(&written).0, overlay);
+    }
+}
+
+#[test]
 fn devices_that_are_described_in_full_are_kept() {
     let device = "uart { device-type = \"platform\"; device-name = \"serial8250\"; };";
     let with = format!("memory-bytes = /bits/ 64 <0x10000000>; devices {{ {device} }};");

@@ -36,9 +36,19 @@ impl Virtio {
             let advice = format!("the kernel takes at most {MAX_VIRTIO_DEVICES}");
             read.push(Finding::new(Rule::Virtio, devices.path(), problem, advice));
         }
-        let mut found = Vec::new();
-        for node in nodes {
-            found.extend(Virtio::read_one(&devices.enter(node), read));
+        let mut found: Vec<Virtio> = Vec::new();
+        for node in nodes.iter().take(MAX_VIRTIO_DEVICES) {
+            let at = devices.enter(node);
+            let Some(device) = Virtio::read_one(&at, read) else {
+                continue;
+            };
+            if found.iter().any(|there| there.name == device.name) {
+                let problem = "another virtio device is called so";
+                let advice = "number them, as in net@0, net@1";
+                read.push(Finding::new(Rule::Virtio, at.path(), problem, advice));
+                continue;
+            }
+            found.push(device);
         }
         found
     }

@@ -545,7 +545,7 @@ fn embedded_devices(at: &At<'_>, read: &mut Reader<'_>) {
     }
 }
 
-const HOST_TREE: &str = "multikernel,host-tree";
+pub(super) const HOST_TREE: &str = "multikernel,host-tree";
 
 fn host_tree(at: &At<'_>, read: &mut Reader<'_>) -> Option<Node> {
     let others = at

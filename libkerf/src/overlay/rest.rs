@@ -1,6 +1,7 @@
 //! What an overlay says beyond what is known: kept where a node may grow, refused by name elsewhere. Nothing
 //! that was read is missing, without a word, from what is written.
 
+use super::read::HOST_TREE;
 use crate::check::{Finding, Rule};
 use crate::model::{At, Instance, Reader};
 use crate::tree::Node;
@@ -85,11 +86,21 @@ pub(super) fn of_create(node: &Node, instance: &Instance) -> Option<Node> {
     if instance.id.is_some() {
         rest.remove_property("id");
     }
-    // What else it holds is refused.
-    rest.remove_child("chosen");
-    prune(&mut rest, "options", |options| {
-        options.remove_property("enable-host-kcore");
-    });
+    // What chosen holds besides is refused.
+    if rest
+        .child("chosen")
+        .is_some_and(|c| c.child(HOST_TREE).is_some())
+    {
+        rest.remove_child("chosen");
+    }
+    if rest
+        .child("options")
+        .is_some_and(|options| !is_empty(options))
+    {
+        prune(&mut rest, "options", |options| {
+            options.remove_property("enable-host-kcore");
+        });
+    }
     prune(&mut rest, "resources", |resources| {
         let known = [
             ("cpus", !instance.cpus.is_empty()),
@@ -104,14 +115,12 @@ pub(super) fn of_create(node: &Node, instance: &Instance) -> Option<Node> {
                 resources.remove_property(name);
             }
         }
-        prune(resources, "virtio", |virtio| {
-            for device in virtio.children_mut() {
-                for name in ["device-id", "queues", "queue-size"] {
-                    device.remove_property(name);
-                }
-            }
-            virtio.children_mut().retain(|device| !is_empty(device));
-        });
+        if resources
+            .child("virtio")
+            .is_some_and(|virtio| !is_empty(virtio))
+        {
+            prune(resources, "virtio", |virtio| of_virtio(virtio, instance));
+        }
         let uring = instance.uring.unwrap_or_default();
         prune(resources, "uring", |child| {
             let known = [
@@ -127,6 +136,19 @@ pub(super) fn of_create(node: &Node, instance: &Instance) -> Option<Node> {
         });
     });
     (!is_empty(&rest)).then_some(rest)
+}
+
+/// Devices that were not read are refused.
+fn of_virtio(virtio: &mut Node, instance: &Instance) {
+    for device in virtio.children_mut() {
+        for name in ["device-id", "queues", "queue-size"] {
+            device.remove_property(name);
+        }
+    }
+    virtio.children_mut().retain(|device| {
+        let mut known = instance.virtio.iter();
+        !is_empty(device) && known.any(|there| there.name == device.name())
+    });
 }
 
 fn is_empty(node: &Node) -> bool {

@@ -162,7 +162,9 @@ impl Create {
         if let Some(ways) = instance.llc_ways {
             node = node.with_u32("llc-way-mask", ways);
         }
-        Virtio::write(&instance.virtio, &mut node);
+        if !instance.virtio.is_empty() {
+            Virtio::write(&instance.virtio, &mut node);
+        }
         if let Some(uring) = &instance.uring {
             let sizes = [
                 ("sq-entries", uring.sq_entries),
