@@ -9,18 +9,21 @@ use libkerf::record::{DIRECTORY, Records};
 use libkerf::tree;
 use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyTuple};
+use serde::{Deserialize, Serialize};
 
+use crate::arguments::{List, One};
 use crate::daemon::{Daemon, Spawn};
 use crate::errors::{OrRaise, Raise, exception};
 use crate::monitor::Monitor;
+use crate::pickled::{Reduced, reduce};
 use crate::report::Report;
 use crate::state::State;
 use crate::tree::DeviceTree;
 
 /// An instance: what it has, or is to get.
 #[pyclass(module = "libkerf")]
-#[derive(Clone)]
+#[derive(Clone, Deserialize, Serialize)]
 pub(crate) struct Instance {
     pub(crate) model: model::Instance,
     /// Its own tree, whose other contents are kept.
@@ -137,24 +140,24 @@ impl Instance {
     /// id the kernel picks one.
     #[new]
     #[pyo3(
-        signature = (name, *, cpus = Vec::new(), memory_bytes = 0, id = None, devices = Vec::new(), numa_nodes = Vec::new()),
+        signature = (name, *, cpus = List::default(), memory_bytes = One(0), id = None, devices = List::default(), numa_nodes = List::default()),
         text_signature = "(name, *, cpus=(), memory_bytes=0, id=None, devices=(), numa_nodes=())"
     )]
     fn new(
         name: String,
-        cpus: Vec<u64>,
-        memory_bytes: u64,
-        id: Option<u32>,
-        devices: Vec<String>,
-        numa_nodes: Vec<u32>,
+        cpus: List<u64>,
+        memory_bytes: One<u64>,
+        id: Option<One<u32>>,
+        devices: List<String>,
+        numa_nodes: List<u32>,
     ) -> Self {
         let model = model::Instance {
             name,
-            id,
-            cpus,
-            memory_bytes,
-            devices,
-            numa_nodes,
+            id: id.map(|id| id.0),
+            cpus: cpus.0,
+            memory_bytes: memory_bytes.0,
+            devices: devices.0,
+            numa_nodes: numa_nodes.0,
             ..model::Instance::default()
         };
         model.into()
@@ -351,19 +354,19 @@ impl Instance {
     }
 
     #[setter]
-    fn set_id(&mut self, id: Option<u32>) {
-        self.model.id = id;
+    fn set_id(&mut self, id: Option<One<u32>>) {
+        self.model.id = id.map(|id| id.0);
     }
 
     /// Physical ids of its CPUs; the first one boots.
     #[getter]
-    fn cpus(&self) -> Vec<u64> {
-        self.model.cpus.clone()
+    fn cpus<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        PyTuple::new(py, &self.model.cpus)
     }
 
     #[setter]
-    fn set_cpus(&mut self, cpus: Vec<u64>) {
-        self.model.cpus = cpus;
+    fn set_cpus(&mut self, cpus: List<u64>) {
+        self.model.cpus = cpus.0;
     }
 
     /// Bytes of its memory in all.
@@ -373,8 +376,8 @@ impl Instance {
     }
 
     #[setter]
-    fn set_memory_bytes(&mut self, bytes: u64) {
-        self.model.memory_bytes = bytes;
+    fn set_memory_bytes(&mut self, bytes: One<u64>) {
+        self.model.memory_bytes = bytes.0;
     }
 
     /// Physical address of its first memory; None when the kernel has not placed it.
@@ -385,28 +388,32 @@ impl Instance {
 
     /// Its devices, as the tree names them.
     #[getter]
-    fn devices(&self) -> Vec<String> {
-        self.model.devices.clone()
+    fn devices<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        PyTuple::new(py, &self.model.devices)
     }
 
     #[setter]
-    fn set_devices(&mut self, devices: Vec<String>) {
-        self.model.devices = devices;
+    fn set_devices(&mut self, devices: List<String>) {
+        self.model.devices = devices.0;
     }
 
     /// NUMA nodes that it prefers.
     #[getter]
-    fn numa_nodes(&self) -> Vec<u32> {
-        self.model.numa_nodes.clone()
+    fn numa_nodes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        PyTuple::new(py, &self.model.numa_nodes)
     }
 
     #[setter]
-    fn set_numa_nodes(&mut self, nodes: Vec<u32>) {
-        self.model.numa_nodes = nodes;
+    fn set_numa_nodes(&mut self, nodes: List<u32>) {
+        self.model.numa_nodes = nodes.0;
     }
 
     fn __eq__(&self, other: &Self) -> bool {
         self.model == other.model
+    }
+
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py>> {
+        reduce(py, "Instance", self)
     }
 
     fn __repr__(&self) -> String {

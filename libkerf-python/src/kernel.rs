@@ -7,6 +7,7 @@ use libkerf::check::Context;
 use libkerf::kernel::{self, CONSOLE, Files, KERF_LOCK, Parked, ROOT, SystemCalls};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 
 use crate::convert::to_python;
 use crate::errors::OrRaise;
@@ -27,18 +28,25 @@ pub(crate) fn seconds(seconds: f64) -> PyResult<Duration> {
 }
 
 /// An overlay that is in place.
-#[pyclass(frozen, module = "libkerf", get_all)]
+#[pyclass(frozen, module = "libkerf")]
 pub(crate) struct Applied {
     /// The kernel's number of the transaction; of the last one, where it took several.
+    #[pyo3(get)]
     transaction: u64,
-    /// The numbers of those before it.
     earlier: Vec<u64>,
     /// Pool and instances after it, read back.
+    #[pyo3(get)]
     state: State,
 }
 
 #[pymethods]
 impl Applied {
+    /// The numbers of those before it.
+    #[getter]
+    fn earlier<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        PyTuple::new(py, &self.earlier)
+    }
+
     fn __repr__(&self) -> String {
         format!("<Applied: transaction {}>", self.transaction)
     }

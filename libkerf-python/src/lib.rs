@@ -1,6 +1,7 @@
 //! libkerf for Python. The package around it, `python/libkerf`, gives these names to its users, and has
 //! the exceptions; its stub file has the types.
 
+mod arguments;
 mod control;
 mod convert;
 mod daemon;
@@ -10,6 +11,7 @@ mod kernel;
 mod machine;
 mod monitor;
 mod overlay;
+mod pickled;
 mod records;
 mod report;
 mod state;
@@ -19,6 +21,13 @@ use pyo3::pymodule;
 
 #[pymodule]
 mod _libkerf {
+    use pyo3::prelude::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+
     #[pymodule_export]
     use super::daemon::Daemon;
     #[pymodule_export]
@@ -31,6 +40,8 @@ mod _libkerf {
     use super::monitor::Monitor;
     #[pymodule_export]
     use super::overlay::Overlay;
+    #[pymodule_export]
+    use super::pickled::_restore;
     #[pymodule_export]
     use super::records::{Records, inspect_initrd, inspect_kernel};
     #[pymodule_export]

@@ -2,10 +2,14 @@ use std::path::PathBuf;
 
 use libkerf::machine;
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+use serde::{Deserialize, Serialize};
+
+use crate::pickled::{Reduced, reduce};
 
 /// A CPU and its place.
 #[pyclass(frozen, eq, hash, module = "libkerf", get_all)]
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash, Deserialize, Serialize)]
 pub(crate) struct Cpu {
     /// Physical id: APIC id on x86.
     id: u64,
@@ -21,6 +25,10 @@ pub(crate) struct Cpu {
 
 #[pymethods]
 impl Cpu {
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py>> {
+        reduce(py, "Cpu", self)
+    }
+
     fn __repr__(&self) -> String {
         format!("<Cpu {} on node {}>", self.id, self.node)
     }
@@ -28,6 +36,7 @@ impl Cpu {
 
 /// A machine, as far as its files tell.
 #[pyclass(frozen, module = "libkerf")]
+#[derive(Clone, Deserialize, Serialize)]
 pub(crate) struct Machine(pub(crate) machine::Machine);
 
 #[pymethods]
@@ -45,7 +54,7 @@ impl Machine {
 
     /// All CPUs, by physical id.
     #[getter]
-    fn cpus(&self) -> Vec<Cpu> {
+    fn cpus<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         let cpus = self.0.cpus().map(|cpu| Cpu {
             id: cpu.id,
             logical: cpu.logical,
@@ -53,7 +62,7 @@ impl Machine {
             package: cpu.package,
             core: cpu.core,
         });
-        cpus.collect()
+        PyTuple::new(py, cpus.collect::<Vec<Cpu>>())
     }
 
     /// The unit, in bytes, in which memory comes and goes while a kernel runs.
@@ -64,7 +73,15 @@ impl Machine {
 
     /// Chunks of the pool in /proc/iomem, as (address, bytes).
     #[getter]
-    fn pool_chunks(&self) -> Vec<(u64, u64)> {
-        self.0.pool_chunks().unwrap_or_default().to_vec()
+    fn pool_chunks<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        PyTuple::new(py, self.0.pool_chunks().unwrap_or_default())
+    }
+
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py>> {
+        reduce(py, "Machine", self)
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<Machine: {} CPUs>", self.0.cpus().count())
     }
 }

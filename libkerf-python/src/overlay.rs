@@ -3,9 +3,13 @@ use libkerf::overlay::{
     self, CpuMove, Create, DeviceMove, Fragment, MemoryMove, Operation, Target,
 };
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+use serde::{Deserialize, Serialize};
 
+use crate::arguments::{List, One};
 use crate::errors::{OrRaise, Raise};
 use crate::instance::Instance;
+use crate::pickled::{Reduced, reduce};
 use crate::state::parse_devices;
 use crate::tree::DeviceTree;
 
@@ -14,7 +18,7 @@ use crate::tree::DeviceTree;
 /// Where an instance is named, what is added to it comes from the pool. Without a name it is the pool
 /// that gets, from the host.
 #[pyclass(eq, module = "libkerf")]
-#[derive(Clone, PartialEq)]
+#[derive(Clone, PartialEq, Deserialize, Serialize)]
 pub(crate) struct Overlay(pub(crate) overlay::Overlay);
 
 impl From<overlay::Overlay> for Overlay {
@@ -64,7 +68,7 @@ impl Overlay {
     fn create(&mut self, instance: PyRef<'_, Instance>) {
         let create = Create {
             instance: instance.model.clone(),
-            host_tree: None,
+            ..Create::default()
         };
         self.push(Target::Instances, Operation::Create(Box::new(create)));
     }
@@ -76,15 +80,15 @@ impl Overlay {
 
     /// Gives CPUs, by their physical ids.
     #[pyo3(signature = (cpus, instance = None))]
-    fn add_cpus(&mut self, cpus: Vec<u64>, instance: Option<String>) {
-        let moves = cpus.into_iter().map(CpuMove::from).collect();
+    fn add_cpus(&mut self, cpus: List<u64>, instance: Option<String>) {
+        let moves = cpus.0.into_iter().map(CpuMove::from).collect();
         self.push(target(instance), Operation::CpuAdd(moves));
     }
 
     /// Takes CPUs, by their physical ids.
     #[pyo3(signature = (cpus, instance = None))]
-    fn remove_cpus(&mut self, cpus: Vec<u64>, instance: Option<String>) {
-        let moves = cpus.into_iter().map(CpuMove::from).collect();
+    fn remove_cpus(&mut self, cpus: List<u64>, instance: Option<String>) {
+        let moves = cpus.0.into_iter().map(CpuMove::from).collect();
         self.push(target(instance), Operation::CpuRemove(moves));
     }
 
@@ -93,15 +97,15 @@ impl Overlay {
     #[pyo3(signature = (size, instance = None, *, base = None, node = None))]
     fn add_memory(
         &mut self,
-        size: u64,
+        size: One<u64>,
         instance: Option<String>,
-        base: Option<u64>,
-        node: Option<u32>,
+        base: Option<One<u64>>,
+        node: Option<One<u32>>,
     ) {
         let memory = MemoryMove {
-            base: base.or(instance.as_ref().map(|_| 0)),
-            size,
-            node,
+            base: base.map(|base| base.0).or(instance.as_ref().map(|_| 0)),
+            size: size.0,
+            node: node.map(|node| node.0),
             ..MemoryMove::default()
         };
         self.push(target(instance), Operation::MemoryAdd(vec![memory]));
@@ -109,10 +113,10 @@ impl Overlay {
 
     /// Takes memory: a whole region of an instance, or a whole chunk of the pool.
     #[pyo3(signature = (base, size, instance = None))]
-    fn remove_memory(&mut self, base: u64, size: u64, instance: Option<String>) {
+    fn remove_memory(&mut self, base: One<u64>, size: One<u64>, instance: Option<String>) {
         let memory = MemoryMove {
-            base: Some(base),
-            size,
+            base: Some(base.0),
+            size: size.0,
             ..MemoryMove::default()
         };
         self.push(target(instance), Operation::MemoryRemove(vec![memory]));
@@ -122,8 +126,8 @@ impl Overlay {
     ///
     /// Raises ValueError for an address that is none.
     #[pyo3(signature = (devices, instance = None))]
-    fn add_devices(&mut self, devices: Vec<String>, instance: Option<String>) -> PyResult<()> {
-        let moves = parse_devices(&devices)?.into_iter().map(DeviceMove::from);
+    fn add_devices(&mut self, devices: List<String>, instance: Option<String>) -> PyResult<()> {
+        let moves = parse_devices(&devices.0)?.into_iter().map(DeviceMove::from);
         self.push(target(instance), Operation::DeviceAdd(moves.collect()));
         Ok(())
     }
@@ -132,21 +136,21 @@ impl Overlay {
     ///
     /// Raises ValueError for an address that is none.
     #[pyo3(signature = (devices, instance = None))]
-    fn remove_devices(&mut self, devices: Vec<String>, instance: Option<String>) -> PyResult<()> {
-        let moves = parse_devices(&devices)?.into_iter().map(DeviceMove::from);
+    fn remove_devices(&mut self, devices: List<String>, instance: Option<String>) -> PyResult<()> {
+        let moves = parse_devices(&devices.0)?.into_iter().map(DeviceMove::from);
         self.push(target(instance), Operation::DeviceRemove(moves.collect()));
         Ok(())
     }
 
     /// What it does, in order: (the target's path, the operation's name).
     #[getter]
-    fn operations(&self) -> Vec<(String, &'static str)> {
+    fn operations<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         let fragments = self.0.fragments.iter();
         let operations = fragments.flat_map(|fragment| {
             let named = fragment.operations.iter().map(|o| o.name());
             named.map(|name| (fragment.target.path(), name))
         });
-        operations.collect()
+        PyTuple::new(py, operations.collect::<Vec<_>>())
     }
 
     /// Whether it changes nothing.
@@ -175,7 +179,12 @@ impl Overlay {
         Ok(parts.into_iter().map(Self).collect())
     }
 
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py>> {
+        reduce(py, "Overlay", self)
+    }
+
     fn __repr__(&self) -> String {
-        format!("<Overlay: {} operations>", self.operations().len())
+        let count: usize = self.0.fragments.iter().map(|f| f.operations.len()).sum();
+        format!("<Overlay: {count} operations>")
     }
 }

@@ -1,9 +1,13 @@
 use libkerf::check::{self, Severity, Stance};
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+use serde::{Deserialize, Serialize};
+
+use crate::pickled::{Reduced, reduce};
 
 /// One thing that is wrong with a tree, or may be.
 #[pyclass(frozen, module = "libkerf")]
-#[derive(Clone)]
+#[derive(Clone, Deserialize, Serialize)]
 pub(crate) struct Finding(check::Finding);
 
 fn stance(stance: Stance) -> &'static str {
@@ -71,6 +75,10 @@ impl Finding {
         self.0.to_string()
     }
 
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py>> {
+        reduce(py, "Finding", self)
+    }
+
     fn __repr__(&self) -> String {
         format!(
             "<Finding {} {} at {}>",
@@ -83,7 +91,7 @@ impl Finding {
 
 /// Everything that was found in a tree, in the order it was looked at.
 #[pyclass(frozen, module = "libkerf")]
-#[derive(Clone)]
+#[derive(Clone, Deserialize, Serialize)]
 pub(crate) struct Report(check::Report);
 
 impl From<check::Report> for Report {
@@ -100,22 +108,30 @@ impl Report {
         self.0.is_valid()
     }
 
+    /// Whether nothing forbids the tree: a report with errors is false.
+    fn __bool__(&self) -> bool {
+        self.0.is_valid()
+    }
+
     /// What was found; at most 1000 findings.
     #[getter]
-    fn findings(&self) -> Vec<Finding> {
-        self.0.findings().iter().cloned().map(Finding).collect()
+    fn findings<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        let findings: Vec<Finding> = self.0.findings().iter().cloned().map(Finding).collect();
+        PyTuple::new(py, findings)
     }
 
     /// What forbids the tree.
     #[getter]
-    fn errors(&self) -> Vec<Finding> {
-        self.0.errors().cloned().map(Finding).collect()
+    fn errors<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        let errors: Vec<Finding> = self.0.errors().cloned().map(Finding).collect();
+        PyTuple::new(py, errors)
     }
 
     /// What is odd.
     #[getter]
-    fn warnings(&self) -> Vec<Finding> {
-        self.0.warnings().cloned().map(Finding).collect()
+    fn warnings<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        let warnings: Vec<Finding> = self.0.warnings().cloned().map(Finding).collect();
+        PyTuple::new(py, warnings)
     }
 
     /// How many findings there were beyond the first 1000.
@@ -138,18 +154,22 @@ impl Report {
 
     /// The rules that are broken, each once.
     #[getter]
-    fn rules(&self) -> Vec<&'static str> {
+    fn rules<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         let mut rules = Vec::new();
         for finding in self.0.findings() {
             if !rules.contains(&finding.rule.id()) {
                 rules.push(finding.rule.id());
             }
         }
-        rules
+        PyTuple::new(py, rules)
     }
 
     fn __str__(&self) -> String {
         self.0.to_string()
+    }
+
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py>> {
+        reduce(py, "Report", self)
     }
 
     fn __repr__(&self) -> String {

@@ -2,22 +2,26 @@ use std::collections::BTreeMap;
 
 use libkerf::allocate::{self, Exchange, Handover, Nodes, Request, Siblings};
 use libkerf::check::{self, Context};
-use libkerf::model::PciAddress;
+use libkerf::model::{MemoryRequest, PciAddress};
 use libkerf::overlay::{self, Status};
 use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+use serde::{Deserialize, Serialize};
 
+use crate::arguments::{List, One};
 use crate::errors::{OrRaise, Raise};
 use crate::instance::Instance;
 use crate::machine::Machine;
 use crate::overlay::Overlay;
+use crate::pickled::{Reduced, reduce};
 use crate::report::Report;
 use crate::tree::DeviceTree;
 
 /// A pool, its instances and what they do: what overlays are applied to. It does not change; what
 /// changes it gives a new one.
 #[pyclass(frozen, eq, module = "libkerf")]
-#[derive(Clone, PartialEq)]
+#[derive(Clone, PartialEq, Deserialize, Serialize)]
 pub(crate) struct State(pub(crate) overlay::State);
 
 /// The status of this name.
@@ -67,21 +71,22 @@ impl State {
 
     /// The instances.
     #[getter]
-    fn instances(&self) -> Vec<Instance> {
+    fn instances<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         let instances = self.0.system.instances.iter();
-        instances.cloned().map(Instance::from).collect()
+        let instances: Vec<Instance> = instances.cloned().map(Instance::from).collect();
+        PyTuple::new(py, instances)
     }
 
     /// Physical ids of the pool's CPUs.
     #[getter]
-    fn cpus(&self) -> Vec<u64> {
-        self.0.system.resources.cpus.clone()
+    fn cpus<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        PyTuple::new(py, &self.0.system.resources.cpus)
     }
 
     /// Physical ids of the CPUs that no instance has.
     #[getter]
-    fn free_cpus(&self) -> Vec<u64> {
-        self.0.system.free_cpus()
+    fn free_cpus<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        PyTuple::new(py, self.0.system.free_cpus())
     }
 
     /// Bytes of the pool's memory.
@@ -92,15 +97,16 @@ impl State {
 
     /// Names of the pool's devices.
     #[getter]
-    fn devices(&self) -> Vec<String> {
+    fn devices<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         let devices = self.0.system.resources.devices.iter();
-        devices.map(|device| device.name.clone()).collect()
+        let names: Vec<&str> = devices.map(|device| device.name.as_str()).collect();
+        PyTuple::new(py, names)
     }
 
     /// Bytes of the pool that no instance has, of one NUMA node or of all.
     #[pyo3(signature = (node = None))]
-    fn free_bytes(&self, node: Option<u32>) -> u128 {
-        self.0.free_bytes(node)
+    fn free_bytes(&self, node: Option<One<u32>>) -> u128 {
+        self.0.free_bytes(node.map(|node| node.0))
     }
 
     /// The instance of this name.
@@ -171,6 +177,31 @@ impl State {
         overlay.map(Overlay::from).or_raise(py)
     }
 
+    /// The overlay that makes the pool what a baseline asks for: CPUs, devices, and memory for each NUMA node. Memory goes back
+    /// in whole chunks, and those in use stay. `memory`, as "2GB" or "8GB@0,8GB@1", stands for the baseline's own.
+    ///
+    /// Raises ValueError for a size that is none, ValidationError when the baseline breaks rules or the kernel would refuse
+    /// the overlay.
+    #[pyo3(signature = (baseline, *, memory = None))]
+    fn reshape(
+        &self,
+        py: Python<'_>,
+        baseline: PyRef<'_, DeviceTree>,
+        memory: Option<&str>,
+    ) -> PyResult<Overlay> {
+        let (system, report) = check::baseline(&baseline.inner, Context::default());
+        if !report.is_valid() {
+            return Err(report.raise(py));
+        }
+        let mut wanted = system.resources;
+        if let Some(memory) = memory {
+            let requests = MemoryRequest::parse_list(memory);
+            wanted.requests = requests.map_err(|error| PyValueError::new_err(error.to_string()))?;
+        }
+        let overlay = py.detach(|| self.0.reshape(&wanted));
+        overlay.map(Overlay::from).or_raise(py)
+    }
+
     /// Chooses CPUs and memory for a new instance, and gives the overlay that makes it.
     ///
     /// CPUs and memory are from one NUMA node if one has enough of both; with `one_node` or `node` from
@@ -184,21 +215,21 @@ impl State {
         &self,
         py: Python<'_>,
         name: String,
-        cpus: usize,
-        memory: u64,
-        id: Option<u32>,
-        node: Option<u32>,
+        cpus: One<u32>,
+        memory: One<u64>,
+        id: Option<One<u32>>,
+        node: Option<One<u32>>,
         one_node: bool,
         share_cores: bool,
         machine: Option<Bound<'_, Machine>>,
     ) -> PyResult<Overlay> {
         let request = Request {
             name,
-            id,
-            cpus,
-            memory,
+            id: id.map(|id| id.0),
+            cpus: cpus.0 as usize,
+            memory: memory.0,
             nodes: match node {
-                Some(node) => Nodes::This(node),
+                Some(node) => Nodes::This(node.0),
                 None if one_node => Nodes::One,
                 None => Nodes::PreferOne,
             },
@@ -219,19 +250,20 @@ impl State {
     ///
     /// Raises ExchangeError when there is no such exchange, ValidationError when the kernel would refuse
     /// it.
-    #[pyo3(signature = (giver, getter, *, cpus = Vec::new(), devices = Vec::new(), memory = 0, everything = false), text_signature = "($self, giver, getter, *, cpus=(), devices=(), memory=0, everything=False)")]
+    #[pyo3(signature = (giver, getter, *, cpus = List::default(), devices = List::default(), memory = One(0), everything = false), text_signature = "($self, giver, getter, *, cpus=(), devices=(), memory=0, everything=False)")]
     #[allow(clippy::too_many_arguments, reason = "they have names in Python")]
     fn plan_exchange(
         &self,
         py: Python<'_>,
         giver: String,
         getter: String,
-        cpus: Vec<u64>,
-        devices: Vec<String>,
-        memory: u64,
+        cpus: List<u64>,
+        devices: List<String>,
+        memory: One<u64>,
         everything: bool,
     ) -> PyResult<Overlay> {
-        let devices = parse_devices(&devices)?;
+        let (cpus, memory) = (cpus.0, memory.0);
+        let devices = parse_devices(&devices.0)?;
         if everything && !(cpus.is_empty() && devices.is_empty()) {
             let message = "everything goes over: name no CPUs and devices";
             return Err(PyValueError::new_err(message));
@@ -254,6 +286,10 @@ impl State {
         self.0.system.to_tree().into()
     }
 
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py>> {
+        reduce(py, "State", self)
+    }
+
     fn __repr__(&self) -> String {
         let does: BTreeMap<&str, &str> = self
             .0
@@ -262,6 +298,9 @@ impl State {
             .iter()
             .map(|i| (i.name.as_str(), self.0.status_of(&i.name).as_str()))
             .collect();
-        format!("<State: {} CPUs, instances {does:?}>", self.cpus().len())
+        format!(
+            "<State: {} CPUs, instances {does:?}>",
+            self.0.system.resources.cpus.len()
+        )
     }
 }

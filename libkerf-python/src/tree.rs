@@ -1,23 +1,30 @@
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use libkerf::check::{self, Context};
 use libkerf::dts::DtsFault;
+use libkerf::kernel;
 use libkerf::model::Kind;
+use libkerf::record::DIRECTORY;
 use libkerf::tree::{self, Node, Property, Shape};
 use libkerf::{dtb, dts, kerf_text};
 use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+use serde::{Deserialize, Serialize};
 
+use crate::arguments::{Buffer, List};
 use crate::errors::{OrRaise, Raise, on_file};
 use crate::instance::Instance;
 use crate::machine::Machine;
+use crate::pickled::{Reduced, reduce};
 use crate::report::Report;
 use crate::state::State;
 
 /// A device tree: a blob (DTB), source (DTS), or the text of kerf 0.1, which is read only.
 #[pyclass(eq, module = "libkerf")]
-#[derive(Clone)]
+#[derive(Clone, Deserialize, Serialize)]
 pub(crate) struct DeviceTree {
     pub(crate) inner: tree::DeviceTree,
     remarks: Vec<String>,
@@ -40,6 +47,8 @@ impl From<tree::DeviceTree> for DeviceTree {
 
 /// Why bytes are no tree.
 enum NoTree {
+    /// A signal came, and its handler raised this.
+    Signal(PyErr),
     Blob(dtb::DtbError),
     Source(dts::DtsError),
     KerfText(kerf_text::KerfTextError),
@@ -48,6 +57,7 @@ enum NoTree {
 impl Raise for NoTree {
     fn raise(self, py: Python<'_>) -> PyErr {
         match self {
+            NoTree::Signal(error) => error,
             NoTree::Blob(error) => error.raise(py),
             NoTree::Source(error) => error.raise(py),
             NoTree::KerfText(error) => error.raise(py),
@@ -65,18 +75,40 @@ fn read(bytes: &[u8]) -> Result<DeviceTree, NoTree> {
     }
 }
 
+/// Reads a text; Ctrl-C, and any other signal whose handler raises, ends it.
 fn read_text(text: &str) -> Result<DeviceTree, NoTree> {
-    match dts::read(text) {
-        Ok(tree) => Ok(tree.into()),
-        Err(error) if error.fault == DtsFault::KerfText => {
+    let raised = Mutex::new(None);
+    let go_on = || match Python::attach(|py| py.check_signals()) {
+        Ok(()) => true,
+        Err(error) => {
+            *raised.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            false
+        }
+    };
+    let read = dts::read_while(text, &go_on);
+    let raised = raised.into_inner().unwrap_or_else(PoisonError::into_inner);
+    match (read, raised) {
+        (Ok(tree), _) => Ok(tree.into()),
+        (Err(_), Some(raised)) => Err(NoTree::Signal(raised)),
+        (Err(error), None) if error.fault == DtsFault::KerfText => {
             let text = kerf_text::read(text).map_err(NoTree::KerfText)?;
             Ok(DeviceTree {
                 inner: text.system.to_tree(),
                 remarks: text.remarks,
             })
         }
-        Err(error) => Err(NoTree::Source(error)),
+        (Err(error), None) => Err(NoTree::Source(error)),
     }
+}
+
+/// The tree that the kernel serves for an instance whose definition this would be: kerf itself writes none.
+fn served_for(path: &Path) -> Option<DeviceTree> {
+    let name = path.file_name()?.to_str()?.strip_suffix(".dts")?;
+    if path.parent()? != Path::new(DIRECTORY) {
+        return None;
+    }
+    let tree = kernel::Kernel::default().instance_tree(name).ok()?;
+    Some(tree.into())
 }
 
 fn kind(kind: Kind) -> &'static str {
@@ -137,6 +169,11 @@ impl DeviceTree {
         Ok(node)
     }
 
+    fn set(&mut self, path: &str, name: &str, value: Vec<u8>) -> PyResult<()> {
+        self.node_mut(path)?.set(Property::new(name, value));
+        Ok(())
+    }
+
     fn property(&self, path: &str, name: &str) -> PyResult<&Property> {
         let property = self.node(path)?.property(name);
         property.ok_or_else(|| PyKeyError::new_err(format!("{path} has no property {name}")))
@@ -157,19 +194,29 @@ impl DeviceTree {
 impl DeviceTree {
     /// Reads a file: a blob, source, or the text of kerf 0.1, told apart by what is in it.
     ///
+    /// Where /var/lib/kerf/instances/NAME.dts is not there, which kerf does not write, it is the tree that the running
+    /// kernel serves for the instance.
+    ///
     /// Raises OSError when it cannot be read, TreeError when it is no device tree.
     #[staticmethod]
     fn load(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
         let bytes = py.detach(|| read_bounded(&path));
+        if let Err(error) = &bytes
+            && error.kind() == std::io::ErrorKind::NotFound
+            && let Some(tree) = py.detach(|| served_for(&path))
+        {
+            return Ok(tree);
+        }
         let bytes = bytes.map_err(|error| on_file(&error, &path))?;
         py.detach(|| read(&bytes)).or_raise(py)
     }
 
-    /// Reads a blob, or the bytes of a text.
+    /// Reads a blob, or the bytes of a text: whatever has a buffer.
     ///
     /// Raises TreeError when it is no device tree.
     #[staticmethod]
-    fn from_bytes(py: Python<'_>, data: &[u8]) -> PyResult<Self> {
+    fn from_bytes(py: Python<'_>, data: Buffer<'_>) -> PyResult<Self> {
+        let data = data.as_bytes();
         py.detach(|| read(data)).or_raise(py)
     }
 
@@ -213,8 +260,8 @@ impl DeviceTree {
 
     /// What kerf 0.1 did not see of its text, or saw otherwise than it looks. Else empty.
     #[getter]
-    fn remarks(&self) -> Vec<String> {
-        self.remarks.clone()
+    fn remarks<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        PyTuple::new(py, &self.remarks)
     }
 
     /// Everything that is wrong with it, as what it is; an overlay against `state`, if given. What the
@@ -294,36 +341,35 @@ impl DeviceTree {
     }
 
     /// Sets a property. The nodes of the path are made where they are missing.
-    fn set_bytes(&mut self, path: &str, name: &str, value: Vec<u8>) -> PyResult<()> {
-        self.node_mut(path)?.set(Property::new(name, value));
-        Ok(())
+    fn set_bytes(&mut self, path: &str, name: &str, value: Buffer<'_>) -> PyResult<()> {
+        self.set(path, name, value.as_bytes().to_vec())
     }
 
     /// Sets a property to 32-bit cells. The nodes of the path are made where they are missing.
-    fn set_u32s(&mut self, path: &str, name: &str, values: Vec<u32>) -> PyResult<()> {
-        let bytes = values.iter().flat_map(|value| value.to_be_bytes());
-        self.set_bytes(path, name, bytes.collect())
+    fn set_u32s(&mut self, path: &str, name: &str, values: List<u32>) -> PyResult<()> {
+        let bytes = values.0.iter().flat_map(|value| value.to_be_bytes());
+        self.set(path, name, bytes.collect())
     }
 
     /// Sets a property to 64-bit numbers. The nodes of the path are made where they are missing.
-    fn set_u64s(&mut self, path: &str, name: &str, values: Vec<u64>) -> PyResult<()> {
-        let bytes = values.iter().flat_map(|value| value.to_be_bytes());
-        self.set_bytes(path, name, bytes.collect())
+    fn set_u64s(&mut self, path: &str, name: &str, values: List<u64>) -> PyResult<()> {
+        let bytes = values.0.iter().flat_map(|value| value.to_be_bytes());
+        self.set(path, name, bytes.collect())
     }
 
     /// Sets a property to strings. The nodes of the path are made where they are missing.
     ///
     /// Raises ValueError when one holds a NUL.
-    fn set_texts(&mut self, path: &str, name: &str, values: Vec<String>) -> PyResult<()> {
+    fn set_texts(&mut self, path: &str, name: &str, values: List<String>) -> PyResult<()> {
         let mut bytes = Vec::new();
-        for value in values {
+        for value in values.0 {
             if value.contains('\0') {
                 return Err(PyValueError::new_err("a string holds a NUL"));
             }
             bytes.extend_from_slice(value.as_bytes());
             bytes.push(0);
         }
-        self.set_bytes(path, name, bytes)
+        self.set(path, name, bytes)
     }
 
     /// Takes a property out, or a node with all that is in it.
@@ -343,6 +389,10 @@ impl DeviceTree {
         }
         let parent = self.node_mut(if parent.is_empty() { "/" } else { parent })?;
         parent.remove_child(child).map(drop).ok_or_else(missing)
+    }
+
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py>> {
+        reduce(py, "DeviceTree", self)
     }
 
     fn __repr__(&self) -> String {

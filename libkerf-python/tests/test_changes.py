@@ -16,12 +16,12 @@ def pool(baseline: DeviceTree) -> State:
 
 def test_an_instance_is_allocated(pool: State) -> None:
     overlay = pool.allocate("web", cpus=2, memory=256 * MIB, id=7)
-    assert overlay.operations == [("/instances", "instance-create")]
+    assert overlay.operations == (("/instances", "instance-create"),)
     made = pool.apply(overlay)
     web = made.instance("web")
     assert (len(web.cpus), web.memory_bytes, web.id) == (2, 256 * MIB, 7)
     assert set(web.cpus) | set(made.free_cpus) == set(pool.cpus)
-    assert pool.instances == [], "a state does not change"
+    assert pool.instances == (), "a state does not change"
     assert made.status("web") == "ready"
     for kind, cpus, memory in [("cpus", 7, MIB), ("memory", 1, 4 << 30), ("senseless", 0, MIB)]:
         with pytest.raises(libkerf.ShortageError) as shortage:
@@ -45,12 +45,23 @@ def test_the_overlay_of_a_change_makes_it(pool: State) -> None:
     with pytest.raises(libkerf.ChangeError) as refused:
         fixed.overlay_to(fixed.with_instance(web))
     assert refused.value.kind == "fixed"
-    assert before.overlay_to(before.without_instance("web")).operations == [
-        ("/instances", "instance-remove")
-    ]
+    assert before.overlay_to(before.without_instance("web")).operations == (
+        ("/instances", "instance-remove"),
+    )
     with pytest.raises(libkerf.ValidationError, match="instance-running"):
         busy = before.with_status("web", "active")
         busy.apply(before.overlay_to(before.without_instance("web")))
+
+
+def test_a_live_pool_is_reshaped(pool: State, baseline: DeviceTree) -> None:
+    assert pool.reshape(baseline).is_empty
+    grown = pool.reshape(baseline, memory="2GB@0,4GB@1")
+    assert grown.operations == (("/resources", "memory-add"),)
+    assert pool.apply(grown).free_bytes(1) == 4 << 30
+    baseline.set_u64s("/resources", "cpus", pool.cpus[1:])
+    assert pool.reshape(baseline).operations == (("/resources", "cpu-remove"),)
+    with pytest.raises(ValueError, match="invalid size"):
+        pool.reshape(baseline, memory="2XB@0")
 
 
 def test_an_exchange_is_planned(pool: State) -> None:
@@ -81,14 +92,14 @@ def test_overlays_are_built_written_and_read(pool: State) -> None:
     overlay.add_memory(64 * MIB, node=0)
     made = pool.apply(overlay)
     web = made.instance("web")
-    assert (web.cpus, web.memory_bytes, len(web.devices)) == ([8, 10], 128 * MIB, 1)
+    assert (web.cpus, web.memory_bytes, len(web.devices)) == ((8, 10), 128 * MIB, 1)
     again = Overlay.from_device_tree(DeviceTree.from_bytes(overlay.to_bytes()))
     assert again == overlay
     assert overlay.to_device_tree().validate(state=pool).is_valid
     gone = Overlay()
     gone.remove_devices(["0000:09:00.0"], "web")
     gone.remove("web")
-    assert made.apply(gone).instances == []
+    assert made.apply(gone).instances == ()
     with pytest.raises(ValueError, match="PCI address"):
         overlay.add_devices(["nic"])
     chunk = Overlay()

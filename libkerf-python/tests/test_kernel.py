@@ -19,7 +19,7 @@ from libkerf import Instance, Kernel, Lock, Overlay, Records
 def test_an_instance_is_made_changed_and_undone(kernel: Kernel) -> None:
     before = kernel.state()
     applied = kernel.apply(before.allocate("web", cpus=2, memory=256 * MIB))
-    assert (applied.transaction, applied.earlier) == (2, [])
+    assert (applied.transaction, applied.earlier) == (2, ())
     assert kernel.instance_names() == ["web"]
     web = kernel.instance("web")
     assert applied.state.instance("web") == web
@@ -37,7 +37,7 @@ def test_an_instance_is_made_changed_and_undone(kernel: Kernel) -> None:
     gone.remove("web")
     kernel.apply(gone)
     after = kernel.state()
-    assert after.instances == [] and sorted(after.free_cpus) == sorted(before.free_cpus)
+    assert after.instances == () and sorted(after.free_cpus) == sorted(before.free_cpus)
     assert kernel.pool().kind == "pool"
 
 

@@ -132,7 +132,7 @@ def test_the_api_that_kerfs_users_know(tmp_path: Path) -> None:
     again.cpus = [8]
     again.save(saved)
     again = Instance.load("web-server", saved)
-    assert again.cpus == [8]
+    assert again.cpus == (8,)
     assert again.to_device_tree().get_texts("/", "vendor,note") == ["kept"]
     with pytest.raises(libkerf.InstanceNotFoundError, match="nobody"):
         Instance.load("nobody", saved)
@@ -143,7 +143,7 @@ def test_the_api_that_kerfs_users_know(tmp_path: Path) -> None:
 
 def test_resources_are_judged_by_the_pool(baseline: DeviceTree) -> None:
     pool = State.from_device_tree(baseline)
-    assert pool.cpus == pool.free_cpus == [8, 10, 12, 14, 16, 18]
+    assert pool.cpus == pool.free_cpus == (8, 10, 12, 14, 16, 18)
     assert pool.free_bytes() == pool.memory_bytes == 3 << 30
     web = instance()
     assert web.validate_resources(pool).is_valid

@@ -2,12 +2,13 @@
 //!
 //! Everything is read below a root directory, so that tests bring their own machine.
 
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
 /// A CPU and its place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Cpu {
     /// Physical id: APIC id on x86. This is how multikernel names CPUs.
     pub id: u64,
@@ -22,7 +23,7 @@ pub struct Cpu {
 }
 
 /// A machine, as far as it is known.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Machine {
     cpus: BTreeMap<u64, Cpu>,
     memory_block: Option<u64>,
@@ -30,7 +31,7 @@ pub struct Machine {
 }
 
 /// What `/proc/iomem` says about multikernel.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Iomem {
     /// Chunks of the pool: base and bytes.
     pub chunks: Vec<(u64, u64)>,

@@ -205,14 +205,20 @@ fn names_that_would_break_a_path_are_not_written() {
     }
 }
 
-fn name() -> impl Strategy<Value = String> {
-    "[a-z][a-z0-9,._+#-]{0,12}(@[0-9a-f]{1,4})?"
+fn node_name() -> impl Strategy<Value = String> {
+    "[a-z][a-z0-9,._+-]{0,12}(@[0-9a-f]{1,4})?"
+}
+
+fn property_name() -> impl Strategy<Value = String> {
+    "[a-z][a-z0-9,._+*#?-]{0,12}"
 }
 
 fn node() -> impl Strategy<Value = Node> {
-    let properties =
-        prop::collection::vec((name(), prop::collection::vec(any::<u8>(), 0..20)), 0..5);
-    let leaf = (name(), properties).prop_map(|(name, properties)| {
+    let properties = prop::collection::vec(
+        (property_name(), prop::collection::vec(any::<u8>(), 0..20)),
+        0..5,
+    );
+    let leaf = (node_name(), properties).prop_map(|(name, properties)| {
         properties
             .into_iter()
             .fold(Node::new(name), |node, (name, value)| {

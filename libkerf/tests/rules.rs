@@ -159,6 +159,7 @@ const CASES: &[Case] = &[
     (Rule::TargetUnsupported, "change.dts", "\"/resources\"", "\"/memory\"", "/fragment@2", "target-path"),
     (Rule::TargetUnknown, "change.dts", "\"/instances/web\"", "\"/instances/gone\"", "/fragment@1/__overlay__", ""),
     (Rule::OverlayMissing, "change.dts", "__overlay__ {\n\t\t\tmemory-add", "overlay {\n\t\t\tmemory-add", "/fragment@1", ""),
+    (Rule::OverlayContent, "change.dts", "cpu-add { cpu@16 {", "cpu-add { cpu@16 { socket = <1>;", "/fragment@1/__overlay__/cpu-add/cpu@16", "socket"),
     (Rule::OperationUnknown, "change.dts", "cpu-add { cpu@16", "cpu-give { cpu@16", "/fragment@1/__overlay__/cpu-give", ""),
     (Rule::OperationMisplaced, "change.dts", "\"/instances/web\"", "\"/instances\"", "/fragment@1/__overlay__/cpu-add", ""),
     (Rule::ItemIgnored, "change.dts", "cpu-add { cpu@16", "cpu-add { core@16", "/fragment@1/__overlay__/cpu-add/core@16", ""),

@@ -70,6 +70,211 @@ fn refused(text: &str) -> (usize, usize, DtsFault) {
     (error.position.line, error.position.column, error.fault)
 }
 
+/// What dtc makes of a text; nothing when it refuses it.
+fn dtc_reads(text: &str) -> Option<Vec<u8>> {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("text.dts");
+    std::fs::write(&file, text).unwrap();
+    let output = Command::new("dtc")
+        .args(["-q", "-q", "-I", "dts", "-O", "dtb"])
+        .arg(file)
+        .output()
+        .expect("dtc is installed by scripts/setup");
+    output.status.success().then_some(output.stdout)
+}
+
+/// Texts without their first line, `/dts-v1/;`.
+const CORNERS: &[&str] = &[
+    // Deletions: dtc takes a new node as it stands, and lays another over what is there.
+    "/ { a; /delete-property/ a; };",
+    "/ { }; / { a; /delete-property/ a; };",
+    "/ { /delete-property/ a; a = <1>; };",
+    "/ { n { }; /delete-node/ n; };",
+    "/ { /delete-node/ n; n { }; };",
+    "/ { }; / { n { }; /delete-node/ n; };",
+    "/ { n { }; /delete-property/ a; };",
+    "/ { /delete-node/ n; a; };",
+    "/ { a = <1>; b; }; / { /delete-property/ a; a = <2>; };",
+    "/ { n { x; }; m { }; }; / { /delete-node/ n; n { y; x; }; };",
+    "/ { n { a; k { }; }; m { }; }; / { /delete-node/ n; }; / { n { k { }; }; };",
+    "/ { l: n { }; m { }; }; /delete-node/ &l; / { l: o { }; };",
+    "/ { l: n { }; }; /delete-node/ &l; / { a = &l; };",
+    "/ { l: n { }; }; / { l: o { }; }; /delete-node/ &{/n}; &l { x; };",
+    "/ { n { l: k { }; }; }; /delete-node/ &{/n}; &l { x; };",
+    // What is laid over may repeat itself.
+    "/ { a; a; };",
+    "/ { }; / { a = <1>; a = <2>; n { x; }; n { y; }; };",
+    "/ { n { }; n { }; };",
+    // Phandles.
+    "/ { a = <&l &m>; l: n { linux,phandle = <1>; }; m: m { }; };",
+    "/ { a = <&l &m>; l: n { linux,phandle = <0x2000>; }; m: m { }; };",
+    "/ { n { phandle = <3>; linux,phandle = <3>; }; };",
+    "/ { n { phandle = <3>; linux,phandle = <4>; }; };",
+    "/ { l: n { phandle = <&l>; }; };",
+    "/ { l: n { phandle = <&{/n}>; }; m { phandle = <1>; }; };",
+    "/ { l: n { }; m { phandle = <&l>; }; };",
+    "/ { n { phandle = <0>; }; };",
+    "/ { n { phandle = <(-1)>; }; };",
+    "/ { n { phandle = <1 2>; }; };",
+    "/ { n { phandle = <1>; }; m { linux,phandle = <1>; }; };",
+    // The CPU that boots.
+    "/ { cpus { cpu@900 { reg = <0x900>; }; cpu@1 { reg = <1>; }; }; };",
+    "/ { cpus { cpu@900 { reg = <0x0 0x900>; }; }; };",
+    "/ { l: cpus { cpu@9 { reg = <&l>; }; }; };",
+    "/ { cpus { cpu@9 { reg = <9>; }; cpu@8 { reg = <8>; }; }; }; / { cpus { /delete-node/ cpu@9; }; };",
+    "/ { cpus@1 { cpu@9 { reg = <9>; }; }; };",
+    // Names.
+    "/ { name = \"\"; n@1 { name = \"n\"; }; };",
+    "/ { n@1 { name = \"n@1\"; }; };",
+    "/ { n { name = [6e]; }; };",
+    "/ { \\a = <1>; \\n { }; \\delete-node { }; };",
+    "/ { \\ = <1>; };",
+    "/ { a@b = <1>; };",
+    "/ { n#1 { }; };",
+    "/ { n@1@2 { }; };",
+    "/ { a#b?c*d+e = <1>; };",
+    // Nodes that go when nothing points at them.
+    "/ { /omit-if-no-ref/ l: n { }; };",
+    "/ { l: /omit-if-no-ref/ n { }; a = <&l>; };",
+    "/ { /omit-if-no-ref/ l: n { k { }; a = &l; }; };",
+    "/ { /omit-if-no-ref/ l: n { k = <&m>; }; m: m { }; };",
+    "/ { l: n { }; }; /omit-if-no-ref/ &l;",
+    "/ { n { }; }; / { /omit-if-no-ref/ n { }; };",
+    "/ { /omit-if-no-ref/ a; };",
+    "/ { n { }; }; /omit-if-no-ref/ &m;",
+    // Markers of lines, and comments.
+    "# 1 \"x.dtsi\"\n/ { };",
+    "#line 7 \"a \\\" b\" 1 2\n/ { # 2 \"y\"\n };",
+    "/ {\n# 2 \"y\"\n#size-cells = <1>;\n};",
+    "/ {\n#\t3\t\"y\" 1\na;\n};",
+    "/ { a = <1\n# 1 \"x\"\n2>; };",
+    "/ { }; // no newline",
+    "/ { }; // newline\n",
+    // Labels.
+    "l: / { };",
+    "/ { a: b: n { }; }; c: &a { x; }; &c { y; };",
+    "/ { n { }; }; a: b: &{/n} { };",
+    "/ { l: a; l: n { }; };",
+    "/ { l: a = <1>; b = l: <2>; };",
+    "/ { a = l1: <l2: 1 l3:> l4:, l5: [l6: 01 l7:] l8:; };",
+    "/ { a = [ab: 12 34cd:]; };",
+    "/ { a = [12cd34]; };",
+    "/ { a = [12 3]; };",
+    "/ { a = [12g4]; };",
+    "/ { l: a = <1>; }; / { l: a = <2>; };",
+    // The rest.
+    "/dts-v1/; / { };",
+    "&{/} { }; / { };",
+    "/ { a = /bits/ (8) <1>; };",
+    "/ { a = <(1 << 64) (1 >> 65) (1 << 63)>; };",
+    "/ { a = <0x100000000>; };",
+    "/memreserve/ 1 2; m: /memreserve/ 0x10 (3 + 4); / { };",
+    "/ { a = &{/}, &{/n/}; b = <&{/n}>; n { }; };",
+];
+
+#[test]
+fn corners_of_the_language_are_as_in_dtc() {
+    let mut wrong = Vec::new();
+    for corner in CORNERS {
+        let text = format!("/dts-v1/;\n{corner}");
+        let text = match corner.ends_with("no newline") {
+            true => text,
+            false => text + "\n",
+        };
+        let ours = dts::read(&text).map(|tree| dtb::write(&tree).unwrap());
+        let theirs = dtc_reads(&text);
+        if ours.as_ref().ok() != theirs.as_ref() {
+            let by = theirs.map_or("refused by dtc", |_| "read by dtc");
+            wrong.push(format!("{corner}\n  {by}; ours: {ours:x?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A tree that is written as text is read back the same, or it is not written.
+fn is_written_right(tree: &DeviceTree) -> bool {
+    match dts::write(tree) {
+        Ok(text) => {
+            let again = dts::read(&text).expect("what was written can be read");
+            assert_eq!(again.root(), tree.root());
+            let theirs = dtc_reads(&text).expect("dtc reads it too");
+            assert_eq!(dtb::read(&theirs).unwrap().root(), tree.root());
+            true
+        }
+        Err(_) => false,
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_not_written() {
+    use libkerf::tree::Node;
+    let of = |node: Node| DeviceTree::new(Node::new("").with_child(node));
+    let two = |name: &str| {
+        let child = || Node::new(name).with_u32("phandle", 7);
+        DeviceTree::new(
+            Node::new("")
+                .with_child(child())
+                .with_child(child().with_flag("x")),
+        )
+    };
+    // A node with a property twice, as only a blob can have it.
+    let blob = dtb::write(&of(Node::new("n").with_u32("a", 1).with_u32("b", 2))).unwrap();
+    let at = blob.windows(4).rposition(|w| w == b"a\0b\0").unwrap();
+    let mut twice = blob.clone();
+    twice[at + 2] = b'a';
+    let refused = [
+        two("n"),
+        of(Node::new("n@1@2")),
+        of(Node::new("n#")),
+        of(Node::new("n").with_flag("a@b")),
+        of(Node::new("n").with_u32("phandle", 0)),
+        of(Node::new("n").with_u32("phandle", u32::MAX)),
+        of(Node::new("n").with_flag("phandle")),
+        of(Node::new("n")
+            .with_u32("phandle", 1)
+            .with_u32("linux,phandle", 2)),
+        of(Node::new("n").with_text("name", "n")),
+        of(Node::new("n").with_text("name", "m")),
+        DeviceTree::new(
+            Node::new("")
+                .with_child(Node::new("n").with_u32("phandle", 7))
+                .with_child(Node::new("m").with_u32("phandle", 7)),
+        ),
+        dtb::read(&twice).unwrap(),
+    ];
+    for (number, tree) in refused.iter().enumerate() {
+        assert!(!is_written_right(tree), "{number}");
+    }
+    assert_eq!(dts::write(&two("n")).unwrap_err().path.as_str(), "/");
+    assert!(is_written_right(&of(Node::new("line")
+        .with_flag("#")
+        .with_flag("#line"))));
+}
+
+#[test]
+fn the_blobs_boot_cpu_is_in_a_comment() {
+    let text = "/dts-v1/;\n/ { cpus { cpu@9 { reg = <9>; }; }; };\n";
+    let blob = dtb::write(&dts::read(text).unwrap()).unwrap();
+    let printed = dts::write(&dtb::read(&blob).unwrap()).unwrap();
+    assert!(printed.contains("// boot_cpuid_phys: 0x9\n"), "{printed}");
+    assert_eq!(dts::read(&printed).unwrap(), dtb::read(&blob).unwrap());
+}
+
+#[test]
+fn reading_ends_when_it_is_not_wanted_any_more() {
+    use std::cell::Cell;
+    let text = format!("/dts-v1/;\n/ {{ a = <{}>; }};\n", "1 ".repeat(100_000));
+    let asked = Cell::new(0);
+    let twice = || {
+        asked.set(asked.get() + 1);
+        asked.get() < 3
+    };
+    let error = dts::read_while(&text, &twice).unwrap_err();
+    assert_eq!(error.fault, DtsFault::Stopped);
+    assert_eq!(asked.get(), 3, "it was not asked again");
+    assert!(error.position.column < 20_000, "{}", error.position);
+}
+
 #[test]
 fn errors_name_their_place() {
     let cases: &[(&str, usize, usize)] = &[

@@ -55,7 +55,7 @@ fn configure(ground: &Ground, name: &str, cpus: &[u64], devices: bool) {
     };
     let create = Operation::Create(Box::new(Create {
         instance,
-        host_tree: None,
+        ..Create::default()
     }));
     let mut fragments = vec![(Target::Instances, vec![create])];
     if devices {
@@ -148,10 +148,9 @@ async fn what_the_kernels_bookkeeping_needs_is_left_before_anything_is_written()
             memory_bytes: 4 * MIB,
             ..Default::default()
         };
-        let host_tree = None;
         Operation::Create(Box::new(Create {
             instance,
-            host_tree,
+            ..Create::default()
         }))
     };
     for n in 0..others {

@@ -15,6 +15,7 @@ from libkerf._libkerf import (
     Records,
     Report,
     State,
+    __version__,
     inspect_initrd,
     inspect_kernel,
 )
@@ -82,6 +83,7 @@ __all__ = [
     "UnreachableError",
     "UnsplittableError",
     "ValidationError",
+    "__version__",
     "inspect_initrd",
     "inspect_kernel",
 ]

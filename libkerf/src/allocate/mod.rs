@@ -174,7 +174,7 @@ pub fn instance(state: &State, machine: &Machine, request: &Request) -> Result<O
     };
     let create = Create {
         instance,
-        host_tree: None,
+        ..Create::default()
     };
     let operation = Operation::Create(Box::new(create));
     Ok(Overlay::new([(Target::Instances, vec![operation])]))

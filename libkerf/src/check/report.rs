@@ -2,12 +2,13 @@ use std::fmt;
 
 use super::{Rule, Severity, Stance};
 use crate::tree::NodePath;
+use serde::{Deserialize, Serialize};
 
 /// The most findings that a report keeps; more are counted.
 pub const MAX_FINDINGS: usize = 1000;
 
 /// One thing that is wrong with a tree, or may be.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Finding {
     /// The rule that it breaks.
     pub rule: Rule,
@@ -83,7 +84,7 @@ impl fmt::Display for Finding {
 }
 
 /// Everything that was found in a tree, in the order it was looked at.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Report {
     findings: Vec<Finding>,
     dropped: usize,

@@ -1,7 +1,9 @@
 //! The rules, and who enforces them.
 
+use serde::{Deserialize, Serialize};
+
 /// Whether a tree is refused for a finding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
 pub enum Severity {
     /// The tree is refused.
     Error,
@@ -10,7 +12,7 @@ pub enum Severity {
 }
 
 /// What the kernel or kerf does about a tree that breaks a rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
 pub enum Stance {
     /// Refuses it.
     Refuses,
@@ -23,7 +25,7 @@ pub enum Stance {
 macro_rules! rules {
     ($( $name:ident $id:literal $severity:ident $kernel:ident $kerf:ident $what:literal; )*) => {
         /// A rule about trees. The text of each is in `docs/libkerf.md`.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
         pub enum Rule {
             $( #[doc = $what] $name, )*
         }
@@ -219,7 +221,7 @@ rules! {
     LlcShared "llc-shared" Error Refuses Takes
         "Two instances have one cache way.";
     Virtio "virtio" Error Refuses Takes
-        "A virtio device has no device-id, no queues, or zero of them.";
+        "A virtio device has no device-id, or not 1 to 8 queues; or an instance has more than 16 such devices.";
 
     // Overlays.
     FragmentMissing "fragment-missing" Error Refuses Takes
@@ -236,11 +238,13 @@ rules! {
         "A fragment changes an instance that is not there.";
     OverlayMissing "overlay-missing" Error Refuses Takes
         "A fragment has no node __overlay__.";
-    OperationUnknown "operation-unknown" Warning Takes Takes
+    OverlayContent "overlay-content" Error Takes Takes
+        "An overlay has a node or property that is not known in this place: it would be lost when the overlay is written.";
+    OperationUnknown "operation-unknown" Error Takes Takes
         "A node under __overlay__ is no operation: the kernel ignores it.";
     OperationMisplaced "operation-misplaced" Error Refuses Takes
         "An operation stands under a target that does not have it.";
-    ItemIgnored "item-ignored" Warning Takes Takes
+    ItemIgnored "item-ignored" Error Takes Takes
         "An item of an operation is not called memory@, cpu@ or pci@: the kernel skips it.";
     InstanceTaken "instance-taken" Error Refuses Takes
         "The name of a new instance is taken.";

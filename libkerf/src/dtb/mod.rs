@@ -1,5 +1,6 @@
 //! Flattened device trees (DTB): bytes to [`DeviceTree`](crate::tree::DeviceTree) and back.
 
+mod ends;
 mod error;
 mod read;
 mod write;

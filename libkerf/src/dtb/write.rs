@@ -1,5 +1,6 @@
 use std::collections::HashMap;
 
+use super::ends::Ends;
 use super::{
     BEGIN_NODE, DtbError, DtbFault, END, END_NODE, HEADER_BYTES, LAST_COMPATIBLE, MAGIC,
     MAX_BLOB_BYTES, PROP, VERSION,
@@ -63,14 +64,18 @@ fn cell_of(size: usize) -> [u8; 4] {
 struct Writer {
     structure: Vec<u8>,
     strings: Vec<u8>,
+    ends: Ends,
     offsets: HashMap<String, u32>,
 }
 
 impl Writer {
     fn new(strings: &[u8]) -> Self {
+        let mut ends = Ends::default();
+        ends.add(strings, 0);
         Self {
             structure: Vec::new(),
             strings: strings.to_vec(),
+            ends,
             offsets: HashMap::new(),
         }
     }
@@ -129,10 +134,11 @@ impl Writer {
         if !writable(name) {
             return self.refuse(DtbFault::Unwritable(name.to_owned()));
         }
-        let at = find(&self.strings, name).unwrap_or_else(|| {
+        let at = self.ends.find(&self.strings, name).unwrap_or_else(|| {
             let end = self.strings.len();
             self.strings.extend_from_slice(name.as_bytes());
             self.strings.push(0);
+            self.ends.add(&self.strings, end);
             end
         });
         let Ok(offset) = u32::try_from(at) else {
@@ -146,13 +152,4 @@ impl Writer {
 /// Whether a name can stand in a blob and in a path.
 fn writable(name: &str) -> bool {
     !name.is_empty() && name.len() <= MAX_NAME_BYTES && !name.contains(['\0', '/'])
-}
-
-/// Where a string lies in a block of strings. It may be the end of another: libfdt and dtc share
-/// those as well.
-fn find(strings: &[u8], name: &str) -> Option<usize> {
-    let wanted = [name.as_bytes(), &[0]].concat();
-    strings
-        .windows(wanted.len())
-        .position(|there| there == wanted)
 }

@@ -71,8 +71,8 @@ pub enum DtsFault {
         /// Bits of the cell.
         bits: u32,
     },
-    /// An expression divides by zero or shifts too far.
-    #[error("the expression has no value: it divides by zero, or shifts by 64 or more")]
+    /// An expression divides by zero, or an escape has no value.
+    #[error("the expression has no value: it divides by zero")]
     Value,
     /// Parentheses or nodes lie too deep.
     #[error("more than {MAX_DEPTH} nodes or parentheses within each other")]
@@ -80,6 +80,21 @@ pub enum DtsFault {
     /// A name is too long.
     #[error("the name is longer than {MAX_NAME_BYTES} bytes")]
     Name,
+    /// A node or property cannot be called so.
+    #[error(
+        "{0:?} cannot be a name here: a node's may have letters, digits, one '@', and any of ,._+- ; a property's \
+         letters, digits, and any of ,._+*#?-"
+    )]
+    BadName(String),
+    /// A property gives a phandle that cannot be.
+    #[error("{0} is no phandle of this node: {1}")]
+    Handle(String, &'static str),
+    /// A property `name` says something else than the node's name.
+    #[error("the property name says something else than the node's name")]
+    NodeName,
+    /// Whoever wanted the tree wants it no more.
+    #[error("the reading was stopped")]
+    Stopped,
     /// A node has two properties or children of one name.
     #[error("{0:?} is there already; it can be changed in a node of its own below")]
     Twice(String),

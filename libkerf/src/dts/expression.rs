@@ -74,7 +74,6 @@ fn follows(rest: &str, operator: &str) -> bool {
 }
 
 fn apply(operator: &str, left: u64, right: u64) -> Option<u64> {
-    let shift = || u32::try_from(right).ok();
     Some(match operator {
         "||" => u64::from(left != 0 || right != 0),
         "&&" => u64::from(left != 0 && right != 0),
@@ -87,14 +86,28 @@ fn apply(operator: &str, left: u64, right: u64) -> Option<u64> {
         ">=" => u64::from(left >= right),
         "<" => u64::from(left < right),
         ">" => u64::from(left > right),
-        "<<" => left.checked_shl(shift()?)?,
-        ">>" => left.checked_shr(shift()?)?,
+        "<<" => shifted(right, |by| left.checked_shl(by)),
+        ">>" => shifted(right, |by| left.checked_shr(by)),
         "+" => left.wrapping_add(right),
         "-" => left.wrapping_sub(right),
         "*" => left.wrapping_mul(right),
         "/" => left.checked_div(right)?,
         _ => left.checked_rem(right)?,
     })
+}
+
+/// The result of a shift; nothing is left after one by 64 bits or more.
+fn shifted(by: u64, shift: impl Fn(u32) -> Option<u64>) -> u64 {
+    u32::try_from(by).ok().and_then(shift).unwrap_or(0)
+}
+
+/// A number without an expression, after space. None when none comes next.
+pub(super) fn plain_number(scan: &mut Scanner<'_>) -> Result<Option<u64>, DtsError> {
+    scan.space()?;
+    match scan.rest().starts_with(|c: char| c.is_ascii_digit()) {
+        true => literal(scan).map(Some),
+        false => Ok(None),
+    }
 }
 
 fn unary(scan: &mut Scanner<'_>, depth: usize) -> Result<u64, DtsError> {

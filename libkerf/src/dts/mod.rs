@@ -4,15 +4,17 @@
 //! multikernel is one file, and its overlays name their targets by path. The same source gives the
 //! same bytes as dtc.
 
+mod draft;
 mod error;
 mod expression;
 mod parse;
 mod print;
+mod resolve;
 mod scan;
 mod value;
 
 pub use error::{DtsError, DtsFault, Position};
-pub use parse::read;
+pub use parse::{read, read_while};
 pub use print::{Unprintable, write};
 
 /// The largest source that is read, in bytes.

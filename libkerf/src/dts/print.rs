@@ -1,55 +1,98 @@
+use std::collections::HashSet;
 use std::fmt::Write as _;
 
 use thiserror::Error;
 
-use super::scan::is_name;
-use crate::tree::{DeviceTree, Node, NodePath, Property};
+use super::scan::{is_node_name, is_property_name};
+use crate::tree::{DeviceTree, MAX_DEPTH, Node, NodePath, Property};
 
-/// A name that source text has no way to write.
+/// Something that source text has no way to say.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("{path}: source text cannot write the name {name:?}; the blob can")]
+#[error("{path}: source text cannot say {name:?}: {why}; the blob can")]
 pub struct Unprintable {
     /// The node that has it.
     pub path: NodePath,
-    /// The name.
+    /// The node's or the property's name.
     pub name: String,
+    /// Why the text could not be read back as this tree.
+    pub why: String,
 }
 
 /// The source of a tree: the text it was read from when it was not changed, else a text that gives
 /// the same tree. Values are shown as what they look like, since a tree does not say what they are.
 ///
+/// What is written is read back first: [`read`](super::read) takes it, and makes the same nodes of it. The blob's
+/// boot CPU is in a comment, as dtc writes it: source text says it in `/cpus`, or not at all.
+///
 /// # Errors
 ///
-/// A name that source text cannot write.
+/// Something that source text cannot say: a name, the same name twice, or a phandle that cannot be.
 pub fn write(tree: &DeviceTree) -> Result<String, Unprintable> {
     if let Some(text) = tree.unchanged_text() {
         return Ok(text.to_owned());
     }
-    let mut text = String::from("/dts-v1/;\n\n");
+    let mut text = String::from("/dts-v1/;\n");
+    let boot_cpu = tree.header().boot_cpu;
+    if boot_cpu != 0 {
+        let _ = writeln!(text, "// boot_cpuid_phys: {boot_cpu:#x}");
+    }
+    text.push('\n');
     for (base, size) in &tree.header().reservations {
         let _ = writeln!(text, "/memreserve/ {base:#x} {size:#x};");
     }
     node(&mut text, tree.root(), &NodePath::root(), 0)?;
-    Ok(text)
+    let why = match super::read(&text) {
+        Ok(again) if again.root() == tree.root() => return Ok(text),
+        Ok(_) => "read back, it says something else".to_owned(),
+        Err(error) => format!("read back, it is refused: {}", error.fault),
+    };
+    Err(unprintable(&NodePath::root(), "/", why))
+}
+
+fn unprintable(path: &NodePath, name: &str, why: impl Into<String>) -> Unprintable {
+    Unprintable {
+        path: path.clone(),
+        name: name.to_owned(),
+        why: why.into(),
+    }
 }
 
 fn node(out: &mut String, node: &Node, path: &NodePath, depth: usize) -> Result<(), Unprintable> {
     let indent = "\t".repeat(depth);
-    let name = if depth == 0 { "/" } else { node.name() };
     // The root has no name in source text; a blob may give it one.
-    if depth > 0 || !node.name().is_empty() {
-        let is_root = depth == 0;
-        check(if is_root { "/" } else { name }, path).map_err(|wrong| Unprintable {
-            name: node.name().to_owned(),
-            ..wrong
-        })?;
+    let is_named_right = match depth {
+        0 => node.name().is_empty(),
+        _ => is_node_name(node.name()),
+    };
+    if !is_named_right {
+        return Err(unprintable(path, node.name(), "no node is called so there"));
     }
+    if depth >= MAX_DEPTH {
+        return Err(unprintable(path, node.name(), "it lies too deep"));
+    }
+    let name = if depth == 0 { "/" } else { node.name() };
     let _ = writeln!(out, "{indent}{name} {{");
+    let mut names = HashSet::new();
     for property in node.properties() {
-        check(property.name(), path)?;
-        let _ = writeln!(out, "{indent}\t{}{};", property.name(), value(property));
+        let name = property.name();
+        if !is_property_name(name) {
+            return Err(unprintable(path, name, "no property is called so there"));
+        }
+        if !names.insert(name) {
+            return Err(unprintable(path, name, "the node has two such properties"));
+        }
+        if name == "name" {
+            let why = "a property of this name stands for the node's own";
+            return Err(unprintable(path, name, why));
+        }
+        let _ = writeln!(out, "{indent}\t{name}{};", value(property));
     }
+    let mut names = HashSet::new();
     for child in node.children() {
+        if !names.insert(child.name()) {
+            let why = "two nodes of this name lie beside each other";
+            return Err(unprintable(path, child.name(), why));
+        }
         if !out.ends_with("{\n") {
             out.push('\n');
         }
@@ -57,16 +100,6 @@ fn node(out: &mut String, node: &Node, path: &NodePath, depth: usize) -> Result<
     }
     let _ = writeln!(out, "{indent}}};");
     Ok(())
-}
-
-fn check(name: &str, path: &NodePath) -> Result<(), Unprintable> {
-    if !name.is_empty() && name.chars().all(is_name) {
-        return Ok(());
-    }
-    Err(Unprintable {
-        path: path.clone(),
-        name: name.to_owned(),
-    })
 }
 
 /// ` = …`, or nothing for a property without bytes.

@@ -1,15 +1,38 @@
+use std::cell::Cell;
+
+use super::draft::Label;
 use super::{DtsError, DtsFault, Position};
 use crate::tree::MAX_NAME_BYTES;
+
+/// Whoever wants the tree is asked after so many steps whether it is wanted still.
+const STEPS: u32 = 4096;
 
 /// Reads a source from left to right.
 pub(super) struct Scanner<'a> {
     text: &'a str,
     at: usize,
+    go_on: &'a dyn Fn() -> bool,
+    steps: Cell<u32>,
 }
 
 impl<'a> Scanner<'a> {
-    pub(super) fn new(text: &'a str) -> Self {
-        Self { text, at: 0 }
+    pub(super) fn new(text: &'a str, go_on: &'a dyn Fn() -> bool) -> Self {
+        Self {
+            text,
+            at: 0,
+            go_on,
+            steps: Cell::new(0),
+        }
+    }
+
+    /// Counts a step of the work, and now and then asks whether to go on.
+    pub(super) fn step(&self) -> Result<(), DtsError> {
+        let steps = (self.steps.get() + 1) % STEPS;
+        self.steps.set(steps);
+        match steps == 0 && !(self.go_on)() {
+            true => self.fail(DtsFault::Stopped),
+            false => Ok(()),
+        }
     }
 
     pub(super) fn at(&self) -> usize {
@@ -31,19 +54,33 @@ impl<'a> Scanner<'a> {
         })
     }
 
-    /// Skips white space and comments.
+    /// Skips white space, comments, and markers of lines, as a preprocessor leaves them: `# 1 "file"`.
     pub(super) fn space(&mut self) -> Result<(), DtsError> {
+        self.step()?;
         loop {
             let rest = self.rest();
             let trimmed = rest.trim_start_matches([' ', '\t', '\r', '\n', '\x0b', '\x0c']);
             self.at += rest.len() - trimmed.len();
             if trimmed.starts_with("//") {
-                self.at += trimmed.find('\n').unwrap_or(trimmed.len());
+                match trimmed.find('\n') {
+                    Some(end) => self.at += end + 1,
+                    None => {
+                        return self.fail(DtsFault::Unended("last comment, without a newline,"));
+                    }
+                }
             } else if let Some(comment) = trimmed.strip_prefix("/*") {
                 match comment.find("*/") {
                     Some(end) => self.at += end + 4,
                     None => return self.fail(DtsFault::Unended("comment")),
                 }
+            } else if trimmed.starts_with('#') && self.text[..self.at].ends_with('\n') {
+                match marker(trimmed) {
+                    Some(length) => self.at += length,
+                    None => return Ok(()),
+                }
+            } else if trimmed.starts_with("/include/") {
+                let instead = "put it all into one text";
+                return self.fail(DtsFault::Unsupported("/include/", instead));
             } else {
                 return Ok(());
             }
@@ -87,6 +124,10 @@ impl<'a> Scanner<'a> {
     pub(super) fn name(&mut self) -> Result<&'a str, DtsError> {
         self.space()?;
         let start = self.at;
+        // What follows a backslash is a name, whatever it looks like.
+        if self.rest().starts_with('\\') {
+            self.at += 1;
+        }
         let name = self.take_while(is_name);
         if name.len() > MAX_NAME_BYTES {
             return self.fail_at(start, DtsFault::Name);
@@ -95,7 +136,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// Skips labels, after space, and says what they were.
-    pub(super) fn labels(&mut self) -> Result<Vec<&'a str>, DtsError> {
+    pub(super) fn labels(&mut self) -> Result<Vec<Label<'a>>, DtsError> {
         let mut labels = Vec::new();
         loop {
             self.space()?;
@@ -107,7 +148,7 @@ impl<'a> Scanner<'a> {
                 return Ok(labels);
             }
             self.at += 1;
-            labels.push(label);
+            labels.push((start, label));
         }
     }
 
@@ -144,11 +185,58 @@ impl Reference<'_> {
     }
 }
 
+/// The length of a marker that the text starts with: `#` or `#line`, a number, a file name, and perhaps flags.
+fn marker(text: &str) -> Option<usize> {
+    let blanks = |text: &str| -> Option<usize> {
+        let count = text
+            .bytes()
+            .take_while(|b| matches!(b, b' ' | b'\t'))
+            .count();
+        (count > 0).then_some(count)
+    };
+    let digits = |text: &str| -> Option<usize> {
+        let count = text.bytes().take_while(u8::is_ascii_digit).count();
+        (count > 0).then_some(count)
+    };
+    let rest = text.strip_prefix('#')?;
+    let rest = rest.strip_prefix("line").unwrap_or(rest);
+    let rest = &rest[blanks(rest)?..];
+    let rest = &rest[digits(rest)?..];
+    let rest = rest[blanks(rest)?..].strip_prefix('"')?;
+    let mut is_escaped = false;
+    let end = rest.bytes().position(|byte| {
+        let is_end = byte == b'"' && !is_escaped;
+        is_escaped = byte == b'\\' && !is_escaped;
+        is_end
+    })?;
+    let mut rest = &rest[end + 1..];
+    while let Some(flag) = blanks(rest).and_then(|n| Some(n + digits(&rest[n..])?)) {
+        rest = &rest[flag..];
+    }
+    Some(text.len() - rest.len())
+}
+
 /// Whether a source may have this character in the name of a node or property.
-pub(super) fn is_name(c: char) -> bool {
+fn is_name(c: char) -> bool {
     c.is_ascii_alphanumeric() || ",._+*#?@-".contains(c)
 }
 
-fn is_label(c: char) -> bool {
+/// Whether a node may be called so.
+pub(super) fn is_node_name(name: &str) -> bool {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || ",._+-@".contains(c);
+    is_short(name) && name.chars().all(is_part) && name.matches('@').count() < 2
+}
+
+/// Whether a property may be called so.
+pub(super) fn is_property_name(name: &str) -> bool {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || ",._+*#?-".contains(c);
+    is_short(name) && name.chars().all(is_part)
+}
+
+fn is_short(name: &str) -> bool {
+    !name.is_empty() && name.len() <= MAX_NAME_BYTES
+}
+
+pub(super) fn is_label(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '_'
 }

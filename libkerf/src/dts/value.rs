@@ -1,6 +1,7 @@
 //! What stands right of `=`.
 
-use super::scan::{Reference, Scanner};
+use super::draft::Label;
+use super::scan::{Reference, Scanner, is_label};
 use super::{DtsError, DtsFault, expression};
 use crate::dtb::MAX_BLOB_BYTES;
 
@@ -13,20 +14,45 @@ pub(super) enum Part<'a> {
     Handle(usize, Reference<'a>),
 }
 
-/// The parts up to the `;`, which is left.
-pub(super) fn read<'a>(scan: &mut Scanner<'a>) -> Result<Vec<Part<'a>>, DtsError> {
+/// The value when it is one cell, before its references are known: all bits are set in one.
+pub(super) fn cell(parts: &[Part<'_>]) -> Option<u32> {
+    let mut cell = Vec::new();
+    for part in parts {
+        match part {
+            Part::Bytes(bytes) if cell.len() + bytes.len() <= 4 => cell.extend_from_slice(bytes),
+            Part::Handle(..) if cell.is_empty() => cell.extend_from_slice(&[0xff; 4]),
+            _ => return None,
+        }
+    }
+    Some(u32::from_be_bytes(cell.try_into().ok()?))
+}
+
+/// Whether there is the phandle of a node among the parts.
+pub(super) fn has_handle(parts: &[Part<'_>]) -> bool {
+    parts.iter().any(|part| matches!(part, Part::Handle(..)))
+}
+
+/// The parts up to the `;`, which is left. Labels within go to `labels`.
+pub(super) fn read<'a>(
+    scan: &mut Scanner<'a>,
+    labels: &mut Vec<Label<'a>>,
+) -> Result<Vec<Part<'a>>, DtsError> {
     let mut parts = Vec::new();
     loop {
-        scan.labels()?;
-        element(scan, &mut parts)?;
-        scan.labels()?;
+        labels.append(&mut scan.labels()?);
+        element(scan, &mut parts, labels)?;
+        labels.append(&mut scan.labels()?);
         if !scan.eat(",")? {
             return Ok(parts);
         }
     }
 }
 
-fn element<'a>(scan: &mut Scanner<'a>, parts: &mut Vec<Part<'a>>) -> Result<(), DtsError> {
+fn element<'a>(
+    scan: &mut Scanner<'a>,
+    parts: &mut Vec<Part<'a>>,
+    labels: &mut Vec<Label<'a>>,
+) -> Result<(), DtsError> {
     if scan.eat("\"")? {
         let mut text = quoted(scan, '"')?;
         text.push(0);
@@ -34,7 +60,7 @@ fn element<'a>(scan: &mut Scanner<'a>, parts: &mut Vec<Part<'a>>) -> Result<(), 
         return Ok(());
     }
     if scan.eat("[")? {
-        parts.push(Part::Bytes(bytes(scan)?));
+        parts.push(Part::Bytes(bytes(scan, labels)?));
         return Ok(());
     }
     if scan.eat("&")? {
@@ -48,7 +74,7 @@ fn element<'a>(scan: &mut Scanner<'a>, parts: &mut Vec<Part<'a>>) -> Result<(), 
     let mut bits = 32;
     if scan.eat("/bits/")? {
         let at = scan.at();
-        bits = match expression::number(scan)? {
+        bits = match expression::plain_number(scan)? {
             Some(8) => 8,
             Some(16) => 16,
             Some(32) => 32,
@@ -57,13 +83,18 @@ fn element<'a>(scan: &mut Scanner<'a>, parts: &mut Vec<Part<'a>>) -> Result<(), 
         };
     }
     scan.expect("<", "a value: \"text\", <cells>, [bytes] or &label")?;
-    cells(scan, bits, parts)
+    cells(scan, bits, parts, labels)
 }
 
-fn cells<'a>(scan: &mut Scanner<'a>, bits: u32, parts: &mut Vec<Part<'a>>) -> Result<(), DtsError> {
+fn cells<'a>(
+    scan: &mut Scanner<'a>,
+    bits: u32,
+    parts: &mut Vec<Part<'a>>,
+    labels: &mut Vec<Label<'a>>,
+) -> Result<(), DtsError> {
     let mut bytes = Vec::new();
     while !scan.eat(">")? {
-        scan.labels()?;
+        labels.append(&mut scan.labels()?);
         if bits == 32 && scan.eat("&")? {
             let at = scan.at();
             parts.push(Part::Bytes(std::mem::take(&mut bytes)));
@@ -93,21 +124,36 @@ fn cells<'a>(scan: &mut Scanner<'a>, bits: u32, parts: &mut Vec<Part<'a>>) -> Re
 }
 
 /// Bytes in hexadecimal, up to and with the `]`.
-fn bytes(scan: &mut Scanner<'_>) -> Result<Vec<u8>, DtsError> {
+fn bytes<'a>(scan: &mut Scanner<'a>, labels: &mut Vec<Label<'a>>) -> Result<Vec<u8>, DtsError> {
     let mut bytes = Vec::new();
-    loop {
-        scan.labels()?;
-        if scan.eat("]")? {
-            return Ok(bytes);
+    while !scan.eat("]")? {
+        let start = scan.at();
+        let word = scan.take_while(is_label);
+        // A label may follow bytes without space: it starts where a byte could, with a letter.
+        let is_label = scan.rest().starts_with(':');
+        let mut at = 0;
+        while at < word.len() {
+            let pair = word.get(at..at + 2).unwrap_or("");
+            if is_label && !word[at..].starts_with(|c: char| c.is_ascii_digit()) {
+                labels.push((start + at, &word[at..]));
+                scan.take();
+                break;
+            }
+            match u8::from_str_radix(pair, 16) {
+                Ok(byte) => bytes.push(byte),
+                Err(_) => return bad_byte(scan, start + at),
+            }
+            at += 2;
         }
-        let pair = scan.rest().get(..2).unwrap_or("");
-        match u8::from_str_radix(pair, 16) {
-            Ok(byte) if pair.chars().all(|c| c.is_ascii_hexdigit()) => bytes.push(byte),
-            _ => return scan.fail(DtsFault::Expected("two hexadecimal digits, or ']'")),
+        if word.is_empty() || is_label && at == word.len() {
+            return bad_byte(scan, scan.at());
         }
-        scan.take();
-        scan.take();
     }
+    Ok(bytes)
+}
+
+fn bad_byte<T>(scan: &Scanner<'_>, at: usize) -> Result<T, DtsError> {
+    scan.fail_at(at, DtsFault::Expected("two hexadecimal digits, or ']'"))
 }
 
 /// The bytes of a text whose opening quote was taken, up to and with the closing one.

@@ -6,11 +6,14 @@
 
 mod scan;
 
+use std::collections::HashMap;
+
 use thiserror::Error;
 
 use crate::model::{
     Chunk, Device, DeviceKind, DeviceReference, Instance, PciAddress, Resources, System,
 };
+use crate::tree::MAX_DEPTH;
 use scan::{after, block, brace_end, flag, number_list, word_before};
 
 /// The largest text that is read, in bytes.
@@ -32,6 +35,9 @@ pub enum KerfTextError {
     /// More than [`MAX_TEXT_BYTES`].
     #[error("kerf text: {0} bytes; at most {MAX_TEXT_BYTES} are read")]
     TooLarge(usize),
+    /// Braces lie too deep.
+    #[error("kerf text: more than {MAX_DEPTH} braces within each other")]
+    Depth,
     /// A part that must be there.
     #[error("kerf text: no {0}")]
     Missing(&'static str),
@@ -56,6 +62,7 @@ pub fn read(text: &str) -> Result<KerfText, KerfTextError> {
     if text.len() > MAX_TEXT_BYTES {
         return Err(KerfTextError::TooLarge(text.len()));
     }
+    check_depth(text)?;
     let mut remarks = Vec::new();
     let resources = read_resources(text, &mut remarks)?;
     let system = System {
@@ -64,6 +71,57 @@ pub fn read(text: &str) -> Result<KerfText, KerfTextError> {
         references: read_references(text),
     };
     Ok(KerfText { system, remarks })
+}
+
+/// Refuses braces that lie too deep. What is read below is read once for each brace around it.
+fn check_depth(text: &str) -> Result<(), KerfTextError> {
+    let mut depth = 0_usize;
+    for byte in text.bytes() {
+        match byte {
+            b'{' if depth == MAX_DEPTH => return Err(KerfTextError::Depth),
+            b'{' => depth += 1,
+            b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Things by name; of two of one name the later one counts.
+struct ByName<'a, T> {
+    all: Vec<Option<T>>,
+    places: HashMap<&'a str, usize>,
+}
+
+impl<'a, T> ByName<'a, T> {
+    fn new() -> Self {
+        Self {
+            all: Vec::new(),
+            places: HashMap::new(),
+        }
+    }
+
+    /// Adds it behind all others, and takes out an earlier one.
+    fn push(&mut self, name: &'a str, thing: T) {
+        if let Some(earlier) = self.places.insert(name, self.all.len()) {
+            self.all[earlier] = None;
+        }
+        self.all.push(Some(thing));
+    }
+
+    /// Puts it in the place of an earlier one, and says whether there was one.
+    fn replace(&mut self, name: &'a str, thing: T) -> bool {
+        let earlier = self.places.get(name).copied();
+        match earlier {
+            Some(place) => self.all[place] = Some(thing),
+            None => self.push(name, thing),
+        }
+        earlier.is_some()
+    }
+
+    fn into_vec(self) -> Vec<T> {
+        self.all.into_iter().flatten().collect()
+    }
 }
 
 fn read_resources(text: &str, remarks: &mut Vec<String>) -> Result<Resources, KerfTextError> {
@@ -97,7 +155,7 @@ fn read_devices(resources: &str, remarks: &mut Vec<String>) -> Result<Vec<Device
     let Some(own) = block(resources, "devices") else {
         return Ok(Vec::new());
     };
-    let mut devices: Vec<Device> = Vec::new();
+    let mut devices = ByName::new();
     for (open, _) in own.match_indices('{') {
         let Some(name) = word_before(&own[..open]) else {
             continue;
@@ -106,17 +164,13 @@ fn read_devices(resources: &str, remarks: &mut Vec<String>) -> Result<Vec<Device
             continue;
         };
         let device = read_device(name, &own[open + 1..open + end])?;
-        match devices.iter_mut().find(|there| there.name == name) {
-            Some(there) => {
-                remarks.push(format!(
-                    "two devices are called {name:?}: the first is lost"
-                ));
-                *there = device;
-            }
-            None => devices.push(device),
+        if devices.replace(name, device) {
+            remarks.push(format!(
+                "two devices are called {name:?}: the first is lost"
+            ));
         }
     }
-    Ok(devices)
+    Ok(devices.into_vec())
 }
 
 fn read_device(name: &str, text: &str) -> Result<Device, KerfTextError> {
@@ -154,7 +208,7 @@ fn read_instances(text: &str, remarks: &mut Vec<String>) -> Vec<Instance> {
         return Vec::new();
     };
     let lines: Vec<&str> = own.split('\n').collect();
-    let mut instances: Vec<Instance> = Vec::new();
+    let mut instances = ByName::new();
     // The end of the last instance: what lies within it is not lost.
     let mut end = 0;
     for (number, line) in lines.iter().enumerate() {
@@ -179,8 +233,7 @@ fn read_instances(text: &str, remarks: &mut Vec<String>) -> Vec<Instance> {
         match read_instance(name, &inner.join("\n")) {
             Some(instance) => {
                 end = number + length;
-                instances.retain(|there| there.name != name);
-                instances.push(instance);
+                instances.push(name, instance);
             }
             None if number >= end => {
                 remarks.push(format!(
@@ -190,7 +243,7 @@ fn read_instances(text: &str, remarks: &mut Vec<String>) -> Vec<Instance> {
             None => {}
         }
     }
-    instances
+    instances.into_vec()
 }
 
 /// How many lines a node has, the one that closes it included.
@@ -251,7 +304,7 @@ fn read_instance(name: &str, text: &str) -> Option<Instance> {
 
 /// Names for virtual functions and namespaces: `eth0_vf1: net-vf@1 { parent = <&eth0>; vf-id = <1>; };`
 fn read_references(text: &str) -> Vec<DeviceReference> {
-    let mut references: Vec<DeviceReference> = Vec::new();
+    let mut references = ByName::new();
     // Where the last one ends: what lies within it is no other.
     let mut end = 0;
     for (colon, _) in text.match_indices(':') {
@@ -283,10 +336,9 @@ fn read_references(text: &str) -> Vec<DeviceReference> {
             function: number("_vf", "vf-id"),
             namespace: number("_ns", "namespace-id"),
         };
-        references.retain(|there| there.name != name);
-        references.push(reference);
+        references.push(name, reference);
     }
-    references
+    references.into_vec()
 }
 
 /// A decimal number between angle brackets, with nothing else there.

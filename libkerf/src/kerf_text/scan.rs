@@ -8,13 +8,24 @@ pub(super) fn all_after<'a>(
     open: char,
     close: char,
 ) -> impl Iterator<Item = &'a str> + 'a {
+    // The last `close` that was found: for all that opens before it, it is the next one.
+    let mut known: Option<usize> = None;
     text.match_indices(key).filter_map(move |(at, _)| {
         let mut rest = text[at + key.len()..].trim_start();
         if open != '{' {
             rest = rest.strip_prefix('=')?.trim_start();
         }
         let inner = rest.strip_prefix(open)?;
-        let end = inner.find(close)?;
+        let start = text.len() - inner.len();
+        let close_at = match known {
+            Some(there) if there >= start => there,
+            _ => inner.find(close).map_or(text.len(), |end| start + end),
+        };
+        known = Some(close_at);
+        let end = close_at - start;
+        if start + end == text.len() {
+            return None;
+        }
         (end > 0).then(|| &inner[..end])
     })
 }

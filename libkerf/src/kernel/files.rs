@@ -137,14 +137,22 @@ impl Kernel {
         Ok(names)
     }
 
+    /// The tree that the kernel serves for one instance.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read, or is no device tree.
+    pub fn instance_tree(&self, name: &str) -> Result<DeviceTree, KernelError> {
+        read_tree(&self.instance_path(name).join("device_tree"))
+    }
+
     /// What one instance has.
     ///
     /// # Errors
     ///
     /// When its tree cannot be read, or is none of an instance.
     pub fn instance(&self, name: &str) -> Result<Instance, KernelError> {
-        let tree = read_tree(&self.instance_path(name).join("device_tree"))?;
-        match check::instance(&tree) {
+        match check::instance(&self.instance_tree(name)?) {
             (Some(instance), _) => Ok(instance),
             (None, report) => Err(KernelError::Invalid(report)),
         }

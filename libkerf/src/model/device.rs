@@ -1,9 +1,10 @@
 use super::pci::{self, PciAddress};
 use super::{At, By, Reader};
 use crate::check::{Finding, Rule, Stance};
+use serde::{Deserialize, Serialize};
 
 /// A device that the pool has, or is to get.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Device {
     /// The node's name, which instances refer to.
     pub name: String,
@@ -18,7 +19,7 @@ pub struct Device {
 }
 
 /// What a device is for the kernel.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub enum DeviceKind {
     /// On a PCI bus.
     Pci(PciAddress),

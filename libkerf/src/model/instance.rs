@@ -1,9 +1,10 @@
-use super::{At, By, Reader};
+use super::{At, By, Reader, Virtio};
 use crate::check::{Finding, Rule, Stance};
 use crate::tree::Shape;
+use serde::{Deserialize, Serialize};
 
 /// An instance: what it has, or is to get.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Instance {
     /// Its name.
     pub name: String,
@@ -29,12 +30,14 @@ pub struct Instance {
     pub llc_ways: Option<u32>,
     /// kerf's shared io_uring.
     pub uring: Option<Uring>,
+    /// Virtio devices that the host's kernel serves to it, in the order of the tree.
+    pub virtio: Vec<Virtio>,
     /// Whether the host may read its memory through `/proc/kcore`.
     pub host_kcore: bool,
 }
 
 /// Sizes of an instance's shared `io_uring`; none where kerf's defaults hold.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Uring {
     /// Entries of the submission queue.
     pub sq_entries: Option<u32>,
@@ -178,6 +181,7 @@ impl Instance {
             read.push(finding.of("memory-policy"));
         }
         self.llc_ways = read.u32(at, "llc-way-mask", By::Kernel);
+        self.virtio = Virtio::read(at, read);
         self.uring = at.child("uring").map(|uring| Uring {
             sq_entries: read.u32(&uring, "sq-entries", By::Kerf),
             cq_entries: read.u32(&uring, "cq-entries", By::Kerf),

@@ -5,15 +5,19 @@ mod device;
 mod instance;
 mod pci;
 mod reader;
+mod request;
 mod resources;
 mod system;
+mod virtio;
 mod write;
 
 pub use device::{Device, DeviceKind};
 pub use instance::{Instance, Uring};
 pub use pci::PciAddress;
+pub use request::NoRequest;
 pub use resources::{Chunk, MemoryRequest, NumaNode, Resources};
 pub use system::{DeviceReference, Kind, System};
+pub use virtio::{MAX_VIRTIO_DEVICES, MAX_VIRTIO_QUEUES, Virtio};
 
 pub(crate) use device::pci_address;
 pub(crate) use reader::{At, By, Reader, list};

@@ -1,7 +1,9 @@
+use serde::{Deserialize, Serialize};
+
 use std::fmt;
 
 /// Where a PCI function is: `0000:09:00.0`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 pub struct PciAddress {
     /// The domain.
     pub domain: u16,

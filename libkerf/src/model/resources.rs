@@ -1,8 +1,9 @@
 use super::{At, By, Device, MAX_NUMA_NODES, NO_NODE, PAGE_BYTES, PciAddress, Reader};
 use crate::check::{Finding, Rule, Stance};
+use serde::{Deserialize, Serialize};
 
 /// What a pool has, or is to get: the node `/resources`, and the devices beside it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Resources {
     /// Physical ids of all CPUs of the pool, in the order of the tree.
     pub cpus: Vec<u64>,
@@ -23,7 +24,7 @@ pub struct Resources {
 }
 
 /// Memory of the pool, contiguous.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 pub struct Chunk {
     /// Physical address.
     pub base: u64,
@@ -42,7 +43,7 @@ impl Chunk {
 }
 
 /// Memory that the pool is to get.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct MemoryRequest {
     /// Bytes.
     pub size: u64,
@@ -51,7 +52,7 @@ pub struct MemoryRequest {
 }
 
 /// A NUMA node of `/resources/topology`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct NumaNode {
     /// Its number.
     pub id: u32,

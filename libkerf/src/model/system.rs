@@ -1,6 +1,7 @@
 use super::{At, By, Instance, Reader, Resources};
 use crate::check::{Finding, Rule, Stance};
 use crate::tree::DeviceTree;
+use serde::{Deserialize, Serialize};
 
 /// What a tree is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,7 +40,7 @@ impl Kind {
 }
 
 /// A pool and its instances: what kerf calls the global tree.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct System {
     /// The pool.
     pub resources: Resources,
@@ -50,7 +51,7 @@ pub struct System {
 }
 
 /// A name for a virtual function or namespace of a device.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct DeviceReference {
     /// The node's name.
     pub name: String,

@@ -1,6 +1,6 @@
 //! Trees of what is known.
 
-use super::{DeviceKind, Instance, Resources, System};
+use super::{DeviceKind, Instance, Resources, System, Virtio};
 use crate::check;
 use crate::tree::{DeviceTree, Node, Property};
 
@@ -154,6 +154,7 @@ impl Instance {
         let devices = Some(self.devices.join(" ")).filter(|names| !names.is_empty());
         let devices = devices.map(|names| text("device-names", &names).bytes().to_vec());
         set(resources, "device-names", devices);
+        Virtio::write(&self.virtio, resources);
         if self.uring.is_none() {
             remove_children(resources, "uring");
         }
@@ -194,7 +195,7 @@ fn resources_of(node: &mut Node) -> &mut Node {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Uring;
+    use crate::model::{Uring, Virtio};
     use crate::{dtb, dts};
 
     fn full() -> Instance {
@@ -213,6 +214,12 @@ mod tests {
                 sq_entries: Some(64),
                 ..Uring::default()
             }),
+            virtio: vec![Virtio {
+                name: "net@0".to_owned(),
+                device_id: 1,
+                queues: 2,
+                queue_size: Some(256),
+            }],
             host_kcore: true,
             ..Instance::default()
         }

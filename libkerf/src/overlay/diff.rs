@@ -95,7 +95,7 @@ impl State {
                 None => {
                     let create = Create {
                         instance: instance.clone(),
-                        host_tree: None,
+                        ..Create::default()
                     };
                     getting.push((Target::Instances, vec![Operation::Create(Box::new(create))]));
                     let devices = self.addresses(&instance.devices)?;
@@ -126,6 +126,9 @@ impl State {
         }
         if after.llc_ways != before.llc_ways {
             return fixed("cache ways");
+        }
+        if after.virtio != before.virtio {
+            return fixed("virtio devices");
         }
         let mut sides = Sides::default();
         self.change_memory(before, after, &mut sides)?;

@@ -7,6 +7,8 @@
 mod apply;
 mod diff;
 mod read;
+mod reshape;
+mod rest;
 mod split;
 mod state;
 mod write;
@@ -17,6 +19,7 @@ pub use state::{State, Status};
 
 use crate::model::{Instance, PciAddress};
 use crate::tree::Node;
+use serde::{Deserialize, Serialize};
 
 /// The most bytes of an overlay that the kernel takes in one write. Its limit for an overlay is 1 MiB,
 /// but its file system hands on a page at a time, and the rest is cut. [`Overlay::split`] makes such of a
@@ -24,7 +27,7 @@ use crate::tree::Node;
 pub const MAX_OVERLAY_BYTES: usize = 4096;
 
 /// A change, of one or more fragments.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Overlay {
     /// What the transaction's directory says it is about, for people.
     pub note: Option<String>,
@@ -33,7 +36,7 @@ pub struct Overlay {
 }
 
 /// Operations on one target.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Fragment {
     /// What they are about.
     pub target: Target,
@@ -42,7 +45,7 @@ pub struct Fragment {
 }
 
 /// What a fragment changes.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
 pub enum Target {
     /// The pool: what is added comes from the host.
     Pool,
@@ -65,7 +68,7 @@ impl Target {
 }
 
 /// One operation. Names are from the target's view.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub enum Operation {
     /// Makes an instance out of what the pool has free.
     Create(Box<Create>),
@@ -86,16 +89,18 @@ pub enum Operation {
 }
 
 /// A new instance.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Create {
     /// What it is to have. Where its memory is the kernel decides; devices are given separately.
     pub instance: Instance,
     /// What it is to know of the host, for its `/chosen` node.
     pub host_tree: Option<Node>,
+    /// What its node says beyond this: written back as it was read.
+    pub rest: Option<Node>,
 }
 
 /// Memory that is given or taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct MemoryMove {
     /// Physical address. None for memory that the pool gets: the kernel picks it.
     pub base: Option<u64>,
@@ -108,7 +113,7 @@ pub struct MemoryMove {
 }
 
 /// A CPU that is given or taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct CpuMove {
     /// Physical id.
     pub id: u64,
@@ -119,7 +124,7 @@ pub struct CpuMove {
 }
 
 /// A device that is given or taken.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct DeviceMove {
     /// Where it is.
     pub address: PciAddress,

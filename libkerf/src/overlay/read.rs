@@ -1,3 +1,6 @@
+use std::collections::HashSet;
+
+use super::rest::{self, only};
 use super::{CpuMove, Create, DeviceMove, Fragment, MemoryMove, Operation, Overlay, Target};
 use crate::check::{self, Finding, Rule, Stance};
 use crate::model::{At, By, Instance, Reader, check_size, numa_node_id, pci_address};
@@ -19,14 +22,22 @@ impl Overlay {
             .node
             .property("mk,resources")
             .and_then(|p| p.text().ok());
+        only(
+            &root,
+            &["compatible", "mk,resources"],
+            |child| child.name().starts_with("fragment@"),
+            read,
+        );
+        rest::check_root(&root, read);
         let mut fragments: Vec<(u32, Fragment)> = Vec::new();
+        let mut units = HashSet::new();
         let mut any = false;
         for node in root.node.children_with_prefix("fragment@") {
             any = true;
             let at = root.enter(node);
             let unit = unit_address(&at, read);
             if let Some(unit) = unit
-                && fragments.iter().any(|(there, _)| *there == unit)
+                && !units.insert(unit)
             {
                 let problem = format!("there is another fragment@{unit:x}");
                 let advice = "number the fragments in the order they are to run";
@@ -84,22 +95,27 @@ impl Fragment {
             ));
             return None;
         };
+        only(
+            at,
+            &["target-path"],
+            |child| std::ptr::eq(child, overlay.node),
+            read,
+        );
+        // The operations are looked at below.
+        only(&overlay, &[], |_| true, read);
         // Without a target all operations are read, for what is wrong with them.
         let order = Operation::order(target.as_ref().unwrap_or(&Target::Instances));
         let mut operations = Vec::new();
+        let mut run = Vec::new();
         for name in order {
             if let Some(node) = overlay.child(name) {
+                run.push(node.node);
                 let by = ByKerf::of(name, &overlay);
                 operations.extend(Operation::read(&node, name, target.as_ref(), by, read));
             }
         }
         for child in overlay.node.children() {
-            let is_run = order.iter().any(|name| {
-                overlay
-                    .node
-                    .child(name)
-                    .is_some_and(|node| std::ptr::eq(node, child))
-            });
+            let is_run = run.iter().any(|node| std::ptr::eq(*node, child));
             if !is_run {
                 let problem = "the kernel knows no such operation, or runs only the first of them";
                 let advice = format!("operations are {}", order.join(", "));
@@ -218,6 +234,12 @@ impl Operation {
             read.push(finding);
         }
         let of_pool = target == Some(&Target::Pool);
+        match name {
+            "instance-create" => {}
+            "instance-remove" => only(at, &["instance-name"], |_| false, read),
+            // What generation A wrote here is named as that.
+            _ => only(at, &["mk,instance"], |_| true, read),
+        }
         Some(match name {
             "instance-create" => Operation::Create(Box::new(Create::read(at, read)?)),
             "instance-remove" => Operation::Remove(instance_name(at, by, read)?),
@@ -246,6 +268,7 @@ fn items<T>(
     for node in at.node.children() {
         let child = at.enter(node);
         if node.name().starts_with(prefix) {
+            rest::check_item(&child, read);
             found.extend(item(&child, read));
         } else if !node.name().starts_with("region@") {
             let problem = format!("the kernel skips it: it is not called {prefix}N");
@@ -435,9 +458,11 @@ impl Create {
             .child("chosen")
             .and_then(|chosen| host_tree(&chosen, read));
         instance.name = name?;
+        let rest = rest::of_create(at.node, &instance);
         Some(Create {
             instance,
             host_tree,
+            rest,
         })
     }
 }
@@ -480,7 +505,6 @@ fn read_resources(instance: &mut Instance, at: &At<'_>, read: &mut Reader<'_>) {
         read.push(finding.of("device-names").judged(Stance::Refuses, kerf));
     }
     embedded_devices(at, read);
-    virtio(at, read);
     instance.read_preferences(at, read);
 }
 
@@ -521,24 +545,7 @@ fn embedded_devices(at: &At<'_>, read: &mut Reader<'_>) {
     }
 }
 
-fn virtio(at: &At<'_>, read: &mut Reader<'_>) {
-    let Some(devices) = at.child("virtio") else {
-        return;
-    };
-    for node in devices.node.children() {
-        let at = devices.enter(node);
-        let queues = node
-            .property("queues")
-            .and_then(|p| p.u32().ok())
-            .unwrap_or(0);
-        if node.property("device-id").is_none() || queues == 0 {
-            let problem = "a virtio device needs device-id and at least one of queues";
-            read.push(Finding::new(Rule::Virtio, at.path(), problem, "add them"));
-        }
-    }
-}
-
-const HOST_TREE: &str = "multikernel,host-tree";
+pub(super) const HOST_TREE: &str = "multikernel,host-tree";
 
 fn host_tree(at: &At<'_>, read: &mut Reader<'_>) -> Option<Node> {
     let others = at

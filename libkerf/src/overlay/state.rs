@@ -4,9 +4,10 @@ use super::Overlay;
 use crate::check::{self, Report};
 use crate::machine::{DEFAULT_MEMORY_BLOCK, Machine};
 use crate::model::{Instance, PciAddress, System};
+use serde::{Deserialize, Serialize};
 
 /// What an instance is doing, as the kernel's status file says it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
 pub enum Status {
     /// Made, without resources. The kernel never shows it.
     Empty,
@@ -55,7 +56,7 @@ impl Status {
 }
 
 /// A pool, its instances and what they do: what an overlay is applied to.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct State {
     /// Pool and instances. CPUs that are free are those that no instance has.
     pub system: System,

@@ -1,5 +1,6 @@
 use super::{Create, DeviceMove, Fragment, MemoryMove, Operation, Overlay, Target};
 use crate::dtb::{self, DtbError};
+use crate::model::Virtio;
 use crate::tree::{DeviceTree, Node, Property};
 
 impl Overlay {
@@ -118,13 +119,18 @@ impl DeviceMove {
 impl Create {
     fn to_node(&self) -> Node {
         let instance = &self.instance;
-        let mut node = Node::new("instance-create").with_text("instance-name", &instance.name);
+        let mut node = self.rest.clone().unwrap_or_default();
+        let mut node = {
+            node.set_name("instance-create");
+            node.with_text("instance-name", &instance.name)
+        };
         if let Some(id) = instance.id {
             node = node.with_u32("id", id);
         }
-        node.push(self.resources());
+        self.write_resources(node.child_or_new("resources"));
         if instance.host_kcore {
-            node.push(Node::new("options").with_flag("enable-host-kcore"));
+            let options = node.child_or_new("options");
+            options.set(Property::new("enable-host-kcore", []));
         }
         if let Some(tree) = &self.host_tree {
             node.push(Node::new("chosen").with_child(tree.clone()));
@@ -132,9 +138,9 @@ impl Create {
         node
     }
 
-    fn resources(&self) -> Node {
+    fn write_resources(&self, resources: &mut Node) {
         let instance = &self.instance;
-        let mut node = Node::new("resources");
+        let mut node = std::mem::take(resources);
         if !instance.cpus.is_empty() {
             node = node.with_u64_list("cpus", &instance.cpus);
         }
@@ -156,20 +162,22 @@ impl Create {
         if let Some(ways) = instance.llc_ways {
             node = node.with_u32("llc-way-mask", ways);
         }
+        if !instance.virtio.is_empty() {
+            Virtio::write(&instance.virtio, &mut node);
+        }
         if let Some(uring) = &instance.uring {
             let sizes = [
                 ("sq-entries", uring.sq_entries),
                 ("cq-entries", uring.cq_entries),
                 ("shim-data-pages", uring.shim_pages),
             ];
-            let mut child = Node::new("uring");
+            let child = node.child_or_new("uring");
             for (name, size) in sizes {
                 if let Some(size) = size {
                     child.set(Property::new(name, size.to_be_bytes()));
                 }
             }
-            node.push(child);
         }
-        node
+        *resources = node;
     }
 }

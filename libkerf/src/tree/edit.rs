@@ -41,6 +41,11 @@ impl Node {
         self.children.push(child);
     }
 
+    /// Gives it another name.
+    pub fn set_name(&mut self, name: impl Into<String>) {
+        self.name = name.into();
+    }
+
     /// Takes the property of this name out.
     pub fn remove_property(&mut self, name: &str) -> Option<Property> {
         let at = self

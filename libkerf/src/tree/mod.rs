@@ -7,6 +7,7 @@ mod edit;
 mod path;
 mod value;
 
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 pub use path::NodePath;
@@ -20,7 +21,7 @@ pub const MAX_DEPTH: usize = 64;
 pub const MAX_NAME_BYTES: usize = 255;
 
 /// A device tree: its root, and what its blob says besides.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct DeviceTree {
     root: Node,
     header: Header,
@@ -28,7 +29,7 @@ pub struct DeviceTree {
 }
 
 /// What a blob carries besides its nodes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Header {
     /// The physical id of the CPU that boots, from the blob's header.
     pub boot_cpu: u32,
@@ -40,7 +41,7 @@ pub struct Header {
 }
 
 /// What a tree was read from. It is forgotten when the tree is changed.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 enum Origin {
     #[default]
     Made,
@@ -49,7 +50,7 @@ enum Origin {
 }
 
 /// A node: a name, properties, children, each in the order they were read.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Node {
     name: String,
     properties: Vec<Property>,
@@ -57,7 +58,7 @@ pub struct Node {
 }
 
 /// A property: a name and bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Property {
     // Shared: a large tree repeats few names.
     name: Arc<str>,

@@ -1,9 +1,10 @@
 //! Where a node lies, for messages and look-ups.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// The path of a node, as messages show it: `/instances/web/resources`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 pub struct NodePath(String);
 
 impl NodePath {

@@ -11,4 +11,5 @@ mod change;
 mod choice;
 mod exchange;
 mod ground;
+mod reshape;
 mod split;

@@ -138,6 +138,7 @@ fn create(instance: Instance, host_tree: Option<Node>) -> Overlay {
     let create = Create {
         instance,
         host_tree,
+        ..Create::default()
     };
     Overlay::new([(Target::Instances, vec![Operation::Create(Box::new(create))])])
 }

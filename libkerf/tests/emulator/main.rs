@@ -74,7 +74,7 @@ fn create(name: &str, cpus: &[u64]) -> Overlay {
     };
     let create = Create {
         instance,
-        host_tree: None,
+        ..Create::default()
     };
     Overlay::new([(Target::Instances, vec![Operation::Create(Box::new(create))])])
 }

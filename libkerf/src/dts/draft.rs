@@ -1,0 +1,252 @@
+//! The tree while its source is read: values may point at what is yet to come, and what was deleted keeps its
+//! place, which dtc gives to a node or property of the same name that comes later.
+//!
+//! Whatever a text deletes, names again and points at: each step is a look-up in a table, so that reading takes
+//! time in proportion to the text. A deletion visits nothing of what it deletes: a node counts in which of its
+//! lives something was said of it.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::scan::Reference;
+use super::value::Part;
+
+/// A node's number among the drafts.
+pub(super) type NodeId = usize;
+
+/// The root's number.
+pub(super) const ROOT: NodeId = 0;
+
+/// A node's life: each deletion of it ends one.
+type Life = u32;
+
+/// The life of a parent that no child is in.
+const NONE: Life = Life::MAX;
+
+/// A node while the text is read.
+#[derive(Default)]
+pub(super) struct Draft<'a> {
+    pub(super) name: &'a str,
+    /// It goes when nothing points at it (`/omit-if-no-ref/`).
+    pub(super) omit_unused: bool,
+    life: Life,
+    parent: NodeId,
+    /// The life of its parent that it is in.
+    within: Life,
+    labels: Vec<(Life, Label<'a>)>,
+    properties: Vec<DraftProperty<'a>>,
+    children: Vec<NodeId>,
+}
+
+/// A label, and where in the text it is.
+pub(super) type Label<'a> = (usize, &'a str);
+
+/// A property while the text is read.
+#[derive(Default)]
+pub(super) struct DraftProperty<'a> {
+    pub(super) name: &'a str,
+    /// Where in the text it was given its value.
+    pub(super) at: usize,
+    /// Its own labels.
+    pub(super) labels: Vec<Label<'a>>,
+    /// Those within its value.
+    pub(super) inner_labels: Vec<Label<'a>>,
+    pub(super) parts: Vec<Part<'a>>,
+    /// The life of its node that it is of.
+    life: Life,
+}
+
+impl<'a> DraftProperty<'a> {
+    /// A property without a value, before a node has it.
+    pub(super) fn new(name: &'a str, at: usize, labels: Vec<Label<'a>>) -> Self {
+        Self {
+            name,
+            at,
+            labels,
+            ..Self::default()
+        }
+    }
+}
+
+/// All nodes, and where each name is.
+pub(super) struct Drafts<'a> {
+    nodes: Vec<Draft<'a>>,
+    children: HashMap<(NodeId, &'a str), NodeId>,
+    properties: HashMap<(NodeId, &'a str), usize>,
+    /// The nodes that were given a label, in which life. In a text that is right one of them has it still.
+    labels: HashMap<&'a str, VecDeque<(NodeId, Life)>>,
+}
+
+impl<'a> Drafts<'a> {
+    pub(super) fn new() -> Self {
+        Self {
+            nodes: vec![Draft::default()],
+            children: HashMap::new(),
+            properties: HashMap::new(),
+            labels: HashMap::new(),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    pub(super) fn node(&self, id: NodeId) -> &Draft<'a> {
+        &self.nodes[id]
+    }
+
+    /// The child of this name, if there is one.
+    pub(super) fn child(&self, parent: NodeId, name: &str) -> Option<NodeId> {
+        let child = *self.children.get(&(parent, name))?;
+        (self.nodes[child].within == self.nodes[parent].life).then_some(child)
+    }
+
+    /// The children, in order.
+    pub(super) fn children(&self, parent: NodeId) -> impl Iterator<Item = NodeId> + '_ {
+        let Draft { life, children, .. } = &self.nodes[parent];
+        let is_there = |child: &NodeId| self.nodes[*child].within == *life;
+        children.iter().copied().filter(is_there)
+    }
+
+    /// The first child that there ever was, if it is there still.
+    pub(super) fn first_child(&self, parent: NodeId) -> Option<NodeId> {
+        let first = *self.nodes[parent].children.first()?;
+        (self.nodes[first].within == self.nodes[parent].life).then_some(first)
+    }
+
+    /// The properties of a node, in order.
+    pub(super) fn properties(&self, id: NodeId) -> impl Iterator<Item = &DraftProperty<'a>> {
+        let Draft {
+            life, properties, ..
+        } = &self.nodes[id];
+        properties.iter().filter(|property| property.life == *life)
+    }
+
+    /// The property of this name.
+    pub(super) fn property(&self, id: NodeId, name: &str) -> Option<&DraftProperty<'a>> {
+        let place = *self.properties.get(&(id, name))?;
+        let property = &self.nodes[id].properties[place];
+        (property.life == self.nodes[id].life).then_some(property)
+    }
+
+    /// The labels of a node.
+    pub(super) fn labels(&self, id: NodeId) -> impl Iterator<Item = &Label<'a>> {
+        let Draft { life, labels, .. } = &self.nodes[id];
+        let own = labels.iter().filter(move |(of, _)| of == life);
+        own.map(|(_, label)| label)
+    }
+
+    /// The child of this name, added or brought back if it is not there, and whether no node of this name ever was.
+    pub(super) fn open_child(&mut self, parent: NodeId, name: &'a str) -> (NodeId, bool) {
+        let within = self.nodes[parent].life;
+        if let Some(child) = self.children.get(&(parent, name)).copied() {
+            let draft = &mut self.nodes[child];
+            if draft.within != within {
+                // What was in it went with it.
+                draft.life += 1;
+                draft.within = within;
+            }
+            return (child, false);
+        }
+        let child = self.nodes.len();
+        self.nodes.push(Draft {
+            name,
+            parent,
+            within,
+            ..Draft::default()
+        });
+        self.nodes[parent].children.push(child);
+        self.children.insert((parent, name), child);
+        (child, true)
+    }
+
+    /// Lets a node go when nothing points at it.
+    pub(super) fn omit_unused(&mut self, id: NodeId) {
+        self.nodes[id].omit_unused = true;
+    }
+
+    pub(super) fn add_label(&mut self, id: NodeId, label: Label<'a>) {
+        let life = self.nodes[id].life;
+        self.nodes[id].labels.push((life, label));
+        let there = self.labels.entry(label.1).or_default();
+        there.push_back((id, life));
+    }
+
+    /// Sets a property: in the place of the one of its name, or behind all others.
+    pub(super) fn set_property(&mut self, id: NodeId, mut property: DraftProperty<'a>) {
+        let Draft {
+            life, properties, ..
+        } = &mut self.nodes[id];
+        property.life = *life;
+        let Some(place) = self.properties.get(&(id, property.name)) else {
+            self.properties
+                .insert((id, property.name), properties.len());
+            properties.push(property);
+            return;
+        };
+        let there = &mut properties[*place];
+        if there.life == *life {
+            // dtc keeps the labels of the property itself, and not those in its value.
+            let mut labels = std::mem::take(&mut there.labels);
+            labels.append(&mut property.labels);
+            property.labels = labels;
+        }
+        *there = property;
+    }
+
+    pub(super) fn delete_property(&mut self, id: NodeId, name: &str) {
+        if let Some(place) = self.properties.get(&(id, name)) {
+            self.nodes[id].properties[*place].life = NONE;
+        }
+    }
+
+    /// Deletes a node and all in it.
+    pub(super) fn delete(&mut self, id: NodeId) {
+        let draft = &mut self.nodes[id];
+        draft.life += 1;
+        draft.within = NONE;
+    }
+
+    /// The node that a reference means at this moment.
+    pub(super) fn find(&mut self, reference: Reference<'a>) -> Option<NodeId> {
+        let label = match reference {
+            Reference::Path(path) => return self.at_path(path),
+            Reference::Label(label) => label,
+        };
+        loop {
+            let (id, life) = *self.labels.get(label)?.front()?;
+            if self.nodes[id].life == life && self.is_there(id) {
+                return Some(id);
+            }
+            // That life is over.
+            self.labels.get_mut(label)?.pop_front();
+        }
+    }
+
+    /// The node at an absolute path.
+    pub(super) fn at_path(&self, path: &str) -> Option<NodeId> {
+        let mut parts = path.split('/').filter(|part| !part.is_empty());
+        parts.try_fold(ROOT, |node, part| self.child(node, part))
+    }
+
+    /// Whether a node was not deleted, nor one that it is in.
+    fn is_there(&self, mut id: NodeId) -> bool {
+        while id != ROOT {
+            let draft = &self.nodes[id];
+            if draft.within != self.nodes[draft.parent].life {
+                return false;
+            }
+            id = draft.parent;
+        }
+        true
+    }
+
+    /// Writes the path of a node; nothing for the root.
+    pub(super) fn write_path(&self, id: NodeId, bytes: &mut Vec<u8>) {
+        if id != ROOT {
+            let draft = &self.nodes[id];
+            self.write_path(draft.parent, bytes);
+            bytes.push(b'/');
+            bytes.extend_from_slice(draft.name.as_bytes());
+        }
+    }
+}

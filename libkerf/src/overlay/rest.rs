@@ -1,0 +1,166 @@
+//! What an overlay says beyond what is known: kept where a node may grow, refused by name elsewhere. Nothing
+//! that was read is missing, without a word, from what is written.
+
+use super::read::HOST_TREE;
+use crate::check::{Finding, Rule};
+use crate::model::{At, Instance, Reader};
+use crate::tree::Node;
+
+/// Reports properties of a node that are not among `known`, or repeat one, and children that `is_known` does
+/// not know.
+pub(super) fn only(
+    at: &At<'_>,
+    known: &[&str],
+    is_known: impl Fn(&Node) -> bool,
+    read: &mut Reader<'_>,
+) {
+    let mut found = Vec::new();
+    for property in at.node.properties() {
+        let name = property.name();
+        if known.contains(&name) && !found.contains(&name) {
+            found.push(name);
+            continue;
+        }
+        refuse(at, Some(name), read);
+    }
+    for child in at.node.children().iter().filter(|child| !is_known(child)) {
+        refuse(&at.enter(child), None, read);
+    }
+}
+
+fn refuse(at: &At<'_>, property: Option<&str>, read: &mut Reader<'_>) {
+    let problem = "it is not known here, and would be lost when the overlay is written";
+    let finding = Finding::new(Rule::OverlayContent, at.path(), problem, "take it out");
+    read.push(match property {
+        Some(name) => finding.of(name),
+        None => finding,
+    });
+}
+
+/// Reports what the root says otherwise than an overlay is written.
+pub(super) fn check_root(root: &At<'_>, read: &mut Reader<'_>) {
+    if let Some(compatible) = root.node.property("compatible")
+        && compatible.text() != Ok("linux,multikernel-overlay")
+    {
+        refuse(root, Some("compatible"), read);
+    }
+    if let Some(note) = root.node.property("mk,resources")
+        && note.text().is_err()
+    {
+        refuse(root, Some("mk,resources"), read);
+    }
+}
+
+/// Reports what an item of an operation says beyond what is read of it.
+pub(super) fn check_item(at: &At<'_>, read: &mut Reader<'_>) {
+    let name = at.node.name();
+    let known: &[&str] = if name.starts_with("memory@") {
+        // The name of generation A for the NUMA node is reported as that.
+        &["reg", "size", "numa-node-id", "numa-node", "mem-type"]
+    } else if name.starts_with("cpu@") {
+        &["reg", "numa-node-id", "flags"]
+    } else {
+        &["pci-id", "driver", "flags", "alias"]
+    };
+    only(at, known, |_| false, read);
+    // Of these the kernel takes whatever form they have.
+    for name in ["mem-type", "flags"] {
+        if at.node.property(name).is_some_and(|p| p.u32().is_err()) {
+            refuse(at, Some(name), read);
+        }
+    }
+    for name in ["driver", "alias"] {
+        if at.node.property(name).is_some_and(|p| p.text().is_err()) {
+            refuse(at, Some(name), read);
+        }
+    }
+    if at.node.property("reg").is_some() && at.node.property("size").is_some() {
+        refuse(at, Some("size"), read);
+    }
+}
+
+/// What a node `instance-create` says beyond the instance that was read of it, and what the host is to tell it.
+pub(super) fn of_create(node: &Node, instance: &Instance) -> Option<Node> {
+    let mut rest = node.clone();
+    rest.remove_property("instance-name");
+    if instance.id.is_some() {
+        rest.remove_property("id");
+    }
+    // What chosen holds besides is refused.
+    if rest
+        .child("chosen")
+        .is_some_and(|c| c.child(HOST_TREE).is_some())
+    {
+        rest.remove_child("chosen");
+    }
+    if rest
+        .child("options")
+        .is_some_and(|options| !is_empty(options))
+    {
+        prune(&mut rest, "options", |options| {
+            options.remove_property("enable-host-kcore");
+        });
+    }
+    prune(&mut rest, "resources", |resources| {
+        let known = [
+            ("cpus", !instance.cpus.is_empty()),
+            ("memory-bytes", instance.memory_bytes > 0),
+            ("numa-nodes", !instance.numa_nodes.is_empty()),
+            ("cpu-affinity", instance.cpu_affinity.is_some()),
+            ("memory-policy", instance.memory_policy.is_some()),
+            ("llc-way-mask", instance.llc_ways.is_some()),
+        ];
+        for (name, is_read) in known {
+            if is_read {
+                resources.remove_property(name);
+            }
+        }
+        if resources
+            .child("virtio")
+            .is_some_and(|virtio| !is_empty(virtio))
+        {
+            prune(resources, "virtio", |virtio| of_virtio(virtio, instance));
+        }
+        let uring = instance.uring.unwrap_or_default();
+        prune(resources, "uring", |child| {
+            let known = [
+                ("sq-entries", uring.sq_entries),
+                ("cq-entries", uring.cq_entries),
+                ("shim-data-pages", uring.shim_pages),
+            ];
+            for (name, size) in known {
+                if size.is_some() {
+                    child.remove_property(name);
+                }
+            }
+        });
+    });
+    (!is_empty(&rest)).then_some(rest)
+}
+
+/// Devices that were not read are refused.
+fn of_virtio(virtio: &mut Node, instance: &Instance) {
+    for device in virtio.children_mut() {
+        for name in ["device-id", "queues", "queue-size"] {
+            device.remove_property(name);
+        }
+    }
+    virtio.children_mut().retain(|device| {
+        let mut known = instance.virtio.iter();
+        !is_empty(device) && known.any(|there| there.name == device.name())
+    });
+}
+
+fn is_empty(node: &Node) -> bool {
+    node.properties().is_empty() && node.children().is_empty()
+}
+
+/// Takes what is known out of a child, and the child itself if nothing else is in it.
+fn prune(node: &mut Node, name: &str, take: impl FnOnce(&mut Node)) {
+    if let Some(child) = node.child_mut(name) {
+        take(child);
+        if is_empty(child) {
+            node.remove_child(name);
+        }
+    }
+}
