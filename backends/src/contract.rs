@@ -415,6 +415,16 @@ pub trait Backend: Send + Sync {
     /// When something it needs is missing, naming it and how to get it.
     async fn probe(&self) -> Result<String, SpawnError>;
 
+    /// Removes what earlier daemons wrote down of generations below `run_dir` of which nothing is left; what was done, in
+    /// a line each. Called once at the daemon's start, after it has taken over what runs and before it starts anything.
+    ///
+    /// # Errors
+    /// When the system could not be asked.
+    async fn tidy(&self, run_dir: &std::path::Path) -> Result<Vec<String>, BackendError> {
+        let _ = run_dir;
+        Ok(Vec::new())
+    }
+
     /// Starts an instance.
     ///
     /// # Errors

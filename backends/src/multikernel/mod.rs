@@ -324,6 +324,16 @@ impl Backend for MultikernelBackend {
         })
     }
 
+    async fn tidy(&self, run_dir: &Path) -> Result<Vec<String>, BackendError> {
+        let what = || "looking through the records of kernel instances".to_owned();
+        let run_dir = run_dir.to_owned();
+        let looked = self
+            .blocking(move |slots| slots.forget_outlived(&run_dir))
+            .await;
+        let tidied = looked.map_err(failed(what()))?.map_err(failed(what()))?;
+        Ok(tidied.iter().map(ToString::to_string).collect())
+    }
+
     async fn spawn(&self, spec: SpawnSpec) -> Result<Placement, SpawnError> {
         guest::check(&spec)?;
         guest::check_memory(spec.memory_bytes)?;

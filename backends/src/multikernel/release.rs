@@ -9,7 +9,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use libkerf::allocate::{self, Exchange, Handover};
-use libkerf::kernel::{ApplyError, BootError};
+use libkerf::kernel::{ApplyError, BootError, KernelError};
 use libkerf::overlay::{Operation, Overlay, State, Status, Target};
 use nix::errno::Errno;
 
@@ -65,15 +65,23 @@ impl Slots {
         successor: Option<&str>,
     ) -> Result<(), TakeError> {
         let _one = self.changing();
-        let handed = match successor {
-            Some(successor) => self.hand_over(name, mark, successor),
+        let handed = match successor.map(|successor| self.hand_over(name, mark, successor)) {
             None => Ok(false),
+            // It is gone, and somebody else has made one of its name.
+            Some(Err(TakeError::Apply(ApplyError::Outdated))) => Ok(true),
+            // The devices can be handed over later.
+            Some(Err(error @ TakeError::Apply(ApplyError::Locked(_)))) => return Err(error),
+            Some(handed) => handed,
         };
         // Devices that the successor does not take go to the pool.
-        if mark.made && !matches!(handed, Ok(true)) {
-            self.apply(BUSY_MAX, &|_| Ok(removal(name)))?;
+        if mark.origin.is_ours() && !matches!(handed, Ok(true)) {
+            let plan = |_: &State| Ok(removal(name));
+            match self.apply_if(BUSY_MAX, &plan, &|| self.is_of(name, mark)) {
+                Ok(_) | Err(TakeError::Apply(ApplyError::Outdated)) => {}
+                Err(error) => return Err(error),
+            }
         }
-        self.records.remove(name)?;
+        self.forget_of(name, mark.generation, &mark.run_dir)?;
         handed.map(drop).map_err(|error| TakeError::Devices {
             successor: successor.unwrap_or_default().to_owned(),
             error: Box::new(error),
@@ -96,14 +104,15 @@ impl Slots {
             },
             memory: 0,
         };
-        self.apply(BUSY_MAX, &|state| {
+        let plan = |state: &State| {
             let mut overlay = allocate::plan(state, &exchange)?;
-            if mark.made {
+            if mark.origin.is_ours() {
                 // Last: the kernel cannot undo it.
                 overlay.fragments.extend(removal(name).fragments);
             }
             Ok(overlay)
-        })?;
+        };
+        self.apply_if(BUSY_MAX, &plan, &|| self.is_of(name, mark))?;
         Ok(true)
     }
 
@@ -113,10 +122,20 @@ impl Slots {
         patience: Duration,
         plan: &dyn Fn(&State) -> Result<Overlay, TakeError>,
     ) -> Result<State, TakeError> {
+        self.apply_if(patience, plan, &|| Ok(true))
+    }
+
+    /// As [`Slots::apply`], if `holds` is true under kerf's lock.
+    fn apply_if(
+        &self,
+        patience: Duration,
+        plan: &dyn Fn(&State) -> Result<Overlay, TakeError>,
+        holds: &dyn Fn() -> Result<bool, KernelError>,
+    ) -> Result<State, TakeError> {
         let begun = Instant::now();
         loop {
             let state = self.kernel.state(None).map_err(ApplyError::from)?;
-            match self.kernel.apply(&plan(&state)?, None) {
+            match self.kernel.apply_if(&plan(&state)?, None, holds) {
                 Ok(applied) => return Ok(applied.state),
                 // Nothing is in place of it; it may be another's lock, or a change that came in between.
                 Err(ApplyError::RolledBack { .. }) if begun.elapsed() < patience => {

@@ -45,6 +45,11 @@ pub enum ApplyError {
     /// Somebody else changes something.
     #[error("{0}; nothing was changed")]
     Locked(#[from] LockError),
+    /// The caller's condition for it does not hold. Nothing was written.
+    #[error(
+        "the kernel's instances have changed since the overlay was planned; nothing was changed"
+    )]
+    Outdated,
     /// Something could not be read or written.
     #[error(transparent)]
     Kernel(#[from] KernelError),
@@ -136,8 +141,26 @@ impl Kernel {
         overlay: &Overlay,
         machine: Option<&Machine>,
     ) -> Result<Applied, ApplyError> {
+        self.apply_if(overlay, machine, &|| Ok(true))
+    }
+
+    /// As [`Kernel::apply`], if `holds` is true once the lock is taken, when nobody who honours the lock changes
+    /// anything.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::apply`], and [`ApplyError::Outdated`].
+    pub fn apply_if(
+        &self,
+        overlay: &Overlay,
+        machine: Option<&Machine>,
+        holds: &dyn Fn() -> Result<bool, KernelError>,
+    ) -> Result<Applied, ApplyError> {
         let parts = overlay.split()?;
         let _lock = Lock::take(&self.lock, self.patience)?;
+        if !holds()? {
+            return Err(ApplyError::Outdated);
+        }
         let mut state = self.state(machine)?;
         // All of it is tried before anything is written.
         state.apply(overlay).map_err(ApplyError::Invalid)?;
@@ -303,7 +326,7 @@ impl Kernel {
         (!text.is_empty()).then_some(text)
     }
 
-    fn transaction_path(&self, transaction: u64) -> PathBuf {
+    pub(super) fn transaction_path(&self, transaction: u64) -> PathBuf {
         self.root.join(format!("overlays/tx_{transaction}"))
     }
 }

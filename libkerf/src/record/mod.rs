@@ -199,6 +199,30 @@ impl Records {
         write().map_err(io_error("writing", path))
     }
 
+    /// The names of all instances that have a record, sorted.
+    ///
+    /// # Errors
+    ///
+    /// When the directory cannot be read. That there is none is no error.
+    pub fn names(&self) -> Result<Vec<String>, RecordError> {
+        let failed = io_error("reading", &self.directory);
+        let read = || -> io::Result<Vec<String>> {
+            let mut names = Vec::new();
+            for entry in fs::read_dir(&self.directory)? {
+                let name = entry?.file_name();
+                let name = name.to_str().and_then(|name| name.strip_suffix(".json"));
+                names.extend(name.map(str::to_owned));
+            }
+            Ok(names)
+        };
+        let mut names = match read() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            other => other.map_err(failed)?,
+        };
+        names.sort();
+        Ok(names)
+    }
+
     /// Removes an instance's record. That there is none is no error.
     ///
     /// # Errors
