@@ -402,46 +402,8 @@ impl Services {
             .map_err(|unconfirmed| unconfirmed.to_string())
     }
 
-    /// Gives back everything a fenced generation held.
-    ///
-    /// # Errors
-    /// When the journal cannot be written.
-    pub async fn release(
-        &self,
-        row: &GenerationRow,
-        proof: &FenceCertificate,
-    ) -> Result<(), String> {
-        if let Some(placement) = row.placement.clone()
-            && let Err(error) = self.release_placement(placement, proof.clone()).await
-        {
-            warn!(self.log, "not everything could be released"; "instance" => &row.instance,
-                "generation" => row.generation, "error" => %error);
-        }
-        let (run_dir, started) = (row.run_dir.clone(), row.placement.is_some());
-        let tidy = tokio::task::spawn_blocking(move || tidy_up(&run_dir, started));
-        if let Ok(Err(error)) = tidy.await {
-            warn!(self.log, "logs of earlier generations stay"; "instance" => &row.instance,
-                "generation" => row.generation, "error" => %error);
-        }
-        self.forget(row);
-        let gone = Change::GenerationGone(row.instance.clone(), row.generation);
-        record(&self.journal, vec![gone])
-            .await
-            .map_err(|e| e.to_string())
-    }
-
-    async fn release_placement(
-        &self,
-        placement: Placement,
-        proof: FenceCertificate,
-    ) -> Result<(), String> {
-        let backend = Arc::clone(&self.backend);
-        let work = async move { backend.release(&placement, &proof).await };
-        let released = aside::run(work).await.map_err(|e| e.to_string())?;
-        released.map_err(|e| e.to_string())
-    }
-
-    fn forget(&self, row: &GenerationRow) {
+    /// Gives lease and address of a generation back.
+    pub(crate) fn forget(&self, row: &GenerationRow) {
         self.pool
             .borrow_mut()
             .give_back(&(row.instance.clone(), row.generation));
@@ -457,7 +419,7 @@ pub const LOGS_KEPT: usize = 3;
 
 /// Removes what a generation that never started left in `run_dir`, and of the ended generations
 /// beside it all but the last [`LOGS_KEPT`]. One that may run has its agent's configuration there.
-fn tidy_up(run_dir: &Path, started: bool) -> std::io::Result<()> {
+pub(crate) fn tidy_up(run_dir: &Path, started: bool) -> std::io::Result<()> {
     if !started && run_dir.exists() {
         std::fs::remove_dir_all(run_dir)?;
     }

@@ -45,6 +45,9 @@ pub struct DaemonStatus {
     pub operations_running: u32,
     /// The pool.
     pub pool: PoolUsage,
+    /// Ended generations, of all instances, that could not give their CPUs and memory back yet.
+    #[serde(default)]
+    pub kept: Vec<crate::KeptGeneration>,
     /// False when the journal cannot be written; `journal_error` says why.
     pub journal_ok: bool,
     /// Why the journal cannot be written.

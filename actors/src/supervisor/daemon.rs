@@ -49,6 +49,7 @@ impl Supervisor {
             operations_running: u32::try_from(self.services.operations.running())
                 .unwrap_or(u32::MAX),
             pool: self.services.pool.borrow().usage(),
+            kept: self.services.kept.shown(None),
             journal_ok: true,
             journal_error: None,
             actor_restarts: self.actor_restarts,

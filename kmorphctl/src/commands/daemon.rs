@@ -391,6 +391,10 @@ async fn status(client: &Client, out: &mut Output) -> Result<Exit, Failure> {
             format!("{}ms", daemon.self_lag_ms).into(),
         ),
     ];
+    for kept in &daemon.kept {
+        let text = format!("{}, {}", kept.instance, super::kept(kept));
+        fields.push(("Not given back", Word::toned(text, Tone::Bad)));
+    }
     if let Some(error) = daemon.journal_error {
         fields.push(("Journal", Word::toned(error, Tone::Bad)));
     }

@@ -9,6 +9,8 @@
     reason = "a test fails by panicking"
 )]
 
+mod release;
+
 use std::process::Command;
 
 use kmorph_control_api::{
