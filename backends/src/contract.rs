@@ -297,6 +297,15 @@ pub struct MemoryRange {
     pub host_offset: u64,
 }
 
+/// CPUs and memory of the machine's pool that a daemon's own generations do not account for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeldBesides {
+    /// Physical ids; ids above 65535 are left out.
+    pub cpus: Vec<u16>,
+    /// Bytes, with what the kernel keeps for its bookkeeping.
+    pub memory_bytes: u64,
+}
+
 /// Memory of a fenced generation that a surviving instance can read now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loan {
@@ -423,6 +432,20 @@ pub trait Backend: Send + Sync {
     async fn tidy(&self, run_dir: &std::path::Path) -> Result<Vec<String>, BackendError> {
         let _ = run_dir;
         Ok(Vec::new())
+    }
+
+    /// What of the machine's pool is held besides the generations below `run_dir` that are `counted`, by instance and
+    /// number; none where the pool is the daemon's own.
+    ///
+    /// # Errors
+    /// When the system could not be asked.
+    async fn held_besides(
+        &self,
+        run_dir: &std::path::Path,
+        counted: &[(String, u64)],
+    ) -> Result<Option<HeldBesides>, BackendError> {
+        let _ = (run_dir, counted);
+        Ok(None)
     }
 
     /// Starts an instance.

@@ -16,6 +16,13 @@ pub struct PoolUsage {
     pub memory_bytes: u64,
     /// Of it not given to any instance, in bytes. What a kernel keeps for its bookkeeping counts as given.
     pub memory_free_bytes: u64,
+    /// CPUs in the pool that others than this daemon hold, such as kernel instances that were made with kerf. They are
+    /// not free.
+    #[serde(default)]
+    pub cpus_besides: Vec<u16>,
+    /// Memory in the pool that others hold, in bytes, with what the kernel keeps for its bookkeeping.
+    #[serde(default)]
+    pub memory_besides_bytes: u64,
 }
 
 /// What the daemon says of itself.

@@ -9,7 +9,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use libkerf::allocate::{self, Exchange, Handover};
-use libkerf::kernel::{ApplyError, BootError, KernelError};
+use libkerf::kernel::{ApplyError, BootError};
 use libkerf::overlay::{Operation, Overlay, State, Status, Target};
 use nix::errno::Errno;
 
@@ -68,16 +68,19 @@ impl Slots {
         let handed = match successor.map(|successor| self.hand_over(name, mark, successor)) {
             None => Ok(false),
             // It is gone, and somebody else has made one of its name.
-            Some(Err(TakeError::Apply(ApplyError::Outdated))) => Ok(true),
+            Some(Err(TakeError::NotOurs)) => Ok(true),
             // The devices can be handed over later.
             Some(Err(error @ TakeError::Apply(ApplyError::Locked(_)))) => return Err(error),
             Some(handed) => handed,
         };
         // Devices that the successor does not take go to the pool.
         if mark.origin.is_ours() && !matches!(handed, Ok(true)) {
-            let plan = |_: &State| Ok(removal(name));
-            match self.apply_if(BUSY_MAX, &plan, &|| self.is_of(name, mark)) {
-                Ok(_) | Err(TakeError::Apply(ApplyError::Outdated)) => {}
+            let remove = self.apply(BUSY_MAX, &|_| {
+                self.still(name, mark)?;
+                Ok(removal(name))
+            });
+            match remove {
+                Ok(_) | Err(TakeError::NotOurs) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -104,44 +107,43 @@ impl Slots {
             },
             memory: 0,
         };
-        let plan = |state: &State| {
+        self.apply(BUSY_MAX, &|state| {
+            self.still(name, mark)?;
             let mut overlay = allocate::plan(state, &exchange)?;
             if mark.origin.is_ours() {
                 // Last: the kernel cannot undo it.
                 overlay.fragments.extend(removal(name).fragments);
             }
             Ok(overlay)
-        };
-        self.apply_if(BUSY_MAX, &plan, &|| self.is_of(name, mark))?;
+        })?;
         Ok(true)
     }
 
-    /// Applies what is planned on the state that is; again while others load, boot or halt.
+    /// Whether the kernel instance of this name is still the one that a mark is of.
+    fn still(&self, name: &str, mark: &Mark) -> Result<(), TakeError> {
+        match self.is_of(name, mark).map_err(ApplyError::from)? {
+            true => Ok(()),
+            false => Err(TakeError::NotOurs),
+        }
+    }
+
+    /// Applies what is planned, under kerf's lock, on what is there; again while others load, boot or halt.
     pub(super) fn apply(
         &self,
         patience: Duration,
         plan: &dyn Fn(&State) -> Result<Overlay, TakeError>,
     ) -> Result<State, TakeError> {
-        self.apply_if(patience, plan, &|| Ok(true))
-    }
-
-    /// As [`Slots::apply`], if `holds` is true under kerf's lock.
-    fn apply_if(
-        &self,
-        patience: Duration,
-        plan: &dyn Fn(&State) -> Result<Overlay, TakeError>,
-        holds: &dyn Fn() -> Result<bool, KernelError>,
-    ) -> Result<State, TakeError> {
         let begun = Instant::now();
         loop {
-            let state = self.kernel.state(None).map_err(ApplyError::from)?;
-            match self.kernel.apply_if(&plan(&state)?, None, holds) {
+            match self.kernel.apply_planned(None, plan) {
                 Ok(applied) => return Ok(applied.state),
-                // Nothing is in place of it; it may be another's lock, or a change that came in between.
-                Err(ApplyError::RolledBack { .. }) if begun.elapsed() < patience => {
+                // Nothing is in place of it; it may be another's lock, or a change of somebody who knows no lock.
+                Err(TakeError::Apply(ApplyError::RolledBack { .. }))
+                    if begun.elapsed() < patience =>
+                {
                     std::thread::sleep(BUSY_PAUSE);
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             }
         }
     }
@@ -168,6 +170,8 @@ impl Slots {
 pub(super) enum TakeError {
     #[error(transparent)]
     Apply(#[from] ApplyError),
+    #[error("somebody else has made a kernel instance of its name meanwhile")]
+    NotOurs,
     #[error(transparent)]
     Exchange(#[from] allocate::NoExchange),
     #[error(transparent)]

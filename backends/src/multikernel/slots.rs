@@ -16,6 +16,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kmorph_launch::InstanceName;
 use libkerf::kernel::{Calls, Creation, Kernel, KernelError};
+use libkerf::model::Instance;
 use libkerf::overlay::Status;
 use libkerf::record::{Record, RecordError, Records};
 use serde::{Deserialize, Serialize};
@@ -129,18 +130,24 @@ pub(super) enum Holds {
     This(Mark, Status),
 }
 
-/// What became of a record that was looked at.
+/// What became of something that was left behind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Tidied {
-    /// It was removed.
+    /// A lock of ours was removed.
+    Unlocked,
+    /// The lock could not be judged, and why.
+    StillLocked(String),
+    /// A record was removed.
     Removed(String),
-    /// It could not be judged, and why.
+    /// A record could not be judged, and why.
     Kept(String, String),
 }
 
 impl std::fmt::Display for Tidied {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Self::Unlocked => f.write_str("removed kerf's lock: a kmorph was killed that held it"),
+            Self::StillLocked(why) => write!(f, "left kerf's lock: {why}"),
             Self::Removed(name) => write!(
                 f,
                 "removed the record of kernel instance {name:?}: its generation is gone"
@@ -291,11 +298,16 @@ impl Slots {
         }
     }
 
-    /// Removes records of ours that outlived what they were written for: those of earlier boots, whoever wrote them,
-    /// and those of generations below `run_dir` whose kernel instance is gone. Their names. To be called while nothing
-    /// is being started. What cannot be read stays, with a reason.
-    pub(super) fn forget_outlived(&self, run_dir: &Path) -> Result<Vec<Tidied>, SlotError> {
+    /// Removes what was left behind: kerf's lock, where a daemon was killed that held it; records of earlier boots,
+    /// whoever wrote them, and those of generations below `run_dir` whose kernel instance is gone. To be called while
+    /// nothing is being started. What cannot be read stays, with a reason.
+    pub(super) fn tidy(&self, run_dir: &Path) -> Result<Vec<Tidied>, SlotError> {
         let mut done = Vec::new();
+        match self.kernel.remove_left_lock() {
+            Ok(true) => done.push(Tidied::Unlocked),
+            Ok(false) => {}
+            Err(error) => done.push(Tidied::StillLocked(error.to_string())),
+        }
         for name in self.records.names()? {
             match self.outlived(&name, run_dir) {
                 Ok(false) => {}
@@ -307,6 +319,32 @@ impl Slots {
             }
         }
         Ok(done)
+    }
+
+    /// The kernel instances that are none of these generations, by instance and number, below `run_dir`: kerf's, those
+    /// of other daemons, and what is left of ours that is not known any more.
+    pub(super) fn held_besides(
+        &self,
+        run_dir: &Path,
+        counted: &[(String, u64)],
+    ) -> Result<Vec<Instance>, SlotError> {
+        let mut besides = Vec::new();
+        for instance in self.kernel.state(None)?.system.instances {
+            // A record that cannot be read accounts for nothing.
+            let record = self.records.load(&instance.name).ok().flatten();
+            let is_counted = record.as_ref().and_then(Mark::of).is_some_and(|mark| {
+                let generations = counted.iter();
+                let mut named =
+                    generations.filter(|(_, generation)| *generation == mark.generation);
+                mark.host_boot_id == self.host_boot_id
+                    && mark.run_dir.starts_with(run_dir)
+                    && named.any(|(name, _)| *name == mark.instance.as_str())
+            });
+            if !is_counted {
+                besides.push(instance);
+            }
+        }
+        Ok(besides)
     }
 
     fn outlived(&self, name: &str, run_dir: &Path) -> Result<bool, SlotError> {

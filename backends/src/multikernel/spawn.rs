@@ -282,6 +282,10 @@ fn not_made(name: &str, error: &TakeError) -> SpawnError {
         TakeError::Shortage(shortage @ Shortage::Senseless(_)) => {
             SpawnError::Refused(shortage.to_string())
         }
+        TakeError::Shortage(Shortage::NameTaken(_)) => SpawnError::Unavailable(format!(
+            "somebody else has just made a kernel instance {name:?}; spawn again to run it as it is, or take it away \
+             with kerf delete {name} first"
+        )),
         TakeError::Shortage(shortage) => SpawnError::Unavailable(format!(
             "the kernel's pool cannot give {name} what it needs: {shortage}; a morph needs as much again as the \
              instance has; give the pool more with kerf init, or ask for less"

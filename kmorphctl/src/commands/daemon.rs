@@ -341,18 +341,24 @@ async fn status(client: &Client, out: &mut Output) -> Result<Exit, Failure> {
         age_s(daemon.uptime_s)
     );
     let pool = &daemon.pool;
+    let besides = |held: String| match pool.memory_besides_bytes {
+        0 => String::new(),
+        _ => format!("; held by others: {held}"),
+    };
     let cpus = match pool.cpus_shared {
         true => format!("{} (shared)", cpu_list(&pool.cpus)),
         false => format!(
-            "{} (free: {})",
+            "{} (free: {}{})",
             cpu_list(&pool.cpus),
-            cpu_list(&pool.cpus_free)
+            cpu_list(&pool.cpus_free),
+            besides(cpu_list(&pool.cpus_besides))
         ),
     };
     let memory = format!(
-        "{} ({} free)",
+        "{} ({} free{})",
         bytes(pool.memory_bytes),
-        bytes(pool.memory_free_bytes)
+        bytes(pool.memory_free_bytes),
+        besides(bytes(pool.memory_besides_bytes))
     );
     let config = daemon.config_path.unwrap_or_else(|| "none".to_owned());
     let mut fields: Vec<(&str, Word)> = vec![

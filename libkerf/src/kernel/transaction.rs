@@ -141,27 +141,33 @@ impl Kernel {
         overlay: &Overlay,
         machine: Option<&Machine>,
     ) -> Result<Applied, ApplyError> {
-        self.apply_if(overlay, machine, &|| Ok(true))
+        self.apply_planned(machine, |_| Ok(overlay.clone()))
     }
 
-    /// As [`Kernel::apply`], if `holds` is true once the lock is taken, when nobody who honours the lock changes
-    /// anything.
+    /// As [`Kernel::apply`], with an overlay that is planned under the lock, on what is there then: nobody who honours
+    /// the lock changes anything between the plan and the change.
     ///
     /// # Errors
     ///
-    /// As [`Kernel::apply`], and [`ApplyError::Outdated`].
-    pub fn apply_if(
+    /// As [`Kernel::apply`], and those of `plan`, after which nothing was changed.
+    pub fn apply_planned<E: From<ApplyError>>(
+        &self,
+        machine: Option<&Machine>,
+        plan: impl FnOnce(&State) -> Result<Overlay, E>,
+    ) -> Result<Applied, E> {
+        let _lock = Lock::take(&self.lock, self.patience).map_err(ApplyError::from)?;
+        let state = self.state(machine).map_err(ApplyError::from)?;
+        let overlay = plan(&state)?;
+        Ok(self.apply_locked(&overlay, state, machine)?)
+    }
+
+    fn apply_locked(
         &self,
         overlay: &Overlay,
+        mut state: State,
         machine: Option<&Machine>,
-        holds: &dyn Fn() -> Result<bool, KernelError>,
     ) -> Result<Applied, ApplyError> {
         let parts = overlay.split()?;
-        let _lock = Lock::take(&self.lock, self.patience)?;
-        if !holds()? {
-            return Err(ApplyError::Outdated);
-        }
-        let mut state = self.state(machine)?;
         // All of it is tried before anything is written.
         state.apply(overlay).map_err(ApplyError::Invalid)?;
         let mut earlier = Vec::new();
