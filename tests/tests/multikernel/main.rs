@@ -10,6 +10,7 @@
 )]
 
 mod kerf;
+mod load;
 mod release;
 
 use std::process::Command;
