@@ -333,7 +333,7 @@ pub struct LentWindow {
     pub offset: u64,
 }
 
-/// Why a spawn failed. Nothing of it is left running.
+/// Why a spawn failed. Nothing of it is left, unless the error says so.
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
     /// What was asked for cannot be done: the user's to change.
@@ -342,6 +342,10 @@ pub enum SpawnError {
     /// The machine lacks something: the operator's to provide.
     #[error("{0}")]
     Unavailable(String),
+    /// It failed, and something of it could not be taken back: [`Backend::find`] finds that, and it is fenced and
+    /// released like what runs.
+    #[error("{0}")]
+    Remains(String),
     /// The system failed while doing it.
     #[error("{what}: {source}")]
     System {
@@ -451,7 +455,7 @@ pub trait Backend: Send + Sync {
     /// Starts an instance.
     ///
     /// # Errors
-    /// When it was not started; nothing is left behind then.
+    /// When it was not started; nothing is left behind then, except after [`SpawnError::Remains`].
     async fn spawn(&self, spec: SpawnSpec) -> Result<Placement, SpawnError>;
 
     /// Looks for a spawn that may or may not have happened.

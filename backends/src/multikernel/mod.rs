@@ -386,7 +386,8 @@ impl Backend for MultikernelBackend {
                 let Content::Marked(mark, _) = slots.content(&name)? else {
                     continue;
                 };
-                if !mark.is_of(generation, &own_dir) || mark.fenced {
+                // Also one that is fenced: it is still to be released.
+                if !mark.is_of(generation, &own_dir) {
                     continue;
                 }
                 let (id, has) = (slots.kernel.id(&name)?, slots.kernel.instance(&name)?);

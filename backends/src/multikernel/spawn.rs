@@ -235,12 +235,9 @@ impl Slots {
     fn undo(&self, name: &str, mark: &Mark, error: SpawnError) -> SpawnError {
         match self.try_undo(name, mark) {
             Ok(()) => error,
-            Err(why) => SpawnError::System {
-                what: format!(
-                    "{error}; and of kernel instance {name:?} something is left: look at it with kerf show {name}"
-                ),
-                source: io::Error::other(why),
-            },
+            Err(why) => SpawnError::Remains(format!(
+                "{error}; and of kernel instance {name:?} something is left ({why}): kerf show {name}"
+            )),
         }
     }
 
@@ -261,6 +258,8 @@ impl Slots {
                 }
                 if status.has_kernel() {
                     self.unload(name).map_err(|error| text(&error))?;
+                    // Whoever finds the mark, if it stays, is to see that nothing is loaded.
+                    self.begin(name, mark).map_err(|error| text(&error))?;
                 }
                 let taken = self.take_away(name, mark, None);
                 taken.map_err(|error| text(&error))

@@ -168,6 +168,22 @@ fn a_kernel_that_ends_while_it_boots_is_said_to_and_where_its_console_is() {
 }
 
 #[test]
+fn a_machine_without_vsock_between_kernels_is_told_at_the_start_what_works_without() {
+    let Some(host) = Host::prepare_multikernel(Generation::Confirms, "") else {
+        return;
+    };
+    // The machine that this runs on has no such transport.
+    host.configure(&format!(
+        "backend = \"multikernel\"\n[multikernel]\nroot = \"{0}/multikernel\"\n\
+         lock = \"{0}/run/kerf.lock\"\nrecords = \"{0}/records\"\n",
+        host.path("kernel").display()
+    ));
+    let said = host.refused_start(&[]);
+    assert!(said.contains("CONFIG_MULTIKERNEL_VSOCKETS"), "{said}");
+    assert!(said.contains("What works: kerf create"), "{said}");
+}
+
+#[test]
 fn a_workload_moves_to_another_kernel_and_back() {
     let Some(host) = host() else { return };
     let port = host.spawn_kv("web");

@@ -14,9 +14,14 @@ struct KerfsLock(std::path::PathBuf);
 
 impl KerfsLock {
     fn take(host: &Host) -> Self {
+        Self::try_take(host).unwrap()
+    }
+
+    /// None while somebody has it.
+    fn try_take(host: &Host) -> Option<Self> {
         let path = host.emulated().beside("run/kerf.lock");
-        std::fs::File::create_new(&path).unwrap();
-        Self(path)
+        std::fs::File::create_new(&path).ok()?;
+        Some(Self(path))
     }
 }
 
@@ -96,7 +101,7 @@ fn a_morph_is_done_only_when_the_old_kernel_has_given_all_back_and_its_successor
     let body = json!({ "kernel": host.kernel("6.12.9-b"), "auto_validate": true, "force": true });
     host.control().succeed("POST", MORPH, Some(&body));
     let lock = KerfsLock::take(&host);
-    let body = json!({});
+    let body = json!({ "force": true });
     let begun = host
         .control()
         .request("POST", &format!("{MORPH}/commit"), Some(&body));
@@ -128,6 +133,39 @@ fn a_morph_is_done_only_when_the_old_kernel_has_given_all_back_and_its_successor
     });
     assert_eq!(instances(&host), ["web+b"]);
     assert_eq!(get(port, "k"), "v");
+}
+
+#[test]
+fn what_a_failed_spawn_could_not_take_back_is_given_back_later() {
+    let Some(host) = host() else { return };
+    let whole = pool(&host);
+    let initramfs = host.path("broken.img");
+    std::fs::write(&initramfs, "no archive").unwrap();
+    let body = json!({ "name": "web", "kernel": host.kernel("6.1.0-a"), "initramfs": initramfs });
+    let begun = host.control().request("POST", "/v1/instances", Some(&body));
+    let begun: Operation = begun.ok();
+    host.control().wait("the kernel instance to be made", || {
+        (instances(&host) == ["web"]).then_some(())
+    });
+    // Its kernel ends as it boots, which is known 2 s later.
+    let lock = host
+        .control()
+        .wait("kmorph to have given its lock back", || {
+            KerfsLock::try_take(&host)
+        });
+    let ended = host.control().finished(&begun.id);
+    assert_eq!(ended.state, OperationState::Failed, "{ended:?}");
+    let said = ended.error.unwrap().message;
+    assert!(said.contains("something is left"), "{said}");
+    let holds = kept_generation(&host);
+    assert_eq!((holds.instance.as_str(), holds.generation), ("web", 1));
+    assert_eq!(instances(&host), ["web"]);
+    drop(lock);
+    host.control().wait("all to be given back", || {
+        kept(&host).is_empty().then_some(())
+    });
+    assert!(instances(&host).is_empty());
+    assert_eq!(pool(&host), whole);
 }
 
 #[test]
