@@ -93,11 +93,9 @@ enum About {
 /// The last thing that an overlay does about the existence of an instance.
 fn is_about(overlay: &Overlay, name: &str) -> Option<About> {
     let operations = overlay.fragments.iter().flat_map(|f| &f.operations);
-    operations
-        .filter_map(|operation| match operation {
-            Operation::Create(create) if create.instance.name == name => Some(About::Creation),
-            Operation::Remove(removed) if removed == name => Some(About::Removal),
-            _ => None,
-        })
-        .last()
+    operations.rev().find_map(|operation| match operation {
+        Operation::Create(create) if create.instance.name == name => Some(About::Creation),
+        Operation::Remove(removed) if removed == name => Some(About::Removal),
+        _ => None,
+    })
 }
