@@ -30,6 +30,21 @@ use crate::wall_clock;
 /// The name that stands for the reference workload without a path.
 pub const KV_NAME: &str = "kmorph-kv";
 
+/// Why a generation did not start, and whether something of it is left.
+struct NotStarted {
+    error: ApiError,
+    remains: bool,
+}
+
+impl From<ApiError> for NotStarted {
+    fn from(error: ApiError) -> Self {
+        Self {
+            error,
+            remains: false,
+        }
+    }
+}
+
 /// A journal that cannot be written stops every change.
 pub fn journal_failure(error: &JournalError) -> ApiError {
     ApiError::new(ErrorCode::JournalUnavailable, error.to_string())
@@ -168,13 +183,35 @@ impl Services {
                 }
                 Ok(row)
             }
-            Err(error) => {
+            Err(NotStarted {
+                error,
+                remains: true,
+            }) => {
+                self.end_remains(row).await;
+                Err(error)
+            }
+            Err(NotStarted { error, .. }) => {
                 self.remove_run_dir(&row).await;
                 self.forget(&row);
                 let gone = Change::GenerationGone(row.instance.clone(), row.generation);
                 let _ = record(&self.journal, vec![gone]).await;
                 Err(error)
             }
+        }
+    }
+
+    /// Fences and releases what is left of a generation that did not start. What cannot be ended now stays in the
+    /// journal, for the next daemon.
+    async fn end_remains(&self, mut row: GenerationRow) {
+        let order = FenceOrder::new(row.generation);
+        let ended = match self.fence(&mut row, order).await {
+            Ok(certificate) => self.release(&row, &certificate).await.map(drop),
+            Err(reason) => Err(reason),
+        };
+        self.remove_run_dir(&row).await;
+        if let Err(reason) = ended {
+            warn!(self.log, "what is left of a generation that did not start keeps its resources";
+                "instance" => &row.instance, "generation" => row.generation, "reason" => reason);
         }
     }
 
@@ -217,7 +254,7 @@ impl Services {
         instance: &InstanceRow,
         start: StartMode,
         predecessor: Option<Placement>,
-    ) -> Result<Placement, ApiError> {
+    ) -> Result<Placement, NotStarted> {
         let kernel = read_kernel(&row.kernel.path, Some(&row.kernel.sha256)).await?;
         let name: InstanceName = row.instance.parse().map_err(|e| {
             ApiError::new(
@@ -253,9 +290,12 @@ impl Services {
             let code = match &error {
                 SpawnError::Refused(_) => ErrorCode::InvalidRequest,
                 SpawnError::Unavailable(_) => ErrorCode::Unavailable,
-                SpawnError::System { .. } => ErrorCode::Internal,
+                SpawnError::System { .. } | SpawnError::Remains(_) => ErrorCode::Internal,
             };
-            ApiError::new(code, format!("starting {}: {error}", row.instance))
+            NotStarted {
+                remains: matches!(error, SpawnError::Remains(_)),
+                error: ApiError::new(code, format!("starting {}: {error}", row.instance)),
+            }
         })
     }
 
@@ -402,46 +442,8 @@ impl Services {
             .map_err(|unconfirmed| unconfirmed.to_string())
     }
 
-    /// Gives back everything a fenced generation held.
-    ///
-    /// # Errors
-    /// When the journal cannot be written.
-    pub async fn release(
-        &self,
-        row: &GenerationRow,
-        proof: &FenceCertificate,
-    ) -> Result<(), String> {
-        if let Some(placement) = row.placement.clone()
-            && let Err(error) = self.release_placement(placement, proof.clone()).await
-        {
-            warn!(self.log, "not everything could be released"; "instance" => &row.instance,
-                "generation" => row.generation, "error" => %error);
-        }
-        let (run_dir, started) = (row.run_dir.clone(), row.placement.is_some());
-        let tidy = tokio::task::spawn_blocking(move || tidy_up(&run_dir, started));
-        if let Ok(Err(error)) = tidy.await {
-            warn!(self.log, "logs of earlier generations stay"; "instance" => &row.instance,
-                "generation" => row.generation, "error" => %error);
-        }
-        self.forget(row);
-        let gone = Change::GenerationGone(row.instance.clone(), row.generation);
-        record(&self.journal, vec![gone])
-            .await
-            .map_err(|e| e.to_string())
-    }
-
-    async fn release_placement(
-        &self,
-        placement: Placement,
-        proof: FenceCertificate,
-    ) -> Result<(), String> {
-        let backend = Arc::clone(&self.backend);
-        let work = async move { backend.release(&placement, &proof).await };
-        let released = aside::run(work).await.map_err(|e| e.to_string())?;
-        released.map_err(|e| e.to_string())
-    }
-
-    fn forget(&self, row: &GenerationRow) {
+    /// Gives lease and address of a generation back.
+    pub(crate) fn forget(&self, row: &GenerationRow) {
         self.pool
             .borrow_mut()
             .give_back(&(row.instance.clone(), row.generation));
@@ -457,7 +459,7 @@ pub const LOGS_KEPT: usize = 3;
 
 /// Removes what a generation that never started left in `run_dir`, and of the ended generations
 /// beside it all but the last [`LOGS_KEPT`]. One that may run has its agent's configuration there.
-fn tidy_up(run_dir: &Path, started: bool) -> std::io::Result<()> {
+pub(crate) fn tidy_up(run_dir: &Path, started: bool) -> std::io::Result<()> {
     if !started && run_dir.exists() {
         std::fs::remove_dir_all(run_dir)?;
     }

@@ -35,6 +35,7 @@ pub mod patience;
 pub mod pool;
 pub mod publish;
 pub mod recovery;
+pub mod release;
 mod repeated;
 pub mod services;
 pub mod settings;

@@ -143,6 +143,11 @@ impl Pool {
         };
     }
 
+    /// Who holds a lease.
+    pub fn holders(&self) -> Vec<Holder> {
+        self.leases.keys().cloned().collect()
+    }
+
     /// What is given and what is free.
     pub fn usage(&self) -> PoolUsage {
         let unused = self.stock.cpus.iter().filter(|c| self.load(**c) == 0);
@@ -152,6 +157,8 @@ impl Pool {
             cpus_shared: self.stock.cpus_shared,
             memory_bytes: self.stock.memory_bytes,
             memory_free_bytes: self.memory_free(),
+            cpus_besides: Vec::new(),
+            memory_besides_bytes: 0,
         }
     }
 

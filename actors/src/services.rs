@@ -21,6 +21,7 @@ use crate::morph::Downtimes;
 use crate::operations::Operations;
 use crate::pool::Pool;
 use crate::publish::Publisher;
+use crate::release::Ledger;
 use crate::settings::Settings;
 use crate::transport::TransportHandle;
 use crate::vmcore::Captures;
@@ -43,6 +44,8 @@ pub struct Services {
     pub events: EventLog,
     /// Long work.
     pub operations: Operations,
+    /// Fenced generations that could not be released yet.
+    pub kept: Ledger,
     /// CPUs and memory.
     pub pool: Rc<RefCell<Pool>>,
     /// Configuration in force.

@@ -297,6 +297,15 @@ pub struct MemoryRange {
     pub host_offset: u64,
 }
 
+/// CPUs and memory of the machine's pool that a daemon's own generations do not account for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeldBesides {
+    /// Physical ids; ids above 65535 are left out.
+    pub cpus: Vec<u16>,
+    /// Bytes, with what the kernel keeps for its bookkeeping.
+    pub memory_bytes: u64,
+}
+
 /// Memory of a fenced generation that a surviving instance can read now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loan {
@@ -324,7 +333,7 @@ pub struct LentWindow {
     pub offset: u64,
 }
 
-/// Why a spawn failed. Nothing of it is left running.
+/// Why a spawn failed. Nothing of it is left, unless the error says so.
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
     /// What was asked for cannot be done: the user's to change.
@@ -333,6 +342,10 @@ pub enum SpawnError {
     /// The machine lacks something: the operator's to provide.
     #[error("{0}")]
     Unavailable(String),
+    /// It failed, and something of it could not be taken back: [`Backend::find`] finds that, and it is fenced and
+    /// released like what runs.
+    #[error("{0}")]
+    Remains(String),
     /// The system failed while doing it.
     #[error("{what}: {source}")]
     System {
@@ -415,10 +428,34 @@ pub trait Backend: Send + Sync {
     /// When something it needs is missing, naming it and how to get it.
     async fn probe(&self) -> Result<String, SpawnError>;
 
+    /// Removes what earlier daemons wrote down of generations below `run_dir` of which nothing is left; what was done, in
+    /// a line each. Called once at the daemon's start, after it has taken over what runs and before it starts anything.
+    ///
+    /// # Errors
+    /// When the system could not be asked.
+    async fn tidy(&self, run_dir: &std::path::Path) -> Result<Vec<String>, BackendError> {
+        let _ = run_dir;
+        Ok(Vec::new())
+    }
+
+    /// What of the machine's pool is held besides the generations below `run_dir` that are `counted`, by instance and
+    /// number; none where the pool is the daemon's own.
+    ///
+    /// # Errors
+    /// When the system could not be asked.
+    async fn held_besides(
+        &self,
+        run_dir: &std::path::Path,
+        counted: &[(String, u64)],
+    ) -> Result<Option<HeldBesides>, BackendError> {
+        let _ = (run_dir, counted);
+        Ok(None)
+    }
+
     /// Starts an instance.
     ///
     /// # Errors
-    /// When it was not started; nothing is left behind then.
+    /// When it was not started; nothing is left behind then, except after [`SpawnError::Remains`].
     async fn spawn(&self, spec: SpawnSpec) -> Result<Placement, SpawnError>;
 
     /// Looks for a spawn that may or may not have happened.

@@ -147,6 +147,7 @@ fn alarms(events: &Events) -> Vec<Event> {
             | EventKind::Daemon
             | EventKind::Operation
             | EventKind::Policy
+            | EventKind::Resources
             | EventKind::Vmcore => false,
             EventKind::Detector | EventKind::Recovery | EventKind::Morph | EventKind::Gap => true,
         })

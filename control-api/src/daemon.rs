@@ -16,6 +16,13 @@ pub struct PoolUsage {
     pub memory_bytes: u64,
     /// Of it not given to any instance, in bytes. What a kernel keeps for its bookkeeping counts as given.
     pub memory_free_bytes: u64,
+    /// CPUs in the pool that others than this daemon hold, such as kernel instances that were made with kerf. They are
+    /// not free.
+    #[serde(default)]
+    pub cpus_besides: Vec<u16>,
+    /// Memory in the pool that others hold, in bytes, with what the kernel keeps for its bookkeeping.
+    #[serde(default)]
+    pub memory_besides_bytes: u64,
 }
 
 /// What the daemon says of itself.
@@ -45,6 +52,9 @@ pub struct DaemonStatus {
     pub operations_running: u32,
     /// The pool.
     pub pool: PoolUsage,
+    /// Ended generations, of all instances, that could not give their CPUs and memory back yet.
+    #[serde(default)]
+    pub kept: Vec<crate::KeptGeneration>,
     /// False when the journal cannot be written; `journal_error` says why.
     pub journal_ok: bool,
     /// Why the journal cannot be written.

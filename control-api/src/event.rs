@@ -21,6 +21,8 @@ pub enum EventKind {
     Policy,
     /// A published port was lost or regained.
     Ports,
+    /// An ended generation could not give its CPUs and memory back, or has given them back.
+    Resources,
     /// A step of a capture that was asked for.
     Vmcore,
     /// The daemon itself: started, reloaded, journal trouble, an actor replaced.

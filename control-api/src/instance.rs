@@ -229,6 +229,29 @@ pub struct InstanceStatus {
     pub operation: Option<String>,
     /// Its runtime directory (console log, sockets).
     pub run_dir: String,
+    /// Its ended generations that could not give their CPUs and memory back yet.
+    #[serde(default)]
+    pub kept: Vec<KeptGeneration>,
+}
+
+/// A generation that has ended, and holds CPUs and memory still because they could not be given back. It is tried again
+/// until they are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct KeptGeneration {
+    /// The instance.
+    pub instance: String,
+    /// Its number.
+    pub generation: u64,
+    /// CPUs it holds.
+    pub cpus: Vec<u16>,
+    /// Memory it holds, in bytes.
+    pub memory_bytes: u64,
+    /// Why the last try failed.
+    pub reason: String,
+    /// When the first try failed, as this daemon knows, RFC 3339.
+    pub since: String,
+    /// Tries that failed since then.
+    pub tries: u32,
 }
 
 /// The state of an instance's heartbeats.

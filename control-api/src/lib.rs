@@ -57,8 +57,9 @@ pub use doctor::{DoctorReport, DoctorRequest};
 pub use error::{ApiError, ErrorCode};
 pub use event::{Event, EventKind};
 pub use instance::{
-    HealthReport, HeartbeatStatus, InstanceState, InstanceStatus, InstanceSummary, Metrics,
-    PingReport, PortState, PublishRequest, PublishedAddress, SpawnRequest, WorkloadRequest,
+    HealthReport, HeartbeatStatus, InstanceState, InstanceStatus, InstanceSummary, KeptGeneration,
+    Metrics, PingReport, PortState, PublishRequest, PublishedAddress, SpawnRequest,
+    WorkloadRequest,
 };
 pub use morph::{Check, CommitRequest, DowntimeSteps, MorphPhase, MorphRequest, MorphStatus};
 pub use operation::{Operation, OperationKind, OperationState, Progress};

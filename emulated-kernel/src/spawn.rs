@@ -1,5 +1,6 @@
 //! What runs on an instance's CPUs: the agent and what it starts. A process that runs is a CPU that does.
 
+use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -12,7 +13,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -23,6 +27,8 @@ use crate::vsock::Line;
 const MARK: &str = "KMORPH_EMULATED_SPAWN";
 /// How often it is looked whether they are gone.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// Where a kernel shows what its programs wait for.
+const PRESSURE: &CStr = c"/proc/pressure";
 /// What a kernel says first; its release follows.
 const BANNER: &[u8] = b"Linux version ";
 
@@ -169,10 +175,11 @@ fn start_agent(
         .stdout(File::try_clone(&log)?)
         .stderr(log)
         .current_dir("/");
-    // SAFETY: between fork and exec it only calls fcntl, which is async-signal-safe, on descriptors that are open
-    // in the child as they are here.
+    // SAFETY: between fork and exec it only makes the system calls fcntl, unshare and mount, without allocating, on
+    // descriptors that are open in the child as they are here.
     unsafe {
         command.pre_exec(move || {
+            hide_pressure()?;
             for number in &numbers {
                 let fd = std::os::fd::BorrowedFd::borrow_raw(*number);
                 fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
@@ -181,6 +188,21 @@ fn start_agent(
         });
     }
     command.spawn()
+}
+
+/// Takes the host's pressure figures from this process: an emulated instance has none of its own, and with the host's
+/// it would be overloaded whenever the machine is.
+fn hide_pressure() -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    let none = None::<&CStr>;
+    // What is unmounted outside later is unmounted here too.
+    mount(none, c"/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
+    let empty = Some(c"tmpfs");
+    match mount(empty, PRESSURE, empty, MsFlags::MS_RDONLY, none) {
+        // A kernel that counts no pressure.
+        Ok(()) | Err(Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 fn own((key, value): (&str, &str)) -> (String, String) {

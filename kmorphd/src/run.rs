@@ -451,6 +451,7 @@ fn services(
         spawn_turn: kmorph_actors::aside::Turn::default(),
         events,
         operations,
+        kept: kmorph_actors::release::Ledger::default(),
         pool: Rc::new(RefCell::new(pool)),
         settings: Rc::new(RefCell::new(settings.clone())),
         publisher: Rc::new(RefCell::new(Publisher::default())),

@@ -82,14 +82,15 @@ impl Instance {
         self.end_watch();
         let (services, row) = (self.services.clone(), self.row.clone());
         let generation = self.generation.clone();
+        let own = ctx.address();
         let work = async move {
             let kind = services.backend.kind();
             let hint = last_words(kind, generation.run_dir.clone()).await;
             // Recorded first: a daemon that starts after a crash goes on with it.
             let intent = Change::Instance(Box::new(row.clone()));
-            let ended = match record(&services.journal, vec![intent]).await {
-                Ok(()) => end(&services, &row, generation, true, &operation).await,
-                Err(error) => Err(error.to_string()),
+            let (operation, ended) = match record(&services.journal, vec![intent]).await {
+                Ok(()) => end(&services, &row, generation, true, operation, own).await,
+                Err(error) => (Some(operation), Err(error.to_string())),
             };
             let text = format!("{} did not start: {reason}", row.name);
             let error = match &ended {
@@ -110,11 +111,16 @@ impl Instance {
                     "generation" => act.generation.generation, "reason" => &reason);
                         act.work = Work::Nothing;
                         act.enter(InstanceState::OperatorActionNeeded, Some(reason));
-                        return operation.fail(error, None);
+                        if let Some(operation) = operation {
+                            operation.fail(error, None);
+                        }
+                        return;
                     }
                     act.supervisor.do_send(InstanceGone(act.row.name.clone()));
                     // Told last: whoever hears of it may spawn again under the same name.
-                    operation.fail(error, None);
+                    if let Some(operation) = operation {
+                        operation.fail(error, None);
+                    }
                     ctx.stop();
                 }),
         );

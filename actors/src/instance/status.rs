@@ -110,6 +110,7 @@ impl Instance {
             created_at: self.row.created_at.clone(),
             operation: self.operation.as_ref().map(crate::operations::Handle::id),
             run_dir: self.generation.run_dir.display().to_string(),
+            kept: self.services.kept.shown(Some(&self.row.name)),
         }
     }
 }

@@ -8,6 +8,8 @@
 //!
 //! Invariant: an end that was granted is in the journal, so that it comes also when the daemon dies.
 
+use std::path::{Path, PathBuf};
+
 use actix::prelude::*;
 use kmorph_control_api::{ApiError, ErrorCode, EventKind, InstanceState, OperationKind};
 use kmp_proto::fence::FenceOrder;
@@ -19,6 +21,7 @@ use crate::journal::{Change, Desired, GenerationRow, InstanceRow, record};
 use crate::morph::Terminated;
 use crate::operations::Handle;
 use crate::recovery::SuccessorNews;
+use crate::release::{RELEASE_PATIENCE, Release};
 use crate::services::Services;
 use crate::supervisor::InstanceGone;
 
@@ -133,12 +136,14 @@ impl Instance {
         self.services.aim(&self.row.name, None);
         self.end_watch();
         let (services, generation) = (self.services.clone(), self.generation.clone());
-        let row = self.row.clone();
+        let (row, own) = (self.row.clone(), ctx.address());
         let work = async move {
-            let ended = end(&services, &row, generation, force, &operation).await;
-            match &ended {
-                Ok(()) => operation.succeed(None),
-                Err(reason) => {
+            let (operation, ended) = end(&services, &row, generation, force, operation, own).await;
+            match (&ended, operation) {
+                // It has waited long enough, and was told.
+                (_, None) => {}
+                (Ok(()), Some(operation)) => operation.succeed(None),
+                (Err(reason), Some(operation)) => {
                     let error = ApiError::new(ErrorCode::OperatorActionNeeded, reason.clone())
                         .hint("it keeps its resources; when the cause is gone, terminate it again");
                     operation.fail(error, None);
@@ -162,14 +167,60 @@ impl Instance {
     }
 }
 
-/// Stops, fences and forgets an instance; `force` does not ask it first.
+/// The generation of an instance that is being ended holds something still.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct Unreturned(String);
+
+impl Handler<Unreturned> for Instance {
+    type Result = ();
+
+    fn handle(&mut self, Unreturned(reason): Unreturned, _: &mut Self::Context) {
+        if matches!(self.work, Work::Terminating) {
+            self.enter(InstanceState::Terminating, Some(reason));
+        }
+    }
+}
+
+/// Stops, fences and forgets an instance; `force` does not ask it first. It is forgotten once all that it held is given
+/// back, which `owner` is told when it takes a while; the operation is given back where it has not failed by then.
 pub(super) async fn end(
     services: &Services,
     row: &InstanceRow,
+    generation: GenerationRow,
+    force: bool,
+    operation: Handle,
+    owner: Addr<Instance>,
+) -> (Option<Handle>, Result<(), String>) {
+    let (run_dir, mut kept) = match stop(services, generation, force, &operation).await {
+        Err(reason) => return (Some(operation), Err(reason)),
+        Ok((run_dir, Release::Kept(kept))) => (run_dir, Some(kept)),
+        Ok((run_dir, Release::Done)) => (run_dir, None),
+    };
+    let mut operation = Some(operation);
+    if let Some(kept) = &mut kept {
+        owner.do_send(Unreturned(kept.waiting()));
+        if let Some(operation) = &operation {
+            operation.step(kept.waiting());
+        }
+        let returned = tokio::time::timeout(RELEASE_PATIENCE, kept.returned()).await;
+        if returned.is_err()
+            && let Some(operation) = operation.take()
+        {
+            operation.fail(kept.error("it has ended"), None);
+        }
+        kept.returned().await;
+    }
+    (operation, forget(services, row, &run_dir).await)
+}
+
+/// Stops, fences and releases a generation; its run directory, and what came of the release.
+async fn stop(
+    services: &Services,
     mut generation: GenerationRow,
     force: bool,
     operation: &Handle,
-) -> Result<(), String> {
+) -> Result<(PathBuf, Release), String> {
     operation.step("stopping");
     if let (false, Some(placement)) = (force, &generation.placement) {
         let grace = services.settings.borrow().stop_timeout;
@@ -182,12 +233,16 @@ pub(super) async fn end(
     operation.step("fencing");
     let order = FenceOrder::new(generation.generation);
     let certificate = services.fence(&mut generation, order).await?;
-    services.release(&generation, &certificate).await?;
+    let released = services.release(&generation, &certificate).await?;
+    Ok((generation.run_dir, released))
+}
+
+async fn forget(services: &Services, row: &InstanceRow, run_dir: &Path) -> Result<(), String> {
     let gone = Change::InstanceGone(row.name.clone());
     let written = record(&services.journal, vec![gone]).await;
     written.map_err(|e| e.to_string())?;
     services.unpublish(&row.name);
-    if let Some(dir) = generation.run_dir.parent() {
+    if let Some(dir) = run_dir.parent() {
         // Its logs; whoever terminates an instance wants it gone.
         let _ = tokio::fs::remove_dir_all(dir).await;
     }

@@ -21,6 +21,7 @@ use crate::events::Draft;
 use crate::instance::{Instance, OldLeft, WorkerGone};
 use crate::journal::{Change, GenerationRow, InstanceRow, KernelChoice, MorphRow, Note};
 use crate::operations::Handle;
+use crate::release::Kept;
 use crate::services::Services;
 use crate::settings::MorphMode;
 use crate::transport::PeerKey;
@@ -102,6 +103,8 @@ pub struct MorphSession {
     relay: Option<Relay>,
     times: Times,
     committed: bool,
+    /// Sides that are fenced and could not be released yet.
+    kept: Vec<Kept>,
 }
 
 impl MorphSession {
@@ -175,6 +178,7 @@ impl MorphSession {
             relay: None,
             times: Times::default(),
             committed: false,
+            kept: Vec::new(),
         }
     }
 

@@ -4,10 +4,13 @@ use actix::prelude::*;
 use kmorph_control_api::{ApiError, DowntimeSteps, ErrorCode, MorphPhase};
 use kmp_proto::morph::Outcome;
 use kmp_proto::time::Instant;
+use serde_json::Value;
 
 use super::MorphSession;
 use crate::instance::MorphOver;
 use crate::journal::{Change, Record};
+use crate::operations::Handle;
+use crate::release::{Kept, RELEASE_PATIENCE};
 use crate::wall_clock;
 use crate::watch::EndWatch;
 
@@ -135,11 +138,38 @@ impl MorphSession {
         };
         let wanted = operation.snapshot().map(|o| o.kind);
         let rollback = wanted == Some(kmorph_control_api::OperationKind::MorphRollback);
-        match (outcome, error) {
-            (Outcome::RolledBack(_), _) if rollback => operation.succeed(result),
-            (Outcome::RolledBack(_), _) if operation.cancel_requested() => operation.undone(result),
-            (_, Some(error)) => operation.fail(error, result),
-            (_, None) => operation.succeed(result),
+        let undone = operation.cancel_requested() && !rollback;
+        let end: fn(Handle, Option<Value>) = match (outcome, error) {
+            (Outcome::RolledBack(_), _) if undone => Handle::undone,
+            (Outcome::RolledBack(_), _) if rollback => Handle::succeed,
+            (_, Some(error)) => return operation.fail(error, result),
+            (_, None) => Handle::succeed,
+        };
+        let kept = std::mem::take(&mut self.kept);
+        if kept.is_empty() {
+            return end(operation, result);
+        }
+        // The instance is free for other work meanwhile.
+        actix::spawn(end_once_returned(kept, operation, end, result));
+    }
+}
+
+/// Ends an operation when all that the morph's sides held is given back, or after [`RELEASE_PATIENCE`].
+async fn end_once_returned(
+    kept: Vec<Kept>,
+    operation: Handle,
+    end: fn(Handle, Option<Value>),
+    result: Option<Value>,
+) {
+    let deadline = tokio::time::Instant::now() + RELEASE_PATIENCE;
+    for mut kept in kept {
+        operation.step(kept.waiting());
+        if tokio::time::timeout_at(deadline, kept.returned())
+            .await
+            .is_err()
+        {
+            return operation.fail(kept.error("the morph is over"), result);
         }
     }
+    end(operation, result);
 }

@@ -18,6 +18,7 @@ use kmp_proto::morph::{Event, FROZEN_STEP_TIMEOUT, Offer};
 use super::{MorphSession, STEP_TIMEOUT, api_checks, by_reference};
 use crate::clock;
 use crate::journal::{Change, record};
+use crate::release::Release;
 use crate::transport::{Request, RequestError};
 use crate::wall_clock;
 use crate::watch::{Ping, Watch};
@@ -360,15 +361,22 @@ impl MorphSession {
         };
         let work = async move {
             let certificate = services.fence(&mut row, order).await?;
-            services.release(&row, &certificate).await?;
-            Ok::<_, String>(certificate)
+            let released = services.release(&row, &certificate).await?;
+            Ok::<_, String>((certificate, released))
         };
-        self.later(ctx, async move {
-            Some(match work.await {
-                Ok(certificate) => Event::Fenced(side, certificate),
+        ctx.spawn(work.into_actor(self).map(move |done, act, ctx| {
+            let event = match done {
+                Ok((certificate, released)) => {
+                    // It runs no more, so the morph goes on; its operation ends when all is given back.
+                    if let Release::Kept(kept) = released {
+                        act.kept.push(kept);
+                    }
+                    Event::Fenced(side, certificate)
+                }
                 Err(reason) => Event::FenceUnconfirmed(side, reason),
-            })
-        });
+            };
+            act.tell(event, ctx);
+        }));
     }
 
     pub(super) fn resume_old(&mut self, ctx: &mut Context<Self>) {

@@ -1,7 +1,11 @@
 //! The daemon itself: its status, its settings, its end.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use actix::prelude::*;
-use kmorph_control_api::DaemonStatus;
+use kmorph_backends::contract::HeldBesides;
+use kmorph_control_api::{DaemonStatus, PoolUsage};
 
 use super::{ApplySettings, GetDaemon, Stopping, Supervisor};
 use crate::wall_clock;
@@ -20,7 +24,11 @@ impl Handler<GetDaemon> for Supervisor {
     fn handle(&mut self, _: GetDaemon, _: &mut Self::Context) -> Self::Result {
         let mut status = self.status();
         let journal = self.services.journal.clone();
+        let besides = self.held_besides();
         Box::pin(async move {
+            if let Some(besides) = besides.await {
+                count_besides(&mut status.pool, besides);
+            }
             status.journal_error = crate::journal::failure(&journal).await;
             status.journal_ok = status.journal_error.is_none();
             status
@@ -28,7 +36,30 @@ impl Handler<GetDaemon> for Supervisor {
     }
 }
 
+/// Longest time that a status waits for what others hold of the pool; without an answer it says nothing of it.
+const BESIDES_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// What others hold is not free.
+fn count_besides(pool: &mut PoolUsage, besides: HeldBesides) {
+    pool.cpus_free.retain(|cpu| !besides.cpus.contains(cpu));
+    pool.memory_free_bytes = pool.memory_free_bytes.saturating_sub(besides.memory_bytes);
+    pool.cpus_besides = besides.cpus;
+    pool.memory_besides_bytes = besides.memory_bytes;
+}
+
 impl Supervisor {
+    /// What others hold of the pool.
+    fn held_besides(&self) -> impl Future<Output = Option<HeldBesides>> + use<> {
+        let backend = Arc::clone(&self.services.backend);
+        let run_dir = self.services.settings.borrow().run_dir.join("instances");
+        let counted = self.services.pool.borrow().holders();
+        async move {
+            let asked = backend.held_besides(&run_dir, &counted);
+            let answer = tokio::time::timeout(BESIDES_TIMEOUT, asked).await;
+            answer.ok()?.ok()?
+        }
+    }
+
     /// All but what the journal itself has to say.
     fn status(&self) -> DaemonStatus {
         let settings = self.services.settings.borrow();
@@ -49,6 +80,7 @@ impl Supervisor {
             operations_running: u32::try_from(self.services.operations.running())
                 .unwrap_or(u32::MAX),
             pool: self.services.pool.borrow().usage(),
+            kept: self.services.kept.shown(None),
             journal_ok: true,
             journal_error: None,
             actor_restarts: self.actor_restarts,

@@ -29,6 +29,7 @@ use crate::clock;
 use crate::events::Draft;
 use crate::instance::{Beginning, GetSummary, Instance};
 use crate::journal::{GenerationRow, InstanceRow, JournalError, Snapshot};
+use crate::release::RELEASE_RETRY;
 use crate::services::Services;
 use crate::wall_clock;
 pub use admission::NoteRecovery;
@@ -40,7 +41,7 @@ pub use messages::{
     Stopping,
 };
 pub use policies::ChangePolicies;
-use restoring::{Restored, restore, sweep_leftovers};
+use restoring::{Restored, restore, sweep_leftovers, tidy};
 pub use spawning::{INSTANCES_MAX, MEMORY_MIN_BYTES};
 use telling::Untold;
 pub use telling::{TOPOLOGY_CALM, TOPOLOGY_DELAY_MAX, TellSurvivors};
@@ -73,6 +74,8 @@ pub struct Supervisor {
     doctor_runs: bool,
     last_doctor: Option<DoctorReport>,
     lag: Lag,
+    /// Generations that could not be released are tried again now.
+    releasing: bool,
     /// Held by the change of policies that is under way.
     policy_turn: Arc<tokio::sync::Mutex<()>>,
 }
@@ -105,6 +108,7 @@ impl Supervisor {
             stopping: false,
             doctor_runs: false,
             lag: Lag::new(SWEEP_INTERVAL),
+            releasing: false,
             policy_turn: Arc::default(),
         }
     }
@@ -216,6 +220,19 @@ impl Supervisor {
         ctx.spawn(work.into_actor(self).map(then));
     }
 
+    /// Tries again to give back what ended generations hold.
+    fn release_kept(&mut self, ctx: &mut Context<Self>) {
+        if std::mem::replace(&mut self.releasing, true) {
+            return;
+        }
+        let services = self.services.clone();
+        let work = async move { services.release_kept().await };
+        ctx.spawn(
+            work.into_actor(self)
+                .map(|(), act, _| act.releasing = false),
+        );
+    }
+
     fn begin_restored(&mut self, restored: Restored, ctx: &mut Context<Self>) {
         self.adopt(restored.row, restored.generation, restored.beginning, ctx);
     }
@@ -227,6 +244,7 @@ impl Actor for Supervisor {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(SUPERVISOR_MAILBOX);
         ctx.run_interval(SWEEP_INTERVAL, Self::sweep);
+        ctx.run_interval(RELEASE_RETRY, Self::release_kept);
         let Some(snapshot) = self.snapshot.take() else {
             return;
         };
@@ -238,6 +256,7 @@ impl Actor for Supervisor {
                 .map(|row| restore(&services, &snapshot, row));
             let restored = join_all(all).await;
             sweep_leftovers(&services, &snapshot, &restored).await;
+            tidy(&services).await;
             restored
         };
         // Nothing else is handled until everything is restored.
@@ -251,6 +270,7 @@ impl Actor for Supervisor {
             act.give_up_recoveries(|_| true, why);
             act.drop_oldest_recoveries();
             info!(act.services.log, "restored"; "instances" => count);
+            act.release_kept(ctx);
         }));
     }
 }

@@ -7,9 +7,11 @@ use kmp_proto::message::FailureCause;
 use slog::{info, warn};
 
 use super::morphing::seconds;
+use crate::generation;
 use crate::instance::{ASKED_FOR, Beginning, Decided};
 use crate::journal::{Desired, GenerationPhase, GenerationRow, InstanceRow, MorphRow, Snapshot};
 use crate::morph::{Deaths, LeftMorph, MorphPlan};
+use crate::release::Release;
 use crate::services::Services;
 
 /// An instance as found after a restart.
@@ -261,15 +263,40 @@ pub(super) async fn sweep_leftovers(
         let mut row = row.clone();
         let order = kmp_proto::fence::FenceOrder::new(row.generation);
         retake(services, &row);
+        if let Some(certificate) = generation::restore(&row) {
+            // Tried again at once, and the daemon does not wait for it to answer.
+            services.keep(
+                &row,
+                &certificate,
+                "its release was not finished before the daemon ended",
+            );
+            continue;
+        }
         let result = match services.fence(&mut row, order).await {
             Ok(certificate) => services.release(&row, &certificate).await,
             Err(reason) => Err(reason),
         };
         match result {
-            Ok(()) => info!(services.log, "a leftover generation was fenced";
+            // It was told.
+            Ok(Release::Kept(_)) => {}
+            Ok(Release::Done) => info!(services.log, "a leftover generation was fenced";
                 "instance" => &row.instance, "generation" => row.generation),
             Err(reason) => warn!(services.log, "a leftover generation keeps its resources";
                 "instance" => &row.instance, "generation" => row.generation, "reason" => reason),
         }
+    }
+}
+
+/// Removes what earlier daemons wrote down of generations of which nothing is left.
+pub(super) async fn tidy(services: &Services) {
+    let run_dir = services.settings.borrow().run_dir.clone();
+    let backend = std::sync::Arc::clone(&services.backend);
+    match backend.tidy(&run_dir.join("instances")).await {
+        Ok(done) => {
+            for line in done {
+                info!(services.log, "{}", line);
+            }
+        }
+        Err(error) => warn!(services.log, "records of earlier generations stay"; "error" => %error),
     }
 }

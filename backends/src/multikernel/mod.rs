@@ -40,7 +40,7 @@ use self::slots::{Content, Slots};
 use self::spawn::Boot;
 use crate::contract::{
     Backend, BackendError, BackendKind, Containment, Endpoint, ExitCause, FenceUnconfirmed, Fenced,
-    KernelInstance, MemoryRange, Observation, Placement, SpawnError, SpawnSpec,
+    HeldBesides, KernelInstance, MemoryRange, Observation, Placement, SpawnError, SpawnSpec,
 };
 use crate::fencing;
 use crate::guest::{self, GuestImage, Recipe};
@@ -324,6 +324,33 @@ impl Backend for MultikernelBackend {
         })
     }
 
+    async fn tidy(&self, run_dir: &Path) -> Result<Vec<String>, BackendError> {
+        let what = || "looking through the records of kernel instances".to_owned();
+        let run_dir = run_dir.to_owned();
+        let looked = self.blocking(move |slots| slots.tidy(&run_dir)).await;
+        let tidied = looked.map_err(failed(what()))?.map_err(failed(what()))?;
+        Ok(tidied.iter().map(ToString::to_string).collect())
+    }
+
+    async fn held_besides(
+        &self,
+        run_dir: &Path,
+        counted: &[(String, u64)],
+    ) -> Result<Option<HeldBesides>, BackendError> {
+        let what = || "looking at what kernel instances hold".to_owned();
+        let (run_dir, counted) = (run_dir.to_owned(), counted.to_vec());
+        let looked = self
+            .blocking(move |slots| slots.held_besides(&run_dir, &counted))
+            .await;
+        let held = looked.map_err(failed(what()))?.map_err(failed(what()))?;
+        let bytes = |instance: &Instance| instance.memory_bytes.saturating_add(SLACK_BYTES);
+        let cpus: Vec<u64> = held.iter().flat_map(|held| held.cpus.clone()).collect();
+        Ok(Some(HeldBesides {
+            cpus: short(&cpus),
+            memory_bytes: held.iter().map(bytes).fold(0, u64::saturating_add),
+        }))
+    }
+
     async fn spawn(&self, spec: SpawnSpec) -> Result<Placement, SpawnError> {
         guest::check(&spec)?;
         guest::check_memory(spec.memory_bytes)?;
@@ -359,7 +386,8 @@ impl Backend for MultikernelBackend {
                 let Content::Marked(mark, _) = slots.content(&name)? else {
                     continue;
                 };
-                if !mark.is_of(generation, &own_dir) || mark.fenced {
+                // Also one that is fenced: it is still to be released.
+                if !mark.is_of(generation, &own_dir) {
                     continue;
                 }
                 let (id, has) = (slots.kernel.id(&name)?, slots.kernel.instance(&name)?);

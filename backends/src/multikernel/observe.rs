@@ -35,7 +35,7 @@ impl Slots {
     pub(super) fn observe(&self, placement: &Placement) -> Result<Observation, SlotError> {
         let asked = || placement.run_dir.join(ASKED).exists();
         let ended = |cause| Ok(Observation::Ended(cause));
-        match self.holds(placement)? {
+        match self.seems_to_hold(placement)? {
             Holds::This(mark, Status::Active) if !mark.fenced => Ok(Observation::Running),
             Holds::This(mark, Status::Loaded) if !mark.fenced && !asked() => {
                 ended(ExitCause::KernelPanicked)

@@ -14,6 +14,10 @@ use super::{MultikernelConfig, Vsock};
 /// `CAP_SYS_BOOT` (capabilities(7)).
 const CAP_SYS_BOOT: u32 = 22;
 const KEXEC_DISABLED: &str = "/proc/sys/kernel/kexec_load_disabled";
+/// What is left to somebody whose kernel has no vsock between its kernels: not every version's compiles.
+const WITHOUT_VSOCK: &str = "Without it kmorph reaches no agent: it could neither watch nor morph an instance, and \
+                             starts none. What works: kerf create, load, start and console; libkerf and its Python \
+                             package; kmorphctl vmcore analyze; kmorphd with another backend";
 const LOCKDOWN: &str = "/sys/kernel/security/lockdown";
 
 /// Looks at the machine: what was found, in a line, or everything that is missing.
@@ -148,17 +152,17 @@ fn reachable(vsock: &Vsock) -> Result<(), String> {
         )),
         Vsock::Kernel { option, .. } => {
             let kind = (SockType::Stream, SockFlag::SOCK_CLOEXEC);
-            let made = socket(AddressFamily::Vsock, kind.0, kind.1, None).map_err(|errno| {
+            socket(AddressFamily::Vsock, kind.0, kind.1, None).map_err(|errno| {
                 format!(
-                    "this host has no AF_VSOCK ({}); load the module vsock",
+                    "this host has no AF_VSOCK ({}); load the module vsock. {WITHOUT_VSOCK}",
                     errno.desc()
                 )
             })?;
             let Some(option) = option else { return Ok(()) };
-            vsock::choose(&made, *option).map_err(|error| {
+            vsock::carries(*option).map_err(|error| {
                 format!(
-                    "{error}; load the module mk_transport (CONFIG_MULTIKERNEL_VSOCKETS), or, where something else \
-                     carries vsock, set multikernel.vsock_option to 0"
+                    "{error}; load the module mk_transport, or build the kernel with CONFIG_MULTIKERNEL_VSOCKETS, or, \
+                     where something else carries vsock, set multikernel.vsock_option to 0. {WITHOUT_VSOCK}"
                 )
             })
         }
@@ -217,6 +221,7 @@ mod tests {
         // A stock kernel has no such option; a multikernel has.
         if let Err(lacks) = reachable(&kernel) {
             assert!(lacks.contains("load the module"), "{lacks}");
+            assert!(lacks.contains("What works: kerf create"), "{lacks}");
         }
     }
 }

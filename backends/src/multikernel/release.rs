@@ -65,15 +65,26 @@ impl Slots {
         successor: Option<&str>,
     ) -> Result<(), TakeError> {
         let _one = self.changing();
-        let handed = match successor {
-            Some(successor) => self.hand_over(name, mark, successor),
+        let handed = match successor.map(|successor| self.hand_over(name, mark, successor)) {
             None => Ok(false),
+            // It is gone, and somebody else has made one of its name.
+            Some(Err(TakeError::NotOurs)) => Ok(true),
+            // The devices can be handed over later.
+            Some(Err(error @ TakeError::Apply(ApplyError::Locked(_)))) => return Err(error),
+            Some(handed) => handed,
         };
         // Devices that the successor does not take go to the pool.
-        if mark.made && !matches!(handed, Ok(true)) {
-            self.apply(BUSY_MAX, &|_| Ok(removal(name)))?;
+        if mark.origin.is_ours() && !matches!(handed, Ok(true)) {
+            let remove = self.apply(BUSY_MAX, &|_| {
+                self.still(name, mark)?;
+                Ok(removal(name))
+            });
+            match remove {
+                Ok(_) | Err(TakeError::NotOurs) => {}
+                Err(error) => return Err(error),
+            }
         }
-        self.records.remove(name)?;
+        self.forget_of(name, mark.generation, &mark.run_dir)?;
         handed.map(drop).map_err(|error| TakeError::Devices {
             successor: successor.unwrap_or_default().to_owned(),
             error: Box::new(error),
@@ -97,8 +108,9 @@ impl Slots {
             memory: 0,
         };
         self.apply(BUSY_MAX, &|state| {
+            self.still(name, mark)?;
             let mut overlay = allocate::plan(state, &exchange)?;
-            if mark.made {
+            if mark.origin.is_ours() {
                 // Last: the kernel cannot undo it.
                 overlay.fragments.extend(removal(name).fragments);
             }
@@ -107,7 +119,15 @@ impl Slots {
         Ok(true)
     }
 
-    /// Applies what is planned on the state that is; again while others load, boot or halt.
+    /// Whether the kernel instance of this name is still the one that a mark is of.
+    fn still(&self, name: &str, mark: &Mark) -> Result<(), TakeError> {
+        match self.is_of(name, mark).map_err(ApplyError::from)? {
+            true => Ok(()),
+            false => Err(TakeError::NotOurs),
+        }
+    }
+
+    /// Applies what is planned, under kerf's lock, on what is there; again while others load, boot or halt.
     pub(super) fn apply(
         &self,
         patience: Duration,
@@ -115,14 +135,15 @@ impl Slots {
     ) -> Result<State, TakeError> {
         let begun = Instant::now();
         loop {
-            let state = self.kernel.state(None).map_err(ApplyError::from)?;
-            match self.kernel.apply(&plan(&state)?, None) {
+            match self.kernel.apply_planned(None, plan) {
                 Ok(applied) => return Ok(applied.state),
-                // Nothing is in place of it; it may be another's lock, or a change that came in between.
-                Err(ApplyError::RolledBack { .. }) if begun.elapsed() < patience => {
+                // Nothing is in place of it; it may be another's lock, or a change of somebody who knows no lock.
+                Err(TakeError::Apply(ApplyError::RolledBack { .. }))
+                    if begun.elapsed() < patience =>
+                {
                     std::thread::sleep(BUSY_PAUSE);
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             }
         }
     }
@@ -149,6 +170,8 @@ impl Slots {
 pub(super) enum TakeError {
     #[error(transparent)]
     Apply(#[from] ApplyError),
+    #[error("somebody else has made a kernel instance of its name meanwhile")]
+    NotOurs,
     #[error(transparent)]
     Exchange(#[from] allocate::NoExchange),
     #[error(transparent)]

@@ -5,14 +5,18 @@
 //!
 //! Which generation is in one is written in kerf's record of it, under a key that kerf keeps and does not look at.
 //! It is written before anything is loaded: what a daemon that died had begun is found by it. Who loads something
-//! else there with kerf writes another record: what runs then is not ours. Records outlive the host; a mark of an earlier
-//! boot says nothing.
+//! else there with kerf writes another record: what runs then is not ours.
+//!
+//! A record proves nothing by itself. It outlives the host's boot, and the kernel instance that it was written for: a
+//! mark counts only in the boot in which it was made, and for the kernel instance whose [`Origin`] it names. The kernel
+//! keeps the overlay that made each one, and ours carries a note that no other has.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kmorph_launch::InstanceName;
-use libkerf::kernel::{Calls, Kernel, KernelError};
+use libkerf::kernel::{Calls, Creation, Kernel, KernelError};
+use libkerf::model::Instance;
 use libkerf::overlay::Status;
 use libkerf::record::{Record, RecordError, Records};
 use serde::{Deserialize, Serialize};
@@ -35,11 +39,48 @@ pub(super) struct Mark {
     pub(super) run_dir: PathBuf,
     /// The host's boot in which it was put there.
     pub(super) host_boot_id: String,
-    /// Whether we made the kernel instance: what kerf made stays when the generation goes.
-    pub(super) made: bool,
+    /// Who made the kernel instance. Only what we made is removed when the generation goes.
+    #[serde(default)]
+    pub(super) origin: Origin,
     /// Its fence was confirmed: it runs no more, whatever the status file says.
     #[serde(default)]
     pub(super) fenced: bool,
+}
+
+/// How a kernel instance came to be: names and ids are given again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Origin {
+    /// The mark is of a version of kmorph that did not write it down: not ours to remove.
+    #[default]
+    Unknown,
+    /// We made it, or were about to, with an overlay that has this note.
+    Ours(String),
+    /// Somebody else made it, in this transaction; none where the kernel's transactions do not tell.
+    Theirs(Option<u64>),
+}
+
+impl Origin {
+    /// The origin of what is made now, for this generation: another each time.
+    pub(super) fn new(instance: &InstanceName, generation: u64) -> std::io::Result<Self> {
+        let nonce = getrandom::u64().map_err(|error| std::io::Error::other(error.to_string()))?;
+        Ok(Self::Ours(format!(
+            "kmorph {instance} generation {generation} {nonce:016x}"
+        )))
+    }
+
+    /// Whether the kernel instance with this creation is the one meant.
+    fn is(&self, creation: Option<Creation>) -> bool {
+        match self {
+            Self::Unknown | Self::Theirs(None) => true,
+            Self::Ours(note) => creation.is_some_and(|made| made.note.as_ref() == Some(note)),
+            Self::Theirs(Some(number)) => creation.is_some_and(|made| made.transaction == *number),
+        }
+    }
+
+    pub(super) fn is_ours(&self) -> bool {
+        matches!(self, Self::Ours(_))
+    }
 }
 
 impl Mark {
@@ -71,6 +112,9 @@ pub(super) enum Content {
     Foreign(Status),
     /// A generation of ours.
     Marked(Mark, Status),
+    /// One that somebody has made after ours, whose mark is in the record still, was gone. The kernel lets go only of
+    /// what runs nothing.
+    Outlived(Mark, Status),
 }
 
 /// How a placement's kernel instance relates to its generation.
@@ -84,6 +128,35 @@ pub(super) enum Holds {
     Foreign(Status),
     /// It holds the generation.
     This(Mark, Status),
+}
+
+/// What became of something that was left behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Tidied {
+    /// A lock of ours was removed.
+    Unlocked,
+    /// The lock could not be judged, and why.
+    StillLocked(String),
+    /// A record was removed.
+    Removed(String),
+    /// A record could not be judged, and why.
+    Kept(String, String),
+}
+
+impl std::fmt::Display for Tidied {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unlocked => f.write_str("removed kerf's lock: a kmorph was killed that held it"),
+            Self::StillLocked(why) => write!(f, "left kerf's lock: {why}"),
+            Self::Removed(name) => write!(
+                f,
+                "removed the record of kernel instance {name:?}: its generation is gone"
+            ),
+            Self::Kept(name, why) => {
+                write!(f, "left the record of kernel instance {name:?}: {why}")
+            }
+        }
+    }
 }
 
 /// Why something could not be had of the kernel or kerf's records.
@@ -133,6 +206,22 @@ impl Slots {
 
     /// What is in the kernel instance of this name.
     pub(super) fn content(&self, name: &str) -> Result<Content, SlotError> {
+        Ok(match self.recorded(name)? {
+            Content::Marked(mark, status) if !self.is_of(name, &mark)? => {
+                Content::Outlived(mark, status)
+            }
+            content => content,
+        })
+    }
+
+    /// Whether a mark was made for the kernel instance that has this name now.
+    pub(super) fn is_of(&self, name: &str, mark: &Mark) -> Result<bool, KernelError> {
+        Ok(mark.origin.is(self.kernel.creation(name)?))
+    }
+
+    /// What the record says is in the kernel instance of this name. To be looked at often: it does not ask whether the
+    /// record is of that kernel instance, which takes the kernel's transactions.
+    fn recorded(&self, name: &str) -> Result<Content, SlotError> {
         let status = match self.kernel.status(name) {
             Ok(status) => status,
             Err(error) if is_absent(&error) => {
@@ -154,15 +243,29 @@ impl Slots {
 
     /// What has become of a placement's kernel instance.
     pub(super) fn holds(&self, placement: &Placement) -> Result<Holds, SlotError> {
+        self.related(placement, &Self::content)
+    }
+
+    /// As [`Slots::holds`], by the record alone, for looks that come often: nothing may be done to the kernel instance
+    /// for what this says.
+    pub(super) fn seems_to_hold(&self, placement: &Placement) -> Result<Holds, SlotError> {
+        self.related(placement, &Self::recorded)
+    }
+
+    fn related(
+        &self,
+        placement: &Placement,
+        content: &dyn Fn(&Self, &str) -> Result<Content, SlotError>,
+    ) -> Result<Holds, SlotError> {
         let Some(KernelInstance { name, id }) = &placement.kernel_instance else {
             return Ok(Holds::Gone);
         };
-        let content = self.content(name)?;
+        let content = content(self, name)?;
         if content != Content::Absent && self.kernel.id(name)? != *id {
             return Ok(Holds::Gone);
         }
         Ok(match content {
-            Content::Absent => Holds::Gone,
+            Content::Absent | Content::Outlived(..) => Holds::Gone,
             Content::Foreign(status) => Holds::Foreign(status),
             Content::Marked(mark, status) => {
                 match mark.is_of(placement.generation, &placement.run_dir) {
@@ -178,11 +281,92 @@ impl Slots {
         let Some(KernelInstance { name, .. }) = &placement.kernel_instance else {
             return Ok(());
         };
+        self.forget_of(name, placement.generation, &placement.run_dir)
+    }
+
+    /// Removes the record of a kernel instance if it has the mark of this generation.
+    pub(super) fn forget_of(
+        &self,
+        name: &str,
+        generation: u64,
+        run_dir: &Path,
+    ) -> Result<(), RecordError> {
         let mark = self.records.load(name)?.as_ref().and_then(Mark::of);
-        match mark.filter(|mark| mark.is_of(placement.generation, &placement.run_dir)) {
+        match mark.filter(|mark| mark.is_of(generation, run_dir)) {
             Some(_) => self.records.remove(name),
             None => Ok(()),
         }
+    }
+
+    /// Removes what was left behind: kerf's lock, where a daemon was killed that held it; records of earlier boots,
+    /// whoever wrote them, and those of generations below `run_dir` whose kernel instance is gone. To be called while
+    /// nothing is being started. What cannot be read stays, with a reason.
+    pub(super) fn tidy(&self, run_dir: &Path) -> Result<Vec<Tidied>, SlotError> {
+        let mut done = Vec::new();
+        match self.kernel.remove_left_lock() {
+            Ok(true) => done.push(Tidied::Unlocked),
+            Ok(false) => {}
+            Err(error) => done.push(Tidied::StillLocked(error.to_string())),
+        }
+        for name in self.records.names()? {
+            match self.outlived(&name, run_dir) {
+                Ok(false) => {}
+                Ok(true) => {
+                    self.records.remove(&name)?;
+                    done.push(Tidied::Removed(name));
+                }
+                Err(error) => done.push(Tidied::Kept(name, error.to_string())),
+            }
+        }
+        Ok(done)
+    }
+
+    /// The kernel instances that are none of these generations, by instance and number, below `run_dir`: kerf's, those
+    /// of other daemons, and what is left of ours that is not known any more.
+    pub(super) fn held_besides(
+        &self,
+        run_dir: &Path,
+        counted: &[(String, u64)],
+    ) -> Result<Vec<Instance>, SlotError> {
+        let mut besides = Vec::new();
+        for instance in self.kernel.state(None)?.system.instances {
+            // A record that cannot be read accounts for nothing.
+            let record = self.records.load(&instance.name).ok().flatten();
+            let is_counted = record.as_ref().and_then(Mark::of).is_some_and(|mark| {
+                let generations = counted.iter();
+                let mut named =
+                    generations.filter(|(_, generation)| *generation == mark.generation);
+                mark.host_boot_id == self.host_boot_id
+                    && mark.run_dir.starts_with(run_dir)
+                    && named.any(|(name, _)| *name == mark.instance.as_str())
+            });
+            if !is_counted {
+                besides.push(instance);
+            }
+        }
+        Ok(besides)
+    }
+
+    fn outlived(&self, name: &str, run_dir: &Path) -> Result<bool, SlotError> {
+        let Some(mark) = self.records.load(name)?.as_ref().and_then(Mark::of) else {
+            return Ok(false);
+        };
+        if mark.host_boot_id != self.host_boot_id {
+            return Ok(true);
+        }
+        Ok(mark.run_dir.starts_with(run_dir)
+            && matches!(self.content(name)?, Content::Absent | Content::Outlived(..)))
+    }
+
+    /// Writes the mark of a generation that is to be put into a kernel instance with nothing in it, beside what else
+    /// is in the record.
+    pub(super) fn begin(&self, name: &str, mark: &Mark) -> Result<(), RecordError> {
+        let mut record = self.records.load(name)?.unwrap_or_default();
+        // What was loaded in an earlier boot, or for an earlier generation, is not loaded now.
+        (record.kernel, record.initrd) = (None, None);
+        (record.rootfs, record.loaded_at) = (None, None);
+        mark.put(&mut record);
+        self.records.save(name, &record)
     }
 
     /// Writes a mark into the record of a kernel instance, beside what else is in it.
@@ -219,7 +403,7 @@ mod tests {
             generation: 7,
             run_dir: "/run/web/7".into(),
             host_boot_id: "b".to_owned(),
-            made: true,
+            origin: Origin::Ours("kmorph web generation 7 0".to_owned()),
             fenced: false,
         };
         mark.put(&mut record);

@@ -17,7 +17,7 @@ use libkerf::model::Instance;
 use libkerf::overlay::Status;
 
 use super::release::TakeError;
-use super::slots::{Content, Mark, Slots};
+use super::slots::{Content, Mark, Origin, Slots};
 use crate::contract::{KernelInstance, SpawnError, SpawnSpec};
 use crate::guest;
 
@@ -72,12 +72,12 @@ impl Slots {
             generation: spec.generation,
             run_dir: spec.run_dir.clone(),
             host_boot_id: self.host_boot_id.clone(),
-            made: !chosen.there,
+            origin: self.origin(spec, &chosen)?,
             fenced: false,
         };
-        self.mark(name, &mark)
+        self.begin(name, &mark)
             .map_err(|error| failed("writing the record of", name, &error))?;
-        let begun = self.create(spec, &chosen).and_then(|instance| {
+        let begun = self.create(spec, &chosen, &mark).and_then(|instance| {
             self.boot(name, boot)?;
             Ok(instance)
         });
@@ -89,6 +89,18 @@ impl Slots {
             }
             Err(error) => Err(self.undo(name, &mark, error)),
         }
+    }
+
+    /// How the kernel instance came to be, or is about to.
+    fn origin(&self, spec: &SpawnSpec, chosen: &Chosen) -> Result<Origin, SpawnError> {
+        let name = &chosen.name;
+        if !chosen.there {
+            let origin = Origin::new(&spec.name, spec.generation);
+            return origin.map_err(|error| failed("naming", name, &error));
+        }
+        let creation = self.kernel.creation(name);
+        let creation = creation.map_err(|error| failed("looking at", name, &error))?;
+        Ok(Origin::Theirs(creation.map(|made| made.transaction)))
     }
 
     /// The first of the two kernel instances that is free, or that kerf has made ready.
@@ -104,9 +116,14 @@ impl Slots {
                     // Left behind by a daemon that died.
                     let taken = self.take_away(&name, &mark, None);
                     taken.map_err(|error| failed("tidying", &name, &error))?;
-                    !mark.made
+                    !mark.origin.is_ours()
                 }
-                Content::Foreign(status) => {
+                Content::Outlived(_, Status::Ready) => {
+                    let removed = self.records.remove(&name);
+                    removed.map_err(|error| failed("removing the record of", &name, &error))?;
+                    true
+                }
+                Content::Foreign(status) | Content::Outlived(_, status) => {
                     return Err(SpawnError::Unavailable(format!(
                         "kernel instance {name:?} is {}, and it was not kmorph that loaded it; end what runs there \
                          with kerf kill, and unload it with kerf unload",
@@ -135,7 +152,12 @@ impl Slots {
     }
 
     /// Makes the kernel instance beside what runs, unless it is there, and reads back what it has.
-    fn create(&self, spec: &SpawnSpec, chosen: &Chosen) -> Result<Instance, SpawnError> {
+    fn create(
+        &self,
+        spec: &SpawnSpec,
+        chosen: &Chosen,
+        mark: &Mark,
+    ) -> Result<Instance, SpawnError> {
         let name = chosen.name.as_str();
         if !chosen.there {
             let (cpus, memory) = self.size(spec, name)?;
@@ -148,7 +170,11 @@ impl Slots {
             let _one = self.changing();
             let machine = Machine::read(Path::new("/")).unwrap_or_default();
             let made = self.apply(PATIENCE, &|state| {
-                Ok(allocate::instance(state, &machine, &request)?)
+                let mut overlay = allocate::instance(state, &machine, &request)?;
+                if let Origin::Ours(note) = &mark.origin {
+                    overlay.note = Some(note.clone());
+                }
+                Ok(overlay)
             });
             made.map_err(|error| not_made(name, &error))?;
         }
@@ -209,20 +235,20 @@ impl Slots {
     fn undo(&self, name: &str, mark: &Mark, error: SpawnError) -> SpawnError {
         match self.try_undo(name, mark) {
             Ok(()) => error,
-            Err(why) => SpawnError::System {
-                what: format!(
-                    "{error}; and of kernel instance {name:?} something is left: look at it with kerf show {name}"
-                ),
-                source: io::Error::other(why),
-            },
+            Err(why) => SpawnError::Remains(format!(
+                "{error}; and of kernel instance {name:?} something is left ({why}): kerf show {name}"
+            )),
         }
     }
 
     fn try_undo(&self, name: &str, mark: &Mark) -> Result<(), String> {
         let text = |error: &dyn std::error::Error| error.to_string();
         match self.content(name).map_err(|error| text(&error))? {
-            Content::Absent => self.records.remove(name).map_err(|error| text(&error)),
-            Content::Foreign(_) => Ok(()),
+            // What somebody else has made meanwhile is theirs.
+            Content::Absent | Content::Foreign(_) | Content::Outlived(..) => {
+                let forgotten = self.forget_of(name, mark.generation, &mark.run_dir);
+                forgotten.map_err(|error| text(&error))
+            }
             Content::Marked(_, status) => {
                 if status == Status::Active {
                     let parked = self.kernel.halt_by_force(&*self.calls, name);
@@ -232,6 +258,8 @@ impl Slots {
                 }
                 if status.has_kernel() {
                     self.unload(name).map_err(|error| text(&error))?;
+                    // Whoever finds the mark, if it stays, is to see that nothing is loaded.
+                    self.begin(name, mark).map_err(|error| text(&error))?;
                 }
                 let taken = self.take_away(name, mark, None);
                 taken.map_err(|error| text(&error))
@@ -253,6 +281,10 @@ fn not_made(name: &str, error: &TakeError) -> SpawnError {
         TakeError::Shortage(shortage @ Shortage::Senseless(_)) => {
             SpawnError::Refused(shortage.to_string())
         }
+        TakeError::Shortage(Shortage::NameTaken(_)) => SpawnError::Unavailable(format!(
+            "somebody else has just made a kernel instance {name:?}; spawn again to run it as it is, or take it away \
+             with kerf delete {name} first"
+        )),
         TakeError::Shortage(shortage) => SpawnError::Unavailable(format!(
             "the kernel's pool cannot give {name} what it needs: {shortage}; a morph needs as much again as the \
              instance has; give the pool more with kerf init, or ask for less"

@@ -13,17 +13,16 @@ use libkerf::overlay::{Create, Operation, Overlay, Status, Target};
 use libkerf::record::Records;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use serde_json::json;
 
 use super::ground::{Ground, kernel_instance};
 
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 
-fn ground() -> Option<Ground> {
+pub(super) fn ground() -> Option<Ground> {
     Ground::multikernel(Generation::Confirms)
 }
 
-fn kernel(ground: &Ground) -> Kernel {
+pub(super) fn kernel(ground: &Ground) -> Kernel {
     let emulated = ground.emulated.as_ref().unwrap();
     Kernel::at(emulated.root(), emulated.beside("run/kerf.lock"))
 }
@@ -32,7 +31,7 @@ fn kernel_root(ground: &Ground) -> PathBuf {
     ground.emulated.as_ref().unwrap().root()
 }
 
-fn records(ground: &Ground) -> Records {
+pub(super) fn records(ground: &Ground) -> Records {
     Records::in_directory(ground.emulated.as_ref().unwrap().beside("records"))
 }
 
@@ -46,7 +45,7 @@ fn nic() -> PciAddress {
 }
 
 /// As kerf does it: made, and not loaded.
-fn configure(ground: &Ground, name: &str, cpus: &[u64], devices: bool) {
+pub(super) fn configure(ground: &Ground, name: &str, cpus: &[u64], devices: bool) {
     let instance = libkerf::model::Instance {
         name: name.to_owned(),
         cpus: cpus.to_vec(),
@@ -75,7 +74,7 @@ fn successor(ground: &Ground) -> SpawnSpec {
     }
 }
 
-async fn end(ground: &Ground, placement: &Placement) {
+pub(super) async fn end(ground: &Ground, placement: &Placement) {
     let proof = ground.fence(placement).await;
     ground.backend.release(placement, &proof).await.unwrap();
 }
@@ -403,41 +402,6 @@ async fn a_spawn_that_fails_half_way_leaves_nothing() {
     nothing();
 }
 
-/// What a daemon leaves behind that was killed before it had loaded anything; its run directory.
-fn half_begun(ground: &Ground, generation: u64) -> PathBuf {
-    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
-    let run_dir = ground.run_dir().join(generation.to_string());
-    let record = json!({ "kmorph": {
-        "instance": "web", "generation": generation, "run_dir": run_dir,
-        "host_boot_id": boot_id.trim(), "made": true,
-    }});
-    let record = serde_json::from_value(record).unwrap();
-    records(ground).save("web", &record).unwrap();
-    configure(ground, "web", &[10], false);
-    run_dir
-}
-
-#[tokio::test]
-async fn what_was_begun_and_not_loaded_is_found_and_taken_away() {
-    let Some(ground) = ground() else { return };
-    let run_dir = half_begun(&ground, 7);
-    let name = "web".parse().unwrap();
-    let found = ground.another_daemon().find(&name, 7, &run_dir).await;
-    let placement = found.unwrap().unwrap();
-    let seen = ground.backend.observe(&placement).await.unwrap();
-    assert!(matches!(seen, Observation::Ended(_)), "{seen:?}");
-    let proof = ground.fence(&placement).await;
-    assert_eq!(proof.method(), FenceMethod::NeverStarted);
-    ground.backend.release(&placement, &proof).await.unwrap();
-    assert!(kernel(&ground).instance_names().unwrap().is_empty());
-    assert!(records(&ground).load("web").unwrap().is_none());
-    // Also by the next spawn, where nobody has looked for it.
-    half_begun(&ground, 8);
-    let next = ground.spawn(ground.spec()).await;
-    assert_eq!(kernel_instance(&next), "web");
-    assert_eq!(next.memory_bytes, 192 * MIB, "it was made anew");
-}
-
 #[tokio::test]
 async fn what_another_loaded_there_is_not_ours_to_stop() {
     let Some(ground) = ground() else { return };
@@ -456,46 +420,6 @@ async fn what_another_loaded_there_is_not_ours_to_stop() {
         refused.reason
     );
     assert!(ground.lives(&placement));
-}
-
-#[tokio::test]
-async fn a_mark_of_an_earlier_boot_or_of_another_daemon_is_not_ours() {
-    let Some(ground) = ground() else { return };
-    let placement = ground.spawn(ground.spec()).await;
-    let another = Placement {
-        run_dir: ground.run_dir().join("another"),
-        ..placement.clone()
-    };
-    let found = ground
-        .backend
-        .find(&another.name, another.generation, &another.run_dir)
-        .await;
-    assert_eq!(found.unwrap(), None);
-    let proof = ground.fence(&another).await;
-    assert_eq!(proof.method(), FenceMethod::AlreadyEnded);
-    assert!(ground.lives(&placement), "another daemon's was stopped");
-    end(&ground, &placement).await;
-
-    // The host was booted anew, kerf has made the instance again, and its record is as it was.
-    configure(&ground, "web", &[10], false);
-    let stale = json!({
-        "kernel": null, "loaded_at": "2026-01-02T03:04:05+00:00",
-        "kmorph": {
-            "instance": "web", "generation": placement.generation, "run_dir": placement.run_dir,
-            "host_boot_id": "earlier", "made": true,
-        },
-    });
-    let records = records(&ground);
-    records
-        .save("web", &serde_json::from_value(stale).unwrap())
-        .unwrap();
-    let next = ground.spawn(ground.spec()).await;
-    assert_eq!(
-        (kernel_instance(&next), next.cpus.as_slice()),
-        ("web", &[10][..])
-    );
-    end(&ground, &next).await;
-    assert_eq!(kernel(&ground).instance_names().unwrap(), ["web"]);
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 //!
 //! Each rule is one function in [`rules`]; each backend is one [`Ground`] on which it is tried. What
 //! only kernels can do (panic, have memory to map) is asked of those that have one, below; what only kernels
-//! beside the host's can, in [`beside`].
+//! beside the host's can, in [`beside`] and [`ownership`].
 //!
 //! The qemu backend needs what `scripts/setup-tests` installs.
 
@@ -18,6 +18,7 @@ mod beside;
 mod descendants;
 mod ground;
 mod lending;
+mod ownership;
 mod rules;
 
 use kmorph_backends::contract::{ExitCause, Observation, REGISTERS};

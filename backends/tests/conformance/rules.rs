@@ -64,6 +64,10 @@ pub(crate) async fn a_placement_is_all_that_another_daemon_needs(ground: &Ground
     let order = FenceOrder::new(read.generation);
     let proof = other.fence(&read, order).await.unwrap().certificate;
     assert_eq!(proof.method(), ground.stops_by());
+    let found = find("web", placement.generation).await;
+    // Of a kernel beside the host's, what it holds is there until its release.
+    assert_eq!(found.is_some(), ground.emulated.is_some(), "{found:?}");
+    other.release(&read, &proof).await.unwrap();
     assert_eq!(find("web", placement.generation).await, None);
 }
 

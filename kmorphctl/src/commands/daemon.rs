@@ -341,18 +341,24 @@ async fn status(client: &Client, out: &mut Output) -> Result<Exit, Failure> {
         age_s(daemon.uptime_s)
     );
     let pool = &daemon.pool;
+    let besides = |held: String| match pool.memory_besides_bytes {
+        0 => String::new(),
+        _ => format!("; held by others: {held}"),
+    };
     let cpus = match pool.cpus_shared {
         true => format!("{} (shared)", cpu_list(&pool.cpus)),
         false => format!(
-            "{} (free: {})",
+            "{} (free: {}{})",
             cpu_list(&pool.cpus),
-            cpu_list(&pool.cpus_free)
+            cpu_list(&pool.cpus_free),
+            besides(cpu_list(&pool.cpus_besides))
         ),
     };
     let memory = format!(
-        "{} ({} free)",
+        "{} ({} free{})",
         bytes(pool.memory_bytes),
-        bytes(pool.memory_free_bytes)
+        bytes(pool.memory_free_bytes),
+        besides(bytes(pool.memory_besides_bytes))
     );
     let config = daemon.config_path.unwrap_or_else(|| "none".to_owned());
     let mut fields: Vec<(&str, Word)> = vec![
@@ -391,6 +397,10 @@ async fn status(client: &Client, out: &mut Output) -> Result<Exit, Failure> {
             format!("{}ms", daemon.self_lag_ms).into(),
         ),
     ];
+    for kept in &daemon.kept {
+        let text = format!("{}, {}", kept.instance, super::kept(kept));
+        fields.push(("Not given back", Word::toned(text, Tone::Bad)));
+    }
     if let Some(error) = daemon.journal_error {
         fields.push(("Journal", Word::toned(error, Tone::Bad)));
     }

@@ -18,12 +18,28 @@ mod vmcore;
 use std::path::Path;
 use std::time::Duration;
 
+use kmorph_control_api::KeptGeneration;
+
 use crate::cli::{Cli, Command, DaemonCommand, DebugCommand, VmcoreCommand};
 use crate::client::Client;
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::figures::{bytes, cpu_list, local_time};
 use crate::output::Output;
 use crate::places::Places;
+
+/// A generation that has ended and holds CPUs and memory still, in a line.
+fn kept(kept: &KeptGeneration) -> String {
+    format!(
+        "generation {}: CPUs {}, {}, since {} ({} tries): {}",
+        kept.generation,
+        cpu_list(&kept.cpus),
+        bytes(kept.memory_bytes),
+        local_time(&kept.since),
+        kept.tries,
+        kept.reason
+    )
+}
 
 /// Runs one command.
 pub(crate) async fn run(cli: Cli, out: &mut Output) -> Result<Exit, Failure> {

@@ -145,6 +145,9 @@ fn status_fields(status: &InstanceStatus) -> Vec<(&'static str, Word)> {
     if let Some(reason) = &status.reason {
         add("Reason", reason.clone());
     }
+    for kept in &status.kept {
+        add("Not given back", super::kept(kept));
+    }
     if let Some(operation) = &status.operation {
         add("Operation", operation.clone());
     }

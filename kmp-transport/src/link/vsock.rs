@@ -25,6 +25,10 @@ pub(super) fn stranger(cid: u32) -> Option<String> {
         .then(|| format!("it comes from context id {cid}, not from the host"))
 }
 
+/// The highest id that a kernel instance can have; the lowest ones are given first.
+const UNUSED_CID: u32 = 2047;
+/// A port that nothing listens on; a connection that reaches a kernel is refused.
+const UNUSED_PORT: u32 = 1;
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
 
@@ -63,6 +67,31 @@ fn made(option: Option<i32>) -> io::Result<OwnedFd> {
         choose(&made, option)?;
     }
     Ok(made)
+}
+
+/// Whether anything carries connections that choose their transport by `option`: a kernel may know the option and have
+/// no module behind it. Tries to connect to a context id that hardly anybody has, and does not wait.
+///
+/// # Errors
+/// As [`choose`]'s, and `Unsupported` when nothing does.
+pub fn carries(option: i32) -> io::Result<()> {
+    let made = made(Some(option))?;
+    let tried = connect(made.as_raw_fd(), &VsockAddr::new(UNUSED_CID, UNUSED_PORT));
+    carried(tried, option)
+}
+
+/// What an attempt to connect says of the transport: any other answer came from one.
+fn carried(tried: Result<(), Errno>, option: i32) -> io::Result<()> {
+    match tried {
+        Err(Errno::ENODEV) => {
+            let text = format!(
+                "this kernel's vsock has option {option}, and no transport is behind it ({})",
+                Errno::ENODEV.desc()
+            );
+            Err(io::Error::new(io::ErrorKind::Unsupported, text))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Listens on a port, any context id.
@@ -104,6 +133,37 @@ mod tests {
         assert_eq!((stranger(2), stranger(0)), (None, None));
         for cid in [1, 3, 1000, u32::MAX] {
             assert!(stranger(cid).is_some_and(|why| why.contains(&cid.to_string())));
+        }
+    }
+
+    #[test]
+    fn an_option_without_a_transport_behind_it_is_told_from_a_peer_that_is_not_there() {
+        let said = carried(Err(Errno::ENODEV), OPTION).unwrap_err();
+        assert_eq!(said.kind(), io::ErrorKind::Unsupported);
+        assert!(said.to_string().contains("no transport is behind it"));
+        carried(Ok(()), OPTION).unwrap();
+        for errno in [Errno::EINPROGRESS, Errno::ECONNRESET, Errno::EINVAL] {
+            carried(Err(errno), OPTION).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_socket_that_no_transport_carries_is_answered_as_the_check_expects() {
+        let Ok(made) = made(None) else {
+            return eprintln!("SKIPPED: this machine has no AF_VSOCK");
+        };
+        // Where no hypervisor's module is loaded, nothing carries it; where one is, it says something else.
+        let tried = connect(made.as_raw_fd(), &VsockAddr::new(UNUSED_CID, UNUSED_PORT));
+        let modules = std::fs::read_to_string("/proc/modules").unwrap_or_default();
+        let loaded = modules.lines().any(|line| {
+            let transports = ["vhost_vsock", "vmw_vsock", "hv_sock", "vsock_loopback"];
+            transports.iter().any(|name| line.starts_with(name))
+        });
+        if tried == Err(Errno::ENODEV) {
+            assert!(carried(tried, OPTION).is_err());
+        } else {
+            assert!(carried(tried, OPTION).is_ok());
+            eprintln!("a transport answers here (as a module: {loaded}): {tried:?}");
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use super::{KERF_LOCK, ROOT};
+use super::{KERF_LOCK, Lock, LockError, ROOT};
 use crate::check::{self, Context, Report};
 use crate::dtb::{self, DtbError, MAX_BLOB_BYTES};
 use crate::machine::Machine;
@@ -104,6 +104,15 @@ impl Kernel {
     pub fn with_patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
+    }
+
+    /// Removes the lock that a process of ours has left behind ([`Lock::remove_left`]).
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be looked at.
+    pub fn remove_left_lock(&self) -> Result<bool, LockError> {
+        Lock::remove_left(&self.lock)
     }
 
     /// The pool's tree, as it is now.

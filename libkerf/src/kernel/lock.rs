@@ -86,6 +86,27 @@ impl Lock {
         }
     }
 
+    /// Removes the lock that a process of ours has left behind when it was killed: kerf would wait for it in vain.
+    /// Whether there was one. A lock of kerf's, or one that is held, stays.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be looked at.
+    pub fn remove_left(path: &Path) -> Result<bool, LockError> {
+        // Taking it would make the file where there is none.
+        if !path.exists() {
+            return Ok(false);
+        }
+        match Self::try_take(path) {
+            Ok(lock) => {
+                drop(lock);
+                Ok(true)
+            }
+            Err(LockError::Held { .. } | LockError::Kerf { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     fn try_take(path: &Path) -> Result<Self, LockError> {
         let io = |source| LockError::Io {
             path: path.to_owned(),
@@ -240,6 +261,23 @@ mod tests {
         );
         drop(lock);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_a_dead_process_left_is_removed_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("kerf.lock");
+        assert!(!Lock::remove_left(&path).unwrap());
+        std::fs::write(&path, "libkerf pid 1\n").unwrap();
+        assert!(Lock::remove_left(&path).unwrap());
+        assert!(!path.exists());
+        let lock = Lock::take(&path, SHORT).unwrap();
+        assert!(!Lock::remove_left(&path).unwrap(), "it is held");
+        assert!(path.exists());
+        drop(lock);
+        std::fs::write(&path, "").unwrap();
+        assert!(!Lock::remove_left(&path).unwrap(), "it is kerf's");
+        assert!(path.exists());
     }
 
     #[test]

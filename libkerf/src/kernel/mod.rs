@@ -6,6 +6,7 @@
 
 mod boot;
 mod calls;
+mod creation;
 mod files;
 mod load;
 mod lock;
@@ -13,6 +14,7 @@ mod transaction;
 
 pub use boot::{BootError, CONSOLE, Parked};
 pub use calls::{Calls, Command, SystemCalls};
+pub use creation::Creation;
 pub use files::{Kernel, KernelError};
 pub use load::{Files, LoadError};
 pub use lock::{KERF_LOCK, Lock, LockError};

@@ -45,6 +45,11 @@ pub enum ApplyError {
     /// Somebody else changes something.
     #[error("{0}; nothing was changed")]
     Locked(#[from] LockError),
+    /// The caller's condition for it does not hold. Nothing was written.
+    #[error(
+        "the kernel's instances have changed since the overlay was planned; nothing was changed"
+    )]
+    Outdated,
     /// Something could not be read or written.
     #[error(transparent)]
     Kernel(#[from] KernelError),
@@ -136,9 +141,33 @@ impl Kernel {
         overlay: &Overlay,
         machine: Option<&Machine>,
     ) -> Result<Applied, ApplyError> {
+        self.apply_planned(machine, |_| Ok(overlay.clone()))
+    }
+
+    /// As [`Kernel::apply`], with an overlay that is planned under the lock, on what is there then: nobody who honours
+    /// the lock changes anything between the plan and the change.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::apply`], and those of `plan`, after which nothing was changed.
+    pub fn apply_planned<E: From<ApplyError>>(
+        &self,
+        machine: Option<&Machine>,
+        plan: impl FnOnce(&State) -> Result<Overlay, E>,
+    ) -> Result<Applied, E> {
+        let _lock = Lock::take(&self.lock, self.patience).map_err(ApplyError::from)?;
+        let state = self.state(machine).map_err(ApplyError::from)?;
+        let overlay = plan(&state)?;
+        Ok(self.apply_locked(&overlay, state, machine)?)
+    }
+
+    fn apply_locked(
+        &self,
+        overlay: &Overlay,
+        mut state: State,
+        machine: Option<&Machine>,
+    ) -> Result<Applied, ApplyError> {
         let parts = overlay.split()?;
-        let _lock = Lock::take(&self.lock, self.patience)?;
-        let mut state = self.state(machine)?;
         // All of it is tried before anything is written.
         state.apply(overlay).map_err(ApplyError::Invalid)?;
         let mut earlier = Vec::new();
@@ -303,7 +332,7 @@ impl Kernel {
         (!text.is_empty()).then_some(text)
     }
 
-    fn transaction_path(&self, transaction: u64) -> PathBuf {
+    pub(super) fn transaction_path(&self, transaction: u64) -> PathBuf {
         self.root.join(format!("overlays/tx_{transaction}"))
     }
 }

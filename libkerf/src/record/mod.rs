@@ -98,7 +98,11 @@ pub enum RecordError {
         source: io::Error,
     },
     /// The file holds something else.
-    #[error("{} is no instance record: {source}", path.display())]
+    #[error(
+        "{} is no instance record: {source}; it says what is loaded in the instance, for kerf show: move it away, and \
+         load the instance's kernel again if it has one",
+        path.display()
+    )]
     Content {
         /// The file.
         path: PathBuf,
@@ -196,7 +200,35 @@ impl Records {
             fs::rename(&unfinished, path)?;
             fs::File::open(&self.directory)?.sync_all()
         };
-        write().map_err(io_error("writing", path))
+        write().map_err(|error| {
+            // On a full disk it would be in the way of what makes room.
+            let _ = fs::remove_file(&unfinished);
+            io_error("writing", path)(error)
+        })
+    }
+
+    /// The names of all instances that have a record, sorted.
+    ///
+    /// # Errors
+    ///
+    /// When the directory cannot be read. That there is none is no error.
+    pub fn names(&self) -> Result<Vec<String>, RecordError> {
+        let failed = io_error("reading", &self.directory);
+        let read = || -> io::Result<Vec<String>> {
+            let mut names = Vec::new();
+            for entry in fs::read_dir(&self.directory)? {
+                let name = entry?.file_name();
+                let name = name.to_str().and_then(|name| name.strip_suffix(".json"));
+                names.extend(name.map(str::to_owned));
+            }
+            Ok(names)
+        };
+        let mut names = match read() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            other => other.map_err(failed)?,
+        };
+        names.sort();
+        Ok(names)
     }
 
     /// Removes an instance's record. That there is none is no error.
@@ -280,6 +312,19 @@ mod tests {
         let error = Records::in_directory(directory.path())
             .load("web")
             .unwrap_err();
-        assert!(error.to_string().contains("web.json"), "{error}");
+        let said = error.to_string();
+        assert!(said.contains("web.json"), "{said}");
+        assert!(said.contains("move it away"), "{said}");
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_written_leaves_nothing_unfinished() {
+        let directory = tempfile::tempdir().unwrap();
+        let records = Records::in_directory(directory.path());
+        // Its last step fails, as on a full disk one before it does.
+        fs::create_dir_all(directory.path().join("web.json/not-empty")).unwrap();
+        records.save("web", &Record::default()).unwrap_err();
+        let left = fs::read_dir(directory.path()).unwrap().count();
+        assert_eq!(left, 1, "only what was there");
     }
 }

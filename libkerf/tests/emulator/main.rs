@@ -492,3 +492,49 @@ fn kerf_and_libkerf_work_on_one_kernel() {
     assert!(!refused.status.success());
     assert!(kernel.apply(&create("bad", &[9]), None).is_err());
 }
+
+#[test]
+fn the_transaction_that_made_an_instance_is_told_from_those_that_made_others_of_its_name() {
+    let Some(ground) = ground() else { return };
+    let kernel = &ground.kernel;
+    let noted = |note: &str| Overlay {
+        note: Some(note.to_owned()),
+        ..create("web", &[8])
+    };
+    let remove = || {
+        let remove = vec![Operation::Remove("web".to_owned())];
+        kernel
+            .apply(&Overlay::new([(Target::Instances, remove)]), None)
+            .unwrap()
+    };
+    let made_as = || kernel.creation("web").unwrap().and_then(|made| made.note);
+    assert_eq!(kernel.creation("web").unwrap(), None);
+    let first = kernel.apply(&noted("ours"), None).unwrap();
+    kernel.apply(&create("db", &[10]), None).unwrap();
+    let made = kernel.creation("web").unwrap().unwrap();
+    assert_eq!(made.transaction, first.transaction);
+    assert_eq!(made_as().as_deref(), Some("ours"));
+    // As kerf does it: a creation that fails, because there is one, stays as a transaction.
+    let new = ground.emulator.root().join("overlays/new");
+    std::fs::write(&new, noted("late").to_blob().unwrap()).unwrap();
+    assert_eq!(made_as().as_deref(), Some("ours"));
+    // Removed and made again, under the same name and with the same id.
+    let id = kernel.id("web").unwrap();
+    remove();
+    kernel.apply(&create("web", &[8]), None).unwrap();
+    assert_eq!(kernel.id("web").unwrap(), id);
+    assert_eq!(made_as(), None);
+    // Made by a transaction that failed after that, and that nobody has undone.
+    remove();
+    ground.emulator.mk.lock().unwrap().trap = Trap::DevicesBusy;
+    let mut half = noted("half");
+    let nic = PciAddress::parse("0000:09:00.0").unwrap();
+    let give = vec![Operation::DeviceAdd(vec![nic.into()])];
+    half.fragments
+        .extend(Overlay::new([(Target::Instance("web".to_owned()), give)]).fragments);
+    std::fs::write(&new, half.to_blob().unwrap()).unwrap();
+    assert!(kernel.id("web").is_ok());
+    assert_eq!(made_as().as_deref(), Some("half"));
+    remove();
+    assert_eq!(made_as(), None);
+}

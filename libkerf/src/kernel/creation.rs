@@ -1,0 +1,101 @@
+//! Which transaction made an instance: the kernel tells instances apart by name and id, and gives both again.
+
+use std::io;
+
+use super::files::read_bytes;
+use super::{Kernel, KernelError, TransactionStatus};
+use crate::check;
+use crate::dtb;
+use crate::overlay::{Operation, Overlay};
+
+/// The transaction that made an instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Creation {
+    /// The kernel's number of it. A boot of the host never gives a number twice.
+    pub transaction: u64,
+    /// The note of its overlay ([`Overlay::note`]).
+    pub note: Option<String>,
+}
+
+/// What a transaction has done to an instance, as far as its status tells.
+enum Done {
+    Created,
+    /// It failed, and created the instance before that, or failed because the instance was there.
+    PerhapsCreated,
+    Removed,
+    PerhapsRemoved,
+}
+
+impl Kernel {
+    /// The transaction that made the instance which has this name now; none when the transactions that are there do
+    /// not tell. Reads them from the newest on, as far as it takes.
+    ///
+    /// # Errors
+    ///
+    /// When a transaction cannot be read. One that is rolled back meanwhile is passed over.
+    pub fn creation(&self, name: &str) -> Result<Option<Creation>, KernelError> {
+        let mut perhaps = None;
+        for transaction in self.transactions()?.into_iter().rev() {
+            let Some((done, note)) = self.done_to(name, transaction)? else {
+                continue;
+            };
+            let creation = Creation { transaction, note };
+            match done {
+                // What failed later failed because this instance was there.
+                Done::Created => return Ok(Some(creation)),
+                Done::PerhapsCreated => perhaps = Some(creation),
+                // The instance is there, so whatever came after has made it.
+                Done::Removed => return Ok(perhaps),
+                Done::PerhapsRemoved if perhaps.is_some() => return Ok(perhaps),
+                Done::PerhapsRemoved => {}
+            }
+        }
+        Ok(perhaps)
+    }
+
+    fn done_to(
+        &self,
+        name: &str,
+        transaction: u64,
+    ) -> Result<Option<(Done, Option<String>)>, KernelError> {
+        let read = || {
+            let path = self.transaction_path(transaction).join("dtbo");
+            Ok((self.transaction_status(transaction)?, read_bytes(&path)?))
+        };
+        let (status, blob) = match read() {
+            Err(KernelError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(None);
+            }
+            other => other?,
+        };
+        // The kernel has run nothing of a blob that is no tree.
+        let Ok(tree) = dtb::read(&blob) else {
+            return Ok(None);
+        };
+        let (overlay, _) = check::overlay(&tree, None);
+        let applied = status == TransactionStatus::Applied;
+        let done = match (is_about(&overlay, name), applied) {
+            (None, _) => return Ok(None),
+            (Some(About::Creation), true) => Done::Created,
+            (Some(About::Creation), false) => Done::PerhapsCreated,
+            (Some(About::Removal), true) => Done::Removed,
+            (Some(About::Removal), false) => Done::PerhapsRemoved,
+        };
+        Ok(Some((done, overlay.note)))
+    }
+}
+
+enum About {
+    Creation,
+    Removal,
+}
+
+/// The last thing that an overlay does about the existence of an instance.
+fn is_about(overlay: &Overlay, name: &str) -> Option<About> {
+    let operations = overlay.fragments.iter().flat_map(|f| &f.operations);
+    operations.rev().find_map(|operation| match operation {
+        Operation::Create(create) if create.instance.name == name => Some(About::Creation),
+        Operation::Remove(removed) if removed == name => Some(About::Removal),
+        _ => None,
+    })
+}
