@@ -10,6 +10,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod beside;
 mod guest;
 mod host;
 mod hostile;

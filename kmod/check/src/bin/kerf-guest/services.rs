@@ -24,6 +24,9 @@ pub(crate) const MESSAGES: u32 = 7014;
 /// Has a short queue, and accepts only now and then.
 pub(crate) const DEAF: u32 = 7015;
 
+/// Sends until its peer closes.
+pub(crate) const FOUNTAIN: u32 = 7020;
+
 pub(crate) const SOURCE_BYTES: usize = 4 << 20;
 
 /// The bytes of a stream from `at` on.
@@ -66,6 +69,10 @@ pub(crate) fn start() {
                 break;
             }
         }
+    });
+    serve(FOUNTAIN, Type::Stream, |socket| {
+        let buffer = vec![0; 65536];
+        while (&socket).write_all(&buffer).is_ok() {}
     });
     serve(CLOSER, Type::Stream, drop);
     serve(MESSAGES, Type::SeqPacket, |socket| {
