@@ -16,6 +16,7 @@ use crate::{KERF, commands};
 const ECHO: u32 = 7007;
 const SINK: u32 = 7009;
 const FOUNTAIN: u32 = 7020;
+const STUCK: u32 = 7021;
 /// Where nobody listens.
 const NOWHERE: u32 = 7998;
 /// The guest, and who floods it.
@@ -97,6 +98,62 @@ fn heartbeats_pass_floods_and_streams() {
     }
 }
 
+/// A program sleeps in `send()`, in a page fault, with its socket's lock. The kernel answers heartbeats meanwhile, also when
+/// there are packets for that socket and for others; and when the fault is over everything has arrived.
+#[test]
+#[ignore = "boots guests: make kmod-test"]
+fn heartbeats_pass_a_stuck_sender() {
+    const PAGE_BYTES: usize = 4096;
+    for series in SERIES {
+        let machine = Machine::new(2);
+        let answers = format!("until=0.tx_packets.{}", 3 * BEATS);
+        let then = [
+            KERF,
+            "services",
+            "say=serving",
+            &answers,
+            "resolve",
+            "forever",
+        ];
+        let mut guest = machine.guest(GUEST, series, &commands(&then));
+        guest.wait_for("KERF said serving");
+        let times = machine.runtime().block_on(async {
+            let host = machine.host().await;
+            let mut heartbeats = Heartbeats::new(&host, GUEST).await;
+            let mut stuck = host.connect(GUEST, STUCK).await.unwrap();
+            let mut sink = host.connect(GUEST, SINK).await.unwrap();
+            let mut times = Times::default();
+            // More than the ring holds goes to the other socket, as far as its credit reaches.
+            let sinking = tokio::spawn(async move {
+                sink.write_all(&vec![1; 400_000]).await.unwrap();
+                sink.shutdown().await.unwrap();
+                let mut text = String::new();
+                sink.read_to_string(&mut text).await.unwrap();
+                text
+            });
+            for _ in 0..3 * BEATS {
+                stuck.write_all(&[1]).await.unwrap();
+                times.add(heartbeats.beat().await);
+            }
+            let mut page = [1; PAGE_BYTES];
+            stuck.read_exact(&mut page).await.unwrap();
+            assert_eq!(page, [0; PAGE_BYTES]);
+            stuck.shutdown().await.unwrap();
+            let mut text = String::new();
+            stuck.read_to_string(&mut text).await.unwrap();
+            let sent = 3 * BEATS;
+            assert_eq!(text, format!("{sent} {sent}"), "{series}");
+            assert_eq!(sinking.await.unwrap(), "400000 400000", "{series}");
+            times
+        });
+        let [p50, p99, max] = [50, 99, 100].map(|percent| times.quantile(percent));
+        println!(
+            "{series}: heartbeat beside a stuck sender: p50 {p50:.2} ms, p99 {p99:.2} ms, max {max:.2} ms"
+        );
+        assert_eq!(guest.failures(), Vec::<String>::new(), "{series}");
+    }
+}
+
 fn measure(machine: &Machine, host: &Host, load: Load) -> (Times, Times) {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -137,13 +194,11 @@ async fn streams(host: &Host, load: Load) -> Vec<JoinHandle<()>> {
         let mut stream = host.connect(GUEST, port).await.unwrap();
         streams.push(tokio::spawn(async move {
             let mut buffer = vec![0; 65536];
-            loop {
-                if load == Load::StreamsIn {
-                    stream.write_all(&buffer).await.unwrap();
-                } else {
-                    stream.read_exact(&mut buffer).await.unwrap();
-                }
-            }
+            // It ends with the link, when the test does.
+            while match load {
+                Load::StreamsIn => stream.write_all(&buffer).await.is_ok(),
+                _ => stream.read_exact(&mut buffer).await.is_ok(),
+            } {}
         }));
     }
     streams

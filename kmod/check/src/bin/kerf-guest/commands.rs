@@ -13,7 +13,7 @@ use crate::machine::{
     bind, complaints, crash, field, load, peers, said_of_devices, suspend, unbind, unload,
     unload_soon, wait_for, wait_for_link,
 };
-use crate::services::{ECHO, MESSAGES, SINK, STALLED};
+use crate::services::{ECHO, MESSAGES, RESOLVE, SINK, STALLED};
 use crate::vsock::{Socket, Type};
 
 pub(crate) fn run(command: &str) {
@@ -63,6 +63,10 @@ pub(crate) fn run(command: &str) {
         }),
         "share" => report(command, || share(number())),
         "write_and_close" => report(command, || write_and_close(number())),
+        "resolve" => report(command, || {
+            let resolve = Socket::stream(1, RESOLVE);
+            assert_eq!(resolve.send(b"x", MsgFlags::empty()), Ok(1));
+        }),
         "busy" => report(command, || module_in_use(number())),
         "unload_under_load" => report(command, || unload_under_load(number())),
         "bystander" => report(command, || bystander(number())),
