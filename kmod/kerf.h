@@ -42,6 +42,10 @@
 #define KERF_BACKLOG_MAX	(16 * 1024 * 1024)
 /* Places of the table in which a socket's waiting CREDIT_UPDATE is found: a power of two, as an exponent. */
 #define KERF_CREDITS_BITS	6
+/* Places in which connections with waiting packets are counted: a power of two, as an exponent. */
+#define KERF_FLOWS_BITS		7
+/* Small packets in a row that may go before a packet that waits. */
+#define KERF_OVERTAKE_MAX	64
 /* Heartbeat connections of one peer. */
 #define KERF_HEARTBEATS_MAX	4
 /* The payload of one packet; longer ones are sent in several. */
@@ -127,6 +131,8 @@ struct kerf_peer {
 	u32 replies;			/* answers among them */
 	u32 waiting;			/* the memory that they take, bytes */
 	bool choked;			/* sockets wait for the backlog to shrink */
+	u32 flows[1 << KERF_FLOWS_BITS];	/* packets that wait, by their ports */
+	u32 overtaken;			/* packets that have gone before the first that waits */
 	bool overrun;			/* a packet was lost: the link is to end */
 	/* The CREDIT_UPDATEs among them, by their ports: at most one for each socket. */
 	struct hlist_head credits[1 << KERF_CREDITS_BITS];

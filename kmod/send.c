@@ -10,6 +10,8 @@
  *   REQUEST        likewise; then connect() fails
  *   all together   KERF_BACKLOG_MAX; then the link ends, and with it every connection: no packet of a
  *                  connection gets lost while the connection goes on
+ *
+ * The packets of a connection keep their order. Small ones of other connections may overtake bulk.
  */
 #include <linux/jhash.h>
 #include <linux/module.h>
@@ -120,11 +122,18 @@ static struct hlist_head *credits_of(struct kerf_peer *peer, const struct virtio
 	return &peer->credits[hash_of(hdr) >> (32 - KERF_CREDITS_BITS)];
 }
 
+/* How many packets wait of the connection of a packet, and of those that share its place. */
+static u32 *waiting_of(struct kerf_peer *peer, struct sk_buff *skb)
+{
+	return &peer->flows[hash_of(virtio_vsock_hdr(skb)) >> (32 - KERF_FLOWS_BITS)];
+}
+
 /* Puts a packet at the end of the backlog. tx_lock held, as for what follows. */
 static void backlog_add(struct kerf_peer *peer, struct sk_buff *skb)
 {
 	__skb_queue_tail(&peer->backlog, skb);
 	peer->waiting += skb->truesize;
+	++*waiting_of(peer, skb);
 	peer->replies += virtio_vsock_skb_reply(skb);
 	if (op_of(skb) == VIRTIO_VSOCK_OP_CREDIT_UPDATE)
 		hlist_add_head(&kerf_cb(skb)->credit, credits_of(peer, virtio_vsock_hdr(skb)));
@@ -134,6 +143,7 @@ static void backlog_take(struct kerf_peer *peer, struct sk_buff *skb)
 {
 	__skb_unlink(skb, &peer->backlog);
 	peer->waiting -= skb->truesize;
+	--*waiting_of(peer, skb);
 	peer->replies -= virtio_vsock_skb_reply(skb);
 	if (op_of(skb) == VIRTIO_VSOCK_OP_CREDIT_UPDATE)
 		hlist_del(&kerf_cb(skb)->credit);
@@ -188,6 +198,18 @@ static int wait_for_room(struct kerf_peer *peer, struct sk_buff *skb, bool corru
 	return skb_queue_len(&peer->backlog) == 1 || corrupt;
 }
 
+/*
+ * Whether a packet may go before those that wait: a small one, and none that waits is of its connection. A reset
+ * least of all overtakes its own data: to their reader it would end the stream before they do. So many in a row
+ * may, and then one that waits has its turn.
+ */
+static bool may_overtake(struct kerf_peer *peer, struct sk_buff *skb)
+{
+	if (sizeof(struct virtio_vsock_hdr) + skb->len > KERF_INLINE_MAX || *waiting_of(peer, skb))
+		return false;
+	return peer->overtaken++ < KERF_OVERTAKE_MAX;
+}
+
 /* Whether sockets may write to the peer. Who is told that they may not is woken when they may. */
 bool kerf_peer_has_room(struct kerf_peer *peer)
 {
@@ -226,7 +248,7 @@ int kerf_peer_send(struct kerf_peer *peer, struct sk_buff *skb)
 		spin_unlock_bh(&peer->tx_lock);
 		return kerf_drop(skb, -EHOSTUNREACH);
 	}
-	if (skb_queue_empty(&peer->backlog))
+	if (skb_queue_empty(&peer->backlog) || may_overtake(peer, skb))
 		result = put_skb(peer, skb);
 	rings = must_ring(peer);
 	if (result != KERF_OK)
@@ -336,7 +358,8 @@ enum kerf_result kerf_peer_drain(struct kerf_peer *peer)
 			break;
 		backlog_take(peer, skb);
 		__skb_queue_tail(&done, skb);
-			result = KERF_EMPTY;
+		peer->overtaken = 0;
+		result = KERF_EMPTY;
 	}
 	/* Half of it at once: who is woken has something to do. */
 	choked = peer->choked && peer->waiting <= KERF_BACKLOG_DATA / 2;
@@ -370,6 +393,7 @@ void kerf_peer_forget_waiting(struct kerf_peer *peer)
 	peer->overrun = false;
 	peer->must_ring = false;
 	peer->published = false;
+	peer->overtaken = 0;
 	spin_unlock_bh(&peer->tx_lock);
 	__skb_queue_purge(&waiting);
 }
