@@ -56,6 +56,18 @@
 /* Packets that one work gives to sockets before others get their turn. */
 #define KERF_DELIVERIES		(2 * KERF_BUDGET_PACKETS)
 
+/*
+ * The vsock core puts a packet of so many bytes into the buffer of the one before it, where that has room. Without
+ * that small packets run into its limit on buffers: those of 6.12.95 reset a socket with 455 of them.
+ */
+#define KERF_MERGED_MAX		128
+/* Data packets with less than this cost more buffer than credit, bytes. */
+#define KERF_SMALL_MAX		576
+/* Packets that wait for a program in one socket, before the next small one resets it. */
+#define KERF_QUEUED_MAX		4096
+/* What the buffers of small packets of streams have room for, bytes. */
+#define KERF_SMALL_ROOM		SKB_WITH_OVERHEAD(2048)
+
 struct kerf_device;
 
 /* A heartbeat connection. Its memory is there before anybody connects. */

@@ -92,6 +92,20 @@ static struct sk_buff *memory_for(struct kerf_peer *peer, u32 len)
 	return skb;
 }
 
+/* Whether a packet's bytes cost a socket more buffer than credit. */
+static bool is_small(const struct virtio_vsock_hdr *hdr)
+{
+	return le16_to_cpu(hdr->op) == VIRTIO_VSOCK_OP_RW && le32_to_cpu(hdr->len) < KERF_SMALL_MAX;
+}
+
+/* Memory for a packet. Bytes of a stream are merged by the core, where there is room; messages keep their bounds. */
+static u32 room_for(const struct virtio_vsock_hdr *hdr)
+{
+	if (is_small(hdr) && le16_to_cpu(hdr->type) == VIRTIO_VSOCK_TYPE_STREAM)
+		return KERF_SMALL_ROOM;
+	return sizeof(*hdr) + le32_to_cpu(hdr->len);
+}
+
 /* Copies a packet's header; false when the packet breaks the rules. */
 static bool read_header(const struct kerf_peer *peer, const struct kerf_packet *packet, struct virtio_vsock_hdr *hdr)
 {
@@ -146,7 +160,7 @@ static bool receive(struct kerf_peer *peer, const struct kerf_packet *packet)
 		kerf_consumer_release(&peer->link.rx, packet);
 		return true;
 	}
-	skb = memory_for(peer, packet->len);
+	skb = memory_for(peer, room_for(&hdr));
 	if (!skb)
 		return false;
 	skb_reserve(skb, VIRTIO_VSOCK_SKB_HEADROOM);
@@ -186,6 +200,72 @@ static bool find_memory(struct kerf_peer *peer)
 	return true;
 }
 
+/* The connected socket that a packet is for, or NULL. Ends with sock_put(). */
+static struct sock *socket_of(const struct virtio_vsock_hdr *hdr)
+{
+	struct sockaddr_vm src, dst;
+
+	vsock_addr_init(&src, le64_to_cpu(hdr->src_cid), le32_to_cpu(hdr->src_port));
+	vsock_addr_init(&dst, le64_to_cpu(hdr->dst_cid), le32_to_cpu(hdr->dst_port));
+	return vsock_find_connected_socket(&src, &dst);
+}
+
+/*
+ * How many packets wait for a program in the socket that a packet is for. A socket with too many is reset: each costs
+ * a buffer, for which no credit is paid. The core answers with a reset to what comes for it then.
+ */
+static u32 queued_packets(const struct virtio_vsock_hdr *hdr)
+{
+	struct sock *sk = socket_of(hdr);
+	u32 queued = 0;
+
+	if (!sk)
+		return 0;
+	lock_sock(sk);
+	if (vsock_sk(sk)->trans && vsock_sk(sk)->transport == &kerf_transport.transport)
+		queued = skb_queue_len_lockless(&((struct virtio_vsock_sock *)vsock_sk(sk)->trans)->rx_queue);
+	if (queued >= KERF_QUEUED_MAX && sk->sk_state == TCP_ESTABLISHED) {
+		sk->sk_state = TCP_CLOSE;
+		sk->sk_err = ECONNRESET;
+		sk_error_report(sk);
+	}
+	release_sock(sk);
+	sock_put(sk);
+	return queued;
+}
+
+/* The first bytes of a small packet, as a packet of their own. NULL: there is no memory. */
+static struct sk_buff *split(struct sk_buff *skb)
+{
+	struct sk_buff *first = alloc_skb(KERF_SMALL_ROOM, GFP_KERNEL);
+
+	if (!first)
+		return NULL;
+	skb_reserve(first, VIRTIO_VSOCK_SKB_HEADROOM);
+	memcpy(virtio_vsock_hdr(first), virtio_vsock_hdr(skb), sizeof(struct virtio_vsock_hdr));
+	skb_put_data(first, skb->data, KERF_MERGED_MAX);
+	virtio_vsock_hdr(first)->len = cpu_to_le32(KERF_MERGED_MAX);
+	/* The header lies before the data and is found from the head: only the data move. */
+	memmove(skb->data, skb->data + KERF_MERGED_MAX, skb->len - KERF_MERGED_MAX);
+	skb_trim(skb, skb->len - KERF_MERGED_MAX);
+	virtio_vsock_hdr(skb)->len = cpu_to_le32(skb->len);
+	return first;
+}
+
+/* Gives a packet to its socket; a small one of a stream in pieces that the core merges, where others wait there. */
+static void give(struct sk_buff *skb)
+{
+	const struct virtio_vsock_hdr *hdr = virtio_vsock_hdr(skb);
+	bool merges = le16_to_cpu(hdr->type) == VIRTIO_VSOCK_TYPE_STREAM;
+	struct sk_buff *first;
+
+	virtio_transport_deliver_tap_pkt(skb);
+	if (is_small(hdr) && !(merges && skb->len <= KERF_MERGED_MAX) && queued_packets(hdr) && merges)
+		while (skb->len > KERF_MERGED_MAX && (first = split(skb)))
+			virtio_transport_recv_pkt(&kerf_transport, first);
+	virtio_transport_recv_pkt(&kerf_transport, skb);
+}
+
 /*
  * Gives packets to their sockets, and waits for memory where there was none. Not in a turn: it waits for a socket
  * that a program holds, for as long as that program sleeps in a system call. Returns whether there is more to do.
@@ -202,8 +282,7 @@ bool kerf_peer_deliver(struct kerf_peer *peer, enum kerf_worker who)
 			return more;
 		while (budget-- > 0 && (skb = skb_dequeue(&peer->inbox))) {
 			atomic_sub(skb->truesize, &peer->inbox_bytes);
-			virtio_transport_deliver_tap_pkt(skb);
-			virtio_transport_recv_pkt(&kerf_transport, skb);
+			give(skb);
 		}
 		if (READ_ONCE(peer->starved))
 			more |= find_memory(peer);

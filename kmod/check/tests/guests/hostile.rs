@@ -20,6 +20,8 @@ const ROOM: u32 = 256 * 1024;
 pub(crate) const STREAM: u16 = 1;
 pub(crate) const SEQPACKET: u16 = 2;
 pub(crate) const END_OF_MESSAGE: u32 = 1;
+/// A flag of [`Op::Shutdown`]: this side sends nothing more.
+pub(crate) const NO_MORE: u32 = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
@@ -27,6 +29,7 @@ pub(crate) enum Op {
     Request = 1,
     Response = 2,
     Reset = 3,
+    Shutdown = 4,
     Data = 5,
     CreditRequest = 7,
 }
