@@ -3,8 +3,9 @@
  * Answers KMP heartbeats without user space, on a port of its own.
  *
  * It sits where packets arrive, below the sockets: it answers when processes hang, when the socket buffers
- * are used up and when memory is short. It knows just enough of vsock for that: no sockets, one small
- * buffer for each connection, and a few connections for each peer. Everything here runs in the peer's turns.
+ * are used up and when memory is short. It knows just enough of vsock for that: no sockets, and for each peer a
+ * few connections, whose memory is part of the peer. Everything here runs in the peer's turns and neither sleeps
+ * nor allocates. Answers overtake what waits for the peer, and may take the slots that data leave free.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -12,7 +13,6 @@
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/moduleparam.h>
-#include <linux/slab.h>
 #include <linux/timekeeping.h>
 #include <linux/utsname.h>
 #include <linux/uuid.h>
@@ -21,6 +21,11 @@
 
 /* What a peer may have on its way to us, bytes: several HELLOs and heartbeats. */
 #define BUFFER_BYTES	4096
+
+/* What is owed to a peer besides the bytes of the stream; sent in this order, the bytes between the first two. */
+#define OWES_RESPONSE	BIT(0)
+#define OWES_CREDIT	BIT(1)
+#define OWES_RESET	BIT(2)
 
 static unsigned int heartbeat_port = 9001;
 module_param(heartbeat_port, uint, 0444);
@@ -39,15 +44,6 @@ module_param(boot_id, charp, 0444);
 MODULE_PARM_DESC(boot_id, "this boot's id, as in /proc/sys/kernel/random/boot_id (default: a random one)");
 
 static struct kerf_kmp_identity identity;
-
-struct kerf_heartbeat {
-	u32 port;		/* the peer's */
-	u32 received;		/* bytes of the stream that were taken */
-	u32 told;		/* of them, what the peer knows */
-	u32 sent;		/* bytes of the stream that were sent */
-	unsigned long used;	/* jiffies */
-	struct kerf_kmp kmp;
-};
 
 int kerf_heartbeat_init(void)
 {
@@ -81,89 +77,132 @@ bool kerf_heartbeat_wants(const struct virtio_vsock_hdr *hdr)
 	       le16_to_cpu(hdr->type) == VIRTIO_VSOCK_TYPE_STREAM;
 }
 
-/* Answers @to, which came from the peer. @h is NULL when there is no connection. */
-static void answer(struct kerf_peer *peer, struct kerf_heartbeat *h, const struct virtio_vsock_hdr *to,
-		   u16 op, const void *data, u32 len)
+/* Sends one packet of a connection at once, before all that waits for the peer; false: its ring is full. */
+static bool put(struct kerf_peer *peer, const struct kerf_heartbeat *h, u16 op, const void *data, u32 len)
 {
-	struct virtio_vsock_hdr *hdr;
-	struct sk_buff *skb;
+	struct virtio_vsock_hdr hdr = {
+		.src_cid = h->here,
+		.dst_cid = h->there,
+		.src_port = cpu_to_le32(heartbeat_port),
+		.dst_port = cpu_to_le32(h->port),
+		.len = cpu_to_le32(len),
+		.type = cpu_to_le16(VIRTIO_VSOCK_TYPE_STREAM),
+		.op = cpu_to_le16(op),
+		.buf_alloc = cpu_to_le32(BUFFER_BYTES),
+		.fwd_cnt = cpu_to_le32(h->received),
+	};
 
-	/* In place of memory that is not there a heartbeat gets lost, which is what it is there to tell. */
-	skb = alloc_skb(sizeof(*hdr) + len, GFP_ATOMIC | __GFP_NOWARN);
-	if (!skb)
-		return;
-	skb_reserve(skb, VIRTIO_VSOCK_SKB_HEADROOM);
-	if (len)
-		skb_put_data(skb, data, len);
-	hdr = virtio_vsock_hdr(skb);
-	memset(hdr, 0, sizeof(*hdr));
-	hdr->src_cid = to->dst_cid;
-	hdr->dst_cid = to->src_cid;
-	hdr->src_port = to->dst_port;
-	hdr->dst_port = to->src_port;
-	hdr->len = cpu_to_le32(len);
-	hdr->type = cpu_to_le16(VIRTIO_VSOCK_TYPE_STREAM);
-	hdr->op = cpu_to_le16(op);
-	hdr->buf_alloc = cpu_to_le32(BUFFER_BYTES);
-	if (h) {
-		hdr->fwd_cnt = cpu_to_le32(h->received);
-		h->told = h->received;
-		h->sent += len;
+	return kerf_peer_put(peer, &hdr, data);
+}
+
+/* Sends what is owed, in order; false when the ring has no room for all of it. */
+static bool flush(struct kerf_peer *peer, struct kerf_heartbeat *h)
+{
+	if (h->owes & OWES_RESPONSE) {
+		if (!put(peer, h, VIRTIO_VSOCK_OP_RESPONSE, NULL, 0))
+			return false;
+		h->owes &= ~OWES_RESPONSE;
 	}
-	virtio_vsock_skb_set_reply(skb);
-	rcu_read_lock();
-	kerf_peer_send(peer, skb);
-	rcu_read_unlock();
+	if (h->out_len) {
+		if (!put(peer, h, VIRTIO_VSOCK_OP_RW, h->out, h->out_len))
+			return false;
+		h->out_len = 0;
+		h->told = h->received;
+		h->owes &= ~OWES_CREDIT;
+	}
+	if (h->owes & OWES_CREDIT) {
+		if (!put(peer, h, VIRTIO_VSOCK_OP_CREDIT_UPDATE, NULL, 0))
+			return false;
+		h->told = h->received;
+		h->owes &= ~OWES_CREDIT;
+	}
+	if (h->owes & OWES_RESET) {
+		if (!put(peer, h, VIRTIO_VSOCK_OP_RST, NULL, 0))
+			return false;
+		h->used = false;
+	}
+	return true;
 }
 
-static void drop(struct kerf_heartbeat **slot)
+/* Sends what the ring had no room for; false when there is still none. */
+bool kerf_heartbeat_flush(struct kerf_peer *peer)
 {
-	kfree(*slot);
-	*slot = NULL;
-}
-
-static struct kerf_heartbeat **find(struct kerf_peer *peer, u32 port)
-{
+	bool all = true;
 	int i;
 
 	for (i = 0; i < KERF_HEARTBEATS_MAX; i++)
-		if (peer->heartbeats[i] && peer->heartbeats[i]->port == port)
-			return &peer->heartbeats[i];
+		if (peer->heartbeats[i].used && !flush(peer, &peer->heartbeats[i]))
+			all = false;
+	return all;
+}
+
+static void owe(struct kerf_peer *peer, struct kerf_heartbeat *h, u32 what)
+{
+	h->owes |= what;
+	flush(peer, h);
+}
+
+static struct kerf_heartbeat *find(struct kerf_peer *peer, const struct virtio_vsock_hdr *hdr)
+{
+	int i;
+
+	for (i = 0; i < KERF_HEARTBEATS_MAX; i++) {
+		struct kerf_heartbeat *h = &peer->heartbeats[i];
+
+		if (h->used && h->port == le32_to_cpu(hdr->src_port) && h->there == hdr->src_cid)
+			return h;
+	}
 	return NULL;
 }
 
 /* A free place, or that of the connection which was silent for longest. */
-static struct kerf_heartbeat **place(struct kerf_peer *peer)
+static struct kerf_heartbeat *place(struct kerf_peer *peer)
 {
-	struct kerf_heartbeat **oldest = &peer->heartbeats[0];
+	struct kerf_heartbeat *oldest = &peer->heartbeats[0];
 	int i;
 
 	for (i = 0; i < KERF_HEARTBEATS_MAX; i++) {
-		struct kerf_heartbeat **slot = &peer->heartbeats[i];
+		struct kerf_heartbeat *h = &peer->heartbeats[i];
 
-		if (!*slot)
-			return slot;
-		if (time_before((*slot)->used, (*oldest)->used))
-			oldest = slot;
+		if (!h->used)
+			return h;
+		if (time_before(h->heard, oldest->heard))
+			oldest = h;
 	}
 	return oldest;
 }
 
+/* A new connection, as @hdr addresses it. */
+static void begin(struct kerf_heartbeat *h, const struct virtio_vsock_hdr *hdr)
+{
+	memset(h, 0, sizeof(*h));
+	h->used = true;
+	h->here = hdr->dst_cid;
+	h->there = hdr->src_cid;
+	h->port = le32_to_cpu(hdr->src_port);
+	h->heard = jiffies;
+}
+
 static void accept(struct kerf_peer *peer, const struct virtio_vsock_hdr *hdr)
 {
-	struct kerf_heartbeat **slot = find(peer, le32_to_cpu(hdr->src_port));
+	struct kerf_heartbeat *h = find(peer, hdr);
 
-	if (!slot)
-		slot = place(peer);
-	drop(slot);
-	*slot = kzalloc(sizeof(**slot), GFP_ATOMIC | __GFP_NOWARN);
-	if (!*slot) {
-		answer(peer, NULL, hdr, VIRTIO_VSOCK_OP_RST, NULL, 0);
-		return;
-	}
-	(*slot)->port = le32_to_cpu(hdr->src_port);
-	(*slot)->used = jiffies;
-	answer(peer, *slot, hdr, VIRTIO_VSOCK_OP_RESPONSE, NULL, 0);
+	if (!h)
+		h = place(peer);
+	begin(h, hdr);
+	owe(peer, h, OWES_RESPONSE);
+}
+
+/* There is no such connection. A peer that takes no packet is not told. */
+static void refuse(struct kerf_peer *peer, const struct virtio_vsock_hdr *hdr)
+{
+	const struct kerf_heartbeat none = {
+		.here = hdr->dst_cid,
+		.there = hdr->src_cid,
+		.port = le32_to_cpu(hdr->src_port),
+	};
+
+	put(peer, &none, VIRTIO_VSOCK_OP_RST, NULL, 0);
 }
 
 static void figures_now(struct kerf_kmp_figures *figures)
@@ -186,27 +225,31 @@ static bool has_credit(const struct kerf_heartbeat *h, const struct virtio_vsock
 }
 
 /* Feeds some bytes of the stream to the protocol; false when the connection has ended. */
-static bool feed(struct kerf_peer *peer, struct kerf_heartbeat *h, const struct virtio_vsock_hdr *hdr,
-		 const u8 *data, u32 len)
+static bool feed(struct kerf_heartbeat *h, const struct virtio_vsock_hdr *hdr, const u8 *data, u32 len)
 {
 	enum kerf_kmp_result result;
 
 	h->received += len;
 	do {
 		struct kerf_kmp_figures figures;
+		u32 reply;
 
 		figures_now(&figures);
 		result = kerf_kmp_feed(&h->kmp, &identity, &figures, &data, &len);
-		if (!h->kmp.reply_len)
+		reply = h->kmp.reply_len;
+		if (!reply)
 			continue;
-		if (!has_credit(h, hdr, h->kmp.reply_len))
+		/* A peer that asks on without taking its answers has more of them on their way than it may. */
+		if (!has_credit(h, hdr, reply) || h->out_len + reply > sizeof(h->out))
 			return false;
-		answer(peer, h, hdr, VIRTIO_VSOCK_OP_RW, h->kmp.reply, h->kmp.reply_len);
+		memcpy(h->out + h->out_len, h->kmp.reply, reply);
+		h->out_len += reply;
+		h->sent += reply;
 	} while (result == KMP_REPLY);
 	return result != KMP_CLOSE;
 }
 
-static bool receive_data(struct kerf_peer *peer, struct kerf_heartbeat *h, const struct virtio_vsock_hdr *hdr,
+static bool receive_data(struct kerf_heartbeat *h, const struct virtio_vsock_hdr *hdr,
 			 const struct kerf_packet *packet)
 {
 	u32 len = le32_to_cpu(hdr->len);
@@ -221,11 +264,11 @@ static bool receive_data(struct kerf_peer *peer, struct kerf_heartbeat *h, const
 
 		kerf_span_read(&packet->span, sizeof(*hdr) + at, piece, now);
 		at += now;
-		if (!feed(peer, h, hdr, piece, now))
+		if (!feed(h, hdr, piece, now))
 			return false;
 	}
 	if (h->received - h->told > BUFFER_BYTES / 2)
-		answer(peer, h, hdr, VIRTIO_VSOCK_OP_CREDIT_UPDATE, NULL, 0);
+		h->owes |= OWES_CREDIT;
 	return true;
 }
 
@@ -234,32 +277,34 @@ void kerf_heartbeat_receive(struct kerf_peer *peer, const struct virtio_vsock_hd
 			    const struct kerf_packet *packet)
 {
 	u16 op = le16_to_cpu(hdr->op);
-	struct kerf_heartbeat **slot;
+	struct kerf_heartbeat *h;
 
 	if (op == VIRTIO_VSOCK_OP_REQUEST) {
 		accept(peer, hdr);
 		return;
 	}
-	slot = find(peer, le32_to_cpu(hdr->src_port));
+	h = find(peer, hdr);
 	if (op == VIRTIO_VSOCK_OP_RST) {
-		if (slot)
-			drop(slot);
+		if (h)
+			h->used = false;
 		return;
 	}
-	if (slot)
-		(*slot)->used = jiffies;
-	if (slot && op == VIRTIO_VSOCK_OP_CREDIT_UPDATE)
-		return;
-	if (slot && op == VIRTIO_VSOCK_OP_CREDIT_REQUEST) {
-		answer(peer, *slot, hdr, VIRTIO_VSOCK_OP_CREDIT_UPDATE, NULL, 0);
+	if (!h) {
+		refuse(peer, hdr);
 		return;
 	}
-	if (slot && op == VIRTIO_VSOCK_OP_RW && receive_data(peer, *slot, hdr, packet))
+	h->heard = jiffies;
+	/* It has ended, and only its reset still waits for room. */
+	if (h->owes & OWES_RESET)
 		return;
-	/* No such connection, its end, or an error in it. */
-	if (slot)
-		drop(slot);
-	answer(peer, NULL, hdr, VIRTIO_VSOCK_OP_RST, NULL, 0);
+	if (op == VIRTIO_VSOCK_OP_CREDIT_UPDATE)
+		return;
+	if (op == VIRTIO_VSOCK_OP_CREDIT_REQUEST)
+		owe(peer, h, OWES_CREDIT);
+	else if (op == VIRTIO_VSOCK_OP_RW && receive_data(h, hdr, packet))
+		flush(peer, h);
+	else
+		owe(peer, h, OWES_RESET);
 }
 
 void kerf_heartbeat_reset(struct kerf_peer *peer)
@@ -267,5 +312,5 @@ void kerf_heartbeat_reset(struct kerf_peer *peer)
 	int i;
 
 	for (i = 0; i < KERF_HEARTBEATS_MAX; i++)
-		drop(&peer->heartbeats[i]);
+		peer->heartbeats[i].used = false;
 }

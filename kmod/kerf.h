@@ -2,14 +2,15 @@
 /*
  * The module's own structures.
  *
- *   socket ── transport.c ─▶ peer.c ── rings ──▶ memory shared with the peer
- *                              ▲  │
- *       interrupt ── backend ──┘  └─▶ heartbeat.c, or virtio_transport_recv_pkt() ─▶ socket
+ *   socket ── transport.c ─▶ send.c ─────── rings ──▶ memory shared with the peer
+ *                                          │
+ *   interrupt ── backend ─▶ peer.c ─▶ receive.c ─▶ heartbeat.c, or virtio_transport_recv_pkt() ─▶ socket
  */
 #ifndef KERF_H
 #define KERF_H
 
 #include <linux/atomic.h>
+#include <linux/bitmap.h>
 #include <linux/list.h>
 #include <linux/mutex.h>
 #include <linux/skbuff.h>
@@ -41,13 +42,56 @@
 #define KERF_BACKLOG_MAX	(16 * 1024 * 1024)
 /* Places of the table in which a socket's waiting CREDIT_UPDATE is found: a power of two, as an exponent. */
 #define KERF_CREDITS_BITS	6
+/* Places in which connections with waiting packets are counted: a power of two, as an exponent. */
+#define KERF_FLOWS_BITS		7
+/* Small packets in a row that may go before a packet that waits. */
+#define KERF_OVERTAKE_MAX	64
 /* Heartbeat connections of one peer. */
 #define KERF_HEARTBEATS_MAX	4
 /* The payload of one packet; longer ones are sent in several. */
 #define KERF_PAYLOAD_MAX	(KERF_PACKET_MAX - sizeof(struct virtio_vsock_hdr))
 
+/* Packets that were taken from the ring and wait for their sockets, bytes of memory; then no more are taken. */
+#define KERF_INBOX_MAX		(8 * 1024 * 1024)
+/* Packets that one work gives to sockets before others get their turn. */
+#define KERF_DELIVERIES		(2 * KERF_BUDGET_PACKETS)
+
+/*
+ * The vsock core puts a packet of so many bytes into the buffer of the one before it, where that has room. Without
+ * that small packets run into its limit on buffers: those of 6.12.95 reset a socket with 455 of them.
+ */
+#define KERF_MERGED_MAX		128
+/* Data packets with less than this cost more buffer than credit, bytes. */
+#define KERF_SMALL_MAX		576
+/* Packets that wait for a program in one socket, before the next small one resets it. */
+#define KERF_QUEUED_MAX		4096
+/* What the buffers of small packets of streams have room for, bytes. */
+#define KERF_SMALL_ROOM		SKB_WITH_OVERHEAD(2048)
+
 struct kerf_device;
-struct kerf_heartbeat;
+
+/* A heartbeat connection. Its memory is there before anybody connects. */
+struct kerf_heartbeat {
+	bool used;
+	__le64 here, there;	/* the CIDs, as the peer has addressed us */
+	u32 port;		/* the peer's */
+	u32 received;		/* bytes of the stream that were taken */
+	u32 told;		/* of them, what the peer knows */
+	u32 sent;		/* bytes of the stream that were sent, or wait in out */
+	u32 owes;		/* what is to be sent besides */
+	unsigned long heard;	/* jiffies */
+	u32 out_len;
+	u8 out[2 * KMP_REPLY_MAX];
+	struct kerf_kmp kmp;
+};
+
+/* The works of a peer. */
+enum kerf_worker {
+	KERF_NOBODY = 0,
+	KERF_URGENT = 1,
+	KERF_SUBSTITUTE = 2,
+	KERF_CALM = 3,
+};
 
 /* How a kind of machine reaches its peers. */
 struct kerf_backend {
@@ -76,15 +120,19 @@ struct kerf_peer {
 	u32 number;
 
 	/*
-	 * Everything of this peer but sending is done in its turns, one at a time: by the urgent work, which goes
-	 * before programs, and by the calm one when the peer has used up what it may have of that.
+	 * Everything of this peer but sending is done in its turns, one at a time, none of which waits for a socket:
+	 * by an urgent work, which goes before programs, and by the calm one when the peer has used up what it may
+	 * have of that. A work that has had its turn then gives the packets to their sockets, one work at a time,
+	 * and may have to wait for a socket that a program holds. Where that is the urgent one, its substitute has
+	 * the turns meanwhile.
 	 */
 	struct mutex turn;
 	struct work_struct urgent;
+	struct work_struct substitute;
 	struct work_struct calm;
-	/* The urgent work's own: what it has used of its tick. */
-	unsigned long tick;		/* jiffies */
-	u64 tick_ns;
+	struct sk_buff_head inbox;	/* packets for sockets, in order */
+	atomic_t inbox_bytes;		/* the memory that they take */
+	atomic_t delivering;		/* which work gives them to their sockets: an enum kerf_worker */
 
 	/* Protects what follows, and the tx counters. link.rx belongs to the turns. */
 	spinlock_t tx_lock;
@@ -95,18 +143,26 @@ struct kerf_peer {
 	u32 replies;			/* answers among them */
 	u32 waiting;			/* the memory that they take, bytes */
 	bool choked;			/* sockets wait for the backlog to shrink */
+	u32 flows[1 << KERF_FLOWS_BITS];	/* packets that wait, by their ports */
+	u32 overtaken;			/* packets that have gone before the first that waits */
 	bool overrun;			/* a packet was lost: the link is to end */
 	/* The CREDIT_UPDATEs among them, by their ports: at most one for each socket. */
 	struct hlist_head credits[1 << KERF_CREDITS_BITS];
 
 	/* Those of its turns. */
+	unsigned long tick;		/* jiffies */
+	u64 tick_ns;			/* what the urgent works have used of it */
 	bool asleep;
+	u32 starved;			/* what there was no memory for at once, bytes; 0: nothing */
+	struct sk_buff *spare;		/* memory that was waited for, for the next packet */
+	bool crowded;			/* the inbox was full */
+	DECLARE_BITMAP(ahead, KERF_SLOTS_MAX);	/* slots of heartbeats that were taken before their turn */
 	bool muted;
 	unsigned long muted_until;	/* jiffies */
 	unsigned int mute_ms;		/* how long it was muted last */
 	unsigned long window;		/* jiffies */
 	unsigned int violations;	/* in the window */
-	struct kerf_heartbeat *heartbeats[KERF_HEARTBEATS_MAX];
+	struct kerf_heartbeat heartbeats[KERF_HEARTBEATS_MAX];
 
 	struct kerf_counters counters;
 };
@@ -152,15 +208,27 @@ void kerf_peer_init(struct kerf_device *dev, u32 number);
 void kerf_peer_start(struct kerf_peer *peer);
 void kerf_peer_stop(struct kerf_peer *peer);
 void kerf_peer_kick(struct kerf_peer *peer);
+void kerf_peer_ring(struct kerf_peer *peer);
+
+/* send.c */
 bool kerf_peer_has_room(struct kerf_peer *peer);
 int kerf_peer_send(struct kerf_peer *peer, struct sk_buff *skb);
+bool kerf_peer_put(struct kerf_peer *peer, const struct virtio_vsock_hdr *hdr, const void *payload);
 int kerf_drop(struct sk_buff *skb, int error);
 void kerf_peer_cancel(struct kerf_peer *peer, struct vsock_sock *vsk);
+enum kerf_result kerf_peer_drain(struct kerf_peer *peer);
+void kerf_peer_forget_waiting(struct kerf_peer *peer);
+
+/* receive.c */
+enum kerf_result kerf_peer_take(struct kerf_peer *peer);
+bool kerf_peer_deliver(struct kerf_peer *peer, enum kerf_worker who);
+void kerf_peer_forget_inbox(struct kerf_peer *peer);
 
 /* heartbeat.c */
 bool kerf_heartbeat_wants(const struct virtio_vsock_hdr *hdr);
 void kerf_heartbeat_receive(struct kerf_peer *peer, const struct virtio_vsock_hdr *hdr,
 			    const struct kerf_packet *packet);
+bool kerf_heartbeat_flush(struct kerf_peer *peer);
 void kerf_heartbeat_reset(struct kerf_peer *peer);
 int kerf_heartbeat_init(void);
 

@@ -318,14 +318,19 @@ enum kerf_result kerf_consumer_peek(struct kerf_consumer *c, struct kerf_packet 
 	return KERF_OK;
 }
 
+/* Moves a copy of the consumer behind the packet that its last peek found, which stays where it is. */
+void kerf_consumer_pass(struct kerf_consumer *c, const struct kerf_packet *packet)
+{
+	c->tail++;
+	c->freed += packet->bulk;
+}
+
 /* Gives back the packet that the last peek found. */
 void kerf_consumer_release(struct kerf_consumer *c, const struct kerf_packet *packet)
 {
-	c->tail++;
-	if (packet->bulk) {
-		c->freed += packet->bulk;
+	kerf_consumer_pass(c, packet);
+	if (packet->bulk)
 		smp_store_release(&c->ring->freed, cpu_to_le32(c->freed));
-	}
 	smp_store_release(&c->ring->tail, cpu_to_le32(c->tail));
 }
 

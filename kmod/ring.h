@@ -80,6 +80,7 @@ void kerf_producer_has_room(struct kerf_producer *p);
 
 void kerf_consumer_init(struct kerf_consumer *c, const struct kerf_region *region, struct kerf_ring_mem *ring);
 enum kerf_result kerf_consumer_peek(struct kerf_consumer *c, struct kerf_packet *packet);
+void kerf_consumer_pass(struct kerf_consumer *c, const struct kerf_packet *packet);
 void kerf_consumer_release(struct kerf_consumer *c, const struct kerf_packet *packet);
 bool kerf_consumer_must_ring(struct kerf_consumer *c);
 void kerf_consumer_sleep(struct kerf_consumer *c);

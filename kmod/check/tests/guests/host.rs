@@ -18,15 +18,21 @@ const HEARTBEAT: u32 = 9001;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 impl Machine {
+    /// This process as peer 0, linked with the guest 1.
+    pub(crate) async fn host(&self) -> Host {
+        let host = Host::new(self.server()).unwrap();
+        let start = Instant::now();
+        while !host.is_linked(1) {
+            assert!(start.elapsed() < PATIENCE);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        host
+    }
+
     pub(crate) fn host_cases(&self, guest: &mut Guest) {
         guest.wait_for("KERF said serving");
         self.runtime().block_on(async {
-            let host = Host::new(self.server()).unwrap();
-            let start = Instant::now();
-            while !host.is_linked(1) {
-                assert!(start.elapsed() < PATIENCE);
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
+            let host = self.host().await;
             let refused = host.connect(1, CLOSED).await.unwrap_err();
             assert_eq!(refused.kind(), io::ErrorKind::ConnectionReset);
             echo(&host).await;
@@ -81,51 +87,73 @@ async fn sink(host: &Host) {
     println!("KERF info 8 MiB to the guest in {:?}", start.elapsed());
 }
 
-async fn ask(stream: &mut HostStream, message: &Message) -> Message {
-    let mut bytes = Vec::new();
-    encode(message, 1, 1, &mut bytes).unwrap();
-    stream.write_all(&bytes).await.unwrap();
-    let (mut decoder, mut buffer) = (Decoder::new(), [0; 512]);
-    loop {
-        let len = stream.read(&mut buffer).await.unwrap();
-        assert_ne!(len, 0);
-        if let Some(frame) = decoder.feed(&mut &buffer[..len]).unwrap() {
-            return frame.message;
-        }
-    }
+/// A heartbeat channel to the guest's kernel, without its user space.
+pub(crate) struct Heartbeats {
+    stream: HostStream,
+    probe: u32,
 }
 
-/// From the guest's kernel, without its user space.
-async fn heartbeats(host: &Host) {
-    let mut stream = host.connect(1, HEARTBEAT).await.unwrap();
-    let hello = Message::Hello(Hello {
-        fixed: HelloFixed {
-            version_min: 1,
-            version_max: 1,
-            role: PeerRole::Daemon,
-            channel: Channel::Heartbeat,
-            flags: 0,
-            generation: 5,
-            boot_id: [1; 16],
-            features: 0,
-            session: 0,
-            incarnation: 0,
-        },
-        instance: "test".to_owned(),
-        kernel_release: String::new(),
-        agent_version: String::new(),
-        nonce: None,
-        proof: None,
-    });
-    let reply = ask(&mut stream, &hello).await;
-    assert!(matches!(reply, Message::HelloReply(hello) if hello.instance == "test"));
-    for probe in 0..100 {
+impl Heartbeats {
+    pub(crate) async fn new(host: &Host, peer: u32) -> Self {
+        let stream = host.connect(peer, HEARTBEAT).await.unwrap();
+        let mut heartbeats = Self { stream, probe: 0 };
+        let hello = Message::Hello(Hello {
+            fixed: HelloFixed {
+                version_min: 1,
+                version_max: 1,
+                role: PeerRole::Daemon,
+                channel: Channel::Heartbeat,
+                flags: 0,
+                generation: 5,
+                boot_id: [1; 16],
+                features: 0,
+                session: 0,
+                incarnation: 0,
+            },
+            instance: "test".to_owned(),
+            kernel_release: String::new(),
+            agent_version: String::new(),
+            nonce: None,
+            proof: None,
+        });
+        let reply = heartbeats.ask(&hello).await;
+        assert!(matches!(reply, Message::HelloReply(hello) if hello.instance == "test"));
+        heartbeats
+    }
+
+    async fn ask(&mut self, message: &Message) -> Message {
+        let mut bytes = Vec::new();
+        encode(message, 1, 1, &mut bytes).unwrap();
+        self.stream.write_all(&bytes).await.unwrap();
+        let (mut decoder, mut buffer) = (Decoder::new(), [0; 512]);
+        loop {
+            let len = self.stream.read(&mut buffer).await.unwrap();
+            assert_ne!(len, 0);
+            if let Some(frame) = decoder.feed(&mut &buffer[..len]).unwrap() {
+                return frame.message;
+            }
+        }
+    }
+
+    /// One heartbeat: how long its answer takes.
+    pub(crate) async fn beat(&mut self) -> Duration {
+        self.probe += 1;
         let request = Message::HeartbeatReq(HeartbeatReq {
-            probe,
+            probe: self.probe,
             flags: 0,
             self_lag_us: 0,
         });
-        let answer = ask(&mut stream, &request).await;
-        assert!(matches!(answer, Message::HeartbeatRsp(r) if r.probe == probe));
+        let start = Instant::now();
+        let answer = tokio::time::timeout(PATIENCE, self.ask(&request)).await;
+        let answer = answer.expect("a heartbeat was lost");
+        assert!(matches!(answer, Message::HeartbeatRsp(r) if r.probe == self.probe));
+        start.elapsed()
+    }
+}
+
+async fn heartbeats(host: &Host) {
+    let mut heartbeats = Heartbeats::new(host, 1).await;
+    for _ in 0..100 {
+        heartbeats.beat().await;
     }
 }

@@ -1,4 +1,4 @@
-//! Peer 0, played packet by packet: what no correct peer sends, and peers that take nothing.
+//! A peer, played packet by packet: what no correct peer sends, and peers that take nothing.
 
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,8 @@ const ROOM: u32 = 256 * 1024;
 pub(crate) const STREAM: u16 = 1;
 pub(crate) const SEQPACKET: u16 = 2;
 pub(crate) const END_OF_MESSAGE: u32 = 1;
+/// A flag of [`Op::Shutdown`]: this side sends nothing more.
+pub(crate) const NO_MORE: u32 = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
@@ -27,6 +29,7 @@ pub(crate) enum Op {
     Request = 1,
     Response = 2,
     Reset = 3,
+    Shutdown = 4,
     Data = 5,
     CreditRequest = 7,
 }
@@ -68,24 +71,35 @@ impl Header {
 pub(crate) struct Raw<'a> {
     machine: &'a Machine,
     link: Link,
+    me: u32,
     guest: u32,
 }
 
 impl<'a> Raw<'a> {
     /// Attaches as peer 0 and waits for the link with `guest`.
     pub(crate) fn new(machine: &'a Machine, guest: u32) -> Self {
-        let link = Link::new(HOST, guest, machine.region().attach(HOST, 1));
+        Self::as_peer(machine, HOST, guest)
+    }
+
+    /// Attaches as the peer `me` and waits for the link with `guest`.
+    pub(crate) fn as_peer(machine: &'a Machine, me: u32, guest: u32) -> Self {
+        let link = Link::new(me, guest, machine.region().attach(me, 1));
         let mut raw = Self {
             machine,
             link,
+            me,
             guest,
         };
         raw.until("the link", |raw| {
             raw.link.poll(machine.region());
-            machine.ring(guest);
+            raw.ring();
             raw.link.is_up().then_some(())
         });
         raw
+    }
+
+    fn ring(&self) {
+        self.machine.server().ring(self.guest, self.me);
     }
 
     fn until<T>(&mut self, what: &str, mut look: impl FnMut(&mut Self) -> Option<T>) -> T {
@@ -101,7 +115,7 @@ impl<'a> Raw<'a> {
 
     /// Whether there was room for it.
     fn try_send(&mut self, header: &Header, payload: &[u8]) -> bool {
-        self.try_send_as(CID_BASE, CID_BASE + self.guest, header, payload)
+        self.try_send_as(CID_BASE + self.me, CID_BASE + self.guest, header, payload)
     }
 
     fn try_send_as(&mut self, source: u32, target: u32, header: &Header, payload: &[u8]) -> bool {
@@ -128,7 +142,7 @@ impl<'a> Raw<'a> {
         }
         let (tx, _) = self.link.rings().unwrap();
         if tx.must_ring(region.memory()) {
-            self.machine.ring(self.guest);
+            self.ring();
         }
         true
     }
@@ -156,7 +170,7 @@ impl<'a> Raw<'a> {
         self.link.take(region, &mut bytes).unwrap()?;
         let (_, rx) = self.link.rings().unwrap();
         if rx.must_ring(region.memory()) {
-            self.machine.ring(self.guest);
+            self.ring();
         }
         Some(Packet {
             op: u16::from_le_bytes([bytes[30], bytes[31]]),
@@ -198,16 +212,29 @@ impl<'a> Raw<'a> {
         mut next: impl FnMut(u64) -> (Header, &'static [u8]),
     ) -> u64 {
         let start = Instant::now();
+        let mut done = || {
+            if start.elapsed() > PATIENCE {
+                guest.wait_for(end);
+            }
+            guest.has_said(end)
+        };
+        self.flood_until(&mut done, most, &mut next)
+    }
+
+    /// Sends one after the other, `most` at most, until it is `done`, and takes nothing.
+    pub(crate) fn flood_until(
+        &mut self,
+        done: &mut dyn FnMut() -> bool,
+        most: u64,
+        next: &mut dyn FnMut(u64) -> (Header, &'static [u8]),
+    ) -> u64 {
         let mut sent = 0;
-        while !guest.has_said(end) {
+        while !done() {
             let (header, payload) = next(sent);
             if sent < most && self.try_send(&header, payload) {
                 sent += 1;
             } else {
                 std::thread::sleep(Duration::from_micros(50));
-            }
-            if start.elapsed() > PATIENCE {
-                guest.wait_for(end);
             }
         }
         sent

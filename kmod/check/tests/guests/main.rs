@@ -10,10 +10,12 @@
     reason = "a test fails by panicking"
 )]
 
+mod beside;
 mod guest;
 mod host;
 mod hostile;
 mod sleep;
+mod small;
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};

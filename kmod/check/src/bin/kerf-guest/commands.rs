@@ -13,7 +13,7 @@ use crate::machine::{
     bind, complaints, crash, field, load, peers, said_of_devices, suspend, unbind, unload,
     unload_soon, wait_for, wait_for_link,
 };
-use crate::services::{ECHO, MESSAGES, SINK, STALLED};
+use crate::services::{ECHO, MESSAGES, RELEASE, RESOLVE, SINK, STALLED};
 use crate::vsock::{Socket, Type};
 
 pub(crate) fn run(command: &str) {
@@ -63,6 +63,8 @@ pub(crate) fn run(command: &str) {
         }),
         "share" => report(command, || share(number())),
         "write_and_close" => report(command, || write_and_close(number())),
+        "release" => report(command, || tell(RELEASE)),
+        "resolve" => report(command, || tell(RESOLVE)),
         "busy" => report(command, || module_in_use(number())),
         "unload_under_load" => report(command, || unload_under_load(number())),
         "bystander" => report(command, || bystander(number())),
@@ -81,6 +83,12 @@ pub(crate) fn run(command: &str) {
         "crash" => crash(),
         _ => println!("KERF failed {command}: no such command"),
     }
+}
+
+/// A byte to a service of this guest.
+fn tell(port: u32) {
+    let socket = Socket::stream(1, port);
+    assert_eq!(socket.send(b"x", MsgFlags::empty()), Ok(1));
 }
 
 /// `peer.field.number`

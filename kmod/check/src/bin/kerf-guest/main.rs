@@ -18,6 +18,7 @@
 
 mod cases;
 mod commands;
+mod fault;
 mod machine;
 mod services;
 mod vsock;

@@ -1,11 +1,13 @@
 //! What the cases talk to, each on a port of its own.
 
 use std::io::{Read, Write};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use nix::sys::socket::MsgFlags;
 
+use crate::fault::Page;
 use crate::vsock::{Socket, Type};
 
 /// Sends back what comes, until the end of it.
@@ -23,6 +25,12 @@ pub(crate) const CLOSER: u32 = 7013;
 pub(crate) const MESSAGES: u32 = 7014;
 /// Has a short queue, and accepts only now and then.
 pub(crate) const DEAF: u32 = 7015;
+
+/// Sends until its peer closes.
+pub(crate) const FOUNTAIN: u32 = 7020;
+/// Sends a page that is absent until a byte comes on [`RESOLVE`]; then as [`SINK`].
+pub(crate) const STUCK: u32 = 7021;
+pub(crate) const RESOLVE: u32 = 7022;
 
 pub(crate) const SOURCE_BYTES: usize = 4 << 20;
 
@@ -67,6 +75,10 @@ pub(crate) fn start() {
             }
         }
     });
+    serve(FOUNTAIN, Type::Stream, |socket| {
+        let buffer = vec![0; 65536];
+        while (&socket).write_all(&buffer).is_ok() {}
+    });
     serve(CLOSER, Type::Stream, drop);
     serve(MESSAGES, Type::SeqPacket, |socket| {
         let mut buffer = vec![0; 300_000];
@@ -83,6 +95,22 @@ pub(crate) fn start() {
             let ready = release.accept().unwrap();
             let _ = (&ready).read(&mut [0]);
             report(&socket);
+        }
+    });
+    let stuck = Socket::listen(Type::Stream, STUCK, 8);
+    let resolve = Socket::listen(Type::Stream, RESOLVE, 8);
+    spawn("stuck", move || {
+        while let Ok(socket) = stuck.accept() {
+            let page = Arc::new(Page::absent().unwrap());
+            let absent = Arc::clone(&page);
+            let sender = thread::spawn(move || {
+                (&socket).write_all(absent.bytes()).unwrap();
+                report(&socket);
+            });
+            let ready = resolve.accept().unwrap();
+            let _ = (&ready).read(&mut [0]);
+            page.resolve().unwrap();
+            sender.join().unwrap();
         }
     });
     let deaf = Socket::listen(Type::Stream, DEAF, 1);
