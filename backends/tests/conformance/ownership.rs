@@ -41,6 +41,7 @@ fn half_begun(ground: &Ground, generation: u64) -> PathBuf {
     let create = Operation::Create(Box::new(Create {
         instance,
         host_tree: None,
+        ..Create::default()
     }));
     let mut overlay = Overlay::new([(Target::Instances, vec![create])]);
     overlay.note = Some(NOTE.to_owned());
