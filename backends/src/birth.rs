@@ -79,16 +79,19 @@ pub(crate) fn prepare(
 
 /// A process that was started and may not be born yet. It is killed when this is dropped.
 pub(crate) struct Unborn {
-    child: Child,
+    /// Until it is born.
+    child: Option<Child>,
+    pid: u32,
     told: Receiver,
-    born: bool,
 }
 
 impl Drop for Unborn {
     fn drop(&mut self) {
-        if !self.born {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            // One that a disk holds up ends when the disk goes on: this thread has other things to do.
+            let reap = std::thread::Builder::new().name("reap".to_owned());
+            let _ = reap.spawn(move || child.wait());
         }
     }
 }
@@ -104,15 +107,16 @@ impl Unborn {
         let child = command.stdin(tell).spawn()?;
         // With `command` ends this process's own copy of the other end.
         drop(command);
+        let pid = child.id();
         Ok(Self {
-            child,
+            child: Some(child),
+            pid,
             told,
-            born: false,
         })
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        self.pid
     }
 
     /// Waits until it is born, [`BIRTH_TIMEOUT`] at most.
@@ -129,7 +133,7 @@ impl Unborn {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, text));
             }
         }
-        self.born = true;
+        self.child = None;
         Ok(())
     }
 }

@@ -123,17 +123,17 @@ impl Birth {
     /// # Errors
     /// When it was not: the process must end.
     pub fn be_born(&self) -> Result<(), BirthError> {
-        let born = self.steps();
+        let null = File::open("/dev/null").map_err(failed("opening", Path::new("/dev/null")));
+        let born = null.and_then(|null| self.steps().map(|()| null));
         let told = born
             .as_ref()
-            .map_or_else(ToString::to_string, |()| BORN.to_owned());
+            .map_or_else(ToString::to_string, |_| BORN.to_owned());
         let input = io::stdin().as_fd().try_clone_to_owned();
         // A daemon that has died meanwhile does not hear it: the next one finds the record.
         let told = &told.as_bytes()[..told.len().min(TOLD_MAX)];
         let _ = input.map(|input| File::from(input).write_all(told));
-        let null = File::open("/dev/null").and_then(|null| Ok(nix::unistd::dup2_stdin(null)?));
-        null.map_err(failed("reading", Path::new("/dev/null")))?;
-        born
+        let emptied = nix::unistd::dup2_stdin(born?).map_err(io::Error::from);
+        emptied.map_err(failed("reading", Path::new("/dev/null")))
     }
 
     fn steps(&self) -> Result<(), BirthError> {

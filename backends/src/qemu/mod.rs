@@ -256,12 +256,21 @@ impl QemuBackend {
         }
     }
 
-    /// Leaves nothing of a failed spawn but its logs.
-    async fn undo(&self, placement: &Placement) {
+    /// Leaves nothing of a failed spawn but its logs. `error` is why it failed.
+    async fn undo(&self, placement: &Placement, error: SpawnError) -> SpawnError {
         let order = FenceOrder::new(placement.generation);
-        // An end that is not seen now is for the daemon's own fence of this generation.
-        if let Ok(fenced) = self.fence(placement, order).await {
-            let _ = self.release(placement, &fenced.certificate).await;
+        let undone = match self.fence(placement, order).await {
+            Ok(fenced) => {
+                let released = self.release(placement, &fenced.certificate).await;
+                released.map_err(|why| why.to_string())
+            }
+            Err(unconfirmed) => Err(unconfirmed.to_string()),
+        };
+        match undone {
+            Ok(()) => error,
+            Err(why) => {
+                SpawnError::Remains(format!("{error}; and what was started is left: {why}"))
+            }
         }
     }
 
@@ -350,8 +359,7 @@ impl Backend for QemuBackend {
         Self::check(&spec)?;
         let mut prepared = self.prepare(&spec).await?;
         if let Err(error) = self.start(&mut prepared).await {
-            self.undo(&prepared.placement).await;
-            return Err(error);
+            return Err(self.undo(&prepared.placement, error).await);
         }
         Ok(prepared.placement)
     }
