@@ -67,7 +67,11 @@ pub fn start(out: OwnedFd, rotated: Option<PathBuf>) -> io::Result<(Log, Written
         pieces: Arc::new(Semaphore::new(PIECES_MAX)),
         dropped: Arc::default(),
     };
-    Ok((log.clone(), Written(log)))
+    let written = Written {
+        log: log.clone(),
+        patience: END_MAX,
+    };
+    Ok((log, written))
 }
 
 /// What waits for the log's thread. The permit bounds the queue.
@@ -89,7 +93,7 @@ pub struct Log {
 
 impl Log {
     /// Copies to the log what comes out of `pipe`, until the pipe ends. While the log stands still, the pipe fills, as
-    /// if the workload wrote to the log itself: nothing that it prints is lost.
+    /// if the workload wrote to the log itself: what it prints is neither dropped nor kept in memory.
     pub async fn relay(self, pipe: OwnedFd) {
         let Ok(mut pipe) = tokio::net::unix::pipe::Receiver::from_owned_fd(pipe) else {
             return;
@@ -135,14 +139,17 @@ impl Write for Log {
 
 /// Waits, when dropped, until the log so far is written, [`END_MAX`] at most.
 #[derive(Debug)]
-pub struct Written(Log);
+pub struct Written {
+    log: Log,
+    patience: Duration,
+}
 
 impl Drop for Written {
     fn drop(&mut self) {
         let (done, all) = mpsc::channel();
-        if self.0.queue.send(Item::End(done)).is_ok() {
+        if self.log.queue.send(Item::End(done)).is_ok() {
             // A log that stands still to the end loses its last lines.
-            let _ = all.recv_timeout(END_MAX);
+            let _ = all.recv_timeout(self.patience);
         }
     }
 }
@@ -212,6 +219,12 @@ mod tests {
         serde_json::from_value(config).unwrap()
     }
 
+    fn patient(started: io::Result<(Log, Written)>) -> (Log, Written) {
+        let (log, mut written) = started.unwrap();
+        written.patience = PATIENCE;
+        (log, written)
+    }
+
     /// A pipe that nobody reads yet: full, it stands still.
     fn still() -> (io::PipeReader, OwnedFd) {
         let (reader, writer) = io::pipe().unwrap();
@@ -227,7 +240,7 @@ mod tests {
     #[test]
     fn whoever_logs_waits_for_no_disk_and_what_is_dropped_is_counted() {
         let (reader, writer) = still();
-        let (log, written) = start(writer, None).unwrap();
+        let (log, written) = patient(start(writer, None));
         let logger = logger(&config(), log);
         // More than may wait, and more than a pipe takes: a thread that waited would never come to the end.
         for n in 0..4 * LINES_MAX {
@@ -255,7 +268,7 @@ mod tests {
     #[tokio::test]
     async fn what_a_workload_prints_waits_for_the_disk_and_is_whole() {
         let (reader, writer) = still();
-        let (log, written) = start(writer, None).unwrap();
+        let (log, written) = patient(start(writer, None));
         let (printed, mut print) = io::pipe().unwrap();
         let bytes = vec![b'x'; 8 * PIECES_MAX * PIECE_BYTES];
         let printing = thread::spawn({
@@ -281,7 +294,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let [path, rotated] = ["agent.log", "agent.log.1"].map(|name| dir.path().join(name));
         let file = File::create(&path).unwrap();
-        let (log, written) = start(file.into(), Some(rotated.clone())).unwrap();
+        let (log, written) = patient(start(file.into(), Some(rotated.clone())));
         for fill in [b'a', b'b'] {
             let half = vec![fill; usize::try_from(LOG_MAX_BYTES / 2).unwrap()];
             log.clone().write_all(&half).unwrap();

@@ -112,6 +112,7 @@ async fn an_agent_whose_log_stands_still_answers_heartbeats() {
     let mut probe = 0;
     let settled = Instant::now();
     while ask(probe).await != WorkloadState::Running || settled.elapsed() < Duration::from_secs(2) {
+        assert!(settled.elapsed() < PATIENCE, "it does not run");
         probe += 1;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
