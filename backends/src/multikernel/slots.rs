@@ -69,12 +69,12 @@ impl Origin {
         )))
     }
 
-    /// Whether the kernel instance with this creation is the one meant.
-    fn is(&self, creation: Option<Creation>) -> bool {
+    /// Whether the kernel instance with this creation is the one meant; `None` when the kernel does not tell.
+    fn is(&self, creation: Option<Creation>) -> Option<bool> {
         match self {
-            Self::Unknown | Self::Theirs(None) => true,
-            Self::Ours(note) => creation.is_some_and(|made| made.note.as_ref() == Some(note)),
-            Self::Theirs(Some(number)) => creation.is_some_and(|made| made.transaction == *number),
+            Self::Unknown | Self::Theirs(None) => Some(true),
+            Self::Ours(note) => creation.map(|made| made.note.as_ref() == Some(note)),
+            Self::Theirs(Some(number)) => creation.map(|made| made.transaction == *number),
         }
     }
 
@@ -112,8 +112,8 @@ pub(super) enum Content {
     Foreign(Status),
     /// A generation of ours.
     Marked(Mark, Status),
-    /// One that somebody has made after ours, whose mark is in the record still, was gone. The kernel lets go only of
-    /// what runs nothing.
+    /// Somebody made this one after ours was gone; our mark is in the record still. Ours has ended: the kernel removes
+    /// only what runs nothing.
     Outlived(Mark, Status),
 }
 
@@ -166,6 +166,12 @@ pub(super) enum SlotError {
     Kernel(#[from] KernelError),
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// The transaction that made a kernel instance is not among the kernel's.
+    #[error(
+        "the kernel's transactions do not tell who made kernel instance {0:?}, and a kernel is loaded there; when \
+         nothing of it runs, take it away with kerf delete {0}"
+    )]
+    Untold(String),
 }
 
 /// The host's kernel, kerf's records, and the calls that load and boot.
@@ -206,17 +212,20 @@ impl Slots {
 
     /// What is in the kernel instance of this name.
     pub(super) fn content(&self, name: &str) -> Result<Content, SlotError> {
-        Ok(match self.recorded(name)? {
-            Content::Marked(mark, status) if !self.is_of(name, &mark)? => {
-                Content::Outlived(mark, status)
-            }
-            content => content,
-        })
+        let Content::Marked(mark, status) = self.recorded(name)? else {
+            return self.recorded(name);
+        };
+        match mark.origin.is(self.kernel.creation(name)?) {
+            Some(true) => Ok(Content::Marked(mark, status)),
+            // Not knowing is no sign that ours has ended.
+            None if status.has_kernel() => Err(SlotError::Untold(name.to_owned())),
+            Some(false) | None => Ok(Content::Outlived(mark, status)),
+        }
     }
 
     /// Whether a mark was made for the kernel instance that has this name now.
     pub(super) fn is_of(&self, name: &str, mark: &Mark) -> Result<bool, KernelError> {
-        Ok(mark.origin.is(self.kernel.creation(name)?))
+        Ok(mark.origin.is(self.kernel.creation(name)?) == Some(true))
     }
 
     /// What the record says is in the kernel instance of this name. To be looked at often: it does not ask whether the

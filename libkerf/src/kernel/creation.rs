@@ -58,30 +58,37 @@ impl Kernel {
         name: &str,
         transaction: u64,
     ) -> Result<Option<(Done, Option<String>)>, KernelError> {
-        let read = || {
-            let path = self.transaction_path(transaction).join("dtbo");
-            Ok((self.transaction_status(transaction)?, read_bytes(&path)?))
-        };
-        let (status, blob) = match read() {
-            Err(KernelError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                return Ok(None);
-            }
-            other => other?,
+        let path = self.transaction_path(transaction).join("dtbo");
+        let Some(blob) = still_there(read_bytes(&path))? else {
+            return Ok(None);
         };
         // The kernel has run nothing of a blob that is no tree.
         let Ok(tree) = dtb::read(&blob) else {
             return Ok(None);
         };
         let (overlay, _) = check::overlay(&tree, None);
-        let applied = status == TransactionStatus::Applied;
-        let done = match (is_about(&overlay, name), applied) {
-            (None, _) => return Ok(None),
-            (Some(About::Creation), true) => Done::Created,
-            (Some(About::Creation), false) => Done::PerhapsCreated,
-            (Some(About::Removal), true) => Done::Removed,
-            (Some(About::Removal), false) => Done::PerhapsRemoved,
+        let Some(about) = is_about(&overlay, name) else {
+            return Ok(None);
+        };
+        // Only of those about this name: the status of another may be one that is not known here.
+        let Some(status) = still_there(self.transaction_status(transaction))? else {
+            return Ok(None);
+        };
+        let done = match (about, status == TransactionStatus::Applied) {
+            (About::Creation, true) => Done::Created,
+            (About::Creation, false) => Done::PerhapsCreated,
+            (About::Removal, true) => Done::Removed,
+            (About::Removal, false) => Done::PerhapsRemoved,
         };
         Ok(Some((done, overlay.note)))
+    }
+}
+
+/// What was read; `None` when its transaction was rolled back meanwhile.
+fn still_there<T>(read: Result<T, KernelError>) -> Result<Option<T>, KernelError> {
+    match read {
+        Err(KernelError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
     }
 }
 
