@@ -131,7 +131,10 @@ impl Services {
             generation,
             phase: GenerationPhase::Intended,
             kernel: kernel.clone(),
-            cid: self.numbers.borrow_mut().take_cid(),
+            cid: self
+                .numbers
+                .borrow_mut()
+                .take_cid((instance.to_owned(), generation)),
             cpus: lease.cpus,
             memory_bytes,
             run_dir: run_dir
@@ -186,10 +189,17 @@ impl Services {
             Err(NotStarted {
                 error,
                 remains: true,
-            }) => {
-                self.end_remains(row).await;
-                Err(error)
-            }
+            }) => match self.end_remains(row).await {
+                Ok(()) => Err(error),
+                Err(reason) => {
+                    let text = format!(
+                        "{}; what was started may still run: {reason}",
+                        error.message
+                    );
+                    Err(ApiError::new(ErrorCode::OperatorActionNeeded, text)
+                        .hint("see that it ends, then `kmorphctl recover`"))
+                }
+            },
             Err(NotStarted { error, .. }) => {
                 self.remove_run_dir(&row).await;
                 self.forget(&row);
@@ -200,19 +210,23 @@ impl Services {
         }
     }
 
-    /// Fences and releases what is left of a generation that did not start. What cannot be ended now stays in the
-    /// journal, for the next daemon.
-    async fn end_remains(&self, mut row: GenerationRow) {
+    /// Fences and releases what is left of a generation that did not start.
+    ///
+    /// # Errors
+    /// When its fence could not be confirmed. Its row, its resources and its run directory stay, for the next daemon.
+    async fn end_remains(&self, mut row: GenerationRow) -> Result<(), String> {
         let order = FenceOrder::new(row.generation);
-        let ended = match self.fence(&mut row, order).await {
-            Ok(certificate) => self.release(&row, &certificate).await.map(drop),
-            Err(reason) => Err(reason),
-        };
-        self.remove_run_dir(&row).await;
-        if let Err(reason) = ended {
-            warn!(self.log, "what is left of a generation that did not start keeps its resources";
+        let fenced = self.fence(&mut row, order).await;
+        let certificate = fenced.inspect_err(|reason| {
+            warn!(self.log, "what is left of a generation that did not start may run";
                 "instance" => &row.instance, "generation" => row.generation, "reason" => reason);
+        })?;
+        if let Err(error) = self.release(&row, &certificate).await {
+            warn!(self.log, "a release was not recorded"; "instance" => &row.instance,
+                "generation" => row.generation, "error" => error);
         }
+        self.remove_run_dir(&row).await;
+        Ok(())
     }
 
     /// Removes what the backend has written for a generation that it did not start.
@@ -444,10 +458,9 @@ impl Services {
 
     /// Gives lease and address of a generation back.
     pub(crate) fn forget(&self, row: &GenerationRow) {
-        self.pool
-            .borrow_mut()
-            .give_back(&(row.instance.clone(), row.generation));
-        self.numbers.borrow_mut().cids.remove(&row.cid);
+        let holder = (row.instance.clone(), row.generation);
+        self.pool.borrow_mut().give_back(&holder);
+        self.numbers.borrow_mut().give_cid_back(row.cid, &holder);
     }
 }
 

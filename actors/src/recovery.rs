@@ -407,6 +407,14 @@ impl RecoveryJob {
                     job: ctx.address(),
                 });
             }
+            // What was started may run: another successor would be a second owner.
+            Err(error) if error.code == ErrorCode::OperatorActionNeeded => {
+                act.end(
+                    RecoveryOutcome::OperatorActionNeeded,
+                    Some(error.message),
+                    ctx,
+                );
+            }
             Err(error) => act.tell(Event::SuccessorFailed(error.message), ctx),
         }));
     }

@@ -19,7 +19,7 @@ use crate::forward::{Forwarder, Target};
 use crate::journal::{GenerationRow, Journal};
 use crate::morph::Downtimes;
 use crate::operations::Operations;
-use crate::pool::Pool;
+use crate::pool::{Holder, Pool};
 use crate::publish::Publisher;
 use crate::release::Ledger;
 use crate::settings::Settings;
@@ -77,8 +77,8 @@ pub struct Numbers {
     pub recovery: u64,
     /// Last morph session.
     pub session: u64,
-    /// Context ids in use.
-    pub cids: std::collections::BTreeSet<u32>,
+    /// Context ids in use, and by which generation.
+    pub cids: BTreeMap<u32, Holder>,
 }
 
 impl Numbers {
@@ -101,14 +101,21 @@ impl Numbers {
         self.session
     }
 
-    /// A context id that no live generation has.
-    pub fn take_cid(&mut self) -> u32 {
+    /// A context id that no live generation has, for `holder`.
+    pub fn take_cid(&mut self, holder: Holder) -> u32 {
         let mut cid = CID_FIRST;
-        while self.cids.contains(&cid) {
+        while self.cids.contains_key(&cid) {
             cid += 1;
         }
-        self.cids.insert(cid);
+        self.cids.insert(cid, holder);
         cid
+    }
+
+    /// Gives a context id back, unless another generation has it by now: a generation can be released twice.
+    pub fn give_cid_back(&mut self, cid: u32, holder: &Holder) {
+        if self.cids.get(&cid) == Some(holder) {
+            self.cids.remove(&cid);
+        }
     }
 }
 

@@ -430,7 +430,7 @@ fn services(
         generations: snapshot.last_generation.clone(),
         recovery: snapshot.recoveries.last().map_or(0, |r| r.record.id),
         session: snapshot.morphs.last().map_or(0, |m| m.status.session),
-        cids: std::collections::BTreeSet::new(),
+        cids: std::collections::BTreeMap::new(),
     };
     let pool = Pool::new(settings.pool.clone());
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")

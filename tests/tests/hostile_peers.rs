@@ -14,7 +14,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use kmorph_control_api::{EventKind, InstanceState, OperationState};
+use kmorph_control_api::{EventKind, HealthReport, InstanceState, Operation, OperationState};
 use kmorph_tests::resp::Client;
 use kmorph_tests::{Events, Host};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -174,6 +174,34 @@ fn an_agent_of_unknown_health_is_taken_for_degraded() {
         (now.summary.state == InstanceState::Degraded).then_some(now)
     });
     assert_eq!(shown.summary.recoveries, 0);
+}
+
+/// What it says before its first heartbeat holds as long as it says nothing else.
+#[test]
+fn an_agent_that_is_unwell_from_the_beginning_is_shown_degraded() {
+    let host = Host::with_hostile_agents("[pool]\nshare_cpus = true\n");
+    let turn = host.path("turn");
+    let body = json!({
+        "name": "bad", "kernel": host.kernel("6.1.0-a"),
+        "workload": { "program": "/bin/true", "args": ["unwell", turn] },
+    });
+    let spawn: Operation = host
+        .control()
+        .request("POST", "/v1/instances", Some(&body))
+        .ok();
+    host.control().wait("its words", || {
+        let now = host
+            .control()
+            .request("GET", "/v1/instances/bad/health", None);
+        // Not there while its spawn is being prepared.
+        let said = (now.status < 300).then(|| now.ok::<HealthReport>().reason)?;
+        (said.as_deref() == Some("a fever")).then_some(())
+    });
+    std::fs::write(&turn, "").unwrap();
+    let spawned = host.control().finished(&spawn.id);
+    assert_eq!(spawned.state, OperationState::Succeeded, "{spawned:?}");
+    let shown = host.control().instance("bad").summary;
+    assert_eq!(shown.state, InstanceState::Degraded, "{shown:?}");
 }
 
 #[test]

@@ -268,7 +268,7 @@ impl Handler<RecoveryOver> for Instance {
         }
         let reason = over.record.reason.clone();
         match over.record.outcome {
-            RecoveryOutcome::Recovered => self.enter(InstanceState::Running, None),
+            RecoveryOutcome::Recovered => self.enter_running(),
             RecoveryOutcome::Failed => {
                 let evidence = vec![reason.unwrap_or_else(|| "the successor failed".to_owned())];
                 self.enter(InstanceState::Failed, Some(evidence.join("; ")));

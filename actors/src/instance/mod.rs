@@ -236,7 +236,7 @@ impl Instance {
             return;
         };
         let owner = ctx.address().recipient();
-        self.overload = None;
+        (self.health, self.overload) = (None, None);
         self.watch = Some(Watch::begin(
             self.services.clone(),
             placement,
@@ -411,23 +411,21 @@ impl Instance {
 
     fn judge_health(&mut self) {
         let serves = matches!(self.state, InstanceState::Running | InstanceState::Degraded);
-        if !serves || !matches!(self.work, Work::Nothing) {
-            return;
-        }
-        let unwell = |s: &&HealthStatus| s.fixed.health != Health::Healthy;
-        match self.health.as_ref().filter(unwell) {
-            Some(said) => self.enter(InstanceState::Degraded, Some(said.text.clone())),
-            None => self.enter_running(),
+        if serves && matches!(self.work, Work::Nothing) {
+            self.enter_running();
         }
     }
 
-    /// It answers, and its agent complains of nothing.
+    /// It answers: running, or degraded by what its agent has said last or by its load.
     fn enter_running(&mut self) {
-        match &self.overload {
-            Some(evidence) => {
-                let reason = format!("{OVERLOADED}: {evidence}");
-                self.enter(InstanceState::Degraded, Some(reason));
-            }
+        let unwell = |s: &&HealthStatus| s.fixed.health != Health::Healthy;
+        let said = self.health.as_ref().filter(unwell);
+        let load = self.overload.as_ref();
+        let reason = said
+            .map(|said| said.text.clone())
+            .or_else(|| load.map(|evidence| format!("{OVERLOADED}: {evidence}")));
+        match reason {
+            Some(reason) => self.enter(InstanceState::Degraded, Some(reason)),
             None => self.enter(InstanceState::Running, None),
         }
     }

@@ -79,7 +79,8 @@ impl Handler<MorphOver> for Instance {
                 self.row.morphs += 1;
                 self.kernel_release = over.status.to_kernel.clone();
                 self.generation = over.new;
-                self.overload = None;
+                // The new kernel's watch tells what its agent has said so far.
+                (self.health, self.overload) = (None, None);
                 if let Outcome::CommittedButFailed(how) = over.outcome {
                     if let Some(watch) = over.watch {
                         watch.do_send(EndWatch);
@@ -95,7 +96,7 @@ impl Handler<MorphOver> for Instance {
                     }
                     None => self.begin_watch(ctx),
                 }
-                self.enter(InstanceState::Running, None);
+                self.enter_running();
                 if let Outcome::OperatorActionNeeded(reason) = over.outcome {
                     // The new kernel has the state and serves: it is the instance, whatever the old one still is.
                     let text = format!("the old kernel keeps its resources: {reason}");

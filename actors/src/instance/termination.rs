@@ -34,7 +34,7 @@ impl Handler<Terminate> for Instance {
     fn handle(&mut self, request: Terminate, _: &mut Self::Context) -> Self::Result {
         let recovers = matches!(
             self.work,
-            Work::Waiting(_) | Work::Queued(_) | Work::Recovering(_)
+            Work::Asked(_) | Work::Waiting(_) | Work::Queued(_) | Work::Recovering(_)
         );
         let by_force = request.force && matches!(self.work, Work::Morphing(_));
         let refusal = self.busy("terminated");

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use kmorph_control_api::{
-    ApiError, Check as ApiCheck, ErrorCode, EventKind, MorphPhase, MorphStatus,
+    ApiError, Check as ApiCheck, ErrorCode, EventKind, MorphPhase, MorphStatus, OperationKind,
 };
 use kmp_proto::message::{Side, TransferMode, capability};
 use kmp_proto::morph::{Action, Answer, CommitLimit, Config, Engine, Event};
@@ -207,6 +207,11 @@ impl MorphSession {
         operation: Option<Handle>,
         ctx: &mut Context<Self>,
     ) -> Result<(), (Option<Handle>, &'static str)> {
+        let under_way = self.operation.as_ref().and_then(Handle::snapshot);
+        if under_way.is_some_and(|under_way| under_way.kind == OperationKind::MorphRollback) {
+            // It ends as that one does.
+            return Err((operation, self.engine.state()));
+        }
         if let Answer::Refused { state } = self.engine.handle(request, clock::now()) {
             return Err((operation, state));
         }
@@ -306,6 +311,9 @@ impl MorphSession {
     }
 
     fn enter(&mut self, phase: &'static str) {
+        if phase != "transferring" {
+            self.held_round = None;
+        }
         if let Some(phase) = phase_of(phase) {
             self.status.phase = phase;
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use kmorph_backends::contract::HeldBesides;
 use kmorph_control_api::{DaemonStatus, PoolUsage};
+use tokio::sync::oneshot;
 
 use super::{ApplySettings, GetDaemon, Stopping, Supervisor};
 use crate::wall_clock;
@@ -53,10 +54,21 @@ impl Supervisor {
         let backend = Arc::clone(&self.services.backend);
         let run_dir = self.services.settings.borrow().run_dir.join("instances");
         let counted = self.services.pool.borrow().holders();
+        let turn = Arc::clone(&self.looks_besides);
+        // One look at a time: where the files stand still, whoever asks again starts no further thread.
+        let look = async move {
+            let turn = turn.lock_owned().await;
+            let (tell, answer) = oneshot::channel();
+            actix::spawn(async move {
+                let found = backend.held_besides(&run_dir, &counted).await;
+                drop(turn);
+                let _ = tell.send(found);
+            });
+            answer.await
+        };
         async move {
-            let asked = backend.held_besides(&run_dir, &counted);
-            let answer = tokio::time::timeout(BESIDES_TIMEOUT, asked).await;
-            answer.ok()?.ok()?
+            let answer = tokio::time::timeout(BESIDES_TIMEOUT, look).await;
+            answer.ok()?.ok()?.ok()?
         }
     }
 

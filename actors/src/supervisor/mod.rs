@@ -76,6 +76,8 @@ pub struct Supervisor {
     lag: Lag,
     /// Generations that could not be released are tried again now.
     releasing: bool,
+    /// Held by the look at what others hold of the pool.
+    looks_besides: Arc<tokio::sync::Mutex<()>>,
     /// Held by the change of policies that is under way.
     policy_turn: Arc<tokio::sync::Mutex<()>>,
 }
@@ -109,6 +111,7 @@ impl Supervisor {
             doctor_runs: false,
             lag: Lag::new(SWEEP_INTERVAL),
             releasing: false,
+            looks_besides: Arc::default(),
             policy_turn: Arc::default(),
         }
     }

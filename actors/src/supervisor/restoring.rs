@@ -195,8 +195,9 @@ fn retake(services: &Services, generation: &GenerationRow) {
         memory_bytes: generation.memory_bytes,
     };
     let holder = (generation.instance.clone(), generation.generation);
+    let mut numbers = services.numbers.borrow_mut();
+    numbers.cids.insert(generation.cid, holder.clone());
     services.pool.borrow_mut().retake(holder, lease);
-    services.numbers.borrow_mut().cids.insert(generation.cid);
 }
 
 /// Fills in the placement if the journal has none; `Some` says how it ended.

@@ -268,6 +268,18 @@ enum Target {
     File(PathBuf),
 }
 
+impl Target {
+    /// Whether this generation's vmcore is there already. Looks at the disk on another thread.
+    async fn is_complete(&self) -> bool {
+        let Self::Kept(place) = self else {
+            return false;
+        };
+        let place = place.clone();
+        let look = tokio::task::spawn_blocking(move || place.complete().is_some());
+        look.await.unwrap_or(false)
+    }
+}
+
 /// Begins to capture the memory of a fenced generation, when its turn has come. Some of the survivors are asked to
 /// help, as many as is configured.
 ///
@@ -296,11 +308,15 @@ async fn begin_into(
 ) -> Result<Capture, CaptureError> {
     let gone = || CaptureError::Memory("nothing of it is left".to_owned());
     let placement = row.placement.as_ref().ok_or_else(gone)?;
-    let map = services.backend.memory_map(placement).await;
-    let memory = map.map_err(|error| CaptureError::Memory(error.to_string()))?;
-    if memory.is_empty() {
-        return Err(gone());
-    }
+    let memory = match target.is_complete().await {
+        // It was captured before its memory was given back.
+        true => Vec::new(),
+        false => {
+            let map = services.backend.memory_map(placement).await;
+            let memory = map.map_err(|error| CaptureError::Memory(error.to_string()))?;
+            (!memory.is_empty()).then_some(memory).ok_or_else(gone)?
+        }
+    };
     let bytes = memory.iter().map(|range| range.length).sum();
     let settings = services.settings.borrow().vmcore.clone();
     let pace = settings.rate.map(|rate| Arc::new(Pace::new(rate)));

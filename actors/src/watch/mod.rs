@@ -90,6 +90,8 @@ pub struct Watch {
     smoothed_rtt: Option<Duration>,
     self_lag: Duration,
     kernel_release: String,
+    /// What the agent has said last of its health.
+    said: Option<HealthStatus>,
     health: HealthNotices,
     load: LoadNotices,
     /// Looks at what the backend sees of it that failed.
@@ -151,6 +153,7 @@ impl Watch {
             smoothed_rtt: None,
             self_lag: Duration::ZERO,
             kernel_release: String::new(),
+            said: None,
             health: HealthNotices::default(),
             load: LoadNotices::default(),
             unseen: Repeated::default(),
@@ -259,6 +262,7 @@ impl Watch {
     }
 
     fn health_said(&mut self, status: HealthStatus, ctx: &mut Context<Self>) {
+        self.said = Some(status.clone());
         if self.health.told == HEALTH_NOTICES_MAX {
             self.health.held = Some(status);
             return;

@@ -8,7 +8,7 @@ use kmp_proto::message::HeartbeatRsp;
 use tokio::sync::oneshot;
 
 use super::notices::LoadNotices;
-use super::{PING_FIRST, Watch, WatchEvent};
+use super::{PING_FIRST, Watch, WatchEvent, WatchKind};
 use crate::clock;
 
 /// The figures of a watch.
@@ -135,8 +135,11 @@ impl Handler<SetOwner> for Watch {
 
     fn handle(&mut self, SetOwner(owner): SetOwner, _: &mut Self::Context) {
         self.owner = owner;
-        // It knows nothing of the load yet.
+        // It knows nothing of the load yet, and nothing of what the agent has said.
         self.load = LoadNotices::default();
+        if let Some(status) = self.said.clone() {
+            self.tell_owner(WatchKind::Health(status));
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! An agent that means harm: stands in for `kmorph-agent` and does to its daemon what the first
 //! argument of its workload says. `turns-` before such a word: once the file that is the second argument is
-//! there, and until then it is well. One that is `late` says nothing until that file is there. Without a word it becomes the real agent beside it.
+//! there, and until then it is well. One that is `late` says nothing until that file is there, one that is `unwell` answers
+//! no heartbeat until then. Without a word it becomes the real agent beside it.
 
 mod survivor;
 mod wire;
@@ -76,9 +77,7 @@ fn meet(words: &[String], mut stream: UnixStream, config: &AgentConfig) -> io::R
     };
     if word == "late" {
         // The daemon gives up a connection on which nothing comes, and comes again.
-        while !second.exists() {
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        wait_for(second);
     }
     if turned == Some("silent") {
         return io::copy(&mut stream, &mut io::sink()).map(drop);
@@ -100,14 +99,21 @@ fn meet(words: &[String], mut stream: UnixStream, config: &AgentConfig) -> io::R
     let behind = u64::from(turned == Some("stale"));
     let mut answer = agree(asked, sequence, &config, behind, turned == Some("reborn"))?;
     match turned {
-        Some("moody" | "strange" | "survivor" | "pressed" | "late" | "spiteful" | "reborn")
+        Some(
+            "moody" | "strange" | "unwell" | "survivor" | "pressed" | "late" | "spiteful"
+            | "reborn",
+        )
         | None => {
             stream.write_all(&answer)?;
             believe(&mut stream)?;
             return match (channel, word) {
                 (Channel::Heartbeat, _) => live(&mut stream, word, second),
                 (_, "moody") => sulk(&mut stream),
-                (_, "strange") => puzzle(&mut stream, second),
+                (_, "strange") => {
+                    wait_for(second);
+                    say(&mut stream, STRANGE, "neither well nor ill")
+                }
+                (_, "unwell") => say(&mut stream, Health::Degraded, "a fever"),
                 (_, "spiteful") => revile(&mut stream),
                 (_, "survivor") => survivor::attend(&mut stream, second),
                 _ => io::copy(&mut stream, &mut io::sink()).map(drop),
@@ -185,26 +191,32 @@ fn sulk(stream: &mut UnixStream) -> io::Result<()> {
 /// How an agent is that only a later version of the protocol has a word for.
 const STRANGE: Health = Health::Other(77);
 
-/// Says how it is once the file `turn` is there, and nothing more.
-fn puzzle(stream: &mut UnixStream, turn: &Path) -> io::Result<()> {
-    while !turn.exists() {
-        std::thread::sleep(Duration::from_millis(2));
-    }
+/// Says how it is, and nothing more.
+fn say(stream: &mut UnixStream, health: Health, text: &str) -> io::Result<()> {
     let fixed = HealthStatusFixed {
-        health: STRANGE,
+        health,
         workload: WorkloadState::Running,
         flags: 0,
         exit_status: 0,
         restarts: 0,
     };
-    let text = "neither well nor ill".to_owned();
+    let text = text.to_owned();
     let status = Message::HealthStatus(HealthStatus { fixed, text });
     stream.write_all(&bytes(&status, 1)?)?;
     io::copy(stream, &mut io::sink()).map(drop)
 }
 
+fn wait_for(file: &Path) {
+    while !file.exists() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
 /// Answers heartbeats, for as long as the file that turns it is not there.
 fn live(stream: &mut UnixStream, word: &str, turn: &Path) -> io::Result<()> {
+    if word == "unwell" {
+        wait_for(turn);
+    }
     let mut decoder = Decoder::new();
     let later = word.strip_prefix("turns-");
     loop {
