@@ -225,3 +225,21 @@ impl Services {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_generation_that_is_released_again_gives_no_other_ones_context_id_back() {
+        let mut numbers = Numbers::default();
+        let (first, second) = (("a".to_owned(), 1), ("b".to_owned(), 1));
+        let cid = numbers.take_cid(first.clone());
+        numbers.give_cid_back(cid, &first);
+        assert_eq!(numbers.take_cid(second.clone()), cid);
+        numbers.give_cid_back(cid, &first);
+        assert_ne!(numbers.take_cid(first), cid);
+        numbers.give_cid_back(cid, &second);
+        assert_eq!(numbers.take_cid(second), cid);
+    }
+}
