@@ -130,6 +130,28 @@ fn a_changed_bitmap_or_place_of_a_page_is_found_without_a_checksum() {
     }
 }
 
+/// Where several threads or kernels write, one may be ahead of another.
+#[test]
+fn pages_lie_in_any_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("core");
+    write(&memory(), options(Output::Kdump(Compression::Zlib)), &path).unwrap();
+    let mut file = without_note(std::fs::read(&path).unwrap());
+    // Descriptors of 24 bytes, which begin with place and length: two pages change places as one of another order would.
+    let at = |page: usize| 4 * 4096 + page * 24;
+    let of = |file: &[u8], page: usize| file[at(page)..at(page) + 12].to_vec();
+    let mut pairs = (0..130).flat_map(|one| (0..one).map(move |other| (one, other)));
+    let exchangeable = |(one, other): &(usize, usize)| {
+        let (one, other) = (of(&file, *one), of(&file, *other));
+        one[8..] == other[8..] && one[..8] != other[..8]
+    };
+    let (one, other) = pairs.find(exchangeable).expect("two of the same length");
+    let (first, second) = (of(&file, one), of(&file, other));
+    file[at(one)..at(one) + 12].copy_from_slice(&second);
+    file[at(other)..at(other) + 12].copy_from_slice(&first);
+    assert!(sound(file));
+}
+
 /// Then nothing leads to the packed page of zeros, which stands before the others.
 #[test]
 fn a_file_in_which_no_page_is_zero_is_complete_too() {

@@ -19,7 +19,7 @@ const ENDS: &str = "the file ends before the memory does";
 const NOT_WRITTEN: &str = "no record of the flattened file holds a part of it";
 const NO_DESCRIPTOR: &str = "where a page lies is told by nothing that makes sense";
 const NO_FIT: &str = "the pages do not begin where the list of them ends";
-const ASTRAY: &str = "a page does not begin where the page before it ends";
+const ASTRAY: &str = "two pages overlap, or something lies between them";
 const MORE_THAN_MEMORY: &str = "it has pages where the machine has no memory";
 const UNREADABLE: &str = "a part of the file cannot be read";
 
@@ -86,10 +86,11 @@ fn pages(kdump: &Kdump) -> Result<(), Missing> {
     let bytes = bytes.ok_or(Missing::What(NO_DESCRIPTOR))?;
     let start = kdump.places.descriptors;
     held(kdump.file(), start, bytes)?;
-    let mut order = Order {
+    let mut tiles = Tiles {
         first: start + bytes,
         lowest: u64::MAX,
-        next: None,
+        end: 0,
+        edges: 0,
         zeros: None,
     };
     let mut buf = Vec::new();
@@ -103,11 +104,15 @@ fn pages(kdump: &Kdump) -> Result<(), Missing> {
         for raw in buf.chunks_exact(DESCRIPTOR_BYTES) {
             let descriptor = PageDescriptor::read_from_bytes(raw);
             let descriptor = descriptor.map_err(|_| Missing::What(NO_DESCRIPTOR))?;
-            order.take(kdump.file(), &descriptor)?;
+            tiles.take(kdump.file(), &descriptor)?;
         }
         done += now;
     }
-    match count == 0 || begins_at(kdump.file(), order.first, order.lowest)? {
+    if count == 0 {
+        return Ok(());
+    }
+    tiles.leave_no_gap()?;
+    match begins_at(kdump.file(), tiles.first, tiles.lowest)? {
         true => Ok(()),
         false => Err(Missing::What(NO_FIT)),
     }
@@ -130,20 +135,24 @@ fn begins_at(file: &dyn Bytes, first: u64, lowest: u64) -> Result<bool, Missing>
     }))
 }
 
-/// How the pages lie behind one another: makedumpfile, QEMU and kmorph begin the first page where the list of the pages
-/// ends, and every other one where the page before it ends. So a bit of the bitmap that changed is found, which gives all
-/// pages behind it to other addresses, and a changed place or length of a page.
-struct Order {
+/// How the pages lie side by side: makedumpfile, QEMU and kmorph begin the first one where the list of the pages ends, and
+/// leave nothing between two of them. Their order is any: several threads or kernels may have written them. So a bit of the
+/// bitmap that changed is found, which gives all pages behind it to other addresses, and a changed place or length of a
+/// page.
+struct Tiles {
     /// Where the list of the pages ends.
     first: u64,
     lowest: u64,
-    /// Where the next page begins, once there was one.
-    next: Option<u64>,
+    /// Where the last one ends.
+    end: u64,
+    /// Sum of the hashes of where pages begin, less those of where they end. Where one begins at the end of another, both
+    /// vanish: what is left is where the first begins and the last ends. So no list of all pages is needed.
+    edges: u64,
     /// The length of what begins at `first`: the one place that pages share, which are of zeros.
     zeros: Option<u64>,
 }
 
-impl Order {
+impl Tiles {
     fn take(&mut self, file: &dyn Bytes, descriptor: &PageDescriptor) -> Result<(), Missing> {
         let length = descriptor.bytes.get();
         let offset = descriptor.offset.get();
@@ -158,18 +167,37 @@ impl Order {
         }
         let length = u64::from(length);
         held(file, offset, length)?;
-        self.lowest = self.lowest.min(offset);
-        match self.next {
-            None if offset == self.first => self.zeros = Some(length),
-            // What is between is looked at when all pages were seen.
-            None => self.zeros = Some(offset - self.first),
-            Some(next) if offset == next => {}
-            Some(_) if offset == self.first && self.zeros == Some(length) => return Ok(()),
-            Some(_) => return Err(Missing::What(ASTRAY)),
+        if offset == self.first {
+            match self.zeros.replace(length) {
+                None => {}
+                Some(before) if before == length => return Ok(()),
+                Some(_) => return Err(Missing::What(ASTRAY)),
+            }
         }
-        self.next = Some(offset + length);
+        // The file holds it: no overflow.
+        let end = offset + length;
+        self.lowest = self.lowest.min(offset);
+        self.end = self.end.max(end);
+        self.edges = self.edges.wrapping_add(hash(offset));
+        self.edges = self.edges.wrapping_sub(hash(end));
         Ok(())
     }
+
+    fn leave_no_gap(&self) -> Result<(), Missing> {
+        match self.edges == hash(self.lowest).wrapping_sub(hash(self.end)) {
+            true => Ok(()),
+            false => Err(Missing::What(ASTRAY)),
+        }
+    }
+}
+
+/// Spreads the bits of a place in the file (the finalizer of SplitMix64, Steele, Lea and Flood, 2014): sums of these are
+/// equal by chance once in 2^64.
+fn hash(place: u64) -> u64 {
+    let mixed = place.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
 }
 
 const _: () = assert!(PAGE_BYTES == PAGE_U32 as usize);
