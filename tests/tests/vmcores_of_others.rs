@@ -25,8 +25,9 @@ use kmorph_vmcore::{ChecksumState, Completeness, Dump, MemoryFile, PhysicalMemor
 /// Places at which each file is cut.
 const CUTS: u64 = 30;
 const PAGE: u64 = 4096;
-/// Bits that are changed in each file, one at a time.
-const FLIPS: u64 = 200;
+/// Bits that are changed in each file, one at a time, unless `KMORPH_TEST_FLIPS` gives another number
+/// (`make test-flips`).
+const FLIPS: u64 = 40;
 /// Pages that are read of a file with a changed bit, spread over all.
 const PAGES_READ: usize = 40;
 
@@ -217,7 +218,9 @@ fn assert_no_change_moves_or_loses_pages(path: &Path) {
     };
     // Headers, notes and bitmaps; the list of pages, 24 bytes each; and places anywhere.
     let list = 64 * 1024 + 24 * pages.len() as u64;
-    for number in 0..FLIPS {
+    let flips = std::env::var("KMORPH_TEST_FLIPS").ok();
+    let flips = flips.and_then(|flips| flips.parse().ok()).unwrap_or(FLIPS);
+    for number in 0..flips {
         let end = [64 * 1024, list, whole.len() as u64][usize::try_from(number % 3).unwrap()];
         let (at, bit) = (
             below(end.min(whole.len() as u64)),
