@@ -118,7 +118,8 @@ fn left_recovery(
         .clone()
         .filter(|_| row.desired == Desired::Resting);
     Beginning::NeedsRecovery {
-        evidence: decided_before.into_iter().chain([how]).collect(),
+        // What was decided has its evidence, which grows with no restart.
+        evidence: vec![decided_before.unwrap_or(how)],
         cause: cause.unwrap_or(FailureCause::KernelDead),
         decided,
     }
