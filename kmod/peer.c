@@ -241,10 +241,17 @@ void kerf_peer_start(struct kerf_peer *peer)
 /* Nothing sends to the peer and nothing kicks it any more. */
 void kerf_peer_stop(struct kerf_peer *peer)
 {
-	/* In this order: the urgent ones start the other. */
-	cancel_work_sync(&peer->urgent);
-	cancel_work_sync(&peer->substitute);
-	cancel_work_sync(&peer->calm);
+	int round;
+
+	/*
+	 * Each of these queues the others as long as it has seen dev->started. One that ran into the first round may
+	 * have queued another, which sees that the device has stopped.
+	 */
+	for (round = 0; round < 2; round++) {
+		cancel_work_sync(&peer->urgent);
+		cancel_work_sync(&peer->substitute);
+		cancel_work_sync(&peer->calm);
+	}
 	spin_lock_bh(&peer->tx_lock);
 	if (peer->link.accepted)
 		kerf_link_down(&peer->link);
