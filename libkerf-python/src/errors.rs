@@ -190,6 +190,7 @@ impl Raise for ApplyError {
             ApplyError::Unwritable(error) => return error.raise(py),
             ApplyError::Locked(error) => return error.raise(py),
             ApplyError::Kernel(error) => return error.raise(py),
+            ApplyError::Outdated => ("outdated", Vec::new()),
             ApplyError::Lost { .. } => ("lost", Vec::new()),
             ApplyError::RolledBack { .. } => ("rolled-back", Vec::new()),
             ApplyError::Stuck { transaction, .. } => ("stuck", vec![transaction]),

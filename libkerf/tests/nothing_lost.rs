@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use libkerf::check::{self, Report};
+use libkerf::check::{self, Report, Rule};
 use libkerf::overlay::{Overlay, State};
 use libkerf::tree::{DeviceTree, Node, Property};
 use libkerf::{dtb, dts};
@@ -179,4 +179,20 @@ fn devices_that_are_described_in_full_are_kept() {
             .property("memory-base")
             .is_some()
     );
+}
+
+/// `instance-create` says `cpus` twice: the kernel finds the first. The second was kept, and became another's value when
+/// the overlay was written.
+#[test]
+fn what_is_said_twice_is_refused_by_name_and_written_once() {
+    let blob = include_bytes!("../../fuzz/corpus/overlay/twice");
+    let tree = dtb::read(blob).unwrap();
+    let (overlay, report) = check::overlay(&tree, None);
+    let told = report
+        .findings()
+        .iter()
+        .find(|told| told.rule == Rule::OverlayContent && told.property.as_deref() == Some("cpus"));
+    assert!(told.is_some(), "{report}");
+    let (again, _) = check::overlay(&overlay.to_tree(), None);
+    assert_eq!(again, overlay);
 }

@@ -458,6 +458,7 @@ impl Create {
             .child("chosen")
             .and_then(|chosen| host_tree(&chosen, read));
         instance.name = name?;
+        rest::check_twins(at, read);
         let rest = rest::of_create(at.node, &instance);
         Some(Create {
             instance,

@@ -1,6 +1,8 @@
 //! What an overlay says beyond what is known: kept where a node may grow, refused by name elsewhere. Nothing
 //! that was read is missing, without a word, from what is written.
 
+use std::collections::HashSet;
+
 use super::read::HOST_TREE;
 use crate::check::{Finding, Rule};
 use crate::model::{At, Instance, Reader};
@@ -79,9 +81,62 @@ pub(super) fn check_item(at: &At<'_>, read: &mut Reader<'_>) {
     }
 }
 
+/// Which properties and children of a node are the first of their name: a second one is found by nobody, and would be
+/// another's when the node is written.
+fn firsts(node: &Node) -> (Vec<bool>, Vec<bool>) {
+    let mut names = HashSet::new();
+    let properties = node.properties().iter();
+    let properties = properties.map(|there| names.insert(there.name())).collect();
+    let (mut whole, mut plain, mut bases) = (HashSet::new(), HashSet::new(), HashSet::new());
+    let children = node.children().iter().map(|child| {
+        // A name without an address finds those with one (libfdt).
+        let name = child.name();
+        let base = name.split_once('@').map_or(name, |(base, _)| base);
+        let is_plain = base == name;
+        let is_found = whole.contains(name) || plain.contains(base);
+        let is_first = !(is_found || is_plain && bases.contains(base));
+        whole.insert(name);
+        bases.insert(base);
+        if is_plain {
+            plain.insert(name);
+        }
+        is_first
+    });
+    (properties, children.collect())
+}
+
+/// Reports what a node and those below it say twice.
+pub(super) fn check_twins(at: &At<'_>, read: &mut Reader<'_>) {
+    let (properties, children) = firsts(at.node);
+    for (property, is_first) in at.node.properties().iter().zip(properties) {
+        if !is_first {
+            refuse(at, Some(property.name()), read);
+        }
+    }
+    for (child, is_first) in at.node.children().iter().zip(children) {
+        let child = at.enter(child);
+        match is_first {
+            true => check_twins(&child, read),
+            false => refuse(&child, None, read),
+        }
+    }
+}
+
+/// Takes out what is said twice, which was reported.
+fn without_twins(node: &mut Node) {
+    let (properties, children) = firsts(node);
+    let mut properties = properties.into_iter();
+    node.retain_properties(|_| properties.next().unwrap_or(true));
+    let mut children = children.into_iter();
+    node.children_mut()
+        .retain(|_| children.next().unwrap_or(true));
+    node.children_mut().iter_mut().for_each(without_twins);
+}
+
 /// What a node `instance-create` says beyond the instance that was read of it, and what the host is to tell it.
 pub(super) fn of_create(node: &Node, instance: &Instance) -> Option<Node> {
     let mut rest = node.clone();
+    without_twins(&mut rest);
     rest.remove_property("instance-name");
     if instance.id.is_some() {
         rest.remove_property("id");

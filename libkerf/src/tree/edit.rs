@@ -55,6 +55,11 @@ impl Node {
         Some(self.properties.remove(at))
     }
 
+    /// Keeps the properties for which `keep` is true, asked in their order.
+    pub(crate) fn retain_properties(&mut self, keep: impl FnMut(&Property) -> bool) {
+        self.properties.retain(keep);
+    }
+
     /// The child that [`Node::child`] finds, to change it.
     pub fn child_mut(&mut self, name: &str) -> Option<&mut Node> {
         self.children
