@@ -89,7 +89,7 @@ impl Drop for Unborn {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
-            // One that a disk holds up ends when the disk goes on: this thread has other things to do.
+            // A process that waits for a stalled disk cannot be reaped yet, and this thread must not wait for the disk.
             let reap = std::thread::Builder::new().name("reap".to_owned());
             let _ = reap.spawn(move || child.wait());
         }

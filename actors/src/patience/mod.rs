@@ -8,8 +8,8 @@
 //! A timeout is about what an instance does with its time. On a host whose CPUs are busy with others it gets little of
 //! it: a guest that boots in 5 s takes a minute, and one that serves is late with its heartbeats. Failing it for that
 //! would end a kernel that serves, and its successor would start on the same busy host. So time in which it wanted to
-//! run and could not does not count, up to a bound: one that hangs and spins waits for CPUs too. Time in which one
-//! of its threads did not run at all has a bound of its own: what does not run does not spin either.
+//! run and could not does not count, up to a bound: an instance that hangs and spins waits for CPUs too. Time in which
+//! a thread did not run at all has a bound of its own: a thread that does not run does not spin either.
 
 mod owed;
 

@@ -7,8 +7,8 @@
 //!             │  found later    │ seen: stuck      │ told by the kernel: all of it
 //! ```
 //!
-//! The kernel adds a wait to a thread's account when the wait ends (`run_delay` in kernel/sched/stats.h). One that goes
-//! on is seen by what does not change: the thread is ready to run, and has neither run nor waited since the last
+//! The kernel adds a wait to a thread's account when the wait ends (`run_delay` in kernel/sched/stats.h). A wait that goes
+//! on shows in what does not change: the thread is ready to run, and has neither run nor waited since the last
 //! reading. What was counted that way is left out when the kernel tells of it.
 
 use std::collections::HashMap;

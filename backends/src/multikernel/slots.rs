@@ -212,8 +212,9 @@ impl Slots {
 
     /// What is in the kernel instance of this name.
     pub(super) fn content(&self, name: &str) -> Result<Content, SlotError> {
-        let Content::Marked(mark, status) = self.recorded(name)? else {
-            return self.recorded(name);
+        let (mark, status) = match self.recorded(name)? {
+            Content::Marked(mark, status) => (mark, status),
+            content => return Ok(content),
         };
         match mark.origin.is(self.kernel.creation(name)?) {
             Some(true) => Ok(Content::Marked(mark, status)),

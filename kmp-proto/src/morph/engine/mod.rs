@@ -162,11 +162,10 @@ impl Engine {
     /// Takes an event. One that does not belong to the state changes nothing, and the answer says so.
     pub fn handle(&mut self, event: Event, now: Instant) -> Answer {
         let (state, name) = (self.state(), event.name());
-        let belongs = super::TRANSITIONS.iter().copied().flatten();
-        let belongs = belongs.filter(|row| row.state == state && row.event == name);
-        let answer = match belongs.count() {
-            0 => Answer::Refused { state },
-            _ => Answer::Accepted,
+        let mut rows = super::TRANSITIONS.iter().copied().flatten();
+        let answer = match rows.any(|row| row.state == state && row.event == name) {
+            true => Answer::Accepted,
+            false => Answer::Refused { state },
         };
         self.take(event, now);
         answer
