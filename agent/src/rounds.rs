@@ -149,17 +149,17 @@ impl Bulk {
                     let text = format!("this channel carries rounds of session {}", self.session);
                     return refuse(ErrorCode::UnexpectedInState, text);
                 }
-                self.morphs.expect_side(self.session, Side::Old)?;
+                self.morphs.expect_side(self.session, Side::Source)?;
                 self.send_round(fixed, writer).await
             }
             TransferOp::Chunk => {
-                let new = self.morphs.expect_side(self.session, Side::New);
+                let new = self.morphs.expect_side(self.session, Side::Target);
                 new.map_err(hole)?;
                 self.state.take(transfer)?;
                 self.apply(transfer).await.map_err(hole_in)
             }
             TransferOp::EndOfRound => {
-                let new = self.morphs.expect_side(self.session, Side::New);
+                let new = self.morphs.expect_side(self.session, Side::Target);
                 new.map_err(hole)?;
                 self.state.take(transfer)?;
                 self.import(fixed.total_bytes).await.map_err(hole_in)?;

@@ -7,23 +7,23 @@ use utoipa::ToSchema;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MorphPhase {
-    /// The new kernel boots beside the old one.
+    /// The target kernel boots beside the source.
     Preparing,
     /// Both state what they can do.
     Negotiating,
-    /// State moves while the old kernel serves.
+    /// State moves while the source kernel serves.
     Transferring,
-    /// The new kernel checks what it has.
+    /// The target kernel checks what it has.
     Validating,
     /// Validated; waits for the commit.
     Committable,
     /// Freeze, last delta, activate, record, serve, retire.
     Committing,
-    /// Going back to the old kernel.
+    /// Going back to the source kernel.
     RollingBack,
-    /// The new kernel serves.
+    /// The target kernel serves.
     Committed,
-    /// The old kernel serves.
+    /// The source kernel serves.
     RolledBack,
     /// Neither side could be brought back by the morph; a recovery took over.
     Failed,
@@ -33,13 +33,13 @@ pub enum MorphPhase {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MorphRequest {
-    /// Absolute path of the new kernel image on the host.
+    /// Absolute path of the target kernel image on the host.
     #[schema(pattern = "^/[^\\x00]*[^\\x00/]$")]
     pub kernel: String,
-    /// Kernel command line of the new kernel; the old one's unless told.
+    /// Kernel command line of the target kernel; the source kernel's by default.
     #[serde(default)]
     pub kernel_cmdline: Option<String>,
-    /// Initramfs of the new kernel; the built one unless told.
+    /// Initramfs of the target kernel; the built one unless told.
     #[serde(default)]
     pub initramfs: Option<String>,
     /// Go on to validate once prepared.
@@ -84,17 +84,17 @@ pub struct Check {
 /// Downtime by step, microseconds, each as the daemon saw it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DowntimeSteps {
-    /// Freezing the old workload.
+    /// Freezing the source workload.
     pub freeze_us: u64,
     /// Moving what changed last.
     pub final_delta_us: u64,
-    /// Activating the new workload until it answered.
+    /// Activating the target workload until it answered.
     pub activate_us: u64,
     /// Writing the commit record durably.
     pub record_us: u64,
-    /// Letting the new workload serve.
+    /// Letting the target workload serve.
     pub serve_us: u64,
-    /// All of it: from the freeze to the first request the new kernel could answer.
+    /// All of it: from the freeze to the first request the target kernel could answer.
     pub total_us: u64,
 }
 
@@ -113,9 +113,9 @@ pub struct MorphStatus {
     pub from_generation: u64,
     /// Generation that is gone to.
     pub to_generation: u64,
-    /// Release of the old kernel.
+    /// Release of the source kernel.
     pub from_kernel: String,
-    /// Release of the new kernel.
+    /// Release of the target kernel.
     pub to_kernel: String,
     /// `by_reference` or `rounds`, once negotiated.
     pub mode: Option<String>,

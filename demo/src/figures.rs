@@ -23,7 +23,7 @@ pub(crate) struct Healing {
 /// The morph.
 #[derive(Debug)]
 pub(crate) struct Morph {
-    /// From the freeze to the first request the new kernel could answer, as the daemon measured it.
+    /// From the freeze to the first request the target kernel could answer, as the daemon measured it.
     pub(crate) downtime: Duration,
     /// The time that was watched, with the morph in it.
     pub(crate) watched: Duration,

@@ -31,8 +31,8 @@ enum Kernel {
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     Lose,
-    KillOld,
-    KillNew,
+    KillSource,
+    KillTarget,
     RestartDaemon,
     Rollback,
     Nothing,
@@ -104,12 +104,12 @@ impl World {
             order.confirm(FenceMethod::ProcessesKilled, Confirmation::ProcessesGone, 1)
         };
         match action {
-            Action::Prepare(Side::New) | Action::Negotiate(Side::New) | Action::Validate
+            Action::Prepare(Side::Target) | Action::Negotiate(Side::Target) | Action::Validate
                 if self.new == Kernel::Dead =>
             {
                 None
             }
-            Action::Prepare(Side::Old) | Action::Negotiate(Side::Old) | Action::Retire
+            Action::Prepare(Side::Source) | Action::Negotiate(Side::Source) | Action::Retire
                 if self.old == Kernel::Dead =>
             {
                 None
@@ -151,30 +151,30 @@ impl World {
                 self.old = Kernel::Dead;
                 Some(Event::Retired)
             }
-            Action::Fence(Side::Old, order) => {
+            Action::Fence(Side::Source, order) => {
                 assert!(
                     self.committed,
-                    "the old kernel is fenced only after the commit record"
+                    "the source kernel is fenced only after the commit record"
                 );
                 self.old = Kernel::Dead;
-                Some(Event::Fenced(Side::Old, certify(order)))
+                Some(Event::Fenced(Side::Source, certify(order)))
             }
-            Action::Fence(Side::New, order) => {
+            Action::Fence(Side::Target, order) => {
                 assert!(
                     !self.committed,
-                    "the new kernel is fenced only before the commit record"
+                    "the target kernel is fenced only before the commit record"
                 );
                 self.new = Kernel::Dead;
-                Some(Event::Fenced(Side::New, certify(order)))
+                Some(Event::Fenced(Side::Target, certify(order)))
             }
-            Action::ResumeOld if self.old != Kernel::Dead => {
+            Action::ResumeSource if self.old != Kernel::Dead => {
                 assert_eq!(
                     self.new,
                     Kernel::Dead,
-                    "the old kernel resumes beside a new one"
+                    "the source kernel resumes beside a new one"
                 );
                 self.old = Kernel::Serving;
-                Some(Event::OldRunning)
+                Some(Event::SourceRunning)
             }
             Action::Finished(outcome) => {
                 self.outcome = Some(outcome);
@@ -195,7 +195,7 @@ impl World {
 
     /// Runs until the engine is done; `fault` strikes at the `at`-th action.
     fn run(&mut self, fault: Fault, at: usize, lose_also: usize) {
-        self.tell(Event::NewHealthy);
+        self.tell(Event::TargetHealthy);
         let mut step = 0;
         while self.outcome.is_none() {
             let Some(action) = self.engine.poll_action() else {
@@ -204,18 +204,18 @@ impl World {
                 };
                 self.now = self.now.max(due);
                 if self.old == Kernel::Dead {
-                    self.tell(Event::Died(Side::Old, "gone".into()));
+                    self.tell(Event::Died(Side::Source, "gone".into()));
                 }
                 if self.new == Kernel::Dead {
-                    self.tell(Event::Died(Side::New, "gone".into()));
+                    self.tell(Event::Died(Side::Target, "gone".into()));
                 }
                 self.tell(Event::Tick);
                 continue;
             };
             if step == at {
                 match fault {
-                    Fault::KillOld => self.old = Kernel::Dead,
-                    Fault::KillNew => self.new = Kernel::Dead,
+                    Fault::KillSource => self.old = Kernel::Dead,
+                    Fault::KillTarget => self.new = Kernel::Dead,
                     Fault::Rollback => self.tell(Event::RollbackRequested("asked".into())),
                     Fault::RestartDaemon => {
                         let now = self.now;
@@ -250,7 +250,7 @@ fn while_the_commit_is_recorded_the_way_back_is_refused_and_before_and_after_the
         let asked = Event::RollbackRequested("asked".into());
         world.engine.handle(asked, world.now)
     };
-    world.tell(Event::NewHealthy);
+    world.tell(Event::TargetHealthy);
     while world.outcome.is_none() {
         let action = world
             .engine
@@ -277,7 +277,7 @@ fn while_the_commit_is_recorded_the_way_back_is_refused_and_before_and_after_the
         limit,
         or_roll_back,
     };
-    let state = "rolling_back.fencing_new";
+    let state = "rolling_back.fencing_target";
     assert_eq!(
         world.engine.handle(commit, world.now),
         Answer::Refused { state }
@@ -301,7 +301,7 @@ fn a_commit_over_the_budget_is_refused_unless_forced_and_changes_nothing() {
             ..config()
         };
         world.engine = Engine::new(slow, OLD, NEW, world.now);
-        world.tell(Event::NewHealthy);
+        world.tell(Event::TargetHealthy);
         loop {
             match world.engine.poll_action().unwrap() {
                 Action::Committable { estimate } => {
@@ -335,7 +335,7 @@ fn a_failed_check_and_an_empty_report_roll_back() {
     bad[0].result = CheckResult::Failed;
     for checks in [bad, Vec::new()] {
         let mut world = World::new();
-        world.tell(Event::NewHealthy);
+        world.tell(Event::TargetHealthy);
         while let Some(action) = world.engine.poll_action() {
             let event = match action {
                 Action::Validate => Some(Event::Report(checks.clone())),
@@ -360,7 +360,7 @@ proptest! {
     #[test]
     fn whatever_dies_whenever_one_kernel_ends_up_serving(
         fault in prop_oneof![
-            Just(Fault::Lose), Just(Fault::KillOld), Just(Fault::KillNew),
+            Just(Fault::Lose), Just(Fault::KillSource), Just(Fault::KillTarget),
             Just(Fault::RestartDaemon), Just(Fault::Rollback), Just(Fault::Nothing),
         ],
         at in 0usize..24,
@@ -383,10 +383,10 @@ proptest! {
                 prop_assert!(!world.committed);
                 prop_assert_eq!(world.new, Kernel::Dead);
                 // It may be killed once more after it has resumed: that is no matter of the morph.
-                let killed = matches!(fault, Fault::KillOld) && world.old == Kernel::Dead;
+                let killed = matches!(fault, Fault::KillSource) && world.old == Kernel::Dead;
                 prop_assert!(killed || world.old == Kernel::Serving);
             }
-            Outcome::OldFailed(_) => {
+            Outcome::SourceFailed(_) => {
                 prop_assert!(!world.committed);
                 prop_assert_eq!(world.new, Kernel::Dead);
             }

@@ -220,11 +220,11 @@ fn every_bound_of_the_machines_is_the_one_in_force() {
             format!("{}, configurable", seconds(morph::EXPIRY)),
         ),
         (
-            "serve, or the old side's rollback, is answered",
+            "serve, or the source's rollback, is answered",
             seconds(morph::REQUEST_TIMEOUT),
         ),
         (
-            "serve, or the old side's rollback, may be refused",
+            "serve, or the source's rollback, may be refused",
             format!("{asked} times, {} apart", ms(morph::REQUEST_RETRY)),
         ),
         (

@@ -50,7 +50,7 @@ fn name(world: &World) -> &'static str {
         Outcome::Committed => "committed",
         Outcome::CommittedButFailed(_) => "committed but failed",
         Outcome::RolledBack(_) => "rolled back",
-        Outcome::OldFailed(_) => "old failed",
+        Outcome::SourceFailed(_) => "old failed",
         Outcome::OperatorActionNeeded(_) => "operator",
     }
 }
@@ -103,7 +103,7 @@ fn the_daemon_may_die_at_every_step_and_once_more_at_every_later_one() {
 
 #[test]
 fn each_kernel_may_die_at_every_step() {
-    for strike in [Strike::KillOld, Strike::KillNew, Strike::KillServing] {
+    for strike in [Strike::KillSource, Strike::KillTarget, Strike::KillServing] {
         for step in 0..usize::try_from(STEPS).unwrap() {
             for seed in 0..4 {
                 let faults = Faults {
@@ -111,7 +111,7 @@ fn each_kernel_may_die_at_every_step() {
                     ..Faults::none()
                 };
                 let world = run(seed, faults);
-                if strike == Strike::KillNew {
+                if strike == Strike::KillTarget {
                     assert_ne!(name(&world), "old failed", "at {step}, seed {seed}");
                 }
             }

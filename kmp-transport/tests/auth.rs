@@ -196,7 +196,7 @@ async fn nothing_is_served_before_the_proof() {
         let rollback = Message::MorphRollback(MorphRollback {
             fixed: RollbackFixed {
                 session: 1,
-                side: Side::Old,
+                side: Side::Source,
             },
             text: String::new(),
         });

@@ -225,7 +225,7 @@ async fn it_is_an_instance_to_the_daemons_end() {
         to_generation: 8,
         downtime_budget_us: 1,
         phase_timeout_ms: 1,
-        side: Side::Old,
+        side: Side::Source,
     };
     ask(Channel::Control, Message::MorphPrepare(request));
     let answer = frame_on(&mut events, Channel::Control).await;

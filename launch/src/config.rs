@@ -85,7 +85,7 @@ pub enum StartMode {
     /// Start the workload and serve.
     #[default]
     Fresh,
-    /// The new side of a morph: start the workload with nothing to serve and wait for its state.
+    /// The target of a morph: start the workload with nothing to serve and wait for its state.
     AwaitState {
         /// The morph's session, non-zero.
         session: u64,

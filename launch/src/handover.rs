@@ -5,11 +5,11 @@
 //! descriptors attached (SCM_RIGHTS):
 //!
 //! ```text
-//! new agent ── TakeOver{session} ──▶ old agent     answer: Channel + 1 fd
+//! target agent ── TakeOver{session} ──▶ source agent     answer: Channel + 1 fd
 //! daemon    ── Listeners ──────────▶ agent         answer: Listeners{names} + 1 fd per name
 //! ```
 //!
-//! `TakeOver` makes the old agent create a socket pair: one end goes to its workload, the other to
+//! `TakeOver` makes the source agent create a socket pair: one end goes to its workload, the other to
 //! the caller, who gives it to its own. From then on the two workloads talk directly, and no agent
 //! is in the path of the state. `Listeners` returns duplicates of the published listening sockets,
 //! so that a daemon that was restarted holds them again: connections made while an instance is

@@ -121,7 +121,7 @@ fn a_phase_that_takes_too_long_is_rolled_back_from() {
         .control()
         .operate("POST", &format!("{MORPH}/validate"), None);
     assert_eq!(ended.state, OperationState::Failed, "{ended:?}");
-    let now = host.control().wait("the old kernel to serve alone", || {
+    let now = host.control().wait("the source kernel to serve alone", || {
         let now = host.control().instance("web");
         (now.summary.state == InstanceState::Running).then_some(now)
     });

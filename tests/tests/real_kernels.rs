@@ -254,7 +254,7 @@ fn a_killed_daemon_adopts_its_kernels_and_undoes_its_morph(transport: Transport)
     let status: MorphStatus = host.control().get(MORPH);
     assert_eq!(status.to_generation, 2);
     host.restart_by_kill();
-    let now = host.control().wait("the old kernel to serve", || {
+    let now = host.control().wait("the source kernel to serve", || {
         let now = host.control().instance("web");
         (now.summary.state == InstanceState::Running).then_some(now)
     });

@@ -237,7 +237,7 @@ fn a_commit_before_the_validation_is_refused_and_the_morph_goes_on() {
     let error = early.error.unwrap();
     assert_eq!(error.code, ErrorCode::WrongState);
     has(&error.message, &["not validated"]);
-    assert_eq!(host.agent("web"), agent, "the old kernel serves");
+    assert_eq!(host.agent("web"), agent, "the source kernel serves");
     host.control()
         .succeed("POST", &format!("{MORPH}/validate"), None);
     assert_eq!(commit().state, OperationState::Succeeded);

@@ -5,9 +5,9 @@
 //! methods at once.
 //!
 //! ```text
-//!   old side:  prepare_export, items ── read_dirty* ── freeze, connections ─┬─ (retire: exit)
+//!   source:  prepare_export, items ── read_dirty* ── freeze, connections ─┬─ (retire: exit)
 //!                                                                           └─ resume
-//!   new side:  prepare_import ── import*, early_complete | apply* ── import_connections
+//!   target:  prepare_import ── import*, early_complete | apply* ── import_connections
 //!              ── validate* ── activate ── serve
 //! ```
 //!
@@ -55,7 +55,7 @@ pub struct Figures {
 /// Size of an export.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ExportSize {
-    /// Memory in bytes; the new side makes room for as much.
+    /// Memory in bytes; the target makes room for as much.
     pub total_len: u64,
     /// Bytes that the first round carries; 0 in [`Mode::ByReference`].
     pub dirty_bytes: u64,
@@ -121,7 +121,7 @@ pub enum IncomingItem {
     Memory {
         /// Name, unique in the workload.
         name: String,
-        /// Size in bytes, as the old side says it.
+        /// Size in bytes, as the source says it.
         len: u64,
         /// The memfd.
         fd: OwnedFd,
@@ -193,91 +193,89 @@ pub trait Provider {
     /// Current figures. Called in every phase; cheap.
     fn figures(&self) -> Figures;
 
-    /// Old side: make ready. In [`Mode::Rounds`] all memory in use counts as written from here on.
+    /// Source: make ready. In [`Mode::Rounds`] all memory in use counts as written from here on.
     /// A second call starts over. Goes on serving.
     ///
     /// # Errors
     /// Any; nothing has changed then.
     fn prepare_export(&mut self, mode: Mode) -> Result<ExportSize>;
 
-    /// Old side, [`Mode::ByReference`]: what moves before the freeze.
+    /// Source, [`Mode::ByReference`]: what moves before the freeze.
     fn items(&self) -> Vec<OutgoingItem<'_>>;
 
-    /// Old side, [`Mode::Rounds`]: the next written bytes, at most `max_bytes`; `None` when none
+    /// Source, [`Mode::Rounds`]: the next written bytes, at most `max_bytes`; `None` when none
     /// are left.
     ///
     /// # Errors
     /// Any; the export is given up then.
     fn read_dirty(&mut self, max_bytes: usize) -> Result<Option<DirtyChunk<'_>>>;
 
-    /// Old side, [`Mode::Rounds`]: bytes that [`Provider::read_dirty`] has still to give.
+    /// Source, [`Mode::Rounds`]: bytes that [`Provider::read_dirty`] has still to give.
     fn dirty_bytes(&self) -> u64;
 
-    /// Old side: stop answering and writing, at once. No copying and no digest over all content
+    /// Source: stop answering and writing, at once. No copying and no digest over all content
     /// here: clients wait.
     ///
     /// # Errors
     /// Any; it goes on serving then.
     fn freeze(&mut self) -> Result<StateDigest>;
 
-    /// Old side, [`Mode::ByReference`], frozen: the established connections.
+    /// Source, [`Mode::ByReference`], frozen: the established connections.
     fn connections(&self) -> Vec<OutgoingConnection<'_>>;
 
-    /// Old side: go on serving, whether frozen or not; forget the export.
+    /// Source: go on serving, whether frozen or not; forget the export.
     ///
     /// # Errors
-    /// [`FailureCode::Fenced`] when the new side serves; the process exits then.
+    /// [`FailureCode::Fenced`] when the target serves; the process exits then.
     fn resume(&mut self) -> Result<()>;
 
-    /// New side: make room. `total_len` is 0 in [`Mode::ByReference`].
+    /// Target: make room. `total_len` is 0 in [`Mode::ByReference`].
     ///
     /// # Errors
     /// Any; the morph is given up then.
     fn prepare_import(&mut self, mode: Mode, total_len: u64) -> Result<()>;
 
-    /// New side, [`Mode::ByReference`]: one item.
+    /// Target, [`Mode::ByReference`]: one item.
     ///
     /// # Errors
     /// Any; the morph is given up then.
     fn import(&mut self, item: IncomingItem) -> Result<()>;
 
-    /// New side, [`Mode::ByReference`]: all items are here. Map and prefault now, while the old
-    /// side still serves. Returns the bytes made present.
+    /// Target, [`Mode::ByReference`]: all items are here. Map and prefault now, while the source still serves. Returns the bytes made present.
     ///
     /// # Errors
     /// Any; the morph is given up then.
     fn early_complete(&mut self) -> Result<u64>;
 
-    /// New side, [`Mode::Rounds`]: bytes of a [`DirtyChunk`].
+    /// Target, [`Mode::Rounds`]: bytes of a [`DirtyChunk`].
     ///
     /// # Errors
     /// Any; the morph is given up then.
     fn apply(&mut self, section: u32, offset: u64, bytes: &[u8]) -> Result<()>;
 
-    /// New side, [`Mode::ByReference`]: the connections, after the freeze. Not to be read from
+    /// Target, [`Mode::ByReference`]: the connections, after the freeze. Not to be read from
     /// before [`Provider::serve`].
     ///
     /// # Errors
     /// Any; the morph is given up then.
     fn import_connections(&mut self, connections: Vec<IncomingConnection>) -> Result<()>;
 
-    /// New side: the old side has resumed. Close the connections: they are served elsewhere.
+    /// Target: the source has resumed. Close the connections: they are served elsewhere.
     fn forget_connections(&mut self);
 
-    /// New side: check what is here. `frozen`: whether the old side holds still, so that the
+    /// Target: check what is here. `frozen`: whether the source holds still, so that the
     /// content can be checked too, for at most `budget`.
     fn validate(&mut self, frozen: bool, budget: Duration) -> Vec<Check>;
 
-    /// New side: become able to answer a first request; answer nobody. `expected` is what the old
-    /// side froze, where it is known here.
+    /// Target: become able to answer a first request; answer nobody. `expected` is what the source froze, where it is known here.
     ///
     /// # Errors
     /// Any; the morph is given up then.
     fn activate(&mut self, expected: Option<StateDigest>, budget: Duration) -> Result<StateDigest>;
 
-    /// New side: take the state and serve.
+    /// Target: take the state and serve.
     ///
     /// # Errors
-    /// [`FailureCode::Fenced`] when the old side has resumed; the process exits then.
+    /// [`FailureCode::Fenced`] when the source has resumed; the process exits then.
     fn serve(&mut self) -> Result<()>;
 }

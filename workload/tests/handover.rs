@@ -90,7 +90,7 @@ fn twenty_handovers_lose_and_repeat_no_increment() {
         hammer.progress(200);
         let mut next = Server::start(&socket, Role::Standby, &[]);
         if round % 4 == 1 {
-            // A morph that is taken back while the new side waits for its connections.
+            // A morph that is taken back while the target waits for its connections.
             prepare_by_reference(&mut server, &mut next);
             freeze(&mut server);
             assert_eq!(server.request(&Request::Resume), Reply::Resumed);
@@ -138,7 +138,7 @@ fn a_new_side_killed_before_it_serves_leaves_the_old_one_serving() {
 #[test]
 fn only_one_of_resume_and_serve_wins() {
     let (socket, address) = listener();
-    // Resume first: the new side may not serve, and ends.
+    // Resume first: the target may not serve, and ends.
     let mut old = Server::start(&socket, Role::Serve, &[]);
     assert_eq!(Client::connect(address).ask("SET k old"), "+OK");
     let mut new = Server::start(&socket, Role::Standby, &[]);
@@ -149,7 +149,7 @@ fn only_one_of_resume_and_serve_wins() {
     assert_eq!(new.refused(&Request::Serve), FailureCode::Fenced);
     assert_eq!(new.exit_status().code(), Some(75));
     assert_eq!(Client::connect(address).ask("SET k still"), "+OK");
-    // Serve first: the old side may not resume, and ends.
+    // Serve first: the source may not resume, and ends.
     let mut new = Server::start(&socket, Role::Standby, &[]);
     prepare_by_reference(&mut old, &mut new);
     freeze(&mut old);
@@ -298,7 +298,7 @@ fn memory_copied_in_rounds_under_writes_is_the_same_memory() {
         assert_eq!(client.bulk(), "x".repeat(n).as_bytes());
     }
     let copied = counter(other);
-    // The old side answers nobody any more: what clients were told is what was copied.
+    // The source answers nobody any more: what clients were told is what was copied.
     let told = hammer.answered.load(Ordering::Relaxed);
     assert!(copied >= told, "{copied} copied, {told} told");
     assert_eq!(old.request(&Request::Resume), Reply::Resumed);

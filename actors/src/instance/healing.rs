@@ -15,7 +15,7 @@ use super::termination::TERMINATED;
 use super::{Ending, Instance, Work};
 use crate::clock;
 use crate::journal::{Desired, GenerationRow};
-use crate::morph::OldFailed;
+use crate::morph::SourceFailed;
 use crate::recovery::{Abandon, Plan, RecoveryJob, SuccessorNews};
 use crate::supervisor::{RecoveryDone, RequestRecovery};
 
@@ -69,7 +69,7 @@ impl Instance {
         }
         match &self.work {
             Work::Morphing(session) => {
-                session.do_send(OldFailed(text));
+                session.do_send(SourceFailed(text));
                 return;
             }
             Work::Recovering(job) => {

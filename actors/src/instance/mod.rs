@@ -31,7 +31,7 @@ use slog::{Logger, info, o};
 
 pub use capturing::{CaptureVmcore, ProvokePanic};
 pub use healing::{RecoveryGranted, RecoveryOver, Successor, WorkerGone};
-pub use morphing::{MorphOver, OldLeft};
+pub use morphing::{MorphOver, SourceLeft};
 pub use policy::{ApplyPolicy, GetPolicy};
 pub(crate) use requests::ASKED_FOR;
 pub use requests::{

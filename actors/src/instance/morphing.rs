@@ -19,18 +19,18 @@ pub struct MorphOver {
     pub outcome: Outcome,
     /// Its last status.
     pub status: MorphStatus,
-    /// Whether the commit record is durable: then the new generation is the instance.
+    /// Whether the commit record is durable: then the target generation is the instance.
     pub committed: bool,
-    /// The new generation.
-    pub new: GenerationRow,
+    /// The target generation.
+    pub target: GenerationRow,
     /// Its watch, when it is the instance now.
     pub watch: Option<Addr<Watch>>,
 }
 
-/// The old generation is about to be fenced: its end is no failure.
+/// The source generation is about to be fenced: its end is no failure.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub struct OldLeft;
+pub struct SourceLeft;
 
 impl Instance {
     pub(super) fn begin_morph(
@@ -54,8 +54,8 @@ impl Handler<MorphOver> for Instance {
         if let Some(Ending::After(request)) = self.ending.take() {
             if over.committed {
                 self.end_watch();
-                self.row.active_generation = over.new.generation;
-                self.generation = over.new;
+                self.row.active_generation = over.target.generation;
+                self.generation = over.target;
             }
             if let Some(watch) = over.watch {
                 watch.do_send(EndWatch);
@@ -74,12 +74,12 @@ impl Handler<MorphOver> for Instance {
             | Outcome::CommittedButFailed(_)
             | Outcome::OperatorActionNeeded(_) => {
                 self.end_watch();
-                self.row.active_generation = over.new.generation;
-                self.row.spec.kernel = over.new.kernel.clone();
+                self.row.active_generation = over.target.generation;
+                self.row.spec.kernel = over.target.kernel.clone();
                 self.row.morphs += 1;
                 self.kernel_release = over.status.to_kernel.clone();
-                self.generation = over.new;
-                // The new kernel's watch tells what its agent has said so far.
+                self.generation = over.target;
+                // The target kernel's watch tells what its agent has said so far.
                 (self.health, self.overload) = (None, None);
                 if let Outcome::CommittedButFailed(how) = over.outcome {
                     if let Some(watch) = over.watch {
@@ -98,13 +98,13 @@ impl Handler<MorphOver> for Instance {
                 }
                 self.enter_running();
                 if let Outcome::OperatorActionNeeded(reason) = over.outcome {
-                    // The new kernel has the state and serves: it is the instance, whatever the old one still is.
-                    let text = format!("the old kernel keeps its resources: {reason}");
+                    // The target kernel has the state and serves: it is the instance, whatever the source still is.
+                    let text = format!("the source kernel keeps its resources: {reason}");
                     self.say(EventKind::Morph, text);
                 }
             }
             Outcome::RolledBack(_) => self.enter_running(),
-            Outcome::OldFailed(how) => {
+            Outcome::SourceFailed(how) => {
                 let evidence = vec![how];
                 self.enter(InstanceState::Failed, Some(evidence.join("; ")));
                 self.heal(FailureCause::KernelDead, evidence, ctx);
@@ -113,22 +113,22 @@ impl Handler<MorphOver> for Instance {
     }
 }
 
-impl Handler<OldLeft> for Instance {
+impl Handler<SourceLeft> for Instance {
     type Result = ();
 
-    fn handle(&mut self, _: OldLeft, _: &mut Self::Context) {
+    fn handle(&mut self, _: SourceLeft, _: &mut Self::Context) {
         self.end_watch();
     }
 }
 
 impl Instance {
     /// Goes on with a morph that an earlier daemon left. One watch for each generation: until the commit record the
-    /// instance watches the old one, after it the session watches the new one, and hands that watch over at its end.
+    /// instance watches the source, after it the session watches the target, and hands that watch over at its end.
     pub(super) fn resume_morph(&mut self, left: LeftMorph, ctx: &mut Context<Self>) {
         if left.row.committed {
-            // The instance is the new generation already; the session still has the old one to end.
+            // The instance is the target generation already; the session still has the source to end.
             self.row.morphs = self.row.morphs.saturating_sub(1);
-        } else if left.deaths.old.is_none() {
+        } else if left.deaths.source.is_none() {
             self.begin_watch(ctx);
         }
         let (services, own) = (self.services.clone(), ctx.address());

@@ -36,10 +36,10 @@ pub enum MorphCommand {
 #[rtype(result = "MorphStatus")]
 pub struct GetMorph;
 
-/// The old generation failed, says its watch.
+/// The source generation failed, says its watch.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub struct OldFailed(pub String);
+pub struct SourceFailed(pub String);
 
 impl Handler<Abandon> for MorphSession {
     type Result = ();
@@ -59,17 +59,17 @@ impl Handler<Terminated> for MorphSession {
 
     fn handle(&mut self, _: Terminated, ctx: &mut Self::Context) {
         // Nobody waits any more for an answer of either. The side that has the state stays, and the instance fences it.
-        for side in [Side::Old, Side::New] {
+        for side in [Side::Source, Side::Target] {
             self.tell(Event::Died(side, "it is being terminated".to_owned()), ctx);
         }
     }
 }
 
-impl Handler<OldFailed> for MorphSession {
+impl Handler<SourceFailed> for MorphSession {
     type Result = ();
 
-    fn handle(&mut self, OldFailed(how): OldFailed, ctx: &mut Self::Context) {
-        self.tell(Event::Died(Side::Old, how), ctx);
+    fn handle(&mut self, SourceFailed(how): SourceFailed, ctx: &mut Self::Context) {
+        self.tell(Event::Died(Side::Source, how), ctx);
     }
 }
 

@@ -18,7 +18,7 @@ use slog::{Logger, info, o};
 
 use crate::clock;
 use crate::events::Draft;
-use crate::instance::{Instance, OldLeft, WorkerGone};
+use crate::instance::{Instance, SourceLeft, WorkerGone};
 use crate::journal::{Change, GenerationRow, InstanceRow, KernelChoice, MorphRow, Note};
 use crate::operations::Handle;
 use crate::release::Kept;
@@ -27,7 +27,7 @@ use crate::settings::MorphMode;
 use crate::transport::PeerKey;
 use crate::wall_clock;
 use crate::watch::{EndWatch, Watch, WatchEvent, WatchKind};
-pub use commands::{GetMorph, MorphCommand, OldFailed, Terminated};
+pub use commands::{GetMorph, MorphCommand, SourceFailed, Terminated};
 pub use estimate::Downtimes;
 use outcome::Times;
 use relay::Relay;
@@ -43,9 +43,9 @@ pub struct MorphPlan {
     /// The instance.
     pub instance: InstanceRow,
     /// Its active generation.
-    pub old: GenerationRow,
-    /// The new generation, written down and not yet spawned.
-    pub new: GenerationRow,
+    pub source: GenerationRow,
+    /// The target generation, written down and not yet spawned.
+    pub target: GenerationRow,
     /// The session.
     pub session: u64,
     /// The kernel gone to.
@@ -78,10 +78,10 @@ pub struct LeftMorph {
 /// How the sides of a morph ended; none of a side that runs.
 #[derive(Clone, Debug, Default)]
 pub struct Deaths {
-    /// The old side.
-    pub old: Option<String>,
-    /// The new side.
-    pub new: Option<String>,
+    /// The source.
+    pub source: Option<String>,
+    /// The target.
+    pub target: Option<String>,
 }
 
 /// The actor.
@@ -93,8 +93,8 @@ pub struct MorphSession {
     engine: Engine,
     status: MorphStatus,
     watch: Option<Addr<Watch>>,
-    /// The watch of the old generation, which is its instance's.
-    old_watch: Option<Addr<Watch>>,
+    /// The watch of the source generation, which is its instance's.
+    source_watch: Option<Addr<Watch>>,
     timer: Option<SpawnHandle>,
     operation: Option<Handle>,
     hold_validation: bool,
@@ -113,38 +113,38 @@ impl MorphSession {
         services: Services,
         owner: Addr<Instance>,
         plan: MorphPlan,
-        old_watch: Option<Addr<Watch>>,
+        source_watch: Option<Addr<Watch>>,
         operation: Handle,
     ) -> Addr<Self> {
         let config = config(&services, &plan);
-        let (from, to) = (plan.old.generation, plan.new.generation);
+        let (from, to) = (plan.source.generation, plan.target.generation);
         let engine = Engine::new(config, from, to, clock::now());
         let status = first_status(&plan, operation.id());
         let mut session = Self::with(services, owner, plan, engine, status, Some(operation));
-        session.old_watch = old_watch;
+        session.source_watch = source_watch;
         session.start()
     }
 
-    /// Takes up a morph that an earlier daemon left; `old_watch` watches its old generation if that runs.
+    /// Takes up a morph that an earlier daemon left; `source_watch` watches its source generation if that runs.
     pub fn resume(
         services: Services,
         owner: Addr<Instance>,
         left: LeftMorph,
-        old_watch: Option<Addr<Watch>>,
+        source_watch: Option<Addr<Watch>>,
     ) -> Addr<Self> {
         let LeftMorph { plan, row, deaths } = left;
         let config = config(&services, &plan);
-        let (from, to) = (plan.old.generation, plan.new.generation);
+        let (from, to) = (plan.source.generation, plan.target.generation);
         let mut engine = Engine::resume(config, from, to, row.committed, clock::now());
         // Nobody waits for an answer of a side that is known to be dead.
-        for (side, how) in [(Side::Old, deaths.old), (Side::New, deaths.new)] {
+        for (side, how) in [(Side::Source, deaths.source), (Side::Target, deaths.target)] {
             if let Some(how) = how {
                 engine.handle(Event::Died(side, how), clock::now());
             }
         }
         let mut session = Self::with(services, owner, plan, engine, row.status, None);
         session.committed = row.committed;
-        session.old_watch = old_watch;
+        session.source_watch = source_watch;
         session.start()
     }
 
@@ -159,7 +159,7 @@ impl MorphSession {
         let log = services
             .log
             .new(o!("instance" => plan.instance.name.clone(),
-            "generation" => plan.new.generation, "session" => plan.session));
+            "generation" => plan.target.generation, "session" => plan.session));
         let hold_validation = !plan.auto_validate;
         Self {
             services,
@@ -169,7 +169,7 @@ impl MorphSession {
             engine,
             status,
             watch: None,
-            old_watch: None,
+            source_watch: None,
             timer: None,
             operation,
             hold_validation,
@@ -184,8 +184,8 @@ impl MorphSession {
 
     fn key(&self, side: Side) -> PeerKey {
         let row = match side {
-            Side::Old => &self.plan.old,
-            Side::New => &self.plan.new,
+            Side::Source => &self.plan.source,
+            Side::Target => &self.plan.target,
         };
         PeerKey {
             instance: row.instance.clone(),
@@ -249,11 +249,11 @@ impl MorphSession {
             Event::Serving => {
                 self.times.serving = now;
                 let name = &self.plan.instance.name;
-                self.services.aim(name, Some(&self.plan.new));
+                self.services.aim(name, Some(&self.plan.target));
             }
-            Event::OldRunning => {
+            Event::SourceRunning => {
                 let name = &self.plan.instance.name;
-                self.services.aim(name, Some(&self.plan.old));
+                self.services.aim(name, Some(&self.plan.source));
             }
             _ => {}
         }
@@ -300,12 +300,12 @@ impl MorphSession {
             Action::Serve => self.serve(ctx),
             Action::Retire => self.retire(ctx),
             Action::Fence(side, order) => {
-                if side == Side::Old {
-                    self.owner.do_send(OldLeft);
+                if side == Side::Source {
+                    self.owner.do_send(SourceLeft);
                 }
                 self.fence(side, order, ctx);
             }
-            Action::ResumeOld => self.resume_old(ctx),
+            Action::ResumeSource => self.resume_source(ctx),
             Action::Finished(outcome) => self.finished(outcome, ctx),
         }
     }
@@ -328,7 +328,7 @@ impl MorphSession {
         let message = message.into();
         info!(self.log, "{}", &message);
         let name = &self.plan.instance.name;
-        let draft = Draft::of(EventKind::Morph, name, self.plan.new.generation, message);
+        let draft = Draft::of(EventKind::Morph, name, self.plan.target.generation, message);
         self.services
             .events
             .publish(draft.with(serde_json::json!({ "session": self.plan.session })));
@@ -428,9 +428,9 @@ fn first_status(plan: &MorphPlan, operation: String) -> MorphStatus {
         session: plan.session,
         operation,
         phase: MorphPhase::Preparing,
-        from_generation: plan.old.generation,
-        to_generation: plan.new.generation,
-        from_kernel: plan.old.kernel.release.clone(),
+        from_generation: plan.source.generation,
+        to_generation: plan.target.generation,
+        from_kernel: plan.source.kernel.release.clone(),
         to_kernel: plan.kernel.release.clone(),
         mode: None,
         state_bytes: 0,
@@ -470,9 +470,9 @@ impl Actor for MorphSession {
                 self.status.from_kernel, self.status.to_kernel
             ));
             self.save();
-            self.spawn_new(ctx);
-        } else if self.plan.new.placement.is_some() && self.committed {
-            self.watch_new(ctx);
+            self.spawn_target(ctx);
+        } else if self.plan.target.placement.is_some() && self.committed {
+            self.watch_target(ctx);
         }
         if let Some(operation) = &self.operation {
             let cancelled = operation.cancelled();
@@ -506,21 +506,21 @@ impl Handler<WatchEvent> for MorphSession {
                 if !release.is_empty() {
                     self.status.to_kernel = release;
                 }
-                self.tell(Event::NewHealthy, ctx);
+                self.tell(Event::TargetHealthy, ctx);
             }
             WatchKind::Booted(boot_id) => {
-                self.plan.new.boot_id = Some(boot_id);
-                let generation = self.plan.new.generation;
-                let booted = Change::Booted(self.plan.new.instance.clone(), generation, boot_id);
+                self.plan.target.boot_id = Some(boot_id);
+                let generation = self.plan.target.generation;
+                let booted = Change::Booted(self.plan.target.instance.clone(), generation, boot_id);
                 self.services.journal.do_send(Note(booted));
             }
             WatchKind::Failed(verdict) => {
-                self.tell(Event::Died(Side::New, verdict.evidence.join("; ")), ctx);
+                self.tell(Event::Died(Side::Target, verdict.evidence.join("; ")), ctx);
             }
-            // Nobody judges the new kernel any more: it is not gone to.
+            // Nobody judges the target kernel any more: it is not gone to.
             WatchKind::Gone => {
                 let text = "its watch ended by a fault in kmorphd".to_owned();
-                self.tell(Event::Died(Side::New, text), ctx);
+                self.tell(Event::Died(Side::Target, text), ctx);
             }
             _ => {}
         }

@@ -68,14 +68,14 @@ impl MorphSession {
         let (phase, error) = match &outcome {
             Outcome::Committed => (MorphPhase::Committed, None),
             Outcome::CommittedButFailed(why) => {
-                let text = format!("committed, but the new kernel failed: {why}");
+                let text = format!("committed, but the target kernel failed: {why}");
                 (
                     MorphPhase::Committed,
                     Some(ApiError::new(ErrorCode::Internal, text)),
                 )
             }
             Outcome::RolledBack(why) => {
-                let text = format!("rolled back, the old kernel serves: {why}");
+                let text = format!("rolled back, the source kernel serves: {why}");
                 let error = if why.starts_with("incompatible") {
                     ApiError::new(ErrorCode::Incompatible, text)
                 } else if why.starts_with("the estimated downtime") {
@@ -86,8 +86,8 @@ impl MorphSession {
                 };
                 (MorphPhase::RolledBack, Some(error))
             }
-            Outcome::OldFailed(why) => {
-                let text = format!("undone, and the old kernel is being healed: {why}");
+            Outcome::SourceFailed(why) => {
+                let text = format!("undone, and the source kernel is being healed: {why}");
                 (
                     MorphPhase::Failed,
                     Some(ApiError::new(ErrorCode::Internal, text)),
@@ -125,7 +125,7 @@ impl MorphSession {
             outcome,
             committed: self.committed,
             status: self.status.clone(),
-            new: self.plan.new.clone(),
+            target: self.plan.target.clone(),
             watch: self.watch.take(),
         });
         ctx.stop();

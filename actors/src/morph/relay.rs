@@ -1,11 +1,11 @@
-//! Rounds: state on its way from the old kernel to the new one, chunk by chunk.
+//! Rounds: state on its way from the source kernel to the target, chunk by chunk.
 //!
 //! ```text
-//!  old ══ bulk ══▶ [one chunk] ══ bulk ══▶ new
+//!  source ══ bulk ══▶ [one chunk] ══ bulk ══▶ target
 //! ```
 //!
-//! Invariant: at most one chunk is held here. What the new side does not take is not read from the
-//! old one, whose own socket then fills: back-pressure from end to end.
+//! Invariant: at most one chunk is held here. What the target does not take is not read from the
+//! source, whose own socket then fills: back-pressure from end to end.
 
 use std::time::Duration;
 
@@ -26,9 +26,9 @@ use crate::services::Services;
 
 /// The bulk channels of a session, kept from round to round.
 pub(super) struct Relay {
-    old: Connection,
-    new: Connection,
-    /// Holds the old side to what it announced.
+    source: Connection,
+    target: Connection,
+    /// Holds the source to what it announced.
     state: IncomingState,
 }
 
@@ -46,7 +46,7 @@ struct Broken {
 }
 
 impl MorphSession {
-    /// Carries one round from the old side to the new one.
+    /// Carries one round from the source to the target.
     pub(super) fn relay_round(
         &mut self,
         fixed: MorphTransferFixed,
@@ -59,14 +59,14 @@ impl MorphSession {
             self.plan.phase_timeout
         };
         let (held, services) = (self.relay.take(), self.services.clone());
-        let (old, new) = (self.plan.old.clone(), self.plan.new.clone());
+        let (source, target) = (self.plan.source.clone(), self.plan.target.clone());
         let began = clock::now();
         let work = async move {
-            let round = carry(held, &services, [&old, &new], fixed);
+            let round = carry(held, &services, [&source, &target], fixed);
             match tokio::time::timeout(timeout, round).await {
                 Ok(result) => result,
                 Err(_) => Err(Broken {
-                    side: Side::New,
+                    side: Side::Target,
                     why: format!("round {} took longer than {timeout:?}", fixed.round),
                 }),
             }
@@ -93,14 +93,14 @@ impl MorphSession {
 async fn carry(
     held: Option<Relay>,
     services: &Services,
-    [old, new]: [&GenerationRow; 2],
+    [source, target]: [&GenerationRow; 2],
     fixed: MorphTransferFixed,
 ) -> Result<(Relay, Moved), Broken> {
     let mut relay = match held {
         Some(relay) => relay,
         None => Relay {
-            old: open(services, old, fixed.session, Side::Old).await?,
-            new: open(services, new, fixed.session, Side::New).await?,
+            source: open(services, source, fixed.session, Side::Source).await?,
+            target: open(services, target, fixed.session, Side::Target).await?,
             state: IncomingState::new(fixed.session),
         },
     };
@@ -137,8 +137,8 @@ impl Relay {
             data: Vec::new(),
             references: Vec::new(),
         };
-        let sent = self.old.writer.send(&Kmp::MorphTransfer(pull)).await;
-        sent.map_err(at(Side::Old))?;
+        let sent = self.source.writer.send(&Kmp::MorphTransfer(pull)).await;
+        sent.map_err(at(Side::Source))?;
         let mut sent_bytes = 0;
         loop {
             let transfer = self.next_of_old(fixed).await?;
@@ -146,7 +146,7 @@ impl Relay {
             let total_bytes = transfer.fixed.total_bytes;
             sent_bytes += transfer.data.len() as u64;
             let message = Kmp::MorphTransfer(transfer);
-            let sequence = match self.new.writer.send(&message).await {
+            let sequence = match self.target.writer.send(&message).await {
                 Ok(sequence) => sequence,
                 // It hung up; what it said before tells why.
                 Err(error) => return Err(self.refusal_of_new(error).await),
@@ -164,15 +164,15 @@ impl Relay {
 
     /// The next chunk or the end of the round.
     async fn next_of_old(&mut self, asked: MorphTransferFixed) -> Result<MorphTransfer, Broken> {
-        let frame = next_on_bulk(&mut self.old, state)
+        let frame = next_on_bulk(&mut self.source, state)
             .await
-            .map_err(at(Side::Old))?;
+            .map_err(at(Side::Source))?;
         let transfer = match frame.message {
             Kmp::MorphTransfer(transfer) => transfer,
-            other => return Err(unexpected(Side::Old, &other)),
+            other => return Err(unexpected(Side::Source, &other)),
         };
         let broken = |why: String| Broken {
-            side: Side::Old,
+            side: Side::Source,
             why: format!("its bulk channel: {why}"),
         };
         if transfer.fixed.round != asked.round {
@@ -184,38 +184,38 @@ impl Relay {
         Ok(transfer)
     }
 
-    /// The answer of the new side to the end of a round, which had `sequence`.
+    /// The answer of the target to the end of a round, which had `sequence`.
     async fn applied(&mut self, end: &Kmp, sequence: u32) -> Result<(), Broken> {
-        let frame = next_on_bulk(&mut self.new, |_| false)
+        let frame = next_on_bulk(&mut self.target, |_| false)
             .await
-            .map_err(at(Side::New))?;
+            .map_err(at(Side::Target))?;
         if !frame.message.is_reply() {
-            return Err(unexpected(Side::New, &frame.message));
+            return Err(unexpected(Side::Target, &frame.message));
         }
         if frame.header.sequence != sequence {
             let error = ConnectionError::AnswersNothing {
                 msg_type: frame.header.msg_type,
                 sequence: frame.header.sequence,
             };
-            return Err(at(Side::New)(error));
+            return Err(at(Side::Target)(error));
         }
         let expected = Expected::of(end);
         let checked = expected.map_or(Ok(()), |expected| expected.check(&frame.message));
         checked.map_err(|error| Broken {
-            side: Side::New,
+            side: Side::Target,
             why: format!("its bulk channel: {error}"),
         })
     }
 
     async fn refusal_of_new(&mut self, error: ConnectionError) -> Broken {
-        match tokio::time::timeout(LAST_WORDS, self.new.reader.next()).await {
-            Ok(Ok(frame)) => unexpected(Side::New, &frame.message),
-            _ => at(Side::New)(error),
+        match tokio::time::timeout(LAST_WORDS, self.target.reader.next()).await {
+            Ok(Ok(frame)) => unexpected(Side::Target, &frame.message),
+            _ => at(Side::Target)(error),
         }
     }
 }
 
-/// What the old side sends by itself.
+/// What the source sends by itself.
 fn state(message: &Kmp) -> bool {
     matches!(message, Kmp::MorphTransfer(_))
 }

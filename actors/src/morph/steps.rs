@@ -52,7 +52,7 @@ impl MorphSession {
         async move { transport.ask(request).await }
     }
 
-    /// Asks, waiting for the control channel to come up first: the new kernel's is connected only
+    /// Asks, waiting for the control channel to come up first: the target kernel's is connected only
     /// after its first heartbeat may have been answered.
     fn ask_patiently(
         &self,
@@ -79,19 +79,19 @@ impl MorphSession {
         }
     }
 
-    pub(super) fn spawn_new(&mut self, ctx: &mut Context<Self>) {
+    pub(super) fn spawn_target(&mut self, ctx: &mut Context<Self>) {
         let services = self.services.within(self.plan.session);
-        let (row, instance) = (self.plan.new.clone(), self.plan.instance.clone());
+        let (row, instance) = (self.plan.target.clone(), self.plan.instance.clone());
         let start = StartMode::AwaitState {
             session: self.plan.session,
         };
         let by_reference = by_reference(&self.services);
-        let predecessor = self.plan.old.placement.clone().filter(|_| by_reference);
+        let predecessor = self.plan.source.placement.clone().filter(|_| by_reference);
         let work = async move { services.spawn(row, &instance, start, predecessor).await };
         ctx.spawn(work.into_actor(self).map(|result, act, ctx| match result {
             Ok(row) => {
-                act.plan.new = row;
-                act.watch_new(ctx);
+                act.plan.target = row;
+                act.watch_target(ctx);
             }
             Err(error) => {
                 act.tell(Event::RollbackRequested(error.message), ctx);
@@ -99,8 +99,8 @@ impl MorphSession {
         }));
     }
 
-    pub(super) fn watch_new(&mut self, ctx: &mut Context<Self>) {
-        let Some(placement) = self.plan.new.placement.clone() else {
+    pub(super) fn watch_target(&mut self, ctx: &mut Context<Self>) {
+        let Some(placement) = self.plan.target.placement.clone() else {
             return;
         };
         let config = crate::instance::detector_config(&self.services, &self.plan.instance);
@@ -108,7 +108,7 @@ impl MorphSession {
         self.watch = Some(Watch::begin(
             self.services.clone(),
             placement,
-            self.plan.new.boot_id,
+            self.plan.target.boot_id,
             config,
             owner,
         ));
@@ -119,8 +119,8 @@ impl MorphSession {
         let millis = u32::try_from(self.plan.phase_timeout.as_millis()).unwrap_or(u32::MAX);
         let message = Kmp::MorphPrepare(MorphPrepare {
             session: self.plan.session,
-            from_generation: self.plan.old.generation,
-            to_generation: self.plan.new.generation,
+            from_generation: self.plan.source.generation,
+            to_generation: self.plan.target.generation,
             downtime_budget_us: micros,
             phase_timeout_ms: millis,
             side,
@@ -152,7 +152,7 @@ impl MorphSession {
         ctx.spawn(reply.into_actor(self).map(move |reply, act, ctx| {
             let event = match reply {
                 Ok(Kmp::MorphNegotiateReply(answer)) => {
-                    if side == Side::Old {
+                    if side == Side::Source {
                         act.status.state_bytes = answer.fixed.memory_bytes;
                     }
                     Event::Offered(side, offer(answer, clock::now() - asked))
@@ -185,9 +185,9 @@ impl MorphSession {
         if mode == TransferMode::Rounds {
             return self.relay_round(fixed, last, ctx);
         }
-        // By reference the new side fetches what it maps from the old one directly. Nothing is left to move in the
-        // last round: with it the old side learns that the commit record may exist from now on.
-        let side = if last { Side::Old } else { Side::New };
+        // By reference the target fetches what it maps from the source directly. Nothing is left to move in the
+        // last round: with it the source learns that the commit record may exist from now on.
+        let side = if last { Side::Source } else { Side::Target };
         let message = Kmp::MorphTransfer(MorphTransfer {
             fixed,
             data: Vec::new(),
@@ -243,14 +243,14 @@ impl MorphSession {
             flags: 0,
             state_bytes: self.status.state_bytes,
         });
-        let reply = self.ask(Side::New, message, self.plan.phase_timeout);
+        let reply = self.ask(Side::Target, message, self.plan.phase_timeout);
         ctx.spawn(reply.into_actor(self).map(|reply, act, ctx| {
             let event = match reply {
                 Ok(Kmp::MorphValidateReply(report)) => {
                     act.status.checks = api_checks(&report.checks);
                     Event::Report(report.checks)
                 }
-                other => refused(Side::New, other),
+                other => refused(Side::Target, other),
             };
             act.tell(event, ctx);
         }));
@@ -288,20 +288,20 @@ impl MorphSession {
     }
 
     pub(super) fn freeze(&mut self, ctx: &mut Context<Self>) {
-        self.step(Side::Old, CommitStep::Freeze, ctx, |r| {
+        self.step(Side::Source, CommitStep::Freeze, ctx, |r| {
             Event::Frozen(r.state_digest)
         });
     }
 
     pub(super) fn activate(&mut self, ctx: &mut Context<Self>) {
-        self.step(Side::New, CommitStep::Activate, ctx, |r| {
+        self.step(Side::Target, CommitStep::Activate, ctx, |r| {
             Event::Activated(r.state_digest)
         });
     }
 
     pub(super) fn serve(&mut self, ctx: &mut Context<Self>) {
         if self.times.freeze.is_some() {
-            return self.step(Side::New, CommitStep::Serve, ctx, |_| Event::Serving);
+            return self.step(Side::Target, CommitStep::Serve, ctx, |_| Event::Serving);
         }
         // After a restart of the daemon the connections are not up yet.
         let (session, nonce) = (self.plan.session, getrandom::u64().unwrap_or(1));
@@ -312,24 +312,24 @@ impl MorphSession {
             step,
             flags: 0,
         });
-        let reply = self.ask_patiently(Side::New, message, STEP_TIMEOUT);
+        let reply = self.ask_patiently(Side::Target, message, STEP_TIMEOUT);
         self.later(ctx, async move {
             Some(match reply.await {
                 Ok(Kmp::MorphCommitReply(reply)) if reply.status == StepStatus::Done => {
                     Event::Serving
                 }
-                other => refused(Side::New, other),
+                other => refused(Side::Target, other),
             })
         });
     }
 
     pub(super) fn retire(&mut self, ctx: &mut Context<Self>) {
-        self.step(Side::Old, CommitStep::Retire, ctx, |_| Event::Retired);
+        self.step(Side::Source, CommitStep::Retire, ctx, |_| Event::Retired);
     }
 
     pub(super) fn write_commit_record(&mut self, ctx: &mut Context<Self>) {
         let mut instance = self.plan.instance.clone();
-        instance.active_generation = self.plan.new.generation;
+        instance.active_generation = self.plan.target.generation;
         instance.spec.kernel = self.plan.kernel.clone();
         instance.morphs += 1;
         let mut row = self.row("committing");
@@ -356,8 +356,8 @@ impl MorphSession {
     pub(super) fn fence(&mut self, side: Side, order: FenceOrder, ctx: &mut Context<Self>) {
         let services = self.services.within(self.plan.session);
         let mut row = match side {
-            Side::Old => self.plan.old.clone(),
-            Side::New => self.plan.new.clone(),
+            Side::Source => self.plan.source.clone(),
+            Side::Target => self.plan.target.clone(),
         };
         let work = async move {
             let certificate = services.fence(&mut row, order).await?;
@@ -379,27 +379,27 @@ impl MorphSession {
         }));
     }
 
-    pub(super) fn resume_old(&mut self, ctx: &mut Context<Self>) {
+    pub(super) fn resume_source(&mut self, ctx: &mut Context<Self>) {
         let message = Kmp::MorphRollback(MorphRollback {
             fixed: RollbackFixed {
                 session: self.plan.session,
-                side: Side::Old,
+                side: Side::Source,
             },
             text: self.status.reason.clone().unwrap_or_default(),
         });
-        let reply = self.ask_patiently(Side::Old, message, STEP_TIMEOUT);
-        let watch = self.old_watch.clone();
+        let reply = self.ask_patiently(Side::Source, message, STEP_TIMEOUT);
+        let watch = self.source_watch.clone();
         self.later(ctx, async move {
             let event = match reply.await {
                 Ok(Kmp::MorphRollbackReply(reply)) if reply.status == RollbackStatus::Running => {
-                    Event::OldRunning
+                    Event::SourceRunning
                 }
-                other => refused(Side::Old, other),
+                other => refused(Side::Source, other),
             };
             // Whatever it makes of the session: a kernel that serves is left to serve.
             let refused = matches!(event, Event::Refused(..));
             let serves = refused && serves(watch).await;
-            Some(if serves { Event::OldRunning } else { event })
+            Some(if serves { Event::SourceRunning } else { event })
         });
     }
 }

@@ -22,7 +22,7 @@ impl Handler<BeginMorph> for Supervisor {
             found?;
             let gone = |_| ApiError::new(ErrorCode::Busy, "its actor is being replaced");
             let instance = own.send(Find(begin.name.clone())).await.map_err(gone)??;
-            let (row, old) = instance.send(PlanMorph).await.map_err(gone)??;
+            let (row, source) = instance.send(PlanMorph).await.map_err(gone)??;
             let request = begin.request;
             check_boot(
                 services.backend.kind(),
@@ -31,7 +31,7 @@ impl Handler<BeginMorph> for Supervisor {
             )?;
             let cmdline = request
                 .kernel_cmdline
-                .unwrap_or_else(|| old.kernel.cmdline.clone());
+                .unwrap_or_else(|| source.kernel.cmdline.clone());
             let kernel =
                 choose_kernel(&request.kernel, cmdline, request.initramfs.as_deref()).await?;
             let kind = if request.auto_validate {
@@ -48,15 +48,15 @@ impl Handler<BeginMorph> for Supervisor {
                 phase_timeout: seconds(row.policy.morph_timeout_s),
                 expiry: services.settings.borrow().morph_expiry,
                 instance: row,
-                new: old.clone(),
-                old,
+                target: source.clone(),
+                source,
                 kernel: kernel.clone(),
                 auto_validate: request.auto_validate || request.auto_commit,
                 auto_commit: request.auto_commit,
                 force: request.force,
                 budget: Duration::from_micros(u64::from(micros)),
             };
-            // With its new generation: the next daemon knows which session that belongs to, and gives no number twice.
+            // With its target generation: the next daemon knows which session that belongs to, and gives no number twice.
             let mut begun = first_row(&plan, id.clone());
             let with_row = |generation| {
                 begun.status.to_generation = generation;
@@ -64,14 +64,14 @@ impl Handler<BeginMorph> for Supervisor {
             };
             let name = plan.instance.name.clone();
             let intended = services.intend(&name, &kernel, cpus, memory, with_row);
-            let new = match intended.await {
-                Ok(new) => new,
+            let target = match intended.await {
+                Ok(target) => target,
                 Err(error) => {
                     operation.fail(error.clone(), None);
                     return Err(error);
                 }
             };
-            plan.new = new.clone();
+            plan.target = target.clone();
             let mut refused = first_row(&plan, id.clone());
             let asked = instance
                 .send(Morph {
@@ -86,10 +86,10 @@ impl Handler<BeginMorph> for Supervisor {
                 refused.status.reason = Some(error.message.clone());
                 let ended = Change::Morph(Box::new(refused));
                 services.journal.do_send(Record(vec![ended]));
-                let mut new = new;
-                let order = kmp_proto::fence::FenceOrder::new(new.generation);
-                if let Ok(certificate) = services.fence(&mut new, order).await {
-                    let _ = services.release(&new, &certificate).await;
+                let mut target = target;
+                let order = kmp_proto::fence::FenceOrder::new(target.generation);
+                if let Ok(certificate) = services.fence(&mut target, order).await {
+                    let _ = services.release(&target, &certificate).await;
                 }
                 return Err(error);
             }

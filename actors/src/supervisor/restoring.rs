@@ -26,7 +26,7 @@ impl Restored {
     fn keeps(&self, row: &GenerationRow) -> bool {
         let in_morph = match &self.beginning {
             Beginning::Morphing(left) => {
-                [left.plan.old.generation, left.plan.new.generation].contains(&row.generation)
+                [left.plan.source.generation, left.plan.target.generation].contains(&row.generation)
             }
             _ => false,
         };
@@ -137,18 +137,18 @@ async fn left_morph(
     // A side that is not in the journal any more was fenced and released: what is left of it is
     // nothing, and fencing nothing is confirmed at once.
     let side = |number| of(number).unwrap_or_else(|| gone_generation(services, row, number));
-    let mut old = side(morph.status.from_generation);
-    let mut new = side(morph.status.to_generation);
-    retake(services, &old);
-    retake(services, &new);
+    let mut source = side(morph.status.from_generation);
+    let mut target = side(morph.status.to_generation);
+    retake(services, &source);
+    retake(services, &target);
     let deaths = Deaths {
-        old: observe(services, &mut old).await,
-        new: observe(services, &mut new).await,
+        source: observe(services, &mut source).await,
+        target: observe(services, &mut target).await,
     };
     let plan = MorphPlan {
         instance: row.clone(),
-        old,
-        new,
+        source,
+        target,
         session: morph.status.session,
         kernel: morph.kernel.clone(),
         auto_validate: true,

@@ -417,7 +417,7 @@ async fn what_needs_a_feature_that_not_both_have_is_not_sent() {
         to_generation: 2,
         downtime_budget_us: 1,
         phase_timeout_ms: 1,
-        side: kmp_proto::message::Side::Old,
+        side: kmp_proto::message::Side::Source,
     });
     let timeout = PATIENCE;
     let request = Request {

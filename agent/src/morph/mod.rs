@@ -130,8 +130,8 @@ impl Morphs {
 
     fn prepare(&self, prepare: &MorphPrepare) -> Result<Message, Refusal> {
         let (meant, session) = match prepare.side {
-            Side::Old => (prepare.from_generation, prepare.session),
-            Side::New => (prepare.to_generation, prepare.session),
+            Side::Source => (prepare.from_generation, prepare.session),
+            Side::Target => (prepare.to_generation, prepare.session),
         };
         if meant != self.generation {
             let text = format!("this is generation {}, not {meant}", self.generation);
@@ -212,7 +212,7 @@ impl Morphs {
             // By reference nothing is left to move; the source stands still from here until it is told.
             self.hold(fixed.session)?;
         } else {
-            self.expect_side(fixed.session, Side::New)?;
+            self.expect_side(fixed.session, Side::Target)?;
             if self.workload.exists() {
                 self.take_over(fixed.session).await?;
             }
@@ -229,7 +229,7 @@ impl Morphs {
         }))
     }
 
-    /// Gets a channel to the old workload and has ours import over it.
+    /// Gets a channel to the source workload and has ours import over it.
     async fn take_over(&self, session: u64) -> Result<(), Refusal> {
         let Some(predecessor) = self.predecessor.clone() else {
             let text = "no predecessor on this kernel: state cannot move by reference";
@@ -259,12 +259,12 @@ impl Morphs {
         )
     }
 
-    /// The old side of [`Morphs::take_over`]: the end of the channel that the new side gets.
+    /// The source of [`Morphs::take_over`]: the end of the channel that the target gets.
     ///
     /// # Errors
     /// When `session` is not the one in which this side is left, or the workload refuses.
     pub async fn hand_over(&self, session: u64) -> Result<OwnedFd, Refusal> {
-        self.expect_side(session, Side::Old)?;
+        self.expect_side(session, Side::Source)?;
         let (ours, theirs) = PacketSocket::pair()
             .map_err(|e| Refusal::new(ErrorCode::ResourceExhausted, e.to_string()))?;
         let export = Request::PrepareExport {
@@ -282,7 +282,7 @@ impl Morphs {
     }
 
     async fn validate(&self, validate: &MorphValidate) -> Result<Message, Refusal> {
-        self.expect_side(validate.session, Side::New)?;
+        self.expect_side(validate.session, Side::Target)?;
         let mut checks = Vec::new();
         if self.workload.exists() {
             let budget_us = VALIDATE_BUDGET_US;
@@ -304,7 +304,7 @@ impl Morphs {
         Ok(Message::MorphValidateReply(ValidateReply { fixed, checks }))
     }
 
-    /// The agent's own check: the workload stands where the new side of a morph should.
+    /// The agent's own check: the workload stands where the target of a morph should.
     fn alive(&self) -> Check {
         let began = Instant::now();
         let condition = self.workload.condition();

@@ -96,10 +96,10 @@ impl Role {
         }
         match self.part {
             Part::Source { session: now, .. } if now == session => {
-                return same_side(side, Side::Old, session);
+                return same_side(side, Side::Source, session);
             }
             Part::Target { session: now, .. } | Part::Served { session: now } if now == session => {
-                return same_side(side, Side::New, session);
+                return same_side(side, Side::Target, session);
             }
             Part::Source {
                 session: now,
@@ -116,11 +116,11 @@ impl Role {
         }
         self.newest = session;
         self.part = match side {
-            Side::Old => Part::Source {
+            Side::Source => Part::Source {
                 session,
                 course: Course::Serving,
             },
-            Side::New => Part::Target {
+            Side::Target => Part::Target {
                 session,
                 activated: None,
             },
@@ -131,9 +131,9 @@ impl Role {
     /// The side that this instance is in `session`.
     pub(super) fn side(&self, session: u64) -> Result<Side, Misfit> {
         match self.part {
-            Part::Source { session: now, .. } if now == session => Ok(Side::Old),
+            Part::Source { session: now, .. } if now == session => Ok(Side::Source),
             Part::Target { session: now, .. } | Part::Served { session: now } if now == session => {
-                Ok(Side::New)
+                Ok(Side::Target)
             }
             Part::None => Err(format!("session {session} is not under way")),
             Part::Source { session: now, .. }
@@ -223,9 +223,9 @@ impl Role {
             Part::Served { session: now } if now == session => {
                 Err(format!("the workload serves since session {session}"))
             }
-            _ => self.side(session).and(Err(format!(
-                "this is not the new side of session {session}"
-            ))),
+            _ => self
+                .side(session)
+                .and(Err(format!("this is not the target of session {session}"))),
         }
     }
 
@@ -242,9 +242,9 @@ impl Role {
         match self.part {
             Part::Target { session: now, .. } if now == session => Ok(true),
             Part::Served { session: now } if now == session => Ok(false),
-            _ => self.side(session).and(Err(format!(
-                "this is not the new side of session {session}"
-            ))),
+            _ => self
+                .side(session)
+                .and(Err(format!("this is not the target of session {session}"))),
         }
     }
 
@@ -258,30 +258,30 @@ impl Role {
     /// What a rollback of `session` is to do here.
     pub(super) fn roll_back(&self, session: u64, side: Side) -> Result<Undo, Misfit> {
         match (side, self.part) {
-            (Side::New, Part::Target { session: now, .. }) if now == session => Ok(Undo::Stop),
-            (Side::New, Part::Served { session: now }) if now == session => Err(format!(
+            (Side::Target, Part::Target { session: now, .. }) if now == session => Ok(Undo::Stop),
+            (Side::Target, Part::Served { session: now }) if now == session => Err(format!(
                 "session {session} is committed: the workload serves"
             )),
-            (Side::New, _) => Err(format!(
-                "this is not the new side of session {session}: nothing is stopped"
+            (Side::Target, _) => Err(format!(
+                "this is not the target of session {session}: nothing is stopped"
             )),
             (
-                Side::Old,
+                Side::Source,
                 Part::Source {
                     session: now,
                     course: Course::Retired,
                 },
             ) => Err(format!("retired by session {now}")),
-            (Side::Old, Part::Source { session: now, .. }) if session < now => Err(format!(
+            (Side::Source, Part::Source { session: now, .. }) if session < now => Err(format!(
                 "session {session} is over: session {now} is under way"
             )),
-            (Side::Old, Part::Target { session: now, .. }) => {
-                Err(format!("this is the new side of session {now}"))
+            (Side::Source, Part::Target { session: now, .. }) => {
+                Err(format!("this is the target of session {now}"))
             }
-            (Side::Old, Part::Served { session: now }) if now == session => {
-                Err(format!("this is the new side of session {session}"))
+            (Side::Source, Part::Served { session: now }) if now == session => {
+                Err(format!("this is the target of session {session}"))
             }
-            (Side::Old, _) => Ok(Undo::Resume),
+            (Side::Source, _) => Ok(Undo::Resume),
         }
     }
 
@@ -299,9 +299,9 @@ impl Role {
                 session: now,
                 course,
             } if now == session => Ok(course),
-            _ => self.side(session).and(Err(format!(
-                "this is not the old side of session {session}"
-            ))),
+            _ => self
+                .side(session)
+                .and(Err(format!("this is not the source of session {session}"))),
         }
     }
 
@@ -328,7 +328,7 @@ mod tests {
 
     fn frozen(session: u64, now: Instant) -> Role {
         let mut role = Role::new();
-        role.prepare(session, Side::Old).unwrap();
+        role.prepare(session, Side::Source).unwrap();
         assert_eq!(role.freeze(session), Ok(Freeze::Now));
         role.frozen(session, 5, now);
         role
@@ -336,7 +336,7 @@ mod tests {
 
     fn served(session: u64) -> Role {
         let mut role = Role::new();
-        role.prepare(session, Side::New).unwrap();
+        role.prepare(session, Side::Target).unwrap();
         role.serves(session);
         role
     }
@@ -351,7 +351,7 @@ mod tests {
         assert!(role.expire(3, now + FREEZE_LEASE * 2));
         assert!(role.hold(3).is_err(), "no record can be written any more");
         assert!(role.retire(3).is_err());
-        assert_eq!(role.roll_back(3, Side::Old), Ok(Undo::Resume));
+        assert_eq!(role.roll_back(3, Side::Source), Ok(Undo::Resume));
     }
 
     #[test]
@@ -375,7 +375,7 @@ mod tests {
         assert_eq!(role.retire(3), Ok(true));
         role.retired(3);
         assert_eq!(role.retire(3), Ok(false), "repeated by the next daemon");
-        assert!(role.roll_back(3, Side::Old).is_err());
+        assert!(role.roll_back(3, Side::Source).is_err());
     }
 
     #[test]
@@ -389,40 +389,40 @@ mod tests {
     fn nothing_of_its_session_ends_a_target_that_serves() {
         let mut role = served(19);
         assert_eq!(role.serve(19), Ok(false), "repeated by the next daemon");
-        assert!(role.roll_back(19, Side::New).is_err());
-        assert!(role.roll_back(18, Side::New).is_err());
-        assert!(role.roll_back(20, Side::New).is_err());
-        assert!(role.roll_back(19, Side::Old).is_err());
+        assert!(role.roll_back(19, Side::Target).is_err());
+        assert!(role.roll_back(18, Side::Target).is_err());
+        assert!(role.roll_back(20, Side::Target).is_err());
+        assert!(role.roll_back(19, Side::Source).is_err());
         assert!(role.freeze(19).is_err());
         // The next morph died with its daemon before this side heard of it.
-        assert_eq!(role.roll_back(20, Side::Old), Ok(Undo::Resume));
+        assert_eq!(role.roll_back(20, Side::Source), Ok(Undo::Resume));
         role.rolled_back(20);
         assert_eq!(role.serve(19), Ok(false));
-        assert!(role.prepare(20, Side::Old).is_err(), "it is over");
-        role.prepare(21, Side::Old).unwrap();
+        assert!(role.prepare(20, Side::Source).is_err(), "it is over");
+        role.prepare(21, Side::Source).unwrap();
     }
 
     #[test]
     fn a_rollback_of_an_unknown_session_stops_nothing() {
         let mut role = Role::new();
-        assert!(role.roll_back(7, Side::New).is_err());
-        assert_eq!(role.roll_back(7, Side::Old), Ok(Undo::Resume));
-        role.prepare(8, Side::New).unwrap();
-        assert!(role.roll_back(7, Side::New).is_err());
-        assert!(role.roll_back(8, Side::Old).is_err());
-        assert_eq!(role.roll_back(8, Side::New), Ok(Undo::Stop));
+        assert!(role.roll_back(7, Side::Target).is_err());
+        assert_eq!(role.roll_back(7, Side::Source), Ok(Undo::Resume));
+        role.prepare(8, Side::Target).unwrap();
+        assert!(role.roll_back(7, Side::Target).is_err());
+        assert!(role.roll_back(8, Side::Source).is_err());
+        assert_eq!(role.roll_back(8, Side::Target), Ok(Undo::Stop));
     }
 
     #[test]
     fn sessions_grow_and_one_side_stays_one_side() {
         let mut role = frozen(3, Instant::now());
-        role.prepare(3, Side::Old).unwrap();
+        role.prepare(3, Side::Source).unwrap();
         assert_eq!(role.freeze(3), Ok(Freeze::Already(5)), "it is still frozen");
-        assert!(role.prepare(3, Side::New).is_err());
-        assert!(role.prepare(2, Side::Old).is_err());
-        assert!(role.prepare(4, Side::Old).is_err(), "frozen by 3");
-        assert!(role.roll_back(2, Side::Old).is_err());
+        assert!(role.prepare(3, Side::Target).is_err());
+        assert!(role.prepare(2, Side::Source).is_err());
+        assert!(role.prepare(4, Side::Source).is_err(), "frozen by 3");
+        assert!(role.roll_back(2, Side::Source).is_err());
         role.rolled_back(3);
-        role.prepare(4, Side::Old).unwrap();
+        role.prepare(4, Side::Source).unwrap();
     }
 }

@@ -172,7 +172,7 @@ fn prepare(session: u64, from_generation: u64) -> Message {
         to_generation: 9,
         downtime_budget_us: 1,
         phase_timeout_ms: 1,
-        side: Side::Old,
+        side: Side::Source,
     })
 }
 

@@ -7,7 +7,7 @@
 //!      │ └── ends ──────────────┤           └── ends ──▶ [Failed]
 //!      │                        ▼
 //!      └──── back-off ──── [Starting] … RESTARTS_MAX in a row ──▶ [Failed]
-//!  [Starting] ── the same, new side of a morph ──▶ [Awaiting] ── Serve ──▶ [Running]
+//!  [Starting] ── the same, target of a morph ──▶ [Awaiting] ── Serve ──▶ [Running]
 //! ```
 //!
 //! Invariants: a program that holds or awaits the state of a morph is never started again by the
@@ -35,7 +35,7 @@ pub use memory::{MEMORY_ENV, Memory};
 
 /// A program that has not registered after this time, but lives, takes no part in morphs.
 pub const PLAIN_AFTER: Duration = Duration::from_secs(1);
-/// The same for the new side of a morph: longer, since nobody waits for its answers yet.
+/// The same for the target of a morph: longer, since nobody waits for its answers yet.
 pub const STANDBY_PLAIN_AFTER: Duration = Duration::from_secs(5);
 /// First pause before the program is started again; doubled each time.
 pub const RESTART_PAUSE: Duration = Duration::from_millis(100);
@@ -80,9 +80,9 @@ pub struct Plan {
     pub kernel_release: String,
     /// Its listening sockets, with their names.
     pub listeners: Vec<(String, OwnedFd)>,
-    /// The new side of a morph.
+    /// The target of a morph.
     pub standby: bool,
-    /// Whether the new side is given the listening sockets too. In the embedded backend they come
+    /// Whether the target is given the listening sockets too. In the embedded backend they come
     /// with the state, and two programs that hold them would both be connected to.
     pub standby_listeners: bool,
     /// The memory that it may use.

@@ -187,7 +187,7 @@ impl Supervisor {
         });
     }
 
-    /// It lives and has not registered. As the new side of a morph it does no harm: it has no
+    /// It lives and has not registered. As the target of a morph it does no harm: it has no
     /// listening sockets, and the negotiation will say that it takes no part.
     fn plain(&mut self) {
         let state = if self.plan.standby {

@@ -66,7 +66,7 @@ pub(super) fn configure(ground: &Ground, name: &str, cpus: &[u64], devices: bool
         .unwrap();
 }
 
-/// The new side of a morph.
+/// The target of a morph.
 fn successor(ground: &Ground) -> SpawnSpec {
     SpawnSpec {
         start: StartMode::AwaitState { session: 1 },
@@ -210,7 +210,7 @@ async fn what_kerf_made_is_run_as_it_is_and_stays() {
     assert_eq!(placement.cpus, [10, 12, 14]);
     assert_eq!(placement.memory_bytes, 512 * MIB);
 
-    // A morph's new side is as large; after it, it has the devices.
+    // A morph's target is as large; after it, it has the devices.
     let new = ground.spawn(successor(&ground)).await;
     assert_eq!((new.cpus.len(), new.memory_bytes), (3, 512 * MIB));
     end(&ground, &placement).await;

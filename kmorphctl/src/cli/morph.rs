@@ -24,16 +24,16 @@ pub(crate) struct MorphArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum MorphForm {
-    /// Start the new kernel and move the state; the old one keeps serving
+    /// Start the target kernel and move the state; the source keeps serving
     Prepare(MorphPrepareArgs),
-    /// Let the new kernel check what it has
+    /// Let the target kernel check what it has
     Validate {
         /// The instance
         name: String,
         #[command(flatten)]
         wait: WaitArgs,
     },
-    /// Switch to the new kernel
+    /// Switch to the target kernel
     Commit {
         /// The instance
         name: String,
@@ -46,7 +46,7 @@ pub(crate) enum MorphForm {
         #[command(flatten)]
         wait: WaitArgs,
     },
-    /// Go back to the old kernel
+    /// Go back to the source kernel
     Rollback {
         /// The instance
         name: String,
@@ -72,13 +72,13 @@ pub(crate) struct MorphPrepareArgs {
 /// Where a morph goes.
 #[derive(Debug, Args)]
 pub(crate) struct MorphTarget {
-    /// Image of the new kernel on this machine
+    /// Image of the target kernel on this machine
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: PathBuf,
-    /// Command line of the new kernel; the old one's unless told
+    /// Command line of the target kernel; the source kernel's by default
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) kernel_cmdline: Option<String>,
-    /// Initramfs of the new kernel, instead of the one kmorph builds
+    /// Initramfs of the target kernel, instead of the one kmorph builds
     #[arg(long, value_name = "FILE")]
     pub(crate) initramfs: Option<PathBuf>,
     /// Longest downtime allowed, in milliseconds; 10 unless told
@@ -92,13 +92,13 @@ pub(crate) struct MorphTarget {
 pub(crate) struct MorphWholeArgs {
     /// The instance
     pub(crate) name: String,
-    /// Image of the new kernel on this machine
+    /// Image of the target kernel on this machine
     #[arg(long, value_name = "FILE")]
     kernel: PathBuf,
-    /// Command line of the new kernel; the old one's unless told
+    /// Command line of the target kernel; the source kernel's by default
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     kernel_cmdline: Option<String>,
-    /// Initramfs of the new kernel, instead of the one kmorph builds
+    /// Initramfs of the target kernel, instead of the one kmorph builds
     #[arg(long, value_name = "FILE")]
     initramfs: Option<PathBuf>,
     /// Longest downtime allowed, in milliseconds; 10 unless told

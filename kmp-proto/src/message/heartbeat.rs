@@ -29,7 +29,7 @@ open_enum! {
         Starting = 1, "starting";
         /// Serving.
         Running = 2, "running";
-        /// Waiting for its state: the new side of a morph.
+        /// Waiting for its state: the target of a morph.
         Awaiting = 3, "awaiting_state";
         /// Frozen by a morph.
         Frozen = 4, "frozen";
@@ -37,7 +37,7 @@ open_enum! {
         Exited = 5, "exited";
         /// Failed too often, or could not be started.
         Failed = 6, "failed";
-        /// Handed over: the old side of a committed morph.
+        /// Handed over: the source of a committed morph.
         Retired = 7, "retired";
     }
 }

@@ -19,9 +19,9 @@ code_enum! {
     /// Which side of the morph is addressed.
     Side: u8 {
         /// The kernel that is left.
-        Old = 1, "old";
+        Source = 1, "source";
         /// The kernel that is gone to.
-        New = 2, "new";
+        Target = 2, "target";
     }
 }
 
@@ -171,13 +171,13 @@ impl Payload for MorphNegotiate {
 code_enum! {
     /// What a MORPH_TRANSFER_STATE is.
     TransferOp: u16 {
-        /// Daemon to old: send a round.
+        /// Daemon to source: send a round.
         Pull = 1, "pull";
-        /// Old to daemon to new: bytes of the round.
+        /// Source to daemon to target: bytes of the round.
         Chunk = 2, "chunk";
-        /// Old to daemon to new: the round is complete.
+        /// Source to daemon to target: the round is complete.
         EndOfRound = 3, "end_of_round";
-        /// New to daemon, the reply to END_OF_ROUND: everything is in place.
+        /// Target to daemon, the reply to END_OF_ROUND: everything is in place.
         Applied = 4, "applied";
     }
 }
@@ -194,7 +194,7 @@ code_enum! {
 
 /// Bits of [`MorphTransferFixed::flags`].
 pub mod transfer_flags {
-    /// The last round: the old workload is frozen.
+    /// The last round: the source workload is frozen.
     pub const FINAL: u32 = 1;
 }
 
@@ -462,13 +462,13 @@ impl Payload for ValidateReply {
 code_enum! {
     /// One step of the commit, in this order.
     CommitStep: u16 {
-        /// Old: stop serving; nothing is answered or changed from here on.
+        /// Source: stop serving; nothing is answered or changed from here on.
         Freeze = 1, "freeze";
-        /// New: take over the state, be ready to answer.
+        /// Target: take over the state, be ready to answer.
         Activate = 2, "activate";
-        /// New: serve. Only after the commit record is durable.
+        /// Target: serve. Only after the commit record is durable.
         Serve = 3, "serve";
-        /// Old: end the workload; the fence follows.
+        /// Source: end the workload; the fence follows.
         Retire = 4, "retire";
     }
 }
@@ -540,9 +540,9 @@ pub struct MorphRollback {
 code_enum! {
     /// Where a side stands after a rollback.
     RollbackStatus: u16 {
-        /// The workload serves (old).
+        /// The workload serves (source).
         Running = 1, "running";
-        /// The workload has ended (new, or old when it could not resume).
+        /// The workload has ended (target, or source when it could not resume).
         Stopped = 2, "stopped";
     }
 }

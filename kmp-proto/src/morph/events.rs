@@ -10,13 +10,13 @@ use crate::message::{Check, Side, TransferMode};
 /// What the engine is told.
 #[derive(Debug)]
 pub enum Event {
-    /// The new generation is healthy.
-    NewHealthy,
+    /// The target generation is healthy.
+    TargetHealthy,
     /// A side acknowledged MORPH_PREPARE.
     Prepared(Side),
     /// A side answered MORPH_NEGOTIATE.
     Offered(Side, Offer),
-    /// The new side has a round in place.
+    /// The target has a round in place.
     RoundApplied {
         /// Bytes sent in it.
         sent_bytes: u64,
@@ -28,7 +28,7 @@ pub enum Event {
     /// The first state is over and nobody has asked for its validation yet: from here it may wait
     /// for [`super::Config::expiry`].
     Held,
-    /// The new side's validation report.
+    /// The target's validation report.
     Report(Vec<Check>),
     /// Commit now, if the estimate is within the limit.
     CommitRequested {
@@ -39,24 +39,24 @@ pub enum Event {
     },
     /// Go back.
     RollbackRequested(String),
-    /// The old workload stands still; digest of its state.
+    /// The source workload stands still; digest of its state.
     Frozen(u64),
-    /// The new workload has taken over; digest of its state.
+    /// The target workload has taken over; digest of its state.
     Activated(u64),
     /// The commit record is durable.
     RecordDurable,
     /// The commit record could not be written.
     RecordFailed(String),
-    /// The new workload serves.
+    /// The target workload serves.
     Serving,
-    /// The old workload has ended.
+    /// The source workload has ended.
     Retired,
     /// The fence of a side is confirmed.
     Fenced(Side, FenceCertificate),
     /// The fence of a side could not be confirmed.
     FenceUnconfirmed(Side, String),
-    /// The old workload serves again.
-    OldRunning,
+    /// The source workload serves again.
+    SourceRunning,
     /// A side refused something.
     Refused(Side, String),
     /// A side did not answer a request: no channel, or no reply in time. Nothing is known of that side; its
@@ -95,7 +95,7 @@ impl Event {
     /// The name in the transition table.
     pub const fn name(&self) -> &'static str {
         match self {
-            Self::NewHealthy => "NewHealthy",
+            Self::TargetHealthy => "TargetHealthy",
             Self::Prepared(_) => "Prepared",
             Self::Offered(..) => "Offered",
             Self::RoundApplied { .. } => "RoundApplied",
@@ -109,17 +109,17 @@ impl Event {
             Self::RecordFailed(_) => "RecordFailed",
             Self::Serving => "Serving",
             Self::Retired => "Retired",
-            Self::Fenced(Side::Old, _) => "Fenced(old)",
-            Self::Fenced(Side::New, _) => "Fenced(new)",
-            Self::FenceUnconfirmed(Side::Old, _) => "FenceUnconfirmed(old)",
-            Self::FenceUnconfirmed(Side::New, _) => "FenceUnconfirmed(new)",
-            Self::OldRunning => "OldRunning",
-            Self::Refused(Side::Old, _) => "Refused(old)",
-            Self::Refused(Side::New, _) => "Refused(new)",
-            Self::Unanswered(Side::Old, _) => "Unanswered(old)",
-            Self::Unanswered(Side::New, _) => "Unanswered(new)",
-            Self::Died(Side::Old, _) => "Died(old)",
-            Self::Died(Side::New, _) => "Died(new)",
+            Self::Fenced(Side::Source, _) => "Fenced(source)",
+            Self::Fenced(Side::Target, _) => "Fenced(target)",
+            Self::FenceUnconfirmed(Side::Source, _) => "FenceUnconfirmed(source)",
+            Self::FenceUnconfirmed(Side::Target, _) => "FenceUnconfirmed(target)",
+            Self::SourceRunning => "SourceRunning",
+            Self::Refused(Side::Source, _) => "Refused(source)",
+            Self::Refused(Side::Target, _) => "Refused(target)",
+            Self::Unanswered(Side::Source, _) => "Unanswered(source)",
+            Self::Unanswered(Side::Target, _) => "Unanswered(target)",
+            Self::Died(Side::Source, _) => "Died(source)",
+            Self::Died(Side::Target, _) => "Died(target)",
             Self::Tick => "Tick",
         }
     }
@@ -140,8 +140,8 @@ pub enum Step {
     Serving,
     /// Old: RETIRE.
     Retiring,
-    /// The old generation's fence.
-    FencingOld,
+    /// The source generation's fence.
+    FencingSource,
 }
 
 /// What is to be done.
@@ -157,10 +157,10 @@ pub enum Action {
         mode: TransferMode,
         /// Its number.
         number: u32,
-        /// The last one: the old workload stands still.
+        /// The last one: the source workload stands still.
         last: bool,
     },
-    /// MORPH_VALIDATE to the new side.
+    /// MORPH_VALIDATE to the target.
     Validate,
     /// It can be committed; this is the downtime to expect.
     Committable {
@@ -169,20 +169,20 @@ pub enum Action {
     },
     /// The commit was refused, nothing has changed.
     CommitRefused(Failed),
-    /// FREEZE to the old side.
+    /// FREEZE to the source.
     Freeze,
-    /// ACTIVATE to the new side.
+    /// ACTIVATE to the target.
     Activate,
     /// Make the commit record durable.
     WriteCommitRecord,
-    /// SERVE to the new side.
+    /// SERVE to the target.
     Serve,
-    /// RETIRE to the old side.
+    /// RETIRE to the source.
     Retire,
     /// Fence a side.
     Fence(Side, FenceOrder),
-    /// MORPH_ROLLBACK to the old side: resume.
-    ResumeOld,
+    /// MORPH_ROLLBACK to the source: resume.
+    ResumeSource,
     /// The phase has changed.
     Phase(&'static str),
     /// It is over.
@@ -193,10 +193,10 @@ impl Action {
     /// The name in the transition table.
     pub const fn name(&self) -> &'static str {
         match self {
-            Self::Prepare(Side::Old) => "Prepare(old)",
-            Self::Prepare(Side::New) => "Prepare(new)",
-            Self::Negotiate(Side::Old) => "Negotiate(old)",
-            Self::Negotiate(Side::New) => "Negotiate(new)",
+            Self::Prepare(Side::Source) => "Prepare(source)",
+            Self::Prepare(Side::Target) => "Prepare(target)",
+            Self::Negotiate(Side::Source) => "Negotiate(source)",
+            Self::Negotiate(Side::Target) => "Negotiate(target)",
             Self::Round { last: false, .. } => "Round",
             Self::Round { last: true, .. } => "Round(last)",
             Self::Validate => "Validate",
@@ -207,15 +207,15 @@ impl Action {
             Self::WriteCommitRecord => "WriteCommitRecord",
             Self::Serve => "Serve",
             Self::Retire => "Retire",
-            Self::Fence(Side::Old, _) => "Fence(old)",
-            Self::Fence(Side::New, _) => "Fence(new)",
-            Self::ResumeOld => "ResumeOld",
+            Self::Fence(Side::Source, _) => "Fence(source)",
+            Self::Fence(Side::Target, _) => "Fence(target)",
+            Self::ResumeSource => "ResumeSource",
             Self::Phase(_) => "Phase",
             Self::Finished(outcome) => match outcome {
                 Outcome::Committed => "Finished(Committed)",
                 Outcome::CommittedButFailed(_) => "Finished(CommittedButFailed)",
                 Outcome::RolledBack(_) => "Finished(RolledBack)",
-                Outcome::OldFailed(_) => "Finished(OldFailed)",
+                Outcome::SourceFailed(_) => "Finished(SourceFailed)",
                 Outcome::OperatorActionNeeded(_) => "Finished(OperatorActionNeeded)",
             },
         }
@@ -225,15 +225,15 @@ impl Action {
 /// How a morph ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The new generation serves, the old one is fenced.
+    /// The target generation serves, the source is fenced.
     Committed,
-    /// The new generation is the instance, the old one is fenced, but the new one does not serve:
+    /// The target generation is the instance, the source is fenced, but the target does not serve:
     /// it needs a recovery.
     CommittedButFailed(String),
-    /// The old generation serves, the new one is fenced.
+    /// The source generation serves, the target is fenced.
     RolledBack(String),
-    /// The new generation is fenced and the old one has failed: it needs a recovery.
-    OldFailed(String),
+    /// The target generation is fenced and the source has failed: it needs a recovery.
+    SourceFailed(String),
     /// A fence could not be confirmed.
     OperatorActionNeeded(String),
 }

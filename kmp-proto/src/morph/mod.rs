@@ -16,9 +16,9 @@
 //! ```
 //!
 //! Invariants:
-//! * Before the commit record the end is the old generation serving and the new one fenced; after
-//!   it, the new one serving and the old one fenced. SERVE is sent only after the record is durable;
-//!   the old one is resumed only after the new one is fenced. So both never serve.
+//! * Before the commit record the end is the source generation serving and the target fenced; after
+//!   it, the target serving and the source fenced. SERVE is sent only after the record is durable;
+//!   the source is resumed only after the target is fenced. So both never serve.
 //! * What commits is validated, and what takes over is fenced: [`Validated`] and
 //!   [`FenceCertificate`](crate::fence::FenceCertificate) can be had in one place each.
 //! * Every phase has a deadline.
@@ -45,10 +45,10 @@ use crate::message::{Capabilities, TransferMode, capability};
 pub const ROUNDS_MAX: u32 = 10;
 /// Longest time for one step between the freeze and the commit record: the workload stands still.
 pub const FROZEN_STEP_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest wait for the answer to SERVE, or to the old side's rollback, before the request is sent again. Silence
+/// Longest wait for the answer to SERVE, or to the source's rollback, before the request is sent again. Silence
 /// never ends a side here: that side holds the only state, and its failure detector is the judge of its life.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// Times that SERVE, or the old side's rollback, may be refused.
+/// Times that SERVE, or the source's rollback, may be refused.
 pub const REQUEST_ATTEMPTS: u32 = 5;
 /// Wait before it is asked for again.
 pub const REQUEST_RETRY: Duration = Duration::from_millis(200);
@@ -85,9 +85,9 @@ pub struct Offer {
     pub capabilities: Capabilities,
     /// Version of its state's format.
     pub state_version: u32,
-    /// Bytes of state (old side).
+    /// Bytes of state (source).
     pub state_bytes: u64,
-    /// How fast it changes, bytes a second (old side).
+    /// How fast it changes, bytes a second (source).
     pub dirty_bytes_per_s: u64,
     /// What it says is missing; not empty in a veto.
     pub missing: Vec<String>,
@@ -143,7 +143,7 @@ pub fn negotiate(config: &Config, old: &Offer, new: &Offer) -> Result<TransferMo
 }
 
 /// What the exchanges of a commit take while the workload stands still, going by how long both sides
-/// took to negotiate: FREEZE with the old one, ACTIVATE and SERVE with the new one.
+/// took to negotiate: FREEZE with the source, ACTIVATE and SERVE with the target.
 pub(crate) fn exchanges(old: &Offer, new: &Offer) -> Duration {
     let new = new.round_trip.saturating_mul(2);
     old.round_trip.saturating_add(new)

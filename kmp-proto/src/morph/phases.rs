@@ -12,7 +12,7 @@ pub struct Morph<P> {
     pub(super) phase: P,
 }
 
-/// The new kernel boots; both sides acknowledge.
+/// The target kernel boots; both sides acknowledge.
 #[derive(Debug, Default)]
 pub struct Preparing {
     pub(super) new_healthy: bool,
@@ -27,7 +27,7 @@ pub struct Negotiating {
     pub(super) new: Option<super::Offer>,
 }
 
-/// State moves while the old kernel serves.
+/// State moves while the source kernel serves.
 #[derive(Debug)]
 pub struct Transferring {
     pub(super) mode: TransferMode,
@@ -77,7 +77,7 @@ impl Rounds {
     }
 }
 
-/// The new kernel checks what it has.
+/// The target kernel checks what it has.
 #[derive(Debug)]
 pub struct Validating {
     pub(super) mode: TransferMode,
@@ -98,7 +98,7 @@ pub struct Committing {
     pub(super) rounds: Rounds,
 }
 
-/// The proof that the new kernel has validated its state. Made by [`Morph::on_report`] only.
+/// The proof that the target kernel has validated its state. Made by [`Morph::on_report`] only.
 #[derive(Debug)]
 pub struct Validated {
     _proof: (),
@@ -197,7 +197,7 @@ impl Morph<Committable> {
     /// The downtime to expect.
     pub fn estimate(&self) -> Duration {
         let last_round = match self.phase.mode {
-            // Nothing is copied: what changes is in the new side's reach already.
+            // Nothing is copied: what changes is in the target's reach already.
             TransferMode::ByReference => Duration::ZERO,
             TransferMode::Rounds => self.phase.rounds.last_round(),
         };

@@ -13,45 +13,51 @@ const ACTIVATING: &str = "committing.activating";
 const RECORDING: &str = "committing.recording";
 const SERVING: &str = "committed.serving";
 const RETIRING: &str = "committed.retiring";
-const FENCING_OLD: &str = "committed.fencing_old";
-const FENCING_NEW: &str = "rolling_back.fencing_new";
-const RESUMING: &str = "rolling_back.resuming_old";
+const FENCING_OLD: &str = "committed.fencing_source";
+const FENCING_NEW: &str = "rolling_back.fencing_target";
+const RESUMING: &str = "rolling_back.resuming_source";
 const DONE: &str = "done";
 
 const OVERDUE: &str = "deadline over";
 const AGAIN: &str = "asked again after 200 ms, until the detector judges";
 const ASK_DUE: &str = "200 ms after a refusal or silence, or deadline over";
 const UNDER_WAY: &str = "nothing more to do: that is under way";
-const UNDO: &[&str] = &["Phase", "Fence(new)"];
-const FENCE_OLD: &[&str] = &["Fence(old)"];
+const UNDO: &[&str] = &["Phase", "Fence(target)"];
+const FENCE_OLD: &[&str] = &["Fence(source)"];
 
 /// The events that undo a morph before its commit record, from one state.
 macro_rules! undone_from {
     ($state:ident) => {
         [
             row($state, "RollbackRequested", "", FENCING_NEW, UNDO),
-            row($state, "Died(old)", "", FENCING_NEW, UNDO),
-            row($state, "Died(new)", "", FENCING_NEW, UNDO),
-            row($state, "Refused(old)", "", FENCING_NEW, UNDO),
-            row($state, "Refused(new)", "", FENCING_NEW, UNDO),
-            row($state, "Unanswered(old)", "", FENCING_NEW, UNDO),
-            row($state, "Unanswered(new)", "", FENCING_NEW, UNDO),
+            row($state, "Died(source)", "", FENCING_NEW, UNDO),
+            row($state, "Died(target)", "", FENCING_NEW, UNDO),
+            row($state, "Refused(source)", "", FENCING_NEW, UNDO),
+            row($state, "Refused(target)", "", FENCING_NEW, UNDO),
+            row($state, "Unanswered(source)", "", FENCING_NEW, UNDO),
+            row($state, "Unanswered(target)", "", FENCING_NEW, UNDO),
             row($state, "Tick", OVERDUE, FENCING_NEW, UNDO),
         ]
     };
 }
 
 const FORWARD: &[Transition] = &[
-    row("–", "begin", "", PREPARING, &["Prepare(old)"]),
+    row("–", "begin", "", PREPARING, &["Prepare(source)"]),
     row(
         "–",
         "resume",
         "no commit record",
         FENCING_NEW,
-        &["Fence(new)"],
+        &["Fence(target)"],
     ),
     row("–", "resume", "commit record found", SERVING, &["Serve"]),
-    row(PREPARING, "NewHealthy", "", PREPARING, &["Prepare(new)"]),
+    row(
+        PREPARING,
+        "TargetHealthy",
+        "",
+        PREPARING,
+        &["Prepare(target)"],
+    ),
     row(
         PREPARING,
         "Prepared",
@@ -64,7 +70,7 @@ const FORWARD: &[Transition] = &[
         "Prepared",
         "both sides are",
         NEGOTIATING,
-        &["Phase", "Negotiate(old)", "Negotiate(new)"],
+        &["Phase", "Negotiate(source)", "Negotiate(target)"],
     ),
     row(NEGOTIATING, "Offered", "by one side", NEGOTIATING, &[]),
     row(
@@ -145,21 +151,21 @@ const FORWARD: &[Transition] = &[
     row(
         RECORDING,
         "RecordDurable",
-        "the new side died meanwhile",
+        "the target died meanwhile",
         FENCING_OLD,
         FENCE_OLD,
     ),
     row(RECORDING, "RecordFailed", "", FENCING_NEW, UNDO),
     row(
         RECORDING,
-        "Died(old)",
+        "Died(source)",
         "remembered until the record's outcome is known",
         RECORDING,
         &[],
     ),
     row(
         RECORDING,
-        "Died(new)",
+        "Died(target)",
         "remembered until the record's outcome is known",
         RECORDING,
         &[],
@@ -170,45 +176,45 @@ const AFTER_THE_RECORD: &[Transition] = &[
     row(SERVING, "Serving", "", RETIRING, &["Retire"]),
     row(
         SERVING,
-        "Refused(new)",
+        "Refused(target)",
         "asked fewer than 5 times; asked again after 200 ms",
         SERVING,
         &[],
     ),
     row(
         SERVING,
-        "Refused(new)",
+        "Refused(target)",
         "asked 5 times",
         FENCING_OLD,
         FENCE_OLD,
     ),
-    row(SERVING, "Unanswered(new)", AGAIN, SERVING, &[]),
+    row(SERVING, "Unanswered(target)", AGAIN, SERVING, &[]),
     row(SERVING, "Tick", ASK_DUE, SERVING, &["Serve"]),
-    row(SERVING, "Died(new)", "", FENCING_OLD, FENCE_OLD),
+    row(SERVING, "Died(target)", "", FENCING_OLD, FENCE_OLD),
     row(RETIRING, "Retired", "", FENCING_OLD, FENCE_OLD),
-    row(RETIRING, "Refused(old)", "", FENCING_OLD, FENCE_OLD),
-    row(RETIRING, "Unanswered(old)", "", FENCING_OLD, FENCE_OLD),
-    row(RETIRING, "Died(old)", "", FENCING_OLD, FENCE_OLD),
-    row(RETIRING, "Died(new)", "", RETIRING, &[]),
+    row(RETIRING, "Refused(source)", "", FENCING_OLD, FENCE_OLD),
+    row(RETIRING, "Unanswered(source)", "", FENCING_OLD, FENCE_OLD),
+    row(RETIRING, "Died(source)", "", FENCING_OLD, FENCE_OLD),
+    row(RETIRING, "Died(target)", "", RETIRING, &[]),
     row(RETIRING, "Tick", OVERDUE, FENCING_OLD, FENCE_OLD),
     row(
         FENCING_OLD,
-        "Fenced(old)",
-        "certificate of the old generation",
+        "Fenced(source)",
+        "certificate of the source generation",
         DONE,
         &["Phase", "Finished(Committed)"],
     ),
     row(
         FENCING_OLD,
-        "Fenced(old)",
-        "the same, and the new side failed",
+        "Fenced(source)",
+        "the same, and the target failed",
         DONE,
         &["Phase", "Finished(CommittedButFailed)"],
     ),
-    row(FENCING_OLD, "Died(new)", "", FENCING_OLD, &[]),
+    row(FENCING_OLD, "Died(target)", "", FENCING_OLD, &[]),
     row(
         FENCING_OLD,
-        "FenceUnconfirmed(old)",
+        "FenceUnconfirmed(source)",
         "tried fewer than 10 times",
         FENCING_OLD,
         &[],
@@ -222,7 +228,7 @@ const AFTER_THE_RECORD: &[Transition] = &[
     ),
     row(
         FENCING_OLD,
-        "FenceUnconfirmed(old)",
+        "FenceUnconfirmed(source)",
         "tried 10 times",
         DONE,
         &["Phase", "Finished(OperatorActionNeeded)"],
@@ -240,22 +246,22 @@ const ROLLING_BACK: &[Transition] = &[
     row(RESUMING, "RollbackRequested", UNDER_WAY, RESUMING, &[]),
     row(
         FENCING_NEW,
-        "Fenced(new)",
-        "certificate of the new generation",
+        "Fenced(target)",
+        "certificate of the target generation",
         RESUMING,
-        &["ResumeOld"],
+        &["ResumeSource"],
     ),
     row(
         FENCING_NEW,
-        "Fenced(new)",
-        "the same, and the old side has failed",
+        "Fenced(target)",
+        "the same, and the source has failed",
         DONE,
-        &["Phase", "Finished(OldFailed)"],
+        &["Phase", "Finished(SourceFailed)"],
     ),
-    row(FENCING_NEW, "Died(old)", "", FENCING_NEW, &[]),
+    row(FENCING_NEW, "Died(source)", "", FENCING_NEW, &[]),
     row(
         FENCING_NEW,
-        "FenceUnconfirmed(new)",
+        "FenceUnconfirmed(target)",
         "tried fewer than 10 times",
         FENCING_NEW,
         &[],
@@ -265,44 +271,44 @@ const ROLLING_BACK: &[Transition] = &[
         "Tick",
         "1 s after an unconfirmed fence",
         FENCING_NEW,
-        &["Fence(new)"],
+        &["Fence(target)"],
     ),
     row(
         FENCING_NEW,
-        "FenceUnconfirmed(new)",
+        "FenceUnconfirmed(target)",
         "tried 10 times",
         DONE,
         &["Phase", "Finished(OperatorActionNeeded)"],
     ),
     row(
         RESUMING,
-        "OldRunning",
+        "SourceRunning",
         "",
         DONE,
         &["Phase", "Finished(RolledBack)"],
     ),
     row(
         RESUMING,
-        "Refused(old)",
+        "Refused(source)",
         "asked fewer than 5 times; asked again after 200 ms",
         RESUMING,
         &[],
     ),
     row(
         RESUMING,
-        "Refused(old)",
+        "Refused(source)",
         "asked 5 times",
         DONE,
-        &["Phase", "Finished(OldFailed)"],
+        &["Phase", "Finished(SourceFailed)"],
     ),
-    row(RESUMING, "Unanswered(old)", AGAIN, RESUMING, &[]),
-    row(RESUMING, "Tick", ASK_DUE, RESUMING, &["ResumeOld"]),
+    row(RESUMING, "Unanswered(source)", AGAIN, RESUMING, &[]),
+    row(RESUMING, "Tick", ASK_DUE, RESUMING, &["ResumeSource"]),
     row(
         RESUMING,
-        "Died(old)",
+        "Died(source)",
         "",
         DONE,
-        &["Phase", "Finished(OldFailed)"],
+        &["Phase", "Finished(SourceFailed)"],
     ),
 ];
 

@@ -18,8 +18,8 @@ const ACTIONS_MAX: usize = 4;
 /// States in which the journal or a backend is waited for: those bound their own work.
 const WITHOUT_DEADLINE: [&str; 3] = [
     "committing.recording",
-    "committed.fencing_old",
-    "rolling_back.fencing_new",
+    "committed.fencing_source",
+    "rolling_back.fencing_target",
 ];
 
 /// What has happened so far, by the events told and the actions taken.
@@ -84,7 +84,11 @@ pub fn run(bytes: &[u8]) {
 }
 
 fn side(choices: &mut Choices<'_>) -> Side {
-    if choices.bit() { Side::New } else { Side::Old }
+    if choices.bit() {
+        Side::Target
+    } else {
+        Side::Source
+    }
 }
 
 fn offer(modes: u8) -> Offer {
@@ -124,7 +128,7 @@ fn round(choices: &mut Choices<'_>) -> Event {
 fn any_event(choices: &mut Choices<'_>) -> Event {
     let text = || "so it is".to_owned();
     match choices.byte() % 22 {
-        0 => Event::NewHealthy,
+        0 => Event::TargetHealthy,
         1 => Event::Prepared(side(choices)),
         2 => Event::Offered(side(choices), offer(choices.byte())),
         3 => round(choices),
@@ -148,7 +152,7 @@ fn any_event(choices: &mut Choices<'_>) -> Event {
             certify(if choices.bit() { NEW } else { OLD }),
         ),
         13 => Event::FenceUnconfirmed(side(choices), text()),
-        14 => Event::OldRunning,
+        14 => Event::SourceRunning,
         15 => Event::Refused(side(choices), text()),
         16 => Event::Died(side(choices), text()),
         17 => Event::RecordFailed(text()),
@@ -167,9 +171,9 @@ impl World {
             return self.tell(Event::Tick);
         };
         match action {
-            Action::Prepare(Side::Old) => {
-                self.tell(Event::Prepared(Side::Old));
-                self.tell(Event::NewHealthy);
+            Action::Prepare(Side::Source) => {
+                self.tell(Event::Prepared(Side::Source));
+                self.tell(Event::TargetHealthy);
             }
             Action::Prepare(side) => self.tell(Event::Prepared(side)),
             Action::Negotiate(side) => self.tell(Event::Offered(side, offer(3))),
@@ -191,7 +195,7 @@ impl World {
                 let certificate = certify(order.generation());
                 self.tell(Event::Fenced(side, certificate));
             }
-            Action::ResumeOld => self.tell(Event::OldRunning),
+            Action::ResumeSource => self.tell(Event::SourceRunning),
             Action::CommitRefused(_) | Action::Phase(_) | Action::Finished(_) => {}
         }
     }
@@ -244,15 +248,15 @@ impl World {
         let facts = &mut self.facts;
         let state = self.engine.state();
         match event {
-            Event::NewHealthy => facts.new_healthy = true,
+            Event::TargetHealthy => facts.new_healthy = true,
             Event::Report(checks) if state == "validating" => {
                 let passed = |check: &Check| check.result == CheckResult::Passed;
                 facts.validated = !checks.is_empty() && checks.iter().all(passed);
             }
             Event::Frozen(_) if state == "committing.freezing" => facts.frozen = true,
             Event::RecordDurable if state == "committing.recording" => facts.durable = true,
-            Event::Fenced(Side::New, proof) => facts.new_fenced |= proof.generation() == NEW,
-            Event::Fenced(Side::Old, proof) => facts.old_fenced |= proof.generation() == OLD,
+            Event::Fenced(Side::Target, proof) => facts.new_fenced |= proof.generation() == NEW,
+            Event::Fenced(Side::Source, proof) => facts.old_fenced |= proof.generation() == OLD,
             _ => {}
         }
     }
@@ -273,7 +277,7 @@ impl World {
         let facts = &mut self.facts;
         assert!(facts.finished.is_none(), "{action:?} after the end");
         match action {
-            Action::Negotiate(_) => assert!(facts.new_healthy, "the new side is not up"),
+            Action::Negotiate(_) => assert!(facts.new_healthy, "the target is not up"),
             Action::Freeze => assert!(facts.validated, "freezes what is not validated"),
             Action::WriteCommitRecord => {
                 assert!(facts.validated && facts.frozen, "{facts:?}");
@@ -284,16 +288,16 @@ impl World {
                 assert!(facts.durable && !facts.resumed, "{facts:?}");
                 facts.served = true;
             }
-            Action::ResumeOld => {
+            Action::ResumeSource => {
                 assert!(facts.new_fenced && !facts.durable, "{facts:?}");
                 assert!(!facts.served, "both sides serve");
                 facts.resumed = true;
             }
             Action::Retire => assert!(facts.durable, "{facts:?}"),
-            Action::Fence(Side::Old, order) => {
+            Action::Fence(Side::Source, order) => {
                 assert!(facts.durable && order.generation() == OLD, "{facts:?}");
             }
-            Action::Fence(Side::New, order) => {
+            Action::Fence(Side::Target, order) => {
                 assert!(!facts.durable && order.generation() == NEW, "{facts:?}");
             }
             Action::Finished(outcome) => {
@@ -301,7 +305,7 @@ impl World {
                     Outcome::Committed => facts.durable && facts.old_fenced && facts.served,
                     Outcome::CommittedButFailed(_) => facts.durable && facts.old_fenced,
                     Outcome::RolledBack(_) => facts.new_fenced && facts.resumed,
-                    Outcome::OldFailed(_) => facts.new_fenced && !facts.durable,
+                    Outcome::SourceFailed(_) => facts.new_fenced && !facts.durable,
                     Outcome::OperatorActionNeeded(_) => true,
                 };
                 assert!(proven, "{outcome:?} with {facts:?}");

@@ -326,7 +326,7 @@ fn morph_setup() -> Vec<Sample> {
                 to_generation: 8,
                 downtime_budget_us: 10_000,
                 phase_timeout_ms: 60_000,
-                side: Side::Old,
+                side: Side::Source,
             }),
         ),
         (
@@ -418,7 +418,7 @@ fn morph_commit() -> Vec<Sample> {
             Message::MorphRollback(MorphRollback {
                 fixed: RollbackFixed {
                     session: 11,
-                    side: Side::New,
+                    side: Side::Target,
                 },
                 text: "validation failed".into(),
             }),

@@ -31,8 +31,8 @@ impl Dice {
 /// What strikes at a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Strike {
-    KillOld,
-    KillNew,
+    KillSource,
+    KillTarget,
     KillServing,
     KillDaemon,
     AskForRollback,
@@ -73,8 +73,8 @@ impl Faults {
             .map(|_| {
                 let step = usize::try_from(dice.below(STEPS)).unwrap();
                 let strike = match dice.below(6) {
-                    0 => Strike::KillOld,
-                    1 => Strike::KillNew,
+                    0 => Strike::KillSource,
+                    1 => Strike::KillTarget,
                     2 => Strike::KillServing,
                     3 => Strike::AskForRollback,
                     _ => Strike::KillDaemon,

@@ -14,9 +14,9 @@ const DIGEST: u64 = 5;
 pub(crate) enum Kernel {
     /// Its workload answers clients.
     Serving,
-    /// The old side, standing still.
+    /// The source, standing still.
     Frozen,
-    /// The new side, without the workload's state or not yet serving.
+    /// The target, without the workload's state or not yet serving.
     Waiting,
     Dead,
 }
@@ -39,8 +39,8 @@ impl Request {
     pub(crate) fn side(self) -> Side {
         match self {
             Self::Prepare(side) | Self::Negotiate(side) => side,
-            Self::Freeze | Self::Retire | Self::Resume => Side::Old,
-            Self::Round | Self::Validate | Self::Activate | Self::Serve => Side::New,
+            Self::Freeze | Self::Retire | Self::Resume => Side::Source,
+            Self::Round | Self::Validate | Self::Activate | Self::Serve => Side::Target,
         }
     }
 
@@ -55,15 +55,15 @@ impl Request {
 
 pub(crate) fn generation(side: Side) -> u64 {
     match side {
-        Side::Old => OLD,
-        Side::New => NEW,
+        Side::Source => OLD,
+        Side::Target => NEW,
     }
 }
 
 #[derive(Debug)]
 pub(crate) struct Kernels {
     all: BTreeMap<u64, Kernel>,
-    /// The old side was told to go back: the session is over for it.
+    /// The source was told to go back: the session is over for it.
     session_over: bool,
 }
 
@@ -108,7 +108,7 @@ impl Kernels {
         if state == Kernel::Dead {
             return None;
         }
-        if side == Side::Old && self.session_over && request != Request::Resume {
+        if side == Side::Source && self.session_over && request != Request::Resume {
             return Some(Event::Refused(side, "no such session".to_owned()));
         }
         Some(match request {
@@ -139,11 +139,11 @@ impl Kernels {
             Request::Resume => {
                 assert!(
                     !self.alive(NEW),
-                    "the old kernel resumes beside the new one"
+                    "the source kernel resumes beside the new one"
                 );
                 self.session_over = true;
                 self.set(OLD, Kernel::Serving);
-                Event::OldRunning
+                Event::SourceRunning
             }
         })
     }

@@ -40,11 +40,11 @@ impl World {
             Action::WriteCommitRecord => self.have(Local::Record),
             Action::Serve => self.ask(Request::Serve),
             Action::Retire => self.ask(Request::Retire),
-            Action::ResumeOld => self.ask(Request::Resume),
+            Action::ResumeSource => self.ask(Request::Resume),
             Action::Fence(side, order) => {
                 assert_eq!(order.generation(), generation(side));
                 assert_eq!(
-                    side == Side::Old,
+                    side == Side::Source,
                     self.journal.committed,
                     "{side:?} is fenced"
                 );
@@ -63,7 +63,7 @@ impl World {
             Outcome::Committed => (NEW, false),
             Outcome::CommittedButFailed(_) => (NEW, true),
             Outcome::RolledBack(_) => (OLD, false),
-            Outcome::OldFailed(_) => (OLD, true),
+            Outcome::SourceFailed(_) => (OLD, true),
             Outcome::OperatorActionNeeded(why) => panic!("{why}"),
         };
         daemon
@@ -119,16 +119,16 @@ impl World {
         match action {
             Action::SendProbe { probe } => self.send(&Happening::Probed(generation, probe)),
             Action::Healthy if morphing && generation == NEW => {
-                self.tell_morph(morph::Event::NewHealthy);
+                self.tell_morph(morph::Event::TargetHealthy);
             }
             Action::Healthy if recovering => {
                 self.tell_recovery(recovery::Event::SuccessorHealthy { generation });
             }
             Action::Failed(_) if morphing => {
                 let side = if generation == OLD {
-                    Side::Old
+                    Side::Source
                 } else {
-                    Side::New
+                    Side::Target
                 };
                 self.tell_morph(morph::Event::Died(side, "by its detector".to_owned()));
             }

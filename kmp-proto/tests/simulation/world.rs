@@ -214,7 +214,7 @@ impl World {
             && current.is_some_and(|generation| self.kernels.serving() == [generation])
     }
 
-    /// After the commit record the new kernel or a successor of it, before it the old one or a successor.
+    /// After the commit record the target kernel or a successor of it, before it the old one or a successor.
     fn check_end(&self) {
         let outcome = self.journal.outcome.as_ref().expect("it is over");
         let (current, committed) = (self.journal.current, self.journal.committed);
@@ -223,7 +223,7 @@ impl World {
                 assert!(committed && !self.kernels.alive(OLD));
                 assert_ne!(current, Some(OLD));
             }
-            Outcome::RolledBack(_) | Outcome::OldFailed(_) => {
+            Outcome::RolledBack(_) | Outcome::SourceFailed(_) => {
                 assert!(!committed && !self.kernels.alive(NEW));
                 assert_ne!(current, Some(NEW));
             }
@@ -335,7 +335,11 @@ impl World {
         let daemon = self.daemon.as_mut().unwrap();
         daemon.watches.remove(&fenced);
         if daemon.morph.is_some() {
-            let side = if fenced == OLD { Side::Old } else { Side::New };
+            let side = if fenced == OLD {
+                Side::Source
+            } else {
+                Side::Target
+            };
             self.tell_morph(morph::Event::Fenced(side, proof));
         } else {
             self.journal.recovering = Some((fenced, Some(proof.clone())));
@@ -448,8 +452,8 @@ impl World {
             .collect();
         for strike in strikes {
             match strike {
-                Strike::KillOld => self.kill(OLD),
-                Strike::KillNew => self.kill(NEW),
+                Strike::KillSource => self.kill(OLD),
+                Strike::KillTarget => self.kill(NEW),
                 Strike::KillServing => {
                     for generation in self.kernels.serving() {
                         self.kill(generation);

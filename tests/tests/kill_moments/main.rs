@@ -93,9 +93,9 @@ fn whoever_is_killed_whenever_nothing_acknowledged_is_lost() {
 
 /// The steps of a morph that commits, by the names of its transition table.
 const STEPS: [&str; 15] = [
-    "Prepare(old)",
-    "Prepare(new)",
-    "Negotiate(old)",
+    "Prepare(source)",
+    "Prepare(target)",
+    "Negotiate(source)",
     "Round",
     "Validate",
     "Committable",
@@ -105,7 +105,7 @@ const STEPS: [&str; 15] = [
     "WriteCommitRecord",
     "Serve",
     "Retire",
-    "Fence(old)",
+    "Fence(source)",
     "Phase",
     "Finished(Committed)",
 ];

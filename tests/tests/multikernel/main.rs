@@ -406,7 +406,7 @@ fn a_killed_daemon_adopts_its_kernels_and_undoes_its_morph() {
     host.restart_by_kill();
     assert_eq!(host.running("web").summary.generation, 1);
     assert_eq!(get(port, "k"), "v");
-    host.control().wait("the new side to be gone", || {
+    host.control().wait("the target to be gone", || {
         (instances(&host) == ["web"]).then_some(())
     });
 

@@ -18,14 +18,14 @@
 //!
 //! `--` is the handover socket between a workload and its own agent, `==` the peer channel between
 //! the two workloads, which carries state by reference only. In rounds mode there is no peer
-//! channel: the old side answers [`Request::ReadDirty`] with [`Reply::Chunk`], the new side takes
+//! channel: the source answers [`Request::ReadDirty`] with [`Reply::Chunk`], the target takes
 //! [`Request::Apply`].
 //!
 //! Invariants:
 //! - Each request carries an id; exactly one final reply answers it with the same id. Replies may
 //!   be late (an import that waits for its peer), never twice.
-//! - After `Frozen` the old side answers no client and writes no shared state until `Resume`.
-//! - Before `Serving` the new side reads from no client and writes no shared state.
+//! - After `Frozen` the source answers no client and writes no shared state until `Resume`.
+//! - Before `Serving` the target reads from no client and writes no shared state.
 //! - `Serve` and `Resume` race for one word in the shared memory; only one of them can win. The
 //!   loser answers [`FailureCode::Fenced`] and exits.
 
@@ -70,7 +70,7 @@ pub enum Mode {
 pub enum Role {
     /// Begin with empty state and serve at once.
     Serve,
-    /// The new side of a morph: hold still until state has come and `Serve` is said.
+    /// The target of a morph: hold still until state has come and `Serve` is said.
     Standby,
 }
 
@@ -82,11 +82,11 @@ pub enum Phase {
     Serving,
     /// Answers clients and tracks what it writes, for an export.
     Exporting,
-    /// Old side: answers nobody, writes nothing.
+    /// Source: answers nobody, writes nothing.
     Frozen,
-    /// New side: waits for state.
+    /// Target: waits for state.
     Standby,
-    /// New side: has its state, could answer.
+    /// Target: has its state, could answer.
     Activated,
     /// Has been told to exit.
     Retired,
@@ -122,25 +122,25 @@ pub enum Request {
     },
     /// How are you? Reply: [`Reply::Status`]. Allowed in every phase.
     Query,
-    /// Old side: make ready to export. In [`Mode::ByReference`] one descriptor is attached: the
+    /// Source: make ready to export. In [`Mode::ByReference`] one descriptor is attached: the
     /// peer channel. Reply: [`Reply::Prepared`]. A second one starts over.
     PrepareExport {
         /// How memory will move.
         mode: Mode,
     },
-    /// Old side, rounds: the next dirty bytes. Reply: [`Reply::Chunk`].
+    /// Source, rounds: the next dirty bytes. Reply: [`Reply::Chunk`].
     ReadDirty {
         /// At most this many bytes; capped at [`super::MAX_CHUNK_BYTES`].
         max_bytes: u32,
     },
-    /// Old side: stop answering and writing. Reply: [`Reply::Frozen`].
+    /// Source: stop answering and writing. Reply: [`Reply::Frozen`].
     Freeze,
-    /// Old side: take the export back and go on serving, whether frozen or not.
-    /// Reply: [`Reply::Resumed`], or [`FailureCode::Fenced`] when the new side serves already.
+    /// Source: take the export back and go on serving, whether frozen or not.
+    /// Reply: [`Reply::Resumed`], or [`FailureCode::Fenced`] when the target serves already.
     Resume,
     /// Either side: exit without touching shared state. Reply: [`Reply::Retired`].
     Retire,
-    /// New side: make room for the state. In [`Mode::ByReference`] one descriptor is attached: the
+    /// Target: make room for the state. In [`Mode::ByReference`] one descriptor is attached: the
     /// peer channel; the reply comes once the early parts are here and mapped.
     /// Reply: [`Reply::ImportReady`].
     PrepareImport {
@@ -149,7 +149,7 @@ pub enum Request {
         /// Rounds: size of the memory to be filled, from [`Reply::Prepared`]. Else 0.
         total_len: u64,
     },
-    /// New side, rounds: bytes of [`Reply::Chunk`]. Reply: [`Reply::Applied`]. Several may be
+    /// Target, rounds: bytes of [`Reply::Chunk`]. Reply: [`Reply::Applied`]. Several may be
     /// under way; they are applied in order.
     Apply {
         /// Memory section, from the chunk.
@@ -157,13 +157,13 @@ pub enum Request {
         /// Place in the section.
         offset: u64,
     },
-    /// New side: check what is here. Before the freeze this checks all that holds still, after it
+    /// Target: check what is here. Before the freeze this checks all that holds still, after it
     /// the content too. Reply: [`Reply::Validated`].
     Validate {
         /// Time to spend on the content, in microseconds.
         budget_us: u32,
     },
-    /// New side, after the freeze: become able to answer, answer nobody yet.
+    /// Target, after the freeze: become able to answer, answer nobody yet.
     /// Reply: [`Reply::Activated`].
     Activate {
         /// Given back in the reply.
@@ -171,8 +171,8 @@ pub enum Request {
         /// Time to spend on checking the content, in microseconds.
         budget_us: u32,
     },
-    /// New side, after the commit is recorded: answer clients. Reply: [`Reply::Serving`], or
-    /// [`FailureCode::Fenced`] when the old side has resumed.
+    /// Target, after the commit is recorded: answer clients. Reply: [`Reply::Serving`], or
+    /// [`FailureCode::Fenced`] when the source has resumed.
     Serve,
 }
 
@@ -302,7 +302,7 @@ pub enum Reply {
     Activated {
         /// From the request.
         nonce: u64,
-        /// What the state is here; equals the old side's [`Reply::Frozen`].
+        /// What the state is here; equals the source's [`Reply::Frozen`].
         state: StateDigest,
         /// Connections taken over.
         connections: u32,
@@ -356,7 +356,7 @@ pub enum Item {
     },
 }
 
-/// Old workload to new workload, on the peer channel.
+/// Source workload to target workload, on the peer channel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "peer")]
 pub enum PeerMessage {
@@ -367,13 +367,13 @@ pub enum PeerMessage {
     },
     /// All that can move before the freeze has been sent.
     EndOfEarly,
-    /// All has been sent; the old side holds still.
+    /// All has been sent; the source holds still.
     Frozen {
         /// What the state is.
         state: StateDigest,
         /// Connections sent since [`PeerMessage::EndOfEarly`].
         connections: u32,
     },
-    /// The old side serves again: forget what came since `EndOfEarly`.
+    /// The source serves again: forget what came since `EndOfEarly`.
     Resumed,
 }

@@ -1,4 +1,4 @@
-//! The new side's half of the peer channel.
+//! The target's half of the peer channel.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::handover::table::{self, ConnectionBuffers};
 use crate::handover::{Incoming, MAX_CONNECTIONS};
 use crate::provider::{IncomingConnection, IncomingItem, Provider, ProviderError};
 
-/// How long an activation waits for what the old side sent before it reported frozen.
+/// How long an activation waits for what the source sent before it reported frozen.
 const PEER_TIMEOUT_MS: u64 = 2_000;
 
 /// What has come over the peer channel.
@@ -19,7 +19,7 @@ const PEER_TIMEOUT_MS: u64 = 2_000;
 pub(super) struct Import {
     /// The `PrepareImport` that is answered once the early parts are here.
     pub(super) waiting: Option<u32>,
-    /// What the old side froze.
+    /// What the source froze.
     pub(super) frozen: Option<StateDigest>,
     table: Vec<ConnectionBuffers>,
     sockets: Vec<Option<OwnedFd>>,
@@ -146,7 +146,7 @@ impl Session {
         }
     }
 
-    /// Waits until all that the old side sent before it reported frozen is here.
+    /// Waits until all that the source sent before it reported frozen is here.
     pub(super) fn await_frozen(
         &mut self,
         provider: &mut impl Provider,

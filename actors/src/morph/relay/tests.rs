@@ -48,26 +48,30 @@ async fn channel() -> (Connection, Connection) {
     (ours.unwrap(), theirs.unwrap())
 }
 
-/// A relay under way: the old side was pulled, and the new one has got nothing.
+/// A relay under way: the source was pulled, and the target has got nothing.
 struct Morph {
-    old: Connection,
-    new: Connection,
+    source: Connection,
+    target: Connection,
     round: tokio::task::JoinHandle<Result<Moved, Broken>>,
 }
 
 impl Morph {
     async fn begin() -> Self {
-        let (ours_old, mut old) = channel().await;
-        let (ours_new, new) = channel().await;
+        let (ours_old, mut source) = channel().await;
+        let (ours_new, target) = channel().await;
         let mut relay = Relay {
-            old: ours_old,
-            new: ours_new,
+            source: ours_old,
+            target: ours_new,
             state: IncomingState::new(SESSION),
         };
         let round = actix::spawn(async move { relay.round(fixed(TransferOp::Pull)).await });
-        let pulled = next(&mut old).await;
+        let pulled = next(&mut source).await;
         assert!(matches!(&pulled, Kmp::MorphTransfer(t) if t.fixed.op == TransferOp::Pull));
-        Self { old, new, round }
+        Self {
+            source,
+            target,
+            round,
+        }
     }
 
     async fn broken(self) -> Broken {
@@ -114,11 +118,11 @@ async fn send(connection: &mut Connection, message: Kmp) -> u32 {
     connection.writer.send(&message).await.unwrap()
 }
 
-/// Sends the end of the round from old, and takes it at new: the sequence to answer.
+/// Sends the end of the round from source, and takes it at target: the sequence to answer.
 async fn end_of_round(morph: &mut Morph) -> u32 {
     let end = bare(TransferOp::EndOfRound);
-    send(&mut morph.old, Kmp::MorphTransfer(end)).await;
-    let frame = morph.new.reader.next().await.unwrap();
+    send(&mut morph.source, Kmp::MorphTransfer(end)).await;
+    let frame = morph.target.reader.next().await.unwrap();
     assert!(
         matches!(&frame.message, Kmp::MorphTransfer(t) if t.fixed.op == TransferOp::EndOfRound)
     );
@@ -129,12 +133,15 @@ async fn end_of_round(morph: &mut Morph) -> u32 {
 async fn a_round_goes_from_old_to_new_as_it_is_and_its_answer_ends_it() {
     let mut morph = Morph::begin().await;
     for bytes in [STATE_CHUNK_MAX_BYTES, 1] {
-        send(&mut morph.old, Kmp::MorphTransfer(chunk(bytes))).await;
-        assert_eq!(next(&mut morph.new).await, Kmp::MorphTransfer(chunk(bytes)));
+        send(&mut morph.source, Kmp::MorphTransfer(chunk(bytes))).await;
+        assert_eq!(
+            next(&mut morph.target).await,
+            Kmp::MorphTransfer(chunk(bytes))
+        );
     }
     let sequence = end_of_round(&mut morph).await;
     let applied = Kmp::MorphTransferReply(bare(TransferOp::Applied));
-    morph.new.writer.reply(&applied, sequence).await.unwrap();
+    morph.target.writer.reply(&applied, sequence).await.unwrap();
     let moved = morph.round.await.unwrap().ok().unwrap();
     assert_eq!(moved.sent_bytes, STATE_CHUNK_MAX_BYTES as u64 + 1);
     assert_eq!(moved.total_bytes, TOTAL);
@@ -158,26 +165,26 @@ async fn old_is_held_to_each_rule_of_a_transfer() {
     ];
     for (change, why) in changes {
         let mut morph = Morph::begin().await;
-        send(&mut morph.old, Kmp::MorphTransfer(chunk(1))).await;
-        next(&mut morph.new).await;
+        send(&mut morph.source, Kmp::MorphTransfer(chunk(1))).await;
+        next(&mut morph.target).await;
         let mut bad = chunk(1);
         change(&mut bad);
-        send(&mut morph.old, Kmp::MorphTransfer(bad)).await;
+        send(&mut morph.source, Kmp::MorphTransfer(bad)).await;
         let broken = morph.broken().await;
-        assert_eq!(broken.side, Side::Old);
+        assert_eq!(broken.side, Side::Source);
         assert!(broken.why.contains(why), "{why}: {}", broken.why);
     }
     let mut morph = Morph::begin().await;
     let most = usize::try_from(TOTAL).unwrap() / STATE_CHUNK_MAX_BYTES + 1;
     for _ in 0..most {
         send(
-            &mut morph.old,
+            &mut morph.source,
             Kmp::MorphTransfer(chunk(STATE_CHUNK_MAX_BYTES)),
         )
         .await;
-        next(&mut morph.new).await;
+        next(&mut morph.target).await;
     }
-    send(&mut morph.old, Kmp::MorphTransfer(chunk(1))).await;
+    send(&mut morph.source, Kmp::MorphTransfer(chunk(1))).await;
     let broken = morph.broken().await;
     assert!(broken.why.contains("in round 1"), "{}", broken.why);
 }
@@ -216,13 +223,13 @@ async fn an_answer_of_new_that_is_not_the_expected_one_ends_the_round() {
         ),
     ] {
         let mut morph = Morph::begin().await;
-        send(&mut morph.old, Kmp::MorphTransfer(chunk(1))).await;
-        next(&mut morph.new).await;
+        send(&mut morph.source, Kmp::MorphTransfer(chunk(1))).await;
+        next(&mut morph.target).await;
         let sequence = end_of_round(&mut morph).await;
         let sequence = sequence.wrapping_sub(behind);
-        morph.new.writer.reply(&reply, sequence).await.unwrap();
+        morph.target.writer.reply(&reply, sequence).await.unwrap();
         let broken = morph.broken().await;
-        assert_eq!(broken.side, Side::New, "{what}: {}", broken.why);
+        assert_eq!(broken.side, Side::Target, "{what}: {}", broken.why);
     }
 }
 
@@ -234,8 +241,8 @@ async fn a_request_on_a_daemons_bulk_channel_is_refused_and_the_round_goes_on() 
         self_lag_us: 0,
     });
     let mut morph = Morph::begin().await;
-    let sequence = send(&mut morph.old, probe.clone()).await;
-    let refused = next(&mut morph.old).await;
+    let sequence = send(&mut morph.source, probe.clone()).await;
+    let refused = next(&mut morph.source).await;
     let Kmp::Error(error) = refused else {
         panic!("{refused:?}");
     };
@@ -247,12 +254,12 @@ async fn a_request_on_a_daemons_bulk_channel_is_refused_and_the_round_goes_on() 
     let end = end_of_round(&mut morph).await;
     // New has nothing to send up either.
     for request in [probe, Kmp::MorphTransfer(chunk(1))] {
-        send(&mut morph.new, request).await;
-        let refused = next(&mut morph.new).await;
+        send(&mut morph.target, request).await;
+        let refused = next(&mut morph.target).await;
         assert!(matches!(refused, Kmp::Error(e) if e.code == ErrorCode::UnexpectedInState));
     }
     let applied = Kmp::MorphTransferReply(bare(TransferOp::Applied));
-    morph.new.writer.reply(&applied, end).await.unwrap();
+    morph.target.writer.reply(&applied, end).await.unwrap();
     assert!(morph.round.await.unwrap().is_ok());
 }
 
@@ -266,14 +273,18 @@ async fn damaged(side: Side) -> (BoxedLink, tokio::task::JoinHandle<Result<Moved
     far.write_all(&reply).await.unwrap();
     let bad_side = greeting.await.unwrap().unwrap();
     let (ours, mut theirs) = channel().await;
-    let (old, new) = match side {
-        Side::Old => (bad_side, ours),
-        Side::New => (ours, bad_side),
+    let (source, target) = match side {
+        Side::Source => (bad_side, ours),
+        Side::Target => (ours, bad_side),
     };
     let state = IncomingState::new(SESSION);
-    let mut relay = Relay { old, new, state };
+    let mut relay = Relay {
+        source,
+        target,
+        state,
+    };
     let round = actix::spawn(async move { relay.round(fixed(TransferOp::Pull)).await });
-    if side == Side::New {
+    if side == Side::Target {
         next(&mut theirs).await;
         let end = Kmp::MorphTransfer(bare(TransferOp::EndOfRound));
         send(&mut theirs, end).await;
@@ -288,7 +299,7 @@ async fn damaged(side: Side) -> (BoxedLink, tokio::task::JoinHandle<Result<Moved
 #[actix::test]
 async fn a_daemon_tells_of_a_bad_frame_on_either_bulk_channel() {
     use tokio::io::AsyncReadExt;
-    for side in [Side::Old, Side::New] {
+    for side in [Side::Source, Side::Target] {
         let (mut far, round) = damaged(side).await;
         let round = tokio::time::timeout(PATIENCE, round).await.unwrap();
         assert_eq!(round.unwrap().err().unwrap().side, side);

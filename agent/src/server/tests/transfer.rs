@@ -1,5 +1,5 @@
 //! Rules of `docs/kmp.md` for a morph as an agent keeps them: state in rounds and by reference, steps that are repeated,
-//! and what is refused once the new side serves. The workload is played. Each test names its rule.
+//! and what is refused once the target serves. The workload is played. Each test names its rule.
 
 use std::sync::atomic::AtomicUsize;
 
@@ -73,8 +73,8 @@ async fn prepared(side: Side) -> (Agent, Connection, Arc<AtomicUsize>) {
     let agent = Agent::with(workload, both);
     let mut control = agent.control().await;
     let (from_generation, to_generation) = match side {
-        Side::Old => (1, 2),
-        Side::New => (7, 1),
+        Side::Source => (1, 2),
+        Side::Target => (7, 1),
     };
     let prepare = MorphPrepare {
         session: SESSION,
@@ -156,7 +156,7 @@ async fn the_new_side_refuses_what_breaks_a_rule_of_a_transfer_and_closes() {
         ),
         ("too much in a round", whole + 1, chunk(1, 1), too_large),
     ] {
-        let (agent, _control, _) = prepared(Side::New).await;
+        let (agent, _control, _) = prepared(Side::Target).await;
         let mut bulk = agent.connect(Channel::Bulk).await;
         for _ in 0..good {
             let sound = Message::MorphTransfer(chunk(1, STATE_CHUNK_MAX_BYTES));
@@ -174,7 +174,7 @@ async fn the_new_side_refuses_what_breaks_a_rule_of_a_transfer_and_closes() {
 
 #[tokio::test]
 async fn state_for_a_side_that_is_not_the_new_one_is_refused_and_ends_the_channel() {
-    let (old, _control, _) = prepared(Side::Old).await;
+    let (old, _control, _) = prepared(Side::Source).await;
     let nobody = Agent::start();
     for agent in [old, nobody] {
         for state in [chunk(1, 1), frame(TransferOp::EndOfRound, 1, Vec::new())] {
@@ -207,7 +207,7 @@ async fn state_that_the_workload_does_not_take_ends_the_channel() {
         let Message::MorphPrepare(mut prepare) = super::prepare(SESSION, 7) else {
             panic!("another message");
         };
-        (prepare.side, prepare.to_generation) = (Side::New, 1);
+        (prepare.side, prepare.to_generation) = (Side::Target, 1);
         ask(&mut control, Message::MorphPrepare(prepare)).await;
         let mut bulk = agent.connect(Channel::Bulk).await;
         let answer = ask(&mut bulk, Message::MorphTransfer(chunk(1, 1))).await;
@@ -218,7 +218,7 @@ async fn state_that_the_workload_does_not_take_ends_the_channel() {
 
 #[tokio::test]
 async fn a_round_that_is_complete_is_applied_and_the_next_one_begins() {
-    let (agent, _control, _) = prepared(Side::New).await;
+    let (agent, _control, _) = prepared(Side::Target).await;
     let mut bulk = agent.connect(Channel::Bulk).await;
     for round in 1..=3 {
         let state = Message::MorphTransfer(chunk(round, 10));
@@ -241,7 +241,7 @@ async fn a_pull_for_another_session_or_of_a_side_that_is_not_old_is_refused_and_
         pull.fixed.session = session;
         Message::MorphTransfer(pull)
     };
-    let (old, _held, _) = prepared(Side::Old).await;
+    let (old, _held, _) = prepared(Side::Source).await;
     let mut bulk = old.connect(Channel::Bulk).await;
     for _ in 0..2 {
         let answer = ask(&mut bulk, pull(99)).await;
@@ -253,7 +253,7 @@ async fn a_pull_for_another_session_or_of_a_side_that_is_not_old_is_refused_and_
     };
     assert_eq!(end.fixed.op, TransferOp::EndOfRound);
     assert_eq!(end.fixed.total_bytes, TOTAL, "announced in the first frame");
-    let (new, _held, _) = prepared(Side::New).await;
+    let (new, _held, _) = prepared(Side::Target).await;
     let mut bulk = new.connect(Channel::Bulk).await;
     for _ in 0..2 {
         let answer = ask(&mut bulk, pull(SESSION)).await;
@@ -370,38 +370,38 @@ fn taken(answer: &Message) -> CommitReply {
 
 #[tokio::test]
 async fn a_step_that_was_taken_is_answered_as_the_first_time_whatever_its_nonce() {
-    let (_agent, mut old, steps) = prepared(Side::Old).await;
+    let (_agent, mut source, steps) = prepared(Side::Source).await;
     for nonce in 1..4 {
-        let reply = taken(&ask(&mut old, step(nonce, CommitStep::Freeze)).await);
+        let reply = taken(&ask(&mut source, step(nonce, CommitStep::Freeze)).await);
         assert_eq!((reply.nonce, reply.status), (nonce, StepStatus::Done));
         assert_eq!(reply.state_digest, DIGEST.digest);
     }
     assert_eq!(steps.load(Ordering::Relaxed), 1);
-    let early = ask(&mut old, step(1, CommitStep::Retire)).await;
+    let early = ask(&mut source, step(1, CommitStep::Retire)).await;
     assert_eq!(
         code(&early),
         ErrorCode::UnexpectedInState,
         "the last round comes first"
     );
     for _ in 0..2 {
-        let applied = ask(&mut old, last_round()).await;
+        let applied = ask(&mut source, last_round()).await;
         assert!(
             matches!(applied, Message::MorphTransferReply(_)),
             "{applied:?}"
         );
     }
     for nonce in 4..7 {
-        let reply = taken(&ask(&mut old, step(nonce, CommitStep::Retire)).await);
+        let reply = taken(&ask(&mut source, step(nonce, CommitStep::Retire)).await);
         assert_eq!((reply.nonce, reply.state_digest), (nonce, 0));
     }
     assert_eq!(steps.load(Ordering::Relaxed), 2);
-    let (_agent, mut new, steps) = prepared(Side::New).await;
+    let (_agent, mut target, steps) = prepared(Side::Target).await;
     for (expected, digest, which) in [
         (1, DIGEST.digest, CommitStep::Activate),
         (2, 0, CommitStep::Serve),
     ] {
         for nonce in 1..4 {
-            let reply = taken(&ask(&mut new, step(nonce, which)).await);
+            let reply = taken(&ask(&mut target, step(nonce, which)).await);
             assert_eq!((reply.nonce, reply.state_digest), (nonce, digest));
         }
         assert_eq!(steps.load(Ordering::Relaxed), expected);
@@ -410,16 +410,16 @@ async fn a_step_that_was_taken_is_answered_as_the_first_time_whatever_its_nonce(
 
 #[tokio::test]
 async fn the_pull_by_reference_is_answered_with_its_own_fields_and_no_data() {
-    let (_agent, mut old, _) = prepared(Side::Old).await;
-    let refused = ask(&mut old, last_round()).await;
+    let (_agent, mut source, _) = prepared(Side::Source).await;
+    let refused = ask(&mut source, last_round()).await;
     assert_eq!(
         code(&refused),
         ErrorCode::UnexpectedInState,
         "it is not frozen"
     );
-    ask(&mut old, step(1, CommitStep::Freeze)).await;
+    ask(&mut source, step(1, CommitStep::Freeze)).await;
     let pull = last_round();
-    let applied = ask(&mut old, pull.clone()).await;
+    let applied = ask(&mut source, pull.clone()).await;
     kmp_proto::message::Expected::of(&pull)
         .unwrap()
         .check(&applied)
@@ -446,17 +446,17 @@ fn rollback(session: u64, side: Side) -> Message {
 
 #[tokio::test]
 async fn once_the_new_side_serves_every_other_step_and_the_rollback_are_refused() {
-    let (_agent, mut new, steps) = prepared(Side::New).await;
-    taken(&ask(&mut new, step(1, CommitStep::Serve)).await);
+    let (_agent, mut target, steps) = prepared(Side::Target).await;
+    taken(&ask(&mut target, step(1, CommitStep::Serve)).await);
     for request in [
         step(2, CommitStep::Freeze),
         step(2, CommitStep::Activate),
         step(2, CommitStep::Retire),
-        rollback(SESSION, Side::New),
-        rollback(SESSION, Side::Old),
-        rollback(SESSION + 1, Side::New),
+        rollback(SESSION, Side::Target),
+        rollback(SESSION, Side::Source),
+        rollback(SESSION + 1, Side::Target),
     ] {
-        let answer = ask(&mut new, request.clone()).await;
+        let answer = ask(&mut target, request.clone()).await;
         assert_eq!(code(&answer), ErrorCode::UnexpectedInState, "{request:?}");
     }
     assert_eq!(
@@ -468,10 +468,10 @@ async fn once_the_new_side_serves_every_other_step_and_the_rollback_are_refused(
 
 #[tokio::test]
 async fn a_rollback_has_old_serve_again_and_may_be_repeated() {
-    let (_agent, mut old, _) = prepared(Side::Old).await;
-    ask(&mut old, step(1, CommitStep::Freeze)).await;
+    let (_agent, mut source, _) = prepared(Side::Source).await;
+    ask(&mut source, step(1, CommitStep::Freeze)).await;
     for _ in 0..2 {
-        let answer = ask(&mut old, rollback(SESSION, Side::Old)).await;
+        let answer = ask(&mut source, rollback(SESSION, Side::Source)).await;
         let Message::MorphRollbackReply(reply) = answer else {
             panic!("{answer:?}");
         };
@@ -480,8 +480,8 @@ async fn a_rollback_has_old_serve_again_and_may_be_repeated() {
             (SESSION, RollbackStatus::Running)
         );
     }
-    let over = ask(&mut old, step(2, CommitStep::Freeze)).await;
+    let over = ask(&mut source, step(2, CommitStep::Freeze)).await;
     assert_eq!(code(&over), ErrorCode::UnexpectedInState);
-    let again = ask(&mut old, super::prepare(SESSION, 1)).await;
+    let again = ask(&mut source, super::prepare(SESSION, 1)).await;
     assert_eq!(code(&again), ErrorCode::UnexpectedInState, "it is over");
 }

@@ -1,4 +1,4 @@
-//! The commit: the steps in which the old generation is frozen, and what follows the commit record.
+//! The commit: the steps in which the source generation is frozen, and what follows the commit record.
 
 use super::{Engine, State};
 use crate::message::Side;
@@ -70,8 +70,8 @@ impl Engine {
         let new_failed = self.died_while_recording.new.take();
         let step = if new_failed.is_some() {
             self.deadline = None;
-            self.order_fence(Side::Old);
-            Step::FencingOld
+            self.order_fence(Side::Source);
+            Step::FencingSource
         } else {
             self.ask_now(Action::Serve, now);
             Step::Serving
@@ -100,7 +100,7 @@ impl Engine {
         again
     }
 
-    /// After the commit record: whatever happens, the end is the old generation fenced.
+    /// After the commit record: whatever happens, the end is the source generation fenced.
     pub(super) fn committed(
         &mut self,
         step: Step,
@@ -112,19 +112,19 @@ impl Engine {
         let mut failed = new_failed;
         let next = match (step, event) {
             (Step::Serving, Event::Serving) => Step::Retiring,
-            (Step::Serving, Event::Died(Side::New, how)) => {
+            (Step::Serving, Event::Died(Side::Target, how)) => {
                 failed = Some(how);
-                Step::FencingOld
+                Step::FencingSource
             }
-            (Step::Serving, Event::Refused(Side::New, text)) => {
+            (Step::Serving, Event::Refused(Side::Target, text)) => {
                 if self.ask_again_later(now) {
                     Step::Serving
                 } else {
                     failed = Some(format!("it refused to serve: {text}"));
-                    Step::FencingOld
+                    Step::FencingSource
                 }
             }
-            (Step::Serving, Event::Unanswered(Side::New, _)) => {
+            (Step::Serving, Event::Unanswered(Side::Target, _)) => {
                 self.retry_at = Some(now + REQUEST_RETRY);
                 Step::Serving
             }
@@ -135,12 +135,12 @@ impl Engine {
             (
                 Step::Retiring,
                 Event::Retired
-                | Event::Refused(Side::Old, _)
-                | Event::Unanswered(Side::Old, _)
-                | Event::Died(Side::Old, _),
-            ) => Step::FencingOld,
-            (Step::Retiring, Event::Tick) if overdue => Step::FencingOld,
-            (Step::FencingOld, Event::Fenced(Side::Old, certificate))
+                | Event::Refused(Side::Source, _)
+                | Event::Unanswered(Side::Source, _)
+                | Event::Died(Side::Source, _),
+            ) => Step::FencingSource,
+            (Step::Retiring, Event::Tick) if overdue => Step::FencingSource,
+            (Step::FencingSource, Event::Fenced(Side::Source, certificate))
                 if certificate.generation() == self.from_generation =>
             {
                 return self.finish(match failed {
@@ -148,7 +148,7 @@ impl Engine {
                     Some(how) => Outcome::CommittedButFailed(how),
                 });
             }
-            (Step::FencingOld, Event::FenceUnconfirmed(Side::Old, reason)) => {
+            (Step::FencingSource, Event::FenceUnconfirmed(Side::Source, reason)) => {
                 return self.fence_later(
                     reason,
                     now,
@@ -158,11 +158,11 @@ impl Engine {
                     },
                 );
             }
-            (Step::FencingOld, Event::Tick) if self.retry_due(now) => {
-                self.order_fence(Side::Old);
+            (Step::FencingSource, Event::Tick) if self.retry_due(now) => {
+                self.order_fence(Side::Source);
                 step
             }
-            (step, Event::Died(Side::New, how)) => {
+            (step, Event::Died(Side::Target, how)) => {
                 failed = Some(how);
                 step
             }
@@ -177,7 +177,7 @@ impl Engine {
                 }
                 _ => {
                     self.deadline = None;
-                    self.order_fence(Side::Old);
+                    self.order_fence(Side::Source);
                 }
             }
         }

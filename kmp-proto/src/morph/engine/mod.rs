@@ -49,8 +49,7 @@ pub struct Engine {
     deadline: Option<Instant>,
     retry_at: Option<Instant>,
     fence_attempts: u32,
-    /// Refusals of the request that is under way after the outcome was decided: SERVE or the old
-    /// side's rollback. It is repeated, because giving up means to lose the workload's state.
+    /// Refusals of the request that is under way after the outcome was decided: SERVE or the source's rollback. It is repeated, because giving up means to lose the workload's state.
     refusals: u32,
     died_while_recording: Deaths,
     actions: VecDeque<Action>,
@@ -65,12 +64,12 @@ struct Deaths {
 }
 
 impl Engine {
-    /// Begins a morph. The new generation is being spawned.
+    /// Begins a morph. The target generation is being spawned.
     pub fn new(config: Config, from_generation: u64, to_generation: u64, now: Instant) -> Self {
         let state = State::Preparing(Morph::begin(config));
         let mut engine = Self::with(config, from_generation, to_generation, state);
         engine.deadline = Some(now + config.phase_timeout);
-        engine.actions.push_back(Action::Prepare(Side::Old));
+        engine.actions.push_back(Action::Prepare(Side::Source));
         engine
     }
 
@@ -137,14 +136,14 @@ impl Engine {
                 Step::Recording => "committing.recording",
                 Step::Serving => "committed.serving",
                 Step::Retiring => "committed.retiring",
-                Step::FencingOld => "committed.fencing_old",
+                Step::FencingSource => "committed.fencing_source",
             },
             State::RollingBack {
                 new_fenced: false, ..
-            } => "rolling_back.fencing_new",
+            } => "rolling_back.fencing_target",
             State::RollingBack {
                 new_fenced: true, ..
-            } => "rolling_back.resuming_old",
+            } => "rolling_back.resuming_source",
             _ => self.phase(),
         }
     }
@@ -203,21 +202,25 @@ impl Engine {
             }
         );
         match event {
-            Event::Died(Side::New, how) if recording => {
+            Event::Died(Side::Target, how) if recording => {
                 self.died_while_recording.new = Some(how);
                 self.state = state;
             }
-            Event::Died(Side::Old, how) if recording => {
+            Event::Died(Side::Source, how) if recording => {
                 self.died_while_recording.old = Some(how);
                 self.state = state;
             }
             event if recording => self.forward(state, event, now),
             Event::RollbackRequested(reason) => self.roll_back(reason, None, now),
-            Event::Died(Side::New, how) => {
-                self.roll_back(format!("the new kernel has failed: {how}"), None, now);
+            Event::Died(Side::Target, how) => {
+                self.roll_back(format!("the target kernel has failed: {how}"), None, now);
             }
-            Event::Died(Side::Old, how) => {
-                self.roll_back(format!("the old kernel has failed: {how}"), Some(how), now);
+            Event::Died(Side::Source, how) => {
+                self.roll_back(
+                    format!("the source kernel has failed: {how}"),
+                    Some(how),
+                    now,
+                );
             }
             Event::Refused(side, text) => {
                 self.roll_back(
@@ -330,21 +333,21 @@ impl Engine {
 
     fn preparing(&mut self, mut morph: Morph<Preparing>, event: Event, now: Instant) -> State {
         match event {
-            Event::NewHealthy if !morph.phase.new_healthy => {
+            Event::TargetHealthy if !morph.phase.new_healthy => {
                 morph.phase.new_healthy = true;
-                self.actions.push_back(Action::Prepare(Side::New));
+                self.actions.push_back(Action::Prepare(Side::Target));
             }
-            Event::Prepared(Side::Old) => morph.phase.old_ready = true,
-            // One that was not asked for says nothing: the new side is asked once it is healthy.
-            Event::Prepared(Side::New) => morph.phase.new_ready = morph.phase.new_healthy,
+            Event::Prepared(Side::Source) => morph.phase.old_ready = true,
+            // One that was not asked for says nothing: the target is asked once it is healthy.
+            Event::Prepared(Side::Target) => morph.phase.new_ready = morph.phase.new_healthy,
             _ => {}
         }
         if !(morph.phase.old_ready && morph.phase.new_ready) {
             return State::Preparing(morph);
         }
         self.deadline = Some(now + self.config.phase_timeout);
-        self.actions.push_back(Action::Negotiate(Side::Old));
-        self.actions.push_back(Action::Negotiate(Side::New));
+        self.actions.push_back(Action::Negotiate(Side::Source));
+        self.actions.push_back(Action::Negotiate(Side::Target));
         State::Negotiating(morph.ready())
     }
 
@@ -356,8 +359,8 @@ impl Engine {
         now: Instant,
     ) {
         match side {
-            Side::Old => morph.phase.old = Some(offer),
-            Side::New => morph.phase.new = Some(offer),
+            Side::Source => morph.phase.old = Some(offer),
+            Side::Target => morph.phase.new = Some(offer),
         }
         let (Some(old), Some(new)) = (&morph.phase.old, &morph.phase.new) else {
             self.state = State::Negotiating(morph);
@@ -384,8 +387,8 @@ impl Engine {
         self.retry_at = None;
         self.fence_attempts += 1;
         let generation = match side {
-            Side::Old => self.from_generation,
-            Side::New => self.to_generation,
+            Side::Source => self.from_generation,
+            Side::Target => self.to_generation,
         };
         self.actions
             .push_back(Action::Fence(side, FenceOrder::new(generation)));

@@ -1,4 +1,4 @@
-//! The way back: the new generation is fenced, then the old one resumes.
+//! The way back: the target generation is fenced, then the source resumes.
 
 use super::{Engine, State};
 use crate::message::Side;
@@ -9,7 +9,7 @@ use crate::time::Instant;
 impl Engine {
     pub(super) fn roll_back(&mut self, reason: String, old_failed: Option<String>, _now: Instant) {
         self.deadline = None;
-        self.order_fence(Side::New);
+        self.order_fence(Side::Target);
         self.state = State::RollingBack {
             reason,
             new_fenced: false,
@@ -17,7 +17,7 @@ impl Engine {
         };
     }
 
-    /// First the new generation is fenced, then the old one resumes.
+    /// First the target generation is fenced, then the source resumes.
     pub(super) fn rolling_back(
         &mut self,
         reason: String,
@@ -27,20 +27,20 @@ impl Engine {
         now: Instant,
     ) {
         match event {
-            Event::Fenced(Side::New, certificate)
+            Event::Fenced(Side::Target, certificate)
                 if !new_fenced && certificate.generation() == self.to_generation =>
             {
                 if let Some(how) = old_failed {
-                    return self.finish(Outcome::OldFailed(how));
+                    return self.finish(Outcome::SourceFailed(how));
                 }
-                self.ask_now(Action::ResumeOld, now);
+                self.ask_now(Action::ResumeSource, now);
                 self.state = State::RollingBack {
                     reason,
                     new_fenced: true,
                     old_failed: None,
                 };
             }
-            Event::FenceUnconfirmed(Side::New, why) if !new_fenced => {
+            Event::FenceUnconfirmed(Side::Target, why) if !new_fenced => {
                 let state = State::RollingBack {
                     reason,
                     new_fenced,
@@ -49,15 +49,15 @@ impl Engine {
                 self.fence_later(why, now, state);
             }
             Event::Tick if !new_fenced && self.retry_due(now) => {
-                self.order_fence(Side::New);
+                self.order_fence(Side::Target);
                 self.state = State::RollingBack {
                     reason,
                     new_fenced,
                     old_failed,
                 };
             }
-            Event::OldRunning if new_fenced => self.finish(Outcome::RolledBack(reason)),
-            Event::Refused(Side::Old, text) if new_fenced => {
+            Event::SourceRunning if new_fenced => self.finish(Outcome::RolledBack(reason)),
+            Event::Refused(Side::Source, text) if new_fenced => {
                 if self.ask_again_later(now) {
                     self.state = State::RollingBack {
                         reason,
@@ -65,10 +65,12 @@ impl Engine {
                         old_failed,
                     };
                 } else {
-                    self.finish(Outcome::OldFailed(format!("it could not resume: {text}")));
+                    self.finish(Outcome::SourceFailed(format!(
+                        "it could not resume: {text}"
+                    )));
                 }
             }
-            Event::Unanswered(Side::Old, _) if new_fenced => {
+            Event::Unanswered(Side::Source, _) if new_fenced => {
                 self.retry_at = Some(now + REQUEST_RETRY);
                 self.state = State::RollingBack {
                     reason,
@@ -77,15 +79,15 @@ impl Engine {
                 };
             }
             Event::Tick if new_fenced && self.ask_is_due(now) => {
-                self.ask_now(Action::ResumeOld, now);
+                self.ask_now(Action::ResumeSource, now);
                 self.state = State::RollingBack {
                     reason,
                     new_fenced,
                     old_failed,
                 };
             }
-            Event::Died(Side::Old, how) if new_fenced => self.finish(Outcome::OldFailed(how)),
-            Event::Died(Side::Old, how) => {
+            Event::Died(Side::Source, how) if new_fenced => self.finish(Outcome::SourceFailed(how)),
+            Event::Died(Side::Source, how) => {
                 self.state = State::RollingBack {
                     reason,
                     new_fenced,

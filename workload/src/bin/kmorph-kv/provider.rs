@@ -238,11 +238,11 @@ impl Provider for Server {
         store.check_header()?;
         store.check_settled()?;
         if !is_frozen(store) {
-            return Err(bad("the arena is not frozen: the old side may still write"));
+            return Err(bad("the arena is not frozen: the source may still write"));
         }
         let state = store.state()?;
         if expected.is_some_and(|expected| expected != state) {
-            return Err(bad("the arena is not what the old side froze"));
+            return Err(bad("the arena is not what the source froze"));
         }
         store.verify_content(budget)?;
         could_answer(store)?;

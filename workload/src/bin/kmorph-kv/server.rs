@@ -75,7 +75,7 @@ pub(crate) struct Listener {
 /// All of the server but its session.
 #[derive(Debug)]
 pub(crate) struct Server {
-    /// `None`: the new side of a morph, before its state has come.
+    /// `None`: the target of a morph, before its state has come.
     pub(crate) store: Option<Store>,
     pub(crate) facts: Facts,
     pub(crate) connections: Slab<Connection>,
@@ -83,7 +83,7 @@ pub(crate) struct Server {
     /// Connections to run without waiting for an event.
     pub(crate) ready: Vec<usize>,
     pub(crate) dirty_bytes_per_s: u64,
-    /// New side: up to where the arena was made present before the freeze, in bytes.
+    /// Target: up to where the arena was made present before the freeze, in bytes.
     pub(crate) prefaulted: u64,
     next_client: u64,
     all: Epoll,
