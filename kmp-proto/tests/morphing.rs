@@ -11,12 +11,14 @@ use std::time::Duration;
 
 use kmp_proto::fence::{Confirmation, FenceMethod};
 use kmp_proto::message::{Capabilities, Check, CheckResult, Side, capability};
-use kmp_proto::morph::{Action, Answer, CommitLimit, Config, Engine, Event, Offer, Outcome};
+use kmp_proto::morph::{
+    Action, Answer, CommitLimit, CommitRecord, Config, Engine, Event, Offer, Outcome, Stage,
+};
 use kmp_proto::time::Instant;
 use proptest::prelude::*;
 
-const OLD: u64 = 7;
-const NEW: u64 = 8;
+const SOURCE: u64 = 7;
+const TARGET: u64 = 8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kernel {
@@ -40,10 +42,9 @@ enum Fault {
 
 struct World {
     engine: Engine,
-    config: Config,
     now: Instant,
-    old: Kernel,
-    new: Kernel,
+    source: Kernel,
+    target: Kernel,
     committed: bool,
     outcome: Option<Outcome>,
 }
@@ -56,6 +57,7 @@ fn config() -> Config {
         step_overhead: Duration::from_millis(2),
         required_kinds: capability::MEMORY,
         possible_modes: capability::BY_REFERENCE | capability::ROUNDS,
+        validate_on_request: false,
     }
 }
 
@@ -85,14 +87,13 @@ fn passed() -> Vec<Check> {
 impl World {
     fn new() -> Self {
         let now = Instant::default();
-        let engine = Engine::new(config(), OLD, NEW, now);
-        let (old, new) = (Kernel::Serving, Kernel::Waiting);
+        let engine = Engine::new(config(), SOURCE, TARGET, now);
+        let (source, target) = (Kernel::Serving, Kernel::Waiting);
         Self {
             engine,
-            config: config(),
             now,
-            old,
-            new,
+            source,
+            target,
             committed: false,
             outcome: None,
         }
@@ -105,18 +106,20 @@ impl World {
         };
         match action {
             Action::Prepare(Side::Target) | Action::Negotiate(Side::Target) | Action::Validate
-                if self.new == Kernel::Dead =>
+                if self.target == Kernel::Dead =>
             {
                 None
             }
             Action::Prepare(Side::Source) | Action::Negotiate(Side::Source) | Action::Retire
-                if self.old == Kernel::Dead =>
+                if self.source == Kernel::Dead =>
             {
                 None
             }
             Action::Prepare(side) => Some(Event::Prepared(side)),
             Action::Negotiate(side) => Some(Event::Offered(side, offer())),
-            Action::Round { .. } if self.new == Kernel::Dead || self.old == Kernel::Dead => None,
+            Action::Round { .. } if self.target == Kernel::Dead || self.source == Kernel::Dead => {
+                None
+            }
             Action::Round { .. } => {
                 let took = Duration::from_millis(1);
                 Some(Event::RoundApplied {
@@ -126,29 +129,29 @@ impl World {
                 })
             }
             Action::Validate => Some(Event::Report(passed())),
-            Action::Committable { .. } => Some(Event::CommitRequested {
+            Action::Committable(_) => Some(Event::CommitRequested {
                 limit: CommitLimit::Planned,
                 or_roll_back: false,
             }),
-            Action::Freeze if self.old == Kernel::Serving => {
-                self.old = Kernel::Frozen;
+            Action::Freeze if self.source == Kernel::Serving => {
+                self.source = Kernel::Frozen;
                 Some(Event::Frozen(5))
             }
-            Action::Activate if self.new == Kernel::Waiting => {
-                self.new = Kernel::Ready;
+            Action::Activate if self.target == Kernel::Waiting => {
+                self.target = Kernel::Ready;
                 Some(Event::Activated(5))
             }
-            Action::WriteCommitRecord => {
+            Action::WriteCommitRecord(order) => {
                 self.committed = true;
-                Some(Event::RecordDurable)
+                Some(Event::RecordDurable(order.recorded()))
             }
-            Action::Serve if self.new != Kernel::Dead => {
+            Action::Serve(_) if self.target != Kernel::Dead => {
                 assert!(self.committed, "SERVE before the commit record");
-                self.new = Kernel::Serving;
+                self.target = Kernel::Serving;
                 Some(Event::Serving)
             }
             Action::Retire => {
-                self.old = Kernel::Dead;
+                self.source = Kernel::Dead;
                 Some(Event::Retired)
             }
             Action::Fence(Side::Source, order) => {
@@ -156,7 +159,7 @@ impl World {
                     self.committed,
                     "the source kernel is fenced only after the commit record"
                 );
-                self.old = Kernel::Dead;
+                self.source = Kernel::Dead;
                 Some(Event::Fenced(Side::Source, certify(order)))
             }
             Action::Fence(Side::Target, order) => {
@@ -164,16 +167,16 @@ impl World {
                     !self.committed,
                     "the target kernel is fenced only before the commit record"
                 );
-                self.new = Kernel::Dead;
+                self.target = Kernel::Dead;
                 Some(Event::Fenced(Side::Target, certify(order)))
             }
-            Action::ResumeSource if self.old != Kernel::Dead => {
+            Action::ResumeSource(_) if self.source != Kernel::Dead => {
                 assert_eq!(
-                    self.new,
+                    self.target,
                     Kernel::Dead,
                     "the source kernel resumes beside a new one"
                 );
-                self.old = Kernel::Serving;
+                self.source = Kernel::Serving;
                 Some(Event::SourceRunning)
             }
             Action::Finished(outcome) => {
@@ -185,7 +188,7 @@ impl World {
     }
 
     fn check(&self) {
-        let both = self.old == Kernel::Serving && self.new == Kernel::Serving;
+        let both = self.source == Kernel::Serving && self.target == Kernel::Serving;
         assert!(!both, "both kernels serve");
     }
 
@@ -203,10 +206,10 @@ impl World {
                     panic!("waits without a deadline")
                 };
                 self.now = self.now.max(due);
-                if self.old == Kernel::Dead {
+                if self.source == Kernel::Dead {
                     self.tell(Event::Died(Side::Source, "gone".into()));
                 }
-                if self.new == Kernel::Dead {
+                if self.target == Kernel::Dead {
                     self.tell(Event::Died(Side::Target, "gone".into()));
                 }
                 self.tell(Event::Tick);
@@ -214,12 +217,17 @@ impl World {
             };
             if step == at {
                 match fault {
-                    Fault::KillSource => self.old = Kernel::Dead,
-                    Fault::KillTarget => self.new = Kernel::Dead,
+                    Fault::KillSource => self.source = Kernel::Dead,
+                    Fault::KillTarget => self.target = Kernel::Dead,
                     Fault::Rollback => self.tell(Event::RollbackRequested("asked".into())),
                     Fault::RestartDaemon => {
-                        let now = self.now;
-                        self.engine = Engine::resume(self.config, OLD, NEW, self.committed, now);
+                        self.engine = match self.committed {
+                            true => {
+                                let record = CommitRecord::restore_from_journal(SOURCE, TARGET);
+                                Engine::resume_committed(record, self.now)
+                            }
+                            false => Engine::resume_uncommitted(SOURCE, TARGET),
+                        };
                         step += 1;
                         continue;
                     }
@@ -231,7 +239,7 @@ impl World {
             let answer = self.act(action);
             self.check();
             if let Some(event) = answer
-                && (!lost || fence || matches!(event, Event::RecordDurable))
+                && (!lost || fence || matches!(event, Event::RecordDurable(_)))
             {
                 self.tell(event);
             }
@@ -256,9 +264,9 @@ fn while_the_commit_is_recorded_the_way_back_is_refused_and_before_and_after_the
             .engine
             .poll_action()
             .expect("a quiet morph needs no clock");
-        if action == Action::WriteCommitRecord {
-            let state = "committing.recording";
-            assert_eq!(ask(&mut world), Answer::Refused { state });
+        if matches!(action, Action::WriteCommitRecord(_)) {
+            let stage = Stage::Recording;
+            assert_eq!(ask(&mut world), Answer::Refused { stage });
             assert_eq!(world.engine.poll_action(), None);
         }
         if let Some(event) = world.act(action) {
@@ -266,7 +274,8 @@ fn while_the_commit_is_recorded_the_way_back_is_refused_and_before_and_after_the
         }
     }
     assert_eq!(world.outcome, Some(Outcome::Committed));
-    assert_eq!(ask(&mut world), Answer::Refused { state: "done" });
+    let stage = Stage::Done;
+    assert_eq!(ask(&mut world), Answer::Refused { stage });
 
     let mut world = World::new();
     assert_eq!(ask(&mut world), Answer::Accepted);
@@ -277,10 +286,10 @@ fn while_the_commit_is_recorded_the_way_back_is_refused_and_before_and_after_the
         limit,
         or_roll_back,
     };
-    let state = "rolling_back.fencing_target";
+    let stage = Stage::FencingTarget;
     assert_eq!(
         world.engine.handle(commit, world.now),
-        Answer::Refused { state }
+        Answer::Refused { stage }
     );
 }
 
@@ -289,7 +298,10 @@ fn a_quiet_morph_commits() {
     let mut world = World::new();
     world.run(Fault::Nothing, 0, usize::MAX);
     assert_eq!(world.outcome, Some(Outcome::Committed));
-    assert_eq!((world.old, world.new), (Kernel::Dead, Kernel::Serving));
+    assert_eq!(
+        (world.source, world.target),
+        (Kernel::Dead, Kernel::Serving)
+    );
 }
 
 #[test]
@@ -300,12 +312,12 @@ fn a_commit_over_the_budget_is_refused_unless_forced_and_changes_nothing() {
             step_overhead: Duration::from_millis(20),
             ..config()
         };
-        world.engine = Engine::new(slow, OLD, NEW, world.now);
+        world.engine = Engine::new(slow, SOURCE, TARGET, world.now);
         world.tell(Event::TargetHealthy);
         loop {
             match world.engine.poll_action().unwrap() {
-                Action::Committable { estimate } => {
-                    assert_eq!(estimate, Duration::from_millis(20));
+                Action::Committable(estimate) => {
+                    assert_eq!(estimate.total(), Duration::from_millis(20));
                     break;
                 }
                 action => {
@@ -325,7 +337,7 @@ fn a_commit_over_the_budget_is_refused_unless_forced_and_changes_nothing() {
         });
         let next: Vec<_> = std::iter::from_fn(|| world.engine.poll_action()).collect();
         assert_eq!(next.contains(&Action::Freeze), force);
-        assert_eq!(world.old, Kernel::Serving);
+        assert_eq!(world.source, Kernel::Serving);
     }
 }
 
@@ -350,7 +362,10 @@ fn a_failed_check_and_an_empty_report_roll_back() {
             "{:?}",
             world.outcome
         );
-        assert_eq!((world.old, world.new), (Kernel::Serving, Kernel::Dead));
+        assert_eq!(
+            (world.source, world.target),
+            (Kernel::Serving, Kernel::Dead)
+        );
     }
 }
 
@@ -372,25 +387,25 @@ proptest! {
         match outcome {
             Outcome::Committed => {
                 prop_assert!(world.committed);
-                prop_assert_eq!(world.old, Kernel::Dead);
-                prop_assert!(matches!(world.new, Kernel::Serving | Kernel::Dead));
+                prop_assert_eq!(world.source, Kernel::Dead);
+                prop_assert!(matches!(world.target, Kernel::Serving | Kernel::Dead));
             }
             Outcome::CommittedButFailed(_) => {
                 prop_assert!(world.committed);
-                prop_assert_eq!(world.old, Kernel::Dead);
+                prop_assert_eq!(world.source, Kernel::Dead);
             }
             Outcome::RolledBack(_) => {
                 prop_assert!(!world.committed);
-                prop_assert_eq!(world.new, Kernel::Dead);
+                prop_assert_eq!(world.target, Kernel::Dead);
                 // It may be killed once more after it has resumed: that is no matter of the morph.
-                let killed = matches!(fault, Fault::KillSource) && world.old == Kernel::Dead;
-                prop_assert!(killed || world.old == Kernel::Serving);
+                let killed = matches!(fault, Fault::KillSource) && world.source == Kernel::Dead;
+                prop_assert!(killed || world.source == Kernel::Serving);
             }
-            Outcome::SourceFailed(_) => {
+            Outcome::SourceFailed { .. } => {
                 prop_assert!(!world.committed);
-                prop_assert_eq!(world.new, Kernel::Dead);
+                prop_assert_eq!(world.target, Kernel::Dead);
             }
-            Outcome::OperatorActionNeeded(_) => prop_assert!(false, "every fence is confirmed here"),
+            Outcome::OperatorActionNeeded { .. } => prop_assert!(false, "every fence is confirmed here"),
         }
     }
 }

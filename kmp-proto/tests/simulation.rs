@@ -50,8 +50,8 @@ fn name(world: &World) -> &'static str {
         Outcome::Committed => "committed",
         Outcome::CommittedButFailed(_) => "committed but failed",
         Outcome::RolledBack(_) => "rolled back",
-        Outcome::SourceFailed(_) => "old failed",
-        Outcome::OperatorActionNeeded(_) => "operator",
+        Outcome::SourceFailed { .. } => "source failed",
+        Outcome::OperatorActionNeeded { .. } => "operator",
     }
 }
 
@@ -112,7 +112,7 @@ fn each_kernel_may_die_at_every_step() {
                 };
                 let world = run(seed, faults);
                 if strike == Strike::KillTarget {
-                    assert_ne!(name(&world), "old failed", "at {step}, seed {seed}");
+                    assert_ne!(name(&world), "source failed", "at {step}, seed {seed}");
                 }
             }
         }

@@ -2,7 +2,7 @@
 
 use actix::prelude::*;
 use kmorph_control_api::{ApiError, ErrorCode, EventKind, InstanceState, MorphStatus};
-use kmp_proto::message::FailureCause;
+use kmp_proto::message::{FailureCause, Side};
 use kmp_proto::morph::Outcome;
 
 use super::{CommandKind, Ending, Instance, MorphControl, Work};
@@ -19,8 +19,6 @@ pub struct MorphOver {
     pub outcome: Outcome,
     /// Its last status.
     pub status: MorphStatus,
-    /// Whether the commit record is durable: then the target generation is the instance.
-    pub committed: bool,
     /// The target generation.
     pub target: GenerationRow,
     /// Its watch, when it is the instance now.
@@ -52,7 +50,7 @@ impl Handler<MorphOver> for Instance {
     fn handle(&mut self, over: MorphOver, ctx: &mut Self::Context) {
         self.work = Work::Nothing;
         if let Some(Ending::After(request)) = self.ending.take() {
-            if over.committed {
+            if over.outcome.owner() == Side::Target {
                 self.end_watch();
                 self.row.active_generation = over.target.generation;
                 self.generation = over.target;
@@ -63,16 +61,19 @@ impl Handler<MorphOver> for Instance {
             return self.end_after_work(request, ctx);
         }
         match over.outcome {
-            Outcome::OperatorActionNeeded(reason) if !over.committed => {
+            Outcome::OperatorActionNeeded {
+                side: Side::Target,
+                why,
+            } => {
                 self.rest(
                     Desired::OperatorAction,
                     InstanceState::OperatorActionNeeded,
-                    Some(reason),
+                    Some(why),
                 );
             }
             Outcome::Committed
             | Outcome::CommittedButFailed(_)
-            | Outcome::OperatorActionNeeded(_) => {
+            | Outcome::OperatorActionNeeded { .. } => {
                 self.end_watch();
                 self.row.active_generation = over.target.generation;
                 self.row.spec.kernel = over.target.kernel.clone();
@@ -85,7 +86,7 @@ impl Handler<MorphOver> for Instance {
                     if let Some(watch) = over.watch {
                         watch.do_send(EndWatch);
                     }
-                    let evidence = vec![how];
+                    let evidence = vec![how.to_string()];
                     self.enter(InstanceState::Failed, Some(evidence.join("; ")));
                     return self.heal(FailureCause::KernelDead, evidence, ctx);
                 }
@@ -97,15 +98,15 @@ impl Handler<MorphOver> for Instance {
                     None => self.begin_watch(ctx),
                 }
                 self.enter_running();
-                if let Outcome::OperatorActionNeeded(reason) = over.outcome {
+                if let Outcome::OperatorActionNeeded { why, .. } = over.outcome {
                     // The target kernel has the state and serves: it is the instance, whatever the source still is.
-                    let text = format!("the source kernel keeps its resources: {reason}");
+                    let text = format!("the source kernel keeps its resources: {why}");
                     self.say(EventKind::Morph, text);
                 }
             }
             Outcome::RolledBack(_) => self.enter_running(),
-            Outcome::SourceFailed(how) => {
-                let evidence = vec![how];
+            Outcome::SourceFailed { failure, .. } => {
+                let evidence = vec![failure.to_string()];
                 self.enter(InstanceState::Failed, Some(evidence.join("; ")));
                 self.heal(FailureCause::KernelDead, evidence, ctx);
             }

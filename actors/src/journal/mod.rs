@@ -23,6 +23,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use copies::Copies;
 pub use error::JournalError;
+use kmp_proto::morph::{CommitOrder, CommitRecord};
 pub use rows::{
     CertificateRow, Change, Desired, GenerationPhase, GenerationRow, InstanceRow, InstanceSpec,
     KernelChoice, MorphRow, PublishedPortSpec, RecoveryRow, Snapshot, WorkloadRestarts,
@@ -335,6 +336,20 @@ pub async fn record(journal: &Addr<Journal>, changes: Vec<Change>) -> Result<(),
         .send(Record(changes))
         .await
         .unwrap_or(Err(JournalError::Gone))
+}
+
+/// As [`record`], of the changes that make up a commit record: the only place where one comes from, but for
+/// [`MorphRow::commit_record`].
+///
+/// # Errors
+/// As [`record`].
+pub async fn record_commit(
+    journal: &Addr<Journal>,
+    order: CommitOrder,
+    changes: Vec<Change>,
+) -> Result<CommitRecord, JournalError> {
+    record(journal, changes).await?;
+    Ok(order.recorded())
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use kmorph_backends::contract::{BackendKind, Placement};
 use kmorph_control_api::{
     DoctorReport, Event, MorphStatus, Operation, Policy, RecoveryRecord, WorkloadRequest,
 };
+use kmp_proto::morph::CommitRecord;
 use serde::{Deserialize, Serialize};
 
 /// What the user asked for, with everything optional filled in.
@@ -205,6 +206,15 @@ pub struct MorphRow {
     /// What was estimated for the part of the downtime that can be measured beforehand, microseconds.
     #[serde(default)]
     pub estimate_without_overhead_us: Option<u64>,
+}
+
+impl MorphRow {
+    /// The commit record, if an earlier daemon wrote it.
+    pub fn commit_record(&self) -> Option<CommitRecord> {
+        let (source, target) = (self.status.from_generation, self.status.to_generation);
+        self.committed
+            .then(|| CommitRecord::restore_from_journal(source, target))
+    }
 }
 
 /// Everything in the journal, as read at the daemon's start.

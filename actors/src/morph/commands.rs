@@ -3,7 +3,7 @@
 use actix::prelude::*;
 use kmorph_control_api::{ApiError, ErrorCode, MorphStatus};
 use kmp_proto::message::Side;
-use kmp_proto::morph::{CommitLimit, Event};
+use kmp_proto::morph::{CommitLimit, Event, Stage};
 
 use super::MorphSession;
 use crate::operations::Handle;
@@ -86,16 +86,11 @@ impl Handler<MorphCommand> for MorphSession {
 
     fn handle(&mut self, command: MorphCommand, ctx: &mut Self::Context) -> Self::Result {
         match command {
-            MorphCommand::Validate(operation) => match self.held_round.take() {
-                Some(event) => {
-                    operation.step("validating");
-                    self.operation = Some(operation);
-                    self.hold_validation = false;
-                    self.tell(event, ctx);
-                    Ok(())
-                }
-                None => refuse(Some(operation), self.engine.state(), "transferred"),
-            },
+            MorphCommand::Validate(operation) => {
+                operation.step("validating");
+                let asked = self.request(Event::ValidationRequested, Some(operation), ctx);
+                asked.or_else(|(operation, stage)| refuse(operation, stage, "transferred"))
+            }
             MorphCommand::Commit { limit, operation } => {
                 operation.step("committing");
                 let or_roll_back = false;
@@ -109,22 +104,22 @@ impl Handler<MorphCommand> for MorphSession {
                         u64::try_from(budget.as_micros()).unwrap_or(u64::MAX);
                 }
                 let asked = self.request(request, Some(operation), ctx);
-                asked.or_else(|(operation, state)| {
+                asked.or_else(|(operation, stage)| {
                     self.status.downtime_budget_us = planned;
-                    refuse(operation, state, "validated")
+                    refuse(operation, stage, "validated")
                 })
             }
             MorphCommand::Rollback { reason, operation } => {
                 let asked = self.request(Event::RollbackRequested(reason), operation, ctx);
-                asked.or_else(|(operation, state)| refuse(operation, state, "before its commit"))
+                asked.or_else(|(operation, stage)| refuse(operation, stage, "before its commit"))
             }
         }
     }
 }
 
 /// Tells whoever asked at the wrong moment, and the operation that waits.
-fn refuse(operation: Option<Handle>, state: &str, wanted: &str) -> Result<(), ApiError> {
-    let state = state.replace('_', " ").replace('.', ", ");
+fn refuse(operation: Option<Handle>, stage: Stage, wanted: &str) -> Result<(), ApiError> {
+    let state = stage.as_str().replace('_', " ").replace('.', ", ");
     let text = format!("the morph is {state}, not {wanted}");
     let error = ApiError::new(ErrorCode::WrongState, text)
         .hint("`kmorphctl morph status` shows where it is");

@@ -13,7 +13,9 @@ use kmorph_control_api::{
     ApiError, Check as ApiCheck, ErrorCode, EventKind, MorphPhase, MorphStatus, OperationKind,
 };
 use kmp_proto::message::{Side, TransferMode, capability};
-use kmp_proto::morph::{Action, Answer, CommitLimit, Config, Engine, Event};
+use kmp_proto::morph::{
+    Action, Answer, CommitLimit, Config, Engine, Estimate, Event, Phase, Stage,
+};
 use slog::{Logger, info, o};
 
 use crate::clock;
@@ -97,12 +99,9 @@ pub struct MorphSession {
     source_watch: Option<Addr<Watch>>,
     timer: Option<SpawnHandle>,
     operation: Option<Handle>,
-    hold_validation: bool,
-    held_round: Option<Event>,
     mode: TransferMode,
     relay: Option<Relay>,
     times: Times,
-    committed: bool,
     /// Sides that are fenced and could not be released yet.
     kept: Vec<Kept>,
 }
@@ -117,8 +116,8 @@ impl MorphSession {
         operation: Handle,
     ) -> Addr<Self> {
         let config = config(&services, &plan);
-        let (from, to) = (plan.source.generation, plan.target.generation);
-        let engine = Engine::new(config, from, to, clock::now());
+        let (source, target) = (plan.source.generation, plan.target.generation);
+        let engine = Engine::new(config, source, target, clock::now());
         let status = first_status(&plan, operation.id());
         let mut session = Self::with(services, owner, plan, engine, status, Some(operation));
         session.source_watch = source_watch;
@@ -133,9 +132,11 @@ impl MorphSession {
         source_watch: Option<Addr<Watch>>,
     ) -> Addr<Self> {
         let LeftMorph { plan, row, deaths } = left;
-        let config = config(&services, &plan);
-        let (from, to) = (plan.source.generation, plan.target.generation);
-        let mut engine = Engine::resume(config, from, to, row.committed, clock::now());
+        let (source, target) = (plan.source.generation, plan.target.generation);
+        let mut engine = match row.commit_record() {
+            Some(record) => Engine::resume_committed(record, clock::now()),
+            None => Engine::resume_uncommitted(source, target),
+        };
         // Nobody waits for an answer of a side that is known to be dead.
         for (side, how) in [(Side::Source, deaths.source), (Side::Target, deaths.target)] {
             if let Some(how) = how {
@@ -143,7 +144,6 @@ impl MorphSession {
             }
         }
         let mut session = Self::with(services, owner, plan, engine, row.status, None);
-        session.committed = row.committed;
         session.source_watch = source_watch;
         session.start()
     }
@@ -160,7 +160,6 @@ impl MorphSession {
             .log
             .new(o!("instance" => plan.instance.name.clone(),
             "generation" => plan.target.generation, "session" => plan.session));
-        let hold_validation = !plan.auto_validate;
         Self {
             services,
             owner,
@@ -172,12 +171,9 @@ impl MorphSession {
             source_watch: None,
             timer: None,
             operation,
-            hold_validation,
-            held_round: None,
             mode: TransferMode::ByReference,
             relay: None,
             times: Times::default(),
-            committed: false,
             kept: Vec::new(),
         }
     }
@@ -206,14 +202,14 @@ impl MorphSession {
         request: Event,
         operation: Option<Handle>,
         ctx: &mut Context<Self>,
-    ) -> Result<(), (Option<Handle>, &'static str)> {
+    ) -> Result<(), (Option<Handle>, Stage)> {
         let under_way = self.operation.as_ref().and_then(Handle::snapshot);
         if under_way.is_some_and(|under_way| under_way.kind == OperationKind::MorphRollback) {
             // It ends as that one does.
-            return Err((operation, self.engine.state()));
+            return Err((operation, self.engine.stage()));
         }
-        if let Answer::Refused { state } = self.engine.handle(request, clock::now()) {
-            return Err((operation, state));
+        if let Answer::Refused { stage } = self.engine.handle(request, clock::now()) {
+            return Err((operation, stage));
         }
         if let Some(operation) = operation
             && let Some(before) = self.operation.replace(operation)
@@ -245,7 +241,7 @@ impl MorphSession {
             Event::Frozen(_) => self.times.frozen = now,
             Event::RoundApplied { .. } if self.times.frozen.is_some() => self.times.applied = now,
             Event::Activated(_) => self.times.activated = now,
-            Event::RecordDurable => self.times.recorded = now,
+            Event::RecordDurable(_) => self.times.recorded = now,
             Event::Serving => {
                 self.times.serving = now;
                 let name = &self.plan.instance.name;
@@ -268,12 +264,18 @@ impl MorphSession {
             Action::Negotiate(side) => self.negotiate(side, ctx),
             Action::Round { mode, number, last } => {
                 self.mode = mode;
+                self.status.expires_at = None;
                 self.status.mode = Some(mode.as_str().to_owned());
                 self.status.rounds = number;
                 self.round(mode, number, last, ctx);
             }
             Action::Validate => self.validate(ctx),
-            Action::Committable { estimate } => self.committable(estimate, ctx),
+            Action::Transferred => {
+                self.status.expires_at = Some(wall_clock::rfc3339_in(self.plan.expiry));
+                self.say("morph: prepared");
+                self.succeed_operation();
+            }
+            Action::Committable(estimate) => self.committable(estimate, ctx),
             Action::CommitRefused(reason) => {
                 let error = ApiError::new(ErrorCode::OverBudget, reason.to_string()).hint(
                     "`kmorphctl morph commit` takes another --downtime-budget-ms, or --force for any downtime; the \
@@ -291,13 +293,13 @@ impl MorphSession {
                 self.freeze(ctx);
             }
             Action::Activate => self.activate(ctx),
-            Action::WriteCommitRecord => {
+            Action::WriteCommitRecord(order) => {
                 if let Some(operation) = &self.operation {
                     operation.step("recording the commit");
                 }
-                self.write_commit_record(ctx);
+                self.write_commit_record(order, ctx);
             }
-            Action::Serve => self.serve(ctx),
+            Action::Serve(record) => self.serve(&record, ctx),
             Action::Retire => self.retire(ctx),
             Action::Fence(side, order) => {
                 if side == Side::Source {
@@ -305,22 +307,21 @@ impl MorphSession {
                 }
                 self.fence(side, order, ctx);
             }
-            Action::ResumeSource => self.resume_source(ctx),
+            Action::ResumeSource(target_fenced) => self.resume_source(&target_fenced, ctx),
             Action::Finished(outcome) => self.finished(outcome, ctx),
         }
     }
 
-    fn enter(&mut self, phase: &'static str) {
-        if phase != "transferring" {
-            self.held_round = None;
-        }
+    fn enter(&mut self, phase: Phase) {
+        self.status.expires_at = None;
         if let Some(phase) = phase_of(phase) {
             self.status.phase = phase;
         }
+        let name = phase.as_str().replace('_', " ");
         if let Some(operation) = &self.operation {
-            operation.step(phase.replace('_', " "));
+            operation.step(name.clone());
         }
-        self.say(format!("morph: {}", phase.replace('_', " ")));
+        self.say(format!("morph: {name}"));
         self.save();
     }
 
@@ -334,11 +335,11 @@ impl MorphSession {
             .publish(draft.with(serde_json::json!({ "session": self.plan.session })));
     }
 
-    fn row(&self, phase: &str) -> MorphRow {
+    fn row(&self) -> MorphRow {
         MorphRow {
             status: self.status.clone(),
-            phase: phase.to_owned(),
-            committed: self.committed,
+            phase: self.engine.phase().as_str().to_owned(),
+            committed: self.engine.owner() == Side::Target,
             kernel: self.plan.kernel.clone(),
             estimate_without_overhead_us: self.times.without_overhead_us,
         }
@@ -347,21 +348,18 @@ impl MorphSession {
     /// Writes the phase without waiting: what undoes a morph before its commit record is in the rows
     /// of its generations.
     fn save(&self) {
-        let row = self.row(self.engine.phase());
+        let row = self.row();
         self.services
             .journal
             .do_send(Note(Change::Morph(Box::new(row))));
     }
 
-    fn committable(&mut self, estimate: Duration, ctx: &mut Context<Self>) {
-        let micros = u64::try_from(estimate.as_micros()).unwrap_or(u64::MAX);
-        let overhead = self.engine.config().step_overhead;
-        let without = estimate.saturating_sub(overhead).as_micros();
-        self.times.without_overhead_us = u64::try_from(without).ok();
-        self.status.estimated_downtime_us = Some(micros);
-        self.say(format!(
-            "morph: validated, estimated downtime {estimate:.1?}"
-        ));
+    fn committable(&mut self, estimate: Estimate, ctx: &mut Context<Self>) {
+        let total = estimate.total();
+        self.times.without_overhead_us = u64::try_from(estimate.measured.as_micros()).ok();
+        self.status.estimated_downtime_us =
+            Some(u64::try_from(total.as_micros()).unwrap_or(u64::MAX));
+        self.say(format!("morph: validated, estimated downtime {total:.1?}"));
         if self.plan.auto_commit {
             let limit = match self.plan.force {
                 true => CommitLimit::None,
@@ -400,6 +398,7 @@ fn config(services: &Services, plan: &MorphPlan) -> Config {
         step_overhead: services.downtimes.borrow().overhead(mode_of(services)),
         required_kinds: kinds,
         possible_modes: modes,
+        validate_on_request: !plan.auto_validate,
     }
 }
 
@@ -415,7 +414,7 @@ fn mode_of(services: &Services) -> TransferMode {
 pub fn first_row(plan: &MorphPlan, operation: String) -> MorphRow {
     MorphRow {
         status: first_status(plan, operation),
-        phase: "preparing".to_owned(),
+        phase: Phase::Preparing.as_str().to_owned(),
         committed: false,
         kernel: plan.kernel.clone(),
         estimate_without_overhead_us: None,
@@ -447,16 +446,17 @@ fn first_status(plan: &MorphPlan, operation: String) -> MorphStatus {
     }
 }
 
-fn phase_of(name: &str) -> Option<MorphPhase> {
-    Some(match name {
-        "preparing" => MorphPhase::Preparing,
-        "negotiating" => MorphPhase::Negotiating,
-        "transferring" => MorphPhase::Transferring,
-        "validating" => MorphPhase::Validating,
-        "committable" => MorphPhase::Committable,
-        "committing" => MorphPhase::Committing,
-        "rolling_back" => MorphPhase::RollingBack,
-        _ => return None,
+/// What is shown of a phase; how a morph has ended says its outcome.
+fn phase_of(phase: Phase) -> Option<MorphPhase> {
+    Some(match phase {
+        Phase::Preparing => MorphPhase::Preparing,
+        Phase::Negotiating => MorphPhase::Negotiating,
+        Phase::Transferring => MorphPhase::Transferring,
+        Phase::Validating => MorphPhase::Validating,
+        Phase::Committable => MorphPhase::Committable,
+        Phase::Committing => MorphPhase::Committing,
+        Phase::RollingBack => MorphPhase::RollingBack,
+        Phase::Done => return None,
     })
 }
 
@@ -464,14 +464,14 @@ impl Actor for MorphSession {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        if self.engine.phase() == "preparing" {
+        if self.engine.phase() == Phase::Preparing {
             self.say(format!(
                 "morph: from {} to {}",
                 self.status.from_kernel, self.status.to_kernel
             ));
             self.save();
             self.spawn_target(ctx);
-        } else if self.plan.target.placement.is_some() && self.committed {
+        } else if self.plan.target.placement.is_some() && self.engine.owner() == Side::Target {
             self.watch_target(ctx);
         }
         if let Some(operation) = &self.operation {

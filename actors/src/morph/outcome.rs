@@ -2,7 +2,8 @@
 
 use actix::prelude::*;
 use kmorph_control_api::{ApiError, DowntimeSteps, ErrorCode, MorphPhase};
-use kmp_proto::morph::Outcome;
+use kmp_proto::message::Side;
+use kmp_proto::morph::{Outcome, RollbackReason};
 use kmp_proto::time::Instant;
 use serde_json::Value;
 
@@ -65,41 +66,7 @@ impl MorphSession {
 
     pub(super) fn finished(&mut self, outcome: Outcome, ctx: &mut Context<Self>) {
         self.status.ended_at = Some(wall_clock::now_rfc3339());
-        let (phase, error) = match &outcome {
-            Outcome::Committed => (MorphPhase::Committed, None),
-            Outcome::CommittedButFailed(why) => {
-                let text = format!("committed, but the target kernel failed: {why}");
-                (
-                    MorphPhase::Committed,
-                    Some(ApiError::new(ErrorCode::Internal, text)),
-                )
-            }
-            Outcome::RolledBack(why) => {
-                let text = format!("rolled back, the source kernel serves: {why}");
-                let error = if why.starts_with("incompatible") {
-                    ApiError::new(ErrorCode::Incompatible, text)
-                } else if why.starts_with("the estimated downtime") {
-                    ApiError::new(ErrorCode::OverBudget, text)
-                        .hint("give a larger --downtime-budget-ms, or --force for any downtime")
-                } else {
-                    ApiError::new(ErrorCode::WrongState, text)
-                };
-                (MorphPhase::RolledBack, Some(error))
-            }
-            Outcome::SourceFailed(why) => {
-                let text = format!("undone, and the source kernel is being healed: {why}");
-                (
-                    MorphPhase::Failed,
-                    Some(ApiError::new(ErrorCode::Internal, text)),
-                )
-            }
-            Outcome::OperatorActionNeeded(why) => {
-                let text = format!("a fence could not be confirmed: {why}");
-                let error = ApiError::new(ErrorCode::OperatorActionNeeded, text)
-                    .hint("see that the processes named end, then `kmorphctl recover`");
-                (MorphPhase::Failed, Some(error))
-            }
-        };
+        let (phase, error) = shown(&outcome);
         self.status.phase = phase;
         self.status.expires_at = None;
         self.status.downtime = self.downtime();
@@ -110,20 +77,19 @@ impl MorphSession {
             (Some(error), _) => format!("morph: {}", error.message),
         };
         self.say(said);
-        let row = self.row("done");
+        let row = self.row();
         self.services.downtimes.borrow_mut().learn(&row);
         self.services
             .journal
             .do_send(Record(vec![Change::Morph(Box::new(row))]));
         self.end_operation(&outcome, error);
-        if !self.committed
+        if outcome.owner() == Side::Source
             && let Some(watch) = self.watch.take()
         {
             watch.do_send(EndWatch);
         }
         self.owner.do_send(MorphOver {
             outcome,
-            committed: self.committed,
             status: self.status.clone(),
             target: self.plan.target.clone(),
             watch: self.watch.take(),
@@ -152,6 +118,41 @@ impl MorphSession {
         // The instance is free for other work meanwhile.
         actix::spawn(end_once_returned(kept, operation, end, result));
     }
+}
+
+/// What operators are shown of the end of a morph: its phase, and the error of the operation that waits for a commit.
+fn shown(outcome: &Outcome) -> (MorphPhase, Option<ApiError>) {
+    let (phase, error) = match outcome {
+        Outcome::Committed => return (MorphPhase::Committed, None),
+        Outcome::CommittedButFailed(failure) => {
+            let text = format!("committed, but the target kernel failed: {failure}");
+            (
+                MorphPhase::Committed,
+                ApiError::new(ErrorCode::Internal, text),
+            )
+        }
+        Outcome::RolledBack(reason) => {
+            let text = format!("rolled back, the source kernel serves: {reason}");
+            let error = match reason {
+                RollbackReason::Incompatible(_) => ApiError::new(ErrorCode::Incompatible, text),
+                RollbackReason::OverBudget(_) => ApiError::new(ErrorCode::OverBudget, text)
+                    .hint("give a larger --downtime-budget-ms, or --force for any downtime"),
+                _ => ApiError::new(ErrorCode::WrongState, text),
+            };
+            (MorphPhase::RolledBack, error)
+        }
+        Outcome::SourceFailed { failure, .. } => {
+            let text = format!("undone, and the source kernel is being healed: {failure}");
+            (MorphPhase::Failed, ApiError::new(ErrorCode::Internal, text))
+        }
+        Outcome::OperatorActionNeeded { why, .. } => {
+            let text = format!("a fence could not be confirmed: {why}");
+            let error = ApiError::new(ErrorCode::OperatorActionNeeded, text)
+                .hint("see that the processes named end, then `kmorphctl recover`");
+            (MorphPhase::Failed, error)
+        }
+    };
+    (phase, Some(error))
 }
 
 /// Ends an operation when all that the morph's sides held is given back, or after [`RELEASE_PATIENCE`].

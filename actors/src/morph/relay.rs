@@ -85,7 +85,7 @@ impl MorphSession {
                 }
                 Err(Broken { side, why }) => Event::Refused(side, crate::guest_text::line(&why)),
             };
-            act.round_over(event, last, ctx);
+            act.tell(event, ctx);
         }));
     }
 }

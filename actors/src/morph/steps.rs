@@ -6,21 +6,20 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use kmorph_launch::StartMode;
-use kmp_proto::fence::FenceOrder;
+use kmp_proto::fence::{FenceCertificate, FenceOrder};
 use kmp_proto::message::{
     CommitReply, CommitStep, Message as Kmp, MorphCommit, MorphNegotiate, MorphPrepare,
     MorphRollback, MorphTransfer, MorphTransferFixed, MorphValidate, NegotiateFixed, RollbackFixed,
     RollbackStatus, Side, StepStatus, TransferMode, TransferOp, Verdict, WorkloadState,
     transfer_flags,
 };
-use kmp_proto::morph::{Event, FROZEN_STEP_TIMEOUT, Offer};
+use kmp_proto::morph::{CommitOrder, CommitRecord, Event, FROZEN_STEP_TIMEOUT, Offer};
 
 use super::{MorphSession, STEP_TIMEOUT, api_checks, by_reference};
 use crate::clock;
-use crate::journal::{Change, record};
+use crate::journal::{Change, record_commit};
 use crate::release::Release;
 use crate::transport::{Request, RequestError};
-use crate::wall_clock;
 use crate::watch::{Ping, Watch};
 
 impl MorphSession {
@@ -94,7 +93,7 @@ impl MorphSession {
                 act.watch_target(ctx);
             }
             Err(error) => {
-                act.tell(Event::RollbackRequested(error.message), ctx);
+                act.tell(Event::NotStarted(error.message), ctx);
             }
         }));
     }
@@ -199,7 +198,7 @@ impl MorphSession {
             self.plan.phase_timeout
         };
         let (reply, began) = (self.ask(side, message, timeout), clock::now());
-        self.later_round(side, reply, began, last, ctx);
+        self.later_round(side, reply, began, ctx);
     }
 
     fn later_round(
@@ -207,7 +206,6 @@ impl MorphSession {
         side: Side,
         reply: impl Future<Output = Result<Kmp, RequestError>> + 'static,
         began: kmp_proto::time::Instant,
-        last: bool,
         ctx: &mut Context<Self>,
     ) {
         ctx.spawn(reply.into_actor(self).map(move |reply, act, ctx| {
@@ -219,21 +217,8 @@ impl MorphSession {
                 },
                 other => refused(side, other),
             };
-            act.round_over(event, last, ctx);
+            act.tell(event, ctx);
         }));
-    }
-
-    /// A round has come to its end. Prepared means: the first state is over. Without a validation
-    /// asked for, wait here.
-    pub(super) fn round_over(&mut self, event: Event, last: bool, ctx: &mut Context<Self>) {
-        if self.hold_validation && !last && matches!(event, Event::RoundApplied { .. }) {
-            self.held_round = Some(event);
-            self.status.expires_at = Some(wall_clock::rfc3339_in(self.plan.expiry));
-            self.say("morph: prepared");
-            self.succeed_operation();
-            return self.tell(Event::Held, ctx);
-        }
-        self.tell(event, ctx);
     }
 
     pub(super) fn validate(&mut self, ctx: &mut Context<Self>) {
@@ -299,7 +284,8 @@ impl MorphSession {
         });
     }
 
-    pub(super) fn serve(&mut self, ctx: &mut Context<Self>) {
+    /// SERVE, which only the commit record allows.
+    pub(super) fn serve(&mut self, _: &CommitRecord, ctx: &mut Context<Self>) {
         if self.times.freeze.is_some() {
             return self.step(Side::Target, CommitStep::Serve, ctx, |_| Event::Serving);
         }
@@ -327,26 +313,25 @@ impl MorphSession {
         self.step(Side::Source, CommitStep::Retire, ctx, |_| Event::Retired);
     }
 
-    pub(super) fn write_commit_record(&mut self, ctx: &mut Context<Self>) {
+    pub(super) fn write_commit_record(&mut self, order: CommitOrder, ctx: &mut Context<Self>) {
         let mut instance = self.plan.instance.clone();
         instance.active_generation = self.plan.target.generation;
         instance.spec.kernel = self.plan.kernel.clone();
         instance.morphs += 1;
-        let mut row = self.row("committing");
+        let mut row = self.row();
         row.committed = true;
         let changes = vec![
             Change::Instance(Box::new(instance.clone())),
             Change::Morph(Box::new(row)),
         ];
         let journal = self.services.journal.clone();
-        let work = async move { record(&journal, changes).await };
+        let work = async move { record_commit(&journal, order, changes).await };
         ctx.spawn(
             work.into_actor(self)
                 .map(move |written, act, ctx| match written {
-                    Ok(()) => {
-                        act.committed = true;
+                    Ok(record) => {
                         act.plan.instance = instance;
-                        act.tell(Event::RecordDurable, ctx);
+                        act.tell(Event::RecordDurable(record), ctx);
                     }
                     Err(error) => act.tell(Event::RecordFailed(error.to_string()), ctx),
                 }),
@@ -379,7 +364,8 @@ impl MorphSession {
         }));
     }
 
-    pub(super) fn resume_source(&mut self, ctx: &mut Context<Self>) {
+    /// The source serves again, which only the certificate of the target's fence allows.
+    pub(super) fn resume_source(&mut self, _: &FenceCertificate, ctx: &mut Context<Self>) {
         let message = Kmp::MorphRollback(MorphRollback {
             fixed: RollbackFixed {
                 session: self.plan.session,

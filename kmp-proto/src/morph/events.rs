@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use super::Offer;
-use super::phases::Failed;
+use super::negotiation::Offer;
+use super::reasons::{OverBudget, RollbackReason, SourceFailure, TargetFailure};
+use super::record::{CommitOrder, CommitRecord};
+use super::stage::{Phase, Stage};
 use crate::fence::{FenceCertificate, FenceOrder};
 use crate::message::{Check, Side, TransferMode};
 
@@ -12,6 +14,8 @@ use crate::message::{Check, Side, TransferMode};
 pub enum Event {
     /// The target generation is healthy.
     TargetHealthy,
+    /// It could not be started.
+    NotStarted(String),
     /// A side acknowledged MORPH_PREPARE.
     Prepared(Side),
     /// A side answered MORPH_NEGOTIATE.
@@ -25,9 +29,8 @@ pub enum Event {
         /// How long it took.
         took: Duration,
     },
-    /// The first state is over and nobody has asked for its validation yet: from here it may wait
-    /// for [`super::Config::expiry`].
-    Held,
+    /// Validate what is there, and go on.
+    ValidationRequested,
     /// The target's validation report.
     Report(Vec<Check>),
     /// Commit now, if the estimate is within the limit.
@@ -37,14 +40,14 @@ pub enum Event {
         /// Nobody is there to decide what follows an estimate above the limit: roll back then.
         or_roll_back: bool,
     },
-    /// Go back.
+    /// Go back; why, in the words of whoever asks.
     RollbackRequested(String),
     /// The source workload stands still; digest of its state.
     Frozen(u64),
     /// The target workload has taken over; digest of its state.
     Activated(u64),
     /// The commit record is durable.
-    RecordDurable,
+    RecordDurable(CommitRecord),
     /// The commit record could not be written.
     RecordFailed(String),
     /// The target workload serves.
@@ -75,8 +78,8 @@ pub enum Answer {
     Accepted,
     /// It changes nothing there.
     Refused {
-        /// The state's name in the transition table.
-        state: &'static str,
+        /// The state in which it changes nothing.
+        stage: Stage,
     },
 }
 
@@ -96,16 +99,17 @@ impl Event {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::TargetHealthy => "TargetHealthy",
+            Self::NotStarted(_) => "NotStarted",
             Self::Prepared(_) => "Prepared",
             Self::Offered(..) => "Offered",
             Self::RoundApplied { .. } => "RoundApplied",
-            Self::Held => "Held",
+            Self::ValidationRequested => "ValidationRequested",
             Self::Report(_) => "Report",
             Self::CommitRequested { .. } => "CommitRequested",
             Self::RollbackRequested(_) => "RollbackRequested",
             Self::Frozen(_) => "Frozen",
             Self::Activated(_) => "Activated",
-            Self::RecordDurable => "RecordDurable",
+            Self::RecordDurable(_) => "RecordDurable",
             Self::RecordFailed(_) => "RecordFailed",
             Self::Serving => "Serving",
             Self::Retired => "Retired",
@@ -123,25 +127,6 @@ impl Event {
             Self::Tick => "Tick",
         }
     }
-}
-
-/// A step of the commit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// Old: FREEZE.
-    Freezing,
-    /// The last round.
-    LastRound,
-    /// New: ACTIVATE.
-    Activating,
-    /// The commit record.
-    Recording,
-    /// New: SERVE.
-    Serving,
-    /// Old: RETIRE.
-    Retiring,
-    /// The source generation's fence.
-    FencingSource,
 }
 
 /// What is to be done.
@@ -162,29 +147,28 @@ pub enum Action {
     },
     /// MORPH_VALIDATE to the target.
     Validate,
+    /// The first round is in place, and [`Event::ValidationRequested`] is waited for.
+    Transferred,
     /// It can be committed; this is the downtime to expect.
-    Committable {
-        /// The estimate.
-        estimate: Duration,
-    },
+    Committable(Estimate),
     /// The commit was refused, nothing has changed.
-    CommitRefused(Failed),
+    CommitRefused(OverBudget),
     /// FREEZE to the source.
     Freeze,
     /// ACTIVATE to the target.
     Activate,
     /// Make the commit record durable.
-    WriteCommitRecord,
-    /// SERVE to the target.
-    Serve,
+    WriteCommitRecord(CommitOrder),
+    /// SERVE to the target, which the record allows.
+    Serve(CommitRecord),
     /// RETIRE to the source.
     Retire,
     /// Fence a side.
     Fence(Side, FenceOrder),
-    /// MORPH_ROLLBACK to the source: resume.
-    ResumeSource,
+    /// MORPH_ROLLBACK to the source: resume, which the target's certificate allows.
+    ResumeSource(FenceCertificate),
     /// The phase has changed.
-    Phase(&'static str),
+    Phase(Phase),
     /// It is over.
     Finished(Outcome),
 }
@@ -200,23 +184,24 @@ impl Action {
             Self::Round { last: false, .. } => "Round",
             Self::Round { last: true, .. } => "Round(last)",
             Self::Validate => "Validate",
-            Self::Committable { .. } => "Committable",
+            Self::Transferred => "Transferred",
+            Self::Committable(_) => "Committable",
             Self::CommitRefused(_) => "CommitRefused",
             Self::Freeze => "Freeze",
             Self::Activate => "Activate",
-            Self::WriteCommitRecord => "WriteCommitRecord",
-            Self::Serve => "Serve",
+            Self::WriteCommitRecord(_) => "WriteCommitRecord",
+            Self::Serve(_) => "Serve",
             Self::Retire => "Retire",
             Self::Fence(Side::Source, _) => "Fence(source)",
             Self::Fence(Side::Target, _) => "Fence(target)",
-            Self::ResumeSource => "ResumeSource",
+            Self::ResumeSource(_) => "ResumeSource",
             Self::Phase(_) => "Phase",
             Self::Finished(outcome) => match outcome {
                 Outcome::Committed => "Finished(Committed)",
                 Outcome::CommittedButFailed(_) => "Finished(CommittedButFailed)",
                 Outcome::RolledBack(_) => "Finished(RolledBack)",
-                Outcome::SourceFailed(_) => "Finished(SourceFailed)",
-                Outcome::OperatorActionNeeded(_) => "Finished(OperatorActionNeeded)",
+                Outcome::SourceFailed { .. } => "Finished(SourceFailed)",
+                Outcome::OperatorActionNeeded { .. } => "Finished(OperatorActionNeeded)",
             },
         }
     }
@@ -225,15 +210,54 @@ impl Action {
 /// How a morph ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The target generation serves, the source is fenced.
+    /// The target serves, the source is fenced.
     Committed,
-    /// The target generation is the instance, the source is fenced, but the target does not serve:
-    /// it needs a recovery.
-    CommittedButFailed(String),
-    /// The source generation serves, the target is fenced.
-    RolledBack(String),
-    /// The target generation is fenced and the source has failed: it needs a recovery.
-    SourceFailed(String),
-    /// A fence could not be confirmed.
-    OperatorActionNeeded(String),
+    /// The target is the instance, the source is fenced, but the target does not serve: it needs a recovery.
+    CommittedButFailed(TargetFailure),
+    /// The source serves, the target is fenced.
+    RolledBack(RollbackReason),
+    /// The target is fenced and the source has failed: it needs a recovery.
+    SourceFailed {
+        /// Why the morph was rolled back.
+        reason: RollbackReason,
+        /// How the source failed.
+        failure: SourceFailure,
+    },
+    /// The fence of a side could not be confirmed.
+    OperatorActionNeeded {
+        /// The side: the source after the commit record, else the target.
+        side: Side,
+        /// Why not.
+        why: String,
+    },
+}
+
+impl Outcome {
+    /// The side that is the instance now.
+    pub const fn owner(&self) -> Side {
+        match self {
+            Self::Committed | Self::CommittedButFailed(_) => Side::Target,
+            Self::RolledBack(_) | Self::SourceFailed { .. } => Side::Source,
+            Self::OperatorActionNeeded { side, .. } => match side {
+                Side::Source => Side::Target,
+                Side::Target => Side::Source,
+            },
+        }
+    }
+}
+
+/// The downtime to expect of a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Estimate {
+    /// What this morph has measured: the exchanges with both sides, and the last round.
+    pub measured: Duration,
+    /// What the steps cost apart from that: [`super::Config::step_overhead`].
+    pub overhead: Duration,
+}
+
+impl Estimate {
+    /// Both together.
+    pub fn total(self) -> Duration {
+        self.measured.saturating_add(self.overhead)
+    }
 }

@@ -16,30 +16,35 @@
 //! ```
 //!
 //! Invariants:
-//! * Before the commit record the end is the source generation serving and the target fenced; after
-//!   it, the target serving and the source fenced. SERVE is sent only after the record is durable;
-//!   the source is resumed only after the target is fenced. So both never serve.
-//! * What commits is validated, and what takes over is fenced: [`Validated`] and
-//!   [`FenceCertificate`](crate::fence::FenceCertificate) can be had in one place each.
-//! * Every phase has a deadline.
+//! * Before the commit record the end is the source serving and the target fenced; after it, the target serving and the
+//!   source fenced. So both never serve.
+//! * These are types, each with one origin: only a [`Committable`] morph commits, and only [`Morph::on_report`] makes one;
+//!   SERVE goes out with a [`CommitRecord`], which the journal makes of a [`CommitOrder`]; the source is asked to resume
+//!   with the target's [`FenceCertificate`](crate::fence::FenceCertificate).
+//! * Every phase has a deadline, but for those in which the journal or a backend is waited for: they bound their own work.
 
 mod engine;
 mod events;
+mod negotiation;
 mod phases;
+mod reasons;
+mod record;
+mod stage;
 mod transitions;
 
 pub use engine::Engine;
-pub use events::{Action, Answer, CommitLimit, Event, Outcome, Step};
+pub use events::{Action, Answer, CommitLimit, Estimate, Event, Outcome};
+pub use negotiation::{Offer, negotiate};
 pub use phases::{
-    Committable, Committing, Failed, Morph, Negotiating, Preparing, Transferring, Validated,
-    Validating,
+    Activating, Committable, FencingSource, FencingTarget, Freezing, Held, LastRound, Morph,
+    Negotiating, Preparing, Recording, Resuming, Retiring, Serving, Transferring, Validating,
 };
-
+pub use reasons::{Invalid, Missing, OverBudget, RollbackReason, SourceFailure, TargetFailure};
+pub use record::{CommitOrder, CommitRecord};
+pub use stage::{Phase, Stage};
 pub use transitions::TRANSITIONS;
 
 use std::time::Duration;
-
-use crate::message::{Capabilities, TransferMode, capability};
 
 /// Most rounds of pre-copy before the last one.
 pub const ROUNDS_MAX: u32 = 10;
@@ -76,84 +81,17 @@ pub struct Config {
     pub required_kinds: u32,
     /// Modes that the backend makes possible.
     pub possible_modes: u32,
-}
-
-/// One side's answer in the negotiation.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Offer {
-    /// What it can do.
-    pub capabilities: Capabilities,
-    /// Version of its state's format.
-    pub state_version: u32,
-    /// Bytes of state (source).
-    pub state_bytes: u64,
-    /// How fast it changes, bytes a second (source).
-    pub dirty_bytes_per_s: u64,
-    /// What it says is missing; not empty in a veto.
-    pub missing: Vec<String>,
-    /// Time from the question to this answer, which took its agent and its workload as a step of the
-    /// commit does.
-    pub round_trip: Duration,
-}
-
-/// What both sides can do, or what is missing.
-///
-/// # Errors
-/// The list of what is missing, for people.
-pub fn negotiate(config: &Config, old: &Offer, new: &Offer) -> Result<TransferMode, Vec<String>> {
-    let mut missing = Vec::new();
-    for (side, offer) in [("old", old), ("new", new)] {
-        missing.extend(offer.missing.iter().map(|m| format!("{side} kernel: {m}")));
-        let have = offer.capabilities;
-        if have.providers & capability::COOPERATIVE == 0 {
-            missing.push(format!(
-                "{side} kernel: no workload that takes part in a morph"
-            ));
-            continue;
-        }
-        for (bit, name) in [
-            (capability::MEMORY, "memory"),
-            (capability::FDS, "file descriptors"),
-            (capability::LISTENERS, "listening sockets"),
-            (capability::CONNECTIONS, "connections"),
-        ] {
-            if config.required_kinds & bit != 0 && have.state_kinds & bit == 0 {
-                missing.push(format!("{side} kernel: cannot move {name}"));
-            }
-        }
-    }
-    let modes = old.capabilities.modes & new.capabilities.modes & config.possible_modes;
-    if missing.is_empty() && old.state_version != new.state_version {
-        missing.push(format!(
-            "the state's format: old version {}, new version {}",
-            old.state_version, new.state_version
-        ));
-    }
-    if missing.is_empty() && modes == 0 {
-        missing.push("a way to move state that both sides and the backend have".to_owned());
-    }
-    if !missing.is_empty() {
-        return Err(missing);
-    }
-    if modes & capability::BY_REFERENCE != 0 {
-        Ok(TransferMode::ByReference)
-    } else {
-        Ok(TransferMode::Rounds)
-    }
-}
-
-/// What the exchanges of a commit take while the workload stands still, going by how long both sides
-/// took to negotiate: FREEZE with the source, ACTIVATE and SERVE with the target.
-pub(crate) fn exchanges(old: &Offer, new: &Offer) -> Duration {
-    let new = new.round_trip.saturating_mul(2);
-    old.round_trip.saturating_add(new)
+    /// Once the first round is in place, wait for [`Event::ValidationRequested`].
+    pub validate_on_request: bool,
 }
 
 #[cfg(test)]
 mod tests {
+    use super::negotiation::exchanges;
     use super::*;
+    use crate::message::{Capabilities, Check, CheckResult, TransferMode, capability};
 
-    fn config() -> Config {
+    pub(super) fn config() -> Config {
         Config {
             phase_timeout: Duration::from_secs(60),
             expiry: Duration::from_secs(600),
@@ -161,10 +99,11 @@ mod tests {
             step_overhead: Duration::from_millis(1),
             required_kinds: capability::MEMORY,
             possible_modes: capability::BY_REFERENCE | capability::ROUNDS,
+            validate_on_request: false,
         }
     }
 
-    fn offer(kinds: u32, modes: u32) -> Offer {
+    pub(super) fn offer(kinds: u32, modes: u32) -> Offer {
         let providers = capability::COOPERATIVE;
         let capabilities = Capabilities {
             state_kinds: kinds,
@@ -179,55 +118,42 @@ mod tests {
     }
 
     #[test]
-    fn the_outcome_is_what_both_have_reference_before_rounds() {
-        let both = capability::BY_REFERENCE | capability::ROUNDS;
-        let (old, new) = (offer(1, both), offer(1, both));
-        assert_eq!(
-            negotiate(&config(), &old, &new),
-            Ok(TransferMode::ByReference)
-        );
-        let new = offer(1, capability::ROUNDS);
-        assert_eq!(negotiate(&config(), &old, &new), Ok(TransferMode::Rounds));
-    }
-
-    #[test]
     fn the_estimate_counts_the_exchanges_of_the_commit() {
         let millis = Duration::from_millis;
         let side = |round_trip| Offer {
             round_trip: millis(round_trip),
             ..offer(1, 1)
         };
-        let morph = Morph::begin(config())
-            .ready()
-            .agreed(TransferMode::ByReference, exchanges(&side(3), &side(5)));
-        let check = crate::message::Check {
+        let mut morph = Morph::<Preparing>::begin(config(), 7, 8);
+        morph.target_is_healthy();
+        let phases::Preparation::Waiting(morph) = morph.prepared(crate::message::Side::Source)
+        else {
+            panic!("the target has not acknowledged");
+        };
+        let phases::Preparation::Ready(morph) = morph.prepared(crate::message::Side::Target) else {
+            panic!("both have acknowledged");
+        };
+        let exchanges = exchanges(&side(3), &side(5));
+        let morph = morph.agreed(TransferMode::ByReference, exchanges);
+        let round = phases::Round {
+            sent_bytes: 0,
+            dirty_bytes: 0,
+            took: Duration::ZERO,
+        };
+        let phases::Progress::Over(morph) = morph.applied(round) else {
+            panic!("one round is enough by reference");
+        };
+        let check = Check {
             name: "index".to_owned(),
-            result: crate::message::CheckResult::Passed,
+            result: CheckResult::Passed,
             duration_us: 1,
             detail: String::new(),
         };
-        let (morph, proof) = morph.transferred().on_report(&[check]).unwrap();
+        let morph = morph.on_report(&[check]).unwrap();
         // Freeze; activate and serve; and the overhead of a millisecond.
-        assert_eq!(morph.estimate(), millis(3 + 2 * 5 + 1));
-        let refused = morph.commit(proof, false).unwrap_err().2;
-        assert!(matches!(refused, Failed::OverBudget { .. }), "{refused}");
-    }
-
-    #[test]
-    fn a_veto_lists_everything_that_is_missing() {
-        let config = Config {
-            required_kinds: 1 | 4,
-            ..config()
-        };
-        let old = offer(1, 1);
-        let missing = negotiate(&config, &old, &Offer::default()).unwrap_err();
-        assert_eq!(missing.len(), 2, "{missing:?}");
-        let new = offer(5, 2);
-        assert_eq!(negotiate(&config, &offer(5, 1), &new).unwrap_err().len(), 1);
-        let other = Offer {
-            state_version: 2,
-            ..offer(5, 1)
-        };
-        assert!(negotiate(&config, &offer(5, 1), &other).unwrap_err()[0].contains("version 2"));
+        assert_eq!(morph.estimate().measured, millis(3 + 2 * 5));
+        assert_eq!(morph.estimate().total(), millis(3 + 2 * 5 + 1));
+        let (_, refused) = morph.commit(CommitLimit::Planned).unwrap_err();
+        assert_eq!(refused.estimate, millis(14));
     }
 }

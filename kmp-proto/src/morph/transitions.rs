@@ -1,42 +1,44 @@
 //! The morph's transition table.
 
+use super::stage::Stage;
 use crate::transition::{Transition, row};
 
-const PREPARING: &str = "preparing";
-const NEGOTIATING: &str = "negotiating";
-const TRANSFERRING: &str = "transferring";
-const VALIDATING: &str = "validating";
-const COMMITTABLE: &str = "committable";
-const FREEZING: &str = "committing.freezing";
-const LAST_ROUND: &str = "committing.last_round";
-const ACTIVATING: &str = "committing.activating";
-const RECORDING: &str = "committing.recording";
-const SERVING: &str = "committed.serving";
-const RETIRING: &str = "committed.retiring";
-const FENCING_OLD: &str = "committed.fencing_source";
-const FENCING_NEW: &str = "rolling_back.fencing_target";
-const RESUMING: &str = "rolling_back.resuming_source";
-const DONE: &str = "done";
+const PREPARING: &str = Stage::Preparing.as_str();
+const NEGOTIATING: &str = Stage::Negotiating.as_str();
+const TRANSFERRING: &str = Stage::Transferring.as_str();
+const HELD: &str = Stage::Held.as_str();
+const VALIDATING: &str = Stage::Validating.as_str();
+const COMMITTABLE: &str = Stage::Committable.as_str();
+const FREEZING: &str = Stage::Freezing.as_str();
+const LAST_ROUND: &str = Stage::LastRound.as_str();
+const ACTIVATING: &str = Stage::Activating.as_str();
+const RECORDING: &str = Stage::Recording.as_str();
+const SERVING: &str = Stage::Serving.as_str();
+const RETIRING: &str = Stage::Retiring.as_str();
+const FENCING_SOURCE: &str = Stage::FencingSource.as_str();
+const FENCING_TARGET: &str = Stage::FencingTarget.as_str();
+const RESUMING: &str = Stage::Resuming.as_str();
+const DONE: &str = Stage::Done.as_str();
 
 const OVERDUE: &str = "deadline over";
 const AGAIN: &str = "asked again after 200 ms, until the detector judges";
 const ASK_DUE: &str = "200 ms after a refusal or silence, or deadline over";
 const UNDER_WAY: &str = "nothing more to do: that is under way";
 const UNDO: &[&str] = &["Phase", "Fence(target)"];
-const FENCE_OLD: &[&str] = &["Fence(source)"];
+const FENCE_SOURCE: &[&str] = &["Fence(source)"];
 
 /// The events that undo a morph before its commit record, from one state.
 macro_rules! undone_from {
     ($state:ident) => {
         [
-            row($state, "RollbackRequested", "", FENCING_NEW, UNDO),
-            row($state, "Died(source)", "", FENCING_NEW, UNDO),
-            row($state, "Died(target)", "", FENCING_NEW, UNDO),
-            row($state, "Refused(source)", "", FENCING_NEW, UNDO),
-            row($state, "Refused(target)", "", FENCING_NEW, UNDO),
-            row($state, "Unanswered(source)", "", FENCING_NEW, UNDO),
-            row($state, "Unanswered(target)", "", FENCING_NEW, UNDO),
-            row($state, "Tick", OVERDUE, FENCING_NEW, UNDO),
+            row($state, "RollbackRequested", "", FENCING_TARGET, UNDO),
+            row($state, "Died(source)", "", FENCING_TARGET, UNDO),
+            row($state, "Died(target)", "", FENCING_TARGET, UNDO),
+            row($state, "Refused(source)", "", FENCING_TARGET, UNDO),
+            row($state, "Refused(target)", "", FENCING_TARGET, UNDO),
+            row($state, "Unanswered(source)", "", FENCING_TARGET, UNDO),
+            row($state, "Unanswered(target)", "", FENCING_TARGET, UNDO),
+            row($state, "Tick", OVERDUE, FENCING_TARGET, UNDO),
         ]
     };
 }
@@ -47,17 +49,18 @@ const FORWARD: &[Transition] = &[
         "–",
         "resume",
         "no commit record",
-        FENCING_NEW,
+        FENCING_TARGET,
         &["Fence(target)"],
     ),
     row("–", "resume", "commit record found", SERVING, &["Serve"]),
     row(
         PREPARING,
         "TargetHealthy",
-        "",
+        "the first",
         PREPARING,
         &["Prepare(target)"],
     ),
+    row(PREPARING, "NotStarted", "", FENCING_TARGET, UNDO),
     row(
         PREPARING,
         "Prepared",
@@ -84,7 +87,7 @@ const FORWARD: &[Transition] = &[
         NEGOTIATING,
         "Offered",
         "by both, something missing",
-        FENCING_NEW,
+        FENCING_TARGET,
         UNDO,
     ),
     row(
@@ -101,7 +104,27 @@ const FORWARD: &[Transition] = &[
         VALIDATING,
         &["Phase", "Validate"],
     ),
-    row(TRANSFERRING, "Held", "", TRANSFERRING, &[]),
+    row(
+        TRANSFERRING,
+        "RoundApplied",
+        "the first, and its validation is to be asked for",
+        HELD,
+        &["Transferred"],
+    ),
+    row(
+        HELD,
+        "ValidationRequested",
+        "copied, and the last round would be long",
+        TRANSFERRING,
+        &["Round"],
+    ),
+    row(
+        HELD,
+        "ValidationRequested",
+        "otherwise",
+        VALIDATING,
+        &["Phase", "Validate"],
+    ),
     row(
         VALIDATING,
         "Report",
@@ -109,7 +132,7 @@ const FORWARD: &[Transition] = &[
         COMMITTABLE,
         &["Phase", "Committable"],
     ),
-    row(VALIDATING, "Report", "otherwise", FENCING_NEW, UNDO),
+    row(VALIDATING, "Report", "otherwise", FENCING_TARGET, UNDO),
     row(
         COMMITTABLE,
         "CommitRequested",
@@ -128,7 +151,7 @@ const FORWARD: &[Transition] = &[
         COMMITTABLE,
         "CommitRequested",
         "otherwise, and nobody is there to decide",
-        FENCING_NEW,
+        FENCING_TARGET,
         UNDO,
     ),
     row(FREEZING, "Frozen", "", LAST_ROUND, &["Round(last)"]),
@@ -144,18 +167,24 @@ const FORWARD: &[Transition] = &[
         ACTIVATING,
         "Activated",
         "the digests differ",
-        FENCING_NEW,
+        FENCING_TARGET,
         UNDO,
     ),
-    row(RECORDING, "RecordDurable", "", SERVING, &["Serve"]),
     row(
         RECORDING,
         "RecordDurable",
-        "the target died meanwhile",
-        FENCING_OLD,
-        FENCE_OLD,
+        "of this morph",
+        SERVING,
+        &["Serve"],
     ),
-    row(RECORDING, "RecordFailed", "", FENCING_NEW, UNDO),
+    row(
+        RECORDING,
+        "RecordDurable",
+        "of this morph, and the target died meanwhile",
+        FENCING_SOURCE,
+        FENCE_SOURCE,
+    ),
+    row(RECORDING, "RecordFailed", "", FENCING_TARGET, UNDO),
     row(
         RECORDING,
         "Died(source)",
@@ -185,49 +214,61 @@ const AFTER_THE_RECORD: &[Transition] = &[
         SERVING,
         "Refused(target)",
         "asked 5 times",
-        FENCING_OLD,
-        FENCE_OLD,
+        FENCING_SOURCE,
+        FENCE_SOURCE,
     ),
     row(SERVING, "Unanswered(target)", AGAIN, SERVING, &[]),
     row(SERVING, "Tick", ASK_DUE, SERVING, &["Serve"]),
-    row(SERVING, "Died(target)", "", FENCING_OLD, FENCE_OLD),
-    row(RETIRING, "Retired", "", FENCING_OLD, FENCE_OLD),
-    row(RETIRING, "Refused(source)", "", FENCING_OLD, FENCE_OLD),
-    row(RETIRING, "Unanswered(source)", "", FENCING_OLD, FENCE_OLD),
-    row(RETIRING, "Died(source)", "", FENCING_OLD, FENCE_OLD),
-    row(RETIRING, "Died(target)", "", RETIRING, &[]),
-    row(RETIRING, "Tick", OVERDUE, FENCING_OLD, FENCE_OLD),
+    row(SERVING, "Died(target)", "", FENCING_SOURCE, FENCE_SOURCE),
+    row(RETIRING, "Retired", "", FENCING_SOURCE, FENCE_SOURCE),
     row(
-        FENCING_OLD,
+        RETIRING,
+        "Refused(source)",
+        "",
+        FENCING_SOURCE,
+        FENCE_SOURCE,
+    ),
+    row(
+        RETIRING,
+        "Unanswered(source)",
+        "",
+        FENCING_SOURCE,
+        FENCE_SOURCE,
+    ),
+    row(RETIRING, "Died(source)", "", FENCING_SOURCE, FENCE_SOURCE),
+    row(RETIRING, "Died(target)", "", RETIRING, &[]),
+    row(RETIRING, "Tick", OVERDUE, FENCING_SOURCE, FENCE_SOURCE),
+    row(
+        FENCING_SOURCE,
         "Fenced(source)",
         "certificate of the source generation",
         DONE,
         &["Phase", "Finished(Committed)"],
     ),
     row(
-        FENCING_OLD,
+        FENCING_SOURCE,
         "Fenced(source)",
         "the same, and the target failed",
         DONE,
         &["Phase", "Finished(CommittedButFailed)"],
     ),
-    row(FENCING_OLD, "Died(target)", "", FENCING_OLD, &[]),
+    row(FENCING_SOURCE, "Died(target)", "", FENCING_SOURCE, &[]),
     row(
-        FENCING_OLD,
+        FENCING_SOURCE,
         "FenceUnconfirmed(source)",
         "tried fewer than 10 times",
-        FENCING_OLD,
+        FENCING_SOURCE,
         &[],
     ),
     row(
-        FENCING_OLD,
+        FENCING_SOURCE,
         "Tick",
         "1 s after an unconfirmed fence",
-        FENCING_OLD,
-        FENCE_OLD,
+        FENCING_SOURCE,
+        FENCE_SOURCE,
     ),
     row(
-        FENCING_OLD,
+        FENCING_SOURCE,
         "FenceUnconfirmed(source)",
         "tried 10 times",
         DONE,
@@ -237,44 +278,44 @@ const AFTER_THE_RECORD: &[Transition] = &[
 
 const ROLLING_BACK: &[Transition] = &[
     row(
-        FENCING_NEW,
+        FENCING_TARGET,
         "RollbackRequested",
         UNDER_WAY,
-        FENCING_NEW,
+        FENCING_TARGET,
         &[],
     ),
     row(RESUMING, "RollbackRequested", UNDER_WAY, RESUMING, &[]),
     row(
-        FENCING_NEW,
+        FENCING_TARGET,
         "Fenced(target)",
         "certificate of the target generation",
         RESUMING,
         &["ResumeSource"],
     ),
     row(
-        FENCING_NEW,
+        FENCING_TARGET,
         "Fenced(target)",
         "the same, and the source has failed",
         DONE,
         &["Phase", "Finished(SourceFailed)"],
     ),
-    row(FENCING_NEW, "Died(source)", "", FENCING_NEW, &[]),
+    row(FENCING_TARGET, "Died(source)", "", FENCING_TARGET, &[]),
     row(
-        FENCING_NEW,
+        FENCING_TARGET,
         "FenceUnconfirmed(target)",
         "tried fewer than 10 times",
-        FENCING_NEW,
+        FENCING_TARGET,
         &[],
     ),
     row(
-        FENCING_NEW,
+        FENCING_TARGET,
         "Tick",
         "1 s after an unconfirmed fence",
-        FENCING_NEW,
+        FENCING_TARGET,
         &["Fence(target)"],
     ),
     row(
-        FENCING_NEW,
+        FENCING_TARGET,
         "FenceUnconfirmed(target)",
         "tried 10 times",
         DONE,
@@ -312,10 +353,11 @@ const ROLLING_BACK: &[Transition] = &[
     ),
 ];
 
-const UNDONE: [[Transition; 8]; 8] = [
+const UNDONE: [[Transition; 8]; 9] = [
     undone_from!(PREPARING),
     undone_from!(NEGOTIATING),
     undone_from!(TRANSFERRING),
+    undone_from!(HELD),
     undone_from!(VALIDATING),
     undone_from!(COMMITTABLE),
     undone_from!(FREEZING),

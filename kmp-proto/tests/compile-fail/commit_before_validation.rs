@@ -1,8 +1,8 @@
-//! A morph whose state is still being checked cannot commit, even beside the proof of another one.
-use kmp_proto::morph::{Morph, Validated, Validating};
+//! A morph whose state is still being checked cannot commit.
+use kmp_proto::morph::{CommitLimit, Morph, Validating};
 
-fn commit(morph: Morph<Validating>, other: Validated) {
-    let _ = morph.commit(other, false);
+fn commit(morph: Morph<Validating>) {
+    let _ = morph.commit(CommitLimit::None);
 }
 
 fn main() {}

@@ -5,33 +5,31 @@ use std::time::Duration;
 
 use kmp_proto::message::{Capabilities, Check, CheckResult, Side, capability};
 use kmp_proto::morph::{
-    Action, Answer, CommitLimit, Config, Engine, Event, Offer, Outcome, TRANSITIONS,
+    Action, Answer, CommitLimit, CommitRecord, Config, Engine, Event, Offer, Outcome, Stage,
+    TRANSITIONS,
 };
 use kmp_proto::time::Instant;
+use kmp_proto::transition::Transition;
 
-use super::{Choices, assert_row, certify};
+use super::{Choices, assert_row, assert_taken, certify};
 
-const OLD: u64 = 7;
-const NEW: u64 = 8;
+const SOURCE: u64 = 7;
+const TARGET: u64 = 8;
 /// Most actions that one event causes.
 const ACTIONS_MAX: usize = 4;
 /// States in which the journal or a backend is waited for: those bound their own work.
-const WITHOUT_DEADLINE: [&str; 3] = [
-    "committing.recording",
-    "committed.fencing_source",
-    "rolling_back.fencing_target",
-];
+const WITHOUT_DEADLINE: [Stage; 3] = [Stage::Recording, Stage::FencingSource, Stage::FencingTarget];
 
 /// What has happened so far, by the events told and the actions taken.
 #[derive(Debug, Default)]
 struct Facts {
-    new_healthy: bool,
+    target_healthy: bool,
     validated: bool,
     frozen: bool,
     record_ordered: bool,
     durable: bool,
-    new_fenced: bool,
-    old_fenced: bool,
+    target_fenced: bool,
+    source_fenced: bool,
     served: bool,
     resumed: bool,
     finished: Option<Outcome>,
@@ -45,7 +43,7 @@ struct World {
     facts: Facts,
 }
 
-fn config() -> Config {
+fn config(validate_on_request: bool) -> Config {
     Config {
         phase_timeout: Duration::from_secs(60),
         expiry: Duration::from_secs(600),
@@ -53,6 +51,7 @@ fn config() -> Config {
         step_overhead: Duration::from_millis(2),
         required_kinds: capability::MEMORY,
         possible_modes: capability::BY_REFERENCE | capability::ROUNDS,
+        validate_on_request,
     }
 }
 
@@ -64,7 +63,7 @@ pub fn run(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let now = Instant::default();
     let mut world = World {
-        engine: Engine::new(config(), OLD, NEW, now),
+        engine: Engine::new(config(choices.bit()), SOURCE, TARGET, now),
         now,
         open: VecDeque::new(),
         facts: Facts::default(),
@@ -127,12 +126,12 @@ fn round(choices: &mut Choices<'_>) -> Event {
 
 fn any_event(choices: &mut Choices<'_>) -> Event {
     let text = || "so it is".to_owned();
-    match choices.byte() % 22 {
+    match choices.byte() % 23 {
         0 => Event::TargetHealthy,
         1 => Event::Prepared(side(choices)),
         2 => Event::Offered(side(choices), offer(choices.byte())),
         3 => round(choices),
-        4 => Event::Held,
+        4 => Event::ValidationRequested,
         5 => Event::Report(report(choices.byte())),
         6 => Event::CommitRequested {
             limit: match choices.byte() % 3 {
@@ -149,15 +148,19 @@ fn any_event(choices: &mut Choices<'_>) -> Event {
         11 => Event::Retired,
         12 => Event::Fenced(
             side(choices),
-            certify(if choices.bit() { NEW } else { OLD }),
+            certify(if choices.bit() { TARGET } else { SOURCE }),
         ),
         13 => Event::FenceUnconfirmed(side(choices), text()),
         14 => Event::SourceRunning,
         15 => Event::Refused(side(choices), text()),
         16 => Event::Died(side(choices), text()),
         17 => Event::RecordFailed(text()),
-        18 => Event::RecordDurable,
+        18 => {
+            let target = if choices.bit() { TARGET } else { TARGET + 1 };
+            Event::RecordDurable(CommitRecord::restore_from_journal(SOURCE, target))
+        }
         19 => Event::Unanswered(side(choices), text()),
+        20 => Event::NotStarted(text()),
         _ => Event::Tick,
     }
 }
@@ -182,20 +185,21 @@ impl World {
                 self.tell(event);
             }
             Action::Validate => self.tell(Event::Report(report(1 << 6))),
-            Action::Committable { .. } => self.tell(Event::CommitRequested {
+            Action::Transferred => self.tell(Event::ValidationRequested),
+            Action::Committable(_) => self.tell(Event::CommitRequested {
                 limit: CommitLimit::None,
                 or_roll_back: false,
             }),
             Action::Freeze => self.tell(Event::Frozen(5)),
             Action::Activate => self.tell(Event::Activated(5)),
-            Action::WriteCommitRecord => self.tell(Event::RecordDurable),
-            Action::Serve => self.tell(Event::Serving),
+            Action::WriteCommitRecord(order) => self.tell(Event::RecordDurable(order.recorded())),
+            Action::Serve(_) => self.tell(Event::Serving),
             Action::Retire => self.tell(Event::Retired),
             Action::Fence(side, order) => {
                 let certificate = certify(order.generation());
                 self.tell(Event::Fenced(side, certificate));
             }
-            Action::ResumeSource => self.tell(Event::SourceRunning),
+            Action::ResumeSource(_) => self.tell(Event::SourceRunning),
             Action::CommitRefused(_) | Action::Phase(_) | Action::Finished(_) => {}
         }
     }
@@ -205,14 +209,19 @@ impl World {
         if self.facts.finished.is_some() {
             return;
         }
-        let writing = self.engine.state() == "committing.recording";
+        let writing = self.engine.stage() == Stage::Recording;
         self.facts.durable |= writing && written;
-        let committed = self.facts.durable;
-        self.engine = Engine::resume(config(), OLD, NEW, committed, self.now);
+        self.engine = match self.facts.durable {
+            true => {
+                let record = CommitRecord::restore_from_journal(SOURCE, TARGET);
+                Engine::resume_committed(record, self.now)
+            }
+            false => Engine::resume_uncommitted(SOURCE, TARGET),
+        };
         self.open.clear();
         let effects = self.collect();
         let rows = TRANSITIONS.iter().copied().flatten();
-        assert_row(rows, "–", "resume", self.engine.state(), &effects);
+        assert_row(rows, "–", "resume", self.engine.stage().as_str(), &effects);
     }
 
     fn advance(&mut self, seconds: u8) {
@@ -220,43 +229,54 @@ impl World {
     }
 
     fn tell(&mut self, event: Event) {
-        let (before, name) = (self.engine.state(), event.name());
+        let (before, name) = (self.engine.stage(), event.name());
         let ticked = matches!(event, Event::Tick);
         self.note(&event);
         let answer = self.engine.handle(event, self.now);
         let effects = self.collect();
-        let after = self.engine.state();
-        if let Answer::Refused { state } = answer {
-            assert_eq!((state, after), (before, before), "{name} was refused");
+        let after = self.engine.stage();
+        let mut rows = TRANSITIONS.iter().copied().flatten();
+        if let Answer::Refused { stage } = answer {
+            assert_eq!((stage, after), (before, before), "{name} was refused");
             assert!(effects.is_empty(), "{name} was refused: {effects:?}");
+            let always = |row: &Transition| {
+                row.state == before.as_str() && row.event == name && row.guard.is_empty()
+            };
+            assert!(!rows.any(always), "{before:?}: {name} was refused");
+        } else {
+            assert_taken(rows, before.as_str(), name, after.as_str(), &effects);
         }
-        let rows = TRANSITIONS.iter().copied().flatten();
-        assert_row(rows, before, name, after, &effects);
         let due = self.engine.poll_timeout();
         if ticked {
-            assert!(due.is_none_or(|due| due > self.now), "{after}: due again");
+            assert!(due.is_none_or(|due| due > self.now), "{after:?}: due again");
         }
         if self.facts.finished.is_some() {
-            assert_eq!((after, due), ("done", None));
+            assert_eq!((after, due), (Stage::Done, None));
         } else if !WITHOUT_DEADLINE.contains(&after) {
-            assert!(due.is_some(), "{after} waits for ever");
+            assert!(due.is_some(), "{after:?} waits for ever");
         }
     }
 
     /// What an event proves, when the engine is where it counts.
     fn note(&mut self, event: &Event) {
         let facts = &mut self.facts;
-        let state = self.engine.state();
+        let stage = self.engine.stage();
         match event {
-            Event::TargetHealthy => facts.new_healthy = true,
-            Event::Report(checks) if state == "validating" => {
+            Event::TargetHealthy => facts.target_healthy = true,
+            Event::Report(checks) if stage == Stage::Validating => {
                 let passed = |check: &Check| check.result == CheckResult::Passed;
                 facts.validated = !checks.is_empty() && checks.iter().all(passed);
             }
-            Event::Frozen(_) if state == "committing.freezing" => facts.frozen = true,
-            Event::RecordDurable if state == "committing.recording" => facts.durable = true,
-            Event::Fenced(Side::Target, proof) => facts.new_fenced |= proof.generation() == NEW,
-            Event::Fenced(Side::Source, proof) => facts.old_fenced |= proof.generation() == OLD,
+            Event::Frozen(_) if stage == Stage::Freezing => facts.frozen = true,
+            Event::RecordDurable(record) if stage == Stage::Recording => {
+                facts.durable |= record.target() == TARGET;
+            }
+            Event::Fenced(Side::Target, proof) => {
+                facts.target_fenced |= proof.generation() == TARGET
+            }
+            Event::Fenced(Side::Source, proof) => {
+                facts.source_fenced |= proof.generation() == SOURCE
+            }
             _ => {}
         }
     }
@@ -277,38 +297,42 @@ impl World {
         let facts = &mut self.facts;
         assert!(facts.finished.is_none(), "{action:?} after the end");
         match action {
-            Action::Negotiate(_) => assert!(facts.new_healthy, "the target is not up"),
+            Action::Negotiate(_) => assert!(facts.target_healthy, "the target is not up"),
             Action::Freeze => assert!(facts.validated, "freezes what is not validated"),
-            Action::WriteCommitRecord => {
+            Action::WriteCommitRecord(_) => {
                 assert!(facts.validated && facts.frozen, "{facts:?}");
                 assert!(!facts.record_ordered, "the record is written twice");
                 facts.record_ordered = true;
             }
-            Action::Serve => {
+            Action::Serve(record) => {
+                assert_eq!(record.target(), TARGET);
                 assert!(facts.durable && !facts.resumed, "{facts:?}");
                 facts.served = true;
             }
-            Action::ResumeSource => {
-                assert!(facts.new_fenced && !facts.durable, "{facts:?}");
+            Action::ResumeSource(proof) => {
+                assert_eq!(proof.generation(), TARGET);
+                assert!(facts.target_fenced && !facts.durable, "{facts:?}");
                 assert!(!facts.served, "both sides serve");
                 facts.resumed = true;
             }
             Action::Retire => assert!(facts.durable, "{facts:?}"),
             Action::Fence(Side::Source, order) => {
-                assert!(facts.durable && order.generation() == OLD, "{facts:?}");
+                assert!(facts.durable && order.generation() == SOURCE, "{facts:?}");
             }
             Action::Fence(Side::Target, order) => {
-                assert!(!facts.durable && order.generation() == NEW, "{facts:?}");
+                assert!(!facts.durable && order.generation() == TARGET, "{facts:?}");
             }
             Action::Finished(outcome) => {
                 let proven = match outcome {
-                    Outcome::Committed => facts.durable && facts.old_fenced && facts.served,
-                    Outcome::CommittedButFailed(_) => facts.durable && facts.old_fenced,
-                    Outcome::RolledBack(_) => facts.new_fenced && facts.resumed,
-                    Outcome::SourceFailed(_) => facts.new_fenced && !facts.durable,
-                    Outcome::OperatorActionNeeded(_) => true,
+                    Outcome::Committed => facts.durable && facts.source_fenced && facts.served,
+                    Outcome::CommittedButFailed(_) => facts.durable && facts.source_fenced,
+                    Outcome::RolledBack(_) => facts.target_fenced && facts.resumed,
+                    Outcome::SourceFailed { .. } => facts.target_fenced && !facts.durable,
+                    Outcome::OperatorActionNeeded { .. } => true,
                 };
                 assert!(proven, "{outcome:?} with {facts:?}");
+                let committed = outcome.owner() == Side::Target;
+                assert_eq!(committed, facts.durable, "{outcome:?}");
                 facts.finished = Some(outcome.clone());
             }
             _ => {}

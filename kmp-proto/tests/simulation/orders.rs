@@ -29,7 +29,8 @@ impl World {
             Action::Negotiate(side) => self.ask(Request::Negotiate(side)),
             Action::Round { .. } => self.ask(Request::Round),
             Action::Validate => self.ask(Request::Validate),
-            Action::Committable { .. } => {
+            Action::Transferred => unreachable!("nobody asked to hold"),
+            Action::Committable(_) => {
                 self.tell_morph(morph::Event::CommitRequested {
                     limit: morph::CommitLimit::None,
                     or_roll_back: false,
@@ -37,10 +38,10 @@ impl World {
             }
             Action::Freeze => self.ask(Request::Freeze),
             Action::Activate => self.ask(Request::Activate),
-            Action::WriteCommitRecord => self.have(Local::Record),
-            Action::Serve => self.ask(Request::Serve),
+            Action::WriteCommitRecord(_) => self.have(Local::Record),
+            Action::Serve(_) => self.ask(Request::Serve),
             Action::Retire => self.ask(Request::Retire),
-            Action::ResumeSource => self.ask(Request::Resume),
+            Action::ResumeSource(_) => self.ask(Request::Resume),
             Action::Fence(side, order) => {
                 assert_eq!(order.generation(), generation(side));
                 assert_eq!(
@@ -63,8 +64,8 @@ impl World {
             Outcome::Committed => (NEW, false),
             Outcome::CommittedButFailed(_) => (NEW, true),
             Outcome::RolledBack(_) => (OLD, false),
-            Outcome::SourceFailed(_) => (OLD, true),
-            Outcome::OperatorActionNeeded(why) => panic!("{why}"),
+            Outcome::SourceFailed { .. } => (OLD, true),
+            Outcome::OperatorActionNeeded { why, .. } => panic!("{why}"),
         };
         daemon
             .watches

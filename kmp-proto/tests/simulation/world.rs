@@ -7,7 +7,7 @@ use std::time::Duration;
 use kmp_proto::detector::{self, Detector};
 use kmp_proto::fence::{Confirmation, FenceCertificate, FenceMethod, FenceOrder};
 use kmp_proto::message::{Health, Side, capability};
-use kmp_proto::morph::{self, Outcome};
+use kmp_proto::morph::{self, CommitRecord, Outcome};
 use kmp_proto::recovery::{self, CapturePolicy};
 use kmp_proto::time::Instant;
 
@@ -104,6 +104,7 @@ fn config() -> morph::Config {
         step_overhead: Duration::from_millis(2),
         required_kinds: capability::MEMORY,
         possible_modes: capability::ROUNDS,
+        validate_on_request: false,
     }
 }
 
@@ -223,11 +224,11 @@ impl World {
                 assert!(committed && !self.kernels.alive(OLD));
                 assert_ne!(current, Some(OLD));
             }
-            Outcome::RolledBack(_) | Outcome::SourceFailed(_) => {
+            Outcome::RolledBack(_) | Outcome::SourceFailed { .. } => {
                 assert!(!committed && !self.kernels.alive(NEW));
                 assert_ne!(current, Some(NEW));
             }
-            Outcome::OperatorActionNeeded(_) => panic!("every fence is confirmed here"),
+            Outcome::OperatorActionNeeded { .. } => panic!("every fence is confirmed here"),
         }
     }
 
@@ -300,7 +301,10 @@ impl World {
         under_way.remove(at);
         self.take_effect(local);
         match local {
-            Local::Record => self.tell_morph(morph::Event::RecordDurable),
+            Local::Record => {
+                let record = CommitRecord::restore_from_journal(OLD, NEW);
+                self.tell_morph(morph::Event::RecordDurable(record));
+            }
             Local::FenceOf(generation) => self.fenced(generation),
             Local::Captured if self.dice.percent(30) => {
                 let reason = "the disk is full".to_owned();
@@ -498,9 +502,13 @@ impl World {
         let mut watched = Vec::new();
         match (&self.journal.outcome, &self.journal.recovering) {
             (None, _) => {
-                let committed = self.journal.committed;
-                let now = self.now();
-                daemon.morph = Some(morph::Engine::resume(config(), OLD, NEW, committed, now));
+                daemon.morph = Some(match self.journal.committed {
+                    true => {
+                        let record = CommitRecord::restore_from_journal(OLD, NEW);
+                        morph::Engine::resume_committed(record, self.now())
+                    }
+                    false => morph::Engine::resume_uncommitted(OLD, NEW),
+                });
                 watched.extend([OLD, NEW]);
             }
             (Some(_), Some((_, Some(proof)))) => {

@@ -1,0 +1,116 @@
+//! From the freeze to the commit record: the workload stands still.
+
+use super::super::reasons::{RollbackReason, SourceFailure, TargetFailure};
+use super::super::record::{CommitOrder, CommitRecord};
+use super::committed::{FencingSource, Serving};
+use super::{Morph, Pair};
+use crate::message::{Side, TransferMode};
+
+/// The source is asked to freeze.
+#[derive(Debug)]
+pub struct Freezing {
+    pub(super) mode: TransferMode,
+    /// Number of the last round that the source served through.
+    pub(super) round: u32,
+}
+
+/// What changed since the round before is on its way.
+#[derive(Debug)]
+pub struct LastRound {
+    pub(in crate::morph) mode: TransferMode,
+    pub(in crate::morph) round: u32,
+    digest: u64,
+}
+
+/// The target is asked to take over what the source froze.
+#[derive(Debug)]
+pub struct Activating {
+    digest: u64,
+}
+
+/// The journal writes the commit record. Whether it became durable is not known until the journal says so: deaths meanwhile
+/// count only afterwards, and no deadline leads back.
+#[derive(Debug, Default)]
+pub struct Recording {
+    source_died: Option<String>,
+    target_died: Option<String>,
+}
+
+/// What follows the commit record.
+pub(in crate::morph) enum Recorded {
+    /// The target serves next.
+    Serve(Morph<Serving>),
+    /// The target died meanwhile.
+    TargetFailed(Morph<FencingSource>),
+}
+
+impl Morph<Freezing> {
+    /// The source stands still; `digest` is that of its state.
+    pub(in crate::morph) fn frozen(self, digest: u64) -> Morph<LastRound> {
+        let Freezing { mode, round } = self.phase;
+        let phase = LastRound {
+            mode,
+            round: round + 1,
+            digest,
+        };
+        Self::with(self.pair, phase)
+    }
+}
+
+impl Morph<LastRound> {
+    /// The last round is in place.
+    pub(in crate::morph) fn applied(self) -> Morph<Activating> {
+        let digest = self.phase.digest;
+        Self::with(self.pair, Activating { digest })
+    }
+}
+
+impl Morph<Activating> {
+    /// The target has taken over; `digest` is that of its state. The only origin of a [`CommitOrder`].
+    ///
+    /// # Errors
+    /// When the digests differ.
+    pub(in crate::morph) fn activated(
+        self,
+        digest: u64,
+    ) -> Result<(Morph<Recording>, CommitOrder), (Pair, RollbackReason)> {
+        if digest != self.phase.digest {
+            let reason = RollbackReason::DigestsDiffer {
+                source_digest: self.phase.digest,
+                target_digest: digest,
+            };
+            return Err((self.pair, reason));
+        }
+        let order = CommitOrder::new(self.pair.source, self.pair.target);
+        Ok((Self::with(self.pair, Recording::default()), order))
+    }
+}
+
+impl Morph<Recording> {
+    pub(in crate::morph) fn died(&mut self, side: Side, how: String) {
+        match side {
+            Side::Source => self.phase.source_died = Some(how),
+            Side::Target => self.phase.target_died = Some(how),
+        }
+    }
+
+    /// The record is durable.
+    ///
+    /// # Errors
+    /// The morph as it was, when the record is another morph's.
+    pub(in crate::morph) fn recorded(self, record: CommitRecord) -> Result<Recorded, Self> {
+        if (record.source(), record.target()) != (self.pair.source, self.pair.target) {
+            return Err(self);
+        }
+        let serving = Morph::<Serving>::committed(record);
+        Ok(match self.phase.target_died {
+            None => Recorded::Serve(serving),
+            Some(how) => Recorded::TargetFailed(serving.target_failed(TargetFailure::Died(how))),
+        })
+    }
+
+    /// The record could not be written: how the source died meanwhile, if it did.
+    pub(in crate::morph) fn not_recorded(self) -> (Pair, Option<SourceFailure>) {
+        (self.pair, self.phase.source_died.map(SourceFailure::Died))
+    }
+}

@@ -1,0 +1,295 @@
+//! To the validation: the source serves, and everything can be undone.
+
+use std::time::Duration;
+
+use super::super::events::CommitLimit;
+use super::super::negotiation::{self, Offer};
+use super::super::reasons::{Invalid, Missing, OverBudget};
+use super::super::{Config, Estimate, ROUNDS_MAX};
+use super::commit::Freezing;
+use super::{Morph, Pair};
+use crate::message::{Check, CheckResult, Side, TransferMode};
+
+/// The target kernel boots; both sides acknowledge.
+#[derive(Debug)]
+pub struct Preparing {
+    pub(in crate::morph) config: Config,
+    target_healthy: bool,
+    source_ready: bool,
+    target_ready: bool,
+}
+
+/// Both sides say what they can do.
+#[derive(Debug)]
+pub struct Negotiating {
+    pub(in crate::morph) config: Config,
+    source: Option<Offer>,
+    target: Option<Offer>,
+}
+
+/// A round is on its way while the source serves.
+#[derive(Debug)]
+pub struct Transferring {
+    pub(in crate::morph) transfer: Transfer,
+}
+
+/// The first round is in place, and nobody has asked for the validation.
+#[derive(Debug)]
+pub struct Held {
+    pub(in crate::morph) transfer: Transfer,
+    applied: Round,
+}
+
+/// The target checks what it has.
+#[derive(Debug)]
+pub struct Validating {
+    pub(in crate::morph) transfer: Transfer,
+}
+
+/// The target has validated its state: made by [`Morph::on_report`] only, and the only phase that commits.
+#[derive(Debug)]
+pub struct Committable {
+    pub(in crate::morph) transfer: Transfer,
+}
+
+/// How state moves, and what is known of that.
+#[derive(Debug)]
+pub(in crate::morph) struct Transfer {
+    pub(in crate::morph) config: Config,
+    pub(in crate::morph) mode: TransferMode,
+    /// Number of the round on its way, or of the last one.
+    pub(in crate::morph) round: u32,
+    dirty_bytes: u64,
+    bytes_per_s: u64,
+    /// What the exchanges of the commit take.
+    exchanges: Duration,
+}
+
+/// What a round has moved.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::morph) struct Round {
+    pub(in crate::morph) sent_bytes: u64,
+    pub(in crate::morph) dirty_bytes: u64,
+    pub(in crate::morph) took: Duration,
+}
+
+/// What follows an acknowledgement.
+pub(in crate::morph) enum Preparation {
+    /// The other side's is missing.
+    Waiting(Morph<Preparing>),
+    /// Both are there.
+    Ready(Morph<Negotiating>),
+}
+
+/// What follows an offer.
+pub(in crate::morph) enum Agreement {
+    /// The other side's is missing.
+    Waiting(Morph<Negotiating>),
+    /// Both can do what is required.
+    Agreed(Morph<Transferring>),
+    /// They cannot.
+    Missing(Pair, Vec<Missing>),
+}
+
+/// What follows a round.
+pub(in crate::morph) enum Progress {
+    /// Another one, which makes the last one shorter.
+    Again(Morph<Transferring>),
+    /// The validation.
+    Over(Morph<Validating>),
+    /// Somebody is to ask for the validation.
+    Held(Morph<Held>),
+}
+
+impl Morph<Preparing> {
+    /// Begins.
+    pub fn begin(config: Config, source: u64, target: u64) -> Self {
+        Self {
+            pair: Pair { source, target },
+            phase: Preparing {
+                config,
+                target_healthy: false,
+                source_ready: false,
+                target_ready: false,
+            },
+        }
+    }
+
+    /// The target is up. False when that was known.
+    pub(in crate::morph) fn target_is_healthy(&mut self) -> bool {
+        !std::mem::replace(&mut self.phase.target_healthy, true)
+    }
+
+    /// A side has acknowledged. The target's counts only once it is healthy: it is not asked before.
+    pub(in crate::morph) fn prepared(mut self, side: Side) -> Preparation {
+        match side {
+            Side::Source => self.phase.source_ready = true,
+            Side::Target => self.phase.target_ready = self.phase.target_healthy,
+        }
+        if !(self.phase.source_ready && self.phase.target_ready) {
+            return Preparation::Waiting(self);
+        }
+        let phase = Negotiating {
+            config: self.phase.config,
+            source: None,
+            target: None,
+        };
+        Preparation::Ready(Self::with(self.pair, phase))
+    }
+}
+
+impl Morph<Negotiating> {
+    /// A side has said what it can do.
+    pub(in crate::morph) fn offered(mut self, side: Side, offer: Offer) -> Agreement {
+        match side {
+            Side::Source => self.phase.source = Some(offer),
+            Side::Target => self.phase.target = Some(offer),
+        }
+        let Negotiating {
+            config,
+            source: Some(source),
+            target: Some(target),
+        } = &self.phase
+        else {
+            return Agreement::Waiting(self);
+        };
+        match negotiation::negotiate(config, source, target) {
+            Ok(mode) => {
+                let exchanges = negotiation::exchanges(source, target);
+                Agreement::Agreed(self.agreed(mode, exchanges))
+            }
+            Err(missing) => Agreement::Missing(self.pair, missing),
+        }
+    }
+
+    pub(in crate::morph) fn agreed(
+        self,
+        mode: TransferMode,
+        exchanges: Duration,
+    ) -> Morph<Transferring> {
+        let transfer = Transfer {
+            config: self.phase.config,
+            mode,
+            round: 1,
+            dirty_bytes: 0,
+            bytes_per_s: 0,
+            exchanges,
+        };
+        Self::with(self.pair, Transferring { transfer })
+    }
+}
+
+impl Morph<Transferring> {
+    /// A round is in place.
+    pub(in crate::morph) fn applied(self, round: Round) -> Progress {
+        let transfer = self.phase.transfer;
+        if transfer.config.validate_on_request && transfer.round == 1 {
+            let phase = Held {
+                transfer,
+                applied: round,
+            };
+            return Progress::Held(Self::with(self.pair, phase));
+        }
+        Self::after(self.pair, transfer, round)
+    }
+
+    fn after(pair: Pair, mut transfer: Transfer, round: Round) -> Progress {
+        if transfer.applied(round) {
+            transfer.round += 1;
+            return Progress::Again(Self::with(pair, Transferring { transfer }));
+        }
+        Progress::Over(Self::with(pair, Validating { transfer }))
+    }
+}
+
+impl Morph<Held> {
+    /// The validation is asked for; as soon as another round is not worth its time, it begins.
+    pub(in crate::morph) fn go_on(self) -> Progress {
+        let Held { transfer, applied } = self.phase;
+        Morph::<Transferring>::after(self.pair, transfer, applied)
+    }
+}
+
+impl Morph<Validating> {
+    /// Takes the validation report. The only origin of a [`Committable`].
+    ///
+    /// # Errors
+    /// The checks that did not hold; none when the report lists none at all.
+    pub fn on_report(self, checks: &[Check]) -> Result<Morph<Committable>, Invalid> {
+        let failed = checks.iter().filter(|c| c.result == CheckResult::Failed);
+        let failed: Vec<_> = failed.cloned().collect();
+        if checks.is_empty() || !failed.is_empty() {
+            return Err(Invalid { failed });
+        }
+        let transfer = self.phase.transfer;
+        Ok(Self::with(self.pair, Committable { transfer }))
+    }
+}
+
+impl Morph<Committable> {
+    /// The downtime to expect.
+    pub fn estimate(&self) -> Estimate {
+        let transfer = &self.phase.transfer;
+        let last_round = match transfer.mode {
+            // Nothing is copied: what changes is in the target's reach already.
+            TransferMode::ByReference => Duration::ZERO,
+            TransferMode::Rounds => transfer.last_round(),
+        };
+        Estimate {
+            measured: transfer.exchanges.saturating_add(last_round),
+            overhead: transfer.config.step_overhead,
+        }
+    }
+
+    /// Decides to commit.
+    ///
+    /// # Errors
+    /// The morph as it was, when the estimate is above the limit.
+    #[expect(
+        clippy::result_large_err,
+        reason = "a refusal gives the morph back; it is moved once in a morph's life"
+    )]
+    pub fn commit(self, limit: CommitLimit) -> Result<Morph<Freezing>, (Self, OverBudget)> {
+        let estimate = self.estimate().total();
+        let budget = match limit {
+            CommitLimit::Planned => self.phase.transfer.config.downtime_budget,
+            CommitLimit::Within(budget) => budget,
+            CommitLimit::None => Duration::MAX,
+        };
+        if estimate > budget {
+            return Err((self, OverBudget { estimate, budget }));
+        }
+        let Transfer { mode, round, .. } = self.phase.transfer;
+        Ok(Self::with(self.pair, Freezing { mode, round }))
+    }
+}
+
+impl Transfer {
+    /// How long the last round would take now.
+    fn last_round(&self) -> Duration {
+        if self.dirty_bytes == 0 {
+            return Duration::ZERO;
+        }
+        let nanos =
+            u128::from(self.dirty_bytes) * 1_000_000_000 / u128::from(self.bytes_per_s.max(1));
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+
+    /// Takes the result of a round. True when another one is worth its time: state is copied, the last round would
+    /// take more than half of the budget, and this one made it shorter.
+    fn applied(&mut self, round: Round) -> bool {
+        let before = self.last_round();
+        let first = self.round <= 1;
+        if round.sent_bytes > 0 {
+            let nanos = round.took.as_nanos().max(1);
+            let rate = u128::from(round.sent_bytes) * 1_000_000_000 / nanos;
+            self.bytes_per_s = u64::try_from(rate).unwrap_or(u64::MAX);
+        }
+        self.dirty_bytes = round.dirty_bytes;
+        let now = self.last_round();
+        self.mode == TransferMode::Rounds
+            && now > self.config.downtime_budget / 2
+            && self.round < ROUNDS_MAX
+            && (first || now < before)
+    }
+}

@@ -1,0 +1,144 @@
+//! Why a morph goes back, and how its sides fail.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::stage::Phase;
+use crate::message::{Check, Side};
+
+/// Why a morph is rolled back.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RollbackReason {
+    /// Somebody asked for it; in their words.
+    #[error("{0}")]
+    Requested(String),
+    /// The target could not be started.
+    #[error("{0}")]
+    NotStarted(String),
+    /// The negotiation found something missing; never empty.
+    #[error("incompatible: {}", Listed(.0))]
+    Incompatible(Vec<Missing>),
+    /// The target's checks did not hold.
+    #[error(transparent)]
+    Invalid(Invalid),
+    /// The estimate is above the budget, and nobody is there to decide.
+    #[error(transparent)]
+    OverBudget(OverBudget),
+    /// A side has failed, by its detector's verdict.
+    #[error("the {} kernel has failed: {}", .0.as_str(), .1)]
+    Died(Side, String),
+    /// A side refused a request.
+    #[error("the {} kernel refused: {}", .0.as_str(), .1)]
+    Refused(Side, String),
+    /// A side did not answer a request.
+    #[error("the {} kernel did not answer: {}", .0.as_str(), .1)]
+    Unanswered(Side, String),
+    /// A phase, or a step of the commit, went over its deadline.
+    #[error("the phase {} took too long", .0.as_str())]
+    TookTooLong(Phase),
+    /// The target did not take over what the source froze.
+    #[error("the state differs: source {source_digest:#x}, target {target_digest:#x}")]
+    DigestsDiffer {
+        /// Digest of the frozen state.
+        source_digest: u64,
+        /// Digest of the activated state.
+        target_digest: u64,
+    },
+    /// The journal could not write the commit record.
+    #[error("the commit record could not be written: {0}")]
+    NotRecorded(String),
+    /// An earlier daemon left the morph without a commit record.
+    #[error("the daemon was restarted before the commit record")]
+    DaemonRestarted,
+}
+
+/// What one side, or both together, lack for a morph.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Missing {
+    /// A side says itself what it lacks.
+    #[error("{} kernel: {}", .0.as_str(), .1)]
+    Vetoed(Side, String),
+    /// A side has no workload that takes part.
+    #[error("{} kernel: no workload that takes part in a morph", .0.as_str())]
+    Provider(Side),
+    /// A side cannot move a kind of state that has to move.
+    #[error("{} kernel: cannot move {}", .0.as_str(), .1)]
+    StateKind(Side, &'static str),
+    /// The versions of the state's format differ.
+    #[error("the state's format: source version {source_version}, target version {target_version}")]
+    StateVersion {
+        /// What the source writes.
+        source_version: u32,
+        /// What the target reads.
+        target_version: u32,
+    },
+    /// There is no way to move state that both sides and the backend have.
+    #[error("a way to move state that both sides and the backend have")]
+    Mode,
+}
+
+/// Checks of a validation report that did not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invalid {
+    pub(super) failed: Vec<Check>,
+}
+
+/// The estimated downtime is above the budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the estimated downtime of {estimate:?} is above the budget of {budget:?}")]
+pub struct OverBudget {
+    /// The estimate.
+    pub estimate: Duration,
+    /// The budget.
+    pub budget: Duration,
+}
+
+/// How the source failed while its morph was rolled back.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SourceFailure {
+    /// By its detector's verdict.
+    #[error("{0}")]
+    Died(String),
+    /// It refused to serve again as often as it is asked.
+    #[error("it could not resume: {0}")]
+    RefusedToResume(String),
+}
+
+/// How the target failed after the commit record.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TargetFailure {
+    /// By its detector's verdict.
+    #[error("{0}")]
+    Died(String),
+    /// It refused to serve as often as it is asked.
+    #[error("it refused to serve: {0}")]
+    RefusedToServe(String),
+}
+
+struct Listed<'a>(&'a [Missing]);
+
+impl fmt::Display for Listed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, missing) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "; " };
+            write!(f, "{separator}{missing}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("validation failed: ")?;
+        if self.failed.is_empty() {
+            return f.write_str("the report lists no check");
+        }
+        for (index, check) in self.failed.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "; " };
+            write!(f, "{separator}{}: {}", check.name, check.detail)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Invalid {}

@@ -1,0 +1,53 @@
+//! The commit record: the durable note that the target owns the instance.
+//!
+//! ```text
+//! engine ──▶ CommitOrder ──(the journal makes it durable)──▶ CommitRecord ──▶ SERVE
+//! ```
+//!
+//! An order can be carried out once: it is not `Clone`, and [`CommitOrder::recorded`] consumes it. A record has no other
+//! origin but the journal, which restores what an earlier daemon wrote. SERVE is sent only with a record.
+
+/// The order to make the commit record durable.
+#[derive(Debug, PartialEq, Eq)]
+pub struct CommitOrder {
+    source: u64,
+    target: u64,
+}
+
+/// The proof that the commit record of a morph is durable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommitRecord {
+    source: u64,
+    target: u64,
+}
+
+impl CommitOrder {
+    pub(super) fn new(source: u64, target: u64) -> Self {
+        Self { source, target }
+    }
+
+    /// Says that the record is durable. For journals, which have made it so.
+    pub fn recorded(self) -> CommitRecord {
+        CommitRecord {
+            source: self.source,
+            target: self.target,
+        }
+    }
+}
+
+impl CommitRecord {
+    /// The record that an earlier daemon wrote to its journal, by the generations of both sides.
+    pub fn restore_from_journal(source: u64, target: u64) -> Self {
+        Self { source, target }
+    }
+
+    /// The generation that the instance has left.
+    pub fn source(&self) -> u64 {
+        self.source
+    }
+
+    /// The generation that owns the instance.
+    pub fn target(&self) -> u64 {
+        self.target
+    }
+}
