@@ -97,19 +97,21 @@ fn image_refused(error: &BadImage) -> ApiError {
 }
 
 impl Services {
-    /// Takes a number, a lease and an address for a new generation, and writes it down. `extra` is
-    /// written in the same transaction.
+    /// Takes a number, a lease and an address for a new generation, and has `write` write its row.
     ///
     /// # Errors
     /// When the pool or the journal refuses; nothing is taken then.
-    pub async fn intend(
+    pub async fn intend<W>(
         &self,
         instance: &str,
         kernel: &KernelChoice,
         cpus: u16,
         memory_bytes: u64,
-        extra: impl FnOnce(u64) -> Vec<Change>,
-    ) -> Result<GenerationRow, ApiError> {
+        write: impl FnOnce(GenerationRow) -> W,
+    ) -> Result<GenerationRow, ApiError>
+    where
+        W: Future<Output = Result<(), JournalError>>,
+    {
         let generation = self.numbers.borrow_mut().next_generation(instance);
         let holder = (instance.to_owned(), generation);
         let lease = self
@@ -147,9 +149,7 @@ impl Services {
             frozen: false,
             boot_id: None,
         };
-        let mut changes = extra(generation);
-        changes.push(Change::Generation(Box::new(row.clone())));
-        if let Err(error) = record(&self.journal, changes).await {
+        if let Err(error) = write(row.clone()).await {
             self.forget(&row);
             return Err(journal_failure(&error));
         }

@@ -1,7 +1,5 @@
 //! The RecoveryJob actor: one recovery, driven by its engine.
 
-use std::time::Duration;
-
 use actix::prelude::*;
 use kmorph_backends::contract::BackendKind;
 use kmorph_control_api::{
@@ -12,15 +10,17 @@ use kmp_proto::message::{
     FailureCause, Message as Kmp, RecoverCompleteFixed, RecoverFixed, RecoverNotice,
     RecoverReclaim, RecoveryOutcome as WireOutcome,
 };
-use kmp_proto::recovery::{Action, CapturePolicy, Engine, Event, Outcome};
+use kmp_proto::recovery::{Action, Afterwards, CapturePolicy, Engine, Event, Outcome};
 use kmp_proto::time::Instant;
 use slog::{Logger, info, o, warn};
 
 use crate::clock;
 use crate::events::Draft;
 use crate::generation;
-use crate::instance::{Instance, RecoveryOver, Successor, WorkerGone};
-use crate::journal::{Change, Desired, GenerationRow, InstanceRow, Record, RecoveryRow, record};
+use crate::journal::{
+    Change, GenerationRow, InstanceRow, JournalError, Proposal, Propose, Record, RecoveryRow,
+    record,
+};
 use crate::repeated::Repeated;
 use crate::services::Services;
 use crate::supervisor::{GetSurvivors, NoteRecovery, Supervisor, TellSurvivors};
@@ -29,17 +29,14 @@ use crate::vmcore::{self, Capture, CaptureError, Dumped, KernelLog};
 use crate::wall_clock;
 use crate::watch::CONSOLE_SAID;
 
-/// Wait before a fence that was not confirmed is tried again.
-pub const FENCE_RETRY: Duration = Duration::from_millis(500);
-
 /// What a recovery is to do.
 pub struct Plan {
     /// The instance.
     pub instance: InstanceRow,
     /// The generation that failed.
     pub failed: GenerationRow,
-    /// Whether a successor is to be started.
-    pub respawn: bool,
+    /// What follows the release.
+    pub afterwards: Afterwards,
     /// The verdict.
     pub cause: FailureCause,
     /// The evidence.
@@ -52,13 +49,40 @@ pub struct Plan {
 pub struct RecoveryJob {
     services: Services,
     supervisor: Addr<Supervisor>,
-    owner: Addr<Instance>,
+    owner: Owner,
     log: Logger,
     plan: Plan,
     engine: Engine,
     record: RecoveryRecord,
     /// Fences that were tried and not confirmed.
     unconfirmed: Repeated,
+    timer: Option<SpawnHandle>,
+}
+
+/// What the instance is told.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub enum RecoveryNews {
+    /// A successor was started, and is the instance's to watch.
+    Successor(Box<GenerationRow>),
+    /// It is over.
+    Over {
+        /// How.
+        record: Box<RecoveryRecord>,
+        /// The generation that failed, as it is now: fenced, if that was confirmed.
+        failed: Box<GenerationRow>,
+    },
+    /// The actor has ended: it said before how, or panicked.
+    Gone,
+}
+
+/// Whom a recovery works for.
+#[derive(Clone)]
+pub struct Owner {
+    /// Hears of it.
+    pub news: Recipient<RecoveryNews>,
+    /// Writes the instance's row.
+    pub rows: Recipient<Propose>,
 }
 
 /// The instance says how the successor fares.
@@ -92,7 +116,7 @@ impl RecoveryJob {
     pub fn begin(
         services: Services,
         supervisor: Addr<Supervisor>,
-        owner: Addr<Instance>,
+        owner: Owner,
         plan: Plan,
     ) -> Addr<Self> {
         let id = services.numbers.borrow_mut().next_recovery();
@@ -118,8 +142,8 @@ impl RecoveryJob {
             .new(o!("instance" => name, "generation" => generation, "recovery" => id));
         let capture = capture_policy(&services, &plan);
         let engine = match generation::restore(&plan.failed) {
-            Some(certificate) => Engine::resume_fenced(certificate, capture),
-            None => Engine::new(generation, capture),
+            Some(certificate) => Engine::resume_fenced(certificate, capture, plan.afterwards),
+            None => Engine::new(generation, capture, plan.afterwards),
         };
         Self {
             services,
@@ -130,18 +154,26 @@ impl RecoveryJob {
             engine,
             record,
             unconfirmed: Repeated::default(),
+            timer: None,
         }
         .start()
     }
 
     fn tell(&mut self, event: Event, ctx: &mut Context<Self>) {
-        self.engine.handle(event);
+        self.engine.handle(event, clock::now());
         self.run(ctx);
     }
 
     fn run(&mut self, ctx: &mut Context<Self>) {
         while let Some(action) = self.engine.poll_action() {
             self.act(action, ctx);
+        }
+        if let Some(timer) = self.timer.take() {
+            ctx.cancel_future(timer);
+        }
+        if let Some(due) = self.engine.poll_timeout() {
+            let wait = due - clock::now();
+            self.timer = Some(ctx.run_later(wait, |act, ctx| act.tell(Event::Tick, ctx)));
         }
     }
 
@@ -153,17 +185,16 @@ impl RecoveryJob {
             Action::Fence(order) => self.fence(order, ctx),
             Action::Capture(_) => self.capture(ctx),
             Action::Reclaim(certificate) => self.reclaim(certificate, ctx),
-            Action::Respawn(_) if self.plan.respawn => self.respawn(ctx),
-            Action::Respawn(_) => {
-                self.complete(0);
-                self.end(RecoveryOutcome::Quarantined, None, ctx);
-            }
+            Action::Respawn(_) => self.respawn(ctx),
             Action::Complete { new_generation } => self.complete(new_generation),
             Action::Finished(Outcome::Recovered) => {
                 self.end(RecoveryOutcome::Recovered, None, ctx);
             }
             Action::Finished(Outcome::SuccessorFailed(reason)) => {
                 self.end(RecoveryOutcome::Failed, Some(reason), ctx);
+            }
+            Action::Finished(Outcome::Quarantined) => {
+                self.end(RecoveryOutcome::Quarantined, None, ctx);
             }
             Action::Finished(Outcome::OperatorActionNeeded(reason)) => {
                 self.end(RecoveryOutcome::OperatorActionNeeded, Some(reason), ctx);
@@ -262,9 +293,7 @@ impl RecoveryJob {
                     if act.unconfirmed.failed(clock::now()) {
                         warn!(act.log, "the fence is not confirmed"; "reason" => &reason);
                     }
-                    ctx.run_later(FENCE_RETRY, move |act, ctx| {
-                        act.tell(Event::FenceUnconfirmed(reason), ctx);
-                    });
+                    act.tell(Event::FenceUnconfirmed(reason), ctx);
                 }
             }
         }));
@@ -376,16 +405,19 @@ impl RecoveryJob {
     fn respawn(&mut self, ctx: &mut Context<Self>) {
         let (services, instance) = (self.services.clone(), self.plan.instance.clone());
         let failed = self.plan.failed.generation;
+        let rows = self.owner.rows.clone();
         let work = async move {
             let spec = &instance.spec;
             let ports = services.await_ports(&instance.name, failed).await;
             ports.map_err(|missing| ApiError::new(ErrorCode::Unavailable, missing))?;
-            let next = |generation| {
-                let mut row = instance.clone();
-                row.active_generation = generation;
-                row.recoveries += 1;
-                row.desired = Desired::Running;
-                vec![Change::Instance(Box::new(row))]
+            let write = |row: GenerationRow| {
+                let propose = Propose {
+                    proposal: Proposal::Succeeded {
+                        generation: row.generation,
+                    },
+                    with: vec![Change::Generation(Box::new(row))],
+                };
+                async { rows.send(propose).await.unwrap_or(Err(JournalError::Gone)) }
             };
             let row = services
                 .intend(
@@ -393,7 +425,7 @@ impl RecoveryJob {
                     &spec.kernel,
                     spec.cpus,
                     spec.memory_bytes,
-                    next,
+                    write,
                 )
                 .await?;
             services.spawn(row, &instance, StartMode::Fresh, None).await
@@ -402,18 +434,13 @@ impl RecoveryJob {
             Ok(row) => {
                 act.record.new_generation = Some(row.generation);
                 act.say(format!("successor: generation {}", row.generation));
-                act.owner.do_send(Successor {
-                    row,
-                    job: ctx.address(),
-                });
+                act.owner
+                    .news
+                    .do_send(RecoveryNews::Successor(Box::new(row)));
             }
             // What was started may run: another successor would be a second owner.
             Err(error) if error.code == ErrorCode::OperatorActionNeeded => {
-                act.end(
-                    RecoveryOutcome::OperatorActionNeeded,
-                    Some(error.message),
-                    ctx,
-                );
+                act.tell(Event::SuccessorRemains(error.message), ctx);
             }
             Err(error) => act.tell(Event::SuccessorFailed(error.message), ctx),
         }));
@@ -465,9 +492,9 @@ impl RecoveryJob {
         };
         self.say(said);
         self.save();
-        self.owner.do_send(RecoveryOver {
-            record: self.record.clone(),
-            failed: self.plan.failed.clone(),
+        self.owner.news.do_send(RecoveryNews::Over {
+            record: Box::new(self.record.clone()),
+            failed: Box::new(self.plan.failed.clone()),
         });
         ctx.stop();
     }
@@ -486,7 +513,7 @@ impl Actor for RecoveryJob {
 impl Drop for RecoveryJob {
     /// Also reached by a panic: the owner sees whether the end was announced before.
     fn drop(&mut self) {
-        self.owner.do_send(WorkerGone);
+        self.owner.news.do_send(RecoveryNews::Gone);
     }
 }
 

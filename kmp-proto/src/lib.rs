@@ -17,6 +17,7 @@ pub mod checksum;
 pub mod codec;
 pub mod detector;
 pub mod fence;
+pub mod instance;
 pub mod message;
 pub mod morph;
 pub mod recovery;

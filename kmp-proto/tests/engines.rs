@@ -30,6 +30,7 @@ fn replay(target: &str, run: fn(&[u8])) {
 #[test]
 fn the_corpus_breaks_no_rule() {
     replay("detector", operations::detector::run);
+    replay("instance", operations::instance::run);
     replay("recovery", operations::recovery::run);
     replay("morph", operations::morph::run);
 }
@@ -44,6 +45,13 @@ proptest! {
         bytes in proptest::collection::vec(any::<u8>(), 0..400),
     ) {
         operations::detector::run(&bytes);
+    }
+
+    #[test]
+    fn any_events_leave_an_instance_within_its_rules(
+        bytes in proptest::collection::vec(any::<u8>(), 0..200),
+    ) {
+        operations::instance::run(&bytes);
     }
 
     #[test]

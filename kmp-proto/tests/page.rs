@@ -14,7 +14,7 @@ use kmp_proto::fence::{Confirmation, FenceMethod};
 use kmp_proto::message::*;
 use kmp_proto::transition::Transition;
 use kmp_proto::wire::{ErrorCode, HEADER_BYTES, MsgType, RECORD_KINDS};
-use kmp_proto::{detector, morph, recovery};
+use kmp_proto::{detector, instance, morph, recovery};
 
 fn page_path() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/kmp.md")
@@ -170,18 +170,22 @@ fn every_enumeration_lists_exactly_its_values() {
         CheckResult, CommitStep, StepStatus, RollbackStatus);
 }
 
+const KMP: (&str, &str) = ("../docs/kmp.md", "###");
+const INSTANCES: (&str, &str) = ("../docs/instances.md", "##");
+
 /// Holds the last table of a section to a machine's rows, in their order. `UPDATE_PAGE=1` writes it anew.
-fn assert_machine(heading: &str, machine: &[Transition]) {
+fn assert_machine((path, level): (&str, &str), heading: &str, machine: &[Transition]) {
     const HEAD: &str = "| state | event | guard | next | effects |\n|---|---|---|---|---|\n";
-    let page = page();
-    let text = section(&page, "###", heading);
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path);
+    let page = std::fs::read_to_string(&path).unwrap();
+    let text = section(&page, level, heading);
     let at = text.find(HEAD).unwrap() + HEAD.len();
     let printed = text[at..].split("\n\n").next().unwrap().trim_end();
     let rows: Vec<_> = machine.iter().map(ToString::to_string).collect();
     let rows = rows.join("\n");
     if std::env::var_os("UPDATE_PAGE").is_some() {
         let (old, new) = (format!("{HEAD}{printed}"), format!("{HEAD}{rows}"));
-        std::fs::write(page_path(), page.replacen(&old, &new, 1)).unwrap();
+        std::fs::write(path, page.replacen(&old, &new, 1)).unwrap();
     } else {
         assert_eq!(printed, rows, "{heading}");
     }
@@ -189,9 +193,10 @@ fn assert_machine(heading: &str, machine: &[Transition]) {
 
 #[test]
 fn every_transition_table_is_the_one_that_the_engines_are_held_to() {
-    assert_machine("Failure detector", detector::TRANSITIONS);
-    assert_machine("Recovery", recovery::TRANSITIONS);
-    assert_machine("Morph", &morph::TRANSITIONS.concat());
+    assert_machine(KMP, "Failure detector", detector::TRANSITIONS);
+    assert_machine(KMP, "Recovery", recovery::TRANSITIONS);
+    assert_machine(KMP, "Morph", &morph::TRANSITIONS.concat());
+    assert_machine(INSTANCES, "States", &instance::TRANSITIONS.concat());
 }
 
 #[test]
@@ -237,7 +242,11 @@ fn every_bound_of_the_machines_is_the_one_in_force() {
         ),
         (
             "a fence in a recovery",
-            format!("{} times", recovery::FENCE_ATTEMPTS),
+            format!(
+                "{} times, {} apart",
+                recovery::FENCE_ATTEMPTS,
+                ms(recovery::FENCE_RETRY)
+            ),
         ),
         ("rounds before", morph::ROUNDS_MAX.to_string()),
         ("time between", heartbeat),

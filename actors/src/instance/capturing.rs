@@ -7,16 +7,13 @@ use std::path::PathBuf;
 
 use actix::prelude::*;
 use kmorph_backends::contract::BackendKind;
-use kmorph_control_api::{ApiError, ErrorCode, InstanceState};
-use kmp_proto::message::FailureCause;
+use kmorph_control_api::{ApiError, ErrorCode};
+use kmp_proto::instance::{Event, Request};
 
-use super::{Instance, Work};
+use super::Instance;
 use crate::operations::Handle;
+use crate::vmcore::Turn;
 use crate::vmcore::by_hand::ByHand;
-use crate::watch::Pause;
-
-/// What is shown of an instance meanwhile.
-const FROZEN: &str = "its memory is being captured";
 
 /// Capture its memory now, whatever its state.
 #[derive(Message)]
@@ -26,6 +23,12 @@ pub struct CaptureVmcore {
     pub output: PathBuf,
     /// Who waits.
     pub operation: Handle,
+}
+
+/// A capture that was asked for and can begin.
+pub(super) struct Ready {
+    request: CaptureVmcore,
+    turn: Turn,
 }
 
 impl Handler<CaptureVmcore> for Instance {
@@ -44,15 +47,19 @@ impl Handler<CaptureVmcore> for Instance {
             let error = ApiError::new(ErrorCode::Busy, text).hint("try again when it is done");
             return refused(request.operation, error);
         };
-        self.work = Work::Capturing { died: None };
-        if let Some(watch) = &self.watch {
-            watch.do_send(Pause(true));
-            // New connections wait, as in a morph.
-            self.services.aim(&self.row.name, None);
-        }
-        if matches!(self.state, InstanceState::Running | InstanceState::Degraded) {
-            self.enter(InstanceState::Unresponsive, Some(FROZEN.to_owned()));
-        }
+        self.asked.capture = Some(Ready { request, turn });
+        self.tell(Event::Asked(Request::Capture), ctx);
+        Ok(())
+    }
+}
+
+impl Instance {
+    /// Begins the capture that was asked for.
+    pub(super) fn begin_capture(&mut self, ctx: &mut Context<Self>) {
+        // The request was accepted, so it is here.
+        let Some(Ready { request, turn }) = self.asked.capture.take() else {
+            return;
+        };
         let capture = ByHand {
             services: self.services.clone(),
             supervisor: self.supervisor.clone(),
@@ -63,20 +70,9 @@ impl Handler<CaptureVmcore> for Instance {
         };
         let captured = capture.run().into_actor(self).map(move |row, act, ctx| {
             act.generation = row;
-            let work = std::mem::replace(&mut act.work, Work::Nothing);
-            if let Work::Capturing {
-                died: Some(verdict),
-            } = work
-            {
-                act.enter(InstanceState::Failed, Some(verdict.evidence.join("; ")));
-                return act.heal(FailureCause::KernelDead, verdict.evidence, ctx);
-            }
-            if let Some(watch) = &act.watch {
-                watch.do_send(Pause(false));
-            }
+            act.tell(Event::CaptureOver, ctx);
         });
         ctx.spawn(captured);
-        Ok(())
     }
 }
 
@@ -118,8 +114,8 @@ impl Instance {
         if let Some((code, text, hint)) = refused {
             return Some(ApiError::new(code, text).hint(hint));
         }
-        if let Some(error) = self.busy("captured") {
-            return Some(error);
+        if let Err(doing) = self.engine.may(Request::Capture) {
+            return Some(self.busy("captured", doing));
         }
         if self.generation.placement.is_none() {
             let text = format!("nothing is left of the memory of {name}");

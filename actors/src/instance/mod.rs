@@ -1,39 +1,41 @@
-//! The Instance actor: one kernel instance, its state, its policy, what is under way.
+//! The Instance actor: the shell of one instance's engine (`kmp_proto::instance`, docs/instances.md).
 //!
-//! ```text
-//!  Starting ─▶ Running ◀─▶ Unresponsive ─verdict─▶ Failed ─▶ Recovering ─▶ Starting …
-//!                │ ▲                                  │           └─▶ Quarantined | OperatorAction
-//!                ▼ │                                  └ auto-heal off: stays, until `recover`
-//!             Morphing                     any ─▶ Terminating ─▶ gone
-//! ```
+//! The engine knows what is under way, what may begin, and what is wanted. The actor carries out what the engine wants
+//! done, keeps the addresses of what it has begun, and is the only one that writes the instance's row.
 //!
-//! Invariant: at most one of spawn, recovery, morph, capture and termination is under way.
+//! | file | what |
+//! |---|---|
+//! | `acting` | the engine's actions |
+//! | `row` | the row in the journal, and what recoveries and morphs propose for it |
+//! | `watching` | what the watch of the active generation tells |
+//! | `requests` | what operators ask |
+//! | `spawning`, `recovering`, `morphing`, `capturing`, `ending` | what is begun, and how it ends |
+//! | `ports`, `policy`, `workload` | what else belongs to an instance |
+//! | `status` | what an instance shows |
 
+mod acting;
 mod capturing;
-mod healing;
+mod ending;
 mod morphing;
 mod policy;
 mod ports;
+mod recovering;
 mod requests;
+mod row;
 mod spawning;
 mod status;
-mod termination;
+mod watching;
 mod workload;
 
-use std::time::Duration;
-
 use actix::prelude::*;
-use kmorph_control_api::{EventKind, InstanceState};
-use kmp_proto::detector::{Config, Verdict};
-use kmp_proto::message::{FailureCause, Health, HealthStatus};
-use kmp_proto::recovery::RestartPolicy;
-use slog::{Logger, info, o};
+use kmorph_control_api::{EventKind, OperationKind};
+use kmp_proto::instance::{Answer, Desired, Engine, Event, Failure, Successor};
+use kmp_proto::message::HealthStatus;
+use slog::{Logger, o, warn};
 
 pub use capturing::{CaptureVmcore, ProvokePanic};
-pub use healing::{RecoveryGranted, RecoveryOver, Successor, WorkerGone};
-pub use morphing::{MorphOver, SourceLeft};
 pub use policy::{ApplyPolicy, GetPolicy};
-pub(crate) use requests::ASKED_FOR;
+pub use recovering::RecoveryGranted;
 pub use requests::{
     CommandKind, GetHealth, GetHeartbeat, GetMorphStatus, GetStatus, GetSummary, Morph,
     MorphControl, PingInstance, PlanMorph, Recover, Terminate,
@@ -41,28 +43,16 @@ pub use requests::{
 
 use crate::clock;
 use crate::events::Draft;
-use crate::journal::{Change, Desired, GenerationRow, InstanceRow, Note, Record};
-use crate::morph::{LeftMorph, MorphSession};
+use crate::journal::{GenerationRow, InstanceRow};
+use crate::morph::{LeftMorph, MorphPlan, MorphSession};
 use crate::operations::Handle;
-use crate::recovery::{Plan, RecoveryJob, SuccessorNews};
+use crate::recovery::RecoveryJob;
 use crate::services::Services;
 use crate::supervisor::Supervisor;
 use crate::vmcore;
-use crate::wall_clock;
-use crate::watch::{EndWatch, Watch, WatchEvent, WatchKind};
-
-/// How the detector of an instance's generations is configured: by its policy, and by whether it is monitored.
-pub fn detector_config(services: &Services, instance: &InstanceRow) -> Config {
-    let policy = &instance.policy;
-    let timeout =
-        Duration::try_from_secs_f64(policy.heartbeat_timeout_s).unwrap_or(Duration::from_secs(60));
-    let mut config = Config::new(timeout, services.settings.borrow().start_timeout);
-    if !instance.spec.monitor {
-        // Exit events are still seen, and its start; silence is not judged for a year.
-        config.timeout = UNMONITORED_TIMEOUT;
-    }
-    config
-}
+use crate::watch::Watch;
+use requests::Answered;
+use row::OwnRow;
 
 /// How an instance comes into the daemon's care.
 pub enum Beginning {
@@ -81,24 +71,11 @@ pub enum Beginning {
     Terminating,
     /// It failed while no daemon watched, or a recovery was under way.
     NeedsRecovery {
-        /// What was found.
-        evidence: Vec<String>,
-        /// The verdict of the recovery that was under way, if there was one.
-        cause: FailureCause,
-        /// Whether policy still has a say.
-        decided: Decided,
+        /// What was found, or decided.
+        failure: Failure,
+        /// What the last daemon had decided; else policy decides.
+        decided: Option<Successor>,
     },
-}
-
-/// What was decided about a failed instance before its daemon ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decided {
-    /// Nothing: its policy decides.
-    Nothing,
-    /// A successor is started, also where auto-heal is off.
-    Successor,
-    /// It is fenced, and rests.
-    Quarantine,
 }
 
 /// The actor.
@@ -106,51 +83,39 @@ pub struct Instance {
     services: Services,
     supervisor: Addr<Supervisor>,
     log: Logger,
-    row: InstanceRow,
+    engine: Engine,
+    row: OwnRow,
     generation: GenerationRow,
-    state: InstanceState,
-    reason: Option<String>,
-    watch: Option<Addr<Watch>>,
-    restarts: RestartPolicy,
     beginning: Option<Beginning>,
-    operation: Option<Handle>,
-    work: Work,
-    health: Option<HealthStatus>,
-    /// By its own figures it is overloaded: the evidence.
-    overload: Option<String>,
-    kernel_release: String,
-    /// Its wanted end, before it begins.
-    ending: Option<Ending>,
-    /// Why the last successor failed.
-    successor_cause: Option<FailureCause>,
-    /// Nothing of its last generation runs.
-    gone: bool,
+    watch: Option<Addr<Watch>>,
+    job: Job,
+    back_off: Option<SpawnHandle>,
     /// Running out, it has the ports refuse.
     port_hold: Option<SpawnHandle>,
+    /// Whoever waits for a spawn or a recovery.
+    waiting: Option<Handle>,
+    asked: Asked,
+    /// The last that its agent has said.
+    health: Option<HealthStatus>,
+    kernel_release: String,
+    /// Nothing of its last generation runs.
+    gone: bool,
 }
 
-/// What is under way.
-enum Work {
-    Nothing,
-    /// A recovery that an operator asked for is being written down, in place of this.
-    Asked(Desired),
-    Waiting(SpawnHandle),
-    Queued(Box<Plan>),
-    Recovering(Addr<RecoveryJob>),
-    Morphing(Addr<MorphSession>),
-    Capturing {
-        /// It ended meanwhile: what follows when its memory has been read.
-        died: Option<Verdict>,
-    },
-    Terminating,
+/// Where what is under way can be told something.
+enum Job {
+    None,
+    Recovery(Addr<RecoveryJob>),
+    Morph(Addr<MorphSession>),
 }
 
-/// What a termination waits for.
-enum Ending {
-    /// That the wish is in the journal: only then is it granted.
-    Recorded,
-    /// That the recovery or morph under way has ended.
-    After(Terminate),
+/// What was asked for and is needed once the engine begins with it.
+#[derive(Default)]
+struct Asked {
+    recovery: Option<Answered>,
+    morph: Option<(Box<MorphPlan>, Handle)>,
+    capture: Option<capturing::Ready>,
+    termination: Option<Answered>,
 }
 
 impl Instance {
@@ -168,44 +133,28 @@ impl Instance {
             services,
             supervisor,
             log,
-            row,
+            engine: engine(&row, &beginning),
+            row: OwnRow::new(row),
             generation,
-            state: InstanceState::Starting,
-            reason: None,
-            watch: None,
-            restarts: RestartPolicy::new(),
             beginning: Some(beginning),
-            operation: None,
-            work: Work::Nothing,
-            health: None,
-            overload: None,
-            kernel_release,
-            ending: None,
-            successor_cause: None,
-            gone: false,
+            watch: None,
+            job: Job::None,
+            back_off: None,
             port_hold: None,
+            waiting: None,
+            asked: Asked::default(),
+            health: None,
+            kernel_release,
+            gone: false,
         };
         instance.start()
     }
 
-    fn enter(&mut self, state: InstanceState, reason: Option<String>) {
-        let same = self.state == state && self.reason == reason;
-        self.state = state;
-        self.reason = reason;
-        if same {
-            return;
-        }
-        let name = status::state_name(state);
-        let text = match &self.reason {
-            Some(reason) => format!("{name}: {reason}"),
-            None => name.to_owned(),
-        };
-        info!(self.log, "{}", &text; "generation" => self.generation.generation);
-        let generation = self.generation.generation;
-        let draft = Draft::of(EventKind::InstanceState, &self.row.name, generation, text);
-        self.services
-            .events
-            .publish(draft.with(serde_json::json!({ "state": state })));
+    /// Tells the engine, and does what follows.
+    fn tell(&mut self, event: Event, ctx: &mut Context<Self>) -> Answer {
+        let answer = self.engine.handle(event, clock::now());
+        self.run(ctx);
+        answer
     }
 
     fn say(&self, kind: EventKind, message: impl Into<String>) {
@@ -214,222 +163,82 @@ impl Instance {
             .events
             .publish(Draft::of(kind, &self.row.name, generation, message));
     }
+}
 
-    fn save(&self) {
-        let change = Change::Instance(Box::new(self.row.clone()));
-        self.services.journal.do_send(Record(vec![change]));
-    }
-
-    fn begin_watch(&mut self, ctx: &mut Context<Self>) {
-        let config = detector_config(&self.services, &self.row);
-        self.begin_watch_with(config, ctx);
-    }
-
-    fn begin_watch_of_adopted(&mut self, ctx: &mut Context<Self>) {
-        let age = Duration::from_secs(wall_clock::seconds_since(&self.generation.spawned_at));
-        let config = detector_config(&self.services, &self.row).already_runs_for(age);
-        self.begin_watch_with(config, ctx);
-    }
-
-    fn begin_watch_with(&mut self, config: Config, ctx: &mut Context<Self>) {
-        let Some(placement) = self.generation.placement.clone() else {
-            return;
-        };
-        let owner = ctx.address().recipient();
-        (self.health, self.overload) = (None, None);
-        self.watch = Some(Watch::begin(
-            self.services.clone(),
-            placement,
-            self.generation.boot_id,
-            config,
-            owner,
-        ));
-    }
-
-    fn end_watch(&mut self) {
-        if let Some(watch) = self.watch.take() {
-            watch.do_send(EndWatch);
+fn engine(row: &InstanceRow, beginning: &Beginning) -> Engine {
+    let heals = row.policy.auto_heal;
+    match beginning {
+        Beginning::Spawned(_) => Engine::spawned(heals),
+        Beginning::Adopted => Engine::adopted(heals),
+        // One watch for each generation: until the commit record the instance watches the source, after it the session
+        // watches the target, and hands that watch over at its end.
+        Beginning::Morphing(left) => {
+            let watched = left.row.commit_record().is_none() && left.deaths.source.is_none();
+            Engine::morphing(heals, watched)
         }
-    }
-
-    fn healthy(&mut self, release: String) {
-        if !release.is_empty() {
-            self.kernel_release = release;
-        }
-        self.restarts.healthy(clock::now());
-        self.gone = false;
-        if !matches!(self.work, Work::Morphing(_)) {
-            self.services.aim(&self.row.name, Some(&self.generation));
-        }
-        if let Work::Recovering(job) = &self.work {
-            job.do_send(SuccessorNews::Healthy(self.generation.generation));
-            return;
-        }
-        if !matches!(self.work, Work::Morphing(_) | Work::Terminating) {
-            self.enter_running();
-        }
-        if let Some(operation) = self.operation.take() {
-            let id = self.row.name.clone();
-            operation.succeed(Some(serde_json::json!({ "name": id, "state": "running" })));
-        }
-    }
-
-    fn rest(&mut self, desired: Desired, state: InstanceState, reason: Option<String>) {
-        self.row.desired = desired;
-        self.row.reason = reason.clone();
-        self.enter(state, reason);
-        self.save();
-        if state == InstanceState::Quarantined {
-            self.close_unserved_ports();
+        Beginning::Resting { .. } => Engine::resting(heals, row.desired, row.reason.clone()),
+        Beginning::Terminating => Engine::ending(heals),
+        Beginning::NeedsRecovery { failure, decided } => {
+            Engine::failed(heals, failure.clone(), *decided, clock::now())
         }
     }
 }
-
-/// Timeout of an instance that was spawned with `--monitor=false`.
-const UNMONITORED_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Actor for Instance {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
         self.regain_ports(ctx);
-        match self.beginning.take() {
+        let left = match self.beginning.take() {
             Some(Beginning::Spawned(operation)) => {
                 operation.step("waiting for the first heartbeat");
-                self.operation = Some(operation);
+                self.waiting = Some(operation);
                 self.say(EventKind::InstanceState, "spawned");
-                self.begin_watch(ctx);
+                None
             }
             Some(Beginning::Adopted) => {
                 self.say(EventKind::InstanceState, "adopted");
                 vmcore::take_back_left(&self.services, &self.generation);
-                self.begin_watch_of_adopted(ctx);
+                None
             }
             Some(Beginning::Morphing(left)) => {
                 self.say(EventKind::InstanceState, "adopted in the middle of a morph");
                 vmcore::take_back_left(&self.services, &self.generation);
-                self.resume_morph(*left, ctx);
+                Some(left)
             }
             Some(Beginning::Resting { gone }) => {
-                let state = match self.row.desired {
-                    Desired::OperatorAction => InstanceState::OperatorActionNeeded,
-                    Desired::Unhealed => InstanceState::Failed,
-                    _ => InstanceState::Quarantined,
-                };
-                self.state = state;
-                self.reason = self.row.reason.clone();
                 self.gone = gone;
-                self.close_unserved_ports();
+                None
             }
-            None => {}
-            Some(Beginning::Terminating) => self.finish_termination(ctx),
-            Some(Beginning::NeedsRecovery {
-                evidence,
-                cause,
-                decided,
-            }) => {
-                self.enter(InstanceState::Failed, Some(evidence.join("; ")));
-                if decided == Decided::Nothing {
-                    return self.heal(cause, evidence, ctx);
-                }
-                self.hold_ports(ctx);
-                let respawn = decided == Decided::Successor;
-                self.recover_after(Duration::ZERO, respawn, cause, evidence, ctx);
-            }
-        }
-    }
-}
-
-impl Handler<WatchEvent> for Instance {
-    type Result = ();
-
-    fn handle(&mut self, event: WatchEvent, ctx: &mut Self::Context) {
-        let stale = event.generation != self.generation.generation;
-        if stale {
-            return;
-        }
-        match event.kind {
-            WatchKind::Healthy(release) => self.answered(release, ctx),
-            WatchKind::Booted(boot_id) => {
-                self.generation.boot_id = Some(boot_id);
-                let (name, generation) = (self.row.name.clone(), self.generation.generation);
-                let booted = Change::Booted(name, generation, boot_id);
-                self.services.journal.do_send(Note(booted));
-            }
-            WatchKind::Suspect(silence) => {
-                if matches!(self.work, Work::Nothing) {
-                    let text = format!("silent for {silence:.1?}");
-                    self.enter(InstanceState::Unresponsive, Some(text));
-                }
-            }
-            WatchKind::Relieved(silence) => {
-                self.say(
-                    EventKind::Detector,
-                    format!("answers again after {silence:.1?}"),
-                );
-                if matches!(self.work, Work::Nothing) {
-                    self.enter_running();
-                }
-            }
-            WatchKind::Congested => {
-                self.say(
-                    EventKind::Detector,
-                    "transport congested: its channel takes no probes",
-                );
-            }
-            WatchKind::Health(status) => {
-                self.health_said(status);
-                self.check_spawn(ctx);
-            }
-            WatchKind::Overload(evidence) => self.load_changed(evidence),
-            WatchKind::Failed(verdict) => {
-                self.gone = verdict.ended;
-                self.failed(verdict, ctx);
-            }
-            WatchKind::Gone => self.start_over("watch", ctx),
+            Some(Beginning::Terminating) => return self.finish_termination(ctx),
+            Some(Beginning::NeedsRecovery { .. }) | None => None,
+        };
+        self.run(ctx);
+        if let Some(left) = left {
+            self.resume_morph(*left, ctx);
         }
     }
 }
 
 impl Instance {
-    fn health_said(&mut self, status: HealthStatus) {
-        self.note_restarts(&status);
-        self.health = Some(status);
-        self.judge_health();
-    }
-
-    /// Shown, and never a reason to fence or to recover.
-    fn load_changed(&mut self, evidence: Option<String>) {
-        let text = match &evidence {
-            Some(evidence) => format!("{OVERLOADED}: {evidence}"),
-            None => "not overloaded any more".to_owned(),
-        };
-        self.say(EventKind::Detector, text);
-        self.overload = evidence;
-        self.judge_health();
-    }
-
-    fn judge_health(&mut self) {
-        let serves = matches!(self.state, InstanceState::Running | InstanceState::Degraded);
-        if serves && matches!(self.work, Work::Nothing) {
-            self.enter_running();
-        }
-    }
-
-    /// It answers: running, or degraded by what its agent has said last or by its load.
-    fn enter_running(&mut self) {
-        let unwell = |s: &&HealthStatus| s.fixed.health != Health::Healthy;
-        let said = self.health.as_ref().filter(unwell);
-        let load = self.overload.as_ref();
-        let reason = said
-            .map(|said| said.text.clone())
-            .or_else(|| load.map(|evidence| format!("{OVERLOADED}: {evidence}")));
-        match reason {
-            Some(reason) => self.enter(InstanceState::Degraded, Some(reason)),
-            None => self.enter(InstanceState::Running, None),
+    /// Goes on with a termination that an earlier daemon began: the instance has been asked already.
+    fn finish_termination(&mut self, ctx: &mut Context<Self>) {
+        let operations = self.services.operations.clone();
+        match operations.begin(OperationKind::Terminate, &self.row.name, None) {
+            Ok(operation) => {
+                self.asked.termination = Some(Answered::unasked(operation));
+                self.run(ctx);
+            }
+            Err(refused) => {
+                warn!(self.log, "not terminated"; "generation" => self.generation.generation,
+                    "reason" => &refused.message);
+                self.engine = Engine::resting(
+                    self.row.policy.auto_heal,
+                    Desired::Terminating,
+                    Some(refused.message),
+                );
+                self.run(ctx);
+            }
         }
     }
 }
-
-/// How an overload is called in events and as a reason.
-const OVERLOADED: &str = "overloaded";

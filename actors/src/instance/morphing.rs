@@ -1,144 +1,74 @@
 //! A morph as its instance sees it: its beginning, what is asked of it, its end.
 
 use actix::prelude::*;
-use kmorph_control_api::{ApiError, ErrorCode, EventKind, InstanceState, MorphStatus};
-use kmp_proto::message::{FailureCause, Side};
+use kmorph_control_api::{ApiError, ErrorCode, EventKind};
+use kmp_proto::instance::Event;
+use kmp_proto::message::Side;
 use kmp_proto::morph::Outcome;
 
-use super::{CommandKind, Ending, Instance, MorphControl, Work};
-use crate::journal::{Desired, GenerationRow};
-use crate::morph::{LeftMorph, MorphCommand, MorphPlan, MorphSession};
-use crate::operations::Handle;
-use crate::watch::{EndWatch, SetOwner, Watch};
-
-/// A morph has ended.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct MorphOver {
-    /// How.
-    pub outcome: Outcome,
-    /// Its last status.
-    pub status: MorphStatus,
-    /// The target generation.
-    pub target: GenerationRow,
-    /// Its watch, when it is the instance now.
-    pub watch: Option<Addr<Watch>>,
-}
-
-/// The source generation is about to be fenced: its end is no failure.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct SourceLeft;
+use super::{CommandKind, Instance, Job, MorphControl};
+use crate::morph::{self, LeftMorph, MorphCommand, MorphNews, MorphOver, MorphSession};
 
 impl Instance {
-    pub(super) fn begin_morph(
-        &mut self,
-        plan: MorphPlan,
-        operation: Handle,
-        ctx: &mut Context<Self>,
-    ) {
-        let (services, own) = (self.services.clone(), ctx.address());
-        let session = MorphSession::begin(services, own, plan, self.watch.clone(), operation);
-        self.work = Work::Morphing(session);
-        self.enter(InstanceState::Morphing, None);
+    /// Begins the morph that was asked for.
+    pub(super) fn begin_morph(&mut self, ctx: &mut Context<Self>) {
+        // The request was accepted, so its plan is here.
+        let Some((plan, operation)) = self.asked.morph.take() else {
+            return;
+        };
+        let (services, owner) = (self.services.clone(), owner(ctx));
+        let watch = self.watch.clone();
+        let session = MorphSession::begin(services, owner, *plan, watch, operation);
+        self.job = Job::Morph(session);
     }
-}
 
-impl Handler<MorphOver> for Instance {
-    type Result = ();
-
-    fn handle(&mut self, over: MorphOver, ctx: &mut Self::Context) {
-        self.work = Work::Nothing;
-        if let Some(Ending::After(request)) = self.ending.take() {
-            if over.outcome.owner() == Side::Target {
-                self.end_watch();
-                self.row.active_generation = over.target.generation;
-                self.generation = over.target;
-            }
-            if let Some(watch) = over.watch {
-                watch.do_send(EndWatch);
-            }
-            return self.end_after_work(request, ctx);
-        }
-        match over.outcome {
-            Outcome::OperatorActionNeeded {
-                side: Side::Target,
-                why,
-            } => {
-                self.rest(
-                    Desired::OperatorAction,
-                    InstanceState::OperatorActionNeeded,
-                    Some(why),
-                );
-            }
-            Outcome::Committed
-            | Outcome::CommittedButFailed(_)
-            | Outcome::OperatorActionNeeded { .. } => {
-                self.end_watch();
-                self.row.active_generation = over.target.generation;
-                self.row.spec.kernel = over.target.kernel.clone();
-                self.row.morphs += 1;
-                self.kernel_release = over.status.to_kernel.clone();
-                self.generation = over.target;
-                // The target kernel's watch tells what its agent has said so far.
-                (self.health, self.overload) = (None, None);
-                if let Outcome::CommittedButFailed(how) = over.outcome {
-                    if let Some(watch) = over.watch {
-                        watch.do_send(EndWatch);
-                    }
-                    let evidence = vec![how.to_string()];
-                    self.enter(InstanceState::Failed, Some(evidence.join("; ")));
-                    return self.heal(FailureCause::KernelDead, evidence, ctx);
-                }
-                match over.watch {
-                    Some(watch) => {
-                        watch.do_send(SetOwner(ctx.address().recipient()));
-                        self.watch = Some(watch);
-                    }
-                    None => self.begin_watch(ctx),
-                }
-                self.enter_running();
-                if let Outcome::OperatorActionNeeded { why, .. } = over.outcome {
-                    // The target kernel has the state and serves: it is the instance, whatever the source still is.
-                    let text = format!("the source kernel keeps its resources: {why}");
-                    self.say(EventKind::Morph, text);
-                }
-            }
-            Outcome::RolledBack(_) => self.enter_running(),
-            Outcome::SourceFailed { failure, .. } => {
-                let evidence = vec![failure.to_string()];
-                self.enter(InstanceState::Failed, Some(evidence.join("; ")));
-                self.heal(FailureCause::KernelDead, evidence, ctx);
-            }
-        }
-    }
-}
-
-impl Handler<SourceLeft> for Instance {
-    type Result = ();
-
-    fn handle(&mut self, _: SourceLeft, _: &mut Self::Context) {
-        self.end_watch();
-    }
-}
-
-impl Instance {
-    /// Goes on with a morph that an earlier daemon left. One watch for each generation: until the commit record the
-    /// instance watches the source, after it the session watches the target, and hands that watch over at its end.
+    /// Goes on with a morph that an earlier daemon left.
     pub(super) fn resume_morph(&mut self, left: LeftMorph, ctx: &mut Context<Self>) {
-        if left.row.committed {
-            // The instance is the target generation already; the session still has the source to end.
-            self.row.morphs = self.row.morphs.saturating_sub(1);
-        } else if left.deaths.source.is_none() {
-            self.begin_watch(ctx);
+        let (services, owner) = (self.services.clone(), owner(ctx));
+        let session = MorphSession::resume(services, owner, left, self.watch.clone());
+        self.job = Job::Morph(session);
+    }
+
+    fn morph_over(&mut self, over: MorphOver, ctx: &mut Context<Self>) {
+        self.job = Job::None;
+        if over.outcome.owner() == Side::Target {
+            self.end_watch();
+            self.watch = over.watch;
+            self.kernel_release = over.status.to_kernel;
+            self.generation = over.target;
         }
-        let (services, own) = (self.services.clone(), ctx.address());
-        let session = MorphSession::resume(services, own, left, self.watch.clone());
-        self.work = Work::Morphing(session);
-        self.enter(
-            InstanceState::Morphing,
-            Some("finishing what was under way".to_owned()),
-        );
+        let kept = match &over.outcome {
+            Outcome::OperatorActionNeeded {
+                side: Side::Source,
+                why,
+            } => Some(why.clone()),
+            _ => None,
+        };
+        self.tell(Event::MorphOver(over.outcome), ctx);
+        if let Some(why) = kept {
+            // The target has the state and serves: it is the instance, whatever the source still is.
+            let text = format!("the source kernel keeps its resources: {why}");
+            self.say(EventKind::Morph, text);
+        }
+    }
+}
+
+fn owner(ctx: &Context<Instance>) -> morph::Owner {
+    morph::Owner {
+        news: ctx.address().recipient(),
+        rows: ctx.address().recipient(),
+    }
+}
+
+impl Handler<MorphNews> for Instance {
+    type Result = ();
+
+    fn handle(&mut self, news: MorphNews, ctx: &mut Self::Context) {
+        match news {
+            MorphNews::SourceLeft => drop(self.tell(Event::SourceLeft, ctx)),
+            MorphNews::Over(over) => self.morph_over(*over, ctx),
+            MorphNews::Gone => self.job_gone(ctx),
+        }
     }
 }
 
@@ -146,7 +76,7 @@ impl Handler<MorphControl> for Instance {
     type Result = Result<(), ApiError>;
 
     fn handle(&mut self, control: MorphControl, _: &mut Self::Context) -> Self::Result {
-        let Work::Morphing(session) = &self.work else {
+        let Job::Morph(session) = &self.job else {
             let text = format!("{} has no morph under way", self.row.name);
             let error = ApiError::new(ErrorCode::WrongState, text)
                 .hint("begin one with `kmorphctl morph prepare`");

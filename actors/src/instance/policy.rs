@@ -2,9 +2,10 @@
 
 use actix::prelude::*;
 use kmorph_control_api::{EventKind, Policy};
+use kmp_proto::instance::Event;
 
-use super::{Instance, detector_config};
-use crate::watch::Reconfigure;
+use super::Instance;
+use crate::watch::{Reconfigure, detector_config};
 
 /// The policy in force.
 #[derive(Debug, Message)]
@@ -28,8 +29,10 @@ impl Handler<GetPolicy> for Instance {
 impl Handler<ApplyPolicy> for Instance {
     type Result = ();
 
-    fn handle(&mut self, ApplyPolicy(policy): ApplyPolicy, _: &mut Self::Context) {
-        self.row.policy = policy.clone();
+    fn handle(&mut self, ApplyPolicy(policy): ApplyPolicy, ctx: &mut Self::Context) {
+        self.row.note(|row| row.policy = policy.clone());
+        let auto_heal = policy.auto_heal;
+        self.tell(Event::Policy { auto_heal }, ctx);
         if let Some(watch) = &self.watch {
             watch.do_send(Reconfigure(detector_config(&self.services, &self.row)));
         }

@@ -7,7 +7,7 @@
 
 use actix::prelude::*;
 
-use super::{Instance, Work};
+use super::Instance;
 use crate::publish::PORT_RETRY;
 
 impl Instance {
@@ -53,7 +53,7 @@ impl Instance {
     /// keeps them.
     pub(super) fn close_unserved_ports(&mut self) {
         let may_serve = self.services.backend.passes_sockets() && !self.is_gone();
-        if matches!(self.work, Work::Nothing) && !may_serve {
+        if !may_serve {
             self.services.refuse_ports(&self.row.name);
         }
     }

@@ -4,21 +4,18 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use kmorph_control_api::{
-    ApiError, ErrorCode, HealthReport, HeartbeatStatus, InstanceState, InstanceStatus,
-    InstanceSummary, MorphStatus, PingReport,
+    ApiError, ErrorCode, HealthReport, HeartbeatStatus, InstanceStatus, InstanceSummary,
+    MorphStatus, PingReport,
 };
-use kmp_proto::message::FailureCause;
+use kmp_proto::instance::{Doing, Event, Request};
 use kmp_proto::morph::CommitLimit;
+use tokio::sync::oneshot;
 
-use super::{Instance, Work};
-use crate::generation::journal_failure;
-use crate::journal::{Change, Desired, record};
+use super::{Instance, Job};
 use crate::morph::{GetMorph, MorphPlan};
 use crate::operations::Handle;
 use crate::watch::Ping;
 
-/// The evidence of a recovery that nothing but a wish caused.
-pub(crate) const ASKED_FOR: &str = "asked for by an operator";
 /// Longest wait for the answer to a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -106,76 +103,109 @@ pub struct GetMorphStatus;
 #[rtype(result = "Result<(crate::journal::InstanceRow, crate::journal::GenerationRow), ApiError>")]
 pub struct PlanMorph;
 
+/// An operation, and whoever waits for the answer whether it was granted.
+pub(super) struct Answered {
+    operation: Handle,
+    answer: Option<oneshot::Sender<Result<(), ApiError>>>,
+}
+
+impl Answered {
+    /// Of an operation that nobody waits for.
+    pub(super) fn unasked(operation: Handle) -> Self {
+        let answer = None;
+        Self { operation, answer }
+    }
+
+    pub(super) fn granted(self) -> Handle {
+        if let Some(answer) = self.answer {
+            let _ = answer.send(Ok(()));
+        }
+        self.operation
+    }
+
+    pub(super) fn refused(self, error: ApiError) {
+        self.operation.fail(error.clone(), None);
+        if let Some(answer) = self.answer {
+            let _ = answer.send(Err(error));
+        }
+    }
+}
+
 impl Instance {
-    /// Why nothing else can begin now.
-    pub(super) fn busy(&self, wanted: &str) -> Option<ApiError> {
-        let doing = match self.work {
-            _ if self.ending.is_some() => "it is being terminated",
-            Work::Nothing => return None,
-            Work::Asked(_) | Work::Waiting(_) | Work::Queued(_) | Work::Recovering(_) => {
-                "it is being recovered"
+    /// Why a request cannot be carried out now; `wanted` is what the instance was to be.
+    pub(super) fn busy(&self, wanted: &str, doing: Doing) -> ApiError {
+        let (doing, hint) = match doing {
+            Doing::Spawning => ("it is being started", WAIT),
+            Doing::Recovering => ("it is being recovered", WAIT),
+            Doing::Terminating => ("it is being terminated", WAIT),
+            Doing::Morphing => (
+                "a morph is under way",
+                "finish it with `kmorphctl morph commit`, or undo it with `kmorphctl morph rollback`",
+            ),
+            Doing::Capturing => (
+                "its memory is being captured",
+                "wait until it is over, or end it with `kmorphctl operation cancel`",
+            ),
+            Doing::NotRunning => {
+                let state = self.engine.condition().as_str();
+                let text = format!("{} cannot be {wanted}: it is {state}", self.row.name);
+                let hint = format!(
+                    "an instance must run to be {wanted}; `kmorphctl status` shows why it does not"
+                );
+                return ApiError::new(ErrorCode::WrongState, text).hint(hint);
             }
-            Work::Morphing(_) => "a morph is under way",
-            Work::Capturing { .. } => "its memory is being captured",
-            Work::Terminating => "it is being terminated",
         };
         let text = format!("{} cannot be {wanted}: {doing}", self.row.name);
-        let hint = match self.work {
-            Work::Morphing(_) => {
-                "finish it with `kmorphctl morph commit`, or undo it with \
-                                  `kmorphctl morph rollback`"
-            }
-            Work::Capturing { .. } => {
-                "wait until it is over, or end it with `kmorphctl operation cancel`"
-            }
-            _ => "wait until it is over; `kmorphctl status` shows it",
+        ApiError::new(ErrorCode::WrongState, text).hint(hint)
+    }
+
+    /// Asks the engine for something that has to be in the journal first; the answer comes when it is, or is not.
+    fn wish(
+        &mut self,
+        request: Request,
+        operation: Handle,
+        ctx: &mut Context<Self>,
+    ) -> ResponseFuture<Result<(), ApiError>> {
+        let (slot, wanted) = match request {
+            Request::Recover => (&mut self.asked.recovery, "recovered"),
+            _ => (&mut self.asked.termination, "terminated"),
         };
-        Some(ApiError::new(ErrorCode::WrongState, text).hint(hint))
+        if let Err(doing) = self.engine.may(request) {
+            let error = self.busy(wanted, doing);
+            operation.fail(error.clone(), None);
+            return Box::pin(std::future::ready(Err(error)));
+        }
+        let (answer, written) = oneshot::channel();
+        *slot = Some(Answered {
+            operation,
+            answer: Some(answer),
+        });
+        self.tell(Event::Asked(request), ctx);
+        Box::pin(async move {
+            let replaced = |_| ApiError::new(ErrorCode::Busy, "its actor is being replaced");
+            written.await.map_err(replaced)?
+        })
     }
 }
+
+/// What to do about most of what is under way.
+const WAIT: &str = "wait until it is over; `kmorphctl status` shows it";
 
 impl Handler<Recover> for Instance {
-    type Result = ResponseActFuture<Self, Result<(), ApiError>>;
+    type Result = ResponseFuture<Result<(), ApiError>>;
 
     /// What was granted is in the journal, so that it is done also when the daemon dies.
-    fn handle(&mut self, Recover(operation): Recover, _: &mut Self::Context) -> Self::Result {
-        if let Some(error) = self.busy("recovered") {
-            operation.fail(error.clone(), None);
-            return Box::pin(actix::fut::ready(Err(error)));
-        }
-        let before = std::mem::replace(&mut self.row.desired, Desired::Recover);
-        self.work = Work::Asked(before);
-        let (journal, row) = (self.services.journal.clone(), self.row.clone());
-        let work = async move { record(&journal, vec![Change::Instance(Box::new(row))]).await };
-        Box::pin(work.into_actor(self).map(move |written, act, ctx| {
-            act.work = Work::Nothing;
-            let Err(error) = written else {
-                act.begin_recovery(operation, ctx);
-                return Ok(());
-            };
-            if act.row.desired == Desired::Recover {
-                act.row.desired = before;
-            }
-            if before == Desired::Running && act.watch.is_none() {
-                // It failed meanwhile: looked at again, that comes to light.
-                act.begin_watch(ctx);
-            }
-            let error = journal_failure(&error);
-            operation.fail(error.clone(), None);
-            Err(error)
-        }))
+    fn handle(&mut self, Recover(operation): Recover, ctx: &mut Self::Context) -> Self::Result {
+        self.wish(Request::Recover, operation, ctx)
     }
 }
 
-impl Instance {
-    fn begin_recovery(&mut self, operation: Handle, ctx: &mut Context<Self>) {
-        self.restarts.forgive();
-        self.row.reason = None;
-        operation.step("recovering");
-        self.operation = Some(operation);
-        self.end_watch();
-        let evidence = vec![ASKED_FOR.to_owned()];
-        self.recover_after(Duration::ZERO, true, FailureCause::Operator, evidence, ctx);
+impl Handler<Terminate> for Instance {
+    type Result = ResponseFuture<Result<(), ApiError>>;
+
+    fn handle(&mut self, request: Terminate, ctx: &mut Self::Context) -> Self::Result {
+        let force = request.force;
+        self.wish(Request::Terminate { force }, request.operation, ctx)
     }
 }
 
@@ -183,17 +213,10 @@ impl Handler<PlanMorph> for Instance {
     type Result = <PlanMorph as Message>::Result;
 
     fn handle(&mut self, _: PlanMorph, _: &mut Self::Context) -> Self::Result {
-        if let Some(error) = self.busy("morphed") {
-            return Err(error);
+        match self.engine.may(Request::Morph) {
+            Ok(()) => Ok(((*self.row).clone(), self.generation.clone())),
+            Err(doing) => Err(self.busy("morphed", doing)),
         }
-        if !matches!(self.state, InstanceState::Running | InstanceState::Degraded) {
-            let state = super::status::state_name(self.state);
-            let text = format!("{} cannot be morphed: it is {state}", self.row.name);
-            return Err(ApiError::new(ErrorCode::WrongState, text).hint(
-                "an instance must run to be morphed; `kmorphctl status` shows why it does not",
-            ));
-        }
-        Ok((self.row.clone(), self.generation.clone()))
     }
 }
 
@@ -201,11 +224,13 @@ impl Handler<Morph> for Instance {
     type Result = Result<(), ApiError>;
 
     fn handle(&mut self, morph: Morph, ctx: &mut Self::Context) -> Self::Result {
-        if let Some(error) = self.busy("morphed") {
+        if let Err(doing) = self.engine.may(Request::Morph) {
+            let error = self.busy("morphed", doing);
             morph.operation.fail(error.clone(), None);
             return Err(error);
         }
-        self.begin_morph(*morph.plan, morph.operation, ctx);
+        self.asked.morph = Some((morph.plan, morph.operation));
+        self.tell(Event::Asked(Request::Morph), ctx);
         Ok(())
     }
 }
@@ -214,9 +239,9 @@ impl Handler<GetMorphStatus> for Instance {
     type Result = ResponseFuture<Result<MorphStatus, ApiError>>;
 
     fn handle(&mut self, _: GetMorphStatus, _: &mut Self::Context) -> Self::Result {
-        let session = match &self.work {
-            Work::Morphing(session) => Some(session.clone()),
-            _ => None,
+        let session = match &self.job {
+            Job::Morph(session) => Some(session.clone()),
+            Job::None | Job::Recovery(_) => None,
         };
         let name = self.row.name.clone();
         Box::pin(async move {

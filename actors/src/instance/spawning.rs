@@ -14,15 +14,15 @@ use std::path::Path;
 
 use actix::prelude::*;
 use kmorph_backends::contract::BackendKind;
-use kmorph_control_api::{ApiError, ErrorCode, InstanceState, OperationKind};
+use kmorph_control_api::{ApiError, ErrorCode};
+use kmp_proto::instance::{Desired, Event};
 use kmp_proto::message::{HealthStatusFixed, WorkloadState};
 use slog::warn;
 
-use super::termination::end;
-use super::{Instance, Work};
-use crate::journal::{Change, Desired, record};
+use super::Instance;
+use super::ending::end;
+use crate::journal::{JournalError, Proposal, Propose};
 use crate::operations::Handle;
-use crate::supervisor::InstanceGone;
 
 /// What an error quotes of the end of a log, bytes.
 const QUOTE_BYTES: u64 = 2048;
@@ -32,63 +32,64 @@ const QUOTE_LINES: usize = 8;
 const ABOUT_CONNECTIONS: [&str; 2] = [" DEBG ", " INFO connection ended,"];
 
 impl Instance {
-    /// Whether the spawn of the instance is under way.
-    pub(super) fn is_spawning(&self) -> bool {
-        let operation = self.operation.as_ref().and_then(Handle::snapshot);
-        matches!(self.work, Work::Nothing)
-            && self.ending.is_none()
-            && operation.is_some_and(|o| o.kind == OperationKind::Spawn)
-    }
-
     /// The instance answers and complains of nothing. A program that ended with success is no reason for its agent
     /// to complain, but a spawn is not done with it.
     pub(super) fn answered(&mut self, release: String, ctx: &mut Context<Self>) {
-        if !self.is_spawning() || self.row.spec.workload.is_none() {
-            return self.healthy(release);
+        if !self.engine.is_spawning() || self.row.spec.workload.is_none() {
+            return self.healthy(release, ctx);
         }
         let asked = self.figures().into_actor(self);
         ctx.spawn(asked.map(|figures, act, ctx| {
             let state = figures.and_then(|f| f.last).map(|answer| answer.workload);
-            if act.is_spawning() && state == Some(WorkloadState::Exited) {
+            if act.engine.is_spawning() && state == Some(WorkloadState::Exited) {
                 let said = act.health.take().map(|health| health.text);
                 let text = said.filter(|text| !text.is_empty());
                 let text = text.unwrap_or_else(|| "the workload ended by itself".to_owned());
-                return act.give_up_spawn(text, ctx);
+                act.tell(Event::ProgramEnded(text), ctx);
+                return;
             }
-            act.healthy(release);
+            act.healthy(release, ctx);
         }));
     }
 
     /// The agent has said something about its health: ends a spawn whose program has ended.
     pub(super) fn check_spawn(&mut self, ctx: &mut Context<Self>) {
-        if !self.is_spawning() {
-            return;
-        }
         let said = self.health.as_ref().filter(|h| has_ended(&h.fixed));
         if let Some(text) = said.map(|health| health.text.clone()) {
-            self.give_up_spawn(text, ctx);
+            self.tell(Event::ProgramEnded(text), ctx);
         }
     }
 
     /// Ends what was spawned and fails its operation.
     pub(super) fn give_up_spawn(&mut self, reason: String, ctx: &mut Context<Self>) {
-        let Some(operation) = self.operation.take() else {
+        // A spawn that is under way has whoever waits for it.
+        let Some(operation) = self.waiting.take() else {
             return;
         };
-        self.work = Work::Terminating;
-        self.row.desired = Desired::Terminating;
-        self.enter(InstanceState::Failed, Some(reason.clone()));
-        self.services.aim(&self.row.name, None);
-        self.end_watch();
-        let (services, row) = (self.services.clone(), self.row.clone());
+        // Recorded first: a daemon that starts after a crash goes on with it.
+        let propose = Propose {
+            proposal: Proposal::Wish(Desired::Terminating),
+            with: Vec::new(),
+        };
+        self.propose(propose, ctx, move |act, written, ctx| {
+            act.end_spawned(reason, operation, written, ctx);
+        });
+    }
+
+    fn end_spawned(
+        &mut self,
+        reason: String,
+        operation: Handle,
+        written: Result<(), JournalError>,
+        ctx: &mut Context<Self>,
+    ) {
+        let (services, row) = (self.services.clone(), (*self.row).clone());
         let generation = self.generation.clone();
         let own = ctx.address();
         let work = async move {
             let kind = services.backend.kind();
             let hint = last_words(kind, generation.run_dir.clone()).await;
-            // Recorded first: a daemon that starts after a crash goes on with it.
-            let intent = Change::Instance(Box::new(row.clone()));
-            let (operation, ended) = match record(&services.journal, vec![intent]).await {
+            let (operation, ended) = match written {
                 Ok(()) => end(&services, &row, generation, true, operation, own).await,
                 Err(error) => (Some(operation), Err(error.to_string())),
             };
@@ -106,22 +107,19 @@ impl Instance {
         ctx.spawn(
             work.into_actor(self)
                 .map(|(ended, operation, error), act, ctx| {
-                    if let Err(reason) = ended {
-                        warn!(act.log, "a failed spawn was not removed";
-                    "generation" => act.generation.generation, "reason" => &reason);
-                        act.work = Work::Nothing;
-                        act.enter(InstanceState::OperatorActionNeeded, Some(reason));
-                        if let Some(operation) = operation {
-                            operation.fail(error, None);
+                    let event = match ended {
+                        Ok(()) => Event::Ended,
+                        Err(reason) => {
+                            warn!(act.log, "a failed spawn was not removed";
+                                "generation" => act.generation.generation, "reason" => &reason);
+                            Event::NotEnded(reason)
                         }
-                        return;
-                    }
-                    act.supervisor.do_send(InstanceGone(act.row.name.clone()));
+                    };
+                    act.tell(event, ctx);
                     // Told last: whoever hears of it may spawn again under the same name.
                     if let Some(operation) = operation {
                         operation.fail(error, None);
                     }
-                    ctx.stop();
                 }),
         );
     }

@@ -7,27 +7,28 @@ use actix::prelude::*;
 use kmorph_control_api::{
     HealthReport, HeartbeatStatus, InstanceState, InstanceStatus, InstanceSummary, Metrics,
 };
+use kmp_proto::instance::Condition;
 use kmp_proto::message::{HeartbeatRsp, PRESSURE_ABSENT, TopologyEntry};
 
+use super::Instance;
 use super::requests::{GetHealth, GetHeartbeat, GetStatus, GetSummary};
-use super::{Instance, Work};
 use crate::supervisor::{GetSurvivor, GetTopologyEntry};
 use crate::wall_clock;
 use crate::watch::{GetFigures, WatchFigures};
 
-/// The state in lower case with spaces, for sentences.
-pub(super) fn state_name(state: InstanceState) -> &'static str {
-    match state {
-        InstanceState::Starting => "starting",
-        InstanceState::Running => "running",
-        InstanceState::Degraded => "degraded",
-        InstanceState::Unresponsive => "unresponsive",
-        InstanceState::Failed => "failed",
-        InstanceState::Recovering => "recovering",
-        InstanceState::Morphing => "morphing",
-        InstanceState::Terminating => "terminating",
-        InstanceState::Quarantined => "quarantined",
-        InstanceState::OperatorActionNeeded => "operator action needed",
+/// What the API calls a condition.
+pub(super) fn state_of(condition: Condition) -> InstanceState {
+    match condition {
+        Condition::Starting => InstanceState::Starting,
+        Condition::Running => InstanceState::Running,
+        Condition::Degraded => InstanceState::Degraded,
+        Condition::Unresponsive => InstanceState::Unresponsive,
+        Condition::Failed => InstanceState::Failed,
+        Condition::Recovering => InstanceState::Recovering,
+        Condition::Morphing => InstanceState::Morphing,
+        Condition::Terminating => InstanceState::Terminating,
+        Condition::Quarantined => InstanceState::Quarantined,
+        Condition::OperatorActionNeeded => InstanceState::OperatorActionNeeded,
     }
 }
 
@@ -72,7 +73,7 @@ impl Instance {
         let kernel_release = release.unwrap_or_else(|| self.kernel_release.clone());
         InstanceSummary {
             name: self.row.name.clone(),
-            state: self.state,
+            state: state_of(self.engine.condition()),
             generation: self.generation.generation,
             kernel_release: if runs { kernel_release } else { String::new() },
             backend: self.row.spec.backend.as_str().to_owned(),
@@ -98,7 +99,7 @@ impl Instance {
             .collect();
         InstanceStatus {
             summary: self.summary(figures),
-            reason: self.reason.clone(),
+            reason: self.engine.reason().map(str::to_owned),
             kernel_path: self.generation.kernel.path.display().to_string(),
             kernel_sha256: self.generation.kernel.sha256.clone(),
             kernel_cmdline: self.generation.kernel.cmdline.clone(),
@@ -108,7 +109,7 @@ impl Instance {
             workload_state: workload_state(figures),
             policy: self.row.policy.clone(),
             created_at: self.row.created_at.clone(),
-            operation: self.operation.as_ref().map(crate::operations::Handle::id),
+            operation: self.waiting.as_ref().map(crate::operations::Handle::id),
             run_dir: self.generation.run_dir.display().to_string(),
             kept: self.services.kept.shown(Some(&self.row.name)),
         }
@@ -186,12 +187,12 @@ impl Handler<GetHealth> for Instance {
                 .filter(|t| !t.is_empty());
             HealthReport {
                 name: act.row.name.clone(),
-                state: act.state,
+                state: state_of(act.engine.condition()),
                 health: last.map_or("unknown", |a| a.health.as_str()).to_owned(),
                 workload_state: workload_state(figures.as_ref()),
                 age_ms: figures.as_ref().and_then(|f| f.since_answer).map(millis),
                 metrics: last.as_ref().map(metrics),
-                reason: act.reason.clone().or(said),
+                reason: act.engine.reason().map(str::to_owned).or(said),
             }
         }))
     }
@@ -201,11 +202,8 @@ impl Handler<GetTopologyEntry> for Instance {
     type Result = MessageResult<GetTopologyEntry>;
 
     fn handle(&mut self, _: GetTopologyEntry, _: &mut Self::Context) -> Self::Result {
-        let runs = match self.work {
-            Work::Terminating => false,
-            Work::Capturing { .. } => self.watch.is_some(),
-            _ => self.watch.is_some(),
-        };
+        // What is being ended is watched no more.
+        let runs = self.watch.is_some();
         MessageResult(runs.then(|| TopologyEntry {
             name: self.row.name.clone(),
             generation: self.generation.generation,
@@ -220,8 +218,7 @@ impl Handler<GetSurvivor> for Instance {
     type Result = MessageResult<GetSurvivor>;
 
     fn handle(&mut self, _: GetSurvivor, _: &mut Self::Context) -> Self::Result {
-        let serves =
-            matches!(self.state, InstanceState::Running) && matches!(self.work, Work::Nothing);
-        MessageResult(serves.then(|| Box::new(self.generation.clone())))
+        let well = self.engine.is_well();
+        MessageResult(well.then(|| Box::new(self.generation.clone())))
     }
 }

@@ -1,19 +1,20 @@
 //! Failures of an instance's program that its agent mends by itself: the agent starts the program again, in the same
 //! kernel. No recovery follows, but whoever asks why data is gone finds the failure, its cause and its count.
 
-use kmorph_control_api::{EventKind, InstanceState, RecoveryOutcome, RecoveryRecord};
+use actix::prelude::*;
+use kmorph_control_api::{EventKind, RecoveryOutcome, RecoveryRecord};
 use kmp_proto::message::{FailureCause, HealthStatus};
 
-use super::{Instance, Work};
-use crate::journal::{Change, Record, RecoveryRow, WorkloadRestarts};
+use super::Instance;
+use crate::journal::{Change, RecoveryRow, WorkloadRestarts};
 use crate::supervisor::NoteRecovery;
 use crate::wall_clock;
 
 impl Instance {
     /// Records the restarts of the program that the agent tells and that were not recorded yet.
-    pub(super) fn note_restarts(&mut self, status: &HealthStatus) {
+    pub(super) fn note_restarts(&mut self, status: &HealthStatus, ctx: &mut Context<Self>) {
         // Until it was healthy once, the spawn or the recovery that waits for that says what went wrong.
-        if self.state == InstanceState::Starting || matches!(self.work, Work::Recovering(_)) {
+        if !self.engine.has_served() {
             return;
         }
         let now = WorkloadRestarts {
@@ -30,8 +31,10 @@ impl Instance {
         if failures == 0 {
             return;
         }
-        self.row.workload_restarts = now;
-        self.row.workload_failures = self.row.workload_failures.saturating_add(failures.into());
+        self.row.note(|row| {
+            row.workload_restarts = now;
+            row.workload_failures = row.workload_failures.saturating_add(failures.into());
+        });
         let times = match failures {
             1 => "its program failed and was started again".to_owned(),
             many => format!("its program failed and was started again, {many} times"),
@@ -61,10 +64,7 @@ impl Instance {
         };
         self.supervisor.do_send(NoteRecovery(record.clone()));
         let phase = "done".to_owned();
-        let changes = vec![
-            Change::Recovery(Box::new(RecoveryRow { record, phase })),
-            Change::Instance(Box::new(self.row.clone())),
-        ];
-        self.services.journal.do_send(Record(changes));
+        let recovered = Change::Recovery(Box::new(RecoveryRow { record, phase }));
+        self.report(vec![recovered], ctx);
     }
 }

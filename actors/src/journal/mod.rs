@@ -14,6 +14,7 @@
 mod backup;
 mod copies;
 mod error;
+mod proposal;
 mod rows;
 mod store;
 
@@ -23,9 +24,9 @@ use std::time::Duration;
 use actix::prelude::*;
 use copies::Copies;
 pub use error::JournalError;
-use kmp_proto::morph::{CommitOrder, CommitRecord};
+pub use proposal::{Proposal, Propose, record_commit};
 pub use rows::{
-    CertificateRow, Change, Desired, GenerationPhase, GenerationRow, InstanceRow, InstanceSpec,
+    CertificateRow, Change, GenerationPhase, GenerationRow, InstanceRow, InstanceSpec,
     KernelChoice, MorphRow, PublishedPortSpec, RecoveryRow, Snapshot, WorkloadRestarts,
 };
 use slog::Logger;
@@ -338,20 +339,6 @@ pub async fn record(journal: &Addr<Journal>, changes: Vec<Change>) -> Result<(),
         .unwrap_or(Err(JournalError::Gone))
 }
 
-/// As [`record`], of the changes that make up a commit record: the only place where one comes from, but for
-/// [`MorphRow::commit_record`].
-///
-/// # Errors
-/// As [`record`].
-pub async fn record_commit(
-    journal: &Addr<Journal>,
-    order: CommitOrder,
-    changes: Vec<Change>,
-) -> Result<CommitRecord, JournalError> {
-    record(journal, changes).await?;
-    Ok(order.recorded())
-}
-
 #[cfg(test)]
 mod tests {
     use kmorph_control_api::{Event, EventKind};
@@ -469,7 +456,7 @@ mod tests {
                 morph_timeout_s: 60.0,
                 vmcore: kmorph_control_api::VmcorePolicy::Off,
             },
-            desired: Desired::Running,
+            desired: kmp_proto::instance::Desired::Running,
             reason: None,
             created_at: String::new(),
             active_generation: u64::MAX,

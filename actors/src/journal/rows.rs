@@ -7,6 +7,7 @@ use kmorph_backends::contract::{BackendKind, Placement};
 use kmorph_control_api::{
     DoctorReport, Event, MorphStatus, Operation, Policy, RecoveryRecord, WorkloadRequest,
 };
+use kmp_proto::instance::Desired;
 use kmp_proto::morph::CommitRecord;
 use serde::{Deserialize, Serialize};
 
@@ -58,25 +59,6 @@ pub struct PublishedPortSpec {
     pub port: u16,
 }
 
-/// What is wanted of an instance; only this survives a restart, its state is observed anew.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Desired {
-    /// It shall run.
-    Running,
-    /// An operator asked for a recovery, and the journal has no successor yet: whatever the policy says, and whether or
-    /// not it runs, the failed generation is fenced and replaced.
-    Recover,
-    /// It failed while auto-heal was off: it stays as it is until `recover`.
-    Unhealed,
-    /// It failed too often: it rests until `recover`. Until its generation is fenced and released, its row is there.
-    Resting,
-    /// Its fence could not be confirmed.
-    OperatorAction,
-    /// It is being ended.
-    Terminating,
-}
-
 /// Table `instance`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InstanceRow {
@@ -87,6 +69,7 @@ pub struct InstanceRow {
     /// Its policy.
     pub policy: Policy,
     /// What is wanted of it.
+    #[serde(with = "desired")]
     pub desired: Desired,
     /// Why it rests or needs an operator.
     pub reason: Option<String>,
@@ -104,6 +87,27 @@ pub struct InstanceRow {
     /// The last of them that is counted.
     #[serde(default)]
     pub workload_restarts: WorkloadRestarts,
+}
+
+/// A [`Desired`] by its name.
+mod desired {
+    use kmp_proto::instance::Desired;
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        desired: &Desired,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(desired.as_str())
+    }
+
+    pub(super) fn deserialize<'a, D: Deserializer<'a>>(
+        deserializer: D,
+    ) -> Result<Desired, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Desired::parse(&name).ok_or_else(|| D::Error::custom(format!("unknown wish {name:?}")))
+    }
 }
 
 /// How often an agent has started its program again.

@@ -14,14 +14,13 @@ use kmorph_control_api::{
 };
 use kmp_proto::message::{Side, TransferMode, capability};
 use kmp_proto::morph::{
-    Action, Answer, CommitLimit, Config, Engine, Estimate, Event, Phase, Stage,
+    Action, Answer, CommitLimit, Config, Engine, Estimate, Event, Outcome, Phase, Stage,
 };
 use slog::{Logger, info, o};
 
 use crate::clock;
 use crate::events::Draft;
-use crate::instance::{Instance, SourceLeft, WorkerGone};
-use crate::journal::{Change, GenerationRow, InstanceRow, KernelChoice, MorphRow, Note};
+use crate::journal::{Change, GenerationRow, InstanceRow, KernelChoice, MorphRow, Note, Propose};
 use crate::operations::Handle;
 use crate::release::Kept;
 use crate::services::Services;
@@ -86,10 +85,43 @@ pub struct Deaths {
     pub target: Option<String>,
 }
 
+/// What the instance is told.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub enum MorphNews {
+    /// The source is about to be fenced: its end is no failure.
+    SourceLeft,
+    /// The morph is over.
+    Over(Box<MorphOver>),
+    /// The actor has ended: it said before how, or panicked.
+    Gone,
+}
+
+/// The end of a morph.
+pub struct MorphOver {
+    /// How.
+    pub outcome: Outcome,
+    /// Its last status.
+    pub status: MorphStatus,
+    /// The target generation.
+    pub target: GenerationRow,
+    /// Its watch, when the target is the instance now.
+    pub watch: Option<Addr<Watch>>,
+}
+
+/// Whom a morph works for.
+#[derive(Clone)]
+pub struct Owner {
+    /// Hears of it.
+    pub news: Recipient<MorphNews>,
+    /// Writes the instance's row.
+    pub rows: Recipient<Propose>,
+}
+
 /// The actor.
 pub struct MorphSession {
     services: Services,
-    owner: Addr<Instance>,
+    owner: Owner,
     log: Logger,
     plan: MorphPlan,
     engine: Engine,
@@ -110,7 +142,7 @@ impl MorphSession {
     /// Starts a morph; `operation` ends when its goal is reached.
     pub fn begin(
         services: Services,
-        owner: Addr<Instance>,
+        owner: Owner,
         plan: MorphPlan,
         source_watch: Option<Addr<Watch>>,
         operation: Handle,
@@ -127,7 +159,7 @@ impl MorphSession {
     /// Takes up a morph that an earlier daemon left; `source_watch` watches its source generation if that runs.
     pub fn resume(
         services: Services,
-        owner: Addr<Instance>,
+        owner: Owner,
         left: LeftMorph,
         source_watch: Option<Addr<Watch>>,
     ) -> Addr<Self> {
@@ -150,7 +182,7 @@ impl MorphSession {
 
     fn with(
         services: Services,
-        owner: Addr<Instance>,
+        owner: Owner,
         plan: MorphPlan,
         engine: Engine,
         status: MorphStatus,
@@ -303,7 +335,7 @@ impl MorphSession {
             Action::Retire => self.retire(ctx),
             Action::Fence(side, order) => {
                 if side == Side::Source {
-                    self.owner.do_send(SourceLeft);
+                    self.owner.news.do_send(MorphNews::SourceLeft);
                 }
                 self.fence(side, order, ctx);
             }
@@ -493,7 +525,7 @@ impl Drop for MorphSession {
         if let Some(watch) = self.watch.take() {
             watch.do_send(EndWatch);
         }
-        self.owner.do_send(WorkerGone);
+        self.owner.news.do_send(MorphNews::Gone);
     }
 }
 

@@ -7,8 +7,7 @@ use kmp_proto::morph::{Outcome, RollbackReason};
 use kmp_proto::time::Instant;
 use serde_json::Value;
 
-use super::MorphSession;
-use crate::instance::MorphOver;
+use super::{MorphNews, MorphOver, MorphSession};
 use crate::journal::{Change, Record};
 use crate::operations::Handle;
 use crate::release::{Kept, RELEASE_PATIENCE};
@@ -88,12 +87,12 @@ impl MorphSession {
         {
             watch.do_send(EndWatch);
         }
-        self.owner.do_send(MorphOver {
+        self.owner.news.do_send(MorphNews::Over(Box::new(MorphOver {
             outcome,
             status: self.status.clone(),
             target: self.plan.target.clone(),
             watch: self.watch.take(),
-        });
+        })));
         ctx.stop();
     }
 

@@ -17,10 +17,10 @@ use kmp_proto::morph::{CommitOrder, CommitRecord, Event, FROZEN_STEP_TIMEOUT, Of
 
 use super::{MorphSession, STEP_TIMEOUT, api_checks, by_reference};
 use crate::clock;
-use crate::journal::{Change, record_commit};
+use crate::journal::{Change, Proposal, Propose, record_commit};
 use crate::release::Release;
 use crate::transport::{Request, RequestError};
-use crate::watch::{Ping, Watch};
+use crate::watch::{Ping, Watch, detector_config};
 
 impl MorphSession {
     /// Runs `work` and tells the engine what came of it.
@@ -102,7 +102,7 @@ impl MorphSession {
         let Some(placement) = self.plan.target.placement.clone() else {
             return;
         };
-        let config = crate::instance::detector_config(&self.services, &self.plan.instance);
+        let config = detector_config(&self.services, &self.plan.instance);
         let owner = ctx.address().recipient();
         self.watch = Some(Watch::begin(
             self.services.clone(),
@@ -313,29 +313,24 @@ impl MorphSession {
         self.step(Side::Source, CommitStep::Retire, ctx, |_| Event::Retired);
     }
 
+    /// The instance's row and the morph's own, in one transaction: the point of no return.
     pub(super) fn write_commit_record(&mut self, order: CommitOrder, ctx: &mut Context<Self>) {
-        let mut instance = self.plan.instance.clone();
-        instance.active_generation = self.plan.target.generation;
-        instance.spec.kernel = self.plan.kernel.clone();
-        instance.morphs += 1;
         let mut row = self.row();
         row.committed = true;
-        let changes = vec![
-            Change::Instance(Box::new(instance.clone())),
-            Change::Morph(Box::new(row)),
-        ];
-        let journal = self.services.journal.clone();
-        let work = async move { record_commit(&journal, order, changes).await };
-        ctx.spawn(
-            work.into_actor(self)
-                .map(move |written, act, ctx| match written {
-                    Ok(record) => {
-                        act.plan.instance = instance;
-                        act.tell(Event::RecordDurable(record), ctx);
-                    }
-                    Err(error) => act.tell(Event::RecordFailed(error.to_string()), ctx),
-                }),
-        );
+        let propose = Propose {
+            proposal: Proposal::Committed {
+                generation: self.plan.target.generation,
+                kernel: Box::new(self.plan.kernel.clone()),
+            },
+            with: vec![Change::Morph(Box::new(row))],
+        };
+        let rows = self.owner.rows.clone();
+        self.later(ctx, async move {
+            Some(match record_commit(&rows, order, propose).await {
+                Ok(record) => Event::RecordDurable(record),
+                Err(error) => Event::RecordFailed(error.to_string()),
+            })
+        });
     }
 
     pub(super) fn fence(&mut self, side: Side, order: FenceOrder, ctx: &mut Context<Self>) {

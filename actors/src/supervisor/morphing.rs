@@ -9,7 +9,7 @@ use kmorph_control_api::{ApiError, ErrorCode, MorphPhase, OperationKind};
 use super::spawning::{check_boot, choose_kernel};
 use super::{BeginMorph, Find, Supervisor};
 use crate::instance::{Morph, PlanMorph};
-use crate::journal::{Change, Record};
+use crate::journal::{Change, GenerationRow, Record, record};
 use crate::morph::{DOWNTIME_BUDGET_US, MorphPlan, first_row};
 
 impl Handler<BeginMorph> for Supervisor {
@@ -58,12 +58,16 @@ impl Handler<BeginMorph> for Supervisor {
             };
             // With its target generation: the next daemon knows which session that belongs to, and gives no number twice.
             let mut begun = first_row(&plan, id.clone());
-            let with_row = |generation| {
-                begun.status.to_generation = generation;
-                vec![Change::Morph(Box::new(begun))]
+            let write = |generation: GenerationRow| {
+                begun.status.to_generation = generation.generation;
+                let rows = vec![
+                    Change::Morph(Box::new(begun)),
+                    Change::Generation(Box::new(generation)),
+                ];
+                async { record(&services.journal, rows).await }
             };
             let name = plan.instance.name.clone();
-            let intended = services.intend(&name, &kernel, cpus, memory, with_row);
+            let intended = services.intend(&name, &kernel, cpus, memory, write);
             let target = match intended.await {
                 Ok(target) => target,
                 Err(error) => {

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use kmorph_backends::contract::Observation;
+use kmp_proto::instance::{ASKED_FOR, Desired, Failure, Successor};
 use kmp_proto::message::FailureCause;
 use slog::{info, warn};
 
 use super::morphing::seconds;
 use crate::generation;
-use crate::instance::{ASKED_FOR, Beginning, Decided};
-use crate::journal::{Desired, GenerationPhase, GenerationRow, InstanceRow, MorphRow, Snapshot};
+use crate::instance::Beginning;
+use crate::journal::{GenerationPhase, GenerationRow, InstanceRow, MorphRow, Snapshot};
 use crate::morph::{Deaths, LeftMorph, MorphPlan};
 use crate::release::Release;
 use crate::services::Services;
@@ -107,20 +108,22 @@ fn left_recovery(
     let found = begun.and_then(|record| known(&record.cause));
     let never_ran = generation.placement.is_none() && generation.phase == GenerationPhase::Intended;
     let (cause, decided) = match row.desired {
-        Desired::Recover => (Some(FailureCause::Operator), Decided::Successor),
-        Desired::Resting => (found, Decided::Quarantine),
+        Desired::Recover => (Some(FailureCause::Operator), Some(Successor::Asked)),
+        Desired::Resting => (found, Some(Successor::None)),
         // What never ran has not failed.
-        _ if never_ran => (found, Decided::Successor),
-        _ => (found, Decided::Nothing),
+        _ if never_ran => (found, Some(Successor::ByPolicy)),
+        _ => (found, None),
     };
     let decided_before = row
         .reason
         .clone()
         .filter(|_| row.desired == Desired::Resting);
     Beginning::NeedsRecovery {
-        // What was decided has its evidence, which grows with no restart.
-        evidence: vec![decided_before.unwrap_or(how)],
-        cause: cause.unwrap_or(FailureCause::KernelDead),
+        failure: Failure {
+            // What was decided has its evidence, which grows with no restart.
+            evidence: vec![decided_before.unwrap_or(how)],
+            cause: cause.unwrap_or(FailureCause::KernelDead),
+        },
         decided,
     }
 }

@@ -11,8 +11,7 @@ use crate::capability::check_policy;
 use crate::generation::read_kernel;
 use crate::instance::Beginning;
 use crate::journal::{
-    Change, Desired, GenerationRow, InstanceRow, InstanceSpec, KernelChoice, WorkloadRestarts,
-    record,
+    Change, GenerationRow, InstanceRow, InstanceSpec, KernelChoice, WorkloadRestarts, record,
 };
 use crate::operations::Handle;
 use crate::services::Services;
@@ -191,7 +190,7 @@ async fn prepare_spawn(
             throw_away,
         },
         policy,
-        desired: Desired::Running,
+        desired: kmp_proto::instance::Desired::Running,
         reason: None,
         created_at: wall_clock::now_rfc3339(),
         active_generation: 0,
@@ -201,21 +200,19 @@ async fn prepare_spawn(
         workload_restarts: WorkloadRestarts::default(),
     };
     let written = row.clone();
-    let with_number = move |generation| {
+    let write = move |generation: GenerationRow| {
         let row = InstanceRow {
-            active_generation: generation,
+            active_generation: generation.generation,
             ..written
         };
-        vec![Change::Instance(Box::new(row))]
+        let rows = vec![
+            Change::Instance(Box::new(row)),
+            Change::Generation(Box::new(generation)),
+        ];
+        async move { record(&services.journal, rows).await }
     };
     let generation = services
-        .intend(
-            &request.name,
-            &kernel,
-            request.cpus,
-            memory_bytes,
-            with_number,
-        )
+        .intend(&request.name, &kernel, request.cpus, memory_bytes, write)
         .await?;
     row.active_generation = generation.generation;
     Ok((row, generation))

@@ -3,6 +3,7 @@
 //! It sends the probes, listens for exit events, measures how late the daemon itself is, and tells
 //! its owner what the detector finds. The owner changes once at most, when a morph commits.
 
+mod config;
 mod notices;
 mod requests;
 
@@ -19,6 +20,7 @@ use kmp_transport::link::{Address, KMP_PORT};
 use slog::{Logger, info, o, warn};
 use tokio::sync::oneshot;
 
+pub use self::config::detector_config;
 use self::notices::{HEALTH_NOTICES_MAX, HEALTH_WINDOW, HealthNotices, LoadNotices};
 pub use self::requests::{EndWatch, GetFigures, Pause, Ping, Reconfigure, SetOwner, WatchFigures};
 use crate::clock;

@@ -18,6 +18,7 @@ mod restart;
 mod transitions;
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 pub use restart::{
     BACK_OFF_FIRST, BACK_OFF_MAX, CRASH_LOOP_FAILURES, CRASH_LOOP_WINDOW, Decision, RestartPolicy,
@@ -26,6 +27,7 @@ pub use restart::{
 pub use transitions::TRANSITIONS;
 
 use crate::fence::{FenceCertificate, FenceOrder};
+use crate::time::Instant;
 
 /// Whether the memory of a failed generation is captured before it is reclaimed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,8 +41,19 @@ pub enum CapturePolicy {
     Required,
 }
 
+/// What follows once the failed generation has given everything back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Afterwards {
+    /// A successor is started.
+    Respawn,
+    /// The instance rests: it failed too often.
+    Quarantine,
+}
+
 /// Times a fence is tried before an operator is asked.
 pub const FENCE_ATTEMPTS: u32 = 5;
+/// Wait before a fence that was not confirmed is tried again.
+pub const FENCE_RETRY: Duration = Duration::from_millis(500);
 
 /// Phase: fencing.
 #[derive(Debug, PartialEq, Eq)]
@@ -180,6 +193,10 @@ pub enum Event {
     },
     /// The successor could not be started, or failed before it was healthy.
     SuccessorFailed(String),
+    /// It could not be started, and something of it may run: another one would be a second owner.
+    SuccessorRemains(String),
+    /// Time has passed.
+    Tick,
 }
 
 impl Event {
@@ -193,6 +210,8 @@ impl Event {
             Self::Released => "Released",
             Self::SuccessorHealthy { .. } => "SuccessorHealthy",
             Self::SuccessorFailed(_) => "SuccessorFailed",
+            Self::SuccessorRemains(_) => "SuccessorRemains",
+            Self::Tick => "Tick",
         }
     }
 }
@@ -232,6 +251,7 @@ impl Action {
             Self::Finished(outcome) => match outcome {
                 Outcome::Recovered => "Finished(Recovered)",
                 Outcome::SuccessorFailed(_) => "Finished(SuccessorFailed)",
+                Outcome::Quarantined => "Finished(Quarantined)",
                 Outcome::OperatorActionNeeded(_) => "Finished(OperatorActionNeeded)",
             },
         }
@@ -245,7 +265,10 @@ pub enum Outcome {
     Recovered,
     /// The successor failed; it is the next to be recovered.
     SuccessorFailed(String),
-    /// The fence could not be confirmed, or there is no vmcore although policy requires one.
+    /// It is fenced, and rests.
+    Quarantined,
+    /// The fence could not be confirmed, there is no vmcore although policy requires one, or something of a successor
+    /// that did not start may run.
     OperatorActionNeeded(String),
 }
 
@@ -262,17 +285,22 @@ enum State {
 #[derive(Debug)]
 pub struct Engine {
     capture: CapturePolicy,
+    afterwards: Afterwards,
+    /// When a fence that was not confirmed is tried again.
+    retry_at: Option<Instant>,
     state: State,
     actions: VecDeque<Action>,
 }
 
 impl Engine {
     /// Begins the recovery of `failed_generation`.
-    pub fn new(failed_generation: u64, capture: CapturePolicy) -> Self {
+    pub fn new(failed_generation: u64, capture: CapturePolicy, afterwards: Afterwards) -> Self {
         let (recovery, order) = Recovery::begin(failed_generation);
         let actions = [Action::Fence(order), Action::NoticeSurvivors].into();
         Self {
             capture,
+            afterwards,
+            retry_at: None,
             state: State::Preparing(recovery),
             actions,
         }
@@ -281,13 +309,19 @@ impl Engine {
     /// Goes on after a restart of the daemon with a generation that is fenced already. One whose
     /// fence is not recorded begins anew: fencing twice is safe. Who has its vmcore already says
     /// [`CapturePolicy::Off`].
-    pub fn resume_fenced(certificate: FenceCertificate, capture: CapturePolicy) -> Self {
+    pub fn resume_fenced(
+        certificate: FenceCertificate,
+        capture: CapturePolicy,
+        afterwards: Afterwards,
+    ) -> Self {
         let recovery = Recovery {
             failed_generation: certificate.generation(),
             phase: Capturing { certificate },
         };
         let mut engine = Self {
             capture,
+            afterwards,
+            retry_at: None,
             state: State::Done,
             actions: VecDeque::new(),
         };
@@ -311,8 +345,13 @@ impl Engine {
         self.actions.pop_front()
     }
 
+    /// When [`Event::Tick`] is due.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.retry_at
+    }
+
     /// Takes an event. One that does not belong to the phase changes nothing.
-    pub fn handle(&mut self, event: Event) {
+    pub fn handle(&mut self, event: Event, now: Instant) {
         let state = std::mem::replace(&mut self.state, State::Done);
         self.state = match (state, event) {
             (State::Preparing(recovery), Event::Fenced(certificate)) => {
@@ -321,22 +360,36 @@ impl Engine {
                     Err((same, _)) => State::Preparing(same),
                 }
             }
-            (State::Preparing(recovery), Event::FenceUnconfirmed(reason)) => {
-                let generation = recovery.failed_generation;
+            (State::Preparing(recovery), Event::FenceUnconfirmed(reason))
+                if self.retry_at.is_none() =>
+            {
                 match recovery.fence_again() {
                     Some(again) => {
-                        self.actions
-                            .push_back(Action::Fence(FenceOrder::new(generation)));
+                        self.retry_at = Some(now + FENCE_RETRY);
                         State::Preparing(again)
                     }
                     None => self.finish(Outcome::OperatorActionNeeded(reason)),
                 }
+            }
+            (State::Preparing(recovery), Event::Tick)
+                if self.retry_at.is_some_and(|due| due <= now) =>
+            {
+                self.retry_at = None;
+                let order = FenceOrder::new(recovery.failed_generation);
+                self.actions.push_back(Action::Fence(order));
+                State::Preparing(recovery)
             }
             (State::Capturing(recovery), Event::Captured) => self.reclaim(recovery),
             (State::Capturing(recovery), Event::CaptureFailed(reason)) => match self.capture {
                 CapturePolicy::Required => self.finish(Outcome::OperatorActionNeeded(reason)),
                 CapturePolicy::On | CapturePolicy::Off => self.reclaim(recovery),
             },
+            (State::Reclaiming(_), Event::Released)
+                if self.afterwards == Afterwards::Quarantine =>
+            {
+                self.complete(0);
+                self.finish(Outcome::Quarantined)
+            }
             (State::Reclaiming(recovery), Event::Released) => {
                 let next = recovery.released();
                 self.actions
@@ -346,22 +399,23 @@ impl Engine {
             (State::Respawning(recovery), Event::SuccessorHealthy { generation })
                 if generation > recovery.failed_generation =>
             {
-                self.actions.push_back(Action::Complete {
-                    new_generation: generation,
-                });
+                self.complete(generation);
                 self.finish(Outcome::Recovered)
             }
             (State::Respawning(_), Event::SuccessorFailed(reason)) => {
-                // The survivors were told that something was under way: they hear of its end too.
-                self.actions
-                    .push_back(Action::Complete { new_generation: 0 });
+                self.complete(0);
                 self.finish(Outcome::SuccessorFailed(reason))
+            }
+            (State::Respawning(_), Event::SuccessorRemains(reason)) => {
+                self.complete(0);
+                self.finish(Outcome::OperatorActionNeeded(reason))
             }
             (state, _) => state,
         };
     }
 
     fn fenced(&mut self, recovery: Recovery<Capturing>) -> State {
+        self.retry_at = None;
         if self.capture == CapturePolicy::Off {
             return self.reclaim(recovery);
         }
@@ -377,7 +431,13 @@ impl Engine {
         State::Reclaiming(next)
     }
 
+    /// The survivors were told that something was under way: they hear of its end too.
+    fn complete(&mut self, new_generation: u64) {
+        self.actions.push_back(Action::Complete { new_generation });
+    }
+
     fn finish(&mut self, outcome: Outcome) -> State {
+        self.retry_at = None;
         self.actions.push_back(Action::Finished(outcome));
         State::Done
     }
@@ -393,29 +453,33 @@ mod tests {
         order.confirm(FenceMethod::ProcessesKilled, Confirmation::ProcessesGone, 1)
     }
 
+    fn tell(engine: &mut Engine, event: Event) {
+        engine.handle(event, Instant::default());
+    }
+
     fn drain(engine: &mut Engine) -> Vec<Action> {
         std::iter::from_fn(|| engine.poll_action()).collect()
     }
 
     #[test]
     fn the_fence_comes_first_and_everything_else_after_its_certificate() {
-        let mut engine = Engine::new(7, CapturePolicy::Off);
+        let mut engine = Engine::new(7, CapturePolicy::Off, Afterwards::Respawn);
         assert!(matches!(
             drain(&mut engine)[..],
             [Action::Fence(_), Action::NoticeSurvivors]
         ));
-        engine.handle(Event::Released);
-        engine.handle(Event::SuccessorHealthy { generation: 8 });
-        engine.handle(Event::Fenced(certificate(6)));
+        tell(&mut engine, Event::Released);
+        tell(&mut engine, Event::SuccessorHealthy { generation: 8 });
+        tell(&mut engine, Event::Fenced(certificate(6)));
         assert!(
             drain(&mut engine).is_empty(),
             "nothing moves it but its own certificate"
         );
-        engine.handle(Event::Fenced(certificate(7)));
+        tell(&mut engine, Event::Fenced(certificate(7)));
         assert!(matches!(drain(&mut engine)[..], [Action::Reclaim(_)]));
-        engine.handle(Event::Released);
+        tell(&mut engine, Event::Released);
         assert!(matches!(drain(&mut engine)[..], [Action::Respawn(_)]));
-        engine.handle(Event::SuccessorHealthy { generation: 8 });
+        tell(&mut engine, Event::SuccessorHealthy { generation: 8 });
         let end = drain(&mut engine);
         assert_eq!(end[0], Action::Complete { new_generation: 8 });
         assert_eq!(end[1], Action::Finished(Outcome::Recovered));
@@ -424,7 +488,7 @@ mod tests {
 
     #[test]
     fn an_unconfirmed_fence_is_tried_again_and_then_left_to_an_operator() {
-        let mut engine = Engine::new(7, CapturePolicy::Off);
+        let mut engine = Engine::new(7, CapturePolicy::Off, Afterwards::Respawn);
         let mut orders = 0;
         loop {
             let actions = drain(&mut engine);
@@ -436,17 +500,21 @@ mod tests {
                 assert!(matches!(outcome, Outcome::OperatorActionNeeded(_)));
                 break;
             }
-            engine.handle(Event::FenceUnconfirmed("still there".into()));
+            tell(&mut engine, Event::FenceUnconfirmed("still there".into()));
+            if let Some(due) = engine.poll_timeout() {
+                engine.handle(Event::Tick, due);
+            }
         }
         assert_eq!(orders, FENCE_ATTEMPTS as usize);
     }
 
     #[test]
     fn a_restarted_daemon_goes_on_with_the_certificate_it_finds() {
-        let mut engine = Engine::resume_fenced(certificate(7), CapturePolicy::Off);
+        let mut engine =
+            Engine::resume_fenced(certificate(7), CapturePolicy::Off, Afterwards::Respawn);
         assert!(matches!(drain(&mut engine)[..], [Action::Reclaim(_)]));
-        engine.handle(Event::Released);
-        engine.handle(Event::SuccessorFailed("no memory".into()));
+        tell(&mut engine, Event::Released);
+        tell(&mut engine, Event::SuccessorFailed("no memory".into()));
         let end = drain(&mut engine);
         assert_eq!(end[1], Action::Complete { new_generation: 0 });
         let last = end.into_iter().next_back();
@@ -457,28 +525,42 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_captured_before_it_is_reclaimed() {
-        let mut engine = Engine::new(7, CapturePolicy::On);
+    fn what_failed_too_often_is_fenced_and_rests() {
+        let mut engine = Engine::new(7, CapturePolicy::Off, Afterwards::Quarantine);
         drain(&mut engine);
-        engine.handle(Event::Captured);
-        engine.handle(Event::Fenced(certificate(7)));
+        tell(&mut engine, Event::Fenced(certificate(7)));
+        assert!(matches!(drain(&mut engine)[..], [Action::Reclaim(_)]));
+        tell(&mut engine, Event::Released);
+        let end = drain(&mut engine);
+        assert_eq!(end[0], Action::Complete { new_generation: 0 });
+        assert_eq!(end[1], Action::Finished(Outcome::Quarantined));
+    }
+
+    #[test]
+    fn memory_is_captured_before_it_is_reclaimed() {
+        let mut engine = Engine::new(7, CapturePolicy::On, Afterwards::Respawn);
+        drain(&mut engine);
+        tell(&mut engine, Event::Captured);
+        tell(&mut engine, Event::Fenced(certificate(7)));
         assert!(matches!(drain(&mut engine)[..], [Action::Capture(_)]));
-        engine.handle(Event::Released);
+        tell(&mut engine, Event::Released);
         assert_eq!(engine.phase(), "capturing_vmcore");
-        engine.handle(Event::Captured);
+        tell(&mut engine, Event::Captured);
         assert!(matches!(drain(&mut engine)[..], [Action::Reclaim(_)]));
     }
 
     #[test]
     fn what_follows_without_a_vmcore_is_the_policys() {
         let failed = || Event::CaptureFailed("the disk is full".into());
-        let mut engine = Engine::resume_fenced(certificate(7), CapturePolicy::On);
+        let mut engine =
+            Engine::resume_fenced(certificate(7), CapturePolicy::On, Afterwards::Respawn);
         assert!(matches!(drain(&mut engine)[..], [Action::Capture(_)]));
-        engine.handle(failed());
+        tell(&mut engine, failed());
         assert!(matches!(drain(&mut engine)[..], [Action::Reclaim(_)]));
-        let mut engine = Engine::resume_fenced(certificate(7), CapturePolicy::Required);
+        let mut engine =
+            Engine::resume_fenced(certificate(7), CapturePolicy::Required, Afterwards::Respawn);
         drain(&mut engine);
-        engine.handle(failed());
+        tell(&mut engine, failed());
         let end = drain(&mut engine);
         assert!(matches!(
             &end[..],

@@ -44,6 +44,13 @@ pub const TRANSITIONS: &[Transition] = &[
         "FenceUnconfirmed",
         "tried fewer than 5 times",
         PREPARING,
+        &[],
+    ),
+    row(
+        PREPARING,
+        "Tick",
+        "500 ms after an unconfirmed fence",
+        PREPARING,
         &["Fence"],
     ),
     row(
@@ -68,7 +75,20 @@ pub const TRANSITIONS: &[Transition] = &[
         DONE,
         &["Finished(OperatorActionNeeded)"],
     ),
-    row(RECLAIMING, "Released", "", RESPAWNING, &["Respawn"]),
+    row(
+        RECLAIMING,
+        "Released",
+        "a successor is wanted",
+        RESPAWNING,
+        &["Respawn"],
+    ),
+    row(
+        RECLAIMING,
+        "Released",
+        "it failed too often",
+        DONE,
+        &["Complete", "Finished(Quarantined)"],
+    ),
     row(
         RESPAWNING,
         "SuccessorHealthy",
@@ -82,5 +102,12 @@ pub const TRANSITIONS: &[Transition] = &[
         "",
         DONE,
         &["Complete", "Finished(SuccessorFailed)"],
+    ),
+    row(
+        RESPAWNING,
+        "SuccessorRemains",
+        "",
+        DONE,
+        &["Complete", "Finished(OperatorActionNeeded)"],
     ),
 ];

@@ -5,6 +5,7 @@
 //! fuzzers' committed corpus. All three so find the same faults.
 
 pub mod detector;
+pub mod instance;
 pub mod morph;
 pub mod recovery;
 

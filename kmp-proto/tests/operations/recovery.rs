@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use kmp_proto::fence::FenceCertificate;
 use kmp_proto::recovery::{
-    Action, BACK_OFF_MAX, CRASH_LOOP_FAILURES, CRASH_LOOP_WINDOW, CapturePolicy, Decision, Engine,
-    Event, FENCE_ATTEMPTS, Outcome, RestartPolicy, TRANSITIONS,
+    Action, Afterwards, BACK_OFF_MAX, CRASH_LOOP_FAILURES, CRASH_LOOP_WINDOW, CapturePolicy,
+    Decision, Engine, Event, FENCE_ATTEMPTS, Outcome, RestartPolicy, TRANSITIONS,
 };
 use kmp_proto::time::Instant;
 
@@ -32,6 +32,8 @@ struct Facts {
 
 struct World {
     policy: CapturePolicy,
+    afterwards: Afterwards,
+    now: Instant,
     engine: Engine,
     facts: Facts,
 }
@@ -43,9 +45,15 @@ struct World {
 pub fn run(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let policy = policy(choices.byte());
+    let afterwards = match choices.bit() {
+        true => Afterwards::Respawn,
+        false => Afterwards::Quarantine,
+    };
     let mut world = World {
         policy,
-        engine: Engine::new(FAILED, policy),
+        afterwards,
+        now: Instant::default(),
+        engine: Engine::new(FAILED, policy, afterwards),
         facts: Facts::default(),
     };
     world.collect();
@@ -75,7 +83,7 @@ fn policy(choice: u8) -> CapturePolicy {
 }
 
 fn any_event(choice: u8, choices: &mut Choices<'_>) -> Event {
-    match choice % 8 {
+    match choice % 10 {
         0 => Event::Fenced(certify(FAILED)),
         1 => Event::Fenced(certify(u64::from(choices.byte()))),
         2 => Event::FenceUnconfirmed("it still runs".to_owned()),
@@ -85,7 +93,9 @@ fn any_event(choice: u8, choices: &mut Choices<'_>) -> Event {
         },
         5 => Event::Captured,
         6 => Event::CaptureFailed("the disk is full".to_owned()),
-        _ => Event::SuccessorFailed("it does not start".to_owned()),
+        7 => Event::SuccessorFailed("it does not start".to_owned()),
+        8 => Event::SuccessorRemains("it may run".to_owned()),
+        _ => Event::Tick,
     }
 }
 
@@ -102,8 +112,8 @@ impl World {
         self.facts = Facts::default();
         self.facts.certificate.clone_from(&certificate);
         self.engine = match certificate {
-            Some(certificate) => Engine::resume_fenced(certificate, self.policy),
-            None => Engine::new(FAILED, self.policy),
+            Some(certificate) => Engine::resume_fenced(certificate, self.policy, self.afterwards),
+            None => Engine::new(FAILED, self.policy, self.afterwards),
         };
         let effects = self.collect();
         let next = self.engine.phase();
@@ -128,7 +138,10 @@ impl World {
             }
             _ => {}
         }
-        self.engine.handle(event);
+        if matches!(event, Event::Tick) {
+            self.now = self.engine.poll_timeout().unwrap_or(self.now);
+        }
+        self.engine.handle(event, self.now);
         let effects = self.collect();
         let after = self.engine.phase();
         assert_row(TRANSITIONS.iter(), before, name, after, &effects);
@@ -173,10 +186,11 @@ impl World {
             Action::Respawn(proof) => {
                 assert_eq!(Some(proof), facts.certificate.as_ref());
                 assert!(facts.reclaimed && facts.released, "{facts:?}");
+                assert_eq!(self.afterwards, Afterwards::Respawn);
                 assert!(!std::mem::replace(&mut facts.respawned, true));
             }
             Action::Complete { new_generation } => {
-                assert!(facts.respawned, "{facts:?}");
+                assert!(facts.released, "{facts:?}");
                 assert!(*new_generation == 0 || *new_generation > FAILED);
             }
             Action::Finished(outcome) => {
@@ -186,6 +200,10 @@ impl World {
                         assert!(facts.successor.is_some_and(|next| next > FAILED));
                     }
                     Outcome::SuccessorFailed(_) => assert!(facts.respawned),
+                    Outcome::Quarantined => {
+                        assert!(facts.released && self.afterwards == Afterwards::Quarantine);
+                    }
+                    Outcome::OperatorActionNeeded(_) if facts.respawned => {}
                     Outcome::OperatorActionNeeded(_) if facts.capture_failed => {
                         assert_eq!(self.policy, CapturePolicy::Required);
                         assert!(!facts.reclaimed);

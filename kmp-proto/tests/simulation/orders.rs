@@ -3,7 +3,7 @@
 use kmp_proto::detector::{self, Detector};
 use kmp_proto::message::Side;
 use kmp_proto::morph::{self, Outcome};
-use kmp_proto::recovery;
+use kmp_proto::recovery::{self, Afterwards};
 
 use super::{CAPTURE, Happening, LOCAL_MS, Local, World};
 use crate::kernels::{NEW, OLD, Request, generation};
@@ -83,7 +83,7 @@ impl World {
         self.journal.recovering = Some((failed, None));
         let daemon = self.daemon.as_mut().unwrap();
         daemon.watches.remove(&failed);
-        daemon.recovery = Some(recovery::Engine::new(failed, CAPTURE));
+        daemon.recovery = Some(recovery::Engine::new(failed, CAPTURE, Afterwards::Respawn));
     }
 
     pub(super) fn do_recovery(&mut self, action: recovery::Action) {

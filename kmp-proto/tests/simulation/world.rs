@@ -8,7 +8,7 @@ use kmp_proto::detector::{self, Detector};
 use kmp_proto::fence::{Confirmation, FenceCertificate, FenceMethod, FenceOrder};
 use kmp_proto::message::{Health, Side, capability};
 use kmp_proto::morph::{self, CommitRecord, Outcome};
-use kmp_proto::recovery::{self, CapturePolicy};
+use kmp_proto::recovery::{self, Afterwards, CapturePolicy};
 use kmp_proto::time::Instant;
 
 mod orders;
@@ -401,12 +401,13 @@ impl World {
     }
 
     fn tell_recovery(&mut self, event: recovery::Event) {
+        let now = self.now();
         if let Some(engine) = self
             .daemon
             .as_mut()
             .and_then(|daemon| daemon.recovery.as_mut())
         {
-            engine.handle(event);
+            engine.handle(event, now);
         }
     }
 
@@ -512,10 +513,15 @@ impl World {
                 watched.extend([OLD, NEW]);
             }
             (Some(_), Some((_, Some(proof)))) => {
-                daemon.recovery = Some(recovery::Engine::resume_fenced(proof.clone(), CAPTURE));
+                daemon.recovery = Some(recovery::Engine::resume_fenced(
+                    proof.clone(),
+                    CAPTURE,
+                    Afterwards::Respawn,
+                ));
             }
             (Some(_), Some((failed, None))) => {
-                daemon.recovery = Some(recovery::Engine::new(*failed, CAPTURE));
+                daemon.recovery =
+                    Some(recovery::Engine::new(*failed, CAPTURE, Afterwards::Respawn));
             }
             (Some(_), None) => watched.extend(self.journal.current),
         }

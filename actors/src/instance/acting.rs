@@ -1,0 +1,199 @@
+//! Carries out what the engine wants done.
+
+use actix::prelude::*;
+use kmorph_control_api::{ApiError, ErrorCode, EventKind};
+use kmp_proto::instance::{
+    Action, EndOrder, Event, JobNews, PortOrder, RecoveryOrder, Successor, WatchOrder, Wish,
+};
+use kmp_proto::recovery::Afterwards;
+use slog::{error, info};
+
+use super::{Instance, Job, status};
+use crate::events::Draft;
+use crate::generation::journal_failure;
+use crate::journal::{JournalError, Proposal, Propose};
+use crate::morph::{SourceFailed, Terminated};
+use crate::recovery::{self, Plan, RecoveryJob, SuccessorNews};
+use crate::supervisor::{InstanceGone, RecoveryDone, RequestRecovery};
+
+/// What an operation that a termination ended is told.
+const TERMINATED: &str = "it was terminated meanwhile";
+
+impl Instance {
+    /// Carries out all that the engine wants done by now.
+    pub(super) fn run(&mut self, ctx: &mut Context<Self>) {
+        while let Some(action) = self.engine.poll_action() {
+            self.act(action, ctx);
+        }
+    }
+
+    fn act(&mut self, action: Action, ctx: &mut Context<Self>) {
+        match action {
+            Action::Watch(order) => self.order_watch(order, ctx),
+            Action::Ports(order) => self.order_ports(order, ctx),
+            Action::Show => self.show(),
+            Action::Save => self.save(ctx),
+            Action::Record(wish) => self.record(wish, ctx),
+            Action::BackOff(wait) => {
+                let text = format!("recovering in {wait:?} (back-off)");
+                self.say(EventKind::Recovery, text);
+                self.back_off = Some(ctx.run_later(wait, |act, ctx| {
+                    act.tell(Event::BackOffOver, ctx);
+                }));
+            }
+            Action::CancelBackOff => {
+                if let Some(timer) = self.back_off.take() {
+                    ctx.cancel_future(timer);
+                }
+            }
+            Action::Queue => {
+                let name = self.row.name.clone();
+                self.supervisor.do_send(RequestRecovery(name));
+            }
+            Action::ReturnGrant => self.return_grant(),
+            Action::Recover(order) => self.begin_recovery(order, ctx),
+            Action::Morph => self.begin_morph(ctx),
+            Action::Capture => self.begin_capture(ctx),
+            Action::Tell(news) => self.tell_job(news),
+            Action::SpawnSucceeded => {
+                if let Some(operation) = self.waiting.take() {
+                    let name = self.row.name.clone();
+                    let result = serde_json::json!({ "name": name, "state": "running" });
+                    operation.succeed(Some(result));
+                }
+            }
+            Action::Disappoint => {
+                if let Some(operation) = self.waiting.take() {
+                    operation.fail(ApiError::new(ErrorCode::WrongState, TERMINATED), None);
+                }
+            }
+            Action::End(EndOrder::Asked { force }) => self.begin_end(force, ctx),
+            Action::End(EndOrder::SpawnFailed(reason)) => self.give_up_spawn(reason, ctx),
+            Action::StartOver => self.start_over("job", ctx),
+            Action::Stop => {
+                let name = self.row.name.clone();
+                self.supervisor.do_send(InstanceGone(name));
+                ctx.stop();
+            }
+        }
+    }
+
+    fn order_watch(&mut self, order: WatchOrder, ctx: &mut Context<Self>) {
+        match order {
+            WatchOrder::Begin => self.begin_watch(ctx),
+            WatchOrder::Adopt => self.begin_watch_of_adopted(ctx),
+            WatchOrder::TakeOver => self.take_watch_over(ctx),
+            WatchOrder::End => self.end_watch(),
+            WatchOrder::Pause => self.pause_watch(true),
+            WatchOrder::Resume => self.pause_watch(false),
+        }
+    }
+
+    fn order_ports(&mut self, order: PortOrder, ctx: &mut Context<Self>) {
+        match order {
+            PortOrder::Aim => self.services.aim(&self.row.name, Some(&self.generation)),
+            PortOrder::Hold => self.services.aim(&self.row.name, None),
+            PortOrder::HoldForAWhile => {
+                self.services.aim(&self.row.name, None);
+                self.hold_ports(ctx);
+            }
+            PortOrder::Close => self.close_unserved_ports(),
+        }
+    }
+
+    fn show(&self) {
+        let state = status::state_of(self.engine.condition());
+        let name = self.engine.condition().as_str();
+        let text = match self.engine.reason() {
+            Some(reason) => format!("{name}: {reason}"),
+            None => name.to_owned(),
+        };
+        info!(self.log, "{}", &text; "generation" => self.generation.generation);
+        let generation = self.generation.generation;
+        let draft = Draft::of(EventKind::InstanceState, &self.row.name, generation, text);
+        self.services
+            .events
+            .publish(draft.with(serde_json::json!({ "state": state })));
+    }
+
+    fn record(&mut self, wish: Wish, ctx: &mut Context<Self>) {
+        let propose = Propose {
+            proposal: Proposal::Wish(wish.desired()),
+            with: Vec::new(),
+        };
+        self.propose(propose, ctx, move |act, written, ctx| match wish {
+            Wish::Recover => act.recovery_written(written, ctx),
+            Wish::Terminate => act.termination_written(written, ctx),
+        });
+    }
+
+    fn recovery_written(&mut self, written: Result<(), JournalError>, ctx: &mut Context<Self>) {
+        let asked = self.asked.recovery.take();
+        match written {
+            Ok(()) => {
+                if let Some(asked) = asked {
+                    let operation = asked.granted();
+                    operation.step("recovering");
+                    self.waiting = Some(operation);
+                }
+                self.tell(Event::Recorded(Wish::Recover), ctx);
+            }
+            Err(error) => {
+                self.tell(Event::NotRecorded(Wish::Recover), ctx);
+                if let Some(asked) = asked {
+                    asked.refused(journal_failure(&error));
+                }
+            }
+        }
+    }
+
+    fn begin_recovery(&mut self, order: RecoveryOrder, ctx: &mut Context<Self>) {
+        let plan = Plan {
+            instance: (*self.row).clone(),
+            failed: self.generation.clone(),
+            afterwards: match order.successor {
+                Successor::None => Afterwards::Quarantine,
+                Successor::ByPolicy | Successor::Asked => Afterwards::Respawn,
+            },
+            cause: order.failure.cause,
+            evidence: order.failure.evidence,
+            verdict_at: order.decided_at,
+        };
+        let owner = recovery::Owner {
+            news: ctx.address().recipient(),
+            rows: ctx.address().recipient(),
+        };
+        let (services, supervisor) = (self.services.clone(), self.supervisor.clone());
+        self.job = Job::Recovery(RecoveryJob::begin(services, supervisor, owner, plan));
+    }
+
+    pub(super) fn return_grant(&self) {
+        let name = self.row.name.clone();
+        self.supervisor.do_send(RecoveryDone(name));
+    }
+
+    fn tell_job(&self, news: JobNews) {
+        match (&self.job, news) {
+            (Job::Recovery(job), JobNews::SuccessorHealthy) => {
+                job.do_send(SuccessorNews::Healthy(self.generation.generation));
+            }
+            (Job::Recovery(job), JobNews::SuccessorFailed(how)) => {
+                job.do_send(SuccessorNews::Failed(how));
+            }
+            (Job::Morph(session), JobNews::SourceFailed(how)) => {
+                session.do_send(SourceFailed(how));
+            }
+            (Job::Morph(session), JobNews::Terminated) => session.do_send(Terminated),
+            (Job::None | Job::Recovery(_) | Job::Morph(_), _) => {}
+        }
+    }
+
+    /// After a panic of an actor below this one: half of what was known of the instance is lost.
+    /// The supervisor makes a new actor for it from what the journal and the machine say, as after a
+    /// restart of the daemon.
+    pub(super) fn start_over(&mut self, whose: &str, ctx: &mut Context<Self>) {
+        error!(self.log, "an actor below it panicked: it starts over"; "actor" => whose,
+            "generation" => self.generation.generation);
+        ctx.stop();
+    }
+}

@@ -1,0 +1,169 @@
+//! The wanted end of an instance.
+//!
+//! ```text
+//! asked ─▶ recorded ─▶ granted ─┬───────────────────────▶ asked to end ─▶ fenced ─▶ gone
+//!             │                 └▶ its recovery or, by force, its morph is ended ▲
+//!             └▶ refused: nothing has changed
+//! ```
+//!
+//! Invariant: an end that was granted is in the journal, so that it comes also when the daemon dies.
+
+use std::path::{Path, PathBuf};
+
+use actix::prelude::*;
+use kmorph_control_api::{ApiError, ErrorCode, EventKind};
+use kmp_proto::fence::FenceOrder;
+use kmp_proto::instance::{Event, Wish};
+use slog::warn;
+
+use super::requests::Answered;
+use super::{Instance, Job};
+use crate::generation::journal_failure;
+use crate::journal::{Change, GenerationRow, InstanceRow, JournalError, record};
+use crate::operations::Handle;
+use crate::release::{RELEASE_PATIENCE, Release};
+use crate::services::Services;
+
+impl Instance {
+    pub(super) fn termination_written(
+        &mut self,
+        written: Result<(), JournalError>,
+        ctx: &mut Context<Self>,
+    ) {
+        match written {
+            Ok(()) => {
+                let operation = self.asked.termination.take().map(Answered::granted);
+                if let Some(operation) = &operation {
+                    match &self.job {
+                        Job::None => {}
+                        Job::Recovery(_) => operation.step("ending its recovery"),
+                        Job::Morph(_) => operation.step("ending its morph"),
+                    }
+                }
+                self.asked.termination = operation.map(Answered::unasked);
+                self.tell(Event::Recorded(Wish::Terminate), ctx);
+            }
+            Err(error) => {
+                self.tell(Event::NotRecorded(Wish::Terminate), ctx);
+                if let Some(asked) = self.asked.termination.take() {
+                    asked.refused(journal_failure(&error));
+                }
+            }
+        }
+    }
+
+    /// Ends the instance for good: asks it, then fences it, then forgets it.
+    pub(super) fn begin_end(&mut self, force: bool, ctx: &mut Context<Self>) {
+        // An end is begun by an operation: that of whoever asked, or one of the daemon's own.
+        let Some(operation) = self.asked.termination.take().map(Answered::granted) else {
+            return;
+        };
+        let (services, generation) = (self.services.clone(), self.generation.clone());
+        let (row, own) = ((*self.row).clone(), ctx.address());
+        let work = async move {
+            let (operation, ended) = end(&services, &row, generation, force, operation, own).await;
+            match (&ended, operation) {
+                // It has waited long enough, and was told.
+                (_, None) => {}
+                (Ok(()), Some(operation)) => operation.succeed(None),
+                (Err(reason), Some(operation)) => {
+                    let error = ApiError::new(ErrorCode::OperatorActionNeeded, reason.clone())
+                        .hint("it keeps its resources; when the cause is gone, terminate it again");
+                    operation.fail(error, None);
+                }
+            }
+            ended
+        };
+        ctx.spawn(work.into_actor(self).map(|ended, act, ctx| match ended {
+            Ok(()) => {
+                act.say(EventKind::InstanceState, "terminated");
+                act.tell(Event::Ended, ctx);
+            }
+            Err(reason) => {
+                warn!(act.log, "not terminated"; "generation" => act.generation.generation,
+                    "reason" => &reason);
+                act.tell(Event::NotEnded(reason), ctx);
+            }
+        }));
+    }
+}
+
+/// The generation of an instance that is being ended holds something still.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct Unreturned(String);
+
+impl Handler<Unreturned> for Instance {
+    type Result = ();
+
+    fn handle(&mut self, Unreturned(reason): Unreturned, ctx: &mut Self::Context) {
+        self.tell(Event::Unreturned(reason), ctx);
+    }
+}
+
+/// Stops, fences and forgets an instance; `force` does not ask it first. It is forgotten once all that it held is given
+/// back, which `owner` is told when it takes a while; the operation is given back where it has not failed by then.
+pub(super) async fn end(
+    services: &Services,
+    row: &InstanceRow,
+    generation: GenerationRow,
+    force: bool,
+    operation: Handle,
+    owner: Addr<Instance>,
+) -> (Option<Handle>, Result<(), String>) {
+    let (run_dir, mut kept) = match stop(services, generation, force, &operation).await {
+        Err(reason) => return (Some(operation), Err(reason)),
+        Ok((run_dir, Release::Kept(kept))) => (run_dir, Some(kept)),
+        Ok((run_dir, Release::Done)) => (run_dir, None),
+    };
+    let mut operation = Some(operation);
+    if let Some(kept) = &mut kept {
+        owner.do_send(Unreturned(kept.waiting()));
+        if let Some(operation) = &operation {
+            operation.step(kept.waiting());
+        }
+        let returned = tokio::time::timeout(RELEASE_PATIENCE, kept.returned()).await;
+        if returned.is_err()
+            && let Some(operation) = operation.take()
+        {
+            operation.fail(kept.error("it has ended"), None);
+        }
+        kept.returned().await;
+    }
+    (operation, forget(services, row, &run_dir).await)
+}
+
+/// Stops, fences and releases a generation; its run directory, and what came of the release.
+async fn stop(
+    services: &Services,
+    mut generation: GenerationRow,
+    force: bool,
+    operation: &Handle,
+) -> Result<(PathBuf, Release), String> {
+    operation.step("stopping");
+    if let (false, Some(placement)) = (force, &generation.placement) {
+        let grace = services.settings.borrow().stop_timeout;
+        let asked = services.backend.request_shutdown(placement).await;
+        if asked.is_ok() {
+            let ended = services.backend.ended(placement);
+            let _ = tokio::time::timeout(grace, ended).await;
+        }
+    }
+    operation.step("fencing");
+    let order = FenceOrder::new(generation.generation);
+    let certificate = services.fence(&mut generation, order).await?;
+    let released = services.release(&generation, &certificate).await?;
+    Ok((generation.run_dir, released))
+}
+
+async fn forget(services: &Services, row: &InstanceRow, run_dir: &Path) -> Result<(), String> {
+    let gone = Change::InstanceGone(row.name.clone());
+    let written = record(&services.journal, vec![gone]).await;
+    written.map_err(|e| e.to_string())?;
+    services.unpublish(&row.name);
+    if let Some(dir) = run_dir.parent() {
+        // Its logs; whoever terminates an instance wants it gone.
+        let _ = tokio::fs::remove_dir_all(dir).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! Recoveries of the instance, as far as they are not the engine's or the job's.
+
+use actix::prelude::*;
+use kmorph_control_api::{ApiError, ErrorCode, RecoveryOutcome, RecoveryRecord};
+use kmp_proto::instance::{Answer, Event, RecoveryEnd};
+
+use super::{Instance, Job};
+use crate::journal::GenerationRow;
+use crate::recovery::{Abandon, RecoveryNews};
+
+/// The supervisor grants a recovery that was asked for.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct RecoveryGranted;
+
+impl Handler<RecoveryGranted> for Instance {
+    type Result = ();
+
+    fn handle(&mut self, _: RecoveryGranted, ctx: &mut Self::Context) {
+        if let Answer::Refused { .. } = self.tell(Event::Granted, ctx) {
+            // Something else has taken its place.
+            self.return_grant();
+        }
+    }
+}
+
+impl Handler<RecoveryNews> for Instance {
+    type Result = ();
+
+    fn handle(&mut self, news: RecoveryNews, ctx: &mut Self::Context) {
+        match news {
+            RecoveryNews::Successor(row) => {
+                self.generation = *row;
+                self.gone = false;
+                self.tell(Event::SuccessorStarted, ctx);
+            }
+            RecoveryNews::Over { record, failed } => self.recovery_over(*record, *failed, ctx),
+            RecoveryNews::Gone => self.job_gone(ctx),
+        }
+    }
+}
+
+impl Instance {
+    fn recovery_over(
+        &mut self,
+        record: RecoveryRecord,
+        failed: GenerationRow,
+        ctx: &mut Context<Self>,
+    ) {
+        self.job = Job::None;
+        if self.generation.generation == failed.generation {
+            self.generation = failed;
+        }
+        let reason = record.reason.clone();
+        let end = match record.outcome {
+            RecoveryOutcome::Recovered => RecoveryEnd::Recovered,
+            RecoveryOutcome::Failed => RecoveryEnd::SuccessorFailed(
+                reason.unwrap_or_else(|| "the successor failed".to_owned()),
+            ),
+            RecoveryOutcome::Quarantined => RecoveryEnd::Quarantined,
+            RecoveryOutcome::OperatorActionNeeded | RecoveryOutcome::Running => {
+                RecoveryEnd::OperatorActionNeeded(reason.unwrap_or_default())
+            }
+        };
+        self.tell(Event::RecoveryOver(end), ctx);
+        // Unless the instance is ended now, and whoever waited was told that.
+        if let Some(operation) = self.waiting.take() {
+            let result = serde_json::to_value(&record).ok();
+            match record.outcome {
+                RecoveryOutcome::Recovered => operation.succeed(result),
+                _ => {
+                    let text = record.reason.unwrap_or_else(|| "not recovered".to_owned());
+                    operation.fail(ApiError::new(ErrorCode::Internal, text), result);
+                }
+            }
+        }
+    }
+
+    /// A recovery or a morph has ended. Either it said before how, or it panicked.
+    pub(super) fn job_gone(&mut self, ctx: &mut Context<Self>) {
+        let gone = match &self.job {
+            Job::None => false,
+            Job::Recovery(job) => !job.connected(),
+            Job::Morph(session) => !session.connected(),
+        };
+        if gone {
+            self.tell(Event::JobGone, ctx);
+        }
+    }
+}
+
+impl Drop for Instance {
+    /// Also reached by a panic. What goes on below it would meet its successor's.
+    fn drop(&mut self) {
+        self.end_watch();
+        match &self.job {
+            Job::None => {}
+            Job::Recovery(job) => job.do_send(Abandon),
+            Job::Morph(session) => session.do_send(Abandon),
+        }
+    }
+}

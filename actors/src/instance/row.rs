@@ -1,0 +1,145 @@
+//! The row of the instance in the journal. This actor alone writes it, one write after the other, so that no write is made
+//! of what an earlier one has not confirmed yet. What recoveries and morphs want changed, they propose.
+//!
+//! ```text
+//! wanted (Save) ──┐
+//! wish ───────────┤▶ [queue] ─▶ row as it is now, changed ─▶ one transaction ─▶ durable: the row is that
+//! proposal ───────┘                with what the proposer writes                └ refused: the row stays
+//! ```
+
+use std::collections::VecDeque;
+use std::ops::Deref;
+
+use actix::prelude::*;
+use slog::warn;
+use tokio::sync::oneshot;
+
+use super::Instance;
+use crate::journal::{Change, InstanceRow, JournalError, Proposal, Propose, record};
+
+/// Writes that may wait for the disk. What the engine writes needs a handful; the rest is reports.
+const WRITES_MAX: usize = 64;
+
+type Then = Box<dyn FnOnce(&mut Instance, Result<(), JournalError>, &mut Context<Instance>)>;
+
+/// The row, and what waits to be written.
+pub(super) struct OwnRow {
+    row: InstanceRow,
+    queue: VecDeque<Write>,
+    writing: bool,
+}
+
+struct Write {
+    change: RowChange,
+    with: Vec<Change>,
+    then: Then,
+}
+
+enum RowChange {
+    /// What the engine says is wanted at the time of the write.
+    Wanted,
+    /// What the row says already.
+    Nothing,
+    Proposal(Proposal),
+}
+
+impl OwnRow {
+    pub(super) fn new(row: InstanceRow) -> Self {
+        Self {
+            row,
+            queue: VecDeque::new(),
+            writing: false,
+        }
+    }
+
+    /// Changes what nobody waits for to be durable.
+    pub(super) fn note(&mut self, change: impl FnOnce(&mut InstanceRow)) {
+        change(&mut self.row);
+    }
+}
+
+impl Deref for OwnRow {
+    type Target = InstanceRow;
+
+    fn deref(&self) -> &InstanceRow {
+        &self.row
+    }
+}
+
+impl Instance {
+    /// Writes what is wanted of the instance, and why.
+    pub(super) fn save(&mut self, ctx: &mut Context<Self>) {
+        let queued = |write: &Write| matches!(write.change, RowChange::Wanted);
+        if !self.row.queue.iter().any(queued) {
+            self.write(RowChange::Wanted, Vec::new(), Box::new(|_, _, _| {}), ctx);
+        }
+    }
+
+    /// Writes the row as it is, with reports that may be lost where the disk is too slow for them.
+    pub(super) fn report(&mut self, with: Vec<Change>, ctx: &mut Context<Self>) {
+        if self.row.queue.len() >= WRITES_MAX {
+            warn!(self.log, "a report was not recorded: the journal is too slow";
+                "generation" => self.generation.generation);
+            return;
+        }
+        self.write(RowChange::Nothing, with, Box::new(|_, _, _| {}), ctx);
+    }
+
+    /// Writes a change of the row; `then` hears whether it is durable.
+    pub(super) fn propose(
+        &mut self,
+        Propose { proposal, with }: Propose,
+        ctx: &mut Context<Self>,
+        then: impl FnOnce(&mut Self, Result<(), JournalError>, &mut Context<Self>) + 'static,
+    ) {
+        let change = RowChange::Proposal(proposal);
+        self.write(change, with, Box::new(then), ctx);
+    }
+
+    fn write(&mut self, change: RowChange, with: Vec<Change>, then: Then, ctx: &mut Context<Self>) {
+        self.row.queue.push_back(Write { change, with, then });
+        if !self.row.writing {
+            self.write_next(ctx);
+        }
+    }
+
+    fn write_next(&mut self, ctx: &mut Context<Self>) {
+        let Some(Write { change, with, then }) = self.row.queue.pop_front() else {
+            return;
+        };
+        if let RowChange::Wanted = change {
+            // Decided, whether or not it can be written.
+            self.row.row.desired = self.engine.desired();
+            self.row.row.reason = self.engine.rests_because();
+        }
+        let mut row = self.row.row.clone();
+        if let RowChange::Proposal(proposal) = &change {
+            proposal.apply(&mut row);
+        }
+        let mut changes = vec![Change::Instance(Box::new(row))];
+        changes.extend(with);
+        self.row.writing = true;
+        let journal = self.services.journal.clone();
+        let written = async move { record(&journal, changes).await };
+        ctx.spawn(written.into_actor(self).map(|written, act, ctx| {
+            if let (Ok(()), RowChange::Proposal(proposal)) = (&written, change) {
+                proposal.apply(&mut act.row.row);
+            }
+            act.row.writing = false;
+            then(act, written, ctx);
+            if !act.row.writing {
+                act.write_next(ctx);
+            }
+        }));
+    }
+}
+
+impl Handler<Propose> for Instance {
+    type Result = ResponseFuture<Result<(), JournalError>>;
+
+    fn handle(&mut self, propose: Propose, ctx: &mut Self::Context) -> Self::Result {
+        let (answer, written) = oneshot::channel();
+        self.propose(propose, ctx, |_, result, _| drop(answer.send(result)));
+        Box::pin(async move { written.await.unwrap_or(Err(JournalError::Gone)) })
+    }
+}

@@ -1,0 +1,154 @@
+//! The watch of the active generation, and what it tells.
+
+use std::time::Duration;
+
+use actix::prelude::*;
+use kmorph_control_api::EventKind;
+use kmp_proto::detector::{Config, Level, Verdict};
+use kmp_proto::instance::{Event, Failure};
+use kmp_proto::message::{FailureCause, Health, HealthStatus};
+
+use super::Instance;
+use crate::journal::{Change, Note};
+use crate::wall_clock;
+use crate::watch::{EndWatch, Pause, SetOwner, Watch, WatchEvent, WatchKind, detector_config};
+
+/// How an overload is called in events and as a reason.
+const OVERLOADED: &str = "overloaded";
+
+impl Instance {
+    pub(super) fn begin_watch(&mut self, ctx: &mut Context<Self>) {
+        let config = detector_config(&self.services, &self.row);
+        self.begin_watch_with(config, ctx);
+    }
+
+    pub(super) fn begin_watch_of_adopted(&mut self, ctx: &mut Context<Self>) {
+        let age = Duration::from_secs(wall_clock::seconds_since(&self.generation.spawned_at));
+        let config = detector_config(&self.services, &self.row).already_runs_for(age);
+        self.begin_watch_with(config, ctx);
+    }
+
+    fn begin_watch_with(&mut self, config: Config, ctx: &mut Context<Self>) {
+        let Some(placement) = self.generation.placement.clone() else {
+            return;
+        };
+        self.health = None;
+        self.watch = Some(Watch::begin(
+            self.services.clone(),
+            placement,
+            self.generation.boot_id,
+            config,
+            ctx.address().recipient(),
+        ));
+    }
+
+    /// The watch of a morph's target, which tells what its agent has said so far; a new one where the morph had none.
+    pub(super) fn take_watch_over(&mut self, ctx: &mut Context<Self>) {
+        self.health = None;
+        match &self.watch {
+            Some(watch) => watch.do_send(SetOwner(ctx.address().recipient())),
+            None => self.begin_watch(ctx),
+        }
+    }
+
+    pub(super) fn end_watch(&mut self) {
+        if let Some(watch) = self.watch.take() {
+            watch.do_send(EndWatch);
+        }
+    }
+
+    pub(super) fn pause_watch(&self, paused: bool) {
+        if let Some(watch) = &self.watch {
+            watch.do_send(Pause(paused));
+        }
+    }
+}
+
+impl Handler<WatchEvent> for Instance {
+    type Result = ();
+
+    fn handle(&mut self, event: WatchEvent, ctx: &mut Self::Context) {
+        let stale = event.generation != self.generation.generation;
+        if stale {
+            return;
+        }
+        match event.kind {
+            WatchKind::Healthy(release) => self.answered(release, ctx),
+            WatchKind::Booted(boot_id) => {
+                self.generation.boot_id = Some(boot_id);
+                let (name, generation) = (self.row.name.clone(), self.generation.generation);
+                let booted = Change::Booted(name, generation, boot_id);
+                self.services.journal.do_send(Note(booted));
+            }
+            WatchKind::Suspect(silence) => {
+                self.tell(Event::Silent(format!("silent for {silence:.1?}")), ctx);
+            }
+            WatchKind::Relieved(silence) => {
+                let text = format!("answers again after {silence:.1?}");
+                self.say(EventKind::Detector, text);
+                self.tell(Event::Answers, ctx);
+            }
+            WatchKind::Congested => {
+                let text = "transport congested: its channel takes no probes";
+                self.say(EventKind::Detector, text);
+            }
+            WatchKind::Health(status) => {
+                self.health_said(status, ctx);
+                self.check_spawn(ctx);
+            }
+            WatchKind::Overload(evidence) => self.load_changed(evidence, ctx),
+            WatchKind::Failed(verdict) => {
+                self.gone = verdict.ended;
+                self.failed(verdict, ctx);
+            }
+            WatchKind::Gone => self.start_over("watch", ctx),
+        }
+    }
+}
+
+impl Instance {
+    /// It answers, and is healthy.
+    pub(super) fn healthy(&mut self, release: String, ctx: &mut Context<Self>) {
+        if !release.is_empty() {
+            self.kernel_release = release;
+        }
+        self.gone = false;
+        self.tell(Event::Healthy, ctx);
+    }
+
+    fn health_said(&mut self, status: HealthStatus, ctx: &mut Context<Self>) {
+        self.note_restarts(&status, ctx);
+        let unwell = status.fixed.health != Health::Healthy;
+        let said = unwell.then(|| status.text.clone());
+        self.health = Some(status);
+        self.tell(Event::Said(said), ctx);
+    }
+
+    /// Shown, and never a reason to fence or to recover.
+    fn load_changed(&mut self, evidence: Option<String>, ctx: &mut Context<Self>) {
+        let load = evidence.map(|evidence| format!("{OVERLOADED}: {evidence}"));
+        let text = load.clone();
+        let text = text.unwrap_or_else(|| "not overloaded any more".to_owned());
+        self.say(EventKind::Detector, text);
+        self.tell(Event::Load(load), ctx);
+    }
+
+    fn failed(&mut self, verdict: Verdict, ctx: &mut Context<Self>) {
+        let mut evidence = verdict.evidence;
+        let said = self.health.take().map(|health| health.text);
+        if let Some(said) = said.filter(|text| !text.is_empty())
+            && verdict.level == Level::WorkloadFailed
+        {
+            evidence.push(format!("its agent says: {said}"));
+        }
+        let cause = match verdict.level {
+            Level::KernelDead => FailureCause::KernelDead,
+            Level::AgentDead => FailureCause::AgentDead,
+            Level::WorkloadFailed => FailureCause::WorkloadFailed,
+        };
+        let failure = Failure { cause, evidence };
+        let text = format!("{}: {}", verdict.level.as_str(), failure.text());
+        self.say(EventKind::Detector, text);
+        self.tell(Event::Failed(failure), ctx);
+    }
+}

@@ -1,0 +1,185 @@
+//! From a failure to the end of its recovery.
+
+use std::time::Duration;
+
+use super::ending::End;
+use super::idle::{Idle, Rest};
+use super::{Engine, State, Taken};
+use crate::instance::events::{
+    Action, Event, Failure, JobNews, PortOrder, RecoveryEnd, RecoveryOrder, Successor, WatchOrder,
+};
+use crate::instance::{Condition, Desired};
+use crate::message::FailureCause;
+use crate::recovery::Decision;
+use crate::time::Instant;
+
+/// A recovery under way.
+#[derive(Debug)]
+pub(super) struct Recovering {
+    successor: Successor,
+    /// A successor was started.
+    started: bool,
+    /// How that failed.
+    cause: Option<FailureCause>,
+}
+
+impl RecoveryOrder {
+    pub(super) fn desired(&self) -> Desired {
+        desired(self.successor)
+    }
+
+    pub(super) fn rests_because(&self) -> Option<String> {
+        (self.successor == Successor::None).then(|| self.failure.text())
+    }
+}
+
+impl Recovering {
+    pub(super) fn desired(&self) -> Desired {
+        match self.started {
+            true => Desired::Running,
+            false => desired(self.successor),
+        }
+    }
+}
+
+fn desired(successor: Successor) -> Desired {
+    match successor {
+        Successor::ByPolicy => Desired::Running,
+        Successor::Asked => Desired::Recover,
+        Successor::None => Desired::Resting,
+    }
+}
+
+impl Engine {
+    /// Decides by policy what follows from a failure.
+    pub(super) fn heal(&mut self, failure: Failure, now: Instant) -> State {
+        self.watch(WatchOrder::End);
+        self.ports(PortOrder::HoldForAWhile);
+        if self.end != End::NotAsked {
+            return State::Failed(failure);
+        }
+        if !self.auto_heal {
+            self.ports(PortOrder::Close);
+            self.actions.push_back(Action::Save);
+            return State::Idle(Idle::Resting(Rest::Unhealed));
+        }
+        let mut order = RecoveryOrder {
+            failure,
+            successor: Successor::ByPolicy,
+            decided_at: now,
+        };
+        match self.restarts.failed(now) {
+            Decision::RecoverAfter(Duration::ZERO) => self.queue(order),
+            Decision::RecoverAfter(wait) => {
+                self.actions.push_back(Action::BackOff(wait));
+                State::BackingOff(order)
+            }
+            Decision::Quarantine { failures } => {
+                let why = format!("{failures} failures in a row: quarantined");
+                order.failure.evidence.push(why);
+                order.successor = Successor::None;
+                // Another daemon may have to finish it.
+                self.actions.push_back(Action::Save);
+                self.queue(order)
+            }
+        }
+    }
+
+    pub(super) fn queue(&mut self, order: RecoveryOrder) -> State {
+        self.actions.push_back(Action::Queue);
+        State::Queued(order)
+    }
+
+    pub(super) fn backing_off(&mut self, order: RecoveryOrder, event: Event) -> Taken {
+        match event {
+            Event::BackOffOver => Taken::To(self.queue(order)),
+            _ => Taken::Not(State::BackingOff(order)),
+        }
+    }
+
+    pub(super) fn queued(&mut self, order: RecoveryOrder, event: Event) -> Taken {
+        let Event::Granted = event else {
+            return Taken::Not(State::Queued(order));
+        };
+        let successor = order.successor;
+        self.show(Condition::Recovering, Some(order.failure.text()));
+        self.actions.push_back(Action::Recover(order));
+        Taken::To(State::Recovering(Recovering {
+            successor,
+            started: false,
+            cause: None,
+        }))
+    }
+
+    pub(super) fn recovering(
+        &mut self,
+        mut recovering: Recovering,
+        event: Event,
+        now: Instant,
+    ) -> Taken {
+        match event {
+            Event::SuccessorStarted => {
+                recovering.started = true;
+                self.watch(WatchOrder::End);
+                match self.end {
+                    End::AfterWork { .. } => self.tell(JobNews::SuccessorFailed(
+                        super::ending::TERMINATED.to_owned(),
+                    )),
+                    End::NotAsked | End::Recording { .. } => self.watch(WatchOrder::Begin),
+                }
+            }
+            Event::Healthy => {
+                self.healthy(now);
+                self.tell(JobNews::SuccessorHealthy);
+            }
+            Event::Failed(failure) => {
+                recovering.cause = Some(failure.cause);
+                self.ports(PortOrder::Hold);
+                self.tell(JobNews::SuccessorFailed(failure.text()));
+            }
+            Event::RecoveryOver(end) => {
+                self.actions.push_back(Action::ReturnGrant);
+                return Taken::To(self.recovery_over(&recovering, end, now));
+            }
+            Event::JobGone => self.actions.push_back(Action::StartOver),
+            _ => return Taken::Not(State::Recovering(recovering)),
+        }
+        Taken::To(State::Recovering(recovering))
+    }
+
+    fn recovery_over(&mut self, was: &Recovering, end: RecoveryEnd, now: Instant) -> State {
+        if let End::AfterWork { force } = self.end {
+            return self.end_now(force);
+        }
+        match end {
+            RecoveryEnd::Recovered => {
+                self.show_serving();
+                State::Idle(Idle::Serving)
+            }
+            RecoveryEnd::SuccessorFailed(reason) => {
+                let failure = Failure {
+                    cause: was.cause.unwrap_or(FailureCause::KernelDead),
+                    evidence: vec![reason],
+                };
+                self.show(Condition::Failed, Some(failure.text()));
+                self.heal(failure, now)
+            }
+            RecoveryEnd::Quarantined => {
+                let reason = self.reason.clone();
+                self.rest(Rest::Quarantined, reason)
+            }
+            RecoveryEnd::OperatorActionNeeded(why) => self.rest(Rest::OperatorAction, Some(why)),
+        }
+    }
+
+    pub(super) fn rest(&mut self, rest: Rest, reason: Option<String>) -> State {
+        self.show(rest.condition(), reason);
+        self.actions.push_back(Action::Save);
+        self.ports(PortOrder::Close);
+        State::Idle(Idle::Resting(rest))
+    }
+
+    pub(super) fn tell(&mut self, news: JobNews) {
+        self.actions.push_back(Action::Tell(news));
+    }
+}

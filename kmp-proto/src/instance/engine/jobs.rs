@@ -1,0 +1,98 @@
+//! Morphs, and captures that somebody asked for.
+
+use super::ending::End;
+use super::idle::{Idle, Rest};
+use super::{Engine, State, Taken};
+use crate::instance::Condition;
+use crate::instance::events::{Action, Event, Failure, JobNews, WatchOrder};
+use crate::message::{FailureCause, Side};
+use crate::morph::Outcome;
+use crate::time::Instant;
+
+/// A capture under way.
+#[derive(Debug)]
+pub(super) struct Capturing {
+    pub(super) before: Idle,
+    /// It ended meanwhile: what follows once its memory has been read.
+    pub(super) failure: Option<Failure>,
+}
+
+impl Engine {
+    pub(super) fn morphing_on(&mut self, event: Event, now: Instant) -> Taken {
+        match event {
+            Event::Failed(failure) => self.tell(JobNews::SourceFailed(failure.text())),
+            Event::SourceLeft => self.watch(WatchOrder::End),
+            Event::MorphOver(outcome) => return Taken::To(self.morph_over(outcome, now)),
+            Event::JobGone => self.actions.push_back(Action::StartOver),
+            _ => return Taken::Not(State::Morphing),
+        }
+        Taken::To(State::Morphing)
+    }
+
+    fn morph_over(&mut self, outcome: Outcome, now: Instant) -> State {
+        if let End::AfterWork { force } = self.end {
+            self.watched = true;
+            return self.end_now(force);
+        }
+        let failed = |how: String| Failure {
+            cause: FailureCause::KernelDead,
+            evidence: vec![how],
+        };
+        let failure = match outcome {
+            // A target that keeps its resources is fenced by nobody yet: the source must not be healed beside it.
+            Outcome::OperatorActionNeeded {
+                side: Side::Target,
+                why,
+            } => return self.rest(Rest::OperatorAction, Some(why)),
+            Outcome::Committed
+            | Outcome::OperatorActionNeeded {
+                side: Side::Source, ..
+            } => {
+                self.watch(WatchOrder::TakeOver);
+                self.show_serving();
+                return State::Idle(Idle::Serving);
+            }
+            Outcome::RolledBack(_) => {
+                if !self.watched {
+                    self.watch(WatchOrder::Begin);
+                }
+                self.show_serving();
+                return State::Idle(Idle::Serving);
+            }
+            Outcome::CommittedButFailed(failure) => failed(failure.to_string()),
+            Outcome::SourceFailed { failure, .. } => failed(failure.to_string()),
+        };
+        // Of the target, in the hands of the session until now, or of the source.
+        self.watched = true;
+        self.show(Condition::Failed, Some(failure.text()));
+        self.heal(failure, now)
+    }
+
+    /// The silence of what is frozen says nothing. Its end is a failure, dealt with when its memory has been read.
+    pub(super) fn capturing(
+        &mut self,
+        mut capturing: Capturing,
+        event: Event,
+        now: Instant,
+    ) -> Taken {
+        match event {
+            Event::Failed(failure) => {
+                let text = failure.text();
+                let reason = format!("{text}; it is recovered when its memory has been read");
+                self.show(Condition::Failed, Some(reason));
+                capturing.failure = Some(failure);
+                Taken::To(State::Capturing(capturing))
+            }
+            Event::CaptureOver => Taken::To(match capturing.failure {
+                Some(failure) => self.idle_failed(capturing.before, failure, now),
+                None => {
+                    if self.watched {
+                        self.watch(WatchOrder::Resume);
+                    }
+                    State::Idle(capturing.before)
+                }
+            }),
+            _ => Taken::Not(State::Capturing(capturing)),
+        }
+    }
+}

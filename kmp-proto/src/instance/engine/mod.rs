@@ -1,0 +1,322 @@
+//! The instance engine.
+//!
+//! | file | what |
+//! |---|---|
+//! | `idle` | nothing is under way: starting, serving, resting; what may begin |
+//! | `failing` | from a failure to the end of its recovery |
+//! | `jobs` | morphs and captures |
+//! | `ending` | wishes on their way into the journal, and the end |
+
+mod ending;
+mod failing;
+mod idle;
+mod jobs;
+
+use std::collections::VecDeque;
+
+use super::events::{
+    Action, Answer, Event, Failure, PortOrder, RecoveryOrder, Successor, WatchOrder, Wish,
+};
+use super::{Condition, Desired, Stage};
+use crate::recovery::RestartPolicy;
+use crate::time::Instant;
+use ending::{Asked, End};
+use failing::Recovering;
+use idle::{Idle, Rest};
+use jobs::Capturing;
+
+#[derive(Debug)]
+enum State {
+    Idle(Idle),
+    Asked(Asked),
+    Failed(Failure),
+    BackingOff(RecoveryOrder),
+    Queued(RecoveryOrder),
+    Recovering(Recovering),
+    Morphing,
+    Capturing(Capturing),
+    Ending,
+    Gone,
+}
+
+/// What became of an event.
+enum Taken {
+    To(State),
+    Not(State),
+}
+
+/// The engine of one instance.
+#[derive(Debug)]
+pub struct Engine {
+    state: State,
+    end: End,
+    auto_heal: bool,
+    restarts: RestartPolicy,
+    /// The active generation is watched here.
+    watched: bool,
+    unwell: Unwell,
+    condition: Condition,
+    reason: Option<String>,
+    actions: VecDeque<Action>,
+}
+
+/// Why it serves and is not well.
+#[derive(Debug, Default)]
+struct Unwell {
+    /// By its agent.
+    said: Option<String>,
+    /// By its load.
+    load: Option<String>,
+}
+
+impl Engine {
+    /// One whose first generation was just spawned, and somebody waits for it to serve.
+    pub fn spawned(auto_heal: bool) -> Self {
+        let spawning = true;
+        let mut engine = Self::with(State::Idle(Idle::Starting { spawning }), auto_heal);
+        engine.watch(WatchOrder::Begin);
+        engine
+    }
+
+    /// One that an earlier daemon left running.
+    pub fn adopted(auto_heal: bool) -> Self {
+        let spawning = false;
+        let mut engine = Self::with(State::Idle(Idle::Starting { spawning }), auto_heal);
+        engine.watch(WatchOrder::Adopt);
+        engine
+    }
+
+    /// One that an earlier daemon left in the middle of a morph; whether its active generation is watched here, and not
+    /// by the morph.
+    pub fn morphing(auto_heal: bool, watched: bool) -> Self {
+        let mut engine = Self::with(State::Morphing, auto_heal);
+        if watched {
+            engine.watch(WatchOrder::Begin);
+        }
+        let reason = "finishing what was under way".to_owned();
+        engine.show(Condition::Morphing, Some(reason));
+        engine
+    }
+
+    /// One that rests, by what is wanted of it and why.
+    pub fn resting(auto_heal: bool, desired: Desired, reason: Option<String>) -> Self {
+        let rest = Rest::from(desired);
+        let mut engine = Self::with(State::Idle(Idle::Resting(rest)), auto_heal);
+        (engine.condition, engine.reason) = (rest.condition(), reason);
+        engine.ports(PortOrder::Close);
+        engine
+    }
+
+    /// One that an earlier daemon was ending.
+    pub fn ending(auto_heal: bool) -> Self {
+        let mut engine = Self::with(State::Ending, auto_heal);
+        engine.state = engine.end_now(true);
+        engine
+    }
+
+    /// One that failed while no daemon watched, or whose recovery an earlier daemon has not finished. `decided`: what that
+    /// daemon had decided; else the policy decides.
+    pub fn failed(
+        auto_heal: bool,
+        failure: Failure,
+        decided: Option<Successor>,
+        now: Instant,
+    ) -> Self {
+        let mut engine = Self::with(State::Gone, auto_heal);
+        engine.show(Condition::Failed, Some(failure.text()));
+        engine.state = match decided {
+            None => engine.heal(failure, now),
+            Some(successor) => {
+                engine.ports(PortOrder::HoldForAWhile);
+                engine.queue(RecoveryOrder {
+                    failure,
+                    successor,
+                    decided_at: now,
+                })
+            }
+        };
+        engine
+    }
+
+    fn with(state: State, auto_heal: bool) -> Self {
+        Self {
+            state,
+            end: End::NotAsked,
+            auto_heal,
+            restarts: RestartPolicy::new(),
+            watched: false,
+            unwell: Unwell::default(),
+            condition: Condition::Starting,
+            reason: None,
+            actions: VecDeque::new(),
+        }
+    }
+
+    /// The state, as the transition table has it.
+    pub fn stage(&self) -> Stage {
+        match &self.state {
+            State::Idle(Idle::Starting { .. }) => Stage::Starting,
+            State::Idle(Idle::Serving) => Stage::Serving,
+            State::Idle(Idle::Resting(_)) => Stage::Resting,
+            State::Asked(_) => Stage::Asked,
+            State::Failed(_) => Stage::Failed,
+            State::BackingOff(_) => Stage::BackingOff,
+            State::Queued(_) => Stage::Queued,
+            State::Recovering(_) => Stage::Recovering,
+            State::Morphing => Stage::Morphing,
+            State::Capturing(_) => Stage::Capturing,
+            State::Ending => Stage::Ending,
+            State::Gone => Stage::Gone,
+        }
+    }
+
+    /// What people are shown.
+    pub fn condition(&self) -> Condition {
+        self.condition
+    }
+
+    /// Why; `None` when that needs no reason.
+    pub fn reason(&self) -> Option<&str> {
+        self.reason.as_deref()
+    }
+
+    /// What is wanted of the instance, wishes included that are in the journal.
+    pub fn desired(&self) -> Desired {
+        if self.end.is_recorded() {
+            return Desired::Terminating;
+        }
+        match &self.state {
+            State::Ending | State::Gone => Desired::Terminating,
+            State::Idle(idle) => idle.desired(),
+            State::Asked(asked) => asked.before.desired(),
+            State::BackingOff(order) | State::Queued(order) => order.desired(),
+            State::Recovering(recovering) => recovering.desired(),
+            State::Capturing(capturing) => capturing.before.desired(),
+            State::Failed(_) | State::Morphing => Desired::Running,
+        }
+    }
+
+    /// Why it rests, or is about to.
+    pub fn rests_because(&self) -> Option<String> {
+        match &self.state {
+            State::Idle(Idle::Resting(_)) => self.reason.clone(),
+            State::BackingOff(order) | State::Queued(order) => order.rests_because(),
+            _ => None,
+        }
+    }
+
+    /// Whether a generation of it was healthy since it was started: failures of its program count from then on.
+    pub fn has_served(&self) -> bool {
+        !matches!(
+            self.state,
+            State::Idle(Idle::Starting { .. }) | State::Recovering(_)
+        )
+    }
+
+    /// Whether its spawn is under way, and may fail.
+    pub fn is_spawning(&self) -> bool {
+        matches!(self.state, State::Idle(Idle::Starting { spawning: true }))
+            && matches!(self.end, End::NotAsked)
+    }
+
+    /// Whether it serves, is well, and nothing is under way: it can help others.
+    pub fn is_well(&self) -> bool {
+        matches!(self.state, State::Idle(Idle::Serving)) && self.condition == Condition::Running
+    }
+
+    /// The next action, in order.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// Takes an event. One that does not belong to the state changes nothing, and the answer says so.
+    pub fn handle(&mut self, event: Event, now: Instant) -> Answer {
+        let stage = self.stage();
+        let state = std::mem::replace(&mut self.state, State::Gone);
+        match self.take(state, event, now) {
+            Taken::To(state) => {
+                self.state = state;
+                Answer::Accepted
+            }
+            Taken::Not(state) => {
+                self.state = state;
+                Answer::Refused { stage }
+            }
+        }
+    }
+
+    fn take(&mut self, state: State, event: Event, now: Instant) -> Taken {
+        match event {
+            Event::Said(said) => {
+                self.unwell.said = said;
+                self.reassess(state)
+            }
+            Event::Load(load) => {
+                self.unwell.load = load;
+                self.reassess(state)
+            }
+            Event::Policy { auto_heal } => {
+                self.auto_heal = auto_heal;
+                Taken::To(state)
+            }
+            Event::Asked(request) => self.asked(state, request),
+            Event::Recorded(Wish::Terminate) => self.end_recorded(state),
+            Event::NotRecorded(Wish::Terminate) => self.end_not_recorded(state, now),
+            event => match state {
+                State::Idle(idle) => self.idle(idle, event, now),
+                State::Asked(asked) => self.recovery_asked(asked, event, now),
+                State::BackingOff(order) => self.backing_off(order, event),
+                State::Queued(order) => self.queued(order, event),
+                State::Recovering(recovering) => self.recovering(recovering, event, now),
+                State::Morphing => self.morphing_on(event, now),
+                State::Capturing(capturing) => self.capturing(capturing, event, now),
+                State::Ending => self.ending_on(event),
+                state @ (State::Failed(_) | State::Gone) => Taken::Not(state),
+            },
+        }
+    }
+
+    /// What was said of its health counts while it serves; later it may.
+    fn reassess(&mut self, state: State) -> Taken {
+        let serves = matches!(self.condition, Condition::Running | Condition::Degraded);
+        if serves && matches!(state, State::Idle(Idle::Serving)) {
+            self.show_serving();
+        }
+        Taken::To(state)
+    }
+
+    fn watch(&mut self, order: WatchOrder) {
+        match order {
+            WatchOrder::Begin | WatchOrder::Adopt | WatchOrder::TakeOver => {
+                // A watch tells what the agent has said before it.
+                self.unwell = Unwell::default();
+                self.watched = true;
+            }
+            WatchOrder::End if !self.watched => return,
+            WatchOrder::End => self.watched = false,
+            WatchOrder::Pause | WatchOrder::Resume => {}
+        }
+        self.actions.push_back(Action::Watch(order));
+    }
+
+    fn ports(&mut self, order: PortOrder) {
+        self.actions.push_back(Action::Ports(order));
+    }
+
+    fn show(&mut self, condition: Condition, reason: Option<String>) {
+        if (self.condition, &self.reason) == (condition, &reason) {
+            return;
+        }
+        (self.condition, self.reason) = (condition, reason);
+        self.actions.push_back(Action::Show);
+    }
+
+    /// It answers: running, or degraded by what its agent has said last or by its load.
+    fn show_serving(&mut self) {
+        let Unwell { said, load } = &self.unwell;
+        match said.as_ref().or(load.as_ref()).cloned() {
+            Some(reason) => self.show(Condition::Degraded, Some(reason)),
+            None => self.show(Condition::Running, None),
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! What the instance engine is told and asked, and what it wants done.
+
+use std::time::Duration;
+
+use super::{Desired, Stage};
+use crate::message::FailureCause;
+use crate::morph;
+use crate::time::Instant;
+
+/// A failure and its evidence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The verdict.
+    pub cause: FailureCause,
+    /// What it rests on.
+    pub evidence: Vec<String>,
+}
+
+impl Failure {
+    /// All evidence in one line.
+    pub fn text(&self) -> String {
+        self.evidence.join("; ")
+    }
+}
+
+/// What the engine is told.
+#[derive(Debug)]
+pub enum Event {
+    /// The watched generation answers and is healthy.
+    Healthy,
+    /// It is silent; for how long.
+    Silent(String),
+    /// It answers again.
+    Answers,
+    /// What its agent says of its health has changed: what is wrong, if something is.
+    Said(Option<String>),
+    /// Its load has changed: what is wrong, if something is.
+    Load(Option<String>),
+    /// The watched generation has failed.
+    Failed(Failure),
+    /// Its program ended before it served.
+    ProgramEnded(String),
+    /// The policy has changed.
+    Policy {
+        /// Whether it is recovered by itself.
+        auto_heal: bool,
+    },
+    /// Something is asked for.
+    Asked(Request),
+    /// A wish is in the journal.
+    Recorded(Wish),
+    /// It could not be written.
+    NotRecorded(Wish),
+    /// The back-off is over.
+    BackOffOver,
+    /// The recovery is admitted.
+    Granted,
+    /// The recovery has started a successor, which is watched from now on.
+    SuccessorStarted,
+    /// The recovery is over.
+    RecoveryOver(RecoveryEnd),
+    /// The morph fences its source: the end of that generation is no failure.
+    SourceLeft,
+    /// The morph is over.
+    MorphOver(morph::Outcome),
+    /// The capture is over.
+    CaptureOver,
+    /// A recovery or a morph has gone without a word: it panicked.
+    JobGone,
+    /// What was ended holds something still.
+    Unreturned(String),
+    /// It is ended and forgotten.
+    Ended,
+    /// It could not be ended.
+    NotEnded(String),
+}
+
+/// What may be asked of an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Fence it and start a successor, whatever its state.
+    Recover,
+    /// Move it to another kernel.
+    Morph,
+    /// Capture its memory.
+    Capture,
+    /// End it.
+    Terminate {
+        /// Without asking it first, and also out of a morph.
+        force: bool,
+    },
+}
+
+/// What keeps a request from being carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doing {
+    /// Its spawn is under way.
+    Spawning,
+    /// It does not run.
+    NotRunning,
+    /// A recovery is under way.
+    Recovering,
+    /// A morph is under way.
+    Morphing,
+    /// A capture is under way.
+    Capturing,
+    /// It is being terminated.
+    Terminating,
+}
+
+/// Whether an event belongs to the state in which it arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It does: a row of the transition table was taken.
+    Accepted,
+    /// It changes nothing there.
+    Refused {
+        /// The state in which it changes nothing.
+        stage: Stage,
+    },
+}
+
+/// What is written before anything follows from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// That it be recovered.
+    Recover,
+    /// That it be terminated.
+    Terminate,
+}
+
+impl Wish {
+    /// What is wanted of the instance once the wish is in the journal.
+    pub const fn desired(self) -> Desired {
+        match self {
+            Self::Recover => Desired::Recover,
+            Self::Terminate => Desired::Terminating,
+        }
+    }
+}
+
+/// Whether a recovery starts a successor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Successor {
+    /// It does: the policy heals.
+    ByPolicy,
+    /// It does: an operator asked for that.
+    Asked,
+    /// It does not: the instance failed too often.
+    None,
+}
+
+/// A recovery that is to begin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecoveryOrder {
+    /// What it recovers from.
+    pub failure: Failure,
+    /// Whether it starts a successor.
+    pub successor: Successor,
+    /// When it was decided.
+    pub decided_at: Instant,
+}
+
+/// How a recovery ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RecoveryEnd {
+    /// The successor is healthy.
+    Recovered,
+    /// The successor failed.
+    SuccessorFailed(String),
+    /// It is fenced, and no successor was started.
+    Quarantined,
+    /// A person has to act.
+    OperatorActionNeeded(String),
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action {
+    /// About the watch of the active generation.
+    Watch(WatchOrder),
+    /// About the published ports.
+    Ports(PortOrder),
+    /// [`Engine::condition`](super::Engine::condition) or its reason has changed.
+    Show,
+    /// [`Engine::desired`](super::Engine::desired) or its reason has changed: write it.
+    Save,
+    /// Write a wish; [`Event::Recorded`] or [`Event::NotRecorded`] answers.
+    Record(Wish),
+    /// [`Event::BackOffOver`] is due after this time.
+    BackOff(Duration),
+    /// It is not any more.
+    CancelBackOff,
+    /// Ask for the admission of a recovery; [`Event::Granted`] answers.
+    Queue,
+    /// Begin a recovery.
+    Recover(RecoveryOrder),
+    /// An admitted recovery is over.
+    ReturnGrant,
+    /// Begin the morph that was asked for.
+    Morph,
+    /// Begin the capture that was asked for.
+    Capture,
+    /// Tell the recovery or the morph that is under way.
+    Tell(JobNews),
+    /// Whoever waits for the spawn has what they asked for.
+    SpawnSucceeded,
+    /// Whoever waits for a spawn or a recovery waits in vain: the instance is ended.
+    Disappoint,
+    /// End it; [`Event::Ended`] or [`Event::NotEnded`] answers.
+    End(EndOrder),
+    /// Half of what is known of the instance is lost: begin anew from the journal.
+    StartOver,
+    /// Nothing is left to do.
+    Stop,
+}
+
+/// About the watch of the active generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WatchOrder {
+    /// Begin one.
+    Begin,
+    /// Begin one of a generation that an earlier daemon watched.
+    Adopt,
+    /// Take over the one of a morph's target; begin one where the morph had none.
+    TakeOver,
+    /// End it.
+    End,
+    /// It judges no silence for a while.
+    Pause,
+    /// It judges again.
+    Resume,
+}
+
+/// About the published ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortOrder {
+    /// Connections go to the active generation.
+    Aim,
+    /// Connections wait.
+    Hold,
+    /// The same, and if nothing serves for long, they are refused.
+    HoldForAWhile,
+    /// They are refused unless something may serve.
+    Close,
+}
+
+/// What a job under way is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JobNews {
+    /// The recovery: its successor is healthy.
+    SuccessorHealthy,
+    /// The recovery: its successor failed, or is not wanted any more.
+    SuccessorFailed(String),
+    /// The morph: the source failed.
+    SourceFailed(String),
+    /// The morph: neither side is to serve again.
+    Terminated,
+}
+
+/// How an instance is ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EndOrder {
+    /// As asked.
+    Asked {
+        /// Without asking it first.
+        force: bool,
+    },
+    /// Its spawn failed; why.
+    SpawnFailed(String),
+}
+
+impl Event {
+    /// The name in the transition table.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Healthy => "Healthy",
+            Self::Silent(_) => "Silent",
+            Self::Answers => "Answers",
+            Self::Said(_) => "Said",
+            Self::Load(_) => "Load",
+            Self::Failed(_) => "Failed",
+            Self::ProgramEnded(_) => "ProgramEnded",
+            Self::Policy { .. } => "Policy",
+            Self::Asked(Request::Recover) => "Asked(recover)",
+            Self::Asked(Request::Morph) => "Asked(morph)",
+            Self::Asked(Request::Capture) => "Asked(capture)",
+            Self::Asked(Request::Terminate { .. }) => "Asked(terminate)",
+            Self::Recorded(Wish::Recover) => "Recorded(recover)",
+            Self::Recorded(Wish::Terminate) => "Recorded(terminate)",
+            Self::NotRecorded(Wish::Recover) => "NotRecorded(recover)",
+            Self::NotRecorded(Wish::Terminate) => "NotRecorded(terminate)",
+            Self::BackOffOver => "BackOffOver",
+            Self::Granted => "Granted",
+            Self::SuccessorStarted => "SuccessorStarted",
+            Self::RecoveryOver(end) => match end {
+                RecoveryEnd::Recovered => "RecoveryOver(Recovered)",
+                RecoveryEnd::SuccessorFailed(_) => "RecoveryOver(SuccessorFailed)",
+                RecoveryEnd::Quarantined => "RecoveryOver(Quarantined)",
+                RecoveryEnd::OperatorActionNeeded(_) => "RecoveryOver(OperatorActionNeeded)",
+            },
+            Self::MorphOver(outcome) => match outcome {
+                morph::Outcome::Committed => "MorphOver(Committed)",
+                morph::Outcome::CommittedButFailed(_) => "MorphOver(CommittedButFailed)",
+                morph::Outcome::RolledBack(_) => "MorphOver(RolledBack)",
+                morph::Outcome::SourceFailed { .. } => "MorphOver(SourceFailed)",
+                morph::Outcome::OperatorActionNeeded { .. } => "MorphOver(OperatorActionNeeded)",
+            },
+            Self::SourceLeft => "SourceLeft",
+            Self::CaptureOver => "CaptureOver",
+            Self::JobGone => "JobGone",
+            Self::Unreturned(_) => "Unreturned",
+            Self::Ended => "Ended",
+            Self::NotEnded(_) => "NotEnded",
+        }
+    }
+}
+
+impl Action {
+    /// The name in the transition table.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Watch(WatchOrder::Begin) => "Watch(begin)",
+            Self::Watch(WatchOrder::Adopt) => "Watch(adopt)",
+            Self::Watch(WatchOrder::TakeOver) => "Watch(take over)",
+            Self::Watch(WatchOrder::End) => "Watch(end)",
+            Self::Watch(WatchOrder::Pause) => "Watch(pause)",
+            Self::Watch(WatchOrder::Resume) => "Watch(resume)",
+            Self::Ports(PortOrder::Aim) => "Ports(aim)",
+            Self::Ports(PortOrder::Hold) => "Ports(hold)",
+            Self::Ports(PortOrder::HoldForAWhile) => "Ports(hold for a while)",
+            Self::Ports(PortOrder::Close) => "Ports(close)",
+            Self::Show => "Show",
+            Self::Save => "Save",
+            Self::Record(Wish::Recover) => "Record(recover)",
+            Self::Record(Wish::Terminate) => "Record(terminate)",
+            Self::BackOff(_) => "BackOff",
+            Self::CancelBackOff => "CancelBackOff",
+            Self::Queue => "Queue",
+            Self::Recover(_) => "Recover",
+            Self::ReturnGrant => "ReturnGrant",
+            Self::Morph => "Morph",
+            Self::Capture => "Capture",
+            Self::Tell(JobNews::SuccessorHealthy) => "Tell(SuccessorHealthy)",
+            Self::Tell(JobNews::SuccessorFailed(_)) => "Tell(SuccessorFailed)",
+            Self::Tell(JobNews::SourceFailed(_)) => "Tell(SourceFailed)",
+            Self::Tell(JobNews::Terminated) => "Tell(Terminated)",
+            Self::SpawnSucceeded => "SpawnSucceeded",
+            Self::Disappoint => "Disappoint",
+            Self::End(_) => "End",
+            Self::StartOver => "StartOver",
+            Self::Stop => "Stop",
+        }
+    }
+}

@@ -1,0 +1,390 @@
+//! The instance engine under any events.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use kmp_proto::instance::{
+    Action, Answer, Desired, EndOrder, Engine, Event, Failure, JobNews, RecoveryEnd, Request,
+    Stage, Successor, TRANSITIONS, WatchOrder, Wish,
+};
+use kmp_proto::message::{FailureCause, Side};
+use kmp_proto::morph::{Outcome, RollbackReason, SourceFailure, TargetFailure};
+use kmp_proto::time::Instant;
+use kmp_proto::transition::Transition;
+
+use super::{Choices, assert_row};
+
+/// Most actions that one event causes.
+const ACTIONS_MAX: usize = 8;
+
+/// What is under way outside of the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Job {
+    Recovery,
+    Morph,
+    Capture,
+    End,
+}
+
+/// What has happened so far, by the events told and the actions taken.
+#[derive(Debug, Default)]
+struct Facts {
+    job: Option<Job>,
+    watched: bool,
+    queued: bool,
+    backing_off: bool,
+    /// Wishes that the journal has not answered, in their order.
+    writing: VecDeque<Wish>,
+    /// A termination is in the journal.
+    terminating: bool,
+    stopped: bool,
+    /// What the journal says is wanted.
+    journal: Option<Desired>,
+}
+
+struct World {
+    engine: Engine,
+    now: Instant,
+    facts: Facts,
+}
+
+/// Drives an engine through what `bytes` say.
+///
+/// # Panics
+/// When a rule is broken.
+pub fn run(bytes: &[u8]) {
+    let mut choices = Choices::new(bytes);
+    let now = Instant::default();
+    let (engine, event) = begin(&mut choices, now);
+    let mut facts = Facts {
+        journal: Some(engine.desired()),
+        ..Facts::default()
+    };
+    if event == "morphing" {
+        facts.job = Some(Job::Morph);
+    }
+    let mut world = World { engine, now, facts };
+    let effects = world.collect();
+    let stage = world.engine.stage().as_str();
+    let rows = TRANSITIONS.iter().copied().flatten();
+    assert_row(rows, "–", event, stage, &effects);
+    while let Some(choice) = choices.next() {
+        if world.facts.stopped {
+            assert_eq!(world.engine.stage(), Stage::Gone);
+            return;
+        }
+        match choice {
+            0..140 => world.go_on(&mut choices),
+            140..160 => world.now = world.now + Duration::from_secs(u64::from(choices.byte())),
+            160.. => {
+                let event = any_event(&mut choices);
+                if world.may_happen(&event) {
+                    world.tell(event);
+                }
+            }
+        }
+    }
+}
+
+fn begin(choices: &mut Choices<'_>, now: Instant) -> (Engine, &'static str) {
+    let auto_heal = choices.bit();
+    match choices.byte() % 6 {
+        0 => (Engine::adopted(auto_heal), "adopted"),
+        1 => (Engine::morphing(auto_heal, choices.bit()), "morphing"),
+        2 => {
+            let desired = match choices.byte() % 3 {
+                0 => Desired::Unhealed,
+                1 => Desired::Resting,
+                _ => Desired::OperatorAction,
+            };
+            let engine = Engine::resting(auto_heal, desired, Some("so it is".to_owned()));
+            assert_eq!(engine.desired(), desired);
+            (engine, "resting")
+        }
+        3 => (Engine::ending(auto_heal), "ending"),
+        4 => {
+            let decided = match choices.byte() % 4 {
+                0 => None,
+                1 => Some(Successor::ByPolicy),
+                2 => Some(Successor::Asked),
+                _ => Some(Successor::None),
+            };
+            let engine = Engine::failed(auto_heal, failure(), decided, now);
+            (engine, "failed")
+        }
+        _ => (Engine::spawned(auto_heal), "spawned"),
+    }
+}
+
+fn failure() -> Failure {
+    Failure {
+        cause: FailureCause::KernelDead,
+        evidence: vec!["so it is".to_owned()],
+    }
+}
+
+fn morph_outcome(choices: &mut Choices<'_>) -> Outcome {
+    let text = || "so it is".to_owned();
+    match choices.byte() % 6 {
+        0 => Outcome::Committed,
+        1 => Outcome::CommittedButFailed(TargetFailure::Died(text())),
+        2 => Outcome::RolledBack(RollbackReason::DaemonRestarted),
+        3 => Outcome::SourceFailed {
+            reason: RollbackReason::DaemonRestarted,
+            failure: SourceFailure::Died(text()),
+        },
+        side => Outcome::OperatorActionNeeded {
+            side: if side == 4 {
+                Side::Source
+            } else {
+                Side::Target
+            },
+            why: text(),
+        },
+    }
+}
+
+fn recovery_end(choices: &mut Choices<'_>) -> RecoveryEnd {
+    let text = || "so it is".to_owned();
+    match choices.byte() % 4 {
+        0 => RecoveryEnd::Recovered,
+        1 => RecoveryEnd::SuccessorFailed(text()),
+        2 => RecoveryEnd::Quarantined,
+        _ => RecoveryEnd::OperatorActionNeeded(text()),
+    }
+}
+
+fn any_event(choices: &mut Choices<'_>) -> Event {
+    let text = || "so it is".to_owned();
+    let some = |choices: &mut Choices<'_>| choices.bit().then(text);
+    let wish = |choices: &mut Choices<'_>| match choices.bit() {
+        true => Wish::Recover,
+        false => Wish::Terminate,
+    };
+    match choices.byte() % 25 {
+        0 => Event::Healthy,
+        1 => Event::Silent(text()),
+        2 => Event::Answers,
+        3 => Event::Said(some(choices)),
+        4 => Event::Load(some(choices)),
+        5 | 6 => Event::Failed(failure()),
+        7 => Event::ProgramEnded(text()),
+        8 => Event::Policy {
+            auto_heal: choices.bit(),
+        },
+        9 => Event::Asked(Request::Recover),
+        10 => Event::Asked(Request::Morph),
+        11 => Event::Asked(Request::Capture),
+        12 => Event::Asked(Request::Terminate {
+            force: choices.bit(),
+        }),
+        13 => Event::Recorded(wish(choices)),
+        14 => Event::NotRecorded(wish(choices)),
+        15 => Event::BackOffOver,
+        16 => Event::Granted,
+        17 => Event::SuccessorStarted,
+        18 => Event::RecoveryOver(recovery_end(choices)),
+        19 => Event::MorphOver(morph_outcome(choices)),
+        20 => Event::CaptureOver,
+        21 => Event::JobGone,
+        22 => Event::Ended,
+        23 => Event::SourceLeft,
+        _ => Event::NotEnded(text()),
+    }
+}
+
+impl World {
+    /// What the world would do next: the journal answers, a job ends, a grant comes.
+    fn go_on(&mut self, choices: &mut Choices<'_>) {
+        if let Some(wish) = self.facts.writing.front().copied() {
+            let event = match choices.bit() {
+                true => Event::Recorded(wish),
+                false => Event::NotRecorded(wish),
+            };
+            return self.tell(event);
+        }
+        let event = match self.facts.job {
+            Some(Job::Recovery) if choices.bit() => Event::SuccessorStarted,
+            Some(Job::Recovery) => Event::RecoveryOver(recovery_end(choices)),
+            Some(Job::Morph) => Event::MorphOver(morph_outcome(choices)),
+            Some(Job::Capture) => Event::CaptureOver,
+            Some(Job::End) if choices.bit() => Event::Ended,
+            Some(Job::End) => Event::NotEnded("so it is".to_owned()),
+            None if self.facts.queued => Event::Granted,
+            None if self.facts.backing_off => Event::BackOffOver,
+            None => any_event(choices),
+        };
+        if self.may_happen(&event) {
+            self.tell(event);
+        }
+    }
+
+    /// Nobody answers what was not asked, and nothing is heard of what is not watched.
+    fn may_happen(&self, event: &Event) -> bool {
+        let facts = &self.facts;
+        match event {
+            Event::Healthy
+            | Event::Silent(_)
+            | Event::Answers
+            | Event::Said(_)
+            | Event::Load(_)
+            | Event::Failed(_)
+            | Event::ProgramEnded(_) => facts.watched,
+            Event::Recorded(wish) | Event::NotRecorded(wish) => facts.writing.front() == Some(wish),
+            Event::BackOffOver => facts.backing_off,
+            Event::Granted => facts.queued,
+            Event::RecoveryOver(RecoveryEnd::Recovered) => {
+                facts.job == Some(Job::Recovery) && facts.watched
+            }
+            Event::SuccessorStarted | Event::RecoveryOver(_) => facts.job == Some(Job::Recovery),
+            Event::MorphOver(_) | Event::SourceLeft => facts.job == Some(Job::Morph),
+            Event::JobGone => matches!(facts.job, Some(Job::Recovery | Job::Morph)),
+            Event::CaptureOver => facts.job == Some(Job::Capture),
+            Event::Ended | Event::NotEnded(_) | Event::Unreturned(_) => facts.job == Some(Job::End),
+            Event::Policy { .. } | Event::Asked(_) => true,
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        let (before, name) = (self.engine.stage(), event.name());
+        let asked = match &event {
+            Event::Asked(request) => Some(self.engine.may(*request).is_ok()),
+            _ => None,
+        };
+        self.note(&event);
+        let answer = self.engine.handle(event, self.now);
+        let after = self.engine.stage();
+        let effects = self.collect();
+        let accepted = answer == Answer::Accepted;
+        assert!(asked.is_none_or(|may| may == accepted), "{before:?} {name}");
+        let mut rows = TRANSITIONS.iter().copied().flatten();
+        if let Answer::Refused { stage } = answer {
+            assert_eq!((stage, after), (before, before), "{name} was refused");
+            assert!(effects.is_empty(), "{name} was refused: {effects:?}");
+            let always = |row: &Transition| {
+                row.state == before.as_str() && row.event == name && row.guard.is_empty()
+            };
+            assert!(!rows.any(always), "{before:?}: {name} was refused");
+        } else {
+            assert_row(rows, before.as_str(), name, after.as_str(), &effects);
+        }
+        self.check(name);
+    }
+
+    /// What an event proves.
+    fn note(&mut self, event: &Event) {
+        let facts = &mut self.facts;
+        match event {
+            Event::Recorded(wish) => {
+                facts.writing.pop_front();
+                facts.journal = Some(wish.desired());
+                facts.terminating |= *wish == Wish::Terminate;
+            }
+            Event::NotRecorded(_) => drop(facts.writing.pop_front()),
+            Event::BackOffOver => facts.backing_off = false,
+            Event::Granted => facts.queued = false,
+            Event::RecoveryOver(_) | Event::MorphOver(_) | Event::CaptureOver | Event::Ended => {
+                facts.job = None;
+            }
+            // The journal wants its end still: it is asked for again.
+            Event::NotEnded(_) => (facts.job, facts.terminating) = (None, false),
+            // With the successor's number its row is written.
+            Event::SuccessorStarted if !facts.terminating => {
+                facts.journal = Some(Desired::Running);
+            }
+            _ => {}
+        }
+    }
+
+    /// What holds whatever happens.
+    fn check(&self, event: &str) {
+        let (engine, facts) = (&self.engine, &self.facts);
+        let stage = engine.stage();
+        let job = match stage {
+            Stage::Recovering => Some(Job::Recovery),
+            Stage::Morphing => Some(Job::Morph),
+            Stage::Capturing => Some(Job::Capture),
+            Stage::Ending => Some(Job::End),
+            _ => None,
+        };
+        if !facts.stopped {
+            assert_eq!(job, facts.job, "{event}: what is under way");
+        }
+        if stage == Stage::Serving {
+            assert!(facts.watched, "{event}: it serves unwatched");
+        }
+        if facts.terminating {
+            assert_eq!(engine.desired(), Desired::Terminating, "{event}");
+        }
+        // What rests is in the journal, so that it rests after a restart too.
+        if stage == Stage::Resting && facts.writing.is_empty() {
+            let noted = facts.journal == Some(engine.desired());
+            assert!(noted, "{event}: {:?} {:?}", facts.journal, engine.desired());
+        }
+    }
+
+    /// Takes all actions, holds each to the rules, and returns their names.
+    fn collect(&mut self) -> Vec<&'static str> {
+        let mut names = Vec::new();
+        while let Some(action) = self.engine.poll_action() {
+            self.allowed(&action);
+            names.push(action.name());
+        }
+        assert!(names.len() <= ACTIONS_MAX, "{names:?}");
+        names
+    }
+
+    fn begin_job(&mut self, job: Job) {
+        assert_eq!(self.facts.job, None, "{job:?} begins beside another");
+        self.facts.job = Some(job);
+    }
+
+    fn allowed(&mut self, action: &Action) {
+        assert!(!self.facts.stopped, "{action:?} after the end");
+        match action {
+            Action::Watch(WatchOrder::Begin | WatchOrder::Adopt) => {
+                assert!(!self.facts.watched, "two watches of one generation");
+                self.facts.watched = true;
+            }
+            Action::Watch(WatchOrder::TakeOver) => self.facts.watched = true,
+            Action::Watch(WatchOrder::End) => self.facts.watched = false,
+            Action::Save => {
+                assert!(!self.facts.terminating, "its end is written over");
+                self.facts.journal = Some(self.engine.desired());
+            }
+            Action::Record(wish) => {
+                assert!(!self.facts.terminating && !self.facts.writing.contains(wish));
+                self.facts.writing.push_back(*wish);
+            }
+            Action::BackOff(_) => self.facts.backing_off = true,
+            Action::CancelBackOff => {
+                assert!(self.facts.backing_off);
+                self.facts.backing_off = false;
+            }
+            Action::Queue => {
+                assert!(!self.facts.terminating, "healed although its end is wanted");
+                self.facts.queued = true;
+            }
+            Action::Recover(..) => {
+                assert!(!self.facts.terminating, "healed although its end is wanted");
+                self.begin_job(Job::Recovery);
+            }
+            Action::Morph => self.begin_job(Job::Morph),
+            Action::Capture => self.begin_job(Job::Capture),
+            Action::End(order) => {
+                self.facts.terminating |= matches!(order, EndOrder::Asked { .. });
+                // Whoever ends a spawn that failed writes that first.
+                self.facts.journal = Some(Desired::Terminating);
+                self.begin_job(Job::End);
+            }
+            Action::Tell(JobNews::SourceFailed(_) | JobNews::Terminated) => {
+                assert_eq!(self.facts.job, Some(Job::Morph));
+            }
+            Action::Tell(JobNews::SuccessorHealthy | JobNews::SuccessorFailed(_)) => {
+                assert_eq!(self.facts.job, Some(Job::Recovery));
+            }
+            Action::Stop => self.facts.stopped = true,
+            _ => {}
+        }
+    }
+}
