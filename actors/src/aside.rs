@@ -38,6 +38,9 @@ impl Turn {
 pub(crate) async fn run<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,
 ) -> Result<T, ThreadGone> {
+    if crate::ambient::origin().is_some() {
+        return Ok(work.await);
+    }
     let runtime = tokio::runtime::Handle::current();
     Ok(tokio::task::spawn_blocking(move || runtime.block_on(work)).await?)
 }

@@ -9,7 +9,8 @@ static ORIGIN: OnceLock<tokio::time::Instant> = OnceLock::new();
 /// Now, on tokio's clock, so that a test may pause it.
 pub fn now() -> Instant {
     let now = tokio::time::Instant::now();
-    let since = now.saturating_duration_since(*ORIGIN.get_or_init(|| now));
+    let origin = crate::ambient::origin().unwrap_or_else(|| *ORIGIN.get_or_init(|| now));
+    let since = now.saturating_duration_since(origin);
     // One second ahead of the origin, so that no time is ever zero.
     Instant::from_nanos(
         u64::try_from(since.as_nanos())

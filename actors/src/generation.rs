@@ -17,6 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::ambient;
 use crate::aside;
 use crate::journal::{
     CertificateRow, Change, GenerationPhase, GenerationRow, InstanceRow, JournalError,
@@ -57,7 +58,7 @@ pub fn journal_failure(error: &JournalError) -> ApiError {
 /// When it is no usable image, or not the one that was recorded.
 pub async fn read_kernel(path: &Path, recorded: Option<&str>) -> Result<KernelImage, ApiError> {
     let owned = path.to_owned();
-    let read = tokio::task::spawn_blocking(move || KernelImage::read(&owned)).await;
+    let read = ambient::blocking(move || KernelImage::read(&owned)).await;
     let image = read
         .map_err(|e| ApiError::new(ErrorCode::Internal, format!("reading {path:?}: {e}")))?
         .map_err(|e| image_refused(&e))?;
@@ -232,7 +233,7 @@ impl Services {
     /// Removes what the backend has written for a generation that it did not start.
     async fn remove_run_dir(&self, row: &GenerationRow) {
         let run_dir = row.run_dir.clone();
-        let removed = tokio::task::spawn_blocking(move || {
+        let removed = ambient::blocking(move || {
             tidy_up(&run_dir, false)?;
             // The instance's own directory, unless other generations are in it.
             let parent = run_dir.parent().map(std::fs::remove_dir);

@@ -17,6 +17,7 @@
 //! All but the journal and the API socket share one thread: a request between them costs well under
 //! a microsecond, one across threads tens of them. Nothing that blocks runs on it.
 
+pub mod ambient;
 pub mod aside;
 pub mod capability;
 pub mod clock;

@@ -21,6 +21,7 @@ use kmp_proto::fence::FenceCertificate;
 use slog::{info, warn};
 use tokio::sync::oneshot;
 
+use crate::ambient;
 use crate::aside;
 use crate::events::Draft;
 use crate::generation::tidy_up;
@@ -221,7 +222,7 @@ impl Services {
 
     async fn tidy(&self, row: &GenerationRow, run_dir: &Path, started: bool) {
         let run_dir = run_dir.to_owned();
-        let tidy = tokio::task::spawn_blocking(move || tidy_up(&run_dir, started));
+        let tidy = ambient::blocking(move || tidy_up(&run_dir, started));
         if let Ok(Err(error)) = tidy.await {
             warn!(self.log, "logs of earlier generations stay"; "instance" => &row.instance,
                 "generation" => row.generation, "error" => %error);

@@ -1,14 +1,16 @@
 //! Wall-clock times as they are written in the journal and shown to people.
 
+use crate::ambient;
+
 /// Now, RFC 3339 in UTC with milliseconds.
 pub fn now_rfc3339() -> String {
-    let now = jiff::Timestamp::now();
+    let now = ambient::calendar();
     format!("{now:.3}")
 }
 
 /// The time `after` now, in the same form.
 pub fn rfc3339_in(after: std::time::Duration) -> String {
-    let now = jiff::Timestamp::now();
+    let now = ambient::calendar();
     // Out of the calendar's range there is nothing to show but now.
     let then = now.checked_add(after).unwrap_or(now);
     format!("{then:.3}")
@@ -22,7 +24,7 @@ pub fn rfc3339(time: std::time::SystemTime) -> String {
 
 /// Now, nanoseconds since the Unix epoch; 0 for a clock before it.
 pub fn now_unix_ns() -> u64 {
-    u64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(0)
+    u64::try_from(ambient::calendar().as_nanosecond()).unwrap_or(0)
 }
 
 /// Seconds from the time `since`, as written by [`now_rfc3339`], until now; 0 when it does not parse
@@ -31,7 +33,7 @@ pub fn seconds_since(since: &str) -> u64 {
     let Ok(then) = since.parse::<jiff::Timestamp>() else {
         return 0;
     };
-    let seconds = jiff::Timestamp::now().as_second() - then.as_second();
+    let seconds = ambient::calendar().as_second() - then.as_second();
     u64::try_from(seconds).unwrap_or(0)
 }
 

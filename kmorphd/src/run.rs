@@ -19,7 +19,7 @@ use kmorph_actors::publish::Publisher;
 use kmorph_actors::services::{Numbers, Services};
 use kmorph_actors::settings::Settings;
 use kmorph_actors::supervisor::{ApplySettings, GetDaemon, Stopping, Supervisor};
-use kmorph_actors::transport::TransportHandle;
+use kmorph_actors::transport::{SystemNetwork, TransportHandle};
 use kmorph_backends::cgroup::Cgroups;
 use kmorph_backends::contract::Backend;
 use kmorph_backends::embedded::{EmbeddedBackend, EmbeddedConfig};
@@ -443,7 +443,7 @@ fn services(
         log: log.clone(),
         journal,
         backend,
-        transport: TransportHandle::start(log),
+        transport: TransportHandle::start(log, Arc::new(SystemNetwork)),
         downtimes: Rc::new(RefCell::new(kmorph_actors::morph::Downtimes::from_journal(
             &snapshot.morphs,
         ))),

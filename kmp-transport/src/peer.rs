@@ -11,7 +11,6 @@
 //! dropped.
 
 use std::collections::VecDeque;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +21,8 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use crate::connection::{Connection, ConnectionError, FrameWriter, greet};
-use crate::link::{Address, BoxedLink, ConnectError, KMP_PORT, connect};
+pub use crate::link::Connecting;
+use crate::link::{Address, ConnectError, KMP_PORT, Network, connect};
 use crate::speaker::Speaker;
 
 /// Messages that may wait to be written on one channel.
@@ -79,9 +79,6 @@ pub type Sink = Arc<dyn Fn(PeerEvent) + Send + Sync>;
 /// Makes a link to the instance; asked for each connection of each channel.
 pub type Connector = Arc<dyn Fn() -> Connecting + Send + Sync>;
 
-/// A link under way.
-pub type Connecting = Pin<Box<dyn Future<Output = Result<BoxedLink, ConnectError>> + Send>>;
-
 /// The queue is full or the channel is down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the {} channel takes no message now", .0.as_str())]
@@ -117,6 +114,18 @@ impl Peer {
             let address = address.clone();
             Box::pin(async move { connect(&address, KMP_PORT).await })
         });
+        Self::over(connector, speaker, jitter_seed, sink)
+    }
+
+    /// As [`Peer::start`], over `network`.
+    pub fn through(
+        network: Arc<dyn Network>,
+        address: Address,
+        speaker: impl Into<Speaker>,
+        jitter_seed: u64,
+        sink: Sink,
+    ) -> Self {
+        let connector: Connector = Arc::new(move || network.connect(address.clone(), KMP_PORT));
         Self::over(connector, speaker, jitter_seed, sink)
     }
 

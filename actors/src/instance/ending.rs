@@ -18,6 +18,7 @@ use slog::warn;
 
 use super::requests::Answered;
 use super::{Instance, Job};
+use crate::ambient;
 use crate::generation::journal_failure;
 use crate::journal::{Change, GenerationRow, InstanceRow, JournalError, record};
 use crate::operations::Handle;
@@ -163,7 +164,8 @@ async fn forget(services: &Services, row: &InstanceRow, run_dir: &Path) -> Resul
     services.unpublish(&row.name);
     if let Some(dir) = run_dir.parent() {
         // Its logs; whoever terminates an instance wants it gone.
-        let _ = tokio::fs::remove_dir_all(dir).await;
+        let dir = dir.to_owned();
+        let _ = ambient::blocking(move || std::fs::remove_dir_all(dir)).await;
     }
     Ok(())
 }

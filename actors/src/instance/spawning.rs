@@ -21,6 +21,7 @@ use slog::warn;
 
 use super::Instance;
 use super::ending::end;
+use crate::ambient;
 use crate::journal::{JournalError, Proposal, Propose};
 use crate::operations::Handle;
 
@@ -140,7 +141,7 @@ async fn last_words(kind: BackendKind, run_dir: std::path::PathBuf) -> String {
                 .to_owned();
         }
     };
-    let read = tokio::task::spawn_blocking(move || tail(&run_dir.join(log))).await;
+    let read = ambient::blocking(move || tail(&run_dir.join(log))).await;
     match read.ok().and_then(Result::ok).filter(|l| !l.is_empty()) {
         Some(lines) => format!("its {log} ended with:\n{}", lines.join("\n")),
         None => format!("its {log} is empty"),

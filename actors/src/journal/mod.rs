@@ -56,6 +56,16 @@ pub struct Journal {
     failure: Option<JournalError>,
     /// Copies of it, once they are kept.
     copies: Option<Copies>,
+    /// How the disk behaves, in a test.
+    pace: Option<Box<dyn Pace>>,
+}
+
+/// How a test has the disk behave.
+pub trait Pace {
+    /// How long the next transaction takes.
+    fn delay(&mut self) -> Duration;
+    /// Whether it fails; nothing of it is written then.
+    fn fails(&mut self) -> bool;
 }
 
 /// What stands in line for the next transaction.
@@ -152,9 +162,35 @@ impl Journal {
                 calm: None,
                 failure: None,
                 copies: None,
+                pace: None,
             }
         });
         Ok((address, snapshot, arbiter))
+    }
+
+    /// As [`Journal::open`], on the thread of the caller, for a run of a test with one thread and a clock of its own.
+    ///
+    /// # Errors
+    /// As [`Journal::open`].
+    pub fn open_here(
+        dir: &Path,
+        pace: Box<dyn Pace>,
+    ) -> Result<(Addr<Self>, Snapshot), JournalError> {
+        let store = Store::open(dir)?;
+        let snapshot = store.load_first(dir)?;
+        let address = Self::create(move |ctx| {
+            ctx.set_mailbox_capacity(JOURNAL_MAILBOX);
+            Self {
+                store,
+                queue: Vec::new(),
+                records: 0,
+                calm: None,
+                failure: None,
+                copies: None,
+                pace: Some(pace),
+            }
+        });
+        Ok((address, snapshot))
     }
 
     /// Puts the copy `copy` in the place of the journal in `dir`. The journal that was there is kept; where.
@@ -199,9 +235,22 @@ impl Journal {
         &mut self,
         changes: impl IntoIterator<Item = &'a Change>,
     ) -> Result<(), JournalError> {
-        let written = self.store.apply(changes);
+        let fails = self.pace.as_mut().is_some_and(|pace| pace.fails());
+        let written = match fails {
+            true => Err(JournalError::DiskFull {
+                reason: "as the test wants it".to_owned(),
+            }),
+            false => self.store.apply(changes),
+        };
         self.failure = written.as_ref().err().cloned();
         written
+    }
+
+    fn write_now(&mut self, ctx: &mut Context<Self>) {
+        self.wait_for_calm(ctx);
+        if self.records > 0 {
+            let _ = self.write();
+        }
     }
 
     /// What can wait is done once nothing was written for [`NOTES_DELAY`].
@@ -261,9 +310,14 @@ impl Handler<Write> for Journal {
     type Result = ();
 
     fn handle(&mut self, _: Write, ctx: &mut Self::Context) {
-        self.wait_for_calm(ctx);
-        if self.records > 0 {
-            let _ = self.write();
+        let delay = self
+            .pace
+            .as_mut()
+            .map_or(Duration::ZERO, |pace| pace.delay());
+        if delay > Duration::ZERO {
+            ctx.run_later(delay, |act, ctx| act.write_now(ctx));
+        } else {
+            self.write_now(ctx);
         }
     }
 }

@@ -353,7 +353,14 @@ impl MorphSession {
         if let Some(operation) = &self.operation {
             operation.step(name.clone());
         }
-        self.say(format!("morph: {name}"));
+        match self.engine.rollback_reason() {
+            Some(reason) => {
+                let reason = reason.to_string();
+                self.say(format!("morph: {name}: {reason}"));
+                self.status.reason = Some(reason);
+            }
+            None => self.say(format!("morph: {name}")),
+        }
         self.save();
     }
 

@@ -16,6 +16,7 @@ use kmp_proto::message::{
 use kmp_proto::morph::{CommitOrder, CommitRecord, Event, FROZEN_STEP_TIMEOUT, Offer};
 
 use super::{MorphSession, STEP_TIMEOUT, api_checks, by_reference};
+use crate::ambient;
 use crate::clock;
 use crate::journal::{Change, Proposal, Propose, record_commit};
 use crate::release::Release;
@@ -249,7 +250,7 @@ impl MorphSession {
         ctx: &mut Context<Self>,
         done: fn(CommitReply) -> Event,
     ) {
-        let nonce = getrandom::u64().unwrap_or(self.plan.session);
+        let nonce = ambient::random().unwrap_or(self.plan.session);
         let session = self.plan.session;
         let message = Kmp::MorphCommit(MorphCommit {
             session,
@@ -290,7 +291,7 @@ impl MorphSession {
             return self.step(Side::Target, CommitStep::Serve, ctx, |_| Event::Serving);
         }
         // After a restart of the daemon the connections are not up yet.
-        let (session, nonce) = (self.plan.session, getrandom::u64().unwrap_or(1));
+        let (session, nonce) = (self.plan.session, ambient::random().unwrap_or(1));
         let step = CommitStep::Serve;
         let message = Kmp::MorphCommit(MorphCommit {
             session,
@@ -388,14 +389,17 @@ impl MorphSession {
 /// Pause between looks whether the control channel is up.
 const CONTROL_POLL: Duration = Duration::from_millis(5);
 
-/// What an answer means that is not the one asked for. Only what the side itself said is a refusal.
+/// What an answer means that is not the one asked for. Only what the side itself said is a refusal, by an answer or by
+/// the features that it lacks.
 fn refused(side: Side, reply: Result<Kmp, RequestError>) -> Event {
     match reply {
         Ok(message) => {
             let text = format!("an unexpected answer: {}", message.msg_type());
             Event::Refused(side, text)
         }
-        Err(error @ RequestError::Refused(_)) => Event::Refused(side, error.to_string()),
+        Err(error @ (RequestError::Refused(_) | RequestError::NoFeature(_))) => {
+            Event::Refused(side, error.to_string())
+        }
         Err(error) => Event::Unanswered(side, error.to_string()),
     }
 }

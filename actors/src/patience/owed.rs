@@ -11,7 +11,7 @@
 //! on shows in what does not change: the thread is ready to run, and has neither run nor waited since the last
 //! reading. What was counted that way is left out when the kernel tells of it.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kmorph_backends::contract::ThreadTime;
@@ -35,7 +35,7 @@ impl Owed {
 /// The readings of one silence.
 #[derive(Debug, Default)]
 pub(super) struct Readings {
-    last: Option<(Instant, HashMap<i32, Account>)>,
+    last: Option<(Instant, BTreeMap<i32, Account>)>,
     owed: Owed,
 }
 
@@ -62,7 +62,7 @@ impl Readings {
         };
         let passed = now - at;
         let (mut waited, mut stuck) = (Duration::ZERO, false);
-        let mut accounts = HashMap::with_capacity(threads.len());
+        let mut accounts = BTreeMap::new();
         for time in threads {
             // A thread that was not there has done all of it since.
             let before = before.get(&time.thread).copied().unwrap_or_default();

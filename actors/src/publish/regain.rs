@@ -7,6 +7,7 @@ use kmorph_backends::contract::HANDOVER_SOCKET;
 use kmorph_control_api::EventKind;
 use slog::{info, warn};
 
+use crate::ambient;
 use crate::events::Draft;
 use crate::journal::GenerationRow;
 use crate::services::Services;
@@ -68,7 +69,7 @@ impl Services {
         }
         let path = holder.run_dir.join(HANDOVER_SOCKET);
         let ask = move || kmorph_launch::handover::ask_listeners(&path);
-        let asked = tokio::task::spawn_blocking(ask).await;
+        let asked = ambient::blocking(ask).await;
         match asked {
             Ok(Ok(sockets)) => sockets,
             Ok(Err(error)) => {

@@ -10,7 +10,7 @@ use slog::{info, warn};
 use super::morphing::seconds;
 use crate::generation;
 use crate::instance::Beginning;
-use crate::journal::{GenerationPhase, GenerationRow, InstanceRow, MorphRow, Snapshot};
+use crate::journal::{GenerationPhase, GenerationRow, InstanceRow, Snapshot};
 use crate::morph::{Deaths, LeftMorph, MorphPlan};
 use crate::release::Release;
 use crate::services::Services;
@@ -135,8 +135,18 @@ async fn left_morph(
     row: &InstanceRow,
     of: &impl Fn(u64) -> Option<GenerationRow>,
 ) -> Option<LeftMorph> {
-    let mine = |m: &&MorphRow| m.status.instance == row.name && m.phase != "done";
-    let morph = snapshot.morphs.iter().rfind(mine)?;
+    let morph = snapshot
+        .morphs
+        .iter()
+        .rfind(|m| m.status.instance == row.name)?;
+    // One whose end could not be written is over all the same when the instance is another generation by now.
+    let owner = match morph.committed {
+        true => morph.status.to_generation,
+        false => morph.status.from_generation,
+    };
+    if morph.phase == "done" || owner != row.active_generation {
+        return None;
+    }
     // A side that is not in the journal any more was fenced and released: what is left of it is
     // nothing, and fencing nothing is confirmed at once.
     let side = |number| of(number).unwrap_or_else(|| gone_generation(services, row, number));

@@ -2,14 +2,17 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
 use kmp_proto::message::Message as Kmp;
+use kmp_transport::link::Network;
 use slog::Logger;
 use tokio::time::Instant;
 
 use super::{Request, RequestError, Transport};
+use crate::ambient;
 
 /// Longest wait before a request that was answered RETRY is sent again.
 pub const RETRY_MAX: Duration = Duration::from_secs(30);
@@ -17,6 +20,7 @@ pub const RETRY_MAX: Duration = Duration::from_secs(30);
 /// Where the Transport is now: one that panicked is replaced by the supervisor. Stays on its thread.
 #[derive(Clone)]
 pub struct TransportHandle {
+    network: Arc<dyn Network>,
     current: Rc<RefCell<(u64, Addr<Transport>)>>,
     attachments: Rc<Cell<u64>>,
 }
@@ -27,9 +31,10 @@ pub struct AttachmentId(u64);
 
 impl TransportHandle {
     /// Starts the first one.
-    pub fn start(log: &Logger) -> Self {
-        let first = Transport::new(log.clone()).start();
+    pub fn start(log: &Logger, network: Arc<dyn Network>) -> Self {
+        let first = Transport::new(log.clone(), Arc::clone(&network)).start();
         Self {
+            network,
             current: Rc::new(RefCell::new((1, first))),
             attachments: Rc::default(),
         }
@@ -74,7 +79,7 @@ impl TransportHandle {
                 Err(RequestError::TimedOut(_)) => break,
                 answered => return answered,
             };
-            let wait = retry_wait(after, retries, getrandom::u64().unwrap_or(0));
+            let wait = retry_wait(after, retries, ambient::random().unwrap_or(0));
             if Instant::now() + wait >= deadline {
                 break;
             }
@@ -89,7 +94,8 @@ impl TransportHandle {
         if current.1.connected() {
             return false;
         }
-        *current = (current.0 + 1, Transport::new(log.clone()).start());
+        let next = Transport::new(log.clone(), Arc::clone(&self.network));
+        *current = (current.0 + 1, next.start());
         true
     }
 }

@@ -3,7 +3,7 @@
 mod handle;
 mod notices;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use slog::{Logger, debug, error};
 use tokio::sync::oneshot;
 
 pub use handle::{AttachmentId, RETRY_MAX, TransportHandle};
+pub use kmp_transport::link::{Network, SystemNetwork};
 pub use notices::{
     Broadcast, EARLY_BURST, EARLY_PER_S, NOTICES_MAX, TOPOLOGY_ENTRIES_PER_S, TOPOLOGY_PORTION,
     Topology,
@@ -163,14 +164,15 @@ struct Attached {
     own_features: u64,
     features: u64,
     /// Requests by token; those on the wire also by sequence.
-    waiting: HashMap<u64, Waiting>,
-    on_wire: HashMap<u32, u64>,
+    waiting: BTreeMap<u64, Waiting>,
+    on_wire: BTreeMap<u32, u64>,
     notices: Notices,
 }
 
 /// The actor.
 pub struct Transport {
     log: Logger,
+    network: Arc<dyn Network>,
     peers: BTreeMap<PeerKey, Attached>,
     next_token: u64,
     telling: Telling,
@@ -182,9 +184,10 @@ struct FromPeer(PeerKey, PeerEvent);
 
 impl Transport {
     /// An actor without connections.
-    pub fn new(log: Logger) -> Self {
+    pub fn new(log: Logger, network: Arc<dyn Network>) -> Self {
         Self {
             log,
+            network,
             peers: BTreeMap::new(),
             next_token: 1,
             telling: Telling::default(),
@@ -208,7 +211,8 @@ impl Handler<Attach> for Transport {
         let (own, key) = (ctx.address(), attach.key.clone());
         let sink = Arc::new(move |event| own.do_send(FromPeer(key.clone(), event)));
         let seed = attach.key.generation ^ (attach.speaker.hello().instance.len() as u64) << 32;
-        let peer = Peer::start(
+        let peer = Peer::through(
+            Arc::clone(&self.network),
             address,
             &attach.speaker,
             seed.wrapping_mul(0x9E37_79B9),
@@ -221,8 +225,8 @@ impl Handler<Attach> for Transport {
             control_up: false,
             own_features: attach.speaker.hello().fixed.features,
             features: 0,
-            waiting: HashMap::new(),
-            on_wire: HashMap::new(),
+            waiting: BTreeMap::new(),
+            on_wire: BTreeMap::new(),
             notices: Notices::default(),
         };
         let key = attach.key.clone();
@@ -345,7 +349,7 @@ impl Handler<FromPeer> for Transport {
                 attached.control_up = false;
                 attached.on_wire.clear();
                 attached.forget_notices();
-                for (_, waiting) in attached.waiting.drain() {
+                for (_, waiting) in std::mem::take(&mut attached.waiting) {
                     let _ = waiting.tell.send(Err(RequestError::NotConnected));
                 }
                 attached.owner.do_send(PeerUpdate::Control(false));

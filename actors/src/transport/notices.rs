@@ -24,6 +24,7 @@ use slog::{Logger, debug, info, o, warn};
 
 use super::handle::retry_wait;
 use super::{Attached, PeerKey, RequestError, Transport, checked};
+use crate::ambient;
 use crate::clock;
 
 /// RECOVER_PREPARE and RECOVER_RECLAIM that one peer may have unanswered; it is sent no more of them until then.
@@ -358,7 +359,7 @@ impl Attached {
         ) {
             (Err(RequestError::Retry(after)), Some(owed)) => {
                 owed.retries += 1;
-                let random = getrandom::u64().unwrap_or(0);
+                let random = ambient::random().unwrap_or(0);
                 let wait = retry_wait(after, owed.retries, random);
                 debug!(log, "a survivor put a message off"; "again_in_ms" => millis(wait));
                 ctx.notify_later(SendAgain(key.clone(), token), wait);

@@ -8,7 +8,7 @@ use kmp_proto::message::{
 };
 use kmp_proto::wire::{ErrorCode, VERSION};
 use kmp_transport::connection::Connection;
-use kmp_transport::link::{KMP_PORT, Listener, UnixVsockListener};
+use kmp_transport::link::{KMP_PORT, Listener, SystemNetwork, UnixVsockListener};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
@@ -169,7 +169,10 @@ async fn survive(
 }
 
 fn attach(path: &Path) -> (TransportHandle, PeerKey) {
-    let transport = TransportHandle::start(&Logger::root(slog::Discard, slog::o!()));
+    let transport = TransportHandle::start(
+        &Logger::root(slog::Discard, slog::o!()),
+        Arc::new(SystemNetwork),
+    );
     let key = PeerKey {
         instance: "web".to_owned(),
         generation: 1,

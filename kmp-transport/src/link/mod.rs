@@ -6,6 +6,7 @@ pub mod vsock;
 
 use std::io;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::time::Duration;
 
 pub use fault::{FaultPlan, FaultyLink};
@@ -73,6 +74,25 @@ pub enum ConnectError {
         /// Which port.
         port: u32,
     },
+}
+
+/// A link under way.
+pub type Connecting = Pin<Box<dyn Future<Output = Result<BoxedLink, ConnectError>> + Send>>;
+
+/// How instances are reached.
+pub trait Network: Send + Sync {
+    /// As [`connect`].
+    fn connect(&self, address: Address, port: u32) -> Connecting;
+}
+
+/// By the system's sockets.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemNetwork;
+
+impl Network for SystemNetwork {
+    fn connect(&self, address: Address, port: u32) -> Connecting {
+        Box::pin(async move { connect(&address, port).await })
+    }
 }
 
 /// Connects to a port of an instance.

@@ -137,6 +137,14 @@ impl Engine {
         }
     }
 
+    /// Why the morph goes back, while it does.
+    pub fn rollback_reason(&self) -> Option<&RollbackReason> {
+        match &self.state {
+            State::RollingBack(rolling_back) => Some(rolling_back.reason()),
+            State::Open(_) | State::Recording(_) | State::Committed(_) | State::Done(_) => None,
+        }
+    }
+
     /// The next action, in order.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()

@@ -5,7 +5,7 @@ use crate::message::Side;
 use crate::morph::REQUEST_RETRY;
 use crate::morph::events::{Action, Event, Outcome};
 use crate::morph::phases::{FencingTarget, Morph, Resuming, Undone};
-use crate::morph::reasons::SourceFailure;
+use crate::morph::reasons::{RollbackReason, SourceFailure};
 use crate::morph::stage::Stage;
 use crate::time::Instant;
 
@@ -20,6 +20,13 @@ impl RollingBack {
         match self {
             Self::FencingTarget(_) => Stage::FencingTarget,
             Self::Resuming(_) => Stage::Resuming,
+        }
+    }
+
+    pub(super) fn reason(&self) -> &RollbackReason {
+        match self {
+            Self::FencingTarget(morph) => &morph.phase.reason,
+            Self::Resuming(morph) => &morph.phase.reason,
         }
     }
 }

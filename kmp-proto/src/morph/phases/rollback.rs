@@ -8,7 +8,7 @@ use crate::fence::FenceCertificate;
 /// The target is fenced.
 #[derive(Debug)]
 pub struct FencingTarget {
-    reason: RollbackReason,
+    pub(in crate::morph) reason: RollbackReason,
     source_failure: Option<SourceFailure>,
     pub(in crate::morph) attempts: u32,
 }
@@ -16,7 +16,7 @@ pub struct FencingTarget {
 /// The source is asked to serve again, with the certificate that allows it.
 #[derive(Debug)]
 pub struct Resuming {
-    reason: RollbackReason,
+    pub(in crate::morph) reason: RollbackReason,
     pub(in crate::morph) target_fenced: FenceCertificate,
     pub(in crate::morph) refusals: u32,
 }

@@ -1,0 +1,248 @@
+//! The agent of a simulated kernel: what docs/kmp.md says that an instance answers.
+
+use kmp_proto::message::{
+    Channel, Check, CheckResult, CommitReply, CommitStep, ErrorInfo, Health, HeartbeatRsp, Hello,
+    HelloFixed, Message, MorphCommit, MorphNegotiate, MorphRollback, NegotiateFixed,
+    PRESSURE_ABSENT, PeerRole, RecoverReply, RollbackReply, RollbackStatus, SessionReply, Side,
+    StepStatus, ValidateReply, ValidateReplyFixed, Verdict, WorkloadState, capability, features,
+    transfer_flags,
+};
+use kmp_proto::wire::{ErrorCode, VERSION};
+use kmp_transport::connection::{Connection, welcome};
+use kmp_transport::link::BoxedLink;
+use tokio::sync::watch;
+
+use crate::machine::{Kernel, Machine, Part};
+
+type Key = (String, u64);
+
+fn hello(key: &Key) -> Hello {
+    let mut boot_id = [0; 16];
+    boot_id[..8].copy_from_slice(&key.1.to_le_bytes());
+    boot_id[15] = 1;
+    Hello {
+        fixed: HelloFixed {
+            version_min: VERSION,
+            version_max: VERSION,
+            role: PeerRole::Instance,
+            channel: Channel::Control,
+            flags: 0,
+            generation: key.1,
+            boot_id,
+            // One of nine agents is of a version that knows no morphs.
+            features: if key.1 % 9 == 8 {
+                0
+            } else {
+                features::COOPERATIVE | features::BY_REFERENCE
+            },
+            session: 0,
+            incarnation: 0,
+        },
+        instance: key.0.clone(),
+        kernel_release: "6.1.0-simulated".to_owned(),
+        agent_version: "simulated".to_owned(),
+        nonce: None,
+        proof: None,
+    }
+}
+
+/// Answers on one link until it is cut.
+pub(crate) async fn serve(
+    machine: Machine,
+    key: Key,
+    link: BoxedLink,
+    mut cut: watch::Receiver<u64>,
+) {
+    cut.mark_unchanged();
+    let talk = async {
+        let Ok(connection) = welcome(link, hello(&key)).await else {
+            return;
+        };
+        answer_all(&machine, &key, connection).await;
+    };
+    tokio::select! {
+        () = talk => {}
+        _ = cut.changed() => {}
+    }
+}
+
+async fn answer_all(machine: &Machine, key: &Key, connection: Connection) {
+    let Connection {
+        mut reader,
+        mut writer,
+        ..
+    } = connection;
+    while let Ok(frame) = reader.next().await {
+        let sequence = frame.header.sequence;
+        let answer = answer(machine, key, frame.message);
+        let sent = match answer {
+            Ok(answer) => writer.reply(&answer, sequence).await,
+            Err(text) => {
+                let error = ErrorInfo {
+                    code: ErrorCode::UnexpectedInState,
+                    offending_type: frame.header.msg_type as u16,
+                    offending_sequence: sequence,
+                    text,
+                };
+                writer.reply(&Message::Error(error), sequence).await
+            }
+        };
+        if sent.is_err() {
+            return;
+        }
+    }
+}
+
+fn answer(machine: &Machine, key: &Key, message: Message) -> Result<Message, String> {
+    let kernel = |look: &mut dyn FnMut(&mut Kernel) -> Result<Message, String>| {
+        machine
+            .with(key, |kernel| look(kernel))
+            .unwrap_or_else(|| Err("gone".to_owned()))
+    };
+    let recovered = |recovery| RecoverReply {
+        recovery,
+        elapsed_ms: 1,
+    };
+    match message {
+        Message::HeartbeatReq(request) => kernel(&mut |kernel| {
+            Ok(Message::HeartbeatRsp(HeartbeatRsp {
+                probe: request.probe,
+                health: Health::Healthy,
+                workload: match kernel.part {
+                    Part::Serving => WorkloadState::Running,
+                    Part::Frozen { .. } => WorkloadState::Frozen,
+                    Part::Waiting { .. } => WorkloadState::Awaiting,
+                    Part::Retired => WorkloadState::Retired,
+                },
+                cpu_count: 1,
+                cpu_busy_permille: 0,
+                pressure_cpu: PRESSURE_ABSENT,
+                pressure_memory: PRESSURE_ABSENT,
+                pressure_io: PRESSURE_ABSENT,
+                memory_total_kib: 0,
+                memory_available_kib: 0,
+                io_read_bytes: 0,
+                io_write_bytes: 0,
+            }))
+        }),
+        Message::RecoverPrepare(notice) => Ok(Message::RecoverPrepareReply(recovered(
+            notice.fixed.recovery,
+        ))),
+        Message::RecoverReclaim(notice) => Ok(Message::RecoverReclaimReply(recovered(
+            notice.fixed.recovery,
+        ))),
+        Message::RecoverComplete(notice) => Ok(Message::RecoverCompleteReply(recovered(
+            notice.fixed.recovery,
+        ))),
+        Message::MorphPrepare(prepare) => kernel(&mut |kernel| {
+            let fits = match prepare.side {
+                Side::Source => kernel.part == Part::Serving,
+                Side::Target => matches!(kernel.part, Part::Waiting { .. }),
+            };
+            if !fits || prepare.session < kernel.session {
+                return Err(format!("it is {:?}", kernel.part));
+            }
+            kernel.session = prepare.session;
+            let session = prepare.session;
+            Ok(Message::MorphPrepareReply(SessionReply { session }))
+        }),
+        Message::MorphNegotiate(ask) => Ok(Message::MorphNegotiateReply(MorphNegotiate {
+            fixed: NegotiateFixed {
+                session: ask.fixed.session,
+                memory_bytes: 4096,
+                dirty_bytes_per_s: 0,
+                state_kinds: capability::MEMORY | capability::LISTENERS | capability::CONNECTIONS,
+                providers: capability::COOPERATIVE,
+                modes: capability::BY_REFERENCE,
+                state_version: 1,
+                verdict: Verdict::Accept,
+            },
+            missing: Vec::new(),
+        })),
+        Message::MorphTransfer(mut transfer) => kernel(&mut |kernel| {
+            if transfer.fixed.flags & transfer_flags::FINAL != 0 {
+                if !matches!(kernel.part, Part::Frozen { .. }) {
+                    return Err("it is not frozen".to_owned());
+                }
+                kernel.part = Part::Frozen { holding: true };
+            }
+            transfer.fixed.op = kmp_proto::message::TransferOp::Applied;
+            Ok(Message::MorphTransferReply(transfer.clone()))
+        }),
+        Message::MorphValidate(validate) => Ok(Message::MorphValidateReply(ValidateReply {
+            fixed: ValidateReplyFixed {
+                session: validate.session,
+                verdict: CheckResult::Passed,
+            },
+            checks: vec![Check {
+                name: "simulated".to_owned(),
+                result: CheckResult::Passed,
+                duration_us: 1,
+                detail: String::new(),
+            }],
+        })),
+        Message::MorphCommit(commit) => commit_step(machine, key, commit),
+        Message::MorphRollback(rollback) => roll_back(machine, key, &rollback),
+        other => Err(format!("nothing answers {}", other.msg_type())),
+    }
+}
+
+fn commit_step(machine: &Machine, key: &Key, commit: MorphCommit) -> Result<Message, String> {
+    let (part, session, source, mut state) = machine
+        .with(key, |k| (k.part, k.session, k.source, k.state))
+        .ok_or("gone")?;
+    if session != commit.session {
+        return Err(format!("session {} is not under way", commit.session));
+    }
+    match (commit.step, part) {
+        (CommitStep::Freeze, Part::Serving) => {
+            machine.with(key, |k| k.part = Part::Frozen { holding: false });
+        }
+        (CommitStep::Freeze, Part::Frozen { .. })
+        | (CommitStep::Serve, Part::Serving)
+        | (CommitStep::Retire, Part::Retired) => {}
+        (CommitStep::Activate, Part::Waiting { .. }) => {
+            let from = (key.0.clone(), source.ok_or("nothing to take over")?);
+            state = machine
+                .with(&from, |k| k.state)
+                .ok_or("its source is gone")?;
+            machine.with(key, |k| {
+                (k.state, k.part) = (state, Part::Waiting { activated: true });
+            });
+        }
+        (CommitStep::Serve, Part::Waiting { activated: true }) => machine.serve(key),
+        (CommitStep::Retire, Part::Frozen { .. }) => {
+            machine.with(key, |k| k.part = Part::Retired);
+        }
+        (step, part) => return Err(format!("{step:?} of what is {part:?}")),
+    }
+    Ok(Message::MorphCommitReply(CommitReply {
+        session: commit.session,
+        nonce: commit.nonce,
+        state_digest: match commit.step {
+            CommitStep::Freeze | CommitStep::Activate => state,
+            CommitStep::Serve | CommitStep::Retire => 0,
+        },
+        elapsed_us: 1,
+        step: commit.step,
+        status: StepStatus::Done,
+    }))
+}
+
+fn roll_back(machine: &Machine, key: &Key, rollback: &MorphRollback) -> Result<Message, String> {
+    let session = rollback.fixed.session;
+    let part = machine.with(key, |k| k.part).ok_or("gone")?;
+    let status = match (rollback.fixed.side, part) {
+        (Side::Source, Part::Serving) => RollbackStatus::Running,
+        (Side::Source, Part::Frozen { .. }) => {
+            machine.serve(key);
+            RollbackStatus::Running
+        }
+        (Side::Target, Part::Waiting { .. }) => RollbackStatus::Stopped,
+        (side, part) => return Err(format!("{side:?} is {part:?}")),
+    };
+    Ok(Message::MorphRollbackReply(RollbackReply {
+        session,
+        status,
+    }))
+}

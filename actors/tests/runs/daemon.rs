@@ -1,0 +1,209 @@
+//! One daemon of a run: the real actors, with the machine of the run below them.
+
+use std::cell::RefCell;
+use std::fmt::Write;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use actix::prelude::*;
+use kmorph_actors::aside::Turn;
+use kmorph_actors::clock;
+use kmorph_actors::events::EventLog;
+use kmorph_actors::forward::Forwarder;
+use kmorph_actors::journal::{Journal, Pace};
+use kmorph_actors::morph::Downtimes;
+use kmorph_actors::operations::Operations;
+use kmorph_actors::pool::{Pool, Stock};
+use kmorph_actors::publish::Publisher;
+use kmorph_actors::release::Ledger;
+use kmorph_actors::services::{Numbers, Services};
+use kmorph_actors::settings::{MorphMode, Settings};
+use kmorph_actors::supervisor::{GetDaemon, Supervisor};
+use kmorph_actors::transport::TransportHandle;
+use kmorph_actors::vmcore::{Captures, Retention, VmcoreSettings};
+use kmorph_control_api::{Policy, VmcorePolicy};
+use kmorph_vmcore::writer::Output;
+use slog::{Drain, KV, Logger, OwnedKVList, Record, Serializer};
+
+use crate::dice::Dice;
+use crate::machine::{HOST_BOOT, Machine};
+
+/// CPUs of the pool. They are shared, so that no spawn fails for want of one.
+const CPUS: u16 = 4;
+/// Memory of the pool.
+const POOL_BYTES: u64 = 8 << 30;
+
+/// How the disk of a daemon behaves.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Disk {
+    /// Writes that stall, of a hundred.
+    pub(crate) stalls: u32,
+    /// Writes that fail, of a hundred.
+    pub(crate) fails: u32,
+}
+
+/// How the disk behaves from now on.
+pub(crate) type DiskHandle = Rc<RefCell<Disk>>;
+
+struct DicedDisk {
+    dice: Dice,
+    disk: DiskHandle,
+}
+
+impl Pace for DicedDisk {
+    fn delay(&mut self) -> Duration {
+        let odds = self.disk.borrow().stalls;
+        match self.dice.percent(odds) {
+            true => Duration::from_millis(self.dice.below(5_000)),
+            false => Duration::from_millis(self.dice.below(3)),
+        }
+    }
+
+    fn fails(&mut self) -> bool {
+        let odds = self.disk.borrow().fails;
+        self.dice.percent(odds)
+    }
+}
+
+/// What the actors have logged, a line each.
+#[derive(Clone, Default)]
+pub(crate) struct Lines(Arc<Mutex<Vec<String>>>);
+
+impl Lines {
+    pub(crate) fn push(&self, line: String) {
+        if let Ok(mut lines) = self.0.lock() {
+            lines.push(line);
+        }
+    }
+
+    pub(crate) fn all(&self) -> Vec<String> {
+        self.0.lock().map(|lines| lines.clone()).unwrap_or_default()
+    }
+}
+
+struct Fields(String);
+
+impl Serializer for Fields {
+    fn emit_arguments(&mut self, key: slog::Key, value: &std::fmt::Arguments<'_>) -> slog::Result {
+        let _ = write!(self.0, " {key}={value}");
+        Ok(())
+    }
+}
+
+impl Drain for Lines {
+    type Ok = ();
+    type Err = slog::Never;
+
+    fn log(&self, record: &Record<'_>, values: &OwnedKVList) -> Result<(), slog::Never> {
+        let mut fields = Fields(String::new());
+        let _ = record.kv().serialize(record, &mut fields);
+        let _ = values.serialize(record, &mut fields);
+        let at = clock::now();
+        self.push(format!(
+            "{at:?} {} {}{}",
+            record.level().as_short_str(),
+            record.msg(),
+            fields.0
+        ));
+        Ok(())
+    }
+}
+
+/// What runs.
+pub(crate) struct Daemon {
+    pub(crate) supervisor: Addr<Supervisor>,
+    pub(crate) services: Services,
+}
+
+/// Starts a daemon on what earlier ones left in `dir`, which is answered once all is restored.
+pub(crate) async fn start(
+    dir: &Path,
+    machine: &Machine,
+    lines: &Lines,
+    disk: &DiskHandle,
+    seed: u64,
+) -> Daemon {
+    let pace = DicedDisk {
+        dice: Dice::new(seed ^ 0x0064_6973_6B00_0000),
+        disk: disk.clone(),
+    };
+    let (journal, snapshot) = Journal::open_here(&dir.join("state"), Box::new(pace)).unwrap();
+    let log = Logger::root(lines.clone().fuse(), slog::o!());
+    let numbers = Numbers {
+        generations: snapshot.last_generation.clone(),
+        recovery: snapshot.recoveries.last().map_or(0, |r| r.record.id),
+        session: snapshot.morphs.last().map_or(0, |m| m.status.session),
+        cids: Default::default(),
+    };
+    let settings = settings(dir);
+    let mark = dir.join("event-id");
+    let services = Services {
+        log: log.clone(),
+        backend: Arc::new(machine.clone()),
+        transport: TransportHandle::start(&log, Arc::new(machine.clone())),
+        downtimes: Rc::new(RefCell::new(Downtimes::from_journal(&snapshot.morphs))),
+        captures: Captures::default(),
+        spawn_turn: Turn::default(),
+        events: EventLog::new(snapshot.events.clone(), journal.clone(), &mark, HOST_BOOT).unwrap(),
+        operations: Operations::new(snapshot.operations.clone(), journal.clone()),
+        kept: Ledger::default(),
+        pool: Rc::new(RefCell::new(Pool::new(settings.pool.clone()))),
+        settings: Rc::new(RefCell::new(settings)),
+        publisher: Rc::new(RefCell::new(Publisher::default())),
+        forwarder: Rc::new(RefCell::new(Forwarder::default())),
+        numbers: Rc::new(RefCell::new(numbers)),
+        incarnation: snapshot.incarnation,
+        host_boot_id: HOST_BOOT.to_owned(),
+        journal,
+    };
+    let supervisor = Supervisor::new(services.clone(), snapshot, "simulated".to_owned()).start();
+    supervisor.send(GetDaemon).await.unwrap();
+    Daemon {
+        supervisor,
+        services,
+    }
+}
+
+fn settings(dir: &Path) -> Settings {
+    Settings {
+        default_policy: Policy {
+            heartbeat_timeout_s: 2.0,
+            auto_heal: true,
+            morph_timeout_s: 20.0,
+            vmcore: VmcorePolicy::Off,
+        },
+        default_memory_bytes: 64 << 20,
+        start_timeout: Duration::from_secs(5),
+        stop_timeout: Duration::from_secs(2),
+        port_hold: Duration::from_secs(5),
+        recoveries_max: 2,
+        pool: Stock {
+            cpus: (0..CPUS).collect(),
+            cpus_shared: true,
+            memory_bytes: POOL_BYTES,
+            bookkeeping_bytes: 0,
+        },
+        control_group: None,
+        kv_program: dir.join("kmorph-kv"),
+        morph_expiry: Duration::from_secs(30),
+        morph_mode: MorphMode::Auto,
+        vmcore: VmcoreSettings {
+            dir: dir.join("vmcore"),
+            level: 31,
+            output: Output::Elf,
+            threads: 1,
+            rate: None,
+            survivors: 0,
+            retention: Retention {
+                count: 1,
+                age: None,
+                bytes: None,
+            },
+        },
+        state_dir: dir.join("state"),
+        run_dir: dir.join("run"),
+        config_path: None,
+    }
+}
