@@ -17,7 +17,7 @@ DEMO = $(or $(CARGO_TARGET_DIR),target)/release/kmorph-demo
 # Who runs this; tests say who else.
 USER_ID = $(shell id -u)
 
-.PHONY: build test test-api test-kills test-flips test-crash test-drgn test-tasks demo demo-build demo-embedded demo-qemu demo-multikernel bench lint doc fuzz setup clean kmod kmod-test kmod-test-24 wheel
+.PHONY: build test test-api test-kills test-runs test-flips test-crash test-drgn test-tasks demo demo-build demo-embedded demo-qemu demo-multikernel bench lint doc fuzz setup clean kmod kmod-test kmod-test-24 wheel
 
 build:
 	$(CARGO) build --release --workspace
@@ -41,6 +41,11 @@ MOMENTS ?= 1000
 test-kills: setup
 	$(CARGO) build --workspace --all-targets
 	KMORPH_KILL_MOMENTS=$(MOMENTS) $(CARGO) test --package kmorph-tests --test kill_moments
+
+# Runs the real actors over a simulated machine, once for each of SEEDS seeds.
+SEEDS ?= 10000
+test-runs:
+	KMORPH_RUN_SEEDS=$(SEEDS) $(CARGO) test --release --package kmorph-actors --test runs whatever
 
 # Changes FLIPS bits, one at a time, of each file that makedumpfile and QEMU write.
 FLIPS ?= 200

@@ -17,6 +17,10 @@ mod machine;
 mod run;
 
 use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tempfile::TempDir;
 
 /// Seeds of the short form.
 const SEEDS: u64 = 200;
@@ -29,21 +33,42 @@ fn run_in(dir: &Path, seed: u64) -> run::Outcome {
     outcome
 }
 
+/// In memory where that can be had: a run writes its journal a thousand times.
+fn directory() -> TempDir {
+    let in_memory = tempfile::tempdir_in("/dev/shm");
+    in_memory.or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
 #[test]
 fn whatever_happens_nothing_acknowledged_is_lost_and_everything_comes_to_rest() {
+    let first = number("KMORPH_RUN_FIRST").unwrap_or(0);
     let seeds = number("KMORPH_RUN_SEEDS").unwrap_or(SEEDS);
-    let dir = tempfile::tempdir().unwrap();
-    let mut failed = Vec::new();
-    for seed in 0..seeds {
-        let outcome = run_in(dir.path(), seed);
-        if !outcome.broken.is_empty() {
-            failed.push((seed, outcome.broken));
+    let dir = directory();
+    let next = AtomicU64::new(first);
+    let failed = Mutex::new(Vec::new());
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= first + seeds {
+                return;
+            }
+            let outcome = run_in(dir.path(), seed);
+            if !outcome.broken.is_empty() {
+                failed.lock().unwrap().push((seed, outcome.broken));
+            }
         }
-    }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+    });
+    let failed = failed.into_inner().unwrap();
     assert!(
         failed.is_empty(),
         "{} of {seeds}: {failed:#?}",
@@ -53,7 +78,7 @@ fn whatever_happens_nothing_acknowledged_is_lost_and_everything_comes_to_rest() 
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     for seed in 0..10 {
         let first = run_in(dir.path(), seed).lines;
         let second = run_in(dir.path(), seed).lines;
@@ -73,7 +98,7 @@ fn one() {
     let Some(seed) = number("KMORPH_RUN_SEED") else {
         return;
     };
-    let dir = tempfile::tempdir().unwrap();
+    let dir = directory();
     let outcome = run_in(dir.path(), seed);
     for line in &outcome.lines {
         println!("{line}");

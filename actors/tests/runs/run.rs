@@ -24,8 +24,8 @@ const NAMES: [&str; 3] = ["web", "db", "cache"];
 const STEPS: u64 = 40;
 /// Longest pause between two steps, milliseconds.
 const PAUSE_MAX_MS: u64 = 900;
-/// Time in which everything comes to rest once nothing goes wrong any more.
-const REST: Duration = Duration::from_secs(180);
+/// Time in which everything comes to rest once nothing goes wrong any more: longer than a forgotten morph takes to expire.
+const REST_SECONDS: u64 = 180;
 
 /// What came of a run.
 pub(crate) struct Outcome {
@@ -85,6 +85,17 @@ pub(crate) fn run(seed: u64, dir: &Path) -> Outcome {
             .collect(),
         broken: world.broken,
     }
+}
+
+/// Whether nothing is under way with an instance in this state.
+fn rests(state: InstanceState) -> bool {
+    matches!(
+        state,
+        InstanceState::Running
+            | InstanceState::Failed
+            | InstanceState::Quarantined
+            | InstanceState::OperatorActionNeeded
+    )
 }
 
 struct World {
@@ -245,20 +256,19 @@ impl World {
 
     /// Nothing goes wrong any more: whatever was begun ends, and each instance serves, or rests for a reason.
     async fn come_to_rest(&mut self, daemon: &Daemon) {
-        // Whoever prepared a morph and went away: it expires.
-        tokio::time::sleep(REST).await;
-        self.note();
-        let all = daemon.supervisor.send(List).await.unwrap();
+        let mut all = Vec::new();
+        for _ in 0..REST_SECONDS {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            self.note();
+            all = daemon.supervisor.send(List).await.unwrap();
+            let operations = daemon.services.operations.running();
+            if operations == 0 && all.iter().all(|instance| rests(instance.state)) {
+                break;
+            }
+        }
         for instance in &all {
             let name = &instance.name;
-            let resting = matches!(
-                instance.state,
-                InstanceState::Running
-                    | InstanceState::Failed
-                    | InstanceState::Quarantined
-                    | InstanceState::OperatorActionNeeded
-            );
-            if !resting {
+            if !rests(instance.state) {
                 let text = format!("{name} is {:?} in the end", instance.state);
                 self.broken.push(text);
             }
