@@ -25,6 +25,7 @@ pub mod control;
 pub mod doctor;
 pub mod events;
 mod fault;
+pub mod fleet;
 pub mod forward;
 pub mod generation;
 mod guest_text;

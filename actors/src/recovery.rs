@@ -16,6 +16,7 @@ use slog::{Logger, info, o, warn};
 
 use crate::clock;
 use crate::events::Draft;
+use crate::fleet::{Fleet, FleetNews, GetSurvivors, Recovered};
 use crate::generation;
 use crate::journal::{
     Change, GenerationRow, InstanceRow, JournalError, Proposal, Propose, Record, RecoveryRow,
@@ -23,7 +24,6 @@ use crate::journal::{
 };
 use crate::repeated::Repeated;
 use crate::services::Services;
-use crate::supervisor::{GetSurvivors, NoteRecovery, Supervisor, TellSurvivors};
 use crate::transport::Broadcast;
 use crate::vmcore::{self, Capture, CaptureError, Dumped, KernelLog};
 use crate::wall_clock;
@@ -48,7 +48,7 @@ pub struct Plan {
 /// The actor.
 pub struct RecoveryJob {
     services: Services,
-    supervisor: Addr<Supervisor>,
+    fleet: Fleet,
     owner: Owner,
     log: Logger,
     plan: Plan,
@@ -113,12 +113,7 @@ fn capture_policy(services: &Services, plan: &Plan) -> CapturePolicy {
 
 impl RecoveryJob {
     /// Starts a recovery.
-    pub fn begin(
-        services: Services,
-        supervisor: Addr<Supervisor>,
-        owner: Owner,
-        plan: Plan,
-    ) -> Addr<Self> {
+    pub fn begin(services: Services, fleet: Fleet, owner: Owner, plan: Plan) -> Addr<Self> {
         let id = services.numbers.borrow_mut().next_recovery();
         let (name, generation) = (plan.instance.name.clone(), plan.failed.generation);
         let record = RecoveryRecord {
@@ -147,7 +142,7 @@ impl RecoveryJob {
         };
         Self {
             services,
-            supervisor,
+            fleet,
             owner,
             log,
             plan,
@@ -217,7 +212,12 @@ impl RecoveryJob {
     fn save(&self) {
         let change = self.row_change();
         self.services.journal.do_send(Record(vec![change]));
-        self.supervisor.do_send(NoteRecovery(self.record.clone()));
+        self.show();
+    }
+
+    fn show(&self) {
+        let record = Box::new(self.record.clone());
+        self.fleet.news.do_send(FleetNews::Recovery(record));
     }
 
     fn fixed(&self) -> RecoverFixed {
@@ -304,7 +304,8 @@ impl RecoveryJob {
         self.record.vmcore = Some(VmcoreRecord::default());
         self.save();
         let (services, row) = (self.services.clone(), self.plan.failed.clone());
-        let ask = self.supervisor.send(GetSurvivors(row.instance.clone()));
+        let others = GetSurvivors(row.instance.clone());
+        let ask = self.fleet.survivors.send(others);
         let begin = async move {
             let survivors = ask.await.unwrap_or_default();
             vmcore::begin(&services, &row, survivors).await
@@ -461,7 +462,8 @@ impl RecoveryJob {
             flags: 0,
         };
         let instance = self.plan.instance.name.clone();
-        self.supervisor.do_send(TellSurvivors { fixed, instance });
+        let recovered = Recovered { fixed, instance };
+        self.fleet.news.do_send(FleetNews::Recovered(recovered));
     }
 
     fn row_change(&self) -> Change {
@@ -504,7 +506,7 @@ impl Actor for RecoveryJob {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        self.supervisor.do_send(NoteRecovery(self.record.clone()));
+        self.show();
         self.say(format!("recovering: {}", self.plan.evidence.join("; ")));
         self.run(ctx);
     }

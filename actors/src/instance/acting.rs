@@ -10,11 +10,11 @@ use slog::{error, info};
 
 use super::{Instance, Job, status};
 use crate::events::Draft;
+use crate::fleet::FleetNews;
 use crate::generation::journal_failure;
 use crate::journal::{JournalError, Proposal, Propose};
 use crate::morph::{SourceFailed, Terminated};
 use crate::recovery::{self, Plan, RecoveryJob, SuccessorNews};
-use crate::supervisor::{InstanceGone, RecoveryDone, RequestRecovery};
 
 /// What an operation that a termination ended is told.
 const TERMINATED: &str = "it was terminated meanwhile";
@@ -48,7 +48,7 @@ impl Instance {
             }
             Action::Queue => {
                 let name = self.row.name.clone();
-                self.supervisor.do_send(RequestRecovery(name));
+                self.fleet.news.do_send(FleetNews::RecoveryWanted(name));
             }
             Action::ReturnGrant => self.return_grant(),
             Action::Recover(order) => self.begin_recovery(order, ctx),
@@ -72,7 +72,7 @@ impl Instance {
             Action::StartOver => self.start_over("job", ctx),
             Action::Stop => {
                 let name = self.row.name.clone();
-                self.supervisor.do_send(InstanceGone(name));
+                self.fleet.news.do_send(FleetNews::Gone(name));
                 ctx.stop();
             }
         }
@@ -163,13 +163,13 @@ impl Instance {
             news: ctx.address().recipient(),
             rows: ctx.address().recipient(),
         };
-        let (services, supervisor) = (self.services.clone(), self.supervisor.clone());
-        self.job = Job::Recovery(RecoveryJob::begin(services, supervisor, owner, plan));
+        let (services, fleet) = (self.services.clone(), self.fleet.clone());
+        self.job = Job::Recovery(RecoveryJob::begin(services, fleet, owner, plan));
     }
 
     pub(super) fn return_grant(&self) {
         let name = self.row.name.clone();
-        self.supervisor.do_send(RecoveryDone(name));
+        self.fleet.news.do_send(FleetNews::RecoveryReturned(name));
     }
 
     fn tell_job(&self, news: JobNews) {

@@ -62,7 +62,7 @@ impl Instance {
         };
         let capture = ByHand {
             services: self.services.clone(),
-            supervisor: self.supervisor.clone(),
+            survivors: self.fleet.survivors.clone(),
             row: self.generation.clone(),
             output: request.output,
             turn,

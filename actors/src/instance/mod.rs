@@ -37,18 +37,18 @@ pub use capturing::{CaptureVmcore, ProvokePanic};
 pub use policy::{ApplyPolicy, GetPolicy};
 pub use recovering::RecoveryGranted;
 pub use requests::{
-    CommandKind, GetHealth, GetHeartbeat, GetMorphStatus, GetStatus, GetSummary, Morph,
-    MorphControl, PingInstance, PlanMorph, Recover, Terminate,
+    CommandKind, GetHealth, GetHeartbeat, GetMorphStatus, GetStatus, GetSummary, GetSurvivor,
+    GetTopologyEntry, Morph, MorphControl, PingInstance, PlanMorph, Recover, Terminate,
 };
 
 use crate::clock;
 use crate::events::Draft;
+use crate::fleet::Fleet;
 use crate::journal::{GenerationRow, InstanceRow};
 use crate::morph::{LeftMorph, MorphPlan, MorphSession};
 use crate::operations::Handle;
 use crate::recovery::RecoveryJob;
 use crate::services::Services;
-use crate::supervisor::Supervisor;
 use crate::vmcore;
 use crate::watch::Watch;
 use requests::Answered;
@@ -81,7 +81,7 @@ pub enum Beginning {
 /// The actor.
 pub struct Instance {
     services: Services,
-    supervisor: Addr<Supervisor>,
+    fleet: Fleet,
     log: Logger,
     engine: Engine,
     row: OwnRow,
@@ -122,7 +122,7 @@ impl Instance {
     /// Takes an instance into care.
     pub fn begin(
         services: Services,
-        supervisor: Addr<Supervisor>,
+        fleet: Fleet,
         row: InstanceRow,
         generation: GenerationRow,
         beginning: Beginning,
@@ -131,7 +131,7 @@ impl Instance {
         let kernel_release = generation.kernel.release.clone();
         let instance = Self {
             services,
-            supervisor,
+            fleet,
             log,
             engine: engine(&row, &beginning),
             row: OwnRow::new(row),

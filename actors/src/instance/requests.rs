@@ -8,10 +8,12 @@ use kmorph_control_api::{
     MorphStatus, PingReport,
 };
 use kmp_proto::instance::{Doing, Event, Request};
+use kmp_proto::message::TopologyEntry;
 use kmp_proto::morph::CommitLimit;
 use tokio::sync::oneshot;
 
 use super::{Instance, Job};
+use crate::journal::GenerationRow;
 use crate::morph::{GetMorph, MorphPlan};
 use crate::operations::Handle;
 use crate::watch::Ping;
@@ -92,6 +94,16 @@ pub enum CommandKind {
     /// Roll back.
     Rollback,
 }
+
+/// Its part of what survivors are told of all instances.
+#[derive(Debug, Message)]
+#[rtype(result = "Option<TopologyEntry>")]
+pub struct GetTopologyEntry;
+
+/// Its generation, if that serves and is not in the middle of something.
+#[derive(Debug, Message)]
+#[rtype(result = "Option<Box<GenerationRow>>")]
+pub struct GetSurvivor;
 
 /// The morph under way.
 #[derive(Debug, Message)]

@@ -11,8 +11,9 @@ use kmp_proto::instance::Condition;
 use kmp_proto::message::{HeartbeatRsp, PRESSURE_ABSENT, TopologyEntry};
 
 use super::Instance;
-use super::requests::{GetHealth, GetHeartbeat, GetStatus, GetSummary};
-use crate::supervisor::{GetSurvivor, GetTopologyEntry};
+use super::requests::{
+    GetHealth, GetHeartbeat, GetStatus, GetSummary, GetSurvivor, GetTopologyEntry,
+};
 use crate::wall_clock;
 use crate::watch::{GetFigures, WatchFigures};
 

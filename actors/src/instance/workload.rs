@@ -6,8 +6,8 @@ use kmorph_control_api::{EventKind, RecoveryOutcome, RecoveryRecord};
 use kmp_proto::message::{FailureCause, HealthStatus};
 
 use super::Instance;
+use crate::fleet::FleetNews;
 use crate::journal::{Change, RecoveryRow, WorkloadRestarts};
-use crate::supervisor::NoteRecovery;
 use crate::wall_clock;
 
 impl Instance {
@@ -62,7 +62,8 @@ impl Instance {
             fence_ms: None,
             total_ms: None,
         };
-        self.supervisor.do_send(NoteRecovery(record.clone()));
+        let shown = Box::new(record.clone());
+        self.fleet.news.do_send(FleetNews::Recovery(shown));
         let phase = "done".to_owned();
         let recovered = Change::Recovery(Box::new(RecoveryRow { record, phase }));
         self.report(vec![recovered], ctx);

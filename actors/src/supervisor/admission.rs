@@ -3,7 +3,7 @@
 use actix::prelude::*;
 use kmorph_control_api::{RecoveryOutcome, RecoveryRecord};
 
-use super::{GetRecoveries, RecoveryDone, RequestRecovery, Supervisor};
+use super::{GetRecoveries, Supervisor};
 use crate::instance::RecoveryGranted;
 use crate::journal::{Change, Record, RecoveryRow};
 use crate::wall_clock;
@@ -52,35 +52,21 @@ impl Supervisor {
     }
 }
 
-impl Handler<RequestRecovery> for Supervisor {
-    type Result = ();
-
-    fn handle(&mut self, RequestRecovery(name): RequestRecovery, _: &mut Self::Context) {
+impl Supervisor {
+    pub(super) fn recovery_wanted(&mut self, name: String) {
         if !self.waiting.contains(&name) {
             self.waiting.push_back(name);
         }
         self.grant();
     }
-}
 
-impl Handler<RecoveryDone> for Supervisor {
-    type Result = ();
-
-    fn handle(&mut self, RecoveryDone(name): RecoveryDone, _: &mut Self::Context) {
-        self.recovering.retain(|n| *n != name);
+    pub(super) fn recovery_returned(&mut self, name: &str) {
+        self.recovering.retain(|n| n != name);
         self.grant();
     }
-}
 
-/// A recovery to be shown.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct NoteRecovery(pub RecoveryRecord);
-
-impl Handler<NoteRecovery> for Supervisor {
-    type Result = ();
-
-    fn handle(&mut self, NoteRecovery(record): NoteRecovery, _: &mut Self::Context) {
+    /// A recovery to be shown.
+    pub(super) fn note_recovery(&mut self, record: RecoveryRecord) {
         self.recoveries.insert(record.id, record);
         self.drop_oldest_recoveries();
     }

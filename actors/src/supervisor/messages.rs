@@ -4,10 +4,8 @@ use actix::prelude::*;
 use kmorph_control_api::{
     ApiError, DaemonStatus, InstanceSummary, MorphRequest, RecoveryRecord, SpawnRequest,
 };
-use kmp_proto::message::TopologyEntry;
 
 use crate::instance::Instance;
-use crate::journal::GenerationRow;
 use crate::settings::Settings;
 
 /// An instance by its name.
@@ -48,36 +46,6 @@ pub struct BeginMorph {
     /// The caller.
     pub uid: Option<u32>,
 }
-
-/// An instance wants to be recovered.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct RequestRecovery(pub String);
-
-/// Its recovery is over, or not needed any more.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct RecoveryDone(pub String);
-
-/// An instance has been terminated.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct InstanceGone(pub String);
-
-/// An instance's part of what survivors are told of all of them.
-#[derive(Debug, Message)]
-#[rtype(result = "Option<TopologyEntry>")]
-pub struct GetTopologyEntry;
-
-/// Generations that serve and are not in the middle of something, but for those of one instance.
-#[derive(Debug, Message)]
-#[rtype(result = "Vec<GenerationRow>")]
-pub struct GetSurvivors(pub String);
-
-/// The instance's generation, if it is one of them.
-#[derive(Debug, Message)]
-#[rtype(result = "Option<Box<GenerationRow>>")]
-pub struct GetSurvivor;
 
 /// The daemon's status.
 #[derive(Debug, Message)]

@@ -27,24 +27,22 @@ use slog::{error, info, warn};
 
 use crate::clock;
 use crate::events::Draft;
-use crate::instance::{Beginning, GetSummary, Instance};
+use crate::fleet::{Fleet, FleetNews, GetSurvivors};
+use crate::instance::{Beginning, GetSummary, GetSurvivor, Instance};
 use crate::journal::{GenerationRow, InstanceRow, JournalError, Snapshot};
 use crate::release::RELEASE_RETRY;
 use crate::services::Services;
 use crate::wall_clock;
-pub use admission::NoteRecovery;
 pub use doctor::BeginDoctor;
 use lag::Lag;
 pub use messages::{
-    Addresses, ApplySettings, BeginMorph, Find, GetDaemon, GetRecoveries, GetSurvivor,
-    GetSurvivors, GetTopologyEntry, InstanceGone, List, RecoveryDone, RequestRecovery, Spawn,
-    Stopping,
+    Addresses, ApplySettings, BeginMorph, Find, GetDaemon, GetRecoveries, List, Spawn, Stopping,
 };
 pub use policies::ChangePolicies;
 use restoring::{Restored, restore, sweep_leftovers, tidy};
 pub use spawning::{INSTANCES_MAX, MEMORY_MIN_BYTES};
 use telling::Untold;
-pub use telling::{TOPOLOGY_CALM, TOPOLOGY_DELAY_MAX, TellSurvivors};
+pub use telling::{TOPOLOGY_CALM, TOPOLOGY_DELAY_MAX};
 pub use workload::{ARGUMENTS_MAX, STRING_MAX_BYTES, VARIABLES_MAX};
 
 /// Requests that may wait for this actor before whoever sends one waits too. What instances and recoveries
@@ -123,9 +121,13 @@ impl Supervisor {
         beginning: Beginning,
         ctx: &mut Context<Self>,
     ) -> Addr<Instance> {
-        let (services, own) = (self.services.clone(), ctx.address());
+        let services = self.services.clone();
+        let fleet = Fleet {
+            news: ctx.address().recipient(),
+            survivors: ctx.address().recipient(),
+        };
         let name = row.name.clone();
-        let address = Instance::begin(services, own, row, generation, beginning);
+        let address = Instance::begin(services, fleet, row, generation, beginning);
         self.instances.insert(
             name,
             Entry {
@@ -349,12 +351,20 @@ impl Handler<GetSurvivors> for Supervisor {
     }
 }
 
-impl Handler<InstanceGone> for Supervisor {
+impl Handler<FleetNews> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, InstanceGone(name): InstanceGone, _: &mut Self::Context) {
-        self.instances.remove(&name);
-        self.waiting.retain(|n| *n != name);
-        self.recovering.retain(|n| *n != name);
+    fn handle(&mut self, news: FleetNews, ctx: &mut Self::Context) {
+        match news {
+            FleetNews::RecoveryWanted(name) => self.recovery_wanted(name),
+            FleetNews::RecoveryReturned(name) => self.recovery_returned(&name),
+            FleetNews::Gone(name) => {
+                self.instances.remove(&name);
+                self.waiting.retain(|n| *n != name);
+                self.recovering.retain(|n| *n != name);
+            }
+            FleetNews::Recovery(record) => self.note_recovery(*record),
+            FleetNews::Recovered(recovered) => self.tell_later(recovered, ctx),
+        }
     }
 }

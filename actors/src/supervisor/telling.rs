@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use futures_util::future::join_all;
-use kmp_proto::message::{RecoverComplete, RecoverCompleteFixed, TopologyEntry};
+use kmp_proto::message::{RecoverComplete, TopologyEntry};
 use kmp_proto::time::Instant;
 
-use super::{GetTopologyEntry, Supervisor};
+use super::Supervisor;
 use crate::clock;
+use crate::fleet::Recovered;
+use crate::instance::GetTopologyEntry;
 use crate::transport::Topology;
 
 /// Time without the end of a recovery after which survivors are told.
@@ -16,28 +18,17 @@ pub const TOPOLOGY_CALM: Duration = Duration::from_millis(100);
 /// Longest time that the end of a recovery waits for others to be told with.
 pub const TOPOLOGY_DELAY_MAX: Duration = Duration::from_secs(2);
 
-/// A recovery has ended, and survivors are to be told the topology.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct TellSurvivors {
-    /// How it ended.
-    pub fixed: RecoverCompleteFixed,
-    /// Whose it was.
-    pub instance: String,
-}
-
 /// What survivors were not told yet.
 pub(super) struct Untold {
-    newest: TellSurvivors,
+    newest: Recovered,
     /// End of the first recovery that they were not told.
     since: Instant,
     timer: SpawnHandle,
 }
 
-impl Handler<TellSurvivors> for Supervisor {
-    type Result = ();
-
-    fn handle(&mut self, newest: TellSurvivors, ctx: &mut Self::Context) {
+impl Supervisor {
+    /// A recovery has ended, and survivors are to be told the topology.
+    pub(super) fn tell_later(&mut self, newest: Recovered, ctx: &mut Context<Self>) {
         let now = clock::now();
         let earlier = self.untold.take();
         let since = earlier.as_ref().map_or(now, |untold| untold.since);
@@ -59,7 +50,7 @@ impl Supervisor {
         let Some(untold) = self.untold.take() else {
             return;
         };
-        let TellSurvivors { fixed, instance } = untold.newest;
+        let Recovered { fixed, instance } = untold.newest;
         let all = self.running();
         let work = async move {
             let asked = join_all(all.iter().map(|a| a.send(GetTopologyEntry))).await;

@@ -12,7 +12,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use actix::Addr;
+use actix::Recipient;
 use kmorph_control_api::{ApiError, CaptureReport, ErrorCode, EventKind, Progress};
 use kmorph_vmcore::writer::{WriteError, partial_path};
 use kmp_proto::time::Instant;
@@ -21,10 +21,10 @@ use slog::warn;
 use super::{Capture, CaptureError, Dumped, KernelLog, Target, Turn, begin_into};
 use crate::clock;
 use crate::events::Draft;
+use crate::fleet::GetSurvivors;
 use crate::journal::GenerationRow;
 use crate::operations::Handle;
 use crate::services::Services;
-use crate::supervisor::{GetSurvivors, Supervisor};
 
 /// How often an operation says how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
@@ -56,7 +56,7 @@ pub async fn check_output(path: &Path) -> Result<(), ApiError> {
 /// One such capture.
 pub(crate) struct ByHand {
     pub(crate) services: Services,
-    pub(crate) supervisor: Addr<Supervisor>,
+    pub(crate) survivors: Recipient<GetSurvivors>,
     pub(crate) row: GenerationRow,
     pub(crate) output: PathBuf,
     pub(crate) turn: Turn,
@@ -84,7 +84,7 @@ impl ByHand {
     pub(crate) async fn run(self) -> GenerationRow {
         let Self {
             services,
-            supervisor,
+            survivors: others,
             mut row,
             output,
             turn,
@@ -101,7 +101,7 @@ impl ByHand {
         // What may go on is read by the daemon alone: lending takes longer than a freeze may.
         let ask = GetSurvivors(row.instance.clone());
         let survivors = match row.certificate {
-            Some(_) => supervisor.send(ask).await.unwrap_or_default(),
+            Some(_) => others.send(ask).await.unwrap_or_default(),
             None => Vec::new(),
         };
         let end = match services.freeze(&mut row).await {
