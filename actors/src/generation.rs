@@ -26,9 +26,7 @@ use crate::pool::Lease;
 use crate::publish::listener_name;
 use crate::services::Services;
 use crate::wall_clock;
-
-/// The name that stands for the reference workload without a path.
-pub const KV_NAME: &str = "kmorph-kv";
+use crate::workload::{KV_NAME, complete};
 
 /// Why a generation did not start, and whether something of it is left.
 struct NotStarted {
@@ -280,6 +278,10 @@ impl Services {
         if !self.backend.passes_sockets() {
             listeners.clear();
         }
+        let workload = match &instance.spec.workload {
+            Some(request) => Some(self.workload(complete(request).await?)),
+            None => None,
+        };
         let port = |port: u16| PublishedPort {
             port,
             name: listener_name(port),
@@ -292,7 +294,7 @@ impl Services {
             initramfs: row.kernel.initramfs.clone(),
             cpus: row.cpus.clone(),
             memory_bytes: row.memory_bytes,
-            workload: instance.spec.workload.as_ref().map(|w| self.workload(w)),
+            workload,
             ports: instance.spec.publish.iter().map(|p| port(p.port)).collect(),
             listeners,
             start,
@@ -350,7 +352,7 @@ impl Services {
         found.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
     }
 
-    fn workload(&self, request: &WorkloadRequest) -> WorkloadSpec {
+    fn workload(&self, request: WorkloadRequest) -> WorkloadSpec {
         // A guest image has the program at the same path as the host.
         let program = match request.program.as_str() {
             KV_NAME => self.settings.borrow().kv_program.clone(),
@@ -358,8 +360,8 @@ impl Services {
         };
         WorkloadSpec {
             program,
-            args: request.args.clone(),
-            env: request.env.clone(),
+            args: request.args,
+            env: request.env,
             restart: kmorph_launch::WorkloadRestart::default(),
         }
     }
