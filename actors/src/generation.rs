@@ -9,6 +9,7 @@ use kmorph_backends::contract::{
     BackendKind, HostListener, Placement, Proof, REGISTERS, SpawnError, SpawnSpec,
 };
 use kmorph_backends::kernel_image::{BadImage, KernelImage};
+use kmorph_backends::key::KEY_FILE;
 use kmorph_control_api::{ApiError, ErrorCode, WorkloadRequest};
 use kmorph_launch::{InstanceName, PublishedPort, StartMode, WorkloadSpec};
 use kmp_proto::fence::{Confirmation, FenceCertificate, FenceMethod, FenceOrder};
@@ -473,7 +474,7 @@ const REGISTERS_TIMEOUT: Duration = Duration::from_secs(1);
 pub const LOGS_KEPT: usize = 3;
 
 /// Removes what a generation that never started left in `run_dir`, and of the ended generations
-/// beside it all but the last [`LOGS_KEPT`]. One that may run has its agent's configuration there.
+/// beside it all but the last [`LOGS_KEPT`]. One that may run has its agent's key there, whatever its backend.
 pub(crate) fn tidy_up(run_dir: &Path, started: bool) -> std::io::Result<()> {
     if !started && run_dir.exists() {
         std::fs::remove_dir_all(run_dir)?;
@@ -488,7 +489,7 @@ pub(crate) fn tidy_up(run_dir: &Path, started: bool) -> std::io::Result<()> {
             .file_name()
             .and_then(|name| name.to_str()?.parse().ok());
         if let Some(number) = number
-            && !path.join("agent.json").exists()
+            && !path.join(KEY_FILE).try_exists()?
         {
             ended.push((std::cmp::Reverse::<u64>(number), path));
         }
@@ -509,4 +510,31 @@ pub fn restore(row: &GenerationRow) -> Option<FenceCertificate> {
         &at_rest.confirmation,
         at_rest.fenced_at_unix_ns,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_run_stays_however_many_came_after_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |generation: usize| dir.path().join(generation.to_string());
+        for generation in 1..=7 {
+            std::fs::create_dir(of(generation)).unwrap();
+            std::fs::write(of(generation).join("console.log"), "").unwrap();
+        }
+        // Of a guest, whose agent has its configuration in the guest's image.
+        std::fs::write(of(1).join(KEY_FILE), "").unwrap();
+        tidy_up(&of(7), true).unwrap();
+        let left: Vec<_> = (1..=7)
+            .filter(|generation| of(*generation).exists())
+            .collect();
+        assert_eq!(left, [1, 5, 6, 7]);
+        tidy_up(&of(7), false).unwrap();
+        let left: Vec<_> = (1..=7)
+            .filter(|generation| of(*generation).exists())
+            .collect();
+        assert_eq!(left, [1, 5, 6]);
+    }
 }

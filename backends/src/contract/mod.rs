@@ -15,7 +15,8 @@
 //!    can run or do I/O any more. If that cannot be confirmed it says so and keeps everything; a
 //!    timeout is never a confirmation. Fencing what has already ended is confirmed the same way.
 //! 5. [`Backend::release`] frees what belonged to a fenced generation (sockets, memory, files). It
-//!    needs the certificate.
+//!    needs the certificate. Until then the agent's key is in the run directory ([`crate::key::KEY_FILE`]), in whatever
+//!    backend: a directory without it belongs to nothing that may run.
 //! 6. Everything can be called again: a second fence or release of the same generation succeeds.
 //! 7. [`Backend::freeze`] stops what runs and says whether it did: what stood still before is not its own to
 //!    [`Backend::resume`]. The caller writes down that it freezes before it does, so that a daemon which comes
