@@ -3,11 +3,20 @@
 use kmorph_control_api::{
     DaemonStatus, ErrorCode, InstanceState, KeptGeneration, Operation, OperationState,
 };
+use kmorph_emulated_kernel::Generation;
 use kmorph_tests::resp::Client;
 use kmorph_tests::{Events, Host};
 use serde_json::json;
 
-use super::{MORPH, get, host, instances, pool};
+use super::{MORPH, get, instances, pool};
+
+/// One whose instances have failed when their kernels end, and not when a busy machine keeps their agents from running.
+fn host() -> Option<Host> {
+    let config = "[defaults]\nheartbeat_timeout_s = 60.0\n[limits]\nstop_timeout_s = 0.5\n";
+    let mut host = Host::prepare_multikernel(Generation::Confirms, config)?;
+    host.start();
+    Some(host)
+}
 
 /// kerf's lock as a kerf that was killed leaves it, until it is dropped.
 struct KerfsLock(std::path::PathBuf);
