@@ -39,6 +39,8 @@ const LOOK_PAUSE: Duration = Duration::from_millis(1);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cgroups {
     base: PathBuf,
+    /// systemd has delegated the place.
+    is_delegated: bool,
     /// Whether they can hold processes to an amount of memory.
     memory: Result<(), NoCgroups>,
 }
@@ -63,17 +65,33 @@ impl Cgroups {
     /// When there is no such place, saying why.
     pub fn find(run_dir: &Path) -> Result<Self, NoCgroups> {
         let place = place::find()?;
-        let mut own = Self {
+        let own = Self {
             base: place.path.join(OWN_NAME).join(escaped(run_dir)),
-            memory: Ok(()),
+            is_delegated: place.is_delegated,
+            memory: Err(NoCgroups::because("no limits are needed")),
         };
         own.sweep();
-        own.memory = own.try_out(place.is_delegated).map_err(|error| {
+        own.tried(Cgroup::try_out).map_err(|error| {
             NoCgroups(format!(
                 "no process can be started in a cgroup in {:?}: {error}",
                 own.base
             ))
         })?;
+        Ok(own)
+    }
+
+    /// The same, and has them hold processes to an amount of memory, where that can be.
+    ///
+    /// # Errors
+    /// As [`Cgroups::find`]. Where memory cannot be limited they do without.
+    pub fn find_limiting_memory(run_dir: &Path) -> Result<Self, NoCgroups> {
+        let mut own = Self::find(run_dir)?;
+        own.memory = match own.is_delegated {
+            true => Err(NoCgroups::because(IN_A_UNIT)),
+            false => own
+                .tried(|trial| Ok(own.try_memory(trial)))
+                .unwrap_or_else(|error| Err(NoCgroups(error.to_string()))),
+        };
         Ok(own)
     }
 
@@ -104,15 +122,12 @@ impl Cgroups {
         Cgroup::at(path)
     }
 
-    /// Tries it with a process. Returns whether memory can be limited as well.
-    fn try_out(&self, is_delegated: bool) -> io::Result<Result<(), NoCgroups>> {
+    /// Tries something with one that is made for it.
+    fn tried<T>(&self, work: impl FnOnce(&Cgroup) -> io::Result<T>) -> io::Result<T> {
         let trial = self.make("trial")?;
-        let tried = trial.try_out().map(|()| match is_delegated {
-            true => Err(NoCgroups::because(IN_A_UNIT)),
-            false => self.try_memory(&trial),
-        });
+        let done = work(&trial);
         trial.remove()?;
-        tried
+        done
     }
 
     /// Removes the cgroups of this daemon that nothing lives in.
