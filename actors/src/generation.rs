@@ -9,6 +9,7 @@ use kmorph_backends::contract::{
     BackendKind, HostListener, Placement, Proof, REGISTERS, SpawnError, SpawnSpec,
 };
 use kmorph_backends::kernel_image::{BadImage, KernelImage};
+use kmorph_backends::key::KEY_FILE;
 use kmorph_control_api::{ApiError, ErrorCode, WorkloadRequest};
 use kmorph_launch::{InstanceName, PublishedPort, StartMode, WorkloadSpec};
 use kmp_proto::fence::{Confirmation, FenceCertificate, FenceMethod, FenceOrder};
@@ -27,9 +28,7 @@ use crate::pool::Lease;
 use crate::publish::listener_name;
 use crate::services::Services;
 use crate::wall_clock;
-
-/// The name that stands for the reference workload without a path.
-pub const KV_NAME: &str = "kmorph-kv";
+use crate::workload::{KV_NAME, complete};
 
 /// Why a generation did not start, and whether something of it is left.
 struct NotStarted {
@@ -281,6 +280,10 @@ impl Services {
         if !self.backend.passes_sockets() {
             listeners.clear();
         }
+        let workload = match &instance.spec.workload {
+            Some(request) => Some(self.workload(complete(request).await?)),
+            None => None,
+        };
         let port = |port: u16| PublishedPort {
             port,
             name: listener_name(port),
@@ -293,7 +296,7 @@ impl Services {
             initramfs: row.kernel.initramfs.clone(),
             cpus: row.cpus.clone(),
             memory_bytes: row.memory_bytes,
-            workload: instance.spec.workload.as_ref().map(|w| self.workload(w)),
+            workload,
             ports: instance.spec.publish.iter().map(|p| port(p.port)).collect(),
             listeners,
             start,
@@ -351,7 +354,7 @@ impl Services {
         found.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
     }
 
-    fn workload(&self, request: &WorkloadRequest) -> WorkloadSpec {
+    fn workload(&self, request: WorkloadRequest) -> WorkloadSpec {
         // A guest image has the program at the same path as the host.
         let program = match request.program.as_str() {
             KV_NAME => self.settings.borrow().kv_program.clone(),
@@ -359,8 +362,8 @@ impl Services {
         };
         WorkloadSpec {
             program,
-            args: request.args.clone(),
-            env: request.env.clone(),
+            args: request.args,
+            env: request.env,
             restart: kmorph_launch::WorkloadRestart::default(),
         }
     }
@@ -472,7 +475,7 @@ const REGISTERS_TIMEOUT: Duration = Duration::from_secs(1);
 pub const LOGS_KEPT: usize = 3;
 
 /// Removes what a generation that never started left in `run_dir`, and of the ended generations
-/// beside it all but the last [`LOGS_KEPT`]. One that may run has its agent's configuration there.
+/// beside it all but the last [`LOGS_KEPT`]. One that may run has its agent's key there, whatever its backend.
 pub(crate) fn tidy_up(run_dir: &Path, started: bool) -> std::io::Result<()> {
     if !started && run_dir.exists() {
         std::fs::remove_dir_all(run_dir)?;
@@ -487,7 +490,7 @@ pub(crate) fn tidy_up(run_dir: &Path, started: bool) -> std::io::Result<()> {
             .file_name()
             .and_then(|name| name.to_str()?.parse().ok());
         if let Some(number) = number
-            && !path.join("agent.json").exists()
+            && !path.join(KEY_FILE).try_exists()?
         {
             ended.push((std::cmp::Reverse::<u64>(number), path));
         }
@@ -508,4 +511,31 @@ pub fn restore(row: &GenerationRow) -> Option<FenceCertificate> {
         &at_rest.confirmation,
         at_rest.fenced_at_unix_ns,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_run_stays_however_many_came_after_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |generation: usize| dir.path().join(generation.to_string());
+        for generation in 1..=7 {
+            std::fs::create_dir(of(generation)).unwrap();
+            std::fs::write(of(generation).join("console.log"), "").unwrap();
+        }
+        // Of a guest, whose agent has its configuration in the guest's image.
+        std::fs::write(of(1).join(KEY_FILE), "").unwrap();
+        tidy_up(&of(7), true).unwrap();
+        let left: Vec<_> = (1..=7)
+            .filter(|generation| of(*generation).exists())
+            .collect();
+        assert_eq!(left, [1, 5, 6, 7]);
+        tidy_up(&of(7), false).unwrap();
+        let left: Vec<_> = (1..=7)
+            .filter(|generation| of(*generation).exists())
+            .collect();
+        assert_eq!(left, [1, 5, 6]);
+    }
 }

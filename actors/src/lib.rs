@@ -46,3 +46,4 @@ pub mod transport;
 pub mod vmcore;
 pub mod wall_clock;
 pub mod watch;
+pub mod workload;

@@ -31,6 +31,8 @@ pub struct Settings {
     pub kv_program: PathBuf,
     /// Longest wait of a validated morph for its commit, and of a prepared one for its validation.
     pub morph_expiry: Duration,
+    /// Budget for the downtime of a morph that is begun without one.
+    pub downtime_budget: Duration,
     /// How the state of a morph moves.
     pub morph_mode: MorphMode,
     /// How the memory of a failed instance is captured.

@@ -64,8 +64,14 @@ pub fn run(config: AgentConfig, path: &Path, inherited: Vec<OwnedFd>) -> Result<
         "role" => ?config.role);
     let listeners = match config.role {
         Role::Child => {
-            confine(&config.cpus, config.memory_bytes)?;
-            info!(log, "confined"; "cpus" => ?config.cpus, "memory_bytes" => config.memory_bytes);
+            // A cgroup holds all processes of the workload together, to the memory that they really use.
+            let by_cgroup = config.workload_cgroup.is_some();
+            confine(
+                &config.cpus,
+                if by_cgroup { 0 } else { config.memory_bytes },
+            )?;
+            info!(log, "confined"; "cpus" => ?config.cpus, "memory_bytes" => config.memory_bytes,
+                "memory_held_by" => if by_cgroup { "memory.max" } else { "RLIMIT_DATA" });
             inherited
         }
         Role::Service => init::listeners(&config.ports, config.vsock_option, &log)?,
@@ -212,7 +218,7 @@ fn start_workload(
         // By reference they come with the state.
         standby_listeners: config.predecessor.is_none(),
         memory: match child {
-            true => Memory::of_process(config.memory_bytes),
+            true => Memory::of_process(config.memory_bytes, config.workload_cgroup.clone()),
             false => Memory::of_kernel(),
         },
         niceness,

@@ -12,7 +12,6 @@ use kmorph_launch::birth::{Birth, closed_path, heard, record_path};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
 
-use crate::cgroup::Cgroup;
 use crate::contract::{Containment, ProcessId};
 use crate::process::Stat;
 
@@ -53,14 +52,14 @@ pub(crate) fn begin(run_dir: &Path, roles: &[&str]) -> io::Result<()> {
     Ok(())
 }
 
-/// Prepares the birth of a process. `cgroup` must be the one of `containment`.
+/// Prepares the birth of a process in the cgroup with this directory, which must be the one of `containment` or below it.
 ///
 /// # Errors
 /// When its record cannot be made.
 pub(crate) fn prepare(
     run_dir: &Path,
     role: &str,
-    cgroup: Option<&Cgroup>,
+    cgroup: Option<&Path>,
     containment: &Containment,
 ) -> io::Result<Birth> {
     File::options()
@@ -73,7 +72,7 @@ pub(crate) fn prepare(
         run_dir: run_dir.to_owned(),
         role: role.to_owned(),
         tag: containment.tag,
-        cgroup: cgroup.map(|cgroup| cgroup.path().to_owned()),
+        cgroup: cgroup.map(Path::to_owned),
     })
 }
 

@@ -14,8 +14,9 @@
 //! terminal. It is started in a cgroup of its generation, where one can be had.
 //!
 //! A child process has no kernel: the image given is checked as for any backend, and its release is
-//! reported as running. CPUs are applied as affinity, memory as a limit on private memory
-//! (RLIMIT_DATA), both by the agent before it starts anything.
+//! reported as running. CPUs are applied as affinity, by the agent before it starts anything. A cgroup holds the
+//! workload to the instance's memory where its memory controller can be had; elsewhere the agent limits the private
+//! memory of each process (RLIMIT_DATA).
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -34,7 +35,7 @@ use kmp_transport::link::KMP_PORT;
 use rustix::process::Signal;
 
 use crate::birth::{self, Unborn};
-use crate::cgroup::{self, Cgroups, NoCgroups};
+use crate::cgroup::{self, Cgroup, Cgroups, Divided, NoCgroups};
 use crate::contract::{
     Backend, BackendError, BackendKind, Containment, Endpoint, ExitCause, FenceUnconfirmed, Fenced,
     HANDOVER_SOCKET, MemoryRange, Observation, Placement, ProcessId, SpawnError, SpawnSpec,
@@ -89,7 +90,13 @@ impl EmbeddedBackend {
             .map_err(|e| fail("making the run directory", e.into()))?;
         let key = key::make().map_err(|e| fail("making the agent's key", e))?;
         key::keep(&run_dir, &key).map_err(|e| fail("keeping the agent's key", e))?;
-        let json = agent_config(spec, key)
+        let cgroups = self.config.cgroups.as_ref().as_ref().ok();
+        let (cgroup, containment) = finding::contain(cgroups, &spec.name, spec.generation)
+            .map_err(|e| fail("making a cgroup", e))?;
+        placement.containment = containment;
+        let divided = limit(cgroups, cgroup.as_ref(), spec.memory_bytes);
+        let held_by = divided.as_ref().map(|divided| divided.workload.clone());
+        let json = agent_config(spec, key, held_by)
             .to_json()
             .map_err(|e| fail("writing the agent's configuration", e.into()))?;
         run_dir
@@ -101,10 +108,6 @@ impl EmbeddedBackend {
         let errors = log
             .try_clone()
             .map_err(|e| fail("opening the agent's log", e))?;
-        let cgroups = self.config.cgroups.as_ref().as_ref().ok();
-        let (cgroup, containment) = finding::contain(cgroups, &spec.name, spec.generation)
-            .map_err(|e| fail("making a cgroup", e))?;
-        placement.containment = containment;
         finding::announce(placement, &[AGENT_ROLE])
             .map_err(|e| fail("writing the placement", e))?;
         close_on_exec_from(FIRST_OTHER).map_err(|e| fail("sealing descriptors", e))?;
@@ -116,7 +119,11 @@ impl EmbeddedBackend {
             .map(|fd| fd.as_raw_fd().to_string())
             .collect();
         let (run_dir, held) = (&spec.run_dir, &placement.containment);
-        let birth = birth::prepare(run_dir, AGENT_ROLE, cgroup.as_ref(), held)
+        let entered = match &divided {
+            Some(divided) => Some(divided.agent.as_path()),
+            None => cgroup.as_ref().map(Cgroup::path),
+        };
+        let birth = birth::prepare(run_dir, AGENT_ROLE, entered, held)
             .map_err(|e| fail("making the record of its birth", e))?;
         let mut command = Command::new(&self.config.agent);
         command
@@ -175,6 +182,16 @@ fn failed_spawn(what: &str, spec: &SpawnSpec, source: io::Error) -> SpawnError {
     }
 }
 
+/// Has the cgroup of a new generation hold its workload to `bytes`, 0 for no limit. `None` when that cannot be: the agent
+/// limits each process then, and its log says which of the two holds.
+fn limit(cgroups: Option<&Cgroups>, cgroup: Option<&Cgroup>, bytes: u64) -> Option<Divided> {
+    let (cgroups, cgroup) = (cgroups?, cgroup?);
+    if bytes == 0 || cgroups.memory().is_err() {
+        return None;
+    }
+    cgroups.divide(cgroup, bytes).ok()
+}
+
 /// Our own child stays until it is reaped: there is always something to read.
 fn identify(pid: u32) -> io::Result<ProcessId> {
     let pid = i32::try_from(pid).map_err(|_| io::ErrorKind::InvalidData)?;
@@ -190,7 +207,7 @@ fn config_path(run_dir: &Path) -> PathBuf {
     run_dir.join(AGENT_CONFIG)
 }
 
-fn agent_config(spec: &SpawnSpec, key: Secret) -> AgentConfig {
+fn agent_config(spec: &SpawnSpec, key: Secret, workload_cgroup: Option<PathBuf>) -> AgentConfig {
     AgentConfig {
         instance: spec.name.clone(),
         generation: spec.generation,
@@ -203,6 +220,7 @@ fn agent_config(spec: &SpawnSpec, key: Secret) -> AgentConfig {
         kernel_release: Some(spec.kernel.release().to_owned()),
         cpus: spec.cpus.clone(),
         memory_bytes: spec.memory_bytes,
+        workload_cgroup,
         workload: spec.workload.clone(),
         ports: spec.ports.clone(),
         start: spec.start,
@@ -254,7 +272,7 @@ impl Backend for EmbeddedBackend {
                 let version: String = version.trim().chars().take(80).collect();
                 Ok(format!(
                     "embedded ({version}; {})",
-                    cgroup::told(&self.config.cgroups)
+                    cgroup::told_with_memory(&self.config.cgroups)
                 ))
             }
             Ok(output) => Err(SpawnError::Unavailable(format!(

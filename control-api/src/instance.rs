@@ -48,6 +48,10 @@ pub struct WorkloadRequest {
     #[schema(schema_with = environment)]
     #[serde(default)]
     pub env: BTreeMap<String, String>,
+    /// Absolute path of a file with more environment, `NAME=VALUE` in each line, which the daemon reads at each start. It
+    /// must be root's or the daemon's user's, and nobody else's to read or write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub env_file: Option<String>,
 }
 
 /// A string that a program can be given: without a NUL.

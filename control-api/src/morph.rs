@@ -51,7 +51,7 @@ pub struct MorphRequest {
     /// Commit even when the estimated downtime is above the budget.
     #[serde(default)]
     pub force: bool,
-    /// Budget for the downtime, microseconds; 10,000 unless told.
+    /// Budget for the downtime, microseconds; `morph.downtime_budget_ms` of the configuration by default.
     #[serde(default)]
     pub downtime_budget_us: Option<u32>,
 }

@@ -154,8 +154,8 @@ impl Setting {
         }
     }
 
-    /// Longest downtime allowed in the morph, in milliseconds. Unless told that is 10, which a busy machine
-    /// or software emulation cannot always keep; the story is told on such machines too.
+    /// Longest downtime allowed in the morph, in milliseconds. A busy machine cannot always keep the default; the story is
+    /// told on such machines too.
     pub(crate) fn downtime_budget_ms(&self) -> u32 {
         match self.backend {
             Backend::Embedded => 1_000,

@@ -127,6 +127,13 @@ impl Process {
             .unwrap_or_else(|errno| panic!("{line}: error {errno}"))
     }
 
+    /// Has boots wait from now on, until they are not held any more.
+    pub fn hold_boots(&self, held: bool) {
+        let line = format!("boots {}", if held { "wait" } else { "go" });
+        self.ask(&line)
+            .unwrap_or_else(|errno| panic!("{line}: error {errno}"));
+    }
+
     /// Lets the status of an instance lag so much behind what happens.
     pub fn lag(&self, name: &str, lag: Duration) {
         let line = format!("lag {name} {}", lag.as_millis());

@@ -57,6 +57,8 @@ fn carry_out(machine: &Arc<Machine>, line: &str) -> Result<String, i32> {
         ["unload", id] => machine.unload(number(id)?),
         ["reboot", command, id] => machine.reboot(number(command)?, number(id)?),
         ["lag", name, ms] => machine.lag(name, Duration::from_millis(number(ms)?.into())),
+        ["boots", "wait"] => machine.hold_boots(true),
+        ["boots", "go"] => machine.hold_boots(false),
         [what, name] => return machine.strike(what, name),
         _ => Err(EINVAL),
     };

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Condvar, Mutex, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use nix::libc::{EBUSY, EINVAL, EIO, ENOENT, ENOEXEC, ETIMEDOUT};
@@ -52,6 +52,8 @@ pub(crate) struct Machine {
     spawns: Mutex<HashMap<u32, Arc<Spawn>>>,
     traps: Mutex<HashMap<u32, Traps>>,
     boots: Mutex<u64>,
+    /// Whether boots wait.
+    holds: (Mutex<bool>, Condvar),
     /// Whether it is switched on. Held while something is loaded or booted: what began before it was switched off
     /// is there to be ended.
     power: RwLock<bool>,
@@ -74,6 +76,7 @@ impl Machine {
             spawns: Mutex::default(),
             traps: Mutex::default(),
             boots: Mutex::default(),
+            holds: Default::default(),
             power: RwLock::new(true),
         }
     }
@@ -118,7 +121,17 @@ impl Machine {
         }
     }
 
+    /// Has boots wait from now on, before they have changed anything, or go on.
+    pub(crate) fn hold_boots(&self, held: bool) -> Done {
+        let (holds, change) = &self.holds;
+        *holds.lock().unwrap() = held;
+        change.notify_all();
+        Ok(())
+    }
+
     fn boot(self: &Arc<Self>, id: u32) -> Done {
+        let (holds, change) = &self.holds;
+        drop(change.wait_while(holds.lock().unwrap(), |held| *held));
         let _power = self.power()?;
         let _lock = self.kexec()?;
         self.with(id, |instance| match instance.state {
@@ -265,6 +278,7 @@ impl Machine {
     /// Ends all that runs, and lets nothing begin any more.
     pub(crate) fn off(&self) {
         *self.power.write().unwrap() = false;
+        let _ = self.hold_boots(false);
         for spawn in self.spawns.lock().unwrap().values() {
             spawn.line.close();
             spawn.stop();

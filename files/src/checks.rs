@@ -11,6 +11,10 @@ use crate::Refusal;
 const WRITE_OF_OTHERS: u32 = 0o022;
 /// Write permission for everybody.
 const WRITE_OF_ALL: u32 = 0o002;
+/// Read permission for group and others.
+const READ_OF_OTHERS: u32 = 0o044;
+/// Read permission for everybody.
+const READ_OF_ALL: u32 = 0o004;
 /// In a directory with this bit, only its owner renames or removes an entry.
 const STICKY: u32 = 0o1000;
 /// All permission bits.
@@ -73,6 +77,38 @@ pub(crate) fn own_file(stat: &Stat, path: &Path) -> Result<(), Refusal> {
     if stat.st_nlink > 1 {
         return Err(Refusal::Links {
             path: path.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// A file with secrets: regular, root's or this user's, and nobody else's to read or write. Where it is root's and this
+/// user is not, it is by its group that this user reads it.
+pub(crate) fn secret_file(stat: &Stat, path: &Path) -> Result<(), Refusal> {
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    if kind != FileType::RegularFile {
+        return Err(Refusal::Type {
+            path: path.to_owned(),
+            found: describe(kind),
+            wanted: "a regular file",
+        });
+    }
+    let own = own_uid();
+    if stat.st_uid != 0 && stat.st_uid != own {
+        return Err(owner(stat, path));
+    }
+    if stat.st_mode & WRITE_OF_OTHERS != 0 {
+        return Err(writable(stat, path));
+    }
+    let forbidden = if stat.st_uid == own {
+        READ_OF_OTHERS
+    } else {
+        READ_OF_ALL
+    };
+    if stat.st_mode & forbidden != 0 {
+        return Err(Refusal::Readable {
+            path: path.to_owned(),
+            mode: stat.st_mode & PERMISSIONS,
         });
     }
     Ok(())

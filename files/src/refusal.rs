@@ -1,9 +1,9 @@
-//! Why a path of the daemon's own is not used.
+//! Why a path of the daemon's own, or one with secrets, is not used.
 
 use std::io;
 use std::path::PathBuf;
 
-/// Why a path of the daemon's own is not used. Each message says what to do.
+/// Why a path of the daemon's own, or one with secrets, is not used. Each message says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
     /// The path does not begin at `/`.
@@ -14,8 +14,8 @@ pub enum Refusal {
     },
     /// A symbolic link, where somebody else could have planted it.
     #[error(
-        "{path:?} is a symbolic link, and another user could have planted it; remove the link, or name the directory \
-         that it leads to"
+        "{path:?} is a symbolic link, and another user could have planted it; remove the link, or name what it \
+         leads to"
     )]
     Symlink {
         /// The link.
@@ -50,6 +50,25 @@ pub enum Refusal {
         path: PathBuf,
         /// Its mode.
         mode: u32,
+    },
+    /// Other users can read it, and it holds secrets.
+    #[error(
+        "other users can read {path:?} (mode {mode:04o}), which holds secrets; take that away (chmod go-r) and change \
+         what they may have seen"
+    )]
+    Readable {
+        /// What was looked at.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// It is larger than its bound.
+    #[error("{path:?} is larger than {max_bytes} bytes; name a smaller file")]
+    TooLarge {
+        /// What was looked at.
+        path: PathBuf,
+        /// The bound, bytes.
+        max_bytes: u64,
     },
     /// Others can look into it, and what is in it is not the daemon's.
     #[error(

@@ -298,12 +298,11 @@ async fn end_captures(log: &Logger, operations: &Operations) {
 
 fn choose_backend(start: &Start, run_dir: &Path) -> Result<Arc<dyn Backend>, Fault> {
     let agent = start.agent.clone();
-    let cgroups = || Arc::new(Cgroups::find(run_dir));
     match start.file.backend {
         BackendChoice::Embedded => {
             let backend = EmbeddedBackend::new(EmbeddedConfig {
                 agent,
-                cgroups: cgroups(),
+                cgroups: Arc::new(Cgroups::find_limiting_memory(run_dir)),
             })?;
             Ok(Arc::new(backend))
         }
@@ -324,7 +323,7 @@ fn choose_backend(start: &Start, run_dir: &Path) -> Result<Arc<dyn Backend>, Fau
                 },
                 modules: configured.modules.clone(),
                 cache: start.cache_dir.clone(),
-                cgroups: cgroups(),
+                cgroups: Arc::new(Cgroups::find(run_dir)),
             };
             Ok(Arc::new(QemuBackend::new(config)?))
         }

@@ -116,6 +116,10 @@ pub struct AgentConfig {
     /// Memory of the instance in bytes; 0 when the kernel's own figure holds.
     #[serde(default)]
     pub memory_bytes: u64,
+    /// Directory of the cgroup in which the agent starts the workload, and which holds it to `memory_bytes`. `None`:
+    /// the agent limits the private memory of each process instead (embedded only).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload_cgroup: Option<PathBuf>,
     /// The workload; `None` runs just the agent.
     #[serde(default)]
     pub workload: Option<WorkloadSpec>,
@@ -219,6 +223,7 @@ mod tests {
             kernel_release: Some("6.1.0".into()),
             cpus: vec![0, 1],
             memory_bytes: 64 << 20,
+            workload_cgroup: None,
             workload: None,
             ports: vec![PublishedPort {
                 port: 6379,

@@ -29,6 +29,7 @@ pub(crate) struct Spawn {
     pub(crate) memory_bytes: Option<u64>,
     pub(crate) workload: Vec<String>,
     pub(crate) env: BTreeMap<String, String>,
+    pub(crate) env_file: Option<PathBuf>,
     pub(crate) publish: Vec<(String, u16, u16)>,
     pub(crate) monitor: bool,
     pub(crate) heartbeat_timeout: Option<f64>,
@@ -55,6 +56,7 @@ impl Spawn {
                 },
                 args: words.collect(),
                 env: self.env,
+                env_file: self.env_file.as_deref().map(absolute).transpose()?,
             }),
             None => None,
         };

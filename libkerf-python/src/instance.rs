@@ -282,14 +282,15 @@ impl Instance {
     /// control API describes it. CPUs and memory are as many as the instance has.
     ///
     /// `workload` is a program and its arguments; `publish` are ports of its, as
-    /// (host address, host port, port). Without `timeout`, in seconds, it is waited until it is healthy
+    /// (host address, host port, port). kmorphd reads `env_file`, with NAME=VALUE in each line, at each start and keeps
+    /// none of it. Without `timeout`, in seconds, it is waited until it is healthy
     /// or failed. `socket` is kmorphd's; else KMORPH_SOCKET, or where its configuration puts it.
     ///
     /// Raises UnreachableError when kmorphd cannot be reached, DaemonError when it refuses or the
     /// instance fails, SilentError when it takes longer than `timeout`; kmorphd goes on then.
     #[pyo3(
-        signature = (kernel, *, cmdline = String::new(), initramfs = None, workload = Vec::new(), env = None, publish = Vec::new(), monitor = true, heartbeat_timeout = None, timeout = None, socket = None),
-        text_signature = "($self, kernel, *, cmdline='', initramfs=None, workload=(), env=None, publish=(), monitor=True, heartbeat_timeout=None, timeout=None, socket=None)"
+        signature = (kernel, *, cmdline = String::new(), initramfs = None, workload = Vec::new(), env = None, env_file = None, publish = Vec::new(), monitor = true, heartbeat_timeout = None, timeout = None, socket = None),
+        text_signature = "($self, kernel, *, cmdline='', initramfs=None, workload=(), env=None, env_file=None, publish=(), monitor=True, heartbeat_timeout=None, timeout=None, socket=None)"
     )]
     #[allow(clippy::too_many_arguments, reason = "they have names in Python")]
     fn spawn<'py>(
@@ -300,6 +301,7 @@ impl Instance {
         initramfs: Option<PathBuf>,
         workload: Vec<String>,
         env: Option<Bound<'py, PyDict>>,
+        env_file: Option<PathBuf>,
         publish: Vec<(String, u16, u16)>,
         monitor: bool,
         heartbeat_timeout: Option<f64>,
@@ -320,6 +322,7 @@ impl Instance {
                 .map(|env| env.extract())
                 .transpose()?
                 .unwrap_or_default(),
+            env_file,
             publish,
             monitor,
             heartbeat_timeout,

@@ -2,11 +2,9 @@
 //! which the agent is a service. The backend adds the agent's configuration to it. On Ctrl-Alt-Del its
 //! init stops the agent, and nothing else.
 
-use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
+use crate::initramfs::Initramfs;
 use crate::kernels::{Transport, cache};
 use crate::program;
 
@@ -48,37 +46,21 @@ pub const KV_IN_GUEST: &str = "/usr/bin/kmorph-kv";
 
 /// Builds it in `dir` for the Debian kernel `vmlinuz` of the 6.1 series, whose modules are not packed.
 pub fn build(dir: &Path, vmlinuz: &Path, transport: Transport) -> PathBuf {
-    let root = dir.join("larger-guest");
-    for name in [
-        "bin", "dev", "etc", "modules", "proc", "sys", "tmp", "usr/bin",
-    ] {
-        fs::create_dir_all(root.join(name)).expect("a directory can be made");
-    }
-    add(&root, Path::new("/bin/busybox"), "bin/busybox");
-    for applet in ["sh", "mount", "insmod", "sleep"] {
-        symlink("busybox", root.join("bin").join(applet)).expect("a link can be made");
-    }
+    let tree = Initramfs::new(
+        dir.join("larger-guest"),
+        &["sh", "mount", "insmod", "sleep"],
+    );
     for name in ["kmorph-agent", "kmorph-kv"] {
-        let path = program(name);
-        for library in libraries(&path) {
-            add(
-                &root,
-                &library,
-                library
-                    .strip_prefix("/")
-                    .expect("ldd prints absolute paths"),
-            );
-        }
-        add(&root, &path, Path::new("usr/bin").join(name));
+        tree.add_program(&program(name));
     }
     for (order, module) in modules(vmlinuz, transport).iter().enumerate() {
         let name = module.file_name().expect("a file").to_string_lossy();
-        add(&root, module, format!("modules/{order}-{name}"));
+        tree.add(module, format!("modules/{order}-{name}"));
     }
-    fs::write(root.join("init"), INIT).expect("a file can be written");
-    let executable = fs::Permissions::from_mode(0o755);
-    fs::set_permissions(root.join("init"), executable).expect("it is ours");
-    pack(&root, dir)
+    tree.set_init(INIT);
+    let image = dir.join("larger-guest.cpio");
+    tree.pack(&image);
+    image
 }
 
 /// The modules that this transport takes, in the order of loading.
@@ -95,33 +77,4 @@ fn modules(vmlinuz: &Path, transport: Transport) -> Vec<PathBuf> {
             all
         }
     }
-}
-
-fn add(root: &Path, from: &Path, to: impl AsRef<Path>) {
-    let to = root.join(to);
-    fs::create_dir_all(to.parent().expect("it is below the root")).expect("it can be made");
-    fs::copy(from, &to).unwrap_or_else(|error| panic!("copying {from:?}: {error}"));
-}
-
-fn libraries(program: &Path) -> Vec<PathBuf> {
-    let output = Command::new("ldd").arg(program).output().expect("ldd runs");
-    let text = String::from_utf8(output.stdout).expect("paths are text");
-    let words = text.split_whitespace();
-    words
-        .filter(|word| word.starts_with('/'))
-        .map(PathBuf::from)
-        .collect()
-}
-
-fn pack(root: &Path, dir: &Path) -> PathBuf {
-    let image = dir.join("larger-guest.cpio");
-    let packed = Command::new("sh")
-        .args(["-c", "find . | cpio --create --format=newc --quiet"])
-        .current_dir(root)
-        .stdout(Stdio::from(
-            fs::File::create(&image).expect("a file can be made"),
-        ))
-        .status();
-    assert!(packed.expect("cpio runs").success());
-    image
 }

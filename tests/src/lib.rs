@@ -14,6 +14,7 @@ mod control;
 pub mod crashed_guest;
 mod events;
 mod host;
+pub mod initramfs;
 pub mod kernels;
 pub mod larger_guest;
 pub mod resp;

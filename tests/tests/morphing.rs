@@ -222,6 +222,27 @@ fn a_validated_morph_expires() {
 }
 
 #[test]
+fn a_morph_that_is_begun_without_a_budget_has_that_of_the_configuration() {
+    let host = Host::with(
+        "[morph]\ndowntime_budget_ms = 0.001\n[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\n\
+         share_cpus = true\nshare_memory = true\nmemory_mib = 65536\n",
+    );
+    host.spawn_kv("web");
+    let begin = |budget: serde_json::Value| {
+        let kernel = host.kernel("6.12.0-b");
+        let body = json!({
+            "kernel": kernel, "auto_validate": true, "auto_commit": true, "downtime_budget_us": budget,
+        });
+        host.control().operate("POST", MORPH, Some(&body))
+    };
+    let error = begin(serde_json::Value::Null).error.unwrap();
+    assert_eq!(error.code, ErrorCode::OverBudget, "{error:?}");
+    assert!(error.message.contains("1µs"), "{error:?}");
+    let ended = begin(json!(60_000_000));
+    assert_eq!(ended.state, OperationState::Succeeded, "{ended:?}");
+}
+
+#[test]
 fn a_morph_that_nobody_decides_about_is_rolled_back_when_it_is_over_its_budget() {
     let host = Host::new();
     let port = host.spawn_kv("web");

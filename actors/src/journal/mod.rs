@@ -543,6 +543,7 @@ mod tests {
             args: Vec::new(),
             // Long enough for pages of its own.
             env: [("PASSWORD".to_owned(), SECRET.repeat(1000))].into(),
+            env_file: None,
         });
         for morphs in 0..3 {
             row.morphs = morphs;

@@ -14,7 +14,6 @@ mod policies;
 mod restoring;
 mod spawning;
 mod telling;
-mod workload;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -43,7 +42,6 @@ use restoring::{Restored, restore, sweep_leftovers, tidy};
 pub use spawning::{INSTANCES_MAX, MEMORY_MIN_BYTES};
 use telling::Untold;
 pub use telling::{TOPOLOGY_CALM, TOPOLOGY_DELAY_MAX};
-pub use workload::{ARGUMENTS_MAX, STRING_MAX_BYTES, VARIABLES_MAX};
 
 /// Requests that may wait for this actor before whoever sends one waits too. What instances and recoveries
 /// tell it (`do_send`) does not count, and is bounded by them: each has a handful of things to say in its

@@ -10,7 +10,7 @@ use super::spawning::{check_boot, choose_kernel};
 use super::{BeginMorph, Find, Supervisor};
 use crate::instance::{Morph, PlanMorph};
 use crate::journal::{Change, GenerationRow, Record, record};
-use crate::morph::{DOWNTIME_BUDGET_US, MorphPlan, first_row};
+use crate::morph::{MorphPlan, first_row};
 
 impl Handler<BeginMorph> for Supervisor {
     type Result = ResponseFuture<Result<String, ApiError>>;
@@ -42,7 +42,10 @@ impl Handler<BeginMorph> for Supervisor {
             let (cpus, memory) = (row.spec.cpus, row.spec.memory_bytes);
             let operation = services.operations.begin(kind, &row.name, begin.uid)?;
             let id = operation.id();
-            let micros = request.downtime_budget_us.unwrap_or(DOWNTIME_BUDGET_US);
+            let budget = match request.downtime_budget_us {
+                Some(micros) => Duration::from_micros(u64::from(micros)),
+                None => services.settings.borrow().downtime_budget,
+            };
             let mut plan = MorphPlan {
                 session: services.numbers.borrow_mut().next_session(),
                 phase_timeout: seconds(row.policy.morph_timeout_s),
@@ -54,7 +57,7 @@ impl Handler<BeginMorph> for Supervisor {
                 auto_validate: request.auto_validate || request.auto_commit,
                 auto_commit: request.auto_commit,
                 force: request.force,
-                budget: Duration::from_micros(u64::from(micros)),
+                budget,
             };
             // With its target generation: the next daemon knows which session that belongs to, and gives no number twice.
             let mut begun = first_row(&plan, id.clone());

@@ -5,7 +5,6 @@ use kmorph_backends::contract::BackendKind;
 use kmorph_control_api::{ApiError, ErrorCode, OperationKind, SpawnRequest};
 use kmorph_launch::{InstanceName, StartMode};
 
-use super::workload::{check_program, check_workload};
 use super::{Entry, Spawn, Supervisor};
 use crate::capability::check_policy;
 use crate::generation::read_kernel;
@@ -16,6 +15,7 @@ use crate::journal::{
 use crate::operations::Handle;
 use crate::services::Services;
 use crate::wall_clock;
+use crate::workload::{check_program, check_workload, complete};
 
 /// Instances of one daemon.
 pub const INSTANCES_MAX: usize = 2048;
@@ -147,12 +147,12 @@ async fn prepare_spawn(
         Some(&request.kernel_cmdline),
         request.initramfs.as_deref(),
     )?;
-    if let Some(workload) = request
-        .workload
-        .as_ref()
-        .filter(|_| request.initramfs.is_none())
-    {
-        check_program(workload).await?;
+    if let Some(workload) = &request.workload {
+        if request.initramfs.is_none() {
+            check_program(workload).await?;
+        }
+        // Read again at each start.
+        complete(workload).await?;
     }
     operation.step("reading the kernel image");
     let kernel = choose_kernel(

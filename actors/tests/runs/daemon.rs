@@ -189,6 +189,7 @@ fn settings(dir: &Path) -> Settings {
         kv_program: dir.join("kmorph-kv"),
         morph_expiry: Duration::from_secs(30),
         morph_mode: MorphMode::Auto,
+        downtime_budget: Duration::from_millis(10),
         vmcore: VmcoreSettings {
             dir: dir.join("vmcore"),
             level: 31,

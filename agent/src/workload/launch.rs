@@ -1,5 +1,6 @@
 //! Starting the program.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::PathBuf;
@@ -64,7 +65,12 @@ pub(super) fn launch(plan: &Plan, listening: bool) -> Result<Launched, LaunchErr
         }
     }
     let ours = attach(&mut command, &listeners).map_err(failed("passing its sockets"))?;
-    place(&mut command, plan.niceness, listeners.len());
+    let entrance = plan.memory.cgroup().map(|cgroup| {
+        let procs = cgroup.join("cgroup.procs");
+        File::options().write(true).open(procs)
+    });
+    let entrance = entrance.transpose().map_err(failed("opening its cgroup"))?;
+    place(&mut command, entrance, plan.niceness, listeners.len());
     let mut command = tokio::process::Command::from(command);
     let child = command.spawn().map_err(failed("starting"))?;
     // Closes this process's copies of what the program inherits.
@@ -78,13 +84,17 @@ pub(super) fn launch(plan: &Plan, listening: bool) -> Result<Launched, LaunchErr
 }
 
 /// A workload never outlives its agent: without it an instance is dead, and nothing would fence it. Where the
-/// agent went first, the workload does not.
-fn place(command: &mut Command, niceness: Option<i32>, listeners: usize) {
+/// agent went first, the workload does not. `entrance` is the `cgroup.procs` of a cgroup of its own.
+fn place(command: &mut Command, entrance: Option<File>, niceness: Option<i32>, listeners: usize) {
     use std::os::unix::process::CommandExt;
     // After the listening sockets comes the agent's own, and nothing else is for the workload.
     let last = RawFd::try_from(listeners).unwrap_or(RawFd::MAX - FIRST_OTHER - 1);
     let beyond = FIRST_OTHER + last + 1;
     let place = move || {
+        if let Some(entrance) = &entrance {
+            // `0` is whoever writes (Documentation/admin-guide/cgroup-v2.rst).
+            rustix::io::write(entrance, b"0")?;
+        }
         close_on_exec_from(beyond)?;
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
         niceness.map_or(Ok(()), become_as_nice_as)

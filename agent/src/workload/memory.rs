@@ -1,6 +1,6 @@
 //! The memory that the program may use, and whether the kernel ended it for want of memory.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The variable in which a program is told how many bytes of memory it may use.
 pub const MEMORY_ENV: &str = "KMORPH_MEMORY_BYTES";
@@ -9,20 +9,32 @@ pub const MEMORY_ENV: &str = "KMORPH_MEMORY_BYTES";
 const GUEST_SHARE_PERCENT: u64 = 75;
 
 /// What there is for the program, and who counts its kills.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
     /// Bytes that it may use; 0 when that is not limited.
     pub bytes: u64,
-    /// The kernel is the instance's own: what it kills for want of memory is this instance's.
-    pub own_kernel: bool,
+    /// What holds it to them.
+    pub held: Held,
+}
+
+/// What holds a program to its memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Held {
+    /// Nothing that counts: limits of each process, or none.
+    #[default]
+    ByProcess,
+    /// The cgroup in this directory, in which the program is started.
+    ByCgroup(PathBuf),
+    /// The kernel, which is the instance's own: what it kills for want of memory is this instance's.
+    ByKernel,
 }
 
 impl Memory {
-    /// Of an instance that is a process of a host, limited to `bytes`.
-    pub fn of_process(bytes: u64) -> Self {
+    /// Of an instance that is a process of a host: `bytes`, to which `cgroup` holds the program where there is one.
+    pub fn of_process(bytes: u64, cgroup: Option<PathBuf>) -> Self {
         Self {
             bytes,
-            own_kernel: false,
+            held: cgroup.map_or(Held::ByProcess, Held::ByCgroup),
         }
     }
 
@@ -32,22 +44,41 @@ impl Memory {
         let available_kib = field(&text, "MemAvailable:").unwrap_or(0);
         Self {
             bytes: available_kib.saturating_mul(1024) / 100 * GUEST_SHARE_PERCENT,
-            own_kernel: true,
+            held: Held::ByKernel,
         }
     }
 
-    /// Processes that the instance's kernel has killed for want of memory; `None` when it does not say.
-    pub(super) fn oom_kills(self) -> Option<u64> {
-        if !self.own_kernel {
-            return None;
+    /// The cgroup in which the program is started, when it is another than the agent's.
+    pub(super) fn cgroup(&self) -> Option<&Path> {
+        match &self.held {
+            Held::ByCgroup(directory) => Some(directory),
+            Held::ByProcess | Held::ByKernel => None,
         }
-        oom_kills(Path::new("/proc/vmstat"))
     }
-}
 
-/// The counter `oom_kill` of vmstat (Linux 4.13 and newer).
-fn oom_kills(vmstat: &Path) -> Option<u64> {
-    field(&std::fs::read_to_string(vmstat).ok()?, "oom_kill")
+    /// Processes of the instance that the kernel has killed for want of memory; `None` when it does not say.
+    pub(super) fn oom_kills(&self) -> Option<u64> {
+        let file = match &self.held {
+            Held::ByProcess => return None,
+            // Since Linux 4.13.
+            Held::ByCgroup(directory) => directory.join("memory.events"),
+            Held::ByKernel => "/proc/vmstat".into(),
+        };
+        field(&std::fs::read_to_string(file).ok()?, "oom_kill")
+    }
+
+    /// What a kill that [`Memory::oom_kills`] has counted means, to follow the program's exit status.
+    pub(super) fn oom_text(&self) -> String {
+        match &self.held {
+            Held::ByCgroup(_) => format!(
+                "; the kernel killed it for want of memory: it may use {} bytes (oom_kill)",
+                self.bytes
+            ),
+            Held::ByProcess | Held::ByKernel => {
+                "; its kernel had no memory left and killed a process (oom_kill)".to_owned()
+            }
+        }
+    }
 }
 
 fn field(text: &str, name: &str) -> Option<u64> {
@@ -70,5 +101,17 @@ mod tests {
             field("MemAvailable:     182340 kB\n", "MemAvailable:"),
             Some(182_340)
         );
+    }
+
+    #[test]
+    fn the_kills_of_a_cgroup_are_those_that_its_events_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let memory = Memory::of_process(1 << 20, Some(dir.path().to_owned()));
+        assert_eq!(memory.oom_kills(), None);
+        let events = "low 0\nhigh 0\nmax 41\noom 2\noom_kill 3\noom_group_kill 1\n";
+        std::fs::write(dir.path().join("memory.events"), events).unwrap();
+        assert_eq!(memory.oom_kills(), Some(3));
+        assert!(memory.oom_text().ends_with("1048576 bytes (oom_kill)"));
+        assert_eq!(Memory::of_process(1 << 20, None).oom_kills(), None);
     }
 }

@@ -244,12 +244,10 @@ impl Supervisor {
     }
 
     /// Says so when the kernel has killed something for want of memory since the program was started.
-    fn want_of_memory(&self) -> &'static str {
+    fn want_of_memory(&self) -> String {
         match (self.oom_kills, self.plan.memory.oom_kills()) {
-            (Some(before), Some(now)) if now > before => {
-                "; its kernel had no memory left and killed a process (oom_kill)"
-            }
-            _ => "",
+            (Some(before), Some(now)) if now > before => self.plan.memory.oom_text(),
+            _ => String::new(),
         }
     }
 

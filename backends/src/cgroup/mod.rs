@@ -9,6 +9,7 @@
 //! `populated` in `cgroup.events` says when the last has ended. A directory can be removed only while nothing lives
 //! in it, and nothing enters one that was removed: a removed cgroup is an ended generation.
 
+mod memory;
 mod place;
 
 use std::io;
@@ -18,6 +19,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::contract::CgroupId;
+
+pub(crate) use memory::Divided;
 
 /// Directory, in the place that is ours to use, of everything that kmorph makes.
 const OWN_NAME: &str = "kmorph";
@@ -36,10 +39,14 @@ const LOOK_PAUSE: Duration = Duration::from_millis(1);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cgroups {
     base: PathBuf,
+    /// systemd has delegated the place.
+    is_delegated: bool,
+    /// Whether they can hold processes to an amount of memory.
+    memory: Result<(), NoCgroups>,
 }
 
-/// Why there are none.
-#[derive(Debug, thiserror::Error)]
+/// Why there are none, or why they do without something.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct NoCgroups(String);
 
@@ -57,17 +64,40 @@ impl Cgroups {
     /// # Errors
     /// When there is no such place, saying why.
     pub fn find(run_dir: &Path) -> Result<Self, NoCgroups> {
+        let place = place::find()?;
         let own = Self {
-            base: place::find()?.join(OWN_NAME).join(escaped(run_dir)),
+            base: place.path.join(OWN_NAME).join(escaped(run_dir)),
+            is_delegated: place.is_delegated,
+            memory: Err(NoCgroups::because("no limits are needed")),
         };
         own.sweep();
-        own.try_out().map_err(|error| {
+        own.tried(Cgroup::try_out).map_err(|error| {
             NoCgroups(format!(
                 "no process can be started in a cgroup in {:?}: {error}",
                 own.base
             ))
         })?;
         Ok(own)
+    }
+
+    /// The same, and has them hold processes to an amount of memory, where that can be.
+    ///
+    /// # Errors
+    /// As [`Cgroups::find`]. Where memory cannot be limited they do without.
+    pub fn find_limiting_memory(run_dir: &Path) -> Result<Self, NoCgroups> {
+        let mut own = Self::find(run_dir)?;
+        own.memory = match own.is_delegated {
+            true => Err(NoCgroups::because(IN_A_UNIT)),
+            false => own
+                .tried(|trial| Ok(own.try_memory(trial)))
+                .unwrap_or_else(|error| Err(NoCgroups(error.to_string()))),
+        };
+        Ok(own)
+    }
+
+    /// Whether the memory of what runs in them can be limited, or why not.
+    pub(crate) fn memory(&self) -> Result<(), &NoCgroups> {
+        self.memory.as_ref().copied()
     }
 
     /// Where they are made.
@@ -78,6 +108,10 @@ impl Cgroups {
     /// Makes one, or takes one of this name that nothing lives in.
     pub(crate) fn make(&self, name: &str) -> io::Result<Cgroup> {
         let path = self.base.join(name);
+        if let Ok(left) = Cgroup::at(path.clone()) {
+            // It may be divided, and then nothing could enter it. One that something lives in stays as it is.
+            let _ = left.remove();
+        }
         for _ in 1..MAKE_ATTEMPTS {
             match std::fs::create_dir_all(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -88,11 +122,12 @@ impl Cgroups {
         Cgroup::at(path)
     }
 
-    fn try_out(&self) -> io::Result<()> {
+    /// Tries something with one that is made for it.
+    fn tried<T>(&self, work: impl FnOnce(&Cgroup) -> io::Result<T>) -> io::Result<T> {
         let trial = self.make("trial")?;
-        let tried = trial.try_out();
+        let done = work(&trial);
         trial.remove()?;
-        tried
+        done
     }
 
     /// Removes the cgroups of this daemon that nothing lives in.
@@ -106,6 +141,11 @@ impl Cgroups {
     }
 }
 
+/// Why memory is not limited in what systemd has delegated: see [`place`].
+const IN_A_UNIT: &str = "systemd could not start kmorphd again beside running instances if the memory controller were \
+                         enabled in the cgroup of its unit; without Delegate= in the unit, kmorphd run by root uses the \
+                         top of the hierarchy, and limits memory there";
+
 /// What a person is told of it.
 pub(crate) fn told(found: &Result<Cgroups, NoCgroups>) -> String {
     match found {
@@ -114,12 +154,22 @@ pub(crate) fn told(found: &Result<Cgroups, NoCgroups>) -> String {
     }
 }
 
+/// The same, and what holds instances to their memory that have no kernel of their own.
+pub(crate) fn told_with_memory(found: &Result<Cgroups, NoCgroups>) -> String {
+    let memory = match found.as_ref().map(Cgroups::memory) {
+        Ok(Ok(())) => "memory: held by memory.max".to_owned(),
+        Ok(Err(why)) => format!("memory: only limited for each process (RLIMIT_DATA): {why}"),
+        Err(_) => "memory: only limited for each process (RLIMIT_DATA)".to_owned(),
+    };
+    format!("{}; {memory}", told(found))
+}
+
 /// Ends whatever lives in the cgroups of daemons with a runtime directory at or below this one, and removes them.
 /// For tests, which leave nothing behind.
 pub fn end_all_below(directory: &Path) {
     let Ok(place) = place::find() else { return };
-    let prefix = escaped(directory);
-    for base in children(&place.join(OWN_NAME)) {
+    let (top, prefix) = (place.path.join(OWN_NAME), escaped(directory));
+    for base in children(&top) {
         let name = base.file_name().unwrap_or_default().to_string_lossy();
         let below = name.strip_prefix(prefix.as_str());
         if below.is_none_or(|rest| !rest.is_empty() && !rest.starts_with('-')) {
@@ -138,7 +188,7 @@ pub fn end_all_below(directory: &Path) {
         }
         let _ = std::fs::remove_dir(&base);
     }
-    let _ = std::fs::remove_dir(place.join(OWN_NAME));
+    let _ = std::fs::remove_dir(top);
 }
 
 /// One that exists.
@@ -224,6 +274,10 @@ impl Cgroup {
     /// # Errors
     /// When something lives in it.
     pub(crate) fn remove(&self) -> io::Result<()> {
+        // Else those below it would go in which nothing lives just now.
+        if self.is_populated()? {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
         for directory in tree(&self.id.path).iter().rev() {
             match std::fs::remove_dir(directory) {
                 Err(error) if !is_gone(&error) => return Err(error),
@@ -305,6 +359,9 @@ mod tests {
         };
         let cgroup = cgroups.make("web.1").unwrap();
         assert!(!cgroup.is_populated().unwrap());
+        // One of its own that a workload has, with nothing in it now.
+        let inner = cgroup.path().join("inner");
+        std::fs::create_dir(&inner).unwrap();
         let mut command = Command::new("sh");
         // A descendant that nothing else tells: another session, no environment, no parent of its own.
         command.args(["-c", "read go; setsid env -i sleep 600 & :"]);
@@ -318,6 +375,7 @@ mod tests {
         assert!(cgroup.remove().is_err(), "something lives in it");
         cgroups.sweep();
         assert!(known().is_some());
+        assert!(inner.exists(), "it is not left half removed");
         cgroup.kill().unwrap();
         while cgroup.is_populated().unwrap() {
             std::thread::yield_now();

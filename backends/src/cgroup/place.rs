@@ -8,6 +8,10 @@
 //! | any other | the top of the hierarchy as it is mounted, which takes root or a container's own |
 //!
 //! Whether it is writable shows only when it is tried.
+//!
+//! In a cgroup that systemd delegated no controller is enabled. A process cannot enter a cgroup whose children have
+//! one, and systemd starts the daemon again by way of the unit's own cgroup, also with `DelegateSubgroup=`: while
+//! instances run, it could not.
 
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -20,8 +24,17 @@ use super::{NoCgroups, OWN_NAME};
 /// Extended attributes with which systemd marks what it has delegated: the second for who may not read the first.
 const DELEGATED: [&str; 2] = ["trusted.delegate", "user.delegate"];
 
-/// The directory below which this process may make cgroups, untried.
-pub(super) fn find() -> Result<PathBuf, NoCgroups> {
+/// Where this process may make cgroups.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// The directory below which they are made.
+    pub(super) path: PathBuf,
+    /// systemd has delegated it, and goes on starting processes in it.
+    pub(super) is_delegated: bool,
+}
+
+/// The place for the cgroups of this process, untried.
+pub(super) fn find() -> Result<Place, NoCgroups> {
     let read = |path: &str| {
         std::fs::read_to_string(path)
             .map_err(|error| NoCgroups(format!("{path} cannot be read: {error}")))
@@ -38,17 +51,21 @@ pub(super) fn find() -> Result<PathBuf, NoCgroups> {
     Ok(choose(&own, &top, is_delegated))
 }
 
-fn choose(own: &Path, top: &Path, is_delegated: impl Fn(&Path) -> bool) -> PathBuf {
+fn choose(own: &Path, top: &Path, is_delegated: impl Fn(&Path) -> bool) -> Place {
+    let place = |path: &Path| Place {
+        path: path.to_owned(),
+        is_delegated: is_delegated(path),
+    };
     let below = own.strip_prefix(top).unwrap_or(Path::new(""));
     let is_workload = below
         .components()
         .any(|name| name == Component::Normal(OWN_NAME.as_ref()));
     if is_workload || is_delegated(own) {
-        return own.to_owned();
+        return place(own);
     }
     match own.parent() {
-        Some(unit) if own != top && is_delegated(unit) => unit.to_owned(),
-        _ => top.to_owned(),
+        Some(unit) if own != top && is_delegated(unit) => place(unit),
+        _ => place(top),
     }
 }
 
@@ -135,15 +152,19 @@ mod tests {
             let is_delegated = |path: &Path| path == Path::new(delegated);
             choose(Path::new(own), Path::new("/cg"), is_delegated)
         };
+        let place = |path: &str, is_delegated| Place {
+            path: path.into(),
+            is_delegated,
+        };
         let unit = "/cg/system.slice/kmorphd.service";
-        assert_eq!(chosen(unit, unit), Path::new(unit));
+        assert_eq!(chosen(unit, unit), place(unit, true));
         let subgroup = "/cg/system.slice/kmorphd.service/daemon";
-        assert_eq!(chosen(subgroup, unit), Path::new(unit));
+        assert_eq!(chosen(subgroup, unit), place(unit, true));
         let session = "/cg/user.slice/user-0.slice/session-1.scope";
-        assert_eq!(chosen(session, unit), Path::new("/cg"));
-        assert_eq!(chosen("/cg", unit), Path::new("/cg"));
+        assert_eq!(chosen(session, unit), place("/cg", false));
+        assert_eq!(chosen("/cg", unit), place("/cg", false));
         let workload = "/cg/kmorph/run-kmorph/web.1";
-        assert_eq!(chosen(workload, unit), Path::new(workload));
+        assert_eq!(chosen(workload, unit), place(workload, false));
     }
 
     #[test]

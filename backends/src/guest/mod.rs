@@ -95,6 +95,7 @@ pub(crate) fn agent_config(
         kernel_release: None,
         cpus: Vec::new(),
         memory_bytes: 0,
+        workload_cgroup: None,
         workload: spec.workload.clone(),
         ports: spec.ports.clone(),
         start: spec.start,

@@ -61,7 +61,7 @@ impl Starting<'_> {
         let log = OwnDir::make(self.run_dir, PRIVATE_DIR)?.append(self.log)?;
         close_on_exec_from(FIRST_OTHER)?;
         let held = self.containment;
-        let birth = birth::prepare(self.run_dir, self.role, self.cgroup, held)?;
+        let birth = birth::prepare(self.run_dir, self.role, self.cgroup.map(Cgroup::path), held)?;
         // The agent is born, makes a session of its own and becomes the program: same pid.
         let mut command = Command::new(self.agent);
         command

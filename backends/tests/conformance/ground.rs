@@ -58,7 +58,7 @@ pub(crate) struct Ground {
 impl Ground {
     /// Processes in cgroups, where those can be had.
     pub(crate) fn embedded() -> Self {
-        Self::processes(Cgroups::find)
+        Self::processes(Cgroups::find_limiting_memory)
     }
 
     /// Processes that no cgroup holds: what is left where none can be had.

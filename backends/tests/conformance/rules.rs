@@ -1,4 +1,4 @@
-//! The rules of the contract, one function each. Its text is in `contract.rs`.
+//! The rules of the contract, one function each. Its text is in `contract/mod.rs`.
 
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use kmorph_backends::contract::{
     Endpoint, ExitCause, HostListener, Observation, Placement, SpawnError,
 };
+use kmorph_backends::key::KEY_FILE;
 use kmorph_launch::PublishedPort;
 use kmp_proto::fence::{Confirmation, FenceMethod, FenceOrder};
 use kmp_transport::link::BoxedLink;
@@ -155,6 +156,9 @@ pub(crate) async fn a_fence_is_confirmed_and_can_be_repeated(ground: &Ground) {
     let another = ground.backend.fence(&placement, order).await.unwrap_err();
     assert_eq!(another.order.generation(), placement.generation + 1);
 
+    // By it others know that the directory is in use.
+    let key = placement.run_dir.join(KEY_FILE);
+    assert!(key.exists(), "its key is gone before the release");
     let order = FenceOrder::new(placement.generation + 1);
     let stranger = order.confirm(FenceMethod::NeverStarted, Confirmation::NothingFound, 1);
     assert!(ground.backend.release(&placement, &stranger).await.is_err());
@@ -163,6 +167,7 @@ pub(crate) async fn a_fence_is_confirmed_and_can_be_repeated(ground: &Ground) {
         if let Endpoint::Unix { path } = &placement.endpoint {
             assert!(!path.exists(), "its socket is left");
         }
+        assert!(!key.exists(), "its key is left");
     }
     assert!(placement.run_dir.exists(), "its logs are gone");
 }

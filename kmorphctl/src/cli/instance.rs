@@ -64,6 +64,10 @@ pub(crate) struct SpawnArgs {
     /// An environment variable for the program; may be given again
     #[arg(long, value_name = "NAME=VALUE", value_parser = values::environment, requires = "program")]
     pub(crate) env: Vec<(String, String)>,
+    /// A file with environment variables, NAME=VALUE in each line, which the daemon reads at each start: for secrets,
+    /// since the daemon keeps none of it. The file must be root's or the daemon's user's, and for its owner only
+    #[arg(long, value_name = "FILE", requires = "program")]
+    pub(crate) env_file: Option<PathBuf>,
     /// Make a port of the program reachable on this machine; may be given again. Address 127.0.0.1
     /// unless told, host port 0 lets the system choose
     #[arg(long, value_name = "[ADDRESS:]HOST_PORT:PORT", value_parser = values::publish)]

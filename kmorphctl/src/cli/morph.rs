@@ -81,7 +81,7 @@ pub(crate) struct MorphTarget {
     /// Initramfs of the target kernel, instead of the one kmorph builds
     #[arg(long, value_name = "FILE")]
     pub(crate) initramfs: Option<PathBuf>,
-    /// Longest downtime allowed, in milliseconds; 10 unless told
+    /// Longest downtime allowed, in milliseconds (default: the configuration's, 10 or, with qemu, 100)
     #[arg(long, value_name = "MS", value_parser = values::budget_us)]
     pub(crate) downtime_budget_ms: Option<u32>,
 }
@@ -101,7 +101,7 @@ pub(crate) struct MorphWholeArgs {
     /// Initramfs of the target kernel, instead of the one kmorph builds
     #[arg(long, value_name = "FILE")]
     initramfs: Option<PathBuf>,
-    /// Longest downtime allowed, in milliseconds; 10 unless told
+    /// Longest downtime allowed, in milliseconds (default: the configuration's, 10 or, with qemu, 100)
     #[arg(long, value_name = "MS", value_parser = values::budget_us)]
     downtime_budget_ms: Option<u32>,
     /// Commit once validated; otherwise it stops there and says how to go on

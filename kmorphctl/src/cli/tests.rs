@@ -134,8 +134,10 @@ fn a_workload_is_an_option_or_follows_the_dashes() {
             "{line}"
         );
     }
-    let alone = refused("kmorphctl spawn web --kernel=/k --env A=b");
-    assert_eq!(alone, ErrorKind::MissingRequiredArgument);
+    for alone in ["--env A=b", "--env-file=/f"] {
+        let alone = refused(&format!("kmorphctl spawn web --kernel=/k {alone}"));
+        assert_eq!(alone, ErrorKind::MissingRequiredArgument);
+    }
 }
 
 #[test]

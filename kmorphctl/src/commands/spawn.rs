@@ -50,6 +50,7 @@ fn request(args: SpawnArgs) -> Result<SpawnRequest, Failure> {
             program: program_path(program)?,
             args: arguments,
             env: args.env.into_iter().collect(),
+            env_file: args.env_file.as_deref().map(absolute).transpose()?,
         }),
         None => None,
     };

@@ -8,7 +8,7 @@ mod vmcore;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kmorph_actors::capability::unkept;
+use kmorph_actors::capability::{downtime_budget, unkept};
 use kmorph_actors::pool::Stock;
 use kmorph_actors::settings::{MorphMode, Settings};
 use kmorph_backends::contract::BackendKind;
@@ -52,13 +52,36 @@ pub(crate) struct File {
 pub(crate) struct Morph {
     mode: Mode,
     expiry_s: f64,
+    downtime_budget_ms: Option<f64>,
 }
+
+impl Morph {
+    /// The budget for the downtime of a morph: what is configured, or the default of the backend `kind`.
+    fn downtime_budget(
+        &self,
+        kind: BackendKind,
+        refuse: impl Fn(&'static str, String) -> ConfigError,
+    ) -> Result<Duration, ConfigError> {
+        match self.downtime_budget_ms {
+            None => Ok(downtime_budget(kind)),
+            Some(value) if BUDGETS_MS.contains(&value) => Ok(Duration::from_secs_f64(value / 1e3)),
+            Some(value) => Err(refuse(
+                "morph.downtime_budget_ms",
+                format!("{value} is not a number of milliseconds from 0.001 to 3600000"),
+            )),
+        }
+    }
+}
+
+/// Budgets for a downtime that make sense, milliseconds: as `kmorphctl` takes them.
+const BUDGETS_MS: std::ops::RangeInclusive<f64> = 0.001..=3_600_000.0;
 
 impl Default for Morph {
     fn default() -> Self {
         Self {
             mode: Mode::default(),
             expiry_s: 600.0,
+            downtime_budget_ms: None,
         }
     }
 }
@@ -346,6 +369,7 @@ impl File {
                 Mode::Rounds => MorphMode::Rounds,
             },
             morph_expiry: seconds("morph.expiry_s", self.morph.expiry_s)?,
+            downtime_budget: self.morph.downtime_budget(self.backend.kind(), refuse)?,
             vmcore: self.vmcore.settings(&places.state_dir, refuse)?,
             state_dir: places.state_dir,
             run_dir: places.run_dir,

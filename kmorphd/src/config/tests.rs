@@ -71,6 +71,19 @@ fn a_rate_of_captures_is_taken_over_and_there_is_none_by_default() {
 }
 
 #[test]
+fn the_budget_of_a_morph_is_what_is_configured_or_what_the_backend_can_keep() {
+    for (text, millis) in [
+        ("", 10.0),
+        ("backend = \"qemu\"", 100.0),
+        ("backend = \"multikernel\"", 10.0),
+        ("backend = \"qemu\"\n[morph]\ndowntime_budget_ms = 2.5", 2.5),
+    ] {
+        let budget = parse(text).unwrap().downtime_budget;
+        assert_eq!(budget, Duration::from_secs_f64(millis / 1e3), "{text}");
+    }
+}
+
+#[test]
 fn values_out_of_range_are_refused_by_name() {
     for (text, key) in [
         (
@@ -79,6 +92,14 @@ fn values_out_of_range_are_refused_by_name() {
         ),
         ("[limits]\nstart_timeout_s = -1", "start_timeout_s"),
         ("[limits]\nrecoveries = 0", "recoveries"),
+        (
+            "[morph]\ndowntime_budget_ms = 0",
+            "line 2, column 22: morph.downtime_budget_ms",
+        ),
+        (
+            "[morph]\ndowntime_budget_ms = nan",
+            "morph.downtime_budget_ms",
+        ),
         ("[vmcore]\nlevel = 32", "vmcore.level"),
         ("[vmcore]\nthreads = 0", "vmcore.threads"),
         ("[vmcore]\nrate_mib_s = 7", "vmcore.rate_mib_s"),

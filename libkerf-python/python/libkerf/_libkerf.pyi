@@ -162,6 +162,7 @@ class Instance:
         initramfs: _StrPath | None = None,
         workload: Sequence[str] = (),
         env: dict[str, str] | None = None,
+        env_file: _StrPath | None = None,
         publish: Sequence[tuple[str, int, int]] = (),
         monitor: bool = True,
         heartbeat_timeout: float | None = None,

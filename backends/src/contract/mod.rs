@@ -15,7 +15,8 @@
 //!    can run or do I/O any more. If that cannot be confirmed it says so and keeps everything; a
 //!    timeout is never a confirmation. Fencing what has already ended is confirmed the same way.
 //! 5. [`Backend::release`] frees what belonged to a fenced generation (sockets, memory, files). It
-//!    needs the certificate.
+//!    needs the certificate. Until then the agent's key is in the run directory ([`crate::key::KEY_FILE`]), in whatever
+//!    backend: a directory without it belongs to nothing that may run.
 //! 6. Everything can be called again: a second fence or release of the same generation succeeds.
 //! 7. [`Backend::freeze`] stops what runs and says whether it did: what stood still before is not its own to
 //!    [`Backend::resume`]. The caller writes down that it freezes before it does, so that a daemon which comes
@@ -23,6 +24,8 @@
 //! 8. [`Backend::lend`] gives a survivor memory of a fenced generation to read, and never to write. Whatever the
 //!    survivor does with it, [`Backend::take_back`] ends within the backend's own bound, and another daemon can take
 //!    back what this one lent.
+
+mod placement;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -32,10 +35,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use kmorph_launch::{InstanceName, PublishedPort, StartMode, WorkloadSpec};
 use kmp_proto::fence::{FenceCertificate, FenceOrder};
-use kmp_transport::link::Address;
 use serde::{Deserialize, Serialize};
 
 use crate::kernel_image::KernelImage;
+
+pub use placement::{CgroupId, Containment, Endpoint, KernelInstance, Placement, ProcessId};
 
 /// Name, in a generation's run directory, of the socket on which its agent hands over descriptors.
 pub const HANDOVER_SOCKET: &str = "handover.sock";
@@ -119,111 +123,6 @@ pub struct SpawnSpec {
     pub run_dir: PathBuf,
     /// Its vsock address: an address, not an identity.
     pub cid: u32,
-}
-
-/// A process of an instance, safe against reuse of its pid.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct ProcessId {
-    /// What it is: `agent`, `qemu`, `vhost-user-vsock`.
-    pub role: String,
-    /// Its pid on the host.
-    pub pid: i32,
-    /// Field 22 of `/proc/<pid>/stat`: start time in clock ticks since boot.
-    pub start_ticks: u64,
-}
-
-/// How the daemon reaches an instance's agent.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "kind")]
-pub enum Endpoint {
-    /// A Unix socket that takes `CONNECT <port>`.
-    Unix {
-        /// Its path.
-        path: PathBuf,
-    },
-    /// An AF_VSOCK address.
-    Vsock {
-        /// Context id.
-        cid: u32,
-    },
-    /// An AF_VSOCK address of a transport that each socket has to choose.
-    ChosenVsock {
-        /// Context id.
-        cid: u32,
-        /// The socket option that chooses.
-        option: i32,
-    },
-}
-
-impl From<Endpoint> for Address {
-    fn from(endpoint: Endpoint) -> Self {
-        match endpoint {
-            Endpoint::Unix { path } => Self::Unix(path),
-            Endpoint::Vsock { cid } => Self::Vsock(cid),
-            Endpoint::ChosenVsock { cid, option } => Self::ChosenVsock { cid, option },
-        }
-    }
-}
-
-/// The host kernel's name for a kernel instance.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KernelInstance {
-    /// Its name there.
-    pub name: String,
-    /// Its id, which its CPUs and its vsock are told apart by.
-    pub id: u32,
-}
-
-/// A cgroup, safe against reuse of its path.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CgroupId {
-    /// Its directory.
-    pub path: PathBuf,
-    /// Inode of the directory: the kernel gives a number once in a boot.
-    pub id: u64,
-}
-
-/// What the host's kernel keeps of the origin of a generation's processes, whatever they do to themselves.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Containment {
-    /// The cgroup (version 2) that its processes were started in; `None` where none could be had.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cgroup: Option<CgroupId>,
-    /// The resource limit `RLIMIT_RTTIME` that its processes were started with: a number that no other
-    /// generation has, far above any time that is ever measured. Descendants inherit it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tag: Option<u64>,
-}
-
-/// Where one generation of an instance runs: all that a daemon needs to take it over.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Placement {
-    /// Which backend made it.
-    pub backend: BackendKind,
-    /// The instance.
-    pub name: InstanceName,
-    /// Its incarnation.
-    pub generation: u64,
-    /// Its processes, the one whose end is the instance's end first.
-    pub processes: Vec<ProcessId>,
-    /// How to reach its agent.
-    pub endpoint: Endpoint,
-    /// Its files.
-    pub run_dir: PathBuf,
-    /// Host CPUs it was given.
-    pub cpus: Vec<u16>,
-    /// Memory it was given, in bytes.
-    pub memory_bytes: u64,
-    /// Release of the kernel it was started with.
-    pub kernel_release: String,
-    /// Boot id of the host at the spawn: after a host reboot nothing of it exists.
-    pub host_boot_id: String,
-    /// How its processes are told from all others (embedded, qemu).
-    #[serde(default)]
-    pub containment: Containment,
-    /// The kernel instance that it is (multikernel), which has no processes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kernel_instance: Option<KernelInstance>,
 }
 
 /// How an instance ended.

@@ -1,12 +1,18 @@
 //! What a workload may be: checked before anything is begun, so that the refusal says what is allowed.
 
+mod environment;
+
 use std::path::Path;
 
 use kmorph_control_api::{ApiError, ErrorCode, WorkloadRequest};
 use kmorph_launch::AGENT_CONFIG_MAX_BYTES;
 use nix::sys::resource::{Resource, getrlimit};
 
-use crate::generation::KV_NAME;
+pub use environment::ENV_FILE_MAX_BYTES;
+pub(crate) use environment::complete;
+
+/// The name that stands for the reference workload without a path.
+pub const KV_NAME: &str = "kmorph-kv";
 
 /// Arguments of a workload.
 pub const ARGUMENTS_MAX: usize = 4096;
@@ -28,12 +34,12 @@ const RESERVE_BYTES: usize = 32 * 1024;
 const STRING_OVERHEAD_BYTES: usize = 1 + 8;
 
 /// Refuses a workload that no kernel would start.
-pub(super) fn check_workload(workload: &WorkloadRequest) -> Result<(), ApiError> {
+pub(crate) fn check_workload(workload: &WorkloadRequest) -> Result<(), ApiError> {
     check(workload, exec_bytes()).map_err(|text| ApiError::new(ErrorCode::InvalidRequest, text))
 }
 
 /// Refuses a program that is not on this machine: instances run it from here, or take a copy of it.
-pub(super) async fn check_program(workload: &WorkloadRequest) -> Result<(), ApiError> {
+pub(crate) async fn check_program(workload: &WorkloadRequest) -> Result<(), ApiError> {
     let program = workload.program.as_str();
     if program == KV_NAME {
         return Ok(());
@@ -88,6 +94,13 @@ fn check(workload: &WorkloadRequest, exec_bytes: usize) -> Result<(), String> {
         };
         total += string_bytes(&what, text.len(), text)?;
     }
+    if let Some(path) = &workload.env_file
+        && !Path::new(path).is_absolute()
+    {
+        return Err(format!(
+            "the environment file {path:?} is not an absolute path"
+        ));
+    }
     for (name, value) in &workload.env {
         let shown: String = name.chars().take(80).collect();
         if name.is_empty() || name.contains(['=', '\0']) {
@@ -137,6 +150,7 @@ mod tests {
                 .iter()
                 .map(|(n, v)| ((*n).to_owned(), v.clone()))
                 .collect(),
+            env_file: None,
         };
         check(&workload, EXEC_BYTES)
     }
@@ -177,6 +191,7 @@ mod tests {
                 program: program.to_owned(),
                 args: Vec::new(),
                 env: std::collections::BTreeMap::new(),
+                env_file: None,
             };
             assert!(
                 check(&workload, EXEC_BYTES)

@@ -1,0 +1,126 @@
+//! Holds what runs in a cgroup to an amount of memory, by the kernel's memory controller.
+//!
+//! ```text
+//! <place>                          subtree_control: memory   \
+//! <place>/kmorph                   subtree_control: memory    | nothing may run in these themselves
+//! <place>/kmorph/<run directory>   subtree_control: memory    |
+//!        /<instance>.<generation>  subtree_control: memory   /
+//!            /agent                not limited
+//!            /workload             memory.max, memory.swap.max = 0, memory.oom.group = 1
+//! ```
+//!
+//! The agent has a cgroup beside the workload's: it is never killed for what the workload takes, and tells of it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::{Cgroup, Cgroups, NoCgroups};
+
+const CONTROL: &str = "cgroup.subtree_control";
+const CONTROLLER: &str = "memory";
+/// Where the agent of a limited generation runs.
+const AGENT: &str = "agent";
+/// Where its workload runs.
+const WORKLOAD: &str = "workload";
+/// Limit that is tried, bytes. Nothing runs below it.
+const TRIAL_BYTES: u64 = 1 << 20;
+
+/// A generation's cgroup, divided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Divided {
+    /// Directory of the cgroup for the agent.
+    pub(crate) agent: PathBuf,
+    /// Directory of the one for the workload, which is held to the generation's memory.
+    pub(crate) workload: PathBuf,
+}
+
+impl Cgroups {
+    /// Divides the cgroup of a generation in which nothing runs yet, and limits its workload to `bytes`.
+    ///
+    /// # Errors
+    /// The kernel's. The cgroup is whole then: it can be entered itself.
+    pub(crate) fn divide(&self, whole: &Cgroup, bytes: u64) -> io::Result<Divided> {
+        self.enable()?;
+        let divided = Divided {
+            agent: whole.path().join(AGENT),
+            workload: whole.path().join(WORKLOAD),
+        };
+        divided.make(whole, bytes).inspect_err(|_| {
+            for directory in [&divided.agent, &divided.workload] {
+                let _ = std::fs::remove_dir(directory);
+            }
+            let _ = write(whole.path(), CONTROL, "-memory");
+        })?;
+        Ok(divided)
+    }
+
+    /// Lets the cgroups of this daemon's generations have the controller.
+    fn enable(&self) -> io::Result<()> {
+        if has_controller(&self.base, CONTROL)? {
+            return Ok(());
+        }
+        let mut above: Vec<&Path> = self.base.ancestors().take(3).collect();
+        above.reverse();
+        above
+            .into_iter()
+            .try_for_each(|directory| write(directory, CONTROL, "+memory"))
+    }
+
+    /// Tries it with a cgroup for the purpose.
+    ///
+    /// # Errors
+    /// Why instances are not held to their memory.
+    pub(super) fn try_memory(&self, trial: &Cgroup) -> Result<(), NoCgroups> {
+        let place = self.base.ancestors().nth(2).unwrap_or(&self.base);
+        let offered = has_controller(place, "cgroup.controllers");
+        let offered = offered.map_err(|error| NoCgroups(error.to_string()))?;
+        if !offered {
+            return Err(NoCgroups(format!(
+                "the memory controller is not in {:?}: the kernel has it in cgroups of version 1, it is turned off \
+                 (cgroup_disable=memory), or whoever made the cgroup has not enabled it there",
+                place.join("cgroup.controllers")
+            )));
+        }
+        match self.divide(trial, TRIAL_BYTES) {
+            Ok(_) => Ok(()),
+            Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => {
+                Err(NoCgroups(format!(
+                    "processes run in the cgroup {place:?} itself, so its memory controller cannot be enabled: start \
+                 kmorphd, and all else that is there, in cgroups below it"
+                )))
+            }
+            Err(error) => Err(NoCgroups(format!("limiting memory in a cgroup: {error}"))),
+        }
+    }
+}
+
+impl Divided {
+    fn make(&self, whole: &Cgroup, bytes: u64) -> io::Result<()> {
+        write(whole.path(), CONTROL, "+memory")?;
+        std::fs::create_dir(&self.agent)?;
+        std::fs::create_dir(&self.workload)?;
+        write(&self.workload, "memory.max", &bytes.to_string())?;
+        // All of a workload or nothing: what is left when one of its processes is gone is seldom of use.
+        write(&self.workload, "memory.oom.group", "1")?;
+        // Not there without CONFIG_SWAP, or with swapaccount=0.
+        match write(&self.workload, "memory.swap.max", "0") {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            written => written,
+        }
+    }
+}
+
+fn has_controller(directory: &Path, file: &str) -> io::Result<bool> {
+    let path = directory.join(file);
+    let list = std::fs::read_to_string(&path)
+        .map_err(|error| io::Error::new(error.kind(), format!("reading {path:?}: {error}")))?;
+    Ok(list.split_whitespace().any(|name| name == CONTROLLER))
+}
+
+/// Writes to a file that the kernel has made. (It must not be created where the kernel has none.)
+fn write(directory: &Path, file: &str, text: &str) -> io::Result<()> {
+    use std::io::Write;
+    let path = directory.join(file);
+    let mut file = std::fs::File::options().write(true).open(path)?;
+    file.write_all(text.as_bytes())
+}
