@@ -35,6 +35,32 @@ fn the_corpus_breaks_no_rule() {
     replay("morph", operations::morph::run);
 }
 
+/// A row that no events reach says something that is not true, or tests nothing.
+#[test]
+fn every_row_of_the_instances_table_is_reached() {
+    let rows = kmp_proto::instance::TRANSITIONS.iter().copied().flatten();
+    let mut missing: Vec<_> = rows.map(|row| (row.state, row.event, row.next)).collect();
+    let mut random = 1u64;
+    for _ in 0..200_000 {
+        let bytes: Vec<u8> = (0..200).map(|_| pseudo_random(&mut random)).collect();
+        let steps = operations::instance::steps(&bytes);
+        missing.retain(|step| !steps.contains(step));
+        if missing.is_empty() {
+            return;
+        }
+    }
+    panic!("not reached: {missing:#?}");
+}
+
+/// SplitMix64's low byte.
+fn pseudo_random(state: &mut u64) -> u8 {
+    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let mut mixed = *state;
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    (mixed ^ (mixed >> 31)) as u8
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         failure_persistence: None, cases: 2000, ..ProptestConfig::default()

@@ -43,9 +43,15 @@ macro_rules! healed {
                 &[$($first,)* "Show", "Watch(end)", "Ports(hold for a while)", "Save", "Queue"]),
             row($state, $event, NOT_HEALED, RESTING,
                 &[$($first,)* "Show", "Watch(end)", "Ports(hold for a while)", "Ports(close)", "Save"]),
-            row($state, $event, WRITING, FAILED,
-                &[$($first,)* "Show", "Watch(end)", "Ports(hold for a while)"]),
         ]
+    };
+}
+
+/// A failure while a termination is being written waits for that, after the effects `first`.
+macro_rules! waits {
+    ($state:ident, $event:literal $(, $first:literal)*) => {
+        row($state, $event, WRITING, FAILED,
+            &[$($first,)* "Show", "Watch(end)", "Ports(hold for a while)"])
     };
 }
 
@@ -167,11 +173,10 @@ macro_rules! ended {
     };
 }
 
-const TERMINATION: [[Transition; 3]; 8] = [
+const TERMINATION: [[Transition; 3]; 7] = [
     ended!(STARTING, NOT_ENDING, ENDING, END),
     ended!(SERVING, NOT_ENDING, ENDING, END),
     ended!(RESTING, NOT_ENDING, ENDING, END),
-    ended!(ASKED, NOT_ENDING, ENDING, END),
     ended!(
         BACKING_OFF,
         NOT_ENDING,
@@ -202,6 +207,14 @@ const TERMINATION: [[Transition; 3]; 8] = [
 
 const FAILING: &[Transition] = &[
     row(FAILED, "Recorded(terminate)", "", ENDING, END),
+    // The journal answers the wish to recover first.
+    row(
+        ASKED,
+        "Asked(terminate)",
+        NOT_ENDING,
+        ASKED,
+        &["Record(terminate)"],
+    ),
     row(
         ASKED,
         "Recorded(recover)",
@@ -360,8 +373,7 @@ const JOBS: &[Transition] = &[
     row(ENDING, "NotEnded", "", RESTING, &["Show", "Ports(close)"]),
 ];
 
-const HEALING: [[Transition; 5]; 8] = [
-    healed!(STARTING, "Failed"),
+const HEALING: [[Transition; 4]; 7] = [
     healed!(SERVING, "Failed"),
     healed!(ASKED, "NotRecorded(recover)"),
     healed!(FAILED, "NotRecorded(terminate)"),
@@ -371,13 +383,48 @@ const HEALING: [[Transition; 5]; 8] = [
     healed!(CAPTURING, "CaptureOver"),
 ];
 
+/// Of an instance that was adopted no earlier failure is known.
+const ADOPTED: &[Transition] = &[
+    row(
+        STARTING,
+        "Failed",
+        HEALED,
+        QUEUED,
+        &["Show", "Watch(end)", "Ports(hold for a while)", "Queue"],
+    ),
+    row(
+        STARTING,
+        "Failed",
+        NOT_HEALED,
+        RESTING,
+        &[
+            "Show",
+            "Watch(end)",
+            "Ports(hold for a while)",
+            "Ports(close)",
+            "Save",
+        ],
+    ),
+];
+
+const WAITING: &[Transition] = &[
+    waits!(STARTING, "Failed"),
+    waits!(SERVING, "Failed"),
+    waits!(ASKED, "NotRecorded(recover)"),
+    waits!(RECOVERING, "RecoveryOver(SuccessorFailed)", "ReturnGrant"),
+    waits!(MORPHING, "MorphOver(CommittedButFailed)"),
+    waits!(MORPHING, "MorphOver(SourceFailed)"),
+];
+
 /// Every step an [`Engine`](super::Engine) takes, part by part: how it begins, what begins with an idle instance, what a
 /// failure comes to, from a failure on, jobs, and terminations. What is not listed changes nothing that is seen; what is
 /// said of an instance's health and load is remembered in each state.
-pub const TRANSITIONS: [&[Transition]; 6] = [
+pub const TRANSITIONS: [&[Transition]; 8] = [
     BEGINNING,
     IDLE,
+    ADOPTED,
     HEALING.as_flattened(),
+    WAITING,
     FAILING,
     JOBS,
     TERMINATION.as_flattened(),

@@ -1,6 +1,6 @@
 //! The instance engine under any events.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use kmp_proto::instance::{
@@ -46,13 +46,26 @@ struct World {
     engine: Engine,
     now: Instant,
     facts: Facts,
+    /// Steps taken: state, event, next state.
+    steps: BTreeSet<Step>,
 }
+
+/// A step of an engine: state, event, next state.
+pub type Step = (&'static str, &'static str, &'static str);
 
 /// Drives an engine through what `bytes` say.
 ///
 /// # Panics
 /// When a rule is broken.
 pub fn run(bytes: &[u8]) {
+    steps(bytes);
+}
+
+/// As [`run`]; the steps that the engine took.
+///
+/// # Panics
+/// When a rule is broken.
+pub fn steps(bytes: &[u8]) -> BTreeSet<Step> {
     let mut choices = Choices::new(bytes);
     let now = Instant::default();
     let (engine, event) = begin(&mut choices, now);
@@ -63,15 +76,21 @@ pub fn run(bytes: &[u8]) {
     if event == "morphing" {
         facts.job = Some(Job::Morph);
     }
-    let mut world = World { engine, now, facts };
+    let mut world = World {
+        engine,
+        now,
+        facts,
+        steps: BTreeSet::new(),
+    };
     let effects = world.collect();
     let stage = world.engine.stage().as_str();
     let rows = TRANSITIONS.iter().copied().flatten();
     assert_row(rows, "–", event, stage, &effects);
+    world.steps.insert(("–", event, stage));
     while let Some(choice) = choices.next() {
         if world.facts.stopped {
             assert_eq!(world.engine.stage(), Stage::Gone);
-            return;
+            break;
         }
         match choice {
             0..140 => world.go_on(&mut choices),
@@ -84,6 +103,7 @@ pub fn run(bytes: &[u8]) {
             }
         }
     }
+    world.steps
 }
 
 fn begin(choices: &mut Choices<'_>, now: Instant) -> (Engine, &'static str) {
@@ -161,7 +181,7 @@ fn any_event(choices: &mut Choices<'_>) -> Event {
         true => Wish::Recover,
         false => Wish::Terminate,
     };
-    match choices.byte() % 25 {
+    match choices.byte() % 26 {
         0 => Event::Healthy,
         1 => Event::Silent(text()),
         2 => Event::Answers,
@@ -189,6 +209,7 @@ fn any_event(choices: &mut Choices<'_>) -> Event {
         21 => Event::JobGone,
         22 => Event::Ended,
         23 => Event::SourceLeft,
+        24 => Event::Unreturned(text()),
         _ => Event::NotEnded(text()),
     }
 }
@@ -266,7 +287,9 @@ impl World {
             };
             assert!(!rows.any(always), "{before:?}: {name} was refused");
         } else {
-            assert_row(rows, before.as_str(), name, after.as_str(), &effects);
+            let step = (before.as_str(), name, after.as_str());
+            assert_row(rows, step.0, step.1, step.2, &effects);
+            self.steps.insert(step);
         }
         self.check(name);
     }
