@@ -50,6 +50,7 @@ pub struct WorkloadRequest {
     pub env: BTreeMap<String, String>,
     /// Absolute path of a file with more environment, `NAME=VALUE` in each line, which the daemon reads at each start. It
     /// must be root's or the daemon's user's, and nobody else's to read or write.
+    #[schema(pattern = "^/[^\\x00]*[^\\x00/]$")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub env_file: Option<String>,
 }
