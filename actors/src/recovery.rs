@@ -438,12 +438,13 @@ impl RecoveryJob {
                 act.owner
                     .news
                     .do_send(RecoveryNews::Successor(Box::new(row)));
+                act.tell(Event::SuccessorStarted, ctx);
             }
             // What was started may run: another successor would be a second owner.
             Err(error) if error.code == ErrorCode::OperatorActionNeeded => {
                 act.tell(Event::SuccessorRemains(error.message), ctx);
             }
-            Err(error) => act.tell(Event::SuccessorFailed(error.message), ctx),
+            Err(error) => act.tell(Event::NotStarted(error.message), ctx),
         }));
     }
 

@@ -12,6 +12,7 @@ use actix::prelude::*;
 use kmorph_control_api::{
     ApiError, Check as ApiCheck, ErrorCode, EventKind, MorphPhase, MorphStatus, OperationKind,
 };
+use kmp_proto::fence::FenceOrder;
 use kmp_proto::message::{Side, TransferMode, capability};
 use kmp_proto::morph::{
     Action, Answer, CommitLimit, Config, Engine, Estimate, Event, Outcome, Phase, Stage,
@@ -130,6 +131,8 @@ pub struct MorphSession {
     /// The watch of the source generation, which is its instance's.
     source_watch: Option<Addr<Watch>>,
     timer: Option<SpawnHandle>,
+    /// The target's start is under way; the order to fence it, if that came meanwhile.
+    starting: Option<Option<FenceOrder>>,
     operation: Option<Handle>,
     mode: TransferMode,
     relay: Option<Relay>,
@@ -202,6 +205,7 @@ impl MorphSession {
             watch: None,
             source_watch: None,
             timer: None,
+            starting: None,
             operation,
             mode: TransferMode::ByReference,
             relay: None,

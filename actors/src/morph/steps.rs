@@ -87,14 +87,21 @@ impl MorphSession {
         };
         let by_reference = by_reference(&self.services);
         let predecessor = self.plan.source.placement.clone().filter(|_| by_reference);
+        self.starting = Some(None);
         let work = async move { services.spawn(row, &instance, start, predecessor).await };
-        ctx.spawn(work.into_actor(self).map(|result, act, ctx| match result {
-            Ok(row) => {
-                act.plan.target = row;
-                act.watch_target(ctx);
+        ctx.spawn(work.into_actor(self).map(|result, act, ctx| {
+            let order = act.starting.take().flatten();
+            match result {
+                Ok(row) => {
+                    act.plan.target = row;
+                    if order.is_none() {
+                        act.watch_target(ctx);
+                    }
+                }
+                Err(error) => act.tell(Event::NotStarted(error.message), ctx),
             }
-            Err(error) => {
-                act.tell(Event::NotStarted(error.message), ctx);
+            if let Some(order) = order {
+                act.fence(Side::Target, order, ctx);
             }
         }));
     }
@@ -334,7 +341,13 @@ impl MorphSession {
         });
     }
 
+    /// Fences a side. A target whose start is under way is fenced when that is over: what is not there yet cannot be
+    /// confirmed to have ended.
     pub(super) fn fence(&mut self, side: Side, order: FenceOrder, ctx: &mut Context<Self>) {
+        if let (Side::Target, Some(waiting)) = (side, &mut self.starting) {
+            *waiting = Some(order);
+            return;
+        }
         let services = self.services.within(self.plan.session);
         let mut row = match side {
             Side::Source => self.plan.source.clone(),

@@ -77,6 +77,10 @@ pub struct Reclaiming {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Respawning {
     certificate: FenceCertificate,
+    /// The successor was started.
+    started: bool,
+    /// Why it is not wanted any more: it is started to its end all the same, so that it is known and can be fenced.
+    unwanted: Option<String>,
 }
 
 /// One recovery in the phase `P`.
@@ -161,7 +165,11 @@ impl Recovery<Reclaiming> {
         let Reclaiming { certificate } = self.phase;
         Recovery {
             failed_generation: self.failed_generation,
-            phase: Respawning { certificate },
+            phase: Respawning {
+                certificate,
+                started: false,
+                unwanted: None,
+            },
         }
     }
 }
@@ -191,7 +199,11 @@ pub enum Event {
         /// Its generation.
         generation: u64,
     },
-    /// The successor could not be started, or failed before it was healthy.
+    /// The successor was started.
+    SuccessorStarted,
+    /// It could not be started.
+    NotStarted(String),
+    /// It failed before it was healthy, or is not wanted any more.
     SuccessorFailed(String),
     /// It could not be started, and something of it may run: another one would be a second owner.
     SuccessorRemains(String),
@@ -209,6 +221,8 @@ impl Event {
             Self::CaptureFailed(_) => "CaptureFailed",
             Self::Released => "Released",
             Self::SuccessorHealthy { .. } => "SuccessorHealthy",
+            Self::SuccessorStarted => "SuccessorStarted",
+            Self::NotStarted(_) => "NotStarted",
             Self::SuccessorFailed(_) => "SuccessorFailed",
             Self::SuccessorRemains(_) => "SuccessorRemains",
             Self::Tick => "Tick",
@@ -397,16 +411,35 @@ impl Engine {
                 State::Respawning(next)
             }
             (State::Respawning(recovery), Event::SuccessorHealthy { generation })
-                if generation > recovery.failed_generation =>
+                if recovery.phase.started && generation > recovery.failed_generation =>
             {
                 self.complete(generation);
                 self.finish(Outcome::Recovered)
             }
-            (State::Respawning(_), Event::SuccessorFailed(reason)) => {
-                self.complete(0);
-                self.finish(Outcome::SuccessorFailed(reason))
+            (State::Respawning(mut recovery), Event::SuccessorStarted)
+                if !recovery.phase.started =>
+            {
+                recovery.phase.started = true;
+                match recovery.phase.unwanted.take() {
+                    None => State::Respawning(recovery),
+                    Some(why) => self.successor_failed(why),
+                }
             }
-            (State::Respawning(_), Event::SuccessorRemains(reason)) => {
+            (State::Respawning(recovery), Event::SuccessorFailed(reason))
+                if recovery.phase.started =>
+            {
+                self.successor_failed(reason)
+            }
+            (State::Respawning(mut recovery), Event::SuccessorFailed(reason)) => {
+                recovery.phase.unwanted = Some(reason);
+                State::Respawning(recovery)
+            }
+            (State::Respawning(recovery), Event::NotStarted(reason)) if !recovery.phase.started => {
+                self.successor_failed(reason)
+            }
+            (State::Respawning(recovery), Event::SuccessorRemains(reason))
+                if !recovery.phase.started =>
+            {
                 self.complete(0);
                 self.finish(Outcome::OperatorActionNeeded(reason))
             }
@@ -429,6 +462,11 @@ impl Engine {
         let proof = next.certificate().clone();
         self.actions.push_back(Action::Reclaim(proof));
         State::Reclaiming(next)
+    }
+
+    fn successor_failed(&mut self, reason: String) -> State {
+        self.complete(0);
+        self.finish(Outcome::SuccessorFailed(reason))
     }
 
     /// The survivors were told that something was under way: they hear of its end too.
@@ -479,6 +517,7 @@ mod tests {
         assert!(matches!(drain(&mut engine)[..], [Action::Reclaim(_)]));
         tell(&mut engine, Event::Released);
         assert!(matches!(drain(&mut engine)[..], [Action::Respawn(_)]));
+        tell(&mut engine, Event::SuccessorStarted);
         tell(&mut engine, Event::SuccessorHealthy { generation: 8 });
         let end = drain(&mut engine);
         assert_eq!(end[0], Action::Complete { new_generation: 8 });
@@ -514,7 +553,7 @@ mod tests {
             Engine::resume_fenced(certificate(7), CapturePolicy::Off, Afterwards::Respawn);
         assert!(matches!(drain(&mut engine)[..], [Action::Reclaim(_)]));
         tell(&mut engine, Event::Released);
-        tell(&mut engine, Event::SuccessorFailed("no memory".into()));
+        tell(&mut engine, Event::NotStarted("no memory".into()));
         let end = drain(&mut engine);
         assert_eq!(end[1], Action::Complete { new_generation: 0 });
         let last = end.into_iter().next_back();
@@ -534,6 +573,21 @@ mod tests {
         let end = drain(&mut engine);
         assert_eq!(end[0], Action::Complete { new_generation: 0 });
         assert_eq!(end[1], Action::Finished(Outcome::Quarantined));
+    }
+
+    #[test]
+    fn a_successor_that_is_not_wanted_any_more_is_started_to_its_end_and_then_given_up() {
+        let mut engine =
+            Engine::resume_fenced(certificate(7), CapturePolicy::Off, Afterwards::Respawn);
+        tell(&mut engine, Event::Released);
+        drain(&mut engine);
+        tell(&mut engine, Event::SuccessorFailed("terminated".into()));
+        assert!(drain(&mut engine).is_empty(), "its start is under way");
+        tell(&mut engine, Event::SuccessorStarted);
+        let end = drain(&mut engine);
+        assert_eq!(end[0], Action::Complete { new_generation: 0 });
+        let terminated = Outcome::SuccessorFailed("terminated".into());
+        assert_eq!(end[1], Action::Finished(terminated));
     }
 
     #[test]

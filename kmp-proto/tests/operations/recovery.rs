@@ -26,6 +26,7 @@ struct Facts {
     reclaimed: bool,
     released: bool,
     respawned: bool,
+    started: bool,
     successor: Option<u64>,
     finished: bool,
 }
@@ -83,7 +84,7 @@ fn policy(choice: u8) -> CapturePolicy {
 }
 
 fn any_event(choice: u8, choices: &mut Choices<'_>) -> Event {
-    match choice % 10 {
+    match choice % 12 {
         0 => Event::Fenced(certify(FAILED)),
         1 => Event::Fenced(certify(u64::from(choices.byte()))),
         2 => Event::FenceUnconfirmed("it still runs".to_owned()),
@@ -94,6 +95,8 @@ fn any_event(choice: u8, choices: &mut Choices<'_>) -> Event {
         5 => Event::Captured,
         6 => Event::CaptureFailed("the disk is full".to_owned()),
         7 => Event::SuccessorFailed("it does not start".to_owned()),
+        9 => Event::SuccessorStarted,
+        10 => Event::NotStarted("it does not start".to_owned()),
         8 => Event::SuccessorRemains("it may run".to_owned()),
         _ => Event::Tick,
     }
@@ -133,6 +136,7 @@ impl World {
                 self.facts.capture_failed |= before == "capturing_vmcore";
             }
             Event::Released => self.facts.released |= before == "reclaiming_resources",
+            Event::SuccessorStarted if before == "respawning" => self.facts.started = true,
             Event::SuccessorHealthy { generation } if before == "respawning" => {
                 self.facts.successor = Some(*generation);
             }
@@ -196,7 +200,7 @@ impl World {
             Action::Finished(outcome) => {
                 match outcome {
                     Outcome::Recovered => {
-                        assert!(facts.respawned);
+                        assert!(facts.respawned && facts.started);
                         assert!(facts.successor.is_some_and(|next| next > FAILED));
                     }
                     Outcome::SuccessorFailed(_) => assert!(facts.respawned),

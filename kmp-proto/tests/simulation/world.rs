@@ -315,6 +315,7 @@ impl World {
             Local::Spawned => {
                 let spawned = self.kernels.serving()[0];
                 self.journal.current = Some(spawned);
+                self.tell_recovery(recovery::Event::SuccessorStarted);
                 self.watch(spawned);
             }
         }
