@@ -57,6 +57,8 @@ pub struct RecoveryJob {
     /// Fences that were tried and not confirmed.
     unconfirmed: Repeated,
     timer: Option<SpawnHandle>,
+    /// A successor that did not start and may run.
+    left: Option<Box<GenerationRow>>,
 }
 
 /// What the instance is told.
@@ -71,6 +73,8 @@ pub enum RecoveryNews {
         record: Box<RecoveryRecord>,
         /// The generation that failed, as it is now: fenced, if that was confirmed.
         failed: Box<GenerationRow>,
+        /// A successor that did not start and may run.
+        left: Option<Box<GenerationRow>>,
     },
     /// The actor has ended: it said before how, or panicked.
     Gone,
@@ -150,6 +154,7 @@ impl RecoveryJob {
             record,
             unconfirmed: Repeated::default(),
             timer: None,
+            left: None,
         }
         .start()
     }
@@ -410,7 +415,7 @@ impl RecoveryJob {
         let work = async move {
             let spec = &instance.spec;
             let ports = services.await_ports(&instance.name, failed).await;
-            ports.map_err(|missing| ApiError::new(ErrorCode::Unavailable, missing))?;
+            ports.map_err(|missing| (ApiError::new(ErrorCode::Unavailable, missing), None))?;
             let write = |row: GenerationRow| {
                 let propose = Propose {
                     proposal: Proposal::Succeeded {
@@ -428,8 +433,11 @@ impl RecoveryJob {
                     spec.memory_bytes,
                     write,
                 )
-                .await?;
-            services.spawn(row, &instance, StartMode::Fresh, None).await
+                .await
+                .map_err(|error| (error, None))?;
+            let intended = Box::new(row.clone());
+            let spawned = services.spawn(row, &instance, StartMode::Fresh, None).await;
+            spawned.map_err(|error| (error, Some(intended)))
         };
         ctx.spawn(work.into_actor(self).map(|result, act, ctx| match result {
             Ok(row) => {
@@ -441,10 +449,11 @@ impl RecoveryJob {
                 act.tell(Event::SuccessorStarted, ctx);
             }
             // What was started may run: another successor would be a second owner.
-            Err(error) if error.code == ErrorCode::OperatorActionNeeded => {
+            Err((error, intended)) if error.code == ErrorCode::OperatorActionNeeded => {
+                act.left = intended;
                 act.tell(Event::SuccessorRemains(error.message), ctx);
             }
-            Err(error) => act.tell(Event::NotStarted(error.message), ctx),
+            Err((error, _)) => act.tell(Event::NotStarted(error.message), ctx),
         }));
     }
 
@@ -498,6 +507,7 @@ impl RecoveryJob {
         self.owner.news.do_send(RecoveryNews::Over {
             record: Box::new(self.record.clone()),
             failed: Box::new(self.plan.failed.clone()),
+            left: self.left.take(),
         });
         ctx.stop();
     }

@@ -69,7 +69,13 @@ impl Instance {
             }
             Action::End(EndOrder::Asked { force }) => self.begin_end(force, ctx),
             Action::End(EndOrder::SpawnFailed(reason)) => self.give_up_spawn(reason, ctx),
-            Action::StartOver => self.start_over("job", ctx),
+            Action::StartOver => {
+                let whose = match &self.job {
+                    Job::Recovery(_) => "recovery",
+                    Job::Morph(_) | Job::None => "morph",
+                };
+                self.start_over(whose, ctx);
+            }
             Action::Stop => {
                 let name = self.row.name.clone();
                 self.fleet.news.do_send(FleetNews::Gone(name));

@@ -11,7 +11,7 @@
 use std::path::{Path, PathBuf};
 
 use actix::prelude::*;
-use kmorph_control_api::{ApiError, ErrorCode, EventKind};
+use kmorph_control_api::{ApiError, ErrorCode, EventKind, OperationKind};
 use kmp_proto::fence::FenceOrder;
 use kmp_proto::instance::{Event, Wish};
 use slog::warn;
@@ -55,14 +55,22 @@ impl Instance {
 
     /// Ends the instance for good: asks it, then fences it, then forgets it.
     pub(super) fn begin_end(&mut self, force: bool, ctx: &mut Context<Self>) {
-        // An end is begun by an operation: that of whoever asked, or one of the daemon's own.
-        let Some(operation) = self.asked.termination.take().map(Answered::granted) else {
-            return;
+        let operation = match self.asked.termination.take() {
+            Some(asked) => asked.granted(),
+            // An earlier daemon was asked.
+            None => {
+                let operations = self.services.operations.clone();
+                match operations.begin(OperationKind::Terminate, &self.row.name, None) {
+                    Ok(operation) => operation,
+                    Err(refused) => return self.not_ended(refused.message, ctx),
+                }
+            }
         };
-        let (services, generation) = (self.services.clone(), self.generation.clone());
-        let (row, own) = ((*self.row).clone(), ctx.address());
+        self.row.drop_reports();
+        let services = self.services.clone();
+        let ending = self.ending(force, ctx);
         let work = async move {
-            let (operation, ended) = end(&services, &row, generation, force, operation, own).await;
+            let (operation, ended) = end(&services, ending, operation).await;
             match (&ended, operation) {
                 // It has waited long enough, and was told.
                 (_, None) => {}
@@ -80,13 +88,38 @@ impl Instance {
                 act.say(EventKind::InstanceState, "terminated");
                 act.tell(Event::Ended, ctx);
             }
-            Err(reason) => {
-                warn!(act.log, "not terminated"; "generation" => act.generation.generation,
-                    "reason" => &reason);
-                act.tell(Event::NotEnded(reason), ctx);
-            }
+            Err(reason) => act.not_ended(reason, ctx),
         }));
     }
+
+    fn not_ended(&mut self, reason: String, ctx: &mut Context<Self>) {
+        warn!(self.log, "not terminated"; "generation" => self.generation.generation,
+            "reason" => &reason);
+        self.tell(Event::NotEnded(reason), ctx);
+    }
+
+    /// What is to be ended now.
+    pub(super) fn ending(&self, force: bool, ctx: &Context<Self>) -> Ending {
+        Ending {
+            row: (*self.row).clone(),
+            generation: self.generation.clone(),
+            left: self.left.clone(),
+            force,
+            owner: ctx.address(),
+        }
+    }
+}
+
+/// An instance that is to be ended.
+pub(super) struct Ending {
+    row: InstanceRow,
+    generation: GenerationRow,
+    /// See [`Instance`].
+    left: Vec<GenerationRow>,
+    /// It is not asked first.
+    force: bool,
+    /// Is told what it holds when its release takes a while.
+    owner: Addr<Instance>,
 }
 
 /// The generation of an instance that is being ended holds something still.
@@ -102,16 +135,25 @@ impl Handler<Unreturned> for Instance {
     }
 }
 
-/// Stops, fences and forgets an instance; `force` does not ask it first. It is forgotten once all that it held is given
-/// back, which `owner` is told when it takes a while; the operation is given back where it has not failed by then.
+/// Stops, fences and forgets an instance. It is forgotten once all that it held is given back; the operation is given back
+/// where it has not failed by then.
 pub(super) async fn end(
     services: &Services,
-    row: &InstanceRow,
-    generation: GenerationRow,
-    force: bool,
+    ending: Ending,
     operation: Handle,
-    owner: Addr<Instance>,
 ) -> (Option<Handle>, Result<(), String>) {
+    let Ending {
+        row,
+        generation,
+        left,
+        force,
+        owner,
+    } = ending;
+    for generation in left {
+        if let Err(reason) = stop(services, generation, true, &operation).await {
+            return (Some(operation), Err(reason));
+        }
+    }
     let (run_dir, mut kept) = match stop(services, generation, force, &operation).await {
         Err(reason) => return (Some(operation), Err(reason)),
         Ok((run_dir, Release::Kept(kept))) => (run_dir, Some(kept)),
@@ -131,7 +173,7 @@ pub(super) async fn end(
         }
         kept.returned().await;
     }
-    (operation, forget(services, row, &run_dir).await)
+    (operation, forget(services, &row, &run_dir).await)
 }
 
 /// Stops, fences and releases a generation; its run directory, and what came of the release.

@@ -28,10 +28,10 @@ mod watching;
 mod workload;
 
 use actix::prelude::*;
-use kmorph_control_api::{EventKind, OperationKind};
-use kmp_proto::instance::{Answer, Desired, Engine, Event, Failure, Successor};
+use kmorph_control_api::EventKind;
+use kmp_proto::instance::{Answer, Engine, Event, Failure, Successor};
 use kmp_proto::message::HealthStatus;
-use slog::{Logger, o, warn};
+use slog::{Logger, o};
 
 pub use capturing::{CaptureVmcore, ProvokePanic};
 pub use policy::{ApplyPolicy, GetPolicy};
@@ -100,6 +100,8 @@ pub struct Instance {
     kernel_release: String,
     /// Nothing of its last generation runs.
     gone: bool,
+    /// Other generations of it whose end could not be confirmed: they are ended with it.
+    left: Vec<GenerationRow>,
 }
 
 /// Where what is under way can be told something.
@@ -146,6 +148,7 @@ impl Instance {
             health: None,
             kernel_release,
             gone: false,
+            left: Vec::new(),
         };
         instance.start()
     }
@@ -210,35 +213,11 @@ impl Actor for Instance {
                 self.gone = gone;
                 None
             }
-            Some(Beginning::Terminating) => return self.finish_termination(ctx),
-            Some(Beginning::NeedsRecovery { .. }) | None => None,
+            Some(Beginning::Terminating | Beginning::NeedsRecovery { .. }) | None => None,
         };
         self.run(ctx);
         if let Some(left) = left {
             self.resume_morph(*left, ctx);
-        }
-    }
-}
-
-impl Instance {
-    /// Goes on with a termination that an earlier daemon began: the instance has been asked already.
-    fn finish_termination(&mut self, ctx: &mut Context<Self>) {
-        let operations = self.services.operations.clone();
-        match operations.begin(OperationKind::Terminate, &self.row.name, None) {
-            Ok(operation) => {
-                self.asked.termination = Some(Answered::unasked(operation));
-                self.run(ctx);
-            }
-            Err(refused) => {
-                warn!(self.log, "not terminated"; "generation" => self.generation.generation,
-                    "reason" => &refused.message);
-                self.engine = Engine::resting(
-                    self.row.policy.auto_heal,
-                    Desired::Terminating,
-                    Some(refused.message),
-                );
-                self.run(ctx);
-            }
         }
     }
 }

@@ -35,19 +35,22 @@ impl Instance {
             self.end_watch();
             self.watch = over.watch;
             self.kernel_release = over.status.to_kernel;
-            self.generation = over.target;
+            self.generation = over.target.clone();
         }
         let kept = match &over.outcome {
-            Outcome::OperatorActionNeeded {
-                side: Side::Source,
-                why,
-            } => Some(why.clone()),
+            Outcome::OperatorActionNeeded { side, why, .. } => {
+                // The instance ends it too, when it is ended.
+                self.left.push(match side {
+                    Side::Source => over.source,
+                    Side::Target => over.target.clone(),
+                });
+                Some((*side, why.clone()))
+            }
             _ => None,
         };
         self.tell(Event::MorphOver(over.outcome), ctx);
-        if let Some(why) = kept {
-            // The target has the state and serves: it is the instance, whatever the source still is.
-            let text = format!("the source kernel keeps its resources: {why}");
+        if let Some((side, why)) = kept {
+            let text = format!("the {} kernel keeps its resources: {why}", side.as_str());
             self.say(EventKind::Morph, text);
         }
     }

@@ -30,7 +30,7 @@ impl Handler<ApplyPolicy> for Instance {
     type Result = ();
 
     fn handle(&mut self, ApplyPolicy(policy): ApplyPolicy, ctx: &mut Self::Context) {
-        self.row.note(|row| row.policy = policy.clone());
+        self.row.amend(|row| row.policy = policy.clone());
         let auto_heal = policy.auto_heal;
         self.tell(Event::Policy { auto_heal }, ctx);
         if let Some(watch) = &self.watch {

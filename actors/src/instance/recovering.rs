@@ -34,7 +34,14 @@ impl Handler<RecoveryNews> for Instance {
                 self.gone = false;
                 self.tell(Event::SuccessorStarted, ctx);
             }
-            RecoveryNews::Over { record, failed } => self.recovery_over(*record, *failed, ctx),
+            RecoveryNews::Over {
+                record,
+                failed,
+                left,
+            } => {
+                self.left.extend(left.map(|row| *row));
+                self.recovery_over(*record, *failed, ctx);
+            }
             RecoveryNews::Gone => self.job_gone(ctx),
         }
     }
@@ -90,7 +97,9 @@ impl Instance {
 }
 
 impl Drop for Instance {
-    /// Also reached by a panic. What goes on below it would meet its successor's.
+    /// Also reached by a panic. What goes on below it would meet its successor's. A job that waits for a write of its
+    /// proposal must not take the end of this actor for the write's failure: actix drops an actor before the futures that
+    /// hold the answer, so that the job is abandoned first.
     fn drop(&mut self) {
         self.end_watch();
         match &self.job {

@@ -236,8 +236,15 @@ impl Handler<Morph> for Instance {
     type Result = Result<(), ApiError>;
 
     fn handle(&mut self, morph: Morph, ctx: &mut Self::Context) -> Self::Result {
-        if let Err(doing) = self.engine.may(Request::Morph) {
-            let error = self.busy("morphed", doing);
+        let error = match self.engine.may(Request::Morph) {
+            Err(doing) => Some(self.busy("morphed", doing)),
+            // It was another generation when the morph was planned.
+            Ok(()) if morph.plan.source.generation != self.generation.generation => {
+                Some(self.busy("morphed", Doing::Recovering))
+            }
+            Ok(()) => None,
+        };
+        if let Some(error) = error {
             morph.operation.fail(error.clone(), None);
             return Err(error);
         }

@@ -1,5 +1,6 @@
-//! The row of the instance in the journal. This actor alone writes it, one write after the other, so that no write is made
-//! of what an earlier one has not confirmed yet. What recoveries and morphs want changed, they propose.
+//! The row of the instance in the journal. This actor alone changes it, one write after the other, so that no write is made
+//! of what an earlier one has not confirmed yet. What recoveries and morphs want changed, they propose. (The supervisor
+//! inserts the row, and changes its policy, which no other write touches; the end of the instance deletes it.)
 //!
 //! ```text
 //! wanted (Save) ──┐
@@ -52,9 +53,26 @@ impl OwnRow {
         }
     }
 
-    /// Changes what nobody waits for to be durable.
-    pub(super) fn note(&mut self, change: impl FnOnce(&mut InstanceRow)) {
+    /// Changes the row in memory; the next write has it.
+    pub(super) fn amend(&mut self, change: impl FnOnce(&mut InstanceRow)) {
         change(&mut self.row);
+    }
+}
+
+impl OwnRow {
+    /// What waits to be reported, out of the queue.
+    fn take_reports(&mut self) -> Vec<Change> {
+        let (reports, others) = std::mem::take(&mut self.queue)
+            .into_iter()
+            .partition(|write| matches!(write.change, RowChange::Nothing));
+        self.queue = others;
+        let reports: VecDeque<Write> = reports;
+        reports.into_iter().flat_map(|write| write.with).collect()
+    }
+
+    /// Nothing is reported of an instance that is being forgotten: its row must not come back.
+    pub(super) fn drop_reports(&mut self) {
+        self.take_reports();
     }
 }
 
@@ -118,6 +136,8 @@ impl Instance {
         }
         let mut changes = vec![Change::Instance(Box::new(row))];
         changes.extend(with);
+        // One transaction for all reports that wait: a commit record must not stand in line behind them.
+        changes.extend(self.row.take_reports());
         self.row.writing = true;
         let journal = self.services.journal.clone();
         let written = async move { record(&journal, changes).await };

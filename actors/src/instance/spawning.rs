@@ -84,17 +84,16 @@ impl Instance {
         written: Result<(), JournalError>,
         ctx: &mut Context<Self>,
     ) {
-        let (services, row) = (self.services.clone(), (*self.row).clone());
-        let generation = self.generation.clone();
-        let own = ctx.address();
+        self.row.drop_reports();
+        let (services, ending) = (self.services.clone(), self.ending(true, ctx));
+        let (name, run_dir) = (self.row.name.clone(), self.generation.run_dir.clone());
         let work = async move {
-            let kind = services.backend.kind();
-            let hint = last_words(kind, generation.run_dir.clone()).await;
+            let hint = last_words(services.backend.kind(), run_dir).await;
             let (operation, ended) = match written {
-                Ok(()) => end(&services, &row, generation, true, operation, own).await,
+                Ok(()) => end(&services, ending, operation).await,
                 Err(error) => (Some(operation), Err(error.to_string())),
             };
-            let text = format!("{} did not start: {reason}", row.name);
+            let text = format!("{name} did not start: {reason}");
             let error = match &ended {
                 Ok(()) => ApiError::new(ErrorCode::StartFailed, text).hint(hint),
                 Err(left) => {

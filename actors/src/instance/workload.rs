@@ -31,7 +31,7 @@ impl Instance {
         if failures == 0 {
             return;
         }
-        self.row.note(|row| {
+        self.row.amend(|row| {
             row.workload_restarts = now;
             row.workload_failures = row.workload_failures.saturating_add(failures.into());
         });

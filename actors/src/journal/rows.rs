@@ -203,7 +203,7 @@ pub struct MorphRow {
     pub status: MorphStatus,
     /// The engine's stable phase name; `done` when it is over.
     pub phase: String,
-    /// The commit record: once true and durable, the new generation is the instance.
+    /// The commit record: once true and durable, the target generation is the instance.
     pub committed: bool,
     /// The kernel that is gone to.
     pub kernel: KernelChoice,

@@ -104,10 +104,20 @@ pub struct MorphOver {
     pub outcome: Outcome,
     /// Its last status.
     pub status: MorphStatus,
+    /// The source generation.
+    pub source: GenerationRow,
     /// The target generation.
     pub target: GenerationRow,
     /// Its watch, when the target is the instance now.
     pub watch: Option<Addr<Watch>>,
+}
+
+/// The target's start.
+enum Start {
+    /// It is under way; the order to fence the target, if that came meanwhile.
+    UnderWay(Option<FenceOrder>),
+    /// It is over.
+    Over,
 }
 
 /// Whom a morph works for.
@@ -131,8 +141,7 @@ pub struct MorphSession {
     /// The watch of the source generation, which is its instance's.
     source_watch: Option<Addr<Watch>>,
     timer: Option<SpawnHandle>,
-    /// The target's start is under way; the order to fence it, if that came meanwhile.
-    starting: Option<Option<FenceOrder>>,
+    start: Start,
     operation: Option<Handle>,
     mode: TransferMode,
     relay: Option<Relay>,
@@ -205,7 +214,7 @@ impl MorphSession {
             watch: None,
             source_watch: None,
             timer: None,
-            starting: None,
+            start: Start::Over,
             operation,
             mode: TransferMode::ByReference,
             relay: None,

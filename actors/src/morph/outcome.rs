@@ -90,6 +90,7 @@ impl MorphSession {
         self.owner.news.do_send(MorphNews::Over(Box::new(MorphOver {
             outcome,
             status: self.status.clone(),
+            source: self.plan.source.clone(),
             target: self.plan.target.clone(),
             watch: self.watch.take(),
         })));

@@ -141,7 +141,7 @@ impl Relay {
         sent.map_err(at(Side::Source))?;
         let mut sent_bytes = 0;
         loop {
-            let transfer = self.next_of_old(fixed).await?;
+            let transfer = self.next_of_source(fixed).await?;
             let (op, dirty_bytes) = (transfer.fixed.op, transfer.fixed.dirty_bytes);
             let total_bytes = transfer.fixed.total_bytes;
             sent_bytes += transfer.data.len() as u64;
@@ -149,7 +149,7 @@ impl Relay {
             let sequence = match self.target.writer.send(&message).await {
                 Ok(sequence) => sequence,
                 // It hung up; what it said before tells why.
-                Err(error) => return Err(self.refusal_of_new(error).await),
+                Err(error) => return Err(self.refusal_of_target(error).await),
             };
             if op == TransferOp::EndOfRound {
                 self.applied(&message, sequence).await?;
@@ -163,7 +163,7 @@ impl Relay {
     }
 
     /// The next chunk or the end of the round.
-    async fn next_of_old(&mut self, asked: MorphTransferFixed) -> Result<MorphTransfer, Broken> {
+    async fn next_of_source(&mut self, asked: MorphTransferFixed) -> Result<MorphTransfer, Broken> {
         let frame = next_on_bulk(&mut self.source, state)
             .await
             .map_err(at(Side::Source))?;
@@ -207,7 +207,7 @@ impl Relay {
         })
     }
 
-    async fn refusal_of_new(&mut self, error: ConnectionError) -> Broken {
+    async fn refusal_of_target(&mut self, error: ConnectionError) -> Broken {
         match tokio::time::timeout(LAST_WORDS, self.target.reader.next()).await {
             Ok(Ok(frame)) => unexpected(Side::Target, &frame.message),
             _ => at(Side::Target)(error),

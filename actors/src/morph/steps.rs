@@ -15,7 +15,7 @@ use kmp_proto::message::{
 };
 use kmp_proto::morph::{CommitOrder, CommitRecord, Event, FROZEN_STEP_TIMEOUT, Offer};
 
-use super::{MorphSession, STEP_TIMEOUT, api_checks, by_reference};
+use super::{MorphSession, STEP_TIMEOUT, Start, api_checks, by_reference};
 use crate::ambient;
 use crate::clock;
 use crate::journal::{Change, Proposal, Propose, record_commit};
@@ -87,10 +87,13 @@ impl MorphSession {
         };
         let by_reference = by_reference(&self.services);
         let predecessor = self.plan.source.placement.clone().filter(|_| by_reference);
-        self.starting = Some(None);
+        self.start = Start::UnderWay(None);
         let work = async move { services.spawn(row, &instance, start, predecessor).await };
         ctx.spawn(work.into_actor(self).map(|result, act, ctx| {
-            let order = act.starting.take().flatten();
+            let order = match std::mem::replace(&mut act.start, Start::Over) {
+                Start::UnderWay(order) => order,
+                Start::Over => None,
+            };
             match result {
                 Ok(row) => {
                     act.plan.target = row;
@@ -344,7 +347,7 @@ impl MorphSession {
     /// Fences a side. A target whose start is under way is fenced when that is over: what is not there yet cannot be
     /// confirmed to have ended.
     pub(super) fn fence(&mut self, side: Side, order: FenceOrder, ctx: &mut Context<Self>) {
-        if let (Side::Target, Some(waiting)) = (side, &mut self.starting) {
+        if let (Side::Target, Start::UnderWay(waiting)) = (side, &mut self.start) {
             *waiting = Some(order);
             return;
         }

@@ -1,4 +1,4 @@
-//! Beginning a morph: the kernel is read and the new generation written down before the instance is
+//! Beginning a morph: the kernel is read and the target generation written down before the instance is
 //! told.
 
 use std::time::Duration;

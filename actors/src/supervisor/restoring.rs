@@ -135,18 +135,15 @@ async fn left_morph(
     row: &InstanceRow,
     of: &impl Fn(u64) -> Option<GenerationRow>,
 ) -> Option<LeftMorph> {
-    let morph = snapshot
-        .morphs
-        .iter()
-        .rfind(|m| m.status.instance == row.name)?;
-    // One whose end could not be written is over all the same when the instance is another generation by now.
-    let owner = match morph.committed {
-        true => morph.status.to_generation,
-        false => morph.status.from_generation,
-    };
-    if morph.phase == "done" || owner != row.active_generation {
-        return None;
-    }
+    let morph = snapshot.morphs.iter().rfind(|morph| {
+        // One whose end could not be written is over all the same when the instance is another generation by now.
+        let owner = match morph.committed {
+            true => morph.status.to_generation,
+            false => morph.status.from_generation,
+        };
+        let mine = morph.status.instance == row.name && owner == row.active_generation;
+        mine && morph.phase != "done"
+    })?;
     // A side that is not in the journal any more was fenced and released: what is left of it is
     // nothing, and fencing nothing is confirmed at once.
     let side = |number| of(number).unwrap_or_else(|| gone_generation(services, row, number));

@@ -6,7 +6,7 @@
 //!   │           │ ▲  └─▶ Capturing ─▶ Serving   BackingOff ─▶ Queued ─▶ Recovering ─▶ Serving
 //!   │           ▼ │                                  ▲                     └─▶ Resting
 //!   │         Asked (to recover) ────────────────────┘
-//!   └ its program does not start                any ─▶ Ending ─▶ Gone
+//!   └ its program does not start          all but Capturing ─▶ Ending ─▶ Gone
 //! ```
 //!
 //! Invariants:

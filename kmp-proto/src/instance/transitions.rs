@@ -207,6 +207,13 @@ const TERMINATION: [[Transition; 3]; 7] = [
 
 const FAILING: &[Transition] = &[
     row(FAILED, "Recorded(terminate)", "", ENDING, END),
+    row(
+        FAILED,
+        "NotRecorded(terminate)",
+        "its spawn has failed",
+        ENDING,
+        GIVE_UP,
+    ),
     // The journal answers the wish to recover first.
     row(
         ASKED,
@@ -247,7 +254,7 @@ const FAILING: &[Transition] = &[
         "SuccessorStarted",
         RECORDED,
         RECOVERING,
-        &["Watch(end)", "Tell(SuccessorFailed)"],
+        &["Watch(end)"],
     ),
     row(
         RECOVERING,
@@ -334,7 +341,7 @@ const JOBS: &[Transition] = &[
     row(
         MORPHING,
         "MorphOver(OperatorActionNeeded)",
-        "about the source",
+        "about the source, and the target serves",
         SERVING,
         &["Watch(take over)", "Show"],
     ),
@@ -343,7 +350,14 @@ const JOBS: &[Transition] = &[
         "MorphOver(OperatorActionNeeded)",
         "about the target",
         RESTING,
-        &["Show", "Save", "Ports(close)"],
+        &["Show", "Save"],
+    ),
+    row(
+        MORPHING,
+        "MorphOver(OperatorActionNeeded)",
+        "about the source, and the target has failed",
+        RESTING,
+        &["Watch(end)", "Show", "Save", "Ports(close)"],
     ),
     row(CAPTURING, "Failed", "", CAPTURING, SHOW),
     row(

@@ -229,6 +229,8 @@ pub enum Outcome {
         side: Side,
         /// Why not.
         why: String,
+        /// How the target failed after the commit record, if it did: nothing serves then.
+        target_failure: Option<TargetFailure>,
     },
 }
 

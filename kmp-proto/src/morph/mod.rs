@@ -11,8 +11,8 @@
 //! Committing, in this order and no other:
 //!
 //! ```text
-//! FREEZE old ─▶ last round ─▶ ACTIVATE new ─▶ commit record durable ─▶ SERVE new ─▶ RETIRE old ─▶ fence old
-//!                                             └── the commit point ──┘
+//! FREEZE source ─▶ last round ─▶ ACTIVATE target ─▶ commit record durable ─▶ SERVE target ─▶ RETIRE source ─▶ fence source
+//!                                                   └── the commit point ──┘
 //! ```
 //!
 //! Invariants:

@@ -37,6 +37,8 @@ struct Facts {
     writing: VecDeque<Wish>,
     /// A termination is in the journal.
     terminating: bool,
+    /// A person has to act first: nothing is healed before that.
+    resting: bool,
     stopped: bool,
     /// What the journal says is wanted.
     journal: Option<Desired>,
@@ -160,6 +162,10 @@ fn morph_outcome(choices: &mut Choices<'_>) -> Outcome {
                 Side::Target
             },
             why: text(),
+            target_failure: match side {
+                4 if choices.bit() => Some(TargetFailure::Died(text())),
+                _ => None,
+            },
         },
     }
 }
@@ -300,6 +306,7 @@ impl World {
         match event {
             Event::Recorded(wish) => {
                 facts.writing.pop_front();
+                facts.resting &= *wish != Wish::Recover;
                 facts.journal = Some(wish.desired());
                 facts.terminating |= *wish == Wish::Terminate;
             }
@@ -320,7 +327,7 @@ impl World {
     }
 
     /// What holds whatever happens.
-    fn check(&self, event: &str) {
+    fn check(&mut self, event: &str) {
         let (engine, facts) = (&self.engine, &self.facts);
         let stage = engine.stage();
         let job = match stage {
@@ -333,6 +340,10 @@ impl World {
         if !facts.stopped {
             assert_eq!(job, facts.job, "{event}: what is under way");
         }
+        if stage == Stage::Resting {
+            self.facts.resting = true;
+        }
+        let (engine, facts) = (&self.engine, &self.facts);
         if stage == Stage::Serving {
             assert!(facts.watched, "{event}: it serves unwatched");
         }
@@ -385,6 +396,7 @@ impl World {
                 self.facts.backing_off = false;
             }
             Action::Queue => {
+                assert!(!self.facts.resting, "healed although it rests");
                 assert!(!self.facts.terminating, "healed although its end is wanted");
                 self.facts.queued = true;
             }

@@ -1,5 +1,6 @@
 //! Wishes on their way into the journal, and the end of the instance.
 
+use super::failing::Failed;
 use super::idle::{Idle, Rest};
 use super::{Engine, State, Taken};
 use crate::instance::events::{
@@ -109,7 +110,7 @@ impl Engine {
         };
         self.end = End::NotAsked;
         Taken::To(match state {
-            State::Failed(failure) => self.heal(failure, now),
+            State::Failed(Failed { before, failure }) => self.idle_failed(before, failure, now),
             state => state,
         })
     }

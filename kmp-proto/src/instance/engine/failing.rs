@@ -13,10 +13,19 @@ use crate::message::FailureCause;
 use crate::recovery::Decision;
 use crate::time::Instant;
 
+/// A failure that nothing follows from until a termination is written, or is not.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) before: Idle,
+    pub(super) failure: Failure,
+}
+
 /// A recovery under way.
 #[derive(Debug)]
 pub(super) struct Recovering {
     successor: Successor,
+    /// Why it rests afterwards, if it does.
+    pub(super) rests_because: Option<String>,
     /// A successor was started.
     started: bool,
     /// How that failed.
@@ -56,7 +65,10 @@ impl Engine {
         self.watch(WatchOrder::End);
         self.ports(PortOrder::HoldForAWhile);
         if self.end != End::NotAsked {
-            return State::Failed(failure);
+            return State::Failed(Failed {
+                before: Idle::Serving,
+                failure,
+            });
         }
         if !self.auto_heal {
             self.ports(PortOrder::Close);
@@ -101,11 +113,12 @@ impl Engine {
         let Event::Granted = event else {
             return Taken::Not(State::Queued(order));
         };
-        let successor = order.successor;
+        let (successor, rests_because) = (order.successor, order.rests_because());
         self.show(Condition::Recovering, Some(order.failure.text()));
         self.actions.push_back(Action::Recover(order));
         Taken::To(State::Recovering(Recovering {
             successor,
+            rests_because,
             started: false,
             cause: None,
         }))
@@ -121,11 +134,9 @@ impl Engine {
             Event::SuccessorStarted => {
                 recovering.started = true;
                 self.watch(WatchOrder::End);
-                match self.end {
-                    End::AfterWork { .. } => self.tell(JobNews::SuccessorFailed(
-                        super::ending::TERMINATED.to_owned(),
-                    )),
-                    End::NotAsked | End::Recording { .. } => self.watch(WatchOrder::Begin),
+                // One that is to be ended was told to the recovery already.
+                if !self.end.is_recorded() {
+                    self.watch(WatchOrder::Begin);
                 }
             }
             Event::Healthy => {
@@ -165,17 +176,21 @@ impl Engine {
                 self.heal(failure, now)
             }
             RecoveryEnd::Quarantined => {
-                let reason = self.reason.clone();
-                self.rest(Rest::Quarantined, reason)
+                let state = self.rest(Rest::Quarantined, was.rests_because.clone());
+                self.ports(PortOrder::Close);
+                state
             }
-            RecoveryEnd::OperatorActionNeeded(why) => self.rest(Rest::OperatorAction, Some(why)),
+            RecoveryEnd::OperatorActionNeeded(why) => {
+                let state = self.rest(Rest::OperatorAction, Some(why));
+                self.ports(PortOrder::Close);
+                state
+            }
         }
     }
 
     pub(super) fn rest(&mut self, rest: Rest, reason: Option<String>) -> State {
         self.show(rest.condition(), reason);
         self.actions.push_back(Action::Save);
-        self.ports(PortOrder::Close);
         State::Idle(Idle::Resting(rest))
     }
 

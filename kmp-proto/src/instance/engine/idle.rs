@@ -1,6 +1,7 @@
 //! Nothing is under way: it starts, serves or rests. What may begin, begins here.
 
 use super::ending::{Asked, End};
+use super::failing::Failed;
 use super::jobs::Capturing;
 use super::{Engine, State, Taken};
 use crate::instance::events::{
@@ -52,6 +53,7 @@ impl From<Desired> for Rest {
             Desired::Unhealed => Self::Unhealed,
             Desired::OperatorAction => Self::OperatorAction,
             Desired::Terminating => Self::NotEnded,
+            // The first two do not rest: whoever finds them recovers or adopts the instance.
             Desired::Running | Desired::Recover | Desired::Resting => Self::Quarantined,
         }
     }
@@ -109,7 +111,18 @@ impl Engine {
 
     /// The generation failed while nothing was under way.
     pub(super) fn idle_failed(&mut self, idle: Idle, failure: Failure, now: Instant) -> State {
-        if idle == (Idle::Starting { spawning: true }) && self.end == End::NotAsked {
+        if let Idle::Resting(_) = idle {
+            // A person has to act first.
+            return State::Idle(idle);
+        }
+        if self.end != End::NotAsked {
+            self.show(Condition::Failed, Some(failure.text()));
+            self.watch(WatchOrder::End);
+            self.ports(PortOrder::HoldForAWhile);
+            let before = idle;
+            return State::Failed(Failed { before, failure });
+        }
+        if idle == (Idle::Starting { spawning: true }) {
             return self.give_up_spawn(failure.text());
         }
         self.show(Condition::Failed, Some(failure.text()));

@@ -4,7 +4,7 @@ use super::ending::End;
 use super::idle::{Idle, Rest};
 use super::{Engine, State, Taken};
 use crate::instance::Condition;
-use crate::instance::events::{Action, Event, Failure, JobNews, WatchOrder};
+use crate::instance::events::{Action, Event, Failure, JobNews, PortOrder, WatchOrder};
 use crate::message::{FailureCause, Side};
 use crate::morph::Outcome;
 use crate::time::Instant;
@@ -39,14 +39,29 @@ impl Engine {
             evidence: vec![how],
         };
         let failure = match outcome {
-            // A target that keeps its resources is fenced by nobody yet: the source must not be healed beside it.
+            // A target that keeps its resources is fenced by nobody yet: the source, which may serve, must not be healed
+            // beside it.
             Outcome::OperatorActionNeeded {
                 side: Side::Target,
                 why,
+                ..
             } => return self.rest(Rest::OperatorAction, Some(why)),
+            Outcome::OperatorActionNeeded {
+                side: Side::Source,
+                why,
+                target_failure: Some(_),
+            } => {
+                self.watched = true;
+                self.watch(WatchOrder::End);
+                let state = self.rest(Rest::OperatorAction, Some(why));
+                self.ports(PortOrder::Close);
+                return state;
+            }
             Outcome::Committed
             | Outcome::OperatorActionNeeded {
-                side: Side::Source, ..
+                side: Side::Source,
+                target_failure: None,
+                ..
             } => {
                 self.watch(WatchOrder::TakeOver);
                 self.show_serving();

@@ -21,7 +21,7 @@ use super::{Condition, Desired, Stage};
 use crate::recovery::RestartPolicy;
 use crate::time::Instant;
 use ending::{Asked, End};
-use failing::Recovering;
+use failing::{Failed, Recovering};
 use idle::{Idle, Rest};
 use jobs::Capturing;
 
@@ -29,7 +29,7 @@ use jobs::Capturing;
 enum State {
     Idle(Idle),
     Asked(Asked),
-    Failed(Failure),
+    Failed(Failed),
     BackingOff(RecoveryOrder),
     Queued(RecoveryOrder),
     Recovering(Recovering),
@@ -201,16 +201,25 @@ impl Engine {
         match &self.state {
             State::Idle(Idle::Resting(_)) => self.reason.clone(),
             State::BackingOff(order) | State::Queued(order) => order.rests_because(),
+            State::Recovering(recovering) => recovering.rests_because.clone(),
             _ => None,
         }
     }
 
-    /// Whether a generation of it was healthy since it was started: failures of its program count from then on.
+    /// Whether the generation that is watched was healthy once: failures of its program count from then on.
     pub fn has_served(&self) -> bool {
-        !matches!(
-            self.state,
-            State::Idle(Idle::Starting { .. }) | State::Recovering(_)
-        )
+        match &self.state {
+            State::Idle(idle) => *idle == Idle::Serving,
+            State::Asked(asked) => asked.before == Idle::Serving,
+            State::Capturing(capturing) => capturing.before == Idle::Serving,
+            State::Morphing => true,
+            State::Failed(_)
+            | State::BackingOff(_)
+            | State::Queued(_)
+            | State::Recovering(_)
+            | State::Ending
+            | State::Gone => false,
+        }
     }
 
     /// Whether its spawn is under way, and may fail.

@@ -113,8 +113,11 @@ impl Engine {
                 if self.fence_again_later(morph.phase.attempts, now) {
                     return Committed::FencingSource(morph).into();
                 }
-                let side = Side::Source;
-                Taken::To(self.finish(Outcome::OperatorActionNeeded { side, why }))
+                Taken::To(self.finish(Outcome::OperatorActionNeeded {
+                    side: Side::Source,
+                    why,
+                    target_failure: morph.target_failure(),
+                }))
             }
             Event::Tick if self.timers.retry_is_due(now) => Taken::To(self.fence_source(morph)),
             Event::Died(Side::Target, how) => {

@@ -76,8 +76,11 @@ impl Engine {
                 if self.fence_again_later(morph.phase.attempts, now) {
                     return RollingBack::FencingTarget(morph).into();
                 }
-                let side = Side::Target;
-                Taken::To(self.finish(Outcome::OperatorActionNeeded { side, why }))
+                Taken::To(self.finish(Outcome::OperatorActionNeeded {
+                    side: Side::Target,
+                    why,
+                    target_failure: None,
+                }))
             }
             Event::Tick if self.timers.retry_is_due(now) => Taken::To(self.fence_target(morph)),
             Event::Died(Side::Source, how) => {

@@ -80,6 +80,10 @@ impl Morph<FencingSource> {
         self.phase.target_failure = Some(TargetFailure::Died(how));
     }
 
+    pub(in crate::morph) fn target_failure(self) -> Option<TargetFailure> {
+        self.phase.target_failure
+    }
+
     /// The source is fenced: the morph is over.
     ///
     /// # Errors
