@@ -17,7 +17,7 @@ DEMO = $(or $(CARGO_TARGET_DIR),target)/release/kmorph-demo
 # Who runs this; tests say who else.
 USER_ID = $(shell id -u)
 
-.PHONY: build test test-api test-kills test-runs test-flips test-crash test-drgn test-tasks demo demo-build demo-embedded demo-qemu demo-multikernel bench lint doc fuzz setup clean kmod kmod-test kmod-test-24 wheel
+.PHONY: build check test test-api test-kills test-runs test-flips test-crash test-drgn test-tasks demo demo-build demo-embedded demo-qemu demo-multikernel bench lint doc fuzz setup clean kmod kmod-test kmod-test-24 wheel
 
 build:
 	$(CARGO) build --release --workspace
@@ -26,6 +26,17 @@ build:
 # says what it was.
 test: setup
 	+CARGO="$(CARGO)" MAKE="$(MAKE)" scripts/test
+
+# Crates whose integration tests need neither root nor QEMU, and are quick.
+CHECKED_CRATES = kmp-proto kmp-transport kmorph-kerf-ring kmorph-files kmorph-launch kmorph-workload kmorphctl
+
+# What a change must pass before it is sent: format, clippy, documentation, unit tests, the integration tests of
+# CHECKED_CRATES, a short `make test-runs`, licences and versions of dependencies. Needs no root, no QEMU and no network once
+# the crates are fetched. `make test` does all of this too.
+check: lint doc
+	$(CARGO) test --quiet --workspace --lib --bins --test runs
+	$(CARGO) test --quiet $(addprefix --package=,$(CHECKED_CRATES)) --test '*'
+	scripts/check-dependencies
 
 # Schemathesis asks the control API what its description allows, and what it does not. It comes from PyPI, into target/api.
 test-api:

@@ -326,8 +326,6 @@ fn an_instance_that_never_answers_fails_to_start() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-
     #[test]
     fn an_instance_that_answers_in_time_is_never_condemned(
         timeout in 200u64..3000, delays in proptest::collection::vec(0u64..1000, 1..30),

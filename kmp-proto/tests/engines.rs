@@ -62,9 +62,7 @@ fn pseudo_random(state: &mut u64) -> u8 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig {
-        failure_persistence: None, cases: 2000, ..ProptestConfig::default()
-    })]
+    #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
     fn any_events_leave_the_detector_within_its_rules(

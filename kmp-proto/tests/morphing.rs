@@ -370,8 +370,6 @@ fn a_failed_check_and_an_empty_report_roll_back() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-
     #[test]
     fn whatever_dies_whenever_one_kernel_ends_up_serving(
         fault in prop_oneof![

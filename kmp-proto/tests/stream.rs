@@ -17,8 +17,6 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-
     #[test]
     fn any_split_of_the_stream_gives_the_same_frames(
         order in proptest::collection::vec(any::<Index>(), 1..8),

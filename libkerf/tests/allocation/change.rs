@@ -9,11 +9,7 @@ use proptest::prelude::*;
 use crate::ground::{BLOCK, build, ground, plain_ground};
 
 proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: 1000,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    })]
+    #![proptest_config(ProptestConfig::with_cases(1000))]
 
     /// CPUs change hands among pool and instances in any way: the overlay makes what was wanted.
     #[test]

@@ -137,11 +137,7 @@ fn check_reason(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: 2000,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    })]
+    #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
     fn a_choice_is_what_was_asked_for_or_a_true_reason(ground in ground(), request in request()) {

@@ -8,11 +8,7 @@ use proptest::prelude::*;
 use crate::ground::{BLOCK, RINGS, count, ground, plain_ground};
 
 proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: 2000,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    })]
+    #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
     fn an_exchange_is_as_planned_or_a_true_reason(

@@ -88,11 +88,7 @@ fn fragment() -> impl Strategy<Value = (Target, Vec<Operation>)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: 200,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    })]
+    #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
     fn parts_are_small_and_run_the_same_in_the_same_order(
