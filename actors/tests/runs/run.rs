@@ -262,7 +262,8 @@ impl World {
             self.note();
             all = daemon.supervisor.send(List).await.unwrap();
             let operations = daemon.services.operations.running();
-            if operations == 0 && all.iter().all(|instance| rests(instance.state)) {
+            let kept = daemon.services.kept.shown(None).len();
+            if operations + kept == 0 && all.iter().all(|instance| rests(instance.state)) {
                 break;
             }
         }
