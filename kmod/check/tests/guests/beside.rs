@@ -50,14 +50,18 @@ const LOADS: [Load; 5] = [
 
 /// Milliseconds that something took each time.
 #[derive(Debug, Default)]
-struct Times(Vec<f64>);
+pub(crate) struct Times(Vec<f64>);
 
 impl Times {
-    fn add(&mut self, time: Duration) {
+    pub(crate) fn of(times: impl Iterator<Item = f64>) -> Self {
+        Self(times.collect())
+    }
+
+    pub(crate) fn add(&mut self, time: Duration) {
         self.0.push(time.as_secs_f64() * 1000.0);
     }
 
-    fn quantile(&self, percent: usize) -> f64 {
+    pub(crate) fn quantile(&self, percent: usize) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
         sorted[(sorted.len() * percent / 100).min(sorted.len() - 1)]
