@@ -4,7 +4,7 @@
  *
  *   socket ── transport.c ─▶ send.c ─────── rings ──▶ memory shared with the peer
  *                                          │
- *   interrupt ── backend ─▶ peer.c ─▶ receive.c ─▶ heartbeat.c, or virtio_transport_recv_pkt() ─▶ socket
+ *   interrupt ── backend ─▶ peer.c ─▶ receive.c ─▶ heartbeat.c, or the vsock core ─▶ socket
  */
 #ifndef KERF_H
 #define KERF_H

@@ -19,11 +19,12 @@ static bool hdr_is_valid(const struct kerf_peer *peer, const struct virtio_vsock
 {
 	const struct kerf_device *dev = peer->dev;
 	u64 src = le64_to_cpu(hdr->src_cid), dst = le64_to_cpu(hdr->dst_cid);
+	bool data = le16_to_cpu(hdr->op) == VIRTIO_VSOCK_OP_RW;
 
 	if (le32_to_cpu(hdr->len) != payload)
 		return false;
 	/* Just a RW packet has a payload, and it has one: the core of 6.1 queues empty messages without bound. */
-	if ((payload != 0) != (le16_to_cpu(hdr->op) == VIRTIO_VSOCK_OP_RW))
+	if (data != !!payload)
 		return false;
 	if (src == VMADDR_CID_LOCAL || dst == VMADDR_CID_LOCAL)
 		return peer->number == dev->me && src == dst;
@@ -318,8 +319,8 @@ static struct sk_buff *give_merged(struct sk_buff *skb, u32 room)
 }
 
 /*
- * Whether a small packet may go to its socket unseen. To look into the socket costs a tenth of what it takes to give the
- * packet, and a program that reads each one before the next comes has an empty socket. By who delivers.
+ * Whether a small packet may go to its socket unseen. To look into the socket takes time on the way of each message,
+ * and a program that reads each one before the next comes has an empty socket. By who delivers.
  */
 static bool passes(struct kerf_peer *peer, const struct virtio_vsock_hdr *hdr)
 {
@@ -380,7 +381,7 @@ bool kerf_peer_deliver(struct kerf_peer *peer, enum kerf_worker who)
 		if (READ_ONCE(peer->starved))
 			more |= find_memory(peer);
 		atomic_set(&peer->delivering, KERF_NOBODY);
-		/* Pairs with the barrier in cmpxchg: either we see what came last, or who has put it there sees this. */
+		/* Pairs with the barrier in cmpxchg: we see what came last, or who has put it there sees this. */
 		smp_mb();
 		if (budget < 0)
 			return true;

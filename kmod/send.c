@@ -328,8 +328,8 @@ static void want_room(struct kerf_peer *peer)
 }
 
 /*
- * Sends what waits, heartbeats first, as far as there is room, up to a budget: the peer could make room for ever. Returns what
- * ended it: KERF_OK when the budget did, KERF_EMPTY when nothing waits any more.
+ * Sends what waits, heartbeats first, as far as there is room, up to a budget: the peer could make room for ever.
+ * Returns what ended it: KERF_OK when the budget did, KERF_EMPTY when nothing waits any more.
  */
 enum kerf_result kerf_peer_drain(struct kerf_peer *peer)
 {

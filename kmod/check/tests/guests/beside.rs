@@ -102,6 +102,36 @@ fn heartbeats_pass_floods_and_streams() {
     }
 }
 
+/// A guest of several CPUs talks to itself, to the host's streams and to a peer that floods, all at once.
+#[test]
+#[ignore = "boots guests: make kmod-test"]
+fn several_cpus_share_the_links() {
+    for (cpus, series) in [(2, "6.1"), (4, "6.12")] {
+        let machine = Machine::new(3).cpus(cpus);
+        let then = [
+            KERF,
+            "services",
+            "say=serving",
+            "cases=1",
+            "complaints",
+            "say=alone",
+            "forever",
+        ];
+        let mut guest = machine.guest(GUEST, series, &commands(&then));
+        guest.wait_for("KERF said serving");
+        let host = machine.runtime().block_on(machine.host());
+        for load in LOADS {
+            let (beats, trips) = measure(&machine, &host, load);
+            let [beat, trip] = [beats, trips].map(|times| times.quantile(50));
+            println!(
+                "{series}, {cpus} CPUs: {load:?}: heartbeat {beat:.2} ms, 80 bytes {trip:.2} ms"
+            );
+        }
+        guest.wait_for("KERF said alone");
+        assert_eq!(guest.failures(), Vec::<String>::new(), "{series}");
+    }
+}
+
 /// A program sleeps in `send()`, in a page fault, with its socket's lock. The kernel answers heartbeats meanwhile, also when
 /// there are packets for that socket and for others; and when the fault is over everything has arrived.
 #[test]

@@ -57,6 +57,7 @@ pub(crate) struct Machine {
     boots: AtomicU32,
     modules: PathBuf,
     checks: &'static str,
+    cpus: u32,
 }
 
 impl Machine {
@@ -81,7 +82,13 @@ impl Machine {
             boots: AtomicU32::new(0),
             modules,
             checks,
+            cpus: 1,
         }
+    }
+
+    /// Its guests have so many CPUs.
+    pub(crate) fn cpus(self, cpus: u32) -> Self {
+        Self { cpus, ..self }
     }
 
     pub(crate) fn server(&self) -> DoorbellServer {
@@ -189,6 +196,7 @@ impl Machine {
             ])
             .args(["-machine", "q35,usb=off"])
             .args(["-accel", "tcg,tb-size=96", "-m", "256M", "-serial", "stdio"])
+            .args(["-smp", &self.cpus.to_string()])
             .arg("-kernel")
             .arg(kernel)
             .arg("-initrd")
