@@ -74,8 +74,11 @@ fn this_module_and_an_older_one_take_turns() {
     }
 }
 
+/// One figure of a turn.
+type Figure = fn(&Turn) -> f64;
+
 fn print(series: &str, pairs: &[(Turn, Turn)]) {
-    let figures: [(&str, fn(&Turn) -> f64); 5] = [
+    let figures: [(&str, Figure); 5] = [
         ("80 bytes there and back, ms", |turn| turn.trip),
         ("... QEMU's CPU time, ms", |turn| turn.trip_cpu),
         ("heartbeat, ms", |turn| turn.beat),
