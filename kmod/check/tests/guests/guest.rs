@@ -123,6 +123,12 @@ impl Machine {
             .load32(self.ring_at(from, to), Relaxed)
     }
 
+    /// Whether the receiver has taken all that was published in the ring of a pair.
+    pub(crate) fn is_taken(&self, from: u32, to: u32) -> bool {
+        let tail = self.ring_at(from, to) + 128;
+        self.region().memory().load32(tail, Relaxed) == self.head(from, to)
+    }
+
     /// Garbage in one of the words that `from` owns towards `to`, chosen by `random`.
     pub(crate) fn scribble(&self, from: u32, to: u32, random: u64) {
         let ring = |from, to| self.ring_at(from, to);
