@@ -17,7 +17,7 @@ DEMO = $(or $(CARGO_TARGET_DIR),target)/release/kmorph-demo
 # Who runs this; tests say who else.
 USER_ID = $(shell id -u)
 
-.PHONY: build check test test-api test-kills test-runs test-flips test-crash test-drgn test-tasks demo demo-build demo-embedded demo-qemu demo-multikernel bench lint doc fuzz setup clean kmod kmod-test kmod-test-24 wheel
+.PHONY: build check test test-api test-kills test-runs test-flips test-crash test-drgn test-tasks demo demo-build demo-embedded demo-qemu demo-multikernel bench lint doc fuzz setup clean kmod kmod-test kmod-style kmod-test-24 wheel
 
 build:
 	$(CARGO) build --release --workspace
@@ -137,6 +137,10 @@ fuzz: setup
 # The kernel module, for the kernels that tests boot; needs no running kernel's headers.
 kmod:
 	scripts/build-kmod
+
+# The module's source against the kernel's own checkpatch.pl: a download of 140 MB, once.
+kmod-style:
+	scripts/check-kmod
 
 # The module in guests of both kernels, as in `make test`: some minutes.
 kmod-test: setup

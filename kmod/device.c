@@ -134,6 +134,7 @@ int kerf_device_start(struct kerf_device *dev)
 		goto out;
 	}
 	kerf_debugfs_add(dev);
+	/* Pairs with the acquire in kerf_peer_kick(): who sees it sees peers that have been started. */
 	smp_store_release(&dev->started, true);
 	/* Who finds the device finds itself: the link to this kernel needs nobody else. */
 	kerf_peer_kick(&dev->peers[dev->me]);

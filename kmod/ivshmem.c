@@ -94,7 +94,7 @@ static void release_interrupts(struct kerf_ivshmem *ivshmem)
 	for (i = 0; i < ivshmem->requested; i++) {
 		struct kerf_vector *vector = &ivshmem->vector[i];
 
-		/* Nothing mutes after the first, nothing enables after the second: it would, of an interrupt that is free. */
+		/* Nothing mutes after the first, nothing enables after the second: it would be free by then. */
 		disable_irq(vector->irq);
 		cancel_delayed_work_sync(&vector->unmute);
 		free_irq(vector->irq, vector);
@@ -167,7 +167,7 @@ static int ivshmem_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	resource_size_t start, size;
 	int ret;
 
-	/* ivshmem-plain: memory without a doorbell. What it holds is not for us, and may be made to look as if it were. */
+	/* ivshmem-plain: memory without a doorbell. What it holds is not ours, and may look as if it were. */
 	if (!pdev->msix_cap)
 		return -ENODEV;
 	ivshmem = devm_kzalloc(&pdev->dev, sizeof(*ivshmem), GFP_KERNEL);

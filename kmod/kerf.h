@@ -4,7 +4,7 @@
  *
  *   socket ── transport.c ─▶ send.c ─────── rings ──▶ memory shared with the peer
  *                                          │
- *   interrupt ── backend ─▶ peer.c ─▶ receive.c ─▶ heartbeat.c, or virtio_transport_recv_pkt() ─▶ socket
+ *   interrupt ── backend ─▶ peer.c ─▶ receive.c ─▶ heartbeat.c, or the vsock core ─▶ socket
  */
 #ifndef KERF_H
 #define KERF_H
@@ -65,10 +65,21 @@
 #define KERF_SMALL_MAX		576
 /* Packets that wait for a program in one socket, before the next small one resets it. */
 #define KERF_QUEUED_MAX		4096
-/* What the buffers of small packets of streams have room for, bytes. */
-#define KERF_SMALL_ROOM		SKB_WITH_OVERHEAD(2048)
+/* What a buffer in which small packets of a stream are merged has room for, bytes. */
+#define KERF_SMALL_ROOM		(SKB_WITH_OVERHEAD(2048) - VIRTIO_VSOCK_SKB_HEADROOM)
+
+/* Small packets that may follow one that found its socket empty before the socket is looked into again. */
+#define KERF_PASSES		16
+/* Places in which connections with such packets are noted: a power of two, as an exponent. */
+#define KERF_PASSES_BITS	5
 
 struct kerf_device;
+
+/* A connection whose socket was empty when it was looked into last. */
+struct kerf_passes {
+	__le32 from, to;	/* ports */
+	u32 left;
+};
 
 /* A heartbeat connection. Its memory is there before anybody connects. */
 struct kerf_heartbeat {
@@ -133,6 +144,7 @@ struct kerf_peer {
 	struct sk_buff_head inbox;	/* packets for sockets, in order */
 	atomic_t inbox_bytes;		/* the memory that they take */
 	atomic_t delivering;		/* which work gives them to their sockets: an enum kerf_worker */
+	struct kerf_passes passes[1 << KERF_PASSES_BITS];	/* of the one that delivers */
 
 	/* Protects what follows, and the tx counters. link.rx belongs to the turns. */
 	spinlock_t tx_lock;
@@ -153,6 +165,7 @@ struct kerf_peer {
 	unsigned long tick;		/* jiffies */
 	u64 tick_ns;			/* what the urgent works have used of it */
 	bool asleep;
+	bool wants;			/* it was asked for a doorbell when there is room */
 	u32 starved;			/* what there was no memory for at once, bytes; 0: nothing */
 	struct sk_buff *spare;		/* memory that was waited for, for the next packet */
 	bool crowded;			/* the inbox was full */

@@ -51,7 +51,8 @@ static const struct {
 	bool has_reply;
 	u32 limit;
 } kmp_types[] = {
-	{ 0x0001, true, 1024 },		{ 0x0002, true, 128 },		{ 0x0101, false, 128 },		{ 0x0102, false, 223 },
+	{ 0x0001, true, 1024 },		{ 0x0002, true, 128 },		{ 0x0101, false, 128 },
+	{ 0x0102, false, 223 },
 	{ 0x0103, false, 1024 },	{ 0x0201, true, 4096 },		{ 0x0202, true, 4096 },
 	{ 0x0203, true, 262144 },	{ 0x0211, true, 65536 },	{ 0x0212, false, 1048576 },
 	{ 0x0213, true, 1024 },		{ 0x0301, true, 1024 },		{ 0x0302, true, 8192 },
@@ -110,7 +111,7 @@ static u16 check_header(const u8 *h, struct kmp_header *header)
 	header->payload_len = get_unaligned_le32(h + 12);
 	header->crc = get_unaligned_le32(h + 24);
 	base = header->type & ~KMP_REPLY_BIT;
-	for (i = 0; i < sizeof(kmp_types) / sizeof(kmp_types[0]); i++) {
+	for (i = 0; i < ARRAY_SIZE(kmp_types); i++) {
 		if (kmp_types[i].type != base)
 			continue;
 		if (header->type != base && !kmp_types[i].has_reply)
@@ -187,6 +188,7 @@ static enum kerf_kmp_result hello(struct kerf_kmp *k, const struct kerf_kmp_iden
 	const u8 *p = k->frame + KMP_HEADER_SIZE;
 	u8 *out = k->reply + KMP_HEADER_SIZE;
 	const u32 known = 1u << KMP_RECORD_INSTANCE | 1u << KMP_RECORD_RELEASE | 1u << KMP_RECORD_AGENT;
+	const bool bulk = p[5] == KMP_CHANNEL_BULK;
 	const u8 *instance = NULL;
 	u32 instance_len = 0;
 	u16 code = 0;
@@ -195,7 +197,7 @@ static enum kerf_kmp_result hello(struct kerf_kmp *k, const struct kerf_kmp_iden
 
 	if (header->payload_len < KMP_HELLO_FIXED ||
 	    !(p[4] == KMP_ROLE_DAEMON || p[4] == KMP_ROLE_INSTANCE) || p[5] < 1 || p[5] > KMP_CHANNEL_BULK ||
-	    (p[5] == KMP_CHANNEL_BULK) != (get_unaligned_le64(p + 40) != 0))
+	    bulk != !!get_unaligned_le64(p + 40))
 		return refuse(k, KMP_E_MALFORMED, header->type, header->sequence, now);
 	records = walk_records(p + KMP_HELLO_FIXED, header->payload_len - KMP_HELLO_FIXED, known,
 			       &instance, &instance_len);

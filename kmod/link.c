@@ -45,11 +45,15 @@ u32 kerf_attach(const struct kerf_region *region, u32 me, u32 vectors)
 		WRITE_ONCE(from->freed, cpu_to_le32(0));
 		WRITE_ONCE(from->wake, cpu_to_le32(0));
 	}
+	/* Pairs with the acquire in kerf_peer_word(): who sees it sees the zeros and the vectors. */
 	smp_store_release(&entry->word, cpu_to_le64(word_of(KERF_PEER_READY, generation)));
 	return generation;
 }
 
-/* Ends the incarnation @generation, our own copy: KERF_PEER_LEFT, or KERF_PEER_PANICKED with a reason. May run in any context. */
+/*
+ * Ends the incarnation @generation, our own copy: KERF_PEER_LEFT, or KERF_PEER_PANICKED with a reason. May run in any
+ * context.
+ */
 void kerf_detach(const struct kerf_region *region, u32 me, u32 generation, u32 state, const char *reason,
 		 u32 reason_len)
 {
@@ -59,6 +63,7 @@ void kerf_detach(const struct kerf_region *region, u32 me, u32 generation, u32 s
 	if (reason_len)
 		memcpy(entry->reason, reason, reason_len);
 	WRITE_ONCE(entry->reason_len, cpu_to_le32(reason_len));
+	/* Pairs with the acquire in kerf_peer_word(): who sees it sees the reason. */
 	smp_store_release(&entry->word, cpu_to_le64(word_of(state, generation)));
 }
 
@@ -80,9 +85,10 @@ static struct kerf_ring_mem *from_peer(const struct kerf_link *link)
 	return kerf_ring_of(link->region, link->peer, link->me);
 }
 
-/* Takes the acknowledgement back: the peer sees that nothing is taken or sent any more. */
+/* Takes back what we have acknowledged: the peer sees that nothing is taken or sent any more. */
 void kerf_link_down(struct kerf_link *link)
 {
+	/* Pairs with the acquire in kerf_link_poll(): nothing that we did with the rings comes after it. */
 	smp_store_release(&to_peer(link)->ack, cpu_to_le32(0));
 	link->accepted = 0;
 	link->up = false;
@@ -99,7 +105,7 @@ static void accept(struct kerf_link *link, u32 generation)
 {
 	kerf_producer_init(&link->tx, link->region, to_peer(link));
 	kerf_consumer_init(&link->rx, link->region, from_peer(link));
-	/* The peer that sees it sees our zeros. */
+	/* Pairs with the acquire in kerf_link_poll(): the peer that sees it sees our zeros. */
 	smp_store_release(&to_peer(link)->ack, cpu_to_le32(generation));
 	link->accepted = generation;
 	link->refused = 0;
@@ -128,6 +134,7 @@ enum kerf_link_event kerf_link_poll(struct kerf_link *link)
 		return KERF_LINK_DOWN;
 	if (!link->accepted)
 		accept(link, generation);
+	/* Pairs with the release in accept(): the peer's words of the rings are zero, or what it made of them since. */
 	ack = le32_to_cpu(smp_load_acquire(&from_peer(link)->ack));
 	if (ack == link->generation) {
 		if (link->up)
@@ -137,7 +144,7 @@ enum kerf_link_event kerf_link_poll(struct kerf_link *link)
 	}
 	if (!link->up)
 		return KERF_LINK_DOWN;
-	/* It has taken its acknowledgement back: it will not use these rings again. */
+	/* It has taken back what it acknowledged: it will not use these rings again. */
 	refuse(link);
 	return KERF_LINK_LOST;
 }

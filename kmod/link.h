@@ -47,6 +47,7 @@ static inline u32 kerf_word_generation(u64 word)
 
 static inline u64 kerf_peer_word(const struct kerf_region *region, u32 peer)
 {
+	/* Pairs with the releases in kerf_attach() and kerf_detach(). */
 	return le64_to_cpu(smp_load_acquire(&kerf_peer_entry(region, peer)->word));
 }
 

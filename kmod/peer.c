@@ -9,16 +9,50 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/module.h>
+#include <linux/sched/clock.h>
 
 #include "kerf.h"
 
-/* In any context; nothing happens before kerf_device_start() is done. */
+/*
+ * Whether the peer has had what it may have of this tick. Outside of a turn it may be wrong by one turn. A tick does
+ * not end while the calm work waits for programs: on a machine whose own host is busy a tick may pass in which they had
+ * nothing.
+ */
+static bool tick_is_used_up(struct kerf_peer *peer)
+{
+	if (time_after(jiffies, READ_ONCE(peer->tick) + msecs_to_jiffies(KERF_TICK_MS)))
+		return work_pending(&peer->calm);
+	return READ_ONCE(peer->tick_ns) > KERF_URGENT_US * NSEC_PER_USEC;
+}
+
+/* Adds the time that an urgent work took. In a turn. */
+static void use_tick(struct kerf_peer *peer, u64 ns)
+{
+	if (time_after(jiffies, peer->tick + msecs_to_jiffies(KERF_TICK_MS))) {
+		WRITE_ONCE(peer->tick_ns, 0);
+		WRITE_ONCE(peer->tick, jiffies);
+	}
+	WRITE_ONCE(peer->tick_ns, peer->tick_ns + ns);
+}
+
+/*
+ * Queues the work that may have the next turn. A peer that has used up its tick goes to the calm one at once: an
+ * urgent work that only passes the turn on would cost each packet a second wakeup. In any context; nothing happens
+ * before kerf_device_start() is done.
+ */
 void kerf_peer_kick(struct kerf_peer *peer)
 {
-	bool waits = atomic_read(&peer->delivering) == KERF_URGENT;
+	struct kerf_device *dev = peer->dev;
 
-	if (smp_load_acquire(&peer->dev->started))
-		queue_work(peer->dev->workqueue, waits ? &peer->substitute : &peer->urgent);
+	/* Pairs with the release in kerf_device_start(): the peers are initialized. */
+	if (!smp_load_acquire(&dev->started))
+		return;
+	if (tick_is_used_up(peer))
+		queue_work(dev->calm, &peer->calm);
+	else if (atomic_read(&peer->delivering) == KERF_URGENT)
+		queue_work(dev->workqueue, &peer->substitute);
+	else
+		queue_work(dev->workqueue, &peer->urgent);
 }
 
 /* Not under tx_lock; in process context where the backend's doorbell sleeps. */
@@ -139,22 +173,6 @@ static bool fall_asleep(struct kerf_peer *peer)
 	return kerf_consumer_peek(&peer->link.rx, &packet) != KERF_EMPTY;
 }
 
-/* Whether the peer has had what it may have of this tick. In a turn. */
-static bool tick_is_used_up(struct kerf_peer *peer)
-{
-	if (time_after(jiffies, peer->tick + msecs_to_jiffies(KERF_TICK_MS))) {
-		peer->tick = jiffies;
-		peer->tick_ns = 0;
-	}
-	return peer->tick_ns > KERF_URGENT_US * NSEC_PER_USEC;
-}
-
-static void kick_calm(struct kerf_peer *peer)
-{
-	if (smp_load_acquire(&peer->dev->started))
-		queue_work(peer->dev->calm, &peer->calm);
-}
-
 /*
  * A turn, and then what may sleep; meanwhile another work can have a turn. It asks for a doorbell only after the
  * sockets have got their packets, so that a busy peer does not ring. Where a socket makes that wait, the scan
@@ -162,17 +180,12 @@ static void kick_calm(struct kerf_peer *peer)
  */
 static void work(struct kerf_peer *peer, enum kerf_worker who)
 {
-	bool more, used_up;
 	enum after after;
+	bool more;
 	u64 start;
 
 	mutex_lock(&peer->turn);
-	start = ktime_get_ns();
-	if (who != KERF_CALM && tick_is_used_up(peer)) {
-		mutex_unlock(&peer->turn);
-		kick_calm(peer);
-		return;
-	}
+	start = local_clock();
 	after = take_turn(peer);
 	mutex_unlock(&peer->turn);
 	more = kerf_peer_deliver(peer, who);
@@ -180,14 +193,9 @@ static void work(struct kerf_peer *peer, enum kerf_worker who)
 	if ((after == SLEEP || after == WAIT) && !more)
 		more = fall_asleep(peer) && after == SLEEP;
 	if (who != KERF_CALM)
-		peer->tick_ns += ktime_get_ns() - start;
-	used_up = tick_is_used_up(peer);
+		use_tick(peer, local_clock() - start);
 	mutex_unlock(&peer->turn);
-	if (!more && after != GO_ON)
-		return;
-	if (used_up)
-		kick_calm(peer);
-	else
+	if (more || after == GO_ON)
 		kerf_peer_kick(peer);
 }
 

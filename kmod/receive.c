@@ -9,6 +9,7 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/bitmap.h>
+#include <linux/jhash.h>
 #include <linux/module.h>
 
 #include "kerf.h"
@@ -18,11 +19,12 @@ static bool hdr_is_valid(const struct kerf_peer *peer, const struct virtio_vsock
 {
 	const struct kerf_device *dev = peer->dev;
 	u64 src = le64_to_cpu(hdr->src_cid), dst = le64_to_cpu(hdr->dst_cid);
+	bool data = le16_to_cpu(hdr->op) == VIRTIO_VSOCK_OP_RW;
 
 	if (le32_to_cpu(hdr->len) != payload)
 		return false;
 	/* Just a RW packet has a payload, and it has one: the core of 6.1 queues empty messages without bound. */
-	if ((payload != 0) != (le16_to_cpu(hdr->op) == VIRTIO_VSOCK_OP_RW))
+	if (data != !!payload)
 		return false;
 	if (src == VMADDR_CID_LOCAL || dst == VMADDR_CID_LOCAL)
 		return peer->number == dev->me && src == dst;
@@ -98,14 +100,6 @@ static bool is_small(const struct virtio_vsock_hdr *hdr)
 	return le16_to_cpu(hdr->op) == VIRTIO_VSOCK_OP_RW && le32_to_cpu(hdr->len) < KERF_SMALL_MAX;
 }
 
-/* Memory for a packet. Bytes of a stream are merged by the core, where there is room; messages keep their bounds. */
-static u32 room_for(const struct virtio_vsock_hdr *hdr)
-{
-	if (is_small(hdr) && le16_to_cpu(hdr->type) == VIRTIO_VSOCK_TYPE_STREAM)
-		return KERF_SMALL_ROOM;
-	return sizeof(*hdr) + le32_to_cpu(hdr->len);
-}
-
 /* Copies a packet's header; false when the packet breaks the rules. */
 static bool read_header(const struct kerf_peer *peer, const struct kerf_packet *packet, struct virtio_vsock_hdr *hdr)
 {
@@ -136,6 +130,27 @@ static void look_ahead(struct kerf_peer *peer)
 	}
 }
 
+/* No interrupt touches the inbox, so its lock leaves them alone. */
+static void inbox_add(struct kerf_peer *peer, struct sk_buff *skb)
+{
+	atomic_add(skb->truesize, &peer->inbox_bytes);
+	spin_lock(&peer->inbox.lock);
+	__skb_queue_tail(&peer->inbox, skb);
+	spin_unlock(&peer->inbox.lock);
+}
+
+static struct sk_buff *inbox_take(struct kerf_peer *peer)
+{
+	struct sk_buff *skb;
+
+	spin_lock(&peer->inbox.lock);
+	skb = __skb_dequeue(&peer->inbox);
+	spin_unlock(&peer->inbox.lock);
+	if (skb)
+		atomic_sub(skb->truesize, &peer->inbox_bytes);
+	return skb;
+}
+
 /* Takes the packet that was found. False: it cannot be taken now, and stays. */
 static bool receive(struct kerf_peer *peer, const struct kerf_packet *packet)
 {
@@ -160,7 +175,7 @@ static bool receive(struct kerf_peer *peer, const struct kerf_packet *packet)
 		kerf_consumer_release(&peer->link.rx, packet);
 		return true;
 	}
-	skb = memory_for(peer, room_for(&hdr));
+	skb = memory_for(peer, sizeof(hdr) + payload);
 	if (!skb)
 		return false;
 	skb_reserve(skb, VIRTIO_VSOCK_SKB_HEADROOM);
@@ -171,8 +186,7 @@ static bool receive(struct kerf_peer *peer, const struct kerf_packet *packet)
 	peer->counters.rx_packets++;
 	peer->counters.rx_bytes += payload;
 	peer->counters.rx_bulk += packet->bulk != 0;
-	atomic_add(skb->truesize, &peer->inbox_bytes);
-	skb_queue_tail(&peer->inbox, skb);
+	inbox_add(peer, skb);
 	return true;
 drop:
 	violated(peer);
@@ -210,60 +224,142 @@ static struct sock *socket_of(const struct virtio_vsock_hdr *hdr)
 	return vsock_find_connected_socket(&src, &dst);
 }
 
+/* Where the passes of a connection are noted. Those of others with the same place take turns with it. */
+static struct kerf_passes *passes_of(struct kerf_peer *peer, const struct virtio_vsock_hdr *hdr)
+{
+	u32 hash = jhash_2words((__force u32)hdr->src_port, (__force u32)hdr->dst_port, 0);
+
+	return &peer->passes[hash >> (32 - KERF_PASSES_BITS)];
+}
+
+/* What waits for a program in a socket. */
+struct waiting {
+	u32 packets;
+	u32 room;	/* behind the bytes of the last packet, in its buffer */
+};
+
+/* Under the socket's lock: nobody reads meanwhile, and only we add. */
+static void look_into(struct vsock_sock *vsk, struct waiting *waiting)
+{
+	struct virtio_vsock_sock *vvs = vsk->trans;
+	struct sk_buff *last;
+
+	if (!vvs || vsk->transport != &kerf_transport.transport)
+		return;
+	spin_lock_bh(&vvs->rx_lock);
+	waiting->packets = skb_queue_len(&vvs->rx_queue);
+	last = skb_peek_tail(&vvs->rx_queue);
+	if (last)
+		waiting->room = skb_tailroom(last);
+	spin_unlock_bh(&vvs->rx_lock);
+}
+
 /*
- * How many packets wait for a program in the socket that a packet is for. A socket with too many is reset: each costs
- * a buffer, for which no credit is paid. The core answers with a reset to what comes for it then.
+ * What waits in the socket that a packet is for. A socket with too many packets is reset: each costs a buffer, for
+ * which no credit is paid. The core answers with a reset to what comes for it then.
  */
-static u32 queued_packets(const struct virtio_vsock_hdr *hdr)
+static struct waiting waiting_in(const struct virtio_vsock_hdr *hdr)
 {
 	struct sock *sk = socket_of(hdr);
-	u32 queued = 0;
+	struct waiting waiting = {};
 
 	if (!sk)
-		return 0;
+		return waiting;
 	lock_sock(sk);
-	if (vsock_sk(sk)->trans && vsock_sk(sk)->transport == &kerf_transport.transport)
-		queued = skb_queue_len_lockless(&((struct virtio_vsock_sock *)vsock_sk(sk)->trans)->rx_queue);
-	if (queued >= KERF_QUEUED_MAX && sk->sk_state == TCP_ESTABLISHED) {
+	look_into(vsock_sk(sk), &waiting);
+	if (waiting.packets >= KERF_QUEUED_MAX && sk->sk_state == TCP_ESTABLISHED) {
 		sk->sk_state = TCP_CLOSE;
 		sk->sk_err = ECONNRESET;
 		sk_error_report(sk);
 	}
 	release_sock(sk);
 	sock_put(sk);
-	return queued;
+	return waiting;
 }
 
-/* The first bytes of a small packet, as a packet of their own. NULL: there is no memory. */
-static struct sk_buff *split(struct sk_buff *skb)
+/* Moves the first bytes of a packet to one of their own, which has room for @room bytes. NULL: there is no memory. */
+static struct sk_buff *split(struct sk_buff *skb, u32 len, u32 room)
 {
-	struct sk_buff *first = alloc_skb(KERF_SMALL_ROOM, GFP_KERNEL);
+	struct sk_buff *first = alloc_skb(VIRTIO_VSOCK_SKB_HEADROOM + room, GFP_KERNEL);
 
 	if (!first)
 		return NULL;
 	skb_reserve(first, VIRTIO_VSOCK_SKB_HEADROOM);
 	memcpy(virtio_vsock_hdr(first), virtio_vsock_hdr(skb), sizeof(struct virtio_vsock_hdr));
-	skb_put_data(first, skb->data, KERF_MERGED_MAX);
-	virtio_vsock_hdr(first)->len = cpu_to_le32(KERF_MERGED_MAX);
+	skb_put_data(first, skb->data, len);
+	virtio_vsock_hdr(first)->len = cpu_to_le32(len);
 	/* The header lies before the data and is found from the head: only the data move. */
-	memmove(skb->data, skb->data + KERF_MERGED_MAX, skb->len - KERF_MERGED_MAX);
-	skb_trim(skb, skb->len - KERF_MERGED_MAX);
+	memmove(skb->data, skb->data + len, skb->len - len);
+	skb_trim(skb, skb->len - len);
 	virtio_vsock_hdr(skb)->len = cpu_to_le32(skb->len);
 	return first;
 }
 
-/* Gives a packet to its socket; a small one of a stream in pieces that the core merges, where others wait there. */
-static void give(struct sk_buff *skb)
+/*
+ * Gives a small packet of a stream, behind which others wait, in pieces that the core merges with the packet before
+ * them; where that has no room the piece brings room for those that follow. Returns what is left to give, or NULL.
+ */
+static struct sk_buff *give_merged(struct sk_buff *skb, u32 room)
+{
+	while (skb->len) {
+		u32 len = min_t(u32, skb->len, KERF_MERGED_MAX);
+		bool fits = len < room;
+		struct sk_buff *first;
+
+		if (fits && len == skb->len)
+			return skb;
+		first = split(skb, len, fits ? len : KERF_SMALL_ROOM);
+		if (!first)
+			return skb;
+		room = fits ? room - len : skb_tailroom(first);
+		virtio_transport_recv_pkt(&kerf_transport, first);
+	}
+	consume_skb(skb);
+	return NULL;
+}
+
+/*
+ * Whether a small packet may go to its socket unseen. To look into the socket takes time on the way of each message,
+ * and a program that reads each one before the next comes has an empty socket. By who delivers.
+ */
+static bool passes(struct kerf_peer *peer, const struct virtio_vsock_hdr *hdr)
+{
+	struct kerf_passes *passes = passes_of(peer, hdr);
+
+	if (passes->from != hdr->src_port || passes->to != hdr->dst_port || !passes->left)
+		return false;
+	passes->left--;
+	return true;
+}
+
+/* Looks into the socket of a small packet. One that is empty need not be looked into for some packets. */
+static struct waiting look_before_giving(struct kerf_peer *peer, const struct virtio_vsock_hdr *hdr)
+{
+	struct waiting waiting = waiting_in(hdr);
+
+	*passes_of(peer, hdr) = (struct kerf_passes){
+		.from = hdr->src_port,
+		.to = hdr->dst_port,
+		.left = waiting.packets ? 0 : KERF_PASSES,
+	};
+	return waiting;
+}
+
+/* Gives a packet to its socket. */
+static void give(struct kerf_peer *peer, struct sk_buff *skb)
 {
 	const struct virtio_vsock_hdr *hdr = virtio_vsock_hdr(skb);
-	bool merges = le16_to_cpu(hdr->type) == VIRTIO_VSOCK_TYPE_STREAM;
-	struct sk_buff *first;
 
 	virtio_transport_deliver_tap_pkt(skb);
-	if (is_small(hdr) && !(merges && skb->len <= KERF_MERGED_MAX) && queued_packets(hdr) && merges)
-		while (skb->len > KERF_MERGED_MAX && (first = split(skb)))
-			virtio_transport_recv_pkt(&kerf_transport, first);
-	virtio_transport_recv_pkt(&kerf_transport, skb);
+	if (is_small(hdr) && !passes(peer, hdr)) {
+		struct waiting waiting = look_before_giving(peer, hdr);
+
+		/* Messages keep their bounds. */
+		if (waiting.packets && le16_to_cpu(hdr->type) == VIRTIO_VSOCK_TYPE_STREAM)
+			skb = give_merged(skb, waiting.room);
+	}
+	if (skb)
+		virtio_transport_recv_pkt(&kerf_transport, skb);
 }
 
 /*
@@ -280,14 +376,12 @@ bool kerf_peer_deliver(struct kerf_peer *peer, enum kerf_worker who)
 		/* Another work does it, and sees what comes until it ends. */
 		if (atomic_cmpxchg(&peer->delivering, KERF_NOBODY, who) != KERF_NOBODY)
 			return more;
-		while (budget-- > 0 && (skb = skb_dequeue(&peer->inbox))) {
-			atomic_sub(skb->truesize, &peer->inbox_bytes);
-			give(skb);
-		}
+		while (budget-- > 0 && (skb = inbox_take(peer)))
+			give(peer, skb);
 		if (READ_ONCE(peer->starved))
 			more |= find_memory(peer);
 		atomic_set(&peer->delivering, KERF_NOBODY);
-		/* Pairs with the barrier in cmpxchg: either we see what came last, or who has put it there sees this. */
+		/* Pairs with the barrier in cmpxchg: we see what came last, or who has put it there sees this. */
 		smp_mb();
 		if (budget < 0)
 			return true;
@@ -303,10 +397,8 @@ void kerf_peer_forget_inbox(struct kerf_peer *peer)
 {
 	struct sk_buff *skb;
 
-	while ((skb = skb_dequeue(&peer->inbox))) {
-		atomic_sub(skb->truesize, &peer->inbox_bytes);
+	while ((skb = inbox_take(peer)))
 		kfree_skb(skb);
-	}
 	bitmap_zero(peer->ahead, KERF_SLOTS_MAX);
 }
 

@@ -115,6 +115,7 @@ int kerf_region_format(struct kerf_region *region, void *mem, u64 size, u32 peer
 	header->slots = cpu_to_le32(slots);
 	header->bytes = cpu_to_le32(bytes);
 	header->size = cpu_to_le64(needed);
+	/* Pairs with the acquire in kerf_region_open(): who sees it sees the measures. */
 	smp_store_release(&header->magic, cpu_to_le64(KERF_MAGIC));
 	*region = (struct kerf_region){ .mem = mem, .peers = peers, .slots = slots, .bytes = bytes };
 	return 0;
@@ -132,6 +133,7 @@ int kerf_region_open(struct kerf_region *region, void *mem, u64 size)
 
 	if (size < KERF_PAGE)
 		return -EINVAL;
+	/* Pairs with the release in kerf_region_format(). */
 	if (le64_to_cpu(smp_load_acquire(&header->magic)) != KERF_MAGIC)
 		return -ENOENT;
 	if (le32_to_cpu(READ_ONCE(header->version)) != KERF_VERSION)
@@ -210,6 +212,7 @@ enum kerf_result kerf_producer_reserve(struct kerf_producer *p, u32 len, enum ke
 
 	if (!len || len > KERF_PACKET_MAX)
 		return KERF_TOO_LONG;
+	/* Pairs with the release in kerf_consumer_release(): the slot has been read before we write it again. */
 	tail = le32_to_cpu(smp_load_acquire(&p->ring->tail));
 	/* It moves on from where it was, never past what was published. */
 	if (tail - p->tail > p->head - p->tail)
@@ -221,6 +224,7 @@ enum kerf_result kerf_producer_reserve(struct kerf_producer *p, u32 len, enum ke
 		inline_span(p->ring, p->slots, p->head, len, span);
 		return KERF_OK;
 	}
+	/* Likewise: the bytes have been read. */
 	freed = le32_to_cpu(smp_load_acquire(&p->ring->freed));
 	if (freed - p->freed > p->filled - p->freed)
 		return KERF_CORRUPT;
@@ -243,6 +247,7 @@ void kerf_producer_publish(struct kerf_producer *p, u32 len)
 	if (bulk)
 		p->filled += bulk_size(len);
 	p->head++;
+	/* Pairs with the acquire in kerf_consumer_peek(): who sees it sees packet and descriptor. */
 	smp_store_release(&p->ring->head, cpu_to_le32(p->head));
 }
 
@@ -287,6 +292,7 @@ void kerf_consumer_init(struct kerf_consumer *c, const struct kerf_region *regio
 /* Finds the next packet. Its bytes may change while they are read: copy them once, then look. */
 enum kerf_result kerf_consumer_peek(struct kerf_consumer *c, struct kerf_packet *packet)
 {
+	/* Pairs with the release in kerf_producer_publish(). */
 	u32 head = le32_to_cpu(smp_load_acquire(&c->ring->head));
 	u32 ready = head - c->tail;
 	u32 len, kind, position;
@@ -329,8 +335,11 @@ void kerf_consumer_pass(struct kerf_consumer *c, const struct kerf_packet *packe
 void kerf_consumer_release(struct kerf_consumer *c, const struct kerf_packet *packet)
 {
 	kerf_consumer_pass(c, packet);
-	if (packet->bulk)
+	if (packet->bulk) {
+		/* Pairs with the acquire in kerf_producer_reserve(): the bytes have been read before they are free. */
 		smp_store_release(&c->ring->freed, cpu_to_le32(c->freed));
+	}
+	/* Likewise: the slot has been read. */
 	smp_store_release(&c->ring->tail, cpu_to_le32(c->tail));
 }
 

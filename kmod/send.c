@@ -320,9 +320,16 @@ static void wake_writers(struct kerf_peer *peer)
 		kerf_transport_wake_writers(VMADDR_CID_LOCAL);
 }
 
+/* Asks for a doorbell when there is room. tx_lock held, in a turn. */
+static void want_room(struct kerf_peer *peer)
+{
+	kerf_producer_want_room(&peer->link.tx);
+	peer->wants = true;
+}
+
 /*
- * Sends what waits, heartbeats first, as far as there is room, up to a budget: the peer could make room for ever. Returns what
- * ended it: KERF_OK when the budget did, KERF_EMPTY when nothing waits any more.
+ * Sends what waits, heartbeats first, as far as there is room, up to a budget: the peer could make room for ever.
+ * Returns what ended it: KERF_OK when the budget did, KERF_EMPTY when nothing waits any more.
  */
 enum kerf_result kerf_peer_drain(struct kerf_peer *peer)
 {
@@ -333,12 +340,15 @@ enum kerf_result kerf_peer_drain(struct kerf_peer *peer)
 	struct sk_buff *skb;
 
 	__skb_queue_head_init(&done);
-	spin_lock_bh(&peer->tx_lock);
-	kerf_producer_has_room(&peer->link.tx);
-	spin_unlock_bh(&peer->tx_lock);
+	if (peer->wants) {
+		spin_lock_bh(&peer->tx_lock);
+		kerf_producer_has_room(&peer->link.tx);
+		spin_unlock_bh(&peer->tx_lock);
+		peer->wants = false;
+	}
 	if (!kerf_heartbeat_flush(peer)) {
 		spin_lock_bh(&peer->tx_lock);
-		kerf_producer_want_room(&peer->link.tx);
+		want_room(peer);
 		spin_unlock_bh(&peer->tx_lock);
 		kerf_heartbeat_flush(peer);
 	}
@@ -351,7 +361,7 @@ enum kerf_result kerf_peer_drain(struct kerf_peer *peer)
 		result = put_skb(peer, skb);
 		if (result == KERF_FULL) {
 			/* It may have become free just before it was asked for. */
-			kerf_producer_want_room(&peer->link.tx);
+			want_room(peer);
 			result = put_skb(peer, skb);
 		}
 		if (result != KERF_OK)

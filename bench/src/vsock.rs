@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,8 @@ const TURNS: usize = 7;
 const TRIPS: usize = 400;
 const STREAM_BYTES: usize = 32 << 20;
 const PINGS: usize = 200;
+/// Streams beside which small messages are measured.
+const STREAMS: usize = 4;
 /// Longest wait for anything of a guest.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -56,6 +58,7 @@ struct Guest {
     socket: PathBuf,
     trips: Vec<f64>,
     turns: Vec<[f64; 2]>,
+    trips_beside: Vec<f64>,
     seconds: Vec<f64>,
     idle: Vec<f64>,
     busy: Vec<f64>,
@@ -69,6 +72,7 @@ fn measure(series: &str) -> Vec<Figure> {
             guest.round_trips();
             guest.stream();
             guest.heartbeats();
+            guest.round_trips_beside_streams();
         }
     }
     for guest in [&kerf, &virtio] {
@@ -98,6 +102,7 @@ impl Guest {
             host,
             trips: Vec::new(),
             turns: Vec::new(),
+            trips_beside: Vec::new(),
             seconds: Vec::new(),
             idle: Vec::new(),
             busy: Vec::new(),
@@ -108,22 +113,17 @@ impl Guest {
     }
 
     fn round_trips(&mut self) {
-        let mut socket = connect(&self.socket);
-        socket.write_all(b"e").expect("the guest takes it");
-        let mut trip = || {
-            let begin = Instant::now();
-            let mut message = [7; MESSAGE_BYTES];
-            socket.write_all(&message).expect("the guest takes it");
-            socket.read_exact(&mut message).expect("it comes back");
-            milliseconds(begin.elapsed())
-        };
-        for _ in 0..TRIPS / 10 {
-            trip();
-        }
-        let trips: Vec<f64> = (0..TRIPS).map(|_| trip()).collect();
+        let trips = round_trips(&self.socket);
         self.turns
             .push([50, 99].map(|part| quantile_of(&trips, part)));
         self.trips.extend(trips);
+    }
+
+    /// While streams take all that the transport and the guest's CPU give.
+    fn round_trips_beside_streams(&mut self) {
+        let socket = &self.socket;
+        let trips = beside_streams(socket, STREAMS, || round_trips(socket));
+        self.trips_beside.extend(trips);
     }
 
     fn stream(&mut self) {
@@ -143,23 +143,12 @@ impl Guest {
         };
         let pings = || (0..PINGS).map(|_| milliseconds(ping()));
         self.idle.extend(pings());
-        let done = AtomicBool::new(false);
-        let socket = &self.socket;
-        let busy: Vec<f64> = std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !done.load(Ordering::Relaxed) {
-                    receive(socket, STREAM_BYTES);
-                }
-            });
-            let busy = pings().collect();
-            done.store(true, Ordering::Relaxed);
-            busy
-        });
+        let busy = beside_streams(&self.socket, 1, || pings().collect::<Vec<_>>());
         self.busy.extend(busy);
     }
 }
 
-fn connect(path: &std::path::Path) -> UnixStream {
+fn connect(path: &Path) -> UnixStream {
     let mut socket = UnixStream::connect(path).expect("the transport accepts");
     socket
         .set_read_timeout(Some(PATIENCE))
@@ -177,8 +166,42 @@ fn connect(path: &std::path::Path) -> UnixStream {
     socket
 }
 
+/// What `measure` finds while `streams` come from the guest without end.
+fn beside_streams<T>(path: &Path, streams: usize, measure: impl FnOnce() -> T) -> T {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..streams {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    receive(path, STREAM_BYTES / streams);
+                }
+            });
+        }
+        let found = measure();
+        done.store(true, Ordering::Relaxed);
+        found
+    })
+}
+
+/// Milliseconds that each message takes to a program of the guest and back, after some that are not counted.
+fn round_trips(path: &Path) -> Vec<f64> {
+    let mut socket = connect(path);
+    socket.write_all(b"e").expect("the guest takes it");
+    let mut trip = || {
+        let begin = Instant::now();
+        let mut message = [7; MESSAGE_BYTES];
+        socket.write_all(&message).expect("the guest takes it");
+        socket.read_exact(&mut message).expect("it comes back");
+        milliseconds(begin.elapsed())
+    };
+    for _ in 0..TRIPS / 10 {
+        trip();
+    }
+    (0..TRIPS).map(|_| trip()).collect()
+}
+
 /// Has the guest send so many bytes, and takes them.
-fn receive(path: &std::path::Path, bytes: usize) {
+fn receive(path: &Path, bytes: usize) {
     let mut socket = connect(path);
     let mut request = vec![b's'];
     request.extend((bytes as u64).to_le_bytes());
@@ -210,6 +233,8 @@ fn figures(series: &str, kerf: Guest, virtio: Guest) -> Vec<Figure> {
         let speeds = guest.seconds.iter().map(|s| mebibytes / s).collect();
         Figure::of(GROUP, name(what), Unit::MebibytesPerSecond, speeds)
     };
+    let slowed =
+        |guest: &Guest| quantile_of(&guest.trips_beside, 50) / quantile_of(&guest.trips, 50);
     let worse = |guest: &Guest| quantile_of(&guest.busy, 99) / quantile_of(&guest.idle, 99);
     vec![
         times("80 bytes there and back, kerf", &kerf.trips),
@@ -224,6 +249,17 @@ fn figures(series: &str, kerf: Guest, virtio: Guest) -> Vec<Figure> {
             ratios(&part(&kerf, 1), &part(&virtio, 1)),
         )
         .bar(Bar::at_most(Of::P50, 0.7)),
+        times("80 bytes beside four streams, kerf", &kerf.trips_beside),
+        times("80 bytes beside four streams, virtio", &virtio.trips_beside),
+        ratio(
+            "p50 of 80 bytes beside four streams against alone, kerf",
+            vec![slowed(&kerf)],
+        )
+        .bar(Bar::at_most(Of::Max, 1.5)),
+        ratio(
+            "p50 of 80 bytes beside four streams against alone, virtio",
+            vec![slowed(&virtio)],
+        ),
         speed("a stream from the guest, kerf", &kerf),
         speed("a stream from the guest, virtio", &virtio),
         ratio(

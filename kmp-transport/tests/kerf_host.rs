@@ -8,6 +8,7 @@
 
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kmorph_kerf_ring::{Class, Geometry, Link, Memory};
@@ -181,6 +182,36 @@ async fn bytes_go_both_ways() {
     guest.answer(&data, SHUTDOWN, 3, b"");
     assert_eq!(stream.read(&mut back).await.unwrap(), 0);
     assert_eq!(guest.next().await.op, RESET);
+}
+
+/// Packets come at once: bulk of two connections, then a small message of a third. Who waits for the message goes first.
+#[tokio::test]
+async fn a_small_message_is_handed_on_before_bulk() {
+    let (host, mut guest) = start().await;
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let (mut requests, mut readers) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        let (mut stream, request) = connected(&host, &mut guest).await;
+        requests.push(request);
+        let order = order.clone();
+        readers.push(tokio::spawn(async move {
+            let len = stream.read(&mut vec![0; 65536]).await.unwrap();
+            order.lock().unwrap().push(len);
+            stream
+        }));
+    }
+    // Each reader waits by the time that the guest sends.
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    for (request, len) in requests.iter().zip([20_000, 10_000, 80]) {
+        guest.answer(request, DATA, 0, &vec![1; len]);
+    }
+    for reader in readers {
+        tokio::time::timeout(PATIENCE, reader)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+    assert_eq!(*order.lock().unwrap(), [80, 10_000, 20_000]);
 }
 
 #[tokio::test]

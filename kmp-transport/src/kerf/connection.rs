@@ -89,11 +89,11 @@ impl Connection {
     }
 
     /// Takes a packet of this connection; returns what is to be answered. Never holds more than
-    /// [`BUFFER_BYTES`].
+    /// [`BUFFER_BYTES`]. The caller wakes reader and writer.
     pub(super) fn receive(&mut self, header: &Header, payload: &[u8]) -> Option<Op> {
         self.peer_buffer = header.buf_alloc;
         self.peer_read = header.fwd_cnt;
-        let answer = match (self.stage, header.op) {
+        match (self.stage, header.op) {
             (_, Op::Reset) => {
                 self.end(if self.peer_sends_no_more {
                     Ending::Closed
@@ -119,9 +119,12 @@ impl Connection {
                 self.end(Ending::Reset);
                 Some(Op::Reset)
             }
-        };
-        self.wake();
-        answer
+        }
+    }
+
+    /// Bytes that wait to be read.
+    pub(super) fn unread(&self) -> usize {
+        self.received.len()
     }
 
     fn has_room(&self, len: usize) -> bool {

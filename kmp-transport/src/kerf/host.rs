@@ -63,6 +63,8 @@ struct Shared {
 struct State {
     guests: BTreeMap<u32, Guest>,
     connections: BTreeMap<Key, Connection>,
+    /// Connections for which packets have come in this round: at most [`BUDGET_PACKETS`].
+    touched: Vec<Key>,
     next_port: u32,
 }
 
@@ -100,6 +102,7 @@ impl Host {
             state: Mutex::new(State {
                 guests: peers.clone().map(|peer| (peer, guest(peer))).collect(),
                 connections: BTreeMap::new(),
+                touched: Vec::with_capacity(BUDGET_PACKETS),
                 next_port: FIRST_PORT,
             }),
             server,
@@ -259,6 +262,7 @@ impl Shared {
             return Round::More;
         }
         let taken = self.take(&mut state, peer, buffer);
+        state.wake_touched();
         // There may be room again for who waited.
         state.wake(peer);
         taken
@@ -312,7 +316,9 @@ impl Shared {
         let known = state.connections.get_mut(&key);
         match known.filter(|c| c.peer_port == header.src_port) {
             Some(connection) => {
-                if let Some(answer) = connection.receive(&header, payload) {
+                let answer = connection.receive(&header, payload);
+                state.touched.push(key);
+                if let Some(answer) = answer {
                     self.control(state, key, answer, 0);
                 }
             }
@@ -413,6 +419,21 @@ impl State {
         for (_, connection) in self.connections.range_mut((peer, 0)..=(peer, u32::MAX)) {
             connection.end(Ending::Lost);
         }
+    }
+
+    /// Wakes those for whom packets have come, those with the least to read first: a small message does not wait
+    /// until the bulk of other connections has been moved on.
+    fn wake_touched(&mut self) {
+        let mut touched = std::mem::take(&mut self.touched);
+        touched.sort_unstable();
+        touched.dedup();
+        touched.sort_by_key(|key| self.connections.get(key).map_or(0, Connection::unread));
+        for key in touched.drain(..) {
+            if let Some(connection) = self.connections.get_mut(&key) {
+                connection.wake();
+            }
+        }
+        self.touched = touched;
     }
 
     fn wake(&mut self, peer: u32) {

@@ -55,10 +55,22 @@ pub(crate) struct Machine {
     directory: tempfile::TempDir,
     listening: Mutex<Vec<Listening>>,
     boots: AtomicU32,
+    modules: PathBuf,
+    checks: &'static str,
+    cpus: u32,
 }
 
 impl Machine {
     pub(crate) fn new(peers: u32) -> Self {
+        Self::with(peers, built_modules(), CHECKS)
+    }
+
+    /// For figures: the module below `modules`, which has a directory for each kernel, and no checks that take time.
+    pub(crate) fn unchecked(peers: u32, modules: PathBuf) -> Self {
+        Self::with(peers, modules, "")
+    }
+
+    fn with(peers: u32, modules: PathBuf, checks: &'static str) -> Self {
         let runtime = Runtime::new().unwrap();
         let geometry = Geometry::new(peers, SLOTS, BYTES).unwrap();
         let server = DoorbellServer::new(geometry).unwrap();
@@ -68,7 +80,15 @@ impl Machine {
             directory: tempfile::tempdir().unwrap(),
             listening: Mutex::new(Vec::new()),
             boots: AtomicU32::new(0),
+            modules,
+            checks,
+            cpus: 1,
         }
+    }
+
+    /// Its guests have so many CPUs.
+    pub(crate) fn cpus(self, cpus: u32) -> Self {
+        Self { cpus, ..self }
     }
 
     pub(crate) fn server(&self) -> DoorbellServer {
@@ -101,6 +121,12 @@ impl Machine {
         self.region()
             .memory()
             .load32(self.ring_at(from, to), Relaxed)
+    }
+
+    /// Whether the receiver has taken all that was published in the ring of a pair.
+    pub(crate) fn is_taken(&self, from: u32, to: u32) -> bool {
+        let tail = self.ring_at(from, to) + 128;
+        self.region().memory().load32(tail, Relaxed) == self.head(from, to)
     }
 
     /// Garbage in one of the words that `from` owns towards `to`, chosen by `random`.
@@ -158,7 +184,8 @@ impl Machine {
         let release = release(series);
         let kernel = cache().join("kernels").join(&release).join("vmlinuz");
         let append = format!(
-            "console=ttyS0 quiet panic=-1 oops=panic {CLOCK} {CHECKS} -- {}",
+            "console=ttyS0 quiet panic=-1 oops=panic {CLOCK} {} -- {}",
+            self.checks,
             commands.join(" ")
         );
         assert!(append.len() < 2000, "too long for a kernel's command line");
@@ -175,10 +202,11 @@ impl Machine {
             ])
             .args(["-machine", "q35,usb=off"])
             .args(["-accel", "tcg,tb-size=96", "-m", "256M", "-serial", "stdio"])
+            .args(["-smp", &self.cpus.to_string()])
             .arg("-kernel")
             .arg(kernel)
             .arg("-initrd")
-            .arg(image(series, &release))
+            .arg(image(series, &release, &self.modules))
             .args(["-append", &append])
             .args(devices)
             .args(["-qmp", &format!("unix:{}", qmp.display())])
@@ -256,6 +284,17 @@ impl Guest {
         self.said.iter().filter(bad).cloned().collect()
     }
 
+    /// What its QEMU has had of the host's CPUs, in all threads.
+    pub(crate) fn cpu_time(&self) -> Duration {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let nanoseconds = tasks.map(|task| {
+            // A thread may just have ended.
+            let text = std::fs::read_to_string(task.unwrap().path().join("schedstat"));
+            text.map_or(0, |text| text.split(' ').next().unwrap().parse().unwrap())
+        });
+        Duration::from_nanos(nanoseconds.sum())
+    }
+
     /// Nothing of it runs any more, and its connection stays.
     pub(crate) fn stop(&self) {
         let pid = i32::try_from(self.child.id()).unwrap();
@@ -274,16 +313,22 @@ impl Drop for Guest {
     }
 }
 
-/// The initramfs for a kernel: the program and the modules.
-fn image(series: &str, release: &str) -> PathBuf {
-    static BUILT: Mutex<Vec<(String, PathBuf)>> = Mutex::new(Vec::new());
+/// The module of this tree, below which there is a directory for each kernel.
+pub(crate) fn built_modules() -> PathBuf {
+    cache().join("kmod")
+}
+
+/// The initramfs for a kernel: the program and the modules, ours from below `modules`.
+fn image(series: &str, release: &str, modules: &Path) -> PathBuf {
+    static BUILT: Mutex<Vec<(PathBuf, PathBuf)>> = Mutex::new(Vec::new());
     static PLACE: OnceLock<tempfile::TempDir> = OnceLock::new();
     let mut built = BUILT.lock().unwrap();
-    if let Some((_, path)) = built.iter().find(|(name, _)| name == series) {
+    let module = modules.join(release).join("kerf-vsock.ko");
+    if let Some((_, path)) = built.iter().find(|(of, _)| *of == module) {
         return path.clone();
     }
     let place = PLACE.get_or_init(|| tempfile::tempdir().unwrap()).path();
-    let tree = place.join(format!("{series}.tree"));
+    let tree = place.join(format!("{series}-{}.tree", built.len()));
     for directory in ["dev", "modules", "proc", "sys"] {
         std::fs::create_dir_all(tree.join(directory)).unwrap();
     }
@@ -299,10 +344,9 @@ fn image(series: &str, release: &str) -> PathBuf {
     ] {
         unpack(&net, name, &tree.join(format!("modules/{name}.ko")));
     }
-    let module = cache().join(format!("kmod/{release}/kerf-vsock.ko"));
     std::fs::copy(&module, tree.join("modules/kerf-vsock.ko"))
         .unwrap_or_else(|error| panic!("{module:?}: {error}; run make kmod"));
-    let path = place.join(format!("{series}.cpio"));
+    let path = place.join(format!("{series}-{}.cpio", built.len()));
     let script =
         "mknod -m 600 dev/console c 5 1 && find . | cpio -o -H newc -R 0:0 --quiet > \"$1\"";
     let packed = Command::new("sh")
@@ -314,7 +358,7 @@ fn image(series: &str, release: &str) -> PathBuf {
         packed.unwrap().success(),
         "cpio, or mknod: the tests run as root"
     );
-    built.push((series.to_owned(), path.clone()));
+    built.push((module, path.clone()));
     path
 }
 

@@ -60,6 +60,13 @@ impl Page {
             .ok_or_else(io::Error::last_os_error)
     }
 
+    /// Waits until somebody sleeps because of the page.
+    pub(crate) fn wait_for_fault(&self) -> nix::Result<()> {
+        /// A `struct uffd_msg`.
+        const MESSAGE_BYTES: usize = 32;
+        nix::unistd::read(&self.faults, &mut [0; MESSAGE_BYTES]).map(drop)
+    }
+
     /// The page becomes zeros, and who waits for it goes on.
     pub(crate) fn resolve(&self) -> io::Result<()> {
         self.ask(UFFDIO_ZEROPAGE, &mut self.range(0))

@@ -107,6 +107,8 @@ pub(crate) fn start() {
                 (&socket).write_all(absent.bytes()).unwrap();
                 report(&socket);
             });
+            page.wait_for_fault().unwrap();
+            println!("KERF said stuck");
             let ready = resolve.accept().unwrap();
             let _ = (&ready).read(&mut [0]);
             page.resolve().unwrap();

@@ -1,0 +1,157 @@
+//! This module and an older one, in guests beside each other that take turns: `scripts/compare-kmod REVISION`.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use kmp_transport::kerf::Host;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::beside::Times;
+use crate::guest::{Guest, Machine, SERIES, built_modules};
+use crate::host::Heartbeats;
+use crate::{KERF, commands};
+
+const ECHO: u32 = 7007;
+const FOUNTAIN: u32 = 7020;
+const STREAM_BYTES: usize = 4 << 20;
+/// The only guest of each memory.
+const GUEST: u32 = 1;
+const MESSAGE_BYTES: usize = 80;
+/// Boots of each module, turns of each boot, and what is done in each. Turns are short, so that what else the machine does
+/// meets both; boots are several, because each lays out memory and translated code in its own way.
+const BOOTS: usize = 4;
+const TURNS: usize = 20;
+const TRIPS: usize = 100;
+const BEATS: usize = 50;
+
+/// A guest with one of the modules.
+struct Side {
+    host: Host,
+    guest: Guest,
+    machine: Machine,
+}
+
+/// What one turn took, each in milliseconds.
+struct Turn {
+    /// 80 bytes to a program and back, at the median, and QEMU's CPU time of it on average.
+    trip: f64,
+    trip_cpu: f64,
+    beat: f64,
+    beat_cpu: f64,
+    stream: f64,
+}
+
+/// Prints how long a turn of each takes, and the ratio of the turns beside each other. Without an older module nothing is
+/// measured.
+#[test]
+#[ignore = "boots guests: scripts/compare-kmod"]
+fn this_module_and_an_older_one_take_turns() {
+    let Some(older) = std::env::var_os("KERF_OLDER").map(PathBuf::from) else {
+        println!("no older module: scripts/compare-kmod names one");
+        return;
+    };
+    for series in SERIES {
+        let mut pairs = Vec::new();
+        for _ in 0..BOOTS {
+            let mut now = Side::start(series, built_modules());
+            let mut before = Side::start(series, older.clone());
+            for turn in 0..TURNS {
+                // Who goes first has what the other's turn has left in the caches.
+                let pair = if turn % 2 == 0 {
+                    let now = now.turn();
+                    (now, before.turn())
+                } else {
+                    let before = before.turn();
+                    (now.turn(), before)
+                };
+                pairs.push(pair);
+            }
+            for side in [&mut now, &mut before] {
+                assert_eq!(side.guest.failures(), Vec::<String>::new(), "{series}");
+            }
+        }
+        print(series, &pairs);
+    }
+}
+
+/// One figure of a turn.
+type Figure = fn(&Turn) -> f64;
+
+fn print(series: &str, pairs: &[(Turn, Turn)]) {
+    let figures: [(&str, Figure); 5] = [
+        ("80 bytes there and back, ms", |turn| turn.trip),
+        ("... QEMU's CPU time, ms", |turn| turn.trip_cpu),
+        ("heartbeat, ms", |turn| turn.beat),
+        ("... QEMU's CPU time, ms", |turn| turn.beat_cpu),
+        ("4 MiB out of the guest, ms", |turn| turn.stream),
+    ];
+    for (what, of) in figures {
+        let now = Times::of(pairs.iter().map(|(now, _)| of(now)));
+        let before = Times::of(pairs.iter().map(|(_, before)| of(before)));
+        let ratios = Times::of(pairs.iter().map(|(now, before)| of(now) / of(before)));
+        println!(
+            "{series}: {what}: {:.3} now, {:.3} before, ratio {:.2} ({:.2} to {:.2})",
+            now.quantile(50),
+            before.quantile(50),
+            ratios.quantile(50),
+            ratios.quantile(20),
+            ratios.quantile(80),
+        );
+    }
+}
+
+impl Side {
+    fn start(series: &str, modules: PathBuf) -> Self {
+        let machine = Machine::unchecked(2, modules);
+        let serve = [KERF, "services", "say=serving", "forever"];
+        let mut guest = machine.guest(GUEST, series, &commands(&serve));
+        guest.wait_for("KERF said serving");
+        let host = machine.runtime().block_on(machine.host());
+        let side = Self {
+            host,
+            guest,
+            machine,
+        };
+        // Translated code and buffers are there from the second time on.
+        side.turn();
+        side
+    }
+
+    fn turn(&self) -> Turn {
+        let (host, guest) = (&self.host, &self.guest);
+        self.machine.runtime().block_on(async {
+            let (mut trips, mut beats) = (Times::default(), Times::default());
+            let mut echo = host.connect(GUEST, ECHO).await.unwrap();
+            let begun = guest.cpu_time();
+            for _ in 0..TRIPS {
+                let start = Instant::now();
+                let mut message = [7; MESSAGE_BYTES];
+                echo.write_all(&message).await.unwrap();
+                echo.read_exact(&mut message).await.unwrap();
+                trips.add(start.elapsed());
+            }
+            let trip_cpu = milliseconds(guest.cpu_time() - begun) / TRIPS as f64;
+            let mut heartbeats = Heartbeats::new(host, GUEST).await;
+            let begun = guest.cpu_time();
+            for _ in 0..BEATS {
+                beats.add(heartbeats.beat().await);
+            }
+            let beat_cpu = milliseconds(guest.cpu_time() - begun) / BEATS as f64;
+            let mut fountain = host.connect(GUEST, FOUNTAIN).await.unwrap();
+            let mut buffer = vec![0; STREAM_BYTES];
+            let start = Instant::now();
+            fountain.read_exact(&mut buffer).await.unwrap();
+            Turn {
+                trip: trips.quantile(50),
+                trip_cpu,
+                beat: beats.quantile(50),
+                beat_cpu,
+                stream: milliseconds(start.elapsed()),
+            }
+        })
+    }
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
