@@ -36,7 +36,7 @@ pub enum End {
 /// What guest it is, and how its kernel ends.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan<'a> {
-    /// Debian's kernel of this series, `6.1` or `6.12`.
+    /// Debian's kernel of this series: see [`kernels::debian`].
     pub series: &'a str,
     /// See [`End`].
     pub end: End,
@@ -274,11 +274,11 @@ fn build(dir: &Path, kernel: &Path, plan: &Plan<'_>) -> PathBuf {
         let to = root.join(format!("modules/{order}.ko"));
         unpack(&drivers.join(module), &to);
     }
-    let failing = kernels::cache()
-        .join("kmod")
-        .join(release)
-        .join("failing.ko");
-    fs::copy(failing, root.join("failing.ko")).expect("scripts/build-kmod has built it");
+    if plan.end != End::Sysrq {
+        let built = kernels::cache().join("kmod").join(release);
+        let failing = built.join("failing.ko");
+        fs::copy(failing, root.join("failing.ko")).expect("scripts/build-kmod has built it");
+    }
     if let Some(program) = plan.program {
         fs::copy(program.path, root.join("program")).expect("the program is there");
     }

@@ -15,6 +15,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use kmorph_tests::crashed_guest::{CrashedGuest, LOW_MEMORY_BYTES, Plan, Program};
+use kmorph_tests::kernels;
 use kmorph_vmcore::compression::Compression;
 use kmorph_vmcore::kernel::Kernel;
 use kmorph_vmcore::kernel::pages::{PageKind, Pages};
@@ -59,6 +60,13 @@ fn pages_of_6_12_are_told_by_what_was_done_with_them() {
     // makedumpfile 1.7.2 does not know how this kernel marks pages of hugetlb and of slabs.
     let (ours, theirs) = left_out("6.12");
     eprintln!("left out by kmorph: {ours:?}, by makedumpfile: {theirs:?}");
+}
+
+#[test]
+fn pages_of_the_newest_kernel_are_told_by_what_was_done_with_them() {
+    let series = kernels::newest();
+    let (ours, theirs) = left_out(&series);
+    eprintln!("{series}: left out by kmorph: {ours:?}, by makedumpfile: {theirs:?}");
 }
 
 /// Of the marked pages, how many of each kind kmorph and makedumpfile leave out as memory of users.

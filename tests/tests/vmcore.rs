@@ -39,6 +39,35 @@ fn a_6_12_kernel_ended_by_sysrq_is_dumped_and_read() {
 }
 
 #[test]
+fn the_newest_kernel_ended_by_sysrq_is_dumped_and_read() {
+    dumped_and_read(&Plan::small(&kernels::newest()));
+}
+
+/// `make new-kernel` runs it.
+#[test]
+#[ignore = "half a minute more than make test has time for: make new-kernel"]
+fn the_newest_kernel_that_read_nothing_is_dumped_and_read() {
+    dumped_and_read(&Plan {
+        end: End::NullDereference,
+        memory_mib: LARGE_MIB,
+        cpus: 2,
+        ..Plan::small(&kernels::newest())
+    });
+}
+
+/// `make new-kernel` runs it.
+#[test]
+#[ignore = "half a minute more than make test has time for: make new-kernel"]
+fn the_newest_kernel_that_hangs_is_dumped_and_read() {
+    dumped_and_read(&Plan {
+        end: End::Hang,
+        memory_mib: 512,
+        cpus: 2,
+        ..Plan::small(&kernels::newest())
+    });
+}
+
+#[test]
 fn a_6_1_kernel_that_read_nothing_is_dumped_and_read() {
     dumped_and_read(&Plan {
         end: End::NullDereference,
