@@ -275,8 +275,7 @@ fn build(dir: &Path, kernel: &Path, plan: &Plan<'_>) -> PathBuf {
         unpack(&drivers.join(module), &to);
     }
     if plan.end != End::Sysrq {
-        let built = kernels::cache().join("kmod").join(release);
-        let failing = built.join("failing.ko");
+        let failing = kernels::built_modules(kernel).join("failing.ko");
         fs::copy(failing, root.join("failing.ko")).expect("scripts/build-kmod has built it");
     }
     if let Some(program) = plan.program {

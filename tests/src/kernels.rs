@@ -53,6 +53,18 @@ pub fn debian(series: &str) -> PathBuf {
     kernels.join(release.trim()).join("vmlinuz")
 }
 
+/// The directory of the modules that `scripts/build-kmod` has built for the kernel whose image is `vmlinuz`.
+pub fn built_modules(vmlinuz: &Path) -> PathBuf {
+    let home = vmlinuz.parent().expect("an image lies in a directory");
+    let release = home.file_name().expect("it is named after its release");
+    cache().join("kmod").join(release)
+}
+
+/// Whether `scripts/build-kmod` has built this module for the kernel whose image is `vmlinuz`.
+pub fn has_module(vmlinuz: &Path, module: &str) -> bool {
+    built_modules(vmlinuz).join(module).is_file()
+}
+
 /// Asks the QEMU of the generation in `run_dir` to do something.
 pub fn qmp(run_dir: &Path, command: &str) {
     execute(run_dir, &json!({ "execute": command }));

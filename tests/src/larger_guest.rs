@@ -7,7 +7,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::kernels::{Transport, cache};
+use crate::kernels::{Transport, built_modules};
 use crate::program;
 
 /// What the guest's init does: mounts, modules, the agent in the background. It stays PID 1.
@@ -91,7 +91,7 @@ fn modules(vmlinuz: &Path, transport: Transport) -> Vec<PathBuf> {
         Transport::Virtio => in_tree(&VIRTIO),
         Transport::Kerf => {
             let mut all: Vec<PathBuf> = in_tree(&KERF);
-            all.push(cache().join("kmod").join(release).join("kerf-vsock.ko"));
+            all.push(built_modules(vmlinuz).join("kerf-vsock.ko"));
             all
         }
     }

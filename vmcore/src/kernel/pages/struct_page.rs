@@ -113,8 +113,7 @@ impl Layout {
             hwpoison: bit("PG_hwpoison"),
             slab_flag: bit("PG_slab"),
             slab: TypeMark::of(info, "PAGE_SLAB_MAPCOUNT_VALUE"),
-            buddy: word_of(info, buddy)
-                .ok_or_else(|| Missing(format!("NUMBER({buddy})")))?,
+            buddy: word_of(info, buddy).ok_or_else(|| Missing(format!("NUMBER({buddy})")))?,
             offline: word_of(info, "PAGE_OFFLINE_MAPCOUNT_VALUE"),
             hugetlb: TypeMark::of(info, "PAGE_HUGETLB_MAPCOUNT_VALUE"),
             hugetlb_dtor: info
