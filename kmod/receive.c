@@ -11,6 +11,7 @@
 #include <linux/bitmap.h>
 #include <linux/module.h>
 
+#include "compat.h"
 #include "kerf.h"
 
 /* Whether a packet keeps the rules: see docs/kerf-vsock.md. @hdr is our own copy. */
