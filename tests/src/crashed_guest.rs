@@ -295,7 +295,7 @@ fn build(dir: &Path, kernel: &Path, plan: &Plan<'_>) -> PathBuf {
 }
 
 /// A module, packed with xz or not.
-fn unpack(module: &Path, to: &Path) {
+pub(crate) fn unpack(module: &Path, to: &Path) {
     if module.exists() {
         fs::copy(module, to).expect("a module can be copied");
         return;

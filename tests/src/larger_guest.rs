@@ -1,12 +1,13 @@
 //! An initramfs of the user's own, for `--initramfs`: a guest with an init of its own (busybox) in
 //! which the agent is a service. The backend adds the agent's configuration to it. On Ctrl-Alt-Del its
-//! init stops the agent, and nothing else.
+//! init does what the test has chosen, and nothing else.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::crashed_guest::unpack;
 use crate::kernels::{Transport, built_modules};
 use crate::program;
 
@@ -23,7 +24,7 @@ for module in /modules/*.ko; do
 done
 /usr/bin/kmorph-agent --config /etc/kmorph/agent.json &
 agent=$!
-trap 'kill -STOP $agent' INT
+trap 'ON_CTRL_ALT_DEL' INT
 echo 0 >/proc/sys/kernel/ctrl-alt-del
 while true; do sleep 3600 & wait $!; done
 ";
@@ -43,11 +44,15 @@ const KERF: [&str; 2] = [
     "net/vmw_vsock/vsock.ko",
     "net/vmw_vsock/vmw_vsock_virtio_transport_common.ko",
 ];
+/// On Ctrl-Alt-Del the guest stops its agent.
+pub const STOPS_ITS_AGENT: &str = "kill -STOP $agent";
+/// On its first Ctrl-Alt-Del CPU 1 of the guest spins with interrupts off; on others nothing happens.
+pub const HANGS_CPU_1: &str = "[ -e /tmp/hung ] || { : >/tmp/hung; insmod /failing.ko how=cpu1; }";
 /// Where the guest has the key-value server.
 pub const KV_IN_GUEST: &str = "/usr/bin/kmorph-kv";
 
-/// Builds it in `dir` for the Debian kernel `vmlinuz` of the 6.1 series, whose modules are not packed.
-pub fn build(dir: &Path, vmlinuz: &Path, transport: Transport) -> PathBuf {
+/// Builds it in `dir` for the Debian kernel `vmlinuz`. On Ctrl-Alt-Del it does `then`, a line of its shell.
+pub fn build(dir: &Path, vmlinuz: &Path, transport: Transport, then: &str) -> PathBuf {
     let root = dir.join("larger-guest");
     for name in [
         "bin", "dev", "etc", "modules", "proc", "sys", "tmp", "usr/bin",
@@ -73,9 +78,20 @@ pub fn build(dir: &Path, vmlinuz: &Path, transport: Transport) -> PathBuf {
     }
     for (order, module) in modules(vmlinuz, transport).iter().enumerate() {
         let name = module.file_name().expect("a file").to_string_lossy();
-        add(&root, module, format!("modules/{order}-{name}"));
+        // What is not there is built in.
+        if module.exists() || module.with_extension("ko.xz").exists() {
+            unpack(module, &root.join(format!("modules/{order}-{name}")));
+        }
     }
-    fs::write(root.join("init"), INIT).expect("a file can be written");
+    if then == HANGS_CPU_1 {
+        add(
+            &root,
+            &built_modules(vmlinuz).join("failing.ko"),
+            "failing.ko",
+        );
+    }
+    let init = INIT.replace("ON_CTRL_ALT_DEL", then);
+    fs::write(root.join("init"), init).expect("a file can be written");
     let executable = fs::Permissions::from_mode(0o755);
     fs::set_permissions(root.join("init"), executable).expect("it is ours");
     pack(&root, dir)

@@ -453,6 +453,7 @@ mod tests {
                 auto_heal: true,
                 morph_timeout_s: 60.0,
                 vmcore: kmorph_control_api::VmcorePolicy::Off,
+                stuck_cpu: kmorph_control_api::StuckCpuPolicy::Degraded,
             },
             desired: Desired::Running,
             reason: None,
