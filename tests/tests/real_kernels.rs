@@ -245,6 +245,7 @@ fn a_workload_moves_from_6_1_to_the_newest_kernel_and_back(transport: Transport)
         others = vec!["6.12", "6.1"];
     }
     let host = Host::qemu_over(transport);
+    let events = Events::follow(host.control());
     let port = host.spawn_kv_on("web", &kernels::debian("6.1"), "");
     let mut client = Client::connect(port).unwrap();
     let value = "x".repeat(100_000);
@@ -259,6 +260,11 @@ fn a_workload_moves_from_6_1_to_the_newest_kernel_and_back(transport: Transport)
         let wanted = format!("{series}.");
         assert!(now.summary.kernel_release.starts_with(&wanted), "{now:?}");
         assert_eq!(now.summary.morphs, breaks);
+        let proof = events.wait("a vmcore to be proven readable", |event| {
+            event.kind == EventKind::Vmcore && event.generation == Some(now.summary.generation)
+        });
+        let proof = proof.event.message;
+        assert_eq!(proof, "a vmcore of its new kernel could be read whole");
         ping(port);
         let seen = steady.stop();
         // Its one connection breaks, and is told so; no answer is wrong.

@@ -79,6 +79,7 @@ impl Handler<MorphOver> for Instance {
                 self.row.morphs += 1;
                 self.kernel_release = over.status.to_kernel.clone();
                 self.generation = over.new;
+                crate::vmcore::proof::begin(&self.services, &self.generation);
                 // The new kernel's watch tells what its agent has said so far.
                 (self.health, self.overload) = (None, None);
                 if let Outcome::CommittedButFailed(how) = over.outcome {

@@ -5,9 +5,12 @@ mod build_id;
 mod cpus;
 pub mod events;
 mod report;
+mod shortfalls;
 mod taint;
 pub mod tasks;
 mod titles;
+
+pub use shortfalls::shortfalls;
 
 pub use report::{
     CpuReport, CrashReport, FileReport, KernelReport, LogReport, MemoryReport, ModulesReport,

@@ -133,11 +133,11 @@ impl Kernel<'_> {
 /// What the offsets in the table count from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Base {
-    /// Below zero: from this, backwards. Others are meant as they are (data of each CPU). Before Linux 6.15.
+    /// Below zero: from this, backwards. Others are meant as they are (data of each CPU). Linux 6.12 and older.
     Negative(u64),
-    /// All from this, without a sign. Linux 6.15 and newer.
+    /// All from this, without a sign. Linux 6.16 and 6.18, for example.
     All(u64),
-    /// Each from where it is itself, in the table that begins here. Linux 7.1 and newer, which has no base.
+    /// Each from where it is itself, in the table that begins here. Linux 7.2 and newer, which have no base.
     Each(u64),
 }
 

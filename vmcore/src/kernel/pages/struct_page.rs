@@ -53,7 +53,7 @@ pub(super) struct Layout {
     mapping: usize,
     map_count: usize,
     private: usize,
-    /// Where a page tells its block: `compound_head`, and since Linux 7.1 `compound_info`.
+    /// Where a page tells its block: `compound_head`, and in newer kernels (7.2) `compound_info`.
     compound: usize,
     /// Second page of a block: its order, and the number of its kind. Before Linux 6.6.
     compound_order: Option<usize>,
@@ -151,7 +151,7 @@ impl StructPage<'_> {
         bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes))
     }
 
-    /// The address of its block's first `struct page`, when it is not itself that. Since Linux 7.1 a kernel that frees
+    /// The address of its block's first `struct page`, when it is not itself that. A newer kernel (7.2) that frees
     /// the descriptions of huge pages writes a mask in place of the address, so that all pages of a block can share
     /// theirs: no `struct page` lies as high as the lowest mask.
     pub(super) fn head_of_tail(&self) -> Option<u64> {
