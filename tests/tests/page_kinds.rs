@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use kmorph_tests::crashed_guest::{CrashedGuest, LOW_MEMORY_BYTES, Plan, Program};
+use kmorph_tests::crashed_guest::{CrashedGuest, LOW_MEMORY_BYTES, Plan};
 use kmorph_tests::kernels;
 use kmorph_vmcore::compression::Compression;
 use kmorph_vmcore::kernel::Kernel;
@@ -74,10 +74,8 @@ fn left_out(series: &str) -> (BTreeMap<String, u64>, BTreeMap<String, u64>) {
     let dir = tempfile::tempdir().unwrap();
     let guest = CrashedGuest::new(&Plan {
         memory_mib: 384,
-        program: Some(Program {
-            path: &built(dir.path()),
-            lines: LINES,
-        }),
+        program: Some(&built(dir.path())),
+        lines: LINES,
         ..Plan::small(series)
     });
     let file = File::open(guest.memory()).unwrap();
