@@ -6,6 +6,7 @@
  *   insmod failing.ko how=hang    every CPU spins with interrupts off, for ever
  *   insmod failing.ko how=cpu1    CPU 1 does, and no other
  */
+#include <linux/delay.h>
 #include <linux/module.h>
 #include <linux/smp.h>
 
@@ -36,6 +37,8 @@ static int __init failing_init(void)
 		return failing_read(NULL);
 	if (!strcmp(how, "hang")) {
 		pr_emerg("failing: no CPU goes on from here\n");
+		/* Newer kernels print on the console in a thread, which has to run once more. */
+		msleep(500);
 		on_each_cpu(failing_spin, NULL, 0);
 	}
 	if (!strcmp(how, "cpu1"))

@@ -22,10 +22,10 @@ for module in /modules/*.ko; do
         *) insmod $module ;;
     esac
 done
-/usr/bin/kmorph-agent --config /etc/kmorph/agent.json &
-agent=$!
 trap 'ON_CTRL_ALT_DEL' INT
 echo 0 >/proc/sys/kernel/ctrl-alt-del
+/usr/bin/kmorph-agent --config /etc/kmorph/agent.json &
+agent=$!
 while true; do sleep 3600 & wait $!; done
 ";
 /// What a guest needs to have virtio-vsock, in the order of loading, below `kernel/`.
