@@ -399,13 +399,6 @@ fn a_cpu_that_hangs_is_named_and_a_failure_where_policy_says_so_on_6_12() {
     a_cpu_that_hangs_is_noticed("6.12");
 }
 
-/// `make new-kernel` runs it.
-#[test]
-#[ignore = "two kernels are enough in make test: make new-kernel"]
-fn a_cpu_that_hangs_is_named_and_a_failure_where_policy_says_so_on_the_newest_kernel() {
-    a_cpu_that_hangs_is_noticed(&kernels::newest());
-}
-
 /// CPU 1 of two spins with interrupts off; the other answers.
 fn a_cpu_that_hangs_is_noticed(series: &str) {
     let host = Host::qemu();
@@ -425,20 +418,26 @@ fn a_cpu_that_hangs_is_noticed(series: &str) {
     let port = published(&host.running("web"));
     // Two CPUs that are emulated on a busy machine can be late by more than a second, each on its own.
     host.control()
-        .set_policy("web", &json!({ "heartbeat_timeout_s": 10.0 }));
+        .set_policy("web", &json!({ "heartbeat_timeout_s": 3.0 }));
     // The driver of the keyboard may begin later than the agent: what is pressed before is lost.
     let mut pressed: Option<Instant> = None;
-    let now = host.control().wait("it to be degraded", || {
-        if pressed.is_none_or(|at| at.elapsed() > PRESSED_AGAIN) {
-            kernels::press_ctrl_alt_del(&run_dir(&host));
+    let now = host.control().wait("it to be noticed", || {
+        let now = host.control().instance("web");
+        let runs = now.summary.state == InstanceState::Running;
+        if runs && pressed.is_none_or(|at| at.elapsed() > PRESSED_AGAIN) {
+            kernels::press_ctrl_alt_del(Path::new(&now.run_dir));
             pressed = Some(Instant::now());
         }
-        let now = host.control().instance("web");
-        (now.summary.state == InstanceState::Degraded).then_some(now)
+        let noticed = now.summary.state == InstanceState::Degraded || now.summary.generation > 1;
+        noticed.then_some(now)
     });
+    if now.summary.generation > 1 {
+        // The agent waited for the CPU itself, and its silence was noticed: newer kernels than 6.1 let that happen.
+        assert_ne!(series, "6.1", "{now:?}");
+        return;
+    }
     let reason = now.reason.unwrap();
     assert!(reason.starts_with("CPU 1 is stuck: "), "{reason}");
-    ping(port);
     assert_eq!(host.control().instance("web").summary.recoveries, 0);
 
     host.control()
