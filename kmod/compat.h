@@ -29,4 +29,34 @@ static inline void kerf_consume_sent(struct sk_buff *skb)
 #define KERF_TRANSPORT_LATER
 #endif
 
+/*
+ * Since 7.0 sockets and packets belong to network namespaces. What comes from a peer kernel belongs to none: as
+ * virtio-vsock does, the transport serves the namespaces of the global mode.
+ */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 0, 0)
+#define KERF_AND_NET , struct net *net
+#define KERF_SOCK_AND struct vsock_sock *vsk,
+#define KERF_NET_IS_SERVED vsock_net_mode_global(vsk)
+#define virtio_transport_recv_pkt(t, skb) virtio_transport_recv_pkt(t, skb, NULL)
+#else
+#define KERF_AND_NET
+#define KERF_SOCK_AND
+#define KERF_NET_IS_SERVED true
+#endif
+
+/*
+ * Since 7.1 the core asks whether a transport reaches a CID above 2, where it went to the one transport of its slot
+ * before: kerf_send_pkt() refuses what has no peer.
+ */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
+static inline bool kerf_has_remote_cid(struct vsock_sock *vsk, u32 remote_cid)
+{
+	return true;
+}
+
+#define KERF_TRANSPORT_ROUTES .has_remote_cid = kerf_has_remote_cid,
+#else
+#define KERF_TRANSPORT_ROUTES
+#endif
+
 #endif /* KERF_COMPAT_H */

@@ -12,6 +12,7 @@
 #include <linux/jhash.h>
 #include <linux/module.h>
 
+#include "compat.h"
 #include "kerf.h"
 
 /* Whether a packet keeps the rules: see docs/kerf-vsock.md. @hdr is our own copy. */

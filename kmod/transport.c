@@ -28,7 +28,7 @@ static u32 kerf_get_local_cid(void)
 	return cid;
 }
 
-static int kerf_send_pkt(struct sk_buff *skb)
+static int kerf_send_pkt(struct sk_buff *skb KERF_AND_NET)
 {
 	struct virtio_vsock_hdr *hdr = virtio_vsock_hdr(skb);
 	struct kerf_peer *peer = NULL;
@@ -81,9 +81,14 @@ static s64 kerf_stream_has_space(struct vsock_sock *vsk)
 	return room ? virtio_transport_stream_has_space(vsk) : 0;
 }
 
-static bool kerf_seqpacket_allow(u32 remote_cid)
+static bool kerf_stream_allow(KERF_SOCK_AND u32 cid, u32 port)
 {
-	return true;
+	return KERF_NET_IS_SERVED;
+}
+
+static bool kerf_seqpacket_allow(KERF_SOCK_AND u32 remote_cid)
+{
+	return KERF_NET_IS_SERVED;
 }
 
 struct virtio_transport kerf_transport = {
@@ -110,7 +115,7 @@ struct virtio_transport kerf_transport = {
 		.stream_has_space = kerf_stream_has_space,
 		.stream_rcvhiwat = virtio_transport_stream_rcvhiwat,
 		.stream_is_active = virtio_transport_stream_is_active,
-		.stream_allow = virtio_transport_stream_allow,
+		.stream_allow = kerf_stream_allow,
 
 		.seqpacket_dequeue = virtio_transport_seqpacket_dequeue,
 		.seqpacket_enqueue = virtio_transport_seqpacket_enqueue,
@@ -129,6 +134,7 @@ struct virtio_transport kerf_transport = {
 		.notify_send_post_enqueue = virtio_transport_notify_send_post_enqueue,
 		.notify_buffer_size = virtio_transport_notify_buffer_size,
 		KERF_TRANSPORT_LATER
+		KERF_TRANSPORT_ROUTES
 	},
 	.send_pkt = kerf_send_pkt,
 };

@@ -17,7 +17,7 @@ use kmorph_control_api::{
     RecoveryOutcome, RecoveryRecord, SpawnRequest, VmcorePolicy,
 };
 use kmorph_vmcore::Dump;
-use kmorph_vmcore::analysis::{AnalysisOptions, analyse};
+use kmorph_vmcore::analysis::{AnalysisOptions, CpuReport, Report, analyse};
 
 use crate::instance::{Instance, ProvokePanic, Terminate};
 use crate::operations::Handle;
@@ -31,6 +31,9 @@ pub const DOCTOR_NAME: &str = "kmorph-doctor";
 const STEP_TIMEOUT: Duration = Duration::from_secs(900);
 /// What the log of a kernel that panicked says.
 const LAST_WORDS: &str = "Kernel panic";
+
+/// How the analysis begins to say that a kernel does not tell where its symbols are.
+const SYMBOLS_MISSING: &str = "the kernel's symbols: VMCOREINFO has no usable";
 
 /// One self-test.
 pub(crate) struct Doctor {
@@ -112,7 +115,8 @@ impl Doctor {
         }
         let path = vmcore.path.ok_or("the history names no vmcore")?;
         self.operation.step("reading its vmcore");
-        let read = tokio::task::spawn_blocking(move || read(Path::new(&path))).await;
+        let level = self.services.settings.borrow().vmcore.level;
+        let read = tokio::task::spawn_blocking(move || read(Path::new(&path), level)).await;
         let read = read.map_err(|error| error.to_string())??;
         report.kernel_release = read.release;
         report.panic = read.panic;
@@ -231,8 +235,8 @@ fn gone(error: MailboxError) -> String {
     format!("its actor is gone: {error}")
 }
 
-/// Reads a vmcore as an operator would.
-fn read(path: &Path) -> Result<Read, String> {
+/// Reads a vmcore as an operator would. `level` is what was to be left out of it.
+fn read(path: &Path, level: u32) -> Result<Read, String> {
     let opened = Dump::open(path).map_err(|error| format!("opening {path:?}: {error}"))?;
     let dump = opened.map_err(|error| format!("reading {path:?}: {error}"))?;
     let report = analyse(&dump, AnalysisOptions { scan: true });
@@ -242,7 +246,7 @@ fn read(path: &Path) -> Result<Read, String> {
             "{path:?} is not complete, or its checksum does not hold"
         ));
     }
-    let Some(log) = report.log else {
+    let Some(log) = &report.log else {
         return Err(format!(
             "{path:?} has no log: {}",
             report.problems.join("; ")
@@ -254,9 +258,79 @@ fn read(path: &Path) -> Result<Read, String> {
     if report.cpus.is_empty() {
         return Err(format!("{path:?} has the registers of no CPU"));
     }
+    if let Some(reason) = unread(&report, level) {
+        return Err(format!("{path:?} could not be read whole: {reason}"));
+    }
     Ok(Read {
         release: report.kernel.and_then(|kernel| kernel.release),
         panic: report.crash.panic,
         cpus: report.cpus.len(),
     })
+}
+
+/// What a vmcore of a kernel that panicked should tell and this one does not: what was left out at `level`, what its
+/// pages are used for, and where its CPUs were.
+fn unread(report: &Report, level: u32) -> Option<String> {
+    let problems = || report.problems.join("; ");
+    if report.memory.kinds.is_none() {
+        return Some(format!("what its pages are used for: {}", problems()));
+    }
+    let done = report.file.level.unwrap_or(0);
+    if done < level {
+        return Some(format!("level {done} was left out, and not {level}"));
+    }
+    // A kernel before Linux 6.0 does not say where its symbols are.
+    let says_not = |problem: &String| problem.starts_with(SYMBOLS_MISSING);
+    let unnamed = |cpu: &&CpuReport| cpu.mode == "kernel" && cpu.at.is_none();
+    match report.cpus.iter().find(unnamed) {
+        Some(cpu) if !report.problems.iter().any(says_not) => Some(format!(
+            "CPU {} is at a place that no symbol names: {}",
+            cpu.index,
+            problems()
+        )),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kmorph_vmcore::kernel::pages::PageCounts;
+
+    use super::*;
+
+    /// The report on a real dump, which is too small to have descriptions of pages and symbols: those are added.
+    fn golden() -> Report {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../vmcore/tests/golden/linux-6.12.kdump-lzo"
+        );
+        let dump = Dump::open(Path::new(path)).unwrap().unwrap();
+        let mut report = analyse(&dump, AnalysisOptions::default()).unwrap();
+        report.memory.kinds = Some(PageCounts::default());
+        report.cpus[0].at = Some("panic+0x1".to_owned());
+        report.problems.clear();
+        report
+    }
+
+    #[test]
+    fn a_vmcore_that_tells_less_than_it_should_fails_the_test() {
+        let report = golden();
+        let level = report.file.level.unwrap();
+        assert_eq!(unread(&report, level), None, "{:?}", report.problems);
+        let why = unread(&report, level + 32).unwrap();
+        assert!(why.contains("was left out"), "{why}");
+
+        let mut unnamed = golden();
+        unnamed.cpus[0].at = None;
+        unnamed.cpus[0].mode = "kernel";
+        let why = unread(&unnamed, level).unwrap();
+        assert!(why.contains("no symbol names"), "{why}");
+        unnamed.problems = vec![format!("{SYMBOLS_MISSING} SYMBOL(kallsyms_names)")];
+        assert_eq!(unread(&unnamed, level), None);
+
+        let mut unknown = golden();
+        unknown.memory.kinds = None;
+        let why = unread(&unknown, level).unwrap();
+        assert!(why.contains("pages are used for"), "{why}");
+    }
 }

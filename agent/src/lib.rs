@@ -8,7 +8,7 @@
 //!   next generation's agent ── TakeOver ── [handover] ───────────────────┘
 //! ```
 //!
-//! One process, one thread, and one more while it reads what it was lent. It answers for its instance, starts
+//! One process, one thread, one more while it reads what it was lent, and in a guest one for each CPU ([`pulse`]). It answers for its instance, starts
 //! and supervises the instance's program (the workload), and passes a morph's steps on to it. It decides nothing
 //! about instances: a frozen workload stays frozen until the daemon says what follows, however long that takes.
 //!
@@ -26,6 +26,7 @@ pub mod lent;
 pub mod logging;
 pub mod morph;
 pub mod priority;
+pub mod pulse;
 pub mod reap;
 pub mod rounds;
 pub mod server;

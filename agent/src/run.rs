@@ -20,6 +20,7 @@ use crate::init::{self, InitError};
 use crate::logging::{self, Log};
 use crate::morph::Morphs;
 use crate::priority;
+use crate::pulse::Pulses;
 use crate::server::{self, Said, Served};
 use crate::topology::Topology;
 use crate::workload::{Memory, Plan, Workload};
@@ -160,6 +161,7 @@ async fn serve(config: AgentConfig, started: Started) -> Result<(), RunError> {
         morphs,
         said: Said::default(),
         topology: Topology::in_dir(started.dir),
+        pulses: pulses(&config, &log),
         log: log.clone(),
     };
     tokio::spawn(server::serve(connections, served, sampler(&config)));
@@ -225,6 +227,18 @@ fn start_workload(
         output,
     };
     Ok(Workload::start(plan, log.clone()))
+}
+
+/// The CPUs of a guest give pulses; those of a process are the host's.
+fn pulses(config: &AgentConfig, log: &Logger) -> Pulses {
+    let started = match config.role {
+        Role::Child => Ok(Pulses::none()),
+        Role::Init | Role::Service => Pulses::start(),
+    };
+    started.unwrap_or_else(|error| {
+        warn!(log, "a CPU that hangs is not noticed"; "error" => %error);
+        Pulses::none()
+    })
 }
 
 fn sampler(config: &AgentConfig) -> Sampler {

@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use kmp_proto::codec::Frame;
 use kmp_proto::message::{
-    Channel, Health, HealthStatus, HealthStatusFixed, HeartbeatReq, HeartbeatRsp, Message,
-    MorphPrepare, PeerRole, RecoverComplete, RecoverReclaim, RecoverReply, RetryAfter,
-    TopologyParts, WorkloadState,
+    Channel, Health, HealthStatus, HealthStatusFixed, HeartbeatReq, HeartbeatRsp,
+    HeartbeatRspFixed, Message, MorphPrepare, PeerRole, RecoverComplete, RecoverReclaim,
+    RecoverReply, RetryAfter, TopologyParts, WorkloadState,
 };
 use kmp_proto::wire::ErrorCode;
 use kmp_transport::connection::{Connection, ConnectionError, FrameWriter};
@@ -23,6 +23,7 @@ use tokio::task::AbortHandle;
 
 use crate::figures::Sampler;
 use crate::morph::{Morphs, Refusal};
+use crate::pulse::Pulses;
 use crate::topology::Topology;
 use crate::workload::{Condition, Workload};
 
@@ -50,6 +51,8 @@ pub struct Served {
     pub said: Said,
     /// The topology file.
     pub topology: Topology,
+    /// The pulses of its CPUs.
+    pub pulses: Pulses,
     /// The log.
     pub log: Logger,
 }
@@ -108,9 +111,10 @@ pub async fn serve(mut connections: mpsc::Receiver<Connection>, served: Served, 
                 let task = match channel {
                     Channel::Heartbeat => {
                         let (workload, figures) = (served.workload.clone(), figures.clone());
+                        let pulses = served.pulses.clone();
                         replace(&mut heartbeat, async move {
                             let mut figures = figures.lock().await;
-                            answer_heartbeats(connection, &workload, &mut figures).await
+                            answer_heartbeats(connection, &workload, &mut figures, &pulses).await
                         })
                     }
                     Channel::Control => replace(&mut control, attend(connection, served.clone())),
@@ -279,6 +283,7 @@ async fn answer_heartbeats(
     connection: Connection,
     workload: &Workload,
     figures: &mut Sampler,
+    pulses: &Pulses,
 ) -> Result<(), ConnectionError> {
     let (mut reader, mut writer) = (connection.reader, connection.writer);
     loop {
@@ -290,15 +295,21 @@ async fn answer_heartbeats(
             refuse(&mut writer, &frame, Channel::Heartbeat, refusal).await?;
             continue;
         };
-        let answer = heartbeat(*request, &workload.condition(), figures);
-        let answer = Message::HeartbeatRsp(answer);
+        let answer = Message::HeartbeatRsp(HeartbeatRsp {
+            fixed: heartbeat(*request, &workload.condition(), figures),
+            stall: pulses.stall(),
+        });
         writer.reply(&answer, frame.header.sequence).await?;
     }
 }
 
-fn heartbeat(request: HeartbeatReq, condition: &Condition, figures: &mut Sampler) -> HeartbeatRsp {
+fn heartbeat(
+    request: HeartbeatReq,
+    condition: &Condition,
+    figures: &mut Sampler,
+) -> HeartbeatRspFixed {
     let sample = figures.figures();
-    HeartbeatRsp {
+    HeartbeatRspFixed {
         probe: request.probe,
         health: health(condition.state),
         workload: condition.state,

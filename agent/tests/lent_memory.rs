@@ -14,6 +14,7 @@ use std::time::Duration;
 use kmorph_agent::capture;
 use kmorph_agent::figures::{Sampler, Scope};
 use kmorph_agent::morph::Morphs;
+use kmorph_agent::pulse::Pulses;
 use kmorph_agent::server::{self, Said, Served};
 use kmorph_agent::workload::Workload;
 use kmp_proto::message::{
@@ -295,6 +296,7 @@ fn server() -> tokio::sync::mpsc::Sender<Connection> {
         workload,
         topology: kmorph_agent::topology::Topology::in_dir(std::env::temp_dir()),
         log,
+        pulses: Pulses::none(),
     };
     let figures = Sampler::new(Scope::System, 1);
     tokio::spawn(server::serve(accepted, served, figures));

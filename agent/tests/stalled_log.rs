@@ -104,7 +104,7 @@ async fn an_agent_whose_log_stands_still_answers_heartbeats() {
         daemon.writer.send(&request).await.unwrap();
         let answer = tokio::time::timeout(PATIENCE, daemon.reader.next());
         match answer.await.expect("an answer").unwrap().message {
-            Message::HeartbeatRsp(answer) => answer.workload,
+            Message::HeartbeatRsp(answer) => answer.fixed.workload,
             other => panic!("{other:?}"),
         }
     };

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use kmp_proto::checksum::crc32;
 use kmp_proto::codec::{Decoder, encode};
-use kmp_proto::message::{Health, HeartbeatRsp, Message, WorkloadState};
+use kmp_proto::message::{Health, HeartbeatRsp, HeartbeatRspFixed, Message, WorkloadState};
 
 use crate::Found;
 use crate::figure::{Bar, Figure, Of, Unit};
@@ -76,7 +76,7 @@ pub(crate) fn run() -> Found {
 }
 
 fn heartbeat() -> Message {
-    Message::HeartbeatRsp(HeartbeatRsp {
+    Message::HeartbeatRsp(HeartbeatRsp::from(HeartbeatRspFixed {
         probe: 41,
         health: Health::Healthy,
         workload: WorkloadState::Running,
@@ -89,7 +89,7 @@ fn heartbeat() -> Message {
         memory_available_kib: 131_072,
         io_read_bytes: 4_096,
         io_write_bytes: 8_192,
-    })
+    }))
 }
 
 fn mib_per_second(nanoseconds_per_block: f64) -> f64 {

@@ -64,7 +64,8 @@ pub use instance::{
 pub use morph::{Check, CommitRequest, DowntimeSteps, MorphPhase, MorphRequest, MorphStatus};
 pub use operation::{Operation, OperationKind, OperationState, Progress};
 pub use policy::{
-    POLICY_MAX_TIMEOUT_S, POLICY_MIN_HEARTBEAT_S, Policy, PolicyPatch, PolicySet, VmcorePolicy,
+    POLICY_MAX_TIMEOUT_S, POLICY_MIN_HEARTBEAT_S, Policy, PolicyPatch, PolicySet, StuckCpuPolicy,
+    VmcorePolicy,
 };
 pub use recovery::{RecoveryOutcome, RecoveryRecord, VmcoreRecord};
 pub use vmcore::{CaptureReport, CaptureRequest};

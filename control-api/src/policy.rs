@@ -34,6 +34,27 @@ impl VmcorePolicy {
     }
 }
 
+/// What a CPU means that runs nothing for the heartbeat timeout while the instance answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StuckCpuPolicy {
+    /// The instance is degraded.
+    #[default]
+    Degraded,
+    /// The instance has failed.
+    Failed,
+}
+
+impl StuckCpuPolicy {
+    /// Its name in the API, in files and on the command line.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Degraded => "degraded",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// The policy of one instance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -50,6 +71,9 @@ pub struct Policy {
     /// Whether its memory is captured when it has failed. Nothing can be captured in `embedded`.
     #[serde(default)]
     pub vmcore: VmcorePolicy,
+    /// What the instance is when one of its CPUs runs nothing for the heartbeat timeout.
+    #[serde(default)]
+    pub stuck_cpu: StuckCpuPolicy,
 }
 
 /// A change of one policy: what is absent stays.
@@ -70,6 +94,9 @@ pub struct PolicyPatch {
     /// See [`Policy::vmcore`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vmcore: Option<VmcorePolicy>,
+    /// See [`Policy::stuck_cpu`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stuck_cpu: Option<StuckCpuPolicy>,
 }
 
 impl From<Policy> for PolicyPatch {
@@ -79,6 +106,7 @@ impl From<Policy> for PolicyPatch {
             auto_heal: Some(whole.auto_heal),
             morph_timeout_s: Some(whole.morph_timeout_s),
             vmcore: Some(whole.vmcore),
+            stuck_cpu: Some(whole.stuck_cpu),
         }
     }
 }
@@ -120,6 +148,7 @@ impl Policy {
             auto_heal: patch.auto_heal.unwrap_or(self.auto_heal),
             morph_timeout_s: patch.morph_timeout_s.unwrap_or(self.morph_timeout_s),
             vmcore: patch.vmcore.unwrap_or(self.vmcore),
+            stuck_cpu: patch.stuck_cpu.unwrap_or(self.stuck_cpu),
         }
     }
 }
@@ -135,6 +164,7 @@ mod tests {
             auto_heal: true,
             morph_timeout_s: 60.0,
             vmcore: VmcorePolicy::On,
+            stuck_cpu: StuckCpuPolicy::Failed,
         };
         assert_eq!(good.fault(), None);
         for bad in [0.0, -1.0, 0.05, 3601.0, f64::NAN, f64::INFINITY] {

@@ -23,6 +23,8 @@ pub(crate) struct Healing {
 /// The morph.
 #[derive(Debug)]
 pub(crate) struct Morph {
+    /// The release of the target kernel.
+    pub(crate) to: String,
     /// From the freeze to the first request the target kernel could answer, as the daemon measured it.
     pub(crate) downtime: Duration,
     /// The time that was watched, with the morph in it.
@@ -37,7 +39,7 @@ pub(crate) struct Morph {
 #[derive(Debug)]
 pub(crate) struct Figures {
     pub(crate) healings: Vec<Healing>,
-    pub(crate) morph: Morph,
+    pub(crate) morphs: Vec<Morph>,
 }
 
 impl fmt::Display for Figures {
@@ -59,23 +61,34 @@ impl fmt::Display for Figures {
             }))
             .add_row(row("failed requests", &|h| h.seen.failed.to_string()));
         writeln!(f, "{table}\n")?;
-        let morph = &self.morph;
-        let both = [&morph.during, &morph.without];
+        for (number, morph) in self.morphs.iter().enumerate() {
+            if number > 0 {
+                write!(f, "\n\n")?;
+            }
+            write!(f, "{morph}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Morph {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let both = [&self.during, &self.without];
         let row = |name: &str, figure: &dyn Fn(&Seen) -> String| {
             let [with, without] = both.map(figure);
             [name.to_owned(), with, without]
         };
-        let mut table = self::table(2);
-        let watched = format!("{:.1} s", morph.watched.as_secs_f64());
+        let mut table = table(2);
+        let watched = format!("{:.1} s", self.watched.as_secs_f64());
         table
             .set_header([
-                "morph".to_owned(),
+                format!("morph to {}", self.to),
                 format!("in {watched} with it"),
                 format!("in {watched} without"),
             ])
             .add_row([
                 "downtime, by the daemon".to_owned(),
-                time(morph.downtime),
+                time(self.downtime),
                 "-".to_owned(),
             ])
             .add_row(row("longest gap the client saw", &|s| time(s.longest_gap)))

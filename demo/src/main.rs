@@ -73,7 +73,7 @@ fn main() -> ExitCode {
         }
     };
     let ground = story::Ground::of(&host);
-    let setting = Setting::of(backend, &host);
+    let setting = Setting::of(backend, &arguments.transport, &host);
     let host: SharedHost = Arc::new(Mutex::new(Some(host)));
     end_on_signal(signals, host.clone());
     let told = setting.and_then(|setting| story::tell(&setting, &ground, &mut stage));

@@ -18,7 +18,7 @@ use crate::trouble::Trouble;
 pub(crate) enum Backend {
     /// Processes of this machine: no root, no download
     Embedded,
-    /// Linux 6.1 and 6.12 in QEMU
+    /// Linux 6.1, 6.12 and 7.3 in QEMU
     Qemu,
     /// Kernels beside the host's, with the host's kernel emulated: root and /dev/fuse, no download
     Multikernel,
@@ -38,8 +38,8 @@ pub(crate) struct Setting {
     backend: Backend,
     /// Image of the kernel the instance is started on.
     pub(crate) old_kernel: PathBuf,
-    /// Image of the kernel it is morphed to.
-    pub(crate) new_kernel: PathBuf,
+    /// Images of the kernels it is morphed to, one after the other.
+    pub(crate) newer_kernels: Vec<PathBuf>,
     /// Where the host's kernel is emulated.
     emulated: PathBuf,
 }
@@ -76,17 +76,17 @@ impl Backend {
 
 impl Setting {
     /// The setting for `backend` on `host`.
-    pub(crate) fn of(backend: Backend, host: &Host) -> Result<Self, Trouble> {
-        let (old_kernel, new_kernel) = match backend {
+    pub(crate) fn of(backend: Backend, transport: &str, host: &Host) -> Result<Self, Trouble> {
+        let (old_kernel, newer_kernels) = match backend {
             Backend::Embedded | Backend::Multikernel => {
-                (host.kernel("6.1.0-demo"), host.kernel("6.12.0-demo"))
+                (host.kernel("6.1.0-demo"), vec![host.kernel("6.12.0-demo")])
             }
-            Backend::Qemu => (fetched("6.1")?, fetched("6.12")?),
+            Backend::Qemu => (fetched("6.1")?, newer_kernels(transport)?),
         };
         Ok(Self {
             backend,
             old_kernel,
-            new_kernel,
+            newer_kernels,
             emulated: host.path("kernel"),
         })
     }
@@ -100,7 +100,8 @@ impl Setting {
                  demo. `make demo BACKEND=qemu` tells the same with real Linux kernels."
             }
             Backend::Qemu => {
-                "QEMU backend: each instance is a Linux kernel in a virtual machine, Debian's 6.1 and 6.12."
+                "QEMU backend: each instance is a Linux kernel in a virtual machine, Debian's 6.1,\n\
+                 6.12 and 7.3."
             }
             Backend::Multikernel => {
                 "Multikernel backend: each instance is a kernel beside the host's. No such kernel is booted here:\n\
@@ -257,6 +258,17 @@ fn hint() -> String {
         "as root, where /dev/fuse can be mounted (`modprobe fuse`; in a container, the device and CAP_SYS_ADMIN): \
          sudo {own} --backend=multikernel"
     )
+}
+
+/// What it is morphed to in QEMU. Over kerf-vsock, the kernels for which the module was built: a newer kernel's takes
+/// tools that not every machine can have.
+fn newer_kernels(transport: &str) -> Result<Vec<PathBuf>, Trouble> {
+    let mut kernels = vec![fetched("6.12")?];
+    let newest = fetched(&kernels::newest())?;
+    if transport != "kerf" || kernels::has_module(&newest, "kerf-vsock.ko") {
+        kernels.push(newest);
+    }
+    Ok(kernels)
 }
 
 fn fetched(series: &str) -> Result<PathBuf, Trouble> {

@@ -95,14 +95,17 @@ pub(crate) fn tell(
         std::thread::sleep(QUIET);
         healings.push(heal(harm, setting, ground, stage, &client)?);
     }
-    let morph = morph(setting, ground, stage, port, &client)?;
+    let mut morphs = Vec::new();
+    for kernel in &setting.newer_kernels {
+        morphs.push(morph(kernel, setting, ground, stage, port, &client)?);
+    }
     drop(client);
     stage.step("The end")?;
     ground
         .shell
         .run(stage, &format!("kmorphctl terminate {NAME}"))?;
     ground.shell.run(stage, "kmorphctl daemon stop")?;
-    Ok(Figures { healings, morph })
+    Ok(Figures { healings, morphs })
 }
 
 fn start_daemon(setting: &Setting, ground: &Ground, stage: &mut Stage) -> Result<(), Trouble> {
@@ -202,6 +205,7 @@ fn await_answers(setting: &Setting, client: &Steady) -> Result<(), Trouble> {
 }
 
 fn morph(
+    kernel: &Path,
     setting: &Setting,
     ground: &Ground,
     stage: &mut Stage,
@@ -215,7 +219,7 @@ fn morph(
     std::thread::sleep(QUIET);
     client.take();
     let begun = Instant::now();
-    let kernel = quoted(&setting.new_kernel);
+    let kernel = quoted(kernel);
     let budget = setting.downtime_budget_ms();
     ground.shell.run(
         stage,
@@ -252,6 +256,7 @@ fn morph(
     let steps = status.downtime.as_ref();
     let downtime = steps.map(|steps| Duration::from_micros(steps.total_us));
     Ok(Morph {
+        to: status.to_kernel,
         downtime: downtime.unwrap_or_default(),
         watched,
         during,

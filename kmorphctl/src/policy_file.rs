@@ -6,6 +6,7 @@
 //! auto_heal = true
 //! morph_timeout_s = 60.0
 //! vmcore = "off"
+//! stuck_cpu = "degraded"
 //! ```
 //!
 //! A file is taken whole or not at all. What is wrong in it is named with line and column: the daemon
@@ -15,7 +16,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use kmorph_control_api::{Policy, PolicySet, VmcorePolicy};
+use kmorph_control_api::{Policy, PolicySet, StuckCpuPolicy, VmcorePolicy};
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -55,6 +56,8 @@ struct WrittenPolicy {
     morph_timeout_s: Spanned<f64>,
     #[serde(default)]
     vmcore: VmcorePolicy,
+    #[serde(default)]
+    stuck_cpu: StuckCpuPolicy,
 }
 
 impl Source {
@@ -94,6 +97,7 @@ impl PolicyFile {
                 auto_heal: entry.auto_heal,
                 morph_timeout_s: *entry.morph_timeout_s.get_ref(),
                 vmcore: entry.vmcore,
+                stuck_cpu: entry.stuck_cpu,
             };
             if let Some((key, why)) = policy.fault() {
                 let span = match key {

@@ -6,7 +6,9 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use kmp_proto::codec::{Decoder, encode};
-use kmp_proto::message::{Health, HeartbeatReq, HeartbeatRsp, Message, WorkloadState};
+use kmp_proto::message::{
+    Health, HeartbeatReq, HeartbeatRsp, HeartbeatRspFixed, Message, WorkloadState,
+};
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
@@ -38,7 +40,7 @@ fn heartbeats() -> [Message; 2] {
         flags: 0,
         self_lag_us: 2,
     };
-    let response = HeartbeatRsp {
+    let response = HeartbeatRsp::from(HeartbeatRspFixed {
         probe: 1,
         health: Health::Healthy,
         workload: WorkloadState::Running,
@@ -51,7 +53,7 @@ fn heartbeats() -> [Message; 2] {
         memory_available_kib: 7,
         io_read_bytes: 8,
         io_write_bytes: 9,
-    };
+    });
     [
         Message::HeartbeatReq(request),
         Message::HeartbeatRsp(response),

@@ -272,6 +272,7 @@ fn one_that_may_appear_once_is_malformed_the_second_time() {
         ("hello", 56, 3, record(3, b"1.0")),
         ("hello", 56, 14, record(14, &[1; 32])),
         ("hello", 56, 15, record(15, &[1; 32])),
+        ("heartbeat_rsp", 48, 16, record(16, &[0; 8])),
         ("health_status", 16, 4, text.clone()),
         ("recover_prepare", 24, 1, instance.clone()),
         ("recover_prepare", 24, 4, text.clone()),
@@ -287,6 +288,29 @@ fn one_that_may_appear_once_is_malformed_the_second_time() {
         let twice = with_records(name, fixed, &one.repeat(2));
         assert_eq!(layout_reason(&twice), LayoutError::Repeated(kind), "{name}");
     }
+}
+
+#[test]
+fn cpus_that_run_nothing_are_told_with_a_heartbeat() {
+    let Message::HeartbeatRsp(mut answer) = decoded(&sample("heartbeat_rsp")) else {
+        panic!("another message");
+    };
+    assert_eq!(answer.stall, None);
+    let told = with_records(
+        "heartbeat_rsp",
+        48,
+        &record(16, &[1, 0, 2, 0, 0xb8, 0x0b, 0, 0]),
+    );
+    answer.stall = Some(CpuStall {
+        cpu: 1,
+        count: 2,
+        stalled_ms: 3000,
+    });
+    assert_eq!(decoded(&told), Message::HeartbeatRsp(answer));
+    let written = frame(&("", 1, 1, Message::HeartbeatRsp(answer)));
+    assert_eq!(decoded(&written), Message::HeartbeatRsp(answer));
+    let short = with_records("heartbeat_rsp", 48, &record(16, &[1, 0, 2, 0]));
+    assert_eq!(layout_reason(&short), LayoutError::TooShort);
 }
 
 #[test]

@@ -76,7 +76,7 @@ proptest! {
     fn heartbeats_of_any_figures_round_trip(
         probe: u32, cpus: u16, busy: u16, pressure: (u16, u16, u16), figures: (u64, u64, u64, u64),
     ) {
-        let message = Message::HeartbeatRsp(HeartbeatRsp {
+        let message = Message::HeartbeatRsp(HeartbeatRsp::from(HeartbeatRspFixed {
             probe,
             health: Health::Unhealthy,
             workload: WorkloadState::Frozen,
@@ -89,7 +89,7 @@ proptest! {
             memory_available_kib: figures.1,
             io_read_bytes: figures.2,
             io_write_bytes: figures.3,
-        });
+        }));
         let mut bytes = Vec::new();
         encode(&message, probe, figures.0, &mut bytes).unwrap();
         prop_assert_eq!(&all(&mut Decoder::new(), &bytes).unwrap()[0].message, &message);
@@ -305,8 +305,8 @@ fn a_number_without_a_name_in_an_open_enumeration_is_carried_as_such() {
     let Message::HeartbeatRsp(beat) = forged("heartbeat_rsp", 4, &[77, 78]) else {
         panic!("another message");
     };
-    assert_eq!(beat.health, Health::Other(77));
-    assert_eq!(beat.workload, WorkloadState::Other(78));
+    assert_eq!(beat.fixed.health, Health::Other(77));
+    assert_eq!(beat.fixed.workload, WorkloadState::Other(78));
     let status = forged("health_status", 0, &[77, 78]);
     assert!(matches!(status, Message::HealthStatus(s) if s.fixed.health == Health::Other(77)));
     for name in ["recover_prepare", "recover_reclaim"] {

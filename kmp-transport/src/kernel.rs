@@ -71,7 +71,9 @@ async fn heartbeat(link: BoxedLink, mut hello: Hello) -> Result<bool, Connection
         .await?;
     let Connection { reader, writer, .. } = &mut connection;
     let frame = reader.next_or_tell(writer).await?;
-    Ok(matches!(frame.message, Message::HeartbeatRsp(answer) if answer.probe == request.probe))
+    Ok(
+        matches!(frame.message, Message::HeartbeatRsp(answer) if answer.fixed.probe == request.probe),
+    )
 }
 
 #[cfg(test)]
@@ -79,7 +81,9 @@ mod tests {
     use super::*;
     use crate::connection::welcome;
     use crate::link::read_line;
-    use kmp_proto::message::{Health, HeartbeatRsp, HelloFixed, PeerRole, WorkloadState};
+    use kmp_proto::message::{
+        Health, HeartbeatRsp, HeartbeatRspFixed, HelloFixed, PeerRole, WorkloadState,
+    };
     use kmp_proto::wire::VERSION;
     use tokio::io::AsyncWriteExt;
     use tokio::net::{UnixListener, UnixStream};
@@ -133,7 +137,7 @@ mod tests {
         let Message::HeartbeatReq(HeartbeatReq { probe, .. }) = frame.message else {
             panic!("asked {:?}", frame.message);
         };
-        let answer = Message::HeartbeatRsp(HeartbeatRsp {
+        let answer = Message::HeartbeatRsp(HeartbeatRsp::from(HeartbeatRspFixed {
             probe,
             health: Health::Degraded,
             workload: WorkloadState::None,
@@ -146,7 +150,7 @@ mod tests {
             memory_available_kib: 1,
             io_read_bytes: 0,
             io_write_bytes: 0,
-        });
+        }));
         let sequence = frame.header.sequence;
         connection.writer.reply(&answer, sequence).await.unwrap();
     }

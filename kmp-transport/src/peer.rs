@@ -391,7 +391,7 @@ impl Open {
         let (msg_type, sequence) = (frame.header.msg_type, frame.header.sequence);
         let probe = self.probes.iter().position(|(sent, _)| *sent == sequence);
         if let Message::HeartbeatRsp(answer) = &frame.message
-            && probe.is_none_or(|at| self.probes[at].1 != answer.probe)
+            && probe.is_none_or(|at| self.probes[at].1 != answer.fixed.probe)
         {
             return Err(ConnectionError::AnswersNothing { msg_type, sequence });
         }

@@ -32,7 +32,7 @@ fn probe(number: u32) -> Message {
 }
 
 fn beat(number: u32) -> Message {
-    Message::HeartbeatRsp(HeartbeatRsp {
+    Message::HeartbeatRsp(HeartbeatRsp::from(HeartbeatRspFixed {
         probe: number,
         health: Health::Healthy,
         workload: WorkloadState::Running,
@@ -45,7 +45,7 @@ fn beat(number: u32) -> Message {
         memory_available_kib: 0,
         io_read_bytes: 0,
         io_write_bytes: 0,
-    })
+    }))
 }
 
 /// A daemon's greeting, which the instance answers with `reply` and the sequence of HELLO plus `ahead`.

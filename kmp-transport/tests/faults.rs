@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use hello::hello;
 use kmp_proto::message::{
-    Channel, Health, HeartbeatReq, HeartbeatRsp, Message, PRESSURE_ABSENT, PeerRole, RecoverReply,
-    WorkloadState,
+    Channel, Health, HeartbeatReq, HeartbeatRsp, HeartbeatRspFixed, Message, PRESSURE_ABSENT,
+    PeerRole, RecoverReply, WorkloadState,
 };
 use kmp_transport::connection::{Connection, greet, welcome};
 use kmp_transport::link::{BoxedLink, FaultPlan, FaultyLink, memory};
@@ -42,7 +42,7 @@ fn probe(number: u32) -> Message {
 }
 
 fn answer(number: u32) -> Message {
-    Message::HeartbeatRsp(HeartbeatRsp {
+    Message::HeartbeatRsp(HeartbeatRsp::from(HeartbeatRspFixed {
         probe: number,
         health: Health::Healthy,
         workload: WorkloadState::Running,
@@ -55,7 +55,7 @@ fn answer(number: u32) -> Message {
         memory_available_kib: 0,
         io_read_bytes: 0,
         io_write_bytes: 0,
-    })
+    }))
 }
 
 /// The daemon's end misbehaves, in both directions.
@@ -223,7 +223,7 @@ async fn goes_on(plan: FaultPlan, seed: u64) -> u32 {
         match event {
             PeerEvent::Frame(channel, frame) => match (channel, frame.message) {
                 (Channel::Heartbeat, Message::HeartbeatRsp(rsp)) => {
-                    assert!(rsp.probe <= asked, "seed {seed}");
+                    assert!(rsp.fixed.probe <= asked, "seed {seed}");
                     heartbeats += 1;
                 }
                 (Channel::Control, Message::RecoverPrepareReply(reply)) => {

@@ -246,8 +246,11 @@ async fn it_is_an_instance_to_the_daemons_end() {
         let Message::HeartbeatRsp(answer) = answer else {
             panic!("{answer:?}");
         };
-        assert_eq!((answer.probe, answer.health), (probe, Health::Healthy));
-        assert_eq!(answer.pressure_cpu, PRESSURE_ABSENT);
+        assert_eq!(
+            (answer.fixed.probe, answer.fixed.health),
+            (probe, Health::Healthy)
+        );
+        assert_eq!(answer.fixed.pressure_cpu, PRESSURE_ABSENT);
     }
 }
 

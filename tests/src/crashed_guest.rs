@@ -36,7 +36,7 @@ pub enum End {
 /// What guest it is, and how its kernel ends.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan<'a> {
-    /// Debian's kernel of this series, `6.1` or `6.12`.
+    /// Debian's kernel of this series: see [`kernels::debian`].
     pub series: &'a str,
     /// See [`End`].
     pub end: End,
@@ -46,18 +46,18 @@ pub struct Plan<'a> {
     pub cpus: u32,
     /// What the guest writes into files in its memory, MiB.
     pub files_mib: u64,
-    /// A program that the guest runs before its kernel ends.
-    pub program: Option<Program<'a>>,
+    /// A program that the guest has as `/program`. Linked statically: the guest has no libraries.
+    pub program: Option<&'a Path>,
+    /// Lines that the guest's shell runs before its kernel ends.
+    pub lines: &'a str,
+    /// What the kernel's command line ends with.
+    pub options: &'a str,
+    /// The CPU's model, as QEMU calls it.
+    pub cpu_model: &'a str,
 }
 
-/// A program of a guest.
-#[derive(Clone, Copy, Debug)]
-pub struct Program<'a> {
-    /// Linked statically: the guest has no libraries. It is `/program` there.
-    pub path: &'a Path,
-    /// The lines of the guest's shell that run it.
-    pub lines: &'a str,
-}
+/// A CPU with all that QEMU can emulate. Debian's kernels use five levels of page tables on it.
+pub const FIVE_LEVELS: &str = "max";
 
 impl<'a> Plan<'a> {
     /// A small guest that is ended by sysrq.
@@ -70,6 +70,9 @@ impl<'a> Plan<'a> {
             cpus: 1,
             files_mib: 4,
             program: None,
+            lines: "",
+            options: "",
+            cpu_model: "qemu64",
         }
     }
 
@@ -82,7 +85,7 @@ impl<'a> Plan<'a> {
         let parts = self.files_mib.div_ceil(MAX_PART_MIB).max(1);
         let part = self.files_mib.div_ceil(parts).to_string();
         let init = INIT.replace("PART_MIB", &part);
-        let lines = self.program.map_or("", |program| program.lines);
+        let lines = self.lines;
         format!(
             "{}{lines}\n{end}\n",
             init.replace("PARTS", &parts.to_string())
@@ -91,11 +94,14 @@ impl<'a> Plan<'a> {
 
     /// The kernel's command line.
     #[must_use]
-    pub fn command_line(&self) -> &'static str {
-        match self.end {
-            End::NullDereference => "console=ttyS0 panic=-1 oops=panic",
-            End::Sysrq | End::Hang => "console=ttyS0 panic=-1",
-        }
+    pub fn command_line(&self) -> String {
+        let end = match self.end {
+            End::NullDereference => "oops=panic",
+            End::Sysrq | End::Hang => "",
+        };
+        let words = ["console=ttyS0", "panic=-1", end, self.options];
+        let given: Vec<_> = words.into_iter().filter(|word| !word.is_empty()).collect();
+        given.join(" ")
     }
 }
 
@@ -103,6 +109,7 @@ impl<'a> Plan<'a> {
 const MAX_PART_MIB: u64 = 16;
 const INIT: &str = r#"#!/bin/sh
 mount -t proc proc /proc
+mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 mount -t tmpfs -o size=90% tmpfs /tmp
 for module in /modules/*.ko; do insmod $module; done
@@ -246,7 +253,8 @@ fn start(dir: &Path, kernel: &Path, initramfs: &Path, plan: &Plan<'_>) -> Child 
         .args(["-action", "reboot=shutdown,shutdown=poweroff,panic=pause"])
         .args(["-device", "pvpanic-pci", "-device", "vmcoreinfo"])
         .args(["-chardev", &console, "-serial", "chardev:console"])
-        .args(["-qmp", &qmp, "-append", plan.command_line()])
+        .args(["-cpu", plan.cpu_model])
+        .args(["-qmp", &qmp, "-append", &plan.command_line()])
         .arg("-kernel")
         .arg(kernel)
         .arg("-initrd")
@@ -257,7 +265,7 @@ fn start(dir: &Path, kernel: &Path, initramfs: &Path, plan: &Plan<'_>) -> Child 
 /// Builds the guest's initramfs: busybox, modules, and an init that ends the kernel.
 fn build(dir: &Path, kernel: &Path, plan: &Plan<'_>) -> PathBuf {
     let root = dir.join("root");
-    for name in ["bin", "dev", "modules", "proc", "tmp"] {
+    for name in ["bin", "dev", "modules", "proc", "sys", "tmp"] {
         fs::create_dir_all(root.join(name)).expect("a directory can be made");
     }
     fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox is installed");
@@ -274,13 +282,12 @@ fn build(dir: &Path, kernel: &Path, plan: &Plan<'_>) -> PathBuf {
         let to = root.join(format!("modules/{order}.ko"));
         unpack(&drivers.join(module), &to);
     }
-    let failing = kernels::cache()
-        .join("kmod")
-        .join(release)
-        .join("failing.ko");
-    fs::copy(failing, root.join("failing.ko")).expect("scripts/build-kmod has built it");
+    if plan.end != End::Sysrq {
+        let failing = kernels::built_modules(kernel).join("failing.ko");
+        fs::copy(failing, root.join("failing.ko")).expect("scripts/build-kmod has built it");
+    }
     if let Some(program) = plan.program {
-        fs::copy(program.path, root.join("program")).expect("the program is there");
+        fs::copy(program, root.join("program")).expect("the program is there");
     }
     fs::write(root.join("init"), plan.init()).expect("a file can be written");
     let executable = fs::Permissions::from_mode(0o755);
@@ -296,7 +303,7 @@ fn build(dir: &Path, kernel: &Path, plan: &Plan<'_>) -> PathBuf {
 }
 
 /// A module, packed with xz or not.
-fn unpack(module: &Path, to: &Path) {
+pub(crate) fn unpack(module: &Path, to: &Path) {
     if module.exists() {
         fs::copy(module, to).expect("a module can be copied");
         return;

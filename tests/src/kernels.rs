@@ -1,4 +1,4 @@
-//! Real kernels for the qemu backend: the two that `scripts/fetch-kernels` fetches.
+//! Real kernels for the qemu backend: those that `scripts/fetch-kernels` fetches.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -37,13 +37,32 @@ pub fn cache() -> PathBuf {
     set.map_or_else(default, Into::into)
 }
 
-/// The image of Debian's kernel of this series, `6.1` or `6.12`.
+/// The series of the newest kernel: `7.3`, or what `KMORPH_NEWEST_SERIES` names, as `make new-kernel` does.
+pub fn newest() -> String {
+    let set = std::env::var("KMORPH_NEWEST_SERIES").ok();
+    set.filter(|series| !series.is_empty())
+        .unwrap_or_else(|| "7.3".to_owned())
+}
+
+/// The image of Debian's kernel of this series: `6.1`, `6.12`, or [`newest`].
 pub fn debian(series: &str) -> PathBuf {
     let kernels = cache().join("kernels");
     let release = std::fs::read_to_string(kernels.join(series)).unwrap_or_else(|error| {
         panic!("no kernel {series} in {kernels:?} ({error}): run scripts/setup-tests")
     });
     kernels.join(release.trim()).join("vmlinuz")
+}
+
+/// The directory of the modules that `scripts/build-kmod` has built for the kernel whose image is `vmlinuz`.
+pub fn built_modules(vmlinuz: &Path) -> PathBuf {
+    let home = vmlinuz.parent().expect("an image lies in a directory");
+    let release = home.file_name().expect("it is named after its release");
+    cache().join("kmod").join(release)
+}
+
+/// Whether `scripts/build-kmod` has built this module for the kernel whose image is `vmlinuz`.
+pub fn has_module(vmlinuz: &Path, module: &str) -> bool {
+    built_modules(vmlinuz).join(module).is_file()
 }
 
 /// Asks the QEMU of the generation in `run_dir` to do something.

@@ -1,11 +1,12 @@
 //! An initramfs of the user's own, for `--initramfs`: a guest with an init of its own (busybox) in
 //! which the agent is a service. The backend adds the agent's configuration to it. On Ctrl-Alt-Del its
-//! init stops the agent, and nothing else.
+//! init does what the test has chosen, and nothing else.
 
 use std::path::{Path, PathBuf};
 
+use crate::crashed_guest::unpack;
 use crate::initramfs::Initramfs;
-use crate::kernels::{Transport, cache};
+use crate::kernels::{Transport, built_modules};
 use crate::program;
 
 /// What the guest's init does: mounts, modules, the agent in the background. It stays PID 1.
@@ -19,10 +20,10 @@ for module in /modules/*.ko; do
         *) insmod $module ;;
     esac
 done
+trap 'ON_CTRL_ALT_DEL' INT
+echo 0 >/proc/sys/kernel/ctrl-alt-del
 /usr/bin/kmorph-agent --config /etc/kmorph/agent.json &
 agent=$!
-trap 'kill -STOP $agent' INT
-echo 0 >/proc/sys/kernel/ctrl-alt-del
 while true; do sleep 3600 & wait $!; done
 ";
 /// What a guest needs to have virtio-vsock, in the order of loading, below `kernel/`.
@@ -41,11 +42,15 @@ const KERF: [&str; 2] = [
     "net/vmw_vsock/vsock.ko",
     "net/vmw_vsock/vmw_vsock_virtio_transport_common.ko",
 ];
+/// On Ctrl-Alt-Del the guest stops its agent.
+pub const STOPS_ITS_AGENT: &str = "kill -STOP $agent";
+/// On its first Ctrl-Alt-Del CPU 1 of the guest spins with interrupts off; on others nothing happens.
+pub const HANGS_CPU_1: &str = "[ -e /tmp/hung ] || { : >/tmp/hung; insmod /failing.ko how=cpu1; }";
 /// Where the guest has the key-value server.
 pub const KV_IN_GUEST: &str = "/usr/bin/kmorph-kv";
 
-/// Builds it in `dir` for the Debian kernel `vmlinuz` of the 6.1 series, whose modules are not packed.
-pub fn build(dir: &Path, vmlinuz: &Path, transport: Transport) -> PathBuf {
+/// Builds it in `dir` for the Debian kernel `vmlinuz`. On Ctrl-Alt-Del it does `then`, a line of its shell.
+pub fn build(dir: &Path, vmlinuz: &Path, transport: Transport, then: &str) -> PathBuf {
     let tree = Initramfs::new(
         dir.join("larger-guest"),
         &["sh", "mount", "insmod", "sleep"],
@@ -55,9 +60,18 @@ pub fn build(dir: &Path, vmlinuz: &Path, transport: Transport) -> PathBuf {
     }
     for (order, module) in modules(vmlinuz, transport).iter().enumerate() {
         let name = module.file_name().expect("a file").to_string_lossy();
-        tree.add(module, format!("modules/{order}-{name}"));
+        // What is not there is built in.
+        if module.exists() || module.with_extension("ko.xz").exists() {
+            let plain = dir.join(format!("{order}-{name}"));
+            unpack(module, &plain);
+            tree.add(&plain, format!("modules/{order}-{name}"));
+        }
     }
-    tree.set_init(INIT);
+    if then == HANGS_CPU_1 {
+        let failing = built_modules(vmlinuz).join("failing.ko");
+        tree.add(&failing, "failing.ko");
+    }
+    tree.set_init(&INIT.replace("ON_CTRL_ALT_DEL", then));
     let image = dir.join("larger-guest.cpio");
     tree.pack(&image);
     image
@@ -73,7 +87,7 @@ fn modules(vmlinuz: &Path, transport: Transport) -> Vec<PathBuf> {
         Transport::Virtio => in_tree(&VIRTIO),
         Transport::Kerf => {
             let mut all: Vec<PathBuf> = in_tree(&KERF);
-            all.push(cache().join("kmod").join(release).join("kerf-vsock.ko"));
+            all.push(built_modules(vmlinuz).join("kerf-vsock.ko"));
             all
         }
     }

@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use kmorph_tests::crashed_guest::{CrashedGuest, End, LAST_WORDS, LOW_MEMORY_BYTES, Plan};
+use kmorph_tests::crashed_guest::{
+    CrashedGuest, End, FIVE_LEVELS, LAST_WORDS, LOW_MEMORY_BYTES, Plan,
+};
 use kmorph_tests::{kernels, program};
 use kmorph_vmcore::analysis::tasks::Task;
 use kmorph_vmcore::analysis::{AnalysisOptions, Report, analyse};
@@ -26,6 +28,17 @@ use serde_json::Value;
 /// A guest whose memory lies on both sides of the hole below 4 GiB.
 const LARGE_MIB: u64 = 5 << 10;
 
+/// The last blocks are movable memory, and what is in them is moved away.
+const OFFLINE_AND_BACK: &str = r#"
+for state in offline online; do
+    for block in 4 3; do
+        echo $state > /sys/devices/system/memory/memory$block/state &&
+            echo "guest: memory $block $state" > /dev/kmsg
+    done
+done
+cp /tmp/files-1 /tmp/files-again
+"#;
+
 #[test]
 fn a_6_1_kernel_ended_by_sysrq_is_dumped_and_read() {
     let guest = dumped_and_read(&Plan::small("6.1"));
@@ -36,6 +49,60 @@ fn a_6_1_kernel_ended_by_sysrq_is_dumped_and_read() {
 fn a_6_12_kernel_ended_by_sysrq_is_dumped_and_read() {
     let guest = dumped_and_read(&Plan::small("6.12"));
     assert_a_whole_dump_is_the_memory(&guest);
+}
+
+#[test]
+fn the_newest_kernel_ended_by_sysrq_is_dumped_and_read() {
+    let series = kernels::newest();
+    let guest = dumped_and_read(&Plan {
+        cpu_model: FIVE_LEVELS,
+        ..Plan::small(&series)
+    });
+    let dump = Dump::open(&guest.path("elf")).unwrap().unwrap();
+    let kernel = Kernel::in_dump(&dump).unwrap();
+    assert_eq!(kernel.info().number("pgtable_l5_enabled"), Ok(1));
+}
+
+/// Two blocks of memory go offline and come back before the kernel ends, and are told like any other.
+#[test]
+fn memory_that_was_offline_and_came_back_is_dumped_and_read() {
+    let guest = dumped_and_read(&Plan {
+        memory_mib: 768,
+        options: "movablecore=384M",
+        lines: OFFLINE_AND_BACK,
+        ..Plan::small("6.1")
+    });
+    let log = analysed(&guest.dump("elf")).log.unwrap().text;
+    for block in ["4", "3"] {
+        for did in ["offline", "online"] {
+            let said = format!("guest: memory {block} {did}");
+            assert!(log.contains(&said), "{said} in\n{log}");
+        }
+    }
+}
+
+/// `make new-kernel` runs it.
+#[test]
+#[ignore = "half a minute more than make test has time for: make new-kernel"]
+fn the_newest_kernel_that_read_nothing_is_dumped_and_read() {
+    dumped_and_read(&Plan {
+        end: End::NullDereference,
+        memory_mib: LARGE_MIB,
+        cpus: 2,
+        ..Plan::small(&kernels::newest())
+    });
+}
+
+/// `make new-kernel` runs it.
+#[test]
+#[ignore = "half a minute more than make test has time for: make new-kernel"]
+fn the_newest_kernel_that_hangs_is_dumped_and_read() {
+    dumped_and_read(&Plan {
+        end: End::Hang,
+        memory_mib: 512,
+        cpus: 2,
+        ..Plan::small(&kernels::newest())
+    });
 }
 
 #[test]
@@ -189,7 +256,7 @@ fn assert_tells_the_kernel(report: &Report, plan: &Plan<'_>) {
         kernel.machine.as_deref().unwrap().contains("QEMU"),
         "{kernel:?}"
     );
-    assert_eq!(kernel.command_line.as_deref(), Some(plan.command_line()));
+    assert_eq!(kernel.command_line, Some(plan.command_line()));
     // An oops taints, and a module that is not the kernel's own.
     let letters = match plan.end {
         End::Sysrq => "",

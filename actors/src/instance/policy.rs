@@ -37,11 +37,12 @@ impl Handler<ApplyPolicy> for Instance {
             watch.do_send(Reconfigure(detector_config(&self.services, &self.row)));
         }
         let text = format!(
-            "policy: heartbeat timeout {} s, auto-heal {}, morph timeout {} s, vmcore {}",
+            "policy: heartbeat timeout {} s, auto-heal {}, morph timeout {} s, vmcore {}, stuck CPU {}",
             policy.heartbeat_timeout_s,
             policy.auto_heal,
             policy.morph_timeout_s,
-            policy.vmcore.as_str()
+            policy.vmcore.as_str(),
+            policy.stuck_cpu.as_str()
         );
         self.say(EventKind::Policy, text);
     }

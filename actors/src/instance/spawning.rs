@@ -41,7 +41,9 @@ impl Instance {
         }
         let asked = self.figures().into_actor(self);
         ctx.spawn(asked.map(|figures, act, ctx| {
-            let state = figures.and_then(|f| f.last).map(|answer| answer.workload);
+            let state = figures
+                .and_then(|f| f.last)
+                .map(|answer| answer.fixed.workload);
             if act.engine.is_spawning() && state == Some(WorkloadState::Exited) {
                 let said = act.health.take().map(|health| health.text);
                 let text = said.filter(|text| !text.is_empty());

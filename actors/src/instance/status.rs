@@ -47,15 +47,15 @@ fn pressure(value: u16) -> Option<f64> {
 
 fn metrics(answer: &HeartbeatRsp) -> Metrics {
     Metrics {
-        cpu_count: answer.cpu_count,
-        cpu_busy_percent: f64::from(answer.cpu_busy_permille) / 10.0,
-        cpu_pressure_percent: pressure(answer.pressure_cpu),
-        memory_total_bytes: answer.memory_total_kib.saturating_mul(1024),
-        memory_available_bytes: answer.memory_available_kib.saturating_mul(1024),
-        memory_pressure_percent: pressure(answer.pressure_memory),
-        io_read_bytes: answer.io_read_bytes,
-        io_write_bytes: answer.io_write_bytes,
-        io_pressure_percent: pressure(answer.pressure_io),
+        cpu_count: answer.fixed.cpu_count,
+        cpu_busy_percent: f64::from(answer.fixed.cpu_busy_permille) / 10.0,
+        cpu_pressure_percent: pressure(answer.fixed.pressure_cpu),
+        memory_total_bytes: answer.fixed.memory_total_kib.saturating_mul(1024),
+        memory_available_bytes: answer.fixed.memory_available_kib.saturating_mul(1024),
+        memory_pressure_percent: pressure(answer.fixed.pressure_memory),
+        io_read_bytes: answer.fixed.io_read_bytes,
+        io_write_bytes: answer.fixed.io_write_bytes,
+        io_pressure_percent: pressure(answer.fixed.pressure_io),
     }
 }
 
@@ -120,7 +120,7 @@ impl Instance {
 fn workload_state(figures: Option<&WatchFigures>) -> String {
     figures
         .and_then(|f| f.last)
-        .map_or("unknown", |a| a.workload.as_str())
+        .map_or("unknown", |a| a.fixed.workload.as_str())
         .to_owned()
 }
 
@@ -189,7 +189,9 @@ impl Handler<GetHealth> for Instance {
             HealthReport {
                 name: act.row.name.clone(),
                 state: state_of(act.engine.condition()),
-                health: last.map_or("unknown", |a| a.health.as_str()).to_owned(),
+                health: last
+                    .map_or("unknown", |a| a.fixed.health.as_str())
+                    .to_owned(),
                 workload_state: workload_state(figures.as_ref()),
                 age_ms: figures.as_ref().and_then(|f| f.since_answer).map(millis),
                 metrics: last.as_ref().map(metrics),

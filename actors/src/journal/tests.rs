@@ -111,6 +111,7 @@ fn instance(morphs: u64) -> InstanceRow {
             heartbeat_timeout_s: 0.1,
             auto_heal: true,
             morph_timeout_s: 60.0,
+            stuck_cpu: kmorph_control_api::StuckCpuPolicy::Degraded,
             vmcore: kmorph_control_api::VmcorePolicy::Off,
         },
         desired: kmp_proto::instance::Desired::Running,

@@ -426,7 +426,7 @@ async fn serves(watch: Option<Addr<Watch>>) -> bool {
     let answer = watch.send(Ping(FROZEN_STEP_TIMEOUT)).await;
     answer.ok().flatten().is_some_and(|(_, answer)| {
         matches!(
-            answer.workload,
+            answer.fixed.workload,
             WorkloadState::Running | WorkloadState::None
         )
     })

@@ -96,7 +96,7 @@ impl Patience {
         Config {
             timeout: more(self.config.timeout),
             start_timeout: more(self.config.start_timeout),
-            interval: self.config.interval,
+            ..self.config
         }
     }
 }

@@ -18,6 +18,7 @@
 pub mod by_hand;
 mod files;
 mod freezing;
+pub(crate) mod proof;
 mod survivors;
 
 use std::collections::BTreeMap;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use kmorph_control_api::StuckCpuPolicy;
 use kmp_proto::detector::Config;
 
 use crate::journal::InstanceRow;
@@ -16,6 +17,7 @@ pub fn detector_config(services: &Services, instance: &InstanceRow) -> Config {
     let timeout =
         Duration::try_from_secs_f64(policy.heartbeat_timeout_s).unwrap_or(Duration::from_secs(60));
     let mut config = Config::new(timeout, services.settings.borrow().start_timeout);
+    config.stuck_cpu_fails = policy.stuck_cpu == StuckCpuPolicy::Failed;
     if !instance.spec.monitor {
         // Exit events are still seen, and its start; silence is not judged for a year.
         config.timeout = UNMONITORED_TIMEOUT;

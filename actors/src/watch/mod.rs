@@ -6,13 +6,14 @@
 mod config;
 mod notices;
 mod requests;
+mod stuck;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use actix::prelude::*;
 use kmorph_backends::contract::{ExitCause, Observation, Placement};
-use kmp_proto::detector::{Action, Config, Detector, Event, Sample, Verdict};
+use kmp_proto::detector::{Action, Config, Detector, Event, Sample, StuckCpus, Verdict};
 use kmp_proto::message::{HealthStatus, HeartbeatReq, HeartbeatRsp};
 use kmp_proto::time::Instant;
 use kmp_transport::kernel::{self, Sign};
@@ -94,6 +95,8 @@ pub struct Watch {
     kernel_release: String,
     /// What the agent has said last of its health.
     said: Option<HealthStatus>,
+    /// The CPUs that the owner was told are stuck.
+    stuck: Option<StuckCpus>,
     health: HealthNotices,
     load: LoadNotices,
     /// Looks at what the backend sees of it that failed.
@@ -156,6 +159,7 @@ impl Watch {
             self_lag: Duration::ZERO,
             kernel_release: String::new(),
             said: None,
+            stuck: None,
             health: HealthNotices::default(),
             load: LoadNotices::default(),
             unseen: Repeated::default(),
@@ -277,12 +281,27 @@ impl Watch {
             });
         }
         self.health.told += 1;
+        let status = stuck::on_top(status, self.stuck.as_ref());
         self.tell_owner(WatchKind::Health(status));
+    }
+
+    /// An answer says which CPUs run nothing: a stuck one is told as a health that its agent would say.
+    fn heed_stall(&mut self, answer: &HeartbeatRsp, ctx: &mut Context<Self>) {
+        self.tell(Event::Stall(answer.stall), ctx);
+        let now = self.detector.stuck().copied();
+        if now.map(|stuck| (stuck.cpu, stuck.others))
+            == self.stuck.map(|stuck| (stuck.cpu, stuck.others))
+        {
+            return;
+        }
+        self.stuck = now;
+        let said = self.said.clone();
+        self.health_said(said.unwrap_or_else(|| stuck::unsaid(answer)), ctx);
     }
 
     /// An answer to a probe of the detector's says how loaded the instance is.
     fn take_sample(&mut self, answer: &HeartbeatRsp, ctx: &mut Context<Self>) {
-        let mut sample = Sample::from(answer);
+        let mut sample = Sample::from(&answer.fixed);
         if !self.placement.backend.boots_kernels() {
             sample = sample.without_pressure();
         }
@@ -420,9 +439,9 @@ impl Watch {
     fn answered(&mut self, answer: HeartbeatRsp) -> Option<Duration> {
         let now = clock::now();
         self.last_answer = Some((now, answer));
-        let rtt = now - self.sent.remove(&answer.probe)?;
+        let rtt = now - self.sent.remove(&answer.fixed.probe)?;
         self.sent
-            .retain(|probe, _| *probe > answer.probe || *probe >= PING_FIRST);
+            .retain(|probe, _| *probe > answer.fixed.probe || *probe >= PING_FIRST);
         self.rtt = Some(rtt);
         // The smoothing of TCP's round-trip estimate (RFC 6298): seven parts old, one part new.
         self.smoothed_rtt = Some(self.smoothed_rtt.map_or(rtt, |old| (old * 7 + rtt) / 8));
@@ -488,13 +507,14 @@ impl Handler<PeerUpdate> for Watch {
             PeerUpdate::ProbeRefused(probe) => self.tell(Event::SendRefused { probe }, ctx),
             PeerUpdate::Answer(answer) => {
                 let rtt = self.answered(answer);
-                match (self.pings.remove(&answer.probe), rtt) {
+                match (self.pings.remove(&answer.fixed.probe), rtt) {
                     (Some(ping), Some(rtt)) => drop(ping.send((rtt, answer))),
                     (_, rtt) => {
-                        let (probe, health) = (answer.probe, answer.health);
+                        let (probe, health) = (answer.fixed.probe, answer.fixed.health);
                         self.tell(Event::Answer { probe, health }, ctx);
                         if rtt.is_some() {
                             self.take_sample(&answer, ctx);
+                            self.heed_stall(&answer, ctx);
                         }
                     }
                 }

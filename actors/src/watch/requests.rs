@@ -8,7 +8,7 @@ use kmp_proto::message::HeartbeatRsp;
 use tokio::sync::oneshot;
 
 use super::notices::LoadNotices;
-use super::{PING_FIRST, Watch, WatchEvent, WatchKind};
+use super::{PING_FIRST, Watch, WatchEvent, WatchKind, stuck};
 use crate::clock;
 
 /// The figures of a watch.
@@ -138,6 +138,7 @@ impl Handler<SetOwner> for Watch {
         // It knows nothing of the load yet, and nothing of what the agent has said.
         self.load = LoadNotices::default();
         if let Some(status) = self.said.clone() {
+            let status = stuck::on_top(status, self.stuck.as_ref());
             self.tell_owner(WatchKind::Health(status));
         }
     }

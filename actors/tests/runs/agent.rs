@@ -1,11 +1,11 @@
 //! The agent of a simulated kernel: what docs/kmp.md says that an instance answers.
 
 use kmp_proto::message::{
-    Channel, Check, CheckResult, CommitReply, CommitStep, ErrorInfo, Health, HeartbeatRsp, Hello,
-    HelloFixed, Message, MorphCommit, MorphNegotiate, MorphRollback, NegotiateFixed,
-    PRESSURE_ABSENT, PeerRole, RecoverReply, RollbackReply, RollbackStatus, SessionReply, Side,
-    StepStatus, ValidateReply, ValidateReplyFixed, Verdict, WorkloadState, capability, features,
-    transfer_flags,
+    Channel, Check, CheckResult, CommitReply, CommitStep, ErrorInfo, Health, HeartbeatRsp,
+    HeartbeatRspFixed, Hello, HelloFixed, Message, MorphCommit, MorphNegotiate, MorphRollback,
+    NegotiateFixed, PRESSURE_ABSENT, PeerRole, RecoverReply, RollbackReply, RollbackStatus,
+    SessionReply, Side, StepStatus, ValidateReply, ValidateReplyFixed, Verdict, WorkloadState,
+    capability, features, transfer_flags,
 };
 use kmp_proto::wire::{ErrorCode, VERSION};
 use kmp_transport::connection::{Connection, welcome};
@@ -105,25 +105,27 @@ fn answer(machine: &Machine, key: &Key, message: Message) -> Result<Message, Str
     };
     match message {
         Message::HeartbeatReq(request) => kernel(&mut |kernel| {
-            Ok(Message::HeartbeatRsp(HeartbeatRsp {
-                probe: request.probe,
-                health: Health::Healthy,
-                workload: match kernel.part {
-                    Part::Serving => WorkloadState::Running,
-                    Part::Frozen { .. } => WorkloadState::Frozen,
-                    Part::Waiting { .. } => WorkloadState::Awaiting,
-                    Part::Retired => WorkloadState::Retired,
+            Ok(Message::HeartbeatRsp(HeartbeatRsp::from(
+                HeartbeatRspFixed {
+                    probe: request.probe,
+                    health: Health::Healthy,
+                    workload: match kernel.part {
+                        Part::Serving => WorkloadState::Running,
+                        Part::Frozen { .. } => WorkloadState::Frozen,
+                        Part::Waiting { .. } => WorkloadState::Awaiting,
+                        Part::Retired => WorkloadState::Retired,
+                    },
+                    cpu_count: 1,
+                    cpu_busy_permille: 0,
+                    pressure_cpu: PRESSURE_ABSENT,
+                    pressure_memory: PRESSURE_ABSENT,
+                    pressure_io: PRESSURE_ABSENT,
+                    memory_total_kib: 0,
+                    memory_available_kib: 0,
+                    io_read_bytes: 0,
+                    io_write_bytes: 0,
                 },
-                cpu_count: 1,
-                cpu_busy_permille: 0,
-                pressure_cpu: PRESSURE_ABSENT,
-                pressure_memory: PRESSURE_ABSENT,
-                pressure_io: PRESSURE_ABSENT,
-                memory_total_kib: 0,
-                memory_available_kib: 0,
-                io_read_bytes: 0,
-                io_write_bytes: 0,
-            }))
+            )))
         }),
         Message::RecoverPrepare(notice) => Ok(Message::RecoverPrepareReply(recovered(
             notice.fixed.recovery,

@@ -23,7 +23,7 @@ use kmorph_actors::settings::{MorphMode, Settings};
 use kmorph_actors::supervisor::{GetDaemon, Supervisor};
 use kmorph_actors::transport::TransportHandle;
 use kmorph_actors::vmcore::{Captures, Retention, VmcoreSettings};
-use kmorph_control_api::{Policy, VmcorePolicy};
+use kmorph_control_api::{Policy, StuckCpuPolicy, VmcorePolicy};
 use kmorph_vmcore::writer::Output;
 use slog::{Drain, KV, Logger, OwnedKVList, Record, Serializer};
 
@@ -173,6 +173,7 @@ fn settings(dir: &Path) -> Settings {
             auto_heal: true,
             morph_timeout_s: 20.0,
             vmcore: VmcorePolicy::Off,
+            stuck_cpu: StuckCpuPolicy::Degraded,
         },
         default_memory_bytes: 64 << 20,
         start_timeout: Duration::from_secs(5),

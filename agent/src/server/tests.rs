@@ -14,6 +14,7 @@ use kmp_transport::link;
 
 use super::*;
 use crate::figures::Scope;
+use crate::pulse::Pulses;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -104,6 +105,7 @@ impl Agent {
             workload,
             topology: crate::topology::Topology::in_dir(state_dir.path().to_owned()),
             log: Logger::root(slog::Discard, slog::o!()),
+            pulses: Pulses::none(),
         };
         tokio::spawn(serve(accepted, served, Sampler::new(Scope::System, 1)));
         Self {

@@ -17,16 +17,29 @@ use crate::contract::{SpawnError, SpawnSpec};
 /// Least memory of a kernel, MiB: Debian's do not boot with less.
 pub const MEMORY_MIN_MIB: u64 = 128;
 
-/// Where the modules of a kernel are: below `configured`, beside its image, or in the host's own place.
+/// The directory of the modules of a kernel: below `configured`, the one that the image lies in, `lib/modules` beside
+/// the image, or the host's own.
 pub(crate) fn modules_of(spec: &SpawnSpec, configured: Option<&Path>) -> Option<PathBuf> {
-    let beside = spec.kernel.path().parent().map(|p| p.join("lib/modules"));
-    let places = [
-        configured.map(Path::to_owned),
-        beside,
-        Some("/lib/modules".into()),
-    ];
-    let mut places = places.into_iter().flatten();
-    places.find_map(|place| Some(place.join(spec.kernel.release())).filter(|root| root.is_dir()))
+    modules_near(spec.kernel.path(), spec.kernel.release(), configured)
+}
+
+fn modules_near(image: &Path, release: &str, configured: Option<&Path>) -> Option<PathBuf> {
+    let beside = image.parent().map(|p| p.join("lib/modules"));
+    let host = Some(Path::new("/lib/modules"));
+    let below = |place: &Path| Some(place.join(release)).filter(|root| root.is_dir());
+    configured
+        .and_then(below)
+        .or_else(|| with_modules(image, release))
+        .or_else(|| beside.as_deref().and_then(below))
+        .or_else(|| host.and_then(below))
+}
+
+/// The directory of `image`, where that is `modules/<release>`: newer packages install the image among its modules.
+/// A link to the image counts as the image.
+fn with_modules(image: &Path, release: &str) -> Option<PathBuf> {
+    let image = image.canonicalize().ok()?;
+    let own = image.parent().filter(|own| own.ends_with(release))?;
+    own.join("modules.order").is_file().then(|| own.to_owned())
 }
 
 /// Refuses what no kernel can be booted with.
@@ -103,5 +116,52 @@ pub(crate) fn agent_config(
         predecessor: None,
         modules,
         vsock_option,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RELEASE: &str = "7.3.4-test";
+
+    /// A directory of modules at `path`, below `root`.
+    fn tree(root: &Path, path: &str) -> PathBuf {
+        let tree = root.join(path).join(RELEASE);
+        std::fs::create_dir_all(&tree).unwrap();
+        std::fs::write(tree.join("modules.order"), "").unwrap();
+        tree
+    }
+
+    fn image(directory: &Path) -> PathBuf {
+        let image = directory.join("vmlinuz");
+        std::fs::write(&image, "").unwrap();
+        image
+    }
+
+    #[test]
+    fn an_image_among_its_modules_leads_to_them_and_so_does_a_link_to_it() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path().canonicalize().unwrap();
+        let own = tree(&root, "usr/lib/modules");
+        let installed = image(&own);
+        let link = root.join("vmlinuz");
+        std::os::unix::fs::symlink(&installed, &link).unwrap();
+        for path in [&installed, &link] {
+            assert_eq!(modules_near(path, RELEASE, None).as_deref(), Some(&*own));
+        }
+        let configured = tree(&root, "configured");
+        let found = modules_near(&installed, RELEASE, configured.parent());
+        assert_eq!(found, Some(configured));
+    }
+
+    #[test]
+    fn an_image_in_a_directory_of_its_release_that_has_no_modules_leads_to_those_beside_it() {
+        let root = tempfile::tempdir().unwrap();
+        let home = root.path().join(RELEASE);
+        let beside = tree(&home, "lib/modules");
+        let image = image(&home);
+        assert_eq!(modules_near(&image, RELEASE, None), Some(beside));
+        assert_eq!(modules_near(&image, "7.3.5-test", None), None);
     }
 }

@@ -83,8 +83,8 @@ pub struct QemuConfig {
     pub kerf: Option<KerfConfig>,
     /// Which accelerator is used.
     pub accel: AccelChoice,
-    /// Directory with a `<release>` directory of modules for each kernel; searched first. Then
-    /// `lib/modules` beside the image, then `/lib/modules`.
+    /// Directory with a `<release>` directory of modules for each kernel; searched first. Then the image's own
+    /// directory, `lib/modules` beside the image, and `/lib/modules`.
     pub modules: Option<PathBuf>,
     /// Where built guest images are kept.
     pub cache: PathBuf,

@@ -110,11 +110,11 @@ fn hello_and_heartbeats_are_answered_however_they_are_cut() {
         assert_eq!(reply.fixed.boot_id, [7; 16]);
         assert_eq!(reply.instance, "web");
         assert_eq!(reply.kernel_release, "6.12.0-test");
-        assert_eq!((first.probe, first.cpu_count), (41, 2));
-        assert_eq!(first.pressure_cpu, PRESSURE_ABSENT);
-        assert_eq!(first.memory_total_kib, 1000);
-        assert_eq!(first.memory_available_kib, 600);
-        assert!(matches!(second, Message::HeartbeatRsp(r) if r.probe == 42));
+        assert_eq!((first.fixed.probe, first.fixed.cpu_count), (41, 2));
+        assert_eq!(first.fixed.pressure_cpu, PRESSURE_ABSENT);
+        assert_eq!(first.fixed.memory_total_kib, 1000);
+        assert_eq!(first.fixed.memory_available_kib, 600);
+        assert!(matches!(second, Message::HeartbeatRsp(r) if r.fixed.probe == 42));
     }
 }
 

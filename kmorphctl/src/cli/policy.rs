@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Subcommand, ValueEnum};
-use kmorph_control_api::VmcorePolicy;
+use kmorph_control_api::{StuckCpuPolicy, VmcorePolicy};
 
 use super::values;
 
@@ -65,6 +65,31 @@ pub(crate) enum PolicySetting {
         #[arg(value_enum)]
         state: Vmcore,
     },
+    /// What an instance is when one of its CPUs runs nothing for the heartbeat timeout
+    StuckCpu {
+        /// The instance
+        name: String,
+        /// Degraded or failed
+        #[arg(value_enum)]
+        state: StuckCpu,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StuckCpu {
+    /// Shown as degraded, with the CPU's number
+    Degraded,
+    /// Healed as one that failed
+    Failed,
+}
+
+impl From<StuckCpu> for StuckCpuPolicy {
+    fn from(state: StuckCpu) -> Self {
+        match state {
+            StuckCpu::Degraded => Self::Degraded,
+            StuckCpu::Failed => Self::Failed,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -62,6 +62,7 @@ fn table(out: &mut Output, set: &PolicySet) -> Result<Exit, Failure> {
             auto_heal,
             seconds(policy.morph_timeout_s).into(),
             policy.vmcore.as_str().into(),
+            policy.stuck_cpu.as_str().into(),
         ]
     };
     let rows = set.instance.iter().map(row).collect();
@@ -71,6 +72,7 @@ fn table(out: &mut Output, set: &PolicySet) -> Result<Exit, Failure> {
         "AUTO-HEAL",
         "MORPH TIMEOUT",
         "VMCORE",
+        "STUCK CPU",
     ];
     out.table(
         &header,
@@ -101,6 +103,13 @@ async fn set(client: &Client, out: &mut Output, setting: PolicySetting) -> Resul
             name,
             PolicyPatch {
                 vmcore: Some(state.into()),
+                ..PolicyPatch::default()
+            },
+        ),
+        PolicySetting::StuckCpu { name, state } => (
+            name,
+            PolicyPatch {
+                stuck_cpu: Some(state.into()),
                 ..PolicyPatch::default()
             },
         ),

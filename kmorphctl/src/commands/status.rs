@@ -218,7 +218,7 @@ fn history(summary: &InstanceSummary) -> String {
 
 fn policy_text(policy: &kmorph_control_api::Policy) -> String {
     format!(
-        "heartbeat timeout {}, auto-heal {}, morph timeout {}, vmcore {}",
+        "heartbeat timeout {}, auto-heal {}, morph timeout {}, vmcore {}, stuck CPU {}",
         seconds(policy.heartbeat_timeout_s),
         if policy.auto_heal {
             "enabled"
@@ -226,7 +226,8 @@ fn policy_text(policy: &kmorph_control_api::Policy) -> String {
             "disabled"
         },
         seconds(policy.morph_timeout_s),
-        policy.vmcore.as_str()
+        policy.vmcore.as_str(),
+        policy.stuck_cpu.as_str()
     )
 }
 

@@ -12,7 +12,7 @@ use kmorph_actors::capability::{downtime_budget, unkept};
 use kmorph_actors::pool::Stock;
 use kmorph_actors::settings::{MorphMode, Settings};
 use kmorph_backends::contract::BackendKind;
-use kmorph_control_api::{Policy, VmcorePolicy};
+use kmorph_control_api::{Policy, StuckCpuPolicy, VmcorePolicy};
 use kmorph_files::{NamedFileError, read_named};
 use serde::{Deserialize, Serialize};
 
@@ -145,6 +145,7 @@ pub(crate) struct Defaults {
     morph_timeout_s: f64,
     memory_mib: u64,
     vmcore: VmcorePolicy,
+    stuck_cpu: StuckCpuPolicy,
 }
 
 impl Default for Defaults {
@@ -157,6 +158,7 @@ impl Default for Defaults {
             morph_timeout_s: 60.0,
             memory_mib: 256,
             vmcore: VmcorePolicy::Off,
+            stuck_cpu: StuckCpuPolicy::Degraded,
         }
     }
 }
@@ -311,6 +313,7 @@ impl File {
             auto_heal: self.defaults.auto_heal,
             morph_timeout_s: self.defaults.morph_timeout_s,
             vmcore: self.defaults.vmcore,
+            stuck_cpu: self.defaults.stuck_cpu,
         };
         let fault = default_policy.fault();
         if let Some((key, fault)) = fault.or_else(|| unkept(self.backend.kind(), &default_policy)) {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Config, Sample};
-use crate::message::Health;
+use crate::message::{CpuStall, Health};
 
 /// What the detector is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub enum Event {
     Reconfigure(Config),
     /// What the answer says of the instance's load.
     Sample(Sample),
+    /// What the answer says of CPUs that run nothing.
+    Stall(Option<CpuStall>),
     /// Time has passed.
     Tick,
 }
@@ -57,6 +59,7 @@ impl Event {
             Self::SelfLag(_) => "SelfLag",
             Self::Reconfigure(_) => "Reconfigure",
             Self::Sample(_) => "Sample",
+            Self::Stall(_) => "Stall",
             Self::Tick => "Tick",
         }
     }

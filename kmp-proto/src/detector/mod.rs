@@ -18,7 +18,8 @@
 //!   the daemon finds waiting after it was held up, answers above all, is heard before.
 //! * Losing the channel is not losing the instance, and a probe that could not be sent is never a
 //!   missed heartbeat.
-//! * Being overloaded is a state to show, see [`Detector::overload`]: never a reason to fence.
+//! * Being overloaded is a state to show, see [`Detector::overload`]: never a reason to fence. A CPU that is stuck is one
+//!   too, see [`Detector::stuck`], unless [`Config::stuck_cpu_fails`].
 //! * After [`Action::Failed`] there is no further action.
 //!
 //! A phase is a variant here and not a type of its own, as it is in a recovery or a morph: no phase of a detector
@@ -26,6 +27,7 @@
 
 mod events;
 mod overload;
+mod stuck;
 mod transitions;
 
 use std::collections::VecDeque;
@@ -33,9 +35,10 @@ use std::time::Duration;
 
 pub use events::{Action, Event, Level, Verdict};
 pub use overload::{OVERLOAD_SAMPLES, Overload, Sample};
+pub use stuck::StuckCpus;
 pub use transitions::TRANSITIONS;
 
-use crate::message::Health;
+use crate::message::{CpuStall, Health};
 use crate::time::Instant;
 
 /// Shortest interval between probes.
@@ -78,6 +81,8 @@ pub struct Config {
     pub interval: Duration,
     /// Time it has for its first healthy answer.
     pub start_timeout: Duration,
+    /// Whether it has failed when one of its CPUs has run nothing for the timeout.
+    pub stuck_cpu_fails: bool,
 }
 
 impl Config {
@@ -89,6 +94,7 @@ impl Config {
             timeout,
             interval,
             start_timeout,
+            stuck_cpu_fails: false,
         }
     }
 
@@ -162,6 +168,7 @@ pub struct Detector {
     hearing_until: Option<Instant>,
     late_ticks: u32,
     load: overload::Watch,
+    stuck: Option<StuckCpus>,
     counters: Counters,
     actions: VecDeque<Action>,
 }
@@ -202,6 +209,7 @@ impl Detector {
             hearing_until: None,
             late_ticks: 0,
             load: overload::Watch::default(),
+            stuck: None,
             counters: Counters::default(),
             actions: VecDeque::new(),
         }
@@ -235,6 +243,11 @@ impl Detector {
     /// Whether it is overloaded by its own figures, and the evidence.
     pub fn overload(&self) -> Option<&Overload> {
         self.load.overload()
+    }
+
+    /// The CPUs that have run nothing for the timeout, by its last answer.
+    pub fn stuck(&self) -> Option<&StuckCpus> {
+        self.stuck.as_ref()
     }
 
     /// The next action, in order.
@@ -280,6 +293,7 @@ impl Detector {
                 self.probe_due = self.probe_due.map(|due| due.min(now + config.interval));
             }
             Event::Sample(sample) => self.load.take(sample, now),
+            Event::Stall(stall) => self.stalled(stall),
             Event::Tick => {
                 self.tick(now);
                 self.probe(now);
@@ -447,6 +461,24 @@ impl Detector {
             silence,
             ended: false,
         });
+    }
+
+    /// An answer said which CPUs run nothing. An instance that has not been healthy yet is judged by its start alone.
+    fn stalled(&mut self, stall: Option<CpuStall>) {
+        let timeout = self.config.timeout;
+        self.stuck = stall.and_then(|stall| StuckCpus::of(stall, timeout));
+        let Some(stuck) = self.stuck.filter(|_| self.config.stuck_cpu_fails) else {
+            return;
+        };
+        if let Phase::Monitoring(_) | Phase::Detecting(_) = self.phase {
+            let policy = "policy has an instance with a stuck CPU fail";
+            self.fail(Verdict {
+                level: Level::KernelDead,
+                evidence: vec![format!("{stuck} (timeout {timeout:?})"), policy.to_owned()],
+                silence: Duration::ZERO,
+                ended: false,
+            });
+        }
     }
 
     fn fail(&mut self, verdict: Verdict) {

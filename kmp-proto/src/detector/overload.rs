@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::message::{HeartbeatRsp, PRESSURE_ABSENT, WorkloadState};
+use crate::message::{HeartbeatRspFixed, PRESSURE_ABSENT, WorkloadState};
 use crate::time::Instant;
 
 /// Samples in a row above (or below) the limits before the judgement changes: a spike is no
@@ -28,8 +28,8 @@ pub struct Sample {
     pub workload_down: bool,
 }
 
-impl From<&HeartbeatRsp> for Sample {
-    fn from(answer: &HeartbeatRsp) -> Self {
+impl From<&HeartbeatRspFixed> for Sample {
+    fn from(answer: &HeartbeatRspFixed) -> Self {
         Self {
             pressure_cpu: answer.pressure_cpu,
             pressure_memory: answer.pressure_memory,

@@ -8,6 +8,7 @@ const DETECTING: &str = "detecting_failure";
 const FAILED: &str = "failed";
 
 const PROBE_DUE: &str = "a probe is due";
+const STUCK: &str = "a CPU has run nothing for the timeout, and policy has that be a failure";
 const SILENT: &str =
     "silent for the timeout and the guard, own lateness added; the tick is not late";
 
@@ -56,6 +57,7 @@ pub const TRANSITIONS: &[Transition] = &[
         &["TransportCongested"],
     ),
     row(MONITORING, "Ended", "", FAILED, &["Failed"]),
+    row(MONITORING, "Stall", STUCK, FAILED, &["Failed"]),
     row(
         DETECTING,
         "ChannelUp",
@@ -86,4 +88,5 @@ pub const TRANSITIONS: &[Transition] = &[
         &["TransportCongested"],
     ),
     row(DETECTING, "Ended", "", FAILED, &["Failed"]),
+    row(DETECTING, "Stall", STUCK, FAILED, &["Failed"]),
 ];

@@ -3,7 +3,7 @@
 use super::{LayoutError, Payload, TEXT_MAX_BYTES, clip, fixed_only};
 use crate::wire::Layout;
 use crate::wire::field::{fixed, open_enum};
-use crate::wire::record::{TEXT, append, once, records};
+use crate::wire::record::{CPU_STALL, TEXT, append, once, records};
 
 /// Value of a pressure field where the kernel has no PSI.
 pub const PRESSURE_ABSENT: u16 = u16::MAX;
@@ -56,8 +56,8 @@ fixed! {
 }
 
 fixed! {
-    /// HEARTBEAT_RSP. The frame is 80 bytes.
-    pub HeartbeatRsp, 48 {
+    /// Fixed part of HEARTBEAT_RSP. The frame is 80 bytes without records.
+    pub HeartbeatRspFixed, 48 {
         /// The probe that is answered.
         probe: u32 = 0,
         /// What the agent says of the instance.
@@ -86,7 +86,60 @@ fixed! {
     }
 }
 
-fixed_only!(HeartbeatReq, HeartbeatRsp);
+fixed_only!(HeartbeatReq);
+
+fixed! {
+    /// CPUs of the instance that run nothing: a CPU_STALL record.
+    pub CpuStall, 8 {
+        /// The CPU that has run nothing for the longest time.
+        cpu: u16 = 0,
+        /// CPUs that run nothing, that one among them.
+        count: u16 = 2,
+        /// For how long, in milliseconds.
+        stalled_ms: u32 = 4,
+        ; reserved 0
+    }
+}
+
+/// HEARTBEAT_RSP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeartbeatRsp {
+    /// Fixed part.
+    pub fixed: HeartbeatRspFixed,
+    /// CPUs that run nothing, where there are any.
+    pub stall: Option<CpuStall>,
+}
+
+impl From<HeartbeatRspFixed> for HeartbeatRsp {
+    /// An answer of an instance whose CPUs all run.
+    fn from(fixed: HeartbeatRspFixed) -> Self {
+        Self { fixed, stall: None }
+    }
+}
+
+impl Payload for HeartbeatRsp {
+    fn parse(payload: &[u8]) -> Result<Self, LayoutError> {
+        let (fixed, rest) = HeartbeatRspFixed::split(payload)?;
+        let mut stall = None;
+        for record in records(rest) {
+            let record = record?;
+            match record.kind {
+                CPU_STALL => once(&mut stall, CpuStall::exact(record.bytes)?, CPU_STALL)?,
+                _ => record.skip()?,
+            }
+        }
+        Ok(Self { fixed, stall })
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        self.fixed.append(out);
+        if let Some(stall) = &self.stall {
+            let mut bytes = Vec::new();
+            stall.append(&mut bytes);
+            append(out, CPU_STALL, 0, &bytes);
+        }
+    }
+}
 
 fixed! {
     /// Fixed part of HEALTH_STATUS.
@@ -148,6 +201,7 @@ pub(super) fn append_text(out: &mut Vec<u8>, text: &str) {
 
 pub(super) const LAYOUTS: &[(&str, Layout)] = &[
     ("HEARTBEAT_REQ", HeartbeatReq::LAYOUT),
-    ("HEARTBEAT_RSP", HeartbeatRsp::LAYOUT),
+    ("HEARTBEAT_RSP", HeartbeatRspFixed::LAYOUT),
+    ("HEARTBEAT_RSP", CpuStall::LAYOUT),
     ("HEALTH_STATUS", HealthStatusFixed::LAYOUT),
 ];

@@ -16,8 +16,8 @@ mod vmcore;
 
 pub use fault::{ErrorInfo, RetryAfter};
 pub use heartbeat::{
-    Health, HealthStatus, HealthStatusFixed, HeartbeatReq, HeartbeatRsp, PRESSURE_ABSENT,
-    WorkloadState,
+    CpuStall, Health, HealthStatus, HealthStatusFixed, HeartbeatReq, HeartbeatRsp,
+    HeartbeatRspFixed, PRESSURE_ABSENT, WorkloadState,
 };
 pub use hello::{
     Authenticate, Authenticated, Channel, Hello, HelloError, HelloFixed, PeerRole,

@@ -47,6 +47,7 @@ kinds! {
     WINDOW = 13;
     NONCE = 14;
     PROOF = 15;
+    CPU_STALL = 16;
 }
 
 /// One record.

@@ -113,7 +113,7 @@ fn session_messages() -> Vec<Sample> {
             "heartbeat_rsp",
             2,
             4_000,
-            Message::HeartbeatRsp(HeartbeatRsp {
+            Message::HeartbeatRsp(HeartbeatRsp::from(HeartbeatRspFixed {
                 probe: 41,
                 health: Health::Healthy,
                 workload: WorkloadState::Running,
@@ -126,7 +126,7 @@ fn session_messages() -> Vec<Sample> {
                 memory_available_kib: 131_072,
                 io_read_bytes: 4_096,
                 io_write_bytes: 8_192,
-            }),
+            })),
         ),
         (
             "health_status",

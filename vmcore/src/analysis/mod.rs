@@ -5,9 +5,12 @@ mod build_id;
 mod cpus;
 pub mod events;
 mod report;
+mod shortfalls;
 mod taint;
 pub mod tasks;
 mod titles;
+
+pub use shortfalls::shortfalls;
 
 pub use report::{
     CpuReport, CrashReport, FileReport, KernelReport, LogReport, MemoryReport, ModulesReport,
@@ -200,7 +203,7 @@ fn describe(
             .banner
             .and_then(text)
             .or_else(|| said("Linux version ")),
-        machine: hardware.or_else(|| said("DMI: ")),
+        machine: hardware.or_else(|| machine(log?)),
         build_id: info.build_id().map(str::to_owned),
         command_line: found
             .command_line
@@ -223,10 +226,21 @@ fn describe(
     }
 }
 
+/// The machine, by what the log says behind `DMI: `. In newer kernels the version of the firmware's tables stands before it.
+fn machine(log: &Log) -> Option<String> {
+    let is_version = |text: &String| text.starts_with("SMBIOS ") || text.starts_with("Legacy DMI ");
+    lines_behind(log, "DMI: ").find(|text| !is_version(text))
+}
+
 /// What the log says behind `prefix`, where it says it first.
 fn line_behind(log: &Log, prefix: &str) -> Option<String> {
-    let mut records = log.records.iter().filter(|record| record.is_of_kernel());
-    records.find_map(|record| {
+    lines_behind(log, prefix).next()
+}
+
+/// What the kernel says behind `prefix`, each time.
+fn lines_behind<'l>(log: &'l Log, prefix: &'l str) -> impl Iterator<Item = String> + 'l {
+    let records = log.records.iter().filter(|record| record.is_of_kernel());
+    records.filter_map(move |record| {
         let text = record.text.strip_prefix(prefix.as_bytes())?;
         let text = &text[..text.len().min(TEXT_MAX_BYTES)];
         Some(String::from_utf8_lossy(text).into_owned())

@@ -8,321 +8,25 @@
 //! does not say, the page is [`PageKind::Kernel`], and where the page's structure cannot be read it is
 //! [`PageKind::Unknown`]: both are kept.
 
-use super::{Kernel, KernelError, VmcoreInfo};
-use crate::memory::{PAGE, PhysRange};
+mod kind;
+mod struct_page;
 
-/// Most pages of one block that the kernel hands out at once, as a power of two: 1 GiB.
-const ORDER_MAX: u64 = 18;
+pub use kind::{PageCounts, PageKind};
+
+use super::{Kernel, KernelError};
+use crate::memory::{PAGE, PhysRange};
+use struct_page::{Layout, StructPage};
+
 /// `section_mem_map` has marks in its low bits; the address is far more than a page's multiple.
 const SECTION_ADDRESS: u64 = !0xfff;
 /// The mark that a section has its pages described.
 const SECTION_HAS_MEM_MAP: u64 = 2;
-/// Largest `struct page`, bytes.
-const STRUCT_PAGE_MAX: u64 = 256;
 /// Largest section, as a power of two: the pages of one are looked at together.
 const SECTION_BITS_MAX: i64 = 30;
 /// Shortest range of memory, bytes, of which the kernel has to have a description: what is shorter may be a firmware's.
 const DESCRIBED_MIN_BYTES: u64 = 16 << 20;
 /// Most sections that [`Pages::described`] looks at.
 const SECTIONS_TRIED: usize = 64;
-/// Bit of `page.mapping` that says that the page is anonymous memory.
-const MAPPING_ANON: u64 = 1;
-
-/// What a page is used for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PageKind {
-    /// Nobody uses it.
-    Free,
-    /// Contents of a file, without the file system's own data.
-    Cache,
-    /// Contents of a file, with the file system's own data.
-    CachePrivate,
-    /// Memory of user processes that is no file: anonymous, or huge pages.
-    User,
-    /// The kernel's small objects.
-    Slab,
-    /// Broken, or taken away from the kernel.
-    Unusable,
-    /// Anything else, the kernel's own above all.
-    Kernel,
-    /// The kernel does not describe it, or its description cannot be read.
-    Unknown,
-}
-
-impl PageKind {
-    /// True when makedumpfile's `-d level` leaves it out. The level's bits: 1 zero (not a kind), 2 cache,
-    /// 4 cache with or without private data, 8 user, 16 free. Unusable pages are left out at any level but 0.
-    pub fn left_out_at(self, level: u32) -> bool {
-        match self {
-            Self::Cache => level & (2 | 4) != 0,
-            Self::CachePrivate => level & 4 != 0,
-            Self::User => level & 8 != 0,
-            Self::Free => level & 16 != 0,
-            Self::Unusable => level != 0,
-            Self::Slab | Self::Kernel | Self::Unknown => false,
-        }
-    }
-}
-
-/// How many pages there are of each kind.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct PageCounts {
-    /// See [`PageKind`]; pages.
-    pub free: u64,
-    /// Pages.
-    pub cache: u64,
-    /// Pages.
-    pub cache_private: u64,
-    /// Pages.
-    pub user: u64,
-    /// Pages.
-    pub slab: u64,
-    /// Pages.
-    pub unusable: u64,
-    /// Pages.
-    pub kernel: u64,
-    /// Pages that the kernel does not describe, or whose description cannot be read.
-    pub unknown: u64,
-}
-
-impl PageCounts {
-    /// One page more.
-    pub fn add(&mut self, kind: PageKind) {
-        *match kind {
-            PageKind::Free => &mut self.free,
-            PageKind::Cache => &mut self.cache,
-            PageKind::CachePrivate => &mut self.cache_private,
-            PageKind::User => &mut self.user,
-            PageKind::Slab => &mut self.slab,
-            PageKind::Unusable => &mut self.unusable,
-            PageKind::Kernel => &mut self.kernel,
-            PageKind::Unknown => &mut self.unknown,
-        } += 1;
-    }
-
-    /// The pages of both.
-    #[must_use]
-    pub fn plus(self, other: Self) -> Self {
-        Self {
-            free: self.free + other.free,
-            cache: self.cache + other.cache,
-            cache_private: self.cache_private + other.cache_private,
-            user: self.user + other.user,
-            slab: self.slab + other.slab,
-            unusable: self.unusable + other.unusable,
-            kernel: self.kernel + other.kernel,
-            unknown: self.unknown + other.unknown,
-        }
-    }
-}
-
-/// How a page's type is written in the word of its map count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum TypeMark {
-    /// Linux 6.12: the highest byte.
-    HighByte(u8),
-    /// Before: a bit that is zero, of a word that begins with 0xf.
-    ZeroBit(u32),
-}
-
-impl TypeMark {
-    fn of(info: &VmcoreInfo, name: &str) -> Option<Self> {
-        let value = word_of(info, name)?;
-        let [low @ .., high] = value.to_le_bytes();
-        Some(match low {
-            [0, 0, 0] => Self::HighByte(high),
-            _ => Self::ZeroBit(!value),
-        })
-    }
-
-    fn marks(self, word: u32) -> bool {
-        const BEGIN: u32 = 0xf000_0000;
-        match self {
-            Self::HighByte(high) => word >> 24 == u32::from(high),
-            Self::ZeroBit(bit) => word & (BEGIN | bit) == BEGIN,
-        }
-    }
-}
-
-/// A map count that VMCOREINFO names, as the word that a page has.
-fn word_of(info: &VmcoreInfo, name: &str) -> Option<u32> {
-    let value = info.number(name).ok()?;
-    i32::try_from(value).ok().map(i32::cast_unsigned)
-}
-
-/// How `struct page` is laid out.
-#[derive(Debug)]
-struct Layout {
-    bytes: u64,
-    flags: usize,
-    mapping: usize,
-    map_count: usize,
-    private: usize,
-    compound_head: usize,
-    /// Second page of a block: its order, and the number of its kind. Before Linux 6.6.
-    compound_order: Option<usize>,
-    compound_dtor: Option<usize>,
-    lru: u64,
-    private_flag: u64,
-    swap: u64,
-    head: u64,
-    hwpoison: u64,
-    slab_flag: u64,
-    slab: Option<TypeMark>,
-    buddy: u32,
-    offline: Option<u32>,
-    hugetlb: Option<TypeMark>,
-    hugetlb_dtor: Option<u8>,
-}
-
-impl Layout {
-    fn of(info: &VmcoreInfo) -> Result<Self, KernelError> {
-        let bytes = info.size("page")?;
-        let place = |member: &str, width: u64| {
-            let place = info.offset(&format!("page.{member}"))?;
-            // Bounded by the structure, which is small.
-            match place + width <= bytes {
-                true => Ok(usize::try_from(place).unwrap_or(usize::MAX)),
-                false => Err(KernelError::Missing(super::Missing(format!(
-                    "OFFSET(page.{member})"
-                )))),
-            }
-        };
-        let bit = |name: &str| {
-            let number = info.number(name).ok().and_then(|n| u32::try_from(n).ok());
-            number.and_then(|n| 1_u64.checked_shl(n)).unwrap_or(0)
-        };
-        let needed = |name: &str| match bit(name) {
-            0 => Err(super::Missing(format!("NUMBER({name})"))),
-            bit => Ok(bit),
-        };
-        if !(32..=STRUCT_PAGE_MAX).contains(&bytes) {
-            return Err(super::Missing("SIZE(page)".to_owned()).into());
-        }
-        let buddy = "PAGE_BUDDY_MAPCOUNT_VALUE";
-        Ok(Self {
-            bytes,
-            flags: place("flags", 8)?,
-            mapping: place("mapping", 8)?,
-            map_count: place("_mapcount", 4)?,
-            private: place("private", 8)?,
-            compound_head: place("compound_head", 8)?,
-            compound_order: place("compound_order", 1).ok(),
-            compound_dtor: place("compound_dtor", 1).ok(),
-            lru: needed("PG_lru")?,
-            private_flag: needed("PG_private")?,
-            swap: needed("PG_swapbacked")? | needed("PG_swapcache")?,
-            head: info.number("PG_head_mask").unwrap_or(0).cast_unsigned(),
-            hwpoison: bit("PG_hwpoison"),
-            slab_flag: bit("PG_slab"),
-            slab: TypeMark::of(info, "PAGE_SLAB_MAPCOUNT_VALUE"),
-            buddy: word_of(info, buddy)
-                .ok_or_else(|| super::Missing(format!("NUMBER({buddy})")))?,
-            offline: word_of(info, "PAGE_OFFLINE_MAPCOUNT_VALUE"),
-            hugetlb: TypeMark::of(info, "PAGE_HUGETLB_MAPCOUNT_VALUE"),
-            hugetlb_dtor: info
-                .number("HUGETLB_PAGE_DTOR")
-                .ok()
-                .and_then(|n| u8::try_from(n).ok()),
-        })
-    }
-}
-
-/// One `struct page`, and the one behind it.
-#[derive(Clone, Copy)]
-struct StructPage<'a> {
-    layout: &'a Layout,
-    bytes: &'a [u8],
-    /// Empty when it is not at hand.
-    second: &'a [u8],
-}
-
-impl StructPage<'_> {
-    fn long(&self, place: usize) -> u64 {
-        let bytes = self.bytes.get(place..).and_then(<[u8]>::first_chunk);
-        bytes.map_or(0, |bytes| u64::from_le_bytes(*bytes))
-    }
-
-    fn flags(&self) -> u64 {
-        self.long(self.layout.flags)
-    }
-
-    fn map_count(&self) -> u32 {
-        let place = self.layout.map_count;
-        let bytes = self.bytes.get(place..).and_then(<[u8]>::first_chunk);
-        bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes))
-    }
-
-    /// The address of its block's first `struct page`, when it is not itself that.
-    fn head_of_tail(&self) -> Option<u64> {
-        let head = self.long(self.layout.compound_head);
-        (head & 1 == 1).then(|| head - 1)
-    }
-
-    fn is_slab(&self) -> bool {
-        let marked = self
-            .layout
-            .slab
-            .is_some_and(|mark| mark.marks(self.map_count()));
-        marked || self.flags() & self.layout.slab_flag != 0
-    }
-
-    fn is_hugetlb(&self) -> bool {
-        let layout = self.layout;
-        let by_type = layout
-            .hugetlb
-            .is_some_and(|mark| mark.marks(self.map_count()));
-        let dtor = layout
-            .compound_dtor
-            .and_then(|place| self.second.get(place));
-        let by_dtor =
-            self.is_head() && layout.hugetlb_dtor.is_some() && dtor.copied() == layout.hugetlb_dtor;
-        by_type || by_dtor
-    }
-
-    fn is_head(&self) -> bool {
-        self.flags() & self.layout.head != 0
-    }
-
-    fn kind(&self) -> PageKind {
-        let layout = self.layout;
-        let flags = self.flags();
-        // A page without users has a map count of -1, and one with users a reference count: this one was not there.
-        if flags == 0 && self.bytes.iter().all(|byte| *byte == 0) {
-            return PageKind::Unknown;
-        }
-        let slab = self.is_slab();
-        let anonymous = !slab && self.long(layout.mapping) & MAPPING_ANON != 0;
-        let cache = flags & layout.lru != 0 || flags & layout.swap == layout.swap;
-        match () {
-            () if !slab && self.map_count() == layout.buddy => PageKind::Free,
-            () if cache && !anonymous && flags & layout.private_flag == 0 => PageKind::Cache,
-            () if cache && !anonymous => PageKind::CachePrivate,
-            () if anonymous || self.is_hugetlb() => PageKind::User,
-            () if flags & layout.hwpoison != 0 => PageKind::Unusable,
-            () if !slab && Some(self.map_count()) == layout.offline => PageKind::Unusable,
-            () if slab => PageKind::Slab,
-            () => PageKind::Kernel,
-        }
-    }
-
-    /// How many pages its kind holds for, as a power of two.
-    fn order(&self, pfn: u64) -> u64 {
-        let layout = self.layout;
-        let order = if !self.is_slab() && self.map_count() == layout.buddy {
-            self.long(layout.private)
-        } else if !self.is_head() {
-            0
-        } else if let Some(place) = layout.compound_order {
-            self.second.get(place).copied().map_or(0, u64::from)
-        } else {
-            // Since Linux 6.6: the low byte of the second page's flags.
-            self.second.get(layout.flags).copied().map_or(0, u64::from)
-        };
-        let aligned = order <= ORDER_MAX && pfn & ((1 << order) - 1) == 0;
-        if aligned { order } else { 0 }
-    }
-}
 
 /// Tells what pages are used for.
 pub struct Pages<'k, 'm> {
@@ -397,6 +101,7 @@ impl<'k, 'm> Pages<'k, 'm> {
             let mut structs = buffer[at * struct_bytes..].chunks(struct_bytes);
             let page = StructPage {
                 layout: &self.layout,
+                virt: start.wrapping_add((at * struct_bytes) as u64),
                 bytes: structs.next().unwrap_or_default(),
                 second: structs.next().unwrap_or_default(),
             };
@@ -513,6 +218,7 @@ impl<'k, 'm> Pages<'k, 'm> {
         let (bytes, second) = bytes.split_at(length);
         let page = StructPage {
             layout: &self.layout,
+            virt,
             bytes,
             second,
         };
@@ -520,82 +226,5 @@ impl<'k, 'm> Pages<'k, 'm> {
             Some(_) => PageKind::Unknown,
             None => page.kind(),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::kernel::Origin;
-
-    const NEW: &str = "SIZE(page)=64\nOFFSET(page.flags)=0\nOFFSET(page.mapping)=24\n\
-        OFFSET(page._mapcount)=48\nOFFSET(page.private)=40\nOFFSET(page.compound_head)=8\n\
-        NUMBER(PG_lru)=5\nNUMBER(PG_private)=14\nNUMBER(PG_swapcache)=10\nNUMBER(PG_swapbacked)=17\n\
-        NUMBER(PAGE_SLAB_MAPCOUNT_VALUE)=-184549376\nNUMBER(PG_hwpoison)=20\nNUMBER(PG_head_mask)=64\n\
-        NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)=-268435456\nNUMBER(PAGE_HUGETLB_MAPCOUNT_VALUE)=-201326592\n\
-        NUMBER(PAGE_OFFLINE_MAPCOUNT_VALUE)=-251658240\n";
-
-    fn layout(text: &str) -> Layout {
-        Layout::of(&VmcoreInfo::parse(text.as_bytes(), Origin::Note)).unwrap()
-    }
-
-    /// A page with these flags, mapping and map count.
-    fn kind(layout: &Layout, flags: u64, mapping: u64, map_count: i32) -> PageKind {
-        let mut bytes = [0; 64];
-        bytes[..8].copy_from_slice(&flags.to_le_bytes());
-        bytes[24..32].copy_from_slice(&mapping.to_le_bytes());
-        bytes[48..52].copy_from_slice(&map_count.to_le_bytes());
-        let page = StructPage {
-            layout,
-            bytes: &bytes,
-            second: &[],
-        };
-        page.kind()
-    }
-
-    #[test]
-    fn pages_are_told_apart_as_linux_6_12_marks_them() {
-        let layout = layout(NEW);
-        for (flags, mapping, map_count, expected) in [
-            (0, 0, -268_435_456, PageKind::Free),
-            (1 << 5, 0xffff_0000, 0, PageKind::Cache),
-            (1 << 5 | 1 << 14, 0xffff_0000, 0, PageKind::CachePrivate),
-            (1 << 5, 0xffff_0001, 0, PageKind::User),
-            (1 << 10 | 1 << 17, 0xffff_0000, 0, PageKind::Cache),
-            (1 << 10, 0xffff_0000, -1, PageKind::Kernel),
-            (1 << 6, 0, -201_326_592, PageKind::User),
-            (0, 1, -184_549_376 + 3, PageKind::Slab),
-            (1 << 20, 0, -1, PageKind::Unusable),
-            (0, 0, -251_658_240, PageKind::Unusable),
-            (0, 0, -1, PageKind::Kernel),
-            (0, 0, 0, PageKind::Unknown),
-        ] {
-            let found = kind(&layout, flags, mapping, map_count);
-            assert_eq!(found, expected, "{flags:#x} {mapping:#x} {map_count}");
-        }
-    }
-
-    #[test]
-    fn what_vmcoreinfo_does_not_say_is_named() {
-        let text = NEW.replace("NUMBER(PG_lru)=5\n", "");
-        let error = Layout::of(&VmcoreInfo::parse(text.as_bytes(), Origin::Note)).unwrap_err();
-        assert!(error.to_string().contains("NUMBER(PG_lru)"), "{error}");
-        let text = NEW.replace("OFFSET(page.mapping)=24", "OFFSET(page.mapping)=60");
-        assert!(Layout::of(&VmcoreInfo::parse(text.as_bytes(), Origin::Note)).is_err());
-    }
-
-    #[test]
-    fn levels_are_those_of_makedumpfile() {
-        let left_out = |kind: PageKind| -> Vec<u32> {
-            [1, 2, 4, 8, 16]
-                .into_iter()
-                .filter(|level| kind.left_out_at(*level))
-                .collect()
-        };
-        assert_eq!(left_out(PageKind::Cache), [2, 4]);
-        assert_eq!(left_out(PageKind::CachePrivate), [4]);
-        assert_eq!(left_out(PageKind::User), [8]);
-        assert_eq!(left_out(PageKind::Free), [16]);
-        assert!(left_out(PageKind::Slab).is_empty());
     }
 }

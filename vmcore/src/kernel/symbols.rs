@@ -59,17 +59,20 @@ impl Kernel<'_> {
                 virt: count_at,
             });
         }
-        let base = self.u64_at(info.symbol("kallsyms_relative_base")?, what)?;
         // SYMBOLS_MAX fits.
         let mut offsets = vec![0; count as usize * 4];
         let offsets_at = info.symbol("kallsyms_offsets")?;
         let read = self.read(offsets_at, &mut offsets);
         read.map_err(|source| KernelError::Memory { what, source })?;
         let (offsets, _) = offsets.as_chunks::<4>();
-        let addresses = offsets
-            .iter()
-            .map(|offset| address(i32::from_le_bytes(*offset), base))
-            .collect();
+        let offsets: Vec<i32> = offsets.iter().map(|o| i32::from_le_bytes(*o)).collect();
+        let base = match info.symbol("kallsyms_relative_base") {
+            Ok(at) => Base::of(&offsets, self.u64_at(at, what)?),
+            Err(_) => Base::Each(offsets_at),
+        };
+        let addresses = (0_u64..).zip(&offsets);
+        let addresses = addresses.map(|(n, offset)| base.address(n, *offset));
+        let addresses = addresses.collect();
         let tokens = self.tokens(info.symbol("kallsyms_token_table")?, {
             info.symbol("kallsyms_token_index")?
         })?;
@@ -127,14 +130,35 @@ impl Kernel<'_> {
     }
 }
 
-/// An address from the table: those that are not below zero are meant as they are (of data of each CPU),
-/// the others count from the base.
-fn address(offset: i32, base: u64) -> u64 {
-    match u64::try_from(offset) {
-        Ok(absolute) => absolute,
-        Err(_) => base
-            .wrapping_sub(1)
-            .wrapping_sub(i64::from(offset).cast_unsigned()),
+/// What the offsets in the table count from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Base {
+    /// Below zero: from this, backwards. Others are meant as they are (data of each CPU). Linux 6.12 and older.
+    Negative(u64),
+    /// All from this, without a sign. Linux 6.16 and 6.18, for example.
+    All(u64),
+    /// Each from where it is itself, in the table that begins here. Linux 7.2 and newer, which have no base.
+    Each(u64),
+}
+
+impl Base {
+    /// The kernel's image is shorter than 2 GiB: when it is counted in positive numbers none is below zero.
+    fn of(offsets: &[i32], base: u64) -> Self {
+        match offsets.iter().any(|offset| *offset < 0) {
+            true => Self::Negative(base),
+            false => Self::All(base),
+        }
+    }
+
+    /// The address of the symbol with this number.
+    fn address(self, number: u64, offset: i32) -> u64 {
+        let signed = i64::from(offset).cast_unsigned();
+        match self {
+            Self::Negative(_) if offset >= 0 => signed,
+            Self::Negative(base) => base.wrapping_sub(1).wrapping_sub(signed),
+            Self::All(base) => base.wrapping_add(u64::from(offset.cast_unsigned())),
+            Self::Each(table) => table.wrapping_add(4 * number).wrapping_add(signed),
+        }
     }
 }
 
@@ -245,9 +269,16 @@ mod tests {
     }
 
     #[test]
-    fn addresses_below_zero_count_from_the_base() {
-        assert_eq!(address(0x1000, 77), 0x1000);
-        assert_eq!(address(-1, 0xffff_ffff_8100_0000), 0xffff_ffff_8100_0000);
-        assert_eq!(address(-17, 0xffff_ffff_8100_0000), 0xffff_ffff_8100_0010);
+    fn offsets_count_from_what_their_kernel_means() {
+        const BASE: u64 = 0xffff_ffff_8100_0000;
+        let old = Base::of(&[0x1000, -1, -17], BASE);
+        assert_eq!(old.address(0, 0x1000), 0x1000);
+        assert_eq!(old.address(1, -1), BASE);
+        assert_eq!(old.address(2, -17), BASE + 0x10);
+        let without_sign = Base::of(&[0, 0x10], BASE);
+        assert_eq!(without_sign.address(1, 0x10), BASE + 0x10);
+        let each = Base::Each(BASE + 0x20_0000);
+        assert_eq!(each.address(0, -0x20_0000), BASE);
+        assert_eq!(each.address(2, 0x10), BASE + 0x20_0018);
     }
 }

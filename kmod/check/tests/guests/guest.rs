@@ -17,8 +17,45 @@ use tokio::runtime::Runtime;
 
 use crate::sleep::Sleeps;
 
-/// The kernels, by their series.
-pub(crate) const SERIES: [&str; 2] = ["6.1", "6.12"];
+/// The kernels, by their series: 6.1 and 6.12, or the one that `KMORPH_NEWEST_SERIES` names.
+pub(crate) const SERIES: Series = Series;
+
+/// See [`SERIES`].
+pub(crate) struct Series;
+
+impl Series {
+    fn all() -> &'static [&'static str] {
+        static ALL: OnceLock<Vec<&'static str>> = OnceLock::new();
+        ALL.get_or_init(|| match std::env::var("KMORPH_NEWEST_SERIES") {
+            Ok(newest) if !newest.is_empty() => vec![newest.leak()],
+            _ => vec!["6.1", "6.12"],
+        })
+    }
+
+    /// One after the other, and from the first again.
+    pub(crate) fn nth(self, number: usize) -> &'static str {
+        let all = Self::all();
+        all[number % all.len()]
+    }
+
+    /// Pairs of kernels that talk to each other: 6.1 and 6.12, or 6.12 and the one that is named.
+    pub(crate) fn pairs() -> [(&'static str, &'static str); 2] {
+        let (first, other) = match Self::all() {
+            [newest] => ("6.12", *newest),
+            _ => ("6.1", "6.12"),
+        };
+        [(first, other), (other, first)]
+    }
+}
+
+impl IntoIterator for Series {
+    type Item = &'static str;
+    type IntoIter = std::iter::Copied<std::slice::Iter<'static, &'static str>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        Self::all().iter().copied()
+    }
+}
 /// Longest silence of a guest: software emulation on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(180);
 /// What the kernel checks while a test runs: Debian packages none with KASAN or lockdep. Freed and
@@ -321,14 +358,15 @@ pub(crate) fn built_modules() -> PathBuf {
 /// The initramfs for a kernel: the program and the modules, ours from below `modules`.
 fn image(series: &str, release: &str, modules: &Path) -> PathBuf {
     static BUILT: Mutex<Vec<(PathBuf, PathBuf)>> = Mutex::new(Vec::new());
-    static PLACE: OnceLock<tempfile::TempDir> = OnceLock::new();
     let mut built = BUILT.lock().unwrap();
     let module = modules.join(release).join("kerf-vsock.ko");
     if let Some((_, path)) = built.iter().find(|(of, _)| *of == module) {
         return path.clone();
     }
-    let place = PLACE.get_or_init(|| tempfile::tempdir().unwrap()).path();
+    // Below the target directory, and made anew: a static directory would outlive the tests in /tmp.
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kerf-guests");
     let tree = place.join(format!("{series}-{}.tree", built.len()));
+    let _ = std::fs::remove_dir_all(&tree);
     for directory in ["dev", "modules", "proc", "sys"] {
         std::fs::create_dir_all(tree.join(directory)).unwrap();
     }

@@ -146,7 +146,7 @@ impl Heartbeats {
         let start = Instant::now();
         let answer = tokio::time::timeout(PATIENCE, self.ask(&request)).await;
         let answer = answer.expect("a heartbeat was lost");
-        assert!(matches!(answer, Message::HeartbeatRsp(r) if r.probe == self.probe));
+        assert!(matches!(answer, Message::HeartbeatRsp(r) if r.fixed.probe == self.probe));
         start.elapsed()
     }
 }

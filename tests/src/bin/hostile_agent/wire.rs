@@ -7,8 +7,8 @@ use kmorph_launch::AgentConfig;
 use kmp_proto::auth::Key;
 use kmp_proto::codec::{Decoder, Frame, encode};
 use kmp_proto::message::{
-    Authenticated, Health, HeartbeatReq, HeartbeatRsp, Hello, Message, PRESSURE_ABSENT, PeerRole,
-    WorkloadState,
+    Authenticated, Health, HeartbeatReq, HeartbeatRsp, HeartbeatRspFixed, Hello, Message,
+    PRESSURE_ABSENT, PeerRole, WorkloadState,
 };
 use kmp_proto::wire::HEADER_BYTES;
 
@@ -81,7 +81,7 @@ pub(crate) fn beat(
     health: Health,
     pressure_cpu: u16,
 ) -> io::Result<Vec<u8>> {
-    let answer = HeartbeatRsp {
+    let answer = HeartbeatRsp::from(HeartbeatRspFixed {
         probe: asked.probe,
         health,
         workload: WorkloadState::Running,
@@ -94,7 +94,7 @@ pub(crate) fn beat(
         memory_available_kib: 0,
         io_read_bytes: 0,
         io_write_bytes: 0,
-    };
+    });
     bytes(&Message::HeartbeatRsp(answer), sequence)
 }
 

@@ -388,7 +388,7 @@ mod heartbeat {
             });
             let answer = ask_one(&socket, &mut decoder, &request, probe + 2);
             assert!(
-                matches!(answer, Message::HeartbeatRsp(r) if r.probe == probe && r.cpu_count == 1)
+                matches!(answer, Message::HeartbeatRsp(r) if r.fixed.probe == probe && r.fixed.cpu_count == 1)
             );
         }
         println!("KERF info 300 heartbeats in {:?}", start.elapsed());
