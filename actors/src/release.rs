@@ -51,14 +51,18 @@ pub struct Kept {
     pub generation: u64,
     /// Why it could not be given back.
     pub reason: String,
-    returned: oneshot::Receiver<()>,
+    /// `None` once it was given back.
+    returned: Option<oneshot::Receiver<()>>,
 }
 
 impl Kept {
-    /// Completes when it is given back.
+    /// Completes when it is given back; at once, where that was seen already.
     pub async fn returned(&mut self) {
-        // The other end goes with the entry.
-        let _ = (&mut self.returned).await;
+        if let Some(returned) = &mut self.returned {
+            // The other end goes with the entry.
+            let _ = returned.await;
+        }
+        self.returned = None;
     }
 
     /// What an operation says that waits for it.
@@ -136,7 +140,7 @@ impl Ledger {
         let kept = Kept {
             generation: row.generation,
             reason: reason.to_owned(),
-            returned,
+            returned: Some(returned),
         };
         (is_new, kept)
     }

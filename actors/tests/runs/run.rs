@@ -8,7 +8,7 @@ use std::time::Duration;
 use actix::System;
 use kmorph_actors::ambient;
 use kmorph_actors::instance::{CommandKind, MorphControl, Recover, Terminate};
-use kmorph_actors::supervisor::{BeginMorph, ChangePolicies, Find, List, Spawn};
+use kmorph_actors::supervisor::{BeginMorph, ChangePolicies, Find, GetDaemon, List, Spawn};
 use kmorph_control_api::{
     InstanceState, MorphRequest, OperationKind, OperationState, PolicyPatch, SpawnRequest,
 };
@@ -290,6 +290,11 @@ impl World {
             .filter(|o| o.state == OperationState::Running)
         {
             let text = format!("{:?} of {} never ends", operation.kind, operation.instance);
+            self.broken.push(text);
+        }
+        let status = daemon.supervisor.send(GetDaemon).await.unwrap();
+        if status.actor_restarts > 0 {
+            let text = format!("{} actors panicked", status.actor_restarts);
             self.broken.push(text);
         }
         self.nothing_is_left(daemon, all.iter().map(|i| i.name.as_str()).collect());

@@ -203,7 +203,7 @@ pub enum Event {
     SuccessorStarted,
     /// It could not be started.
     NotStarted(String),
-    /// It failed before it was healthy, or is not wanted any more.
+    /// It failed before it was healthy; or, at any time before that, none is wanted any more.
     SuccessorFailed(String),
     /// It could not be started, and something of it may run: another one would be a second owner.
     SuccessorRemains(String),
@@ -302,6 +302,8 @@ pub struct Engine {
     afterwards: Afterwards,
     /// When a fence that was not confirmed is tried again.
     retry_at: Option<Instant>,
+    /// Why no successor is wanted any more.
+    unwanted: Option<String>,
     state: State,
     actions: VecDeque<Action>,
 }
@@ -315,6 +317,7 @@ impl Engine {
             capture,
             afterwards,
             retry_at: None,
+            unwanted: None,
             state: State::Preparing(recovery),
             actions,
         }
@@ -336,6 +339,7 @@ impl Engine {
             capture,
             afterwards,
             retry_at: None,
+            unwanted: None,
             state: State::Done,
             actions: VecDeque::new(),
         };
@@ -398,6 +402,17 @@ impl Engine {
                 CapturePolicy::Required => self.finish(Outcome::OperatorActionNeeded(reason)),
                 CapturePolicy::On | CapturePolicy::Off => self.reclaim(recovery),
             },
+            (
+                state @ (State::Preparing(_) | State::Capturing(_) | State::Reclaiming(_)),
+                Event::SuccessorFailed(reason),
+            ) => {
+                self.unwanted = Some(reason);
+                state
+            }
+            (State::Reclaiming(_), Event::Released) if self.unwanted.is_some() => {
+                let reason = self.unwanted.take().unwrap_or_default();
+                self.successor_failed(reason)
+            }
             (State::Reclaiming(_), Event::Released)
                 if self.afterwards == Afterwards::Quarantine =>
             {

@@ -133,3 +133,17 @@ fn what_follows_without_a_vmcore_is_the_policys() {
         [Action::Finished(Outcome::OperatorActionNeeded(why))] if why == "the disk is full"
     ));
 }
+
+#[test]
+fn where_no_successor_is_wanted_any_more_none_is_started() {
+    let mut engine = Engine::new(7, CapturePolicy::Off, Afterwards::Respawn);
+    drain(&mut engine);
+    tell(&mut engine, Event::SuccessorFailed("terminated".into()));
+    tell(&mut engine, Event::Fenced(certificate(7)));
+    tell(&mut engine, Event::Released);
+    let end = drain(&mut engine);
+    let terminated = Outcome::SuccessorFailed("terminated".into());
+    assert!(matches!(end[0], Action::Reclaim(_)));
+    assert_eq!(end[1], Action::Complete { new_generation: 0 });
+    assert_eq!(end[2], Action::Finished(terminated));
+}

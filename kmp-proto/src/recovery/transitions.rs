@@ -75,6 +75,16 @@ pub const TRANSITIONS: &[Transition] = &[
         DONE,
         &["Finished(OperatorActionNeeded)"],
     ),
+    row(PREPARING, "SuccessorFailed", "", PREPARING, &[]),
+    row(CAPTURING, "SuccessorFailed", "", CAPTURING, &[]),
+    row(RECLAIMING, "SuccessorFailed", "", RECLAIMING, &[]),
+    row(
+        RECLAIMING,
+        "Released",
+        "no successor is wanted any more",
+        DONE,
+        &["Complete", "Finished(SuccessorFailed)"],
+    ),
     row(
         RECLAIMING,
         "Released",

@@ -26,6 +26,7 @@ struct Facts {
     reclaimed: bool,
     released: bool,
     respawned: bool,
+    unwanted: bool,
     started: bool,
     successor: Option<u64>,
     finished: bool,
@@ -136,6 +137,7 @@ impl World {
                 self.facts.capture_failed |= before == "capturing_vmcore";
             }
             Event::Released => self.facts.released |= before == "reclaiming_resources",
+            Event::SuccessorFailed(_) => self.facts.unwanted = true,
             Event::SuccessorStarted if before == "respawning" => self.facts.started = true,
             Event::SuccessorHealthy { generation } if before == "respawning" => {
                 self.facts.successor = Some(*generation);
@@ -191,6 +193,7 @@ impl World {
                 assert_eq!(Some(proof), facts.certificate.as_ref());
                 assert!(facts.reclaimed && facts.released, "{facts:?}");
                 assert_eq!(self.afterwards, Afterwards::Respawn);
+                assert!(!facts.unwanted, "nobody wants it");
                 assert!(!std::mem::replace(&mut facts.respawned, true));
             }
             Action::Complete { new_generation } => {
@@ -203,7 +206,9 @@ impl World {
                         assert!(facts.respawned && facts.started);
                         assert!(facts.successor.is_some_and(|next| next > FAILED));
                     }
-                    Outcome::SuccessorFailed(_) => assert!(facts.respawned),
+                    Outcome::SuccessorFailed(_) => {
+                        assert!(facts.released && (facts.respawned || facts.unwanted));
+                    }
                     Outcome::Quarantined => {
                         assert!(facts.released && self.afterwards == Afterwards::Quarantine);
                     }
