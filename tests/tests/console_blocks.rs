@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use kmorph_tests::{Host, program};
 
 /// Blocks that are not run, by page and first command, and why.
-const NOT_RUN: [(&str, &str, &str); 8] = [
+const NOT_RUN: [(&str, &str, &str); 9] = [
     (
         "cli.md",
         "kmorphctl spawn web --kernel=/boot/vmlinuz-6.8.0",
@@ -25,6 +25,11 @@ const NOT_RUN: [(&str, &str, &str); 8] = [
         "cli.md",
         "kmorphctl status web",
         "shows a moment that cannot be held",
+    ),
+    (
+        "kernels.md",
+        "make new-kernel SUITE=sid",
+        "fetches a kernel and takes ten minutes",
     ),
     (
         "multikernel.md",

@@ -142,6 +142,9 @@ fn marked(memory: &MemoryFile) -> Marked {
     marked
 }
 
+/// Pages that a CPU's own list of free ones takes at once: a batch of the kernel's, which is 63 at most.
+const FREE_ON_CPU_MAX: u64 = 63;
+
 fn assert_told(kernel: &Kernel<'_>, marked: &Marked) {
     let pages = Pages::of(kernel).unwrap();
     let (mut kinds, mut buffer) = (Vec::new(), Vec::new());
@@ -167,6 +170,9 @@ fn assert_told(kernel: &Kernel<'_>, marked: &Marked) {
             // The system call's own copy, which the kernel has given back.
             told.retain(|kind, _| !["Free", "Slab"].contains(&kind.as_str()));
         }
+        // Pages whose content was moved, and which lie on a CPU's own list of free ones: those have no mark of a free page,
+        // and count as the kernel's.
+        told.retain(|kind, pages| kind != "Kernel" || *pages > FREE_ON_CPU_MAX);
         assert!(told.is_empty(), "{name}: {right} {kind:?}, {told:?}");
     }
 }
