@@ -60,6 +60,11 @@ pub fn built_modules(vmlinuz: &Path) -> PathBuf {
     cache().join("kmod").join(release)
 }
 
+/// Whether `scripts/build-kmod` has built this module for the kernel whose image is `vmlinuz`.
+pub fn has_module(vmlinuz: &Path, module: &str) -> bool {
+    built_modules(vmlinuz).join(module).is_file()
+}
+
 /// Asks the QEMU of the generation in `run_dir` to do something.
 pub fn qmp(run_dir: &Path, command: &str) {
     execute(run_dir, &json!({ "execute": command }));

@@ -8,6 +8,7 @@ use actix_web::error::Error;
 use actix_web::web::Bytes;
 use actix_web::{FromRequest, HttpRequest};
 use kmorph_control_api::{ApiError, ErrorCode};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Number, Value};
 
@@ -16,7 +17,7 @@ use super::answers::{bad_body, refuse};
 /// A body of JSON, whatever media type it says it has.
 pub(super) struct Body<T>(pub(super) T);
 
-impl<T: DeserializeOwned + 'static> FromRequest for Body<T> {
+impl<T: DeserializeOwned + Serialize + 'static> FromRequest for Body<T> {
     type Error = Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self, Error>>>>;
 
@@ -26,7 +27,34 @@ impl<T: DeserializeOwned + 'static> FromRequest for Body<T> {
     }
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+fn parse<T: DeserializeOwned + Serialize>(bytes: &[u8]) -> Result<T, Error> {
+    let taken = parse_any(bytes)?;
+    let asked = serde_json::from_slice::<Value>(bytes).unwrap_or(Value::Null);
+    match serde_json::to_value(&taken) {
+        Ok(shape) if has_shape(&asked, &shape) => Ok(taken),
+        _ => {
+            let text = "the request does not parse: an array stands where an object belongs";
+            Err(refuse(ApiError::new(ErrorCode::InvalidRequest, text)))
+        }
+    }
+}
+
+/// Whether objects stand where `shape` has them. serde takes an array for a structure, field by field.
+fn has_shape(asked: &Value, shape: &Value) -> bool {
+    match (asked, shape) {
+        (Value::Array(_), Value::Object(_)) => false,
+        (Value::Array(asked), Value::Array(shape)) => asked
+            .iter()
+            .zip(shape)
+            .all(|(asked, shape)| has_shape(asked, shape)),
+        (Value::Object(asked), Value::Object(shape)) => asked
+            .iter()
+            .all(|(key, asked)| shape.get(key).is_none_or(|shape| has_shape(asked, shape))),
+        _ => true,
+    }
+}
+
+fn parse_any<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     let as_it_is = serde_json::from_slice(bytes);
     as_it_is.or_else(|error| {
         let whole = serde_json::from_slice(bytes).map(with_integers);
@@ -71,7 +99,7 @@ mod tests {
     use super::*;
     use serde::Deserialize;
 
-    #[derive(Debug, PartialEq, Deserialize)]
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
     struct Asked {
         count: u32,
         seconds: f64,
@@ -100,6 +128,7 @@ mod tests {
             r#"{"count":1e300,"seconds":1}"#,
             "",
             "[",
+            "[2, 1.0]",
         ] {
             let error = parse::<Asked>(text.as_bytes()).unwrap_err().to_string();
             assert!(error.contains("does not parse"), "{text}: {error}");
