@@ -26,6 +26,8 @@
 /* How long the work of one peer may go before programs in one tick, µs; after that it takes turns with them. */
 #define KERF_URGENT_US		5000
 #define KERF_TICK_MS		20
+/* A tick may last so much longer while the calm work waits for programs, and no longer. */
+#define KERF_TICK_MAX_MS	200
 /* Packets of one peer that break the rules, in one window, before it is muted; and the window, ms. */
 #define KERF_VIOLATIONS_MAX	64
 #define KERF_VIOLATIONS_MS	1000

@@ -15,12 +15,17 @@
 
 /*
  * Whether the peer has had what it may have of this tick. Outside of a turn it may be wrong by one turn. A tick does
- * not end while the calm work waits for programs: on a machine whose own host is busy a tick may pass in which they had
- * nothing.
+ * not end while the calm work waits for programs, up to a bound: on a machine whose own host is busy a tick may pass in
+ * which they had nothing.
  */
 static bool tick_is_used_up(struct kerf_peer *peer)
 {
-	if (time_after(jiffies, READ_ONCE(peer->tick) + msecs_to_jiffies(KERF_TICK_MS)))
+	unsigned long tick = READ_ONCE(peer->tick);
+
+	/* The calm work may be asleep with a socket's lock: heartbeats do not wait for it. */
+	if (time_after(jiffies, tick + msecs_to_jiffies(KERF_TICK_MAX_MS)))
+		return false;
+	if (time_after(jiffies, tick + msecs_to_jiffies(KERF_TICK_MS)))
 		return work_pending(&peer->calm);
 	return READ_ONCE(peer->tick_ns) > KERF_URGENT_US * NSEC_PER_USEC;
 }
