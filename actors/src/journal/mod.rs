@@ -155,17 +155,21 @@ impl Journal {
         let arbiter = Arbiter::new();
         let address = Self::start_in_arbiter(&arbiter.handle(), move |ctx| {
             ctx.set_mailbox_capacity(JOURNAL_MAILBOX);
-            Self {
-                store,
-                queue: Vec::new(),
-                records: 0,
-                calm: None,
-                failure: None,
-                copies: None,
-                pace: None,
-            }
+            Self::on(store, None)
         });
         Ok((address, snapshot, arbiter))
+    }
+
+    fn on(store: Store, pace: Option<Box<dyn Pace>>) -> Self {
+        Self {
+            store,
+            queue: Vec::new(),
+            records: 0,
+            calm: None,
+            failure: None,
+            copies: None,
+            pace,
+        }
     }
 
     /// As [`Journal::open`], on the thread of the caller, for a run of a test with one thread and a clock of its own.
@@ -180,15 +184,7 @@ impl Journal {
         let snapshot = store.load_first(dir)?;
         let address = Self::create(move |ctx| {
             ctx.set_mailbox_capacity(JOURNAL_MAILBOX);
-            Self {
-                store,
-                queue: Vec::new(),
-                records: 0,
-                calm: None,
-                failure: None,
-                copies: None,
-                pace: Some(pace),
-            }
+            Self::on(store, Some(pace))
         });
         Ok((address, snapshot))
     }

@@ -36,7 +36,7 @@ use relay::Relay;
 
 /// Answer time of an agent that has only to think.
 pub const STEP_TIMEOUT: Duration = Duration::from_secs(10);
-/// Budget for the downtime unless told, microseconds.
+/// Default budget for the downtime, microseconds.
 pub const DOWNTIME_BUDGET_US: u32 = 10_000;
 
 /// What is asked of a morph.
