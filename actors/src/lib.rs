@@ -17,33 +17,15 @@
 //! All but the journal and the API socket share one thread: a request between them costs well under
 //! a microsecond, one across threads tens of them. Nothing that blocks runs on it.
 
-pub mod ambient;
-pub mod aside;
-pub mod capability;
-pub mod clock;
+pub mod capture;
 pub mod control;
-pub mod doctor;
-pub mod events;
-mod fault;
-pub mod fleet;
-pub mod forward;
 pub mod generation;
-mod guest_text;
 pub mod instance;
-pub mod journal;
+pub mod model;
 pub mod morph;
-pub mod operations;
-pub mod patience;
-pub mod pool;
-pub mod publish;
+pub mod platform;
 pub mod recovery;
-pub mod release;
-mod repeated;
+pub mod resources;
 pub mod services;
-pub mod settings;
 pub mod supervisor;
-pub mod transport;
-pub mod vmcore;
-pub mod wall_clock;
 pub mod watch;
-pub mod workload;

@@ -1,7 +1,6 @@
 //! What every actor needs: handed to each at its creation, so that none reaches for a global.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -13,21 +12,20 @@ use kmp_proto::wire::VERSION;
 use kmp_transport::speaker::Speaker;
 use slog::{Logger, o, warn};
 
-use crate::aside::Turn;
-use crate::events::EventLog;
-use crate::forward::{Forwarder, Target};
-use crate::journal::{GenerationRow, Journal};
+use crate::capture::Captures;
+use crate::generation::release::Ledger;
+use crate::model::rows::GenerationRow;
+use crate::model::settings::Settings;
 use crate::morph::Downtimes;
-use crate::operations::Operations;
-use crate::pool::{Holder, Pool};
-use crate::publish::Publisher;
-use crate::release::Ledger;
-use crate::settings::Settings;
-use crate::transport::TransportHandle;
-use crate::vmcore::Captures;
-
-/// Lowest context id given to an instance: 0 to 2 are reserved (vsock(7)).
-pub const CID_FIRST: u32 = 3;
+use crate::platform::aside::Turn;
+use crate::platform::events::EventLog;
+use crate::platform::journal::Journal;
+use crate::platform::operations::Operations;
+use crate::platform::transport::TransportHandle;
+use crate::resources::forward::{Forwarder, Target};
+use crate::resources::numbers::Numbers;
+use crate::resources::pool::Pool;
+use crate::resources::ports::Publisher;
 
 /// Shared by the actors of one daemon. Cheap to clone; stays on its thread.
 #[derive(Clone)]
@@ -66,57 +64,6 @@ pub struct Services {
     pub incarnation: u64,
     /// Boot id of the host, as the kernel gives it.
     pub host_boot_id: String,
-}
-
-/// Generations, recoveries, morph sessions, context ids.
-#[derive(Debug, Default)]
-pub struct Numbers {
-    /// Last generation, by instance name.
-    pub generations: BTreeMap<String, u64>,
-    /// Last recovery.
-    pub recovery: u64,
-    /// Last morph session.
-    pub session: u64,
-    /// Context ids in use, and by which generation.
-    pub cids: BTreeMap<u32, Holder>,
-}
-
-impl Numbers {
-    /// The next generation of `instance`. It counts once its row is in the journal.
-    pub fn next_generation(&mut self, instance: &str) -> u64 {
-        let last = self.generations.entry(instance.to_owned()).or_default();
-        *last += 1;
-        *last
-    }
-
-    /// The next recovery.
-    pub fn next_recovery(&mut self) -> u64 {
-        self.recovery += 1;
-        self.recovery
-    }
-
-    /// The next morph session.
-    pub fn next_session(&mut self) -> u64 {
-        self.session += 1;
-        self.session
-    }
-
-    /// A context id that no live generation has, for `holder`.
-    pub fn take_cid(&mut self, holder: Holder) -> u32 {
-        let mut cid = CID_FIRST;
-        while self.cids.contains_key(&cid) {
-            cid += 1;
-        }
-        self.cids.insert(cid, holder);
-        cid
-    }
-
-    /// Gives a context id back, unless another generation has it by now: a generation can be released twice.
-    pub fn give_cid_back(&mut self, cid: u32, holder: &Holder) {
-        if self.cids.get(&cid) == Some(holder) {
-            self.cids.remove(&cid);
-        }
-    }
 }
 
 impl Services {
@@ -223,23 +170,5 @@ impl Services {
             nonce: None,
             proof: None,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_generation_that_is_released_again_gives_no_other_ones_context_id_back() {
-        let mut numbers = Numbers::default();
-        let (first, second) = (("a".to_owned(), 1), ("b".to_owned(), 1));
-        let cid = numbers.take_cid(first.clone());
-        numbers.give_cid_back(cid, &first);
-        assert_eq!(numbers.take_cid(second.clone()), cid);
-        numbers.give_cid_back(cid, &first);
-        assert_ne!(numbers.take_cid(first), cid);
-        numbers.give_cid_back(cid, &second);
-        assert_eq!(numbers.take_cid(second), cid);
     }
 }

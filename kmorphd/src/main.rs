@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use kmorph_actors::journal::Journal;
+use kmorph_actors::platform::journal::Journal;
 use kmorph_control_api::paths::DefaultPaths;
 
 use config::{File, Places};

@@ -10,16 +10,18 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use kmorph_actors::control::{self, Access, Api, DaemonRequest};
-use kmorph_actors::events::{Draft, EventLog};
-use kmorph_actors::forward::Forwarder;
-use kmorph_actors::journal::{Journal, KeepBackups, Snapshot};
-use kmorph_actors::operations::Operations;
-use kmorph_actors::pool::{Pool, Stock};
-use kmorph_actors::publish::Publisher;
-use kmorph_actors::services::{Numbers, Services};
-use kmorph_actors::settings::Settings;
+use kmorph_actors::model::settings::Settings;
+use kmorph_actors::model::settings::Stock;
+use kmorph_actors::platform::events::{Draft, EventLog};
+use kmorph_actors::platform::journal::{Journal, KeepBackups, Snapshot};
+use kmorph_actors::platform::operations::Operations;
+use kmorph_actors::platform::transport::{SystemNetwork, TransportHandle};
+use kmorph_actors::resources::forward::Forwarder;
+use kmorph_actors::resources::numbers::Numbers;
+use kmorph_actors::resources::pool::Pool;
+use kmorph_actors::resources::ports::Publisher;
+use kmorph_actors::services::Services;
 use kmorph_actors::supervisor::{ApplySettings, GetDaemon, Stopping, Supervisor};
-use kmorph_actors::transport::{SystemNetwork, TransportHandle};
 use kmorph_backends::cgroup::Cgroups;
 use kmorph_backends::contract::Backend;
 use kmorph_backends::embedded::{EmbeddedBackend, EmbeddedConfig};
@@ -446,11 +448,11 @@ fn services(
         downtimes: Rc::new(RefCell::new(kmorph_actors::morph::Downtimes::from_journal(
             &snapshot.morphs,
         ))),
-        captures: kmorph_actors::vmcore::Captures::default(),
-        spawn_turn: kmorph_actors::aside::Turn::default(),
+        captures: kmorph_actors::capture::Captures::default(),
+        spawn_turn: kmorph_actors::platform::aside::Turn::default(),
         events,
         operations,
-        kept: kmorph_actors::release::Ledger::default(),
+        kept: kmorph_actors::generation::release::Ledger::default(),
         pool: Rc::new(RefCell::new(pool)),
         settings: Rc::new(RefCell::new(settings.clone())),
         publisher: Rc::new(RefCell::new(Publisher::default())),

@@ -19,9 +19,9 @@ use super::answers::{Answer, Begun, actor_gone, answer};
 use super::body::Body;
 use super::endpoint::{Endpoint, delete, patch, post, put};
 use super::{Api, DaemonRequest};
+use crate::capture::by_hand::check_output;
 use crate::instance::{CaptureVmcore, CommandKind, MorphControl, PingInstance, Recover, Terminate};
 use crate::supervisor::{BeginDoctor, BeginMorph, ChangePolicies, GetDaemon, Spawn};
-use crate::vmcore::by_hand::check_output;
 
 pub(super) fn endpoints() -> Vec<Endpoint> {
     vec![

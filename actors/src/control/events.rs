@@ -22,7 +22,7 @@ use super::answers::{refuse, response};
 use super::connections::Streaming;
 use super::endpoint::{Endpoint, Gives, Schemas, Taken, Takes, get, media, reference};
 use super::seats::Seat;
-use crate::events::{Encoded, EventLog};
+use crate::platform::events::{Encoded, EventLog};
 
 /// Events taken from the log at once.
 const BATCH: usize = 64;

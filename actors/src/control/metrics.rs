@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use super::Api;
 use super::answers::{actor_gone, response};
 use super::endpoint::{Endpoint, Gives, Schemas, get, media};
+use crate::platform::wall_clock;
 use crate::supervisor::{GetDaemon, List};
-use crate::wall_clock;
 
 pub(super) fn endpoints() -> Vec<Endpoint> {
     vec![get("/metrics", "Figures for Prometheus", show_metrics)]

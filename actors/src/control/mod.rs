@@ -37,9 +37,9 @@ use answers::actor_gone;
 pub use connections::Handle;
 use seats::{Limits, Rank, Seat, Seats};
 
-use crate::events::EventLog;
 use crate::instance::{GetStatus, Instance};
-use crate::operations::Operations;
+use crate::platform::events::EventLog;
+use crate::platform::operations::Operations;
 use crate::supervisor::{Find, Supervisor};
 
 /// Connections to the API at once.

@@ -45,7 +45,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
 }
 
 async fn show_daemon(api: web::Data<Api>) -> Answer<DaemonStatus> {
-    crate::fault::point("control");
+    crate::platform::fault::point("control");
     answer(api.supervisor.send(GetDaemon).await.map_err(actor_gone))
 }
 

@@ -9,11 +9,11 @@ use kmp_proto::recovery::Afterwards;
 use slog::{error, info};
 
 use super::{Instance, Job, status};
-use crate::events::Draft;
-use crate::fleet::FleetNews;
 use crate::generation::journal_failure;
-use crate::journal::{JournalError, Proposal, Propose};
 use crate::morph::{SourceFailed, Terminated};
+use crate::platform::events::Draft;
+use crate::platform::fleet::FleetNews;
+use crate::platform::journal::{JournalError, Proposal, Propose};
 use crate::recovery::{self, Plan, RecoveryJob, SuccessorNews};
 
 /// What an operation that a termination ended is told.

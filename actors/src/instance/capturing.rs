@@ -1,4 +1,4 @@
-//! A capture of its memory that somebody asked for. The rest of the work is in [`crate::vmcore::by_hand`].
+//! A capture of its memory that somebody asked for. The rest of the work is in [`crate::capture::by_hand`].
 //!
 //! The silence of an instance that is frozen says nothing, and is not judged. Its end is: an instance that ends
 //! meanwhile is failed at once, and healed as soon as its memory has been read. When it goes on, the watch begins anew.
@@ -11,15 +11,15 @@ use kmorph_control_api::{ApiError, ErrorCode};
 use kmp_proto::instance::{Event, Request};
 
 use super::Instance;
-use crate::operations::Handle;
-use crate::vmcore::Turn;
-use crate::vmcore::by_hand::ByHand;
+use crate::capture::Turn;
+use crate::capture::by_hand::ByHand;
+use crate::platform::operations::Handle;
 
 /// Capture its memory now, whatever its state.
 #[derive(Message)]
 #[rtype(result = "Result<(), ApiError>")]
 pub struct CaptureVmcore {
-    /// The file to write; see [`check_output`](crate::vmcore::by_hand::check_output).
+    /// The file to write; see [`check_output`](crate::capture::by_hand::check_output).
     pub output: PathBuf,
     /// Who waits.
     pub operation: Handle,

@@ -18,11 +18,12 @@ use slog::warn;
 
 use super::requests::Answered;
 use super::{Instance, Job};
-use crate::ambient;
 use crate::generation::journal_failure;
-use crate::journal::{Change, GenerationRow, InstanceRow, JournalError, record};
-use crate::operations::Handle;
-use crate::release::{RELEASE_PATIENCE, Release};
+use crate::generation::release::{RELEASE_PATIENCE, Release};
+use crate::model::rows::{GenerationRow, InstanceRow};
+use crate::platform::ambient;
+use crate::platform::journal::{Change, JournalError, record};
+use crate::platform::operations::Handle;
 use crate::services::Services;
 
 impl Instance {

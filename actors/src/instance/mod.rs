@@ -41,15 +41,15 @@ pub use requests::{
     GetTopologyEntry, Morph, MorphControl, PingInstance, PlanMorph, Recover, Terminate,
 };
 
-use crate::clock;
-use crate::events::Draft;
-use crate::fleet::Fleet;
-use crate::journal::{GenerationRow, InstanceRow};
+use crate::capture;
+use crate::model::rows::{GenerationRow, InstanceRow};
 use crate::morph::{LeftMorph, MorphPlan, MorphSession};
-use crate::operations::Handle;
+use crate::platform::clock;
+use crate::platform::events::Draft;
+use crate::platform::fleet::Fleet;
+use crate::platform::operations::Handle;
 use crate::recovery::RecoveryJob;
 use crate::services::Services;
-use crate::vmcore;
 use crate::watch::Watch;
 use requests::Answered;
 use row::OwnRow;
@@ -201,12 +201,12 @@ impl Actor for Instance {
             }
             Some(Beginning::Adopted) => {
                 self.say(EventKind::InstanceState, "adopted");
-                vmcore::take_back_left(&self.services, &self.generation);
+                capture::take_back_left(&self.services, &self.generation);
                 None
             }
             Some(Beginning::Morphing(left)) => {
                 self.say(EventKind::InstanceState, "adopted in the middle of a morph");
-                vmcore::take_back_left(&self.services, &self.generation);
+                capture::take_back_left(&self.services, &self.generation);
                 Some(left)
             }
             Some(Beginning::Resting { gone }) => {

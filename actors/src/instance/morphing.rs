@@ -36,7 +36,7 @@ impl Instance {
             self.watch = over.watch;
             self.kernel_release = over.status.to_kernel;
             self.generation = over.target.clone();
-            crate::vmcore::proof::begin(&self.services, &self.generation);
+            crate::capture::proof::begin(&self.services, &self.generation);
         }
         let kept = match &over.outcome {
             Outcome::OperatorActionNeeded { side, why, .. } => {

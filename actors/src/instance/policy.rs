@@ -21,7 +21,7 @@ impl Handler<GetPolicy> for Instance {
     type Result = MessageResult<GetPolicy>;
 
     fn handle(&mut self, _: GetPolicy, _: &mut Self::Context) -> Self::Result {
-        crate::fault::point("instance");
+        crate::platform::fault::point("instance");
         MessageResult(self.row.policy.clone())
     }
 }

@@ -8,7 +8,7 @@
 use actix::prelude::*;
 
 use super::Instance;
-use crate::publish::PORT_RETRY;
+use crate::resources::ports::PORT_RETRY;
 
 impl Instance {
     /// Goes on asking for ports that this daemon does not have, until it has them.

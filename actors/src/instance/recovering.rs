@@ -5,7 +5,7 @@ use kmorph_control_api::{ApiError, ErrorCode, RecoveryOutcome, RecoveryRecord};
 use kmp_proto::instance::{Answer, Event, RecoveryEnd};
 
 use super::{Instance, Job};
-use crate::journal::GenerationRow;
+use crate::model::rows::GenerationRow;
 use crate::recovery::{Abandon, RecoveryNews};
 
 /// The supervisor grants a recovery that was asked for.

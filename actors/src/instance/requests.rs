@@ -13,9 +13,9 @@ use kmp_proto::morph::CommitLimit;
 use tokio::sync::oneshot;
 
 use super::{Instance, Job};
-use crate::journal::GenerationRow;
+use crate::model::rows::GenerationRow;
 use crate::morph::{GetMorph, MorphPlan};
-use crate::operations::Handle;
+use crate::platform::operations::Handle;
 use crate::watch::Ping;
 
 /// Longest wait for the answer to a ping.
@@ -112,7 +112,9 @@ pub struct GetMorphStatus;
 
 /// What a new morph starts from; refused when the instance cannot be morphed now.
 #[derive(Debug, Message)]
-#[rtype(result = "Result<(crate::journal::InstanceRow, crate::journal::GenerationRow), ApiError>")]
+#[rtype(
+    result = "Result<(crate::model::rows::InstanceRow, crate::model::rows::GenerationRow), ApiError>"
+)]
 pub struct PlanMorph;
 
 /// An operation, and whoever waits for the answer whether it was granted.

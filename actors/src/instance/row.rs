@@ -16,7 +16,8 @@ use slog::warn;
 use tokio::sync::oneshot;
 
 use super::Instance;
-use crate::journal::{Change, InstanceRow, JournalError, Proposal, Propose, record};
+use crate::model::rows::InstanceRow;
+use crate::platform::journal::{Change, JournalError, Proposal, Propose, record};
 
 /// Writes that may wait for the disk. What the engine writes needs a handful; the rest is reports.
 const WRITES_MAX: usize = 64;

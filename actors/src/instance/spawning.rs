@@ -21,9 +21,9 @@ use slog::warn;
 
 use super::Instance;
 use super::ending::end;
-use crate::ambient;
-use crate::journal::{JournalError, Proposal, Propose};
-use crate::operations::Handle;
+use crate::platform::ambient;
+use crate::platform::journal::{JournalError, Proposal, Propose};
+use crate::platform::operations::Handle;
 
 /// What an error quotes of the end of a log, bytes.
 const QUOTE_BYTES: u64 = 2048;

@@ -14,7 +14,7 @@ use super::Instance;
 use super::requests::{
     GetHealth, GetHeartbeat, GetStatus, GetSummary, GetSurvivor, GetTopologyEntry,
 };
-use crate::wall_clock;
+use crate::platform::wall_clock;
 use crate::watch::{GetFigures, WatchFigures};
 
 /// What the API calls a condition.
@@ -110,7 +110,10 @@ impl Instance {
             workload_state: workload_state(figures),
             policy: self.row.policy.clone(),
             created_at: self.row.created_at.clone(),
-            operation: self.waiting.as_ref().map(crate::operations::Handle::id),
+            operation: self
+                .waiting
+                .as_ref()
+                .map(crate::platform::operations::Handle::id),
             run_dir: self.generation.run_dir.display().to_string(),
             kept: self.services.kept.shown(Some(&self.row.name)),
         }

@@ -9,8 +9,8 @@ use kmp_proto::instance::{Event, Failure};
 use kmp_proto::message::{FailureCause, Health, HealthStatus};
 
 use super::Instance;
-use crate::journal::{Change, Note};
-use crate::wall_clock;
+use crate::platform::journal::{Change, Note};
+use crate::platform::wall_clock;
 use crate::watch::{EndWatch, Pause, SetOwner, Watch, WatchEvent, WatchKind, detector_config};
 
 /// How an overload is called in events and as a reason.

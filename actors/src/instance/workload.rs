@@ -6,9 +6,10 @@ use kmorph_control_api::{EventKind, RecoveryOutcome, RecoveryRecord};
 use kmp_proto::message::{FailureCause, HealthStatus};
 
 use super::Instance;
-use crate::fleet::FleetNews;
-use crate::journal::{Change, RecoveryRow, WorkloadRestarts};
-use crate::wall_clock;
+use crate::model::rows::{RecoveryRow, WorkloadRestarts};
+use crate::platform::fleet::FleetNews;
+use crate::platform::journal::Change;
+use crate::platform::wall_clock;
 
 impl Instance {
     /// Records the restarts of the program that the agent tells and that were not recorded yet.

@@ -6,7 +6,7 @@ use kmp_proto::message::Side;
 use kmp_proto::morph::{CommitLimit, Event, Stage};
 
 use super::MorphSession;
-use crate::operations::Handle;
+use crate::platform::operations::Handle;
 use crate::recovery::Abandon;
 
 /// What a user asks of a morph under way.

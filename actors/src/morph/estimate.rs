@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use kmp_proto::message::TransferMode;
 
-use crate::journal::MorphRow;
+use crate::model::rows::MorphRow;
 
 /// Commits that are remembered of each mode.
 const REMEMBERED: usize = 9;
@@ -65,7 +65,7 @@ impl Downtimes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::KernelChoice;
+    use crate::model::rows::KernelChoice;
     use kmorph_control_api::{DowntimeSteps, MorphPhase, MorphStatus};
 
     fn morph(mode: &str, measured: Option<u64>, taken: Option<u64>) -> MorphRow {

@@ -19,15 +19,16 @@ use kmp_proto::morph::{
 };
 use slog::{Logger, info, o};
 
-use crate::clock;
-use crate::events::Draft;
-use crate::journal::{Change, GenerationRow, InstanceRow, KernelChoice, MorphRow, Note, Propose};
-use crate::operations::Handle;
-use crate::release::Kept;
+use crate::generation::release::Kept;
+use crate::model::rows::{GenerationRow, InstanceRow, KernelChoice, MorphRow};
+use crate::model::settings::MorphMode;
+use crate::platform::clock;
+use crate::platform::events::Draft;
+use crate::platform::journal::{Change, Note, Propose};
+use crate::platform::operations::Handle;
+use crate::platform::transport::PeerKey;
+use crate::platform::wall_clock;
 use crate::services::Services;
-use crate::settings::MorphMode;
-use crate::transport::PeerKey;
-use crate::wall_clock;
 use crate::watch::{EndWatch, Watch, WatchEvent, WatchKind};
 pub use commands::{GetMorph, MorphCommand, SourceFailed, Terminated};
 pub use estimate::Downtimes;
@@ -301,8 +302,8 @@ impl MorphSession {
     }
 
     fn act(&mut self, action: Action, ctx: &mut Context<Self>) {
-        crate::fault::point("morph");
-        crate::fault::step(action.name());
+        crate::platform::fault::point("morph");
+        crate::platform::fault::step(action.name());
         match action {
             Action::Phase(phase) => self.enter(phase),
             Action::Prepare(side) => self.prepare(side, ctx),

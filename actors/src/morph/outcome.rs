@@ -8,10 +8,10 @@ use kmp_proto::time::Instant;
 use serde_json::Value;
 
 use super::{MorphNews, MorphOver, MorphSession};
-use crate::journal::{Change, Record};
-use crate::operations::Handle;
-use crate::release::{Kept, RELEASE_PATIENCE};
-use crate::wall_clock;
+use crate::generation::release::{Kept, RELEASE_PATIENCE};
+use crate::platform::journal::{Change, Record};
+use crate::platform::operations::Handle;
+use crate::platform::wall_clock;
 use crate::watch::EndWatch;
 
 /// When the steps of the commit began and ended.

@@ -20,8 +20,8 @@ use kmp_transport::link::Address;
 use kmp_transport::peer::{BulkError, next_on_bulk, open_bulk};
 
 use super::MorphSession;
-use crate::clock;
-use crate::journal::GenerationRow;
+use crate::model::rows::GenerationRow;
+use crate::platform::clock;
 use crate::services::Services;
 
 /// The bulk channels of a session, kept from round to round.
@@ -83,7 +83,9 @@ impl MorphSession {
                         took: clock::now() - began,
                     }
                 }
-                Err(Broken { side, why }) => Event::Refused(side, crate::guest_text::line(&why)),
+                Err(Broken { side, why }) => {
+                    Event::Refused(side, crate::model::guest_text::line(&why))
+                }
             };
             act.tell(event, ctx);
         }));

@@ -16,11 +16,11 @@ use kmp_proto::message::{
 use kmp_proto::morph::{CommitOrder, CommitRecord, Event, FROZEN_STEP_TIMEOUT, Offer};
 
 use super::{MorphSession, STEP_TIMEOUT, Start, api_checks, by_reference};
-use crate::ambient;
-use crate::clock;
-use crate::journal::{Change, Proposal, Propose, record_commit};
-use crate::release::Release;
-use crate::transport::{Request, RequestError};
+use crate::generation::release::Release;
+use crate::platform::ambient;
+use crate::platform::clock;
+use crate::platform::journal::{Change, Proposal, Propose, record_commit};
+use crate::platform::transport::{Request, RequestError};
 use crate::watch::{Ping, Watch, detector_config};
 
 impl MorphSession {

@@ -5,8 +5,9 @@ use kmorph_control_api::{RecoveryOutcome, RecoveryRecord};
 
 use super::{GetRecoveries, Supervisor};
 use crate::instance::RecoveryGranted;
-use crate::journal::{Change, Record, RecoveryRow};
-use crate::wall_clock;
+use crate::model::rows::RecoveryRow;
+use crate::platform::journal::{Change, Record};
+use crate::platform::wall_clock;
 
 /// Recoveries shown by the API, newest last.
 const RECOVERIES_SHOWN: usize = 1000;

@@ -9,7 +9,7 @@ use kmorph_control_api::{DaemonStatus, PoolUsage};
 use tokio::sync::oneshot;
 
 use super::{ApplySettings, GetDaemon, Stopping, Supervisor};
-use crate::wall_clock;
+use crate::platform::wall_clock;
 
 impl Handler<Stopping> for Supervisor {
     type Result = ();
@@ -30,7 +30,7 @@ impl Handler<GetDaemon> for Supervisor {
             if let Some(besides) = besides.await {
                 count_besides(&mut status.pool, besides);
             }
-            status.journal_error = crate::journal::failure(&journal).await;
+            status.journal_error = crate::platform::journal::failure(&journal).await;
             status.journal_ok = status.journal_error.is_none();
             status
         })

@@ -6,7 +6,7 @@ use kmorph_control_api::{
 };
 
 use crate::instance::Instance;
-use crate::settings::Settings;
+use crate::model::settings::Settings;
 
 /// An instance by its name.
 #[derive(Debug, Message)]
@@ -31,7 +31,7 @@ pub struct Spawn {
     pub request: SpawnRequest,
     /// The caller.
     pub uid: Option<u32>,
-    /// See [`InstanceSpec::throw_away`](crate::journal::InstanceSpec::throw_away).
+    /// See [`InstanceSpec::throw_away`](crate::model::rows::InstanceSpec::throw_away).
     pub throw_away: bool,
 }
 

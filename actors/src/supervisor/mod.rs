@@ -24,14 +24,15 @@ use futures_util::future::join_all;
 use kmorph_control_api::{ApiError, DoctorReport, ErrorCode, InstanceSummary, RecoveryRecord};
 use slog::{error, info, warn};
 
-use crate::clock;
-use crate::events::Draft;
-use crate::fleet::{Fleet, FleetNews, GetSurvivors};
+use crate::generation::release::RELEASE_RETRY;
 use crate::instance::{Beginning, GetSummary, GetSurvivor, Instance};
-use crate::journal::{GenerationRow, InstanceRow, JournalError, Snapshot};
-use crate::release::RELEASE_RETRY;
+use crate::model::rows::{GenerationRow, InstanceRow};
+use crate::platform::clock;
+use crate::platform::events::Draft;
+use crate::platform::fleet::{Fleet, FleetNews, GetSurvivors};
+use crate::platform::journal::{JournalError, Snapshot};
+use crate::platform::wall_clock;
 use crate::services::Services;
-use crate::wall_clock;
 pub use doctor::BeginDoctor;
 use lag::Lag;
 pub use messages::{
@@ -145,7 +146,7 @@ impl Supervisor {
 
     /// Replaces Instance actors that have panicked.
     fn sweep(&mut self, ctx: &mut Context<Self>) {
-        crate::fault::point("supervisor");
+        crate::platform::fault::point("supervisor");
         self.lag.fired(clock::now());
         self.replace_transport();
         let dead: Vec<String> = self
@@ -196,7 +197,7 @@ impl Supervisor {
     fn restore_one(&mut self, name: String, ctx: &mut Context<Self>) {
         self.instances.insert(name.clone(), Entry { address: None });
         let services = self.services.clone();
-        let load = services.journal.send(crate::journal::Load);
+        let load = services.journal.send(crate::platform::journal::Load);
         let wanted = name.clone();
         let work = async move {
             let snapshot = load.await.unwrap_or(Err(JournalError::Gone))?;

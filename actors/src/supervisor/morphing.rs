@@ -9,8 +9,9 @@ use kmorph_control_api::{ApiError, ErrorCode, MorphPhase, OperationKind};
 use super::spawning::{check_boot, choose_kernel};
 use super::{BeginMorph, Find, Supervisor};
 use crate::instance::{Morph, PlanMorph};
-use crate::journal::{Change, GenerationRow, Record, record};
+use crate::model::rows::GenerationRow;
 use crate::morph::{MorphPlan, first_row};
+use crate::platform::journal::{Change, Record, record};
 
 impl Handler<BeginMorph> for Supervisor {
     type Result = ResponseFuture<Result<String, ApiError>>;

@@ -14,10 +14,10 @@ use kmorph_backends::contract::BackendKind;
 use kmorph_control_api::{ApiError, ErrorCode, Policy, PolicyPatch};
 
 use super::Supervisor;
-use crate::capability::check_policy;
 use crate::generation::journal_failure;
 use crate::instance::{ApplyPolicy, GetPolicy, Instance};
-use crate::journal::{Change, record};
+use crate::model::capability::check_policy;
+use crate::platform::journal::{Change, record};
 
 /// Changes the policies of these instances; the policies that are now in force.
 #[derive(Debug, Message)]

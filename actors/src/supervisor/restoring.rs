@@ -9,10 +9,11 @@ use slog::{info, warn};
 
 use super::morphing::seconds;
 use crate::generation;
+use crate::generation::release::Release;
 use crate::instance::Beginning;
-use crate::journal::{GenerationPhase, GenerationRow, InstanceRow, Snapshot};
+use crate::model::rows::{GenerationPhase, GenerationRow, InstanceRow};
 use crate::morph::{Deaths, LeftMorph, MorphPlan};
-use crate::release::Release;
+use crate::platform::journal::Snapshot;
 use crate::services::Services;
 
 /// An instance as found after a restart.
@@ -201,7 +202,7 @@ fn gone_generation(services: &Services, row: &InstanceRow, generation: u64) -> G
 }
 
 fn retake(services: &Services, generation: &GenerationRow) {
-    let lease = crate::pool::Lease {
+    let lease = crate::resources::pool::Lease {
         cpus: generation.cpus.clone(),
         memory_bytes: generation.memory_bytes,
     };

@@ -6,16 +6,17 @@ use kmorph_control_api::{ApiError, ErrorCode, OperationKind, SpawnRequest};
 use kmorph_launch::{InstanceName, StartMode};
 
 use super::{Entry, Spawn, Supervisor};
-use crate::capability::check_policy;
 use crate::generation::read_kernel;
+use crate::generation::workload::{check_program, check_workload, complete};
 use crate::instance::Beginning;
-use crate::journal::{
-    Change, GenerationRow, InstanceRow, InstanceSpec, KernelChoice, WorkloadRestarts, record,
+use crate::model::capability::check_policy;
+use crate::model::rows::{
+    GenerationRow, InstanceRow, InstanceSpec, KernelChoice, WorkloadRestarts,
 };
-use crate::operations::Handle;
+use crate::platform::journal::{Change, record};
+use crate::platform::operations::Handle;
+use crate::platform::wall_clock;
 use crate::services::Services;
-use crate::wall_clock;
-use crate::workload::{check_program, check_workload, complete};
 
 /// Instances of one daemon.
 pub const INSTANCES_MAX: usize = 2048;

@@ -8,10 +8,10 @@ use kmp_proto::message::{RecoverComplete, TopologyEntry};
 use kmp_proto::time::Instant;
 
 use super::Supervisor;
-use crate::clock;
-use crate::fleet::Recovered;
 use crate::instance::GetTopologyEntry;
-use crate::transport::Topology;
+use crate::platform::clock;
+use crate::platform::fleet::Recovered;
+use crate::platform::transport::Topology;
 
 /// Time without the end of a recovery after which survivors are told.
 pub const TOPOLOGY_CALM: Duration = Duration::from_millis(100);

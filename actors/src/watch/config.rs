@@ -5,7 +5,7 @@ use std::time::Duration;
 use kmorph_control_api::StuckCpuPolicy;
 use kmp_proto::detector::Config;
 
-use crate::journal::InstanceRow;
+use crate::model::rows::InstanceRow;
 use crate::services::Services;
 
 /// Timeout of an instance that was spawned with `--monitor=false`.

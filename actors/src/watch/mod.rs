@@ -5,6 +5,7 @@
 
 mod config;
 mod notices;
+mod patience;
 mod requests;
 mod stuck;
 
@@ -24,11 +25,11 @@ use tokio::sync::oneshot;
 pub use self::config::detector_config;
 use self::notices::{HEALTH_NOTICES_MAX, HEALTH_WINDOW, HealthNotices, LoadNotices};
 pub use self::requests::{EndWatch, GetFigures, Pause, Ping, Reconfigure, SetOwner, WatchFigures};
-use crate::clock;
-use crate::patience::Patience;
-use crate::repeated::Repeated;
+use crate::model::repeated::Repeated;
+use crate::platform::clock;
+use crate::platform::transport::{Attach, AttachmentId, Detach, PeerKey, PeerUpdate, SendProbe};
 use crate::services::Services;
-use crate::transport::{Attach, AttachmentId, Detach, PeerKey, PeerUpdate, SendProbe};
+use crate::watch::patience::Patience;
 
 /// Lateness of a timer that counts as the daemon's own.
 pub const LAG_MIN: Duration = Duration::from_millis(5);
@@ -333,7 +334,7 @@ impl Watch {
     }
 
     fn send_probe(&mut self, probe: u32) {
-        crate::fault::point("watch");
+        crate::platform::fault::point("watch");
         if self.sent.len() == ROUND_TRIPS_MAX {
             self.sent.pop_first();
         }

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::notices::LoadNotices;
 use super::{PING_FIRST, Watch, WatchEvent, WatchKind, stuck};
-use crate::clock;
+use crate::platform::clock;
 
 /// The figures of a watch.
 #[derive(Clone, Debug)]

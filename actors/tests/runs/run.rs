@@ -6,8 +6,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use actix::System;
-use kmorph_actors::ambient;
 use kmorph_actors::instance::{CommandKind, MorphControl, Recover, Terminate};
+use kmorph_actors::platform::ambient;
 use kmorph_actors::supervisor::{BeginMorph, ChangePolicies, Find, GetDaemon, List, Spawn};
 use kmorph_control_api::{
     InstanceState, MorphRequest, OperationKind, OperationState, PolicyPatch, SpawnRequest,

@@ -8,9 +8,9 @@ mod vmcore;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kmorph_actors::capability::{downtime_budget, unkept};
-use kmorph_actors::pool::Stock;
-use kmorph_actors::settings::{MorphMode, Settings};
+use kmorph_actors::model::capability::{downtime_budget, unkept};
+use kmorph_actors::model::settings::Stock;
+use kmorph_actors::model::settings::{MorphMode, Settings};
 use kmorph_backends::contract::BackendKind;
 use kmorph_control_api::{Policy, StuckCpuPolicy, VmcorePolicy};
 use kmorph_files::{NamedFileError, read_named};

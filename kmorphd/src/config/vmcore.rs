@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kmorph_actors::vmcore::{Retention, SURVIVORS_MAX, VmcoreSettings};
+use kmorph_actors::capture::SURVIVORS_MAX;
+use kmorph_actors::model::settings::{Retention, VmcoreSettings};
 use kmorph_vmcore::compression::Compression;
 use kmorph_vmcore::paced::{RATE_MAX_MIB_S, RATE_MIN_MIB_S, Rate};
 use kmorph_vmcore::writer::{LEVEL_MAX, Output, THREADS_MAX};

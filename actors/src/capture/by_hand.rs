@@ -1,0 +1,313 @@
+//! A capture that somebody asks for: of an instance that lives, that hangs, or that failed and was not healed.
+//!
+//! ```text
+//! asked ─▶ frozen ─▶ registers ─▶ the kernel's log is told ─▶ memory read ─▶ resumed ─▶ synced, verified, renamed
+//!             │                                                  │
+//!             └──────────── failed, or cancelled ◀───────────────┘ the file is gone, or marked as incomplete
+//!                                    └▶ resumed
+//! ```
+//!
+//! What executes nothing anyway, because its kernel panicked or somebody stopped it, is neither frozen nor resumed.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use actix::Recipient;
+use kmorph_control_api::{ApiError, CaptureReport, ErrorCode, EventKind, Progress};
+use kmorph_vmcore::writer::{WriteError, partial_path};
+use kmp_proto::time::Instant;
+use slog::warn;
+
+use super::{Capture, CaptureError, Dumped, KernelLog, Target, Turn, begin_into};
+use crate::model::rows::GenerationRow;
+use crate::platform::clock;
+use crate::platform::events::Draft;
+use crate::platform::fleet::GetSurvivors;
+use crate::platform::operations::Handle;
+use crate::services::Services;
+
+/// How often an operation says how far it is.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Whether a dump can be written to `path` at all.
+///
+/// # Errors
+/// When it is there already, or its directory is not.
+pub async fn check_output(path: &Path) -> Result<(), ApiError> {
+    let invalid = |text: String| Err(ApiError::new(ErrorCode::InvalidRequest, text));
+    if !path.is_absolute() {
+        return invalid(format!("output: {path:?} is not an absolute path"));
+    }
+    if path.file_name().is_none() {
+        return invalid(format!("output: {path:?} names no file"));
+    }
+    if tokio::fs::symlink_metadata(path).await.is_ok() {
+        let text = format!("{path:?} exists already, and is not overwritten");
+        return Err(ApiError::new(ErrorCode::AlreadyExists, text).hint("name another file"));
+    }
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    match tokio::fs::metadata(directory).await {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => invalid(format!("output: {directory:?} is no directory")),
+        Err(error) => invalid(format!("output: the directory {directory:?}: {error}")),
+    }
+}
+
+/// One such capture.
+pub(crate) struct ByHand {
+    pub(crate) services: Services,
+    pub(crate) survivors: Recipient<GetSurvivors>,
+    pub(crate) row: GenerationRow,
+    pub(crate) output: PathBuf,
+    pub(crate) turn: Turn,
+    pub(crate) operation: Handle,
+}
+
+/// How it ended, without its row.
+enum End {
+    Done(Dumped),
+    Failed(CaptureError),
+    Cancelled,
+}
+
+/// What is known of a capture under way.
+struct Under {
+    begun: Instant,
+    frozen_since: Option<Instant>,
+    frozen: Option<Duration>,
+    not_resumed: Option<String>,
+    log: Option<Result<KernelLog, String>>,
+}
+
+impl ByHand {
+    /// Does all of it, and ends the operation. The generation's row, as it is afterwards.
+    pub(crate) async fn run(self) -> GenerationRow {
+        let Self {
+            services,
+            survivors: others,
+            mut row,
+            output,
+            turn,
+            operation,
+        } = self;
+        let mut under = Under {
+            begun: clock::now(),
+            frozen_since: None,
+            frozen: None,
+            not_resumed: None,
+            log: None,
+        };
+        operation.step("freezing");
+        // What may go on is read by the daemon alone: lending takes longer than a freeze may.
+        let ask = GetSurvivors(row.instance.clone());
+        let survivors = match row.certificate {
+            Some(_) => others.send(ask).await.unwrap_or_default(),
+            None => Vec::new(),
+        };
+        let end = match services.freeze(&mut row).await {
+            Err(error) => End::Failed(error),
+            Ok(since) => {
+                under.frozen_since = since;
+                let end = under
+                    .capture(
+                        &services,
+                        &mut row,
+                        survivors,
+                        output.clone(),
+                        turn,
+                        &operation,
+                    )
+                    .await;
+                under.thaw(&services, &mut row).await;
+                end
+            }
+        };
+        under.tell(&services, &row, end, &output, operation);
+        row
+    }
+}
+
+impl Under {
+    async fn capture(
+        &mut self,
+        services: &Services,
+        row: &mut GenerationRow,
+        survivors: Vec<GenerationRow>,
+        output: PathBuf,
+        turn: Turn,
+        operation: &Handle,
+    ) -> End {
+        if row.certificate.is_none() {
+            services.save_registers(row).await;
+        }
+        let target = Target::File(output.clone());
+        let begun = begin_into(services, row, survivors, target, turn).await;
+        let Capture {
+            mut log,
+            read,
+            mut dumping,
+        } = match begun {
+            Ok(capture) => capture,
+            Err(error) => return End::Failed(error),
+        };
+        let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
+        let (mut log_awaited, mut reads) = (true, true);
+        let end = loop {
+            tokio::select! {
+                // In this order: what is known at the same time is told before the end.
+                biased;
+                told = &mut log, if log_awaited => {
+                    log_awaited = false;
+                    self.log_read(services, row, told.ok());
+                }
+                () = read.notified(), if reads => {
+                    reads = false;
+                    self.thaw(services, row).await;
+                    operation.step("syncing and verifying");
+                }
+                () = operation.cancelled() => break End::Cancelled,
+                dumped = dumping.done() => match dumped {
+                    Ok(dumped) => break End::Done(dumped),
+                    Err(error) => break End::Failed(error),
+                },
+                _ = tick.tick(), if reads => {
+                    let (done, total) = dumping.progress();
+                    let step = "reading its memory".to_owned();
+                    operation.progress(Progress { step, done, total, unit: "bytes".to_owned() });
+                }
+            }
+        };
+        if let End::Cancelled = end {
+            // Not kept waiting for the thread to end.
+            self.thaw(services, row).await;
+            match dumping.stop().await {
+                Some(Ok(dumped)) => return End::Done(dumped),
+                Some(Err(_)) => remove_partial(services, row, &output).await,
+                None => {}
+            }
+        }
+        end
+    }
+
+    async fn thaw(&mut self, services: &Services, row: &mut GenerationRow) {
+        let Some(since) = self.frozen_since.take() else {
+            return;
+        };
+        self.not_resumed = services.thaw(row).await.err();
+        self.frozen = Some(clock::now() - since);
+    }
+
+    fn log_read(
+        &mut self,
+        services: &Services,
+        row: &GenerationRow,
+        log: Option<Result<KernelLog, String>>,
+    ) {
+        let draft =
+            |text: String| Draft::of(EventKind::Vmcore, &row.instance, row.generation, text);
+        match &log {
+            Some(Ok(log)) => {
+                let end = log.panic.as_deref().unwrap_or("it says of no panic");
+                let tail = serde_json::json!({ "kernel_log_tail": log.tail });
+                let said = draft(format!("its kernel's log: {end}"));
+                services.events.publish(said.with(tail));
+            }
+            Some(Err(reason)) => {
+                let text = format!("its kernel's log could not be read: {reason}");
+                services.events.publish(draft(text));
+            }
+            None => {}
+        }
+        self.log = log;
+    }
+
+    /// Tells whoever asked, and whoever follows the events.
+    fn tell(
+        self,
+        services: &Services,
+        row: &GenerationRow,
+        end: End,
+        output: &Path,
+        operation: Handle,
+    ) {
+        let path = output.display().to_string();
+        let said = match &end {
+            End::Done(_) => format!("captured: {path}"),
+            End::Failed(error) => format!("not captured: {error}"),
+            End::Cancelled => format!("the capture into {path} was cancelled"),
+        };
+        services.events.publish(Draft::of(
+            EventKind::Vmcore,
+            &row.instance,
+            row.generation,
+            said,
+        ));
+        let report = match end {
+            End::Cancelled => return operation.undone(None),
+            End::Failed(error) => return operation.fail(refusal(&row.instance, &error), None),
+            End::Done(dumped) => self.report(row, dumped, path),
+        };
+        let result = serde_json::to_value(&report).ok();
+        match self.not_resumed {
+            None => operation.succeed(result),
+            Some(reason) => {
+                let text = format!(
+                    "{} is written, but {} stands still: it could not be resumed: {reason}",
+                    report.path, row.instance
+                );
+                let error = ApiError::new(ErrorCode::Internal, text)
+                    .hint("it is healed as one that hangs; `kmorphctl status` shows it");
+                operation.fail(error, result);
+            }
+        }
+    }
+
+    fn report(&self, row: &GenerationRow, dumped: Dumped, path: String) -> CaptureReport {
+        let millis = |time: Duration| time.as_secs_f64() * 1000.0;
+        let (log, log_error) = match self.log.clone() {
+            Some(Ok(log)) => (Some(log), None),
+            Some(Err(reason)) => (None, Some(reason)),
+            None => (None, None),
+        };
+        CaptureReport {
+            name: row.instance.clone(),
+            generation: row.generation,
+            path,
+            bytes: dumped.bytes,
+            not_filtered: dumped.not_filtered,
+            read_by: dumped.read_by,
+            panic: log.and_then(|log| log.panic),
+            log_error,
+            frozen_ms: self.frozen.map(millis),
+            total_ms: millis(clock::now() - self.begun),
+        }
+    }
+}
+
+/// What a capture that was cancelled has left: whoever asked for it does not want it.
+async fn remove_partial(services: &Services, row: &GenerationRow, output: &Path) {
+    let partial = partial_path(output);
+    if let Err(error) = tokio::fs::remove_file(&partial).await
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        warn!(services.log, "a cancelled capture has left its file"; "instance" => &row.instance,
+            "generation" => row.generation, "file" => ?partial, "error" => %error);
+    }
+}
+
+fn refusal(instance: &str, error: &CaptureError) -> ApiError {
+    let code = match error {
+        CaptureError::Journal(_) => ErrorCode::JournalUnavailable,
+        CaptureError::Memory(_) => ErrorCode::WrongState,
+        CaptureError::Write(WriteError::Exists { .. }) => ErrorCode::AlreadyExists,
+        CaptureError::Write(WriteError::NoRoom { .. } | WriteError::Create { .. }) => {
+            ErrorCode::Unavailable
+        }
+        CaptureError::TimedOut => ErrorCode::Timeout,
+        _ => ErrorCode::Internal,
+    };
+    ApiError::new(
+        code,
+        format!("the memory of {instance} was not captured: {error}"),
+    )
+}

@@ -1,0 +1,250 @@
+//! Survivors that help to read the memory of a fenced kernel.
+//!
+//! ```text
+//!                 ┌───────────────── a share ─────────────────┐
+//!  connect ─▶ lend ─▶ VMCORE_START ─▶ VMCORE_DATA … ─▶ VMCORE_COMPLETE
+//!     │         │            └── fails: others read the share ──┐ nothing is left
+//!     ▼         ▼                                               ▼
+//!  others read all                             VMCORE_COMPLETE ─▶ what was lent is taken back
+//! ```
+//!
+//! Invariants: no capture waits for a survivor that others can do without. What it was lent is taken back, however it
+//! ends.
+
+mod channel;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kmorph_backends::contract::{BackendError, MemoryRange};
+use kmorph_vmcore::paced::Pace;
+use kmorph_vmcore::writer::shares::{Helper, Shares};
+use kmp_proto::message::{ErrorInfo, features};
+use kmp_transport::connection::ConnectionError;
+use kmp_transport::link::Address;
+use kmp_transport::peer::{BulkError, open_bulk};
+use slog::{info, warn};
+use tokio::sync::Notify;
+
+use self::channel::Lent;
+use super::CaptureError;
+use crate::model::rows::GenerationRow;
+use crate::platform::transport::PeerKey;
+use crate::services::Services;
+
+/// Most survivors that help with one capture.
+pub const SURVIVORS_MAX: usize = 8;
+/// Who is lent memory, or has it taken back. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Borrowers(Arc<Borrowing>);
+
+#[derive(Debug, Default)]
+struct Borrowing {
+    all: Mutex<BTreeSet<PeerKey>>,
+    fewer: Notify,
+}
+
+/// One of them, until it is dropped.
+struct Borrower(Borrowers, PeerKey);
+
+impl Borrowers {
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<PeerKey>> {
+        self.0.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until it is none any more: whatever is done with one has a bound of its own.
+    async fn join(&self, row: &GenerationRow) -> Borrower {
+        let key = PeerKey {
+            instance: row.instance.clone(),
+            generation: row.generation,
+        };
+        loop {
+            let mut fewer = std::pin::pin!(self.0.fewer.notified());
+            fewer.as_mut().enable();
+            if self.lock().insert(key.clone()) {
+                return Borrower(self.clone(), key);
+            }
+            fewer.await;
+        }
+    }
+}
+
+impl Drop for Borrower {
+    fn drop(&mut self) {
+        self.0.lock().remove(&self.1);
+        self.0.0.fewer.notify_waiters();
+    }
+}
+
+/// Bytes that each survivor has read.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Read(Arc<Mutex<BTreeMap<String, u64>>>);
+
+impl Read {
+    fn add(&self, survivor: &str, bytes: u64) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *all.entry(survivor.to_owned()).or_default() += bytes;
+    }
+
+    /// By name; nobody who has read nothing.
+    pub(super) fn all(&self) -> BTreeMap<String, u64> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.clone()
+    }
+}
+
+/// What is read, and how.
+pub(super) struct Job {
+    /// Number of the capture.
+    capture: u64,
+    generation: u64,
+    memory: Vec<MemoryRange>,
+    pace: Option<Arc<Pace>>,
+    read: Read,
+    /// Held so that its path in `memory` names nothing else, also when the memory is released meanwhile.
+    _file: File,
+}
+
+impl Job {
+    /// The memory of `generation`, which lies in one file.
+    pub(super) fn new(
+        capture: u64,
+        generation: u64,
+        memory: &[MemoryRange],
+        pace: Option<Arc<Pace>>,
+    ) -> Result<Self, CaptureError> {
+        let path = super::file_of(memory)?.to_owned();
+        let file = File::open(&path).map_err(|source| CaptureError::Open { path, source })?;
+        let own = PathBuf::from(format!(
+            "/proc/{}/fd/{}",
+            std::process::id(),
+            file.as_raw_fd()
+        ));
+        let range = |range: &MemoryRange| MemoryRange {
+            host_path: own.clone(),
+            ..range.clone()
+        };
+        Ok(Self {
+            capture,
+            generation,
+            memory: memory.iter().map(range).collect(),
+            pace,
+            read: Read::default(),
+            _file: file,
+        })
+    }
+
+    /// Asks the survivors to help. What each of them has read by now is in the answer at any time.
+    pub(super) fn ask(
+        self,
+        services: &Services,
+        survivors: Vec<GenerationRow>,
+        shares: &Arc<Shares>,
+    ) -> Read {
+        let read = self.read.clone();
+        let job = Arc::new(self);
+        for row in survivors {
+            let helper = Arc::new(shares.helper());
+            actix::spawn(help(services.clone(), row, Arc::clone(&job), helper));
+        }
+        read
+    }
+}
+
+/// Why a survivor does not help, or not any more.
+#[derive(Debug, thiserror::Error)]
+enum HelpError {
+    #[error("connecting: {0}")]
+    Connect(#[from] BulkError),
+    #[error("its agent cannot read other kernels' memory")]
+    CannotRead,
+    #[error("it cannot be lent memory")]
+    CannotBorrow,
+    #[error(transparent)]
+    Lend(#[from] BackendError),
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    #[error("it refused: {}: {}", .0.code, .0.text)]
+    Refused(ErrorInfo),
+    #[error("it was silent for {0:?}")]
+    Silent(Duration),
+    #[error("it sent what it was not asked for: {0}")]
+    NotAsked(&'static str),
+    #[error("a chunk at {0:#x} does not have its checksum")]
+    Damaged(u64),
+    #[error("{announced} bytes were to come, {found} did")]
+    OtherTotal { announced: u64, found: u64 },
+}
+
+/// Takes back what a daemon before this one has lent to an instance that was found running.
+pub(crate) fn take_back_left(services: &Services, row: &GenerationRow) {
+    let (services, row) = (services.clone(), row.clone());
+    actix::spawn(async move {
+        let _borrower = services.captures.borrowers.join(&row).await;
+        let Some(placement) = &row.placement else {
+            return;
+        };
+        if let Err(error) = services.backend.take_back(placement).await {
+            warn!(services.log, "memory that was lent for a vmcore is not taken back";
+                "instance" => &row.instance, "generation" => row.generation, "reason" => %error);
+        }
+    });
+}
+
+/// Everything with one survivor, until there is nothing left to read, or it fails.
+async fn help(services: Services, row: GenerationRow, job: Arc<Job>, helper: Arc<Helper>) {
+    let log = services
+        .log
+        .new(slog::o!("survivor" => row.instance.clone(),
+        "survivor_generation" => row.generation, "capture" => job.capture));
+    match borrow_and_read(&services, &row, &job, helper).await {
+        Ok(()) => {}
+        Err(error @ (HelpError::CannotRead | HelpError::CannotBorrow)) => {
+            info!(log, "a survivor does not help with a vmcore"; "reason" => %error);
+        }
+        Err(error) => {
+            // It may quote what the survivor's agent answered.
+            let reason = crate::model::guest_text::line(&error.to_string());
+            warn!(log, "a survivor does not help with a vmcore any more"; "reason" => reason);
+        }
+    }
+}
+
+async fn borrow_and_read(
+    services: &Services,
+    row: &GenerationRow,
+    job: &Job,
+    helper: Arc<Helper>,
+) -> Result<(), HelpError> {
+    let _borrower = services.captures.borrowers.join(row).await;
+    let placement = row.placement.as_ref().ok_or(HelpError::CannotBorrow)?;
+    let speaker = services.speaker(placement);
+    let address = Address::from(placement.endpoint.clone());
+    let connection = open_bulk(&address, speaker, job.capture).await?;
+    if connection.features & features::READS_LENT_MEMORY == 0 {
+        return Err(HelpError::CannotRead);
+    }
+    if helper.is_over() {
+        return Ok(());
+    }
+    let loan = services.backend.lend(placement, &job.memory).await?;
+    let loan = loan.ok_or(HelpError::CannotBorrow)?;
+    let mut lent = Lent {
+        connection,
+        job,
+        loan,
+    };
+    let read = lent.read_shares(&row.instance, helper).await;
+    let read = match read {
+        Ok(()) => lent.let_go().await,
+        failed => failed,
+    };
+    // Its agent lets go when the channel ends, at the latest.
+    drop(lent);
+    services.backend.take_back(placement).await?;
+    read
+}

@@ -1,0 +1,544 @@
+//! The life of one generation: intend, spawn, fence, release. Each step is in the journal before it
+//! is attempted and after it is confirmed.
+//!
+//! ```text
+//!  intend ─▶ [Intended] ─▶ spawn ─▶ [Placed] ─▶ … ─▶ [Fencing] ─▶ fence ─▶ [Fenced] ─▶ release ─▶ gone
+//! ```
+
+pub mod release;
+pub mod workload;
+
+use kmorph_backends::contract::{
+    BackendKind, HostListener, Placement, Proof, REGISTERS, SpawnError, SpawnSpec,
+};
+use kmorph_backends::kernel_image::{BadImage, KernelImage};
+use kmorph_backends::key::KEY_FILE;
+use kmorph_control_api::{ApiError, ErrorCode, WorkloadRequest};
+use kmorph_launch::{InstanceName, PublishedPort, StartMode, WorkloadSpec};
+use kmp_proto::fence::{Confirmation, FenceCertificate, FenceMethod, FenceOrder};
+use slog::{info, warn};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::generation::workload::{KV_NAME, complete};
+use crate::model::rows::{
+    CertificateRow, GenerationPhase, GenerationRow, InstanceRow, KernelChoice,
+};
+use crate::platform::ambient;
+use crate::platform::aside;
+use crate::platform::journal::{Change, JournalError, record};
+use crate::platform::wall_clock;
+use crate::resources::pool::Lease;
+use crate::resources::ports::listener_name;
+use crate::services::Services;
+
+/// Why a generation did not start, and whether something of it is left.
+struct NotStarted {
+    error: ApiError,
+    remains: bool,
+}
+
+impl From<ApiError> for NotStarted {
+    fn from(error: ApiError) -> Self {
+        Self {
+            error,
+            remains: false,
+        }
+    }
+}
+
+/// A journal that cannot be written stops every change.
+pub fn journal_failure(error: &JournalError) -> ApiError {
+    ApiError::new(ErrorCode::JournalUnavailable, error.to_string())
+        .hint("nothing was changed; instances go on running")
+}
+
+/// Reads and checks a kernel image off this thread.
+///
+/// # Errors
+/// When it is no usable image, or not the one that was recorded.
+pub async fn read_kernel(path: &Path, recorded: Option<&str>) -> Result<KernelImage, ApiError> {
+    let owned = path.to_owned();
+    let read = ambient::blocking(move || KernelImage::read(&owned)).await;
+    let image = read
+        .map_err(|e| ApiError::new(ErrorCode::Internal, format!("reading {path:?}: {e}")))?
+        .map_err(|e| image_refused(&e))?;
+    if recorded.is_some_and(|sha256| sha256 != image.sha256()) {
+        let text = format!("the kernel image {path:?} has changed since it was recorded");
+        return Err(ApiError::new(ErrorCode::KernelChanged, text)
+            .hint("morph the instance to the new image instead of replacing the file"));
+    }
+    Ok(image)
+}
+
+/// What kind of refusal it is: the file's fault, the caller's, or the machine's.
+fn image_refused(error: &BadImage) -> ApiError {
+    use std::io::ErrorKind;
+    let (code, hint) = match error {
+        BadImage::NotAKernel { .. } => (ErrorCode::BadKernelImage, None),
+        BadImage::Unreadable { source, .. } => match source.kind() {
+            ErrorKind::NotFound
+            | ErrorKind::NotADirectory
+            | ErrorKind::InvalidFilename
+            | ErrorKind::PermissionDenied => {
+                let hint = "the daemon opens it itself: name a file that its user can read";
+                (ErrorCode::KernelUnreadable, Some(hint))
+            }
+            // No descriptors, no memory, a disk that fails.
+            _ => (
+                ErrorCode::Unavailable,
+                Some("the image was not judged; try again"),
+            ),
+        },
+    };
+    let refusal = ApiError::new(code, error.to_string());
+    match hint {
+        Some(hint) => refusal.hint(hint),
+        None => refusal,
+    }
+}
+
+impl Services {
+    /// Takes a number, a lease and an address for a new generation, and has `write` write its row.
+    ///
+    /// # Errors
+    /// When the pool or the journal refuses; nothing is taken then.
+    pub async fn intend<W>(
+        &self,
+        instance: &str,
+        kernel: &KernelChoice,
+        cpus: u16,
+        memory_bytes: u64,
+        write: impl FnOnce(GenerationRow) -> W,
+    ) -> Result<GenerationRow, ApiError>
+    where
+        W: Future<Output = Result<(), JournalError>>,
+    {
+        let generation = self.numbers.borrow_mut().next_generation(instance);
+        let holder = (instance.to_owned(), generation);
+        let lease = self
+            .pool
+            .borrow_mut()
+            .take(holder.clone(), cpus, memory_bytes)
+            .map_err(|e| {
+                let text = format!("the pool cannot give {instance} what it needs: {e}");
+                let enlarge = match self.backend.kind() {
+                    BackendKind::Embedded | BackendKind::Qemu => "enlarge [pool] and reload",
+                    BackendKind::Multikernel => "give the kernel's pool more with kerf init",
+                };
+                let hint = format!("ask for less, terminate an instance, or {enlarge}");
+                ApiError::new(ErrorCode::InsufficientResources, text).hint(hint)
+            })?;
+        let run_dir = self.settings.borrow().run_dir.clone();
+        let row = GenerationRow {
+            instance: instance.to_owned(),
+            generation,
+            phase: GenerationPhase::Intended,
+            kernel: kernel.clone(),
+            cid: self
+                .numbers
+                .borrow_mut()
+                .take_cid((instance.to_owned(), generation)),
+            cpus: lease.cpus,
+            memory_bytes,
+            run_dir: run_dir
+                .join("instances")
+                .join(instance)
+                .join(generation.to_string()),
+            placement: None,
+            certificate: None,
+            spawned_at: wall_clock::now_rfc3339(),
+            frozen: false,
+            boot_id: None,
+        };
+        if let Err(error) = write(row.clone()).await {
+            self.forget(&row);
+            return Err(journal_failure(&error));
+        }
+        Ok(row)
+    }
+
+    /// Starts an intended generation. On failure nothing of it is left, not even its row.
+    ///
+    /// # Errors
+    /// As the backend's, and the journal's.
+    pub async fn spawn(
+        &self,
+        mut row: GenerationRow,
+        instance: &InstanceRow,
+        start: StartMode,
+        predecessor: Option<Placement>,
+    ) -> Result<GenerationRow, ApiError> {
+        match self.try_spawn(&row, instance, start, predecessor).await {
+            Ok(placement) => {
+                self.note_lease(&mut row, &placement);
+                row.placement = Some(placement);
+                row.phase = GenerationPhase::Placed;
+                info!(self.log, "spawned"; "instance" => &row.instance,
+                    "generation" => row.generation, "kernel" => &row.kernel.release);
+                // Not being able to write this is survived: `find` will recover the placement.
+                if let Err(error) = record(
+                    &self.journal,
+                    vec![Change::Generation(Box::new(row.clone()))],
+                )
+                .await
+                {
+                    warn!(self.log, "the placement was not recorded"; "instance" => &row.instance,
+                        "generation" => row.generation, "error" => %error);
+                }
+                Ok(row)
+            }
+            Err(NotStarted {
+                error,
+                remains: true,
+            }) => match self.end_remains(row).await {
+                Ok(()) => Err(error),
+                Err(reason) => {
+                    let text = format!(
+                        "{}; what was started may still run: {reason}",
+                        error.message
+                    );
+                    Err(ApiError::new(ErrorCode::OperatorActionNeeded, text)
+                        .hint("see that it ends, then `kmorphctl recover`"))
+                }
+            },
+            Err(NotStarted { error, .. }) => {
+                self.remove_run_dir(&row).await;
+                self.forget(&row);
+                let gone = Change::GenerationGone(row.instance.clone(), row.generation);
+                let _ = record(&self.journal, vec![gone]).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Fences and releases what is left of a generation that did not start.
+    ///
+    /// # Errors
+    /// When its fence could not be confirmed. Its row, its resources and its run directory stay, for the next daemon.
+    async fn end_remains(&self, mut row: GenerationRow) -> Result<(), String> {
+        let order = FenceOrder::new(row.generation);
+        let fenced = self.fence(&mut row, order).await;
+        let certificate = fenced.inspect_err(|reason| {
+            warn!(self.log, "what is left of a generation that did not start may run";
+                "instance" => &row.instance, "generation" => row.generation, "reason" => reason);
+        })?;
+        if let Err(error) = self.release(&row, &certificate).await {
+            warn!(self.log, "a release was not recorded"; "instance" => &row.instance,
+                "generation" => row.generation, "error" => error);
+        }
+        self.remove_run_dir(&row).await;
+        Ok(())
+    }
+
+    /// Removes what the backend has written for a generation that it did not start.
+    async fn remove_run_dir(&self, row: &GenerationRow) {
+        let run_dir = row.run_dir.clone();
+        let removed = ambient::blocking(move || {
+            tidy_up(&run_dir, false)?;
+            // The instance's own directory, unless other generations are in it.
+            let parent = run_dir.parent().map(std::fs::remove_dir);
+            parent
+                .unwrap_or(Ok(()))
+                .or_else(|error| match error.kind() {
+                    std::io::ErrorKind::NotFound | std::io::ErrorKind::DirectoryNotEmpty => Ok(()),
+                    _ => Err(error),
+                })
+        });
+        if let Ok(Err(error)) = removed.await {
+            warn!(self.log, "files of a generation that did not start stay";
+                "instance" => &row.instance, "generation" => row.generation,
+                "directory" => %row.run_dir.display(), "error" => %error);
+        }
+    }
+
+    /// What a generation holds is what its backend gave it: one that chooses CPUs itself may have chosen others.
+    fn note_lease(&self, row: &mut GenerationRow, placement: &Placement) {
+        row.cpus.clone_from(&placement.cpus);
+        row.memory_bytes = placement.memory_bytes;
+        let lease = Lease {
+            cpus: row.cpus.clone(),
+            memory_bytes: row.memory_bytes,
+        };
+        let holder = (row.instance.clone(), row.generation);
+        self.pool.borrow_mut().retake(holder, lease);
+    }
+
+    async fn try_spawn(
+        &self,
+        row: &GenerationRow,
+        instance: &InstanceRow,
+        start: StartMode,
+        predecessor: Option<Placement>,
+    ) -> Result<Placement, NotStarted> {
+        let kernel = read_kernel(&row.kernel.path, Some(&row.kernel.sha256)).await?;
+        let name: InstanceName = row.instance.parse().map_err(|e| {
+            ApiError::new(
+                ErrorCode::Internal,
+                format!("the journal's instance name: {e}"),
+            )
+        })?;
+        let mut listeners = self.listeners(&row.instance)?;
+        if !self.backend.passes_sockets() {
+            listeners.clear();
+        }
+        let workload = match &instance.spec.workload {
+            Some(request) => Some(self.workload(complete(request).await?)),
+            None => None,
+        };
+        let port = |port: u16| PublishedPort {
+            port,
+            name: listener_name(port),
+        };
+        let spec = SpawnSpec {
+            name,
+            generation: row.generation,
+            kernel,
+            cmdline: row.kernel.cmdline.clone(),
+            initramfs: row.kernel.initramfs.clone(),
+            cpus: row.cpus.clone(),
+            memory_bytes: row.memory_bytes,
+            workload,
+            ports: instance.spec.publish.iter().map(|p| port(p.port)).collect(),
+            listeners,
+            start,
+            predecessor: predecessor.map(Arc::new),
+            run_dir: row.run_dir.clone(),
+            cid: row.cid,
+        };
+        self.spawn_aside(spec).await.map_err(|error| {
+            let code = match &error {
+                SpawnError::Refused(_) => ErrorCode::InvalidRequest,
+                SpawnError::Unavailable(_) => ErrorCode::Unavailable,
+                SpawnError::System { .. } | SpawnError::Remains(_) => ErrorCode::Internal,
+            };
+            NotStarted {
+                remains: matches!(error, SpawnError::Remains(_)),
+                error: ApiError::new(code, format!("starting {}: {error}", row.instance)),
+            }
+        })
+    }
+
+    /// The published sockets for a new generation: all of them, and they listen.
+    fn listeners(&self, instance: &str) -> Result<Vec<HostListener>, ApiError> {
+        let held = self.publisher.borrow_mut().duplicates(instance);
+        let forwarded = held.and_then(|held| self.forward(instance).map(|()| held));
+        forwarded.map_err(|e| {
+            let text = format!("{instance} is not started without its published ports: {e}");
+            ApiError::new(ErrorCode::Unavailable, text)
+        })
+    }
+
+    /// A process that inherits sockets is started on another thread, in its turn: its directory may lie on a disk.
+    async fn spawn_aside(&self, spec: SpawnSpec) -> Result<Placement, SpawnError> {
+        if !self.backend.passes_sockets() {
+            return self.backend.spawn(spec).await;
+        }
+        let what = format!("starting {} generation {}", spec.name, spec.generation);
+        let backend = Arc::clone(&self.backend);
+        let work = async move { backend.spawn(spec).await };
+        let gone = |error| SpawnError::System {
+            what,
+            source: std::io::Error::other(error),
+        };
+        self.spawn_turn.run(work).await.map_err(gone)?
+    }
+
+    /// Looks for what was started of a generation, by its run directory.
+    ///
+    /// # Errors
+    /// As the backend's.
+    pub async fn find(&self, row: &GenerationRow) -> Result<Option<Placement>, String> {
+        let name: InstanceName = row.instance.parse().map_err(|e| format!("{e}"))?;
+        let (backend, row) = (Arc::clone(&self.backend), row.clone());
+        let work = async move { backend.find(&name, row.generation, &row.run_dir).await };
+        let found = self.spawn_turn.run(work).await;
+        found.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+    }
+
+    fn workload(&self, request: WorkloadRequest) -> WorkloadSpec {
+        // A guest image has the program at the same path as the host.
+        let program = match request.program.as_str() {
+            KV_NAME => self.settings.borrow().kv_program.clone(),
+            path => path.into(),
+        };
+        WorkloadSpec {
+            program,
+            args: request.args,
+            env: request.env,
+            restart: kmorph_launch::WorkloadRestart::default(),
+        }
+    }
+
+    /// Stops a generation for good and writes down the proof.
+    ///
+    /// # Errors
+    /// When its end could not be confirmed, or not be written down.
+    pub async fn fence(
+        &self,
+        row: &mut GenerationRow,
+        order: FenceOrder,
+    ) -> Result<FenceCertificate, String> {
+        if let Some(certificate) = restore(row) {
+            return Ok(certificate);
+        }
+        row.phase = GenerationPhase::Fencing;
+        self.write(row).await?;
+        let (certificate, proof) = self.carry_out(row, order).await?;
+        let proof = proof.map(Proof::as_str);
+        row.certificate = Some(CertificateRow {
+            method: certificate.method().as_str().to_owned(),
+            confirmation: certificate.confirmation().as_str().to_owned(),
+            fenced_at_unix_ns: certificate.fenced_at_unix_ns(),
+            proof: proof.map(str::to_owned),
+        });
+        row.phase = GenerationPhase::Fenced;
+        self.write(row).await?;
+        info!(self.log, "fenced"; "instance" => &row.instance, "generation" => row.generation,
+            "confirmed" => certificate.confirmation().as_str(), "proof" => proof);
+        Ok(certificate)
+    }
+
+    /// Has the memory of a generation that is about to be fenced last until it is captured, also when this daemon does
+    /// not. What keeps it from that is logged.
+    pub async fn keep_memory(&self, row: &GenerationRow) {
+        let Some(placement) = &row.placement else {
+            return;
+        };
+        if let Err(error) = self.backend.keep_memory(placement).await {
+            warn!(self.log, "its memory is lost when the daemon ends before it is captured";
+                "instance" => &row.instance, "generation" => row.generation, "reason" => %error);
+        }
+    }
+
+    /// Keeps the registers of a generation's CPUs for its vmcore, where they can be had: they are lost with its
+    /// fence, and change when it goes on. A vmcore without is worth having, so a failure is logged and no more.
+    pub async fn save_registers(&self, row: &GenerationRow) {
+        let Some(placement) = &row.placement else {
+            return;
+        };
+        // What an earlier capture left of it is not how it is now.
+        let _ = tokio::fs::remove_file(row.run_dir.join(REGISTERS)).await;
+        let saved = tokio::time::timeout(REGISTERS_TIMEOUT, self.backend.save_registers(placement));
+        let reason = match saved.await {
+            Ok(Ok(_)) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("it took longer than {REGISTERS_TIMEOUT:?}"),
+        };
+        warn!(self.log, "no registers for the vmcore"; "instance" => &row.instance,
+            "generation" => row.generation, "reason" => reason);
+    }
+
+    async fn write(&self, row: &GenerationRow) -> Result<(), String> {
+        let change = Change::Generation(Box::new(row.clone()));
+        record(&self.journal, vec![change])
+            .await
+            .map_err(|e| e.to_string())
+    }
+
+    async fn carry_out(
+        &self,
+        row: &mut GenerationRow,
+        order: FenceOrder,
+    ) -> Result<(FenceCertificate, Option<Proof>), String> {
+        let now = wall_clock::now_unix_ns();
+        if row.placement.is_none() {
+            row.placement = self.find(row).await?;
+        }
+        let Some(placement) = &row.placement else {
+            let never = order.confirm(FenceMethod::NeverStarted, Confirmation::NothingFound, now);
+            return Ok((never, None));
+        };
+        if placement.host_boot_id != self.host_boot_id {
+            let (method, seen) = (FenceMethod::HostRebooted, Confirmation::OtherHostBoot);
+            let other = order.confirm(method, seen, now);
+            return Ok((other, Some(Proof::HostRebooted)));
+        }
+        let (backend, placement) = (Arc::clone(&self.backend), placement.clone());
+        let fenced = aside::run(async move { backend.fence(&placement, order).await }).await;
+        fenced
+            .map_err(|e| e.to_string())?
+            .map(|fenced| (fenced.certificate, Some(fenced.proof)))
+            .map_err(|unconfirmed| unconfirmed.to_string())
+    }
+
+    /// Gives lease and address of a generation back.
+    pub(crate) fn forget(&self, row: &GenerationRow) {
+        let holder = (row.instance.clone(), row.generation);
+        self.pool.borrow_mut().give_back(&holder);
+        self.numbers.borrow_mut().give_cid_back(row.cid, &holder);
+    }
+}
+
+/// Longest time that a fence waits for the registers of the CPUs.
+const REGISTERS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Ended generations of an instance whose logs are kept.
+pub const LOGS_KEPT: usize = 3;
+
+/// Removes what a generation that never started left in `run_dir`, and of the ended generations
+/// beside it all but the last [`LOGS_KEPT`]. One that may run has its agent's key there, whatever its backend.
+pub(crate) fn tidy_up(run_dir: &Path, started: bool) -> std::io::Result<()> {
+    if !started && run_dir.exists() {
+        std::fs::remove_dir_all(run_dir)?;
+    }
+    let Some(parent) = run_dir.parent().filter(|p| p.exists()) else {
+        return Ok(());
+    };
+    let mut ended = Vec::new();
+    for entry in std::fs::read_dir(parent)? {
+        let path = entry?.path();
+        let number = path
+            .file_name()
+            .and_then(|name| name.to_str()?.parse().ok());
+        if let Some(number) = number
+            && !path.join(KEY_FILE).try_exists()?
+        {
+            ended.push((std::cmp::Reverse::<u64>(number), path));
+        }
+    }
+    ended.sort();
+    for (_, path) in ended.into_iter().skip(LOGS_KEPT) {
+        std::fs::remove_dir_all(path)?;
+    }
+    Ok(())
+}
+
+/// The certificate that is in the row, if it is.
+pub fn restore(row: &GenerationRow) -> Option<FenceCertificate> {
+    let at_rest = row.certificate.as_ref()?;
+    FenceCertificate::restore_from_journal(
+        row.generation,
+        &at_rest.method,
+        &at_rest.confirmation,
+        at_rest.fenced_at_unix_ns,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_run_stays_however_many_came_after_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |generation: usize| dir.path().join(generation.to_string());
+        for generation in 1..=7 {
+            std::fs::create_dir(of(generation)).unwrap();
+            std::fs::write(of(generation).join("console.log"), "").unwrap();
+        }
+        // Of a guest, whose agent has its configuration in the guest's image.
+        std::fs::write(of(1).join(KEY_FILE), "").unwrap();
+        tidy_up(&of(7), true).unwrap();
+        let left: Vec<_> = (1..=7)
+            .filter(|generation| of(*generation).exists())
+            .collect();
+        assert_eq!(left, [1, 5, 6, 7]);
+        tidy_up(&of(7), false).unwrap();
+        let left: Vec<_> = (1..=7)
+            .filter(|generation| of(*generation).exists())
+            .collect();
+        assert_eq!(left, [1, 5, 6]);
+    }
+}

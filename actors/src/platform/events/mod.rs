@@ -1,0 +1,407 @@
+//! The event stream: what happened, numbered, kept for those who come back.
+//!
+//! Readers pull: each holds the id it wants next and waits for the log to grow, so a slow reader
+//! costs nothing and can never hold up a writer. The newest events are in memory, all that are kept
+//! ([`EVENTS_KEPT`](crate::platform::journal::EVENTS_KEPT)) in the journal; a reader that fell behind those is told so with a
+//! [`EventKind::Gap`].
+//!
+//! Ids only grow, also across restarts. Events that were on their way to the disk when a daemon was killed are lost,
+//! but readers may have seen them: the newest id is noted in a file that outlives the daemon, and the next one goes on
+//! after it. Only after a crash of the host, which loses that file, ids jump, by the [`EVENTS_UNDER_WAY_MAX`] events that
+//! can have been on their way.
+
+mod mark;
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use actix::prelude::*;
+use kmorph_control_api::{Event, EventKind};
+use serde_json::json;
+use tokio::sync::watch;
+
+use mark::Mark;
+
+use crate::platform::journal::{Change, EventsAfter, JOURNAL_MAILBOX, Journal, NOTES_MAX, Note};
+use crate::platform::wall_clock;
+
+/// Events kept in memory for streams.
+pub const EVENTS_IN_MEMORY: usize = 4096;
+/// Events that may be on their way to the disk.
+pub const EVENTS_UNDER_WAY_MAX: usize = JOURNAL_MAILBOX + NOTES_MAX;
+
+/// The log. Cheap to clone; shared by all threads.
+#[derive(Clone)]
+pub struct EventLog {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    kept: Mutex<Kept>,
+    newest: watch::Sender<u64>,
+    journal: Addr<Journal>,
+}
+
+struct Kept {
+    events: VecDeque<Encoded>,
+    next_id: u64,
+    not_stored: u64,
+    mark: Option<Mark>,
+}
+
+/// An event as it is kept: encoded once, and shared by the journal and every stream. As text it takes a fraction of
+/// the memory that its details take as values.
+#[derive(Clone, Debug)]
+pub struct Encoded {
+    /// Its id.
+    pub id: u64,
+    /// What.
+    pub kind: EventKind,
+    /// The instance concerned.
+    pub instance: Option<Box<str>>,
+    /// All of it, as JSON.
+    pub json: Arc<str>,
+}
+
+impl Encoded {
+    fn new(event: &Event) -> Result<Self, serde_json::Error> {
+        Ok(Self {
+            id: event.id,
+            kind: event.kind,
+            instance: event.instance.as_deref().map(Into::into),
+            json: serde_json::to_string(event)?.into(),
+        })
+    }
+
+    fn decode(&self) -> Result<Event, serde_json::Error> {
+        serde_json::from_str(&self.json)
+    }
+}
+
+/// An event before it has its id and time.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    /// What.
+    pub kind: EventKind,
+    /// The instance concerned.
+    pub instance: Option<String>,
+    /// Its generation.
+    pub generation: Option<u64>,
+    /// One line for people.
+    pub message: String,
+    /// More, for programs.
+    pub detail: serde_json::Value,
+}
+
+impl Draft {
+    /// An event of the daemon itself.
+    pub fn daemon(message: impl Into<String>) -> Self {
+        let (instance, generation) = (None, None);
+        let message = message.into();
+        Self {
+            kind: EventKind::Daemon,
+            instance,
+            generation,
+            message,
+            detail: json!({}),
+        }
+    }
+
+    /// An event of one instance.
+    pub fn of(
+        kind: EventKind,
+        instance: &str,
+        generation: u64,
+        message: impl Into<String>,
+    ) -> Self {
+        let (instance, generation) = (Some(instance.to_owned()), Some(generation));
+        Self {
+            kind,
+            instance,
+            generation,
+            message: message.into(),
+            detail: json!({}),
+        }
+    }
+
+    /// The same with details.
+    #[must_use]
+    pub fn with(mut self, detail: serde_json::Value) -> Self {
+        self.detail = detail;
+        self
+    }
+}
+
+impl EventLog {
+    /// A log that goes on after `stored`, the newest events that the journal has. The newest id is noted in the file
+    /// `mark`, in the host's boot `boot_id`.
+    ///
+    /// # Errors
+    /// When the file cannot be opened.
+    pub fn new(
+        stored: Vec<Event>,
+        journal: Addr<Journal>,
+        mark: &Path,
+        boot_id: &str,
+    ) -> std::io::Result<Self> {
+        let last = stored.last().map_or(0, |e| e.id);
+        let (mark, noted) = Mark::open(mark, boot_id)?;
+        let next_id = match noted {
+            Some(noted) => noted.max(last) + 1,
+            None if last == 0 => 1,
+            None => last + EVENTS_UNDER_WAY_MAX as u64,
+        };
+        let kept = Kept {
+            events: stored.iter().flat_map(Encoded::new).collect(),
+            next_id,
+            not_stored: 0,
+            mark: Some(mark),
+        };
+        let (newest, _) = watch::channel(next_id - 1);
+        Ok(Self {
+            inner: Arc::new(Inner {
+                kept: Mutex::new(kept),
+                newest,
+                journal,
+            }),
+        })
+    }
+
+    /// Adds an event, tells the readers, and hands it to the journal without waiting: an event is a
+    /// report, not a decision, and may be lost with the daemon.
+    pub fn publish(&self, draft: Draft) {
+        let (id, json) = {
+            let mut kept = self.kept();
+            let event = Event {
+                id: kept.next_id,
+                at: wall_clock::now_rfc3339(),
+                kind: draft.kind,
+                instance: draft.instance,
+                generation: draft.generation,
+                message: draft.message,
+                detail: draft.detail,
+            };
+            kept.next_id += 1;
+            // Without it the next daemon's ids jump; nothing else is lost.
+            let noted = kept.mark.as_ref().map(|mark| mark.note(event.id));
+            if matches!(noted, Some(Err(_))) {
+                kept.mark = None;
+            }
+            let Ok(encoded) = Encoded::new(&event) else {
+                kept.not_stored += 1;
+                return;
+            };
+            if kept.events.len() == EVENTS_IN_MEMORY {
+                kept.events.pop_front();
+            }
+            let json = Arc::clone(&encoded.json);
+            kept.events.push_back(encoded);
+            (event.id, json)
+        };
+        self.inner.newest.send_replace(id);
+        let note = Note(Change::Event(id, json));
+        if self.inner.journal.try_send(note).is_err() {
+            self.kept().not_stored += 1;
+        }
+    }
+
+    /// Events that did not reach the journal because it was behind or gone.
+    pub fn not_stored(&self) -> u64 {
+        self.kept().not_stored
+    }
+
+    /// Id of the newest event, and a receiver that wakes when there is a newer one.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.inner.newest.subscribe()
+    }
+
+    /// Up to `limit` events after the one with id `after`, oldest first; none when there is nothing newer. Begins with
+    /// a [`EventKind::Gap`] when some of them are not kept any more, or cannot be had.
+    pub async fn after(&self, after: u64, limit: usize) -> Vec<Encoded> {
+        let (found, reaches_back) = self.in_memory(after, limit);
+        if reaches_back {
+            return found;
+        }
+        let asked = self.inner.journal.send(EventsAfter { after, limit });
+        match tokio::time::timeout(JOURNAL_TIMEOUT, asked).await {
+            // Nothing was between them.
+            Ok(Ok(Ok(stored))) if stored.events.is_empty() => found,
+            Ok(Ok(Ok(stored))) => {
+                let events = stored.events.iter().flat_map(Encoded::new).collect();
+                with_gap(after, stored.dropped, events)
+            }
+            // The journal cannot be read now, or waits for its disk.
+            _ => with_gap(after, true, found),
+        }
+    }
+
+    /// What memory has after `after`, and whether it has all of it.
+    fn in_memory(&self, after: u64, limit: usize) -> (Vec<Encoded>, bool) {
+        let kept = self.kept();
+        let start = kept.events.partition_point(|e| e.id <= after);
+        let found = kept
+            .events
+            .iter()
+            .skip(start)
+            .take(limit)
+            .cloned()
+            .collect();
+        let oldest = kept.events.front().map_or(kept.next_id, |e| e.id);
+        (found, after.saturating_add(1) >= oldest)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.inner
+            .kept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Longest wait for the journal to read events back.
+const JOURNAL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Says before `found` that some events after `after` are missing, if they are.
+fn with_gap(after: u64, missing: bool, mut found: Vec<Encoded>) -> Vec<Encoded> {
+    let Some(oldest) = found
+        .first()
+        .filter(|e| missing && after > 0 && e.id - 1 > after)
+    else {
+        return found;
+    };
+    let (last, at) = (oldest.id - 1, oldest.decode().map(|event| event.at));
+    let gap = Encoded::new(&Event {
+        id: last,
+        at: at.unwrap_or_default(),
+        kind: EventKind::Gap,
+        instance: None,
+        generation: None,
+        message: format!("events {} to {last} are not kept any more", after + 1),
+        detail: json!({ "oldest": oldest.id }),
+    });
+    if let Ok(gap) = gap {
+        found.insert(0, gap);
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::journal::{EVENTS_KEPT, record};
+
+    fn event(id: u64) -> Change {
+        let event = Event {
+            id,
+            at: String::new(),
+            kind: EventKind::Daemon,
+            instance: None,
+            generation: None,
+            message: id.to_string(),
+            detail: json!({}),
+        };
+        Change::Event(id, Encoded::new(&event).unwrap().json)
+    }
+
+    fn ids(events: &[Encoded]) -> Vec<u64> {
+        events.iter().map(|e| e.id).collect()
+    }
+
+    #[actix::test]
+    async fn what_memory_does_not_have_any_more_comes_from_the_journal() {
+        let dir = tempfile::tempdir().unwrap();
+        let mark = dir.path().join("event-id");
+        let (journal, _, arbiter) = Journal::open(dir.path()).unwrap();
+        let log = EventLog::new(Vec::new(), journal.clone(), &mark, "boot").unwrap();
+        for n in 1..=EVENTS_IN_MEMORY + 10 {
+            log.publish(Draft::daemon(n.to_string()));
+            if n % 100 == 0 {
+                record(&journal, Vec::new()).await.unwrap();
+            }
+        }
+        assert_eq!(
+            ids(&log.after(0, 3).await),
+            [1, 2, 3],
+            "from the first that is kept"
+        );
+        assert_eq!(
+            ids(&log.after(7, 3).await),
+            [8, 9, 10],
+            "nothing was missed"
+        );
+        let newest = *log.watch().borrow();
+        assert_eq!(ids(&log.after(newest - 1, 3).await), [newest]);
+        assert!(log.after(newest, 3).await.is_empty());
+        assert!(log.after(u64::MAX, 3).await.is_empty());
+        arbiter.stop();
+        arbiter.join().unwrap();
+        let read = log.after(1, 3).await;
+        assert_eq!(
+            read[0].kind,
+            EventKind::Gap,
+            "without its journal it says what is missing"
+        );
+    }
+
+    #[actix::test]
+    async fn as_many_events_are_kept_as_promised_also_when_ids_have_jumped() {
+        let dir = tempfile::tempdir().unwrap();
+        let mark = dir.path().join("event-id");
+        let (journal, _, arbiter) = Journal::open(dir.path()).unwrap();
+        let before = 1..=EVENTS_KEPT / 2;
+        let later = 1_000_000..1_000_000 + EVENTS_KEPT / 2 + 3;
+        let all: Vec<u64> = before.chain(later).collect();
+        for some in all.chunks(1000) {
+            record(&journal, some.iter().copied().map(event).collect())
+                .await
+                .unwrap();
+        }
+        let snapshot = journal
+            .send(crate::platform::journal::Load)
+            .await
+            .unwrap()
+            .unwrap();
+        let log = EventLog::new(snapshot.events, journal.clone(), &mark, "boot").unwrap();
+        let mut read = log.after(0, usize::MAX).await;
+        read.truncate(all.len());
+        assert_eq!(ids(&read), all[3..], "the oldest three gave way");
+        let behind = log.after(1, 2).await;
+        assert_eq!(
+            (behind[0].kind, behind[0].id, behind[1].id),
+            (EventKind::Gap, 3, 4)
+        );
+        let over_the_jump = log.after(EVENTS_KEPT / 2, 1).await;
+        assert_eq!(
+            ids(&over_the_jump),
+            [1_000_000],
+            "no event was between them, so none is missing"
+        );
+        arbiter.stop();
+        arbiter.join().unwrap();
+    }
+
+    #[actix::test]
+    async fn ids_go_on_where_a_killed_daemon_left_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let mark = dir.path().join("event-id");
+        let (journal, _, arbiter) = Journal::open(dir.path()).unwrap();
+        let log = EventLog::new(Vec::new(), journal.clone(), &mark, "boot").unwrap();
+        for n in 0..5 {
+            log.publish(Draft::daemon(n.to_string()));
+        }
+        // Of five the journal had stored two when it was killed.
+        let stored = log.after(0, 2).await;
+        let stored: Vec<_> = stored.iter().map(|event| event.decode().unwrap()).collect();
+        let next = EventLog::new(stored.clone(), journal.clone(), &mark, "boot").unwrap();
+        next.publish(Draft::daemon("after a restart"));
+        assert_eq!(*next.watch().borrow(), 6);
+        assert_eq!(ids(&next.after(5, 9).await), [6]);
+        let rebooted = EventLog::new(stored, journal, &mark, "another boot").unwrap();
+        rebooted.publish(Draft::daemon("after a crash of the host"));
+        assert_eq!(*rebooted.watch().borrow(), 2 + EVENTS_UNDER_WAY_MAX as u64);
+        arbiter.stop();
+        arbiter.join().unwrap();
+    }
+}

@@ -1,0 +1,474 @@
+//! Operations: long work that can be watched, listed and cancelled.
+//!
+//! Whoever does the work holds a [`Handle`]; everyone else sees the [`Operation`] through
+//! [`Operations`]. A handle that is dropped without a result fails its operation: work that
+//! vanished (a panicked actor) never stays "running".
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use actix::prelude::*;
+use kmorph_control_api::{ApiError, ErrorCode, Operation, OperationKind, OperationState, Progress};
+use tokio::sync::watch;
+
+use crate::platform::journal::{Change, Journal, OPERATIONS_KEPT, Record};
+use crate::platform::wall_clock;
+
+/// Operations that may be under way at once.
+pub const OPERATIONS_RUNNING_MAX: usize = 4096;
+
+/// All operations. Cheap to clone; shared by all threads.
+#[derive(Clone)]
+pub struct Operations {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    table: Mutex<Table>,
+    changed: watch::Sender<u64>,
+    journal: Addr<Journal>,
+}
+
+struct Table {
+    by_id: BTreeMap<u64, Entry>,
+    next_id: u64,
+}
+
+/// An operation as it is kept. One that is over changes no more and is seldom looked at: as text it takes a fraction
+/// of the memory that its result takes as values.
+enum Entry {
+    UnderWay {
+        operation: Box<Operation>,
+        cancel: watch::Sender<bool>,
+    },
+    Over(Arc<str>),
+}
+
+impl Entry {
+    fn is_over(&self) -> bool {
+        matches!(self, Self::Over(_))
+    }
+
+    fn read(&self) -> Result<Operation, ApiError> {
+        match self {
+            Self::UnderWay { operation, .. } => Ok(Operation::clone(operation)),
+            Self::Over(json) => serde_json::from_str(json).map_err(unreadable),
+        }
+    }
+}
+
+fn encode(operation: &Operation) -> Result<Arc<str>, ApiError> {
+    let json = serde_json::to_string(operation).map_err(unreadable)?;
+    Ok(json.into())
+}
+
+fn unreadable(error: serde_json::Error) -> ApiError {
+    ApiError::new(
+        ErrorCode::Internal,
+        format!("an operation as text: {error}"),
+    )
+}
+
+/// The worker's end of an operation.
+pub struct Handle {
+    operations: Operations,
+    id: u64,
+    cancel: watch::Receiver<bool>,
+    over: bool,
+}
+
+impl Operations {
+    /// Continues from the journal. What was running when the last daemon ended is still shown as running
+    /// until [`Operations::fail_orphans`].
+    pub fn new(stored: Vec<Operation>, journal: Addr<Journal>) -> Self {
+        let mut by_id = BTreeMap::new();
+        for operation in stored {
+            let Some(id) = number(&operation.id) else {
+                continue;
+            };
+            let entry = match encode(&operation) {
+                Ok(json) if operation.is_over() => Entry::Over(json),
+                _ => Entry::UnderWay {
+                    operation: Box::new(operation),
+                    cancel: watch::channel(false).0,
+                },
+            };
+            by_id.insert(id, entry);
+        }
+        let next_id = by_id.keys().next_back().map_or(1, |last| last + 1);
+        let (changed, _) = watch::channel(0);
+        let table = Mutex::new(Table { by_id, next_id });
+        Self {
+            inner: Arc::new(Inner {
+                table,
+                changed,
+                journal,
+            }),
+        }
+    }
+
+    /// Begins an operation.
+    ///
+    /// # Errors
+    /// When [`OPERATIONS_RUNNING_MAX`] are under way.
+    pub fn begin(
+        &self,
+        kind: OperationKind,
+        instance: &str,
+        requested_by: Option<u32>,
+    ) -> Result<Handle, ApiError> {
+        let (id, operation, receiver) = {
+            let mut table = self.table();
+            let running = table.by_id.values().filter(|e| !e.is_over()).count();
+            if running >= OPERATIONS_RUNNING_MAX {
+                let text = format!("{running} operations are under way, the most allowed");
+                return Err(ApiError::new(ErrorCode::Busy, text).hint("try again later"));
+            }
+            let id = table.next_id;
+            table.next_id += 1;
+            let operation = Operation {
+                id: format!("op-{id}"),
+                kind,
+                instance: instance.to_owned(),
+                state: OperationState::Running,
+                revision: 1,
+                progress: Progress::default(),
+                requested_by,
+                started_at: wall_clock::now_rfc3339(),
+                ended_at: None,
+                error: None,
+                result: None,
+            };
+            let (cancel, receiver) = watch::channel(false);
+            table.by_id.insert(
+                id,
+                Entry::UnderWay {
+                    operation: Box::new(operation.clone()),
+                    cancel,
+                },
+            );
+            table.drop_oldest();
+            (id, operation, receiver)
+        };
+        if let Ok(json) = encode(&operation) {
+            self.store(id, json);
+        }
+        Ok(Handle {
+            operations: self.clone(),
+            id,
+            cancel: receiver,
+            over: false,
+        })
+    }
+
+    /// Fails everything that is still running: it was begun by a daemon that has ended.
+    pub fn fail_orphans(&self) {
+        let orphans: Vec<_> = {
+            let table = self.table();
+            let running = table.by_id.iter().filter(|(_, e)| !e.is_over());
+            running.map(|(id, _)| *id).collect()
+        };
+        for id in orphans {
+            let text = "the daemon was restarted while this was under way";
+            let error = ApiError::new(ErrorCode::Internal, text)
+                .hint("look at the instance's status: what was begun has been finished or undone");
+            self.change(id, |o| finish(o, OperationState::Failed, None, Some(error)));
+        }
+    }
+
+    /// One operation.
+    ///
+    /// # Errors
+    /// When there is none of this id.
+    pub fn get(&self, id: &str) -> Result<Operation, ApiError> {
+        let table = self.table();
+        let found = number(id).and_then(|n| table.by_id.get(&n));
+        found.ok_or_else(|| unknown(id))?.read()
+    }
+
+    /// All operations kept, oldest first.
+    pub fn list(&self) -> Vec<Operation> {
+        self.table().by_id.values().flat_map(Entry::read).collect()
+    }
+
+    /// How many are under way.
+    pub fn running(&self) -> usize {
+        self.table().by_id.values().filter(|e| !e.is_over()).count()
+    }
+
+    /// Asks for every operation of this kind to be undone; how many are under way.
+    pub fn cancel_all(&self, kind: OperationKind) -> usize {
+        let table = self.table();
+        let mut count = 0;
+        for entry in table.by_id.values() {
+            if let Entry::UnderWay { operation, cancel } = entry
+                && operation.kind == kind
+            {
+                cancel.send_replace(true);
+                count += 1;
+            }
+        }
+        count
+    }
+
+    /// Wakes with every change of any operation.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.inner.changed.subscribe()
+    }
+
+    /// Asks for an operation to be undone. The worker decides when it can be.
+    ///
+    /// # Errors
+    /// When there is none of this id, it is over, or its kind cannot be undone.
+    pub fn cancel(&self, id: &str) -> Result<Operation, ApiError> {
+        let table = self.table();
+        let entry = number(id)
+            .and_then(|n| table.by_id.get(&n))
+            .ok_or_else(|| unknown(id))?;
+        let Entry::UnderWay { operation, cancel } = entry else {
+            let text = format!("operation {id} is over, there is nothing to cancel");
+            return Err(ApiError::new(ErrorCode::WrongState, text));
+        };
+        if let Some(instead) = instead_of_cancelling(operation.kind) {
+            let text = format!(
+                "operation {id} cannot be cancelled: only a morph or a capture can be undone"
+            );
+            return Err(ApiError::new(ErrorCode::WrongState, text).hint(instead));
+        }
+        cancel.send_replace(true);
+        Ok(Operation::clone(operation))
+    }
+
+    fn change(&self, id: u64, edit: impl FnOnce(&mut Operation)) {
+        let stored = {
+            let mut table = self.table();
+            let Some(entry) = table.by_id.get_mut(&id) else {
+                return;
+            };
+            let Entry::UnderWay { operation, .. } = entry else {
+                return;
+            };
+            edit(operation);
+            operation.revision += 1;
+            let json = match operation.is_over() {
+                true => encode(operation).ok(),
+                false => None,
+            };
+            if let Some(json) = &json {
+                *entry = Entry::Over(Arc::clone(json));
+            }
+            json
+        };
+        if let Some(json) = stored {
+            self.store(id, json);
+        }
+        self.inner.changed.send_modify(|n| *n += 1);
+    }
+
+    /// Progress is not stored: only the beginning and the end matter to a later daemon.
+    fn store(&self, id: u64, json: Arc<str>) {
+        let change = Change::Operation(id, json);
+        self.inner.journal.do_send(Record(vec![change]));
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.inner
+            .table
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn drop_oldest(&mut self) {
+        while self.by_id.len() as u64 > OPERATIONS_KEPT {
+            let over = self
+                .by_id
+                .iter()
+                .find(|(_, e)| e.is_over())
+                .map(|(id, _)| *id);
+            let Some(id) = over else { return };
+            self.by_id.remove(&id);
+        }
+    }
+}
+
+impl Handle {
+    /// The operation's id, as callers know it.
+    pub fn id(&self) -> String {
+        format!("op-{}", self.id)
+    }
+
+    /// The operation as it is now.
+    pub fn snapshot(&self) -> Option<Operation> {
+        self.operations.get(&self.id()).ok()
+    }
+
+    /// Says which step is under way.
+    pub fn step(&self, step: impl Into<String>) {
+        let step = step.into();
+        self.operations.change(self.id, |o| {
+            o.progress = Progress {
+                step,
+                ..Progress::default()
+            }
+        });
+    }
+
+    /// Says how far the present step is.
+    pub fn progress(&self, progress: Progress) {
+        self.operations.change(self.id, |o| o.progress = progress);
+    }
+
+    /// True once someone asked for it to be undone.
+    pub fn cancel_requested(&self) -> bool {
+        *self.cancel.borrow()
+    }
+
+    /// Completes when someone asks for it to be undone.
+    pub fn cancelled(&self) -> impl Future<Output = ()> + 'static {
+        let mut cancel = self.cancel.clone();
+        async move {
+            if cancel.wait_for(|asked| *asked).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Ends it with success.
+    pub fn succeed(mut self, result: Option<serde_json::Value>) {
+        self.end(OperationState::Succeeded, result, None);
+    }
+
+    /// Ends it without its goal.
+    pub fn fail(mut self, error: ApiError, result: Option<serde_json::Value>) {
+        self.end(OperationState::Failed, result, Some(error));
+    }
+
+    /// Ends it undone, as was asked.
+    pub fn undone(mut self, result: Option<serde_json::Value>) {
+        self.end(OperationState::Cancelled, result, None);
+    }
+
+    fn end(
+        &mut self,
+        state: OperationState,
+        result: Option<serde_json::Value>,
+        error: Option<ApiError>,
+    ) {
+        self.over = true;
+        self.operations
+            .change(self.id, |o| finish(o, state, result, error));
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if !self.over {
+            let text = "the work ended without a result, by a fault in kmorphd";
+            let error = ApiError::new(ErrorCode::Internal, text)
+                .hint("look at the daemon's log and the instance's status");
+            self.end(OperationState::Failed, None, Some(error));
+        }
+    }
+}
+
+fn finish(
+    operation: &mut Operation,
+    state: OperationState,
+    result: Option<serde_json::Value>,
+    error: Option<ApiError>,
+) {
+    operation.state = state;
+    operation.result = result;
+    operation.error = error;
+    operation.ended_at = Some(wall_clock::now_rfc3339());
+}
+
+fn number(id: &str) -> Option<u64> {
+    id.strip_prefix("op-")?.parse().ok()
+}
+
+fn unknown(id: &str) -> ApiError {
+    ApiError::new(ErrorCode::NotFound, format!("there is no operation {id:?}"))
+        .hint("`kmorphctl operation list` shows those that are kept")
+}
+
+/// What to do in place of cancelling, where nothing can be undone.
+fn instead_of_cancelling(kind: OperationKind) -> Option<&'static str> {
+    match kind {
+        OperationKind::Morph | OperationKind::MorphPrepare | OperationKind::VmcoreCapture => None,
+        OperationKind::Spawn => Some("`kmorphctl terminate` ends the instance"),
+        OperationKind::MorphValidate | OperationKind::MorphCommit => {
+            Some("`kmorphctl morph rollback` undoes the morph, before its commit point")
+        }
+        OperationKind::Terminate
+        | OperationKind::Recover
+        | OperationKind::MorphRollback
+        | OperationKind::Doctor => Some("`kmorphctl operation watch` waits for its end"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[actix::test]
+    async fn dropped_work_fails_its_operation_and_orphans_fail_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _, arbiter) = Journal::open(dir.path()).unwrap();
+        let operations = Operations::new(Vec::new(), journal.clone());
+        let handle = operations.begin(OperationKind::Spawn, "web", None).unwrap();
+        let id = handle.id();
+        assert_eq!(operations.get(&id).unwrap().state, OperationState::Running);
+        drop(handle);
+        let ended = operations.get(&id).unwrap();
+        assert_eq!(ended.state, OperationState::Failed);
+        assert_eq!(ended.error.unwrap().code, ErrorCode::Internal);
+
+        let running = operations
+            .begin(OperationKind::Morph, "web", Some(7))
+            .unwrap();
+        let stored = operations.list();
+        let after = Operations::new(stored, journal);
+        after.fail_orphans();
+        assert_eq!(
+            after.get(&running.id()).unwrap().state,
+            OperationState::Failed
+        );
+        let next = after.begin(OperationKind::Spawn, "db", None).unwrap();
+        assert_ne!(next.id(), running.id(), "ids only grow");
+        next.succeed(None);
+        running.succeed(None);
+        arbiter.stop();
+        arbiter.join().unwrap();
+    }
+
+    #[actix::test]
+    async fn cancelling_reaches_the_worker_once_and_not_after_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _, arbiter) = Journal::open(dir.path()).unwrap();
+        let operations = Operations::new(Vec::new(), journal);
+        let handle = operations.begin(OperationKind::Morph, "web", None).unwrap();
+        let id = handle.id();
+        operations.cancel(&id).unwrap();
+        handle.cancelled().await;
+        assert!(handle.cancel_requested());
+        handle.undone(None);
+        let spawn = operations.begin(OperationKind::Spawn, "db", None).unwrap();
+        let refused = operations.cancel(&spawn.id()).unwrap_err();
+        assert_eq!(refused.code, ErrorCode::WrongState);
+        assert!(!spawn.cancel_requested());
+        spawn.succeed(None);
+        assert_eq!(
+            operations.cancel(&id).unwrap_err().code,
+            ErrorCode::WrongState
+        );
+        assert_eq!(
+            operations.cancel("op-999").unwrap_err().code,
+            ErrorCode::NotFound
+        );
+        arbiter.stop();
+        arbiter.join().unwrap();
+    }
+}

@@ -1,0 +1,381 @@
+//! Published ports: the listening sockets on the host.
+//!
+//! ```text
+//!            bind, or a running agent's duplicate
+//!  [Missing] ────────────────────────────────▶ [Open] ⇄ [Refusing]
+//! ```
+//!
+//! The daemon binds a port once and keeps it for the instance's whole life. Every generation is given a duplicate, so
+//! connections made while one is being replaced wait in the backlog instead of being refused. A daemon that was
+//! restarted asks the running agents for their duplicates (see [`regain`]), since a second bind would fail while they
+//! are open. The port of an instance that will not serve stays bound, so that nobody else gets the port, and refuses.
+
+mod regain;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use kmorph_backends::contract::HostListener;
+use kmorph_control_api::{ApiError, ErrorCode, PortState, PublishRequest, PublishedAddress};
+use kmorph_launch::PublishedPort;
+use nix::sys::socket::sockopt::ReuseAddr;
+use nix::sys::socket::{Backlog, Shutdown, listen, setsockopt, shutdown};
+
+use crate::model::rows::PublishedPortSpec;
+
+pub use regain::PORT_RETRY;
+
+/// Most published ports of one instance.
+pub const PORTS_MAX: usize = 16;
+
+/// Ports that are tried when the kernel is to choose one.
+const CHOICES_MAX: u32 = 16;
+
+/// The sockets, by instance.
+#[derive(Debug, Default)]
+pub struct Publisher {
+    instances: BTreeMap<String, Published>,
+}
+
+#[derive(Debug, Default)]
+struct Published {
+    ports: Vec<Port>,
+    /// A generation was given the sockets, and has not been given up since.
+    given: bool,
+}
+
+#[derive(Debug)]
+struct Port {
+    spec: PublishedPortSpec,
+    holding: Holding,
+}
+
+#[derive(Debug)]
+enum Holding {
+    Open(TcpListener),
+    /// Bound, and shut down: a connection is refused.
+    Refusing(TcpListener),
+    /// Why the daemon does not have the socket.
+    Missing(String),
+}
+
+impl Port {
+    fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.spec.address, self.spec.host_port)
+    }
+
+    /// Changes what the socket does; a missing one stays missing.
+    fn turn(&mut self, change: impl FnOnce(TcpListener) -> Holding) {
+        let taken = std::mem::replace(&mut self.holding, Holding::Missing(String::new()));
+        self.holding = match taken {
+            Holding::Open(socket) | Holding::Refusing(socket) => change(socket),
+            missing @ Holding::Missing(_) => missing,
+        };
+    }
+
+    fn listen(&mut self) {
+        if let Holding::Refusing(_) = self.holding {
+            self.turn(|socket| {
+                // Connections of earlier generations may linger at the port: std's own listeners allow for that too.
+                let listens = setsockopt(&socket, ReuseAddr, &true)
+                    .and_then(|()| listen(&socket, Backlog::MAXCONN));
+                match listens {
+                    Ok(()) => Holding::Open(socket),
+                    Err(error) => Holding::Missing(error.to_string()),
+                }
+            });
+        }
+    }
+
+    fn refuse(&mut self) {
+        if let Holding::Open(_) = self.holding {
+            self.turn(|socket| {
+                // On Linux this takes a listening socket back to the state before listen(2): what waits in its backlog
+                // is reset, the port stays bound (net/ipv4/af_inet.c, inet_shutdown). Without the option, no other
+                // socket can be bound to the port meanwhile (net/ipv4/inet_connection_sock.c, inet_csk_bind_conflict).
+                let refuses = setsockopt(&socket, ReuseAddr, &false)
+                    .and_then(|()| shutdown(socket.as_raw_fd(), Shutdown::Read));
+                match refuses {
+                    Ok(()) => Holding::Refusing(socket),
+                    Err(_) => Holding::Open(socket),
+                }
+            });
+        }
+    }
+}
+
+/// Binds `wanted` so that the socket keeps its port while it refuses connections. Linux gives a port that it chose
+/// itself back when the socket stops listening; one that was asked for by its number stays (SOCK_BINDPORT_LOCK).
+fn bind_by_number(wanted: SocketAddr) -> io::Result<TcpListener> {
+    if wanted.port() != 0 {
+        return TcpListener::bind(wanted);
+    }
+    let mut tries = 1;
+    loop {
+        let chosen = TcpListener::bind(wanted)?.local_addr()?;
+        // Another program may be given the port in between.
+        match TcpListener::bind(chosen) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries < CHOICES_MAX => {
+                tries += 1;
+            }
+            bound => return bound,
+        }
+    }
+}
+
+/// The name under which a workload finds the listener of `port`.
+pub fn listener_name(port: u16) -> String {
+    format!("port-{port}")
+}
+
+impl Publisher {
+    /// Binds what a spawn asks for.
+    ///
+    /// # Errors
+    /// When an address does not parse or a port cannot be bound; nothing stays bound then.
+    pub fn bind(
+        &mut self,
+        instance: &str,
+        requests: &[PublishRequest],
+    ) -> Result<Vec<PublishedPortSpec>, ApiError> {
+        if requests.len() > PORTS_MAX {
+            let text = format!(
+                "{} ports are to be published, at most {PORTS_MAX} can be",
+                requests.len()
+            );
+            return Err(ApiError::new(ErrorCode::InvalidRequest, text));
+        }
+        let mut ports = Vec::new();
+        for request in requests {
+            let address: IpAddr = request.address.parse().map_err(|_| {
+                let text = format!("{:?} is no IP address to publish on", request.address);
+                ApiError::new(ErrorCode::InvalidRequest, text).hint("use 127.0.0.1:6379:6379")
+            })?;
+            let wanted = SocketAddr::new(address, request.host_port);
+            let refuse = |error: io::Error| {
+                let text = format!("publishing {wanted}: {error}");
+                ApiError::new(ErrorCode::InsufficientResources, text)
+                    .hint("choose a free port, or 0 to have one chosen")
+            };
+            let listener = bind_by_number(wanted).map_err(refuse)?;
+            let host_port = listener.local_addr().map_err(refuse)?.port();
+            let spec = PublishedPortSpec {
+                address,
+                host_port,
+                port: request.port,
+            };
+            let holding = Holding::Open(listener);
+            ports.push(Port { spec, holding });
+        }
+        let specs = ports.iter().map(|port| port.spec.clone()).collect();
+        if !ports.is_empty() {
+            let published = Published {
+                ports,
+                given: false,
+            };
+            self.instances.insert(instance.to_owned(), published);
+        }
+        Ok(specs)
+    }
+
+    /// Notes the ports of an instance that an earlier daemon published. They are missing until they are regained.
+    /// Changes nothing when this daemon knows them.
+    pub fn expect(&mut self, instance: &str, specs: &[PublishedPortSpec]) {
+        if specs.is_empty() || self.instances.contains_key(instance) {
+            return;
+        }
+        let missing = |spec: &PublishedPortSpec| Port {
+            spec: spec.clone(),
+            holding: Holding::Missing("kmorphd has just started".to_owned()),
+        };
+        let published = Published {
+            ports: specs.iter().map(missing).collect(),
+            given: true,
+        };
+        self.instances.insert(instance.to_owned(), published);
+    }
+
+    /// Takes sockets that a running agent holds. One that belongs to no missing port of the instance is closed.
+    fn give(&mut self, instance: &str, sockets: Vec<OwnedFd>) {
+        let Some(published) = self.instances.get_mut(instance) else {
+            return;
+        };
+        for socket in sockets.into_iter().map(TcpListener::from) {
+            let Ok(bound) = socket.local_addr() else {
+                continue;
+            };
+            let missing = |port: &&mut Port| {
+                port.address() == bound && matches!(port.holding, Holding::Missing(_))
+            };
+            if let Some(port) = published.ports.iter_mut().find(missing) {
+                port.holding = Holding::Open(socket);
+            }
+        }
+    }
+
+    /// Binds what is missing, as far as that is possible.
+    fn bind_missing(&mut self, instance: &str) {
+        let published = self.instances.get_mut(instance);
+        for port in published.into_iter().flat_map(|p| &mut p.ports) {
+            let address = port.address();
+            if let Holding::Missing(why) = &mut port.holding {
+                match TcpListener::bind(address) {
+                    Ok(socket) => port.holding = Holding::Open(socket),
+                    Err(error) => *why = error.to_string(),
+                }
+            }
+        }
+    }
+
+    /// The ports that the daemon does not have, and why; `None` when there are none.
+    pub fn missing(&self, instance: &str) -> Option<String> {
+        let ports = self.instances.get(instance).map(|p| &p.ports[..])?;
+        let missing = ports.iter().filter_map(|port| match &port.holding {
+            Holding::Missing(why) => Some(format!("{}: {why}", port.address())),
+            Holding::Open(_) | Holding::Refusing(_) => None,
+        });
+        let missing: Vec<_> = missing.collect();
+        (!missing.is_empty()).then(|| missing.join(", "))
+    }
+
+    /// Duplicates for a new generation, which listen.
+    ///
+    /// # Errors
+    /// When a port is missing, or descriptors run out: no generation is started without its sockets.
+    pub fn duplicates(&mut self, instance: &str) -> io::Result<Vec<HostListener>> {
+        let Some(published) = self.instances.get_mut(instance) else {
+            return Ok(Vec::new());
+        };
+        published.given = true;
+        let duplicate = |port: &mut Port| {
+            port.listen();
+            match &port.holding {
+                Holding::Open(socket) | Holding::Refusing(socket) => Ok(HostListener {
+                    port: PublishedPort {
+                        port: port.spec.port,
+                        name: listener_name(port.spec.port),
+                    },
+                    socket: socket.try_clone()?.into(),
+                }),
+                Holding::Missing(why) => {
+                    Err(io::Error::other(format!("{}: {why}", port.address())))
+                }
+            }
+        };
+        published.ports.iter_mut().map(duplicate).collect()
+    }
+
+    /// The generation that had the sockets is given up: unless another one is given them, nobody will answer.
+    pub fn abandon(&mut self, instance: &str) {
+        if let Some(published) = self.instances.get_mut(instance) {
+            published.given = false;
+        }
+    }
+
+    /// Whether no generation has the sockets, or will have them before the next [`Publisher::duplicates`].
+    pub fn is_abandoned(&self, instance: &str) -> bool {
+        self.instances.get(instance).is_some_and(|p| !p.given)
+    }
+
+    /// Has the ports of an instance refuse connections.
+    pub fn refuse(&mut self, instance: &str) {
+        let published = self.instances.get_mut(instance);
+        for port in published.into_iter().flat_map(|p| &mut p.ports) {
+            port.refuse();
+        }
+    }
+
+    /// The ports of an instance, for its status.
+    pub fn shown(&self, instance: &str) -> Vec<PublishedAddress> {
+        let ports = self.instances.get(instance).map_or(&[][..], |p| &p.ports);
+        let show = |port: &Port| {
+            let (state, reason) = match &port.holding {
+                Holding::Open(_) => (PortState::Open, None),
+                Holding::Refusing(_) => (PortState::Refusing, None),
+                Holding::Missing(why) => (PortState::Missing, Some(why.clone())),
+            };
+            PublishedAddress {
+                listen: port.address().to_string(),
+                port: port.spec.port,
+                state,
+                reason,
+            }
+        };
+        ports.iter().map(show).collect()
+    }
+
+    /// Closes the ports of an instance that is gone.
+    pub fn close(&mut self, instance: &str) {
+        self.instances.remove(instance);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{ErrorKind, Read, Write};
+    use std::net::TcpStream;
+
+    fn published(publisher: &mut Publisher) -> PublishedPortSpec {
+        let request = PublishRequest {
+            address: "127.0.0.1".to_owned(),
+            host_port: 0,
+            port: 6379,
+        };
+        publisher.bind("web", &[request]).unwrap().remove(0)
+    }
+
+    fn state(publisher: &Publisher) -> PortState {
+        publisher.shown("web")[0].state
+    }
+
+    #[test]
+    fn a_port_that_refuses_stays_bound_and_serves_again() {
+        let mut publisher = Publisher::default();
+        let spec = published(&mut publisher);
+        let address = SocketAddr::new(spec.address, spec.host_port);
+        let mut waiting = TcpStream::connect(address).unwrap();
+        publisher.refuse("web");
+        assert_eq!(state(&publisher), PortState::Refusing);
+        let error = waiting.read(&mut [0]).unwrap_err();
+        assert_eq!(
+            error.kind(),
+            ErrorKind::ConnectionReset,
+            "what waited is told"
+        );
+        let error = TcpStream::connect(address).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        let error = TcpListener::bind(address).unwrap_err();
+        assert_eq!(
+            error.kind(),
+            ErrorKind::AddrInUse,
+            "nobody else gets the port"
+        );
+        let given = publisher.duplicates("web").unwrap().remove(0);
+        assert_eq!(state(&publisher), PortState::Open);
+        let mut client = TcpStream::connect(address).unwrap();
+        client.write_all(b"x").unwrap();
+        let (mut served, _) = TcpListener::from(given.socket).accept().unwrap();
+        let mut byte = [0];
+        served.read_exact(&mut byte).unwrap();
+        assert_eq!(&byte, b"x");
+    }
+
+    #[test]
+    fn no_generation_is_given_less_than_all_its_sockets() {
+        let mut first = Publisher::default();
+        let spec = published(&mut first);
+        let mut next = Publisher::default();
+        next.expect("web", std::slice::from_ref(&spec));
+        next.bind_missing("web");
+        let missing = next.missing("web").unwrap();
+        assert!(missing.contains("in use"), "{missing}");
+        assert!(next.duplicates("web").is_err());
+        let held = first.duplicates("web").unwrap().remove(0);
+        next.give("web", vec![held.socket]);
+        assert_eq!(next.missing("web"), None);
+        assert_eq!(next.duplicates("web").unwrap().len(), 1);
+    }
+}

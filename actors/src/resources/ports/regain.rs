@@ -1,0 +1,103 @@
+//! Getting the sockets of published ports back: from whoever holds them, else by binding them anew.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use kmorph_backends::contract::HANDOVER_SOCKET;
+use kmorph_control_api::EventKind;
+use slog::{info, warn};
+
+use crate::model::rows::GenerationRow;
+use crate::platform::ambient;
+use crate::platform::events::Draft;
+use crate::services::Services;
+
+/// Pause between tries to get a missing port back.
+pub const PORT_RETRY: Duration = Duration::from_millis(500);
+/// Longest wait of a spawn for its ports.
+const PORT_WAIT: Duration = Duration::from_secs(30);
+
+impl Services {
+    /// Tries once to get the missing ports of `instance` back: from the agents of `holders`, generations that may run,
+    /// else by binding them. Changes are told as events of `generation`, the active one.
+    ///
+    /// # Errors
+    /// The ports that are still missing, and why.
+    pub async fn regain_ports(
+        &self,
+        instance: &str,
+        generation: u64,
+        holders: &[GenerationRow],
+    ) -> Result<(), String> {
+        let Some(before) = self.publisher.borrow().missing(instance) else {
+            return Ok(());
+        };
+        if self.backend.passes_sockets() {
+            let asked = join_all(holders.iter().map(|holder| self.ask_for_sockets(holder))).await;
+            for sockets in asked {
+                self.publisher.borrow_mut().give(instance, sockets);
+            }
+        }
+        self.publisher.borrow_mut().bind_missing(instance);
+        let missing = self.publisher.borrow().missing(instance);
+        match missing {
+            None => {
+                self.forward(instance).map_err(|e| e.to_string())?;
+                info!(self.log, "its published ports are held"; "instance" => instance,
+                    "generation" => generation);
+                let text = "published ports: kmorphd holds all of them";
+                self.events
+                    .publish(Draft::of(EventKind::Ports, instance, generation, text));
+                Ok(())
+            }
+            Some(missing) => {
+                if missing != before {
+                    warn!(self.log, "a published port is missing"; "instance" => instance,
+                        "generation" => generation, "missing" => &missing);
+                    let text = format!("published ports: {missing}; kmorphd keeps trying");
+                    self.events
+                        .publish(Draft::of(EventKind::Ports, instance, generation, text));
+                }
+                Err(missing)
+            }
+        }
+    }
+
+    async fn ask_for_sockets(&self, holder: &GenerationRow) -> Vec<std::os::fd::OwnedFd> {
+        if holder.placement.is_none() {
+            return Vec::new();
+        }
+        let path = holder.run_dir.join(HANDOVER_SOCKET);
+        let ask = move || kmorph_launch::handover::ask_listeners(&path);
+        let asked = ambient::blocking(ask).await;
+        match asked {
+            Ok(Ok(sockets)) => sockets,
+            Ok(Err(error)) => {
+                info!(self.log, "an agent did not give the published sockets back";
+                    "instance" => &holder.instance, "generation" => holder.generation,
+                    "error" => %error);
+                Vec::new()
+            }
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// Waits until the daemon holds every published port of `instance`, for [`PORT_WAIT`] at most.
+    ///
+    /// # Errors
+    /// The ports that another program has, and what to do.
+    pub async fn await_ports(&self, instance: &str, generation: u64) -> Result<(), String> {
+        let deadline = tokio::time::Instant::now() + PORT_WAIT;
+        loop {
+            let Err(missing) = self.regain_ports(instance, generation, &[]).await else {
+                return Ok(());
+            };
+            if tokio::time::Instant::now() >= deadline {
+                return Err(format!(
+                    "a published port cannot be had: {missing}; end the program that has the port (`ss -ltnp` shows it)"
+                ));
+            }
+            tokio::time::sleep(PORT_RETRY).await;
+        }
+    }
+}

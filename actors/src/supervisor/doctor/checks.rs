@@ -1,0 +1,336 @@
+//! The self-test of capturing: dump setups fail silently, this one shall not.
+//!
+//! ```text
+//! spawn ─▶ healthy ─▶ policy `required` ─▶ panic ─▶ verdict, fence, capture, respawn ─▶ the vmcore is read ─▶ told
+//!   └──────────────────────── whatever fails ──────────────────────────────────────────────▶ terminated, vmcores removed
+//! ```
+//!
+//! The instance is like any other, so what happens to it is what happens to any other. Only it is thrown away: by
+//! this test, or by the next daemon when this one has ended meanwhile.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use actix::prelude::*;
+use kmorph_control_api::{
+    ApiError, DoctorReport, ErrorCode, Operation, OperationKind, OperationState, PolicyPatch,
+    RecoveryOutcome, RecoveryRecord, SpawnRequest, VmcorePolicy,
+};
+use kmorph_vmcore::Dump;
+use kmorph_vmcore::analysis::{AnalysisOptions, CpuReport, Report, analyse};
+
+use crate::instance::{Instance, ProvokePanic, Terminate};
+use crate::platform::operations::Handle;
+use crate::platform::wall_clock;
+use crate::services::Services;
+use crate::supervisor::{ChangePolicies, Find, GetRecoveries, Spawn, Supervisor};
+
+/// The name of the throw-away instance.
+pub(super) const DOCTOR_NAME: &str = "kmorph-doctor";
+/// Longest time for a step: a capture alone may take ten minutes.
+const STEP_TIMEOUT: Duration = Duration::from_secs(900);
+/// What the log of a kernel that panicked says.
+const LAST_WORDS: &str = "Kernel panic";
+
+/// How the analysis begins to say that a kernel does not tell where its symbols are.
+const SYMBOLS_MISSING: &str = "the kernel's symbols: VMCOREINFO has no usable";
+
+/// One self-test.
+pub(crate) struct Doctor {
+    pub(crate) services: Services,
+    pub(crate) supervisor: Addr<Supervisor>,
+    pub(crate) kernel: PathBuf,
+    /// What has the kernel panic when it is provoked.
+    pub(crate) cmdline: &'static str,
+    pub(crate) operation: Handle,
+}
+
+/// What is known of the vmcore.
+struct Read {
+    release: Option<String>,
+    panic: Option<String>,
+    cpus: usize,
+}
+
+impl Doctor {
+    /// Does all of it, and ends the operation.
+    pub(crate) async fn run(self) -> DoctorReport {
+        let mut report = DoctorReport {
+            ended_at: String::new(),
+            passed: false,
+            reason: None,
+            kernel_path: self.kernel.display().to_string(),
+            kernel_release: None,
+            panic: None,
+            vmcore_bytes: None,
+            cpus: None,
+            log_ms: None,
+            captured_ms: None,
+            recovered_ms: None,
+        };
+        let tested = self.test(&mut report).await;
+        self.operation.step("terminating the throw-away instance");
+        let ended = self.throw_away(tested.is_ok()).await;
+        report.reason = tested.and(ended).err();
+        report.passed = report.reason.is_none();
+        report.ended_at = wall_clock::now_rfc3339();
+        let result = serde_json::to_value(&report).ok();
+        match &report.reason {
+            None => self.operation.succeed(result),
+            Some(reason) => {
+                let text =
+                    format!("a failed instance would not be captured as it should: {reason}");
+                let error = ApiError::new(ErrorCode::Internal, text).hint(
+                    "`kmorphctl recovery-log kmorph-doctor` and the daemon's log have the steps",
+                );
+                self.operation.fail(error, result);
+            }
+        }
+        report
+    }
+
+    async fn test(&self, report: &mut DoctorReport) -> Result<(), String> {
+        self.operation.step("starting a throw-away instance");
+        self.spawn().await?;
+        self.require_vmcore().await?;
+        let recoveries = self.recoveries().await?;
+        let last = recoveries.last().map_or(0, |record| record.id);
+        self.operation.step("having its kernel panic");
+        let provoked = self.instance().await?.send(ProvokePanic).await;
+        provoked.map_err(|error| error.to_string())??;
+        self.operation
+            .step("waiting for it to be captured and healed");
+        let record = self.recovered(last).await?;
+        report.recovered_ms = record.total_ms;
+        let vmcore = record.vmcore.unwrap_or_default();
+        report.log_ms = vmcore.log_ms;
+        report.captured_ms = vmcore.captured_ms;
+        report.vmcore_bytes = vmcore.bytes;
+        if let Some(error) = vmcore.error.or(vmcore.log_error) {
+            return Err(error);
+        }
+        if record.outcome != RecoveryOutcome::Recovered {
+            let reason = record.reason.unwrap_or_default();
+            return Err(format!("it was not healed: {reason}"));
+        }
+        let path = vmcore.path.ok_or("the history names no vmcore")?;
+        self.operation.step("reading its vmcore");
+        let level = self.services.settings.borrow().vmcore.level;
+        let read = tokio::task::spawn_blocking(move || read(Path::new(&path), level)).await;
+        let read = read.map_err(|error| error.to_string())??;
+        report.kernel_release = read.release;
+        report.panic = read.panic;
+        report.cpus = u32::try_from(read.cpus).ok();
+        Ok(())
+    }
+
+    async fn spawn(&self) -> Result<(), String> {
+        let spawn = Spawn {
+            request: SpawnRequest {
+                name: DOCTOR_NAME.to_owned(),
+                kernel: self.kernel.display().to_string(),
+                kernel_cmdline: self.cmdline.to_owned(),
+                initramfs: None,
+                cpus: 1,
+                memory_bytes: None,
+                workload: None,
+                publish: Vec::new(),
+                monitor: true,
+                heartbeat_timeout_s: None,
+            },
+            uid: None,
+            throw_away: true,
+        };
+        let begun = self.supervisor.send(spawn).await;
+        let id = begun.map_err(gone)?.map_err(|error| error.message)?;
+        self.succeeded(&id).await
+    }
+
+    async fn require_vmcore(&self) -> Result<(), String> {
+        let patch = PolicyPatch {
+            auto_heal: Some(true),
+            vmcore: Some(VmcorePolicy::Required),
+            ..PolicyPatch::default()
+        };
+        let change = ChangePolicies([(DOCTOR_NAME.to_owned(), patch)].into());
+        let changed = self.supervisor.send(change).await.map_err(gone)?;
+        changed.map(drop).map_err(|error| error.message)
+    }
+
+    async fn instance(&self) -> Result<Addr<Instance>, String> {
+        let found = self.supervisor.send(Find(DOCTOR_NAME.to_owned())).await;
+        found.map_err(gone)?.map_err(|error| error.message)
+    }
+
+    async fn recoveries(&self) -> Result<Vec<RecoveryRecord>, String> {
+        self.supervisor.send(GetRecoveries).await.map_err(gone)
+    }
+
+    /// The recovery of the instance after the one numbered `last`, when it is over.
+    async fn recovered(&self, last: u64) -> Result<RecoveryRecord, String> {
+        let mut news = self.services.events.watch();
+        let look = async {
+            loop {
+                news.mark_unchanged();
+                let all = self.recoveries().await?;
+                let own = all.into_iter().find(|record| {
+                    record.id > last
+                        && record.instance == DOCTOR_NAME
+                        && record.outcome != RecoveryOutcome::Running
+                });
+                match own {
+                    Some(record) => return Ok(record),
+                    None => news.changed().await.map_err(|error| error.to_string())?,
+                }
+            }
+        };
+        let waited = tokio::time::timeout(STEP_TIMEOUT, look).await;
+        waited.unwrap_or_else(|_| Err(format!("its panic led to nothing within {STEP_TIMEOUT:?}")))
+    }
+
+    /// Ends the instance and forgets what was captured of it. When the test failed, its vmcores and logs stay.
+    async fn throw_away(&self, passed: bool) -> Result<(), String> {
+        let Ok(instance) = self.instance().await else {
+            return Ok(());
+        };
+        let operations = &self.services.operations;
+        let begun = operations.begin(OperationKind::Terminate, DOCTOR_NAME, None);
+        let operation = begun.map_err(|error| error.message)?;
+        let id = operation.id();
+        let force = true;
+        let asked = instance.send(Terminate { force, operation }).await;
+        asked.map_err(gone)?.map_err(|error| error.message)?;
+        self.succeeded(&id).await?;
+        let dir = self.services.settings.borrow().vmcore.dir.join(DOCTOR_NAME);
+        if passed && let Err(error) = tokio::fs::remove_dir_all(&dir).await {
+            return Err(format!("removing {dir:?}: {error}"));
+        }
+        Ok(())
+    }
+
+    /// Waits until an operation is over.
+    async fn succeeded(&self, id: &str) -> Result<(), String> {
+        let operations = &self.services.operations;
+        let mut news = operations.watch();
+        let look = async {
+            loop {
+                news.mark_unchanged();
+                let now: Operation = operations.get(id).map_err(|error| error.message)?;
+                match (now.state, now.error) {
+                    (OperationState::Succeeded, _) => return Ok(()),
+                    (OperationState::Running, _) => {
+                        news.changed().await.map_err(|error| error.to_string())?;
+                    }
+                    (_, Some(error)) => return Err(error.message),
+                    (_, None) => return Err(format!("operation {id} was cancelled")),
+                }
+            }
+        };
+        let waited = tokio::time::timeout(STEP_TIMEOUT, look).await;
+        waited.unwrap_or_else(|_| Err(format!("operation {id} took longer than {STEP_TIMEOUT:?}")))
+    }
+}
+
+fn gone(error: MailboxError) -> String {
+    format!("its actor is gone: {error}")
+}
+
+/// Reads a vmcore as an operator would. `level` is what was to be left out of it.
+fn read(path: &Path, level: u32) -> Result<Read, String> {
+    let opened = Dump::open(path).map_err(|error| format!("opening {path:?}: {error}"))?;
+    let dump = opened.map_err(|error| format!("reading {path:?}: {error}"))?;
+    let report = analyse(&dump, AnalysisOptions { scan: true });
+    let report = report.map_err(|error| format!("reading {path:?}: {error}"))?;
+    if !report.file.complete || report.file.checksum != "holds" {
+        return Err(format!(
+            "{path:?} is not complete, or its checksum does not hold"
+        ));
+    }
+    let Some(log) = &report.log else {
+        return Err(format!(
+            "{path:?} has no log: {}",
+            report.problems.join("; ")
+        ));
+    };
+    if !log.text.contains(LAST_WORDS) {
+        return Err(format!("the log in {path:?} does not tell of the panic"));
+    }
+    if report.cpus.is_empty() {
+        return Err(format!("{path:?} has the registers of no CPU"));
+    }
+    if let Some(reason) = unread(&report, level) {
+        return Err(format!("{path:?} could not be read whole: {reason}"));
+    }
+    Ok(Read {
+        release: report.kernel.and_then(|kernel| kernel.release),
+        panic: report.crash.panic,
+        cpus: report.cpus.len(),
+    })
+}
+
+/// What a vmcore of a kernel that panicked should tell and this one does not: what was left out at `level`, what its
+/// pages are used for, and where its CPUs were.
+fn unread(report: &Report, level: u32) -> Option<String> {
+    let problems = || report.problems.join("; ");
+    if report.memory.kinds.is_none() {
+        return Some(format!("what its pages are used for: {}", problems()));
+    }
+    let done = report.file.level.unwrap_or(0);
+    if done < level {
+        return Some(format!("level {done} was left out, and not {level}"));
+    }
+    // A kernel before Linux 6.0 does not say where its symbols are.
+    let says_not = |problem: &String| problem.starts_with(SYMBOLS_MISSING);
+    let unnamed = |cpu: &&CpuReport| cpu.mode == "kernel" && cpu.at.is_none();
+    match report.cpus.iter().find(unnamed) {
+        Some(cpu) if !report.problems.iter().any(says_not) => Some(format!(
+            "CPU {} is at a place that no symbol names: {}",
+            cpu.index,
+            problems()
+        )),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kmorph_vmcore::kernel::pages::PageCounts;
+
+    use super::*;
+
+    /// The report on a real dump, which is too small to have descriptions of pages and symbols: those are added.
+    fn golden() -> Report {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../vmcore/tests/golden/linux-6.12.kdump-lzo"
+        );
+        let dump = Dump::open(Path::new(path)).unwrap().unwrap();
+        let mut report = analyse(&dump, AnalysisOptions::default()).unwrap();
+        report.memory.kinds = Some(PageCounts::default());
+        report.cpus[0].at = Some("panic+0x1".to_owned());
+        report.problems.clear();
+        report
+    }
+
+    #[test]
+    fn a_vmcore_that_tells_less_than_it_should_fails_the_test() {
+        let report = golden();
+        let level = report.file.level.unwrap();
+        assert_eq!(unread(&report, level), None, "{:?}", report.problems);
+        let why = unread(&report, level + 32).unwrap();
+        assert!(why.contains("was left out"), "{why}");
+
+        let mut unnamed = golden();
+        unnamed.cpus[0].at = None;
+        unnamed.cpus[0].mode = "kernel";
+        let why = unread(&unnamed, level).unwrap();
+        assert!(why.contains("no symbol names"), "{why}");
+        unnamed.problems = vec![format!("{SYMBOLS_MISSING} SYMBOL(kallsyms_names)")];
+        assert_eq!(unread(&unnamed, level), None);
+
+        let mut unknown = golden();
+        unknown.memory.kinds = None;
+        let why = unread(&unknown, level).unwrap();
+        assert!(why.contains("pages are used for"), "{why}");
+    }
+}
