@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use kmorph_actors::control::{self, Access, Api, DaemonRequest};
+use kmorph_actors::model::OperationKind;
 use kmorph_actors::model::settings::Settings;
 use kmorph_actors::model::settings::Stock;
 use kmorph_actors::platform::events::{Draft, EventLog};
@@ -27,7 +28,7 @@ use kmorph_backends::contract::Backend;
 use kmorph_backends::embedded::{EmbeddedBackend, EmbeddedConfig};
 use kmorph_backends::multikernel::{MultikernelBackend, MultikernelConfig};
 use kmorph_backends::qemu::{AccelChoice, KerfConfig, QemuBackend, QemuConfig};
-use kmorph_control_api::{ApiError, ErrorCode, OperationKind, ReloadReport};
+use kmorph_control_api::{ApiError, ErrorCode, ReloadReport};
 use kmorph_files::{OwnDir, PRIVATE_DIR, Refusal};
 use slog::{Logger, info, warn};
 use tokio::signal::unix::{SignalKind, signal};

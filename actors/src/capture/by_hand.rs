@@ -12,8 +12,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::model::{
+    CaptureReport, Command, EventKind, Failure, FailureKind, OperationResult, Progress,
+};
 use actix::Recipient;
-use kmorph_control_api::{ApiError, CaptureReport, ErrorCode, EventKind, Progress};
 use kmorph_vmcore::writer::{WriteError, partial_path};
 use kmp_proto::time::Instant;
 use slog::warn;
@@ -33,8 +35,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 ///
 /// # Errors
 /// When it is there already, or its directory is not.
-pub async fn check_output(path: &Path) -> Result<(), ApiError> {
-    let invalid = |text: String| Err(ApiError::new(ErrorCode::InvalidRequest, text));
+pub async fn check_output(path: &Path) -> Result<(), Failure> {
+    let invalid = |text: String| Err(Failure::new(FailureKind::InvalidRequest, text));
     if !path.is_absolute() {
         return invalid(format!("output: {path:?} is not an absolute path"));
     }
@@ -43,7 +45,7 @@ pub async fn check_output(path: &Path) -> Result<(), ApiError> {
     }
     if tokio::fs::symlink_metadata(path).await.is_ok() {
         let text = format!("{path:?} exists already, and is not overwritten");
-        return Err(ApiError::new(ErrorCode::AlreadyExists, text).hint("name another file"));
+        return Err(Failure::new(FailureKind::AlreadyExists, text).hint("name another file"));
     }
     let directory = path.parent().unwrap_or(Path::new("/"));
     match tokio::fs::metadata(directory).await {
@@ -247,16 +249,16 @@ impl Under {
             End::Failed(error) => return operation.fail(refusal(&row.instance, &error), None),
             End::Done(dumped) => self.report(row, dumped, path),
         };
-        let result = serde_json::to_value(&report).ok();
+        let written = report.path.clone();
+        let result = Some(OperationResult::Capture(Box::new(report)));
         match self.not_resumed {
             None => operation.succeed(result),
             Some(reason) => {
                 let text = format!(
                     "{} is written, but {} stands still: it could not be resumed: {reason}",
-                    report.path, row.instance
+                    written, row.instance
                 );
-                let error = ApiError::new(ErrorCode::Internal, text)
-                    .hint("it is healed as one that hangs; `kmorphctl status` shows it");
+                let error = Failure::new(FailureKind::Internal, text).hint(Command::SeeHealing);
                 operation.fail(error, result);
             }
         }
@@ -295,18 +297,18 @@ async fn remove_partial(services: &Services, row: &GenerationRow, output: &Path)
     }
 }
 
-fn refusal(instance: &str, error: &CaptureError) -> ApiError {
+fn refusal(instance: &str, error: &CaptureError) -> Failure {
     let code = match error {
-        CaptureError::Journal(_) => ErrorCode::JournalUnavailable,
-        CaptureError::Memory(_) => ErrorCode::WrongState,
-        CaptureError::Write(WriteError::Exists { .. }) => ErrorCode::AlreadyExists,
+        CaptureError::Journal(_) => FailureKind::JournalUnavailable,
+        CaptureError::Memory(_) => FailureKind::WrongState,
+        CaptureError::Write(WriteError::Exists { .. }) => FailureKind::AlreadyExists,
         CaptureError::Write(WriteError::NoRoom { .. } | WriteError::Create { .. }) => {
-            ErrorCode::Unavailable
+            FailureKind::Unavailable
         }
-        CaptureError::TimedOut => ErrorCode::Timeout,
-        _ => ErrorCode::Internal,
+        CaptureError::TimedOut => FailureKind::Timeout,
+        _ => FailureKind::Internal,
     };
-    ApiError::new(
+    Failure::new(
         code,
         format!("the memory of {instance} was not captured: {error}"),
     )

@@ -3,7 +3,7 @@
 //!
 //! Nothing is frozen or written: the memory is read as it is.
 
-use kmorph_control_api::EventKind;
+use crate::model::EventKind;
 use kmorph_vmcore::analysis::shortfalls;
 use slog::{info, warn};
 

@@ -7,8 +7,7 @@ use std::time::Duration;
 use actix_web::{HttpRequest, web};
 use kmorph_control_api::{
     ApiError, CaptureRequest, CommitRequest, DaemonStatus, DoctorRequest, ErrorCode, MorphRequest,
-    Operation, OperationKind, PingReport, Policy, PolicyPatch, PolicySet, ReloadReport,
-    SpawnRequest, StopRequest,
+    Operation, PingReport, Policy, PolicyPatch, PolicySet, ReloadReport, SpawnRequest, StopRequest,
 };
 use kmp_proto::morph::CommitLimit;
 use serde::Deserialize;
@@ -21,6 +20,7 @@ use super::endpoint::{Endpoint, delete, patch, post, put};
 use super::{Api, DaemonRequest};
 use crate::capture::by_hand::check_output;
 use crate::instance::{CaptureVmcore, CommandKind, MorphControl, PingInstance, Recover, Terminate};
+use crate::model::OperationKind;
 use crate::supervisor::{BeginDoctor, BeginMorph, ChangePolicies, GetDaemon, Spawn};
 
 pub(super) fn endpoints() -> Vec<Endpoint> {
@@ -98,7 +98,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
 impl Api {
     /// The operation as it is now; what began meanwhile may already have failed.
     fn begun(&self, id: &str) -> Result<Operation, ApiError> {
-        self.operations.get(id)
+        Ok(self.operations.get(id)?.into())
     }
 }
 
@@ -127,7 +127,7 @@ async fn stop_daemon(
         let busy = |_| ApiError::new(ErrorCode::Busy, "the daemon is stopping already");
         let status = api.supervisor.send(GetDaemon).await.map_err(actor_gone)?;
         api.daemon.try_send(stopping).map_err(busy)?;
-        Ok(status)
+        Ok(status.into())
     };
     answer(work.await)
 }
@@ -140,7 +140,7 @@ async fn spawn_instance(
     let work = async {
         let uid = Some(api.admit(&request)?);
         let spawn = Spawn {
-            request: body,
+            request: body.try_into()?,
             uid,
             throw_away: false,
         };
@@ -181,11 +181,9 @@ async fn terminate_instance(
 
 async fn ping_instance(api: web::Data<Api>, name: web::Path<String>) -> Answer<PingReport> {
     let work = async {
-        api.find(&name)
-            .await?
-            .send(PingInstance)
-            .await
-            .map_err(actor_gone)?
+        let instance = api.find(&name).await?;
+        let answered = instance.send(PingInstance).await.map_err(actor_gone)??;
+        Ok(answered.into())
     };
     answer(work.await)
 }
@@ -219,7 +217,7 @@ async fn begin_morph(
         let uid = Some(api.admit(&request)?);
         let begin = BeginMorph {
             name: name.into_inner(),
-            request: body,
+            request: body.into(),
             uid,
         };
         let id = api.supervisor.send(begin).await.map_err(actor_gone)??;
@@ -314,7 +312,7 @@ async fn begin_doctor(
     let work = async {
         let begin = BeginDoctor {
             uid: Some(api.admit(&request)?),
-            request: body,
+            kernel: body.kernel.map(Into::into),
         };
         let id = api.supervisor.send(begin).await.map_err(actor_gone)??;
         api.begun(&id)
@@ -330,10 +328,13 @@ async fn change_policy(
 ) -> Answer<Policy> {
     let work = async {
         api.admit(&request)?;
-        let change = ChangePolicies([(name.clone(), body)].into());
+        let change = ChangePolicies([(name.clone(), body.into())].into());
         let mut changed = api.supervisor.send(change).await.map_err(actor_gone)??;
         let gone = || ApiError::new(ErrorCode::NotFound, "it is gone");
-        changed.remove(name.as_str()).ok_or_else(gone)
+        changed
+            .remove(name.as_str())
+            .map(Into::into)
+            .ok_or_else(gone)
     };
     answer(work.await)
 }
@@ -353,11 +354,16 @@ async fn import_policies(
                 return Err(ApiError::new(ErrorCode::InvalidRequest, text)
                     .hint("nothing was changed; correct the file and import it again"));
             }
-            patches.insert(name, PolicyPatch::from(policy));
+            patches.insert(name, PolicyPatch::from(policy).into());
         }
         let change = ChangePolicies(patches);
-        let instance = api.supervisor.send(change).await.map_err(actor_gone)??;
-        Ok(PolicySet { instance })
+        let changed = api.supervisor.send(change).await.map_err(actor_gone)??;
+        let policies = changed
+            .into_iter()
+            .map(|(name, policy)| (name, policy.into()));
+        Ok(PolicySet {
+            instance: policies.collect(),
+        })
     };
     answer(work.await)
 }
@@ -369,7 +375,7 @@ async fn cancel_operation(
 ) -> Begun {
     let work = async {
         api.admit(&request)?;
-        api.operations.cancel(&id)
+        Ok(api.operations.cancel(&id)?.into())
     };
     Begun(work.await)
 }

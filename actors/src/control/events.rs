@@ -11,7 +11,7 @@ use actix_web::web::Bytes;
 use actix_web::{FromRequest, HttpRequest, HttpResponse, Responder, web};
 use futures_util::future::{Ready, ready};
 use futures_util::stream;
-use kmorph_control_api::{ApiError, ErrorCode, Event, EventKind};
+use kmorph_control_api::{ApiError, ErrorCode, Event};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -22,6 +22,7 @@ use super::answers::{refuse, response};
 use super::connections::Streaming;
 use super::endpoint::{Endpoint, Gives, Schemas, Taken, Takes, get, media, reference};
 use super::seats::Seat;
+use crate::model::EventKind;
 use crate::platform::events::{Encoded, EventLog};
 
 /// Events taken from the log at once.
@@ -156,12 +157,19 @@ async fn stream_events(
     Stream(stream)
 }
 
+/// An event as the API shows it.
+fn shown(event: &Encoded) -> Option<String> {
+    let event = Event::from(event.decode().ok()?);
+    serde_json::to_string(&event).ok()
+}
+
 impl Reader {
     async fn next(&mut self) -> Option<Bytes> {
         loop {
             if let Some(event) = self.ready.pop_front() {
-                let (id, json) = (event.id, event.json);
-                return Some(Bytes::from(format!("id: {id}\ndata: {json}\n\n")));
+                // What this daemon cannot read any more it cannot show.
+                let Some(json) = shown(&event) else { continue };
+                return Some(Bytes::from(format!("id: {}\ndata: {json}\n\n", event.id)));
             }
             self.newest.borrow_and_update();
             let found = self.log.after(self.after, BATCH).await;

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::Api;
 use super::answers::{actor_gone, response};
 use super::endpoint::{Endpoint, Gives, Schemas, get, media};
+use super::translate::each;
 use crate::platform::wall_clock;
 use crate::supervisor::{GetDaemon, List};
 
@@ -43,7 +44,7 @@ async fn show_metrics(api: web::Data<Api>) -> Exposition {
     let asked = async {
         let daemon = api.supervisor.send(GetDaemon).await.map_err(actor_gone)?;
         let instances = api.supervisor.send(List).await.map_err(actor_gone)?;
-        Ok(render(&daemon, &instances))
+        Ok(render(&daemon.into(), &each(instances)))
     };
     Exposition(asked.await)
 }

@@ -15,6 +15,7 @@ mod metrics;
 mod openapi;
 mod reads;
 mod seats;
+mod translate;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -127,15 +128,14 @@ impl Api {
     }
 
     async fn find(&self, name: &str) -> Result<Addr<Instance>, ApiError> {
-        self.supervisor
-            .send(Find(name.to_owned()))
-            .await
-            .map_err(actor_gone)?
+        let found = self.supervisor.send(Find(name.to_owned())).await;
+        Ok(found.map_err(actor_gone)??)
     }
 
     async fn status(&self, name: &str) -> Result<InstanceStatus, ApiError> {
         let instance = self.find(name).await?;
-        instance.send(GetStatus).await.map_err(actor_gone)
+        let shown = instance.send(GetStatus).await.map_err(actor_gone)?;
+        Ok(shown.into())
     }
 }
 

@@ -13,6 +13,7 @@ use utoipa::IntoParams;
 use super::Api;
 use super::answers::{Answer, Listing, actor_gone, answer};
 use super::endpoint::{Endpoint, get};
+use super::translate::each;
 use crate::instance::{GetHealth, GetHeartbeat, GetMorphStatus, GetStatus};
 use crate::supervisor::{Addresses, GetDaemon, GetRecoveries, List};
 
@@ -46,11 +47,13 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
 
 async fn show_daemon(api: web::Data<Api>) -> Answer<DaemonStatus> {
     crate::platform::fault::point("control");
-    answer(api.supervisor.send(GetDaemon).await.map_err(actor_gone))
+    let asked = api.supervisor.send(GetDaemon).await;
+    answer(asked.map(Into::into).map_err(actor_gone))
 }
 
 async fn list_instances(api: web::Data<Api>) -> Listing<InstanceSummary> {
-    Listing(api.supervisor.send(List).await.map_err(actor_gone))
+    let asked = api.supervisor.send(List).await;
+    Listing(asked.map(each).map_err(actor_gone))
 }
 
 /// In place of the value of an environment variable, for those who may only look.
@@ -75,7 +78,8 @@ async fn show_instance(
 async fn show_heartbeat(api: web::Data<Api>, name: web::Path<String>) -> Answer<HeartbeatStatus> {
     let asked = async {
         let instance = api.find(&name).await?;
-        instance.send(GetHeartbeat).await.map_err(actor_gone)
+        let shown = instance.send(GetHeartbeat).await.map_err(actor_gone)?;
+        Ok(shown.into())
     };
     answer(asked.await)
 }
@@ -83,7 +87,8 @@ async fn show_heartbeat(api: web::Data<Api>, name: web::Path<String>) -> Answer<
 async fn show_health(api: web::Data<Api>, name: web::Path<String>) -> Answer<HealthReport> {
     let asked = async {
         let instance = api.find(&name).await?;
-        instance.send(GetHealth).await.map_err(actor_gone)
+        let shown = instance.send(GetHealth).await.map_err(actor_gone)?;
+        Ok(shown.into())
     };
     answer(asked.await)
 }
@@ -91,7 +96,8 @@ async fn show_health(api: web::Data<Api>, name: web::Path<String>) -> Answer<Hea
 async fn show_morph(api: web::Data<Api>, name: web::Path<String>) -> Answer<MorphStatus> {
     let asked = async {
         let instance = api.find(&name).await?;
-        instance.send(GetMorphStatus).await.map_err(actor_gone)?
+        let shown = instance.send(GetMorphStatus).await.map_err(actor_gone)??;
+        Ok(shown.into())
     };
     answer(asked.await)
 }
@@ -105,7 +111,7 @@ async fn list_policies(api: web::Data<Api>) -> Answer<PolicySet> {
         let mut set = PolicySet::default();
         for (name, instance) in api.supervisor.send(Addresses).await.map_err(actor_gone)? {
             if let Ok(status) = instance.send(GetStatus).await {
-                set.instance.insert(name, status.policy);
+                set.instance.insert(name, status.policy.into());
             }
         }
         Ok(set)
@@ -128,7 +134,7 @@ async fn list_recoveries(
 ) -> Listing<RecoveryRecord> {
     let all = api.supervisor.send(GetRecoveries).await.map_err(actor_gone);
     // Times are RFC 3339 in UTC with the same precision: their order is the order of their text.
-    let wanted = |r: &RecoveryRecord| {
+    let wanted = |r: &crate::model::RecoveryRecord| {
         query
             .instance
             .as_ref()
@@ -138,11 +144,11 @@ async fn list_recoveries(
                 .as_ref()
                 .is_none_or(|since| r.started_at >= *since)
     };
-    Listing(all.map(|all| all.into_iter().filter(wanted).collect()))
+    Listing(all.map(|all| each(all.into_iter().filter(wanted))))
 }
 
 async fn list_operations(api: web::Data<Api>) -> Listing<Operation> {
-    Listing(Ok(api.operations.list()))
+    Listing(Ok(each(api.operations.list())))
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -160,7 +166,9 @@ async fn show_operation(
     query: web::Query<WaitQuery>,
 ) -> Answer<Operation> {
     let wait = Duration::from_millis(query.wait_ms.unwrap_or(0).min(OPERATION_WAIT_MAX_MS));
-    let news = |o: &Operation| o.is_over() || query.seen.is_none_or(|seen| o.revision > seen);
+    let news = |o: &crate::model::Operation| {
+        o.is_over() || query.seen.is_none_or(|seen| o.revision > seen)
+    };
     let mut changes = api.operations.watch();
     let wait_for_news = async {
         loop {
@@ -173,8 +181,9 @@ async fn show_operation(
             }
         }
     };
-    match tokio::time::timeout(wait, wait_for_news).await {
-        Ok(result) => answer(result),
-        Err(_) => answer(api.operations.get(&id)),
-    }
+    let shown = match tokio::time::timeout(wait, wait_for_news).await {
+        Ok(shown) => shown,
+        Err(_) => api.operations.get(&id),
+    };
+    answer(shown.map(Into::into).map_err(Into::into))
 }

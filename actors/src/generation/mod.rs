@@ -8,12 +8,12 @@
 pub mod release;
 pub mod workload;
 
+use crate::model::{Command, Failure, FailureKind, Workload};
 use kmorph_backends::contract::{
     BackendKind, HostListener, Placement, Proof, REGISTERS, SpawnError, SpawnSpec,
 };
 use kmorph_backends::kernel_image::{BadImage, KernelImage};
 use kmorph_backends::key::KEY_FILE;
-use kmorph_control_api::{ApiError, ErrorCode, WorkloadRequest};
 use kmorph_launch::{InstanceName, PublishedPort, StartMode, WorkloadSpec};
 use kmp_proto::fence::{Confirmation, FenceCertificate, FenceMethod, FenceOrder};
 use slog::{info, warn};
@@ -35,12 +35,12 @@ use crate::services::Services;
 
 /// Why a generation did not start, and whether something of it is left.
 struct NotStarted {
-    error: ApiError,
+    error: Failure,
     remains: bool,
 }
 
-impl From<ApiError> for NotStarted {
-    fn from(error: ApiError) -> Self {
+impl From<Failure> for NotStarted {
+    fn from(error: Failure) -> Self {
         Self {
             error,
             remains: false,
@@ -49,8 +49,8 @@ impl From<ApiError> for NotStarted {
 }
 
 /// A journal that cannot be written stops every change.
-pub fn journal_failure(error: &JournalError) -> ApiError {
-    ApiError::new(ErrorCode::JournalUnavailable, error.to_string())
+pub fn journal_failure(error: &JournalError) -> Failure {
+    Failure::new(FailureKind::JournalUnavailable, error.to_string())
         .hint("nothing was changed; instances go on running")
 }
 
@@ -58,41 +58,41 @@ pub fn journal_failure(error: &JournalError) -> ApiError {
 ///
 /// # Errors
 /// When it is no usable image, or not the one that was recorded.
-pub async fn read_kernel(path: &Path, recorded: Option<&str>) -> Result<KernelImage, ApiError> {
+pub async fn read_kernel(path: &Path, recorded: Option<&str>) -> Result<KernelImage, Failure> {
     let owned = path.to_owned();
     let read = ambient::blocking(move || KernelImage::read(&owned)).await;
     let image = read
-        .map_err(|e| ApiError::new(ErrorCode::Internal, format!("reading {path:?}: {e}")))?
+        .map_err(|e| Failure::new(FailureKind::Internal, format!("reading {path:?}: {e}")))?
         .map_err(|e| image_refused(&e))?;
     if recorded.is_some_and(|sha256| sha256 != image.sha256()) {
         let text = format!("the kernel image {path:?} has changed since it was recorded");
-        return Err(ApiError::new(ErrorCode::KernelChanged, text)
+        return Err(Failure::new(FailureKind::KernelChanged, text)
             .hint("morph the instance to the new image instead of replacing the file"));
     }
     Ok(image)
 }
 
 /// What kind of refusal it is: the file's fault, the caller's, or the machine's.
-fn image_refused(error: &BadImage) -> ApiError {
+fn image_refused(error: &BadImage) -> Failure {
     use std::io::ErrorKind;
     let (code, hint) = match error {
-        BadImage::NotAKernel { .. } => (ErrorCode::BadKernelImage, None),
+        BadImage::NotAKernel { .. } => (FailureKind::BadKernelImage, None),
         BadImage::Unreadable { source, .. } => match source.kind() {
             ErrorKind::NotFound
             | ErrorKind::NotADirectory
             | ErrorKind::InvalidFilename
             | ErrorKind::PermissionDenied => {
                 let hint = "the daemon opens it itself: name a file that its user can read";
-                (ErrorCode::KernelUnreadable, Some(hint))
+                (FailureKind::KernelUnreadable, Some(hint))
             }
             // No descriptors, no memory, a disk that fails.
             _ => (
-                ErrorCode::Unavailable,
+                FailureKind::Unavailable,
                 Some("the image was not judged; try again"),
             ),
         },
     };
-    let refusal = ApiError::new(code, error.to_string());
+    let refusal = Failure::new(code, error.to_string());
     match hint {
         Some(hint) => refusal.hint(hint),
         None => refusal,
@@ -111,7 +111,7 @@ impl Services {
         cpus: u16,
         memory_bytes: u64,
         write: impl FnOnce(GenerationRow) -> W,
-    ) -> Result<GenerationRow, ApiError>
+    ) -> Result<GenerationRow, Failure>
     where
         W: Future<Output = Result<(), JournalError>>,
     {
@@ -128,7 +128,7 @@ impl Services {
                     BackendKind::Multikernel => "give the kernel's pool more with kerf init",
                 };
                 let hint = format!("ask for less, terminate an instance, or {enlarge}");
-                ApiError::new(ErrorCode::InsufficientResources, text).hint(hint)
+                Failure::new(FailureKind::InsufficientResources, text).hint(hint)
             })?;
         let run_dir = self.settings.borrow().run_dir.clone();
         let row = GenerationRow {
@@ -169,7 +169,7 @@ impl Services {
         instance: &InstanceRow,
         start: StartMode,
         predecessor: Option<Placement>,
-    ) -> Result<GenerationRow, ApiError> {
+    ) -> Result<GenerationRow, Failure> {
         match self.try_spawn(&row, instance, start, predecessor).await {
             Ok(placement) => {
                 self.note_lease(&mut row, &placement);
@@ -199,8 +199,8 @@ impl Services {
                         "{}; what was started may still run: {reason}",
                         error.message
                     );
-                    Err(ApiError::new(ErrorCode::OperatorActionNeeded, text)
-                        .hint("see that it ends, then `kmorphctl recover`"))
+                    Err(Failure::new(FailureKind::OperatorActionNeeded, text)
+                        .hint(Command::RecoverAfterEnd))
                 }
             },
             Err(NotStarted { error, .. }) => {
@@ -274,8 +274,8 @@ impl Services {
     ) -> Result<Placement, NotStarted> {
         let kernel = read_kernel(&row.kernel.path, Some(&row.kernel.sha256)).await?;
         let name: InstanceName = row.instance.parse().map_err(|e| {
-            ApiError::new(
-                ErrorCode::Internal,
+            Failure::new(
+                FailureKind::Internal,
                 format!("the journal's instance name: {e}"),
             )
         })?;
@@ -309,24 +309,24 @@ impl Services {
         };
         self.spawn_aside(spec).await.map_err(|error| {
             let code = match &error {
-                SpawnError::Refused(_) => ErrorCode::InvalidRequest,
-                SpawnError::Unavailable(_) => ErrorCode::Unavailable,
-                SpawnError::System { .. } | SpawnError::Remains(_) => ErrorCode::Internal,
+                SpawnError::Refused(_) => FailureKind::InvalidRequest,
+                SpawnError::Unavailable(_) => FailureKind::Unavailable,
+                SpawnError::System { .. } | SpawnError::Remains(_) => FailureKind::Internal,
             };
             NotStarted {
                 remains: matches!(error, SpawnError::Remains(_)),
-                error: ApiError::new(code, format!("starting {}: {error}", row.instance)),
+                error: Failure::new(code, format!("starting {}: {error}", row.instance)),
             }
         })
     }
 
     /// The published sockets for a new generation: all of them, and they listen.
-    fn listeners(&self, instance: &str) -> Result<Vec<HostListener>, ApiError> {
+    fn listeners(&self, instance: &str) -> Result<Vec<HostListener>, Failure> {
         let held = self.publisher.borrow_mut().duplicates(instance);
         let forwarded = held.and_then(|held| self.forward(instance).map(|()| held));
         forwarded.map_err(|e| {
             let text = format!("{instance} is not started without its published ports: {e}");
-            ApiError::new(ErrorCode::Unavailable, text)
+            Failure::new(FailureKind::Unavailable, text)
         })
     }
 
@@ -357,7 +357,7 @@ impl Services {
         found.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
     }
 
-    fn workload(&self, request: WorkloadRequest) -> WorkloadSpec {
+    fn workload(&self, request: Workload) -> WorkloadSpec {
         // A guest image has the program at the same path as the host.
         let program = match request.program.as_str() {
             KV_NAME => self.settings.borrow().kv_program.clone(),

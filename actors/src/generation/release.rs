@@ -15,8 +15,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::model::shown::KeptGeneration;
+use crate::model::{Command, EventKind, Failure, FailureKind};
 use kmorph_backends::contract::Placement;
-use kmorph_control_api::{ApiError, ErrorCode, EventKind, KeptGeneration};
 use kmp_proto::fence::FenceCertificate;
 use slog::{info, warn};
 use tokio::sync::oneshot;
@@ -72,14 +73,12 @@ impl Kept {
     }
 
     /// What an operation ends with that has waited long enough.
-    pub fn error(&self, what: &str) -> ApiError {
+    pub fn error(&self, what: &str) -> Failure {
         let text = format!("{what}, but {}", said(self.generation, &self.reason));
-        let hint = format!(
-            "it is tried again every {} s, also after a restart; `kmorphctl daemon status` shows whether it still has \
-             them",
-            RELEASE_RETRY.as_secs()
-        );
-        ApiError::new(ErrorCode::OperatorActionNeeded, text).hint(hint)
+        let hint = Command::SeeKept {
+            retry_s: RELEASE_RETRY.as_secs(),
+        };
+        Failure::new(FailureKind::OperatorActionNeeded, text).hint(hint)
     }
 }
 

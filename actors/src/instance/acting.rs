@@ -1,14 +1,14 @@
 //! Carries out what the engine wants done.
 
+use crate::model::{EventKind, Failure, FailureKind, OperationResult};
 use actix::prelude::*;
-use kmorph_control_api::{ApiError, ErrorCode, EventKind};
 use kmp_proto::instance::{
     Action, EndOrder, Event, JobNews, PortOrder, RecoveryOrder, Successor, WatchOrder, Wish,
 };
 use kmp_proto::recovery::Afterwards;
 use slog::{error, info};
 
-use super::{Instance, Job, status};
+use super::{Instance, Job};
 use crate::generation::journal_failure;
 use crate::morph::{SourceFailed, Terminated};
 use crate::platform::events::Draft;
@@ -58,13 +58,12 @@ impl Instance {
             Action::SpawnSucceeded => {
                 if let Some(operation) = self.waiting.take() {
                     let name = self.row.name.clone();
-                    let result = serde_json::json!({ "name": name, "state": "running" });
-                    operation.succeed(Some(result));
+                    operation.succeed(Some(OperationResult::Running { name }));
                 }
             }
             Action::Disappoint => {
                 if let Some(operation) = self.waiting.take() {
-                    operation.fail(ApiError::new(ErrorCode::WrongState, TERMINATED), None);
+                    operation.fail(Failure::new(FailureKind::WrongState, TERMINATED), None);
                 }
             }
             Action::End(EndOrder::Asked { force }) => self.begin_end(force, ctx),
@@ -108,8 +107,8 @@ impl Instance {
     }
 
     fn show(&self) {
-        let state = status::state_of(self.engine.condition());
         let name = self.engine.condition().as_str();
+        let state = name.replace(' ', "_");
         let text = match self.engine.reason() {
             Some(reason) => format!("{name}: {reason}"),
             None => name.to_owned(),

@@ -5,9 +5,9 @@
 
 use std::path::PathBuf;
 
+use crate::model::{Failure, FailureKind};
 use actix::prelude::*;
 use kmorph_backends::contract::BackendKind;
-use kmorph_control_api::{ApiError, ErrorCode};
 use kmp_proto::instance::{Event, Request};
 
 use super::Instance;
@@ -17,7 +17,7 @@ use crate::platform::operations::Handle;
 
 /// Capture its memory now, whatever its state.
 #[derive(Message)]
-#[rtype(result = "Result<(), ApiError>")]
+#[rtype(result = "Result<(), Failure>")]
 pub struct CaptureVmcore {
     /// The file to write; see [`check_output`](crate::capture::by_hand::check_output).
     pub output: PathBuf,
@@ -32,10 +32,10 @@ pub(super) struct Ready {
 }
 
 impl Handler<CaptureVmcore> for Instance {
-    type Result = Result<(), ApiError>;
+    type Result = Result<(), Failure>;
 
     fn handle(&mut self, request: CaptureVmcore, ctx: &mut Self::Context) -> Self::Result {
-        let refused = |operation: Handle, error: ApiError| {
+        let refused = |operation: Handle, error: Failure| {
             operation.fail(error.clone(), None);
             Err(error)
         };
@@ -44,7 +44,7 @@ impl Handler<CaptureVmcore> for Instance {
         }
         let Some(turn) = self.services.captures.now() else {
             let text = "another memory is being captured, and one is captured at a time";
-            let error = ApiError::new(ErrorCode::Busy, text).hint("try again when it is done");
+            let error = Failure::new(FailureKind::Busy, text).hint("try again when it is done");
             return refused(request.operation, error);
         };
         self.asked.capture = Some(Ready { request, turn });
@@ -96,30 +96,30 @@ impl Handler<ProvokePanic> for Instance {
 }
 
 impl Instance {
-    fn uncapturable(&self) -> Option<ApiError> {
+    fn uncapturable(&self) -> Option<Failure> {
         let name = &self.row.name;
         let refused = match self.row.spec.backend {
             BackendKind::Qemu => None,
             BackendKind::Embedded => Some((
-                ErrorCode::WrongState,
+                FailureKind::WrongState,
                 format!("{name} has no kernel of its own: it is a process (embedded)"),
                 "`gcore` captures the memory of a process",
             )),
             BackendKind::Multikernel => Some((
-                ErrorCode::NotImplemented,
+                FailureKind::NotImplemented,
                 format!("the memory of {name} cannot be captured yet: its backend is multikernel"),
                 "docs/multikernel.md says what is missing",
             )),
         };
         if let Some((code, text, hint)) = refused {
-            return Some(ApiError::new(code, text).hint(hint));
+            return Some(Failure::new(code, text).hint(hint));
         }
         if let Err(doing) = self.engine.may(Request::Capture) {
             return Some(self.busy("captured", doing));
         }
         if self.generation.placement.is_none() {
             let text = format!("nothing is left of the memory of {name}");
-            return Some(ApiError::new(ErrorCode::WrongState, text));
+            return Some(Failure::new(FailureKind::WrongState, text));
         }
         None
     }

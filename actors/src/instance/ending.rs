@@ -10,8 +10,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::model::{EventKind, Failure, FailureKind, OperationKind};
 use actix::prelude::*;
-use kmorph_control_api::{ApiError, ErrorCode, EventKind, OperationKind};
 use kmp_proto::fence::FenceOrder;
 use kmp_proto::instance::{Event, Wish};
 use slog::warn;
@@ -77,7 +77,7 @@ impl Instance {
                 (_, None) => {}
                 (Ok(()), Some(operation)) => operation.succeed(None),
                 (Err(reason), Some(operation)) => {
-                    let error = ApiError::new(ErrorCode::OperatorActionNeeded, reason.clone())
+                    let error = Failure::new(FailureKind::OperatorActionNeeded, reason.clone())
                         .hint("it keeps its resources; when the cause is gone, terminate it again");
                     operation.fail(error, None);
                 }

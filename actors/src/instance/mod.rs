@@ -27,8 +27,8 @@ mod status;
 mod watching;
 mod workload;
 
+use crate::model::EventKind;
 use actix::prelude::*;
-use kmorph_control_api::EventKind;
 use kmp_proto::instance::{Answer, Engine, Event, Failure, Successor};
 use kmp_proto::message::HealthStatus;
 use slog::{Logger, o};

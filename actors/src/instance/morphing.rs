@@ -1,7 +1,7 @@
 //! A morph as its instance sees it: its beginning, what is asked of it, its end.
 
+use crate::model::{Command, EventKind, Failure, FailureKind};
 use actix::prelude::*;
-use kmorph_control_api::{ApiError, ErrorCode, EventKind};
 use kmp_proto::instance::Event;
 use kmp_proto::message::Side;
 use kmp_proto::morph::Outcome;
@@ -77,13 +77,12 @@ impl Handler<MorphNews> for Instance {
 }
 
 impl Handler<MorphControl> for Instance {
-    type Result = Result<(), ApiError>;
+    type Result = Result<(), Failure>;
 
     fn handle(&mut self, control: MorphControl, _: &mut Self::Context) -> Self::Result {
         let Job::Morph(session) = &self.job else {
             let text = format!("{} has no morph under way", self.row.name);
-            let error = ApiError::new(ErrorCode::WrongState, text)
-                .hint("begin one with `kmorphctl morph prepare`");
+            let error = Failure::new(FailureKind::WrongState, text).hint(Command::PrepareMorph);
             control.operation.fail(error.clone(), None);
             return Err(error);
         };

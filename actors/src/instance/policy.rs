@@ -1,7 +1,7 @@
 //! The policy of an instance. The supervisor writes it down (`supervisor/policies.rs`); here it takes effect.
 
+use crate::model::{EventKind, Policy};
 use actix::prelude::*;
-use kmorph_control_api::{EventKind, Policy};
 use kmp_proto::instance::Event;
 
 use super::Instance;

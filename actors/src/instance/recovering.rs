@@ -1,7 +1,7 @@
 //! Recoveries of the instance, as far as they are not the engine's or the job's.
 
+use crate::model::{Failure, FailureKind, OperationResult, RecoveryOutcome, RecoveryRecord};
 use actix::prelude::*;
-use kmorph_control_api::{ApiError, ErrorCode, RecoveryOutcome, RecoveryRecord};
 use kmp_proto::instance::{Answer, Event, RecoveryEnd};
 
 use super::{Instance, Job};
@@ -72,12 +72,12 @@ impl Instance {
         self.tell(Event::RecoveryOver(end), ctx);
         // Unless the instance is ended now, and whoever waited was told that.
         if let Some(operation) = self.waiting.take() {
-            let result = serde_json::to_value(&record).ok();
+            let result = Some(OperationResult::Recovery(Box::new(record.clone())));
             match record.outcome {
                 RecoveryOutcome::Recovered => operation.succeed(result),
                 _ => {
                     let text = record.reason.unwrap_or_else(|| "not recovered".to_owned());
-                    operation.fail(ApiError::new(ErrorCode::Internal, text), result);
+                    operation.fail(Failure::new(FailureKind::Internal, text), result);
                 }
             }
         }

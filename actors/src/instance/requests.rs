@@ -2,11 +2,9 @@
 
 use std::time::Duration;
 
+use crate::model::shown::{HealthView, HeartbeatView, InstanceSummary, InstanceView, PingView};
+use crate::model::{Command, Failure, FailureKind, MorphRecord};
 use actix::prelude::*;
-use kmorph_control_api::{
-    ApiError, ErrorCode, HealthReport, HeartbeatStatus, InstanceStatus, InstanceSummary,
-    MorphStatus, PingReport,
-};
 use kmp_proto::instance::{Doing, Event, Request};
 use kmp_proto::message::TopologyEntry;
 use kmp_proto::morph::CommitLimit;
@@ -28,27 +26,27 @@ pub struct GetSummary;
 
 /// Everything.
 #[derive(Debug, Message)]
-#[rtype(result = "InstanceStatus")]
+#[rtype(result = "InstanceView")]
 pub struct GetStatus;
 
 /// Its heartbeats.
 #[derive(Debug, Message)]
-#[rtype(result = "HeartbeatStatus")]
+#[rtype(result = "HeartbeatView")]
 pub struct GetHeartbeat;
 
 /// Its health.
 #[derive(Debug, Message)]
-#[rtype(result = "HealthReport")]
+#[rtype(result = "HealthView")]
 pub struct GetHealth;
 
 /// One heartbeat now.
 #[derive(Debug, Message)]
-#[rtype(result = "Result<PingReport, ApiError>")]
+#[rtype(result = "Result<PingView, Failure>")]
 pub struct PingInstance;
 
 /// End it.
 #[derive(Message)]
-#[rtype(result = "Result<(), ApiError>")]
+#[rtype(result = "Result<(), Failure>")]
 pub struct Terminate {
     /// Without asking it first.
     pub force: bool,
@@ -58,12 +56,12 @@ pub struct Terminate {
 
 /// Heal it now, whatever its state.
 #[derive(Message)]
-#[rtype(result = "Result<(), ApiError>")]
+#[rtype(result = "Result<(), Failure>")]
 pub struct Recover(pub Handle);
 
 /// Begin a morph.
 #[derive(Message)]
-#[rtype(result = "Result<(), ApiError>")]
+#[rtype(result = "Result<(), Failure>")]
 pub struct Morph {
     /// The plan, made from [`PlanMorph`].
     pub plan: Box<MorphPlan>,
@@ -73,7 +71,7 @@ pub struct Morph {
 
 /// Go on with, or back from, a morph under way.
 #[derive(Message)]
-#[rtype(result = "Result<(), ApiError>")]
+#[rtype(result = "Result<(), Failure>")]
 pub struct MorphControl {
     /// What.
     pub kind: CommandKind,
@@ -107,20 +105,20 @@ pub struct GetSurvivor;
 
 /// The morph under way.
 #[derive(Debug, Message)]
-#[rtype(result = "Result<MorphStatus, ApiError>")]
+#[rtype(result = "Result<MorphRecord, Failure>")]
 pub struct GetMorphStatus;
 
 /// What a new morph starts from; refused when the instance cannot be morphed now.
 #[derive(Debug, Message)]
 #[rtype(
-    result = "Result<(crate::model::rows::InstanceRow, crate::model::rows::GenerationRow), ApiError>"
+    result = "Result<(crate::model::rows::InstanceRow, crate::model::rows::GenerationRow), Failure>"
 )]
 pub struct PlanMorph;
 
 /// An operation, and whoever waits for the answer whether it was granted.
 pub(super) struct Answered {
     operation: Handle,
-    answer: Option<oneshot::Sender<Result<(), ApiError>>>,
+    answer: Option<oneshot::Sender<Result<(), Failure>>>,
 }
 
 impl Answered {
@@ -137,7 +135,7 @@ impl Answered {
         self.operation
     }
 
-    pub(super) fn refused(self, error: ApiError) {
+    pub(super) fn refused(self, error: Failure) {
         self.operation.fail(error.clone(), None);
         if let Some(answer) = self.answer {
             let _ = answer.send(Err(error));
@@ -147,30 +145,24 @@ impl Answered {
 
 impl Instance {
     /// Why a request cannot be carried out now; `wanted` is what the instance was to be.
-    pub(super) fn busy(&self, wanted: &str, doing: Doing) -> ApiError {
+    pub(super) fn busy(&self, wanted: &str, doing: Doing) -> Failure {
         let (doing, hint) = match doing {
-            Doing::Spawning => ("it is being started", WAIT),
-            Doing::Recovering => ("it is being recovered", WAIT),
-            Doing::Terminating => ("it is being terminated", WAIT),
-            Doing::Morphing => (
-                "a morph is under way",
-                "finish it with `kmorphctl morph commit`, or undo it with `kmorphctl morph rollback`",
-            ),
-            Doing::Capturing => (
-                "its memory is being captured",
-                "wait until it is over, or end it with `kmorphctl operation cancel`",
-            ),
+            Doing::Spawning => ("it is being started", Command::WaitForStatus),
+            Doing::Recovering => ("it is being recovered", Command::WaitForStatus),
+            Doing::Terminating => ("it is being terminated", Command::WaitForStatus),
+            Doing::Morphing => ("a morph is under way", Command::FinishMorph),
+            Doing::Capturing => ("its memory is being captured", Command::WaitOrCancel),
             Doing::NotRunning => {
                 let state = self.engine.condition().as_str();
                 let text = format!("{} cannot be {wanted}: it is {state}", self.row.name);
-                let hint = format!(
-                    "an instance must run to be {wanted}; `kmorphctl status` shows why it does not"
-                );
-                return ApiError::new(ErrorCode::WrongState, text).hint(hint);
+                let hint = Command::SeeWhyNotRunning {
+                    wanted: wanted.to_owned(),
+                };
+                return Failure::new(FailureKind::WrongState, text).hint(hint);
             }
         };
         let text = format!("{} cannot be {wanted}: {doing}", self.row.name);
-        ApiError::new(ErrorCode::WrongState, text).hint(hint)
+        Failure::new(FailureKind::WrongState, text).hint(hint)
     }
 
     /// Asks the engine for something that has to be in the journal first; the answer comes when it is, or is not.
@@ -179,7 +171,7 @@ impl Instance {
         request: Request,
         operation: Handle,
         ctx: &mut Context<Self>,
-    ) -> ResponseFuture<Result<(), ApiError>> {
+    ) -> ResponseFuture<Result<(), Failure>> {
         let (slot, wanted) = match request {
             Request::Recover => (&mut self.asked.recovery, "recovered"),
             _ => (&mut self.asked.termination, "terminated"),
@@ -196,17 +188,14 @@ impl Instance {
         });
         self.tell(Event::Asked(request), ctx);
         Box::pin(async move {
-            let replaced = |_| ApiError::new(ErrorCode::Busy, "its actor is being replaced");
+            let replaced = |_| Failure::new(FailureKind::Busy, "its actor is being replaced");
             written.await.map_err(replaced)?
         })
     }
 }
 
-/// What to do about most of what is under way.
-const WAIT: &str = "wait until it is over; `kmorphctl status` shows it";
-
 impl Handler<Recover> for Instance {
-    type Result = ResponseFuture<Result<(), ApiError>>;
+    type Result = ResponseFuture<Result<(), Failure>>;
 
     /// What was granted is in the journal, so that it is done also when the daemon dies.
     fn handle(&mut self, Recover(operation): Recover, ctx: &mut Self::Context) -> Self::Result {
@@ -215,7 +204,7 @@ impl Handler<Recover> for Instance {
 }
 
 impl Handler<Terminate> for Instance {
-    type Result = ResponseFuture<Result<(), ApiError>>;
+    type Result = ResponseFuture<Result<(), Failure>>;
 
     fn handle(&mut self, request: Terminate, ctx: &mut Self::Context) -> Self::Result {
         let force = request.force;
@@ -235,7 +224,7 @@ impl Handler<PlanMorph> for Instance {
 }
 
 impl Handler<Morph> for Instance {
-    type Result = Result<(), ApiError>;
+    type Result = Result<(), Failure>;
 
     fn handle(&mut self, morph: Morph, ctx: &mut Self::Context) -> Self::Result {
         let error = match self.engine.may(Request::Morph) {
@@ -257,7 +246,7 @@ impl Handler<Morph> for Instance {
 }
 
 impl Handler<GetMorphStatus> for Instance {
-    type Result = ResponseFuture<Result<MorphStatus, ApiError>>;
+    type Result = ResponseFuture<Result<MorphRecord, Failure>>;
 
     fn handle(&mut self, _: GetMorphStatus, _: &mut Self::Context) -> Self::Result {
         let session = match &self.job {
@@ -268,7 +257,7 @@ impl Handler<GetMorphStatus> for Instance {
         Box::pin(async move {
             let none = || {
                 let text = format!("{name} has no morph under way");
-                ApiError::new(ErrorCode::NotFound, text)
+                Failure::new(FailureKind::NotFound, text)
             };
             session
                 .ok_or_else(none)?
@@ -280,7 +269,7 @@ impl Handler<GetMorphStatus> for Instance {
 }
 
 impl Handler<PingInstance> for Instance {
-    type Result = ResponseFuture<Result<PingReport, ApiError>>;
+    type Result = ResponseFuture<Result<PingView, Failure>>;
 
     fn handle(&mut self, _: PingInstance, _: &mut Self::Context) -> Self::Result {
         let (watch, name) = (self.watch.clone(), self.row.name.clone());
@@ -288,15 +277,14 @@ impl Handler<PingInstance> for Instance {
         Box::pin(async move {
             let silent = || {
                 let text = format!("{name} did not answer within {PING_TIMEOUT:?}");
-                ApiError::new(ErrorCode::Timeout, text)
+                Failure::new(FailureKind::Timeout, text)
             };
             let ping = watch.ok_or_else(silent)?.send(Ping(PING_TIMEOUT)).await;
             let (rtt, _) = ping.ok().flatten().ok_or_else(silent)?;
-            let rtt_us = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
-            Ok(PingReport {
+            Ok(PingView {
                 name: name.clone(),
                 generation,
-                rtt_us,
+                rtt,
             })
         })
     }

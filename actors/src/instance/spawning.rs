@@ -12,9 +12,9 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use crate::model::{Failure, FailureKind};
 use actix::prelude::*;
 use kmorph_backends::contract::BackendKind;
-use kmorph_control_api::{ApiError, ErrorCode};
 use kmp_proto::instance::{Desired, Event};
 use kmp_proto::message::{HealthStatusFixed, WorkloadState};
 use slog::warn;
@@ -97,10 +97,10 @@ impl Instance {
             };
             let text = format!("{name} did not start: {reason}");
             let error = match &ended {
-                Ok(()) => ApiError::new(ErrorCode::StartFailed, text).hint(hint),
+                Ok(()) => Failure::new(FailureKind::StartFailed, text).hint(hint),
                 Err(left) => {
                     let text = format!("{text}; and it could not be removed: {left}");
-                    ApiError::new(ErrorCode::OperatorActionNeeded, text)
+                    Failure::new(FailureKind::OperatorActionNeeded, text)
                         .hint("when the cause is gone, terminate it")
                 }
             };

@@ -4,60 +4,15 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use actix::prelude::*;
-use kmorph_control_api::{
-    HealthReport, HeartbeatStatus, InstanceState, InstanceStatus, InstanceSummary, Metrics,
-};
-use kmp_proto::instance::Condition;
-use kmp_proto::message::{HeartbeatRsp, PRESSURE_ABSENT, TopologyEntry};
+use kmp_proto::message::TopologyEntry;
 
 use super::Instance;
 use super::requests::{
     GetHealth, GetHeartbeat, GetStatus, GetSummary, GetSurvivor, GetTopologyEntry,
 };
+use crate::model::shown::{HealthView, HeartbeatView, InstanceSummary, InstanceView};
 use crate::platform::wall_clock;
 use crate::watch::{GetFigures, WatchFigures};
-
-/// What the API calls a condition.
-pub(super) fn state_of(condition: Condition) -> InstanceState {
-    match condition {
-        Condition::Starting => InstanceState::Starting,
-        Condition::Running => InstanceState::Running,
-        Condition::Degraded => InstanceState::Degraded,
-        Condition::Unresponsive => InstanceState::Unresponsive,
-        Condition::Failed => InstanceState::Failed,
-        Condition::Recovering => InstanceState::Recovering,
-        Condition::Morphing => InstanceState::Morphing,
-        Condition::Terminating => InstanceState::Terminating,
-        Condition::Quarantined => InstanceState::Quarantined,
-        Condition::OperatorActionNeeded => InstanceState::OperatorActionNeeded,
-    }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn pressure(value: u16) -> Option<f64> {
-    (value != PRESSURE_ABSENT).then(|| f64::from(value) / 100.0)
-}
-
-fn metrics(answer: &HeartbeatRsp) -> Metrics {
-    Metrics {
-        cpu_count: answer.fixed.cpu_count,
-        cpu_busy_percent: f64::from(answer.fixed.cpu_busy_permille) / 10.0,
-        cpu_pressure_percent: pressure(answer.fixed.pressure_cpu),
-        memory_total_bytes: answer.fixed.memory_total_kib.saturating_mul(1024),
-        memory_available_bytes: answer.fixed.memory_available_kib.saturating_mul(1024),
-        memory_pressure_percent: pressure(answer.fixed.pressure_memory),
-        io_read_bytes: answer.fixed.io_read_bytes,
-        io_write_bytes: answer.fixed.io_write_bytes,
-        io_pressure_percent: pressure(answer.fixed.pressure_io),
-    }
-}
 
 impl Instance {
     pub(super) fn figures(&self) -> impl Future<Output = Option<WatchFigures>> + 'static + use<> {
@@ -74,13 +29,13 @@ impl Instance {
         let kernel_release = release.unwrap_or_else(|| self.kernel_release.clone());
         InstanceSummary {
             name: self.row.name.clone(),
-            state: state_of(self.engine.condition()),
+            condition: self.engine.condition(),
             generation: self.generation.generation,
             kernel_release: if runs { kernel_release } else { String::new() },
-            backend: self.row.spec.backend.as_str().to_owned(),
+            backend: self.row.spec.backend,
             cpus: self.generation.cpus.clone(),
             memory_bytes: self.generation.memory_bytes,
-            last_heartbeat_ms: figures.and_then(|f| f.since_answer).map(millis),
+            since_answer: figures.and_then(|f| f.since_answer),
             uptime_s: runs.then(|| wall_clock::seconds_since(&self.generation.spawned_at)),
             recoveries: self.row.recoveries,
             morphs: self.row.morphs,
@@ -89,7 +44,7 @@ impl Instance {
         }
     }
 
-    fn status(&self, figures: Option<&WatchFigures>) -> InstanceStatus {
+    fn status(&self, figures: Option<&WatchFigures>) -> InstanceView {
         let processes: BTreeMap<String, i32> = self
             .generation
             .placement
@@ -98,12 +53,10 @@ impl Instance {
             .flat_map(|p| &p.processes)
             .map(|p| (p.role.clone(), p.pid))
             .collect();
-        InstanceStatus {
+        InstanceView {
             summary: self.summary(figures),
             reason: self.engine.reason().map(str::to_owned),
-            kernel_path: self.generation.kernel.path.display().to_string(),
-            kernel_sha256: self.generation.kernel.sha256.clone(),
-            kernel_cmdline: self.generation.kernel.cmdline.clone(),
+            kernel: self.generation.kernel.clone(),
             cid: self.generation.cid,
             processes,
             workload: self.row.spec.workload.clone(),
@@ -114,17 +67,15 @@ impl Instance {
                 .waiting
                 .as_ref()
                 .map(crate::platform::operations::Handle::id),
-            run_dir: self.generation.run_dir.display().to_string(),
+            run_dir: self.generation.run_dir.clone(),
             kept: self.services.kept.shown(Some(&self.row.name)),
         }
     }
 }
 
-fn workload_state(figures: Option<&WatchFigures>) -> String {
-    figures
-        .and_then(|f| f.last)
-        .map_or("unknown", |a| a.fixed.workload.as_str())
-        .to_owned()
+fn workload_state(figures: Option<&WatchFigures>) -> &'static str {
+    let last = figures.and_then(|figures| figures.last);
+    last.map_or("unknown", |answer| answer.fixed.workload.as_str())
 }
 
 impl Handler<GetSummary> for Instance {
@@ -140,7 +91,7 @@ impl Handler<GetSummary> for Instance {
 }
 
 impl Handler<GetStatus> for Instance {
-    type Result = ResponseActFuture<Self, InstanceStatus>;
+    type Result = ResponseActFuture<Self, InstanceView>;
 
     fn handle(&mut self, _: GetStatus, _: &mut Self::Context) -> Self::Result {
         Box::pin(
@@ -152,52 +103,47 @@ impl Handler<GetStatus> for Instance {
 }
 
 impl Handler<GetHeartbeat> for Instance {
-    type Result = ResponseActFuture<Self, HeartbeatStatus>;
+    type Result = ResponseActFuture<Self, HeartbeatView>;
 
     fn handle(&mut self, _: GetHeartbeat, _: &mut Self::Context) -> Self::Result {
         Box::pin(self.figures().into_actor(self).map(|figures, act, _| {
             let config = figures.as_ref().map(|f| f.config);
             let counters = figures.as_ref().map(|f| f.counters).unwrap_or_default();
-            HeartbeatStatus {
+            HeartbeatView {
                 name: act.row.name.clone(),
                 monitored: act.row.spec.monitor,
-                detector: figures.as_ref().map_or("failed", |f| f.phase).to_owned(),
-                timeout_ms: config.map_or(0, |c| millis(c.timeout)),
-                interval_ms: config.map_or(0, |c| millis(c.interval)),
+                detector: figures.as_ref().map_or("failed", |f| f.phase),
+                timeout: config.map_or(Duration::ZERO, |c| c.timeout),
+                interval: config.map_or(Duration::ZERO, |c| c.interval),
                 sent: counters.sent,
                 answered: counters.answered,
                 missed_in_a_row: figures.as_ref().map_or(0, |f| {
                     u32::try_from(f.missed.saturating_sub(1)).unwrap_or(u32::MAX)
                 }),
                 transient_failures: counters.transient_failures,
-                last_answer_ms: figures.as_ref().and_then(|f| f.since_answer).map(millis),
-                last_rtt_us: figures.as_ref().and_then(|f| f.rtt).map(micros),
-                smoothed_rtt_us: figures.as_ref().and_then(|f| f.smoothed_rtt).map(micros),
+                since_answer: figures.as_ref().and_then(|f| f.since_answer),
+                rtt: figures.as_ref().and_then(|f| f.rtt),
+                smoothed_rtt: figures.as_ref().and_then(|f| f.smoothed_rtt),
             }
         }))
     }
 }
 
 impl Handler<GetHealth> for Instance {
-    type Result = ResponseActFuture<Self, HealthReport>;
+    type Result = ResponseActFuture<Self, HealthView>;
 
     fn handle(&mut self, _: GetHealth, _: &mut Self::Context) -> Self::Result {
         Box::pin(self.figures().into_actor(self).map(|figures, act, _| {
-            let last = figures.as_ref().and_then(|f| f.last);
             let said = act
                 .health
                 .as_ref()
                 .map(|h| h.text.clone())
                 .filter(|t| !t.is_empty());
-            HealthReport {
+            HealthView {
                 name: act.row.name.clone(),
-                state: state_of(act.engine.condition()),
-                health: last
-                    .map_or("unknown", |a| a.fixed.health.as_str())
-                    .to_owned(),
-                workload_state: workload_state(figures.as_ref()),
-                age_ms: figures.as_ref().and_then(|f| f.since_answer).map(millis),
-                metrics: last.as_ref().map(metrics),
+                condition: act.engine.condition(),
+                since_answer: figures.as_ref().and_then(|f| f.since_answer),
+                last: figures.as_ref().and_then(|f| f.last),
                 reason: act.engine.reason().map(str::to_owned).or(said),
             }
         }))

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use crate::model::EventKind;
 use actix::prelude::*;
-use kmorph_control_api::EventKind;
 use kmp_proto::detector::{Config, Level, Verdict};
 use kmp_proto::instance::{Event, Failure};
 use kmp_proto::message::{FailureCause, Health, HealthStatus};

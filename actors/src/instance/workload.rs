@@ -1,8 +1,8 @@
 //! Failures of an instance's program that its agent mends by itself: the agent starts the program again, in the same
 //! kernel. No recovery follows, but whoever asks why data is gone finds the failure, its cause and its count.
 
+use crate::model::{EventKind, RecoveryOutcome, RecoveryRecord};
 use actix::prelude::*;
-use kmorph_control_api::{EventKind, RecoveryOutcome, RecoveryRecord};
 use kmp_proto::message::{FailureCause, HealthStatus};
 
 use super::Instance;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use crate::model::{Failure, FailureKind, Policy, VmcorePolicy};
 use kmorph_backends::contract::BackendKind;
-use kmorph_control_api::{ApiError, ErrorCode, Policy, VmcorePolicy};
 
 use crate::morph::DOWNTIME_BUDGET_US;
 
@@ -39,15 +39,15 @@ pub fn unkept(kind: BackendKind, policy: &Policy) -> Option<(&'static str, Strin
 ///
 /// # Errors
 /// With the key and the reason; nothing was changed.
-pub fn check_policy(kind: BackendKind, whose: &str, policy: &Policy) -> Result<(), ApiError> {
+pub fn check_policy(kind: BackendKind, whose: &str, policy: &Policy) -> Result<(), Failure> {
     let refuse = |code, (key, fault): (&str, String)| {
-        ApiError::new(code, format!("{whose}{key}: {fault}")).hint("nothing was changed")
+        Failure::new(code, format!("{whose}{key}: {fault}")).hint("nothing was changed")
     };
     if let Some(fault) = policy.fault() {
-        return Err(refuse(ErrorCode::InvalidRequest, fault));
+        return Err(refuse(FailureKind::InvalidRequest, fault));
     }
     match unkept(kind, policy) {
-        Some(fault) => Err(refuse(ErrorCode::WrongState, fault)),
+        Some(fault) => Err(refuse(FailureKind::WrongState, fault)),
         None => Ok(()),
     }
 }

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::model::{MorphRecord, Policy, RecoveryRecord, Workload};
 use kmorph_backends::contract::{BackendKind, Placement};
-use kmorph_control_api::{MorphStatus, Policy, RecoveryRecord, WorkloadRequest};
 use kmp_proto::instance::Desired;
 use kmp_proto::morph::CommitRecord;
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ pub struct InstanceSpec {
     /// Memory in bytes.
     pub memory_bytes: u64,
     /// Its program.
-    pub workload: Option<WorkloadRequest>,
+    pub workload: Option<Workload>,
     /// Published ports; the host port is the one in use, never 0.
     pub publish: Vec<PublishedPortSpec>,
     /// Whether heartbeats watch it.
@@ -197,7 +197,7 @@ pub struct RecoveryRow {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MorphRow {
     /// What is shown of it; its session is the key.
-    pub status: MorphStatus,
+    pub status: MorphRecord,
     /// The engine's stable phase name; `done` when it is over.
     pub phase: String,
     /// The commit record: once true and durable, the target generation is the instance.

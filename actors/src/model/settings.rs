@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use kmorph_control_api::Policy;
+use crate::model::Policy;
 
 use kmorph_vmcore::paced::Rate;
 use kmorph_vmcore::writer::Output;

@@ -1,7 +1,7 @@
 //! What is asked of a morph under way, by its users and by the daemon.
 
+use crate::model::{Command, Failure, FailureKind, MorphRecord};
 use actix::prelude::*;
-use kmorph_control_api::{ApiError, ErrorCode, MorphStatus};
 use kmp_proto::message::Side;
 use kmp_proto::morph::{CommitLimit, Event, Stage};
 
@@ -11,7 +11,7 @@ use crate::recovery::Abandon;
 
 /// What a user asks of a morph under way.
 #[derive(Message)]
-#[rtype(result = "Result<(), ApiError>")]
+#[rtype(result = "Result<(), Failure>")]
 pub enum MorphCommand {
     /// Validate what was transferred.
     Validate(Handle),
@@ -33,7 +33,7 @@ pub enum MorphCommand {
 
 /// Asks where it is.
 #[derive(Debug, Message)]
-#[rtype(result = "MorphStatus")]
+#[rtype(result = "MorphRecord")]
 pub struct GetMorph;
 
 /// The source generation failed, says its watch.
@@ -82,7 +82,7 @@ impl Handler<GetMorph> for MorphSession {
 }
 
 impl Handler<MorphCommand> for MorphSession {
-    type Result = Result<(), ApiError>;
+    type Result = Result<(), Failure>;
 
     fn handle(&mut self, command: MorphCommand, ctx: &mut Self::Context) -> Self::Result {
         match command {
@@ -118,11 +118,10 @@ impl Handler<MorphCommand> for MorphSession {
 }
 
 /// Tells whoever asked at the wrong moment, and the operation that waits.
-fn refuse(operation: Option<Handle>, stage: Stage, wanted: &str) -> Result<(), ApiError> {
+fn refuse(operation: Option<Handle>, stage: Stage, wanted: &str) -> Result<(), Failure> {
     let state = stage.as_str().replace('_', " ").replace('.', ", ");
     let text = format!("the morph is {state}, not {wanted}");
-    let error = ApiError::new(ErrorCode::WrongState, text)
-        .hint("`kmorphctl morph status` shows where it is");
+    let error = Failure::new(FailureKind::WrongState, text).hint(Command::SeeMorph);
     if let Some(operation) = operation {
         operation.fail(error.clone(), None);
     }

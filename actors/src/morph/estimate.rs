@@ -66,7 +66,7 @@ impl Downtimes {
 mod tests {
     use super::*;
     use crate::model::rows::KernelChoice;
-    use kmorph_control_api::{DowntimeSteps, MorphPhase, MorphStatus};
+    use crate::model::{DowntimeSteps, MorphPhase, MorphRecord};
 
     fn morph(mode: &str, measured: Option<u64>, taken: Option<u64>) -> MorphRow {
         let downtime = taken.map(|total_us| DowntimeSteps {
@@ -74,7 +74,7 @@ mod tests {
             ..DowntimeSteps::default()
         });
         MorphRow {
-            status: MorphStatus {
+            status: MorphRecord {
                 instance: "web".to_owned(),
                 session: 1,
                 operation: "op-1".to_owned(),

@@ -8,10 +8,11 @@ mod steps;
 
 use std::time::Duration;
 
-use actix::prelude::*;
-use kmorph_control_api::{
-    ApiError, Check as ApiCheck, ErrorCode, EventKind, MorphPhase, MorphStatus, OperationKind,
+use crate::model::{
+    Check as ApiCheck, Command, EventKind, Failure, FailureKind, MorphPhase, MorphRecord,
+    OperationKind,
 };
+use actix::prelude::*;
 use kmp_proto::fence::FenceOrder;
 use kmp_proto::message::{Side, TransferMode, capability};
 use kmp_proto::morph::{
@@ -104,7 +105,7 @@ pub struct MorphOver {
     /// How.
     pub outcome: Outcome,
     /// Its last status.
-    pub status: MorphStatus,
+    pub status: MorphRecord,
     /// The source generation.
     pub source: GenerationRow,
     /// The target generation.
@@ -137,7 +138,7 @@ pub struct MorphSession {
     log: Logger,
     plan: MorphPlan,
     engine: Engine,
-    status: MorphStatus,
+    status: MorphRecord,
     watch: Option<Addr<Watch>>,
     /// The watch of the source generation, which is its instance's.
     source_watch: Option<Addr<Watch>>,
@@ -198,7 +199,7 @@ impl MorphSession {
         owner: Owner,
         plan: MorphPlan,
         engine: Engine,
-        status: MorphStatus,
+        status: MorphRecord,
         operation: Option<Handle>,
     ) -> Self {
         let log = services
@@ -261,7 +262,7 @@ impl MorphSession {
             && let Some(before) = self.operation.replace(operation)
         {
             let text = "rolled back by request";
-            before.fail(ApiError::new(ErrorCode::WrongState, text), None);
+            before.fail(Failure::new(FailureKind::WrongState, text), None);
         }
         self.run(ctx);
         Ok(())
@@ -323,10 +324,8 @@ impl MorphSession {
             }
             Action::Committable(estimate) => self.committable(estimate, ctx),
             Action::CommitRefused(reason) => {
-                let error = ApiError::new(ErrorCode::OverBudget, reason.to_string()).hint(
-                    "`kmorphctl morph commit` takes another --downtime-budget-ms, or --force for any downtime; the \
-                     morph stays validated until it expires",
-                );
+                let error = Failure::new(FailureKind::OverBudget, reason.to_string())
+                    .hint(Command::CommitOverBudget);
                 self.fail_operation(error);
             }
             Action::Freeze => {
@@ -474,8 +473,8 @@ pub fn first_row(plan: &MorphPlan, operation: String) -> MorphRow {
     }
 }
 
-fn first_status(plan: &MorphPlan, operation: String) -> MorphStatus {
-    MorphStatus {
+fn first_status(plan: &MorphPlan, operation: String) -> MorphRecord {
+    MorphRecord {
         instance: plan.instance.name.clone(),
         session: plan.session,
         operation,

@@ -1,11 +1,12 @@
 //! How a morph ends, and what its downtime was made of.
 
+use crate::model::{
+    Command, DowntimeSteps, Failure, FailureKind, MorphPhase, OperationKind, OperationResult,
+};
 use actix::prelude::*;
-use kmorph_control_api::{ApiError, DowntimeSteps, ErrorCode, MorphPhase};
 use kmp_proto::message::Side;
 use kmp_proto::morph::{Outcome, RollbackReason};
 use kmp_proto::time::Instant;
-use serde_json::Value;
 
 use super::{MorphNews, MorphOver, MorphSession};
 use crate::generation::release::{Kept, RELEASE_PATIENCE};
@@ -28,15 +29,19 @@ pub(super) struct Times {
 }
 
 impl MorphSession {
+    fn result(&self) -> Option<OperationResult> {
+        Some(OperationResult::Morph(Box::new(self.status.clone())))
+    }
+
     pub(super) fn succeed_operation(&mut self) {
         if let Some(operation) = self.operation.take() {
-            operation.succeed(serde_json::to_value(&self.status).ok());
+            operation.succeed(self.result());
         }
     }
 
-    pub(super) fn fail_operation(&mut self, error: ApiError) {
+    pub(super) fn fail_operation(&mut self, error: Failure) {
         if let Some(operation) = self.operation.take() {
-            operation.fail(error, serde_json::to_value(&self.status).ok());
+            operation.fail(error, self.result());
         }
     }
 
@@ -97,15 +102,15 @@ impl MorphSession {
         ctx.stop();
     }
 
-    fn end_operation(&mut self, outcome: &Outcome, error: Option<ApiError>) {
-        let result = serde_json::to_value(&self.status).ok();
+    fn end_operation(&mut self, outcome: &Outcome, error: Option<Failure>) {
+        let result = self.result();
         let Some(operation) = self.operation.take() else {
             return;
         };
         let wanted = operation.snapshot().map(|o| o.kind);
-        let rollback = wanted == Some(kmorph_control_api::OperationKind::MorphRollback);
+        let rollback = wanted == Some(OperationKind::MorphRollback);
         let undone = operation.cancel_requested() && !rollback;
-        let end: fn(Handle, Option<Value>) = match (outcome, error) {
+        let end: fn(Handle, Option<OperationResult>) = match (outcome, error) {
             (Outcome::RolledBack(_), _) if undone => Handle::undone,
             (Outcome::RolledBack(_), _) if rollback => Handle::succeed,
             (_, Some(error)) => return operation.fail(error, result),
@@ -121,34 +126,37 @@ impl MorphSession {
 }
 
 /// What operators are shown of the end of a morph: its phase, and the error of the operation that waits for a commit.
-fn shown(outcome: &Outcome) -> (MorphPhase, Option<ApiError>) {
+fn shown(outcome: &Outcome) -> (MorphPhase, Option<Failure>) {
     let (phase, error) = match outcome {
         Outcome::Committed => return (MorphPhase::Committed, None),
         Outcome::CommittedButFailed(failure) => {
             let text = format!("committed, but the target kernel failed: {failure}");
             (
                 MorphPhase::Committed,
-                ApiError::new(ErrorCode::Internal, text),
+                Failure::new(FailureKind::Internal, text),
             )
         }
         Outcome::RolledBack(reason) => {
             let text = format!("rolled back, the source kernel serves: {reason}");
             let error = match reason {
-                RollbackReason::Incompatible(_) => ApiError::new(ErrorCode::Incompatible, text),
-                RollbackReason::OverBudget(_) => ApiError::new(ErrorCode::OverBudget, text)
+                RollbackReason::Incompatible(_) => Failure::new(FailureKind::Incompatible, text),
+                RollbackReason::OverBudget(_) => Failure::new(FailureKind::OverBudget, text)
                     .hint("give a larger --downtime-budget-ms, or --force for any downtime"),
-                _ => ApiError::new(ErrorCode::WrongState, text),
+                _ => Failure::new(FailureKind::WrongState, text),
             };
             (MorphPhase::RolledBack, error)
         }
         Outcome::SourceFailed { failure, .. } => {
             let text = format!("undone, and the source kernel is being healed: {failure}");
-            (MorphPhase::Failed, ApiError::new(ErrorCode::Internal, text))
+            (
+                MorphPhase::Failed,
+                Failure::new(FailureKind::Internal, text),
+            )
         }
         Outcome::OperatorActionNeeded { why, .. } => {
             let text = format!("a fence could not be confirmed: {why}");
-            let error = ApiError::new(ErrorCode::OperatorActionNeeded, text)
-                .hint("see that the processes named end, then `kmorphctl recover`");
+            let error = Failure::new(FailureKind::OperatorActionNeeded, text)
+                .hint(Command::RecoverAfterProcesses);
             (MorphPhase::Failed, error)
         }
     };
@@ -159,8 +167,8 @@ fn shown(outcome: &Outcome) -> (MorphPhase, Option<ApiError>) {
 async fn end_once_returned(
     kept: Vec<Kept>,
     operation: Handle,
-    end: fn(Handle, Option<Value>),
-    result: Option<Value>,
+    end: fn(Handle, Option<OperationResult>),
+    result: Option<OperationResult>,
 ) {
     let deadline = tokio::time::Instant::now() + RELEASE_PATIENCE;
     for mut kept in kept {

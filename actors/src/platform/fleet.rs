@@ -1,7 +1,7 @@
 //! What the actors of one instance tell and ask the whole of them, without knowing who that is.
 
+use crate::model::RecoveryRecord;
 use actix::prelude::*;
-use kmorph_control_api::RecoveryRecord;
 use kmp_proto::message::RecoverCompleteFixed;
 
 use crate::model::rows::GenerationRow;

@@ -7,8 +7,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::model::{
+    Command, Failure, FailureKind, Operation, OperationKind, OperationResult, OperationState,
+    Progress,
+};
 use actix::prelude::*;
-use kmorph_control_api::{ApiError, ErrorCode, Operation, OperationKind, OperationState, Progress};
 use tokio::sync::watch;
 
 use crate::platform::journal::{Change, Journal, OPERATIONS_KEPT, Record};
@@ -49,7 +52,7 @@ impl Entry {
         matches!(self, Self::Over(_))
     }
 
-    fn read(&self) -> Result<Operation, ApiError> {
+    fn read(&self) -> Result<Operation, Failure> {
         match self {
             Self::UnderWay { operation, .. } => Ok(Operation::clone(operation)),
             Self::Over(json) => serde_json::from_str(json).map_err(unreadable),
@@ -57,14 +60,14 @@ impl Entry {
     }
 }
 
-fn encode(operation: &Operation) -> Result<Arc<str>, ApiError> {
+fn encode(operation: &Operation) -> Result<Arc<str>, Failure> {
     let json = serde_json::to_string(operation).map_err(unreadable)?;
     Ok(json.into())
 }
 
-fn unreadable(error: serde_json::Error) -> ApiError {
-    ApiError::new(
-        ErrorCode::Internal,
+fn unreadable(error: serde_json::Error) -> Failure {
+    Failure::new(
+        FailureKind::Internal,
         format!("an operation as text: {error}"),
     )
 }
@@ -116,13 +119,13 @@ impl Operations {
         kind: OperationKind,
         instance: &str,
         requested_by: Option<u32>,
-    ) -> Result<Handle, ApiError> {
+    ) -> Result<Handle, Failure> {
         let (id, operation, receiver) = {
             let mut table = self.table();
             let running = table.by_id.values().filter(|e| !e.is_over()).count();
             if running >= OPERATIONS_RUNNING_MAX {
                 let text = format!("{running} operations are under way, the most allowed");
-                return Err(ApiError::new(ErrorCode::Busy, text).hint("try again later"));
+                return Err(Failure::new(FailureKind::Busy, text).hint("try again later"));
             }
             let id = table.next_id;
             table.next_id += 1;
@@ -170,7 +173,7 @@ impl Operations {
         };
         for id in orphans {
             let text = "the daemon was restarted while this was under way";
-            let error = ApiError::new(ErrorCode::Internal, text)
+            let error = Failure::new(FailureKind::Internal, text)
                 .hint("look at the instance's status: what was begun has been finished or undone");
             self.change(id, |o| finish(o, OperationState::Failed, None, Some(error)));
         }
@@ -180,7 +183,7 @@ impl Operations {
     ///
     /// # Errors
     /// When there is none of this id.
-    pub fn get(&self, id: &str) -> Result<Operation, ApiError> {
+    pub fn get(&self, id: &str) -> Result<Operation, Failure> {
         let table = self.table();
         let found = number(id).and_then(|n| table.by_id.get(&n));
         found.ok_or_else(|| unknown(id))?.read()
@@ -220,20 +223,20 @@ impl Operations {
     ///
     /// # Errors
     /// When there is none of this id, it is over, or its kind cannot be undone.
-    pub fn cancel(&self, id: &str) -> Result<Operation, ApiError> {
+    pub fn cancel(&self, id: &str) -> Result<Operation, Failure> {
         let table = self.table();
         let entry = number(id)
             .and_then(|n| table.by_id.get(&n))
             .ok_or_else(|| unknown(id))?;
         let Entry::UnderWay { operation, cancel } = entry else {
             let text = format!("operation {id} is over, there is nothing to cancel");
-            return Err(ApiError::new(ErrorCode::WrongState, text));
+            return Err(Failure::new(FailureKind::WrongState, text));
         };
         if let Some(instead) = instead_of_cancelling(operation.kind) {
             let text = format!(
                 "operation {id} cannot be cancelled: only a morph or a capture can be undone"
             );
-            return Err(ApiError::new(ErrorCode::WrongState, text).hint(instead));
+            return Err(Failure::new(FailureKind::WrongState, text).hint(instead));
         }
         cancel.send_replace(true);
         Ok(Operation::clone(operation))
@@ -336,25 +339,25 @@ impl Handle {
     }
 
     /// Ends it with success.
-    pub fn succeed(mut self, result: Option<serde_json::Value>) {
+    pub fn succeed(mut self, result: Option<OperationResult>) {
         self.end(OperationState::Succeeded, result, None);
     }
 
     /// Ends it without its goal.
-    pub fn fail(mut self, error: ApiError, result: Option<serde_json::Value>) {
+    pub fn fail(mut self, error: Failure, result: Option<OperationResult>) {
         self.end(OperationState::Failed, result, Some(error));
     }
 
     /// Ends it undone, as was asked.
-    pub fn undone(mut self, result: Option<serde_json::Value>) {
+    pub fn undone(mut self, result: Option<OperationResult>) {
         self.end(OperationState::Cancelled, result, None);
     }
 
     fn end(
         &mut self,
         state: OperationState,
-        result: Option<serde_json::Value>,
-        error: Option<ApiError>,
+        result: Option<OperationResult>,
+        error: Option<Failure>,
     ) {
         self.over = true;
         self.operations
@@ -366,7 +369,7 @@ impl Drop for Handle {
     fn drop(&mut self) {
         if !self.over {
             let text = "the work ended without a result, by a fault in kmorphd";
-            let error = ApiError::new(ErrorCode::Internal, text)
+            let error = Failure::new(FailureKind::Internal, text)
                 .hint("look at the daemon's log and the instance's status");
             self.end(OperationState::Failed, None, Some(error));
         }
@@ -376,8 +379,8 @@ impl Drop for Handle {
 fn finish(
     operation: &mut Operation,
     state: OperationState,
-    result: Option<serde_json::Value>,
-    error: Option<ApiError>,
+    result: Option<OperationResult>,
+    error: Option<Failure>,
 ) {
     operation.state = state;
     operation.result = result;
@@ -389,23 +392,24 @@ fn number(id: &str) -> Option<u64> {
     id.strip_prefix("op-")?.parse().ok()
 }
 
-fn unknown(id: &str) -> ApiError {
-    ApiError::new(ErrorCode::NotFound, format!("there is no operation {id:?}"))
-        .hint("`kmorphctl operation list` shows those that are kept")
+fn unknown(id: &str) -> Failure {
+    Failure::new(
+        FailureKind::NotFound,
+        format!("there is no operation {id:?}"),
+    )
+    .hint(Command::ListOperations)
 }
 
 /// What to do in place of cancelling, where nothing can be undone.
-fn instead_of_cancelling(kind: OperationKind) -> Option<&'static str> {
+fn instead_of_cancelling(kind: OperationKind) -> Option<Command> {
     match kind {
         OperationKind::Morph | OperationKind::MorphPrepare | OperationKind::VmcoreCapture => None,
-        OperationKind::Spawn => Some("`kmorphctl terminate` ends the instance"),
-        OperationKind::MorphValidate | OperationKind::MorphCommit => {
-            Some("`kmorphctl morph rollback` undoes the morph, before its commit point")
-        }
+        OperationKind::Spawn => Some(Command::Terminate),
+        OperationKind::MorphValidate | OperationKind::MorphCommit => Some(Command::RollBackMorph),
         OperationKind::Terminate
         | OperationKind::Recover
         | OperationKind::MorphRollback
-        | OperationKind::Doctor => Some("`kmorphctl operation watch` waits for its end"),
+        | OperationKind::Doctor => Some(Command::WatchOperation),
     }
 }
 
@@ -424,7 +428,7 @@ mod tests {
         drop(handle);
         let ended = operations.get(&id).unwrap();
         assert_eq!(ended.state, OperationState::Failed);
-        assert_eq!(ended.error.unwrap().code, ErrorCode::Internal);
+        assert_eq!(ended.error.unwrap().kind, FailureKind::Internal);
 
         let running = operations
             .begin(OperationKind::Morph, "web", Some(7))
@@ -457,16 +461,16 @@ mod tests {
         handle.undone(None);
         let spawn = operations.begin(OperationKind::Spawn, "db", None).unwrap();
         let refused = operations.cancel(&spawn.id()).unwrap_err();
-        assert_eq!(refused.code, ErrorCode::WrongState);
+        assert_eq!(refused.kind, FailureKind::WrongState);
         assert!(!spawn.cancel_requested());
         spawn.succeed(None);
         assert_eq!(
-            operations.cancel(&id).unwrap_err().code,
-            ErrorCode::WrongState
+            operations.cancel(&id).unwrap_err().kind,
+            FailureKind::WrongState
         );
         assert_eq!(
-            operations.cancel("op-999").unwrap_err().code,
-            ErrorCode::NotFound
+            operations.cancel("op-999").unwrap_err().kind,
+            FailureKind::NotFound
         );
         arbiter.stop();
         arbiter.join().unwrap();

@@ -1,10 +1,10 @@
 //! The RecoveryJob actor: one recovery, driven by its engine.
 
+use crate::model::{
+    EventKind, Failure, FailureKind, RecoveryOutcome, RecoveryRecord, VmcorePolicy, VmcoreRecord,
+};
 use actix::prelude::*;
 use kmorph_backends::contract::BackendKind;
-use kmorph_control_api::{
-    ApiError, ErrorCode, EventKind, RecoveryOutcome, RecoveryRecord, VmcorePolicy, VmcoreRecord,
-};
 use kmorph_launch::StartMode;
 use kmp_proto::message::{
     FailureCause, Message as Kmp, RecoverCompleteFixed, RecoverFixed, RecoverNotice,
@@ -413,7 +413,7 @@ impl RecoveryJob {
         let work = async move {
             let spec = &instance.spec;
             let ports = services.await_ports(&instance.name, failed).await;
-            ports.map_err(|missing| (ApiError::new(ErrorCode::Unavailable, missing), None))?;
+            ports.map_err(|missing| (Failure::new(FailureKind::Unavailable, missing), None))?;
             let write = |row: GenerationRow| {
                 let propose = Propose {
                     proposal: Proposal::Succeeded {
@@ -447,7 +447,7 @@ impl RecoveryJob {
                 act.tell(Event::SuccessorStarted, ctx);
             }
             // What was started may run: another successor would be a second owner.
-            Err((error, intended)) if error.code == ErrorCode::OperatorActionNeeded => {
+            Err((error, intended)) if error.kind == FailureKind::OperatorActionNeeded => {
                 act.left = intended;
                 act.tell(Event::SuccessorRemains(error.message), ctx);
             }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use kmorph_control_api::PoolUsage;
+use crate::model::shown::PoolUsage;
 
 use crate::model::settings::Stock;
 

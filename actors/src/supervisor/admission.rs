@@ -1,7 +1,7 @@
 //! The admission of recoveries: how many run at once, whose turn it is, what became of each.
 
+use crate::model::{RecoveryOutcome, RecoveryRecord};
 use actix::prelude::*;
-use kmorph_control_api::{RecoveryOutcome, RecoveryRecord};
 
 use super::{GetRecoveries, Supervisor};
 use crate::instance::RecoveryGranted;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::model::shown::{DaemonView, PoolUsage};
 use actix::prelude::*;
 use kmorph_backends::contract::HeldBesides;
-use kmorph_control_api::{DaemonStatus, PoolUsage};
 use tokio::sync::oneshot;
 
 use super::{ApplySettings, GetDaemon, Stopping, Supervisor};
@@ -20,7 +20,7 @@ impl Handler<Stopping> for Supervisor {
 }
 
 impl Handler<GetDaemon> for Supervisor {
-    type Result = ResponseFuture<DaemonStatus>;
+    type Result = ResponseFuture<DaemonView>;
 
     fn handle(&mut self, _: GetDaemon, _: &mut Self::Context) -> Self::Result {
         let mut status = self.status();
@@ -31,7 +31,6 @@ impl Handler<GetDaemon> for Supervisor {
                 count_besides(&mut status.pool, besides);
             }
             status.journal_error = crate::platform::journal::failure(&journal).await;
-            status.journal_ok = status.journal_error.is_none();
             status
         })
     }
@@ -73,30 +72,25 @@ impl Supervisor {
     }
 
     /// All but what the journal itself has to say.
-    fn status(&self) -> DaemonStatus {
+    fn status(&self) -> DaemonView {
         let settings = self.services.settings.borrow();
-        DaemonStatus {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+        DaemonView {
+            version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
             started_at: self.started_at.clone(),
             uptime_s: wall_clock::seconds_since(&self.started_at),
-            backend: self.services.backend.kind().as_str().to_owned(),
+            backend: self.services.backend.kind(),
             backend_detail: self.backend_detail.clone(),
-            config_path: settings
-                .config_path
-                .as_ref()
-                .map(|p| p.display().to_string()),
-            state_dir: settings.state_dir.display().to_string(),
-            run_dir: settings.run_dir.display().to_string(),
-            instances: u32::try_from(self.instances.len()).unwrap_or(u32::MAX),
-            operations_running: u32::try_from(self.services.operations.running())
-                .unwrap_or(u32::MAX),
+            config_path: settings.config_path.clone(),
+            state_dir: settings.state_dir.clone(),
+            run_dir: settings.run_dir.clone(),
+            instances: self.instances.len(),
+            operations_running: self.services.operations.running(),
             pool: self.services.pool.borrow().usage(),
             kept: self.services.kept.shown(None),
-            journal_ok: true,
             journal_error: None,
             actor_restarts: self.actor_restarts,
-            self_lag_ms: u64::try_from(self.lag.longest().as_millis()).unwrap_or(u64::MAX),
+            self_lag: self.lag.longest(),
             stopping: self.stopping,
             can_self_test: self.services.backend.panic_cmdline().is_some(),
             last_doctor: self.last_doctor.clone(),

@@ -1,16 +1,16 @@
 //! What the supervisor is asked and told.
 
+use crate::model::requests::{MorphRequest, SpawnRequest};
+use crate::model::shown::{DaemonView, InstanceSummary};
+use crate::model::{Failure, RecoveryRecord};
 use actix::prelude::*;
-use kmorph_control_api::{
-    ApiError, DaemonStatus, InstanceSummary, MorphRequest, RecoveryRecord, SpawnRequest,
-};
 
 use crate::instance::Instance;
 use crate::model::settings::Settings;
 
 /// An instance by its name.
 #[derive(Debug, Message)]
-#[rtype(result = "Result<Addr<Instance>, ApiError>")]
+#[rtype(result = "Result<Addr<Instance>, Failure>")]
 pub struct Find(pub String);
 
 /// All instances.
@@ -25,7 +25,7 @@ pub struct Addresses;
 
 /// Spawn an instance; the operation's id.
 #[derive(Debug, Message)]
-#[rtype(result = "Result<String, ApiError>")]
+#[rtype(result = "Result<String, Failure>")]
 pub struct Spawn {
     /// What is asked for.
     pub request: SpawnRequest,
@@ -37,7 +37,7 @@ pub struct Spawn {
 
 /// Morph an instance; the operation's id.
 #[derive(Debug, Message)]
-#[rtype(result = "Result<String, ApiError>")]
+#[rtype(result = "Result<String, Failure>")]
 pub struct BeginMorph {
     /// Which.
     pub name: String,
@@ -49,7 +49,7 @@ pub struct BeginMorph {
 
 /// The daemon's status.
 #[derive(Debug, Message)]
-#[rtype(result = "DaemonStatus")]
+#[rtype(result = "DaemonView")]
 pub struct GetDaemon;
 
 /// The recoveries kept.

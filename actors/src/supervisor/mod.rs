@@ -19,9 +19,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::model::shown::InstanceSummary;
+use crate::model::{Command, DoctorReport, Failure, FailureKind, RecoveryRecord};
 use actix::prelude::*;
 use futures_util::future::join_all;
-use kmorph_control_api::{ApiError, DoctorReport, ErrorCode, InstanceSummary, RecoveryRecord};
 use slog::{error, info, warn};
 
 use crate::generation::release::RELEASE_RETRY;
@@ -136,10 +137,10 @@ impl Supervisor {
         address
     }
 
-    fn refuse_while_stopping(&self) -> Result<(), ApiError> {
+    fn refuse_while_stopping(&self) -> Result<(), Failure> {
         if self.stopping {
             let text = "the daemon is stopping and takes no new work";
-            return Err(ApiError::new(ErrorCode::Busy, text).hint("start it again first"));
+            return Err(Failure::new(FailureKind::Busy, text).hint("start it again first"));
         }
         Ok(())
     }
@@ -280,7 +281,7 @@ impl Actor for Supervisor {
 }
 
 impl Handler<Find> for Supervisor {
-    type Result = Result<Addr<Instance>, ApiError>;
+    type Result = Result<Addr<Instance>, Failure>;
 
     fn handle(&mut self, Find(name): Find, _: &mut Self::Context) -> Self::Result {
         self.find(&name)
@@ -300,19 +301,19 @@ impl Handler<Addresses> for Supervisor {
 }
 
 impl Supervisor {
-    fn find(&self, name: &str) -> Result<Addr<Instance>, ApiError> {
+    fn find(&self, name: &str) -> Result<Addr<Instance>, Failure> {
         match self.instances.get(name) {
             Some(Entry {
                 address: Some(address),
             }) => Ok(address.clone()),
             Some(Entry { address: None }) => {
                 let text = format!("{name} is just being set up");
-                Err(ApiError::new(ErrorCode::Busy, text).hint("try again in a moment"))
+                Err(Failure::new(FailureKind::Busy, text).hint("try again in a moment"))
             }
             None => {
                 let name: String = name.chars().take(80).collect();
                 let text = format!("there is no instance {name:?}");
-                Err(ApiError::new(ErrorCode::NotFound, text).hint("`kmorphctl list` shows all"))
+                Err(Failure::new(FailureKind::NotFound, text).hint(Command::ListInstances))
             }
         }
     }

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
+use crate::model::{Failure, FailureKind, MorphPhase, OperationKind};
 use actix::prelude::*;
-use kmorph_control_api::{ApiError, ErrorCode, MorphPhase, OperationKind};
 
 use super::spawning::{check_boot, choose_kernel};
 use super::{BeginMorph, Find, Supervisor};
@@ -14,14 +14,14 @@ use crate::morph::{MorphPlan, first_row};
 use crate::platform::journal::{Change, Record, record};
 
 impl Handler<BeginMorph> for Supervisor {
-    type Result = ResponseFuture<Result<String, ApiError>>;
+    type Result = ResponseFuture<Result<String, Failure>>;
 
     fn handle(&mut self, begin: BeginMorph, ctx: &mut Self::Context) -> Self::Result {
         let found = self.refuse_while_stopping();
         let (services, own) = (self.services.clone(), ctx.address());
         Box::pin(async move {
             found?;
-            let gone = |_| ApiError::new(ErrorCode::Busy, "its actor is being replaced");
+            let gone = |_| Failure::new(FailureKind::Busy, "its actor is being replaced");
             let instance = own.send(Find(begin.name.clone())).await.map_err(gone)??;
             let (row, source) = instance.send(PlanMorph).await.map_err(gone)??;
             let request = begin.request;

@@ -9,9 +9,9 @@
 
 use std::collections::BTreeMap;
 
+use crate::model::{Failure, FailureKind, Policy, PolicyPatch};
 use actix::prelude::*;
 use kmorph_backends::contract::BackendKind;
-use kmorph_control_api::{ApiError, ErrorCode, Policy, PolicyPatch};
 
 use super::Supervisor;
 use crate::generation::journal_failure;
@@ -21,18 +21,18 @@ use crate::platform::journal::{Change, record};
 
 /// Changes the policies of these instances; the policies that are now in force.
 #[derive(Debug, Message)]
-#[rtype(result = "Result<BTreeMap<String, Policy>, ApiError>")]
+#[rtype(result = "Result<BTreeMap<String, Policy>, Failure>")]
 pub struct ChangePolicies(pub BTreeMap<String, PolicyPatch>);
 
 impl Handler<ChangePolicies> for Supervisor {
-    type Result = ResponseActFuture<Self, Result<BTreeMap<String, Policy>, ApiError>>;
+    type Result = ResponseActFuture<Self, Result<BTreeMap<String, Policy>, Failure>>;
 
     fn handle(&mut self, change: ChangePolicies, _: &mut Self::Context) -> Self::Result {
         let found = change.0.into_iter().map(|(name, patch)| {
             let instance = self.find(&name)?;
             Ok((name, instance, patch))
         });
-        let found: Result<Vec<_>, ApiError> = found.collect();
+        let found: Result<Vec<_>, Failure> = found.collect();
         let (turn, journal) = (self.policy_turn.clone(), self.services.journal.clone());
         let kind = self.services.backend.kind();
         let work = async move {
@@ -64,12 +64,12 @@ impl Handler<ChangePolicies> for Supervisor {
 async fn plan(
     kind: BackendKind,
     found: Vec<(String, Addr<Instance>, PolicyPatch)>,
-) -> Result<BTreeMap<String, Policy>, ApiError> {
+) -> Result<BTreeMap<String, Policy>, Failure> {
     let mut planned = BTreeMap::new();
     for (name, instance, patch) in found {
         let replaced = |_| {
             let text = format!("the actor of {name} is being replaced");
-            ApiError::new(ErrorCode::Busy, text).hint("try again in a moment")
+            Failure::new(FailureKind::Busy, text).hint("try again in a moment")
         };
         let policy = instance.send(GetPolicy).await.map_err(replaced)?;
         let policy = policy.patched(&patch);

@@ -1,8 +1,11 @@
 //! Spawning: what is refused at once, what is written down, what is started.
 
+use crate::model::requests::SpawnRequest;
+use crate::model::{Failure, FailureKind, OperationKind};
+use std::path::Path;
+
 use actix::prelude::*;
 use kmorph_backends::contract::BackendKind;
-use kmorph_control_api::{ApiError, ErrorCode, OperationKind, SpawnRequest};
 use kmorph_launch::{InstanceName, StartMode};
 
 use super::{Entry, Spawn, Supervisor};
@@ -24,7 +27,7 @@ pub const INSTANCES_MAX: usize = 2048;
 pub const MEMORY_MIN_BYTES: u64 = 16 << 20;
 
 impl Handler<Spawn> for Supervisor {
-    type Result = ResponseActFuture<Self, Result<String, ApiError>>;
+    type Result = ResponseActFuture<Self, Result<String, Failure>>;
 
     fn handle(&mut self, spawn: Spawn, _: &mut Self::Context) -> Self::Result {
         let begun = self.begin_spawn(&spawn);
@@ -64,19 +67,19 @@ impl Handler<Spawn> for Supervisor {
 
 impl Supervisor {
     /// What can be refused at once; takes the name.
-    fn begin_spawn(&mut self, spawn: &Spawn) -> Result<Handle, ApiError> {
+    fn begin_spawn(&mut self, spawn: &Spawn) -> Result<Handle, Failure> {
         self.refuse_while_stopping()?;
-        let invalid = |text: String| ApiError::new(ErrorCode::InvalidRequest, text);
+        let invalid = |text: String| Failure::new(FailureKind::InvalidRequest, text);
         let request = &spawn.request;
         let name: InstanceName = request.name.parse().map_err(|e| invalid(format!("{e}")))?;
         if self.instances.contains_key(name.as_str()) {
             let text = format!("there is an instance {name} already");
-            return Err(ApiError::new(ErrorCode::AlreadyExists, text)
+            return Err(Failure::new(FailureKind::AlreadyExists, text)
                 .hint("choose another name, or terminate it first"));
         }
         if self.instances.len() >= INSTANCES_MAX {
             let text = format!("there are {INSTANCES_MAX} instances, the most one daemon takes");
-            return Err(ApiError::new(ErrorCode::InsufficientResources, text));
+            return Err(Failure::new(FailureKind::InsufficientResources, text));
         }
         if request.cpus == 0 {
             return Err(invalid("an instance needs at least one CPU".to_owned()));
@@ -142,7 +145,7 @@ async fn prepare_spawn(
     request: &SpawnRequest,
     throw_away: bool,
     operation: &Handle,
-) -> Result<(InstanceRow, GenerationRow), ApiError> {
+) -> Result<(InstanceRow, GenerationRow), Failure> {
     check_boot(
         services.backend.kind(),
         Some(&request.kernel_cmdline),
@@ -176,7 +179,7 @@ async fn prepare_spawn(
         .bind(&request.name, &request.publish)?;
     services.forward(&request.name).map_err(|e| {
         let text = format!("forwarding the published ports of {}: {e}", request.name);
-        ApiError::new(ErrorCode::Unavailable, text)
+        Failure::new(FailureKind::Unavailable, text)
     })?;
     let mut row = InstanceRow {
         name: request.name.clone(),
@@ -223,8 +226,8 @@ async fn prepare_spawn(
 pub(super) fn check_boot(
     kind: BackendKind,
     cmdline: Option<&str>,
-    initramfs: Option<&str>,
-) -> Result<(), ApiError> {
+    initramfs: Option<&Path>,
+) -> Result<(), Failure> {
     let what = match (cmdline, initramfs) {
         _ if kind.boots_kernels() => return Ok(()),
         (Some(cmdline), _) if !cmdline.is_empty() => "a kernel command line",
@@ -233,24 +236,23 @@ pub(super) fn check_boot(
     };
     let kind = kind.as_str();
     let text = format!("{what} has no effect in the backend {kind}: it boots no kernel");
-    Err(ApiError::new(ErrorCode::WrongState, text).hint(
+    Err(Failure::new(FailureKind::WrongState, text).hint(
         "leave it away, or set `backend = \"qemu\"` in the daemon's configuration to boot kernels",
     ))
 }
 
 pub(super) async fn choose_kernel(
-    path: &str,
+    path: &Path,
     cmdline: String,
-    initramfs: Option<&str>,
-) -> Result<KernelChoice, ApiError> {
-    let path = std::path::PathBuf::from(path);
+    initramfs: Option<&Path>,
+) -> Result<KernelChoice, Failure> {
     if !path.is_absolute() {
         let text = format!("the kernel path {path:?} is not absolute");
-        return Err(ApiError::new(ErrorCode::InvalidRequest, text));
+        return Err(Failure::new(FailureKind::InvalidRequest, text));
     }
-    let image = read_kernel(&path, None).await?;
+    let image = read_kernel(path, None).await?;
     Ok(KernelChoice {
-        path,
+        path: path.to_owned(),
         release: image.release().to_owned(),
         sha256: image.sha256().to_owned(),
         cmdline,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kmorph_control_api::StuckCpuPolicy;
+use crate::model::StuckCpuPolicy;
 use kmp_proto::detector::Config;
 
 use crate::model::rows::InstanceRow;

@@ -13,6 +13,7 @@ use kmorph_actors::generation::release::Ledger;
 use kmorph_actors::model::settings::Stock;
 use kmorph_actors::model::settings::{MorphMode, Settings};
 use kmorph_actors::model::settings::{Retention, VmcoreSettings};
+use kmorph_actors::model::{Policy, StuckCpuPolicy, VmcorePolicy};
 use kmorph_actors::morph::Downtimes;
 use kmorph_actors::platform::aside::Turn;
 use kmorph_actors::platform::clock;
@@ -26,7 +27,6 @@ use kmorph_actors::resources::pool::Pool;
 use kmorph_actors::resources::ports::Publisher;
 use kmorph_actors::services::Services;
 use kmorph_actors::supervisor::{GetDaemon, Supervisor};
-use kmorph_control_api::{Policy, StuckCpuPolicy, VmcorePolicy};
 use kmorph_vmcore::writer::Output;
 use slog::{Drain, KV, Logger, OwnedKVList, Record, Serializer};
 

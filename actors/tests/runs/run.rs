@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use actix::System;
 use kmorph_actors::instance::{CommandKind, MorphControl, Recover, Terminate};
+use kmorph_actors::model::requests::{MorphRequest, SpawnRequest};
+use kmorph_actors::model::{OperationKind, OperationState, PolicyPatch};
 use kmorph_actors::platform::ambient;
 use kmorph_actors::supervisor::{BeginMorph, ChangePolicies, Find, GetDaemon, List, Spawn};
-use kmorph_control_api::{
-    InstanceState, MorphRequest, OperationKind, OperationState, PolicyPatch, SpawnRequest,
-};
+use kmp_proto::instance::Condition;
 use kmp_proto::morph::CommitLimit;
 
 use crate::daemon::{self, Daemon, Disk, DiskHandle, Lines};
@@ -88,13 +88,13 @@ pub(crate) fn run(seed: u64, dir: &Path) -> Outcome {
 }
 
 /// Whether nothing is under way with an instance in this state.
-fn rests(state: InstanceState) -> bool {
+fn rests(state: Condition) -> bool {
     matches!(
         state,
-        InstanceState::Running
-            | InstanceState::Failed
-            | InstanceState::Quarantined
-            | InstanceState::OperatorActionNeeded
+        Condition::Running
+            | Condition::Failed
+            | Condition::Quarantined
+            | Condition::OperatorActionNeeded
     )
 }
 
@@ -167,7 +167,7 @@ impl World {
 
     fn spawn(&self, daemon: &Daemon, name: String) {
         let request = SpawnRequest {
-            kernel: self.kernel.clone(),
+            kernel: self.kernel.clone().into(),
             name,
             cpus: 1,
             memory_bytes: None,
@@ -212,7 +212,7 @@ impl World {
     fn morph(&mut self, daemon: &Daemon, name: String) {
         let auto = self.dice.percent(60);
         let request = MorphRequest {
-            kernel: self.kernel.clone(),
+            kernel: self.kernel.clone().into(),
             kernel_cmdline: None,
             initramfs: None,
             auto_validate: auto || self.dice.percent(50),
@@ -263,23 +263,23 @@ impl World {
             all = daemon.supervisor.send(List).await.unwrap();
             let operations = daemon.services.operations.running();
             let kept = daemon.services.kept.shown(None).len();
-            if operations + kept == 0 && all.iter().all(|instance| rests(instance.state)) {
+            if operations + kept == 0 && all.iter().all(|instance| rests(instance.condition)) {
                 break;
             }
         }
         for instance in &all {
             let name = &instance.name;
-            if !rests(instance.state) {
-                let text = format!("{name} is {:?} in the end", instance.state);
+            if !rests(instance.condition) {
+                let text = format!("{name} is {:?} in the end", instance.condition);
                 self.broken.push(text);
             }
             let key = (name.clone(), instance.generation);
             let lives = self.machine.with(&key, |k| k.alive && !k.hangs);
-            if instance.state == InstanceState::Running && lives != Some(true) {
+            if instance.condition == Condition::Running && lives != Some(true) {
                 self.broken
                     .push(format!("{name} is said to run, and does not"));
             }
-            if instance.state == InstanceState::Running && !self.machine.state_is_kept(name) {
+            if instance.condition == Condition::Running && !self.machine.state_is_kept(name) {
                 self.broken
                     .push(format!("{name} has lost what it acknowledged"));
             }

@@ -11,8 +11,8 @@ use std::time::Duration;
 use kmorph_actors::model::capability::{downtime_budget, unkept};
 use kmorph_actors::model::settings::Stock;
 use kmorph_actors::model::settings::{MorphMode, Settings};
+use kmorph_actors::model::{Policy, StuckCpuPolicy, VmcorePolicy};
 use kmorph_backends::contract::BackendKind;
-use kmorph_control_api::{Policy, StuckCpuPolicy, VmcorePolicy};
 use kmorph_files::{NamedFileError, read_named};
 use serde::{Deserialize, Serialize};
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::path::Path;
 
-use kmorph_control_api::{ApiError, ErrorCode, WorkloadRequest};
+use crate::model::{Failure, FailureKind, Workload};
 use kmorph_files::{Refusal, read_secret};
 
 use super::check_workload;
@@ -20,13 +20,13 @@ pub const ENV_FILE_MAX_BYTES: u64 = 256 * 1024;
 /// # Errors
 /// When the file is not for the daemon's user alone, cannot be read, or has something else in it; when no kernel would
 /// start a program with that environment.
-pub(crate) async fn complete(request: &WorkloadRequest) -> Result<WorkloadRequest, ApiError> {
+pub(crate) async fn complete(request: &Workload) -> Result<Workload, Failure> {
     let mut whole = request.clone();
     let Some(path) = whole.env_file.take() else {
         return Ok(whole);
     };
     let read = tokio::task::spawn_blocking(move || read(path.as_ref())).await;
-    let gone = |error| ApiError::new(ErrorCode::Internal, format!("reading a file: {error}"));
+    let gone = |error| Failure::new(FailureKind::Internal, format!("reading a file: {error}"));
     let mut variables = read.map_err(gone)??;
     variables.append(&mut whole.env);
     whole.env = variables;
@@ -34,23 +34,23 @@ pub(crate) async fn complete(request: &WorkloadRequest) -> Result<WorkloadReques
     Ok(whole)
 }
 
-fn read(path: &Path) -> Result<BTreeMap<String, String>, ApiError> {
+fn read(path: &Path) -> Result<BTreeMap<String, String>, Failure> {
     let bytes = read_secret(path, ENV_FILE_MAX_BYTES).map_err(|refusal| {
         let code = match &refusal {
             Refusal::System { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-                ErrorCode::NotFound
+                FailureKind::NotFound
             }
-            _ => ErrorCode::InvalidRequest,
+            _ => FailureKind::InvalidRequest,
         };
         let text = format!("the environment file of the workload is not used: {refusal}");
-        ApiError::new(code, text).hint(
+        Failure::new(code, text).hint(
             "the daemon reads it at each start: it must be a regular file of root or of the daemon's user, and \
              nobody else's to read or write (chmod 600)",
         )
     })?;
     parse(&bytes).map_err(|text| {
         let text = format!("invalid environment file {path:?}: {text}");
-        ApiError::new(ErrorCode::InvalidRequest, text)
+        Failure::new(FailureKind::InvalidRequest, text)
     })
 }
 
@@ -117,7 +117,7 @@ mod tests {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         };
         write("A=file\nB=file");
-        let request = WorkloadRequest {
+        let request = Workload {
             program: "/bin/server".to_owned(),
             args: Vec::new(),
             env: [("A".to_owned(), "request".to_owned())].into(),
@@ -130,7 +130,7 @@ mod tests {
         );
         assert_eq!(whole.env_file, None);
         write(&format!("A={}", "x".repeat(super::super::STRING_MAX_BYTES)));
-        let of_the_file = WorkloadRequest {
+        let of_the_file = Workload {
             env: BTreeMap::new(),
             ..request.clone()
         };
@@ -138,6 +138,6 @@ mod tests {
         assert!(refused.message.contains("131071"), "{}", refused.message);
         std::fs::remove_file(&path).unwrap();
         let refused = complete(&request).await.unwrap_err();
-        assert_eq!(refused.code, ErrorCode::NotFound);
+        assert_eq!(refused.kind, FailureKind::NotFound);
     }
 }

@@ -4,7 +4,7 @@ mod environment;
 
 use std::path::Path;
 
-use kmorph_control_api::{ApiError, ErrorCode, WorkloadRequest};
+use crate::model::{Failure, FailureKind, Workload};
 use kmorph_launch::AGENT_CONFIG_MAX_BYTES;
 use nix::sys::resource::{Resource, getrlimit};
 
@@ -34,12 +34,12 @@ const RESERVE_BYTES: usize = 32 * 1024;
 const STRING_OVERHEAD_BYTES: usize = 1 + 8;
 
 /// Refuses a workload that no kernel would start.
-pub(crate) fn check_workload(workload: &WorkloadRequest) -> Result<(), ApiError> {
-    check(workload, exec_bytes()).map_err(|text| ApiError::new(ErrorCode::InvalidRequest, text))
+pub(crate) fn check_workload(workload: &Workload) -> Result<(), Failure> {
+    check(workload, exec_bytes()).map_err(|text| Failure::new(FailureKind::InvalidRequest, text))
 }
 
 /// Refuses a program that is not on this machine: instances run it from here, or take a copy of it.
-pub(crate) async fn check_program(workload: &WorkloadRequest) -> Result<(), ApiError> {
+pub(crate) async fn check_program(workload: &Workload) -> Result<(), Failure> {
     let program = workload.program.as_str();
     if program == KV_NAME {
         return Ok(());
@@ -51,7 +51,7 @@ pub(crate) async fn check_program(workload: &WorkloadRequest) -> Result<(), ApiE
         Err(error) => error.to_string(),
     };
     let text = format!("there is no program {program:?} on this machine: {reason}");
-    Err(ApiError::new(ErrorCode::NotFound, text).hint(format!(
+    Err(Failure::new(FailureKind::NotFound, text).hint(format!(
         "name a program by its absolute path, or the reference server by {KV_NAME}"
     )))
 }
@@ -64,7 +64,7 @@ fn exec_bytes() -> usize {
     quarter.clamp(EXEC_MIN_BYTES, EXEC_MAX_BYTES) - RESERVE_BYTES
 }
 
-fn check(workload: &WorkloadRequest, exec_bytes: usize) -> Result<(), String> {
+fn check(workload: &Workload, exec_bytes: usize) -> Result<(), String> {
     let program = workload.program.as_str();
     if program != KV_NAME && !Path::new(program).is_absolute() {
         return Err(format!(
@@ -143,7 +143,7 @@ mod tests {
     const EXEC_BYTES: usize = EXEC_MIN_BYTES;
 
     fn with(args: Vec<String>, env: &[(&str, String)]) -> Result<(), String> {
-        let workload = WorkloadRequest {
+        let workload = Workload {
             program: "/bin/server".to_owned(),
             args,
             env: env
@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn a_program_is_named_by_its_absolute_path() {
         for program in ["server", "./server", ""] {
-            let workload = WorkloadRequest {
+            let workload = Workload {
                 program: program.to_owned(),
                 args: Vec::new(),
                 env: std::collections::BTreeMap::new(),

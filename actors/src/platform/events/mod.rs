@@ -17,8 +17,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::model::{Event, EventKind};
 use actix::prelude::*;
-use kmorph_control_api::{Event, EventKind};
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -75,7 +75,11 @@ impl Encoded {
         })
     }
 
-    fn decode(&self) -> Result<Event, serde_json::Error> {
+    /// The event.
+    ///
+    /// # Errors
+    /// When another version of kmorphd wrote what this one cannot read.
+    pub fn decode(&self) -> Result<Event, serde_json::Error> {
         serde_json::from_str(&self.json)
     }
 }

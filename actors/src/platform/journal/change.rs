@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kmorph_control_api::{DoctorReport, Event, Operation, Policy};
+use crate::model::{DoctorReport, Event, Operation, Policy};
 
 use crate::model::rows::{GenerationRow, InstanceRow, MorphRow, RecoveryRow};
 

@@ -118,7 +118,7 @@ pub struct EventsAfter {
 #[derive(Debug)]
 pub struct StoredEvents {
     /// The events, oldest first.
-    pub events: Vec<kmorph_control_api::Event>,
+    pub events: Vec<crate::model::Event>,
     /// Older ones after the id asked for are not kept any more.
     pub dropped: bool,
 }

@@ -1,4 +1,4 @@
-use kmorph_control_api::{Event, EventKind};
+use crate::model::{Event, EventKind};
 
 use super::*;
 use crate::model::rows::{InstanceRow, InstanceSpec, KernelChoice, WorkloadRestarts};
@@ -108,12 +108,12 @@ fn instance(morphs: u64) -> InstanceRow {
             backend: kmorph_backends::contract::BackendKind::Embedded,
             throw_away: false,
         },
-        policy: kmorph_control_api::Policy {
+        policy: crate::model::Policy {
             heartbeat_timeout_s: 0.1,
             auto_heal: true,
             morph_timeout_s: 60.0,
-            stuck_cpu: kmorph_control_api::StuckCpuPolicy::Degraded,
-            vmcore: kmorph_control_api::VmcorePolicy::Off,
+            stuck_cpu: crate::model::StuckCpuPolicy::Degraded,
+            vmcore: crate::model::VmcorePolicy::Off,
         },
         desired: kmp_proto::instance::Desired::Running,
         reason: None,
@@ -143,7 +143,7 @@ async fn the_environment_of_an_instance_that_is_gone_is_on_the_disk_no_more() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _, arbiter) = Journal::open(dir.path()).unwrap();
     let mut row = instance(0);
-    row.spec.workload = Some(kmorph_control_api::WorkloadRequest {
+    row.spec.workload = Some(crate::model::Workload {
         program: "/bin/db".to_owned(),
         args: Vec::new(),
         // Long enough for pages of its own.

@@ -14,11 +14,13 @@ mod regain;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use crate::model::requests::PortRequest;
+use crate::model::shown::{PortState, PortView};
+use crate::model::{Failure, FailureKind};
 use kmorph_backends::contract::HostListener;
-use kmorph_control_api::{ApiError, ErrorCode, PortState, PublishRequest, PublishedAddress};
 use kmorph_launch::PublishedPort;
 use nix::sys::socket::sockopt::ReuseAddr;
 use nix::sys::socket::{Backlog, Shutdown, listen, setsockopt, shutdown};
@@ -134,35 +136,31 @@ impl Publisher {
     /// Binds what a spawn asks for.
     ///
     /// # Errors
-    /// When an address does not parse or a port cannot be bound; nothing stays bound then.
+    /// When a port cannot be bound; nothing stays bound then.
     pub fn bind(
         &mut self,
         instance: &str,
-        requests: &[PublishRequest],
-    ) -> Result<Vec<PublishedPortSpec>, ApiError> {
+        requests: &[PortRequest],
+    ) -> Result<Vec<PublishedPortSpec>, Failure> {
         if requests.len() > PORTS_MAX {
             let text = format!(
                 "{} ports are to be published, at most {PORTS_MAX} can be",
                 requests.len()
             );
-            return Err(ApiError::new(ErrorCode::InvalidRequest, text));
+            return Err(Failure::new(FailureKind::InvalidRequest, text));
         }
         let mut ports = Vec::new();
         for request in requests {
-            let address: IpAddr = request.address.parse().map_err(|_| {
-                let text = format!("{:?} is no IP address to publish on", request.address);
-                ApiError::new(ErrorCode::InvalidRequest, text).hint("use 127.0.0.1:6379:6379")
-            })?;
-            let wanted = SocketAddr::new(address, request.host_port);
+            let wanted = SocketAddr::new(request.address, request.host_port);
             let refuse = |error: io::Error| {
                 let text = format!("publishing {wanted}: {error}");
-                ApiError::new(ErrorCode::InsufficientResources, text)
+                Failure::new(FailureKind::InsufficientResources, text)
                     .hint("choose a free port, or 0 to have one chosen")
             };
             let listener = bind_by_number(wanted).map_err(refuse)?;
             let host_port = listener.local_addr().map_err(refuse)?.port();
             let spec = PublishedPortSpec {
-                address,
+                address: request.address,
                 host_port,
                 port: request.port,
             };
@@ -288,19 +286,18 @@ impl Publisher {
     }
 
     /// The ports of an instance, for its status.
-    pub fn shown(&self, instance: &str) -> Vec<PublishedAddress> {
+    pub fn shown(&self, instance: &str) -> Vec<PortView> {
         let ports = self.instances.get(instance).map_or(&[][..], |p| &p.ports);
         let show = |port: &Port| {
-            let (state, reason) = match &port.holding {
-                Holding::Open(_) => (PortState::Open, None),
-                Holding::Refusing(_) => (PortState::Refusing, None),
-                Holding::Missing(why) => (PortState::Missing, Some(why.clone())),
+            let state = match &port.holding {
+                Holding::Open(_) => PortState::Open,
+                Holding::Refusing(_) => PortState::Refusing,
+                Holding::Missing(why) => PortState::Missing(why.clone()),
             };
-            PublishedAddress {
-                listen: port.address().to_string(),
+            PortView {
+                listen: port.address(),
                 port: port.spec.port,
                 state,
-                reason,
             }
         };
         ports.iter().map(show).collect()
@@ -319,8 +316,8 @@ mod tests {
     use std::net::TcpStream;
 
     fn published(publisher: &mut Publisher) -> PublishedPortSpec {
-        let request = PublishRequest {
-            address: "127.0.0.1".to_owned(),
+        let request = PortRequest {
+            address: std::net::Ipv4Addr::LOCALHOST.into(),
             host_port: 0,
             port: 6379,
         };
@@ -328,7 +325,7 @@ mod tests {
     }
 
     fn state(publisher: &Publisher) -> PortState {
-        publisher.shown("web")[0].state
+        publisher.shown("web")[0].state.clone()
     }
 
     #[test]

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use crate::model::EventKind;
 use futures_util::future::join_all;
 use kmorph_backends::contract::HANDOVER_SOCKET;
-use kmorph_control_api::EventKind;
 use slog::{info, warn};
 
 use crate::model::rows::GenerationRow;

@@ -11,11 +11,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use actix::prelude::*;
-use kmorph_control_api::{
-    ApiError, DoctorReport, ErrorCode, Operation, OperationKind, OperationState, PolicyPatch,
-    RecoveryOutcome, RecoveryRecord, SpawnRequest, VmcorePolicy,
+use crate::model::requests::SpawnRequest;
+use crate::model::{
+    Command, DoctorReport, Failure, FailureKind, Operation, OperationKind, OperationResult,
+    OperationState, PolicyPatch, RecoveryOutcome, RecoveryRecord, VmcorePolicy,
 };
+use actix::prelude::*;
 use kmorph_vmcore::Dump;
 use kmorph_vmcore::analysis::{AnalysisOptions, CpuReport, Report, analyse};
 
@@ -74,15 +75,13 @@ impl Doctor {
         report.reason = tested.and(ended).err();
         report.passed = report.reason.is_none();
         report.ended_at = wall_clock::now_rfc3339();
-        let result = serde_json::to_value(&report).ok();
+        let result = Some(OperationResult::Doctor(Box::new(report.clone())));
         match &report.reason {
             None => self.operation.succeed(result),
             Some(reason) => {
                 let text =
                     format!("a failed instance would not be captured as it should: {reason}");
-                let error = ApiError::new(ErrorCode::Internal, text).hint(
-                    "`kmorphctl recovery-log kmorph-doctor` and the daemon's log have the steps",
-                );
+                let error = Failure::new(FailureKind::Internal, text).hint(Command::SeeSelfTest);
                 self.operation.fail(error, result);
             }
         }
@@ -128,7 +127,7 @@ impl Doctor {
         let spawn = Spawn {
             request: SpawnRequest {
                 name: DOCTOR_NAME.to_owned(),
-                kernel: self.kernel.display().to_string(),
+                kernel: self.kernel.clone(),
                 kernel_cmdline: self.cmdline.to_owned(),
                 initramfs: None,
                 cpus: 1,

@@ -4,10 +4,10 @@ mod checks;
 
 use std::path::PathBuf;
 
+use crate::model::{Command, Failure, FailureKind, OperationKind};
 use actix::prelude::*;
 use futures_util::future::join_all;
 use kmorph_backends::contract::BackendKind;
-use kmorph_control_api::{ApiError, DoctorRequest, ErrorCode, OperationKind};
 
 use super::Supervisor;
 use crate::instance::GetStatus;
@@ -17,29 +17,29 @@ use checks::{DOCTOR_NAME, Doctor};
 
 /// Begin a self-test of capturing; the operation's id.
 #[derive(Debug, Message)]
-#[rtype(result = "Result<String, ApiError>")]
+#[rtype(result = "Result<String, Failure>")]
 pub struct BeginDoctor {
-    /// With which kernel.
-    pub request: DoctorRequest,
+    /// The kernel image to test with (default: that of the first instance, else the host's own).
+    pub kernel: Option<PathBuf>,
     /// The caller.
     pub uid: Option<u32>,
 }
 
 impl Handler<BeginDoctor> for Supervisor {
-    type Result = ResponseActFuture<Self, Result<String, ApiError>>;
+    type Result = ResponseActFuture<Self, Result<String, Failure>>;
 
     fn handle(&mut self, begin: BeginDoctor, _: &mut Self::Context) -> Self::Result {
         let refused = self.refuse_doctor();
         let others = self.running();
         let work = async move {
             let cmdline = refused?;
-            let kernel = match begin.request.kernel {
-                Some(kernel) => PathBuf::from(kernel),
+            let kernel = match begin.kernel {
+                Some(kernel) => kernel,
                 None => {
                     let asked = join_all(others.iter().map(|other| other.send(GetStatus))).await;
                     let mut used = asked.into_iter().flatten();
                     used.next()
-                        .map_or_else(host_kernel, |status| Ok(status.kernel_path.into()))?
+                        .map_or_else(host_kernel, |status| Ok(status.kernel.path))?
                 }
             };
             Ok((cmdline, kernel))
@@ -76,7 +76,7 @@ impl Handler<BeginDoctor> for Supervisor {
 
 impl Supervisor {
     /// What a kernel's command line needs for the test, unless it cannot be made now.
-    fn refuse_doctor(&self) -> Result<&'static str, ApiError> {
+    fn refuse_doctor(&self) -> Result<&'static str, Failure> {
         self.refuse_while_stopping()?;
         let backend = &self.services.backend;
         let Some(cmdline) = backend.panic_cmdline() else {
@@ -87,23 +87,25 @@ impl Supervisor {
             );
             // As a capture by hand is refused there.
             let code = match kind {
-                BackendKind::Multikernel => ErrorCode::NotImplemented,
-                BackendKind::Embedded | BackendKind::Qemu => ErrorCode::WrongState,
+                BackendKind::Multikernel => FailureKind::NotImplemented,
+                BackendKind::Embedded | BackendKind::Qemu => FailureKind::WrongState,
             };
-            return Err(ApiError::new(code, text));
+            return Err(Failure::new(code, text));
         };
         if self.doctor_runs || self.instances.contains_key(DOCTOR_NAME) {
             let text = format!("a self-test is under way, or its instance {DOCTOR_NAME} is left");
-            return Err(ApiError::new(ErrorCode::WrongState, text).hint(format!(
-                "wait for it, or `kmorphctl terminate {DOCTOR_NAME}`"
-            )));
+            return Err(Failure::new(FailureKind::WrongState, text).hint(
+                Command::WaitForSelfTest {
+                    instance: DOCTOR_NAME.to_owned(),
+                },
+            ));
         }
         Ok(cmdline)
     }
 }
 
 /// The image of the kernel that the host runs, where distributions put it.
-fn host_kernel() -> Result<PathBuf, ApiError> {
+fn host_kernel() -> Result<PathBuf, Failure> {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let path = PathBuf::from(format!("/boot/vmlinuz-{}", release.trim()));
     if path.is_file() {
@@ -111,5 +113,5 @@ fn host_kernel() -> Result<PathBuf, ApiError> {
     }
     let text =
         format!("there is no kernel to test with: no instance has one, and {path:?} is no file");
-    Err(ApiError::new(ErrorCode::InvalidRequest, text).hint("name one with --kernel"))
+    Err(Failure::new(FailureKind::InvalidRequest, text).hint("name one with --kernel"))
 }

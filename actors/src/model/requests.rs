@@ -1,0 +1,61 @@
+//! What the daemon is asked to begin.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use super::Workload;
+
+/// A port to publish.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortRequest {
+    /// Host address.
+    pub address: IpAddr,
+    /// Host port; 0 lets the system choose.
+    pub host_port: u16,
+    /// The workload's port.
+    pub port: u16,
+}
+
+/// A new instance.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SpawnRequest {
+    /// Its name.
+    pub name: String,
+    /// The kernel image on the host.
+    pub kernel: PathBuf,
+    /// Added to the kernel command line.
+    pub kernel_cmdline: String,
+    /// Used instead of the built initramfs.
+    pub initramfs: Option<PathBuf>,
+    /// CPUs.
+    pub cpus: u16,
+    /// Memory in bytes (default: the configuration's).
+    pub memory_bytes: Option<u64>,
+    /// The program; without one, the agent alone.
+    pub workload: Option<Workload>,
+    /// Published ports.
+    pub publish: Vec<PortRequest>,
+    /// Whether heartbeats watch the instance.
+    pub monitor: bool,
+    /// Heartbeat timeout in seconds (default: the configuration's).
+    pub heartbeat_timeout_s: Option<f64>,
+}
+
+/// A morph.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MorphRequest {
+    /// The target kernel's image on the host.
+    pub kernel: PathBuf,
+    /// Kernel command line of the target kernel (default: the source kernel's).
+    pub kernel_cmdline: Option<String>,
+    /// Initramfs of the target kernel (default: the built one).
+    pub initramfs: Option<PathBuf>,
+    /// Go on to validate once prepared.
+    pub auto_validate: bool,
+    /// Go on to commit once validated.
+    pub auto_commit: bool,
+    /// Commit even when the estimated downtime is above the budget.
+    pub force: bool,
+    /// Budget for the downtime, microseconds (default: the configuration's).
+    pub downtime_budget_us: Option<u32>,
+}
