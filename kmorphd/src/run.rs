@@ -9,18 +9,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
+use kmorph_actors::capture::Captures;
 use kmorph_actors::control::{self, Access, Api, DaemonRequest};
+use kmorph_actors::generation::Generations;
+use kmorph_actors::generation::machine::Machine;
+use kmorph_actors::generation::release::Ledger;
 use kmorph_actors::model::OperationKind;
-use kmorph_actors::model::settings::Settings;
-use kmorph_actors::model::settings::Stock;
+use kmorph_actors::model::settings::{Settings, Stock};
+use kmorph_actors::morph::Downtimes;
+use kmorph_actors::platform::Platform;
+use kmorph_actors::platform::aside::Turn;
 use kmorph_actors::platform::events::{Draft, EventLog};
 use kmorph_actors::platform::journal::{Journal, KeepBackups, Snapshot};
 use kmorph_actors::platform::operations::Operations;
 use kmorph_actors::platform::transport::{SystemNetwork, TransportHandle};
-use kmorph_actors::resources::forward::Forwarder;
+use kmorph_actors::resources::Resources;
 use kmorph_actors::resources::numbers::Numbers;
 use kmorph_actors::resources::pool::Pool;
-use kmorph_actors::resources::ports::Publisher;
+use kmorph_actors::resources::ports::Ports;
 use kmorph_actors::services::Services;
 use kmorph_actors::supervisor::{ApplySettings, GetDaemon, Stopping, Supervisor};
 use kmorph_backends::cgroup::Cgroups;
@@ -213,7 +219,10 @@ async fn begin(start: &Start, settings: Settings, log: &Logger) -> Result<Runnin
     let settings = with_kernel_pool(start, settings)?;
     let socket = free_socket(&start.socket)?;
     let services = services(log, journal.clone(), backend, &settings, &snapshot)?;
-    let (operations, events) = (services.operations.clone(), services.events.clone());
+    let (operations, events) = (
+        services.platform.operations.clone(),
+        services.platform.events.clone(),
+    );
     let supervisor = Supervisor::new(services, snapshot, detail.clone()).start();
     // Answered only after everything is restored: the API never shows half of it.
     supervisor.send(GetDaemon).await?;
@@ -441,26 +450,38 @@ fn services(
     let mark = settings.run_dir.join(EVENT_ID_NAME);
     let events = EventLog::new(snapshot.events.clone(), journal.clone(), &mark, &boot_id)
         .map_err(|error| format!("the file {mark:?} cannot be opened: {error}"))?;
-    Ok(Services {
+    let platform = Platform {
         log: log.clone(),
         journal,
-        backend,
         transport: TransportHandle::start(log, Arc::new(SystemNetwork)),
-        downtimes: Rc::new(RefCell::new(kmorph_actors::morph::Downtimes::from_journal(
-            &snapshot.morphs,
-        ))),
-        captures: kmorph_actors::capture::Captures::default(),
-        spawn_turn: kmorph_actors::platform::aside::Turn::default(),
-        events,
+        events: events.clone(),
         operations,
-        kept: kmorph_actors::generation::release::Ledger::default(),
-        pool: Rc::new(RefCell::new(pool)),
         settings: Rc::new(RefCell::new(settings.clone())),
-        publisher: Rc::new(RefCell::new(Publisher::default())),
-        forwarder: Rc::new(RefCell::new(Forwarder::default())),
+    };
+    let resources = Resources {
+        pool: Rc::new(RefCell::new(pool)),
         numbers: Rc::new(RefCell::new(numbers)),
+        ports: Ports::new(backend.passes_sockets(), log.clone(), events),
+    };
+    let machine = Machine {
+        backend,
+        spawn_turn: Turn::default(),
         incarnation: snapshot.incarnation,
         host_boot_id: boot_id,
+        log: log.clone(),
+    };
+    let generations = Generations {
+        platform: platform.clone(),
+        resources,
+        machine,
+        kept: Ledger::default(),
+    };
+    let downtimes = Downtimes::from_journal(&snapshot.morphs);
+    Ok(Services {
+        captures: Captures::new(platform.clone(), generations.clone()),
+        platform,
+        generations,
+        downtimes: Rc::new(RefCell::new(downtimes)),
     })
 }
 

@@ -20,13 +20,12 @@ use kmorph_vmcore::writer::{WriteError, partial_path};
 use kmp_proto::time::Instant;
 use slog::warn;
 
-use super::{Capture, CaptureError, Dumped, KernelLog, Target, Turn, begin_into};
+use super::{Capture, CaptureError, Captures, Dumped, KernelLog, Target, Turn, begin_into};
 use crate::model::rows::GenerationRow;
 use crate::platform::clock;
 use crate::platform::events::Draft;
 use crate::platform::fleet::GetSurvivors;
 use crate::platform::operations::Handle;
-use crate::services::Services;
 
 /// How often an operation says how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
@@ -57,7 +56,7 @@ pub async fn check_output(path: &Path) -> Result<(), Failure> {
 
 /// One such capture.
 pub(crate) struct ByHand {
-    pub(crate) services: Services,
+    pub(crate) captures: Captures,
     pub(crate) survivors: Recipient<GetSurvivors>,
     pub(crate) row: GenerationRow,
     pub(crate) output: PathBuf,
@@ -85,7 +84,7 @@ impl ByHand {
     /// Does all of it, and ends the operation. The generation's row, as it is afterwards.
     pub(crate) async fn run(self) -> GenerationRow {
         let Self {
-            services,
+            captures,
             survivors: others,
             mut row,
             output,
@@ -106,13 +105,13 @@ impl ByHand {
             Some(_) => others.send(ask).await.unwrap_or_default(),
             None => Vec::new(),
         };
-        let end = match services.freeze(&mut row).await {
-            Err(error) => End::Failed(error),
+        let end = match captures.generations.freeze(&mut row).await {
+            Err(error) => End::Failed(error.into()),
             Ok(since) => {
                 under.frozen_since = since;
                 let end = under
                     .capture(
-                        &services,
+                        &captures,
                         &mut row,
                         survivors,
                         output.clone(),
@@ -120,11 +119,11 @@ impl ByHand {
                         &operation,
                     )
                     .await;
-                under.thaw(&services, &mut row).await;
+                under.thaw(&captures, &mut row).await;
                 end
             }
         };
-        under.tell(&services, &row, end, &output, operation);
+        under.tell(&captures, &row, end, &output, operation);
         row
     }
 }
@@ -132,7 +131,7 @@ impl ByHand {
 impl Under {
     async fn capture(
         &mut self,
-        services: &Services,
+        captures: &Captures,
         row: &mut GenerationRow,
         survivors: Vec<GenerationRow>,
         output: PathBuf,
@@ -140,10 +139,10 @@ impl Under {
         operation: &Handle,
     ) -> End {
         if row.certificate.is_none() {
-            services.save_registers(row).await;
+            captures.generations.save_registers(row).await;
         }
         let target = Target::File(output.clone());
-        let begun = begin_into(services, row, survivors, target, turn).await;
+        let begun = begin_into(captures, row, survivors, target, turn).await;
         let Capture {
             mut log,
             read,
@@ -160,11 +159,11 @@ impl Under {
                 biased;
                 told = &mut log, if log_awaited => {
                     log_awaited = false;
-                    self.log_read(services, row, told.ok());
+                    self.log_read(captures, row, told.ok());
                 }
                 () = read.notified(), if reads => {
                     reads = false;
-                    self.thaw(services, row).await;
+                    self.thaw(captures, row).await;
                     operation.step("syncing and verifying");
                 }
                 () = operation.cancelled() => break End::Cancelled,
@@ -181,27 +180,27 @@ impl Under {
         };
         if let End::Cancelled = end {
             // Not kept waiting for the thread to end.
-            self.thaw(services, row).await;
+            self.thaw(captures, row).await;
             match dumping.stop().await {
                 Some(Ok(dumped)) => return End::Done(dumped),
-                Some(Err(_)) => remove_partial(services, row, &output).await,
+                Some(Err(_)) => remove_partial(captures, row, &output).await,
                 None => {}
             }
         }
         end
     }
 
-    async fn thaw(&mut self, services: &Services, row: &mut GenerationRow) {
+    async fn thaw(&mut self, captures: &Captures, row: &mut GenerationRow) {
         let Some(since) = self.frozen_since.take() else {
             return;
         };
-        self.not_resumed = services.thaw(row).await.err();
+        self.not_resumed = captures.generations.thaw(row).await.err();
         self.frozen = Some(clock::now() - since);
     }
 
     fn log_read(
         &mut self,
-        services: &Services,
+        captures: &Captures,
         row: &GenerationRow,
         log: Option<Result<KernelLog, String>>,
     ) {
@@ -212,11 +211,11 @@ impl Under {
                 let end = log.panic.as_deref().unwrap_or("it says of no panic");
                 let tail = serde_json::json!({ "kernel_log_tail": log.tail });
                 let said = draft(format!("its kernel's log: {end}"));
-                services.events.publish(said.with(tail));
+                captures.platform.events.publish(said.with(tail));
             }
             Some(Err(reason)) => {
                 let text = format!("its kernel's log could not be read: {reason}");
-                services.events.publish(draft(text));
+                captures.platform.events.publish(draft(text));
             }
             None => {}
         }
@@ -226,7 +225,7 @@ impl Under {
     /// Tells whoever asked, and whoever follows the events.
     fn tell(
         self,
-        services: &Services,
+        captures: &Captures,
         row: &GenerationRow,
         end: End,
         output: &Path,
@@ -238,7 +237,7 @@ impl Under {
             End::Failed(error) => format!("not captured: {error}"),
             End::Cancelled => format!("the capture into {path} was cancelled"),
         };
-        services.events.publish(Draft::of(
+        captures.platform.events.publish(Draft::of(
             EventKind::Vmcore,
             &row.instance,
             row.generation,
@@ -287,12 +286,12 @@ impl Under {
 }
 
 /// What a capture that was cancelled has left: whoever asked for it does not want it.
-async fn remove_partial(services: &Services, row: &GenerationRow, output: &Path) {
+async fn remove_partial(captures: &Captures, row: &GenerationRow, output: &Path) {
     let partial = partial_path(output);
     if let Err(error) = tokio::fs::remove_file(&partial).await
         && error.kind() != std::io::ErrorKind::NotFound
     {
-        warn!(services.log, "a cancelled capture has left its file"; "instance" => &row.instance,
+        warn!(captures.platform.log, "a cancelled capture has left its file"; "instance" => &row.instance,
             "generation" => row.generation, "file" => ?partial, "error" => %error);
     }
 }

@@ -17,7 +17,6 @@
 
 pub mod by_hand;
 mod files;
-mod freezing;
 pub(crate) mod proof;
 mod survivors;
 
@@ -48,10 +47,12 @@ pub use survivors::SURVIVORS_MAX;
 pub(crate) use survivors::take_back_left;
 use survivors::{Borrowers, Job};
 
+use crate::generation::Generations;
+use crate::generation::freezing::NotFrozen;
 use crate::model::guest_text;
 use crate::model::rows::GenerationRow;
 use crate::model::settings::VmcoreSettings;
-use crate::services::Services;
+use crate::platform::Platform;
 
 /// Longest time for one capture.
 pub const CAPTURE_TIMEOUT: Duration = Duration::from_secs(600);
@@ -62,23 +63,46 @@ const CAPTURE_NICE: i32 = 10;
 /// Bytes of the log's end that are told with the event.
 pub const LOG_TAIL_BYTES: usize = 16 * 1024;
 
-/// Lets one memory be captured at a time: what a capture needs of the daemon's memory is bounded then.
-#[derive(Clone, Debug)]
+/// Captures memory, one at a time: what a capture needs of the daemon's memory is bounded then. Cheap to clone; stays on
+/// its thread.
+#[derive(Clone)]
 pub struct Captures {
+    pub(crate) platform: Platform,
+    pub(crate) generations: Generations,
     turn: Arc<Semaphore>,
     borrowers: Borrowers,
 }
 
-impl Default for Captures {
-    fn default() -> Self {
+impl Captures {
+    /// No capture is under way.
+    pub fn new(platform: Platform, generations: Generations) -> Self {
         Self {
+            platform,
+            generations,
             turn: Arc::new(Semaphore::new(1)),
             borrowers: Borrowers::default(),
         }
     }
-}
 
-impl Captures {
+    /// Begins to capture the memory of a fenced generation, when its turn has come. Some of the survivors are asked to
+    /// help, as many as is configured.
+    ///
+    /// # Errors
+    /// When its memory is not there.
+    pub async fn begin(
+        &self,
+        row: &GenerationRow,
+        survivors: Vec<GenerationRow>,
+    ) -> Result<Capture, CaptureError> {
+        let turn = self.later().await?;
+        let dir = self.platform.settings.borrow().vmcore.dir.clone();
+        let place = Place {
+            dir: dir.join(&row.instance),
+            generation: row.generation,
+        };
+        begin_into(self, row, survivors, Target::Kept(place), turn).await
+    }
+
     /// The turn of a capture that does not wait for others.
     pub(crate) fn now(&self) -> Option<Turn> {
         let turn = self.turn.clone().try_acquire_owned();
@@ -159,6 +183,15 @@ pub enum CaptureError {
     /// The thread ended without a word.
     #[error("the capture ended by a fault in kmorphd")]
     Fault,
+}
+
+impl From<NotFrozen> for CaptureError {
+    fn from(error: NotFrozen) -> Self {
+        match error {
+            NotFrozen::Journal(reason) => Self::Journal(reason),
+            NotFrozen::Backend(reason) => Self::Freeze(reason),
+        }
+    }
 }
 
 /// A capture under way.
@@ -262,27 +295,8 @@ impl Target {
     }
 }
 
-/// Begins to capture the memory of a fenced generation, when its turn has come. Some of the survivors are asked to
-/// help, as many as is configured.
-///
-/// # Errors
-/// When its memory is not there.
-pub async fn begin(
-    services: &Services,
-    row: &GenerationRow,
-    survivors: Vec<GenerationRow>,
-) -> Result<Capture, CaptureError> {
-    let turn = services.captures.later().await?;
-    let dir = services.settings.borrow().vmcore.dir.clone();
-    let place = Place {
-        dir: dir.join(&row.instance),
-        generation: row.generation,
-    };
-    begin_into(services, row, survivors, Target::Kept(place), turn).await
-}
-
 async fn begin_into(
-    services: &Services,
+    captures: &Captures,
     row: &GenerationRow,
     mut survivors: Vec<GenerationRow>,
     target: Target,
@@ -294,13 +308,18 @@ async fn begin_into(
         // It was captured before its memory was given back.
         true => Vec::new(),
         false => {
-            let map = services.backend.memory_map(placement).await;
+            let map = captures
+                .generations
+                .machine
+                .backend
+                .memory_map(placement)
+                .await;
             let memory = map.map_err(|error| CaptureError::Memory(error.to_string()))?;
             (!memory.is_empty()).then_some(memory).ok_or_else(gone)?
         }
     };
     let bytes = memory.iter().map(|range| range.length).sum();
-    let settings = services.settings.borrow().vmcore.clone();
+    let settings = captures.platform.settings.borrow().vmcore.clone();
     let pace = settings.rate.map(|rate| Arc::new(Pace::new(rate)));
     survivors.truncate(settings.survivors.min(SURVIVORS_MAX));
     let mut order = Order {
@@ -317,11 +336,16 @@ async fn begin_into(
     let tell_read = read.clone();
     let mut control = Control::telling_when_read(move || tell_read.notify_one());
     if !survivors.is_empty() {
-        let capture = services.numbers.borrow_mut().next_session();
+        let capture = captures
+            .generations
+            .resources
+            .numbers
+            .borrow_mut()
+            .next_session();
         let job = Job::new(capture, row.generation, &order.memory, order.pace.clone())?;
         let shares = Arc::<Shares>::default();
         control.shares = Some(Arc::clone(&shares));
-        order.read_by = job.ask(services, survivors, &shares);
+        order.read_by = job.ask(captures, survivors, &shares);
         order.shares = Some(shares);
     }
     let control = Arc::new(control);

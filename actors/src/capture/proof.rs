@@ -7,23 +7,33 @@ use crate::model::EventKind;
 use kmorph_vmcore::analysis::shortfalls;
 use slog::{info, warn};
 
-use super::{CAPTURE_NICE, CaptureError, open};
+use super::{CAPTURE_NICE, CaptureError, Captures, open};
 use crate::model::rows::GenerationRow;
 use crate::platform::events::Draft;
-use crate::services::Services;
 
 /// Begins to read the memory of a generation that has just taken over, where the backend captures memory. What a vmcore
 /// of the generation could not tell is told as an event.
-pub(crate) fn begin(services: &Services, row: &GenerationRow) {
+pub(crate) fn begin(captures: &Captures, row: &GenerationRow) {
     let Some(placement) = row.placement.clone() else {
         return;
     };
-    if !services.backend.kind().captures_memory() {
+    if !captures
+        .generations
+        .machine
+        .backend
+        .kind()
+        .captures_memory()
+    {
         return;
     }
-    let (services, row) = (services.clone(), row.clone());
+    let (captures, row) = (captures.clone(), row.clone());
     actix::spawn(async move {
-        let map = services.backend.memory_map(&placement).await;
+        let map = captures
+            .generations
+            .machine
+            .backend
+            .memory_map(&placement)
+            .await;
         let read = tokio::task::spawn_blocking(move || {
             let map = map.map_err(|error| CaptureError::Memory(error.to_string()))?;
             if map.is_empty() {
@@ -36,7 +46,7 @@ pub(crate) fn begin(services: &Services, row: &GenerationRow) {
             Ok(Err(error)) => vec![error.to_string()],
             Err(_) => vec![CaptureError::Fault.to_string()],
         };
-        tell(&services, &row, &found);
+        tell(&captures, &row, &found);
     });
 }
 
@@ -53,7 +63,7 @@ fn standing_back<T: Send>(
     })
 }
 
-fn tell(services: &Services, row: &GenerationRow, found: &[String]) {
+fn tell(captures: &Captures, row: &GenerationRow, found: &[String]) {
     let text = match found {
         [] => PROVEN.to_owned(),
         found => format!(
@@ -63,13 +73,13 @@ fn tell(services: &Services, row: &GenerationRow, found: &[String]) {
         ),
     };
     match found {
-        [] => info!(services.log, "{}", text; "instance" => &row.instance,
+        [] => info!(captures.platform.log, "{}", text; "instance" => &row.instance,
             "generation" => row.generation),
-        _ => warn!(services.log, "{}", text; "instance" => &row.instance,
+        _ => warn!(captures.platform.log, "{}", text; "instance" => &row.instance,
             "generation" => row.generation),
     }
     let draft = Draft::of(EventKind::Vmcore, &row.instance, row.generation, text);
-    services.events.publish(draft);
+    captures.platform.events.publish(draft);
 }
 
 /// What is told of a kernel whose vmcore lacks nothing.

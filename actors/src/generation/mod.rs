@@ -5,6 +5,8 @@
 //!  intend ─▶ [Intended] ─▶ spawn ─▶ [Placed] ─▶ … ─▶ [Fencing] ─▶ fence ─▶ [Fenced] ─▶ release ─▶ gone
 //! ```
 
+pub(crate) mod freezing;
+pub mod machine;
 pub mod release;
 pub mod workload;
 
@@ -21,17 +23,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::generation::machine::Machine;
+use crate::generation::release::Ledger;
 use crate::generation::workload::{KV_NAME, complete};
 use crate::model::rows::{
     CertificateRow, GenerationPhase, GenerationRow, InstanceRow, KernelChoice,
 };
+use crate::platform::Platform;
 use crate::platform::ambient;
 use crate::platform::aside;
 use crate::platform::journal::{Change, JournalError, record};
 use crate::platform::wall_clock;
+use crate::resources::Resources;
 use crate::resources::pool::Lease;
 use crate::resources::ports::listener_name;
-use crate::services::Services;
 
 /// Why a generation did not start, and whether something of it is left.
 struct NotStarted {
@@ -99,7 +104,29 @@ fn image_refused(error: &BadImage) -> Failure {
     }
 }
 
-impl Services {
+/// Spawns, fences and releases generations. Cheap to clone; stays on its thread.
+#[derive(Clone)]
+pub struct Generations {
+    /// Journal, events, configuration.
+    pub platform: Platform,
+    /// What generations are given.
+    pub resources: Resources,
+    /// Where they run.
+    pub machine: Machine,
+    /// Fenced ones that could not be released yet.
+    pub kept: Ledger,
+}
+
+impl Generations {
+    /// The same, for what is done within a morph: its log lines say so.
+    #[must_use]
+    pub fn within(&self, session: u64) -> Self {
+        Self {
+            platform: self.platform.within(session),
+            ..self.clone()
+        }
+    }
+
     /// Takes a number, a lease and an address for a new generation, and has `write` write its row.
     ///
     /// # Errors
@@ -115,28 +142,34 @@ impl Services {
     where
         W: Future<Output = Result<(), JournalError>>,
     {
-        let generation = self.numbers.borrow_mut().next_generation(instance);
+        let generation = self
+            .resources
+            .numbers
+            .borrow_mut()
+            .next_generation(instance);
         let holder = (instance.to_owned(), generation);
         let lease = self
+            .resources
             .pool
             .borrow_mut()
             .take(holder.clone(), cpus, memory_bytes)
             .map_err(|e| {
                 let text = format!("the pool cannot give {instance} what it needs: {e}");
-                let enlarge = match self.backend.kind() {
+                let enlarge = match self.machine.backend.kind() {
                     BackendKind::Embedded | BackendKind::Qemu => "enlarge [pool] and reload",
                     BackendKind::Multikernel => "give the kernel's pool more with kerf init",
                 };
                 let hint = format!("ask for less, terminate an instance, or {enlarge}");
                 Failure::new(FailureKind::InsufficientResources, text).hint(hint)
             })?;
-        let run_dir = self.settings.borrow().run_dir.clone();
+        let run_dir = self.platform.settings.borrow().run_dir.clone();
         let row = GenerationRow {
             instance: instance.to_owned(),
             generation,
             phase: GenerationPhase::Intended,
             kernel: kernel.clone(),
             cid: self
+                .resources
                 .numbers
                 .borrow_mut()
                 .take_cid((instance.to_owned(), generation)),
@@ -175,16 +208,16 @@ impl Services {
                 self.note_lease(&mut row, &placement);
                 row.placement = Some(placement);
                 row.phase = GenerationPhase::Placed;
-                info!(self.log, "spawned"; "instance" => &row.instance,
+                info!(self.platform.log, "spawned"; "instance" => &row.instance,
                     "generation" => row.generation, "kernel" => &row.kernel.release);
                 // Not being able to write this is survived: `find` will recover the placement.
                 if let Err(error) = record(
-                    &self.journal,
+                    &self.platform.journal,
                     vec![Change::Generation(Box::new(row.clone()))],
                 )
                 .await
                 {
-                    warn!(self.log, "the placement was not recorded"; "instance" => &row.instance,
+                    warn!(self.platform.log, "the placement was not recorded"; "instance" => &row.instance,
                         "generation" => row.generation, "error" => %error);
                 }
                 Ok(row)
@@ -207,7 +240,7 @@ impl Services {
                 self.remove_run_dir(&row).await;
                 self.forget(&row);
                 let gone = Change::GenerationGone(row.instance.clone(), row.generation);
-                let _ = record(&self.journal, vec![gone]).await;
+                let _ = record(&self.platform.journal, vec![gone]).await;
                 Err(error)
             }
         }
@@ -221,11 +254,11 @@ impl Services {
         let order = FenceOrder::new(row.generation);
         let fenced = self.fence(&mut row, order).await;
         let certificate = fenced.inspect_err(|reason| {
-            warn!(self.log, "what is left of a generation that did not start may run";
+            warn!(self.platform.log, "what is left of a generation that did not start may run";
                 "instance" => &row.instance, "generation" => row.generation, "reason" => reason);
         })?;
         if let Err(error) = self.release(&row, &certificate).await {
-            warn!(self.log, "a release was not recorded"; "instance" => &row.instance,
+            warn!(self.platform.log, "a release was not recorded"; "instance" => &row.instance,
                 "generation" => row.generation, "error" => error);
         }
         self.remove_run_dir(&row).await;
@@ -247,7 +280,7 @@ impl Services {
                 })
         });
         if let Ok(Err(error)) = removed.await {
-            warn!(self.log, "files of a generation that did not start stay";
+            warn!(self.platform.log, "files of a generation that did not start stay";
                 "instance" => &row.instance, "generation" => row.generation,
                 "directory" => %row.run_dir.display(), "error" => %error);
         }
@@ -262,7 +295,7 @@ impl Services {
             memory_bytes: row.memory_bytes,
         };
         let holder = (row.instance.clone(), row.generation);
-        self.pool.borrow_mut().retake(holder, lease);
+        self.resources.pool.borrow_mut().retake(holder, lease);
     }
 
     async fn try_spawn(
@@ -280,7 +313,7 @@ impl Services {
             )
         })?;
         let mut listeners = self.listeners(&row.instance)?;
-        if !self.backend.passes_sockets() {
+        if !self.machine.backend.passes_sockets() {
             listeners.clear();
         }
         let workload = match &instance.spec.workload {
@@ -322,8 +355,13 @@ impl Services {
 
     /// The published sockets for a new generation: all of them, and they listen.
     fn listeners(&self, instance: &str) -> Result<Vec<HostListener>, Failure> {
-        let held = self.publisher.borrow_mut().duplicates(instance);
-        let forwarded = held.and_then(|held| self.forward(instance).map(|()| held));
+        let held = self
+            .resources
+            .ports
+            .publisher
+            .borrow_mut()
+            .duplicates(instance);
+        let forwarded = held.and_then(|held| self.resources.ports.forward(instance).map(|()| held));
         forwarded.map_err(|e| {
             let text = format!("{instance} is not started without its published ports: {e}");
             Failure::new(FailureKind::Unavailable, text)
@@ -332,17 +370,17 @@ impl Services {
 
     /// A process that inherits sockets is started on another thread, in its turn: its directory may lie on a disk.
     async fn spawn_aside(&self, spec: SpawnSpec) -> Result<Placement, SpawnError> {
-        if !self.backend.passes_sockets() {
-            return self.backend.spawn(spec).await;
+        if !self.machine.backend.passes_sockets() {
+            return self.machine.backend.spawn(spec).await;
         }
         let what = format!("starting {} generation {}", spec.name, spec.generation);
-        let backend = Arc::clone(&self.backend);
+        let backend = Arc::clone(&self.machine.backend);
         let work = async move { backend.spawn(spec).await };
         let gone = |error| SpawnError::System {
             what,
             source: std::io::Error::other(error),
         };
-        self.spawn_turn.run(work).await.map_err(gone)?
+        self.machine.spawn_turn.run(work).await.map_err(gone)?
     }
 
     /// Looks for what was started of a generation, by its run directory.
@@ -351,16 +389,16 @@ impl Services {
     /// As the backend's.
     pub async fn find(&self, row: &GenerationRow) -> Result<Option<Placement>, String> {
         let name: InstanceName = row.instance.parse().map_err(|e| format!("{e}"))?;
-        let (backend, row) = (Arc::clone(&self.backend), row.clone());
+        let (backend, row) = (Arc::clone(&self.machine.backend), row.clone());
         let work = async move { backend.find(&name, row.generation, &row.run_dir).await };
-        let found = self.spawn_turn.run(work).await;
+        let found = self.machine.spawn_turn.run(work).await;
         found.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
     }
 
     fn workload(&self, request: Workload) -> WorkloadSpec {
         // A guest image has the program at the same path as the host.
         let program = match request.program.as_str() {
-            KV_NAME => self.settings.borrow().kv_program.clone(),
+            KV_NAME => self.platform.settings.borrow().kv_program.clone(),
             path => path.into(),
         };
         WorkloadSpec {
@@ -395,7 +433,7 @@ impl Services {
         });
         row.phase = GenerationPhase::Fenced;
         self.write(row).await?;
-        info!(self.log, "fenced"; "instance" => &row.instance, "generation" => row.generation,
+        info!(self.platform.log, "fenced"; "instance" => &row.instance, "generation" => row.generation,
             "confirmed" => certificate.confirmation().as_str(), "proof" => proof);
         Ok(certificate)
     }
@@ -406,8 +444,8 @@ impl Services {
         let Some(placement) = &row.placement else {
             return;
         };
-        if let Err(error) = self.backend.keep_memory(placement).await {
-            warn!(self.log, "its memory is lost when the daemon ends before it is captured";
+        if let Err(error) = self.machine.backend.keep_memory(placement).await {
+            warn!(self.platform.log, "its memory is lost when the daemon ends before it is captured";
                 "instance" => &row.instance, "generation" => row.generation, "reason" => %error);
         }
     }
@@ -420,19 +458,22 @@ impl Services {
         };
         // What an earlier capture left of it is not how it is now.
         let _ = tokio::fs::remove_file(row.run_dir.join(REGISTERS)).await;
-        let saved = tokio::time::timeout(REGISTERS_TIMEOUT, self.backend.save_registers(placement));
+        let saved = tokio::time::timeout(
+            REGISTERS_TIMEOUT,
+            self.machine.backend.save_registers(placement),
+        );
         let reason = match saved.await {
             Ok(Ok(_)) => return,
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("it took longer than {REGISTERS_TIMEOUT:?}"),
         };
-        warn!(self.log, "no registers for the vmcore"; "instance" => &row.instance,
+        warn!(self.platform.log, "no registers for the vmcore"; "instance" => &row.instance,
             "generation" => row.generation, "reason" => reason);
     }
 
     async fn write(&self, row: &GenerationRow) -> Result<(), String> {
         let change = Change::Generation(Box::new(row.clone()));
-        record(&self.journal, vec![change])
+        record(&self.platform.journal, vec![change])
             .await
             .map_err(|e| e.to_string())
     }
@@ -450,12 +491,12 @@ impl Services {
             let never = order.confirm(FenceMethod::NeverStarted, Confirmation::NothingFound, now);
             return Ok((never, None));
         };
-        if placement.host_boot_id != self.host_boot_id {
+        if placement.host_boot_id != self.machine.host_boot_id {
             let (method, seen) = (FenceMethod::HostRebooted, Confirmation::OtherHostBoot);
             let other = order.confirm(method, seen, now);
             return Ok((other, Some(Proof::HostRebooted)));
         }
-        let (backend, placement) = (Arc::clone(&self.backend), placement.clone());
+        let (backend, placement) = (Arc::clone(&self.machine.backend), placement.clone());
         let fenced = aside::run(async move { backend.fence(&placement, order).await }).await;
         fenced
             .map_err(|e| e.to_string())?
@@ -466,8 +507,11 @@ impl Services {
     /// Gives lease and address of a generation back.
     pub(crate) fn forget(&self, row: &GenerationRow) {
         let holder = (row.instance.clone(), row.generation);
-        self.pool.borrow_mut().give_back(&holder);
-        self.numbers.borrow_mut().give_cid_back(row.cid, &holder);
+        self.resources.pool.borrow_mut().give_back(&holder);
+        self.resources
+            .numbers
+            .borrow_mut()
+            .give_cid_back(row.cid, &holder);
     }
 }
 

@@ -22,6 +22,7 @@ use kmp_proto::fence::FenceCertificate;
 use slog::{info, warn};
 use tokio::sync::oneshot;
 
+use crate::generation::Generations;
 use crate::generation::tidy_up;
 use crate::model::rows::GenerationRow;
 use crate::platform::ambient;
@@ -30,7 +31,6 @@ use crate::platform::events::Draft;
 use crate::platform::journal::{Change, record};
 use crate::platform::wall_clock;
 use crate::resources::pool::Holder;
-use crate::services::Services;
 
 /// Pause before what was not given back is tried again.
 pub const RELEASE_RETRY: Duration = Duration::from_secs(2);
@@ -157,9 +157,9 @@ fn holder(row: &GenerationRow) -> Holder {
     (row.instance.clone(), row.generation)
 }
 
-impl Services {
+impl Generations {
     /// Gives back everything a fenced generation held. What cannot be given back now is noted, and tried again by
-    /// [`Services::release_kept`].
+    /// [`Generations::release_kept`].
     ///
     /// # Errors
     /// When the journal cannot be written.
@@ -177,7 +177,7 @@ impl Services {
         self.tidy(row, &run_dir, started).await;
         self.forget(row);
         let gone = Change::GenerationGone(row.instance.clone(), row.generation);
-        record(&self.journal, vec![gone])
+        record(&self.platform.journal, vec![gone])
             .await
             .map_err(|e| e.to_string())?;
         // Who waits for it hears of it now.
@@ -187,8 +187,8 @@ impl Services {
                 "generation {} has given its CPUs and memory back",
                 row.generation
             );
-            info!(self.log, "{}", &text; "instance" => &row.instance, "tries" => entry.tries);
-            self.events.publish(Draft::of(
+            info!(self.platform.log, "{}", &text; "instance" => &row.instance, "tries" => entry.tries);
+            self.platform.events.publish(Draft::of(
                 EventKind::Resources,
                 &row.instance,
                 row.generation,
@@ -203,8 +203,8 @@ impl Services {
         let (is_new, kept) = self.kept.note(row, proof, reason);
         if is_new {
             let text = said(row.generation, reason);
-            warn!(self.log, "{}", &text; "instance" => &row.instance);
-            self.events.publish(Draft::of(
+            warn!(self.platform.log, "{}", &text; "instance" => &row.instance);
+            self.platform.events.publish(Draft::of(
                 EventKind::Resources,
                 &row.instance,
                 row.generation,
@@ -218,7 +218,7 @@ impl Services {
     pub async fn release_kept(&self) {
         for (row, proof) in self.kept.all() {
             if let Err(error) = self.release(&row, &proof).await {
-                warn!(self.log, "a release was not recorded"; "instance" => &row.instance,
+                warn!(self.platform.log, "a release was not recorded"; "instance" => &row.instance,
                     "generation" => row.generation, "error" => error);
             }
         }
@@ -228,7 +228,7 @@ impl Services {
         let run_dir = run_dir.to_owned();
         let tidy = ambient::blocking(move || tidy_up(&run_dir, started));
         if let Ok(Err(error)) = tidy.await {
-            warn!(self.log, "logs of earlier generations stay"; "instance" => &row.instance,
+            warn!(self.platform.log, "logs of earlier generations stay"; "instance" => &row.instance,
                 "generation" => row.generation, "error" => %error);
         }
     }
@@ -238,7 +238,7 @@ impl Services {
         placement: Placement,
         proof: FenceCertificate,
     ) -> Result<(), String> {
-        let backend = Arc::clone(&self.backend);
+        let backend = Arc::clone(&self.machine.backend);
         let work = async move { backend.release(&placement, &proof).await };
         let released = aside::run(work).await.map_err(|e| e.to_string())?;
         released.map_err(|e| e.to_string())

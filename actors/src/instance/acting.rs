@@ -96,10 +96,24 @@ impl Instance {
 
     fn order_ports(&mut self, order: PortOrder, ctx: &mut Context<Self>) {
         match order {
-            PortOrder::Aim => self.services.aim(&self.row.name, Some(&self.generation)),
-            PortOrder::Hold => self.services.aim(&self.row.name, None),
+            PortOrder::Aim => self
+                .services
+                .generations
+                .resources
+                .ports
+                .aim(&self.row.name, Some(&self.generation)),
+            PortOrder::Hold => self
+                .services
+                .generations
+                .resources
+                .ports
+                .aim(&self.row.name, None),
             PortOrder::HoldForAWhile => {
-                self.services.aim(&self.row.name, None);
+                self.services
+                    .generations
+                    .resources
+                    .ports
+                    .aim(&self.row.name, None);
                 self.hold_ports(ctx);
             }
             PortOrder::Close => self.close_unserved_ports(),
@@ -117,6 +131,7 @@ impl Instance {
         let generation = self.generation.generation;
         let draft = Draft::of(EventKind::InstanceState, &self.row.name, generation, text);
         self.services
+            .platform
             .events
             .publish(draft.with(serde_json::json!({ "state": state })));
     }
@@ -168,8 +183,8 @@ impl Instance {
             news: ctx.address().recipient(),
             rows: ctx.address().recipient(),
         };
-        let (services, fleet) = (self.services.clone(), self.fleet.clone());
-        self.job = Job::Recovery(RecoveryJob::begin(services, fleet, owner, plan));
+        let (means, fleet) = (self.services.of_a_recovery(), self.fleet.clone());
+        self.job = Job::Recovery(RecoveryJob::begin(means, fleet, owner, plan));
     }
 
     pub(super) fn return_grant(&self) {

@@ -61,7 +61,7 @@ impl Instance {
             return;
         };
         let capture = ByHand {
-            services: self.services.clone(),
+            captures: self.services.captures.clone(),
             survivors: self.fleet.survivors.clone(),
             row: self.generation.clone(),
             output: request.output,
@@ -85,7 +85,7 @@ impl Handler<ProvokePanic> for Instance {
     type Result = ResponseFuture<Result<(), String>>;
 
     fn handle(&mut self, _: ProvokePanic, _: &mut Self::Context) -> Self::Result {
-        let backend = self.services.backend.clone();
+        let backend = self.services.generations.machine.backend.clone();
         let placement = self.generation.placement.clone();
         Box::pin(async move {
             let placement = placement.ok_or("it was never started")?;

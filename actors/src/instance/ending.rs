@@ -60,7 +60,7 @@ impl Instance {
             Some(asked) => asked.granted(),
             // An earlier daemon was asked.
             None => {
-                let operations = self.services.operations.clone();
+                let operations = self.services.platform.operations.clone();
                 match operations.begin(OperationKind::Terminate, &self.row.name, None) {
                     Ok(operation) => operation,
                     Err(refused) => return self.not_ended(refused.message, ctx),
@@ -186,25 +186,33 @@ async fn stop(
 ) -> Result<(PathBuf, Release), String> {
     operation.step("stopping");
     if let (false, Some(placement)) = (force, &generation.placement) {
-        let grace = services.settings.borrow().stop_timeout;
-        let asked = services.backend.request_shutdown(placement).await;
+        let grace = services.platform.settings.borrow().stop_timeout;
+        let asked = services
+            .generations
+            .machine
+            .backend
+            .request_shutdown(placement)
+            .await;
         if asked.is_ok() {
-            let ended = services.backend.ended(placement);
+            let ended = services.generations.machine.backend.ended(placement);
             let _ = tokio::time::timeout(grace, ended).await;
         }
     }
     operation.step("fencing");
     let order = FenceOrder::new(generation.generation);
-    let certificate = services.fence(&mut generation, order).await?;
-    let released = services.release(&generation, &certificate).await?;
+    let certificate = services.generations.fence(&mut generation, order).await?;
+    let released = services
+        .generations
+        .release(&generation, &certificate)
+        .await?;
     Ok((generation.run_dir, released))
 }
 
 async fn forget(services: &Services, row: &InstanceRow, run_dir: &Path) -> Result<(), String> {
     let gone = Change::InstanceGone(row.name.clone());
-    let written = record(&services.journal, vec![gone]).await;
+    let written = record(&services.platform.journal, vec![gone]).await;
     written.map_err(|e| e.to_string())?;
-    services.unpublish(&row.name);
+    services.generations.resources.ports.unpublish(&row.name);
     if let Some(dir) = run_dir.parent() {
         // Its logs; whoever terminates an instance wants it gone.
         let dir = dir.to_owned();

@@ -129,7 +129,10 @@ impl Instance {
         generation: GenerationRow,
         beginning: Beginning,
     ) -> Addr<Self> {
-        let log = services.log.new(o!("instance" => row.name.clone()));
+        let log = services
+            .platform
+            .log
+            .new(o!("instance" => row.name.clone()));
         let kernel_release = generation.kernel.release.clone();
         let instance = Self {
             services,
@@ -163,6 +166,7 @@ impl Instance {
     fn say(&self, kind: EventKind, message: impl Into<String>) {
         let generation = self.generation.generation;
         self.services
+            .platform
             .events
             .publish(Draft::of(kind, &self.row.name, generation, message));
     }
@@ -201,12 +205,12 @@ impl Actor for Instance {
             }
             Some(Beginning::Adopted) => {
                 self.say(EventKind::InstanceState, "adopted");
-                capture::take_back_left(&self.services, &self.generation);
+                capture::take_back_left(&self.services.captures, &self.generation);
                 None
             }
             Some(Beginning::Morphing(left)) => {
                 self.say(EventKind::InstanceState, "adopted in the middle of a morph");
-                capture::take_back_left(&self.services, &self.generation);
+                capture::take_back_left(&self.services.captures, &self.generation);
                 Some(left)
             }
             Some(Beginning::Resting { gone }) => {

@@ -16,16 +16,16 @@ impl Instance {
         let Some((plan, operation)) = self.asked.morph.take() else {
             return;
         };
-        let (services, owner) = (self.services.clone(), owner(ctx));
+        let (means, owner) = (self.services.of_a_morph(), owner(ctx));
         let watch = self.watch.clone();
-        let session = MorphSession::begin(services, owner, *plan, watch, operation);
+        let session = MorphSession::begin(means, owner, *plan, watch, operation);
         self.job = Job::Morph(session);
     }
 
     /// Goes on with a morph that an earlier daemon left.
     pub(super) fn resume_morph(&mut self, left: LeftMorph, ctx: &mut Context<Self>) {
-        let (services, owner) = (self.services.clone(), owner(ctx));
-        let session = MorphSession::resume(services, owner, left, self.watch.clone());
+        let (means, owner) = (self.services.of_a_morph(), owner(ctx));
+        let session = MorphSession::resume(means, owner, left, self.watch.clone());
         self.job = Job::Morph(session);
     }
 
@@ -36,7 +36,7 @@ impl Instance {
             self.watch = over.watch;
             self.kernel_release = over.status.to_kernel;
             self.generation = over.target.clone();
-            crate::capture::proof::begin(&self.services, &self.generation);
+            crate::capture::proof::begin(&self.services.captures, &self.generation);
         }
         let kept = match &over.outcome {
             Outcome::OperatorActionNeeded { side, why, .. } => {

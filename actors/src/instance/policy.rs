@@ -34,7 +34,8 @@ impl Handler<ApplyPolicy> for Instance {
         let auto_heal = policy.auto_heal;
         self.tell(Event::Policy { auto_heal }, ctx);
         if let Some(watch) = &self.watch {
-            watch.do_send(Reconfigure(detector_config(&self.services, &self.row)));
+            let config = detector_config(&self.services.platform.settings.borrow(), &self.row);
+            watch.do_send(Reconfigure(config));
         }
         let text = format!(
             "policy: heartbeat timeout {} s, auto-heal {}, morph timeout {} s, vmcore {}, stuck CPU {}",

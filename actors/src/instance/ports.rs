@@ -15,6 +15,9 @@ impl Instance {
     pub(super) fn regain_ports(&mut self, ctx: &mut Context<Self>) {
         if self
             .services
+            .generations
+            .resources
+            .ports
             .publisher
             .borrow()
             .missing(&self.row.name)
@@ -26,7 +29,14 @@ impl Instance {
             let (services, name) = (act.services.clone(), act.row.name.clone());
             let holder = [act.generation.clone()];
             let generation = act.generation.generation;
-            let work = async move { services.regain_ports(&name, generation, &holder).await };
+            let work = async move {
+                services
+                    .generations
+                    .resources
+                    .ports
+                    .regain(&name, generation, &holder)
+                    .await
+            };
             ctx.spawn(
                 work.into_actor(act)
                     .map(|_, act, ctx| act.regain_ports(ctx)),
@@ -36,15 +46,33 @@ impl Instance {
 
     /// The generation that served has failed. Connections wait for its successor, but not for ever.
     pub(super) fn hold_ports(&mut self, ctx: &mut Context<Self>) {
-        self.services.publisher.borrow_mut().abandon(&self.row.name);
-        let hold = self.services.settings.borrow().port_hold;
+        self.services
+            .generations
+            .resources
+            .ports
+            .publisher
+            .borrow_mut()
+            .abandon(&self.row.name);
+        let hold = self.services.platform.settings.borrow().port_hold;
         if let Some(earlier) = self.port_hold.take() {
             ctx.cancel_future(earlier);
         }
         self.port_hold = Some(ctx.run_later(hold, |act, _| {
             act.port_hold = None;
-            if act.services.publisher.borrow().is_abandoned(&act.row.name) {
-                act.services.refuse_ports(&act.row.name);
+            if act
+                .services
+                .generations
+                .resources
+                .ports
+                .publisher
+                .borrow()
+                .is_abandoned(&act.row.name)
+            {
+                act.services
+                    .generations
+                    .resources
+                    .ports
+                    .refuse(&act.row.name);
             }
         }));
     }
@@ -52,9 +80,14 @@ impl Instance {
     /// The instance rests: nobody will answer. Where a process of it may still serve and has the sockets itself, it
     /// keeps them.
     pub(super) fn close_unserved_ports(&mut self) {
-        let may_serve = self.services.backend.passes_sockets() && !self.is_gone();
+        let may_serve =
+            self.services.generations.machine.backend.passes_sockets() && !self.is_gone();
         if !may_serve {
-            self.services.refuse_ports(&self.row.name);
+            self.services
+                .generations
+                .resources
+                .ports
+                .refuse(&self.row.name);
         }
     }
 

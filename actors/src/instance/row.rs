@@ -140,7 +140,7 @@ impl Instance {
         // One transaction for all reports that wait: a commit record must not stand in line behind them.
         changes.extend(self.row.take_reports());
         self.row.writing = true;
-        let journal = self.services.journal.clone();
+        let journal = self.services.platform.journal.clone();
         let written = async move { record(&journal, changes).await };
         ctx.spawn(written.into_actor(self).map(|written, act, ctx| {
             if let (Ok(()), RowChange::Proposal(proposal)) = (&written, change) {

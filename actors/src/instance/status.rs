@@ -40,7 +40,14 @@ impl Instance {
             recoveries: self.row.recoveries,
             morphs: self.row.morphs,
             workload_failures: self.row.workload_failures,
-            published: self.services.publisher.borrow().shown(&self.row.name),
+            published: self
+                .services
+                .generations
+                .resources
+                .ports
+                .publisher
+                .borrow()
+                .shown(&self.row.name),
         }
     }
 
@@ -68,7 +75,7 @@ impl Instance {
                 .as_ref()
                 .map(crate::platform::operations::Handle::id),
             run_dir: self.generation.run_dir.clone(),
-            kept: self.services.kept.shown(Some(&self.row.name)),
+            kept: self.services.generations.kept.shown(Some(&self.row.name)),
         }
     }
 }

@@ -18,13 +18,14 @@ const OVERLOADED: &str = "overloaded";
 
 impl Instance {
     pub(super) fn begin_watch(&mut self, ctx: &mut Context<Self>) {
-        let config = detector_config(&self.services, &self.row);
+        let config = detector_config(&self.services.platform.settings.borrow(), &self.row);
         self.begin_watch_with(config, ctx);
     }
 
     pub(super) fn begin_watch_of_adopted(&mut self, ctx: &mut Context<Self>) {
         let age = Duration::from_secs(wall_clock::seconds_since(&self.generation.spawned_at));
-        let config = detector_config(&self.services, &self.row).already_runs_for(age);
+        let config = detector_config(&self.services.platform.settings.borrow(), &self.row)
+            .already_runs_for(age);
         self.begin_watch_with(config, ctx);
     }
 
@@ -34,7 +35,8 @@ impl Instance {
         };
         self.health = None;
         self.watch = Some(Watch::begin(
-            self.services.clone(),
+            self.services.platform.clone(),
+            self.services.generations.machine.clone(),
             placement,
             self.generation.boot_id,
             config,
@@ -78,7 +80,7 @@ impl Handler<WatchEvent> for Instance {
                 self.generation.boot_id = Some(boot_id);
                 let (name, generation) = (self.row.name.clone(), self.generation.generation);
                 let booted = Change::Booted(name, generation, boot_id);
-                self.services.journal.do_send(Note(booted));
+                self.services.platform.journal.do_send(Note(booted));
             }
             WatchKind::Suspect(silence) => {
                 self.tell(Event::Silent(format!("silent for {silence:.1?}")), ctx);

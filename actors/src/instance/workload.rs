@@ -48,7 +48,13 @@ impl Instance {
         self.say(EventKind::Detector, format!("{times}: {cause}"));
         let at = wall_clock::now_rfc3339();
         let record = RecoveryRecord {
-            id: self.services.numbers.borrow_mut().next_recovery(),
+            id: self
+                .services
+                .generations
+                .resources
+                .numbers
+                .borrow_mut()
+                .next_recovery(),
             instance: self.row.name.clone(),
             failed_generation: now.generation,
             new_generation: Some(now.generation),

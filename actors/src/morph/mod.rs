@@ -6,6 +6,8 @@ mod outcome;
 mod relay;
 mod steps;
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use crate::model::{
@@ -20,16 +22,17 @@ use kmp_proto::morph::{
 };
 use slog::{Logger, info, o};
 
+use crate::generation::Generations;
 use crate::generation::release::Kept;
 use crate::model::rows::{GenerationRow, InstanceRow, KernelChoice, MorphRow};
 use crate::model::settings::MorphMode;
+use crate::platform::Platform;
 use crate::platform::clock;
 use crate::platform::events::Draft;
 use crate::platform::journal::{Change, Note, Propose};
 use crate::platform::operations::Handle;
 use crate::platform::transport::PeerKey;
 use crate::platform::wall_clock;
-use crate::services::Services;
 use crate::watch::{EndWatch, Watch, WatchEvent, WatchKind};
 pub use commands::{GetMorph, MorphCommand, SourceFailed, Terminated};
 pub use estimate::Downtimes;
@@ -131,9 +134,20 @@ pub struct Owner {
     pub rows: Recipient<Propose>,
 }
 
+/// What a morph uses.
+#[derive(Clone)]
+pub struct Means {
+    /// Journal, connections, events, configuration.
+    pub platform: Platform,
+    /// Spawns, fences and releases its sides.
+    pub generations: Generations,
+    /// What commits take on this machine.
+    pub downtimes: Rc<RefCell<Downtimes>>,
+}
+
 /// The actor.
 pub struct MorphSession {
-    services: Services,
+    means: Means,
     owner: Owner,
     log: Logger,
     plan: MorphPlan,
@@ -155,24 +169,24 @@ pub struct MorphSession {
 impl MorphSession {
     /// Starts a morph; `operation` ends when its goal is reached.
     pub fn begin(
-        services: Services,
+        means: Means,
         owner: Owner,
         plan: MorphPlan,
         source_watch: Option<Addr<Watch>>,
         operation: Handle,
     ) -> Addr<Self> {
-        let config = config(&services, &plan);
+        let config = config(&means, &plan);
         let (source, target) = (plan.source.generation, plan.target.generation);
         let engine = Engine::new(config, source, target, clock::now());
         let status = first_status(&plan, operation.id());
-        let mut session = Self::with(services, owner, plan, engine, status, Some(operation));
+        let mut session = Self::with(means, owner, plan, engine, status, Some(operation));
         session.source_watch = source_watch;
         session.start()
     }
 
     /// Takes up a morph that an earlier daemon left; `source_watch` watches its source generation if that runs.
     pub fn resume(
-        services: Services,
+        means: Means,
         owner: Owner,
         left: LeftMorph,
         source_watch: Option<Addr<Watch>>,
@@ -189,25 +203,26 @@ impl MorphSession {
                 engine.handle(Event::Died(side, how), clock::now());
             }
         }
-        let mut session = Self::with(services, owner, plan, engine, row.status, None);
+        let mut session = Self::with(means, owner, plan, engine, row.status, None);
         session.source_watch = source_watch;
         session.start()
     }
 
     fn with(
-        services: Services,
+        means: Means,
         owner: Owner,
         plan: MorphPlan,
         engine: Engine,
         status: MorphRecord,
         operation: Option<Handle>,
     ) -> Self {
-        let log = services
+        let log = means
+            .platform
             .log
             .new(o!("instance" => plan.instance.name.clone(),
             "generation" => plan.target.generation, "session" => plan.session));
         Self {
-            services,
+            means,
             owner,
             log,
             plan,
@@ -292,11 +307,19 @@ impl MorphSession {
             Event::Serving => {
                 self.times.serving = now;
                 let name = &self.plan.instance.name;
-                self.services.aim(name, Some(&self.plan.target));
+                self.means
+                    .generations
+                    .resources
+                    .ports
+                    .aim(name, Some(&self.plan.target));
             }
             Event::SourceRunning => {
                 let name = &self.plan.instance.name;
-                self.services.aim(name, Some(&self.plan.source));
+                self.means
+                    .generations
+                    .resources
+                    .ports
+                    .aim(name, Some(&self.plan.source));
             }
             _ => {}
         }
@@ -334,7 +357,11 @@ impl MorphSession {
                     without_overhead_us: self.times.without_overhead_us,
                     ..Times::default()
                 };
-                self.services.aim(&self.plan.instance.name, None);
+                self.means
+                    .generations
+                    .resources
+                    .ports
+                    .aim(&self.plan.instance.name, None);
                 self.freeze(ctx);
             }
             Action::Activate => self.activate(ctx),
@@ -382,7 +409,8 @@ impl MorphSession {
         info!(self.log, "{}", &message);
         let name = &self.plan.instance.name;
         let draft = Draft::of(EventKind::Morph, name, self.plan.target.generation, message);
-        self.services
+        self.means
+            .platform
             .events
             .publish(draft.with(serde_json::json!({ "session": self.plan.session })));
     }
@@ -401,7 +429,8 @@ impl MorphSession {
     /// of its generations.
     fn save(&self) {
         let row = self.row();
-        self.services
+        self.means
+            .platform
             .journal
             .do_send(Note(Change::Morph(Box::new(row))));
     }
@@ -432,12 +461,13 @@ impl MorphSession {
 }
 
 /// Whether both sides are on one kernel and may map the same memory.
-fn by_reference(services: &Services) -> bool {
-    services.backend.passes_sockets() && services.settings.borrow().morph_mode == MorphMode::Auto
+fn by_reference(means: &Means) -> bool {
+    means.generations.machine.backend.passes_sockets()
+        && means.platform.settings.borrow().morph_mode == MorphMode::Auto
 }
 
-fn config(services: &Services, plan: &MorphPlan) -> Config {
-    let (modes, kinds) = if by_reference(services) {
+fn config(means: &Means, plan: &MorphPlan) -> Config {
+    let (modes, kinds) = if by_reference(means) {
         let kinds = capability::MEMORY | capability::LISTENERS | capability::CONNECTIONS;
         (capability::BY_REFERENCE, kinds)
     } else {
@@ -447,7 +477,7 @@ fn config(services: &Services, plan: &MorphPlan) -> Config {
         phase_timeout: plan.phase_timeout,
         expiry: plan.expiry,
         downtime_budget: plan.budget,
-        step_overhead: services.downtimes.borrow().overhead(mode_of(services)),
+        step_overhead: means.downtimes.borrow().overhead(mode_of(means)),
         required_kinds: kinds,
         possible_modes: modes,
         validate_on_request: !plan.auto_validate,
@@ -455,8 +485,8 @@ fn config(services: &Services, plan: &MorphPlan) -> Config {
 }
 
 /// How state moves in a morph of this daemon: the negotiation agrees on nothing else.
-fn mode_of(services: &Services) -> TransferMode {
-    match by_reference(services) {
+fn mode_of(means: &Means) -> TransferMode {
+    match by_reference(means) {
         true => TransferMode::ByReference,
         false => TransferMode::Rounds,
     }
@@ -564,7 +594,7 @@ impl Handler<WatchEvent> for MorphSession {
                 self.plan.target.boot_id = Some(boot_id);
                 let generation = self.plan.target.generation;
                 let booted = Change::Booted(self.plan.target.instance.clone(), generation, boot_id);
-                self.services.journal.do_send(Note(booted));
+                self.means.platform.journal.do_send(Note(booted));
             }
             WatchKind::Failed(verdict) => {
                 self.tell(Event::Died(Side::Target, verdict.evidence.join("; ")), ctx);

@@ -82,8 +82,9 @@ impl MorphSession {
         };
         self.say(said);
         let row = self.row();
-        self.services.downtimes.borrow_mut().learn(&row);
-        self.services
+        self.means.downtimes.borrow_mut().learn(&row);
+        self.means
+            .platform
             .journal
             .do_send(Record(vec![Change::Morph(Box::new(row))]));
         self.end_operation(&outcome, error);

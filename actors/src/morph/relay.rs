@@ -20,9 +20,9 @@ use kmp_transport::link::Address;
 use kmp_transport::peer::{BulkError, next_on_bulk, open_bulk};
 
 use super::MorphSession;
+use crate::generation::machine::Machine;
 use crate::model::rows::GenerationRow;
 use crate::platform::clock;
-use crate::services::Services;
 
 /// The bulk channels of a session, kept from round to round.
 pub(super) struct Relay {
@@ -58,11 +58,11 @@ impl MorphSession {
         } else {
             self.plan.phase_timeout
         };
-        let (held, services) = (self.relay.take(), self.services.clone());
+        let (held, machine) = (self.relay.take(), self.means.generations.machine.clone());
         let (source, target) = (self.plan.source.clone(), self.plan.target.clone());
         let began = clock::now();
         let work = async move {
-            let round = carry(held, &services, [&source, &target], fixed);
+            let round = carry(held, &machine, [&source, &target], fixed);
             match tokio::time::timeout(timeout, round).await {
                 Ok(result) => result,
                 Err(_) => Err(Broken {
@@ -94,15 +94,15 @@ impl MorphSession {
 
 async fn carry(
     held: Option<Relay>,
-    services: &Services,
+    machine: &Machine,
     [source, target]: [&GenerationRow; 2],
     fixed: MorphTransferFixed,
 ) -> Result<(Relay, Moved), Broken> {
     let mut relay = match held {
         Some(relay) => relay,
         None => Relay {
-            source: open(services, source, fixed.session, Side::Source).await?,
-            target: open(services, target, fixed.session, Side::Target).await?,
+            source: open(machine, source, fixed.session, Side::Source).await?,
+            target: open(machine, target, fixed.session, Side::Target).await?,
             state: IncomingState::new(fixed.session),
         },
     };
@@ -111,7 +111,7 @@ async fn carry(
 }
 
 async fn open(
-    services: &Services,
+    machine: &Machine,
     row: &GenerationRow,
     session: u64,
     side: Side,
@@ -122,7 +122,7 @@ async fn open(
         .as_ref()
         .ok_or_else(|| broken("it has no place".to_owned()))?;
     let address = Address::from(placement.endpoint.clone());
-    let speaker = services.speaker(placement);
+    let speaker = machine.speaker(placement);
     open_bulk(&address, speaker, session)
         .await
         .map_err(|error: BulkError| broken(format!("opening a bulk channel: {error}")))

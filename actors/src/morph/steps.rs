@@ -43,7 +43,7 @@ impl MorphSession {
         message: Kmp,
         timeout: Duration,
     ) -> impl Future<Output = Result<Kmp, RequestError>> + 'static + use<> {
-        let (transport, key) = (self.services.transport.clone(), self.key(side));
+        let (transport, key) = (self.means.platform.transport.clone(), self.key(side));
         let request = Request {
             key,
             message,
@@ -60,7 +60,7 @@ impl MorphSession {
         message: Kmp,
         timeout: Duration,
     ) -> impl Future<Output = Result<Kmp, RequestError>> + 'static + use<> {
-        let (transport, key) = (self.services.transport.clone(), self.key(side));
+        let (transport, key) = (self.means.platform.transport.clone(), self.key(side));
         async move {
             let deadline = tokio::time::Instant::now() + timeout;
             loop {
@@ -80,15 +80,15 @@ impl MorphSession {
     }
 
     pub(super) fn spawn_target(&mut self, ctx: &mut Context<Self>) {
-        let services = self.services.within(self.plan.session);
+        let generations = self.means.generations.within(self.plan.session);
         let (row, instance) = (self.plan.target.clone(), self.plan.instance.clone());
         let start = StartMode::AwaitState {
             session: self.plan.session,
         };
-        let by_reference = by_reference(&self.services);
+        let by_reference = by_reference(&self.means);
         let predecessor = self.plan.source.placement.clone().filter(|_| by_reference);
         self.start = Start::UnderWay(None);
-        let work = async move { services.spawn(row, &instance, start, predecessor).await };
+        let work = async move { generations.spawn(row, &instance, start, predecessor).await };
         ctx.spawn(work.into_actor(self).map(|result, act, ctx| {
             let order = match std::mem::replace(&mut act.start, Start::Over) {
                 Start::UnderWay(order) => order,
@@ -113,10 +113,11 @@ impl MorphSession {
         let Some(placement) = self.plan.target.placement.clone() else {
             return;
         };
-        let config = detector_config(&self.services, &self.plan.instance);
+        let config = detector_config(&self.means.platform.settings.borrow(), &self.plan.instance);
         let owner = ctx.address().recipient();
         self.watch = Some(Watch::begin(
-            self.services.clone(),
+            self.means.platform.clone(),
+            self.means.generations.machine.clone(),
             placement,
             self.plan.target.boot_id,
             config,
@@ -351,14 +352,14 @@ impl MorphSession {
             *waiting = Some(order);
             return;
         }
-        let services = self.services.within(self.plan.session);
+        let generations = self.means.generations.within(self.plan.session);
         let mut row = match side {
             Side::Source => self.plan.source.clone(),
             Side::Target => self.plan.target.clone(),
         };
         let work = async move {
-            let certificate = services.fence(&mut row, order).await?;
-            let released = services.release(&row, &certificate).await?;
+            let certificate = generations.fence(&mut row, order).await?;
+            let released = generations.release(&row, &certificate).await?;
             Ok::<_, String>((certificate, released))
         };
         ctx.spawn(work.into_actor(self).map(move |done, act, ctx| {

@@ -10,3 +10,39 @@ pub mod journal;
 pub mod operations;
 pub mod transport;
 pub mod wall_clock;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use actix::prelude::*;
+use slog::{Logger, o};
+
+use crate::model::settings::Settings;
+
+/// What every actor writes to, speaks over and is configured by. Cheap to clone; stays on its thread.
+#[derive(Clone)]
+pub struct Platform {
+    /// The log.
+    pub log: Logger,
+    /// The journal.
+    pub journal: Addr<journal::Journal>,
+    /// The connections.
+    pub transport: transport::TransportHandle,
+    /// The event stream.
+    pub events: events::EventLog,
+    /// Long work.
+    pub operations: operations::Operations,
+    /// Configuration in force.
+    pub settings: Rc<RefCell<Settings>>,
+}
+
+impl Platform {
+    /// The same, for what is done within a morph: its log lines say so.
+    #[must_use]
+    pub fn within(&self, session: u64) -> Self {
+        Self {
+            log: self.log.new(o!("session" => session)),
+            ..self.clone()
+        }
+    }
+}

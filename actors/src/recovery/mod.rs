@@ -14,17 +14,18 @@ use kmp_proto::recovery::{Action, Afterwards, CapturePolicy, Engine, Event, Outc
 use kmp_proto::time::Instant;
 use slog::{Logger, info, o, warn};
 
-use crate::capture::{self, Capture, CaptureError, Dumped, KernelLog};
-use crate::generation;
+use crate::capture::{Capture, CaptureError, Captures, Dumped, KernelLog};
+use crate::generation::machine::Machine;
+use crate::generation::{self, Generations};
 use crate::model::repeated::Repeated;
 use crate::model::rows::{GenerationRow, InstanceRow, RecoveryRow};
+use crate::platform::Platform;
 use crate::platform::clock;
 use crate::platform::events::Draft;
 use crate::platform::fleet::{Fleet, FleetNews, GetSurvivors, Recovered};
 use crate::platform::journal::{Change, JournalError, Proposal, Propose, Record, record};
 use crate::platform::transport::Broadcast;
 use crate::platform::wall_clock;
-use crate::services::Services;
 use crate::watch::CONSOLE_SAID;
 
 /// What a recovery is to do.
@@ -43,9 +44,20 @@ pub struct Plan {
     pub verdict_at: Instant,
 }
 
+/// What a recovery uses.
+#[derive(Clone)]
+pub struct Means {
+    /// Journal, connections, events, configuration.
+    pub platform: Platform,
+    /// Fences the failed generation and spawns its successor.
+    pub generations: Generations,
+    /// Captures its memory.
+    pub captures: Captures,
+}
+
 /// The actor.
 pub struct RecoveryJob {
-    services: Services,
+    means: Means,
     fleet: Fleet,
     owner: Owner,
     log: Logger,
@@ -99,10 +111,10 @@ pub enum SuccessorNews {
 
 /// What policy makes of this failure. Of a program that failed the kernel's memory says nothing, and what never
 /// ran, or ran before the host was rebooted, has left none.
-fn capture_policy(services: &Services, plan: &Plan) -> CapturePolicy {
+fn capture_policy(machine: &Machine, plan: &Plan) -> CapturePolicy {
     let placement = plan.failed.placement.as_ref();
-    let ran = placement.is_some_and(|placed| placed.host_boot_id == services.host_boot_id);
-    let embedded = services.backend.kind() == BackendKind::Embedded;
+    let ran = placement.is_some_and(|placed| placed.host_boot_id == machine.host_boot_id);
+    let embedded = machine.backend.kind() == BackendKind::Embedded;
     if !ran || embedded || plan.cause == FailureCause::WorkloadFailed {
         return CapturePolicy::Off;
     }
@@ -115,8 +127,13 @@ fn capture_policy(services: &Services, plan: &Plan) -> CapturePolicy {
 
 impl RecoveryJob {
     /// Starts a recovery.
-    pub fn begin(services: Services, fleet: Fleet, owner: Owner, plan: Plan) -> Addr<Self> {
-        let id = services.numbers.borrow_mut().next_recovery();
+    pub fn begin(means: Means, fleet: Fleet, owner: Owner, plan: Plan) -> Addr<Self> {
+        let id = means
+            .generations
+            .resources
+            .numbers
+            .borrow_mut()
+            .next_recovery();
         let (name, generation) = (plan.instance.name.clone(), plan.failed.generation);
         let record = RecoveryRecord {
             id,
@@ -134,16 +151,17 @@ impl RecoveryJob {
             fence_ms: None,
             total_ms: None,
         };
-        let log = services
+        let log = means
+            .platform
             .log
             .new(o!("instance" => name, "generation" => generation, "recovery" => id));
-        let capture = capture_policy(&services, &plan);
+        let capture = capture_policy(&means.generations.machine, &plan);
         let engine = match generation::restore(&plan.failed) {
             Some(certificate) => Engine::resume_fenced(certificate, capture, plan.afterwards),
             None => Engine::new(generation, capture, plan.afterwards),
         };
         Self {
-            services,
+            means,
             fleet,
             owner,
             log,
@@ -208,13 +226,13 @@ impl RecoveryJob {
 
     fn say(&self, message: impl Into<String>) {
         let draft = self.draft(message.into());
-        self.services.events.publish(draft);
+        self.means.platform.events.publish(draft);
     }
 
     /// Writes down how far it is, for whoever looks at the history and for the next daemon.
     fn save(&self) {
         let change = self.row_change();
-        self.services.journal.do_send(Record(vec![change]));
+        self.means.platform.journal.do_send(Record(vec![change]));
         self.show();
     }
 
@@ -233,7 +251,8 @@ impl RecoveryJob {
 
     fn broadcast(&self, message: Kmp) {
         let except = self.plan.instance.name.clone();
-        self.services
+        self.means
+            .platform
             .transport
             .address()
             .do_send(Broadcast { except, message });
@@ -254,19 +273,20 @@ impl RecoveryJob {
     }
 
     fn fence(&mut self, order: kmp_proto::fence::FenceOrder, ctx: &mut Context<Self>) {
-        let (services, mut row) = (self.services.clone(), self.plan.failed.clone());
+        let (generations, mut row) = (self.means.generations.clone(), self.plan.failed.clone());
         let change = self.row_change();
-        let wanted = capture_policy(&self.services, &self.plan) != CapturePolicy::Off;
+        let wanted =
+            capture_policy(&self.means.generations.machine, &self.plan) != CapturePolicy::Off;
         let work = async move {
             // The recovery is in the journal before its first effect.
-            let written = record(&services.journal, vec![change]).await;
+            let written = record(&generations.platform.journal, vec![change]).await;
             let result = match written {
                 Ok(()) => {
                     if wanted {
-                        services.keep_memory(&row).await;
-                        services.save_registers(&row).await;
+                        generations.keep_memory(&row).await;
+                        generations.save_registers(&row).await;
                     }
-                    services.fence(&mut row, order).await
+                    generations.fence(&mut row, order).await
                 }
                 Err(error) => Err(error.to_string()),
             };
@@ -306,12 +326,12 @@ impl RecoveryJob {
         self.say("capturing its memory");
         self.record.vmcore = Some(VmcoreRecord::default());
         self.save();
-        let (services, row) = (self.services.clone(), self.plan.failed.clone());
+        let (captures, row) = (self.means.captures.clone(), self.plan.failed.clone());
         let others = GetSurvivors(row.instance.clone());
         let ask = self.fleet.survivors.send(others);
         let begin = async move {
             let survivors = ask.await.unwrap_or_default();
-            capture::begin(&services, &row, survivors).await
+            captures.begin(&row, survivors).await
         };
         ctx.spawn(begin.into_actor(self).map(|begun, act, ctx| match begun {
             Ok(capture) => act.follow(capture, ctx),
@@ -346,7 +366,7 @@ impl RecoveryJob {
                 let place = path.as_deref().unwrap_or_default();
                 let draft = self.draft(format!("its kernel's log: {end} ({place})"));
                 let tail = serde_json::json!({ "kernel_log_tail": log.tail });
-                self.services.events.publish(draft.with(tail));
+                self.means.platform.events.publish(draft.with(tail));
                 let since = self.since_verdict();
                 let record = self.record.vmcore.get_or_insert_default();
                 record.log_ms = Some(since);
@@ -396,8 +416,8 @@ impl RecoveryJob {
             instance: self.plan.instance.name.clone(),
             fence: certificate.claim(),
         }));
-        let (services, row) = (self.services.clone(), self.plan.failed.clone());
-        let work = async move { services.release(&row, &certificate).await };
+        let (generations, row) = (self.means.generations.clone(), self.plan.failed.clone());
+        let work = async move { generations.release(&row, &certificate).await };
         ctx.spawn(work.into_actor(self).map(|result, act, ctx| {
             if let Err(error) = result {
                 warn!(act.log, "the release was not recorded"; "error" => error);
@@ -407,12 +427,16 @@ impl RecoveryJob {
     }
 
     fn respawn(&mut self, ctx: &mut Context<Self>) {
-        let (services, instance) = (self.services.clone(), self.plan.instance.clone());
+        let (generations, instance) = (self.means.generations.clone(), self.plan.instance.clone());
         let failed = self.plan.failed.generation;
         let rows = self.owner.rows.clone();
         let work = async move {
             let spec = &instance.spec;
-            let ports = services.await_ports(&instance.name, failed).await;
+            let ports = generations
+                .resources
+                .ports
+                .wait(&instance.name, failed)
+                .await;
             ports.map_err(|missing| (Failure::new(FailureKind::Unavailable, missing), None))?;
             let write = |row: GenerationRow| {
                 let propose = Propose {
@@ -423,7 +447,7 @@ impl RecoveryJob {
                 };
                 async { rows.send(propose).await.unwrap_or(Err(JournalError::Gone)) }
             };
-            let row = services
+            let row = generations
                 .intend(
                     &instance.name,
                     &spec.kernel,
@@ -434,7 +458,9 @@ impl RecoveryJob {
                 .await
                 .map_err(|error| (error, None))?;
             let intended = Box::new(row.clone());
-            let spawned = services.spawn(row, &instance, StartMode::Fresh, None).await;
+            let spawned = generations
+                .spawn(row, &instance, StartMode::Fresh, None)
+                .await;
             spawned.map_err(|error| (error, Some(intended)))
         };
         ctx.spawn(work.into_actor(self).map(|result, act, ctx| match result {

@@ -4,3 +4,17 @@ pub mod forward;
 pub mod numbers;
 pub mod pool;
 pub mod ports;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+/// What instances are given. Cheap to clone; stays on its thread.
+#[derive(Clone)]
+pub struct Resources {
+    /// CPUs and memory.
+    pub pool: Rc<RefCell<pool::Pool>>,
+    /// Numbers that only grow, or must not be given twice.
+    pub numbers: Rc<RefCell<numbers::Numbers>>,
+    /// Published ports.
+    pub ports: ports::Ports,
+}

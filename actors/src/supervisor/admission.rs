@@ -28,7 +28,7 @@ impl Supervisor {
             }
         }
         if !changes.is_empty() {
-            self.services.journal.do_send(Record(changes));
+            self.services.platform.journal.do_send(Record(changes));
         }
     }
 
@@ -40,7 +40,7 @@ impl Supervisor {
     }
 
     pub(super) fn grant(&mut self) {
-        let most = self.services.settings.borrow().recoveries_max;
+        let most = self.services.platform.settings.borrow().recoveries_max;
         while self.recovering.len() < most {
             let Some(name) = self.waiting.pop_front() else {
                 return;

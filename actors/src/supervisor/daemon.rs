@@ -24,7 +24,7 @@ impl Handler<GetDaemon> for Supervisor {
 
     fn handle(&mut self, _: GetDaemon, _: &mut Self::Context) -> Self::Result {
         let mut status = self.status();
-        let journal = self.services.journal.clone();
+        let journal = self.services.platform.journal.clone();
         let besides = self.held_besides();
         Box::pin(async move {
             if let Some(besides) = besides.await {
@@ -50,9 +50,15 @@ fn count_besides(pool: &mut PoolUsage, besides: HeldBesides) {
 impl Supervisor {
     /// What others hold of the pool.
     fn held_besides(&self) -> impl Future<Output = Option<HeldBesides>> + use<> {
-        let backend = Arc::clone(&self.services.backend);
-        let run_dir = self.services.settings.borrow().run_dir.join("instances");
-        let counted = self.services.pool.borrow().holders();
+        let backend = Arc::clone(&self.services.generations.machine.backend);
+        let run_dir = self
+            .services
+            .platform
+            .settings
+            .borrow()
+            .run_dir
+            .join("instances");
+        let counted = self.services.generations.resources.pool.borrow().holders();
         let turn = Arc::clone(&self.looks_besides);
         // One look at a time: where the files stand still, whoever asks again starts no further thread.
         let look = async move {
@@ -73,26 +79,32 @@ impl Supervisor {
 
     /// All but what the journal itself has to say.
     fn status(&self) -> DaemonView {
-        let settings = self.services.settings.borrow();
+        let settings = self.services.platform.settings.borrow();
         DaemonView {
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
             started_at: self.started_at.clone(),
             uptime_s: wall_clock::seconds_since(&self.started_at),
-            backend: self.services.backend.kind(),
+            backend: self.services.generations.machine.backend.kind(),
             backend_detail: self.backend_detail.clone(),
             config_path: settings.config_path.clone(),
             state_dir: settings.state_dir.clone(),
             run_dir: settings.run_dir.clone(),
             instances: self.instances.len(),
-            operations_running: self.services.operations.running(),
-            pool: self.services.pool.borrow().usage(),
-            kept: self.services.kept.shown(None),
+            operations_running: self.services.platform.operations.running(),
+            pool: self.services.generations.resources.pool.borrow().usage(),
+            kept: self.services.generations.kept.shown(None),
             journal_error: None,
             actor_restarts: self.actor_restarts,
             self_lag: self.lag.longest(),
             stopping: self.stopping,
-            can_self_test: self.services.backend.panic_cmdline().is_some(),
+            can_self_test: self
+                .services
+                .generations
+                .machine
+                .backend
+                .panic_cmdline()
+                .is_some(),
             last_doctor: self.last_doctor.clone(),
         }
     }
@@ -102,11 +114,16 @@ impl Handler<ApplySettings> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, ApplySettings(new): ApplySettings, _: &mut Self::Context) -> Self::Result {
-        let mut old = self.services.settings.borrow_mut();
+        let mut old = self.services.platform.settings.borrow_mut();
         let pool = old.pool != new.pool;
         *old = *new;
         if pool {
-            self.services.pool.borrow_mut().resize(old.pool.clone());
+            self.services
+                .generations
+                .resources
+                .pool
+                .borrow_mut()
+                .resize(old.pool.clone());
         }
     }
 }

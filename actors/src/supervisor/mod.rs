@@ -165,9 +165,10 @@ impl Supervisor {
                 "it ended by a fault in kmorphd",
             );
             self.actor_restarts += 1;
-            error!(self.services.log, "its actor panicked and is replaced"; "instance" => &name,
+            error!(self.services.platform.log, "its actor panicked and is replaced"; "instance" => &name,
                 "generation" => self.newest_generation(&name));
             self.services
+                .platform
                 .events
                 .publish(Draft::daemon(format!("the actor of {name} was replaced")));
             self.restore_one(name, ctx);
@@ -177,20 +178,25 @@ impl Supervisor {
 
     /// The last number given to a generation of `name`: of an actor that is gone nobody else is known.
     fn newest_generation(&self, name: &str) -> Option<u64> {
-        let numbers = self.services.numbers.borrow();
+        let numbers = self.services.generations.resources.numbers.borrow();
         numbers.generations.get(name).copied()
     }
 
     /// A Transport that panicked is replaced; the watches attach to the new one with their next probe.
     fn replace_transport(&mut self) {
-        if self.services.transport.replace_if_gone(&self.services.log) {
+        if self
+            .services
+            .platform
+            .transport
+            .replace_if_gone(&self.services.platform.log)
+        {
             self.actor_restarts += 1;
             error!(
-                self.services.log,
+                self.services.platform.log,
                 "the transport actor panicked and is replaced"
             );
             let text = "the transport actor was replaced: connections are made again";
-            self.services.events.publish(Draft::daemon(text));
+            self.services.platform.events.publish(Draft::daemon(text));
         }
     }
 
@@ -198,7 +204,10 @@ impl Supervisor {
     fn restore_one(&mut self, name: String, ctx: &mut Context<Self>) {
         self.instances.insert(name.clone(), Entry { address: None });
         let services = self.services.clone();
-        let load = services.journal.send(crate::platform::journal::Load);
+        let load = services
+            .platform
+            .journal
+            .send(crate::platform::journal::Load);
         let wanted = name.clone();
         let work = async move {
             let snapshot = load.await.unwrap_or(Err(JournalError::Gone))?;
@@ -208,20 +217,21 @@ impl Supervisor {
                 None => Ok(None),
             }
         };
-        let then =
-            move |restored: Result<_, JournalError>, act: &mut Self, ctx: &mut Context<_>| {
-                match restored {
-                    Ok(Some(restored)) => act.begin_restored(restored, ctx),
-                    // It was terminated in the meantime.
-                    Ok(None) => drop(act.instances.remove(&name)),
-                    Err(error) => {
-                        warn!(act.services.log, "nobody watches it until the journal can be read";
+        let then = move |restored: Result<_, JournalError>,
+                         act: &mut Self,
+                         ctx: &mut Context<_>| {
+            match restored {
+                Ok(Some(restored)) => act.begin_restored(restored, ctx),
+                // It was terminated in the meantime.
+                Ok(None) => drop(act.instances.remove(&name)),
+                Err(error) => {
+                    warn!(act.services.platform.log, "nobody watches it until the journal can be read";
                         "instance" => &name, "generation" => act.newest_generation(&name),
                         "error" => %error);
-                        ctx.run_later(RESTORE_RETRY, |act, ctx| act.restore_one(name, ctx));
-                    }
+                    ctx.run_later(RESTORE_RETRY, |act, ctx| act.restore_one(name, ctx));
                 }
-            };
+            }
+        };
         ctx.spawn(work.into_actor(self).map(then));
     }
 
@@ -231,7 +241,7 @@ impl Supervisor {
             return;
         }
         let services = self.services.clone();
-        let work = async move { services.release_kept().await };
+        let work = async move { services.generations.release_kept().await };
         ctx.spawn(
             work.into_actor(self)
                 .map(|(), act, _| act.releasing = false),
@@ -270,11 +280,11 @@ impl Actor for Supervisor {
             for restored in all {
                 act.begin_restored(restored, ctx);
             }
-            act.services.operations.fail_orphans();
+            act.services.platform.operations.fail_orphans();
             let why = "the daemon ended meanwhile; what was left to do is a recovery of its own";
             act.give_up_recoveries(|_| true, why);
             act.drop_oldest_recoveries();
-            info!(act.services.log, "restored"; "instances" => count);
+            info!(act.services.platform.log, "restored"; "instances" => count);
             act.release_kept(ctx);
         }));
     }

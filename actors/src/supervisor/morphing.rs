@@ -26,7 +26,7 @@ impl Handler<BeginMorph> for Supervisor {
             let (row, source) = instance.send(PlanMorph).await.map_err(gone)??;
             let request = begin.request;
             check_boot(
-                services.backend.kind(),
+                services.generations.machine.backend.kind(),
                 request.kernel_cmdline.as_deref(),
                 request.initramfs.as_deref(),
             )?;
@@ -41,16 +41,24 @@ impl Handler<BeginMorph> for Supervisor {
                 OperationKind::MorphPrepare
             };
             let (cpus, memory) = (row.spec.cpus, row.spec.memory_bytes);
-            let operation = services.operations.begin(kind, &row.name, begin.uid)?;
+            let operation = services
+                .platform
+                .operations
+                .begin(kind, &row.name, begin.uid)?;
             let id = operation.id();
             let budget = match request.downtime_budget_us {
                 Some(micros) => Duration::from_micros(u64::from(micros)),
-                None => services.settings.borrow().downtime_budget,
+                None => services.platform.settings.borrow().downtime_budget,
             };
             let mut plan = MorphPlan {
-                session: services.numbers.borrow_mut().next_session(),
+                session: services
+                    .generations
+                    .resources
+                    .numbers
+                    .borrow_mut()
+                    .next_session(),
                 phase_timeout: seconds(row.policy.morph_timeout_s),
-                expiry: services.settings.borrow().morph_expiry,
+                expiry: services.platform.settings.borrow().morph_expiry,
                 instance: row,
                 target: source.clone(),
                 source,
@@ -68,10 +76,12 @@ impl Handler<BeginMorph> for Supervisor {
                     Change::Morph(Box::new(begun)),
                     Change::Generation(Box::new(generation)),
                 ];
-                async { record(&services.journal, rows).await }
+                async { record(&services.platform.journal, rows).await }
             };
             let name = plan.instance.name.clone();
-            let intended = services.intend(&name, &kernel, cpus, memory, write);
+            let intended = services
+                .generations
+                .intend(&name, &kernel, cpus, memory, write);
             let target = match intended.await {
                 Ok(target) => target,
                 Err(error) => {
@@ -93,11 +103,11 @@ impl Handler<BeginMorph> for Supervisor {
                 refused.status.phase = MorphPhase::Failed;
                 refused.status.reason = Some(error.message.clone());
                 let ended = Change::Morph(Box::new(refused));
-                services.journal.do_send(Record(vec![ended]));
+                services.platform.journal.do_send(Record(vec![ended]));
                 let mut target = target;
                 let order = kmp_proto::fence::FenceOrder::new(target.generation);
-                if let Ok(certificate) = services.fence(&mut target, order).await {
-                    let _ = services.release(&target, &certificate).await;
+                if let Ok(certificate) = services.generations.fence(&mut target, order).await {
+                    let _ = services.generations.release(&target, &certificate).await;
                 }
                 return Err(error);
             }

@@ -33,8 +33,11 @@ impl Handler<ChangePolicies> for Supervisor {
             Ok((name, instance, patch))
         });
         let found: Result<Vec<_>, Failure> = found.collect();
-        let (turn, journal) = (self.policy_turn.clone(), self.services.journal.clone());
-        let kind = self.services.backend.kind();
+        let (turn, journal) = (
+            self.policy_turn.clone(),
+            self.services.platform.journal.clone(),
+        );
+        let kind = self.services.generations.machine.backend.kind();
         let work = async move {
             let turn = turn.lock_owned().await;
             let planned = plan(kind, found?).await?;

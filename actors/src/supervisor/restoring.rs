@@ -167,7 +167,7 @@ async fn left_morph(
         force: false,
         budget: Duration::from_micros(morph.status.downtime_budget_us),
         phase_timeout: seconds(row.policy.morph_timeout_s),
-        expiry: services.settings.borrow().morph_expiry,
+        expiry: services.platform.settings.borrow().morph_expiry,
     };
     Some(LeftMorph {
         plan,
@@ -179,6 +179,7 @@ async fn left_morph(
 /// A generation of which neither journal nor machine has anything left.
 fn gone_generation(services: &Services, row: &InstanceRow, generation: u64) -> GenerationRow {
     let run_dir = services
+        .platform
         .settings
         .borrow()
         .run_dir
@@ -207,9 +208,14 @@ fn retake(services: &Services, generation: &GenerationRow) {
         memory_bytes: generation.memory_bytes,
     };
     let holder = (generation.instance.clone(), generation.generation);
-    let mut numbers = services.numbers.borrow_mut();
+    let mut numbers = services.generations.resources.numbers.borrow_mut();
     numbers.cids.insert(generation.cid, holder.clone());
-    services.pool.borrow_mut().retake(holder, lease);
+    services
+        .generations
+        .resources
+        .pool
+        .borrow_mut()
+        .retake(holder, lease);
 }
 
 /// Fills in the placement if the journal has none; `Some` says how it ended.
@@ -218,25 +224,31 @@ async fn observe(services: &Services, generation: &mut GenerationRow) -> Option<
         return Some("its end had been decided".to_owned());
     }
     if generation.placement.is_none() {
-        generation.placement = services.find(generation).await.ok().flatten();
+        generation.placement = services.generations.find(generation).await.ok().flatten();
     }
     let Some(placement) = &generation.placement else {
         return Some("it was never started".to_owned());
     };
-    if placement.host_boot_id != services.host_boot_id {
+    if placement.host_boot_id != services.generations.machine.host_boot_id {
         return Some("the host was rebooted".to_owned());
     }
     let placement = placement.clone();
     if generation.frozen {
         // The last daemon ended in the middle of a capture of its memory.
         // One that cannot be resumed is found standing still by its watch.
-        let _ = services.thaw(generation).await;
+        let _ = services.generations.thaw(generation).await;
     }
-    match services.backend.observe(&placement).await {
+    match services
+        .generations
+        .machine
+        .backend
+        .observe(&placement)
+        .await
+    {
         Ok(Observation::Ended(cause)) => Some(format!("{cause} while no daemon watched")),
         Ok(_) => None,
         Err(error) => {
-            warn!(services.log, "it could not be observed"; "instance" => &generation.instance,
+            warn!(services.platform.log, "it could not be observed"; "instance" => &generation.instance,
                 "generation" => generation.generation, "error" => %error);
             None
         }
@@ -247,6 +259,9 @@ async fn observe(services: &Services, generation: &mut GenerationRow) -> Option<
 /// to be fenced. What cannot be had now, the instance goes on asking for.
 async fn adopt_ports(services: &Services, snapshot: &Snapshot, row: &InstanceRow) {
     services
+        .generations
+        .resources
+        .ports
         .publisher
         .borrow_mut()
         .expect(&row.name, &row.spec.publish);
@@ -257,7 +272,10 @@ async fn adopt_ports(services: &Services, snapshot: &Snapshot, row: &InstanceRow
         .collect();
     // What is missing was logged and told.
     let _ = services
-        .regain_ports(&row.name, row.active_generation, &holders)
+        .generations
+        .resources
+        .ports
+        .regain(&row.name, row.active_generation, &holders)
         .await;
 }
 
@@ -278,38 +296,42 @@ pub(super) async fn sweep_leftovers(
         retake(services, &row);
         if let Some(certificate) = generation::restore(&row) {
             // Tried again at once, and the daemon does not wait for it to answer.
-            services.keep(
+            services.generations.keep(
                 &row,
                 &certificate,
                 "its release was not finished before the daemon ended",
             );
             continue;
         }
-        let result = match services.fence(&mut row, order).await {
-            Ok(certificate) => services.release(&row, &certificate).await,
+        let result = match services.generations.fence(&mut row, order).await {
+            Ok(certificate) => services.generations.release(&row, &certificate).await,
             Err(reason) => Err(reason),
         };
         match result {
             // It was told.
             Ok(Release::Kept(_)) => {}
-            Ok(Release::Done) => info!(services.log, "a leftover generation was fenced";
+            Ok(Release::Done) => info!(services.platform.log, "a leftover generation was fenced";
                 "instance" => &row.instance, "generation" => row.generation),
-            Err(reason) => warn!(services.log, "a leftover generation keeps its resources";
-                "instance" => &row.instance, "generation" => row.generation, "reason" => reason),
+            Err(reason) => {
+                warn!(services.platform.log, "a leftover generation keeps its resources";
+                "instance" => &row.instance, "generation" => row.generation, "reason" => reason)
+            }
         }
     }
 }
 
 /// Removes what earlier daemons wrote down of generations of which nothing is left.
 pub(super) async fn tidy(services: &Services) {
-    let run_dir = services.settings.borrow().run_dir.clone();
-    let backend = std::sync::Arc::clone(&services.backend);
+    let run_dir = services.platform.settings.borrow().run_dir.clone();
+    let backend = std::sync::Arc::clone(&services.generations.machine.backend);
     match backend.tidy(&run_dir.join("instances")).await {
         Ok(done) => {
             for line in done {
-                info!(services.log, "{}", line);
+                info!(services.platform.log, "{}", line);
             }
         }
-        Err(error) => warn!(services.log, "records of earlier generations stay"; "error" => %error),
+        Err(error) => {
+            warn!(services.platform.log, "records of earlier generations stay"; "error" => %error)
+        }
     }
 }

@@ -56,7 +56,7 @@ impl Handler<Spawn> for Supervisor {
                     Err(error) => {
                         if mine {
                             act.instances.remove(&name);
-                            act.services.unpublish(&name);
+                            act.services.generations.resources.ports.unpublish(&name);
                         }
                         Err(error)
                     }
@@ -94,9 +94,11 @@ impl Supervisor {
         }
         request.workload.as_ref().map_or(Ok(()), check_workload)?;
         let services = &self.services;
-        let handle = services
-            .operations
-            .begin(OperationKind::Spawn, name.as_str(), spawn.uid)?;
+        let handle =
+            services
+                .platform
+                .operations
+                .begin(OperationKind::Spawn, name.as_str(), spawn.uid)?;
         self.instances
             .insert(request.name.clone(), Entry { address: None });
         Ok(handle)
@@ -115,11 +117,12 @@ impl Supervisor {
         let work = async move {
             operation.step("starting");
             let spawned = services
+                .generations
                 .spawn(generation, &instance, StartMode::Fresh, None)
                 .await;
             if spawned.is_err() {
                 let gone = Change::InstanceGone(instance.name.clone());
-                let _ = record(&services.journal, vec![gone]).await;
+                let _ = record(&services.platform.journal, vec![gone]).await;
             }
             (spawned, operation)
         };
@@ -131,7 +134,7 @@ impl Supervisor {
                     }
                     Err(error) => {
                         act.instances.remove(&name);
-                        act.services.unpublish(&name);
+                        act.services.generations.resources.ports.unpublish(&name);
                         operation.fail(error, None);
                     }
                 }),
@@ -147,7 +150,7 @@ async fn prepare_spawn(
     operation: &Handle,
 ) -> Result<(InstanceRow, GenerationRow), Failure> {
     check_boot(
-        services.backend.kind(),
+        services.generations.machine.backend.kind(),
         Some(&request.kernel_cmdline),
         request.initramfs.as_deref(),
     )?;
@@ -165,22 +168,30 @@ async fn prepare_spawn(
         request.initramfs.as_deref(),
     )
     .await?;
-    let mut policy = services.settings.borrow().default_policy.clone();
+    let mut policy = services.platform.settings.borrow().default_policy.clone();
     if let Some(timeout) = request.heartbeat_timeout_s {
         policy.heartbeat_timeout_s = timeout;
     }
-    check_policy(services.backend.kind(), "", &policy)?;
+    check_policy(services.generations.machine.backend.kind(), "", &policy)?;
     let memory_bytes = request
         .memory_bytes
-        .unwrap_or(services.settings.borrow().default_memory_bytes);
+        .unwrap_or(services.platform.settings.borrow().default_memory_bytes);
     let publish = services
+        .generations
+        .resources
+        .ports
         .publisher
         .borrow_mut()
         .bind(&request.name, &request.publish)?;
-    services.forward(&request.name).map_err(|e| {
-        let text = format!("forwarding the published ports of {}: {e}", request.name);
-        Failure::new(FailureKind::Unavailable, text)
-    })?;
+    services
+        .generations
+        .resources
+        .ports
+        .forward(&request.name)
+        .map_err(|e| {
+            let text = format!("forwarding the published ports of {}: {e}", request.name);
+            Failure::new(FailureKind::Unavailable, text)
+        })?;
     let mut row = InstanceRow {
         name: request.name.clone(),
         spec: InstanceSpec {
@@ -190,7 +201,7 @@ async fn prepare_spawn(
             workload: request.workload.clone(),
             publish,
             monitor: request.monitor,
-            backend: services.backend.kind(),
+            backend: services.generations.machine.backend.kind(),
             throw_away,
         },
         policy,
@@ -213,9 +224,10 @@ async fn prepare_spawn(
             Change::Instance(Box::new(row)),
             Change::Generation(Box::new(generation)),
         ];
-        async move { record(&services.journal, rows).await }
+        async move { record(&services.platform.journal, rows).await }
     };
     let generation = services
+        .generations
         .intend(&request.name, &kernel, request.cpus, memory_bytes, write)
         .await?;
     row.active_generation = generation.generation;

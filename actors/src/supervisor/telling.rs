@@ -63,7 +63,11 @@ impl Supervisor {
                 instance,
                 topology,
             };
-            act.services.transport.address().do_send(Topology(told));
+            act.services
+                .platform
+                .transport
+                .address()
+                .do_send(Topology(told));
         }));
     }
 }

@@ -6,17 +6,17 @@ use crate::model::StuckCpuPolicy;
 use kmp_proto::detector::Config;
 
 use crate::model::rows::InstanceRow;
-use crate::services::Services;
+use crate::model::settings::Settings;
 
 /// Timeout of an instance that was spawned with `--monitor=false`.
 const UNMONITORED_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// The configuration for an instance: by its policy, and by whether it is monitored.
-pub fn detector_config(services: &Services, instance: &InstanceRow) -> Config {
+pub fn detector_config(settings: &Settings, instance: &InstanceRow) -> Config {
     let policy = &instance.policy;
     let timeout =
         Duration::try_from_secs_f64(policy.heartbeat_timeout_s).unwrap_or(Duration::from_secs(60));
-    let mut config = Config::new(timeout, services.settings.borrow().start_timeout);
+    let mut config = Config::new(timeout, settings.start_timeout);
     config.stuck_cpu_fails = policy.stuck_cpu == StuckCpuPolicy::Failed;
     if !instance.spec.monitor {
         // Exit events are still seen, and its start; silence is not judged for a year.

@@ -25,10 +25,11 @@ use tokio::sync::oneshot;
 pub use self::config::detector_config;
 use self::notices::{HEALTH_NOTICES_MAX, HEALTH_WINDOW, HealthNotices, LoadNotices};
 pub use self::requests::{EndWatch, GetFigures, Pause, Ping, Reconfigure, SetOwner, WatchFigures};
+use crate::generation::machine::Machine;
 use crate::model::repeated::Repeated;
+use crate::platform::Platform;
 use crate::platform::clock;
 use crate::platform::transport::{Attach, AttachmentId, Detach, PeerKey, PeerUpdate, SendProbe};
-use crate::services::Services;
 use crate::watch::patience::Patience;
 
 /// Lateness of a timer that counts as the daemon's own.
@@ -77,7 +78,8 @@ pub type BootId = [u8; 16];
 
 /// The actor.
 pub struct Watch {
-    services: Services,
+    platform: Platform,
+    machine: Machine,
     log: Logger,
     key: PeerKey,
     placement: Placement,
@@ -128,7 +130,8 @@ const PING_FIRST: u32 = 1 << 31;
 impl Watch {
     /// Begins to watch a placed generation.
     pub fn begin(
-        services: Services,
+        platform: Platform,
+        machine: Machine,
         placement: Placement,
         boot: Option<BootId>,
         config: Config,
@@ -136,7 +139,7 @@ impl Watch {
     ) -> Addr<Self> {
         let instance = placement.name.as_str().to_owned();
         let generation = placement.generation;
-        let log = services
+        let log = platform
             .log
             .new(o!("instance" => instance.clone(), "generation" => generation));
         let watch = Self {
@@ -173,7 +176,8 @@ impl Watch {
             kernel_sign: None,
             asking_kernel: false,
             ended: false,
-            services,
+            platform,
+            machine,
         };
         watch.start()
     }
@@ -182,7 +186,7 @@ impl Watch {
         if self.paused && !matches!(event, Event::Ended(_) | Event::Reconfigure(_)) {
             return;
         }
-        if !self.paused && self.attached.0 != self.services.transport.incarnation() {
+        if !self.paused && self.attached.0 != self.platform.transport.incarnation() {
             self.attach(ctx);
             self.detector.handle(Event::ChannelLost, clock::now());
         }
@@ -223,7 +227,7 @@ impl Watch {
     fn known(&mut self) -> Vec<String> {
         let sign = self.kernel_sign.take();
         let sign = sign.map(|(sign, at)| format!("{sign}, {:.1?} before", clock::now() - at));
-        let console = self.services.backend.console_tail(&self.placement);
+        let console = self.machine.backend.console_tail(&self.placement);
         let console = console.map(|tail| format!("{CONSOLE_SAID}{tail}"));
         let known = [
             self.patience.evidence(),
@@ -240,7 +244,7 @@ impl Watch {
         if self.detector.phase() == "monitoring" {
             return;
         }
-        let threads = self.services.backend.scheduled(&self.placement);
+        let threads = self.machine.backend.scheduled(&self.placement);
         if let Some(config) = self.patience.waits(&threads, clock::now()) {
             self.detector
                 .handle(Event::Reconfigure(config), clock::now());
@@ -315,20 +319,20 @@ impl Watch {
     }
 
     fn attach(&mut self, ctx: &mut Context<Self>) {
-        let id = self.services.transport.new_attachment();
-        self.attached = (self.services.transport.incarnation(), Some(id));
-        self.services.transport.address().do_send(Attach {
+        let id = self.platform.transport.new_attachment();
+        self.attached = (self.platform.transport.incarnation(), Some(id));
+        self.platform.transport.address().do_send(Attach {
             id,
             key: self.key.clone(),
             endpoint: self.placement.endpoint.clone(),
-            speaker: self.services.speaker(&self.placement),
+            speaker: self.machine.speaker(&self.placement),
             owner: ctx.address().recipient(),
         });
     }
 
     fn detach(&mut self) {
         if let (_, Some(id)) = std::mem::take(&mut self.attached) {
-            let transport = self.services.transport.address();
+            let transport = self.platform.transport.address();
             transport.do_send(Detach(self.key.clone(), id));
         }
     }
@@ -345,7 +349,7 @@ impl Watch {
             flags: 0,
             self_lag_us,
         };
-        self.services.transport.address().do_send(SendProbe {
+        self.platform.transport.address().do_send(SendProbe {
             key: self.key.clone(),
             request,
         });
@@ -353,7 +357,7 @@ impl Watch {
 
     /// What the backend sees of it, now that it is silent.
     fn look_closer(&mut self, ctx: &mut Context<Self>) {
-        let (backend, placement) = (self.services.backend.clone(), self.placement.clone());
+        let (backend, placement) = (self.machine.backend.clone(), self.placement.clone());
         let look = async move { backend.observe(&placement).await };
         let look = look.into_actor(self).map(|seen, act, _| {
             let over = seen.is_ok().then(|| act.unseen.end(clock::now()));
@@ -387,7 +391,7 @@ impl Watch {
     fn ask_kernel(&mut self, ctx: &mut Context<Self>) {
         self.asking_kernel = true;
         let address = Address::from(self.placement.endpoint.clone());
-        let hello = self.services.hello(&self.key.instance, self.key.generation);
+        let hello = self.machine.hello(&self.key.instance, self.key.generation);
         let asked = async move { kernel::sign(&address, &hello).await };
         ctx.spawn(asked.into_actor(self).map(|sign, act, ctx| {
             act.asking_kernel = false;
@@ -456,7 +460,7 @@ impl Actor for Watch {
     fn started(&mut self, ctx: &mut Self::Context) {
         self.attach(ctx);
         self.bear_with_it();
-        let (backend, placement) = (self.services.backend.clone(), self.placement.clone());
+        let (backend, placement) = (self.machine.backend.clone(), self.placement.clone());
         let ended = async move { backend.ended(&placement).await };
         ctx.spawn(ended.into_actor(self).map(|cause: ExitCause, act, ctx| {
             act.tell(Event::Ended(cause.to_string()), ctx);

@@ -10,23 +10,24 @@ use std::time::Duration;
 use actix::prelude::*;
 use kmorph_actors::capture::Captures;
 use kmorph_actors::generation::release::Ledger;
-use kmorph_actors::model::settings::Stock;
-use kmorph_actors::model::settings::{MorphMode, Settings};
-use kmorph_actors::model::settings::{Retention, VmcoreSettings};
+use kmorph_actors::generation::{self, Generations};
+use kmorph_actors::model::settings::{MorphMode, Retention, Settings, Stock, VmcoreSettings};
 use kmorph_actors::model::{Policy, StuckCpuPolicy, VmcorePolicy};
 use kmorph_actors::morph::Downtimes;
+use kmorph_actors::platform::Platform;
 use kmorph_actors::platform::aside::Turn;
 use kmorph_actors::platform::clock;
 use kmorph_actors::platform::events::EventLog;
 use kmorph_actors::platform::journal::{Journal, Pace};
 use kmorph_actors::platform::operations::Operations;
 use kmorph_actors::platform::transport::TransportHandle;
-use kmorph_actors::resources::forward::Forwarder;
+use kmorph_actors::resources::Resources;
 use kmorph_actors::resources::numbers::Numbers;
 use kmorph_actors::resources::pool::Pool;
-use kmorph_actors::resources::ports::Publisher;
+use kmorph_actors::resources::ports::Ports;
 use kmorph_actors::services::Services;
 use kmorph_actors::supervisor::{GetDaemon, Supervisor};
+use kmorph_backends::contract::Backend;
 use kmorph_vmcore::writer::Output;
 use slog::{Drain, KV, Logger, OwnedKVList, Record, Serializer};
 
@@ -142,24 +143,37 @@ pub(crate) async fn start(
     };
     let settings = settings(dir);
     let mark = dir.join("event-id");
-    let services = Services {
-        log: log.clone(),
-        backend: Arc::new(machine.clone()),
-        transport: TransportHandle::start(&log, Arc::new(machine.clone())),
-        downtimes: Rc::new(RefCell::new(Downtimes::from_journal(&snapshot.morphs))),
-        captures: Captures::default(),
-        spawn_turn: Turn::default(),
-        events: EventLog::new(snapshot.events.clone(), journal.clone(), &mark, HOST_BOOT).unwrap(),
-        operations: Operations::new(snapshot.operations.clone(), journal.clone()),
-        kept: Ledger::default(),
+    let events = EventLog::new(snapshot.events.clone(), journal.clone(), &mark, HOST_BOOT).unwrap();
+    let resources = Resources {
         pool: Rc::new(RefCell::new(Pool::new(settings.pool.clone()))),
-        settings: Rc::new(RefCell::new(settings)),
-        publisher: Rc::new(RefCell::new(Publisher::default())),
-        forwarder: Rc::new(RefCell::new(Forwarder::default())),
         numbers: Rc::new(RefCell::new(numbers)),
-        incarnation: snapshot.incarnation,
-        host_boot_id: HOST_BOOT.to_owned(),
+        ports: Ports::new(machine.passes_sockets(), log.clone(), events.clone()),
+    };
+    let platform = Platform {
+        log: log.clone(),
+        transport: TransportHandle::start(&log, Arc::new(machine.clone())),
+        events,
+        operations: Operations::new(snapshot.operations.clone(), journal.clone()),
+        settings: Rc::new(RefCell::new(settings)),
         journal,
+    };
+    let generations = Generations {
+        platform: platform.clone(),
+        resources,
+        machine: generation::machine::Machine {
+            backend: Arc::new(machine.clone()),
+            spawn_turn: Turn::default(),
+            incarnation: snapshot.incarnation,
+            host_boot_id: HOST_BOOT.to_owned(),
+            log,
+        },
+        kept: Ledger::default(),
+    };
+    let services = Services {
+        captures: Captures::new(platform.clone(), generations.clone()),
+        downtimes: Rc::new(RefCell::new(Downtimes::from_journal(&snapshot.morphs))),
+        platform,
+        generations,
     };
     let supervisor = Supervisor::new(services.clone(), snapshot, "simulated".to_owned()).start();
     supervisor.send(GetDaemon).await.unwrap();

@@ -188,7 +188,7 @@ impl World {
     async fn terminate(&mut self, daemon: &Daemon, name: String) {
         let force = self.dice.percent(50);
         let kind = OperationKind::Terminate;
-        let Ok(operation) = daemon.services.operations.begin(kind, &name, None) else {
+        let Ok(operation) = daemon.services.platform.operations.begin(kind, &name, None) else {
             return;
         };
         // What serves may end from here on.
@@ -200,7 +200,7 @@ impl World {
 
     async fn recover(&mut self, daemon: &Daemon, name: String) {
         let kind = OperationKind::Recover;
-        let Ok(operation) = daemon.services.operations.begin(kind, &name, None) else {
+        let Ok(operation) = daemon.services.platform.operations.begin(kind, &name, None) else {
             return;
         };
         self.machine.ending(&name, true);
@@ -236,7 +236,12 @@ impl World {
             }
             _ => (CommandKind::Rollback, OperationKind::MorphRollback),
         };
-        let Ok(operation) = daemon.services.operations.begin(operation, &name, None) else {
+        let Ok(operation) = daemon
+            .services
+            .platform
+            .operations
+            .begin(operation, &name, None)
+        else {
             return;
         };
         if let Ok(Ok(instance)) = daemon.supervisor.send(Find(name)).await {
@@ -261,8 +266,8 @@ impl World {
             tokio::time::sleep(Duration::from_secs(1)).await;
             self.note();
             all = daemon.supervisor.send(List).await.unwrap();
-            let operations = daemon.services.operations.running();
-            let kept = daemon.services.kept.shown(None).len();
+            let operations = daemon.services.platform.operations.running();
+            let kept = daemon.services.generations.kept.shown(None).len();
             if operations + kept == 0 && all.iter().all(|instance| rests(instance.condition)) {
                 break;
             }
@@ -284,7 +289,7 @@ impl World {
                     .push(format!("{name} has lost what it acknowledged"));
             }
         }
-        let operations = daemon.services.operations.list();
+        let operations = daemon.services.platform.operations.list();
         for operation in operations
             .iter()
             .filter(|o| o.state == OperationState::Running)
@@ -308,7 +313,14 @@ impl World {
                 self.broken.push(text);
             }
         }
-        for (name, generation) in daemon.services.pool.borrow().holders() {
+        for (name, generation) in daemon
+            .services
+            .generations
+            .resources
+            .pool
+            .borrow()
+            .holders()
+        {
             if !names.contains(&name.as_str()) {
                 let text = format!("{name} {generation} holds what it was given, and is nobody's");
                 self.broken.push(text);

@@ -31,10 +31,9 @@ use slog::{info, warn};
 use tokio::sync::Notify;
 
 use self::channel::Lent;
-use super::CaptureError;
+use super::{CaptureError, Captures};
 use crate::model::rows::GenerationRow;
 use crate::platform::transport::PeerKey;
-use crate::services::Services;
 
 /// Most survivors that help with one capture.
 pub const SURVIVORS_MAX: usize = 8;
@@ -141,7 +140,7 @@ impl Job {
     /// Asks the survivors to help. What each of them has read by now is in the answer at any time.
     pub(super) fn ask(
         self,
-        services: &Services,
+        captures: &Captures,
         survivors: Vec<GenerationRow>,
         shares: &Arc<Shares>,
     ) -> Read {
@@ -149,7 +148,7 @@ impl Job {
         let job = Arc::new(self);
         for row in survivors {
             let helper = Arc::new(shares.helper());
-            actix::spawn(help(services.clone(), row, Arc::clone(&job), helper));
+            actix::spawn(help(captures.clone(), row, Arc::clone(&job), helper));
         }
         read
     }
@@ -181,27 +180,34 @@ enum HelpError {
 }
 
 /// Takes back what a daemon before this one has lent to an instance that was found running.
-pub(crate) fn take_back_left(services: &Services, row: &GenerationRow) {
-    let (services, row) = (services.clone(), row.clone());
+pub(crate) fn take_back_left(captures: &Captures, row: &GenerationRow) {
+    let (captures, row) = (captures.clone(), row.clone());
     actix::spawn(async move {
-        let _borrower = services.captures.borrowers.join(&row).await;
+        let _borrower = captures.borrowers.join(&row).await;
         let Some(placement) = &row.placement else {
             return;
         };
-        if let Err(error) = services.backend.take_back(placement).await {
-            warn!(services.log, "memory that was lent for a vmcore is not taken back";
+        if let Err(error) = captures
+            .generations
+            .machine
+            .backend
+            .take_back(placement)
+            .await
+        {
+            warn!(captures.platform.log, "memory that was lent for a vmcore is not taken back";
                 "instance" => &row.instance, "generation" => row.generation, "reason" => %error);
         }
     });
 }
 
 /// Everything with one survivor, until there is nothing left to read, or it fails.
-async fn help(services: Services, row: GenerationRow, job: Arc<Job>, helper: Arc<Helper>) {
-    let log = services
+async fn help(captures: Captures, row: GenerationRow, job: Arc<Job>, helper: Arc<Helper>) {
+    let log = captures
+        .platform
         .log
         .new(slog::o!("survivor" => row.instance.clone(),
         "survivor_generation" => row.generation, "capture" => job.capture));
-    match borrow_and_read(&services, &row, &job, helper).await {
+    match borrow_and_read(&captures, &row, &job, helper).await {
         Ok(()) => {}
         Err(error @ (HelpError::CannotRead | HelpError::CannotBorrow)) => {
             info!(log, "a survivor does not help with a vmcore"; "reason" => %error);
@@ -215,14 +221,14 @@ async fn help(services: Services, row: GenerationRow, job: Arc<Job>, helper: Arc
 }
 
 async fn borrow_and_read(
-    services: &Services,
+    captures: &Captures,
     row: &GenerationRow,
     job: &Job,
     helper: Arc<Helper>,
 ) -> Result<(), HelpError> {
-    let _borrower = services.captures.borrowers.join(row).await;
+    let _borrower = captures.borrowers.join(row).await;
     let placement = row.placement.as_ref().ok_or(HelpError::CannotBorrow)?;
-    let speaker = services.speaker(placement);
+    let speaker = captures.generations.machine.speaker(placement);
     let address = Address::from(placement.endpoint.clone());
     let connection = open_bulk(&address, speaker, job.capture).await?;
     if connection.features & features::READS_LENT_MEMORY == 0 {
@@ -231,7 +237,12 @@ async fn borrow_and_read(
     if helper.is_over() {
         return Ok(());
     }
-    let loan = services.backend.lend(placement, &job.memory).await?;
+    let loan = captures
+        .generations
+        .machine
+        .backend
+        .lend(placement, &job.memory)
+        .await?;
     let loan = loan.ok_or(HelpError::CannotBorrow)?;
     let mut lent = Lent {
         connection,
@@ -245,6 +256,11 @@ async fn borrow_and_read(
     };
     // Its agent lets go when the channel ends, at the latest.
     drop(lent);
-    services.backend.take_back(placement).await?;
+    captures
+        .generations
+        .machine
+        .backend
+        .take_back(placement)
+        .await?;
     read
 }

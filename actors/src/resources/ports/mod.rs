@@ -11,6 +11,7 @@
 //! are open. The port of an instance that will not serve stays bound, so that nobody else gets the port, and refuses.
 
 mod regain;
+mod served;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -28,6 +29,7 @@ use nix::sys::socket::{Backlog, Shutdown, listen, setsockopt, shutdown};
 use crate::model::rows::PublishedPortSpec;
 
 pub use regain::PORT_RETRY;
+pub use served::Ports;
 
 /// Most published ports of one instance.
 pub const PORTS_MAX: usize = 16;

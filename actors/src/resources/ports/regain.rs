@@ -7,23 +7,23 @@ use futures_util::future::join_all;
 use kmorph_backends::contract::HANDOVER_SOCKET;
 use slog::{info, warn};
 
+use super::Ports;
 use crate::model::rows::GenerationRow;
 use crate::platform::ambient;
 use crate::platform::events::Draft;
-use crate::services::Services;
 
 /// Pause between tries to get a missing port back.
 pub const PORT_RETRY: Duration = Duration::from_millis(500);
 /// Longest wait of a spawn for its ports.
 const PORT_WAIT: Duration = Duration::from_secs(30);
 
-impl Services {
+impl Ports {
     /// Tries once to get the missing ports of `instance` back: from the agents of `holders`, generations that may run,
     /// else by binding them. Changes are told as events of `generation`, the active one.
     ///
     /// # Errors
     /// The ports that are still missing, and why.
-    pub async fn regain_ports(
+    pub async fn regain(
         &self,
         instance: &str,
         generation: u64,
@@ -32,7 +32,7 @@ impl Services {
         let Some(before) = self.publisher.borrow().missing(instance) else {
             return Ok(());
         };
-        if self.backend.passes_sockets() {
+        if self.passes_sockets {
             let asked = join_all(holders.iter().map(|holder| self.ask_for_sockets(holder))).await;
             for sockets in asked {
                 self.publisher.borrow_mut().give(instance, sockets);
@@ -86,10 +86,10 @@ impl Services {
     ///
     /// # Errors
     /// The ports that another program has, and what to do.
-    pub async fn await_ports(&self, instance: &str, generation: u64) -> Result<(), String> {
+    pub async fn wait(&self, instance: &str, generation: u64) -> Result<(), String> {
         let deadline = tokio::time::Instant::now() + PORT_WAIT;
         loop {
-            let Err(missing) = self.regain_ports(instance, generation, &[]).await else {
+            let Err(missing) = self.regain(instance, generation, &[]).await else {
                 return Ok(());
             };
             if tokio::time::Instant::now() >= deadline {

@@ -114,7 +114,7 @@ impl Doctor {
         }
         let path = vmcore.path.ok_or("the history names no vmcore")?;
         self.operation.step("reading its vmcore");
-        let level = self.services.settings.borrow().vmcore.level;
+        let level = self.services.platform.settings.borrow().vmcore.level;
         let read = tokio::task::spawn_blocking(move || read(Path::new(&path), level)).await;
         let read = read.map_err(|error| error.to_string())??;
         report.kernel_release = read.release;
@@ -167,7 +167,7 @@ impl Doctor {
 
     /// The recovery of the instance after the one numbered `last`, when it is over.
     async fn recovered(&self, last: u64) -> Result<RecoveryRecord, String> {
-        let mut news = self.services.events.watch();
+        let mut news = self.services.platform.events.watch();
         let look = async {
             loop {
                 news.mark_unchanged();
@@ -192,7 +192,7 @@ impl Doctor {
         let Ok(instance) = self.instance().await else {
             return Ok(());
         };
-        let operations = &self.services.operations;
+        let operations = &self.services.platform.operations;
         let begun = operations.begin(OperationKind::Terminate, DOCTOR_NAME, None);
         let operation = begun.map_err(|error| error.message)?;
         let id = operation.id();
@@ -200,7 +200,14 @@ impl Doctor {
         let asked = instance.send(Terminate { force, operation }).await;
         asked.map_err(gone)?.map_err(|error| error.message)?;
         self.succeeded(&id).await?;
-        let dir = self.services.settings.borrow().vmcore.dir.join(DOCTOR_NAME);
+        let dir = self
+            .services
+            .platform
+            .settings
+            .borrow()
+            .vmcore
+            .dir
+            .join(DOCTOR_NAME);
         if passed && let Err(error) = tokio::fs::remove_dir_all(&dir).await {
             return Err(format!("removing {dir:?}: {error}"));
         }
@@ -209,7 +216,7 @@ impl Doctor {
 
     /// Waits until an operation is over.
     async fn succeeded(&self, id: &str) -> Result<(), String> {
-        let operations = &self.services.operations;
+        let operations = &self.services.platform.operations;
         let mut news = operations.watch();
         let look = async {
             loop {

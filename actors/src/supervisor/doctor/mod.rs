@@ -46,7 +46,7 @@ impl Handler<BeginDoctor> for Supervisor {
         };
         Box::pin(work.into_actor(self).map(move |chosen, act, ctx| {
             let (cmdline, kernel) = chosen?;
-            let operations = act.services.operations.clone();
+            let operations = act.services.platform.operations.clone();
             let operation = operations.begin(OperationKind::Doctor, DOCTOR_NAME, begin.uid)?;
             let id = operation.id();
             let doctor = Doctor {
@@ -64,10 +64,10 @@ impl Handler<BeginDoctor> for Supervisor {
                     Some(reason) => format!("self-test failed: {reason}"),
                 };
                 let draft = Draft::daemon(text).with(serde_json::json!(report));
-                act.services.events.publish(draft);
+                act.services.platform.events.publish(draft);
                 act.last_doctor = Some(report.clone());
                 let written = Record(vec![Change::Doctor(Box::new(report))]);
-                act.services.journal.do_send(written);
+                act.services.platform.journal.do_send(written);
             }));
             Ok(id)
         }))
@@ -78,7 +78,7 @@ impl Supervisor {
     /// What a kernel's command line needs for the test, unless it cannot be made now.
     fn refuse_doctor(&self) -> Result<&'static str, Failure> {
         self.refuse_while_stopping()?;
-        let backend = &self.services.backend;
+        let backend = &self.services.generations.machine.backend;
         let Some(cmdline) = backend.panic_cmdline() else {
             let kind = backend.kind();
             let text = format!(

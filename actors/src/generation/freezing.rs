@@ -6,23 +6,34 @@
 //!
 //! Invariant: what was frozen here is resumed here, or by the next daemon, which finds it in the journal.
 
+use kmp_proto::time::Instant;
 use slog::{info, warn};
 
-use super::CaptureError;
+use crate::generation::Generations;
 use crate::model::rows::GenerationRow;
 use crate::platform::clock;
 use crate::platform::journal::{Change, record};
-use crate::services::Services;
 
-impl Services {
+/// Why a generation was not frozen; it runs on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotFrozen {
+    /// It could not be written down first.
+    #[error("{0}")]
+    Journal(String),
+    /// The backend did not do it.
+    #[error("{0}")]
+    Backend(String),
+}
+
+impl Generations {
     /// Has a generation execute nothing, unless that is so already; since when.
     ///
     /// # Errors
     /// When it cannot be written down or done. It runs on then.
-    pub(super) async fn freeze(
+    pub(crate) async fn freeze(
         &self,
         row: &mut GenerationRow,
-    ) -> Result<Option<kmp_proto::time::Instant>, CaptureError> {
+    ) -> Result<Option<Instant>, NotFrozen> {
         let Some(placement) = row.placement.clone().filter(|_| row.certificate.is_none()) else {
             // Fenced, or never started.
             return Ok(None);
@@ -30,10 +41,10 @@ impl Services {
         row.frozen = true;
         if let Err(error) = self.note_frozen(row).await {
             row.frozen = false;
-            return Err(CaptureError::Journal(error));
+            return Err(NotFrozen::Journal(error));
         }
         let since = clock::now();
-        match self.backend.freeze(&placement).await {
+        match self.machine.backend.freeze(&placement).await {
             Ok(true) => Ok(Some(since)),
             Ok(false) => {
                 row.frozen = false;
@@ -43,7 +54,7 @@ impl Services {
             Err(error) => {
                 // It may have been frozen all the same.
                 let _ = self.thaw(row).await;
-                Err(CaptureError::Freeze(error.to_string()))
+                Err(NotFrozen::Backend(error.to_string()))
             }
         }
     }
@@ -56,28 +67,28 @@ impl Services {
         let Some(placement) = row.placement.clone() else {
             return Ok(());
         };
-        if let Err(error) = self.backend.resume(&placement).await {
+        if let Err(error) = self.machine.backend.resume(&placement).await {
             let reason = error.to_string();
-            warn!(self.log, "frozen for a capture, and not resumed"; "instance" => &row.instance,
+            warn!(self.platform.log, "frozen for a capture, and not resumed"; "instance" => &row.instance,
                 "generation" => row.generation, "reason" => &reason);
             return Err(reason);
         }
         row.frozen = false;
-        info!(self.log, "resumed"; "instance" => &row.instance, "generation" => row.generation);
+        info!(self.platform.log, "resumed"; "instance" => &row.instance, "generation" => row.generation);
         self.forget_frozen(row).await;
         Ok(())
     }
 
     async fn note_frozen(&self, row: &GenerationRow) -> Result<(), String> {
         let change = Change::Generation(Box::new(row.clone()));
-        let written = record(&self.journal, vec![change]).await;
+        let written = record(&self.platform.journal, vec![change]).await;
         written.map_err(|error| error.to_string())
     }
 
     /// A mark that stays is harmless: resuming what runs changes nothing.
     async fn forget_frozen(&self, row: &GenerationRow) {
         if let Err(error) = self.note_frozen(row).await {
-            warn!(self.log, "that it is resumed was not recorded"; "instance" => &row.instance,
+            warn!(self.platform.log, "that it is resumed was not recorded"; "instance" => &row.instance,
                 "generation" => row.generation, "error" => error);
         }
     }

@@ -1,0 +1,81 @@
+//! The published ports of all instances: held here, and served on the host where a generation cannot be passed its
+//! sockets.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use slog::Logger;
+
+use super::Publisher;
+use crate::model::rows::GenerationRow;
+use crate::platform::events::EventLog;
+use crate::resources::forward::{Forwarder, Target};
+
+/// The published ports. Cheap to clone; stays on its thread.
+#[derive(Clone)]
+pub struct Ports {
+    /// The sockets.
+    pub publisher: Rc<RefCell<Publisher>>,
+    /// Serves them on the host.
+    forwarder: Rc<RefCell<Forwarder>>,
+    /// Whether generations are passed their sockets.
+    pub(super) passes_sockets: bool,
+    pub(super) log: Logger,
+    pub(super) events: EventLog,
+}
+
+impl Ports {
+    /// No port. `passes_sockets` says whether the backend passes generations their sockets.
+    pub fn new(passes_sockets: bool, log: Logger, events: EventLog) -> Self {
+        Self {
+            publisher: Rc::default(),
+            forwarder: Rc::default(),
+            passes_sockets,
+            log,
+            events,
+        }
+    }
+
+    /// Has the published ports of `instance` served on the host, where the backend cannot be passed
+    /// the sockets. To be called when the publisher holds them.
+    ///
+    /// # Errors
+    /// When descriptors run out.
+    pub fn forward(&self, instance: &str) -> std::io::Result<()> {
+        if self.passes_sockets || self.forwarder.borrow().has(instance) {
+            return Ok(());
+        }
+        let held = self.publisher.borrow_mut().duplicates(instance)?;
+        let listeners = held
+            .into_iter()
+            .map(|listener| (listener.port.port, listener.socket.into()))
+            .collect();
+        self.forwarder
+            .borrow_mut()
+            .open(instance, listeners, &self.log)
+    }
+
+    /// Lets connections to the published ports of `instance` go to `generation`, or wait.
+    pub fn aim(&self, instance: &str, generation: Option<&GenerationRow>) {
+        let target = generation.and_then(|row| {
+            let placement = row.placement.as_ref()?;
+            Some(Target {
+                generation: row.generation,
+                endpoint: placement.endpoint.clone(),
+            })
+        });
+        self.forwarder.borrow().aim(instance, target);
+    }
+
+    /// Has the published ports of `instance` refuse connections, until a generation is given them again.
+    pub fn refuse(&self, instance: &str) {
+        self.forwarder.borrow_mut().close(instance);
+        self.publisher.borrow_mut().refuse(instance);
+    }
+
+    /// Gives the published ports of `instance` up.
+    pub fn unpublish(&self, instance: &str) {
+        self.forwarder.borrow_mut().close(instance);
+        self.publisher.borrow_mut().close(instance);
+    }
+}
