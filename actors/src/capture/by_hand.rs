@@ -21,7 +21,7 @@ use kmp_proto::time::Instant;
 use slog::warn;
 
 use super::{Capture, CaptureError, Captures, Dumped, KernelLog, Target, Turn, begin_into};
-use crate::model::rows::GenerationRow;
+use crate::model::generation::AnyGeneration;
 use crate::platform::clock;
 use crate::platform::events::Draft;
 use crate::platform::fleet::GetSurvivors;
@@ -58,7 +58,7 @@ pub async fn check_output(path: &Path) -> Result<(), Failure> {
 pub(crate) struct ByHand {
     pub(crate) captures: Captures,
     pub(crate) survivors: Recipient<GetSurvivors>,
-    pub(crate) row: GenerationRow,
+    pub(crate) row: AnyGeneration,
     pub(crate) output: PathBuf,
     pub(crate) turn: Turn,
     pub(crate) operation: Handle,
@@ -82,7 +82,7 @@ struct Under {
 
 impl ByHand {
     /// Does all of it, and ends the operation. The generation's row, as it is afterwards.
-    pub(crate) async fn run(self) -> GenerationRow {
+    pub(crate) async fn run(self) -> AnyGeneration {
         let Self {
             captures,
             survivors: others,
@@ -101,7 +101,7 @@ impl ByHand {
         operation.step("freezing");
         // What may go on is read by the daemon alone: lending takes longer than a freeze may.
         let ask = GetSurvivors(row.instance.clone());
-        let survivors = match row.certificate {
+        let survivors = match row.certificate() {
             Some(_) => others.send(ask).await.unwrap_or_default(),
             None => Vec::new(),
         };
@@ -132,13 +132,13 @@ impl Under {
     async fn capture(
         &mut self,
         captures: &Captures,
-        row: &mut GenerationRow,
-        survivors: Vec<GenerationRow>,
+        row: &mut AnyGeneration,
+        survivors: Vec<AnyGeneration>,
         output: PathBuf,
         turn: Turn,
         operation: &Handle,
     ) -> End {
-        if row.certificate.is_none() {
+        if row.certificate().is_none() {
             captures.generations.save_registers(row).await;
         }
         let target = Target::File(output.clone());
@@ -190,7 +190,7 @@ impl Under {
         end
     }
 
-    async fn thaw(&mut self, captures: &Captures, row: &mut GenerationRow) {
+    async fn thaw(&mut self, captures: &Captures, row: &mut AnyGeneration) {
         let Some(since) = self.frozen_since.take() else {
             return;
         };
@@ -201,7 +201,7 @@ impl Under {
     fn log_read(
         &mut self,
         captures: &Captures,
-        row: &GenerationRow,
+        row: &AnyGeneration,
         log: Option<Result<KernelLog, String>>,
     ) {
         let draft =
@@ -226,7 +226,7 @@ impl Under {
     fn tell(
         self,
         captures: &Captures,
-        row: &GenerationRow,
+        row: &AnyGeneration,
         end: End,
         output: &Path,
         operation: Handle,
@@ -263,7 +263,7 @@ impl Under {
         }
     }
 
-    fn report(&self, row: &GenerationRow, dumped: Dumped, path: String) -> CaptureReport {
+    fn report(&self, row: &AnyGeneration, dumped: Dumped, path: String) -> CaptureReport {
         let millis = |time: Duration| time.as_secs_f64() * 1000.0;
         let (log, log_error) = match self.log.clone() {
             Some(Ok(log)) => (Some(log), None),
@@ -286,7 +286,7 @@ impl Under {
 }
 
 /// What a capture that was cancelled has left: whoever asked for it does not want it.
-async fn remove_partial(captures: &Captures, row: &GenerationRow, output: &Path) {
+async fn remove_partial(captures: &Captures, row: &AnyGeneration, output: &Path) {
     let partial = partial_path(output);
     if let Err(error) = tokio::fs::remove_file(&partial).await
         && error.kind() != std::io::ErrorKind::NotFound

@@ -49,8 +49,8 @@ use survivors::{Borrowers, Job};
 
 use crate::generation::Generations;
 use crate::generation::freezing::NotFrozen;
+use crate::model::generation::AnyGeneration;
 use crate::model::guest_text;
-use crate::model::rows::GenerationRow;
 use crate::model::settings::VmcoreSettings;
 use crate::platform::Platform;
 
@@ -91,8 +91,8 @@ impl Captures {
     /// When its memory is not there.
     pub async fn begin(
         &self,
-        row: &GenerationRow,
-        survivors: Vec<GenerationRow>,
+        row: &AnyGeneration,
+        survivors: Vec<AnyGeneration>,
     ) -> Result<Capture, CaptureError> {
         let turn = self.later().await?;
         let dir = self.platform.settings.borrow().vmcore.dir.clone();
@@ -297,13 +297,13 @@ impl Target {
 
 async fn begin_into(
     captures: &Captures,
-    row: &GenerationRow,
-    mut survivors: Vec<GenerationRow>,
+    row: &AnyGeneration,
+    mut survivors: Vec<AnyGeneration>,
     target: Target,
     turn: Turn,
 ) -> Result<Capture, CaptureError> {
     let gone = || CaptureError::Memory("nothing of it is left".to_owned());
-    let placement = row.placement.as_ref().ok_or_else(gone)?;
+    let placement = row.placement().ok_or_else(gone)?;
     let memory = match target.is_complete().await {
         // It was captured before its memory was given back.
         true => Vec::new(),

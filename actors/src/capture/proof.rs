@@ -8,13 +8,13 @@ use kmorph_vmcore::analysis::shortfalls;
 use slog::{info, warn};
 
 use super::{CAPTURE_NICE, CaptureError, Captures, open};
-use crate::model::rows::GenerationRow;
+use crate::model::generation::AnyGeneration;
 use crate::platform::events::Draft;
 
 /// Begins to read the memory of a generation that has just taken over, where the backend captures memory. What a vmcore
 /// of the generation could not tell is told as an event.
-pub(crate) fn begin(captures: &Captures, row: &GenerationRow) {
-    let Some(placement) = row.placement.clone() else {
+pub(crate) fn begin(captures: &Captures, row: &AnyGeneration) {
+    let Some(placement) = row.placement().cloned() else {
         return;
     };
     if !captures
@@ -63,7 +63,7 @@ fn standing_back<T: Send>(
     })
 }
 
-fn tell(captures: &Captures, row: &GenerationRow, found: &[String]) {
+fn tell(captures: &Captures, row: &AnyGeneration, found: &[String]) {
     let text = match found {
         [] => PROVEN.to_owned(),
         found => format!(

@@ -10,7 +10,7 @@ use kmp_proto::time::Instant;
 use slog::{info, warn};
 
 use crate::generation::Generations;
-use crate::model::rows::GenerationRow;
+use crate::model::generation::AnyGeneration;
 use crate::platform::clock;
 use crate::platform::journal::{Change, record};
 
@@ -32,12 +32,13 @@ impl Generations {
     /// When it cannot be written down or done. It runs on then.
     pub(crate) async fn freeze(
         &self,
-        row: &mut GenerationRow,
+        row: &mut AnyGeneration,
     ) -> Result<Option<Instant>, NotFrozen> {
-        let Some(placement) = row.placement.clone().filter(|_| row.certificate.is_none()) else {
+        let AnyGeneration::Placed(placed) = &*row else {
             // Fenced, or never started.
             return Ok(None);
         };
+        let placement = placed.placement().clone();
         row.frozen = true;
         if let Err(error) = self.note_frozen(row).await {
             row.frozen = false;
@@ -63,8 +64,8 @@ impl Generations {
     ///
     /// # Errors
     /// When it was not resumed.
-    pub(crate) async fn thaw(&self, row: &mut GenerationRow) -> Result<(), String> {
-        let Some(placement) = row.placement.clone() else {
+    pub(crate) async fn thaw(&self, row: &mut AnyGeneration) -> Result<(), String> {
+        let Some(placement) = row.placement().cloned() else {
             return Ok(());
         };
         if let Err(error) = self.machine.backend.resume(&placement).await {
@@ -79,14 +80,14 @@ impl Generations {
         Ok(())
     }
 
-    async fn note_frozen(&self, row: &GenerationRow) -> Result<(), String> {
-        let change = Change::Generation(Box::new(row.clone()));
+    async fn note_frozen(&self, row: &AnyGeneration) -> Result<(), String> {
+        let change = Change::Generation(Box::new(row.into()));
         let written = record(&self.platform.journal, vec![change]).await;
         written.map_err(|error| error.to_string())
     }
 
     /// A mark that stays is harmless: resuming what runs changes nothing.
-    async fn forget_frozen(&self, row: &GenerationRow) {
+    async fn forget_frozen(&self, row: &AnyGeneration) {
         if let Err(error) = self.note_frozen(row).await {
             warn!(self.platform.log, "that it is resumed was not recorded"; "instance" => &row.instance,
                 "generation" => row.generation, "error" => error);

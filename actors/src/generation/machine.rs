@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kmorph_backends::contract::{Backend, BackendKind, Placement};
+use kmorph_backends::contract::{Backend, Placement};
 use kmp_proto::auth::Key;
 use kmp_proto::message::{Channel, Hello, HelloFixed, PeerRole, features};
 use kmp_proto::wire::VERSION;
@@ -29,12 +29,14 @@ pub struct Machine {
 impl Machine {
     /// What this daemon has of the protocol's optional parts: bits of [`features`].
     fn features(&self) -> u64 {
-        let of_backend = match self.backend.kind() {
-            BackendKind::Embedded => features::BY_REFERENCE,
-            BackendKind::Qemu => features::READS_LENT_MEMORY,
-            BackendKind::Multikernel => 0,
-        };
-        features::COOPERATIVE | of_backend
+        let mut bits = features::COOPERATIVE;
+        if self.backend.passes_sockets() {
+            bits |= features::BY_REFERENCE;
+        }
+        if self.backend.kind().lends_memory() {
+            bits |= features::READS_LENT_MEMORY;
+        }
+        bits
     }
 
     /// This daemon, as it speaks to a generation that was placed. Without the key that was kept at the spawn the

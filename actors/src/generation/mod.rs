@@ -11,9 +11,7 @@ pub mod release;
 pub mod workload;
 
 use crate::model::{Command, Failure, FailureKind, Workload};
-use kmorph_backends::contract::{
-    BackendKind, HostListener, Placement, Proof, REGISTERS, SpawnError, SpawnSpec,
-};
+use kmorph_backends::contract::{HostListener, Placement, Proof, REGISTERS, SpawnError, SpawnSpec};
 use kmorph_backends::kernel_image::{BadImage, KernelImage};
 use kmorph_backends::key::KEY_FILE;
 use kmorph_launch::{InstanceName, PublishedPort, StartMode, WorkloadSpec};
@@ -26,9 +24,8 @@ use std::time::Duration;
 use crate::generation::machine::Machine;
 use crate::generation::release::Ledger;
 use crate::generation::workload::{KV_NAME, complete};
-use crate::model::rows::{
-    CertificateRow, GenerationPhase, GenerationRow, InstanceRow, KernelChoice,
-};
+use crate::model::generation::{AnyGeneration, Facts, Fenced, Generation, Intended, Placed};
+use crate::model::rows::{GenerationRow, InstanceRow, KernelChoice};
 use crate::platform::Platform;
 use crate::platform::ambient;
 use crate::platform::aside;
@@ -104,6 +101,16 @@ fn image_refused(error: &BadImage) -> Failure {
     }
 }
 
+/// A generation whose end could not be confirmed, or not be written down.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason}")]
+pub struct NotFenced {
+    /// The generation.
+    pub generation: AnyGeneration,
+    /// Why.
+    pub reason: String,
+}
+
 /// Spawns, fences and releases generations. Cheap to clone; stays on its thread.
 #[derive(Clone)]
 pub struct Generations {
@@ -138,7 +145,7 @@ impl Generations {
         cpus: u16,
         memory_bytes: u64,
         write: impl FnOnce(GenerationRow) -> W,
-    ) -> Result<GenerationRow, Failure>
+    ) -> Result<Generation<Intended>, Failure>
     where
         W: Future<Output = Result<(), JournalError>>,
     {
@@ -155,41 +162,34 @@ impl Generations {
             .take(holder.clone(), cpus, memory_bytes)
             .map_err(|e| {
                 let text = format!("the pool cannot give {instance} what it needs: {e}");
-                let enlarge = match self.machine.backend.kind() {
-                    BackendKind::Embedded | BackendKind::Qemu => "enlarge [pool] and reload",
-                    BackendKind::Multikernel => "give the kernel's pool more with kerf init",
-                };
+                let enlarge = self.machine.backend.kind().enlarging_the_pool();
                 let hint = format!("ask for less, terminate an instance, or {enlarge}");
                 Failure::new(FailureKind::InsufficientResources, text).hint(hint)
             })?;
         let run_dir = self.platform.settings.borrow().run_dir.clone();
-        let row = GenerationRow {
+        let cid = self.resources.numbers.borrow_mut().take_cid(holder);
+        let intended = Generation::intended(Facts {
             instance: instance.to_owned(),
             generation,
-            phase: GenerationPhase::Intended,
             kernel: kernel.clone(),
-            cid: self
-                .resources
-                .numbers
-                .borrow_mut()
-                .take_cid((instance.to_owned(), generation)),
+            cid,
             cpus: lease.cpus,
             memory_bytes,
             run_dir: run_dir
                 .join("instances")
                 .join(instance)
                 .join(generation.to_string()),
-            placement: None,
-            certificate: None,
             spawned_at: wall_clock::now_rfc3339(),
             frozen: false,
             boot_id: None,
-        };
-        if let Err(error) = write(row.clone()).await {
-            self.forget(&row);
+            ending: false,
+        });
+        let row = GenerationRow::from(&AnyGeneration::from(intended.clone()));
+        if let Err(error) = write(row).await {
+            self.forget(&intended);
             return Err(journal_failure(&error));
         }
-        Ok(row)
+        Ok(intended)
     }
 
     /// Starts an intended generation. On failure nothing of it is left, not even its row.
@@ -198,34 +198,29 @@ impl Generations {
     /// As the backend's, and the journal's.
     pub async fn spawn(
         &self,
-        mut row: GenerationRow,
+        mut intended: Generation<Intended>,
         instance: &InstanceRow,
         start: StartMode,
         predecessor: Option<Placement>,
-    ) -> Result<GenerationRow, Failure> {
-        match self.try_spawn(&row, instance, start, predecessor).await {
+    ) -> Result<Generation<Placed>, Failure> {
+        let spawned = self.try_spawn(&intended, instance, start, predecessor);
+        match spawned.await {
             Ok(placement) => {
-                self.note_lease(&mut row, &placement);
-                row.placement = Some(placement);
-                row.phase = GenerationPhase::Placed;
-                info!(self.platform.log, "spawned"; "instance" => &row.instance,
-                    "generation" => row.generation, "kernel" => &row.kernel.release);
+                self.note_lease(&mut intended, &placement);
+                let placed = intended.placed(placement);
+                info!(self.platform.log, "spawned"; "instance" => &placed.instance,
+                    "generation" => placed.generation, "kernel" => &placed.kernel.release);
                 // Not being able to write this is survived: `find` will recover the placement.
-                if let Err(error) = record(
-                    &self.platform.journal,
-                    vec![Change::Generation(Box::new(row.clone()))],
-                )
-                .await
-                {
-                    warn!(self.platform.log, "the placement was not recorded"; "instance" => &row.instance,
-                        "generation" => row.generation, "error" => %error);
+                if let Err(error) = self.write(&placed.clone().into()).await {
+                    warn!(self.platform.log, "the placement was not recorded"; "instance" => &placed.instance,
+                        "generation" => placed.generation, "error" => error);
                 }
-                Ok(row)
+                Ok(placed)
             }
             Err(NotStarted {
                 error,
                 remains: true,
-            }) => match self.end_remains(row).await {
+            }) => match self.end_remains(intended).await {
                 Ok(()) => Err(error),
                 Err(reason) => {
                     let text = format!(
@@ -237,9 +232,9 @@ impl Generations {
                 }
             },
             Err(NotStarted { error, .. }) => {
-                self.remove_run_dir(&row).await;
-                self.forget(&row);
-                let gone = Change::GenerationGone(row.instance.clone(), row.generation);
+                self.remove_run_dir(&intended).await;
+                self.forget(&intended);
+                let gone = Change::GenerationGone(intended.instance.clone(), intended.generation);
                 let _ = record(&self.platform.journal, vec![gone]).await;
                 Err(error)
             }
@@ -250,23 +245,25 @@ impl Generations {
     ///
     /// # Errors
     /// When its fence could not be confirmed. Its row, its resources and its run directory stay, for the next daemon.
-    async fn end_remains(&self, mut row: GenerationRow) -> Result<(), String> {
-        let order = FenceOrder::new(row.generation);
-        let fenced = self.fence(&mut row, order).await;
-        let certificate = fenced.inspect_err(|reason| {
+    async fn end_remains(&self, intended: Generation<Intended>) -> Result<(), String> {
+        let facts = Facts::clone(&intended);
+        let order = FenceOrder::new(facts.generation);
+        let fenced = self.fence(intended.into(), order).await;
+        let fenced = fenced.map_err(|not| {
             warn!(self.platform.log, "what is left of a generation that did not start may run";
-                "instance" => &row.instance, "generation" => row.generation, "reason" => reason);
+                "instance" => &facts.instance, "generation" => facts.generation, "reason" => &not.reason);
+            not.reason
         })?;
-        if let Err(error) = self.release(&row, &certificate).await {
-            warn!(self.platform.log, "a release was not recorded"; "instance" => &row.instance,
-                "generation" => row.generation, "error" => error);
+        if let Err(error) = self.release(fenced).await {
+            warn!(self.platform.log, "a release was not recorded"; "instance" => &facts.instance,
+                "generation" => facts.generation, "error" => error);
         }
-        self.remove_run_dir(&row).await;
+        self.remove_run_dir(&facts).await;
         Ok(())
     }
 
     /// Removes what the backend has written for a generation that it did not start.
-    async fn remove_run_dir(&self, row: &GenerationRow) {
+    async fn remove_run_dir(&self, row: &Facts) {
         let run_dir = row.run_dir.clone();
         let removed = ambient::blocking(move || {
             tidy_up(&run_dir, false)?;
@@ -287,7 +284,7 @@ impl Generations {
     }
 
     /// What a generation holds is what its backend gave it: one that chooses CPUs itself may have chosen others.
-    fn note_lease(&self, row: &mut GenerationRow, placement: &Placement) {
+    fn note_lease(&self, row: &mut Facts, placement: &Placement) {
         row.cpus.clone_from(&placement.cpus);
         row.memory_bytes = placement.memory_bytes;
         let lease = Lease {
@@ -300,7 +297,7 @@ impl Generations {
 
     async fn try_spawn(
         &self,
-        row: &GenerationRow,
+        row: &Facts,
         instance: &InstanceRow,
         start: StartMode,
         predecessor: Option<Placement>,
@@ -387,7 +384,7 @@ impl Generations {
     ///
     /// # Errors
     /// As the backend's.
-    pub async fn find(&self, row: &GenerationRow) -> Result<Option<Placement>, String> {
+    pub async fn find(&self, row: &Facts) -> Result<Option<Placement>, String> {
         let name: InstanceName = row.instance.parse().map_err(|e| format!("{e}"))?;
         let (backend, row) = (Arc::clone(&self.machine.backend), row.clone());
         let work = async move { backend.find(&name, row.generation, &row.run_dir).await };
@@ -415,33 +412,48 @@ impl Generations {
     /// When its end could not be confirmed, or not be written down.
     pub async fn fence(
         &self,
-        row: &mut GenerationRow,
+        mut generation: AnyGeneration,
         order: FenceOrder,
-    ) -> Result<FenceCertificate, String> {
-        if let Some(certificate) = restore(row) {
-            return Ok(certificate);
+    ) -> Result<Generation<Fenced>, NotFenced> {
+        if let AnyGeneration::Fenced(fenced) = generation {
+            return Ok(fenced);
         }
-        row.phase = GenerationPhase::Fencing;
-        self.write(row).await?;
-        let (certificate, proof) = self.carry_out(row, order).await?;
+        if generation.generation != order.generation() {
+            let reason = format!("the order is for generation {}", order.generation());
+            return Err(NotFenced { generation, reason });
+        }
+        generation.ending = true;
+        if let Err(reason) = self.write(&generation).await {
+            return Err(NotFenced { generation, reason });
+        }
+        if let AnyGeneration::Intended(_) = generation {
+            match self.find(&generation).await {
+                Ok(found) => generation = generation.found(found),
+                Err(reason) => return Err(NotFenced { generation, reason }),
+            }
+        }
+        let (certificate, proof) = match self.carry_out(generation.placement(), order).await {
+            Ok(done) => done,
+            Err(reason) => return Err(NotFenced { generation, reason }),
+        };
         let proof = proof.map(Proof::as_str);
-        row.certificate = Some(CertificateRow {
-            method: certificate.method().as_str().to_owned(),
-            confirmation: certificate.confirmation().as_str().to_owned(),
-            fenced_at_unix_ns: certificate.fenced_at_unix_ns(),
-            proof: proof.map(str::to_owned),
-        });
-        row.phase = GenerationPhase::Fenced;
-        self.write(row).await?;
-        info!(self.platform.log, "fenced"; "instance" => &row.instance, "generation" => row.generation,
-            "confirmed" => certificate.confirmation().as_str(), "proof" => proof);
-        Ok(certificate)
+        let fenced = generation
+            .clone()
+            .fenced(certificate, proof.map(str::to_owned));
+        // Without its certificate in the journal the next daemon fences it again, and so does this one.
+        if let Err(reason) = self.write(&fenced.clone().into()).await {
+            return Err(NotFenced { generation, reason });
+        }
+        info!(self.platform.log, "fenced"; "instance" => &fenced.instance,
+            "generation" => fenced.generation,
+            "confirmed" => fenced.certificate().confirmation().as_str(), "proof" => proof);
+        Ok(fenced)
     }
 
     /// Has the memory of a generation that is about to be fenced last until it is captured, also when this daemon does
     /// not. What keeps it from that is logged.
-    pub async fn keep_memory(&self, row: &GenerationRow) {
-        let Some(placement) = &row.placement else {
+    pub async fn keep_memory(&self, row: &AnyGeneration) {
+        let Some(placement) = row.placement() else {
             return;
         };
         if let Err(error) = self.machine.backend.keep_memory(placement).await {
@@ -452,8 +464,8 @@ impl Generations {
 
     /// Keeps the registers of a generation's CPUs for its vmcore, where they can be had: they are lost with its
     /// fence, and change when it goes on. A vmcore without is worth having, so a failure is logged and no more.
-    pub async fn save_registers(&self, row: &GenerationRow) {
-        let Some(placement) = &row.placement else {
+    pub async fn save_registers(&self, row: &AnyGeneration) {
+        let Some(placement) = row.placement() else {
             return;
         };
         // What an earlier capture left of it is not how it is now.
@@ -471,8 +483,8 @@ impl Generations {
             "generation" => row.generation, "reason" => reason);
     }
 
-    async fn write(&self, row: &GenerationRow) -> Result<(), String> {
-        let change = Change::Generation(Box::new(row.clone()));
+    async fn write(&self, generation: &AnyGeneration) -> Result<(), String> {
+        let change = Change::Generation(Box::new(generation.into()));
         record(&self.platform.journal, vec![change])
             .await
             .map_err(|e| e.to_string())
@@ -480,14 +492,11 @@ impl Generations {
 
     async fn carry_out(
         &self,
-        row: &mut GenerationRow,
+        placement: Option<&Placement>,
         order: FenceOrder,
     ) -> Result<(FenceCertificate, Option<Proof>), String> {
         let now = wall_clock::now_unix_ns();
-        if row.placement.is_none() {
-            row.placement = self.find(row).await?;
-        }
-        let Some(placement) = &row.placement else {
+        let Some(placement) = placement else {
             let never = order.confirm(FenceMethod::NeverStarted, Confirmation::NothingFound, now);
             return Ok((never, None));
         };
@@ -505,7 +514,7 @@ impl Generations {
     }
 
     /// Gives lease and address of a generation back.
-    pub(crate) fn forget(&self, row: &GenerationRow) {
+    pub(crate) fn forget(&self, row: &Facts) {
         let holder = (row.instance.clone(), row.generation);
         self.resources.pool.borrow_mut().give_back(&holder);
         self.resources
@@ -547,17 +556,6 @@ pub(crate) fn tidy_up(run_dir: &Path, started: bool) -> std::io::Result<()> {
         std::fs::remove_dir_all(path)?;
     }
     Ok(())
-}
-
-/// The certificate that is in the row, if it is.
-pub fn restore(row: &GenerationRow) -> Option<FenceCertificate> {
-    let at_rest = row.certificate.as_ref()?;
-    FenceCertificate::restore_from_journal(
-        row.generation,
-        &at_rest.method,
-        &at_rest.confirmation,
-        at_rest.fenced_at_unix_ns,
-    )
 }
 
 #[cfg(test)]

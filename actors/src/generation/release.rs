@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 
 use crate::generation::Generations;
 use crate::generation::tidy_up;
-use crate::model::rows::GenerationRow;
+use crate::model::generation::{Facts, Fenced, Generation};
 use crate::platform::ambient;
 use crate::platform::aside;
 use crate::platform::events::Draft;
@@ -92,8 +92,7 @@ pub struct Ledger(Rc<RefCell<BTreeMap<Holder, Entry>>>);
 
 #[derive(Debug)]
 struct Entry {
-    row: GenerationRow,
-    proof: FenceCertificate,
+    generation: Generation<Fenced>,
     reason: String,
     since: String,
     tries: u32,
@@ -106,13 +105,13 @@ impl Ledger {
         let entries = self.0.borrow();
         let wanted = entries
             .values()
-            .filter(|entry| instance.is_none_or(|name| name == entry.row.instance));
+            .filter(|entry| instance.is_none_or(|name| name == entry.generation.instance));
         wanted
             .map(|entry| KeptGeneration {
-                instance: entry.row.instance.clone(),
-                generation: entry.row.generation,
-                cpus: entry.row.cpus.clone(),
-                memory_bytes: entry.row.memory_bytes,
+                instance: entry.generation.instance.clone(),
+                generation: entry.generation.generation,
+                cpus: entry.generation.cpus.clone(),
+                memory_bytes: entry.generation.memory_bytes,
                 reason: entry.reason.clone(),
                 since: entry.since.clone(),
                 tries: entry.tries,
@@ -121,12 +120,11 @@ impl Ledger {
     }
 
     /// Notes a failure; whether it is the first of this generation with this reason.
-    fn note(&self, row: &GenerationRow, proof: &FenceCertificate, reason: &str) -> (bool, Kept) {
+    fn note(&self, row: Generation<Fenced>, reason: &str) -> (bool, Kept) {
         let (tell, returned) = oneshot::channel();
         let mut entries = self.0.borrow_mut();
-        let entry = entries.entry(holder(row)).or_insert_with(|| Entry {
-            row: row.clone(),
-            proof: proof.clone(),
+        let entry = entries.entry(holder(&row)).or_insert_with(|| Entry {
+            generation: row.clone(),
             reason: String::new(),
             since: wall_clock::now_rfc3339(),
             tries: 0,
@@ -145,15 +143,14 @@ impl Ledger {
         (is_new, kept)
     }
 
-    fn all(&self) -> Vec<(GenerationRow, FenceCertificate)> {
+    fn all(&self) -> Vec<Generation<Fenced>> {
         let entries = self.0.borrow();
-        let all = entries.values();
-        all.map(|entry| (entry.row.clone(), entry.proof.clone()))
-            .collect()
+        let all = entries.values().map(|entry| entry.generation.clone());
+        all.collect()
     }
 }
 
-fn holder(row: &GenerationRow) -> Holder {
+fn holder(row: &Facts) -> Holder {
     (row.instance.clone(), row.generation)
 }
 
@@ -163,25 +160,23 @@ impl Generations {
     ///
     /// # Errors
     /// When the journal cannot be written.
-    pub async fn release(
-        &self,
-        row: &GenerationRow,
-        proof: &FenceCertificate,
-    ) -> Result<Release, String> {
-        if let Some(placement) = row.placement.clone()
-            && let Err(reason) = self.release_placement(placement, proof.clone()).await
+    pub async fn release(&self, row: Generation<Fenced>) -> Result<Release, String> {
+        if let Some(placement) = row.placement().cloned()
+            && let Err(reason) = self
+                .release_placement(placement, row.certificate().clone())
+                .await
         {
-            return Ok(Release::Kept(self.keep(row, proof, &reason)));
+            return Ok(Release::Kept(self.keep(row, &reason)));
         }
-        let (run_dir, started) = (row.run_dir.clone(), row.placement.is_some());
-        self.tidy(row, &run_dir, started).await;
-        self.forget(row);
+        let (run_dir, started) = (row.run_dir.clone(), row.placement().is_some());
+        self.tidy(&row, &run_dir, started).await;
+        self.forget(&row);
         let gone = Change::GenerationGone(row.instance.clone(), row.generation);
         record(&self.platform.journal, vec![gone])
             .await
             .map_err(|e| e.to_string())?;
         // Who waits for it hears of it now.
-        let entry = self.kept.0.borrow_mut().remove(&holder(row));
+        let entry = self.kept.0.borrow_mut().remove(&holder(&row));
         if let Some(entry) = entry {
             let text = format!(
                 "generation {} has given its CPUs and memory back",
@@ -199,32 +194,30 @@ impl Generations {
     }
 
     /// Notes that a fenced generation holds something, which is to be given back.
-    pub fn keep(&self, row: &GenerationRow, proof: &FenceCertificate, reason: &str) -> Kept {
-        let (is_new, kept) = self.kept.note(row, proof, reason);
+    pub fn keep(&self, row: Generation<Fenced>, reason: &str) -> Kept {
+        let (instance, generation) = holder(&row);
+        let (is_new, kept) = self.kept.note(row, reason);
         if is_new {
-            let text = said(row.generation, reason);
-            warn!(self.platform.log, "{}", &text; "instance" => &row.instance);
-            self.platform.events.publish(Draft::of(
-                EventKind::Resources,
-                &row.instance,
-                row.generation,
-                text,
-            ));
+            let text = said(generation, reason);
+            warn!(self.platform.log, "{}", &text; "instance" => &instance);
+            let draft = Draft::of(EventKind::Resources, &instance, generation, text);
+            self.platform.events.publish(draft);
         }
         kept
     }
 
     /// Tries once more to give back what was not, one generation after the other.
     pub async fn release_kept(&self) {
-        for (row, proof) in self.kept.all() {
-            if let Err(error) = self.release(&row, &proof).await {
-                warn!(self.platform.log, "a release was not recorded"; "instance" => &row.instance,
-                    "generation" => row.generation, "error" => error);
+        for fenced in self.kept.all() {
+            let (instance, generation) = holder(&fenced);
+            if let Err(error) = self.release(fenced).await {
+                warn!(self.platform.log, "a release was not recorded"; "instance" => instance,
+                    "generation" => generation, "error" => error);
             }
         }
     }
 
-    async fn tidy(&self, row: &GenerationRow, run_dir: &Path, started: bool) {
+    async fn tidy(&self, row: &Facts, run_dir: &Path, started: bool) {
         let run_dir = run_dir.to_owned();
         let tidy = ambient::blocking(move || tidy_up(&run_dir, started));
         if let Ok(Err(error)) = tidy.await {

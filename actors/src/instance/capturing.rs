@@ -7,7 +7,6 @@ use std::path::PathBuf;
 
 use crate::model::{Failure, FailureKind};
 use actix::prelude::*;
-use kmorph_backends::contract::BackendKind;
 use kmp_proto::instance::{Event, Request};
 
 use super::Instance;
@@ -86,7 +85,7 @@ impl Handler<ProvokePanic> for Instance {
 
     fn handle(&mut self, _: ProvokePanic, _: &mut Self::Context) -> Self::Result {
         let backend = self.services.generations.machine.backend.clone();
-        let placement = self.generation.placement.clone();
+        let placement = self.generation.placement().cloned();
         Box::pin(async move {
             let placement = placement.ok_or("it was never started")?;
             let provoked = backend.provoke_panic(&placement).await;
@@ -98,26 +97,18 @@ impl Handler<ProvokePanic> for Instance {
 impl Instance {
     fn uncapturable(&self) -> Option<Failure> {
         let name = &self.row.name;
-        let refused = match self.row.spec.backend {
-            BackendKind::Qemu => None,
-            BackendKind::Embedded => Some((
-                FailureKind::WrongState,
-                format!("{name} has no kernel of its own: it is a process (embedded)"),
-                "`gcore` captures the memory of a process",
-            )),
-            BackendKind::Multikernel => Some((
-                FailureKind::NotImplemented,
-                format!("the memory of {name} cannot be captured yet: its backend is multikernel"),
-                "docs/multikernel.md says what is missing",
-            )),
-        };
-        if let Some((code, text, hint)) = refused {
-            return Some(Failure::new(code, text).hint(hint));
+        if let Some(why) = self.row.spec.backend.uncaptured() {
+            let kind = match why.planned {
+                true => FailureKind::NotImplemented,
+                false => FailureKind::WrongState,
+            };
+            let text = format!("the memory of {name} cannot be captured: {}", why.reason);
+            return Some(Failure::new(kind, text).hint(why.instead));
         }
         if let Err(doing) = self.engine.may(Request::Capture) {
             return Some(self.busy("captured", doing));
         }
-        if self.generation.placement.is_none() {
+        if self.generation.placement().is_none() {
             let text = format!("nothing is left of the memory of {name}");
             return Some(Failure::new(FailureKind::WrongState, text));
         }

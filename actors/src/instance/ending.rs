@@ -20,7 +20,8 @@ use super::requests::Answered;
 use super::{Instance, Job};
 use crate::generation::journal_failure;
 use crate::generation::release::{RELEASE_PATIENCE, Release};
-use crate::model::rows::{GenerationRow, InstanceRow};
+use crate::model::generation::AnyGeneration;
+use crate::model::rows::InstanceRow;
 use crate::platform::ambient;
 use crate::platform::journal::{Change, JournalError, record};
 use crate::platform::operations::Handle;
@@ -114,9 +115,9 @@ impl Instance {
 /// An instance that is to be ended.
 pub(super) struct Ending {
     row: InstanceRow,
-    generation: GenerationRow,
+    generation: AnyGeneration,
     /// See [`Instance`].
-    left: Vec<GenerationRow>,
+    left: Vec<AnyGeneration>,
     /// It is not asked first.
     force: bool,
     /// Is told what it holds when its release takes a while.
@@ -180,12 +181,12 @@ pub(super) async fn end(
 /// Stops, fences and releases a generation; its run directory, and what came of the release.
 async fn stop(
     services: &Services,
-    mut generation: GenerationRow,
+    generation: AnyGeneration,
     force: bool,
     operation: &Handle,
 ) -> Result<(PathBuf, Release), String> {
     operation.step("stopping");
-    if let (false, Some(placement)) = (force, &generation.placement) {
+    if let (false, Some(placement)) = (force, generation.placement()) {
         let grace = services.platform.settings.borrow().stop_timeout;
         let asked = services
             .generations
@@ -200,12 +201,11 @@ async fn stop(
     }
     operation.step("fencing");
     let order = FenceOrder::new(generation.generation);
-    let certificate = services.generations.fence(&mut generation, order).await?;
-    let released = services
-        .generations
-        .release(&generation, &certificate)
-        .await?;
-    Ok((generation.run_dir, released))
+    let run_dir = generation.run_dir.clone();
+    let fenced = services.generations.fence(generation, order).await;
+    let fenced = fenced.map_err(|not_fenced| not_fenced.reason)?;
+    let released = services.generations.release(fenced).await?;
+    Ok((run_dir, released))
 }
 
 async fn forget(services: &Services, row: &InstanceRow, run_dir: &Path) -> Result<(), String> {

@@ -42,7 +42,8 @@ pub use requests::{
 };
 
 use crate::capture;
-use crate::model::rows::{GenerationRow, InstanceRow};
+use crate::model::generation::AnyGeneration;
+use crate::model::rows::InstanceRow;
 use crate::morph::{LeftMorph, MorphPlan, MorphSession};
 use crate::platform::clock;
 use crate::platform::events::Draft;
@@ -85,7 +86,7 @@ pub struct Instance {
     log: Logger,
     engine: Engine,
     row: OwnRow,
-    generation: GenerationRow,
+    generation: AnyGeneration,
     beginning: Option<Beginning>,
     watch: Option<Addr<Watch>>,
     job: Job,
@@ -101,7 +102,7 @@ pub struct Instance {
     /// Nothing of its last generation runs.
     gone: bool,
     /// Other generations of it whose end could not be confirmed: they are ended with it.
-    left: Vec<GenerationRow>,
+    left: Vec<AnyGeneration>,
 }
 
 /// Where what is under way can be told something.
@@ -126,7 +127,7 @@ impl Instance {
         services: Services,
         fleet: Fleet,
         row: InstanceRow,
-        generation: GenerationRow,
+        generation: AnyGeneration,
         beginning: Beginning,
     ) -> Addr<Self> {
         let log = services

@@ -8,6 +8,7 @@
 use actix::prelude::*;
 
 use super::Instance;
+use crate::model::generation::AnyGeneration;
 use crate::resources::ports::PORT_RETRY;
 
 impl Instance {
@@ -93,6 +94,6 @@ impl Instance {
 
     /// Whether nothing of the generation runs, as far as is known: fenced, never started, or seen to end.
     pub(super) fn is_gone(&self) -> bool {
-        self.gone || self.generation.certificate.is_some() || self.generation.placement.is_none()
+        self.gone || !matches!(self.generation, AnyGeneration::Placed(_))
     }
 }

@@ -5,7 +5,7 @@ use actix::prelude::*;
 use kmp_proto::instance::{Answer, Event, RecoveryEnd};
 
 use super::{Instance, Job};
-use crate::model::rows::GenerationRow;
+use crate::model::generation::AnyGeneration;
 use crate::recovery::{Abandon, RecoveryNews};
 
 /// The supervisor grants a recovery that was asked for.
@@ -30,7 +30,7 @@ impl Handler<RecoveryNews> for Instance {
     fn handle(&mut self, news: RecoveryNews, ctx: &mut Self::Context) {
         match news {
             RecoveryNews::Successor(row) => {
-                self.generation = *row;
+                self.generation = (*row).into();
                 self.gone = false;
                 self.tell(Event::SuccessorStarted, ctx);
             }
@@ -51,7 +51,7 @@ impl Instance {
     fn recovery_over(
         &mut self,
         record: RecoveryRecord,
-        failed: GenerationRow,
+        failed: AnyGeneration,
         ctx: &mut Context<Self>,
     ) {
         self.job = Job::None;

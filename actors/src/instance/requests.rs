@@ -11,7 +11,7 @@ use kmp_proto::morph::CommitLimit;
 use tokio::sync::oneshot;
 
 use super::{Instance, Job};
-use crate::model::rows::GenerationRow;
+use crate::model::generation::AnyGeneration;
 use crate::morph::{GetMorph, MorphPlan};
 use crate::platform::operations::Handle;
 use crate::watch::Ping;
@@ -100,7 +100,7 @@ pub struct GetTopologyEntry;
 
 /// Its generation, if that serves and is not in the middle of something.
 #[derive(Debug, Message)]
-#[rtype(result = "Option<Box<GenerationRow>>")]
+#[rtype(result = "Option<Box<AnyGeneration>>")]
 pub struct GetSurvivor;
 
 /// The morph under way.
@@ -111,7 +111,7 @@ pub struct GetMorphStatus;
 /// What a new morph starts from; refused when the instance cannot be morphed now.
 #[derive(Debug, Message)]
 #[rtype(
-    result = "Result<(crate::model::rows::InstanceRow, crate::model::rows::GenerationRow), Failure>"
+    result = "Result<(crate::model::rows::InstanceRow, crate::model::generation::AnyGeneration), Failure>"
 )]
 pub struct PlanMorph;
 

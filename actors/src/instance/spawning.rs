@@ -134,13 +134,9 @@ fn has_ended(said: &HealthStatusFixed) -> bool {
 
 /// What to look at next: the end of the instance's log, which is removed with it.
 async fn last_words(kind: BackendKind, run_dir: std::path::PathBuf) -> String {
-    let log = match kind {
-        BackendKind::Embedded => "agent.log",
-        BackendKind::Qemu => "console.log",
-        BackendKind::Multikernel => {
-            return "the console of its kernel is not logged: boot the kernel by hand with `kerf start --console`"
-                .to_owned();
-        }
+    let log = match kind.start_log() {
+        Ok(log) => log,
+        Err(instead) => return instead.to_owned(),
     };
     let read = ambient::blocking(move || tail(&run_dir.join(log))).await;
     match read.ok().and_then(Result::ok).filter(|l| !l.is_empty()) {

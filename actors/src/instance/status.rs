@@ -54,7 +54,7 @@ impl Instance {
     fn status(&self, figures: Option<&WatchFigures>) -> InstanceView {
         let processes: BTreeMap<String, i32> = self
             .generation
-            .placement
+            .placement()
             .iter()
             .filter(|_| !self.is_gone())
             .flat_map(|p| &p.processes)

@@ -30,7 +30,7 @@ impl Instance {
     }
 
     fn begin_watch_with(&mut self, config: Config, ctx: &mut Context<Self>) {
-        let Some(placement) = self.generation.placement.clone() else {
+        let Some(placement) = self.generation.placement().cloned() else {
             return;
         };
         self.health = None;

@@ -1,25 +1,7 @@
-//! What a backend can do for a policy, and for a morph.
-
-use std::time::Duration;
+//! What a backend can do for a policy.
 
 use crate::model::{Failure, FailureKind, Policy, VmcorePolicy};
 use kmorph_backends::contract::BackendKind;
-
-use crate::morph::DOWNTIME_BUDGET_US;
-
-/// Budget for the downtime of a morph of guests, by default. Their memory is copied, and in software emulation the agents
-/// and workloads that are asked take ten times as long: a morph takes 15 to 60 ms there, with the machine.
-const GUESTS_BUDGET: Duration = Duration::from_millis(100);
-
-/// The default of the budget for the downtime of a morph.
-pub fn downtime_budget(kind: BackendKind) -> Duration {
-    match kind {
-        BackendKind::Qemu => GUESTS_BUDGET,
-        BackendKind::Embedded | BackendKind::Multikernel => {
-            Duration::from_micros(u64::from(DOWNTIME_BUDGET_US))
-        }
-    }
-}
 
 /// The key and the reason of the first rule in `policy` that instances of the backend `kind` cannot keep.
 pub fn unkept(kind: BackendKind, policy: &Policy) -> Option<(&'static str, String)> {

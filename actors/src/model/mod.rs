@@ -6,6 +6,7 @@ mod capture;
 mod doctor;
 mod event;
 mod failure;
+pub mod generation;
 pub(crate) mod guest_text;
 mod morph;
 mod next_step;

@@ -24,7 +24,8 @@ use slog::{Logger, info, o};
 
 use crate::generation::Generations;
 use crate::generation::release::Kept;
-use crate::model::rows::{GenerationRow, InstanceRow, KernelChoice, MorphRow};
+use crate::model::generation::AnyGeneration;
+use crate::model::rows::{InstanceRow, KernelChoice, MorphRow};
 use crate::model::settings::MorphMode;
 use crate::platform::Platform;
 use crate::platform::clock;
@@ -41,8 +42,6 @@ use relay::Relay;
 
 /// Answer time of an agent that has only to think.
 pub const STEP_TIMEOUT: Duration = Duration::from_secs(10);
-/// Default budget for the downtime, microseconds.
-pub const DOWNTIME_BUDGET_US: u32 = 10_000;
 
 /// What is asked of a morph.
 #[derive(Clone, Debug)]
@@ -50,9 +49,9 @@ pub struct MorphPlan {
     /// The instance.
     pub instance: InstanceRow,
     /// Its active generation.
-    pub source: GenerationRow,
+    pub source: AnyGeneration,
     /// The target generation, written down and not yet spawned.
-    pub target: GenerationRow,
+    pub target: AnyGeneration,
     /// The session.
     pub session: u64,
     /// The kernel gone to.
@@ -110,9 +109,9 @@ pub struct MorphOver {
     /// Its last status.
     pub status: MorphRecord,
     /// The source generation.
-    pub source: GenerationRow,
+    pub source: AnyGeneration,
     /// The target generation.
-    pub target: GenerationRow,
+    pub target: AnyGeneration,
     /// Its watch, when the target is the instance now.
     pub watch: Option<Addr<Watch>>,
 }
@@ -553,7 +552,7 @@ impl Actor for MorphSession {
             ));
             self.save();
             self.spawn_target(ctx);
-        } else if self.plan.target.placement.is_some() && self.engine.owner() == Side::Target {
+        } else if self.plan.target.placement().is_some() && self.engine.owner() == Side::Target {
             self.watch_target(ctx);
         }
         if let Some(operation) = &self.operation {

@@ -21,7 +21,7 @@ use kmp_transport::peer::{BulkError, next_on_bulk, open_bulk};
 
 use super::MorphSession;
 use crate::generation::machine::Machine;
-use crate::model::rows::GenerationRow;
+use crate::model::generation::AnyGeneration;
 use crate::platform::clock;
 
 /// The bulk channels of a session, kept from round to round.
@@ -95,7 +95,7 @@ impl MorphSession {
 async fn carry(
     held: Option<Relay>,
     machine: &Machine,
-    [source, target]: [&GenerationRow; 2],
+    [source, target]: [&AnyGeneration; 2],
     fixed: MorphTransferFixed,
 ) -> Result<(Relay, Moved), Broken> {
     let mut relay = match held {
@@ -112,14 +112,13 @@ async fn carry(
 
 async fn open(
     machine: &Machine,
-    row: &GenerationRow,
+    row: &AnyGeneration,
     session: u64,
     side: Side,
 ) -> Result<Connection, Broken> {
     let broken = |why: String| Broken { side, why };
     let placement = row
-        .placement
-        .as_ref()
+        .placement()
         .ok_or_else(|| broken("it has no place".to_owned()))?;
     let address = Address::from(placement.endpoint.clone());
     let speaker = machine.speaker(placement);

@@ -17,6 +17,7 @@ use kmp_proto::morph::{CommitOrder, CommitRecord, Event, FROZEN_STEP_TIMEOUT, Of
 
 use super::{MorphSession, STEP_TIMEOUT, Start, api_checks, by_reference};
 use crate::generation::release::Release;
+use crate::model::generation::AnyGeneration;
 use crate::platform::ambient;
 use crate::platform::clock;
 use crate::platform::journal::{Change, Proposal, Propose, record_commit};
@@ -81,22 +82,35 @@ impl MorphSession {
 
     pub(super) fn spawn_target(&mut self, ctx: &mut Context<Self>) {
         let generations = self.means.generations.within(self.plan.session);
-        let (row, instance) = (self.plan.target.clone(), self.plan.instance.clone());
+        let AnyGeneration::Intended(target) = self.plan.target.clone() else {
+            let text = "its target was started before".to_owned();
+            return self.tell(Event::NotStarted(text), ctx);
+        };
+        let instance = self.plan.instance.clone();
         let start = StartMode::AwaitState {
             session: self.plan.session,
         };
         let by_reference = by_reference(&self.means);
-        let predecessor = self.plan.source.placement.clone().filter(|_| by_reference);
+        let predecessor = self
+            .plan
+            .source
+            .placement()
+            .filter(|_| by_reference)
+            .cloned();
         self.start = Start::UnderWay(None);
-        let work = async move { generations.spawn(row, &instance, start, predecessor).await };
+        let work = async move {
+            generations
+                .spawn(target, &instance, start, predecessor)
+                .await
+        };
         ctx.spawn(work.into_actor(self).map(|result, act, ctx| {
             let order = match std::mem::replace(&mut act.start, Start::Over) {
                 Start::UnderWay(order) => order,
                 Start::Over => None,
             };
             match result {
-                Ok(row) => {
-                    act.plan.target = row;
+                Ok(placed) => {
+                    act.plan.target = placed.into();
                     if order.is_none() {
                         act.watch_target(ctx);
                     }
@@ -110,7 +124,7 @@ impl MorphSession {
     }
 
     pub(super) fn watch_target(&mut self, ctx: &mut Context<Self>) {
-        let Some(placement) = self.plan.target.placement.clone() else {
+        let Some(placement) = self.plan.target.placement().cloned() else {
             return;
         };
         let config = detector_config(&self.means.platform.settings.borrow(), &self.plan.instance);
@@ -353,13 +367,15 @@ impl MorphSession {
             return;
         }
         let generations = self.means.generations.within(self.plan.session);
-        let mut row = match side {
+        let generation = match side {
             Side::Source => self.plan.source.clone(),
             Side::Target => self.plan.target.clone(),
         };
         let work = async move {
-            let certificate = generations.fence(&mut row, order).await?;
-            let released = generations.release(&row, &certificate).await?;
+            let fenced = generations.fence(generation, order).await;
+            let fenced = fenced.map_err(|not_fenced| not_fenced.reason)?;
+            let certificate = fenced.certificate().clone();
+            let released = generations.release(fenced).await?;
             Ok::<_, String>((certificate, released))
         };
         ctx.spawn(work.into_actor(self).map(move |done, act, ctx| {

@@ -4,7 +4,7 @@ use crate::model::RecoveryRecord;
 use actix::prelude::*;
 use kmp_proto::message::RecoverCompleteFixed;
 
-use crate::model::rows::GenerationRow;
+use crate::model::generation::AnyGeneration;
 
 /// Where the actors of one instance turn to.
 #[derive(Clone)]
@@ -42,5 +42,5 @@ pub struct Recovered {
 
 /// Generations that serve and are not in the middle of something, but for those of one instance.
 #[derive(Debug, Message)]
-#[rtype(result = "Vec<GenerationRow>")]
+#[rtype(result = "Vec<AnyGeneration>")]
 pub struct GetSurvivors(pub String);

@@ -4,8 +4,8 @@ use crate::model::{
     EventKind, Failure, FailureKind, RecoveryOutcome, RecoveryRecord, VmcorePolicy, VmcoreRecord,
 };
 use actix::prelude::*;
-use kmorph_backends::contract::BackendKind;
 use kmorph_launch::StartMode;
+use kmp_proto::fence::{FenceCertificate, FenceOrder};
 use kmp_proto::message::{
     FailureCause, Message as Kmp, RecoverCompleteFixed, RecoverFixed, RecoverNotice,
     RecoverReclaim, RecoveryOutcome as WireOutcome,
@@ -16,7 +16,8 @@ use slog::{Logger, info, o, warn};
 
 use crate::capture::{Capture, CaptureError, Captures, Dumped, KernelLog};
 use crate::generation::machine::Machine;
-use crate::generation::{self, Generations};
+use crate::generation::{Generations, NotFenced};
+use crate::model::generation::{AnyGeneration, Generation, Placed};
 use crate::model::repeated::Repeated;
 use crate::model::rows::{GenerationRow, InstanceRow, RecoveryRow};
 use crate::platform::Platform;
@@ -33,7 +34,7 @@ pub struct Plan {
     /// The instance.
     pub instance: InstanceRow,
     /// The generation that failed.
-    pub failed: GenerationRow,
+    pub failed: AnyGeneration,
     /// What follows the release.
     pub afterwards: Afterwards,
     /// The verdict.
@@ -68,7 +69,7 @@ pub struct RecoveryJob {
     unconfirmed: Repeated,
     timer: Option<SpawnHandle>,
     /// A successor that did not start and may run.
-    left: Option<Box<GenerationRow>>,
+    left: Option<Box<AnyGeneration>>,
 }
 
 /// What the instance is told.
@@ -76,15 +77,15 @@ pub struct RecoveryJob {
 #[rtype(result = "()")]
 pub enum RecoveryNews {
     /// A successor was started, and is the instance's to watch.
-    Successor(Box<GenerationRow>),
+    Successor(Box<Generation<Placed>>),
     /// It is over.
     Over {
         /// How.
         record: Box<RecoveryRecord>,
         /// The generation that failed, as it is now: fenced, if that was confirmed.
-        failed: Box<GenerationRow>,
+        failed: Box<AnyGeneration>,
         /// A successor that did not start and may run.
-        left: Option<Box<GenerationRow>>,
+        left: Option<Box<AnyGeneration>>,
     },
     /// The actor has ended: it said before how, or panicked.
     Gone,
@@ -112,10 +113,10 @@ pub enum SuccessorNews {
 /// What policy makes of this failure. Of a program that failed the kernel's memory says nothing, and what never
 /// ran, or ran before the host was rebooted, has left none.
 fn capture_policy(machine: &Machine, plan: &Plan) -> CapturePolicy {
-    let placement = plan.failed.placement.as_ref();
+    let placement = plan.failed.placement();
     let ran = placement.is_some_and(|placed| placed.host_boot_id == machine.host_boot_id);
-    let embedded = machine.backend.kind() == BackendKind::Embedded;
-    if !ran || embedded || plan.cause == FailureCause::WorkloadFailed {
+    let captures = machine.backend.kind().captures_memory();
+    if !ran || !captures || plan.cause == FailureCause::WorkloadFailed {
         return CapturePolicy::Off;
     }
     match plan.instance.policy.vmcore {
@@ -156,7 +157,7 @@ impl RecoveryJob {
             .log
             .new(o!("instance" => name, "generation" => generation, "recovery" => id));
         let capture = capture_policy(&means.generations.machine, &plan);
-        let engine = match generation::restore(&plan.failed) {
+        let engine = match plan.failed.certificate().cloned() {
             Some(certificate) => Engine::resume_fenced(certificate, capture, plan.afterwards),
             None => Engine::new(generation, capture, plan.afterwards),
         };
@@ -272,52 +273,52 @@ impl RecoveryJob {
         }));
     }
 
-    fn fence(&mut self, order: kmp_proto::fence::FenceOrder, ctx: &mut Context<Self>) {
-        let (generations, mut row) = (self.means.generations.clone(), self.plan.failed.clone());
+    fn fence(&mut self, order: FenceOrder, ctx: &mut Context<Self>) {
+        let (generations, failed) = (self.means.generations.clone(), self.plan.failed.clone());
         let change = self.row_change();
         let wanted =
             capture_policy(&self.means.generations.machine, &self.plan) != CapturePolicy::Off;
         let work = async move {
             // The recovery is in the journal before its first effect.
             let written = record(&generations.platform.journal, vec![change]).await;
-            let result = match written {
+            match written {
                 Ok(()) => {
                     if wanted {
-                        generations.keep_memory(&row).await;
-                        generations.save_registers(&row).await;
+                        generations.keep_memory(&failed).await;
+                        generations.save_registers(&failed).await;
                     }
-                    generations.fence(&mut row, order).await
+                    generations.fence(failed, order).await
                 }
-                Err(error) => Err(error.to_string()),
-            };
-            (result, row)
+                Err(error) => Err(NotFenced {
+                    generation: failed,
+                    reason: error.to_string(),
+                }),
+            }
         };
-        ctx.spawn(work.into_actor(self).map(|(result, row), act, ctx| {
-            act.plan.failed = row;
-            match result {
-                Ok(certificate) => {
-                    if let Some(over) = act.unconfirmed.end(clock::now()) {
-                        info!(act.log, "the fence is confirmed now"; "failed" => %over);
-                    }
-                    let since = clock::now() - act.plan.verdict_at;
-                    act.record.fence_ms = Some(since.as_secs_f64() * 1000.0);
-                    act.record.fence = Some(certificate.confirmation().as_str().to_owned());
-                    let at_rest = act.plan.failed.certificate.as_ref();
-                    let proof = at_rest.and_then(|row| row.proof.as_deref());
-                    let proof = proof.map(|proof| format!(" ({proof})"));
-                    act.say(format!(
-                        "fenced: {}{}",
-                        certificate.confirmation().as_str(),
-                        proof.unwrap_or_default()
-                    ));
-                    act.tell(Event::Fenced(certificate), ctx);
+        ctx.spawn(work.into_actor(self).map(|result, act, ctx| match result {
+            Ok(fenced) => {
+                let certificate = fenced.certificate().clone();
+                if let Some(over) = act.unconfirmed.end(clock::now()) {
+                    info!(act.log, "the fence is confirmed now"; "failed" => %over);
                 }
-                Err(reason) => {
-                    if act.unconfirmed.failed(clock::now()) {
-                        warn!(act.log, "the fence is not confirmed"; "reason" => &reason);
-                    }
-                    act.tell(Event::FenceUnconfirmed(reason), ctx);
+                let since = clock::now() - act.plan.verdict_at;
+                act.record.fence_ms = Some(since.as_secs_f64() * 1000.0);
+                act.record.fence = Some(certificate.confirmation().as_str().to_owned());
+                let proof = fenced.proof().map(|proof| format!(" ({proof})"));
+                act.say(format!(
+                    "fenced: {}{}",
+                    certificate.confirmation().as_str(),
+                    proof.unwrap_or_default()
+                ));
+                act.plan.failed = fenced.into();
+                act.tell(Event::Fenced(certificate), ctx);
+            }
+            Err(NotFenced { generation, reason }) => {
+                act.plan.failed = generation;
+                if act.unconfirmed.failed(clock::now()) {
+                    warn!(act.log, "the fence is not confirmed"; "reason" => &reason);
                 }
+                act.tell(Event::FenceUnconfirmed(reason), ctx);
             }
         }));
     }
@@ -406,18 +407,20 @@ impl RecoveryJob {
         }
     }
 
-    fn reclaim(
-        &mut self,
-        certificate: kmp_proto::fence::FenceCertificate,
-        ctx: &mut Context<Self>,
-    ) {
+    fn reclaim(&mut self, certificate: FenceCertificate, ctx: &mut Context<Self>) {
         self.broadcast(Kmp::RecoverReclaim(RecoverReclaim {
             fixed: self.fixed(),
             instance: self.plan.instance.name.clone(),
             fence: certificate.claim(),
         }));
-        let (generations, row) = (self.means.generations.clone(), self.plan.failed.clone());
-        let work = async move { generations.release(&row, &certificate).await };
+        let (generations, failed) = (self.means.generations.clone(), self.plan.failed.clone());
+        let work = async move {
+            // It is fenced, so that this only finds the certificate.
+            let order = FenceOrder::new(failed.generation);
+            let fenced = generations.fence(failed, order).await;
+            let fenced = fenced.map_err(|not_fenced| not_fenced.reason)?;
+            generations.release(fenced).await
+        };
         ctx.spawn(work.into_actor(self).map(|result, act, ctx| {
             if let Err(error) = result {
                 warn!(act.log, "the release was not recorded"; "error" => error);
@@ -457,7 +460,7 @@ impl RecoveryJob {
                 )
                 .await
                 .map_err(|error| (error, None))?;
-            let intended = Box::new(row.clone());
+            let intended = Box::new(row.clone().into());
             let spawned = generations
                 .spawn(row, &instance, StartMode::Fresh, None)
                 .await;

@@ -27,7 +27,8 @@ use slog::{error, info, warn};
 
 use crate::generation::release::RELEASE_RETRY;
 use crate::instance::{Beginning, GetSummary, GetSurvivor, Instance};
-use crate::model::rows::{GenerationRow, InstanceRow};
+use crate::model::generation::AnyGeneration;
+use crate::model::rows::InstanceRow;
 use crate::platform::clock;
 use crate::platform::events::Draft;
 use crate::platform::fleet::{Fleet, FleetNews, GetSurvivors};
@@ -117,7 +118,7 @@ impl Supervisor {
     fn adopt(
         &mut self,
         row: InstanceRow,
-        generation: GenerationRow,
+        generation: AnyGeneration,
         beginning: Beginning,
         ctx: &mut Context<Self>,
     ) -> Addr<Instance> {
@@ -348,7 +349,7 @@ impl Handler<List> for Supervisor {
 }
 
 impl Handler<GetSurvivors> for Supervisor {
-    type Result = ResponseFuture<Vec<GenerationRow>>;
+    type Result = ResponseFuture<Vec<AnyGeneration>>;
 
     fn handle(&mut self, GetSurvivors(of): GetSurvivors, _: &mut Self::Context) -> Self::Result {
         let others = self.instances.iter().filter(|(name, _)| **name != of);

@@ -89,7 +89,7 @@ impl Handler<BeginMorph> for Supervisor {
                     return Err(error);
                 }
             };
-            plan.target = target.clone();
+            plan.target = target.clone().into();
             let mut refused = first_row(&plan, id.clone());
             let asked = instance
                 .send(Morph {
@@ -104,10 +104,9 @@ impl Handler<BeginMorph> for Supervisor {
                 refused.status.reason = Some(error.message.clone());
                 let ended = Change::Morph(Box::new(refused));
                 services.platform.journal.do_send(Record(vec![ended]));
-                let mut target = target;
                 let order = kmp_proto::fence::FenceOrder::new(target.generation);
-                if let Ok(certificate) = services.generations.fence(&mut target, order).await {
-                    let _ = services.generations.release(&target, &certificate).await;
+                if let Ok(fenced) = services.generations.fence(target.into(), order).await {
+                    let _ = services.generations.release(fenced).await;
                 }
                 return Err(error);
             }

@@ -8,10 +8,10 @@ use kmp_proto::message::FailureCause;
 use slog::{info, warn};
 
 use super::morphing::seconds;
-use crate::generation;
 use crate::generation::release::Release;
 use crate::instance::Beginning;
-use crate::model::rows::{GenerationPhase, GenerationRow, InstanceRow};
+use crate::model::generation::{AnyGeneration, Facts, Generation};
+use crate::model::rows::InstanceRow;
 use crate::morph::{Deaths, LeftMorph, MorphPlan};
 use crate::platform::journal::Snapshot;
 use crate::services::Services;
@@ -19,13 +19,13 @@ use crate::services::Services;
 /// An instance as found after a restart.
 pub(super) struct Restored {
     pub(super) row: InstanceRow,
-    pub(super) generation: GenerationRow,
+    pub(super) generation: AnyGeneration,
     pub(super) beginning: Beginning,
 }
 
 impl Restored {
     /// Whether `row` is a generation of it that its beginning goes on with.
-    fn keeps(&self, row: &GenerationRow) -> bool {
+    fn keeps(&self, row: &AnyGeneration) -> bool {
         let in_morph = match &self.beginning {
             Beginning::Morphing(left) => {
                 [left.plan.source.generation, left.plan.target.generation].contains(&row.generation)
@@ -92,7 +92,7 @@ fn left_recovery(
     snapshot: &Snapshot,
     row: &InstanceRow,
     how: String,
-    generation: &GenerationRow,
+    generation: &AnyGeneration,
 ) -> Beginning {
     let begun = snapshot.recoveries.iter().map(|r| &r.record).rfind(|r| {
         let same = r.instance == row.name && r.failed_generation == generation.generation;
@@ -107,7 +107,7 @@ fn left_recovery(
     };
     // The memory of a kernel is captured for some causes and not for others.
     let found = begun.and_then(|record| known(&record.cause));
-    let never_ran = generation.placement.is_none() && generation.phase == GenerationPhase::Intended;
+    let never_ran = matches!(generation, AnyGeneration::Intended(_)) && !generation.ending;
     let (cause, decided) = match row.desired {
         Desired::Recover => (Some(FailureCause::Operator), Some(Successor::Asked)),
         Desired::Resting => (found, Some(Successor::None)),
@@ -134,7 +134,7 @@ async fn left_morph(
     services: &Services,
     snapshot: &Snapshot,
     row: &InstanceRow,
-    of: &impl Fn(u64) -> Option<GenerationRow>,
+    of: &impl Fn(u64) -> Option<AnyGeneration>,
 ) -> Option<LeftMorph> {
     let morph = snapshot.morphs.iter().rfind(|morph| {
         // One whose end could not be written is over all the same when the instance is another generation by now.
@@ -177,7 +177,7 @@ async fn left_morph(
 }
 
 /// A generation of which neither journal nor machine has anything left.
-fn gone_generation(services: &Services, row: &InstanceRow, generation: u64) -> GenerationRow {
+fn gone_generation(services: &Services, row: &InstanceRow, generation: u64) -> AnyGeneration {
     let run_dir = services
         .platform
         .settings
@@ -185,24 +185,23 @@ fn gone_generation(services: &Services, row: &InstanceRow, generation: u64) -> G
         .run_dir
         .join("instances")
         .join(&row.name);
-    GenerationRow {
+    let facts = Facts {
         instance: row.name.clone(),
         generation,
-        phase: GenerationPhase::Fencing,
         kernel: row.spec.kernel.clone(),
         cid: 0,
         cpus: Vec::new(),
         memory_bytes: 0,
         run_dir: run_dir.join(generation.to_string()),
-        placement: None,
-        certificate: None,
         spawned_at: row.created_at.clone(),
         frozen: false,
         boot_id: None,
-    }
+        ending: true,
+    };
+    Generation::intended(facts).into()
 }
 
-fn retake(services: &Services, generation: &GenerationRow) {
+fn retake(services: &Services, generation: &Facts) {
     let lease = crate::resources::pool::Lease {
         cpus: generation.cpus.clone(),
         memory_bytes: generation.memory_bytes,
@@ -219,32 +218,27 @@ fn retake(services: &Services, generation: &GenerationRow) {
 }
 
 /// Fills in the placement if the journal has none; `Some` says how it ended.
-async fn observe(services: &Services, generation: &mut GenerationRow) -> Option<String> {
-    if generation.phase >= GenerationPhase::Fencing {
+async fn observe(services: &Services, generation: &mut AnyGeneration) -> Option<String> {
+    if generation.ending || generation.certificate().is_some() {
         return Some("its end had been decided".to_owned());
     }
-    if generation.placement.is_none() {
-        generation.placement = services.generations.find(generation).await.ok().flatten();
+    if let AnyGeneration::Intended(_) = generation {
+        let found = services.generations.find(generation).await.ok().flatten();
+        *generation = generation.clone().found(found);
     }
-    let Some(placement) = &generation.placement else {
+    let Some(placement) = generation.placement().cloned() else {
         return Some("it was never started".to_owned());
     };
     if placement.host_boot_id != services.generations.machine.host_boot_id {
         return Some("the host was rebooted".to_owned());
     }
-    let placement = placement.clone();
     if generation.frozen {
         // The last daemon ended in the middle of a capture of its memory.
         // One that cannot be resumed is found standing still by its watch.
         let _ = services.generations.thaw(generation).await;
     }
-    match services
-        .generations
-        .machine
-        .backend
-        .observe(&placement)
-        .await
-    {
+    let observed = services.generations.machine.backend.observe(&placement);
+    match observed.await {
         Ok(Observation::Ended(cause)) => Some(format!("{cause} while no daemon watched")),
         Ok(_) => None,
         Err(error) => {
@@ -286,35 +280,35 @@ pub(super) async fn sweep_leftovers(
     snapshot: &Snapshot,
     restored: &[Restored],
 ) {
-    for row in &snapshot.generations {
-        let wanted = restored.iter().any(|r| r.keeps(row));
+    for generation in &snapshot.generations {
+        let wanted = restored.iter().any(|r| r.keeps(generation));
         if wanted {
             continue;
         }
-        let mut row = row.clone();
-        let order = kmp_proto::fence::FenceOrder::new(row.generation);
-        retake(services, &row);
-        if let Some(certificate) = generation::restore(&row) {
-            // Tried again at once, and the daemon does not wait for it to answer.
-            services.generations.keep(
-                &row,
-                &certificate,
-                "its release was not finished before the daemon ended",
-            );
-            continue;
-        }
-        let result = match services.generations.fence(&mut row, order).await {
-            Ok(certificate) => services.generations.release(&row, &certificate).await,
-            Err(reason) => Err(reason),
+        let (name, number) = (generation.instance.clone(), generation.generation);
+        let order = kmp_proto::fence::FenceOrder::new(number);
+        retake(services, generation);
+        let generation = match generation.clone() {
+            AnyGeneration::Fenced(fenced) => {
+                // Tried again at once, and the daemon does not wait for it to answer.
+                let reason = "its release was not finished before the daemon ended";
+                services.generations.keep(fenced, reason);
+                continue;
+            }
+            generation => generation,
+        };
+        let result = match services.generations.fence(generation, order).await {
+            Ok(fenced) => services.generations.release(fenced).await,
+            Err(not_fenced) => Err(not_fenced.reason),
         };
         match result {
             // It was told.
             Ok(Release::Kept(_)) => {}
             Ok(Release::Done) => info!(services.platform.log, "a leftover generation was fenced";
-                "instance" => &row.instance, "generation" => row.generation),
+                "instance" => name, "generation" => number),
             Err(reason) => {
                 warn!(services.platform.log, "a leftover generation keeps its resources";
-                "instance" => &row.instance, "generation" => row.generation, "reason" => reason)
+                "instance" => name, "generation" => number, "reason" => reason)
             }
         }
     }

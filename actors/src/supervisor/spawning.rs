@@ -13,6 +13,7 @@ use crate::generation::read_kernel;
 use crate::generation::workload::{check_program, check_workload, complete};
 use crate::instance::Beginning;
 use crate::model::capability::check_policy;
+use crate::model::generation::{Generation, Intended};
 use crate::model::rows::{
     GenerationRow, InstanceRow, InstanceSpec, KernelChoice, WorkloadRestarts,
 };
@@ -108,7 +109,7 @@ impl Supervisor {
     fn start_spawned(
         &mut self,
         row: InstanceRow,
-        generation: GenerationRow,
+        generation: Generation<Intended>,
         operation: Handle,
         ctx: &mut Context<Self>,
     ) {
@@ -130,7 +131,7 @@ impl Supervisor {
             work.into_actor(self)
                 .map(move |(spawned, operation), act, ctx| match spawned {
                     Ok(generation) => {
-                        act.adopt(row, generation, Beginning::Spawned(operation), ctx);
+                        act.adopt(row, generation.into(), Beginning::Spawned(operation), ctx);
                     }
                     Err(error) => {
                         act.instances.remove(&name);
@@ -148,7 +149,7 @@ async fn prepare_spawn(
     request: &SpawnRequest,
     throw_away: bool,
     operation: &Handle,
-) -> Result<(InstanceRow, GenerationRow), Failure> {
+) -> Result<(InstanceRow, Generation<Intended>), Failure> {
     check_boot(
         services.generations.machine.backend.kind(),
         Some(&request.kernel_cmdline),

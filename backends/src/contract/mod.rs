@@ -25,6 +25,7 @@
 //!    survivor does with it, [`Backend::take_back`] ends within the backend's own bound, and another daemon can take
 //!    back what this one lent.
 
+mod capabilities;
 mod placement;
 
 use std::os::fd::OwnedFd;
@@ -39,6 +40,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::kernel_image::KernelImage;
 
+pub use capabilities::Uncaptured;
 pub use placement::{CgroupId, Containment, Endpoint, KernelInstance, Placement, ProcessId};
 
 /// Name, in a generation's run directory, of the socket on which its agent hands over descriptors.
@@ -68,16 +70,6 @@ impl BackendKind {
             Self::Qemu => "qemu",
             Self::Multikernel => "multikernel",
         }
-    }
-
-    /// Whether each instance has a kernel of its own, which answers also when its agent does not.
-    pub fn boots_kernels(self) -> bool {
-        matches!(self, Self::Qemu | Self::Multikernel)
-    }
-
-    /// Whether the memory of a failed instance can be captured.
-    pub fn captures_memory(self) -> bool {
-        matches!(self, Self::Qemu)
     }
 }
 

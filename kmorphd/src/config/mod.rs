@@ -8,7 +8,7 @@ mod vmcore;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kmorph_actors::model::capability::{downtime_budget, unkept};
+use kmorph_actors::model::capability::unkept;
 use kmorph_actors::model::settings::Stock;
 use kmorph_actors::model::settings::{MorphMode, Settings};
 use kmorph_actors::model::{Policy, StuckCpuPolicy, VmcorePolicy};
@@ -63,7 +63,7 @@ impl Morph {
         refuse: impl Fn(&'static str, String) -> ConfigError,
     ) -> Result<Duration, ConfigError> {
         match self.downtime_budget_ms {
-            None => Ok(downtime_budget(kind)),
+            None => Ok(kind.downtime_budget()),
             Some(value) if BUDGETS_MS.contains(&value) => Ok(Duration::from_secs_f64(value / 1e3)),
             Some(value) => Err(refuse(
                 "morph.downtime_budget_ms",

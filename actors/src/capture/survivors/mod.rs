@@ -32,7 +32,7 @@ use tokio::sync::Notify;
 
 use self::channel::Lent;
 use super::{CaptureError, Captures};
-use crate::model::rows::GenerationRow;
+use crate::model::generation::AnyGeneration;
 use crate::platform::transport::PeerKey;
 
 /// Most survivors that help with one capture.
@@ -56,7 +56,7 @@ impl Borrowers {
     }
 
     /// Waits until it is none any more: whatever is done with one has a bound of its own.
-    async fn join(&self, row: &GenerationRow) -> Borrower {
+    async fn join(&self, row: &AnyGeneration) -> Borrower {
         let key = PeerKey {
             instance: row.instance.clone(),
             generation: row.generation,
@@ -141,7 +141,7 @@ impl Job {
     pub(super) fn ask(
         self,
         captures: &Captures,
-        survivors: Vec<GenerationRow>,
+        survivors: Vec<AnyGeneration>,
         shares: &Arc<Shares>,
     ) -> Read {
         let read = self.read.clone();
@@ -180,11 +180,11 @@ enum HelpError {
 }
 
 /// Takes back what a daemon before this one has lent to an instance that was found running.
-pub(crate) fn take_back_left(captures: &Captures, row: &GenerationRow) {
+pub(crate) fn take_back_left(captures: &Captures, row: &AnyGeneration) {
     let (captures, row) = (captures.clone(), row.clone());
     actix::spawn(async move {
         let _borrower = captures.borrowers.join(&row).await;
-        let Some(placement) = &row.placement else {
+        let Some(placement) = row.placement() else {
             return;
         };
         if let Err(error) = captures
@@ -201,7 +201,7 @@ pub(crate) fn take_back_left(captures: &Captures, row: &GenerationRow) {
 }
 
 /// Everything with one survivor, until there is nothing left to read, or it fails.
-async fn help(captures: Captures, row: GenerationRow, job: Arc<Job>, helper: Arc<Helper>) {
+async fn help(captures: Captures, row: AnyGeneration, job: Arc<Job>, helper: Arc<Helper>) {
     let log = captures
         .platform
         .log
@@ -222,12 +222,12 @@ async fn help(captures: Captures, row: GenerationRow, job: Arc<Job>, helper: Arc
 
 async fn borrow_and_read(
     captures: &Captures,
-    row: &GenerationRow,
+    row: &AnyGeneration,
     job: &Job,
     helper: Arc<Helper>,
 ) -> Result<(), HelpError> {
     let _borrower = captures.borrowers.join(row).await;
-    let placement = row.placement.as_ref().ok_or(HelpError::CannotBorrow)?;
+    let placement = row.placement().ok_or(HelpError::CannotBorrow)?;
     let speaker = captures.generations.machine.speaker(placement);
     let address = Address::from(placement.endpoint.clone());
     let connection = open_bulk(&address, speaker, job.capture).await?;

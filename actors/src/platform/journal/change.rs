@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::model::{DoctorReport, Event, Operation, Policy};
 
+use crate::model::generation::AnyGeneration;
 use crate::model::rows::{GenerationRow, InstanceRow, MorphRow, RecoveryRow};
 
 /// Everything in the journal, as read at the daemon's start.
@@ -14,7 +15,7 @@ pub struct Snapshot {
     /// Instances.
     pub instances: Vec<InstanceRow>,
     /// Generations not yet released.
-    pub generations: Vec<GenerationRow>,
+    pub generations: Vec<AnyGeneration>,
     /// Last generation number used, by instance name, also of instances that are gone.
     pub last_generation: std::collections::BTreeMap<String, u64>,
     /// Recoveries, oldest first.

@@ -14,6 +14,8 @@ use serde::de::DeserializeOwned;
 use super::change::{Change, Snapshot};
 use super::error::JournalError;
 use super::{StoredEvents, backup};
+use crate::model::generation::AnyGeneration;
+use crate::model::rows::GenerationRow;
 
 /// Version of the schema; a newer one is refused, an older one migrated.
 pub(super) const SCHEMA_VERSION: i64 = 1;
@@ -213,6 +215,11 @@ impl Store {
             .collect::<Result<_, _>>()?;
         let count = "SELECT count FROM daemon_start";
         let incarnation: i64 = self.db.query_row(count, [], |row| row.get(0))?;
+        let generations: Vec<GenerationRow> = rows(
+            &self.db,
+            "generation",
+            "SELECT row FROM generation ORDER BY generation",
+        )?;
         Ok(Snapshot {
             incarnation: incarnation.unsigned_abs(),
             instances: rows(
@@ -220,11 +227,7 @@ impl Store {
                 "instance",
                 "SELECT row FROM instance ORDER BY name",
             )?,
-            generations: rows(
-                &self.db,
-                "generation",
-                "SELECT row FROM generation ORDER BY generation",
-            )?,
+            generations: generations.into_iter().map(AnyGeneration::from).collect(),
             last_generation,
             recoveries: rows(&self.db, "recovery", "SELECT row FROM recovery ORDER BY id")?,
             morphs: rows(&self.db, "morph", "SELECT row FROM morph ORDER BY session")?,

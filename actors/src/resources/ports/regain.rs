@@ -8,7 +8,7 @@ use kmorph_backends::contract::HANDOVER_SOCKET;
 use slog::{info, warn};
 
 use super::Ports;
-use crate::model::rows::GenerationRow;
+use crate::model::generation::AnyGeneration;
 use crate::platform::ambient;
 use crate::platform::events::Draft;
 
@@ -27,7 +27,7 @@ impl Ports {
         &self,
         instance: &str,
         generation: u64,
-        holders: &[GenerationRow],
+        holders: &[AnyGeneration],
     ) -> Result<(), String> {
         let Some(before) = self.publisher.borrow().missing(instance) else {
             return Ok(());
@@ -63,8 +63,8 @@ impl Ports {
         }
     }
 
-    async fn ask_for_sockets(&self, holder: &GenerationRow) -> Vec<std::os::fd::OwnedFd> {
-        if holder.placement.is_none() {
+    async fn ask_for_sockets(&self, holder: &AnyGeneration) -> Vec<std::os::fd::OwnedFd> {
+        if holder.placement().is_none() {
             return Vec::new();
         }
         let path = holder.run_dir.join(HANDOVER_SOCKET);

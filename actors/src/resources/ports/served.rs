@@ -7,7 +7,7 @@ use std::rc::Rc;
 use slog::Logger;
 
 use super::Publisher;
-use crate::model::rows::GenerationRow;
+use crate::model::generation::AnyGeneration;
 use crate::platform::events::EventLog;
 use crate::resources::forward::{Forwarder, Target};
 
@@ -56,9 +56,9 @@ impl Ports {
     }
 
     /// Lets connections to the published ports of `instance` go to `generation`, or wait.
-    pub fn aim(&self, instance: &str, generation: Option<&GenerationRow>) {
+    pub fn aim(&self, instance: &str, generation: Option<&AnyGeneration>) {
         let target = generation.and_then(|row| {
-            let placement = row.placement.as_ref()?;
+            let placement = row.placement()?;
             Some(Target {
                 generation: row.generation,
                 endpoint: placement.endpoint.clone(),

@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use crate::model::{Command, Failure, FailureKind, OperationKind};
 use actix::prelude::*;
 use futures_util::future::join_all;
-use kmorph_backends::contract::BackendKind;
 
 use super::Supervisor;
 use crate::instance::GetStatus;
@@ -86,9 +85,10 @@ impl Supervisor {
                 kind.as_str()
             );
             // As a capture by hand is refused there.
-            let code = match kind {
-                BackendKind::Multikernel => FailureKind::NotImplemented,
-                BackendKind::Embedded | BackendKind::Qemu => FailureKind::WrongState,
+            let planned = kind.uncaptured().is_some_and(|why| why.planned);
+            let code = match planned {
+                true => FailureKind::NotImplemented,
+                false => FailureKind::WrongState,
             };
             return Err(Failure::new(code, text));
         };

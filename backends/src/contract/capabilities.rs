@@ -1,0 +1,87 @@
+//! What a backend's instances can do, and what takes its place where they cannot. Whoever would ask which backend runs
+//! asks this instead, so that a new backend is answered for in one place.
+
+use std::time::Duration;
+
+use super::BackendKind;
+
+/// Why the memory of an instance cannot be captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Uncaptured {
+    /// The reason, as it follows "cannot be captured: ".
+    pub reason: &'static str,
+    /// What to do instead.
+    pub instead: &'static str,
+    /// Whether kmorph is to do it one day.
+    pub planned: bool,
+}
+
+/// Budget for the downtime of a morph whose state stays where it is: the figure that kmorph promises.
+const BUDGET_BY_REFERENCE: Duration = Duration::from_millis(10);
+/// Budget for the downtime of a morph of guests. Their memory is copied, and in software emulation the agents and
+/// workloads that are asked take ten times as long: a morph takes 15 to 60 ms there, with the machine.
+const BUDGET_OF_GUESTS: Duration = Duration::from_millis(100);
+
+impl BackendKind {
+    /// Whether each instance has a kernel of its own, which answers also when its agent does not.
+    pub fn boots_kernels(self) -> bool {
+        matches!(self, Self::Qemu | Self::Multikernel)
+    }
+
+    /// Whether the memory of a failed instance can be captured.
+    pub fn captures_memory(self) -> bool {
+        self.uncaptured().is_none()
+    }
+
+    /// Why the memory of an instance cannot be captured; `None` when it can.
+    pub fn uncaptured(self) -> Option<Uncaptured> {
+        match self {
+            Self::Qemu => None,
+            Self::Embedded => Some(Uncaptured {
+                reason: "it has no kernel of its own, it is a process (embedded)",
+                instead: "`gcore` captures the memory of a process",
+                planned: false,
+            }),
+            Self::Multikernel => Some(Uncaptured {
+                reason: "the backend multikernel cannot do it yet",
+                instead: "docs/multikernel.md says what is missing",
+                planned: true,
+            }),
+        }
+    }
+
+    /// Whether survivors may read the memory of a failed instance, which is lent to them.
+    pub fn lends_memory(self) -> bool {
+        matches!(self, Self::Qemu)
+    }
+
+    /// The file in an instance's run directory that tells how its start went; where to look instead, when there is none.
+    ///
+    /// # Errors
+    /// Where to look instead.
+    pub fn start_log(self) -> Result<&'static str, &'static str> {
+        match self {
+            Self::Embedded => Ok("agent.log"),
+            Self::Qemu => Ok("console.log"),
+            Self::Multikernel => Err(
+                "the console of its kernel is not logged: boot the kernel by hand with `kerf start --console`",
+            ),
+        }
+    }
+
+    /// How the pool is given more CPUs and memory.
+    pub fn enlarging_the_pool(self) -> &'static str {
+        match self {
+            Self::Embedded | Self::Qemu => "enlarge [pool] and reload",
+            Self::Multikernel => "give the kernel's pool more with kerf init",
+        }
+    }
+
+    /// The default of the budget for the downtime of a morph.
+    pub fn downtime_budget(self) -> Duration {
+        match self {
+            Self::Qemu => BUDGET_OF_GUESTS,
+            Self::Embedded | Self::Multikernel => BUDGET_BY_REFERENCE,
+        }
+    }
+}
