@@ -178,7 +178,7 @@ impl Services {
             BackendKind::Qemu => features::READS_LENT_MEMORY,
             BackendKind::Multikernel => 0,
         };
-        features::COOPERATIVE | of_backend
+        features::MORPHS | of_backend
     }
 
     /// This daemon, as it speaks to a generation that was placed. Without the key that was kept at the spawn the

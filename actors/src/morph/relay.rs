@@ -101,7 +101,7 @@ async fn carry(
         None => Relay {
             source: open(services, source, fixed.session, Side::Source).await?,
             target: open(services, target, fixed.session, Side::Target).await?,
-            state: IncomingState::new(fixed.session),
+            state: IncomingState::new(fixed.session, fixed.provider),
         },
     };
     let moved = relay.round(fixed).await?;
