@@ -23,7 +23,7 @@ use kmp_transport::connection::{Connection, ConnectionError, FrameWriter};
 use tokio::sync::mpsc;
 
 use crate::lent::{Lent, LentError};
-use crate::morph::Refusal;
+use crate::refusal::Refusal;
 use crate::server::heed;
 
 /// How much the thread that reads stands back behind everything else: a nice value.

@@ -2,14 +2,14 @@
 //!
 //! ```text
 //!   kmorphd ══ heartbeat ══▶ [server] ── figures (/proc) ── [figures]
-//!           ══ control ════▶    │ ────── MORPH_* ───────── [morph] ── [workload] ─▶ the program
+//!           ══ control ════▶    │ ─ MORPH_* ─ [morph] ─ [provider] ── [workload] ─▶ the program
 //!                               ├─────── RECOVER_* ─────── [topology]    ▲
 //!           ══ bulk ═══════▶    └─ VMCORE_* ─ [capture] ── [lent]        │
 //!   next generation's agent ── TakeOver ── [handover] ───────────────────┘
 //! ```
 //!
 //! One process, one thread, one more while it reads what it was lent, and in a guest one for each CPU ([`pulse`]). It answers for its instance, starts
-//! and supervises the instance's program (the workload), and passes a morph's steps on to it. It decides nothing
+//! and supervises the instance's program (the workload), and passes a morph's steps on to the state provider. It decides nothing
 //! about instances: a frozen workload stays frozen until the daemon says what follows, however long that takes.
 //!
 //! This crate may start the workload, read `/proc` and change its own process; as PID 1 of a small
@@ -26,8 +26,10 @@ pub mod lent;
 pub mod logging;
 pub mod morph;
 pub mod priority;
+pub mod provider;
 pub mod pulse;
 pub mod reap;
+pub mod refusal;
 pub mod rounds;
 pub mod server;
 pub mod topology;

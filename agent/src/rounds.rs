@@ -1,18 +1,16 @@
 //! The instance's end of a bulk channel: state that is copied in rounds.
 //!
 //! ```text
-//!  old:  pull(round) ─▶ ReadDirty* ─▶ chunk* ─▶ end_of_round(dirty bytes left)
-//!  new:  chunk ─▶ checked ─▶ Apply         end_of_round ─▶ applied
+//!  source:  pull(round) ─▶ read* ─▶ chunk* ─▶ end_of_round(dirty bytes left)
+//!  target:  chunk ─▶ checked ─▶ apply        end_of_round ─▶ applied
 //! ```
+//!
+//! What is read and where it is applied is the business of the session's provider ([`crate::provider`]).
 //!
 //! Invariants: a round ends after as many bytes as were dirty when it began, however fast the
 //! workload writes meanwhile; only the last one, with the workload frozen, goes on until nothing is
 //! left. A chunk whose checksum does not hold is never applied.
 
-use std::time::Duration;
-
-use kmorph_workload::handover::MAX_CHUNK_BYTES;
-use kmorph_workload::handover::message::{Mode, Reply, Request};
 use kmp_proto::codec::Frame;
 use kmp_proto::message::{
     Channel, IncomingState, Message, MorphTransfer, MorphTransferFixed, STATE_CHUNK_MAX_BYTES,
@@ -21,28 +19,28 @@ use kmp_proto::message::{
 use kmp_proto::wire::ErrorCode;
 use kmp_transport::connection::{Connection, ConnectionError, FrameWriter};
 
-use crate::morph::{Morphs, Refusal, unexpected};
+use crate::morph::Morphs;
+use crate::provider::{Chosen, Export, Import};
+use crate::refusal::Refusal;
 use crate::server::heed;
-use crate::workload::{AskError, Workload};
-
-const _: () = assert!(MAX_CHUNK_BYTES == STATE_CHUNK_MAX_BYTES);
-
-/// Longest wait for the workload to take or give one chunk.
-const CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bits of a chunk's offset that lie within its memory section; those above number the section.
-const SECTION_SHIFT: u32 = 48;
 
 /// A bulk channel of the morph `session`.
 struct Bulk {
     morphs: Morphs,
-    workload: Workload,
     session: u64,
-    /// Bytes still to be sent when a round begins, as the workload last said.
+    /// Source: bytes still to be sent when a round begins, as the provider last said.
     dirty_bytes: u64,
     total_bytes: u64,
-    import_ready: bool,
-    /// New: holds what comes to what was announced.
+    /// Target: what has come.
+    incoming: Option<Incoming>,
+}
+
+/// State that comes in.
+struct Incoming {
+    provider: Chosen,
+    /// Holds what comes to what was announced.
     state: IncomingState,
+    ready: bool,
 }
 
 /// Serves `connection`, which has begun with `first`, until it ends.
@@ -53,18 +51,15 @@ pub async fn serve(
     connection: Connection,
     first: Frame,
     morphs: Morphs,
-    workload: Workload,
 ) -> Result<(), ConnectionError> {
     let session = connection.hello.fixed.session;
     let (mut reader, mut writer) = (connection.reader, connection.writer);
     let mut bulk = Bulk {
         morphs,
-        workload,
         session,
         dirty_bytes: 0,
         total_bytes: 0,
-        import_ready: false,
-        state: IncomingState::new(session),
+        incoming: None,
     };
     let mut frame = first;
     loop {
@@ -101,14 +96,6 @@ impl From<Refusal> for Failure {
     }
 }
 
-/// As [`hole`].
-fn hole_in(failure: Failure) -> Failure {
-    match failure {
-        Failure::Refused(refusal) => Failure::Refused(hole(refusal)),
-        other => other,
-    }
-}
-
 impl From<StateError> for Failure {
     fn from(error: StateError) -> Self {
         Self::Refused(Refusal::new(error.code(), error.to_string()))
@@ -123,12 +110,6 @@ fn hole(refusal: Refusal) -> Refusal {
             ..refusal
         },
         _ => refusal,
-    }
-}
-
-impl From<AskError> for Failure {
-    fn from(error: AskError) -> Self {
-        Self::Refused(error.into())
     }
 }
 
@@ -149,20 +130,20 @@ impl Bulk {
                     let text = format!("this channel carries rounds of session {}", self.session);
                     return refuse(ErrorCode::UnexpectedInState, text);
                 }
-                self.morphs.expect_side(self.session, Side::Source)?;
-                self.send_round(fixed, writer).await
+                let provider = fixed.provider;
+                let chosen = self.morphs.choose(self.session, Side::Source, provider)?;
+                self.send_round(&chosen, fixed, writer).await
             }
             TransferOp::Chunk => {
-                let new = self.morphs.expect_side(self.session, Side::Target);
-                new.map_err(hole)?;
-                self.state.take(transfer)?;
-                self.apply(transfer).await.map_err(hole_in)
+                let incoming = self.incoming(fixed)?;
+                incoming.state.take(transfer)?;
+                incoming.apply(transfer).await.map_err(hole)?;
+                Ok(())
             }
             TransferOp::EndOfRound => {
-                let new = self.morphs.expect_side(self.session, Side::Target);
-                new.map_err(hole)?;
-                self.state.take(transfer)?;
-                self.import(fixed.total_bytes).await.map_err(hole_in)?;
+                let incoming = self.incoming(fixed)?;
+                incoming.state.take(transfer)?;
+                incoming.make_ready(fixed).await.map_err(hole)?;
                 let fixed = MorphTransferFixed {
                     op: TransferOp::Applied,
                     ..fixed
@@ -174,24 +155,34 @@ impl Bulk {
         }
     }
 
-    /// Old: one round.
+    /// Target: where the state of this channel goes. Its first frame says what carries it.
+    fn incoming(&mut self, fixed: MorphTransferFixed) -> Result<&mut Incoming, Refusal> {
+        let (session, provider) = (self.session, fixed.provider);
+        self.morphs
+            .expect_side(session, Side::Target)
+            .map_err(hole)?;
+        let incoming = match self.incoming.take() {
+            Some(incoming) => incoming,
+            None => Incoming {
+                provider: self.morphs.choose(session, Side::Target, provider)?,
+                state: IncomingState::new(session, provider),
+                ready: false,
+            },
+        };
+        Ok(self.incoming.insert(incoming))
+    }
+
+    /// Source: one round.
     async fn send_round(
         &mut self,
+        provider: &Chosen,
         pull: MorphTransferFixed,
         writer: &mut FrameWriter,
     ) -> Result<(), Failure> {
-        if pull.round == 1 && self.workload.exists() {
-            let mode = Mode::Rounds;
-            let export = Request::PrepareExport { mode };
-            let reply = self.workload.ask(export, Vec::new(), CHUNK_TIMEOUT).await?;
-            let Reply::Prepared {
-                total_len,
-                dirty_bytes,
-            } = reply.message
-            else {
-                return Err(unexpected(&reply.message).into());
-            };
-            (self.total_bytes, self.dirty_bytes) = (total_len, dirty_bytes);
+        if pull.round == 1 {
+            let (session, mode) = (self.session, pull.mode);
+            let exported = provider.export(Export { session, mode }).await?;
+            (self.total_bytes, self.dirty_bytes) = (exported.total_bytes, exported.dirty_bytes);
         }
         let last = pull.flags & transfer_flags::FINAL != 0;
         let fixed = MorphTransferFixed {
@@ -199,8 +190,8 @@ impl Bulk {
             ..pull
         };
         let mut left = if last { u64::MAX } else { self.dirty_bytes };
-        while left > 0 && self.workload.exists() {
-            let Some(sent) = self.send_chunk(fixed, writer).await? else {
+        while left > 0 {
+            let Some(sent) = self.send_chunk(provider, fixed, writer).await? else {
                 break;
             };
             left = left.saturating_sub(sent);
@@ -217,71 +208,52 @@ impl Bulk {
         Ok(())
     }
 
-    /// Sends what the workload gives next; `None` when nothing is left.
+    /// Sends what the provider gives next; `None` when nothing is left.
     async fn send_chunk(
         &mut self,
+        provider: &Chosen,
         fixed: MorphTransferFixed,
         writer: &mut FrameWriter,
     ) -> Result<Option<u64>, Failure> {
-        let max_bytes = u32::try_from(MAX_CHUNK_BYTES).unwrap_or(u32::MAX);
-        let read = Request::ReadDirty { max_bytes };
-        let incoming = self.workload.ask(read, Vec::new(), CHUNK_TIMEOUT).await?;
-        let Reply::Chunk {
-            section,
-            offset,
-            dirty_bytes,
-        } = incoming.message
-        else {
-            return Err(unexpected(&incoming.message).into());
-        };
-        self.dirty_bytes = dirty_bytes;
-        if incoming.data.is_empty() {
+        let piece = provider.read(STATE_CHUNK_MAX_BYTES).await?;
+        self.dirty_bytes = piece.dirty_bytes;
+        if piece.data.is_empty() {
             return Ok(None);
         }
-        let sent = incoming.data.len() as u64;
-        let offset = u64::from(section) << SECTION_SHIFT | offset;
-        let chunk = MorphTransfer::chunk(
-            MorphTransferFixed {
-                offset,
-                dirty_bytes,
-                ..fixed
-            },
-            incoming.data,
-        );
+        let sent = piece.data.len() as u64;
+        let fixed = MorphTransferFixed {
+            offset: piece.offset,
+            dirty_bytes: piece.dirty_bytes,
+            ..fixed
+        };
+        let chunk = MorphTransfer::chunk(fixed, piece.data);
         writer.send(&Message::MorphTransfer(chunk)).await?;
         self.morphs.renew_lease(self.session);
         Ok(Some(sent))
     }
+}
 
-    /// New: makes room, once.
-    async fn import(&mut self, total_len: u64) -> Result<(), Failure> {
-        if self.import_ready || !self.workload.exists() {
+impl Incoming {
+    /// Makes room, once.
+    async fn make_ready(&mut self, fixed: MorphTransferFixed) -> Result<(), Refusal> {
+        if self.ready {
             return Ok(());
         }
-        let mode = Mode::Rounds;
-        let import = Request::PrepareImport { mode, total_len };
-        let reply = self.workload.ask(import, Vec::new(), CHUNK_TIMEOUT).await?;
-        if !matches!(reply.message, Reply::ImportReady { .. }) {
-            return Err(unexpected(&reply.message).into());
-        }
-        self.import_ready = true;
+        let import = Import {
+            session: fixed.session,
+            mode: fixed.mode,
+            total_bytes: fixed.total_bytes,
+            references: Vec::new(),
+        };
+        self.provider.import(import).await?;
+        self.ready = true;
         Ok(())
     }
 
-    async fn apply(&mut self, chunk: &MorphTransfer) -> Result<(), Failure> {
-        self.import(chunk.fixed.total_bytes).await?;
-        let section = u32::try_from(chunk.fixed.offset >> SECTION_SHIFT).unwrap_or(u32::MAX);
-        let offset = chunk.fixed.offset & ((1 << SECTION_SHIFT) - 1);
-        let apply = Request::Apply { section, offset };
-        let asked = self
-            .workload
-            .ask_with(apply, chunk.data.clone(), Vec::new(), CHUNK_TIMEOUT);
-        let reply = asked.await?;
-        if reply.message == Reply::Applied {
-            Ok(())
-        } else {
-            Err(unexpected(&reply.message).into())
-        }
+    async fn apply(&mut self, chunk: &MorphTransfer) -> Result<(), Refusal> {
+        self.make_ready(chunk.fixed).await?;
+        let (offset, data) = (chunk.fixed.offset, chunk.data.clone());
+        self.provider.apply(offset, data).await
     }
 }
 

@@ -286,7 +286,7 @@ fn identity(config: &AgentConfig, release: &str) -> Result<Hello, RunError> {
             flags: 0,
             generation: config.generation,
             boot_id,
-            features: features::COOPERATIVE | of_role,
+            features: features::MORPHS | of_role,
             session: 0,
             incarnation: 0,
         },

@@ -22,8 +22,9 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use crate::figures::Sampler;
-use crate::morph::{Morphs, Refusal};
+use crate::morph::Morphs;
 use crate::pulse::Pulses;
+use crate::refusal::Refusal;
 use crate::topology::Topology;
 use crate::workload::{Condition, Workload};
 
@@ -202,8 +203,8 @@ impl Bulk {
             let work = crate::capture::serve(connection, first, sysfs);
             return replace(&mut self.capture, work);
         }
-        let (morphs, workload) = (self.served.morphs.clone(), self.served.workload.clone());
-        let work = crate::rounds::serve(connection, first, morphs, workload);
+        let morphs = self.served.morphs.clone();
+        let work = crate::rounds::serve(connection, first, morphs);
         replace(&mut self.morph, work)
     }
 }

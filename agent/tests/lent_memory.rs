@@ -19,8 +19,8 @@ use kmorph_agent::server::{self, Said, Served};
 use kmorph_agent::workload::Workload;
 use kmp_proto::message::{
     CaptureStatus, Channel, Hello, HelloFixed, MemoryRange, MemoryWindow, Message, MorphTransfer,
-    MorphTransferFixed, PeerRole, TransferMode, TransferOp, VmcoreComplete, VmcoreStart,
-    VmcoreStartFixed, features,
+    MorphTransferFixed, PeerRole, StateProvider, TransferMode, TransferOp, VmcoreComplete,
+    VmcoreStart, VmcoreStartFixed, features,
 };
 use kmp_proto::wire::{ErrorCode, VERSION};
 use kmp_transport::connection::{Connection, ConnectionError, greet, welcome};
@@ -47,7 +47,7 @@ fn hello(role: PeerRole) -> Hello {
             flags: 0,
             generation: 1,
             boot_id: [7; 16],
-            features: features::READS_LENT_MEMORY | features::COOPERATIVE,
+            features: features::READS_LENT_MEMORY | features::MORPHS,
             session: CAPTURE,
             incarnation: 0,
         },
@@ -332,6 +332,7 @@ async fn a_capture_takes_no_bulk_channel_from_a_morph() {
             chunk_crc32: 0,
             op: TransferOp::Pull,
             mode: TransferMode::Rounds,
+            provider: StateProvider::Cooperative,
             flags: 0,
         },
         data: Vec::new(),

@@ -64,7 +64,7 @@ async fn heartbeats(path: &Path) -> Connection {
             flags: 0,
             generation: 7,
             boot_id: [7; 16],
-            features: features::COOPERATIVE,
+            features: features::MORPHS,
             session: 0,
             incarnation: 1,
         },

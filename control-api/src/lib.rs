@@ -61,7 +61,9 @@ pub use instance::{
     Metrics, PingReport, PortState, PublishRequest, PublishedAddress, SpawnRequest,
     WorkloadRequest,
 };
-pub use morph::{Check, CommitRequest, DowntimeSteps, MorphPhase, MorphRequest, MorphStatus};
+pub use morph::{
+    Check, CommitRequest, DowntimeSteps, MorphPhase, MorphRequest, MorphStatus, OtherProvider,
+};
 pub use operation::{Operation, OperationKind, OperationState, Progress};
 pub use policy::{
     POLICY_MAX_TIMEOUT_S, POLICY_MIN_HEARTBEAT_S, Policy, PolicyPatch, PolicySet, StuckCpuPolicy,

@@ -98,6 +98,15 @@ pub struct DowntimeSteps {
     pub total_us: u64,
 }
 
+/// A state provider that does not carry the morph.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct OtherProvider {
+    /// Its name in the protocol.
+    pub provider: String,
+    /// Why it does not carry the morph.
+    pub reason: String,
+}
+
 /// Where a morph is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct MorphStatus {
@@ -117,6 +126,13 @@ pub struct MorphStatus {
     pub from_kernel: String,
     /// Release of the target kernel.
     pub to_kernel: String,
+    /// What carries the state, once negotiated: the name of a state provider, such as `cooperative`.
+    #[serde(default)]
+    pub provider: Option<String>,
+    /// The other state providers that the daemon knows, each with the reason why it does not carry the state; filled in
+    /// once negotiated.
+    #[serde(default)]
+    pub other_providers: Vec<OtherProvider>,
     /// `by_reference` or `rounds`, once negotiated.
     pub mode: Option<String>,
     /// Bytes of state.

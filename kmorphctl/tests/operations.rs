@@ -257,6 +257,25 @@ fn morph(phase: &str) -> Value {
 }
 
 #[test]
+fn the_status_of_a_morph_names_its_provider_and_why_the_others_are_not_used() {
+    let daemon = FakeDaemon::start(|_| {
+        let mut status = morph("committable")["result"].clone();
+        status["provider"] = json!("cooperative");
+        status["other_providers"] = json!([
+            { "provider": "handover", "reason": "target kernel: no memory to map" },
+            { "provider": "image", "reason": "possible, but cooperative is preferred" },
+        ]);
+        Reply::ok(status)
+    });
+    let shown = daemon.ctl("morph status web").stdout;
+    let wanted = "\nState provider: cooperative\n\
+                  Not used: handover: target kernel: no memory to map\n\
+                  Not used: image: possible, but cooperative is preferred\n\
+                  Transfer: by reference\n";
+    assert!(shown.contains(wanted), "{shown}");
+}
+
+#[test]
 fn a_morph_without_auto_commit_stops_validated_and_says_what_is_next() {
     let daemon = ending("morph", morph("committable"));
     let ended = daemon.ctl("morph web --kernel=/k --downtime-budget-ms 2.5");

@@ -66,10 +66,10 @@ fn a_reserved_byte_that_is_not_zero_is_malformed_in_every_message() {
         ("vmcore_complete_reply", 18..24),
         ("morph_prepare", 33..40),
         ("morph_prepare_reply", 8..16),
-        ("morph_negotiate", 41..48),
-        ("morph_negotiate_reply", 41..48),
-        ("morph_transfer_state", 48..56),
-        ("morph_transfer_state_reply", 48..56),
+        ("morph_negotiate", 12..16),
+        ("morph_negotiate_reply", 8..16),
+        ("morph_transfer_state", 52..56),
+        ("morph_transfer_state_reply", 52..56),
         ("morph_validate", 24..32),
         ("morph_validate_reply", 9..16),
         ("morph_validate_reply", check + 7..check + 8),
@@ -124,8 +124,6 @@ fn a_number_that_a_closed_enumeration_has_not_is_malformed_wherever_it_is() {
         ("vmcore_data", 28, 2, "ChunkEncoding"),
         ("vmcore_complete", 16, 2, "CaptureStatus"),
         ("morph_prepare", 32, 1, "Side"),
-        ("morph_negotiate", 40, 1, "Verdict"),
-        ("morph_negotiate_reply", 40, 1, "Verdict"),
         ("morph_transfer_state", 44, 2, "TransferOp"),
         ("morph_transfer_state", 46, 2, "TransferMode"),
         ("morph_validate_reply", 8, 1, "CheckResult"),
@@ -155,11 +153,12 @@ fn unknown_numbers_of_a_fence_are_kept() {
 
 #[test]
 fn unknown_bits_of_a_bit_set_are_ignored() {
+    let offer = record_at("morph_negotiate_reply", 16, 7);
     for (name, at, width) in [
         ("hello", 32, 8),
-        ("morph_negotiate_reply", 24, 4),
-        ("morph_negotiate_reply", 28, 4),
-        ("morph_negotiate_reply", 32, 4),
+        ("morph_negotiate", 8, 4),
+        ("morph_negotiate_reply", offer + 20, 4),
+        ("morph_negotiate_reply", offer + 24, 4),
     ] {
         let bytes = changed(name, at, &[0xff; 8][..width]);
         let again = frame(&("", 1, 1, decoded(&bytes)));
@@ -179,7 +178,6 @@ fn each_text_keeps_its_limit_to_the_byte() {
         ("recover_reclaim", 24, 1, 63),
         ("recover_complete", 32, 1, 63),
         ("vmcore_start", 24, 12, 32),
-        ("morph_negotiate_reply", 48, 7, 512),
         ("morph_rollback", 16, 4, 512),
         ("error", 16, 4, 512),
     ] {
@@ -223,7 +221,6 @@ fn each_list_keeps_its_limit() {
     for (name, fixed, kind, bytes, limit) in [
         ("vmcore_start", 24, 13, vec![0; 24], 16),
         ("vmcore_start", 24, 11, vec![0; 16], 1024),
-        ("morph_negotiate_reply", 48, 7, vec![b'x'], 12),
         ("morph_transfer_state", 56, 9, vec![0; 24], 1024),
         ("morph_validate_reply", 16, 10, check, 100),
         ("recover_complete", 32, 6, entry, 2048),
@@ -247,20 +244,53 @@ fn each_list_keeps_its_limit() {
     }
 }
 
+/// A PROVIDER record of this provider, with this text.
+fn provider(number: u32, why_not: &[u8]) -> Vec<u8> {
+    let fixed = [&[0; 16][..], &number.to_le_bytes(), &[0; 12]].concat();
+    record(7, &[&fixed, why_not].concat())
+}
+
 #[test]
-fn of_what_is_missing_twelve_things_are_named() {
-    let Message::MorphNegotiateReply(mut veto) = decoded(&sample("morph_negotiate_reply")) else {
+fn a_negotiate_reply_says_each_provider_once_and_twelve_at_most() {
+    let with = |records: &[u8]| with_records("morph_negotiate_reply", 16, records);
+    let bits = |count| {
+        (0..count)
+            .flat_map(|bit| provider(1 << bit, b"why"))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(layout_reason(&with(&bits(13))), LayoutError::TooMany(12));
+    decoded(&with(&bits(12)));
+    decoded(&with(&[]));
+    for number in [1, 64] {
+        let twice = [provider(number, b""), provider(number, b"why")].concat();
+        assert_eq!(layout_reason(&with(&twice)), LayoutError::Repeated(7));
+    }
+    let longest = |len| with(&provider(1, &vec![b'x'; len]));
+    let (kind, limit) = (7, 512);
+    let too_long = LayoutError::TextTooLong { kind, limit };
+    assert_eq!(layout_reason(&longest(513)), too_long);
+    decoded(&longest(512));
+}
+
+#[test]
+fn a_provider_without_a_name_is_carried_by_its_number() {
+    let unnamed = StateProvider::Other(0x8000_0000);
+    let offer = provider(unnamed.value(), b"");
+    let reply = decoded(&with_records("morph_negotiate_reply", 16, &offer));
+    let Message::MorphNegotiateReply(reply) = reply else {
+        panic!("{reply:?}");
+    };
+    assert_eq!(reply.offers[0].provider, unnamed);
+    let pull = changed("morph_transfer_state", 48, &unnamed.value().to_le_bytes());
+    let Message::MorphTransfer(pull) = decoded(&pull) else {
         panic!("another message");
     };
-    veto.missing = (0..13).map(|n| format!("thing {n}")).collect();
-    let named = decoded(&frame(&(
-        "",
-        1,
-        1,
-        Message::MorphNegotiateReply(veto.clone()),
-    )));
-    veto.missing.truncate(12);
-    assert_eq!(named, Message::MorphNegotiateReply(veto));
+    assert_eq!(pull.fixed.provider, unnamed);
+    let bits: Vec<_> = StateProvider::ALL.iter().map(|p| p.value()).collect();
+    for (n, bit) in bits.iter().enumerate() {
+        assert!(bit.is_power_of_two(), "{bit}");
+        assert!(!bits[..n].contains(bit), "{bit} is used twice");
+    }
 }
 
 #[test]
@@ -427,18 +457,18 @@ fn a_timestamp_is_never_judged() {
 
 #[test]
 fn each_request_needs_its_features() {
-    let (cooperative, reference, lent) = (1, 2, 4);
+    let (morphs, reference, lent) = (1, 2, 4);
     for (name, _, _, message) in samples::samples() {
         let needs = match &message {
             Message::MorphTransfer(transfer)
                 if transfer.fixed.mode == TransferMode::ByReference =>
             {
-                cooperative | reference
+                morphs | reference
             }
             message if message.is_answer() => 0,
             message => match message.msg_type().name() {
                 "VMCORE_START" => lent,
-                other if other.starts_with("MORPH_") => cooperative,
+                other if other.starts_with("MORPH_") => morphs,
                 _ => 0,
             },
         };
@@ -448,8 +478,5 @@ fn each_request_needs_its_features() {
         panic!("another message");
     };
     pull.fixed.mode = TransferMode::ByReference;
-    assert_eq!(
-        Message::MorphTransfer(pull).needs(),
-        cooperative | reference
-    );
+    assert_eq!(Message::MorphTransfer(pull).needs(), morphs | reference);
 }

@@ -10,7 +10,7 @@
 use std::time::Duration;
 
 use kmp_proto::fence::{Confirmation, FenceMethod};
-use kmp_proto::message::{Capabilities, Check, CheckResult, Side, capability};
+use kmp_proto::message::{Check, CheckResult, ProviderOffer, Side, StateProvider, capability};
 use kmp_proto::morph::{
     Action, Answer, CommitLimit, CommitRecord, Config, Engine, Event, Offer, Outcome, Stage,
 };
@@ -55,6 +55,7 @@ fn config() -> Config {
         expiry: Duration::from_secs(600),
         downtime_budget: Duration::from_millis(10),
         step_overhead: Duration::from_millis(2),
+        preference: StateProvider::ALL,
         required_kinds: capability::MEMORY,
         possible_modes: capability::BY_REFERENCE | capability::ROUNDS,
         validate_on_request: false,
@@ -62,14 +63,16 @@ fn config() -> Config {
 }
 
 fn offer() -> Offer {
-    let capabilities = Capabilities {
-        state_kinds: capability::MEMORY,
-        providers: capability::COOPERATIVE,
-        modes: capability::ROUNDS,
-    };
     Offer {
-        capabilities,
-        state_version: 1,
+        providers: vec![ProviderOffer {
+            provider: StateProvider::Cooperative,
+            memory_bytes: 0,
+            dirty_bytes_per_s: 0,
+            state_kinds: capability::MEMORY,
+            modes: capability::ROUNDS,
+            state_version: 1,
+            why_not: String::new(),
+        }],
         ..Offer::default()
     }
 }

@@ -166,7 +166,7 @@ fn every_bound_of_a_transfer_is_the_one_in_force() {
 fn every_enumeration_lists_exactly_its_values() {
     let page = page();
     listed!(page: PeerRole, Channel, Health, WorkloadState, FailureCause, RecoveryOutcome,
-        FenceMethod, Confirmation, ChunkEncoding, CaptureStatus, Side, Verdict, TransferOp, TransferMode,
+        FenceMethod, Confirmation, ChunkEncoding, CaptureStatus, Side, StateProvider, TransferOp, TransferMode,
         CheckResult, CommitStep, StepStatus, RollbackStatus);
 }
 

@@ -61,7 +61,7 @@ fn a_reply_about_another_recovery_capture_or_session_is_refused() {
     let Message::MorphNegotiateReply(mut negotiate) = sample("morph_negotiate_reply") else {
         panic!("another message");
     };
-    negotiate.fixed.session = 99;
+    negotiate.session = 99;
     let Message::MorphValidateReply(mut validate) = sample("morph_validate_reply") else {
         panic!("another message");
     };
@@ -143,7 +143,7 @@ fn a_commit_reply_repeats_session_nonce_and_step() {
 }
 
 #[test]
-fn an_applied_reply_repeats_session_round_mode_and_whether_it_is_the_last() {
+fn an_applied_reply_repeats_session_round_mode_provider_and_whether_it_is_the_last() {
     let Message::MorphTransfer(request) = sample("morph_transfer_state") else {
         panic!("another message");
     };
@@ -162,33 +162,13 @@ fn an_applied_reply_repeats_session_round_mode_and_whether_it_is_the_last() {
         (reply(|f| f.session = 999), "session"),
         (reply(|f| f.round = 99), "round"),
         (reply(|f| f.mode = TransferMode::ByReference), "mode"),
+        (reply(|f| f.provider = StateProvider::Other(64)), "provider"),
         (reply(|f| f.flags = 0), "flags"),
     ] {
         assert!(matches!(refused, Err(ReplyError::OtherField { field, .. }) if field == name));
     }
     let pulled = reply(|f| f.op = TransferOp::Pull);
     assert_eq!(pulled, Err(ReplyError::NotApplied(TransferOp::Pull)));
-}
-
-#[test]
-fn a_negotiate_reply_accepts_or_vetoes() {
-    let Message::MorphNegotiateReply(veto) = sample("morph_negotiate_reply") else {
-        panic!("another message");
-    };
-    let check = |verdict, missing: &[String]| {
-        let mut answer = veto.clone();
-        (answer.fixed.verdict, answer.missing) = (verdict, missing.to_vec());
-        expected("morph_negotiate").check(&Message::MorphNegotiateReply(answer))
-    };
-    check(Verdict::Veto, &veto.missing).unwrap();
-    check(Verdict::Accept, &[]).unwrap();
-    for (verdict, missing) in [(Verdict::Offer, &[][..]), (Verdict::Accept, &veto.missing)] {
-        let refused = check(verdict, missing);
-        assert!(
-            matches!(refused, Err(ReplyError::NoVerdict(_))),
-            "{refused:?}"
-        );
-    }
 }
 
 fn hellos() -> (Hello, Hello) {
@@ -382,6 +362,7 @@ fn frame_of(op: TransferOp, round: u32, data: Vec<u8>) -> MorphTransfer {
         chunk_crc32: 0,
         op,
         mode: TransferMode::Rounds,
+        provider: StateProvider::Cooperative,
     };
     match op {
         TransferOp::Chunk => MorphTransfer::chunk(fixed, data),
@@ -399,7 +380,7 @@ fn chunk(round: u32, bytes: usize) -> MorphTransfer {
 
 #[test]
 fn state_comes_in_rounds_from_1_each_ended_before_the_next() {
-    let mut state = IncomingState::new(11);
+    let mut state = IncomingState::new(11, StateProvider::Cooperative);
     assert!(matches!(
         state.take(&chunk(2, 1)),
         Err(StateError::OtherRound {
@@ -419,6 +400,11 @@ fn state_comes_in_rounds_from_1_each_ended_before_the_next() {
         state.take(&other),
         Err(StateError::NotState { .. })
     ));
+    let mut other = chunk(2, 1);
+    other.fixed.provider = StateProvider::Other(64);
+    let error = state.take(&other).unwrap_err();
+    assert!(matches!(error, StateError::OtherProvider { .. }), "{error}");
+    assert_eq!(error.code(), ErrorCode::ValidationFailed);
     let pull = frame_of(TransferOp::Pull, 2, Vec::new());
     assert!(matches!(
         state.take(&pull),
@@ -428,7 +414,7 @@ fn state_comes_in_rounds_from_1_each_ended_before_the_next() {
 
 #[test]
 fn a_chunk_keeps_its_limit_and_has_its_checksum() {
-    let mut state = IncomingState::new(11);
+    let mut state = IncomingState::new(11, StateProvider::Cooperative);
     state.take(&chunk(1, STATE_CHUNK_MAX_BYTES)).unwrap();
     let error = state
         .take(&chunk(1, STATE_CHUNK_MAX_BYTES + 1))
@@ -446,7 +432,7 @@ fn a_chunk_keeps_its_limit_and_has_its_checksum() {
 
 #[test]
 fn a_side_sends_no_more_than_it_announced_and_announces_once() {
-    let mut state = IncomingState::new(11);
+    let mut state = IncomingState::new(11, StateProvider::Cooperative);
     // The state, and the chunk that reaches its number of bytes.
     let most = usize::try_from(TOTAL).unwrap() / STATE_CHUNK_MAX_BYTES + 1;
     for _ in 0..most {
@@ -458,7 +444,7 @@ fn a_side_sends_no_more_than_it_announced_and_announces_once() {
         "{error}"
     );
     assert_eq!(error.code(), ErrorCode::TooLarge);
-    let mut state = IncomingState::new(11);
+    let mut state = IncomingState::new(11, StateProvider::Cooperative);
     state.take(&chunk(1, 1)).unwrap();
     let mut grown = chunk(1, 1);
     grown.fixed.total_bytes = TOTAL + 1;
@@ -564,10 +550,15 @@ fn every_message_at_its_documented_limits_fits_into_its_frame() {
         ..report.checks[0].clone()
     };
     report.checks = vec![check; 100];
-    let Message::MorphNegotiateReply(mut veto) = sample("morph_negotiate_reply") else {
+    let Message::MorphNegotiateReply(mut offers) = sample("morph_negotiate_reply") else {
         panic!("another message");
     };
-    veto.missing = vec![text.clone(); 12];
+    let offer = |bit| ProviderOffer {
+        provider: StateProvider::from_value(1_u32 << bit),
+        why_not: text.clone(),
+        ..offers.offers[0].clone()
+    };
+    offers.offers = (0..12).map(offer).collect();
     let Message::VmcoreStart(mut start) = sample("vmcore_start") else {
         panic!("another message");
     };
@@ -581,7 +572,7 @@ fn every_message_at_its_documented_limits_fits_into_its_frame() {
     for message in [
         Message::Hello(hello),
         Message::MorphValidateReply(report),
-        Message::MorphNegotiateReply(veto),
+        Message::MorphNegotiateReply(offers),
         Message::VmcoreStart(start),
         Message::RecoverPrepare(notice),
     ] {

@@ -97,11 +97,13 @@ proptest! {
 
     #[test]
     fn chunks_of_any_bytes_round_trip_and_damage_between_hops_is_seen(
-        data in proptest::collection::vec(any::<u8>(), 1..5000), offset: u64, flip in any::<Index>(),
+        data in proptest::collection::vec(any::<u8>(), 1..5000), offset: u64,
+        provider: u32, flip in any::<Index>(),
     ) {
         let fixed = MorphTransferFixed {
             session: 1, offset, total_bytes: u64::MAX, dirty_bytes: 0, round: 1, flags: 0,
             chunk_crc32: 0, op: TransferOp::Chunk, mode: TransferMode::Rounds,
+            provider: StateProvider::from_value(provider),
         };
         let chunk = MorphTransfer::chunk(fixed, data);
         let mut bytes = Vec::new();
@@ -378,6 +380,7 @@ fn a_list_over_its_limit_is_not_cut_but_refused() {
         chunk_crc32: 0,
         op: TransferOp::EndOfRound,
         mode: TransferMode::ByReference,
+        provider: StateProvider::Cooperative,
     };
     let reference = Reference {
         region: 1,

@@ -159,11 +159,11 @@ async fn a_stranger_who_never_says_hello_is_closed_in_time_whatever_it_says() {
 async fn both_sides_use_the_features_that_both_have() {
     let (near, far) = memory();
     let (mut daemon, mut instance) = (hello(PeerRole::Daemon), hello(PeerRole::Instance));
-    daemon.fixed.features = features::COOPERATIVE | features::BY_REFERENCE | 1 << 60;
-    instance.fixed.features = features::COOPERATIVE | features::READS_LENT_MEMORY;
+    daemon.fixed.features = features::MORPHS | features::BY_REFERENCE | 1 << 60;
+    instance.fixed.features = features::MORPHS | features::READS_LENT_MEMORY;
     let (ours, theirs) = tokio::join!(greet(near, daemon), welcome(far, &instance));
-    assert_eq!(ours.unwrap().features, features::COOPERATIVE);
-    assert_eq!(theirs.unwrap().features, features::COOPERATIVE);
+    assert_eq!(ours.unwrap().features, features::MORPHS);
+    assert_eq!(theirs.unwrap().features, features::MORPHS);
 }
 
 async fn introduced() -> (Raw, Connection) {

@@ -93,7 +93,7 @@ fn plain(instance: &str, generation: u64, incarnation: u64) -> Hello {
             flags: 0,
             generation,
             boot_id: *b"0123456789abcdef",
-            features: features::COOPERATIVE | features::BY_REFERENCE,
+            features: features::MORPHS | features::BY_REFERENCE,
             session: 0,
             incarnation,
         },

@@ -127,6 +127,20 @@ def check():
     return read_all, write_all
 
 
+def provider():
+    read, write, size = fixed(
+        "memory_bytes:Q dirty_bytes_per_s:Q provider:I state_kinds:I modes:I state_version:I"
+    )
+
+    def read_all(data):
+        return {**read(data), "why_not": text(TEXT_MAX)[0](data[size:])}
+
+    def write_all(value):
+        return write(value) + value["why_not"].encode()
+
+    return read_all, write_all
+
+
 KINDS = {
     1: ("instance", text(63)),
     2: ("kernel_release", text(SHORT_MAX, SHORT_MAX)),
@@ -134,7 +148,7 @@ KINDS = {
     4: ("text", text(TEXT_MAX)),
     5: ("fence", exactly("method:H confirmation:H flags:I generation:Q fenced_at_unix_ns:Q -:8s")),
     6: ("topology", topology()),
-    7: ("missing", text(TEXT_MAX)),
+    7: ("provider", provider()),
     8: ("data", (bytes, bytes)),
     9: ("reference", exactly("region:Q length:Q digest:Q")),
     10: ("check", check()),
@@ -156,14 +170,9 @@ HELLO = (
     {1: MUST, 2: MAYBE, 3: MAYBE, 14: (0, 1, CRITICAL), 15: (0, 1, CRITICAL)},
 )
 VMCORE = ("capture:Q bytes:Q status:H/0-1 -:6s", {})
-NEGOTIATE = (
-    "session:Q memory_bytes:Q dirty_bytes_per_s:Q state_kinds:I providers:I modes:I"
-    " state_version:I verdict:B/0-2 -:7s",
-    {7: (0, 12, 0)},
-)
 TRANSFER = (
     "session:Q offset:Q total_bytes:Q dirty_bytes:Q round:I flags:I chunk_crc32:I op:H/1-4"
-    " mode:H/1-2 -:8s",
+    " mode:H/1-2 provider:I -:4s",
     {8: (0, 1, CRITICAL), 9: (0, 1024, CRITICAL)},
 )
 MESSAGES = {
@@ -227,7 +236,12 @@ MESSAGES = {
         ),
         ("session:Q -:8s", {}),
     ),
-    0x0302: ("MORPH_NEGOTIATE", 8192, NEGOTIATE, NEGOTIATE),
+    0x0302: (
+        "MORPH_NEGOTIATE",
+        8192,
+        ("session:Q providers:I -:4s", {}),
+        ("session:Q -:8s", {7: (0, 12, CRITICAL)}),
+    ),
     0x0303: ("MORPH_TRANSFER_STATE", 1048576, TRANSFER, TRANSFER),
     0x0304: (
         "MORPH_VALIDATE",

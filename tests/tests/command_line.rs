@@ -94,7 +94,11 @@ fn a_morph_is_made_step_by_step_and_undone() {
     let host = spawned();
     let kernel = format!("--kernel={}", host.kernel("6.12.0-b").display());
     says(&host, &["morph", "prepare", "web", &kernel], &["web"]);
-    says(&host, &["morph", "status", "web"], &["6.12.0-b"]);
+    says(
+        &host,
+        &["morph", "status", "web"],
+        &["6.12.0-b", "State provider: cooperative"],
+    );
     says(&host, &["morph", "validate", "web"], &["passed"]);
     says(&host, &["morph", "rollback", "web"], &["web"]);
     says(&host, &["status", "web"], &["6.1.0-a", "Generation: 1"]);

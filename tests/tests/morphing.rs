@@ -419,10 +419,21 @@ fn a_workload_that_takes_no_part_keeps_its_kernel_and_the_reason_is_told() {
     let ended = host.control().morph("web", &host.kernel("6.12.0-b"));
     assert_eq!(ended.state, OperationState::Failed);
     let error = ended.error.unwrap();
-    assert!(
-        error.message.contains("takes no part in morphs"),
-        "{error:?}"
-    );
+    for said in [
+        "takes no part in morphs",
+        "the source offers none, the target none",
+    ] {
+        assert!(error.message.contains(said), "{error:?}");
+    }
+    assert_eq!(error.code, ErrorCode::Incompatible);
+    let morph: MorphStatus = serde_json::from_value(ended.result.unwrap()).unwrap();
+    assert_eq!(morph.provider, None);
+    let [other] = &morph.other_providers[..] else {
+        panic!("{morph:?}");
+    };
+    assert_eq!(other.provider, "cooperative");
+    assert!(other.reason.contains("source kernel: "), "{other:?}");
+    assert!(other.reason.contains("target kernel: "), "{other:?}");
     let now = host.control().instance("web");
     assert_eq!(
         (now.summary.generation, now.summary.state),

@@ -29,7 +29,7 @@ pub struct Machine {
 impl Machine {
     /// What this daemon has of the protocol's optional parts: bits of [`features`].
     fn features(&self) -> u64 {
-        let mut bits = features::COOPERATIVE;
+        let mut bits = features::MORPHS;
         if self.backend.passes_sockets() {
             bits |= features::BY_REFERENCE;
         }

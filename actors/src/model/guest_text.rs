@@ -75,10 +75,9 @@ pub(crate) fn clean(message: &mut Message) {
         Message::Hello(hello) | Message::HelloReply(hello) => clean_hello(hello),
         Message::HealthStatus(status) => in_place(&mut status.text, line),
         Message::RecoverPrepare(notice) => in_place(&mut notice.text, line),
-        Message::MorphNegotiate(body) | Message::MorphNegotiateReply(body) => {
-            body.missing
-                .iter_mut()
-                .for_each(|text| in_place(text, line));
+        Message::MorphNegotiateReply(reply) => {
+            let offers = reply.offers.iter_mut();
+            offers.for_each(|offer| in_place(&mut offer.why_not, line));
         }
         Message::MorphValidateReply(reply) => reply.checks.iter_mut().for_each(clean_check),
         Message::MorphRollback(rollback) => in_place(&mut rollback.text, line),
@@ -138,7 +137,8 @@ mod tests {
     #[test]
     fn every_text_of_a_message_is_cleaned() {
         use kmp_proto::message::{
-            ErrorInfo, Health, HealthStatus, HealthStatusFixed, WorkloadState,
+            ErrorInfo, Health, HealthStatus, HealthStatusFixed, NegotiateReply, ProviderOffer,
+            StateProvider, WorkloadState,
         };
         let text = "a\x1bb".to_owned();
         let fixed = HealthStatusFixed {
@@ -158,10 +158,27 @@ mod tests {
             code: kmp_proto::wire::ErrorCode::Busy,
             offending_type: 0,
             offending_sequence: 0,
-            text,
+            text: text.clone(),
         });
         clean(&mut error);
         assert!(matches!(error, Message::Error(e) if e.text == "a\\u{1b}b"));
+        let mut reply = Message::MorphNegotiateReply(NegotiateReply {
+            session: 1,
+            offers: vec![ProviderOffer {
+                provider: StateProvider::Cooperative,
+                memory_bytes: 0,
+                dirty_bytes_per_s: 0,
+                state_kinds: 0,
+                modes: 0,
+                state_version: 0,
+                why_not: text,
+            }],
+        });
+        clean(&mut reply);
+        let Message::MorphNegotiateReply(reply) = reply else {
+            panic!("another message");
+        };
+        assert_eq!(reply.offers[0].why_not, "a\\u{1b}b");
     }
 
     #[test]

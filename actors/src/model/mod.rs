@@ -24,7 +24,7 @@ pub use capture::CaptureReport;
 pub use doctor::DoctorReport;
 pub use event::{Event, EventKind};
 pub use failure::{Failure, FailureKind};
-pub use morph::{Check, DowntimeSteps, MorphPhase, MorphRecord};
+pub use morph::{Check, DowntimeSteps, MorphPhase, MorphRecord, OtherProvider};
 pub use next_step::{Command, NextStep};
 pub use operation::{Operation, OperationKind, OperationResult, OperationState, Progress};
 pub use policy::{

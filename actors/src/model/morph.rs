@@ -58,6 +58,15 @@ pub struct DowntimeSteps {
     pub total_us: u64,
 }
 
+/// A state provider that does not carry the morph.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherProvider {
+    /// Its name in the protocol.
+    pub provider: String,
+    /// Why it does not carry the morph.
+    pub reason: String,
+}
+
 /// One morph.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MorphRecord {
@@ -77,6 +86,12 @@ pub struct MorphRecord {
     pub from_kernel: String,
     /// Release of the target kernel.
     pub to_kernel: String,
+    /// What carries the state, once negotiated: the name of a state provider.
+    #[serde(default)]
+    pub provider: Option<String>,
+    /// The other state providers that the daemon knows, each with the reason why it does not carry the state.
+    #[serde(default)]
+    pub other_providers: Vec<OtherProvider>,
     /// `by_reference` or `rounds`, once negotiated.
     pub mode: Option<String>,
     /// Bytes of state.

@@ -83,6 +83,8 @@ mod tests {
                 to_generation: 2,
                 from_kernel: String::new(),
                 to_kernel: String::new(),
+                provider: None,
+                other_providers: Vec::new(),
                 mode: Some(mode.to_owned()),
                 state_bytes: 0,
                 sent_bytes: 0,

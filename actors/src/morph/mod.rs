@@ -3,6 +3,7 @@
 mod commands;
 mod estimate;
 mod outcome;
+mod provider;
 mod relay;
 mod steps;
 
@@ -18,7 +19,8 @@ use actix::prelude::*;
 use kmp_proto::fence::FenceOrder;
 use kmp_proto::message::{Side, TransferMode, capability};
 use kmp_proto::morph::{
-    Action, Answer, CommitLimit, Config, Engine, Estimate, Event, Outcome, Phase, Stage,
+    Action, Answer, CommitLimit, Config, Engine, Estimate, Event, Outcome, Phase, RollbackReason,
+    Stage,
 };
 use slog::{Logger, info, o};
 
@@ -38,6 +40,7 @@ use crate::watch::{EndWatch, Watch, WatchEvent, WatchKind};
 pub use commands::{GetMorph, MorphCommand, SourceFailed, Terminated};
 pub use estimate::Downtimes;
 use outcome::Times;
+use provider::{PREFERENCE, passed_over};
 use relay::Relay;
 
 /// Answer time of an agent that has only to think.
@@ -331,12 +334,18 @@ impl MorphSession {
             Action::Phase(phase) => self.enter(phase),
             Action::Prepare(side) => self.prepare(side, ctx),
             Action::Negotiate(side) => self.negotiate(side, ctx),
-            Action::Round { mode, number, last } => {
+            Action::Chosen(choice) => self.chosen(choice),
+            Action::Round {
+                provider,
+                mode,
+                number,
+                last,
+            } => {
                 self.mode = mode;
                 self.status.expires_at = None;
                 self.status.mode = Some(mode.as_str().to_owned());
                 self.status.rounds = number;
-                self.round(mode, number, last, ctx);
+                self.round((provider, mode), number, last, ctx);
             }
             Action::Validate => self.validate(ctx),
             Action::Transferred => {
@@ -394,6 +403,9 @@ impl MorphSession {
         }
         match self.engine.rollback_reason() {
             Some(reason) => {
+                if let RollbackReason::Incompatible(why) = reason {
+                    self.status.other_providers = passed_over(&why.passed_over);
+                }
                 let reason = reason.to_string();
                 self.say(format!("morph: {name}: {reason}"));
                 self.status.reason = Some(reason);
@@ -477,6 +489,7 @@ fn config(means: &Means, plan: &MorphPlan) -> Config {
         expiry: plan.expiry,
         downtime_budget: plan.budget,
         step_overhead: means.downtimes.borrow().overhead(mode_of(means)),
+        preference: PREFERENCE,
         required_kinds: kinds,
         possible_modes: modes,
         validate_on_request: !plan.auto_validate,
@@ -512,6 +525,8 @@ fn first_status(plan: &MorphPlan, operation: String) -> MorphRecord {
         to_generation: plan.target.generation,
         from_kernel: plan.source.kernel.release.clone(),
         to_kernel: plan.kernel.release.clone(),
+        provider: None,
+        other_providers: Vec::new(),
         mode: None,
         state_bytes: 0,
         sent_bytes: 0,

@@ -103,7 +103,7 @@ async fn carry(
         None => Relay {
             source: open(machine, source, fixed.session, Side::Source).await?,
             target: open(machine, target, fixed.session, Side::Target).await?,
-            state: IncomingState::new(fixed.session),
+            state: IncomingState::new(fixed.session, fixed.provider),
         },
     };
     let moved = relay.round(fixed).await?;

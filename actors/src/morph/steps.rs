@@ -9,12 +9,13 @@ use kmorph_launch::StartMode;
 use kmp_proto::fence::{FenceCertificate, FenceOrder};
 use kmp_proto::message::{
     CommitReply, CommitStep, Message as Kmp, MorphCommit, MorphNegotiate, MorphPrepare,
-    MorphRollback, MorphTransfer, MorphTransferFixed, MorphValidate, NegotiateFixed, RollbackFixed,
-    RollbackStatus, Side, StepStatus, TransferMode, TransferOp, Verdict, WorkloadState,
+    MorphRollback, MorphTransfer, MorphTransferFixed, MorphValidate, Reference, RollbackFixed,
+    RollbackStatus, Side, StateProvider, StepStatus, TransferMode, TransferOp, WorkloadState,
     transfer_flags,
 };
 use kmp_proto::morph::{CommitOrder, CommitRecord, Event, FROZEN_STEP_TIMEOUT, Offer};
 
+use super::provider::PREFERENCE;
 use super::{MorphSession, STEP_TIMEOUT, Start, api_checks, by_reference};
 use crate::generation::release::Release;
 use crate::model::generation::AnyGeneration;
@@ -161,36 +162,27 @@ impl MorphSession {
 
     pub(super) fn negotiate(&mut self, side: Side, ctx: &mut Context<Self>) {
         let message = Kmp::MorphNegotiate(MorphNegotiate {
-            fixed: NegotiateFixed {
-                session: self.plan.session,
-                memory_bytes: 0,
-                dirty_bytes_per_s: 0,
-                state_kinds: 0,
-                providers: 0,
-                modes: 0,
-                state_version: 0,
-                verdict: Verdict::Offer,
-            },
-            missing: Vec::new(),
+            session: self.plan.session,
+            providers: StateProvider::set(PREFERENCE),
         });
         let (reply, asked) = (self.ask(side, message, STEP_TIMEOUT), clock::now());
-        ctx.spawn(reply.into_actor(self).map(move |reply, act, ctx| {
-            let event = match reply {
+        self.later(ctx, async move {
+            Some(match reply.await {
                 Ok(Kmp::MorphNegotiateReply(answer)) => {
-                    if side == Side::Source {
-                        act.status.state_bytes = answer.fixed.memory_bytes;
-                    }
-                    Event::Offered(side, offer(answer, clock::now() - asked))
+                    let offer = Offer {
+                        providers: answer.offers,
+                        round_trip: clock::now() - asked,
+                    };
+                    Event::Offered(side, offer)
                 }
                 other => refused(side, other),
-            };
-            act.tell(event, ctx);
-        }));
+            })
+        });
     }
 
     pub(super) fn round(
         &mut self,
-        mode: TransferMode,
+        (provider, mode): (StateProvider, TransferMode),
         number: u32,
         last: bool,
         ctx: &mut Context<Self>,
@@ -206,45 +198,43 @@ impl MorphSession {
             chunk_crc32: 0,
             op: TransferOp::Pull,
             mode,
+            provider,
         };
         if mode == TransferMode::Rounds {
             return self.relay_round(fixed, last, ctx);
         }
-        // By reference the target fetches what it maps from the source directly. Nothing is left to move in the
-        // last round: with it the source learns that the commit record may exist from now on.
-        let side = if last { Side::Source } else { Side::Target };
-        let message = Kmp::MorphTransfer(MorphTransfer {
-            fixed,
-            data: Vec::new(),
-            references: Vec::new(),
-        });
         let timeout = if last {
             FROZEN_STEP_TIMEOUT
         } else {
             self.plan.phase_timeout
         };
-        let (reply, began) = (self.ask(side, message, timeout), clock::now());
-        self.later_round(side, reply, began, ctx);
-    }
-
-    fn later_round(
-        &mut self,
-        side: Side,
-        reply: impl Future<Output = Result<Kmp, RequestError>> + 'static,
-        began: kmp_proto::time::Instant,
-        ctx: &mut Context<Self>,
-    ) {
-        ctx.spawn(reply.into_actor(self).map(move |reply, act, ctx| {
-            let event = match reply {
+        // First the source makes its state ready and names what the target is to map. In the last round nothing is left
+        // to move: with it the source learns that the commit record may exist from now on.
+        let source = self.ask(Side::Source, pull(fixed, Vec::new()), timeout);
+        let (transport, target) = (
+            self.means.platform.transport.clone(),
+            self.key(Side::Target),
+        );
+        let began = clock::now();
+        self.later(ctx, async move {
+            let (mut side, mut reply) = (Side::Source, source.await);
+            if let (false, Ok(Kmp::MorphTransferReply(ready))) = (last, &mut reply) {
+                let request = Request {
+                    key: target,
+                    message: pull(fixed, std::mem::take(&mut ready.references)),
+                    timeout,
+                };
+                (side, reply) = (Side::Target, transport.ask(request).await);
+            }
+            Some(match reply {
                 Ok(Kmp::MorphTransferReply(applied)) => Event::RoundApplied {
                     sent_bytes: 0,
                     dirty_bytes: applied.fixed.dirty_bytes,
                     took: clock::now() - began,
                 },
                 other => refused(side, other),
-            };
-            act.tell(event, ctx);
-        }));
+            })
+        });
     }
 
     pub(super) fn validate(&mut self, ctx: &mut Context<Self>) {
@@ -449,13 +439,11 @@ async fn serves(watch: Option<Addr<Watch>>) -> bool {
     })
 }
 
-fn offer(answer: MorphNegotiate, round_trip: Duration) -> Offer {
-    Offer {
-        round_trip,
-        capabilities: answer.capabilities(),
-        state_version: answer.fixed.state_version,
-        state_bytes: answer.fixed.memory_bytes,
-        dirty_bytes_per_s: answer.fixed.dirty_bytes_per_s,
-        missing: answer.missing,
-    }
+/// A pull by reference, with what the source has named.
+fn pull(fixed: MorphTransferFixed, references: Vec<Reference>) -> Kmp {
+    Kmp::MorphTransfer(MorphTransfer {
+        fixed,
+        data: Vec::new(),
+        references,
+    })
 }

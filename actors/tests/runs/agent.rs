@@ -2,10 +2,10 @@
 
 use kmp_proto::message::{
     Channel, Check, CheckResult, CommitReply, CommitStep, ErrorInfo, Health, HeartbeatRsp,
-    HeartbeatRspFixed, Hello, HelloFixed, Message, MorphCommit, MorphNegotiate, MorphRollback,
-    NegotiateFixed, PRESSURE_ABSENT, PeerRole, RecoverReply, RollbackReply, RollbackStatus,
-    SessionReply, Side, StepStatus, ValidateReply, ValidateReplyFixed, Verdict, WorkloadState,
-    capability, features, transfer_flags,
+    HeartbeatRspFixed, Hello, HelloFixed, Message, MorphCommit, MorphRollback, MorphTransfer,
+    NegotiateReply, PRESSURE_ABSENT, PeerRole, ProviderOffer, RecoverReply, Reference,
+    RollbackReply, RollbackStatus, SessionReply, Side, StateProvider, StepStatus, TransferOp,
+    ValidateReply, ValidateReplyFixed, WorkloadState, capability, features, transfer_flags,
 };
 use kmp_proto::wire::{ErrorCode, VERSION};
 use kmp_transport::connection::{Connection, welcome};
@@ -33,7 +33,7 @@ fn hello(key: &Key) -> Hello {
             features: if key.1 % 9 == 8 {
                 0
             } else {
-                features::COOPERATIVE | features::BY_REFERENCE
+                features::MORPHS | features::BY_REFERENCE
             },
             session: 0,
             incarnation: 0,
@@ -148,29 +148,26 @@ fn answer(machine: &Machine, key: &Key, message: Message) -> Result<Message, Str
             let session = prepare.session;
             Ok(Message::MorphPrepareReply(SessionReply { session }))
         }),
-        Message::MorphNegotiate(ask) => Ok(Message::MorphNegotiateReply(MorphNegotiate {
-            fixed: NegotiateFixed {
-                session: ask.fixed.session,
-                memory_bytes: 4096,
-                dirty_bytes_per_s: 0,
-                state_kinds: capability::MEMORY | capability::LISTENERS | capability::CONNECTIONS,
-                providers: capability::COOPERATIVE,
-                modes: capability::BY_REFERENCE,
-                state_version: 1,
-                verdict: Verdict::Accept,
-            },
-            missing: Vec::new(),
-        })),
-        Message::MorphTransfer(mut transfer) => kernel(&mut |kernel| {
-            if transfer.fixed.flags & transfer_flags::FINAL != 0 {
-                if !matches!(kernel.part, Part::Frozen { .. }) {
-                    return Err("it is not frozen".to_owned());
-                }
-                kernel.part = Part::Frozen { holding: true };
+        Message::MorphNegotiate(ask) => {
+            let other = StateProvider::Other(64);
+            Ok(Message::MorphNegotiateReply(NegotiateReply {
+                session: ask.session,
+                // One that the daemon does not know comes first.
+                offers: vec![offer(other), offer(StateProvider::Cooperative)],
+            }))
+        }
+        Message::MorphTransfer(transfer) => {
+            let wrong = std::cell::Cell::new(None);
+            let answer = kernel(&mut |kernel| {
+                let (answer, wrong_now) = take_state(kernel, transfer.clone())?;
+                wrong.set(wrong_now);
+                Ok(Message::MorphTransferReply(answer))
+            });
+            if let Some(wrong) = wrong.take() {
+                machine.breaks(format!("{} {}: {wrong}", key.0, key.1));
             }
-            transfer.fixed.op = kmp_proto::message::TransferOp::Applied;
-            Ok(Message::MorphTransferReply(transfer.clone()))
-        }),
+            answer
+        }
         Message::MorphValidate(validate) => Ok(Message::MorphValidateReply(ValidateReply {
             fixed: ValidateReplyFixed {
                 session: validate.session,
@@ -187,6 +184,48 @@ fn answer(machine: &Machine, key: &Key, message: Message) -> Result<Message, Str
         Message::MorphRollback(rollback) => roll_back(machine, key, &rollback),
         other => Err(format!("nothing answers {}", other.msg_type())),
     }
+}
+
+fn offer(provider: StateProvider) -> ProviderOffer {
+    ProviderOffer {
+        provider,
+        memory_bytes: 4096,
+        dirty_bytes_per_s: 0,
+        state_kinds: capability::MEMORY | capability::LISTENERS | capability::CONNECTIONS,
+        modes: capability::BY_REFERENCE,
+        state_version: 1,
+        why_not: String::new(),
+    }
+}
+
+/// A pull by reference: the source names its memory, and the target is told what the source has named. Also what the
+/// daemon did wrong, if anything.
+fn take_state(
+    kernel: &mut Kernel,
+    mut transfer: MorphTransfer,
+) -> Result<(MorphTransfer, Option<&'static str>), String> {
+    let named = Reference {
+        region: transfer.fixed.session,
+        length: 4096,
+        digest: 0,
+    };
+    let last = transfer.fixed.flags & transfer_flags::FINAL != 0;
+    let told = std::mem::take(&mut transfer.references);
+    let mut wrong = None;
+    match kernel.part {
+        Part::Frozen { .. } if last => kernel.part = Part::Frozen { holding: true },
+        _ if last => return Err("it is not frozen".to_owned()),
+        Part::Waiting { .. } if told != [named] => {
+            wrong = Some("the target is not told what the source has named");
+        }
+        Part::Serving => transfer.references = vec![named],
+        _ => {}
+    }
+    if transfer.fixed.provider != StateProvider::Cooperative {
+        wrong = Some("a provider was chosen that the daemon does not know");
+    }
+    transfer.fixed.op = TransferOp::Applied;
+    Ok((transfer, wrong))
 }
 
 fn commit_step(machine: &Machine, key: &Key, commit: MorphCommit) -> Result<Message, String> {

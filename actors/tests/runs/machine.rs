@@ -112,6 +112,11 @@ impl Machine {
         self.inner().broken.clone()
     }
 
+    /// Notes a rule that was broken.
+    pub(crate) fn breaks(&self, text: String) {
+        self.inner().broken.push(text);
+    }
+
     /// What happened to the kernels since it was asked last.
     pub(crate) fn told(&self) -> Vec<String> {
         std::mem::take(&mut self.inner().told)

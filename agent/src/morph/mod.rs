@@ -1,7 +1,8 @@
-//! The instance's side of a morph: one session at a time, each step passed on to the workload.
+//! The instance's side of a morph: one session at a time, each step passed on to the state provider.
 //!
-//! [`part`] decides what a request may do; this module has the workload do it, one step of a commit or rollback at a
-//! time. A step that is repeated, because its answer was lost or another daemon took over, is answered as before.
+//! [`part`] decides what a request may do; this module has the provider that the daemon has chosen do it
+//! ([`crate::provider`]), one step of a commit or rollback at a time. A step that is repeated, because its answer was lost
+//! or another daemon took over, is answered as before.
 
 mod part;
 
@@ -9,61 +10,20 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use kmorph_launch::handover::{self as launch_handover, Answer};
-use kmorph_workload::handover::PacketSocket;
-use kmorph_workload::handover::message::{self as workload, Mode, Reply, Request, Status};
 use kmp_proto::message::{
-    Check, CheckResult, CommitReply, CommitStep, Message, MorphCommit, MorphNegotiate,
-    MorphPrepare, MorphRollback, MorphTransfer, MorphTransferFixed, MorphValidate, NegotiateFixed,
-    RollbackReply, RollbackStatus, SessionReply, Side, StepStatus, TransferMode, TransferOp,
-    ValidateReply, ValidateReplyFixed, Verdict, WorkloadState, capability, transfer_flags,
+    CheckResult, CommitReply, CommitStep, Message, MorphCommit, MorphNegotiate, MorphPrepare,
+    MorphRollback, MorphTransfer, MorphTransferFixed, MorphValidate, NegotiateReply, Reference,
+    RollbackReply, RollbackStatus, SessionReply, Side, StateProvider, StepStatus, TransferMode,
+    TransferOp, ValidateReply, ValidateReplyFixed, WorkloadState, transfer_flags,
 };
 use kmp_proto::wire::ErrorCode;
 use slog::{Logger, info, warn};
 use std::os::fd::OwnedFd;
 
 use self::part::{Freeze, Misfit, Role, Undo};
-use crate::workload::{AskError, Workload};
-
-/// Longest wait for the workload in a step that is not part of the downtime.
-const CALM_STEP_TIMEOUT: Duration = Duration::from_secs(60);
-/// Longest wait for the workload in a step of the downtime.
-const FROZEN_STEP_TIMEOUT: Duration = Duration::from_secs(2);
-/// Time the workload may spend checking content before the freeze, microseconds.
-const VALIDATE_BUDGET_US: u32 = 100_000;
-/// Time it may spend checking content while frozen, microseconds.
-const ACTIVATE_BUDGET_US: u32 = 200;
-/// Every kind of state.
-const ALL_KINDS: u32 =
-    capability::MEMORY | capability::FDS | capability::LISTENERS | capability::CONNECTIONS;
-/// Version of the cooperative provider's state; equal on both sides of a morph.
-const STATE_VERSION: u32 = workload::PROTOCOL_VERSION;
-
-/// Why a request was not done: an ERROR frame.
-#[derive(Debug)]
-pub struct Refusal {
-    /// Its code.
-    pub code: ErrorCode,
-    /// Its text.
-    pub text: String,
-}
-
-impl Refusal {
-    pub(crate) fn new(code: ErrorCode, text: impl Into<String>) -> Self {
-        let text = text.into();
-        Self { code, text }
-    }
-}
-
-impl From<AskError> for Refusal {
-    fn from(error: AskError) -> Self {
-        let code = match &error {
-            AskError::NotRunning(_) | AskError::NotCooperative => ErrorCode::UnexpectedInState,
-            AskError::Exchange(_) => ErrorCode::Internal,
-        };
-        Self::new(code, error.to_string())
-    }
-}
+use crate::provider::{Chosen, Export, Host, Import, Providers};
+use crate::refusal::Refusal;
+use crate::workload::Workload;
 
 impl From<Misfit> for Refusal {
     fn from(text: Misfit) -> Self {
@@ -79,7 +39,7 @@ const THAW_RETRY: Duration = Duration::from_secs(1);
 pub struct Morphs {
     workload: Workload,
     generation: u64,
-    predecessor: Option<PathBuf>,
+    providers: Arc<Providers>,
     log: Logger,
     role: Arc<Mutex<Role>>,
     /// Held by the step of a commit or the rollback that is under way.
@@ -95,10 +55,25 @@ impl Morphs {
         predecessor: Option<PathBuf>,
         log: Logger,
     ) -> Self {
+        let host = Host {
+            workload,
+            predecessor,
+        };
+        let providers = Providers::of(&host);
+        Self::with(providers, host.workload, generation, log)
+    }
+
+    /// As [`Self::new`], with these providers.
+    pub(crate) fn with(
+        providers: Providers,
+        workload: Workload,
+        generation: u64,
+        log: Logger,
+    ) -> Self {
         Self {
             workload,
             generation,
-            predecessor,
+            providers: Arc::new(providers),
             log,
             role: Arc::new(Mutex::new(Role::new())),
             turn: Arc::default(),
@@ -116,7 +91,7 @@ impl Morphs {
     pub async fn answer(&self, message: &Message) -> Result<Message, Refusal> {
         match message {
             Message::MorphPrepare(prepare) => self.prepare(prepare),
-            Message::MorphNegotiate(ask) => self.negotiate(ask).await,
+            Message::MorphNegotiate(ask) => self.negotiate(*ask).await,
             Message::MorphTransfer(transfer) => self.transfer(transfer).await,
             Message::MorphValidate(validate) => self.validate(validate).await,
             Message::MorphCommit(commit) => self.commit(*commit).await,
@@ -152,51 +127,29 @@ impl Morphs {
         Err(Refusal::new(ErrorCode::UnexpectedInState, text))
     }
 
-    async fn negotiate(&self, ask: &MorphNegotiate) -> Result<Message, Refusal> {
-        let session = ask.fixed.session;
+    async fn negotiate(&self, ask: MorphNegotiate) -> Result<Message, Refusal> {
+        let MorphNegotiate { session, providers } = ask;
         self.role().side(session)?;
-        let mut fixed = NegotiateFixed {
-            session,
-            memory_bytes: 0,
-            dirty_bytes_per_s: 0,
-            // Without a program there is nothing to hand over, and any way will do.
-            state_kinds: ALL_KINDS,
-            providers: capability::COOPERATIVE,
-            modes: capability::BY_REFERENCE | capability::ROUNDS,
-            state_version: STATE_VERSION,
-            verdict: Verdict::Accept,
-        };
-        let mut missing = Vec::new();
-        if self.workload.exists() {
-            match self.status().await {
-                Ok(status) => {
-                    fixed.memory_bytes = status.state_bytes;
-                    fixed.dirty_bytes_per_s = status.dirty_bytes_per_s;
-                    fixed.state_kinds = status.state_kinds;
-                    fixed.modes = status.modes;
-                }
-                Err(error) => {
-                    fixed.verdict = Verdict::Veto;
-                    fixed.providers = 0;
-                    fixed.modes = 0;
-                    missing.push(error.to_string());
-                }
-            }
-        }
-        let answer = MorphNegotiate { fixed, missing };
+        let offers = self.providers.offer(session, providers).await;
+        let answer = NegotiateReply { session, offers };
         Ok(Message::MorphNegotiateReply(answer))
     }
 
-    async fn status(&self) -> Result<Status, AskError> {
-        let query = self
-            .workload
-            .ask(Request::Query, Vec::new(), FROZEN_STEP_TIMEOUT);
-        match query.await?.message {
-            Reply::Status(status) => Ok(status),
-            _ => Err(AskError::NotCooperative),
-        }
+    /// The provider that the daemon has chosen, on the side that it is to work for.
+    ///
+    /// # Errors
+    /// When this is not that side of `session`, or the provider is not the one that it uses and may use.
+    pub(crate) fn choose(
+        &self,
+        session: u64,
+        side: Side,
+        provider: StateProvider,
+    ) -> Result<Chosen, Refusal> {
+        self.expect_side(session, side)?;
+        self.providers.choose(session, provider)
     }
 
+    /// State by reference: first the source makes its own ready, then the target takes that over.
     async fn transfer(&self, transfer: &MorphTransfer) -> Result<Message, Refusal> {
         let fixed = transfer.fixed;
         if fixed.op != TransferOp::Pull || fixed.mode != TransferMode::ByReference {
@@ -207,16 +160,13 @@ impl Morphs {
             );
             return Err(Refusal::new(ErrorCode::UnexpectedInState, text));
         }
-        let last = fixed.flags & transfer_flags::FINAL != 0;
-        if last {
-            // By reference nothing is left to move; the source stands still from here until it is told.
+        let references = if fixed.flags & transfer_flags::FINAL != 0 {
+            // Nothing is left to move; the source stands still from here until it is told.
             self.hold(fixed.session)?;
+            Vec::new()
         } else {
-            self.expect_side(fixed.session, Side::Target)?;
-            if self.workload.exists() {
-                self.take_over(fixed.session).await?;
-            }
-        }
+            self.hand_on(transfer).await?
+        };
         let fixed = MorphTransferFixed {
             op: TransferOp::Applied,
             dirty_bytes: 0,
@@ -225,99 +175,60 @@ impl Morphs {
         Ok(Message::MorphTransferReply(MorphTransfer {
             fixed,
             data: Vec::new(),
-            references: Vec::new(),
+            references,
         }))
     }
 
-    /// Gets a channel to the source workload and has ours import over it.
-    async fn take_over(&self, session: u64) -> Result<(), Refusal> {
-        let Some(predecessor) = self.predecessor.clone() else {
-            let text = "no predecessor on this kernel: state cannot move by reference";
-            return Err(Refusal::new(ErrorCode::Incompatible, text));
-        };
-        let place = format!("taking over at {}", predecessor.display());
-        let ask = move || {
-            let request = launch_handover::Request::TakeOver { session };
-            launch_handover::ask(&predecessor, &request)
-        };
-        let failed = |e: String| Refusal::new(ErrorCode::Internal, format!("{place}: {e}"));
-        let (answer, fds) = tokio::task::spawn_blocking(ask)
-            .await
-            .map_err(|e| failed(e.to_string()))?
-            .map_err(|e| failed(e.to_string()))?;
-        if answer != Answer::Channel || fds.len() != 1 {
-            return Err(failed("another answer than a channel".to_owned()));
+    /// What the source names for the target; the target names nothing.
+    async fn hand_on(&self, transfer: &MorphTransfer) -> Result<Vec<Reference>, Refusal> {
+        let MorphTransferFixed {
+            session,
+            mode,
+            provider,
+            total_bytes,
+            ..
+        } = transfer.fixed;
+        let side = self.role().side(session)?;
+        let chosen = self.choose(session, side, provider)?;
+        match side {
+            Side::Source => {
+                let export = Export { session, mode };
+                Ok(chosen.export(export).await?.references)
+            }
+            Side::Target => {
+                let import = Import {
+                    session,
+                    mode,
+                    total_bytes,
+                    references: transfer.references.clone(),
+                };
+                chosen.import(import).await?;
+                Ok(Vec::new())
+            }
         }
-        let import = Request::PrepareImport {
-            mode: Mode::ByReference,
-            total_len: 0,
-        };
-        let imported = self.workload.ask(import, fds, CALM_STEP_TIMEOUT).await?;
-        expect_reply(
-            &imported.message,
-            matches!(imported.message, Reply::ImportReady { .. }),
-        )
     }
 
-    /// The source of [`Morphs::take_over`]: the end of the channel that the target gets.
+    /// What the target's agent, on the same kernel, is given for its provider.
     ///
     /// # Errors
-    /// When `session` is not the one in which this side is left, or the workload refuses.
+    /// When `session` is not the one in which this side is left, or the provider has nothing to give.
     pub async fn hand_over(&self, session: u64) -> Result<OwnedFd, Refusal> {
         self.expect_side(session, Side::Source)?;
-        let (ours, theirs) = PacketSocket::pair()
-            .map_err(|e| Refusal::new(ErrorCode::ResourceExhausted, e.to_string()))?;
-        let export = Request::PrepareExport {
-            mode: Mode::ByReference,
-        };
-        let prepared = self
-            .workload
-            .ask(export, vec![ours], CALM_STEP_TIMEOUT)
-            .await?;
-        expect_reply(
-            &prepared.message,
-            matches!(prepared.message, Reply::Prepared { .. }),
-        )?;
-        Ok(theirs)
+        self.providers.chosen(session)?.hand_over().await
     }
 
     async fn validate(&self, validate: &MorphValidate) -> Result<Message, Refusal> {
-        self.expect_side(validate.session, Side::Target)?;
-        let mut checks = Vec::new();
-        if self.workload.exists() {
-            let budget_us = VALIDATE_BUDGET_US;
-            let request = Request::Validate { budget_us };
-            let reply = self
-                .workload
-                .ask(request, Vec::new(), CALM_STEP_TIMEOUT)
-                .await?;
-            let Reply::Validated { checks: found, .. } = reply.message else {
-                return Err(unexpected(&reply.message));
-            };
-            checks.extend(found.into_iter().map(check));
-        }
-        checks.push(self.alive());
-        let all = checks.iter().all(|c| c.result == CheckResult::Passed);
-        let verdict = passed(all);
         let session = validate.session;
+        self.expect_side(session, Side::Target)?;
+        let checks = self.providers.chosen(session)?.validate().await?;
+        let all = checks.iter().all(|c| c.result == CheckResult::Passed);
+        let verdict = if all {
+            CheckResult::Passed
+        } else {
+            CheckResult::Failed
+        };
         let fixed = ValidateReplyFixed { session, verdict };
         Ok(Message::MorphValidateReply(ValidateReply { fixed, checks }))
-    }
-
-    /// The agent's own check: the workload stands where the target of a morph should.
-    fn alive(&self) -> Check {
-        let began = Instant::now();
-        let condition = self.workload.condition();
-        let well = matches!(
-            condition.state,
-            WorkloadState::Awaiting | WorkloadState::None
-        );
-        Check {
-            name: "workload".to_owned(),
-            result: passed(well),
-            duration_us: micros(began),
-            detail: format!("is {}", condition.state.as_str()),
-        }
     }
 
     /// The source answers its last round. The commit record may exist from now on.
@@ -352,20 +263,11 @@ impl Morphs {
         }))
     }
 
-    async fn step(&self, request: Request) -> Result<Reply, Refusal> {
-        let ask = self.workload.ask(request, Vec::new(), FROZEN_STEP_TIMEOUT);
-        Ok(ask.await?.message)
-    }
-
     async fn freeze(&self, session: u64) -> Result<u64, Refusal> {
         let todo = self.role().freeze(session)?;
         let digest = match todo {
             Freeze::Already(digest) => return Ok(digest),
-            Freeze::Now if !self.workload.exists() => 0,
-            Freeze::Now => match self.step(Request::Freeze).await? {
-                Reply::Frozen { state, .. } => state.digest,
-                other => return Err(unexpected(&other)),
-            },
+            Freeze::Now => self.providers.chosen(session)?.freeze().await?,
         };
         self.role().frozen(session, digest, Instant::now());
         tokio::spawn(self.clone().thaw_when_left_alone(session));
@@ -392,36 +294,20 @@ impl Morphs {
     }
 
     async fn activate(&self, commit: MorphCommit) -> Result<u64, Refusal> {
-        let known = self.role().activate(commit.session)?;
+        let MorphCommit { session, nonce, .. } = commit;
+        let known = self.role().activate(session)?;
         let digest = match known {
             Some(digest) => digest,
-            None if !self.workload.exists() => 0,
-            None => self.activate_workload(commit.nonce).await?,
+            None => self.providers.chosen(session)?.activate(nonce).await?,
         };
-        self.role().activated(commit.session, digest);
+        self.role().activated(session, digest);
         Ok(digest)
-    }
-
-    async fn activate_workload(&self, nonce: u64) -> Result<u64, Refusal> {
-        let request = Request::Activate {
-            nonce,
-            budget_us: ACTIVATE_BUDGET_US,
-        };
-        match self.step(request).await? {
-            Reply::Activated {
-                nonce: found,
-                state,
-                ..
-            } if found == nonce => Ok(state.digest),
-            other => Err(unexpected(&other)),
-        }
     }
 
     async fn serve(&self, session: u64) -> Result<u64, Refusal> {
         let todo = self.role().serve(session)?;
-        if todo && self.workload.exists() {
-            let reply = self.step(Request::Serve).await?;
-            expect_reply(&reply, matches!(reply, Reply::Serving { .. }))?;
+        if todo {
+            self.providers.chosen(session)?.serve().await?;
         }
         self.role().serves(session);
         Ok(0)
@@ -429,9 +315,8 @@ impl Morphs {
 
     async fn retire(&self, session: u64) -> Result<u64, Refusal> {
         let todo = self.role().retire(session)?;
-        if todo && self.workload.exists() {
-            let reply = self.step(Request::Retire).await?;
-            expect_reply(&reply, reply == Reply::Retired)?;
+        if todo {
+            self.providers.chosen(session)?.retire().await?;
         }
         self.role().retired(session);
         Ok(0)
@@ -444,6 +329,9 @@ impl Morphs {
         let status = match todo {
             Undo::Resume => self.resume().await?,
             Undo::Stop => {
+                if let Ok(chosen) = self.providers.chosen(session) {
+                    chosen.abandon().await;
+                }
                 self.workload.stop().await;
                 RollbackStatus::Stopped
             }
@@ -458,49 +346,16 @@ impl Morphs {
 
     /// Has the workload serve again if it stands still.
     async fn resume(&self) -> Result<RollbackStatus, Refusal> {
-        let condition = self.workload.condition();
-        if !self.workload.exists() {
-            return Ok(RollbackStatus::Running);
-        }
-        if condition.cooperative {
-            // Also when it was not frozen: it lets go of what it had prepared for its successor.
-            let reply = self.step(Request::Resume).await?;
-            expect_reply(&reply, reply == Reply::Resumed)?;
+        // The provider that was used last: where none was, nothing of the workload was touched.
+        if let Some(provider) = self.providers.latest() {
+            provider.resume().await?;
         }
         Ok(match self.workload.condition().state {
-            WorkloadState::Running | WorkloadState::Starting => RollbackStatus::Running,
+            WorkloadState::Running | WorkloadState::Starting | WorkloadState::None => {
+                RollbackStatus::Running
+            }
             _ => RollbackStatus::Stopped,
         })
-    }
-}
-
-fn expect_reply(reply: &Reply, expected: bool) -> Result<(), Refusal> {
-    if expected {
-        Ok(())
-    } else {
-        Err(unexpected(reply))
-    }
-}
-
-pub(crate) fn unexpected(reply: &Reply) -> Refusal {
-    let text = format!("the workload answered {reply:?}");
-    Refusal::new(ErrorCode::Internal, text)
-}
-
-fn passed(well: bool) -> CheckResult {
-    if well {
-        CheckResult::Passed
-    } else {
-        CheckResult::Failed
-    }
-}
-
-fn check(found: workload::Check) -> Check {
-    Check {
-        name: found.name,
-        result: passed(found.passed),
-        duration_us: found.duration_us,
-        detail: found.detail,
     }
 }
 

@@ -1,12 +1,13 @@
 mod channels;
+mod providers;
 mod transfer;
 
 use std::time::Duration;
 
 use kmp_proto::message::{
     CommitStep, ErrorInfo, FailureCause, FenceClaim, Hello, HelloFixed, MorphCommit,
-    RecoverCompleteFixed, RecoverFixed, RecoveryOutcome, Side, TopologyEntry, complete_flags,
-    features,
+    MorphNegotiate, NegotiateReply, RecoverCompleteFixed, RecoverFixed, RecoveryOutcome, Side,
+    StateProvider, TopologyEntry, complete_flags, features,
 };
 use kmp_proto::wire::VERSION;
 use kmp_transport::connection::{greet, welcome};
@@ -60,7 +61,7 @@ fn hello(role: PeerRole, channel: Channel) -> Hello {
             flags: 0,
             generation: 1,
             boot_id: [7; 16],
-            features: features::COOPERATIVE,
+            features: features::MORPHS,
             session: u64::from(channel == Channel::Bulk),
             incarnation: 0,
         },
@@ -82,25 +83,26 @@ struct Agent {
 
 impl Agent {
     fn start() -> Self {
-        Self::with(Workload::none(), features::COOPERATIVE)
+        Self::with(Workload::none(), features::MORPHS)
     }
 
     fn reading_lent_memory() -> Self {
-        let both = features::COOPERATIVE | features::READS_LENT_MEMORY;
+        let both = features::MORPHS | features::READS_LENT_MEMORY;
         Self::with(Workload::none(), both)
     }
 
     fn with(workload: Workload, features: u64) -> Self {
+        let log = Logger::root(slog::Discard, slog::o!());
+        let morphs = Morphs::new(workload.clone(), 1, None, log);
+        Self::moved_by(morphs, workload, features)
+    }
+
+    fn moved_by(morphs: Morphs, workload: Workload, features: u64) -> Self {
         let state_dir = tempfile::tempdir().unwrap();
         let (server, accepted) = mpsc::channel(1);
         let served = Served {
             instance: "web".to_owned(),
-            morphs: Morphs::new(
-                workload.clone(),
-                1,
-                None,
-                slog::Logger::root(slog::Discard, slog::o!()),
-            ),
+            morphs,
             said: Said::default(),
             workload,
             topology: crate::topology::Topology::in_dir(state_dir.path().to_owned()),
@@ -178,6 +180,16 @@ fn prepare(session: u64, from_generation: u64) -> Message {
     })
 }
 
+/// Asks for all providers of the protocol and one that it does not name.
+async fn negotiate(daemon: &mut Connection, session: u64) -> NegotiateReply {
+    let providers = StateProvider::set(StateProvider::ALL) | 64;
+    let ask_for = MorphNegotiate { session, providers };
+    match ask(daemon, Message::MorphNegotiate(ask_for)).await {
+        Message::MorphNegotiateReply(reply) => reply,
+        other => panic!("{other:?}"),
+    }
+}
+
 fn probe() -> Message {
     Message::HeartbeatReq(HeartbeatReq {
         probe: 1,
@@ -240,7 +252,7 @@ async fn what_does_not_travel_on_a_channel_is_refused_with_code_5_on_each() {
 async fn a_feature_that_not_both_have_is_not_used() {
     let agent = Agent::start();
     let mut daemon = agent.connect(Channel::Bulk).await;
-    assert_eq!(daemon.features, features::COOPERATIVE);
+    assert_eq!(daemon.features, features::MORPHS);
     let start = kmp_proto::message::VmcoreStart {
         fixed: kmp_proto::message::VmcoreStartFixed {
             capture: 1,

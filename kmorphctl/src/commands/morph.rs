@@ -3,6 +3,7 @@
 use kmorph_control_api::address::path;
 use kmorph_control_api::{
     Check, CommitRequest, DowntimeSteps, MorphPhase, MorphRequest, MorphStatus, Operation,
+    OtherProvider,
 };
 use serde_json::json;
 
@@ -212,6 +213,12 @@ async fn status(client: &Client, out: &mut Output, name: &str) -> Result<Exit, F
         ("Started", local_time(&morph.started_at).into()),
         ("State", bytes(morph.state_bytes).into()),
     ];
+    if let Some(provider) = morph.provider {
+        fields.push(("State provider", provider.into()));
+    }
+    for OtherProvider { provider, reason } in morph.other_providers {
+        fields.push(("Not used", format!("{provider}: {reason}").into()));
+    }
     if let Some(mode) = morph.mode {
         let text = match mode.as_str() {
             "rounds" => format!("{} rounds, {} sent", morph.rounds, bytes(morph.sent_bytes)),

@@ -35,8 +35,8 @@ pub const SHORT_TEXT_MAX_BYTES: usize = 128;
 
 /// Feature bits of [`HelloFixed::features`].
 pub mod features {
-    /// The instance's workload takes part in morphs (state provider `cooperative`).
-    pub const COOPERATIVE: u64 = 1;
+    /// MORPH_* is spoken. Which providers an instance has, MORPH_NEGOTIATE says.
+    pub const MORPHS: u64 = 1;
     /// State can be handed over by reference.
     pub const BY_REFERENCE: u64 = 2;
     /// The instance reads memory of a fenced kernel that it is lent: VMCORE_START.

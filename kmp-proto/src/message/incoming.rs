@@ -1,6 +1,6 @@
 //! Holds the state that one side of a morph sends to what it has announced.
 
-use super::{MorphTransfer, TransferMode, TransferOp};
+use super::{MorphTransfer, StateProvider, TransferMode, TransferOp};
 use crate::wire::ErrorCode;
 
 /// Most bytes of state in one chunk of a morph.
@@ -24,6 +24,14 @@ pub enum StateError {
         expected: u32,
         /// What the frame says.
         found: u32,
+    },
+    /// Of another provider than the one that carries the state.
+    #[error("a frame of the provider {found}, the state is carried by {expected}")]
+    OtherProvider {
+        /// The provider that was chosen.
+        expected: StateProvider,
+        /// What the frame says.
+        found: StateProvider,
     },
     /// Too much in one chunk.
     #[error("a chunk of {0} bytes, at most {STATE_CHUNK_MAX_BYTES} are allowed")]
@@ -65,6 +73,7 @@ impl StateError {
 #[derive(Debug)]
 pub struct IncomingState {
     session: u64,
+    provider: StateProvider,
     announced: Option<u64>,
     /// The round under way, or the next one.
     round: u32,
@@ -72,10 +81,11 @@ pub struct IncomingState {
 }
 
 impl IncomingState {
-    /// Nothing of `session` has come yet.
-    pub const fn new(session: u64) -> Self {
+    /// Nothing of `session` has come yet; `provider` carries what will come.
+    pub const fn new(session: u64, provider: StateProvider) -> Self {
         Self {
             session,
+            provider,
             announced: None,
             round: 1,
             sent: 0,
@@ -93,6 +103,10 @@ impl IncomingState {
         let state = matches!(op, TransferOp::Chunk | TransferOp::EndOfRound);
         if !state || session != self.session || fixed.mode != TransferMode::Rounds {
             return Err(StateError::NotState { op, session });
+        }
+        if fixed.provider != self.provider {
+            let (expected, found) = (self.provider, fixed.provider);
+            return Err(StateError::OtherProvider { expected, found });
         }
         if fixed.round != self.round {
             let (expected, found) = (self.round, fixed.round);

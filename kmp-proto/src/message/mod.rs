@@ -8,6 +8,7 @@ mod heartbeat;
 mod hello;
 mod incoming;
 mod morph;
+mod provider;
 mod recover;
 mod reply;
 mod route;
@@ -25,11 +26,13 @@ pub use hello::{
 };
 pub use incoming::{IncomingState, STATE_CHUNK_MAX_BYTES, StateError};
 pub use morph::{
-    Capabilities, Check, CheckResult, CommitReply, CommitStep, MorphCommit, MorphNegotiate,
-    MorphPrepare, MorphRollback, MorphTransfer, MorphTransferFixed, MorphValidate, NegotiateFixed,
-    Reference, RollbackFixed, RollbackReply, RollbackStatus, SessionReply, Side, StepStatus,
-    TransferMode, TransferOp, ValidateReply, ValidateReplyFixed, Verdict, capability,
-    transfer_flags,
+    Check, CheckResult, CommitReply, CommitStep, MorphCommit, MorphPrepare, MorphRollback,
+    MorphTransfer, MorphTransferFixed, MorphValidate, Reference, RollbackFixed, RollbackReply,
+    RollbackStatus, SessionReply, Side, StepStatus, TransferMode, TransferOp, ValidateReply,
+    ValidateReplyFixed, transfer_flags,
+};
+pub use provider::{
+    MorphNegotiate, NegotiateReply, PROVIDERS_MAX, ProviderOffer, StateProvider, capability,
 };
 pub use recover::{
     FailureCause, FenceClaim, RecoverComplete, RecoverCompleteFixed, RecoverFixed, RecoverNotice,
@@ -58,6 +61,7 @@ pub fn layouts() -> impl Iterator<Item = (&'static str, Layout)> {
         recover::LAYOUTS,
         vmcore::LAYOUTS,
         morph::LAYOUTS,
+        provider::LAYOUTS,
         fault::LAYOUTS,
     ];
     parts.into_iter().flatten().copied()
@@ -264,7 +268,7 @@ messages! {
     /// See [`MsgType::MorphNegotiate`].
     MorphNegotiate(MorphNegotiate) = MorphNegotiate, false;
     /// Its reply.
-    MorphNegotiateReply(MorphNegotiate) = MorphNegotiate, true;
+    MorphNegotiateReply(NegotiateReply) = MorphNegotiate, true;
     /// See [`MsgType::MorphTransferState`].
     MorphTransfer(MorphTransfer) = MorphTransferState, false;
     /// Its reply.

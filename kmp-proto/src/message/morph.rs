@@ -1,13 +1,11 @@
 //! MORPH_*: moving a running workload from one kernel to another.
 
 use super::heartbeat::{append_text, text_record};
-use super::{LayoutError, Payload, TEXT_MAX_BYTES, at_most, clip, fixed_only};
+use super::{LayoutError, Payload, StateProvider, TEXT_MAX_BYTES, at_most, clip, fixed_only};
 use crate::wire::Layout;
 use crate::wire::field::{code_enum, fixed};
-use crate::wire::record::{CHECK, CRITICAL, DATA, MISSING, REFERENCE, append, once, records};
+use crate::wire::record::{CHECK, CRITICAL, DATA, REFERENCE, append, once, records};
 
-/// Most entries in a list of what is missing.
-const MISSING_MAX_ENTRIES: usize = 12;
 /// Most checks in a validation report.
 const CHECKS_MAX: usize = 100;
 /// Longest name of a check, in bytes: with it and [`TEXT_MAX_BYTES`] of detail, [`CHECKS_MAX`] checks fit.
@@ -50,121 +48,6 @@ fixed! {
         /// The session.
         session: u64 = 0,
         ; reserved 8
-    }
-}
-
-code_enum! {
-    /// What a MORPH_NEGOTIATE says.
-    Verdict: u8 {
-        /// Question: what can you do? The fields say what the sender asks for.
-        Offer = 0, "offer";
-        /// Answer: the fields say what the sender can do.
-        Accept = 1, "accept";
-        /// Answer: it cannot; MISSING records say what is missing.
-        Veto = 2, "veto";
-    }
-}
-
-/// Bits of [`Capabilities`].
-pub mod capability {
-    /// State kind: memory.
-    pub const MEMORY: u32 = 1;
-    /// State kind: file descriptors.
-    pub const FDS: u32 = 2;
-    /// State kind: listening sockets.
-    pub const LISTENERS: u32 = 4;
-    /// State kind: established connections.
-    pub const CONNECTIONS: u32 = 8;
-    /// Provider: the workload takes part itself.
-    pub const COOPERATIVE: u32 = 1;
-    /// Mode: by reference, in memory that both sides can map.
-    pub const BY_REFERENCE: u32 = 1;
-    /// Mode: copied in rounds.
-    pub const ROUNDS: u32 = 2;
-}
-
-/// What one side of a morph can do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Capabilities {
-    /// State kinds, see [`capability`].
-    pub state_kinds: u32,
-    /// Providers.
-    pub providers: u32,
-    /// Modes.
-    pub modes: u32,
-}
-
-fixed! {
-    /// Fixed part of MORPH_NEGOTIATE.
-    pub NegotiateFixed, 48 {
-        /// The session.
-        session: u64 = 0,
-        /// Bytes of state.
-        memory_bytes: u64 = 8,
-        /// How fast it changes, bytes a second.
-        dirty_bytes_per_s: u64 = 16,
-        /// State kinds, see [`capability`].
-        state_kinds: u32 = 24,
-        /// Providers.
-        providers: u32 = 28,
-        /// Modes.
-        modes: u32 = 32,
-        /// Version of the state's own format, by the provider.
-        state_version: u32 = 36,
-        /// What is said.
-        verdict: Verdict = 40,
-        ; reserved 7
-    }
-}
-
-/// MORPH_NEGOTIATE, and its reply.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MorphNegotiate {
-    /// Fixed part.
-    pub fixed: NegotiateFixed,
-    /// What is missing, in a veto.
-    pub missing: Vec<String>,
-}
-
-impl MorphNegotiate {
-    /// The capabilities stated.
-    pub fn capabilities(&self) -> Capabilities {
-        let NegotiateFixed {
-            state_kinds,
-            providers,
-            modes,
-            ..
-        } = self.fixed;
-        Capabilities {
-            state_kinds,
-            providers,
-            modes,
-        }
-    }
-}
-
-impl Payload for MorphNegotiate {
-    fn parse(payload: &[u8]) -> Result<Self, LayoutError> {
-        let (fixed, rest) = NegotiateFixed::split(payload)?;
-        let mut missing = Vec::new();
-        for record in records(rest) {
-            let record = record?;
-            match record.kind {
-                MISSING if missing.len() == MISSING_MAX_ENTRIES => {
-                    return Err(LayoutError::TooMany(MISSING_MAX_ENTRIES));
-                }
-                MISSING => missing.push(record.text(TEXT_MAX_BYTES)?),
-                _ => record.skip()?,
-            }
-        }
-        Ok(Self { fixed, missing })
-    }
-
-    fn write(&self, out: &mut Vec<u8>) {
-        self.fixed.append(out);
-        for text in self.missing.iter().take(MISSING_MAX_ENTRIES) {
-            append(out, MISSING, 0, clip(text, TEXT_MAX_BYTES).as_bytes());
-        }
     }
 }
 
@@ -219,7 +102,9 @@ fixed! {
         op: TransferOp = 44,
         /// How state moves.
         mode: TransferMode = 46,
-        ; reserved 8
+        /// What carries it. A pull says so to both sides; whatever belongs to the pull repeats it.
+        provider: StateProvider = 48,
+        ; reserved 4
     }
 }
 
@@ -617,7 +502,6 @@ fixed_only!(
 pub(super) const LAYOUTS: &[(&str, Layout)] = &[
     ("MORPH_PREPARE", MorphPrepare::LAYOUT),
     ("MORPH_PREPARE", SessionReply::LAYOUT),
-    ("MORPH_NEGOTIATE", NegotiateFixed::LAYOUT),
     ("MORPH_TRANSFER_STATE", MorphTransferFixed::LAYOUT),
     ("MORPH_TRANSFER_STATE", Reference::LAYOUT),
     ("MORPH_VALIDATE", MorphValidate::LAYOUT),

@@ -1,7 +1,7 @@
 //! What a reply must say to be the reply to a request.
 
 use super::{
-    CommitStep, Message, MorphCommit, MorphTransfer, TransferMode, TransferOp, Verdict,
+    CommitStep, Message, MorphCommit, MorphTransfer, StateProvider, TransferMode, TransferOp,
     transfer_flags,
 };
 use crate::wire::MsgType;
@@ -30,9 +30,6 @@ pub enum ReplyError {
         /// What the reply says.
         found: u64,
     },
-    /// A MORPH_NEGOTIATE reply that offers, or accepts and lists what is missing.
-    #[error("the MORPH_NEGOTIATE reply neither accepts nor vetoes: {0}")]
-    NoVerdict(&'static str),
     /// A MORPH_TRANSFER_STATE reply that is not `applied`.
     #[error("the MORPH_TRANSFER_STATE reply is {}, not applied", .0.as_str())]
     NotApplied(TransferOp),
@@ -50,10 +47,10 @@ pub struct Expected {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Detail {
     Nothing,
-    Verdict,
     Applied {
         round: u32,
         mode: TransferMode,
+        provider: StateProvider,
         last: bool,
     },
     Step {
@@ -70,10 +67,10 @@ impl Expected {
             return None;
         }
         let detail = match request {
-            Message::MorphNegotiate(_) => Detail::Verdict,
             Message::MorphTransfer(MorphTransfer { fixed, .. }) => Detail::Applied {
                 round: fixed.round,
                 mode: fixed.mode,
+                provider: fixed.provider,
                 last: fixed.flags & transfer_flags::FINAL != 0,
             },
             Message::MorphCommit(MorphCommit { nonce, step, .. }) => Detail::Step {
@@ -103,23 +100,23 @@ impl Expected {
             self.equal(field, expected, found)?;
         }
         match (self.detail, reply) {
-            (Detail::Verdict, Message::MorphNegotiateReply(answer)) => {
-                match (answer.fixed.verdict, answer.missing.as_slice()) {
-                    (Verdict::Offer, _) => Err(ReplyError::NoVerdict("it offers")),
-                    (Verdict::Accept, [_, ..]) => {
-                        let text = "it accepts and lists what is missing";
-                        Err(ReplyError::NoVerdict(text))
-                    }
-                    _ => Ok(()),
-                }
-            }
-            (Detail::Applied { round, mode, last }, Message::MorphTransferReply(applied)) => {
+            (
+                Detail::Applied {
+                    round,
+                    mode,
+                    provider,
+                    last,
+                },
+                Message::MorphTransferReply(applied),
+            ) => {
                 let fixed = applied.fixed;
                 if fixed.op != TransferOp::Applied {
                     return Err(ReplyError::NotApplied(fixed.op));
                 }
                 self.equal("round", round.into(), fixed.round.into())?;
                 self.equal("mode", mode.value().into(), fixed.mode.value().into())?;
+                let found = fixed.provider.value().into();
+                self.equal("provider", provider.value().into(), found)?;
                 let found = fixed.flags & transfer_flags::FINAL;
                 self.equal("flags", u64::from(last), found.into())
             }
@@ -160,7 +157,8 @@ impl Message {
             }
             Self::MorphPrepare(m) => ("session", m.session),
             Self::MorphPrepareReply(m) => ("session", m.session),
-            Self::MorphNegotiate(m) | Self::MorphNegotiateReply(m) => ("session", m.fixed.session),
+            Self::MorphNegotiate(m) => ("session", m.session),
+            Self::MorphNegotiateReply(m) => ("session", m.session),
             Self::MorphTransfer(m) | Self::MorphTransferReply(m) => ("session", m.fixed.session),
             Self::MorphValidate(m) => ("session", m.session),
             Self::MorphValidateReply(m) => ("session", m.fixed.session),

@@ -43,14 +43,14 @@ impl Message {
     pub fn needs(&self) -> u64 {
         match self {
             Self::MorphTransfer(transfer) if transfer.fixed.mode == TransferMode::ByReference => {
-                features::COOPERATIVE | features::BY_REFERENCE
+                features::MORPHS | features::BY_REFERENCE
             }
             Self::MorphPrepare(_)
             | Self::MorphNegotiate(_)
             | Self::MorphTransfer(_)
             | Self::MorphValidate(_)
             | Self::MorphCommit(_)
-            | Self::MorphRollback(_) => features::COOPERATIVE,
+            | Self::MorphRollback(_) => features::MORPHS,
             Self::VmcoreStart(_) => features::READS_LENT_MEMORY,
             _ => 0,
         }

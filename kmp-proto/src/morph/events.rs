@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::negotiation::Offer;
+use super::negotiation::{Choice, Offer};
 use super::reasons::{OverBudget, RollbackReason, SourceFailure, TargetFailure};
 use super::record::{CommitOrder, CommitRecord};
 use super::stage::{Phase, Stage};
 use crate::fence::{FenceCertificate, FenceOrder};
-use crate::message::{Check, Side, TransferMode};
+use crate::message::{Check, Side, StateProvider, TransferMode};
 
 /// What the engine is told.
 #[derive(Debug)]
@@ -136,8 +136,12 @@ pub enum Action {
     Prepare(Side),
     /// MORPH_NEGOTIATE to a side.
     Negotiate(Side),
+    /// The negotiation has chosen a provider.
+    Chosen(Choice),
     /// Have a round sent and applied.
     Round {
+        /// What carries it.
+        provider: StateProvider,
         /// By reference or copied.
         mode: TransferMode,
         /// Its number.
@@ -181,6 +185,7 @@ impl Action {
             Self::Prepare(Side::Target) => "Prepare(target)",
             Self::Negotiate(Side::Source) => "Negotiate(source)",
             Self::Negotiate(Side::Target) => "Negotiate(target)",
+            Self::Chosen(_) => "Chosen",
             Self::Round { last: false, .. } => "Round",
             Self::Round { last: true, .. } => "Round(last)",
             Self::Validate => "Validate",

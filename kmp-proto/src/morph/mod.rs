@@ -34,17 +34,21 @@ mod transitions;
 
 pub use engine::Engine;
 pub use events::{Action, Answer, CommitLimit, Estimate, Event, Outcome};
-pub use negotiation::{Offer, negotiate};
+pub use negotiation::{Choice, Offer, PassedOver, WhyNot, negotiate};
 pub use phases::{
     Activating, Committable, FencingSource, FencingTarget, Freezing, Held, LastRound, Morph,
     Negotiating, Preparing, Recording, Resuming, Retiring, Serving, Transferring, Validating,
 };
-pub use reasons::{Invalid, Missing, OverBudget, RollbackReason, SourceFailure, TargetFailure};
+pub use reasons::{
+    Incompatible, Invalid, Missing, OverBudget, RollbackReason, SourceFailure, TargetFailure,
+};
 pub use record::{CommitOrder, CommitRecord};
 pub use stage::{Phase, Stage};
 pub use transitions::TRANSITIONS;
 
 use std::time::Duration;
+
+use crate::message::StateProvider;
 
 /// Most rounds of pre-copy before the last one.
 pub const ROUNDS_MAX: u32 = 10;
@@ -77,6 +81,8 @@ pub struct Config {
     /// What the steps of the commit cost apart from the last round and the exchanges with both sides:
     /// the durable write, and what the caller does in between.
     pub step_overhead: Duration,
+    /// The providers that may carry the state; of those that both sides can use, the first is chosen.
+    pub preference: &'static [StateProvider],
     /// State kinds that must move.
     pub required_kinds: u32,
     /// Modes that the backend makes possible.
@@ -89,7 +95,7 @@ pub struct Config {
 mod tests {
     use super::negotiation::exchanges;
     use super::*;
-    use crate::message::{Capabilities, Check, CheckResult, TransferMode, capability};
+    use crate::message::{Check, CheckResult, ProviderOffer, capability};
 
     pub(super) fn config() -> Config {
         Config {
@@ -97,6 +103,7 @@ mod tests {
             expiry: Duration::from_secs(600),
             downtime_budget: Duration::from_millis(10),
             step_overhead: Duration::from_millis(1),
+            preference: StateProvider::ALL,
             required_kinds: capability::MEMORY,
             possible_modes: capability::BY_REFERENCE | capability::ROUNDS,
             validate_on_request: false,
@@ -104,15 +111,16 @@ mod tests {
     }
 
     pub(super) fn offer(kinds: u32, modes: u32) -> Offer {
-        let providers = capability::COOPERATIVE;
-        let capabilities = Capabilities {
-            state_kinds: kinds,
-            providers,
-            modes,
-        };
         Offer {
-            capabilities,
-            state_version: 1,
+            providers: vec![ProviderOffer {
+                provider: StateProvider::Cooperative,
+                memory_bytes: 0,
+                dirty_bytes_per_s: 0,
+                state_kinds: kinds,
+                modes,
+                state_version: 1,
+                why_not: String::new(),
+            }],
             ..Offer::default()
         }
     }
@@ -133,8 +141,8 @@ mod tests {
         let phases::Preparation::Ready(morph) = morph.prepared(crate::message::Side::Target) else {
             panic!("both have acknowledged");
         };
-        let exchanges = exchanges(&side(3), &side(5));
-        let morph = morph.agreed(TransferMode::ByReference, exchanges);
+        let choice = negotiate(&config(), &side(3), &side(5)).unwrap();
+        let morph = morph.agreed(&choice, exchanges(&side(3), &side(5)));
         let round = phases::Round {
             sent_bytes: 0,
             dirty_bytes: 0,

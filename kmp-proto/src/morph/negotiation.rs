@@ -1,26 +1,79 @@
-//! What both sides of a morph can do, and whether that is enough.
+//! Which state provider carries a morph, and how: what both sides offer, in the daemon's order of preference.
 
+use std::fmt;
 use std::time::Duration;
 
-use super::{Config, Missing};
-use crate::message::{Capabilities, Side, TransferMode, capability};
+use super::{Config, Incompatible, Missing};
+use crate::message::{ProviderOffer, Side, StateProvider, TransferMode, capability};
 
 /// One side's answer in the negotiation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Offer {
-    /// What it can do.
-    pub capabilities: Capabilities,
-    /// Version of its state's format.
-    pub state_version: u32,
-    /// Bytes of state (source).
-    pub state_bytes: u64,
-    /// How fast it changes, bytes a second (source).
-    pub dirty_bytes_per_s: u64,
-    /// What it says is missing; not empty in a veto.
-    pub missing: Vec<String>,
+    /// What it says of each of its providers.
+    pub providers: Vec<ProviderOffer>,
     /// Time from the question to this answer, which took its agent and its workload as a step of the
     /// commit does.
     pub round_trip: Duration,
+}
+
+/// What the negotiation has agreed on. Only [`negotiate`] makes one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Choice {
+    /// The provider that carries the state.
+    pub provider: StateProvider,
+    /// How it moves the state.
+    pub mode: TransferMode,
+    /// Bytes of state, as the source says.
+    pub state_bytes: u64,
+    /// The other providers that the daemon knows, in its order of preference.
+    pub passed_over: Vec<PassedOver>,
+}
+
+/// A provider that does not carry the morph.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PassedOver {
+    /// The provider.
+    pub provider: StateProvider,
+    /// Why it does not.
+    pub why: WhyNot,
+}
+
+/// Why a provider does not carry a morph.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WhyNot {
+    /// It is possible; the daemon prefers this one.
+    LessPreferred(StateProvider),
+    /// It is not possible; never empty.
+    Impossible(Vec<Missing>),
+}
+
+impl fmt::Display for WhyNot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::LessPreferred(chosen) => write!(f, "possible, but {chosen} is preferred"),
+            Self::Impossible(missing) => {
+                for (index, missing) in missing.iter().enumerate() {
+                    let separator = if index == 0 { "" } else { "; " };
+                    write!(f, "{separator}{missing}")?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Offer {
+    /// What the side says of `provider`; `None` when it does not have that.
+    fn of(&self, provider: StateProvider) -> Option<&ProviderOffer> {
+        self.providers.iter().find(|o| o.provider == provider)
+    }
+
+    /// The providers that the side can use.
+    fn possible(&self) -> Vec<StateProvider> {
+        let possible = self.providers.iter().filter(|o| o.is_possible());
+        possible.map(|offer| offer.provider).collect()
+    }
 }
 
 /// The kinds of state, and what people call them.
@@ -31,44 +84,81 @@ const KINDS: [(u32, &str); 4] = [
     (capability::CONNECTIONS, "connections"),
 ];
 
-/// How state moves, if both sides can do what is required.
+/// Chooses the first provider in [`Config::preference`] that both sides can use for what is required. A provider
+/// that is not listed there is ignored, whoever offers it.
 ///
 /// # Errors
-/// What is missing; never empty.
-pub fn negotiate(
+/// When there is none: what each side offers, and why each provider is not possible.
+pub fn negotiate(config: &Config, source: &Offer, target: &Offer) -> Result<Choice, Incompatible> {
+    let mut chosen = None;
+    let mut passed_over = Vec::new();
+    for provider in config.preference.iter().copied() {
+        let why = match (judge(config, provider, source, target), &chosen) {
+            (Err(missing), _) => WhyNot::Impossible(missing),
+            (Ok(_), Some((before, _, _))) => WhyNot::LessPreferred(*before),
+            (Ok((mode, state_bytes)), None) => {
+                chosen = Some((provider, mode, state_bytes));
+                continue;
+            }
+        };
+        passed_over.push(PassedOver { provider, why });
+    }
+    match chosen {
+        Some((provider, mode, state_bytes)) => Ok(Choice {
+            provider,
+            mode,
+            state_bytes,
+            passed_over,
+        }),
+        None => Err(Incompatible {
+            source: source.possible(),
+            target: target.possible(),
+            passed_over,
+        }),
+    }
+}
+
+/// How `provider` moves state between these sides, and how many bytes.
+fn judge(
     config: &Config,
+    provider: StateProvider,
     source: &Offer,
     target: &Offer,
-) -> Result<TransferMode, Vec<Missing>> {
-    let mut missing = Vec::new();
-    for (side, offer) in [(Side::Source, source), (Side::Target, target)] {
-        let vetoes = offer.missing.iter().cloned();
-        missing.extend(vetoes.map(|text| Missing::Vetoed(side, text)));
-        let have = offer.capabilities;
-        if have.providers & capability::COOPERATIVE == 0 {
-            missing.push(Missing::Provider(side));
-            continue;
-        }
-        let lacking = KINDS
-            .iter()
-            .filter(|(bit, _)| config.required_kinds & !have.state_kinds & bit != 0);
-        missing.extend(lacking.map(|(_, name)| Missing::StateKind(side, name)));
-    }
-    if !missing.is_empty() {
+) -> Result<(TransferMode, u64), Vec<Missing>> {
+    let (source, target) = (source.of(provider), target.of(provider));
+    let sides = [(Side::Source, source), (Side::Target, target)];
+    let lacks = |(side, offer)| lacking(config.required_kinds, side, offer);
+    let missing: Vec<_> = sides.into_iter().flat_map(lacks).collect();
+    let (Some(source), Some(target), true) = (source, target, missing.is_empty()) else {
         return Err(missing);
-    }
+    };
     if source.state_version != target.state_version {
         return Err(vec![Missing::StateVersion {
             source_version: source.state_version,
             target_version: target.state_version,
         }]);
     }
-    let modes = source.capabilities.modes & target.capabilities.modes & config.possible_modes;
-    match modes {
-        0 => Err(vec![Missing::Mode]),
-        _ if modes & capability::BY_REFERENCE != 0 => Ok(TransferMode::ByReference),
-        _ => Ok(TransferMode::Rounds),
+    let mode = match source.modes & target.modes & config.possible_modes {
+        modes if modes & capability::BY_REFERENCE != 0 => TransferMode::ByReference,
+        modes if modes & capability::ROUNDS != 0 => TransferMode::Rounds,
+        _ => return Err(vec![Missing::Mode]),
+    };
+    Ok((mode, source.memory_bytes))
+}
+
+/// What one side lacks for a provider.
+fn lacking(required_kinds: u32, side: Side, offer: Option<&ProviderOffer>) -> Vec<Missing> {
+    let Some(offer) = offer else {
+        return vec![Missing::NotOffered(side)];
+    };
+    if !offer.is_possible() {
+        return vec![Missing::Unable(side, offer.why_not.clone())];
     }
+    let lacking = |(bit, _): &&(u32, &str)| required_kinds & !offer.state_kinds & bit != 0;
+    let lacking = KINDS.iter().filter(lacking);
+    lacking
+        .map(|(_, name)| Missing::StateKind(side, name))
+        .collect()
 }
 
 /// What the exchanges of a commit take while the workload stands still, going by how long both sides
@@ -83,47 +173,100 @@ mod tests {
     use super::super::tests::{config, offer};
     use super::*;
 
-    #[test]
-    fn the_outcome_is_what_both_have_reference_before_rounds() {
-        let both = capability::BY_REFERENCE | capability::ROUNDS;
-        let (source, target) = (offer(1, both), offer(1, both));
-        assert_eq!(
-            negotiate(&config(), &source, &target),
-            Ok(TransferMode::ByReference)
-        );
-        let target = offer(1, capability::ROUNDS);
-        assert_eq!(
-            negotiate(&config(), &source, &target),
-            Ok(TransferMode::Rounds)
-        );
+    const BOTH: u32 = capability::BY_REFERENCE | capability::ROUNDS;
+    /// A provider that this version has no name for.
+    const OTHER: StateProvider = StateProvider::Other(64);
+
+    /// The same offer of another provider.
+    fn of(provider: StateProvider, offer: &Offer) -> ProviderOffer {
+        ProviderOffer {
+            provider,
+            ..offer.providers[0].clone()
+        }
     }
 
     #[test]
-    fn a_veto_lists_everything_that_is_missing() {
-        let config = Config {
+    fn by_reference_goes_before_rounds() {
+        let mode = |source, target| {
+            let choice = negotiate(&config(), &offer(1, source), &offer(1, target));
+            choice.map(|choice| choice.mode)
+        };
+        assert_eq!(mode(BOTH, BOTH), Ok(TransferMode::ByReference));
+        assert_eq!(mode(BOTH, capability::ROUNDS), Ok(TransferMode::Rounds));
+        // A mode that this version does not know is none.
+        assert!(mode(BOTH | 4, 4).is_err());
+    }
+
+    #[test]
+    fn the_first_of_the_preferred_providers_that_both_can_use_is_chosen() {
+        let mut source = offer(1, BOTH);
+        let mut target = source.clone();
+        source.providers.push(of(OTHER, &source));
+        target.providers.insert(0, of(OTHER, &target));
+        let with = |preference| Config {
+            preference,
+            ..config()
+        };
+        let other_first = with(&[OTHER, StateProvider::Cooperative]);
+        let choice = negotiate(&other_first, &source, &target).unwrap();
+        assert_eq!(choice.provider, OTHER);
+        let less = PassedOver {
+            provider: StateProvider::Cooperative,
+            why: WhyNot::LessPreferred(OTHER),
+        };
+        assert_eq!(choice.passed_over, [less]);
+        target.providers[0].why_not = "no room".to_owned();
+        let choice = negotiate(&other_first, &source, &target).unwrap();
+        assert_eq!(choice.provider, StateProvider::Cooperative);
+        let unable = Missing::Unable(Side::Target, "no room".to_owned());
+        let why = WhyNot::Impossible(vec![unable]);
+        let provider = OTHER;
+        assert_eq!(choice.passed_over, [PassedOver { provider, why }]);
+        // Nobody prefers what the daemon does not know.
+        target.providers[0].why_not.clear();
+        target.providers.truncate(1);
+        let refused = negotiate(&config(), &source, &target).unwrap_err();
+        assert_eq!(refused.passed_over.len(), 1);
+        assert_eq!(refused.target, [OTHER]);
+    }
+
+    #[test]
+    fn without_a_common_provider_the_reason_lists_what_each_side_offers_and_lacks() {
+        let reason = |config: &Config, source: &Offer, target: &Offer| {
+            let refused = negotiate(config, source, target).unwrap_err();
+            let [PassedOver { provider, why }] = &refused.passed_over[..] else {
+                panic!("{refused:?}");
+            };
+            assert_eq!(*provider, StateProvider::Cooperative);
+            let WhyNot::Impossible(missing) = why else {
+                panic!("{why:?}");
+            };
+            (missing.clone(), refused.to_string())
+        };
+        let all = Config {
             required_kinds: 1 | 4,
             ..config()
         };
-        let source = offer(1, 1);
-        let missing = negotiate(&config, &source, &Offer::default()).unwrap_err();
+        let (missing, text) = reason(&all, &offer(1, 1), &Offer::default());
         let expected = [
             Missing::StateKind(Side::Source, "listening sockets"),
-            Missing::Provider(Side::Target),
+            Missing::NotOffered(Side::Target),
         ];
         assert_eq!(missing, expected);
-        let target = offer(5, 2);
         assert_eq!(
-            negotiate(&config, &offer(5, 1), &target),
-            Err(vec![Missing::Mode])
+            text,
+            "no state provider that both kernels can use (the source offers cooperative, the target none): \
+             cooperative: source kernel: cannot move listening sockets; target kernel: it does not have this provider"
         );
-        let other = Offer {
-            state_version: 2,
-            ..offer(5, 1)
-        };
+        let (missing, _) = reason(&all, &offer(5, 1), &offer(5, 2));
+        assert_eq!(missing, [Missing::Mode]);
+        let mut other = offer(5, 1);
+        other.providers[0].state_version = 2;
+        let (missing, _) = reason(&all, &offer(5, 1), &other);
         let differ = Missing::StateVersion {
             source_version: 1,
             target_version: 2,
         };
-        assert_eq!(negotiate(&config, &offer(5, 1), &other), Err(vec![differ]));
+        assert_eq!(missing, [differ]);
     }
 }

@@ -3,8 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::negotiation::PassedOver;
 use super::stage::Phase;
-use crate::message::{Check, Side};
+use crate::message::{Check, Side, StateProvider};
 
 /// Why a morph is rolled back.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -15,9 +16,9 @@ pub enum RollbackReason {
     /// The target could not be started.
     #[error("{0}")]
     NotStarted(String),
-    /// The negotiation found something missing; never empty.
-    #[error("incompatible: {}", Listed(.0))]
-    Incompatible(Vec<Missing>),
+    /// The negotiation found no provider that both sides can use.
+    #[error("incompatible: {0}")]
+    Incompatible(Box<Incompatible>),
     /// The target's checks did not hold.
     #[error(transparent)]
     Invalid(Invalid),
@@ -52,15 +53,26 @@ pub enum RollbackReason {
     DaemonRestarted,
 }
 
-/// What one side, or both together, lack for a morph.
+/// Why no provider can carry a morph.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Incompatible {
+    /// The providers that the source can use, also those that the daemon does not know.
+    pub source: Vec<StateProvider>,
+    /// Those that the target can use.
+    pub target: Vec<StateProvider>,
+    /// Each provider that the daemon knows, in its order of preference, and why it is not possible.
+    pub passed_over: Vec<PassedOver>,
+}
+
+/// What one side, or both together, lack for a provider.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Missing {
-    /// A side says itself what it lacks.
+    /// A side does not have the provider.
+    #[error("{} kernel: it does not have this provider", .0.as_str())]
+    NotOffered(Side),
+    /// A side has the provider and cannot use it; why, in the words of that side.
     #[error("{} kernel: {}", .0.as_str(), .1)]
-    Vetoed(Side, String),
-    /// A side has no workload that takes part.
-    #[error("{} kernel: no workload that takes part in a morph", .0.as_str())]
-    Provider(Side),
+    Unable(Side, String),
     /// A side cannot move a kind of state that has to move.
     #[error("{} kernel: cannot move {}", .0.as_str(), .1)]
     StateKind(Side, &'static str),
@@ -115,17 +127,37 @@ pub enum TargetFailure {
     RefusedToServe(String),
 }
 
-struct Listed<'a>(&'a [Missing]);
+/// Providers, for people.
+struct Listed<'a>(&'a [StateProvider]);
 
 impl fmt::Display for Listed<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, missing) in self.0.iter().enumerate() {
-            let separator = if index == 0 { "" } else { "; " };
-            write!(f, "{separator}{missing}")?;
+        if self.0.is_empty() {
+            return f.write_str("none");
+        }
+        for (index, provider) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { ", " };
+            write!(f, "{separator}{provider}")?;
         }
         Ok(())
     }
 }
+
+impl fmt::Display for Incompatible {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (source, target) = (Listed(&self.source), Listed(&self.target));
+        write!(
+            f,
+            "no state provider that both kernels can use (the source offers {source}, the target {target})"
+        )?;
+        for PassedOver { provider, why } in &self.passed_over {
+            write!(f, ": {provider}: {why}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Incompatible {}
 
 impl fmt::Display for Invalid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -79,14 +79,14 @@ const FORWARD: &[Transition] = &[
     row(
         NEGOTIATING,
         "Offered",
-        "by both, nothing missing",
+        "by both, and a provider can be used by both",
         TRANSFERRING,
-        &["Phase", "Round"],
+        &["Phase", "Chosen", "Round"],
     ),
     row(
         NEGOTIATING,
         "Offered",
-        "by both, something missing",
+        "by both, and no provider can",
         FENCING_TARGET,
         UNDO,
     ),

@@ -38,7 +38,7 @@ kinds! {
     TEXT = 4;
     FENCE_CERTIFICATE = 5;
     TOPOLOGY = 6;
-    MISSING = 7;
+    PROVIDER = 7;
     DATA = 8;
     REFERENCE = 9;
     CHECK = 10;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use kmp_proto::message::{Capabilities, Check, CheckResult, Side, capability};
+use kmp_proto::message::{Check, CheckResult, ProviderOffer, Side, StateProvider, capability};
 use kmp_proto::morph::{
     Action, Answer, CommitLimit, CommitRecord, Config, Engine, Event, Offer, Outcome, Stage,
     TRANSITIONS,
@@ -15,6 +15,8 @@ use super::{Choices, assert_row, assert_taken, certify};
 
 const SOURCE: u64 = 7;
 const TARGET: u64 = 8;
+/// A provider that this version has no name for, and that this daemon prefers.
+const OTHER: StateProvider = StateProvider::Other(64);
 /// Most actions that one event causes.
 const ACTIONS_MAX: usize = 4;
 /// States in which the journal or a backend is waited for: those bound their own work.
@@ -24,6 +26,10 @@ const WITHOUT_DEADLINE: [Stage; 3] = [Stage::Recording, Stage::FencingSource, St
 #[derive(Debug, Default)]
 struct Facts {
     target_healthy: bool,
+    /// What each side can use, by its last word in the negotiation.
+    source_offers: Vec<StateProvider>,
+    target_offers: Vec<StateProvider>,
+    chosen: Option<StateProvider>,
     validated: bool,
     frozen: bool,
     record_ordered: bool,
@@ -49,6 +55,7 @@ fn config(validate_on_request: bool) -> Config {
         expiry: Duration::from_secs(600),
         downtime_budget: Duration::from_millis(10),
         step_overhead: Duration::from_millis(2),
+        preference: &[OTHER, StateProvider::Cooperative],
         required_kinds: capability::MEMORY,
         possible_modes: capability::BY_REFERENCE | capability::ROUNDS,
         validate_on_request,
@@ -90,14 +97,27 @@ fn side(choices: &mut Choices<'_>) -> Side {
     }
 }
 
-fn offer(modes: u8) -> Offer {
-    Offer {
-        capabilities: Capabilities {
-            state_kinds: capability::MEMORY,
-            providers: capability::COOPERATIVE,
-            modes: u32::from(modes),
-        },
+/// Bits 0 and 1 are the modes; of the others, 2 adds a provider that the side cannot use if 3 is set, and 4 takes the
+/// workload's own away.
+fn offer(bits: u8) -> Offer {
+    let of = |provider, why_not: &str| ProviderOffer {
+        provider,
+        memory_bytes: 0,
+        dirty_bytes_per_s: 0,
+        state_kinds: capability::MEMORY,
+        modes: u32::from(bits & 3),
         state_version: 1,
+        why_not: why_not.to_owned(),
+    };
+    let mut providers = Vec::new();
+    if bits & 16 == 0 {
+        providers.push(of(StateProvider::Cooperative, ""));
+    }
+    if bits & 4 != 0 {
+        providers.push(of(OTHER, if bits & 8 == 0 { "" } else { "no room" }));
+    }
+    Offer {
+        providers,
         ..Offer::default()
     }
 }
@@ -200,7 +220,10 @@ impl World {
                 self.tell(Event::Fenced(side, certificate));
             }
             Action::ResumeSource(_) => self.tell(Event::SourceRunning),
-            Action::CommitRefused(_) | Action::Phase(_) | Action::Finished(_) => {}
+            Action::Chosen(_)
+            | Action::CommitRefused(_)
+            | Action::Phase(_)
+            | Action::Finished(_) => {}
         }
     }
 
@@ -263,6 +286,14 @@ impl World {
         let stage = self.engine.stage();
         match event {
             Event::TargetHealthy => facts.target_healthy = true,
+            Event::Offered(side, offer) if stage == Stage::Negotiating => {
+                let possible = offer.providers.iter().filter(|o| o.is_possible());
+                let possible = possible.map(|o| o.provider).collect();
+                match side {
+                    Side::Source => facts.source_offers = possible,
+                    Side::Target => facts.target_offers = possible,
+                }
+            }
             Event::Report(checks) if stage == Stage::Validating => {
                 let passed = |check: &Check| check.result == CheckResult::Passed;
                 facts.validated = !checks.is_empty() && checks.iter().all(passed);
@@ -298,6 +329,12 @@ impl World {
         assert!(facts.finished.is_none(), "{action:?} after the end");
         match action {
             Action::Negotiate(_) => assert!(facts.target_healthy, "the target is not up"),
+            Action::Chosen(choice) => {
+                let offered = |by: &[StateProvider]| by.contains(&choice.provider);
+                assert!(offered(&facts.source_offers) && offered(&facts.target_offers));
+                assert_eq!(facts.chosen.replace(choice.provider), None, "chosen twice");
+            }
+            Action::Round { provider, .. } => assert_eq!(facts.chosen, Some(*provider)),
             Action::Freeze => assert!(facts.validated, "freezes what is not validated"),
             Action::WriteCommitRecord(_) => {
                 assert!(facts.validated && facts.frozen, "{facts:?}");

@@ -16,7 +16,7 @@ fn hello(role: PeerRole, channel: Channel, session: u64) -> Hello {
             flags: 0,
             generation: 7,
             boot_id: *b"0123456789abcdef",
-            features: features::COOPERATIVE | features::BY_REFERENCE,
+            features: features::MORPHS | features::BY_REFERENCE,
             session,
             incarnation: 3,
         },
@@ -47,22 +47,32 @@ fn transfer(op: TransferOp) -> MorphTransferFixed {
         chunk_crc32: 0,
         op,
         mode: TransferMode::Rounds,
+        provider: StateProvider::Cooperative,
     }
 }
 
-fn negotiate(verdict: Verdict, missing: &[&str]) -> MorphNegotiate {
-    MorphNegotiate {
-        fixed: NegotiateFixed {
-            session: 11,
-            memory_bytes: 64 << 20,
-            dirty_bytes_per_s: 1_000_000,
-            state_kinds: capability::MEMORY | capability::LISTENERS | capability::CONNECTIONS,
-            providers: capability::COOPERATIVE,
-            modes: capability::BY_REFERENCE | capability::ROUNDS,
-            state_version: 1,
-            verdict,
-        },
-        missing: missing.iter().map(|m| (*m).to_owned()).collect(),
+fn offers() -> NegotiateReply {
+    let cooperative = ProviderOffer {
+        provider: StateProvider::Cooperative,
+        memory_bytes: 64 << 20,
+        dirty_bytes_per_s: 1_000_000,
+        state_kinds: capability::MEMORY | capability::LISTENERS | capability::CONNECTIONS,
+        modes: capability::BY_REFERENCE | capability::ROUNDS,
+        state_version: 1,
+        why_not: String::new(),
+    };
+    let other = ProviderOffer {
+        provider: StateProvider::Other(64),
+        memory_bytes: 0,
+        dirty_bytes_per_s: 0,
+        state_kinds: 0,
+        modes: 0,
+        state_version: 0,
+        why_not: "not in this kernel".to_owned(),
+    };
+    NegotiateReply {
+        session: 11,
+        offers: vec![cooperative, other],
     }
 }
 
@@ -339,13 +349,16 @@ fn morph_setup() -> Vec<Sample> {
             "morph_negotiate",
             41,
             3,
-            Message::MorphNegotiate(negotiate(Verdict::Offer, &[])),
+            Message::MorphNegotiate(MorphNegotiate {
+                session: 11,
+                providers: StateProvider::set(StateProvider::ALL) | 64,
+            }),
         ),
         (
             "morph_negotiate_reply",
             41,
             4,
-            Message::MorphNegotiateReply(negotiate(Verdict::Veto, &["state kind connections"])),
+            Message::MorphNegotiateReply(offers()),
         ),
         ("morph_transfer_state", 42, 5, Message::MorphTransfer(chunk)),
         (

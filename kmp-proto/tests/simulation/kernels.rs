@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kmp_proto::message::{Capabilities, Check, CheckResult, Side, capability};
+use kmp_proto::message::{Check, CheckResult, ProviderOffer, Side, StateProvider, capability};
 use kmp_proto::morph::{Event, Offer};
 
 pub(crate) const OLD: u64 = 7;
@@ -151,12 +151,15 @@ impl Kernels {
 
 fn offer() -> Offer {
     Offer {
-        capabilities: Capabilities {
+        providers: vec![ProviderOffer {
+            provider: StateProvider::Cooperative,
+            memory_bytes: 0,
+            dirty_bytes_per_s: 0,
             state_kinds: capability::MEMORY,
-            providers: capability::COOPERATIVE,
             modes: capability::ROUNDS,
-        },
-        state_version: 1,
+            state_version: 1,
+            why_not: String::new(),
+        }],
         ..Offer::default()
     }
 }

@@ -52,7 +52,7 @@ impl World {
                 self.have(Local::FenceOf(order.generation()));
             }
             Action::Finished(outcome) => self.finished(outcome),
-            Action::Phase(_) | Action::CommitRefused(_) => {}
+            Action::Chosen(_) | Action::Phase(_) | Action::CommitRefused(_) => {}
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kmp_proto::detector::{self, Detector};
 use kmp_proto::fence::{Confirmation, FenceCertificate, FenceMethod, FenceOrder};
-use kmp_proto::message::{Health, Side, capability};
+use kmp_proto::message::{Health, Side, StateProvider, capability};
 use kmp_proto::morph::{self, CommitRecord, Outcome};
 use kmp_proto::recovery::{self, Afterwards, CapturePolicy};
 use kmp_proto::time::Instant;
@@ -102,6 +102,7 @@ fn config() -> morph::Config {
         expiry: Duration::from_secs(600),
         downtime_budget: Duration::from_millis(10),
         step_overhead: Duration::from_millis(2),
+        preference: StateProvider::ALL,
         required_kinds: capability::MEMORY,
         possible_modes: capability::ROUNDS,
         validate_on_request: false,

@@ -1,5 +1,5 @@
 use kmp_proto::message::{
-    HeartbeatReq, MorphTransfer, MorphTransferFixed, TransferMode, TransferOp,
+    HeartbeatReq, MorphTransfer, MorphTransferFixed, StateProvider, TransferMode, TransferOp,
 };
 use tokio::io::AsyncReadExt;
 
@@ -56,6 +56,7 @@ fn large() -> MorphTransfer {
         chunk_crc32: 0,
         op: TransferOp::Chunk,
         mode: TransferMode::Rounds,
+        provider: StateProvider::Cooperative,
     };
     MorphTransfer::chunk(fixed, vec![0; 512 * 1024])
 }

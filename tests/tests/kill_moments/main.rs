@@ -92,10 +92,11 @@ fn whoever_is_killed_whenever_nothing_acknowledged_is_lost() {
 }
 
 /// The steps of a morph that commits, by the names of its transition table.
-const STEPS: [&str; 15] = [
+const STEPS: [&str; 16] = [
     "Prepare(source)",
     "Prepare(target)",
     "Negotiate(source)",
+    "Chosen",
     "Round",
     "Validate",
     "Committable",

@@ -6,8 +6,8 @@ use serde::Serialize;
 use super::each;
 use crate::model::{
     CaptureReport, Check, DoctorReport, DowntimeSteps, Event, EventKind, MorphPhase, MorphRecord,
-    Operation, OperationKind, OperationResult, OperationState, Progress, RecoveryOutcome,
-    RecoveryRecord, VmcoreRecord,
+    Operation, OperationKind, OperationResult, OperationState, OtherProvider, Progress,
+    RecoveryOutcome, RecoveryRecord, VmcoreRecord,
 };
 
 impl From<OperationKind> for api::OperationKind {
@@ -101,6 +101,15 @@ impl From<MorphPhase> for api::MorphPhase {
     }
 }
 
+impl From<OtherProvider> for api::OtherProvider {
+    fn from(other: OtherProvider) -> Self {
+        Self {
+            provider: other.provider,
+            reason: other.reason,
+        }
+    }
+}
+
 impl From<Check> for api::Check {
     fn from(check: Check) -> Self {
         Self {
@@ -136,6 +145,8 @@ impl From<MorphRecord> for api::MorphStatus {
             to_generation: morph.to_generation,
             from_kernel: morph.from_kernel,
             to_kernel: morph.to_kernel,
+            provider: morph.provider,
+            other_providers: each(morph.other_providers),
             mode: morph.mode,
             state_bytes: morph.state_bytes,
             sent_bytes: morph.sent_bytes,

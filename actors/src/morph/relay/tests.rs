@@ -3,6 +3,7 @@
 use kmp_proto::codec::encode;
 use kmp_proto::message::{
     Channel, ErrorInfo, HeartbeatReq, Hello, HelloFixed, PeerRole, STATE_CHUNK_MAX_BYTES,
+    StateProvider,
 };
 use kmp_proto::wire::{ErrorCode, VERSION};
 use kmp_transport::connection::{greet, welcome};
@@ -62,7 +63,7 @@ impl Morph {
         let mut relay = Relay {
             source: ours_old,
             target: ours_new,
-            state: IncomingState::new(SESSION),
+            state: IncomingState::new(SESSION, StateProvider::Cooperative),
         };
         let round = actix::spawn(async move { relay.round(fixed(TransferOp::Pull)).await });
         let pulled = next(&mut source).await;
@@ -99,6 +100,7 @@ fn fixed(op: TransferOp) -> MorphTransferFixed {
         chunk_crc32: 0,
         op,
         mode: TransferMode::Rounds,
+        provider: StateProvider::Cooperative,
     }
 }
 
@@ -277,7 +279,7 @@ async fn damaged(side: Side) -> (BoxedLink, tokio::task::JoinHandle<Result<Moved
         Side::Source => (bad_side, ours),
         Side::Target => (ours, bad_side),
     };
-    let state = IncomingState::new(SESSION);
+    let state = IncomingState::new(SESSION, StateProvider::Cooperative);
     let mut relay = Relay {
         source,
         target,

@@ -37,6 +37,7 @@ fn pull() -> Message {
             chunk_crc32: 0,
             op: TransferOp::Pull,
             mode: TransferMode::Rounds,
+            provider: StateProvider::Cooperative,
         },
         data: Vec::new(),
         references: Vec::new(),
@@ -375,7 +376,7 @@ async fn an_error_of_the_daemon_ends_a_bulk_channel_whatever_its_code_but_5() {
 async fn a_status_comes_first_on_each_control_connection_and_again_only_when_it_says_something_new()
 {
     let (tell, changes) = tokio::sync::watch::channel(Condition::new(WorkloadState::Starting));
-    let agent = Agent::with(Workload::told_by(changes), features::COOPERATIVE);
+    let agent = Agent::with(Workload::told_by(changes), features::MORPHS);
     let mut near = raw(&agent, Channel::Control).await;
     let change = |change: fn(&mut Condition)| tell.send_modify(change);
     let mut sequences = Vec::new();

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::AtomicUsize;
 
-use kmorph_workload::handover::message::{Reply, Request, StateDigest};
+use kmorph_workload::handover::message::{Phase, Reply, Request, StateDigest, Status};
 use kmp_proto::message::{
     CommitReply, MorphRollback, MorphTransfer, MorphTransferFixed, RollbackFixed, RollbackStatus,
     STATE_CHUNK_MAX_BYTES, StepStatus, TransferMode, TransferOp, transfer_flags,
@@ -19,8 +19,21 @@ const DIGEST: StateDigest = StateDigest {
     used_bytes: 0,
 };
 
+/// What a workload says of itself that can be moved.
+const STATUS: Reply = Reply::Status(Status {
+    phase: Phase::Serving,
+    state_bytes: TOTAL,
+    used_bytes: 0,
+    dirty_bytes_per_s: 0,
+    connections: 0,
+    items: 0,
+    requests: 0,
+    state_kinds: 15,
+    modes: 3,
+});
+
 /// A workload that does whatever it is asked, and how often it was asked to begin or end something.
-fn willing() -> (Workload, Arc<AtomicUsize>) {
+pub(super) fn willing() -> (Workload, Arc<AtomicUsize>) {
     let steps = Arc::<AtomicUsize>::default();
     let counted = Arc::clone(&steps);
     let workload = Workload::played(move |request| {
@@ -34,6 +47,7 @@ fn willing() -> (Workload, Arc<AtomicUsize>) {
         );
         counted.fetch_add(usize::from(step), Ordering::Relaxed);
         let reply = match request {
+            Request::Query => STATUS,
             Request::Freeze => Reply::Frozen {
                 state: DIGEST,
                 dirty_bytes: 0,
@@ -69,7 +83,7 @@ fn willing() -> (Workload, Arc<AtomicUsize>) {
 
 async fn prepared(side: Side) -> (Agent, Connection, Arc<AtomicUsize>) {
     let (workload, steps) = willing();
-    let both = features::COOPERATIVE | features::BY_REFERENCE;
+    let both = features::MORPHS | features::BY_REFERENCE;
     let agent = Agent::with(workload, both);
     let mut control = agent.control().await;
     let (from_generation, to_generation) = match side {
@@ -86,6 +100,26 @@ async fn prepared(side: Side) -> (Agent, Connection, Arc<AtomicUsize>) {
     };
     let ready = ask(&mut control, Message::MorphPrepare(prepare)).await;
     assert!(matches!(ready, Message::MorphPrepareReply(_)), "{ready:?}");
+    assert_eq!(negotiate(&mut control, SESSION).await.offers.len(), 1);
+    (agent, control, steps)
+}
+
+/// As [`prepared`], and the provider is chosen: the first round is through.
+async fn begun(side: Side) -> (Agent, Connection, Arc<AtomicUsize>) {
+    let (agent, control, steps) = prepared(side).await;
+    let mut bulk = agent.connect(Channel::Bulk).await;
+    let first = match side {
+        Side::Source => frame(TransferOp::Pull, 1, Vec::new()),
+        Side::Target => frame(TransferOp::EndOfRound, 1, Vec::new()),
+    };
+    let through = ask(&mut bulk, Message::MorphTransfer(first)).await;
+    let (Message::MorphTransfer(end) | Message::MorphTransferReply(end)) = through else {
+        panic!("{through:?}");
+    };
+    assert!(matches!(
+        end.fixed.op,
+        TransferOp::EndOfRound | TransferOp::Applied
+    ));
     (agent, control, steps)
 }
 
@@ -100,6 +134,7 @@ fn frame(op: TransferOp, round: u32, data: Vec<u8>) -> MorphTransfer {
         chunk_crc32: 0,
         op,
         mode: TransferMode::Rounds,
+        provider: StateProvider::Cooperative,
     };
     match op {
         TransferOp::Chunk => MorphTransfer::chunk(fixed, data),
@@ -140,6 +175,12 @@ async fn the_new_side_refuses_what_breaks_a_rule_of_a_transfer_and_closes() {
             "another mode",
             1,
             broken(|f| f.fixed.mode = TransferMode::ByReference),
+            failed,
+        ),
+        (
+            "another provider",
+            1,
+            broken(|f| f.fixed.provider = StateProvider::Other(64)),
             failed,
         ),
         (
@@ -191,6 +232,7 @@ async fn state_for_a_side_that_is_not_the_new_one_is_refused_and_ends_the_channe
 async fn state_that_the_workload_does_not_take_ends_the_channel() {
     let unwilling = Workload::played(|request| {
         let reply = match request {
+            Request::Query => STATUS,
             Request::PrepareImport { .. } => Reply::ImportReady {
                 prefaulted_bytes: 0,
             },
@@ -202,13 +244,14 @@ async fn state_that_the_workload_does_not_take_ends_the_channel() {
         (unwilling, ErrorCode::Internal),
         (Workload::none(), ErrorCode::ValidationFailed),
     ] {
-        let agent = Agent::with(workload, features::COOPERATIVE);
+        let agent = Agent::with(workload, features::MORPHS);
         let mut control = agent.control().await;
         let Message::MorphPrepare(mut prepare) = super::prepare(SESSION, 7) else {
             panic!("another message");
         };
         (prepare.side, prepare.to_generation) = (Side::Target, 1);
         ask(&mut control, Message::MorphPrepare(prepare)).await;
+        negotiate(&mut control, SESSION).await;
         let mut bulk = agent.connect(Channel::Bulk).await;
         let answer = ask(&mut bulk, Message::MorphTransfer(chunk(1, 1))).await;
         assert_eq!(code(&answer), refused);
@@ -275,6 +318,7 @@ async fn a_pull_for_another_session_or_of_a_side_that_is_not_old_is_refused_and_
 fn writing(left_when_frozen: usize) -> Workload {
     let left = AtomicUsize::new(usize::MAX);
     Workload::played(move |request| match request {
+        Request::Query => (STATUS, Vec::new()),
         Request::Freeze => {
             left.store(left_when_frozen, Ordering::Relaxed);
             let reply = Reply::Frozen {
@@ -310,9 +354,10 @@ fn writing(left_when_frozen: usize) -> Workload {
 
 #[tokio::test]
 async fn a_round_has_the_bytes_that_were_dirty_and_the_last_goes_on_until_none_is_left() {
-    let agent = Agent::with(writing(7), features::COOPERATIVE);
+    let agent = Agent::with(writing(7), features::MORPHS);
     let mut control = agent.control().await;
     ask(&mut control, super::prepare(SESSION, 1)).await;
+    negotiate(&mut control, SESSION).await;
     let mut bulk = agent.connect(Channel::Bulk).await;
     // 150,000 bytes are two chunks and a part of a third.
     for (round, flags, chunks) in [(1, 0, 3), (2, 0, 3), (3, transfer_flags::FINAL, 7)] {
@@ -370,7 +415,7 @@ fn taken(answer: &Message) -> CommitReply {
 
 #[tokio::test]
 async fn a_step_that_was_taken_is_answered_as_the_first_time_whatever_its_nonce() {
-    let (_agent, mut source, steps) = prepared(Side::Source).await;
+    let (_agent, mut source, steps) = begun(Side::Source).await;
     for nonce in 1..4 {
         let reply = taken(&ask(&mut source, step(nonce, CommitStep::Freeze)).await);
         assert_eq!((reply.nonce, reply.status), (nonce, StepStatus::Done));
@@ -395,7 +440,7 @@ async fn a_step_that_was_taken_is_answered_as_the_first_time_whatever_its_nonce(
         assert_eq!((reply.nonce, reply.state_digest), (nonce, 0));
     }
     assert_eq!(steps.load(Ordering::Relaxed), 2);
-    let (_agent, mut target, steps) = prepared(Side::Target).await;
+    let (_agent, mut target, steps) = begun(Side::Target).await;
     for (expected, digest, which) in [
         (1, DIGEST.digest, CommitStep::Activate),
         (2, 0, CommitStep::Serve),
@@ -410,7 +455,7 @@ async fn a_step_that_was_taken_is_answered_as_the_first_time_whatever_its_nonce(
 
 #[tokio::test]
 async fn the_pull_by_reference_is_answered_with_its_own_fields_and_no_data() {
-    let (_agent, mut source, _) = prepared(Side::Source).await;
+    let (_agent, mut source, _) = begun(Side::Source).await;
     let refused = ask(&mut source, last_round()).await;
     assert_eq!(
         code(&refused),
@@ -446,7 +491,7 @@ fn rollback(session: u64, side: Side) -> Message {
 
 #[tokio::test]
 async fn once_the_new_side_serves_every_other_step_and_the_rollback_are_refused() {
-    let (_agent, mut target, steps) = prepared(Side::Target).await;
+    let (_agent, mut target, steps) = begun(Side::Target).await;
     taken(&ask(&mut target, step(1, CommitStep::Serve)).await);
     for request in [
         step(2, CommitStep::Freeze),
@@ -468,7 +513,7 @@ async fn once_the_new_side_serves_every_other_step_and_the_rollback_are_refused(
 
 #[tokio::test]
 async fn a_rollback_has_old_serve_again_and_may_be_repeated() {
-    let (_agent, mut source, _) = prepared(Side::Source).await;
+    let (_agent, mut source, _) = begun(Side::Source).await;
     ask(&mut source, step(1, CommitStep::Freeze)).await;
     for _ in 0..2 {
         let answer = ask(&mut source, rollback(SESSION, Side::Source)).await;

@@ -96,12 +96,13 @@ impl Engine {
                 let timeout = morph.phase.config.phase_timeout;
                 match morph.offered(side, offer) {
                     Agreement::Waiting(morph) => Open::Negotiating(morph).into(),
-                    Agreement::Agreed(morph) => {
+                    Agreement::Agreed(morph, choice) => {
                         self.timers = Timers::until(Some(now + timeout));
+                        self.actions.push_back(Action::Chosen(choice));
                         self.send_round(morph).into()
                     }
-                    Agreement::Missing(pair, missing) => {
-                        let reason = RollbackReason::Incompatible(missing);
+                    Agreement::Refused(pair, incompatible) => {
+                        let reason = RollbackReason::Incompatible(Box::new(incompatible));
                         Taken::To(self.roll_back(pair, reason, None))
                     }
                 }
@@ -147,6 +148,7 @@ impl Engine {
             (Open::Freezing(morph), Event::Frozen(digest)) => {
                 let morph = morph.frozen(digest);
                 let action = Action::Round {
+                    provider: morph.phase.provider,
                     mode: morph.phase.mode,
                     number: morph.phase.round,
                     last: true,
@@ -199,10 +201,11 @@ impl Engine {
     }
 
     fn send_round(&mut self, morph: Morph<Transferring>) -> Open {
-        let (mode, number) = (morph.phase.transfer.mode, morph.phase.transfer.round);
+        let transfer = &morph.phase.transfer;
         self.actions.push_back(Action::Round {
-            mode,
-            number,
+            provider: transfer.provider,
+            mode: transfer.mode,
+            number: transfer.round,
             last: false,
         });
         Open::Transferring(morph)

@@ -4,11 +4,12 @@ use super::super::reasons::{RollbackReason, SourceFailure, TargetFailure};
 use super::super::record::{CommitOrder, CommitRecord};
 use super::committed::{FencingSource, Serving};
 use super::{Morph, Pair};
-use crate::message::{Side, TransferMode};
+use crate::message::{Side, StateProvider, TransferMode};
 
 /// The source is asked to freeze.
 #[derive(Debug)]
 pub struct Freezing {
+    pub(super) provider: StateProvider,
     pub(super) mode: TransferMode,
     /// Number of the last round that the source served through.
     pub(super) round: u32,
@@ -17,6 +18,7 @@ pub struct Freezing {
 /// What changed since the round before is on its way.
 #[derive(Debug)]
 pub struct LastRound {
+    pub(in crate::morph) provider: StateProvider,
     pub(in crate::morph) mode: TransferMode,
     pub(in crate::morph) round: u32,
     digest: u64,
@@ -47,8 +49,13 @@ pub(in crate::morph) enum Recorded {
 impl Morph<Freezing> {
     /// The source stands still; `digest` is that of its state.
     pub(in crate::morph) fn frozen(self, digest: u64) -> Morph<LastRound> {
-        let Freezing { mode, round } = self.phase;
+        let Freezing {
+            provider,
+            mode,
+            round,
+        } = self.phase;
         let phase = LastRound {
+            provider,
             mode,
             round: round + 1,
             digest,

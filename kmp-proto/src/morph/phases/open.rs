@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use super::super::events::CommitLimit;
-use super::super::negotiation::{self, Offer};
-use super::super::reasons::{Invalid, Missing, OverBudget};
+use super::super::negotiation::{self, Choice, Offer};
+use super::super::reasons::{Incompatible, Invalid, OverBudget};
 use super::super::{Config, Estimate, ROUNDS_MAX};
 use super::commit::Freezing;
 use super::{Morph, Pair};
-use crate::message::{Check, CheckResult, Side, TransferMode};
+use crate::message::{Check, CheckResult, Side, StateProvider, TransferMode};
 
 /// The target kernel boots; both sides acknowledge.
 #[derive(Debug)]
@@ -56,6 +56,7 @@ pub struct Committable {
 #[derive(Debug)]
 pub(in crate::morph) struct Transfer {
     pub(in crate::morph) config: Config,
+    pub(in crate::morph) provider: StateProvider,
     pub(in crate::morph) mode: TransferMode,
     /// Number of the round on its way, or of the last one.
     pub(in crate::morph) round: u32,
@@ -86,9 +87,9 @@ pub(in crate::morph) enum Agreement {
     /// The other side's is missing.
     Waiting(Morph<Negotiating>),
     /// Both can do what is required.
-    Agreed(Morph<Transferring>),
+    Agreed(Morph<Transferring>, Choice),
     /// They cannot.
-    Missing(Pair, Vec<Missing>),
+    Refused(Pair, Incompatible),
 }
 
 /// What follows a round.
@@ -154,22 +155,23 @@ impl Morph<Negotiating> {
             return Agreement::Waiting(self);
         };
         match negotiation::negotiate(config, source, target) {
-            Ok(mode) => {
+            Ok(choice) => {
                 let exchanges = negotiation::exchanges(source, target);
-                Agreement::Agreed(self.agreed(mode, exchanges))
+                Agreement::Agreed(self.agreed(&choice, exchanges), choice)
             }
-            Err(missing) => Agreement::Missing(self.pair, missing),
+            Err(incompatible) => Agreement::Refused(self.pair, incompatible),
         }
     }
 
     pub(in crate::morph) fn agreed(
         self,
-        mode: TransferMode,
+        choice: &Choice,
         exchanges: Duration,
     ) -> Morph<Transferring> {
         let transfer = Transfer {
             config: self.phase.config,
-            mode,
+            provider: choice.provider,
+            mode: choice.mode,
             round: 1,
             dirty_bytes: 0,
             bytes_per_s: 0,
@@ -259,8 +261,18 @@ impl Morph<Committable> {
         if estimate > budget {
             return Err((self, OverBudget { estimate, budget }));
         }
-        let Transfer { mode, round, .. } = self.phase.transfer;
-        Ok(Self::with(self.pair, Freezing { mode, round }))
+        let Transfer {
+            provider,
+            mode,
+            round,
+            ..
+        } = self.phase.transfer;
+        let phase = Freezing {
+            provider,
+            mode,
+            round,
+        };
+        Ok(Self::with(self.pair, phase))
     }
 }
 

@@ -1,0 +1,32 @@
+//! Which state provider carries the morph: the order of preference, and what is shown of the choice.
+
+use kmp_proto::message::StateProvider;
+use kmp_proto::morph::{Choice, PassedOver};
+
+use super::MorphSession;
+use crate::model::OtherProvider;
+
+/// The state providers that a morph may use, the preferred one first.
+pub(super) const PREFERENCE: &[StateProvider] = StateProvider::ALL;
+
+impl MorphSession {
+    /// The negotiation has found a provider.
+    pub(super) fn chosen(&mut self, choice: Choice) {
+        let provider = choice.provider.to_string();
+        self.say(format!("morph: state provider {provider}"));
+        self.status.provider = Some(provider);
+        self.status.other_providers = passed_over(&choice.passed_over);
+        self.status.state_bytes = choice.state_bytes;
+    }
+}
+
+/// The providers that do not carry a morph.
+pub(super) fn passed_over(providers: &[PassedOver]) -> Vec<OtherProvider> {
+    let providers = providers.iter();
+    providers
+        .map(|PassedOver { provider, why }| OtherProvider {
+            provider: provider.to_string(),
+            reason: why.to_string(),
+        })
+        .collect()
+}
