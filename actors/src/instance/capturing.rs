@@ -99,16 +99,11 @@ impl Instance {
     fn uncapturable(&self) -> Option<ApiError> {
         let name = &self.row.name;
         let refused = match self.row.spec.backend {
-            BackendKind::Qemu => None,
+            BackendKind::Qemu | BackendKind::Multikernel => None,
             BackendKind::Embedded => Some((
                 ErrorCode::WrongState,
                 format!("{name} has no kernel of its own: it is a process (embedded)"),
                 "`gcore` captures the memory of a process",
-            )),
-            BackendKind::Multikernel => Some((
-                ErrorCode::NotImplemented,
-                format!("the memory of {name} cannot be captured yet: its backend is multikernel"),
-                "docs/multikernel.md says what is missing",
             )),
         };
         if let Some((code, text, hint)) = refused {

@@ -79,16 +79,21 @@ impl Supervisor {
         let backend = &self.services.backend;
         let Some(cmdline) = backend.panic_cmdline() else {
             let kind = backend.kind();
-            let text = format!(
-                "the {} backend captures no memory, so there is nothing to test",
-                kind.as_str()
-            );
-            // As a capture by hand is refused there.
-            let code = match kind {
-                BackendKind::Multikernel => ErrorCode::NotImplemented,
-                BackendKind::Embedded | BackendKind::Qemu => ErrorCode::WrongState,
-            };
-            return Err(ApiError::new(code, text));
+            let kind_text = kind.as_str();
+            return Err(match kind {
+                BackendKind::Multikernel => ApiError::new(
+                    ErrorCode::NotImplemented,
+                    format!(
+                        "the {kind_text} backend has no self-test yet: it has no kernel panic by request"
+                    ),
+                ),
+                BackendKind::Embedded | BackendKind::Qemu => ApiError::new(
+                    ErrorCode::WrongState,
+                    format!(
+                        "the {kind_text} backend captures no memory, so there is nothing to test"
+                    ),
+                ),
+            });
         };
         if self.doctor_runs || self.instances.contains_key(DOCTOR_NAME) {
             let text = format!("a self-test is under way, or its instance {DOCTOR_NAME} is left");

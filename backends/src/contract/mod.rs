@@ -77,7 +77,7 @@ impl BackendKind {
 
     /// Whether the memory of a failed instance can be captured.
     pub fn captures_memory(self) -> bool {
-        matches!(self, Self::Qemu)
+        matches!(self, Self::Qemu | Self::Multikernel)
     }
 }
 

@@ -179,7 +179,8 @@ impl Import {
         match dir {
             Some(dir) => {
                 self.vmcore_dir = Some(dir.to_owned());
-                let into = "its directory: vmcore.dir. What is captured is an instance's memory, not the host's";
+                let into = "its directory: vmcore.dir, and defaults.vmcore = \"required\". What is captured is an \
+                            instance's memory, not the host's";
                 self.take("dump", dump, into);
             }
             None => self.leave(
@@ -294,6 +295,10 @@ impl Import {
             &[
                 timeout.map(|seconds| format!("heartbeat_timeout_s = {seconds:?}")),
                 memory.map(|mib| format!("memory_mib = {mib}")),
+                // Upstream too gives no memory back that could not be dumped.
+                self.vmcore_dir
+                    .is_some()
+                    .then(|| "vmcore = \"required\"".to_owned()),
             ],
         );
         let dir = self.vmcore_dir.as_ref();
@@ -399,6 +404,8 @@ mod tests {
         assert_eq!(memory.as_integer(), Some(4096));
         let dir = value(&table, "vmcore", "dir");
         assert_eq!(dir.as_str(), Some("/var/crash"));
+        let policy = value(&table, "defaults", "vmcore");
+        assert_eq!(policy.as_str(), Some("required"));
         assert!(text.contains("#   line 13, fence_retries: "), "{text}");
     }
 
