@@ -376,6 +376,8 @@ impl Backend for MultikernelBackend {
         let config = self.config.clone();
         let agreements = Arc::clone(&self.agreements);
         let begun = self.blocking(move |slots| {
+            // It was there when the daemon started; a module can be unloaded.
+            preflight::reachable(&config.vsock).map_err(SpawnError::Unavailable)?;
             agreements.check(&config.layout, &spec.kernel)?;
             let boot = Self::prepare(&config, &spec)?;
             let started = slots.spawn(&spec, &boot, &config.xdp_pins);

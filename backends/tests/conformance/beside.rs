@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kmorph_backends::contract::Backend as _;
 use kmorph_backends::contract::{Observation, Placement, SpawnError, SpawnSpec};
-use kmorph_backends::multikernel::{Layout, kcore};
+use kmorph_backends::multikernel::{Layout, Vsock, kcore};
 use kmorph_emulated_kernel::Generation;
 use kmorph_launch::StartMode;
 use kmp_proto::fence::{Confirmation, FenceMethod, FenceOrder};
@@ -390,6 +390,24 @@ async fn memory_that_cannot_be_read_is_said_to_be_so_and_gone_after_the_release(
     assert!(shows.memory_map(&placement).await.unwrap().is_empty());
     let ranges = ground.backend.memory_map(&placement).await.unwrap();
     assert!(ranges.is_empty(), "{ranges:?}");
+}
+
+#[tokio::test]
+async fn a_spawn_without_vsock_between_kernels_says_so_at_once_and_what_works() {
+    let Some(ground) = ground() else { return };
+    let none = ground.backend_with(|config| {
+        config.vsock = Vsock::Kernel {
+            cid_offset: 0,
+            // No kernel has so high an option.
+            option: Some(9999),
+        };
+    });
+    let error = none.spawn(ground.spec()).await.unwrap_err();
+    assert!(matches!(error, SpawnError::Unavailable(_)), "{error}");
+    let said = error.to_string();
+    assert!(said.contains("What works: kerf create"), "{said}");
+    assert!(kernel(&ground).instance_names().unwrap().is_empty());
+    assert!(!ground.spec().run_dir.exists());
 }
 
 #[tokio::test]

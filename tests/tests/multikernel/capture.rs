@@ -136,6 +136,18 @@ fn a_real_kernel_shows_its_memory_so(guest: &CrashedGuest) {
     }
 }
 
+/// Host kernels of multikernel Linux are 7.0 and later.
+#[test]
+fn newer_kernels_too_show_all_their_memory_by_physical_address() {
+    for series in ["6.12", "7.3"] {
+        let guest = CrashedGuest::new(&Plan {
+            lines: SHOWS,
+            ..Plan::small(series)
+        });
+        a_real_kernel_shows_its_memory_so(&guest);
+    }
+}
+
 #[test]
 fn memory_that_cannot_be_read_is_kept_where_it_is_required() {
     let Some(mut host) = Host::prepare_multikernel(Generation::Confirms, CONFIG) else {
