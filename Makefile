@@ -17,7 +17,7 @@ DEMO = $(or $(CARGO_TARGET_DIR),target)/release/kmorph-demo
 # Who runs this; tests say who else.
 USER_ID = $(shell id -u)
 
-.PHONY: build check test test-api test-kills test-runs test-flips test-crash test-drgn test-tasks demo demo-build demo-embedded demo-qemu demo-multikernel bench lint doc fuzz setup clean kmod kmod-test kmod-style kmod-test-24 new-kernel wheel
+.PHONY: build check test test-api test-kills test-runs test-flips test-crash test-drgn test-tasks demo demo-build demo-embedded demo-qemu demo-multikernel bench lint doc fuzz setup clean kmod kmod-test kmod-style kmod-test-24 new-kernel wheel deb
 
 build:
 	$(CARGO) build --release --workspace
@@ -46,6 +46,10 @@ test-api:
 # libkerf for Python: target/python/wheels/libkerf-*.whl.
 wheel:
 	scripts/build-python
+
+# The Debian package: target/deb/kmorph-runtime_*.deb. Needs dpkg-dev and binutils.
+deb: demo-build
+	scripts/build-deb
 
 # Kills daemon, source and target, alone and in pairs, at MOMENTS moments spread over morphs and recoveries.
 MOMENTS ?= 1000

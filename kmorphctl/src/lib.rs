@@ -5,7 +5,8 @@
 //! journal or a backend by any other way, and it keeps no state of its own.
 //!
 //! `cli` says what can be typed, `commands` does it, `client` asks the daemon, `operation_wait`
-//! follows long work, `output` shows it, `exit` says how it ended.
+//! follows long work, `output` shows it, `exit` says how it ended. `upstream` reads the configuration of the C project of
+//! the same name.
 
 pub mod cli;
 mod client;
@@ -19,6 +20,7 @@ mod operation_wait;
 mod output;
 mod places;
 mod policy_file;
+mod upstream;
 
 pub use exit::{EXIT_CODES, Exit, ExitCodeRow};
 

@@ -20,7 +20,8 @@ fn installed(dir: &Path, script: &str) -> PathBuf {
         std::fs::copy(built, &program).unwrap();
     }
     let kmorphd = dir.join("kmorphd");
-    std::fs::write(&kmorphd, format!("#!/bin/sh\n{script}\n")).unwrap();
+    let version = "[ \"$1\" != --version ] || { echo kmorphd 0.0.0; exit 0; }";
+    std::fs::write(&kmorphd, format!("#!/bin/sh\n{version}\n{script}\n")).unwrap();
     std::fs::set_permissions(&kmorphd, std::fs::Permissions::from_mode(0o755)).unwrap();
     program
 }
@@ -53,6 +54,35 @@ fn a_daemon_that_ends_at_once_is_quoted() {
         "{ended:?}"
     );
     assert!(!ended.stderr.contains("an older line"), "{ended:?}");
+}
+
+/// The C project of the same name has a kmorphd too. It knows no options but its own, and without any it runs in the
+/// background.
+#[test]
+fn another_program_of_the_daemons_name_is_not_started() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = installed(dir.path(), "");
+    let script = "#!/bin/sh\n[ $# = 0 ] || { echo 'usage: kmorphd [--config PATH]' >&2; exit 2; }\n\
+                  touch \"$DIR/started\"\n";
+    std::fs::write(dir.path().join("kmorphd"), script).unwrap();
+    for words in [
+        ["daemon", "start"].as_slice(),
+        &["daemon", "start", "--foreground"],
+    ] {
+        let output = command(&program, &dir.path().join("s"))
+            .env("DIR", dir.path())
+            .args(words)
+            .env_remove("KMORPH_SOCKET")
+            .env("XDG_STATE_HOME", dir.path())
+            .env("XDG_RUNTIME_DIR", dir.path())
+            .env("XDG_CONFIG_HOME", dir.path())
+            .output()
+            .unwrap();
+        let ended = Ended::of(&output);
+        assert_eq!(ended.code, 3, "{ended:?}");
+        assert!(ended.stderr.contains("is not kmorph's daemon"), "{ended:?}");
+        assert!(!dir.path().join("started").exists(), "{ended:?}");
+    }
 }
 
 #[test]

@@ -353,6 +353,9 @@ fn multikernel(start: &Start) -> MultikernelConfig {
         modules: configured.modules.clone(),
         cache: start.cache_dir.clone(),
         vsock: configured.vsock(),
+        layout: configured.layout(),
+        memory: configured.memory(),
+        xdp_pins: kmorph_backends::multikernel::XDP_PINS.into(),
     }
 }
 

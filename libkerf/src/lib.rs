@@ -8,11 +8,13 @@
 //! * [`model`] is what trees mean, [`check`] what is wrong with them.
 //! * [`overlay`] is changes, and what the kernel would make of them; [`allocate`] chooses resources.
 //! * [`kernel`] is the kernel's files, [`record`] kerf's notes of what is loaded, [`image`] kernel
-//!   images, [`machine`] what a machine has.
+//!   images, [`btf`] whether two kernels agree on the memory that they share, [`machine`] what a
+//!   machine has.
 
 #![deny(unsafe_code)]
 
 pub mod allocate;
+pub mod btf;
 pub mod check;
 pub mod dtb;
 pub mod dts;

@@ -98,7 +98,8 @@ impl Host {
         host.configure(&format!(
             "backend = \"multikernel\"\n{config}[multikernel]\n\
              root = \"{0}/multikernel\"\nlock = \"{0}/run/kerf.lock\"\nrecords = \"{0}/records\"\n\
-             vsock_sockets = \"{0}/vsock\"\n",
+             vsock_sockets = \"{0}/vsock\"\nlayout = \"assumed\"\n\
+             iomem = \"{0}/iomem\"\nkcore = \"{0}/kcore\"\n",
             place.display()
         ));
         Some(host)

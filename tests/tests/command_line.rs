@@ -173,3 +173,38 @@ fn policies_are_shown_set_written_and_read() {
     assert!(refused.contains("heartbeat_timeout_s"), "{refused}");
     says(&host, &["daemon", "reload"], &[]);
 }
+
+#[test]
+fn what_is_imported_from_the_c_project_is_sound_for_the_daemon() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (
+        dir.path().join("kmorph.conf"),
+        dir.path().join("kmorphd.conf"),
+    );
+    let upstream = "kernel = /boot/vmlinuz\ncpus = 1-3\nmemory = 3GB\nprobe_interval = 100ms\n\
+                    probe_timeouts = 9\ndump = /var/crash/core\ndevices = 0000:09:00.0\n";
+    std::fs::write(&from, upstream).unwrap();
+    let import = Command::new(program("kmorphctl"))
+        .arg("import-upstream-config")
+        .arg(&from)
+        .arg("--output")
+        .arg(&to)
+        .output()
+        .unwrap();
+    assert!(import.status.success(), "{import:?}");
+    let check = Command::new(program("kmorphd"))
+        .arg("--check")
+        .arg("--config")
+        .arg(&to)
+        .output()
+        .unwrap();
+    let text = std::fs::read_to_string(&to).unwrap();
+    assert!(check.status.success(), "{check:?}: {text}");
+    for line in [
+        "heartbeat_timeout_s = 0.9",
+        "memory_mib = 3072",
+        "dir = \"/var/crash\"",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+}

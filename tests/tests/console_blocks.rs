@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use kmorph_tests::{Host, program};
 
 /// Blocks that are not run, by page and first command, and why.
-const NOT_RUN: [(&str, &str, &str); 9] = [
+const NOT_RUN: [(&str, &str, &str); 10] = [
     (
         "cli.md",
         "kmorphctl spawn web --kernel=/boot/vmlinuz-6.8.0",
@@ -40,6 +40,11 @@ const NOT_RUN: [(&str, &str, &str); 9] = [
         "multikernel.md",
         "kerf kill web --force",
         "needs a multikernel kernel",
+    ),
+    (
+        "operations.md",
+        "apt install ./target/deb/kmorph-runtime_0.1.0_amd64.deb",
+        "installs a package",
     ),
     (
         "vmcore.md",

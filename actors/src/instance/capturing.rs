@@ -98,12 +98,8 @@ impl Instance {
     fn uncapturable(&self) -> Option<Failure> {
         let name = &self.row.name;
         if let Some(why) = self.row.spec.backend.uncaptured() {
-            let kind = match why.planned {
-                true => FailureKind::NotImplemented,
-                false => FailureKind::WrongState,
-            };
             let text = format!("the memory of {name} cannot be captured: {}", why.reason);
-            return Some(Failure::new(kind, text).hint(why.instead));
+            return Some(Failure::new(FailureKind::WrongState, text).hint(why.instead));
         }
         if let Err(doing) = self.engine.may(Request::Capture) {
             return Some(self.busy("captured", doing));

@@ -12,6 +12,13 @@ pub struct Uncaptured {
     pub reason: &'static str,
     /// What to do instead.
     pub instead: &'static str,
+}
+
+/// Why there is no self-test of captures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Untested {
+    /// The reason, as it follows "the backend X ".
+    pub reason: &'static str,
     /// Whether kmorph is to do it one day.
     pub planned: bool,
 }
@@ -36,17 +43,25 @@ impl BackendKind {
     /// Why the memory of an instance cannot be captured; `None` when it can.
     pub fn uncaptured(self) -> Option<Uncaptured> {
         match self {
-            Self::Qemu => None,
+            Self::Qemu | Self::Multikernel => None,
             Self::Embedded => Some(Uncaptured {
                 reason: "it has no kernel of its own, it is a process (embedded)",
                 instead: "`gcore` captures the memory of a process",
-                planned: false,
             }),
-            Self::Multikernel => Some(Uncaptured {
-                reason: "the backend multikernel cannot do it yet",
-                instead: "docs/multikernel.md says what is missing",
+        }
+    }
+
+    /// Why a backend whose kernels do not panic on request has no self-test.
+    pub fn untested(self) -> Untested {
+        match self {
+            Self::Multikernel => Untested {
+                reason: "has no self-test yet: its kernels do not panic on request",
                 planned: true,
-            }),
+            },
+            Self::Embedded | Self::Qemu => Untested {
+                reason: "captures no memory, so there is nothing to test",
+                planned: false,
+            },
         }
     }
 

@@ -1,131 +1,159 @@
-//! A generation's memory, as the host can map it.
+//! A generation's memory, as the host can read it.
 //!
-//! A kernel instance's memory is the machine's own: its addresses are physical ones, which `/proc/iomem` tells
-//! root, and `/dev/mem` maps. That a kernel refuses under lockdown, and one with strict `/dev/mem` unless it was
-//! booted with `iomem=relaxed`.
+//! A kernel instance's memory is the machine's own: its addresses are physical ones, which `/proc/iomem` tells root, and
+//! `/proc/kcore` shows what is there. The kernel takes nothing from it when the instance is halted.
 
-use std::fs::File;
 use std::io;
-use std::num::NonZeroUsize;
-use std::path::Path;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
 use libkerf::machine::Iomem;
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
+use super::kcore::{self, Shown};
 use super::slots::{Holds, Slots};
 use crate::contract::{BackendError, KernelInstance, MemoryRange, Placement};
 
-/// Where physical memory is mapped from.
-const DEV_MEM: &str = "/dev/mem";
-const IOMEM: &str = "/proc/iomem";
-/// Not zero: the compiler has seen it.
-const PAGE_BYTES: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+/// Bytes that are read of each range, to see whether it can be.
+const TRIED_BYTES: usize = 64;
+
+/// Where the host's kernel says what memory there is, and shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostMemory {
+    /// Which physical addresses are whose.
+    pub iomem: PathBuf,
+    /// What is at physical addresses.
+    pub kcore: PathBuf,
+}
+
+impl Default for HostMemory {
+    fn default() -> Self {
+        Self {
+            iomem: "/proc/iomem".into(),
+            kcore: "/proc/kcore".into(),
+        }
+    }
+}
 
 impl Slots {
     /// The ranges of a generation's memory; none once it was released.
     pub(super) fn memory_map(
         &self,
+        host: &HostMemory,
         placement: &Placement,
     ) -> Result<Vec<MemoryRange>, BackendError> {
         let Some(KernelInstance { name, id }) = &placement.kernel_instance else {
             return Ok(Vec::new());
         };
-        let what = |what: &str| format!("{what} the memory of kernel instance {name:?}");
-        let held = self.holds(placement).map_err(|error| BackendError {
-            what: what("looking for"),
-            source: io::Error::other(error.to_string()),
-        })?;
+        let failed = |what: &str, source| BackendError {
+            what: format!("{what} the memory of kernel instance {name:?}"),
+            source,
+        };
+        let held = self
+            .holds(placement)
+            .map_err(|error| failed("looking for", io::Error::other(error.to_string())))?;
         if !matches!(held, Holds::This(..)) {
             return Ok(Vec::new());
         }
-        let text = std::fs::read_to_string(IOMEM).map_err(|source| BackendError {
-            what: format!("reading {IOMEM}"),
-            source,
-        })?;
-        let ranges = ranges(&Iomem::parse(&text), *id, name).map_err(|source| BackendError {
-            what: what("looking for"),
-            source,
-        })?;
-        for range in &ranges {
-            try_map(Path::new(DEV_MEM), range.host_offset).map_err(|source| BackendError {
-                what: format!(
-                    "{} at {:#x} from {DEV_MEM}, which takes root, no lockdown, and iomem=relaxed on the command line \
-                     of a host with strict /dev/mem",
-                    what("mapping"),
-                    range.host_offset
-                ),
-                source,
-            })?;
-        }
-        Ok(ranges)
+        let regions = regions(&host.iomem, *id, name).map_err(|e| failed("looking for", e))?;
+        ranges(&host.kcore, &regions).map_err(|e| failed("reading", e))
     }
 }
 
-/// The ranges that `/proc/iomem` shows for an instance.
-fn ranges(iomem: &Iomem, id: u32, name: &str) -> io::Result<Vec<MemoryRange>> {
-    let regions = iomem.instance(id, name);
+/// Base and length of each region that the host's kernel shows of an instance.
+fn regions(iomem: &Path, id: u32, name: &str) -> io::Result<Vec<(u64, u64)>> {
+    let text = std::fs::read_to_string(iomem)
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", iomem.display())))?;
+    let regions = Iomem::parse(&text).instance(id, name);
     if regions.is_empty() {
-        let text = format!("{IOMEM} shows no region of it (addresses need root)");
+        let text = format!(
+            "{} shows no region of it (addresses need root)",
+            iomem.display()
+        );
         return Err(io::Error::new(io::ErrorKind::NotFound, text));
     }
-    let range = |(base, length)| MemoryRange {
-        guest_address: base,
-        length,
-        host_path: DEV_MEM.into(),
-        host_offset: base,
-    };
-    Ok(regions.into_iter().map(range).collect())
+    Ok(regions)
 }
 
-/// Whether one page there can be mapped.
-#[allow(unsafe_code, reason = "mmap")]
-fn try_map(path: &Path, offset: u64) -> io::Result<()> {
-    let file = File::open(path)?;
-    let offset = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
-    // SAFETY: a new mapping that nothing refers to, only to be read, and that is not read.
-    unsafe {
-        let at = mmap(
-            None,
-            PAGE_BYTES,
-            ProtFlags::PROT_READ,
-            MapFlags::MAP_SHARED,
-            &file,
+/// Where each region is to be read.
+fn ranges(kcore: &Path, regions: &[(u64, u64)]) -> io::Result<Vec<MemoryRange>> {
+    let explained = |error: io::Error| {
+        let text = format!(
+            "{}: {error}; that takes root, a kernel with CONFIG_PROC_KCORE, and no lockdown of confidentiality",
+            kcore.display()
+        );
+        io::Error::new(error.kind(), text)
+    };
+    let (file, shown) = kcore::open(kcore).map_err(explained)?;
+    let mut ranges = Vec::new();
+    for (base, length) in regions {
+        let parts = kcore::parts(&shown, *base, *length).ok_or_else(|| {
+            let text = format!("{} does not show all of it, at {base:#x}", kcore.display());
+            io::Error::new(io::ErrorKind::NotFound, text)
+        })?;
+        for Shown {
+            start,
+            length,
             offset,
-        )?;
-        munmap(at, PAGE_BYTES.get())?;
+        } in parts
+        {
+            file.read_exact_at(&mut [0; TRIED_BYTES], offset)
+                .map_err(explained)?;
+            ranges.push(MemoryRange {
+                guest_address: start,
+                length,
+                host_path: kcore.to_owned(),
+                host_offset: offset,
+            });
+        }
     }
-    Ok(())
+    Ok(ranges)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     #[test]
     fn the_machines_addresses_are_the_instances() {
-        let iomem = Iomem::parse(
-            "840000000-8bfffffff : Multikernel Memory Pool\n\
-             \x20 840000000-847ffffff : mk-instance-3-web+b-region-0\n\
-             \x20 860000000-867ffffff : mk-instance-3-web+b-region-1\n\
-             \x20 850000000-850000fff : mk-instance-4-web-region-0\n",
-        );
-        let found = ranges(&iomem, 3, "web+b").unwrap();
-        let all: Vec<_> = found
-            .iter()
-            .map(|range| (range.guest_address, range.host_offset, range.length))
-            .collect();
+        let mut iomem = tempfile::NamedTempFile::new().unwrap();
+        iomem
+            .write_all(
+                b"840000000-8bfffffff : Multikernel Memory Pool\n\
+                \x20 840000000-847ffffff : mk-instance-3-web+b-region-0\n\
+                \x20 860000000-867ffffff : mk-instance-3-web+b-region-1\n\
+                \x20 850000000-850000fff : mk-instance-4-web-region-0\n",
+            )
+            .unwrap();
+        let found = regions(iomem.path(), 3, "web+b").unwrap();
         let bases = [0x8_4000_0000, 0x8_6000_0000];
-        assert_eq!(all, bases.map(|base| (base, base, 0x800_0000)));
-        let none = ranges(&iomem, 3, "web").unwrap_err().to_string();
+        assert_eq!(found, bases.map(|base| (base, 0x800_0000)));
+        let none = regions(iomem.path(), 3, "web").unwrap_err().to_string();
         assert!(none.contains("no region"), "{none}");
     }
 
     #[test]
-    fn what_cannot_be_mapped_is_found_out() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(8192).unwrap();
-        try_map(file.path(), 4096).unwrap();
-        assert!(try_map(file.path(), 1).is_err());
-        assert!(try_map(Path::new("/nonexistent"), 0).is_err());
+    fn what_is_shown_is_read_and_what_is_not_is_named() {
+        let mut kcore = tempfile::NamedTempFile::new().unwrap();
+        let bytes = 0x4000;
+        kcore.write_all(&kcore::synthetic(0x1_0000, bytes)).unwrap();
+        let file = kcore.as_file();
+        let read = |regions: &[(u64, u64)]| ranges(kcore.path(), regions);
+        let nothing_behind = read(&[(0x1_0000, 0x1000)]).unwrap_err().to_string();
+        assert!(nothing_behind.contains("no lockdown"), "{nothing_behind}");
+        file.set_len(kcore::SYNTHETIC_OFFSET + bytes).unwrap();
+        let found = read(&[(0x1_0000, 0x1000), (0x1_2000, 0x2000)]).unwrap();
+        let places: Vec<_> = found
+            .iter()
+            .map(|range| (range.guest_address, range.length, range.host_offset))
+            .collect();
+        assert_eq!(
+            places,
+            [(0x1_0000, 0x1000, 0x2000), (0x1_2000, 0x2000, 0x4000)]
+        );
+        let outside = read(&[(0x1_3000, 0x2000)]).unwrap_err().to_string();
+        assert!(outside.contains("does not show all of it"), "{outside}");
+        assert!(ranges(Path::new("/nonexistent"), &[(0, 1)]).is_err());
     }
 }

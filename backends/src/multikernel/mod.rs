@@ -7,14 +7,19 @@
 //! ```
 //!
 //! * All that is known of the kernel's interface is libkerf's; here is what makes instances of it.
-//! * `slots`: which generation is in which kernel instance. `spawn`, `observe`, `fence`, `release`: a life. `memory`
+//! * `layout`: whether a kernel may run beside the host's. `slots`: which generation is in which kernel instance. `spawn`, `observe`, `fence`, `release`: a life. `memory`
 //!   for vmcores, `preflight` for the daemon's start.
+//! * `network`: what a guest would lose in the other kernel instance.
+//! * `kcore` is how the host shows an instance's memory.
 //! * No process belongs to an instance: a placement names a kernel instance instead.
 //!
 //! The calls block, some for seconds, so each has a thread of its own.
 
 mod fence;
+pub mod kcore;
+mod layout;
 mod memory;
+mod network;
 mod observe;
 mod preflight;
 mod release;
@@ -35,6 +40,7 @@ use libkerf::kernel::{Calls, Kernel, SystemCalls};
 use libkerf::model::Instance;
 use libkerf::record::Records;
 
+use self::layout::Agreements;
 use self::observe::LOOK_EVERY;
 use self::slots::{Content, Slots};
 use self::spawn::Boot;
@@ -46,6 +52,9 @@ use crate::fencing;
 use crate::guest::{self, GuestImage, Recipe};
 use crate::key;
 
+pub use self::layout::Layout;
+pub use self::memory::HostMemory;
+
 /// The option of an AF_VSOCK socket that chooses the transport between kernels (`net/vmw_vsock/af_vsock.c` of
 /// multikernel Linux).
 pub const VSOCK_OPTION: u16 = 9;
@@ -55,6 +64,8 @@ pub const ROOT: &str = libkerf::kernel::ROOT;
 pub const LOCK: &str = libkerf::kernel::KERF_LOCK;
 /// Where kerf's records are.
 pub const RECORDS: &str = libkerf::record::DIRECTORY;
+/// Where kerf pins the routes of netdevs.
+pub const XDP_PINS: &str = network::XDP_PINS;
 /// The module that carries vsock between kernels; loaded where it is not built in.
 const NEEDED: [&str; 1] = ["mk_transport"];
 /// What a generation boots.
@@ -77,6 +88,12 @@ pub struct MultikernelConfig {
     pub cache: PathBuf,
     /// How instances are reached.
     pub vsock: Vsock,
+    /// Who vouches for a kernel image.
+    pub layout: Layout,
+    /// Where an instance's memory is read.
+    pub memory: HostMemory,
+    /// Where kerf pins the routes of netdevs.
+    pub xdp_pins: PathBuf,
 }
 
 /// How instances are reached.
@@ -152,6 +169,7 @@ pub struct MultikernelBackend {
     config: MultikernelConfig,
     host_boot_id: String,
     slots: Arc<Slots>,
+    agreements: Arc<Agreements>,
 }
 
 impl MultikernelBackend {
@@ -178,6 +196,7 @@ impl MultikernelBackend {
             slots: Arc::new(Slots::new(kernel, records, calls, host_boot_id.clone())),
             host_boot_id,
             config,
+            agreements: Arc::default(),
         })
     }
 
@@ -355,9 +374,13 @@ impl Backend for MultikernelBackend {
         guest::check(&spec)?;
         guest::check_memory(spec.memory_bytes)?;
         let config = self.config.clone();
+        let agreements = Arc::clone(&self.agreements);
         let begun = self.blocking(move |slots| {
+            // It was there when the daemon started; a module can be unloaded.
+            preflight::reachable(&config.vsock).map_err(SpawnError::Unavailable)?;
+            agreements.check(&config.layout, &spec.kernel)?;
             let boot = Self::prepare(&config, &spec)?;
-            let started = slots.spawn(&spec, &boot);
+            let started = slots.spawn(&spec, &boot, &config.xdp_pins);
             if started.is_err() {
                 let _ = std::fs::remove_file(&boot.initramfs);
             }
@@ -484,10 +507,27 @@ impl Backend for MultikernelBackend {
         Ok(())
     }
 
+    /// Nothing stops a kernel beside the host's and has it go on: what runs cannot be frozen.
+    async fn freeze(&self, placement: &Placement) -> Result<bool, BackendError> {
+        match self.observe(placement).await? {
+            Observation::Running => Err(BackendError {
+                what: format!("freezing {}", described(placement)),
+                source: io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    "a kernel beside the host's runs until it is halted; its memory can be captured once it has \
+                     failed, or by the policy vmcore",
+                ),
+            }),
+            _ => Ok(false),
+        }
+    }
+
     async fn memory_map(&self, placement: &Placement) -> Result<Vec<MemoryRange>, BackendError> {
         let what = || format!("looking for the memory of {}", described(placement));
-        let owned = placement.clone();
-        let mapped = self.blocking(move |slots| slots.memory_map(&owned)).await;
+        let (owned, host) = (placement.clone(), self.config.memory.clone());
+        let mapped = self
+            .blocking(move |slots| slots.memory_map(&host, &owned))
+            .await;
         mapped.map_err(failed(what()))?
     }
 }

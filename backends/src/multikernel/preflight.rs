@@ -142,8 +142,8 @@ fn is_locked(text: &str) -> bool {
     !text.contains("[none]")
 }
 
-/// Whether instances can be reached from here.
-fn reachable(vsock: &Vsock) -> Result<(), String> {
+/// Whether instances can be reached from here; else what is missing, and what works without.
+pub(super) fn reachable(vsock: &Vsock) -> Result<(), String> {
     match vsock {
         Vsock::Sockets { directory } if directory.is_dir() => Ok(()),
         Vsock::Sockets { directory } => Err(format!(

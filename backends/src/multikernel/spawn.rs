@@ -64,9 +64,16 @@ impl Slots {
         &self,
         spec: &SpawnSpec,
         boot: &Boot,
+        xdp_pins: &Path,
     ) -> Result<(KernelInstance, Instance), SpawnError> {
         let chosen = self.choose(spec)?;
         let name = chosen.name.as_str();
+        for other in Self::names(&spec.name)
+            .iter()
+            .filter(|other| *other != name)
+        {
+            self.keeps_network(name, chosen.there, other, xdp_pins)?;
+        }
         let mark = Mark {
             instance: spec.name.clone(),
             generation: spec.generation,

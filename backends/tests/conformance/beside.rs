@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use kmorph_backends::contract::Backend as _;
 use kmorph_backends::contract::{Observation, Placement, SpawnError, SpawnSpec};
+use kmorph_backends::multikernel::{Layout, Vsock, kcore};
 use kmorph_emulated_kernel::Generation;
 use kmorph_launch::StartMode;
 use kmp_proto::fence::{Confirmation, FenceMethod, FenceOrder};
@@ -14,7 +16,7 @@ use libkerf::record::Records;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use super::ground::{Ground, kernel_instance};
+use super::ground::{Ground, holds, kernel_instance};
 
 pub(super) const MIB: u64 = 1 << 20;
 
@@ -351,16 +353,134 @@ async fn a_panic_that_stands_still_looks_as_if_it_ran_and_can_be_fenced() {
 }
 
 #[tokio::test]
-async fn memory_that_cannot_be_mapped_is_said_to_be_so_and_gone_after_the_release() {
+async fn memory_that_cannot_be_read_is_said_to_be_so_and_gone_after_the_release() {
     let Some(ground) = ground() else { return };
     let placement = ground.spawn(ground.spec()).await;
     // The machine that this runs on has no such regions.
     let error = ground.backend.memory_map(&placement).await.unwrap_err();
     assert!(error.source.to_string().contains("/proc/iomem"), "{error}");
     assert!(error.what.contains("web"), "{error}");
+    // One that has them.
+    let (iomem, file) = (
+        ground.run_dir().join("iomem"),
+        ground.run_dir().join("kcore"),
+    );
+    let shown =
+        "100000-1fffff : Multikernel Memory Pool\n  100000-17ffff : mk-instance-1-web-region-0\n";
+    std::fs::write(&iomem, shown).unwrap();
+    let mut bytes = kcore::synthetic(0x10_0000, 0x10_0000);
+    bytes.resize(
+        usize::try_from(kcore::SYNTHETIC_OFFSET).unwrap() + 0x10_0000,
+        0,
+    );
+    let start = usize::try_from(kcore::SYNTHETIC_OFFSET).unwrap();
+    bytes[start..start + 4].copy_from_slice(b"here");
+    std::fs::write(&file, bytes).unwrap();
+    let shows = ground.backend_with(|config| {
+        config.memory.iomem = iomem.clone();
+        config.memory.kcore = file.clone();
+    });
+    let ranges = shows.memory_map(&placement).await.unwrap();
+    assert_eq!(
+        (ranges[0].guest_address, ranges[0].length),
+        (0x10_0000, 0x8_0000)
+    );
+    assert!(holds(&ranges, b"here"));
     end(&ground, &placement).await;
+    assert!(shows.memory_map(&placement).await.unwrap().is_empty());
     let ranges = ground.backend.memory_map(&placement).await.unwrap();
     assert!(ranges.is_empty(), "{ranges:?}");
+}
+
+#[tokio::test]
+async fn a_spawn_without_vsock_between_kernels_says_so_at_once_and_what_works() {
+    let Some(ground) = ground() else { return };
+    let none = ground.backend_with(|config| {
+        config.vsock = Vsock::Kernel {
+            cid_offset: 0,
+            // No kernel has so high an option.
+            option: Some(9999),
+        };
+    });
+    let error = none.spawn(ground.spec()).await.unwrap_err();
+    assert!(matches!(error, SpawnError::Unavailable(_)), "{error}");
+    let said = error.to_string();
+    assert!(said.contains("What works: kerf create"), "{said}");
+    assert!(kernel(&ground).instance_names().unwrap().is_empty());
+    assert!(!ground.spec().run_dir.exists());
+}
+
+#[tokio::test]
+async fn a_kernel_that_does_not_say_how_it_shares_memory_is_refused_before_anything_is_made() {
+    let Some(ground) = ground() else { return };
+    let compared = ground.backend_with(|config| config.layout = Layout::compared());
+    let spec = ground.spec();
+    let (run_dir, name) = (spec.run_dir.clone(), spec.name.to_string());
+    let error = compared.spawn(spec).await.unwrap_err();
+    assert!(matches!(error, SpawnError::Refused(_)), "{error}");
+    let said = error.to_string();
+    assert!(said.contains("does not say how it lays out"), "{said}");
+    assert!(said.contains("multikernel.layout"), "{said}");
+    assert!(kernel(&ground).instance_names().unwrap().is_empty());
+    assert!(records(&ground).load(&name).unwrap().is_none());
+    assert!(!run_dir.exists());
+}
+
+/// As `kerf create NAME --virtio=net` makes it.
+fn configure_with_network(ground: &Ground, name: &str, cpus: &[u64]) {
+    let instance = libkerf::model::Instance {
+        name: name.to_owned(),
+        cpus: cpus.to_vec(),
+        memory_bytes: 512 * MIB,
+        virtio: vec![libkerf::model::Virtio {
+            name: "net@0".to_owned(),
+            device_id: 1,
+            queues: 2,
+            queue_size: None,
+        }],
+        ..Default::default()
+    };
+    let create = Operation::Create(Box::new(Create {
+        instance,
+        ..Create::default()
+    }));
+    let overlay = Overlay::new([(Target::Instances, vec![create])]);
+    kernel(ground).apply(&overlay, None).unwrap();
+}
+
+#[tokio::test]
+async fn a_morph_never_takes_a_guests_netdev_or_its_route() {
+    let Some(ground) = ground() else { return };
+    configure_with_network(&ground, "web", &[8]);
+    let source = ground.spawn(ground.spec()).await;
+    ground.answers(&source).await;
+    let next = || SpawnSpec {
+        start: StartMode::AwaitState { session: 1 },
+        ..ground.spec()
+    };
+    let error = ground.backend.spawn(next()).await.unwrap_err();
+    assert!(matches!(error, SpawnError::Refused(_)), "{error}");
+    assert!(
+        error.to_string().contains("kerf create web+b --virtio"),
+        "{error}"
+    );
+    assert_eq!(kernel(&ground).instance_names().unwrap(), ["web"]);
+
+    // kerf has routed the one netdev, and not the other.
+    configure_with_network(&ground, "web+b", &[10]);
+    let pins = ground.emulated.as_ref().unwrap().beside("xdp/vnet");
+    std::fs::create_dir_all(pins.join("mk-web-0/enp9s0")).unwrap();
+    let error = ground.backend.spawn(next()).await.unwrap_err();
+    assert!(error.to_string().contains("mk-web+b-0, is not"), "{error}");
+    assert_eq!(kernel(&ground).status("web+b").unwrap(), Status::Ready);
+    assert!(records(&ground).load("web+b").unwrap().is_none());
+
+    std::fs::create_dir_all(pins.join("mk-web+b-0/enp9s0")).unwrap();
+    let target = ground.spawn(next()).await;
+    assert_eq!(kernel_instance(&target), "web+b");
+    for placement in [&source, &target] {
+        end(&ground, placement).await;
+    }
 }
 
 #[tokio::test]

@@ -19,7 +19,9 @@ use kmorph_backends::contract::{
 };
 use kmorph_backends::embedded::{EmbeddedBackend, EmbeddedConfig};
 use kmorph_backends::kernel_image::{KernelImage, synthetic};
-use kmorph_backends::multikernel::{MultikernelBackend, MultikernelConfig, Vsock};
+use kmorph_backends::multikernel::{
+    HostMemory, Layout, MultikernelBackend, MultikernelConfig, Vsock,
+};
 use kmorph_backends::qemu::{AccelChoice, KerfConfig, QemuBackend, QemuConfig};
 use kmorph_control_api::paths::DefaultPaths;
 use kmorph_emulated_kernel::{Generation, Process};
@@ -49,6 +51,8 @@ pub(crate) struct Ground {
     make: Box<dyn Fn() -> Arc<dyn Backend>>,
     /// The kernel that runs the instances, where it is emulated.
     pub(crate) emulated: Option<Process>,
+    /// How those are reached.
+    beside: Option<(MultikernelConfig, Emulated)>,
     kernel: PathBuf,
     dir: tempfile::TempDir,
     guard: Child,
@@ -120,8 +124,13 @@ impl Ground {
             vsock: Vsock::Sockets {
                 directory: place.join("vsock"),
             },
+            // Kernels that are emulated share no memory.
+            layout: Layout::Assumed,
+            memory: HostMemory::default(),
+            xdp_pins: place.join("xdp"),
         };
         let calls = Emulated(place.clone());
+        let beside = (config.clone(), calls.clone());
         let own = config.clone();
         let make = move || -> Arc<dyn Backend> {
             let calls = Box::new(calls.clone());
@@ -132,7 +141,15 @@ impl Ground {
         let emulator = program("kmorph-emulated-kernel");
         let emulated = Process::start(&emulator, &place, &config.agent, generation);
         ground.emulated = Some(emulated);
+        ground.beside = Some(beside);
         ground
+    }
+
+    /// Another backend on the same emulated kernel, configured as `change` leaves it.
+    pub(crate) fn backend_with(&self, change: impl FnOnce(&mut MultikernelConfig)) -> impl Backend {
+        let (mut config, calls) = self.beside.clone().unwrap();
+        change(&mut config);
+        MultikernelBackend::with_calls(config, Box::new(calls)).unwrap()
     }
 
     /// The same over kerf-vsock, with Debian's kernel of this series.
@@ -182,6 +199,7 @@ impl Ground {
             backend: make(),
             make,
             emulated: None,
+            beside: None,
             kernel,
             dir,
             guard,

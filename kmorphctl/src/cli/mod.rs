@@ -18,7 +18,8 @@ pub(crate) use instance::{HealthArgs, MetricGroup, PingArgs, SpawnArgs, Terminat
 pub(crate) use morph::{MorphArgs, MorphForm, MorphTarget, MorphWholeArgs};
 pub(crate) use policy::{AutoHeal, PolicyCommand, PolicySetting};
 pub(crate) use tools::{
-    AnalyzeArgs, CaptureArgs, DebugCommand, DoctorArgs, OperationCommand, VmcoreCommand,
+    AnalyzeArgs, CaptureArgs, DebugCommand, DoctorArgs, ImportUpstreamArgs, OperationCommand,
+    VmcoreCommand,
 };
 
 /// Heading of the options that every command has.
@@ -145,6 +146,8 @@ pub(crate) enum Command {
         /// The directory, made if it is missing
         dir: PathBuf,
     },
+    /// Read kmorph.conf of the C project multikernel/kmorph, and write kmorphd's configuration
+    ImportUpstreamConfig(ImportUpstreamArgs),
     /// Live dashboard (not built yet)
     Monitor {
         /// Only this instance

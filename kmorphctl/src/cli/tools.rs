@@ -62,6 +62,15 @@ pub(crate) struct DoctorArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ImportUpstreamArgs {
+    /// The file of multikernel/kmorph, mostly /etc/kmorph/kmorph.conf; - is standard input
+    pub(crate) file: PathBuf,
+    /// The file to write, which must not exist; standard output by default
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct AnalyzeArgs {
     /// The vmcore: kmorph's, makedumpfile's, QEMU's, or /proc/vmcore
     pub(crate) file: PathBuf,

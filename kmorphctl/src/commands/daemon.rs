@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use kmorph_control_api::address::path;
@@ -30,6 +30,8 @@ const PROGRAM: &str = "kmorphd";
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// Longest time a daemon that did not come up has to end before it is killed.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time the daemon's program has to say its version.
+const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much of its log is shown when it did not start, bytes.
 const LOG_SHOWN_BYTES: u64 = 4096;
 /// How many lines of it.
@@ -42,7 +44,7 @@ pub(super) async fn run(
     command: DaemonCommand,
 ) -> Result<Exit, Failure> {
     match command {
-        DaemonCommand::Start(args) if args.foreground => Err(become_daemon(&args, places)),
+        DaemonCommand::Start(args) if args.foreground => Err(become_daemon(&args, places).await),
         DaemonCommand::Start(args) => start(client, out, &args, places).await,
         DaemonCommand::Stop(args) => stop(client, out, &args).await,
         DaemonCommand::Status => status(client, out).await,
@@ -51,12 +53,13 @@ pub(super) async fn run(
 }
 
 /// The command that runs the daemon: from beside this program, else from PATH.
-fn program(args: &StartArgs, places: &Places) -> (PathBuf, Command) {
+async fn program(args: &StartArgs, places: &Places) -> Result<(PathBuf, Command), Failure> {
     let beside = std::env::current_exe()
         .ok()
         .and_then(|own| own.parent().map(|dir| dir.join(PROGRAM)))
         .filter(|program| program.is_file());
     let program = beside.unwrap_or_else(|| PathBuf::from(PROGRAM));
+    check_program(&program).await?;
     let mut command = Command::new(&program);
     if let Some(config) = &args.config {
         command.arg("--config").arg(config);
@@ -64,7 +67,32 @@ fn program(args: &StartArgs, places: &Places) -> (PathBuf, Command) {
     if places.socket_was_named {
         command.arg("--socket").arg(&places.socket);
     }
-    (program, command)
+    Ok((program, command))
+}
+
+/// Refuses a program that is called as the daemon is and is another: the C project of the same name has a `kmorphd` too,
+/// which takes over the machine. That one knows no `--version`, and ends.
+async fn check_program(program: &Path) -> Result<(), Failure> {
+    let mut asked = tokio::process::Command::new(program);
+    asked
+        .arg("--version")
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true);
+    let refused = |why: &str| {
+        let text = format!("{} is not kmorph's daemon: {why}", program.display());
+        Failure::new(Exit::Unreachable, text)
+            .hint("install kmorphd beside kmorphctl; docs/operations.md says how to live with the C project kmorph")
+    };
+    let answer = match tokio::time::timeout(VERSION_TIMEOUT, asked.output()).await {
+        Ok(answer) => answer.map_err(|error| cannot_run(program, &error))?,
+        Err(_) => return Err(refused("asked for its --version, it does not end")),
+    };
+    let name = format!("{PROGRAM} ");
+    match answer.status.success() && answer.stdout.starts_with(name.as_bytes()) {
+        true => Ok(()),
+        false => Err(refused("asked for its --version, it says something else")),
+    }
 }
 
 fn cannot_run(program: &Path, error: &std::io::Error) -> Failure {
@@ -77,9 +105,11 @@ fn cannot_run(program: &Path, error: &std::io::Error) -> Failure {
 }
 
 /// Returns only when it failed.
-fn become_daemon(args: &StartArgs, places: &Places) -> Failure {
-    let (program, mut command) = program(args, places);
-    cannot_run(&program, &command.exec())
+async fn become_daemon(args: &StartArgs, places: &Places) -> Failure {
+    match program(args, places).await {
+        Ok((program, mut command)) => cannot_run(&program, &command.exec()),
+        Err(failure) => failure,
+    }
 }
 
 async fn start(
@@ -100,7 +130,7 @@ async fn start(
     let log_path = args.log_file.as_ref().unwrap_or(&places.log);
     let log = open_log(log_path, places)?;
     let began_at = log.metadata().map_or(0, |meta| meta.len());
-    let (program, command) = program(args, places);
+    let (program, command) = program(args, places).await?;
     let child = detach::start(command, &log).map_err(|error| cannot_run(&program, &error))?;
     let limit = Duration::from_secs_f64(args.wait_timeout);
     let answer = match wait_until_up(client, child, limit).await {

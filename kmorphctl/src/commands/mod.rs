@@ -5,6 +5,8 @@ mod daemon;
 mod detach;
 mod doctor;
 mod events;
+mod import;
+mod input;
 mod instance;
 mod morph;
 mod operation;
@@ -82,6 +84,7 @@ pub(crate) async fn run(cli: Cli, out: &mut Output) -> Result<Exit, Failure> {
         }
         Command::Completions { shell } => shell::completions(out, shell),
         Command::Man { dir } => shell::man(out, &dir),
+        Command::ImportUpstreamConfig(args) => import::run(out, &args),
         Command::Monitor { .. } => Err(not_built_yet("monitor")),
         Command::Doctor(args) => doctor::run(client, out, &args).await,
         Command::Vmcore(VmcoreCommand::Capture(args)) => capture::capture(client, out, &args).await,

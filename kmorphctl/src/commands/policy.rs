@@ -1,7 +1,7 @@
 //! `kmorphctl policy`.
 
 use std::fs::Permissions;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -9,6 +9,7 @@ use kmorph_control_api::address::path;
 use kmorph_control_api::{Policy, PolicyPatch, PolicySet, REQUEST_BODY_MAX_BYTES};
 use serde_json::json;
 
+use super::input;
 use crate::cli::{AutoHeal, PolicyCommand, PolicySetting};
 use crate::client::Client;
 use crate::exit::Exit;
@@ -218,30 +219,7 @@ async fn import(client: &Client, out: &mut Output, file: &Path) -> Result<Exit, 
 
 /// The name and the text of a policy file; `-` is standard input.
 fn read(file: &Path) -> Result<(String, String), Failure> {
-    let limit = REQUEST_BODY_MAX_BYTES as u64;
-    let from_stdin = file.as_os_str() == "-";
-    let name = match from_stdin {
-        true => "standard input".to_owned(),
-        false => file.display().to_string(),
-    };
-    let mut bytes = Vec::new();
-    let read = if from_stdin {
-        std::io::stdin()
-            .lock()
-            .take(limit + 1)
-            .read_to_end(&mut bytes)
-    } else {
-        let read = kmorph_files::read_named(file, limit).map_err(|error| {
-            Failure::invalid(error.to_string()).hint("- reads standard input, also a pipe")
-        });
-        bytes = read?;
-        Ok(bytes.len())
-    };
-    read.map_err(|error| Failure::invalid(format!("cannot read {name}: {error}")))?;
-    if bytes.len() as u64 > limit {
-        let text = format!("{name} is larger than {limit} bytes, no policy file is");
-        return Err(Failure::invalid(text));
-    }
+    let (name, bytes) = input::read(file, REQUEST_BODY_MAX_BYTES as u64, "policy file")?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         Failure::invalid(format!("{name} is not UTF-8 after byte {at}"))

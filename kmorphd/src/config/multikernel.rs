@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use kmorph_backends::multikernel::{self, Vsock};
+use kmorph_backends::multikernel::{self, HostMemory, Layout, Vsock};
 use serde::{Deserialize, Serialize};
 
 /// The multikernel backend. Read once, at the daemon's start.
@@ -15,11 +15,24 @@ pub(crate) struct Multikernel {
     pub(crate) cid_offset: u32,
     pub(crate) vsock_option: u16,
     pub(crate) vsock_sockets: Option<PathBuf>,
+    pub(crate) layout: LayoutSource,
+    pub(crate) iomem: PathBuf,
+    pub(crate) kcore: PathBuf,
     pub(crate) modules: Option<PathBuf>,
+}
+
+/// Who vouches that a kernel image lays out shared memory as the host's kernel does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum LayoutSource {
+    #[default]
+    Compared,
+    Assumed,
 }
 
 impl Default for Multikernel {
     fn default() -> Self {
+        let HostMemory { iomem, kcore } = HostMemory::default();
         Self {
             root: multikernel::ROOT.into(),
             lock: multikernel::LOCK.into(),
@@ -27,6 +40,9 @@ impl Default for Multikernel {
             cid_offset: 0,
             vsock_option: multikernel::VSOCK_OPTION,
             vsock_sockets: None,
+            layout: LayoutSource::default(),
+            iomem,
+            kcore,
             modules: None,
         }
     }
@@ -34,14 +50,32 @@ impl Default for Multikernel {
 
 impl Multikernel {
     /// Its paths, each with its key.
-    pub(super) fn paths(&self) -> [(&'static str, Option<&PathBuf>); 5] {
+    pub(super) fn paths(&self) -> [(&'static str, Option<&PathBuf>); 7] {
         [
             ("multikernel.root", Some(&self.root)),
             ("multikernel.lock", Some(&self.lock)),
             ("multikernel.records", Some(&self.records)),
             ("multikernel.vsock_sockets", self.vsock_sockets.as_ref()),
+            ("multikernel.iomem", Some(&self.iomem)),
+            ("multikernel.kcore", Some(&self.kcore)),
             ("multikernel.modules", self.modules.as_ref()),
         ]
+    }
+
+    /// Where an instance's memory is read.
+    pub(crate) fn memory(&self) -> HostMemory {
+        HostMemory {
+            iomem: self.iomem.clone(),
+            kcore: self.kcore.clone(),
+        }
+    }
+
+    /// Who vouches for a kernel image.
+    pub(crate) fn layout(&self) -> Layout {
+        match self.layout {
+            LayoutSource::Compared => Layout::compared(),
+            LayoutSource::Assumed => Layout::Assumed,
+        }
     }
 
     /// How instances are reached.

@@ -6,6 +6,7 @@ use super::files::read_bytes;
 use super::{Kernel, KernelError, TransactionStatus};
 use crate::check;
 use crate::dtb;
+use crate::model::Virtio;
 use crate::overlay::{Operation, Overlay};
 
 /// The transaction that made an instance.
@@ -15,6 +16,8 @@ pub struct Creation {
     pub transaction: u64,
     /// The note of its overlay ([`Overlay::note`]).
     pub note: Option<String>,
+    /// The virtio devices that it was made with.
+    pub virtio: Vec<Virtio>,
 }
 
 /// What a transaction has done to an instance, as far as its status tells.
@@ -36,10 +39,9 @@ impl Kernel {
     pub fn creation(&self, name: &str) -> Result<Option<Creation>, KernelError> {
         let mut perhaps = None;
         for transaction in self.transactions()?.into_iter().rev() {
-            let Some((done, note)) = self.done_to(name, transaction)? else {
+            let Some((done, creation)) = self.done_to(name, transaction)? else {
                 continue;
             };
-            let creation = Creation { transaction, note };
             match done {
                 // What failed later failed because this instance was there.
                 Done::Created => return Ok(Some(creation)),
@@ -53,11 +55,12 @@ impl Kernel {
         Ok(perhaps)
     }
 
+    /// What a transaction has done to the instance of this name, and if that was its creation, how.
     fn done_to(
         &self,
         name: &str,
         transaction: u64,
-    ) -> Result<Option<(Done, Option<String>)>, KernelError> {
+    ) -> Result<Option<(Done, Creation)>, KernelError> {
         let path = self.transaction_path(transaction).join("dtbo");
         let Some(blob) = still_there(read_bytes(&path))? else {
             return Ok(None);
@@ -74,13 +77,19 @@ impl Kernel {
         let Some(status) = still_there(self.transaction_status(transaction))? else {
             return Ok(None);
         };
-        let done = match (about, status == TransactionStatus::Applied) {
-            (About::Creation, true) => Done::Created,
-            (About::Creation, false) => Done::PerhapsCreated,
-            (About::Removal, true) => Done::Removed,
-            (About::Removal, false) => Done::PerhapsRemoved,
+        let applied = status == TransactionStatus::Applied;
+        let (done, virtio) = match (about, applied) {
+            (About::Creation(virtio), true) => (Done::Created, virtio),
+            (About::Creation(virtio), false) => (Done::PerhapsCreated, virtio),
+            (About::Removal, true) => (Done::Removed, Vec::new()),
+            (About::Removal, false) => (Done::PerhapsRemoved, Vec::new()),
         };
-        Ok(Some((done, overlay.note)))
+        let creation = Creation {
+            transaction,
+            note: overlay.note,
+            virtio,
+        };
+        Ok(Some((done, creation)))
     }
 }
 
@@ -93,7 +102,8 @@ fn still_there<T>(read: Result<T, KernelError>) -> Result<Option<T>, KernelError
 }
 
 enum About {
-    Creation,
+    /// With these devices.
+    Creation(Vec<Virtio>),
     Removal,
 }
 
@@ -101,7 +111,9 @@ enum About {
 fn is_about(overlay: &Overlay, name: &str) -> Option<About> {
     let operations = overlay.fragments.iter().flat_map(|f| &f.operations);
     operations.rev().find_map(|operation| match operation {
-        Operation::Create(create) if create.instance.name == name => Some(About::Creation),
+        Operation::Create(create) if create.instance.name == name => {
+            Some(About::Creation(create.instance.virtio.clone()))
+        }
         Operation::Remove(removed) if removed == name => Some(About::Removal),
         _ => None,
     })

@@ -80,17 +80,13 @@ impl Supervisor {
         let backend = &self.services.generations.machine.backend;
         let Some(cmdline) = backend.panic_cmdline() else {
             let kind = backend.kind();
-            let text = format!(
-                "the {} backend captures no memory, so there is nothing to test",
-                kind.as_str()
-            );
-            // As a capture by hand is refused there.
-            let planned = kind.uncaptured().is_some_and(|why| why.planned);
-            let code = match planned {
+            let why = kind.untested();
+            let text = format!("the {} backend {}", kind.as_str(), why.reason);
+            let kind = match why.planned {
                 true => FailureKind::NotImplemented,
                 false => FailureKind::WrongState,
             };
-            return Err(Failure::new(code, text));
+            return Err(Failure::new(kind, text));
         };
         if self.doctor_runs || self.instances.contains_key(DOCTOR_NAME) {
             let text = format!("a self-test is under way, or its instance {DOCTOR_NAME} is left");

@@ -1,0 +1,196 @@
+//! The types of a kernel, by number and by name.
+
+use std::collections::HashMap;
+
+use thiserror::Error;
+
+use super::elf;
+use crate::image::{u16_at, u32_at};
+
+const MAGIC: u16 = 0xeb9f;
+const VERSION: u8 = 1;
+/// Bytes of a type without what follows it.
+const TYPE: usize = 12;
+/// Bytes of a member of a structure, of an array's data.
+pub(super) const MEMBER: usize = 12;
+
+/// Why there are no types to be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum BtfError {
+    /// The kernel is no 64-bit ELF file.
+    #[error("it is no 64-bit ELF file")]
+    NotElf,
+    /// There is no such section.
+    #[error("it has no section .BTF: it was built without CONFIG_DEBUG_INFO_BTF")]
+    Missing,
+    /// It ends too early.
+    #[error("its types are cut short")]
+    Cut,
+    /// It is none, or of another byte order.
+    #[error("its section .BTF does not begin as one")]
+    Magic,
+    /// A later version of the format.
+    #[error("its types are in version {0} of the format, and only {VERSION} is known here")]
+    Version(u8),
+    /// A kind of type that is not known.
+    #[error("its types have the kind {0}, which is not known here")]
+    Kind(u32),
+}
+
+/// Kinds of types, by their numbers.
+pub(super) mod kind {
+    pub(in super::super) const INT: u32 = 1;
+    pub(in super::super) const PTR: u32 = 2;
+    pub(in super::super) const ARRAY: u32 = 3;
+    pub(in super::super) const STRUCT: u32 = 4;
+    pub(in super::super) const UNION: u32 = 5;
+    pub(in super::super) const ENUM: u32 = 6;
+    pub(in super::super) const TYPEDEF: u32 = 8;
+    pub(in super::super) const VOLATILE: u32 = 9;
+    pub(in super::super) const CONST: u32 = 10;
+    pub(in super::super) const RESTRICT: u32 = 11;
+    pub(in super::super) const FLOAT: u32 = 16;
+    pub(in super::super) const TYPE_TAG: u32 = 18;
+    pub(in super::super) const ENUM64: u32 = 19;
+}
+
+/// All types of a kernel.
+#[derive(Debug)]
+pub struct Types<'b> {
+    types: &'b [u8],
+    strings: &'b [u8],
+    /// Where each type begins in `types`, by its number less 1.
+    starts: Vec<usize>,
+    /// Structures by name. Where several have one name, the first.
+    structures: HashMap<&'b str, u32>,
+}
+
+/// One of them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Type<'b> {
+    pub(super) name: u32,
+    pub(super) kind: u32,
+    /// How many members follow.
+    pub(super) length: usize,
+    /// Whether offsets of members have the size of a bit field in them.
+    pub(super) flag: bool,
+    /// Its size in bytes, or the number of another type.
+    pub(super) size_or_type: u32,
+    /// What follows it.
+    pub(super) rest: &'b [u8],
+}
+
+impl<'b> Types<'b> {
+    /// The types in a kernel that is not packed, `vmlinux`.
+    ///
+    /// # Errors
+    ///
+    /// Why there are none.
+    pub fn of_kernel(vmlinux: &'b [u8]) -> Result<Self, BtfError> {
+        Self::read(elf::section(vmlinux, ".BTF")?)
+    }
+
+    /// The types in `bytes`: a section `.BTF`, or [`super::RUNNING`].
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with them.
+    pub fn read(bytes: &'b [u8]) -> Result<Self, BtfError> {
+        let field = |at| {
+            let value = u32_at(bytes, at).ok_or(BtfError::Cut)?;
+            usize::try_from(value).map_err(|_| BtfError::Cut)
+        };
+        match (u16_at(bytes, 0), bytes.get(2)) {
+            (Some(MAGIC), Some(&VERSION)) => {}
+            (Some(MAGIC), Some(&other)) => return Err(BtfError::Version(other)),
+            _ => return Err(BtfError::Magic),
+        }
+        let behind = bytes.get(field(4)?..).ok_or(BtfError::Cut)?;
+        let part = |start: usize, length: usize| {
+            let end = start.checked_add(length).ok_or(BtfError::Cut)?;
+            behind.get(start..end).ok_or(BtfError::Cut)
+        };
+        let mut read = Self {
+            types: part(field(8)?, field(12)?)?,
+            strings: part(field(16)?, field(20)?)?,
+            starts: Vec::new(),
+            structures: HashMap::new(),
+        };
+        read.index()?;
+        Ok(read)
+    }
+
+    fn index(&mut self) -> Result<(), BtfError> {
+        let mut at = 0;
+        while at < self.types.len() {
+            let found = type_at(self.types, at).ok_or(BtfError::Cut)?;
+            self.starts.push(at);
+            if found.kind == kind::STRUCT
+                && let Some(name) = self.name(found.name)
+                && let Ok(number) = u32::try_from(self.starts.len())
+            {
+                self.structures.entry(name).or_insert(number);
+            }
+            at += TYPE + following(&found)?;
+        }
+        match at == self.types.len() {
+            true => Ok(()),
+            false => Err(BtfError::Cut),
+        }
+    }
+
+    /// The type of this number; none for `void` and for numbers that there are not.
+    pub(super) fn get(&self, number: u32) -> Option<Type<'b>> {
+        let index = usize::try_from(number).ok()?.checked_sub(1)?;
+        type_at(self.types, *self.starts.get(index)?)
+    }
+
+    /// The number of the structure of this name.
+    pub(super) fn structure(&self, name: &str) -> Option<u32> {
+        self.structures.get(name).copied()
+    }
+
+    /// The name at this place; none for what has none.
+    pub(super) fn name(&self, at: u32) -> Option<&'b str> {
+        let text = self.strings.get(usize::try_from(at).ok()?..)?;
+        let end = text.iter().position(|byte| *byte == 0)?;
+        std::str::from_utf8(&text[..end])
+            .ok()
+            .filter(|name| !name.is_empty())
+    }
+}
+
+fn type_at(types: &[u8], at: usize) -> Option<Type<'_>> {
+    let info = u32_at(types, at + 4)?;
+    Some(Type {
+        name: u32_at(types, at)?,
+        kind: (info >> 24) & 0x1f,
+        length: usize::try_from(info & 0xffff).ok()?,
+        flag: info >> 31 == 1,
+        size_or_type: u32_at(types, at + 8)?,
+        rest: types.get(at + TYPE..)?,
+    })
+}
+
+/// Bytes that follow a type.
+fn following(found: &Type<'_>) -> Result<usize, BtfError> {
+    Ok(match found.kind {
+        // An integer's encoding, a variable's linkage, a tag's member.
+        kind::INT | 14 | 17 => 4,
+        kind::ARRAY => MEMBER,
+        // A function's parameters are as long as the values of an enumeration.
+        kind::ENUM | 13 => 8 * found.length,
+        kind::STRUCT | kind::UNION | 15 | kind::ENUM64 => MEMBER * found.length,
+        // A forward declaration, a function.
+        kind::PTR
+        | 7
+        | kind::TYPEDEF
+        | kind::VOLATILE
+        | kind::CONST
+        | kind::RESTRICT
+        | 12
+        | kind::FLOAT
+        | kind::TYPE_TAG => 0,
+        other => return Err(BtfError::Kind(other)),
+    })
+}

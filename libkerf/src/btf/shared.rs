@@ -1,0 +1,143 @@
+//! Whether a kernel image agrees with the host's kernel.
+
+use std::fmt;
+
+use thiserror::Error;
+
+use super::{BtfError, Member, Types};
+use crate::image;
+
+/// The structures that lie in memory which a host's kernel and the kernels beside it share, by their names in
+/// `include/linux/multikernel.h`, `arch/x86/include/asm/multikernel.h` and `include/uapi/linux/multikernel_virtio.h` of
+/// multikernel Linux. Not every kernel has all of them; what only one of two kernels has is not compared.
+pub const SHARED: [&str; 14] = [
+    "mk_shared_data",
+    "mk_ipi_ring",
+    "mk_ipi_data",
+    "mk_spawn_context",
+    "mk_message",
+    "mk_io_irq_payload",
+    "mk_cpu_resource_payload",
+    "mk_mem_resource_payload",
+    "mk_device_resource_payload",
+    "mk_resource_ack",
+    "mk_shutdown_payload",
+    "mk_virtio_table",
+    "mk_virtio_entry",
+    "mk_virtio_queue",
+];
+/// Without this one a kernel is no multikernel kernel, or one whose types say nothing.
+const NEEDED: &str = "mk_shared_data";
+
+/// What the host's kernel says of itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Host<'h> {
+    /// As uname(2) has it.
+    pub release: &'h str,
+    /// As uname(2) has it: number and time of its build.
+    pub version: &'h str,
+    /// Its types, [`super::RUNNING`]; none where it shows none.
+    pub types: Option<&'h [u8]>,
+}
+
+/// A structure on which two kernels do not agree: the first thing in it that differs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// Its name.
+    pub structure: &'static str,
+    /// What the host's kernel has there; none where it has nothing more in it.
+    pub host: Option<Member>,
+    /// What the image has there.
+    pub image: Option<Member>,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let said = |member: &Option<Member>| match member {
+            Some(member) => member.to_string(),
+            None => "nothing".to_owned(),
+        };
+        write!(
+            f,
+            "in struct {} the host's kernel has {}, the image {}",
+            self.structure,
+            said(&self.host),
+            said(&self.image)
+        )
+    }
+}
+
+/// Why a kernel is not to run beside the host's.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Disagreement {
+    /// They lay out shared memory in different ways.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Differs(Vec<Difference>),
+    /// The host's kernel does not say how it lays out shared memory.
+    #[error("the host's kernel does not say how it lays out the memory that kernels share: {0}")]
+    HostUntold(String),
+    /// The image does not say it.
+    #[error("the image does not say how it lays out the memory that kernels share: {0}")]
+    ImageUntold(String),
+}
+
+/// Whether the kernel in `image` lays out as the host's does what both write to. It is the same build, or both say so
+/// with their types.
+///
+/// # Errors
+///
+/// What they do not agree on, or who does not say it.
+pub fn agree(host: Host<'_>, image: &[u8]) -> Result<(), Disagreement> {
+    if is_build(host, image) {
+        return Ok(());
+    }
+    let untold = |error: BtfError| error.to_string();
+    let shown = host.types.ok_or_else(|| "it shows no types".to_owned());
+    let own = shown.and_then(|types| Types::read(types).map_err(untold));
+    let own = own.and_then(has_needed).map_err(Disagreement::HostUntold)?;
+    let unpacked = image::unpack(image);
+    let unpacked = unpacked.map_err(|error| Disagreement::ImageUntold(error.to_string()))?;
+    let other = Types::of_kernel(&unpacked).map_err(untold);
+    let other = other
+        .and_then(has_needed)
+        .map_err(Disagreement::ImageUntold)?;
+    let differences: Vec<_> = SHARED
+        .into_iter()
+        .filter_map(|structure| difference(&own, &other, structure))
+        .collect();
+    match differences.is_empty() {
+        true => Ok(()),
+        false => Err(Disagreement::Differs(differences)),
+    }
+}
+
+fn has_needed(types: Types<'_>) -> Result<Types<'_>, String> {
+    match types.layout(NEEDED) {
+        Some(_) => Ok(types),
+        None => Err(format!(
+            "its types have no struct {NEEDED}: it is built without CONFIG_MULTIKERNEL, or of another generation"
+        )),
+    }
+}
+
+/// Whether the image is the very build that runs: a bzImage's header has release, maker and version.
+fn is_build(host: Host<'_>, image: &[u8]) -> bool {
+    let Some(said) = image::version(image) else {
+        return false;
+    };
+    let rest = said.strip_prefix(host.release);
+    let rest = rest.and_then(|rest| rest.strip_prefix(' '));
+    !host.version.is_empty() && rest.is_some_and(|rest| rest.ends_with(host.version))
+}
+
+fn difference(own: &Types<'_>, other: &Types<'_>, structure: &'static str) -> Option<Difference> {
+    // A structure that one kernel does not have it does not write either.
+    let (host, image) = (own.layout(structure)?, other.layout(structure)?);
+    let length = host.len().max(image.len());
+    let at = (0..length).find(|at| host.get(*at) != image.get(*at))?;
+    Some(Difference {
+        structure,
+        host: host.get(at).cloned(),
+        image: image.get(at).cloned(),
+    })
+}
