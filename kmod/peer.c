@@ -8,6 +8,7 @@
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
+#include <linux/jiffies.h>
 #include <linux/module.h>
 #include <linux/sched/clock.h>
 
@@ -83,19 +84,25 @@ static void reset_connections(struct kerf_peer *peer)
 		kerf_transport_reset_peer(VMADDR_CID_LOCAL);
 }
 
+static u64 now_ms(void)
+{
+	return jiffies64_to_msecs(get_jiffies_64());
+}
+
 static void quarantine(struct kerf_peer *peer, const char *what)
 {
-	bool refused, tell;
+	bool blamed, tell;
 
 	spin_lock_bh(&peer->tx_lock);
-	refused = kerf_link_corrupt(&peer->link);
+	blamed = kerf_link_corrupt(&peer->link, now_ms());
 	tell = peer->link.tell;
 	peer->link.tell = false;
 	spin_unlock_bh(&peer->tx_lock);
 	peer->counters.lost++;
-	if (refused) {
+	if (blamed) {
 		peer->counters.quarantined++;
-		pr_warn_ratelimited("peer %u %s; it is ignored until it begins anew\n", peer->number, what);
+		pr_warn_ratelimited("peer %u %s; the link with it stays down for %u ms\n",
+				    peer->number, what, peer->link.retry_ms);
 	}
 	reset_connections(peer);
 	if (tell)
@@ -109,7 +116,7 @@ static bool look(struct kerf_peer *peer)
 	bool tell;
 
 	spin_lock_bh(&peer->tx_lock);
-	event = kerf_link_poll(&peer->link);
+	event = kerf_link_poll(&peer->link, now_ms());
 	tell = peer->link.tell;
 	peer->link.tell = false;
 	spin_unlock_bh(&peer->tx_lock);

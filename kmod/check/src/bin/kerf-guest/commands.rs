@@ -34,7 +34,7 @@ pub(crate) fn run(command: &str) {
                 wait_for_link(peer, "up");
             }
         }),
-        "quarantined" => report(command, || wait_for_link(number(), "quarantined")),
+        "waiting" => report(command, || wait_for_link(number(), "waiting")),
         "peers" => print!("{}", indent(&peers())),
         "until" => report(command, || {
             let (peer, name, least) = counter(value);
