@@ -28,7 +28,7 @@ static u32 kerf_get_local_cid(void)
 	return cid;
 }
 
-static int kerf_send_pkt(struct sk_buff *skb KERF_AND_NET)
+static int kerf_send_pkt(KERF_PACKET_ARGUMENTS)
 {
 	struct virtio_vsock_hdr *hdr = virtio_vsock_hdr(skb);
 	struct kerf_peer *peer = NULL;
@@ -134,6 +134,7 @@ struct virtio_transport kerf_transport = {
 		.notify_send_post_enqueue = virtio_transport_notify_send_post_enqueue,
 		.notify_buffer_size = virtio_transport_notify_buffer_size,
 		KERF_TRANSPORT_LATER
+		KERF_TRANSPORT_ZEROCOPY
 		KERF_TRANSPORT_ROUTES
 	},
 	.send_pkt = kerf_send_pkt,
