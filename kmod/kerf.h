@@ -65,6 +65,10 @@
 #define KERF_MERGED_MAX		128
 /* Data packets with less than this cost more buffer than credit, bytes. */
 #define KERF_SMALL_MAX		576
+/* What a packet of a message costs its receiver besides its bytes: a buffer, whatever kernel it is, bytes. */
+#define KERF_PACKET_COST	1024
+/* Packets of messages that a sender lets wait with its peer, however much room the peer has. */
+#define KERF_UNREAD_MAX		(KERF_QUEUED_MAX / 2)
 /* Packets that wait for a program in one socket, before the next small one resets it. */
 #define KERF_QUEUED_MAX		4096
 /* What a buffer in which small packets of a stream are merged has room for, bytes. */
@@ -207,6 +211,12 @@ int kerf_transport_register(struct kerf_device *dev);
 void kerf_transport_unregister(struct kerf_device *dev);
 void kerf_transport_reset_peer(u32 cid);
 void kerf_transport_wake_writers(u32 cid);
+
+/* meter.c */
+int kerf_meter_add(struct vsock_sock *vsk);
+void kerf_meter_remove(struct vsock_sock *vsk);
+void kerf_meter_count(struct sk_buff *skb);
+bool kerf_meter_has_room(struct vsock_sock *vsk);
 
 /* device.c */
 extern struct kerf_device __rcu *kerf_the_device;

@@ -19,6 +19,9 @@ pub(crate) const SOURCE: u32 = 7019;
 /// Reads nothing until a byte comes on [`RELEASE`]; then as [`SINK`].
 pub(crate) const STALLED: u32 = 7011;
 pub(crate) const RELEASE: u32 = 7012;
+/// Reads no message until a byte comes on [`RELEASE_MESSAGES`]; then says how many there were, and their sum.
+pub(crate) const STALLED_MESSAGES: u32 = 7023;
+pub(crate) const RELEASE_MESSAGES: u32 = 7024;
 /// Closes what it accepts.
 pub(crate) const CLOSER: u32 = 7013;
 /// Messages back, as they came.
@@ -95,6 +98,21 @@ pub(crate) fn start() {
             let ready = release.accept().unwrap();
             let _ = (&ready).read(&mut [0]);
             report(&socket);
+        }
+    });
+    let stalled = Socket::listen(Type::SeqPacket, STALLED_MESSAGES, 8);
+    let release = Socket::listen(Type::Stream, RELEASE_MESSAGES, 8);
+    spawn("stalled messages", move || {
+        while let Ok(socket) = stalled.accept() {
+            let ready = release.accept().unwrap();
+            let _ = (&ready).read(&mut [0]);
+            let mut buffer = vec![0; 300_000];
+            let (mut count, mut sum) = (0, 0u64);
+            while let Ok(len @ 1..) = socket.recv(&mut buffer, MsgFlags::empty()) {
+                count += 1;
+                sum += buffer[..len].iter().map(|b| u64::from(*b)).sum::<u64>();
+            }
+            let _ = socket.send(format!("{count} {sum}").as_bytes(), MsgFlags::empty());
         }
     });
     let stuck = Socket::listen(Type::Stream, STUCK, 8);
