@@ -147,6 +147,7 @@ struct kerf_peer {
 	struct work_struct urgent;
 	struct work_struct substitute;
 	struct work_struct calm;
+	struct work_struct drain;	/* sends what waits, beside the turns and beside programs */
 	struct sk_buff_head inbox;	/* packets for sockets, in order */
 	atomic_t inbox_bytes;		/* the memory that they take */
 	atomic_t delivering;		/* which work gives them to their sockets: an enum kerf_worker */
@@ -164,6 +165,9 @@ struct kerf_peer {
 	u32 flows[1 << KERF_FLOWS_BITS];	/* packets that wait, by their ports */
 	u32 overtaken;			/* packets that have gone before the first that waits */
 	bool overrun;			/* a packet was lost: the link is to end */
+	bool suspect;			/* the ring was found corrupt: likewise */
+	bool wants;			/* it was asked for a doorbell when there is room */
+	bool heartbeats_wait;		/* and that not for the backlog alone */
 	/* The CREDIT_UPDATEs among them, by their ports: at most one for each socket. */
 	struct hlist_head credits[1 << KERF_CREDITS_BITS];
 
@@ -171,7 +175,6 @@ struct kerf_peer {
 	unsigned long tick;		/* jiffies */
 	u64 tick_ns;			/* what the urgent works have used of it */
 	bool asleep;
-	bool wants;			/* it was asked for a doorbell when there is room */
 	u32 starved;			/* what there was no memory for at once, bytes; 0: nothing */
 	struct sk_buff *spare;		/* memory that was waited for, for the next packet */
 	bool crowded;			/* the inbox was full */
@@ -233,6 +236,7 @@ void kerf_peer_init(struct kerf_device *dev, u32 number);
 void kerf_peer_start(struct kerf_peer *peer);
 void kerf_peer_stop(struct kerf_peer *peer);
 void kerf_peer_kick(struct kerf_peer *peer);
+void kerf_peer_kick_drain(struct kerf_peer *peer);
 void kerf_peer_ring(struct kerf_peer *peer);
 
 /* send.c */
@@ -241,6 +245,7 @@ int kerf_peer_send(struct kerf_peer *peer, struct sk_buff *skb);
 bool kerf_peer_put(struct kerf_peer *peer, const struct virtio_vsock_hdr *hdr, const void *payload);
 int kerf_drop(struct sk_buff *skb, int error);
 void kerf_peer_cancel(struct kerf_peer *peer, struct vsock_sock *vsk);
+void kerf_peer_flush(struct kerf_peer *peer);
 enum kerf_result kerf_peer_drain(struct kerf_peer *peer);
 void kerf_peer_forget_waiting(struct kerf_peer *peer);
 
