@@ -16,6 +16,21 @@ static inline void kerf_consume_sent(struct sk_buff *skb)
 #endif
 }
 
+/*
+ * Since 6.7 a program can ask that its memory be sent without a copy. It is copied once, into the ring, and the
+ * program is told when that is done.
+ */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 7, 0)
+static inline bool kerf_msgzerocopy_allow(void)
+{
+	return true;
+}
+
+#define KERF_TRANSPORT_ZEROCOPY .msgzerocopy_allow = kerf_msgzerocopy_allow,
+#else
+#define KERF_TRANSPORT_ZEROCOPY
+#endif
+
 /* Operations that later kernels have besides. */
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 11, 0)
 #define KERF_TRANSPORT_LATER						\
@@ -34,12 +49,12 @@ static inline void kerf_consume_sent(struct sk_buff *skb)
  * virtio-vsock does, the transport serves the namespaces of the global mode.
  */
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 0, 0)
-#define KERF_AND_NET , struct net *net
+#define KERF_PACKET_ARGUMENTS struct sk_buff *skb, struct net *net
 #define KERF_SOCK_AND struct vsock_sock *vsk,
 #define KERF_NET_IS_SERVED vsock_net_mode_global(vsk)
 #define virtio_transport_recv_pkt(t, skb) virtio_transport_recv_pkt(t, skb, NULL)
 #else
-#define KERF_AND_NET
+#define KERF_PACKET_ARGUMENTS struct sk_buff *skb
 #define KERF_SOCK_AND
 #define KERF_NET_IS_SERVED true
 #endif

@@ -12,7 +12,7 @@ static const char *link_name(const struct kerf_peer *peer)
 {
 	if (peer->link.up)
 		return READ_ONCE(peer->muted) ? "muted" : "up";
-	return peer->link.refused ? "quarantined" : "down";
+	return READ_ONCE(peer->link.waiting) ? "waiting" : "down";
 }
 
 static const char *state_name(u32 state)

@@ -37,6 +37,7 @@ static void kerf_scan(struct work_struct *work)
 	struct kerf_device *dev = container_of(to_delayed_work(work), struct kerf_device, scan);
 	u32 i;
 
+	kerf_restate(&dev->region, dev->me, dev->generation, dev->vectors);
 	for (i = 0; i < dev->region.peers; i++)
 		kerf_peer_kick(&dev->peers[i]);
 	queue_delayed_work(dev->workqueue, &dev->scan, msecs_to_jiffies(KERF_SCAN_MS));

@@ -65,6 +65,10 @@
 #define KERF_MERGED_MAX		128
 /* Data packets with less than this cost more buffer than credit, bytes. */
 #define KERF_SMALL_MAX		576
+/* What a packet of a message costs its receiver besides its bytes: a buffer, whatever kernel it is, bytes. */
+#define KERF_PACKET_COST	1024
+/* Packets of messages that a sender lets wait with its peer, however much room the peer has. */
+#define KERF_UNREAD_MAX		(KERF_QUEUED_MAX / 2)
 /* Packets that wait for a program in one socket, before the next small one resets it. */
 #define KERF_QUEUED_MAX		4096
 /* What a buffer in which small packets of a stream are merged has room for, bytes. */
@@ -143,6 +147,7 @@ struct kerf_peer {
 	struct work_struct urgent;
 	struct work_struct substitute;
 	struct work_struct calm;
+	struct work_struct drain;	/* sends what waits, beside the turns and beside programs */
 	struct sk_buff_head inbox;	/* packets for sockets, in order */
 	atomic_t inbox_bytes;		/* the memory that they take */
 	atomic_t delivering;		/* which work gives them to their sockets: an enum kerf_worker */
@@ -160,6 +165,9 @@ struct kerf_peer {
 	u32 flows[1 << KERF_FLOWS_BITS];	/* packets that wait, by their ports */
 	u32 overtaken;			/* packets that have gone before the first that waits */
 	bool overrun;			/* a packet was lost: the link is to end */
+	bool suspect;			/* the ring was found corrupt: likewise */
+	bool wants;			/* it was asked for a doorbell when there is room */
+	bool heartbeats_wait;		/* and that not for the backlog alone */
 	/* The CREDIT_UPDATEs among them, by their ports: at most one for each socket. */
 	struct hlist_head credits[1 << KERF_CREDITS_BITS];
 
@@ -167,7 +175,6 @@ struct kerf_peer {
 	unsigned long tick;		/* jiffies */
 	u64 tick_ns;			/* what the urgent works have used of it */
 	bool asleep;
-	bool wants;			/* it was asked for a doorbell when there is room */
 	u32 starved;			/* what there was no memory for at once, bytes; 0: nothing */
 	struct sk_buff *spare;		/* memory that was waited for, for the next packet */
 	bool crowded;			/* the inbox was full */
@@ -208,6 +215,12 @@ void kerf_transport_unregister(struct kerf_device *dev);
 void kerf_transport_reset_peer(u32 cid);
 void kerf_transport_wake_writers(u32 cid);
 
+/* meter.c */
+int kerf_meter_add(struct vsock_sock *vsk);
+void kerf_meter_remove(struct vsock_sock *vsk);
+void kerf_meter_count(struct sk_buff *skb);
+bool kerf_meter_has_room(struct vsock_sock *vsk);
+
 /* device.c */
 extern struct kerf_device __rcu *kerf_the_device;
 struct kerf_device *kerf_device_create(const struct kerf_backend *backend, void *backend_data,
@@ -223,6 +236,7 @@ void kerf_peer_init(struct kerf_device *dev, u32 number);
 void kerf_peer_start(struct kerf_peer *peer);
 void kerf_peer_stop(struct kerf_peer *peer);
 void kerf_peer_kick(struct kerf_peer *peer);
+void kerf_peer_kick_drain(struct kerf_peer *peer);
 void kerf_peer_ring(struct kerf_peer *peer);
 
 /* send.c */
@@ -231,6 +245,7 @@ int kerf_peer_send(struct kerf_peer *peer, struct sk_buff *skb);
 bool kerf_peer_put(struct kerf_peer *peer, const struct virtio_vsock_hdr *hdr, const void *payload);
 int kerf_drop(struct sk_buff *skb, int error);
 void kerf_peer_cancel(struct kerf_peer *peer, struct vsock_sock *vsk);
+void kerf_peer_flush(struct kerf_peer *peer);
 enum kerf_result kerf_peer_drain(struct kerf_peer *peer);
 void kerf_peer_forget_waiting(struct kerf_peer *peer);
 

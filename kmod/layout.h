@@ -37,6 +37,10 @@
 #define KERF_KIND_INLINE	1
 #define KERF_KIND_BULK		2
 
+/* How long a link that was lost stays down the first time, ms; twice as long each time after that, to the longest. */
+#define KERF_RETRY_MIN_MS	1000
+#define KERF_RETRY_MAX_MS	60000
+
 /* States of a peer. */
 #define KERF_PEER_ABSENT	0
 #define KERF_PEER_STARTING	1
@@ -67,8 +71,9 @@ struct kerf_ring_mem {
 	/* written by the sender only */
 	__le32 head;
 	__le32 want;
-	__le32 ack;
-	u8 sender_reserved[116];
+	__le64 ack;			/* the receiver's name that the sender has accepted; 0: none */
+	__le64 begun;			/* the sender's own name: round in the low half, generation in the high half */
+	u8 sender_reserved[104];
 	/* written by the receiver only */
 	__le32 tail;
 	__le32 freed;

@@ -17,10 +17,16 @@ struct kerf_link {
 	const struct kerf_region *region;
 	u32 me;
 	u32 peer;
-	u32 generation;		/* ours */
-	u32 accepted;		/* the peer's, for which our end was reset; 0: none */
-	u32 refused;		/* the peer's that is quarantined; 0: none */
+	u32 generation;		/* ours, and with the round our name */
+	u32 round;
+	u64 accepted;		/* the peer's name, for which our end was reset; 0: none */
 	bool up;
+	u64 up_since;		/* ms */
+	/* A link that was lost is not begun anew with this generation of the peer before retry_at. */
+	u32 lost_with;
+	u32 retry_ms;		/* how long that was last; 0: never */
+	u64 retry_at;		/* ms */
+	bool waiting;		/* the last look had to wait for that */
 	bool tell;		/* our word for the peer has changed: ring it, then clear this */
 	struct kerf_producer tx;
 	struct kerf_consumer rx;
@@ -29,10 +35,11 @@ struct kerf_link {
 u32 kerf_attach(const struct kerf_region *region, u32 me, u32 vectors);
 void kerf_detach(const struct kerf_region *region, u32 me, u32 generation, u32 state, const char *reason,
 		 u32 reason_len);
+void kerf_restate(const struct kerf_region *region, u32 me, u32 generation, u32 vectors);
 void kerf_link_init(struct kerf_link *link, const struct kerf_region *region, u32 me, u32 peer,
 		    u32 generation);
-enum kerf_link_event kerf_link_poll(struct kerf_link *link);
-bool kerf_link_corrupt(struct kerf_link *link);
+enum kerf_link_event kerf_link_poll(struct kerf_link *link, u64 now_ms);
+bool kerf_link_corrupt(struct kerf_link *link, u64 now_ms);
 void kerf_link_down(struct kerf_link *link);
 
 static inline u32 kerf_word_state(u64 word)
@@ -47,7 +54,7 @@ static inline u32 kerf_word_generation(u64 word)
 
 static inline u64 kerf_peer_word(const struct kerf_region *region, u32 peer)
 {
-	/* Pairs with the releases in kerf_attach() and kerf_detach(). */
+	/* Pairs with the releases in kerf_attach(), kerf_detach() and kerf_restate(). */
 	return le64_to_cpu(smp_load_acquire(&kerf_peer_entry(region, peer)->word));
 }
 

@@ -8,6 +8,7 @@
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
+#include <linux/jiffies.h>
 #include <linux/module.h>
 #include <linux/sched/clock.h>
 
@@ -52,12 +53,25 @@ void kerf_peer_kick(struct kerf_peer *peer)
 	/* Pairs with the release in kerf_device_start(): the peers are initialized. */
 	if (!smp_load_acquire(&dev->started))
 		return;
+	/* It may be for the room that was waited for. */
+	if (!skb_queue_empty_lockless(&peer->backlog))
+		queue_work(dev->calm, &peer->drain);
 	if (tick_is_used_up(peer))
 		queue_work(dev->calm, &peer->calm);
 	else if (atomic_read(&peer->delivering) == KERF_URGENT)
 		queue_work(dev->workqueue, &peer->substitute);
 	else
 		queue_work(dev->workqueue, &peer->urgent);
+}
+
+/* Queues the work that sends what waits. Likewise. */
+void kerf_peer_kick_drain(struct kerf_peer *peer)
+{
+	struct kerf_device *dev = peer->dev;
+
+	/* As above. */
+	if (smp_load_acquire(&dev->started))
+		queue_work(dev->calm, &peer->drain);
 }
 
 /* Not under tx_lock; in process context where the backend's doorbell sleeps. */
@@ -83,19 +97,25 @@ static void reset_connections(struct kerf_peer *peer)
 		kerf_transport_reset_peer(VMADDR_CID_LOCAL);
 }
 
+static u64 now_ms(void)
+{
+	return jiffies64_to_msecs(get_jiffies_64());
+}
+
 static void quarantine(struct kerf_peer *peer, const char *what)
 {
-	bool refused, tell;
+	bool blamed, tell;
 
 	spin_lock_bh(&peer->tx_lock);
-	refused = kerf_link_corrupt(&peer->link);
+	blamed = kerf_link_corrupt(&peer->link, now_ms());
 	tell = peer->link.tell;
 	peer->link.tell = false;
 	spin_unlock_bh(&peer->tx_lock);
 	peer->counters.lost++;
-	if (refused) {
+	if (blamed) {
 		peer->counters.quarantined++;
-		pr_warn_ratelimited("peer %u %s; it is ignored until it begins anew\n", peer->number, what);
+		pr_warn_ratelimited("peer %u %s; the link with it stays down for %u ms\n",
+				    peer->number, what, peer->link.retry_ms);
 	}
 	reset_connections(peer);
 	if (tell)
@@ -109,7 +129,7 @@ static bool look(struct kerf_peer *peer)
 	bool tell;
 
 	spin_lock_bh(&peer->tx_lock);
-	event = kerf_link_poll(&peer->link);
+	event = kerf_link_poll(&peer->link, now_ms());
 	tell = peer->link.tell;
 	peer->link.tell = false;
 	spin_unlock_bh(&peer->tx_lock);
@@ -137,10 +157,10 @@ enum after {
 	GO_ON,		/* another turn at once */
 };
 
-/* One turn: looks, takes, sends. */
+/* One turn: looks, takes, answers. */
 static enum after take_turn(struct kerf_peer *peer)
 {
-	enum kerf_result result, drained;
+	enum kerf_result result;
 
 	peer->counters.rung++;
 	if (!look(peer))
@@ -150,8 +170,7 @@ static enum after take_turn(struct kerf_peer *peer)
 		peer->asleep = false;
 	}
 	result = kerf_peer_take(peer);
-	drained = result == KERF_CORRUPT ? result : kerf_peer_drain(peer);
-	if (drained == KERF_CORRUPT) {
+	if (result == KERF_CORRUPT || READ_ONCE(peer->suspect)) {
 		quarantine(peer, "wrote what it must not");
 		return REST;
 	}
@@ -159,7 +178,8 @@ static enum after take_turn(struct kerf_peer *peer)
 		quarantine(peer, "takes nothing");
 		return REST;
 	}
-	if (result == KERF_OK || drained == KERF_OK)
+	kerf_peer_flush(peer);
+	if (result == KERF_OK)
 		return GO_ON;
 	if (result != KERF_FULL)
 		return SLEEP;
@@ -219,6 +239,24 @@ static void substitute_work(struct work_struct *item)
 	work(container_of(item, struct kerf_peer, substitute), KERF_SUBSTITUTE);
 }
 
+/* In no turn, so neither heartbeats nor what comes wait for it. */
+static void drain_work(struct work_struct *item)
+{
+	struct kerf_peer *peer = container_of(item, struct kerf_peer, drain);
+
+	switch (kerf_peer_drain(peer)) {
+	case KERF_OK:
+		kerf_peer_kick_drain(peer);
+		break;
+	case KERF_CORRUPT:
+		/* A turn judges. */
+		kerf_peer_kick(peer);
+		break;
+	default:
+		break;
+	}
+}
+
 void kerf_peer_init(struct kerf_device *dev, u32 number)
 {
 	struct kerf_peer *peer = &dev->peers[number];
@@ -231,6 +269,7 @@ void kerf_peer_init(struct kerf_device *dev, u32 number)
 	INIT_WORK(&peer->urgent, urgent_work);
 	INIT_WORK(&peer->substitute, substitute_work);
 	INIT_WORK(&peer->calm, calm_work);
+	INIT_WORK(&peer->drain, drain_work);
 	spin_lock_init(&peer->tx_lock);
 	skb_queue_head_init(&peer->backlog);
 	skb_queue_head_init(&peer->inbox);
@@ -264,6 +303,7 @@ void kerf_peer_stop(struct kerf_peer *peer)
 		cancel_work_sync(&peer->urgent);
 		cancel_work_sync(&peer->substitute);
 		cancel_work_sync(&peer->calm);
+		cancel_work_sync(&peer->drain);
 	}
 	spin_lock_bh(&peer->tx_lock);
 	if (peer->link.accepted)

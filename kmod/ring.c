@@ -47,12 +47,15 @@
 #define KERF_GOLDEN_RING_HEAD		offsetof(struct kerf_ring_mem, head)
 #define KERF_GOLDEN_RING_WANT		offsetof(struct kerf_ring_mem, want)
 #define KERF_GOLDEN_RING_ACK		offsetof(struct kerf_ring_mem, ack)
+#define KERF_GOLDEN_RING_BEGUN		offsetof(struct kerf_ring_mem, begun)
 #define KERF_GOLDEN_RING_TAIL		offsetof(struct kerf_ring_mem, tail)
 #define KERF_GOLDEN_RING_FREED		offsetof(struct kerf_ring_mem, freed)
 #define KERF_GOLDEN_RING_WAKE		offsetof(struct kerf_ring_mem, wake)
 #define KERF_GOLDEN_RING_DESCRIPTORS	offsetof(struct kerf_ring_mem, descriptors)
 #define KERF_GOLDEN_KIND_INLINE		KERF_KIND_INLINE
 #define KERF_GOLDEN_KIND_BULK		KERF_KIND_BULK
+#define KERF_GOLDEN_RETRY_MIN_MS	KERF_RETRY_MIN_MS
+#define KERF_GOLDEN_RETRY_MAX_MS	KERF_RETRY_MAX_MS
 #define KERF_GOLDEN_STATE_ABSENT	KERF_PEER_ABSENT
 #define KERF_GOLDEN_STATE_STARTING	KERF_PEER_STARTING
 #define KERF_GOLDEN_STATE_READY		KERF_PEER_READY

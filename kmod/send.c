@@ -172,8 +172,8 @@ static void forget_older_credit(struct kerf_peer *peer, struct sk_buff *skb)
 }
 
 /*
- * Queues a packet for which there is no room; the work waits for room, or finds out what is wrong. Returns
- * whether to wake the work, or an error: the packet is still the caller's.
+ * Queues a packet for which there is no room; a work waits for room, or finds out what is wrong. Returns
+ * whether to wake that work, or an error: the packet is still the caller's.
  */
 static int wait_for_room(struct kerf_peer *peer, struct sk_buff *skb, bool corrupt)
 {
@@ -264,7 +264,7 @@ int kerf_peer_send(struct kerf_peer *peer, struct sk_buff *skb)
 	if (rings)
 		kerf_peer_ring(peer);
 	if (kick > 0)
-		kerf_peer_kick(peer);
+		kerf_peer_kick_drain(peer);
 	return kick < 0 ? kerf_drop(skb, kick) : len;
 }
 
@@ -320,16 +320,38 @@ static void wake_writers(struct kerf_peer *peer)
 		kerf_transport_wake_writers(VMADDR_CID_LOCAL);
 }
 
-/* Asks for a doorbell when there is room. tx_lock held, in a turn. */
+/* Asks for a doorbell when there is room. tx_lock held. */
 static void want_room(struct kerf_peer *peer)
 {
 	kerf_producer_want_room(&peer->link.tx);
 	peer->wants = true;
 }
 
+/* Sends the answers to heartbeats that wait for room, and rings for what a turn has sent. In a turn. */
+void kerf_peer_flush(struct kerf_peer *peer)
+{
+	bool waits = !kerf_heartbeat_flush(peer);
+	bool rings;
+
+	spin_lock_bh(&peer->tx_lock);
+	if (waits)
+		want_room(peer);
+	peer->heartbeats_wait = waits;
+	spin_unlock_bh(&peer->tx_lock);
+	/* Room may have come just before it was asked for. */
+	if (waits)
+		kerf_heartbeat_flush(peer);
+	spin_lock_bh(&peer->tx_lock);
+	rings = must_ring(peer);
+	spin_unlock_bh(&peer->tx_lock);
+	if (rings)
+		kerf_peer_ring(peer);
+}
+
 /*
- * Sends what waits, heartbeats first, as far as there is room, up to a budget: the peer could make room for ever.
- * Returns what ended it: KERF_OK when the budget did, KERF_EMPTY when nothing waits any more.
+ * Sends what waits, as far as there is room, up to a budget: the peer could make room for ever. Not in a turn: what
+ * programs of this kernel send takes no time from what comes. Returns what ended it: KERF_OK when the budget did,
+ * KERF_EMPTY when nothing waits any more.
  */
 enum kerf_result kerf_peer_drain(struct kerf_peer *peer)
 {
@@ -340,20 +362,8 @@ enum kerf_result kerf_peer_drain(struct kerf_peer *peer)
 	struct sk_buff *skb;
 
 	__skb_queue_head_init(&done);
-	if (peer->wants) {
-		spin_lock_bh(&peer->tx_lock);
-		kerf_producer_has_room(&peer->link.tx);
-		spin_unlock_bh(&peer->tx_lock);
-		peer->wants = false;
-	}
-	if (!kerf_heartbeat_flush(peer)) {
-		spin_lock_bh(&peer->tx_lock);
-		want_room(peer);
-		spin_unlock_bh(&peer->tx_lock);
-		kerf_heartbeat_flush(peer);
-	}
 	spin_lock_bh(&peer->tx_lock);
-	while ((skb = skb_peek(&peer->backlog))) {
+	while (peer->link.up && (skb = skb_peek(&peer->backlog))) {
 		if (!budget--) {
 			result = KERF_OK;
 			break;
@@ -371,6 +381,13 @@ enum kerf_result kerf_peer_drain(struct kerf_peer *peer)
 		peer->overtaken = 0;
 		result = KERF_EMPTY;
 	}
+	if (result == KERF_EMPTY && peer->wants && !peer->heartbeats_wait) {
+		kerf_producer_has_room(&peer->link.tx);
+		peer->wants = false;
+	}
+	/* Here, so that it is said of this link and of no later one. */
+	if (result == KERF_CORRUPT)
+		WRITE_ONCE(peer->suspect, true);
 	/* Half of it at once: who is woken has something to do. */
 	choked = peer->choked && peer->waiting <= KERF_BACKLOG_DATA / 2;
 	if (choked)
@@ -401,6 +418,9 @@ void kerf_peer_forget_waiting(struct kerf_peer *peer)
 	}
 	peer->choked = false;
 	peer->overrun = false;
+	peer->suspect = false;
+	peer->wants = false;
+	peer->heartbeats_wait = false;
 	peer->must_ring = false;
 	peer->published = false;
 	peer->overtaken = 0;

@@ -28,7 +28,7 @@ static u32 kerf_get_local_cid(void)
 	return cid;
 }
 
-static int kerf_send_pkt(struct sk_buff *skb KERF_AND_NET)
+static int kerf_send_pkt(KERF_PACKET_ARGUMENTS)
 {
 	struct virtio_vsock_hdr *hdr = virtio_vsock_hdr(skb);
 	struct kerf_peer *peer = NULL;
@@ -44,6 +44,7 @@ static int kerf_send_pkt(struct sk_buff *skb KERF_AND_NET)
 	/* Who is addressed as CID 1 must see CID 1 come back, or it does not know the sender. */
 	if (le64_to_cpu(hdr->dst_cid) == VMADDR_CID_LOCAL)
 		hdr->src_cid = cpu_to_le64(VMADDR_CID_LOCAL);
+	kerf_meter_count(skb);
 	ret = peer ? kerf_peer_send(peer, skb) : kerf_drop(skb, ret);
 	rcu_read_unlock();
 	return ret;
@@ -64,7 +65,28 @@ static int kerf_cancel_pkt(struct vsock_sock *vsk)
 	return dev ? 0 : -ENODEV;
 }
 
-/* No room, whatever its credit, while too much waits for the peer; kerf_transport_wake_writers() ends it. */
+static int kerf_socket_init(struct vsock_sock *vsk, struct vsock_sock *listener)
+{
+	int ret = virtio_transport_do_socket_init(vsk, listener);
+
+	if (ret)
+		return ret;
+	ret = kerf_meter_add(vsk);
+	if (ret)
+		virtio_transport_destruct(vsk);
+	return ret;
+}
+
+static void kerf_destruct(struct vsock_sock *vsk)
+{
+	kerf_meter_remove(vsk);
+	virtio_transport_destruct(vsk);
+}
+
+/*
+ * No room, whatever its credit, while too much waits for the peer; kerf_transport_wake_writers() ends it. Nor for a
+ * message while too many wait with the peer.
+ */
 static s64 kerf_stream_has_space(struct vsock_sock *vsk)
 {
 	struct kerf_peer *peer = NULL;
@@ -78,7 +100,7 @@ static s64 kerf_stream_has_space(struct vsock_sock *vsk)
 	if (peer)
 		room = kerf_peer_has_room(peer);
 	rcu_read_unlock();
-	return room ? virtio_transport_stream_has_space(vsk) : 0;
+	return room && kerf_meter_has_room(vsk) ? virtio_transport_stream_has_space(vsk) : 0;
 }
 
 static bool kerf_stream_allow(KERF_SOCK_AND u32 cid, u32 port)
@@ -97,8 +119,8 @@ struct virtio_transport kerf_transport = {
 
 		.get_local_cid = kerf_get_local_cid,
 
-		.init = virtio_transport_do_socket_init,
-		.destruct = virtio_transport_destruct,
+		.init = kerf_socket_init,
+		.destruct = kerf_destruct,
 		.release = virtio_transport_release,
 		.connect = virtio_transport_connect,
 		.shutdown = virtio_transport_shutdown,
@@ -134,6 +156,7 @@ struct virtio_transport kerf_transport = {
 		.notify_send_post_enqueue = virtio_transport_notify_send_post_enqueue,
 		.notify_buffer_size = virtio_transport_notify_buffer_size,
 		KERF_TRANSPORT_LATER
+		KERF_TRANSPORT_ZEROCOPY
 		KERF_TRANSPORT_ROUTES
 	},
 	.send_pkt = kerf_send_pkt,

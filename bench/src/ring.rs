@@ -187,7 +187,7 @@ struct End<'a> {
 impl End<'_> {
     fn come_up(&mut self) {
         while !matches!(
-            self.link.poll(self.region),
+            self.link.poll(self.region, Duration::ZERO),
             LinkEvent::Up | LinkEvent::CameUp
         ) {
             std::hint::spin_loop();

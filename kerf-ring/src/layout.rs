@@ -4,11 +4,11 @@
 //! 0        header
 //! 4096     an entry of 256 bytes for each peer
 //! rings    a ring for each (from, to), page-aligned:
-//!            0    head, want, ack      written by the sender
-//!            128  tail, freed, wake    written by the receiver
-//!            256  descriptors          u64 for each slot, written by the sender
-//!            …    slots                256 bytes each, packets of up to 255 bytes
-//!            …    bytes                longer packets
+//!            0    head, want, ack, begun   written by the sender
+//!            128  tail, freed, wake        written by the receiver
+//!            256  descriptors              u64 for each slot, written by the sender
+//!            …    slots                    256 bytes each, packets of up to 255 bytes
+//!            …    bytes                    longer packets
 //! ```
 
 /// The bytes `KERFVSK1`, first in the header.
@@ -76,8 +76,10 @@ pub mod ring {
     pub const HEAD: u64 = 0;
     /// u32: ticket of the sender that waits for room; 0: it does not.
     pub const WANT: u64 = 4;
-    /// u32: the receiver's generation that the sender has reset itself for.
+    /// u64: the receiver's name that the sender has reset itself for; 0: none.
     pub const ACK: u64 = 8;
+    /// u64: the sender's own name, round in the low half, generation in the high half.
+    pub const BEGUN: u64 = 16;
     /// u32: slots taken.
     pub const TAIL: u64 = 128;
     /// u32: bytes given back.

@@ -18,7 +18,7 @@ pub mod region;
 
 pub use consumer::Consumer;
 pub use layout::Geometry;
-pub use link::{Link, LinkEvent};
+pub use link::{Link, LinkEvent, RETRY_MAX, RETRY_MIN};
 pub use memory::{Mapped, Memory};
 pub use producer::{Class, Producer, PutError};
 pub use region::{OpenError, PeerState, PeerWord, Region};

@@ -1,14 +1,18 @@
 //! The link between two peers: when the rings between them may be used.
 //!
 //! A peer that begins takes a new generation, makes its own words zero and says ready
-//! ([`Region::attach`]). Each end that sees a generation it has not accepted resets its own words of the
-//! two rings between them, and then acknowledges that generation. The link is up when each end has
-//! acknowledged the other's present generation: then both have reset, and neither has used the rings
-//! before. So a peer that vanishes in the middle of a packet and comes back finds clean rings.
+//! ([`Region::attach`]). Each end of a link has a name: its peer's generation and a round, which counts the
+//! links of this pair that the end has lost. An end that sees a name it has not accepted resets its own words
+//! of the two rings between them, and then acknowledges that name. The link is up when each end has
+//! acknowledged the other's present name: then both have reset. An end that loses a link takes a new name, so
+//! no name is used for two links: neither end has used the rings before, and a peer that vanishes in the middle
+//! of a packet and comes back finds clean rings.
 //!
-//! A peer that writes what it must not is refused until it comes back with another generation.
+//! A lost link stays down for a while, longer each time, so a peer that keeps breaking the rules, and a third
+//! peer that keeps spoiling the rings, cost little. A new generation of the peer ends the wait.
 
-use core::sync::atomic::Ordering::{Acquire, Release};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::time::Duration;
 
 use crate::Corrupt;
 use crate::consumer::Consumer;
@@ -16,6 +20,11 @@ use crate::layout::ring;
 use crate::memory::Memory;
 use crate::producer::{Class, Producer, PutError};
 use crate::region::Region;
+
+/// How long a lost link stays down the first time; twice as long each time after that.
+pub const RETRY_MIN: Duration = Duration::from_secs(1);
+/// The longest of these waits. A link that was up for as long begins with [`RETRY_MIN`] again.
+pub const RETRY_MAX: Duration = Duration::from_secs(60);
 
 /// What a look at the peer shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,24 +39,72 @@ pub enum LinkEvent {
     Lost,
 }
 
+/// What an end of a link is called, for one link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Name {
+    generation: u32,
+    round: u32,
+}
+
+impl Name {
+    /// The first name of a generation.
+    pub(crate) fn first(generation: u32) -> Self {
+        Self {
+            generation,
+            round: 1,
+        }
+    }
+
+    fn next(self) -> Self {
+        let round = self.round.checked_add(1).unwrap_or(1);
+        Self { round, ..self }
+    }
+
+    pub(crate) fn pack(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.round)
+    }
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the halves of a word are meant"
+    )]
+    fn unpack(word: u64) -> Self {
+        Self {
+            generation: (word >> 32) as u32,
+            round: word as u32,
+        }
+    }
+}
+
 /// This end of the link with one peer.
 #[derive(Debug)]
 pub struct Link {
     me: u32,
     peer: u32,
-    generation: u32,
+    name: Name,
     accepted: Option<Accepted>,
-    refused: Option<u32>,
+    lost: Option<Lost>,
+    /// How long the last lost link stayed down; zero: there was none.
+    retry: Duration,
+    waiting: bool,
     tell: bool,
 }
 
-/// A generation of the peer for which this end was reset.
+/// A name of the peer for which this end was reset.
 #[derive(Debug)]
 struct Accepted {
-    generation: u32,
-    up: bool,
+    name: Name,
+    /// Since when the link is up.
+    up: Option<Duration>,
     tx: Producer,
     rx: Consumer,
+}
+
+/// A link that was lost: none is begun with this generation of the peer before `until`.
+#[derive(Debug)]
+struct Lost {
+    generation: u32,
+    until: Duration,
 }
 
 impl Link {
@@ -56,9 +113,11 @@ impl Link {
         Self {
             me,
             peer,
-            generation,
+            name: Name::first(generation),
             accepted: None,
-            refused: None,
+            lost: None,
+            retry: Duration::ZERO,
+            waiting: false,
             tell: false,
         }
     }
@@ -70,12 +129,12 @@ impl Link {
 
     /// Whether the rings may be used.
     pub fn is_up(&self) -> bool {
-        self.accepted.as_ref().is_some_and(|a| a.up)
+        self.accepted.as_ref().is_some_and(|a| a.up.is_some())
     }
 
-    /// Whether the peer is refused for what it wrote.
-    pub fn is_refused(&self) -> bool {
-        self.refused.is_some()
+    /// Whether the link was lost and the last look found that it is too early to begin anew.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting
     }
 
     /// Whether the peer is to be rung because this end's word for it has changed; asking answers it.
@@ -84,33 +143,36 @@ impl Link {
     }
 
     /// Looks at the peer and does what the handshake asks for. To be called on every doorbell, now and
-    /// then without one, and before the rings are used.
-    pub fn poll<M: Memory>(&mut self, region: &Region<M>) -> LinkEvent {
-        let ready = region.peer(self.peer).ready();
-        if self.accepted.as_ref().map(|a| a.generation) != ready && self.drop_link(region) {
+    /// then without one, and before the rings are used. `now` is of any clock that goes on, the same in every
+    /// call.
+    pub fn poll<M: Memory>(&mut self, region: &Region<M>, now: Duration) -> LinkEvent {
+        self.restate(region);
+        let seen = self.peer_name(region);
+        if self.accepted.as_ref().map(|a| a.name) != seen && self.give_up(region, now) {
             return LinkEvent::Lost;
         }
-        let Some(generation) = ready.filter(|now| self.refused != Some(*now)) else {
+        self.waiting = seen.is_some_and(|name| self.must_wait(name, now));
+        let Some(name) = seen.filter(|_| !self.waiting) else {
             return LinkEvent::Down;
         };
-        if self.accepted.is_none() {
-            self.accept(region, generation);
+        if !self.is_up() {
+            self.accept(region, name);
         }
         let from = region.geometry().ring(self.peer, self.me);
-        let ack = region.memory().load32(from + ring::ACK, Acquire);
+        let ack = region.memory().load64(from + ring::ACK, Acquire);
         let Some(accepted) = &mut self.accepted else {
             return LinkEvent::Down;
         };
-        match (ack == self.generation, accepted.up) {
+        match (ack == self.name.pack(), accepted.up.is_some()) {
             (true, true) => LinkEvent::Up,
             (true, false) => {
-                accepted.up = true;
+                accepted.up = Some(now);
                 LinkEvent::CameUp
             }
             (false, false) => LinkEvent::Down,
             // It has taken its acknowledgement back: it will not use these rings again.
             (false, true) => {
-                self.refuse(region);
+                self.give_up(region, now);
                 LinkEvent::Lost
             }
         }
@@ -149,60 +211,116 @@ impl Link {
 
     /// Both ends of the rings while the link is up.
     pub fn rings(&mut self) -> Option<(&mut Producer, &mut Consumer)> {
-        let accepted = self.accepted.as_mut().filter(|a| a.up)?;
+        let accepted = self.accepted.as_mut().filter(|a| a.up.is_some())?;
         Some((&mut accepted.tx, &mut accepted.rx))
     }
 
     /// To be called when a ring was found [`Corrupt`]. The link is down from now on. Returns true when the
-    /// peer is to blame and is refused, false when it has only begun anew.
-    pub fn corrupt<M: Memory>(&mut self, region: &Region<M>) -> bool {
+    /// peer is to blame, or a third one, and false when it has only begun anew.
+    pub fn corrupt<M: Memory>(&mut self, region: &Region<M>, now: Duration) -> bool {
         let Some(accepted) = &self.accepted else {
             return false;
         };
-        let same = region.peer(self.peer).ready() == Some(accepted.generation);
-        if same {
-            self.refuse(region);
-        } else {
-            self.drop_link(region);
-        }
-        same
+        let blamed = self.peer_name(region) == Some(accepted.name);
+        self.give_up(region, now);
+        blamed
     }
 
     /// Gives the link up: the peer sees that nothing is sent or taken any more.
     pub fn down<M: Memory>(&mut self, region: &Region<M>) {
-        self.drop_link(region);
+        if self.accepted.take().is_some() {
+            self.acknowledge(region, 0);
+            self.tell = true;
+        }
     }
 
-    fn refuse<M: Memory>(&mut self, region: &Region<M>) {
-        self.refused = self.accepted.as_ref().map(|a| a.generation);
-        self.drop_link(region);
+    /// What the peer is called now, when it is there.
+    fn peer_name<M: Memory>(&self, region: &Region<M>) -> Option<Name> {
+        let generation = region.peer(self.peer).ready()?;
+        let from = region.geometry().ring(self.peer, self.me);
+        // Pairs with the release in state_name: what it has acknowledged under an older name is gone.
+        let name = Name::unpack(region.memory().load64(from + ring::BEGUN, Acquire));
+        (name.generation == generation).then_some(name)
     }
 
-    fn accept<M: Memory>(&mut self, region: &Region<M>, generation: u32) {
-        let (memory, geometry) = (region.memory(), region.geometry());
-        self.accepted = Some(Accepted {
-            generation,
-            up: false,
-            tx: Producer::new(memory, geometry, self.me, self.peer),
-            rx: Consumer::new(memory, geometry, self.peer, self.me),
-        });
-        // The peer that sees it sees our zeros.
-        self.acknowledge(region, generation);
-        self.refused = None;
+    fn must_wait(&self, name: Name, now: Duration) -> bool {
+        let lost = self.lost.as_ref();
+        lost.is_some_and(|lost| lost.generation == name.generation && now < lost.until)
     }
 
-    /// Says whether the link was up.
-    fn drop_link<M: Memory>(&mut self, region: &Region<M>) -> bool {
-        let Some(accepted) = self.accepted.take() else {
+    /// The link has ended, or never came up. Says whether it was up; then it stays down for a while.
+    fn give_up<M: Memory>(&mut self, region: &Region<M>, now: Duration) -> bool {
+        let ended = self.accepted.as_ref().map(|a| (a.name, a.up));
+        self.down(region);
+        let Some((name, Some(since))) = ended else {
             return false;
         };
-        self.acknowledge(region, 0);
-        accepted.up
+        // Who has behaved for as long as it can be made to wait begins with the shortest wait again.
+        self.retry = if now.saturating_sub(since) >= RETRY_MAX {
+            RETRY_MIN
+        } else {
+            (self.retry * 2).clamp(RETRY_MIN, RETRY_MAX)
+        };
+        self.lost = Some(Lost {
+            generation: name.generation,
+            until: now + self.retry,
+        });
+        self.begin_anew(region);
+        true
     }
 
-    fn acknowledge<M: Memory>(&mut self, region: &Region<M>, generation: u32) {
+    /// Takes a new name: the old one has been used for a link.
+    fn begin_anew<M: Memory>(&mut self, region: &Region<M>) {
+        self.name = self.name.next();
+        self.state_name(region);
+        // Who sees one of the zeros of accept and then looks at the name sees that we have begun anew.
+        region.memory().barrier();
+    }
+
+    /// States again what this end has stated, where a third peer has written over it: an end that is up does not write
+    /// these words, and the other end may just wait for them.
+    fn restate<M: Memory>(&self, region: &Region<M>) {
         let to = region.geometry().ring(self.me, self.peer);
-        region.memory().store32(to + ring::ACK, generation, Release);
-        self.tell = true;
+        let memory = region.memory();
+        if memory.load64(to + ring::BEGUN, Relaxed) != self.name.pack() {
+            self.state_name(region);
+        }
+        if let Some(accepted) = self.accepted.as_ref().filter(|a| a.up.is_some()) {
+            let name = accepted.name.pack();
+            if memory.load64(to + ring::ACK, Relaxed) != name {
+                self.acknowledge(region, name);
+            }
+        }
+    }
+
+    fn state_name<M: Memory>(&self, region: &Region<M>) {
+        let to = region.geometry().ring(self.me, self.peer);
+        // Pairs with the acquire in peer_name.
+        region
+            .memory()
+            .store64(to + ring::BEGUN, self.name.pack(), Release);
+    }
+
+    /// Makes this end's words of both rings what they are until the link is up, and acknowledges the peer's name. Done at
+    /// each look until then: a third peer may have written over them.
+    fn accept<M: Memory>(&mut self, region: &Region<M>, name: Name) {
+        let (memory, geometry) = (region.memory(), region.geometry());
+        let accepted = Accepted {
+            name,
+            up: None,
+            tx: Producer::new(memory, geometry, self.me, self.peer),
+            rx: Consumer::new(memory, geometry, self.peer, self.me),
+        };
+        if self.accepted.replace(accepted).is_none() {
+            self.lost = None;
+            self.tell = true;
+        }
+        // The peer that sees it sees our zeros.
+        self.acknowledge(region, name.pack());
+    }
+
+    fn acknowledge<M: Memory>(&self, region: &Region<M>, name: u64) {
+        let to = region.geometry().ring(self.me, self.peer);
+        region.memory().store64(to + ring::ACK, name, Release);
     }
 }

@@ -3,6 +3,7 @@
 use core::sync::atomic::Ordering;
 
 use crate::layout::{Geometry, MAGIC, VERSION, header, peer, ring};
+use crate::link::Name;
 use crate::memory::Memory;
 
 /// Why a region cannot be used.
@@ -200,7 +201,9 @@ impl<M: Memory> Region<M> {
         for other in 0..self.geometry.peers() {
             let to = self.geometry.ring(me, other);
             let from = self.geometry.ring(other, me);
-            for at in [to + ring::ACK, to + ring::HEAD, to + ring::WANT] {
+            memory.store64(to + ring::ACK, 0, relaxed);
+            memory.store64(to + ring::BEGUN, Name::first(generation).pack(), relaxed);
+            for at in [to + ring::HEAD, to + ring::WANT] {
                 memory.store32(at, 0, relaxed);
             }
             for at in [from + ring::TAIL, from + ring::FREED, from + ring::WAKE] {
@@ -210,6 +213,22 @@ impl<M: Memory> Region<M> {
         let ready = word(PeerState::Ready);
         memory.store64(entry + peer::WORD, ready, Ordering::Release);
         generation
+    }
+
+    /// States again that the peer `me` is there with `generation`, its own copy, where another peer has written
+    /// over it. To be called now and then, and not after [`Self::detach`].
+    pub fn restate(&self, me: u32, generation: u32, vectors: u32) {
+        let entry = self.geometry.entry(me);
+        let relaxed = Ordering::Relaxed;
+        if self.memory.load32(entry + peer::VECTORS, relaxed) != vectors {
+            self.memory.store32(entry + peer::VECTORS, vectors, relaxed);
+        }
+        let state = PeerState::Ready;
+        let word = PeerWord { state, generation };
+        if self.peer(me) != word {
+            self.memory
+                .store64(entry + peer::WORD, word.pack(), Ordering::Release);
+        }
     }
 
     /// Ends the incarnation of the peer `me`.

@@ -5,9 +5,10 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use kmorph_kerf_ring::layout::{self, header, kind, peer, ring};
-use kmorph_kerf_ring::{Geometry, OpenError, Region};
+use kmorph_kerf_ring::{Geometry, OpenError, RETRY_MAX, RETRY_MIN, Region};
 use support::{Shared, small};
 
 fn golden() -> BTreeMap<String, u64> {
@@ -25,6 +26,10 @@ fn golden() -> BTreeMap<String, u64> {
         assert_eq!(found.insert(name.to_owned(), value), None, "{name} twice");
     }
     found
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    time.as_millis().try_into().unwrap()
 }
 
 #[test]
@@ -58,12 +63,15 @@ fn every_number_is_the_golden_one() {
         ("RING_HEAD", ring::HEAD),
         ("RING_WANT", ring::WANT),
         ("RING_ACK", ring::ACK),
+        ("RING_BEGUN", ring::BEGUN),
         ("RING_TAIL", ring::TAIL),
         ("RING_FREED", ring::FREED),
         ("RING_WAKE", ring::WAKE),
         ("RING_DESCRIPTORS", ring::DESCRIPTORS),
         ("KIND_INLINE", kind::INLINE),
         ("KIND_BULK", kind::BULK),
+        ("RETRY_MIN_MS", milliseconds(RETRY_MIN)),
+        ("RETRY_MAX_MS", milliseconds(RETRY_MAX)),
         ("STATE_ABSENT", 0),
         ("STATE_STARTING", 1),
         ("STATE_READY", 2),

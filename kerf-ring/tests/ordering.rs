@@ -5,13 +5,18 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use kmorph_kerf_ring::layout::{peer, ring};
-use kmorph_kerf_ring::{Class, Geometry, Link, LinkEvent, Memory, PeerState, Region};
+use kmorph_kerf_ring::{
+    Class, Geometry, Link, LinkEvent, Memory, PeerState, RETRY_MAX, RETRY_MIN, Region,
+};
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU32, AtomicU64, fence};
 
+/// For links that are not lost in between.
+const NOW: Duration = Duration::ZERO;
 const RINGS: u64 = 8192;
 const STRIDE: u64 = 77824;
 const SLOTS: u64 = 32;
@@ -41,15 +46,11 @@ impl Model {
         }
         for (from, to) in used {
             let at = RINGS + (from * 2 + to) * STRIDE;
-            for word in [
-                ring::HEAD,
-                ring::WANT,
-                ring::ACK,
-                ring::TAIL,
-                ring::FREED,
-                ring::WAKE,
-            ] {
+            for word in [ring::HEAD, ring::WANT, ring::TAIL, ring::FREED, ring::WAKE] {
                 model.words.insert(at + word, AtomicU32::new(0));
+            }
+            for word in [ring::ACK, ring::BEGUN] {
+                model.wide.insert(at + word, AtomicU64::new(0));
             }
             for slot in 0..SLOTS {
                 let descriptor = at + ring::DESCRIPTORS + slot * 8;
@@ -122,9 +123,9 @@ fn open(memory: &Handle) -> Region<Handle> {
 fn linked(region: &Region<Handle>) -> (Link, Link) {
     let (a, b) = (region.attach(0, 1), region.attach(1, 1));
     let (mut a, mut b) = (Link::new(0, 1, a), Link::new(1, 0, b));
-    a.poll(region);
-    assert_eq!(b.poll(region), LinkEvent::CameUp);
-    assert_eq!(a.poll(region), LinkEvent::CameUp);
+    a.poll(region, NOW);
+    assert_eq!(b.poll(region, NOW), LinkEvent::CameUp);
+    assert_eq!(a.poll(region, NOW), LinkEvent::CameUp);
     (a, b)
 }
 
@@ -231,14 +232,14 @@ fn a_peer_that_begins_anew_is_never_taken_for_corrupt() {
             region.attach(1, 1)
         });
         if a.take(&region, &mut got).is_err() {
-            assert!(!a.corrupt(&region), "it has only begun anew");
+            assert!(!a.corrupt(&region, NOW), "it has only begun anew");
         }
         let generation = peer.join().unwrap();
         let mut b = Link::new(1, 0, generation);
-        a.poll(&region);
-        a.poll(&region);
-        b.poll(&region);
-        a.poll(&region);
+        a.poll(&region, NOW);
+        a.poll(&region, NOW);
+        b.poll(&region, NOW);
+        a.poll(&region, NOW);
         assert!(a.is_up() && b.is_up());
         assert_eq!(a.take(&region, &mut got), Ok(None));
     });
@@ -261,26 +262,64 @@ fn a_link_is_up_only_when_both_have_reset() {
         let peer = loom::thread::spawn(move || {
             let region = open(&other);
             let mut link = Link::new(1, 0, b);
-            link.poll(&region);
-            let up = link.poll(&region) == LinkEvent::CameUp || link.is_up();
+            link.poll(&region, NOW);
+            let up = link.poll(&region, NOW) == LinkEvent::CameUp || link.is_up();
             if up {
                 link.put(&region, &[&[9]], Class::Data).unwrap();
             }
             up
         });
         let mut link = Link::new(0, 1, a);
-        link.poll(&region);
-        link.poll(&region);
+        link.poll(&region, NOW);
+        link.poll(&region, NOW);
         let mut got = Vec::new();
         if link.is_up() {
             link.take(&region, &mut got).unwrap();
         }
         let sent = peer.join().unwrap();
-        link.poll(&region);
+        link.poll(&region, NOW);
         if link.is_up() {
             link.take(&region, &mut got).unwrap();
         }
         assert_eq!(got.len(), usize::from(sent && link.is_up()));
         assert_eq!(region.peer(0).state, PeerState::Ready);
+    });
+}
+
+/// One end loses the link and begins anew, with its generation, while the other polls and takes: never a packet of the old
+/// rings, never blame, and the link comes up.
+#[test]
+fn an_end_that_begins_anew_is_never_taken_for_corrupt() {
+    loom::model(|| {
+        let memory = model(&[(0, 1), (1, 0)]);
+        let region = open(&memory);
+        let (mut a, mut b) = linked(&region);
+        b.put(&region, &[&[1]], Class::Data).unwrap();
+        let mut got = Vec::new();
+        a.take(&region, &mut got).unwrap();
+        let other = memory.clone();
+        let peer = loom::thread::spawn(move || {
+            let region = open(&other);
+            b.corrupt(&region, NOW);
+            b.poll(&region, RETRY_MIN);
+            b
+        });
+        let mut blamed = false;
+        if a.take(&region, &mut got).is_err() {
+            blamed = a.corrupt(&region, NOW);
+        }
+        a.poll(&region, NOW);
+        let mut b = peer.join().unwrap();
+        assert!(!blamed, "it has only begun anew");
+        // The first of these looks may be the one that finds the link lost.
+        for later in 1..4 {
+            a.poll(&region, RETRY_MAX * later);
+            b.poll(&region, RETRY_MAX * later);
+        }
+        assert!(a.is_up() && b.is_up());
+        assert_eq!(a.take(&region, &mut got), Ok(None));
+        a.put(&region, &[&[2]], Class::Data).unwrap();
+        assert_eq!(b.take(&region, &mut got), Ok(Some(1)));
+        assert_eq!(got, [1, 2]);
     });
 }

@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use kmorph_kerf_ring::layout::{INLINE_MAX, PACKET_MAX, SLOTS_RESERVED};
 use kmorph_kerf_ring::{Class, LinkEvent, PeerState, PutError};
 use proptest::prelude::*;
-use support::{linked, pattern, region, small};
+use support::{NOW, linked, pattern, region, small};
 
 fn length() -> impl Strategy<Value = usize> {
     let inline = INLINE_MAX as usize;
@@ -147,16 +147,16 @@ fn a_peer_that_comes_back_finds_clean_rings_and_the_other_is_told() {
     // It vanishes without a word, and comes back.
     let again = region.attach(1, 1);
     let mut b = kmorph_kerf_ring::Link::new(1, 0, again);
-    assert_eq!(a.poll(&region), LinkEvent::Lost);
+    assert_eq!(a.poll(&region, NOW), LinkEvent::Lost);
     assert!(!a.is_up());
     assert_eq!(
-        a.poll(&region),
+        a.poll(&region, NOW),
         LinkEvent::Down,
         "accepted, not yet answered"
     );
     assert!(a.must_tell() && !a.must_tell());
-    assert_eq!(b.poll(&region), LinkEvent::CameUp);
-    assert_eq!(a.poll(&region), LinkEvent::CameUp);
+    assert_eq!(b.poll(&region, NOW), LinkEvent::CameUp);
+    assert_eq!(a.poll(&region, NOW), LinkEvent::CameUp);
     let mut got = Vec::new();
     assert_eq!(b.take(&region, &mut got).unwrap(), None);
     assert_eq!(a.take(&region, &mut got).unwrap(), None);
@@ -171,23 +171,23 @@ fn one_that_leaves_or_is_buried_is_lost() {
     let (mut a, _b) = linked(&region);
     region.detach(1);
     assert_eq!(region.peer(1).state, PeerState::Left);
-    assert_eq!(a.poll(&region), LinkEvent::Lost);
-    assert_eq!(a.poll(&region), LinkEvent::Down);
+    assert_eq!(a.poll(&region, NOW), LinkEvent::Lost);
+    assert_eq!(a.poll(&region, NOW), LinkEvent::Down);
 
     let generation = region.attach(1, 1);
     let mut b = kmorph_kerf_ring::Link::new(1, 0, generation);
-    a.poll(&region);
-    b.poll(&region);
-    assert_eq!(a.poll(&region), LinkEvent::CameUp);
+    a.poll(&region, NOW);
+    b.poll(&region, NOW);
+    assert_eq!(a.poll(&region, NOW), LinkEvent::CameUp);
     region.bury(1);
-    assert_eq!(a.poll(&region), LinkEvent::Lost);
+    assert_eq!(a.poll(&region, NOW), LinkEvent::Lost);
 }
 
 #[test]
 fn a_peer_can_link_with_itself() {
     let (_shared, region) = region(small());
     let mut own = kmorph_kerf_ring::Link::new(1, 1, region.attach(1, 1));
-    assert_eq!(own.poll(&region), LinkEvent::CameUp);
+    assert_eq!(own.poll(&region, NOW), LinkEvent::CameUp);
     own.put(&region, &[b"me"], Class::Data).unwrap();
     let mut got = Vec::new();
     assert_eq!(own.take(&region, &mut got).unwrap(), Some(2));

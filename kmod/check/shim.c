@@ -41,9 +41,9 @@ void shim_detach(struct shim_end *end, u32 state, const char *reason, u32 len)
 	kerf_detach(&end->region, end->link.me, end->link.generation, state, reason, len);
 }
 
-int shim_poll(struct shim_end *end)
+int shim_poll(struct shim_end *end, u64 now_ms)
 {
-	return kerf_link_poll(&end->link);
+	return kerf_link_poll(&end->link, now_ms);
 }
 
 bool shim_up(const struct shim_end *end)
@@ -51,9 +51,19 @@ bool shim_up(const struct shim_end *end)
 	return end->link.up;
 }
 
-bool shim_corrupt(struct shim_end *end)
+bool shim_waiting(const struct shim_end *end)
 {
-	return kerf_link_corrupt(&end->link);
+	return end->link.waiting;
+}
+
+void shim_restate(struct shim_end *end)
+{
+	kerf_restate(&end->region, end->link.me, end->link.generation, 1);
+}
+
+bool shim_corrupt(struct shim_end *end, u64 now_ms)
+{
+	return kerf_link_corrupt(&end->link, now_ms);
 }
 
 int shim_put(struct shim_end *end, const u8 *data, u32 len, bool control)

@@ -40,6 +40,7 @@ struct Packet {
 struct Guest {
     server: DoorbellServer,
     link: Link,
+    started: Instant,
 }
 
 impl Guest {
@@ -49,6 +50,7 @@ impl Guest {
         Self {
             server: server.clone(),
             link: Link::new(1, HOST, generation),
+            started: Instant::now(),
         }
     }
 
@@ -56,7 +58,7 @@ impl Guest {
         let start = Instant::now();
         while !(self.link.is_up() && host.is_linked(1)) {
             assert!(start.elapsed() < PATIENCE);
-            self.link.poll(self.server.region());
+            self.link.poll(self.server.region(), self.started.elapsed());
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
@@ -351,6 +353,46 @@ async fn a_host_that_ends_says_so() {
     let (mut stream, _) = connected(&host, &mut guest).await;
     drop(host);
     assert!(stream.read(&mut [0; 1]).await.is_err());
-    let event = guest.link.poll(guest.server.region());
+    let event = guest
+        .link
+        .poll(guest.server.region(), guest.started.elapsed());
     assert_eq!(event, kmorph_kerf_ring::LinkEvent::Lost);
+}
+
+/// Another guest writes over a word of the pair, or over this side's entry. The connections end, and then host and guest come
+/// together again, with the generations that they have.
+#[tokio::test]
+async fn a_pair_that_another_guest_spoiled_recovers() {
+    const STRIDE: u64 = 77824;
+    const FROM_GUEST: u64 = 8192 + 2 * STRIDE;
+    const ENTRY: u64 = 4096;
+    for spoiled in [FROM_GUEST, ENTRY] {
+        let (host, mut guest) = start().await;
+        let (mut stream, _) = connected(&host, &mut guest).await;
+        let region = guest.server.clone();
+        let region = region.region();
+        let generations = [0, 1].map(|peer| region.peer(peer).generation);
+        region.memory().store32(spoiled, 0x7777, Relaxed);
+        // This side may state again that it is there before the guest has looked.
+        while spoiled == ENTRY && guest.link.is_up() {
+            region.memory().store32(spoiled, 0x7777, Relaxed);
+            guest.link.poll(region, guest.started.elapsed());
+        }
+        guest.server.ring(HOST, 1);
+        let ended = tokio::time::timeout(PATIENCE, stream.read(&mut [0; 1])).await;
+        let error = ended.unwrap().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+        drop(stream);
+        // The guest sees it too, and both wait before they begin anew.
+        let start = Instant::now();
+        while guest.link.is_up() || host.is_linked(1) {
+            assert!(start.elapsed() < PATIENCE);
+            guest.link.poll(region, guest.started.elapsed());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        guest.up(&host).await;
+        connected(&host, &mut guest).await;
+        let now = [0, 1].map(|peer| region.peer(peer).generation);
+        assert_eq!(now, generations);
+    }
 }

@@ -8,6 +8,8 @@
     reason = "shared by several test programs"
 )]
 
+use std::time::Duration;
+
 use kmorph_kerf_ring::{Geometry, Link, LinkEvent, Mapped, Memory, Region};
 
 /// Memory that every [`Self::view`] shares; it must outlive them.
@@ -37,6 +39,9 @@ impl Shared {
     }
 }
 
+/// For links that are not lost in between.
+pub const NOW: Duration = Duration::ZERO;
+
 pub fn small() -> Geometry {
     Geometry::new(2, 32, 64 * 1024).unwrap()
 }
@@ -52,9 +57,9 @@ pub fn region(geometry: Geometry) -> (Shared, Region<Mapped>) {
 pub fn linked<M: Memory>(region: &Region<M>) -> (Link, Link) {
     let (a, b) = (region.attach(0, 1), region.attach(1, 1));
     let (mut a, mut b) = (Link::new(0, 1, a), Link::new(1, 0, b));
-    assert_eq!(a.poll(region), LinkEvent::Down);
-    assert_eq!(b.poll(region), LinkEvent::CameUp);
-    assert_eq!(a.poll(region), LinkEvent::CameUp);
+    assert_eq!(a.poll(region, NOW), LinkEvent::Down);
+    assert_eq!(b.poll(region, NOW), LinkEvent::CameUp);
+    assert_eq!(a.poll(region, NOW), LinkEvent::CameUp);
     (a, b)
 }
 

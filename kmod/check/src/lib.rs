@@ -2,6 +2,7 @@
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::ptr::NonNull;
+use std::time::Duration;
 
 use kmorph_kerf_ring::LinkEvent;
 use kmorph_kerf_ring::layout::PACKET_MAX;
@@ -24,9 +25,11 @@ unsafe extern "C" {
     -> *mut RawEnd;
     fn shim_free(end: *mut RawEnd);
     fn shim_detach(end: *mut RawEnd, state: u32, reason: *const c_char, len: u32);
-    fn shim_poll(end: *mut RawEnd) -> c_int;
+    fn shim_poll(end: *mut RawEnd, now_ms: u64) -> c_int;
     fn shim_up(end: *const RawEnd) -> bool;
-    fn shim_corrupt(end: *mut RawEnd) -> bool;
+    fn shim_waiting(end: *const RawEnd) -> bool;
+    fn shim_restate(end: *mut RawEnd);
+    fn shim_corrupt(end: *mut RawEnd, now_ms: u64) -> bool;
     fn shim_put(end: *mut RawEnd, data: *const u8, len: u32, control: bool) -> c_int;
     fn shim_take(end: *mut RawEnd, to: *mut u8, len: *mut u32) -> c_int;
     fn shim_sender_must_ring(end: *mut RawEnd) -> bool;
@@ -122,10 +125,10 @@ impl End {
         unsafe { shim_detach(self.0.as_ptr(), state, reason.as_ptr().cast(), len) }
     }
 
-    /// Looks at the peer.
-    pub fn poll(&mut self) -> LinkEvent {
+    /// Looks at the peer at the time `now`, of any clock that goes on.
+    pub fn poll(&mut self, now: Duration) -> LinkEvent {
         // SAFETY: the end is live; likewise in every call below.
-        match unsafe { shim_poll(self.0.as_ptr()) } {
+        match unsafe { shim_poll(self.0.as_ptr(), milliseconds(now)) } {
             1 => LinkEvent::Up,
             2 => LinkEvent::CameUp,
             3 => LinkEvent::Lost,
@@ -139,10 +142,22 @@ impl End {
         unsafe { shim_up(self.0.as_ptr()) }
     }
 
-    /// Judges a corrupt ring; true when the peer is refused.
-    pub fn corrupt(&mut self) -> bool {
+    /// Whether the link was lost and is not begun anew yet.
+    pub fn is_waiting(&self) -> bool {
         // SAFETY: as above.
-        unsafe { shim_corrupt(self.0.as_ptr()) }
+        unsafe { shim_waiting(self.0.as_ptr()) }
+    }
+
+    /// States again that the peer is there, where another has written over it.
+    pub fn restate(&mut self) {
+        // SAFETY: as above.
+        unsafe { shim_restate(self.0.as_ptr()) }
+    }
+
+    /// Judges a corrupt ring; true when the peer is to blame.
+    pub fn corrupt(&mut self, now: Duration) -> bool {
+        // SAFETY: as above.
+        unsafe { shim_corrupt(self.0.as_ptr(), milliseconds(now)) }
     }
 
     /// Sends a packet.
@@ -197,6 +212,10 @@ impl End {
         // SAFETY: as above.
         unsafe { shim_has_room(self.0.as_ptr()) }
     }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Drop for End {

@@ -12,12 +12,13 @@ mod support;
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
+use std::time::Duration;
 
 use kmorph_kerf_ring::layout::{PACKET_MAX, header, peer, ring};
 use kmorph_kerf_ring::{Class, Geometry, Link, LinkEvent, Mapped, Memory, PeerState, Region};
 use kmorph_kmod_check::{End, Outcome, format};
 use proptest::prelude::*;
-use support::{Shared, pattern, region, small};
+use support::{NOW, Shared, pattern, region, small};
 
 const FROM_PEER: u64 = 8192 + 2 * 77824;
 const TO_PEER: u64 = 8192 + 77824;
@@ -31,9 +32,9 @@ fn open(shared: &Shared, me: u32, peer: u32) -> End {
 fn linked(shared: &Shared, region: &Region<Mapped>) -> (Link, End) {
     let mut rust = Link::new(0, 1, region.attach(0, 1));
     let mut c = open(shared, 1, 0);
-    assert_eq!(rust.poll(region), LinkEvent::Down);
-    assert_eq!(c.poll(), LinkEvent::CameUp);
-    assert_eq!(rust.poll(region), LinkEvent::CameUp);
+    assert_eq!(rust.poll(region, NOW), LinkEvent::Down);
+    assert_eq!(c.poll(NOW), LinkEvent::CameUp);
+    assert_eq!(rust.poll(region, NOW), LinkEvent::CameUp);
     (rust, c)
 }
 
@@ -144,6 +145,10 @@ enum Attack {
     Poll,
     Ring,
     Attach,
+    /// Time passes.
+    Wait(Duration),
+    /// Both ends state again that they are there.
+    Restate,
 }
 
 fn attack() -> impl Strategy<Value = Attack> {
@@ -151,6 +156,9 @@ fn attack() -> impl Strategy<Value = Attack> {
         ring::HEAD,
         ring::WANT,
         ring::ACK,
+        ring::ACK + 4,
+        ring::BEGUN,
+        ring::BEGUN + 4,
         ring::TAIL,
         ring::FREED,
         ring::WAKE,
@@ -174,6 +182,8 @@ fn attack() -> impl Strategy<Value = Attack> {
         4 => Just(Attack::Poll),
         1 => Just(Attack::Ring),
         1 => Just(Attack::Attach),
+        1 => (0..3000u64).prop_map(|ms| Attack::Wait(Duration::from_millis(ms))),
+        1 => Just(Attack::Restate),
     ]
 }
 
@@ -188,11 +198,12 @@ proptest! {
         let mut c = open(&theirs.0, 0, 1);
         for region in [&ours.1, &theirs.1] {
             let generation = region.attach(1, 1);
-            region.memory().store32(FROM_PEER + ring::ACK, 1, Relaxed);
+            region.memory().store64(FROM_PEER + ring::ACK, 1 << 32 | 1, Relaxed);
             prop_assert_eq!(generation, 1);
         }
         let packet = vec![0x5a; PACKET_MAX as usize];
         let (mut a, mut b) = (Vec::new(), Vec::new());
+        let mut now = NOW;
         for step in steps {
             match step {
                 Attack::Write(at, value) => {
@@ -209,7 +220,7 @@ proptest! {
                     };
                     prop_assert_eq!(c.put(&packet[..len], control), put);
                     if put == Outcome::Corrupt {
-                        prop_assert_eq!(c.corrupt(), rust.corrupt(&ours.1));
+                        prop_assert_eq!(c.corrupt(now), rust.corrupt(&ours.1, now));
                     }
                 }
                 Attack::Take => {
@@ -224,12 +235,13 @@ proptest! {
                         prop_assert_eq!(&a, &b);
                     }
                     if taken == Outcome::Corrupt {
-                        prop_assert_eq!(c.corrupt(), rust.corrupt(&ours.1));
+                        prop_assert_eq!(c.corrupt(now), rust.corrupt(&ours.1, now));
                     }
                 }
                 Attack::Poll => {
-                    prop_assert_eq!(c.poll(), rust.poll(&ours.1));
+                    prop_assert_eq!(c.poll(now), rust.poll(&ours.1, now));
                     prop_assert_eq!(c.is_up(), rust.is_up());
+                    prop_assert_eq!(c.is_waiting(), rust.is_waiting());
                 }
                 Attack::Ring => {
                     c.sleep();
@@ -247,6 +259,11 @@ proptest! {
                 Attack::Attach => {
                     ours.1.attach(1, u32::MAX);
                     theirs.1.attach(1, u32::MAX);
+                }
+                Attack::Wait(time) => now += time,
+                Attack::Restate => {
+                    ours.1.restate(0, 1, 1);
+                    c.restate();
                 }
             }
         }
@@ -299,21 +316,21 @@ fn c_sees_a_rust_peer_leave_and_come_back_and_the_other_way_round() {
     let (shared, region) = region(small());
     let (_, mut c) = linked(&shared, &region);
     region.detach(0);
-    assert_eq!(c.poll(), LinkEvent::Lost);
+    assert_eq!(c.poll(NOW), LinkEvent::Lost);
     let mut rust = Link::new(0, 1, region.attach(0, 1));
-    assert_eq!(c.poll(), LinkEvent::Down);
-    assert_eq!(rust.poll(&region), LinkEvent::CameUp);
-    assert_eq!(c.poll(), LinkEvent::CameUp);
+    assert_eq!(c.poll(NOW), LinkEvent::Down);
+    assert_eq!(rust.poll(&region, NOW), LinkEvent::CameUp);
+    assert_eq!(c.poll(NOW), LinkEvent::CameUp);
 
     c.detach(4, "Attempted to kill init");
     assert_eq!(region.peer(1).state, PeerState::Panicked);
     assert_eq!(region.reason(1), b"Attempted to kill init");
-    assert_eq!(rust.poll(&region), LinkEvent::Lost);
+    assert_eq!(rust.poll(&region, NOW), LinkEvent::Lost);
     let mut c = open(&shared, 1, 0);
     assert_eq!(region.reason(1), b"");
-    assert_eq!(rust.poll(&region), LinkEvent::Down);
-    assert_eq!(c.poll(), LinkEvent::CameUp);
-    assert_eq!(rust.poll(&region), LinkEvent::CameUp);
+    assert_eq!(rust.poll(&region, NOW), LinkEvent::Down);
+    assert_eq!(c.poll(NOW), LinkEvent::CameUp);
+    assert_eq!(rust.poll(&region, NOW), LinkEvent::CameUp);
     // Its own generation is in its own memory: what another peer writes into the entry does not last.
     let before = region.peer(1).generation;
     let word = peer::OFFSET + peer::STRIDE + peer::WORD;
@@ -343,4 +360,50 @@ fn doorbells_cross_the_language_border() {
     c.has_room();
     tx.want_room(memory);
     assert!(c.receiver_must_ring() && !c.receiver_must_ring());
+}
+
+/// One end in each language loses the link, to a third peer, and the two come together again with the generations that
+/// they have.
+#[test]
+fn a_spoiled_pair_of_both_languages_recovers() {
+    for (at, value) in [
+        (TO_PEER + ring::HEAD, 1000),
+        (FROM_PEER + ring::HEAD, 1000),
+        (TO_PEER + ring::ACK, 7),
+        (FROM_PEER + ring::BEGUN + 4, 7),
+        (peer::OFFSET + peer::WORD, 3),
+        (peer::OFFSET + peer::STRIDE + peer::WORD, 3),
+    ] {
+        let (shared, region) = region(small());
+        let (mut rust, mut c) = linked(&shared, &region);
+        shared.view().store32(at, value, Relaxed);
+        let (mut now, mut got) = (NOW, Vec::new());
+        let mut look = |now| {
+            rust.poll(&region, now);
+            c.poll(now);
+            if rust.take(&region, &mut got).is_err() {
+                rust.corrupt(&region, now);
+            }
+            if c.take(&mut got) == Outcome::Corrupt {
+                c.corrupt(now);
+            }
+            region.restate(0, 1, 1);
+            c.restate();
+        };
+        for _ in 0..15 {
+            look(now);
+            now += Duration::from_millis(100);
+        }
+        assert!(rust.is_up() && c.is_up(), "{at}");
+        assert_eq!(c.put(b"C", false), Outcome::Ok);
+        got.clear();
+        assert_eq!(rust.take(&region, &mut got), Ok(Some(1)), "{at}");
+        rust.put(&region, &[b"Rust"], Class::Data).unwrap();
+        assert_eq!(c.take(&mut got), Outcome::Ok, "{at}");
+        assert_eq!(got, b"Rust");
+        assert_eq!(
+            (region.peer(0).generation, region.peer(1).generation),
+            (1, 1)
+        );
+    }
 }

@@ -14,7 +14,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kmorph_kerf_ring::layout::PACKET_MAX;
 use kmorph_kerf_ring::{Class, Link, LinkEvent, Mapped, PutError, Region};
@@ -27,6 +27,8 @@ use super::connection::{Connection, Ending, Stage};
 use super::doorbell::{DoorbellServer, HOST};
 use super::packet::{HEADER_BYTES, Header, Op, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 
+/// Interrupts with which guests can ring this side.
+const VECTORS: u32 = 1;
 /// The CID of peer 0; the others follow.
 const CID_BASE: u32 = 2;
 /// How often guests are looked at without a doorbell.
@@ -56,6 +58,10 @@ pub struct Host {
 #[derive(Debug)]
 struct Shared {
     server: DoorbellServer,
+    /// This side's own, as peer [`HOST`].
+    generation: u32,
+    /// What the links measure time from.
+    started: Instant,
     state: Mutex<State>,
 }
 
@@ -66,6 +72,8 @@ struct State {
     /// Connections for which packets have come in this round: at most [`BUDGET_PACKETS`].
     touched: Vec<Key>,
     next_port: u32,
+    /// This side has left.
+    ended: bool,
 }
 
 #[derive(Debug)]
@@ -91,7 +99,7 @@ impl Host {
     pub fn new(server: DoorbellServer) -> io::Result<Self> {
         // SAFETY: the eventfd owns its descriptor, and is neither replaced nor closed while it is watched.
         let bell = unsafe { AsyncFd::register_with_interest(server.bell()?, Interest::READABLE) }?;
-        let generation = server.region().attach(HOST, 1);
+        let generation = server.region().attach(HOST, VECTORS);
         let peers = 1..server.region().geometry().peers();
         let guest = |peer| Guest {
             link: Link::new(HOST, peer, generation),
@@ -104,7 +112,10 @@ impl Host {
                 connections: BTreeMap::new(),
                 touched: Vec::with_capacity(BUDGET_PACKETS),
                 next_port: FIRST_PORT,
+                ended: false,
             }),
+            generation,
+            started: Instant::now(),
             server,
         });
         for peer in peers {
@@ -152,6 +163,7 @@ impl Drop for Host {
         for peer in state.guests.keys().copied().collect::<Vec<_>>() {
             state.lose(peer);
         }
+        state.ended = true;
         self.shared.region().detach(HOST);
         for peer in state.guests.keys() {
             self.shared.server.ring(*peer, HOST);
@@ -167,6 +179,18 @@ impl Shared {
 
     fn region(&self) -> &Region<Mapped> {
         self.server.region()
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// States again that this side is there, where a guest has written over it.
+    fn restate(&self) {
+        // The pump may still be in a round when this side leaves.
+        if !self.state().ended {
+            self.region().restate(HOST, self.generation, VECTORS);
+        }
     }
 
     fn begin(self: &Arc<Self>, peer: u32, port: u32) -> io::Result<HostStream> {
@@ -238,7 +262,7 @@ impl Shared {
         let Some(guest) = state.guests.get_mut(&peer) else {
             return Round::Idle;
         };
-        let event = guest.link.poll(self.region());
+        let event = guest.link.poll(self.region(), self.now());
         if guest.link.must_tell() {
             self.server.ring(peer, HOST);
         }
@@ -257,7 +281,7 @@ impl Shared {
         }
         self.flush(guest);
         if std::mem::take(&mut guest.suspect) {
-            guest.link.corrupt(self.region());
+            guest.link.corrupt(self.region(), self.now());
             state.lose(peer);
             return Round::More;
         }
@@ -292,7 +316,7 @@ impl Shared {
                     self.receive(state, peer, buffer);
                 }
                 Err(_) => {
-                    guest.link.corrupt(self.region());
+                    guest.link.corrupt(self.region(), self.now());
                     state.lose(peer);
                     return Round::More;
                 }
@@ -450,6 +474,7 @@ async fn pump(shared: Arc<Shared>, bell: AsyncFd<EventFd>) {
     let mut buffer = Vec::with_capacity(PACKET_MAX as usize);
     loop {
         let mut round = Round::Idle;
+        shared.restate();
         for peer in peers.clone() {
             if shared.round(peer, &mut buffer) == Round::More {
                 round = Round::More;

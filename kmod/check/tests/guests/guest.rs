@@ -182,6 +182,24 @@ impl Machine {
         self.region().memory().store32(word, value, Relaxed);
     }
 
+    /// More packets in the ring of a pair than it can hold.
+    pub(crate) fn spoil_ring(&self, from: u32, to: u32) {
+        let head = self.ring_at(from, to);
+        self.region().memory().store32(head, SLOTS * 1000, Relaxed);
+    }
+
+    /// Says for `peer` that it has left, again and again until it is `done`.
+    pub(crate) fn spoil_entry_until(&self, peer: u32, mut done: impl FnMut() -> bool) {
+        const LEFT: u32 = 3;
+        let state = 4096 + u64::from(peer) * 256;
+        let start = Instant::now();
+        while !done() {
+            assert!(start.elapsed() < PATIENCE, "nobody looks at peer {peer}");
+            self.region().memory().store32(state, LEFT, Relaxed);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// A guest without the shared memory.
     pub(crate) fn alone(&self, series: &str, commands: &[&str]) -> Guest {
         self.boot(series, commands, &[])

@@ -91,7 +91,8 @@ impl<'a> Raw<'a> {
             guest,
         };
         raw.until("the link", |raw| {
-            raw.link.poll(machine.region());
+            // It waits for its first link only.
+            raw.link.poll(machine.region(), Duration::ZERO);
             raw.ring();
             raw.link.is_up().then_some(())
         });

@@ -17,6 +17,7 @@ mod hostile;
 mod older;
 mod sleep;
 mod small;
+mod spoiled;
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -258,7 +259,7 @@ fn a_hostile_peer_costs_its_own_link_only() {
             let mut garbage = false;
             while start.elapsed() < Duration::from_millis(300) && !guest.has_said("KERF said end") {
                 machine.ring(2);
-                match link.poll(region) {
+                match link.poll(region, start.elapsed()) {
                     LinkEvent::Lost => {
                         quarantines += u32::from(garbage);
                         break;

@@ -1,9 +1,11 @@
 //! This module and an older one, in guests beside each other that take turns: `scripts/compare-kmod REVISION`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use kmp_transport::kerf::Host;
+use kmp_transport::kerf::{Host, HostStream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::beside::Times;
@@ -39,6 +41,12 @@ struct Turn {
     beat: f64,
     beat_cpu: f64,
     stream: f64,
+    /// 80 bytes to a program and back beside four streams out of the guest, at the median and at the 99th of 100, and the median
+    /// against alone; and MiB in a second of these streams.
+    beside: f64,
+    beside_p99: f64,
+    beside_alone: f64,
+    bulk: f64,
 }
 
 /// Prints how long a turn of each takes, and the ratio of the turns beside each other. Without an older module nothing is
@@ -78,12 +86,16 @@ fn this_module_and_an_older_one_take_turns() {
 type Figure = fn(&Turn) -> f64;
 
 fn print(series: &str, pairs: &[(Turn, Turn)]) {
-    let figures: [(&str, Figure); 5] = [
+    let figures: [(&str, Figure); 9] = [
         ("80 bytes there and back, ms", |turn| turn.trip),
         ("... QEMU's CPU time, ms", |turn| turn.trip_cpu),
         ("heartbeat, ms", |turn| turn.beat),
         ("... QEMU's CPU time, ms", |turn| turn.beat_cpu),
         ("4 MiB out of the guest, ms", |turn| turn.stream),
+        ("80 bytes beside four streams, p50, ms", |turn| turn.beside),
+        ("... p99, ms", |turn| turn.beside_p99),
+        ("... p50 against alone", |turn| turn.beside_alone),
+        ("... the streams meanwhile, MiB/s", |turn| turn.bulk),
     ];
     for (what, of) in figures {
         let now = Times::of(pairs.iter().map(|(now, _)| of(now)));
@@ -124,11 +136,7 @@ impl Side {
             let mut echo = host.connect(GUEST, ECHO).await.unwrap();
             let begun = guest.cpu_time();
             for _ in 0..TRIPS {
-                let start = Instant::now();
-                let mut message = [7; MESSAGE_BYTES];
-                echo.write_all(&message).await.unwrap();
-                echo.read_exact(&mut message).await.unwrap();
-                trips.add(start.elapsed());
+                trips.add(trip(&mut echo).await);
             }
             let trip_cpu = milliseconds(guest.cpu_time() - begun) / TRIPS as f64;
             let mut heartbeats = Heartbeats::new(host, GUEST).await;
@@ -141,15 +149,64 @@ impl Side {
             let mut buffer = vec![0; STREAM_BYTES];
             let start = Instant::now();
             fountain.read_exact(&mut buffer).await.unwrap();
+            let stream = milliseconds(start.elapsed());
+            drop(fountain);
+            let (beside, bulk) = beside_streams(host, &mut echo).await;
             Turn {
                 trip: trips.quantile(50),
                 trip_cpu,
                 beat: beats.quantile(50),
                 beat_cpu,
-                stream: milliseconds(start.elapsed()),
+                stream,
+                beside: beside.quantile(50),
+                beside_p99: beside.quantile(99),
+                beside_alone: beside.quantile(50) / trips.quantile(50),
+                bulk,
             }
         })
     }
+}
+
+async fn trip(echo: &mut HostStream) -> Duration {
+    let start = Instant::now();
+    let mut message = [7; MESSAGE_BYTES];
+    echo.write_all(&message).await.unwrap();
+    echo.read_exact(&mut message).await.unwrap();
+    start.elapsed()
+}
+
+/// Round trips while four streams leave the guest as fast as they can, and how fast these are, in MiB in a second.
+async fn beside_streams(host: &Host, echo: &mut HostStream) -> (Times, f64) {
+    const STREAMS: usize = 4;
+    let bytes = Arc::new(AtomicUsize::new(0));
+    let mut streams = Vec::new();
+    for _ in 0..STREAMS {
+        let mut stream = host.connect(GUEST, FOUNTAIN).await.unwrap();
+        let bytes = Arc::clone(&bytes);
+        streams.push(tokio::spawn(async move {
+            let mut buffer = vec![0; 65536];
+            while let Ok(len @ 1..) = stream.read(&mut buffer).await {
+                bytes.fetch_add(len, Ordering::Relaxed);
+            }
+        }));
+    }
+    // They are under way.
+    while bytes.load(Ordering::Relaxed) < STREAM_BYTES {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let (start, before) = (Instant::now(), bytes.load(Ordering::Relaxed));
+    let mut trips = Times::default();
+    for _ in 0..TRIPS {
+        trips.add(trip(echo).await);
+    }
+    let moved = (bytes.load(Ordering::Relaxed) - before) as f64 / f64::from(1 << 20);
+    let bulk = moved / start.elapsed().as_secs_f64();
+    for stream in streams {
+        stream.abort();
+        // Its connection has ended when the next turn begins.
+        let _ = stream.await;
+    }
+    (trips, bulk)
 }
 
 fn milliseconds(time: Duration) -> f64 {

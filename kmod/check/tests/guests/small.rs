@@ -1,6 +1,6 @@
 //! Small packets that wait for a program: each costs its kernel more than its credit pays for.
 
-use crate::guest::{Machine, SERIES};
+use crate::guest::{Machine, SERIES, Series};
 use crate::hostile::{END_OF_MESSAGE, Header, NO_MORE, Op, Raw, SEQPACKET, STREAM};
 use crate::{KERF, MESSAGES, commands};
 
@@ -53,6 +53,31 @@ fn small_packets_wait_for_a_program_that_does_not_read() {
         );
         guest.wait_for("KERF said end");
         assert_eq!(guest.failures(), Vec::<String>::new(), "{series}");
+    }
+}
+
+/// A program does not read for a while, and another one sends it small messages, to the guest itself and to another guest. The
+/// sender is made to wait before they cost the connection.
+#[test]
+#[ignore = "boots guests: make kmod-test"]
+fn a_sender_of_small_messages_waits() {
+    for (a, b) in Series::pairs() {
+        let machine = Machine::new(3);
+        let serve = [KERF, "services", "say=serving", "forever"];
+        let mut server = machine.guest(1, a, &commands(&serve));
+        server.wait_for("KERF said serving");
+        let then = [
+            KERF,
+            "services",
+            "link=1",
+            "metered=1",
+            "metered=3",
+            "complaints",
+        ];
+        let mut client = machine.guest(2, b, &commands(&then));
+        client.wait_for("KERF done");
+        assert_eq!(client.failures(), Vec::<String>::new(), "{b} to {a}");
+        assert_eq!(server.failures(), Vec::<String>::new(), "{a}");
     }
 }
 

@@ -37,6 +37,7 @@ pub(crate) const ALL: &[Case] = &[
     ("queue_full", queue_full),
     ("many_sockets", many_sockets),
     ("connect_and_close", connect_and_close),
+    ("zerocopy", crate::zerocopy::case),
 ];
 
 fn refused(cid: u32) {

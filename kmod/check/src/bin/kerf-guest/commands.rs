@@ -13,7 +13,9 @@ use crate::machine::{
     bind, complaints, crash, field, load, peers, said_of_devices, suspend, unbind, unload,
     unload_soon, wait_for, wait_for_link,
 };
-use crate::services::{ECHO, MESSAGES, RELEASE, RESOLVE, SINK, STALLED};
+use crate::services::{
+    ECHO, MESSAGES, RELEASE, RELEASE_MESSAGES, RESOLVE, SINK, STALLED, STALLED_MESSAGES,
+};
 use crate::vsock::{Socket, Type};
 
 pub(crate) fn run(command: &str) {
@@ -34,7 +36,7 @@ pub(crate) fn run(command: &str) {
                 wait_for_link(peer, "up");
             }
         }),
-        "quarantined" => report(command, || wait_for_link(number(), "quarantined")),
+        "waiting" => report(command, || wait_for_link(number(), "waiting")),
         "peers" => print!("{}", indent(&peers())),
         "until" => report(command, || {
             let (peer, name, least) = counter(value);
@@ -63,8 +65,9 @@ pub(crate) fn run(command: &str) {
         }),
         "share" => report(command, || share(number())),
         "write_and_close" => report(command, || write_and_close(number())),
-        "release" => report(command, || tell(RELEASE)),
-        "resolve" => report(command, || tell(RESOLVE)),
+        "metered" => report(command, || metered(number())),
+        "release" => report(command, || tell(OWN_CID, RELEASE)),
+        "resolve" => report(command, || tell(OWN_CID, RESOLVE)),
         "busy" => report(command, || module_in_use(number())),
         "unload_under_load" => report(command, || unload_under_load(number())),
         "bystander" => report(command, || bystander(number())),
@@ -85,9 +88,12 @@ pub(crate) fn run(command: &str) {
     }
 }
 
-/// A byte to a service of this guest.
-fn tell(port: u32) {
-    let socket = Socket::stream(1, port);
+/// CID of a guest for itself.
+const OWN_CID: u32 = 1;
+
+/// A byte to a service.
+fn tell(cid: u32, port: u32) {
+    let socket = Socket::stream(cid, port);
     assert_eq!(socket.send(b"x", MsgFlags::empty()), Ok(1));
 }
 
@@ -130,6 +136,49 @@ fn write_and_close(port: u32) {
     let packets = || count(0, "tx_packets") + count(0, "backlog");
     let before = packets();
     wait_for("the reset", || packets() > before);
+}
+
+/// Messages to a program that reads none for a while: their sender stops before they cost the connection, and goes on when the
+/// program reads.
+fn metered(cid: u32) {
+    /// What a buffer of 256 KiB, the default, has room for.
+    const MOST: u64 = 256;
+    const LATER: u64 = 1000;
+    const PATIENCE: Duration = Duration::from_secs(60);
+    for len in [1, 200] {
+        let socket = Socket::connect(Type::SeqPacket, cid, STALLED_MESSAGES).unwrap();
+        socket.nonblocking(true);
+        let message = vec![1; len];
+        let (mut sent, mut bytes) = (0, 0);
+        let refused = loop {
+            match socket.send(&message, MsgFlags::empty()) {
+                Ok(_) => sent += 1,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(refused, Errno::EAGAIN, "after {sent} of {len} bytes");
+        assert_eq!(sent, MOST, "{len}");
+        let room = socket.poll(PollFlags::POLLOUT, Duration::from_millis(300));
+        assert_eq!(room, PollFlags::empty(), "{len}");
+        tell(cid, RELEASE_MESSAGES);
+        let room = socket.poll(PollFlags::POLLOUT, PATIENCE);
+        assert_eq!(room, PollFlags::POLLOUT, "{len}");
+        socket.nonblocking(false);
+        for _ in 0..LATER {
+            assert_eq!(socket.send(&message, MsgFlags::empty()), Ok(len));
+        }
+        // One that needs nearly all of the credit, behind small ones that have it.
+        bytes += (sent + LATER) * len as u64;
+        let large = vec![1; 250_000];
+        assert_eq!(socket.send(&large, MsgFlags::empty()), Ok(large.len()));
+        bytes += large.len() as u64;
+        socket.end_writing();
+        let mut text = [0; 64];
+        let got = socket.recv(&mut text, MsgFlags::empty()).unwrap();
+        let expected = format!("{} {bytes}", sent + LATER + 1);
+        assert_eq!(String::from_utf8_lossy(&text[..got]), expected);
+        println!("KERF info {sent} messages of {len} bytes wait");
+    }
 }
 
 fn report(what: &str, run: impl FnOnce()) {

@@ -22,6 +22,7 @@ mod fault;
 mod machine;
 mod services;
 mod vsock;
+mod zerocopy;
 
 fn main() {
     machine::prepare();

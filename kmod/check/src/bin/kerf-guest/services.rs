@@ -19,6 +19,9 @@ pub(crate) const SOURCE: u32 = 7019;
 /// Reads nothing until a byte comes on [`RELEASE`]; then as [`SINK`].
 pub(crate) const STALLED: u32 = 7011;
 pub(crate) const RELEASE: u32 = 7012;
+/// Reads no message until a byte comes on [`RELEASE_MESSAGES`]; then says how many there were, and their sum.
+pub(crate) const STALLED_MESSAGES: u32 = 7023;
+pub(crate) const RELEASE_MESSAGES: u32 = 7024;
 /// Closes what it accepts.
 pub(crate) const CLOSER: u32 = 7013;
 /// Messages back, as they came.
@@ -91,16 +94,34 @@ pub(crate) fn start() {
     let stalled = Socket::listen(Type::Stream, STALLED, 8);
     let release = Socket::listen(Type::Stream, RELEASE, 8);
     spawn("stalled", move || {
-        while let Ok(socket) = stalled.accept() {
-            let ready = release.accept().unwrap();
+        loop {
+            let socket = next(&stalled);
+            let ready = next(&release);
             let _ = (&ready).read(&mut [0]);
             report(&socket);
+        }
+    });
+    let stalled = Socket::listen(Type::SeqPacket, STALLED_MESSAGES, 8);
+    let release = Socket::listen(Type::Stream, RELEASE_MESSAGES, 8);
+    spawn("stalled messages", move || {
+        loop {
+            let socket = next(&stalled);
+            let ready = next(&release);
+            let _ = (&ready).read(&mut [0]);
+            let mut buffer = vec![0; 300_000];
+            let (mut count, mut sum) = (0, 0u64);
+            while let Ok(len @ 1..) = socket.recv(&mut buffer, MsgFlags::empty()) {
+                count += 1;
+                sum += buffer[..len].iter().map(|b| u64::from(*b)).sum::<u64>();
+            }
+            let _ = socket.send(format!("{count} {sum}").as_bytes(), MsgFlags::empty());
         }
     });
     let stuck = Socket::listen(Type::Stream, STUCK, 8);
     let resolve = Socket::listen(Type::Stream, RESOLVE, 8);
     spawn("stuck", move || {
-        while let Ok(socket) = stuck.accept() {
+        loop {
+            let socket = next(&stuck);
             let page = Arc::new(Page::absent().unwrap());
             let absent = Arc::clone(&page);
             let sender = thread::spawn(move || {
@@ -109,7 +130,7 @@ pub(crate) fn start() {
             });
             page.wait_for_fault().unwrap();
             println!("KERF said stuck");
-            let ready = resolve.accept().unwrap();
+            let ready = next(&resolve);
             let _ = (&ready).read(&mut [0]);
             page.resolve().unwrap();
             sender.join().unwrap();
@@ -134,19 +155,24 @@ fn report(socket: &Socket) {
     let _ = to.write_all(text.as_bytes());
 }
 
+/// The next connection, however long it takes: the timeout of receiving is that of accepting too.
+fn next(listener: &Socket) -> Socket {
+    loop {
+        match listener.accept() {
+            Ok(socket) => return socket,
+            Err(nix::errno::Errno::EAGAIN) => {}
+            Err(error) => panic!("accepting: {error}"),
+        }
+    }
+}
+
 fn serve(port: u32, kind: Type, each: impl Fn(Socket) + Clone + Send + 'static) {
     let listener = Socket::listen(kind, port, 512);
     spawn("service", move || {
         loop {
-            match listener.accept() {
-                Ok(socket) => {
-                    let each = each.clone();
-                    spawn("connection", move || each(socket));
-                }
-                // The receive timeout is accept's too.
-                Err(nix::errno::Errno::EAGAIN) => {}
-                Err(error) => panic!("accepting on {port}: {error}"),
-            }
+            let socket = next(&listener);
+            let each = each.clone();
+            spawn("connection", move || each(socket));
         }
     });
 }

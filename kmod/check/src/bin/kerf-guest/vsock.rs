@@ -97,6 +97,21 @@ impl Socket {
         recv(self.0.as_raw_fd(), bytes, flags)
     }
 
+    pub(crate) fn raw(&self) -> std::os::fd::RawFd {
+        self.0.as_raw_fd()
+    }
+
+    /// From now on `MSG_ZEROCOPY` means something.
+    pub(crate) fn ask_for_zerocopy(&self) -> Result<(), Errno> {
+        let one: nix::libc::c_int = 1;
+        let len = nix::libc::socklen_t::try_from(size_of_val(&one)).unwrap();
+        let (level, name) = (nix::libc::SOL_SOCKET, nix::libc::SO_ZEROCOPY);
+        // SAFETY: it reads the integer, whose length it is given.
+        let result =
+            unsafe { nix::libc::setsockopt(self.raw(), level, name, (&raw const one).cast(), len) };
+        Errno::result(result).map(drop)
+    }
+
     pub(crate) fn duplicate(&self) -> Self {
         Self(self.0.try_clone().unwrap())
     }
