@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use kmorph_backends::contract::Placement;
 use kmorph_control_api::{ApiError, ErrorCode, EventKind, KeptGeneration};
-use kmp_proto::fence::FenceCertificate;
+use kmp_proto::fence::{FenceCertificate, FenceOrder};
 use slog::{info, warn};
 use tokio::sync::oneshot;
 
@@ -213,6 +213,37 @@ impl Services {
             ));
         }
         kept
+    }
+
+    /// Ends a generation that belongs to no instance: fences and releases it. Waits for the first try only. A failed try
+    /// is repeated every [`RELEASE_RETRY`] until one succeeds: no instance would do it, and until then nobody can use what
+    /// the generation holds.
+    pub(crate) async fn end_unowned(&self, mut row: GenerationRow) {
+        let Err(reason) = self.fence_and_release(&mut row).await else {
+            return;
+        };
+        warn!(self.log, "a leftover generation keeps its resources; its end is tried again";
+            "instance" => &row.instance, "generation" => row.generation, "reason" => reason);
+        let services = self.clone();
+        actix::spawn(async move {
+            loop {
+                tokio::time::sleep(RELEASE_RETRY).await;
+                if services.fence_and_release(&mut row).await.is_ok() {
+                    return;
+                }
+            }
+        });
+    }
+
+    async fn fence_and_release(&self, row: &mut GenerationRow) -> Result<(), String> {
+        let order = FenceOrder::new(row.generation);
+        let certificate = self.fence(row, order).await?;
+        // What is kept is told, and tried again, by whoever keeps it.
+        if let Release::Done = self.release(row, &certificate).await? {
+            info!(self.log, "a leftover generation was fenced"; "instance" => &row.instance,
+                "generation" => row.generation);
+        }
+        Ok(())
     }
 
     /// Tries once more to give back what was not, one generation after the other.

@@ -103,7 +103,7 @@ impl Instance {
                 self.services.aim(&self.row.name, None);
                 self.hold_ports(ctx);
             }
-            PortOrder::Close => self.close_unserved_ports(),
+            PortOrder::Close => self.close_unserved_ports(ctx),
         }
     }
 

@@ -94,11 +94,7 @@ impl Handler<BeginMorph> for Supervisor {
                 refused.status.reason = Some(error.message.clone());
                 let ended = Change::Morph(Box::new(refused));
                 services.journal.do_send(Record(vec![ended]));
-                let mut target = target;
-                let order = kmp_proto::fence::FenceOrder::new(target.generation);
-                if let Ok(certificate) = services.fence(&mut target, order).await {
-                    let _ = services.release(&target, &certificate).await;
-                }
+                services.end_unowned(target).await;
                 return Err(error);
             }
             Ok(id)

@@ -9,7 +9,6 @@ use slog::{info, warn};
 
 use super::morphing::seconds;
 use crate::generation;
-use crate::generation::release::Release;
 use crate::instance::Beginning;
 use crate::model::rows::{GenerationPhase, GenerationRow, InstanceRow};
 use crate::morph::{Deaths, LeftMorph, MorphPlan};
@@ -273,8 +272,7 @@ pub(super) async fn sweep_leftovers(
         if wanted {
             continue;
         }
-        let mut row = row.clone();
-        let order = kmp_proto::fence::FenceOrder::new(row.generation);
+        let row = row.clone();
         retake(services, &row);
         if let Some(certificate) = generation::restore(&row) {
             // Tried again at once, and the daemon does not wait for it to answer.
@@ -285,18 +283,7 @@ pub(super) async fn sweep_leftovers(
             );
             continue;
         }
-        let result = match services.fence(&mut row, order).await {
-            Ok(certificate) => services.release(&row, &certificate).await,
-            Err(reason) => Err(reason),
-        };
-        match result {
-            // It was told.
-            Ok(Release::Kept(_)) => {}
-            Ok(Release::Done) => info!(services.log, "a leftover generation was fenced";
-                "instance" => &row.instance, "generation" => row.generation),
-            Err(reason) => warn!(services.log, "a leftover generation keeps its resources";
-                "instance" => &row.instance, "generation" => row.generation, "reason" => reason),
-        }
+        services.end_unowned(row).await;
     }
 }
 
