@@ -27,7 +27,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use kmorph_backends::contract::{MemoryRange, REGISTERS};
 use kmorph_files::{OwnDir, PRIVATE_DIR};
@@ -51,6 +51,7 @@ use survivors::{Borrowers, Job};
 use crate::model::guest_text;
 use crate::model::rows::GenerationRow;
 use crate::model::settings::VmcoreSettings;
+use crate::platform::{ambient, wall_clock};
 use crate::services::Services;
 
 /// Longest time for one capture.
@@ -257,7 +258,7 @@ impl Target {
             return false;
         };
         let place = place.clone();
-        let look = tokio::task::spawn_blocking(move || place.complete().is_some());
+        let look = ambient::blocking(move || place.complete().is_some());
         look.await.unwrap_or(false)
     }
 }
@@ -334,12 +335,9 @@ async fn begin_into(
         deadline: Instant::now() + CAPTURE_TIMEOUT,
     };
     let work = move || {
-        // Its own priority, and that of the threads it starts: the kernel keeps one for each thread.
-        let _ = rustix::process::setpriority_process(None, CAPTURE_NICE);
         let _ = dump_told.send(capture(&order, &control, log_told));
     };
-    let name = "vmcore".to_owned();
-    let thread = std::thread::Builder::new().name(name).spawn(work);
+    let thread = ambient::thread("vmcore", Some(CAPTURE_NICE), work);
     thread.map_err(|error| CaptureError::Memory(format!("no thread for it: {error}")))?;
     Ok(Capture { log, read, dumping })
 }
@@ -366,7 +364,7 @@ fn capture(
                 });
             }
             place.remove_partial();
-            let files = place.files(&crate::platform::wall_clock::now_rfc3339());
+            let files = place.files(&wall_clock::now_rfc3339());
             let dumped = dump(order, control, &files.vmcore, |kernel| {
                 let _ = log_told.send(kernel.and_then(|kernel| save_log(kernel, &files)));
             })?;
@@ -410,12 +408,11 @@ fn dump(
         cpus: &cpus,
         level_of_source: 0,
     };
-    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let options = Options {
         output: order.settings.output,
         level: order.settings.level,
         threads: order.settings.threads,
-        time: since_1970.unwrap_or_default(),
+        time: Duration::from_nanos(wall_clock::now_unix_ns()),
     };
     let written = writer::write(contents, options, control, path)?;
     Ok(Dumped {

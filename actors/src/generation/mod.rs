@@ -419,7 +419,8 @@ impl Services {
             return;
         };
         // What an earlier capture left of it is not how it is now.
-        let _ = tokio::fs::remove_file(row.run_dir.join(REGISTERS)).await;
+        let earlier = row.run_dir.join(REGISTERS);
+        let _ = ambient::io(move || std::fs::remove_file(earlier)).await;
         let saved = tokio::time::timeout(REGISTERS_TIMEOUT, self.backend.save_registers(placement));
         let reason = match saved.await {
             Ok(Ok(_)) => return,

@@ -123,7 +123,7 @@ async fn open(
         .ok_or_else(|| broken("it has no place".to_owned()))?;
     let address = Address::from(placement.endpoint.clone());
     let speaker = services.speaker(placement);
-    open_bulk(&address, speaker, session)
+    open_bulk(services.transport.network(), &address, speaker, session)
         .await
         .map_err(|error: BulkError| broken(format!("opening a bulk channel: {error}")))
 }

@@ -224,7 +224,8 @@ async fn borrow_and_read(
     let placement = row.placement.as_ref().ok_or(HelpError::CannotBorrow)?;
     let speaker = services.speaker(placement);
     let address = Address::from(placement.endpoint.clone());
-    let connection = open_bulk(&address, speaker, job.capture).await?;
+    let connection =
+        open_bulk(services.transport.network(), &address, speaker, job.capture).await?;
     if connection.features & features::READS_LENT_MEMORY == 0 {
         return Err(HelpError::CannotRead);
     }

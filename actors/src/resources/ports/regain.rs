@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use kmorph_backends::contract::HANDOVER_SOCKET;
 use kmorph_control_api::EventKind;
 use slog::{info, warn};
 
@@ -64,12 +63,11 @@ impl Services {
     }
 
     async fn ask_for_sockets(&self, holder: &GenerationRow) -> Vec<std::os::fd::OwnedFd> {
-        if holder.placement.is_none() {
+        let Some(placement) = holder.placement.clone() else {
             return Vec::new();
-        }
-        let path = holder.run_dir.join(HANDOVER_SOCKET);
-        let ask = move || kmorph_launch::handover::ask_listeners(&path);
-        let asked = ambient::blocking(ask).await;
+        };
+        let backend = self.backend.clone();
+        let asked = ambient::blocking(move || backend.passed_sockets(&placement)).await;
         match asked {
             Ok(Ok(sockets)) => sockets,
             Ok(Err(error)) => {
