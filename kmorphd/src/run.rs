@@ -464,7 +464,7 @@ fn services(
     let resources = Resources {
         pool: Rc::new(RefCell::new(pool)),
         numbers: Rc::new(RefCell::new(numbers)),
-        ports: Ports::new(backend.passes_sockets(), log.clone(), events),
+        ports: Ports::new(Arc::clone(&backend), log.clone(), events),
     };
     let machine = Machine {
         backend,

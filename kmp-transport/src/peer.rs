@@ -176,11 +176,12 @@ impl Peer {
     }
 }
 
-/// Opens a bulk channel for `session`.
+/// Opens a bulk channel for `session`, over `network`.
 ///
 /// # Errors
 /// When it cannot be connected or the instance refuses it.
 pub async fn open_bulk(
+    network: &dyn Network,
     address: &Address,
     speaker: impl Into<Speaker>,
     session: u64,
@@ -188,7 +189,8 @@ pub async fn open_bulk(
     let mut speaker = speaker.into();
     let fixed = &mut speaker.hello_mut().fixed;
     (fixed.channel, fixed.session) = (Channel::Bulk, session);
-    Ok(greet(connect(address, KMP_PORT).await?, speaker).await?)
+    let link = network.connect(address.clone(), KMP_PORT).await?;
+    Ok(greet(link, speaker).await?)
 }
 
 /// The next frame on a daemon's bulk channel: an answer, or a request that is expected now. Any other request is

@@ -22,6 +22,7 @@ use slog::warn;
 
 use super::{Capture, CaptureError, Captures, Dumped, KernelLog, Target, Turn, begin_into};
 use crate::model::generation::AnyGeneration;
+use crate::platform::ambient;
 use crate::platform::clock;
 use crate::platform::events::Draft;
 use crate::platform::fleet::GetSurvivors;
@@ -42,12 +43,17 @@ pub async fn check_output(path: &Path) -> Result<(), Failure> {
     if path.file_name().is_none() {
         return invalid(format!("output: {path:?} names no file"));
     }
-    if tokio::fs::symlink_metadata(path).await.is_ok() {
+    let output = path.to_owned();
+    if ambient::io(move || std::fs::symlink_metadata(output))
+        .await
+        .is_ok()
+    {
         let text = format!("{path:?} exists already, and is not overwritten");
         return Err(Failure::new(FailureKind::AlreadyExists, text).hint("name another file"));
     }
     let directory = path.parent().unwrap_or(Path::new("/"));
-    match tokio::fs::metadata(directory).await {
+    let named = directory.to_owned();
+    match ambient::io(move || std::fs::metadata(named)).await {
         Ok(found) if found.is_dir() => Ok(()),
         Ok(_) => invalid(format!("output: {directory:?} is no directory")),
         Err(error) => invalid(format!("output: the directory {directory:?}: {error}")),
@@ -288,7 +294,8 @@ impl Under {
 /// What a capture that was cancelled has left: whoever asked for it does not want it.
 async fn remove_partial(captures: &Captures, row: &AnyGeneration, output: &Path) {
     let partial = partial_path(output);
-    if let Err(error) = tokio::fs::remove_file(&partial).await
+    let file = partial.clone();
+    if let Err(error) = ambient::io(move || std::fs::remove_file(file)).await
         && error.kind() != std::io::ErrorKind::NotFound
     {
         warn!(captures.platform.log, "a cancelled capture has left its file"; "instance" => &row.instance,

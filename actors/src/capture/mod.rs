@@ -26,7 +26,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use kmorph_backends::contract::{MemoryRange, REGISTERS};
 use kmorph_files::{OwnDir, PRIVATE_DIR};
@@ -52,7 +52,7 @@ use crate::generation::freezing::NotFrozen;
 use crate::model::generation::AnyGeneration;
 use crate::model::guest_text;
 use crate::model::settings::VmcoreSettings;
-use crate::platform::Platform;
+use crate::platform::{Platform, ambient, wall_clock};
 
 /// Longest time for one capture.
 pub const CAPTURE_TIMEOUT: Duration = Duration::from_secs(600);
@@ -290,7 +290,7 @@ impl Target {
             return false;
         };
         let place = place.clone();
-        let look = tokio::task::spawn_blocking(move || place.complete().is_some());
+        let look = ambient::blocking(move || place.complete().is_some());
         look.await.unwrap_or(false)
     }
 }
@@ -358,12 +358,9 @@ async fn begin_into(
         deadline: Instant::now() + CAPTURE_TIMEOUT,
     };
     let work = move || {
-        // Its own priority, and that of the threads it starts: the kernel keeps one for each thread.
-        let _ = rustix::process::setpriority_process(None, CAPTURE_NICE);
         let _ = dump_told.send(capture(&order, &control, log_told));
     };
-    let name = "vmcore".to_owned();
-    let thread = std::thread::Builder::new().name(name).spawn(work);
+    let thread = ambient::thread("vmcore", Some(CAPTURE_NICE), work);
     thread.map_err(|error| CaptureError::Memory(format!("no thread for it: {error}")))?;
     Ok(Capture { log, read, dumping })
 }
@@ -390,7 +387,7 @@ fn capture(
                 });
             }
             place.remove_partial();
-            let files = place.files(&crate::platform::wall_clock::now_rfc3339());
+            let files = place.files(&wall_clock::now_rfc3339());
             let dumped = dump(order, control, &files.vmcore, |kernel| {
                 let _ = log_told.send(kernel.and_then(|kernel| save_log(kernel, &files)));
             })?;
@@ -434,12 +431,11 @@ fn dump(
         cpus: &cpus,
         level_of_source: 0,
     };
-    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let options = Options {
         output: order.settings.output,
         level: order.settings.level,
         threads: order.settings.threads,
-        time: since_1970.unwrap_or_default(),
+        time: Duration::from_nanos(wall_clock::now_unix_ns()),
     };
     let written = writer::write(contents, options, control, path)?;
     Ok(Dumped {

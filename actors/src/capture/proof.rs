@@ -4,11 +4,14 @@
 //! Nothing is frozen or written: the memory is read as it is.
 
 use crate::model::EventKind;
+use kmorph_backends::contract::MemoryRange;
 use kmorph_vmcore::analysis::shortfalls;
 use slog::{info, warn};
+use tokio::sync::oneshot;
 
 use super::{CAPTURE_NICE, CaptureError, Captures, open};
 use crate::model::generation::AnyGeneration;
+use crate::platform::ambient;
 use crate::platform::events::Draft;
 
 /// Begins to read the memory of a generation that has just taken over, where the backend captures memory. What a vmcore
@@ -34,33 +37,26 @@ pub(crate) fn begin(captures: &Captures, row: &AnyGeneration) {
             .backend
             .memory_map(&placement)
             .await;
-        let read = tokio::task::spawn_blocking(move || {
-            let map = map.map_err(|error| CaptureError::Memory(error.to_string()))?;
-            if map.is_empty() {
-                return Ok(Vec::new());
-            }
-            standing_back(move || open(&map).map(|memory| shortfalls(&memory)))
-        });
-        let found = match read.await {
-            Ok(Ok(found)) => found,
-            Ok(Err(error)) => vec![error.to_string()],
-            Err(_) => vec![CaptureError::Fault.to_string()],
+        let found = match map {
+            Ok(map) if map.is_empty() => Ok(Vec::new()),
+            Ok(map) => read(map).await,
+            Err(error) => Err(CaptureError::Memory(error.to_string())),
         };
+        let found = found.unwrap_or_else(|error| vec![error.to_string()]);
         tell(&captures, &row, &found);
     });
 }
 
-/// Does `work` on a thread of its own, because a thread keeps the low priority that this one is given.
-fn standing_back<T: Send>(
-    work: impl FnOnce() -> Result<T, CaptureError> + Send,
-) -> Result<T, CaptureError> {
-    std::thread::scope(|scope| {
-        let own = scope.spawn(|| {
-            let _ = rustix::process::setpriority_process(None, CAPTURE_NICE);
-            work()
-        });
-        own.join().unwrap_or(Err(CaptureError::Fault))
-    })
+/// What a vmcore of this memory could not tell. It is read on a thread of its own, because a thread keeps the low
+/// priority that this one is given.
+async fn read(map: Vec<MemoryRange>) -> Result<Vec<String>, CaptureError> {
+    let (told, found) = oneshot::channel();
+    let work = move || {
+        let _ = told.send(open(&map).map(|memory| shortfalls(&memory)));
+    };
+    ambient::thread("vmcore-proof", Some(CAPTURE_NICE), work)
+        .map_err(|error| CaptureError::Memory(format!("no thread for it: {error}")))?;
+    found.await.unwrap_or(Err(CaptureError::Fault))
 }
 
 fn tell(captures: &Captures, row: &AnyGeneration, found: &[String]) {

@@ -90,6 +90,10 @@ impl Handle {
 pub(super) fn serve(listener: StdListener, api: Api) -> std::io::Result<Handle> {
     listener.set_nonblocking(true)?;
     let (stop, stopped) = watch::channel(false);
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the API socket's own thread; runs of a test have no API socket"
+    )]
     let arbiter = Arbiter::new();
     let seats = Seats::new(LIMITS);
     let handle = Handle {

@@ -469,7 +469,8 @@ impl Generations {
             return;
         };
         // What an earlier capture left of it is not how it is now.
-        let _ = tokio::fs::remove_file(row.run_dir.join(REGISTERS)).await;
+        let earlier = row.run_dir.join(REGISTERS);
+        let _ = ambient::io(move || std::fs::remove_file(earlier)).await;
         let saved = tokio::time::timeout(
             REGISTERS_TIMEOUT,
             self.machine.backend.save_registers(placement),

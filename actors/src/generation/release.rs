@@ -18,13 +18,13 @@ use std::time::Duration;
 use crate::model::shown::KeptGeneration;
 use crate::model::{Command, EventKind, Failure, FailureKind};
 use kmorph_backends::contract::Placement;
-use kmp_proto::fence::FenceCertificate;
+use kmp_proto::fence::{FenceCertificate, FenceOrder};
 use slog::{info, warn};
 use tokio::sync::oneshot;
 
-use crate::generation::Generations;
 use crate::generation::tidy_up;
-use crate::model::generation::{Facts, Fenced, Generation};
+use crate::generation::{Generations, NotFenced};
+use crate::model::generation::{AnyGeneration, Facts, Fenced, Generation};
 use crate::platform::ambient;
 use crate::platform::aside;
 use crate::platform::events::Draft;
@@ -204,6 +204,50 @@ impl Generations {
             self.platform.events.publish(draft);
         }
         kept
+    }
+
+    /// Ends a generation that belongs to no instance: fences and releases it. Waits for the first try only. A failed try
+    /// is repeated every [`RELEASE_RETRY`] until one succeeds: no instance would do it, and until then nobody can use what
+    /// the generation holds.
+    pub(crate) async fn end_unowned(&self, generation: AnyGeneration) {
+        let Err(not_fenced) = self.fence_and_release(generation).await else {
+            return;
+        };
+        let NotFenced {
+            mut generation,
+            reason,
+        } = not_fenced;
+        warn!(self.platform.log, "a leftover generation keeps its resources; its end is tried again";
+            "instance" => &generation.instance, "generation" => generation.generation, "reason" => reason);
+        let generations = self.clone();
+        actix::spawn(async move {
+            loop {
+                tokio::time::sleep(RELEASE_RETRY).await;
+                match generations.fence_and_release(generation).await {
+                    Ok(()) => return,
+                    Err(not_fenced) => generation = not_fenced.generation,
+                }
+            }
+        });
+    }
+
+    async fn fence_and_release(&self, generation: AnyGeneration) -> Result<(), NotFenced> {
+        let order = FenceOrder::new(generation.generation);
+        let fenced = self.fence(generation, order).await?;
+        let (instance, number) = holder(&fenced);
+        // What is kept is told, and tried again, by whoever keeps it.
+        match self.release(fenced.clone()).await {
+            Ok(Release::Kept(_)) => Ok(()),
+            Ok(Release::Done) => {
+                info!(self.platform.log, "a leftover generation was fenced"; "instance" => instance,
+                    "generation" => number);
+                Ok(())
+            }
+            Err(reason) => Err(NotFenced {
+                generation: fenced.into(),
+                reason,
+            }),
+        }
     }
 
     /// Tries once more to give back what was not, one generation after the other.

@@ -116,7 +116,7 @@ impl Instance {
                     .aim(&self.row.name, None);
                 self.hold_ports(ctx);
             }
-            PortOrder::Close => self.close_unserved_ports(),
+            PortOrder::Close => self.close_unserved_ports(ctx),
         }
     }
 

@@ -29,7 +29,7 @@ mod workload;
 
 use crate::model::EventKind;
 use actix::prelude::*;
-use kmp_proto::instance::{Answer, Engine, Event, Failure, Successor};
+use kmp_proto::instance::{Action, Answer, Engine, Event, Failure, Successor};
 use kmp_proto::message::HealthStatus;
 use slog::{Logger, o};
 
@@ -49,6 +49,7 @@ use crate::platform::clock;
 use crate::platform::events::Draft;
 use crate::platform::fleet::Fleet;
 use crate::platform::operations::Handle;
+use crate::platform::witness::{self, Machine, Step};
 use crate::recovery::RecoveryJob;
 use crate::services::Services;
 use crate::watch::Watch;
@@ -77,6 +78,22 @@ pub enum Beginning {
         /// What the last daemon had decided; else policy decides.
         decided: Option<Successor>,
     },
+}
+
+impl Beginning {
+    /// The name in the transition table.
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Spawned(_) => "spawned",
+            Self::Adopted => "adopted",
+            Self::Morphing(_) => "morphing",
+            Self::Resting { .. } => "resting",
+            Self::Terminating => "ending",
+            Self::NeedsRecovery { decided: None, .. } => "failed",
+            // The same event under another guard.
+            Self::NeedsRecovery { .. } => "failed, and decided",
+        }
+    }
 }
 
 /// The actor.
@@ -159,9 +176,31 @@ impl Instance {
 
     /// Tells the engine, and does what follows.
     fn tell(&mut self, event: Event, ctx: &mut Context<Self>) -> Answer {
+        let (from, name) = (self.engine.stage(), event.name());
+        let before = self.engine.actions().len();
         let answer = self.engine.handle(event, clock::now());
+        if answer == Answer::Accepted {
+            self.show_step(from.as_str(), name, before);
+        }
         self.run(ctx);
         answer
+    }
+
+    /// Shows a step to the run of a test; `before`: actions of earlier steps that are still to be carried out.
+    fn show_step(&self, from: &'static str, event: &'static str, before: usize) {
+        witness::show(|| Step {
+            machine: Machine::Instance,
+            instance: self.row.name.clone(),
+            from,
+            event,
+            to: self.engine.stage().as_str(),
+            effects: self
+                .engine
+                .actions()
+                .skip(before)
+                .map(Action::name)
+                .collect(),
+        });
     }
 
     fn say(&self, kind: EventKind, message: impl Into<String>) {
@@ -197,6 +236,9 @@ impl Actor for Instance {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         self.regain_ports(ctx);
+        if let Some(beginning) = &self.beginning {
+            self.show_step("–", beginning.name(), 0);
+        }
         let left = match self.beginning.take() {
             Some(Beginning::Spawned(operation)) => {
                 operation.step("waiting for the first heartbeat");

@@ -6,6 +6,7 @@
 //! ```
 
 use actix::prelude::*;
+use kmp_proto::instance::Condition;
 
 use super::Instance;
 use crate::model::generation::AnyGeneration;
@@ -80,7 +81,13 @@ impl Instance {
 
     /// The instance rests: nobody will answer. Where a process of it may still serve and has the sockets itself, it
     /// keeps them.
-    pub(super) fn close_unserved_ports(&mut self) {
+    pub(super) fn close_unserved_ports(&mut self, ctx: &mut Context<Self>) {
+        // Its fence was not confirmed: what may serve is not cut off when the hold is over.
+        if self.engine.condition() == Condition::OperatorActionNeeded
+            && let Some(hold) = self.port_hold.take()
+        {
+            ctx.cancel_future(hold);
+        }
         let may_serve =
             self.services.generations.machine.backend.passes_sockets() && !self.is_gone();
         if !may_serve {

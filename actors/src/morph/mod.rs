@@ -36,6 +36,7 @@ use crate::platform::journal::{Change, Note, Propose};
 use crate::platform::operations::Handle;
 use crate::platform::transport::PeerKey;
 use crate::platform::wall_clock;
+use crate::platform::witness::{self, Machine, Step};
 use crate::watch::{EndWatch, Watch, WatchEvent, WatchKind};
 pub use commands::{GetMorph, MorphCommand, SourceFailed, Terminated};
 pub use estimate::Downtimes;
@@ -255,8 +256,22 @@ impl MorphSession {
 
     fn tell(&mut self, event: Event, ctx: &mut Context<Self>) {
         self.note(&event);
+        let (from, name) = (self.engine.stage().as_str(), event.name());
         self.engine.handle(event, clock::now());
+        self.show_step(from, name);
         self.run(ctx);
+    }
+
+    /// Shows a step to the run of a test.
+    fn show_step(&self, from: &'static str, event: &'static str) {
+        witness::show(|| Step {
+            machine: Machine::Morph,
+            instance: self.plan.instance.name.clone(),
+            from,
+            event,
+            to: self.engine.stage().as_str(),
+            effects: Vec::new(),
+        });
     }
 
     /// As [`Self::tell`], of what somebody asks who waits for its end. The engine decides whether the moment is right;
@@ -272,9 +287,11 @@ impl MorphSession {
             // It ends as that one does.
             return Err((operation, self.engine.stage()));
         }
+        let (from, name) = (self.engine.stage().as_str(), request.name());
         if let Answer::Refused { stage } = self.engine.handle(request, clock::now()) {
             return Err((operation, stage));
         }
+        self.show_step(from, name);
         if let Some(operation) = operation
             && let Some(before) = self.operation.replace(operation)
         {
@@ -560,6 +577,7 @@ impl Actor for MorphSession {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        self.show_step("–", "begun");
         if self.engine.phase() == Phase::Preparing {
             self.say(format!(
                 "morph: from {} to {}",

@@ -19,8 +19,8 @@ use kmp_transport::connection::{Connection, ConnectionError};
 use kmp_transport::link::Address;
 use kmp_transport::peer::{BulkError, next_on_bulk, open_bulk};
 
+use super::Means;
 use super::MorphSession;
-use crate::generation::machine::Machine;
 use crate::model::generation::AnyGeneration;
 use crate::platform::clock;
 
@@ -58,11 +58,11 @@ impl MorphSession {
         } else {
             self.plan.phase_timeout
         };
-        let (held, machine) = (self.relay.take(), self.means.generations.machine.clone());
+        let (held, means) = (self.relay.take(), self.means.clone());
         let (source, target) = (self.plan.source.clone(), self.plan.target.clone());
         let began = clock::now();
         let work = async move {
-            let round = carry(held, &machine, [&source, &target], fixed);
+            let round = carry(held, &means, [&source, &target], fixed);
             match tokio::time::timeout(timeout, round).await {
                 Ok(result) => result,
                 Err(_) => Err(Broken {
@@ -94,15 +94,15 @@ impl MorphSession {
 
 async fn carry(
     held: Option<Relay>,
-    machine: &Machine,
+    means: &Means,
     [source, target]: [&AnyGeneration; 2],
     fixed: MorphTransferFixed,
 ) -> Result<(Relay, Moved), Broken> {
     let mut relay = match held {
         Some(relay) => relay,
         None => Relay {
-            source: open(machine, source, fixed.session, Side::Source).await?,
-            target: open(machine, target, fixed.session, Side::Target).await?,
+            source: open(means, source, fixed.session, Side::Source).await?,
+            target: open(means, target, fixed.session, Side::Target).await?,
             state: IncomingState::new(fixed.session, fixed.provider),
         },
     };
@@ -111,7 +111,7 @@ async fn carry(
 }
 
 async fn open(
-    machine: &Machine,
+    means: &Means,
     row: &AnyGeneration,
     session: u64,
     side: Side,
@@ -121,10 +121,15 @@ async fn open(
         .placement()
         .ok_or_else(|| broken("it has no place".to_owned()))?;
     let address = Address::from(placement.endpoint.clone());
-    let speaker = machine.speaker(placement);
-    open_bulk(&address, speaker, session)
-        .await
-        .map_err(|error: BulkError| broken(format!("opening a bulk channel: {error}")))
+    let speaker = means.generations.machine.speaker(placement);
+    open_bulk(
+        means.platform.transport.network(),
+        &address,
+        speaker,
+        session,
+    )
+    .await
+    .map_err(|error: BulkError| broken(format!("opening a bulk channel: {error}")))
 }
 
 impl Relay {

@@ -1,8 +1,17 @@
 //! What the actors take from around them: the clock's origin, the calendar, random numbers, other threads. In the daemon
 //! these are the system's. In a run of a test they follow from the run's seed and its paused clock, so that the same seed
 //! gives the same run. A run has its thread to itself; nothing here is shared between threads.
+//!
+//! `actors/clippy.toml` keeps the rest of the crate from going around this module.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the place where they are called, for all others"
+)]
 
 use std::cell::RefCell;
+use std::io;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -16,13 +25,16 @@ thread_local! {
 struct Run {
     origin: Instant,
     random: u64,
+    threads: Box<dyn FnMut(&'static str) -> Duration>,
 }
 
-/// Begins a run on this thread, whose runtime has its clock paused.
-pub fn begin(seed: u64) {
+/// Begins a run on this thread, whose runtime has its clock paused. `threads` is asked how long the work of a thread
+/// takes, by the thread's name ([`thread`]).
+pub fn begin(seed: u64, threads: impl FnMut(&'static str) -> Duration + 'static) {
     let run = Run {
         origin: Instant::now(),
         random: seed,
+        threads: Box::new(threads),
     };
     RUN.with_borrow_mut(|current| *current = Some(run));
 }
@@ -68,4 +80,60 @@ pub(crate) async fn blocking<T: Send + 'static>(
         return Ok(work());
     }
     tokio::task::spawn_blocking(work).await
+}
+
+/// As [`blocking`], for what the system may refuse.
+///
+/// # Errors
+/// As `work`, or when its thread is gone.
+pub(crate) async fn io<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let done = blocking(work).await;
+    done.unwrap_or_else(|gone| Err(io::Error::other(gone)))
+}
+
+/// A thread that [`thread`] has started.
+#[derive(Debug)]
+pub(crate) enum Thread {
+    System(std::thread::JoinHandle<()>),
+    Run(tokio::task::JoinHandle<()>),
+}
+
+impl Thread {
+    /// Whether its work is done.
+    pub(crate) fn is_finished(&self) -> bool {
+        match self {
+            Self::System(thread) => thread.is_finished(),
+            Self::Run(task) => task.is_finished(),
+        }
+    }
+}
+
+/// Does `work` on a thread of its own, with the nice value `nice` if there is one: threads that the work starts have it
+/// too. In a run, `work` is done at once, after the time that the run says.
+///
+/// # Errors
+/// When the system has no thread to give.
+pub(crate) fn thread(
+    name: &'static str,
+    nice: Option<i32>,
+    work: impl FnOnce() + Send + 'static,
+) -> io::Result<Thread> {
+    let takes = RUN.with_borrow_mut(|run| run.as_mut().map(|run| (run.threads)(name)));
+    if let Some(takes) = takes {
+        return Ok(Thread::Run(tokio::spawn(async move {
+            tokio::time::sleep(takes).await;
+            work();
+        })));
+    }
+    let builder = std::thread::Builder::new().name(name.to_owned());
+    let spawned = builder.spawn(move || {
+        // The kernel keeps a priority for each thread.
+        if let Some(nice) = nice {
+            let _ = rustix::process::setpriority_process(None, nice);
+        }
+        work();
+    });
+    spawned.map(Thread::System)
 }

@@ -42,7 +42,7 @@ pub(crate) async fn run<T: Send + 'static>(
         return Ok(work.await);
     }
     let runtime = tokio::runtime::Handle::current();
-    Ok(tokio::task::spawn_blocking(move || runtime.block_on(work)).await?)
+    Ok(crate::platform::ambient::blocking(move || runtime.block_on(work)).await?)
 }
 
 #[cfg(test)]
@@ -60,6 +60,7 @@ mod tests {
         let spawn = tokio::spawn(async move {
             let work = async move {
                 let _ = begun.send(());
+                #[expect(clippy::disallowed_methods, reason = "the work of another thread")]
                 std::thread::sleep(Duration::from_millis(200));
                 set.store(true, Ordering::SeqCst);
             };

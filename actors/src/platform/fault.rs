@@ -2,7 +2,17 @@
 //!
 //! Only in debug builds: where the environment names a directory in `KMORPH_FAULTS`, an actor that
 //! passes the point `x` panics once for each file `x` that it finds, and takes, there; a daemon that passes the step
-//! `y` is killed when it finds, and takes, a file `die before y`. A release build has none of this.
+//! `y` is killed when it finds, and takes, a file `die before y`. A run of a test in one process says by itself which
+//! actor panics where ([`begin`]). A release build has none of this.
+
+/// Asks `panics` from now on whether an actor of this thread panics at a place, by the place's name. In a release build
+/// none does.
+pub fn begin(panics: impl FnMut(&str) -> bool + 'static) {
+    #[cfg(debug_assertions)]
+    debug::begin(Box::new(panics));
+    #[cfg(not(debug_assertions))]
+    drop(panics);
+}
 
 /// A place where a test may have the calling actor panic.
 ///
@@ -27,8 +37,19 @@ pub(crate) fn step(name: &str) {
 
 #[cfg(debug_assertions)]
 mod debug {
+    use std::cell::RefCell;
     use std::path::PathBuf;
     use std::sync::OnceLock;
+
+    type Panics = Box<dyn FnMut(&str) -> bool>;
+
+    thread_local! {
+        static RUN: RefCell<Option<Panics>> = const { RefCell::new(None) };
+    }
+
+    pub(super) fn begin(panics: Panics) {
+        RUN.with_borrow_mut(|current| *current = Some(panics));
+    }
 
     static DIR: OnceLock<Option<PathBuf>> = OnceLock::new();
 
@@ -36,6 +57,10 @@ mod debug {
     pub(super) fn point(name: &str) {
         if taken(name) {
             panic!("asked to by the file {name:?} in KMORPH_FAULTS");
+        }
+        let asked = RUN.with_borrow_mut(|panics| panics.as_mut().is_some_and(|asked| asked(name)));
+        if asked {
+            panic!("asked to by the run, at {name}");
         }
     }
 

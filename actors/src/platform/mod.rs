@@ -4,12 +4,13 @@ pub mod ambient;
 pub mod aside;
 pub mod clock;
 pub mod events;
-pub(crate) mod fault;
+pub mod fault;
 pub mod fleet;
 pub mod journal;
 pub mod operations;
 pub mod transport;
 pub mod wall_clock;
+pub mod witness;
 
 use std::cell::RefCell;
 use std::rc::Rc;

@@ -27,6 +27,7 @@ use crate::platform::fleet::{Abandon, Fleet, FleetNews, GetSurvivors, Recovered}
 use crate::platform::journal::{Change, JournalError, Proposal, Propose, Record, record};
 use crate::platform::transport::Broadcast;
 use crate::platform::wall_clock;
+use crate::platform::witness::{self, Step};
 use crate::watch::CONSOLE_SAID;
 
 /// What a recovery is to do.
@@ -177,8 +178,22 @@ impl RecoveryJob {
     }
 
     fn tell(&mut self, event: Event, ctx: &mut Context<Self>) {
+        let (from, name) = (self.engine.phase(), event.name());
         self.engine.handle(event, clock::now());
+        self.show_step(from, name);
         self.run(ctx);
+    }
+
+    /// Shows a step to the run of a test.
+    fn show_step(&self, from: &'static str, event: &'static str) {
+        witness::show(|| Step {
+            machine: witness::Machine::Recovery,
+            instance: self.plan.instance.name.clone(),
+            from,
+            event,
+            to: self.engine.phase(),
+            effects: Vec::new(),
+        });
     }
 
     fn run(&mut self, ctx: &mut Context<Self>) {
@@ -544,6 +559,7 @@ impl Actor for RecoveryJob {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        self.show_step("–", "begun");
         self.show();
         self.say(format!("recovering: {}", self.plan.evidence.join("; ")));
         self.run(ctx);

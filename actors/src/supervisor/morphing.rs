@@ -104,10 +104,7 @@ impl Handler<BeginMorph> for Supervisor {
                 refused.status.reason = Some(error.message.clone());
                 let ended = Change::Morph(Box::new(refused));
                 services.platform.journal.do_send(Record(vec![ended]));
-                let order = kmp_proto::fence::FenceOrder::new(target.generation);
-                if let Ok(fenced) = services.generations.fence(target.into(), order).await {
-                    let _ = services.generations.release(fenced).await;
-                }
+                services.generations.end_unowned(target.into()).await;
                 return Err(error);
             }
             Ok(id)

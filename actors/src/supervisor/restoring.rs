@@ -8,7 +8,6 @@ use kmp_proto::message::FailureCause;
 use slog::{info, warn};
 
 use super::morphing::seconds;
-use crate::generation::release::Release;
 use crate::instance::Beginning;
 use crate::model::generation::{AnyGeneration, Facts, Generation};
 use crate::model::rows::InstanceRow;
@@ -285,32 +284,14 @@ pub(super) async fn sweep_leftovers(
         if wanted {
             continue;
         }
-        let (name, number) = (generation.instance.clone(), generation.generation);
-        let order = kmp_proto::fence::FenceOrder::new(number);
         retake(services, generation);
-        let generation = match generation.clone() {
-            AnyGeneration::Fenced(fenced) => {
-                // Tried again at once, and the daemon does not wait for it to answer.
-                let reason = "its release was not finished before the daemon ended";
-                services.generations.keep(fenced, reason);
-                continue;
-            }
-            generation => generation,
-        };
-        let result = match services.generations.fence(generation, order).await {
-            Ok(fenced) => services.generations.release(fenced).await,
-            Err(not_fenced) => Err(not_fenced.reason),
-        };
-        match result {
-            // It was told.
-            Ok(Release::Kept(_)) => {}
-            Ok(Release::Done) => info!(services.platform.log, "a leftover generation was fenced";
-                "instance" => name, "generation" => number),
-            Err(reason) => {
-                warn!(services.platform.log, "a leftover generation keeps its resources";
-                "instance" => name, "generation" => number, "reason" => reason)
-            }
+        if let AnyGeneration::Fenced(fenced) = generation {
+            // Tried again at once, and the daemon does not wait for it to answer.
+            let reason = "its release was not finished before the daemon ended";
+            services.generations.keep(fenced.clone(), reason);
+            continue;
         }
+        services.generations.end_unowned(generation.clone()).await;
     }
 }
 

@@ -1,20 +1,26 @@
 //! The agent of a simulated kernel: what docs/kmp.md says that an instance answers.
 
 use kmp_proto::message::{
-    Channel, Check, CheckResult, CommitReply, CommitStep, ErrorInfo, Health, HeartbeatRsp,
-    HeartbeatRspFixed, Hello, HelloFixed, Message, MorphCommit, MorphRollback, MorphTransfer,
-    NegotiateReply, PRESSURE_ABSENT, PeerRole, ProviderOffer, RecoverReply, Reference,
-    RollbackReply, RollbackStatus, SessionReply, Side, StateProvider, StepStatus, TransferOp,
-    ValidateReply, ValidateReplyFixed, WorkloadState, capability, features, transfer_flags,
+    Channel, Check, CheckResult, CommitReply, CommitStep, ErrorInfo, Health, HealthStatus,
+    HealthStatusFixed, HeartbeatRsp, HeartbeatRspFixed, Hello, HelloFixed, Message, MorphCommit,
+    MorphRollback, MorphTransfer, MorphTransferFixed, NegotiateReply, PRESSURE_ABSENT, PeerRole,
+    ProviderOffer, RecoverReply, Reference, RollbackReply, RollbackStatus, SessionReply, Side,
+    StateProvider, StepStatus, TransferMode, TransferOp, ValidateReply, ValidateReplyFixed,
+    WorkloadState, capability, features, transfer_flags,
 };
 use kmp_proto::wire::{ErrorCode, VERSION};
-use kmp_transport::connection::{Connection, welcome};
+use kmp_transport::connection::{Connection, FrameWriter, welcome};
 use kmp_transport::link::BoxedLink;
 use tokio::sync::watch;
 
-use crate::machine::{Kernel, Machine, Part};
+use crate::machine::{Complaint, Kernel, Machine, Part};
 
 type Key = (String, u64);
+
+/// Bytes of a kernel's whole state.
+const STATE_BYTES: u64 = 8;
+/// How often one that stands still is looked at.
+const STANDSTILL: std::time::Duration = std::time::Duration::from_millis(50);
 
 fn hello(key: &Key) -> Hello {
     let mut boot_id = [0; 16];
@@ -70,11 +76,51 @@ async fn answer_all(machine: &Machine, key: &Key, connection: Connection) {
     let Connection {
         mut reader,
         mut writer,
+        hello,
         ..
     } = connection;
-    while let Ok(frame) = reader.next().await {
+    // What an agent says by itself goes over its control channel.
+    let mut says = match hello.fixed.channel {
+        Channel::Control => machine.says(key),
+        _ => None,
+    };
+    loop {
+        let frame = tokio::select! {
+            biased;
+            complaint = news(&mut says) => {
+                if writer.send(&status(complaint)).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            frame = reader.next() => frame,
+        };
+        let Ok(frame) = frame else { return };
         let sequence = frame.header.sequence;
-        let answer = answer(machine, key, frame.message);
+        while machine.with(key, |k| k.stopped).unwrap_or(false) {
+            tokio::time::sleep(STANDSTILL).await;
+        }
+        if let Message::MorphTransfer(transfer) = &frame.message
+            && transfer.fixed.mode == TransferMode::Rounds
+            && transfer.fixed.op != TransferOp::EndOfRound
+        {
+            let (wait, refuses) = machine.thinks();
+            tokio::time::sleep(wait).await;
+            if refuses || carry(machine, key, transfer, &mut writer).await.is_none() {
+                return;
+            }
+            continue;
+        }
+        let answer = match is_of_a_morph(&frame.message).then(|| machine.thinks()) {
+            None => answer(machine, key, frame.message),
+            Some((wait, refuses)) => {
+                tokio::time::sleep(wait).await;
+                match refuses {
+                    true => Err("as the seed has it".to_owned()),
+                    false => answer(machine, key, frame.message),
+                }
+            }
+        };
         let sent = match answer {
             Ok(answer) => writer.reply(&answer, sequence).await,
             Err(text) => {
@@ -93,6 +139,87 @@ async fn answer_all(machine: &Machine, key: &Key, connection: Connection) {
     }
 }
 
+/// The next complaint, or the end of one; never, where none is told.
+async fn news(says: &mut Option<watch::Receiver<Complaint>>) -> Complaint {
+    if let Some(says) = says
+        && says.changed().await.is_ok()
+    {
+        return *says.borrow_and_update();
+    }
+    std::future::pending().await
+}
+
+fn is_of_a_morph(message: &Message) -> bool {
+    matches!(
+        message,
+        Message::MorphPrepare(_)
+            | Message::MorphNegotiate(_)
+            | Message::MorphTransfer(_)
+            | Message::MorphValidate(_)
+            | Message::MorphCommit(_)
+            | Message::MorphRollback(_)
+    )
+}
+
+/// What an agent says by itself when its program's state changes.
+fn status(complaint: Complaint) -> Message {
+    let (health, workload, text) = match complaint {
+        Complaint::None | Complaint::Load => (Health::Healthy, WorkloadState::Running, ""),
+        Complaint::Degraded => (Health::Degraded, WorkloadState::Running, "it is not well"),
+        Complaint::Ended => (Health::Degraded, WorkloadState::Exited, "it has ended"),
+    };
+    Message::HealthStatus(HealthStatus {
+        fixed: HealthStatusFixed {
+            health,
+            workload,
+            flags: 0,
+            exit_status: 0,
+            restarts: 0,
+        },
+        text: text.to_owned(),
+    })
+}
+
+/// State by rounds: the source sends what it is asked for, the target takes what comes. `None` once the channel is over.
+async fn carry(
+    machine: &Machine,
+    key: &Key,
+    transfer: &MorphTransfer,
+    writer: &mut FrameWriter,
+) -> Option<()> {
+    let fixed = MorphTransferFixed {
+        total_bytes: STATE_BYTES,
+        dirty_bytes: 0,
+        ..transfer.fixed
+    };
+    if fixed.op == TransferOp::Chunk {
+        let state = u64::from_le_bytes(transfer.data.as_slice().try_into().ok()?);
+        return machine.with(key, |k| k.incoming = state);
+    }
+    let last = fixed.flags & transfer_flags::FINAL != 0;
+    let state = machine.with(key, |k| {
+        let frozen = matches!(k.part, Part::Frozen { .. });
+        if last && frozen {
+            k.part = Part::Frozen { holding: true };
+        }
+        (last == frozen).then_some(k.state)
+    })??;
+    let chunk = MorphTransfer::chunk(fixed, state.to_le_bytes().to_vec());
+    writer.send(&Message::MorphTransfer(chunk)).await.ok()?;
+    let changed = machine.with(key, |k| k.state != state)?;
+    let end = MorphTransfer {
+        fixed: MorphTransferFixed {
+            op: TransferOp::EndOfRound,
+            dirty_bytes: if changed { STATE_BYTES } else { 0 },
+            ..fixed
+        },
+        data: Vec::new(),
+        references: Vec::new(),
+    };
+    writer.send(&Message::MorphTransfer(end)).await.ok()?;
+    Some(())
+}
+
 fn answer(machine: &Machine, key: &Key, message: Message) -> Result<Message, String> {
     let kernel = |look: &mut dyn FnMut(&mut Kernel) -> Result<Message, String>| {
         machine
@@ -108,8 +235,14 @@ fn answer(machine: &Machine, key: &Key, message: Message) -> Result<Message, Str
             Ok(Message::HeartbeatRsp(HeartbeatRsp::from(
                 HeartbeatRspFixed {
                     probe: request.probe,
-                    health: Health::Healthy,
+                    health: match kernel.complains {
+                        Complaint::None | Complaint::Load => Health::Healthy,
+                        Complaint::Degraded | Complaint::Ended => Health::Degraded,
+                    },
                     workload: match kernel.part {
+                        Part::Serving if kernel.complains == Complaint::Ended => {
+                            WorkloadState::Exited
+                        }
                         Part::Serving => WorkloadState::Running,
                         Part::Frozen { .. } => WorkloadState::Frozen,
                         Part::Waiting { .. } => WorkloadState::Awaiting,
@@ -117,7 +250,10 @@ fn answer(machine: &Machine, key: &Key, message: Message) -> Result<Message, Str
                     },
                     cpu_count: 1,
                     cpu_busy_permille: 0,
-                    pressure_cpu: PRESSURE_ABSENT,
+                    pressure_cpu: match kernel.complains {
+                        Complaint::Load => 99_00,
+                        _ => 0,
+                    },
                     pressure_memory: PRESSURE_ABSENT,
                     pressure_io: PRESSURE_ABSENT,
                     memory_total_kib: 0,
@@ -192,7 +328,7 @@ fn offer(provider: StateProvider) -> ProviderOffer {
         memory_bytes: 4096,
         dirty_bytes_per_s: 0,
         state_kinds: capability::MEMORY | capability::LISTENERS | capability::CONNECTIONS,
-        modes: capability::BY_REFERENCE,
+        modes: capability::BY_REFERENCE | capability::ROUNDS,
         state_version: 1,
         why_not: String::new(),
     }
@@ -209,10 +345,12 @@ fn take_state(
         length: 4096,
         digest: 0,
     };
+    let by_reference = transfer.fixed.mode == TransferMode::ByReference;
     let last = transfer.fixed.flags & transfer_flags::FINAL != 0;
     let told = std::mem::take(&mut transfer.references);
     let mut wrong = None;
     match kernel.part {
+        _ if !by_reference => {}
         Part::Frozen { .. } if last => kernel.part = Part::Frozen { holding: true },
         _ if last => return Err("it is not frozen".to_owned()),
         Part::Waiting { .. } if told != [named] => {
@@ -243,10 +381,13 @@ fn commit_step(machine: &Machine, key: &Key, commit: MorphCommit) -> Result<Mess
         | (CommitStep::Serve, Part::Serving)
         | (CommitStep::Retire, Part::Retired) => {}
         (CommitStep::Activate, Part::Waiting { .. }) => {
-            let from = (key.0.clone(), source.ok_or("nothing to take over")?);
-            state = machine
-                .with(&from, |k| k.state)
-                .ok_or("its source is gone")?;
+            // By rounds it has no source that it can reach.
+            state = match source {
+                Some(source) => machine
+                    .with(&(key.0.clone(), source), |k| k.state)
+                    .ok_or("its source is gone")?,
+                None => machine.with(key, |k| k.incoming).ok_or("gone")?,
+            };
             machine.with(key, |k| {
                 (k.state, k.part) = (state, Part::Waiting { activated: true });
             });

@@ -27,7 +27,6 @@ use kmorph_actors::resources::pool::Pool;
 use kmorph_actors::resources::ports::Ports;
 use kmorph_actors::services::Services;
 use kmorph_actors::supervisor::{GetDaemon, Supervisor};
-use kmorph_backends::contract::Backend;
 use kmorph_vmcore::writer::Output;
 use slog::{Drain, KV, Logger, OwnedKVList, Record, Serializer};
 
@@ -69,21 +68,30 @@ impl Pace for DicedDisk {
         let odds = self.disk.borrow().fails;
         self.dice.percent(odds)
     }
+
+    fn outlives(&mut self) -> bool {
+        self.dice.percent(50)
+    }
 }
 
-/// What the actors have logged, a line each.
-#[derive(Clone, Default)]
-pub(crate) struct Lines(Arc<Mutex<Vec<String>>>);
+/// What the actors have logged, a line each; nothing where nobody will read it.
+#[derive(Clone)]
+pub(crate) struct Lines(Option<Arc<Mutex<Vec<String>>>>);
 
 impl Lines {
-    pub(crate) fn push(&self, line: String) {
-        if let Ok(mut lines) = self.0.lock() {
-            lines.push(line);
+    pub(crate) fn new(kept: bool) -> Self {
+        Self(kept.then(Arc::default))
+    }
+
+    pub(crate) fn push(&self, line: impl FnOnce() -> String) {
+        if let Some(Ok(mut lines)) = self.0.as_ref().map(|lines| lines.lock()) {
+            lines.push(line());
         }
     }
 
     pub(crate) fn all(&self) -> Vec<String> {
-        self.0.lock().map(|lines| lines.clone()).unwrap_or_default()
+        let lines = self.0.as_ref().and_then(|lines| lines.lock().ok());
+        lines.map(|lines| lines.clone()).unwrap_or_default()
     }
 }
 
@@ -101,21 +109,28 @@ impl Drain for Lines {
     type Err = slog::Never;
 
     fn log(&self, record: &Record<'_>, values: &OwnedKVList) -> Result<(), slog::Never> {
-        let mut fields = Fields(String::new());
-        let _ = record.kv().serialize(record, &mut fields);
-        let _ = values.serialize(record, &mut fields);
-        let at = clock::now();
-        self.push(format!(
-            "{at:?} {} {}{}",
-            record.level().as_short_str(),
-            record.msg(),
-            fields.0
-        ));
+        self.push(|| {
+            let mut fields = Fields(String::new());
+            let _ = record.kv().serialize(record, &mut fields);
+            let _ = values.serialize(record, &mut fields);
+            let (at, level) = (clock::now(), record.level().as_short_str());
+            format!("{at:?} {level} {}{}", record.msg(), fields.0)
+        });
         Ok(())
     }
 }
 
+/// How a daemon is set up, for a whole run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setup {
+    /// State moves by rounds, also where it could be handed over.
+    pub(crate) rounds: bool,
+    /// What instances begin with.
+    pub(crate) vmcore: VmcorePolicy,
+}
+
 /// What runs.
+#[derive(Clone)]
 pub(crate) struct Daemon {
     pub(crate) supervisor: Addr<Supervisor>,
     pub(crate) services: Services,
@@ -127,6 +142,7 @@ pub(crate) async fn start(
     machine: &Machine,
     lines: &Lines,
     disk: &DiskHandle,
+    setup: Setup,
     seed: u64,
 ) -> Daemon {
     let pace = DicedDisk {
@@ -141,13 +157,13 @@ pub(crate) async fn start(
         session: snapshot.morphs.last().map_or(0, |m| m.status.session),
         cids: Default::default(),
     };
-    let settings = settings(dir);
+    let settings = settings(dir, setup);
     let mark = dir.join("event-id");
     let events = EventLog::new(snapshot.events.clone(), journal.clone(), &mark, HOST_BOOT).unwrap();
     let resources = Resources {
         pool: Rc::new(RefCell::new(Pool::new(settings.pool.clone()))),
         numbers: Rc::new(RefCell::new(numbers)),
-        ports: Ports::new(machine.passes_sockets(), log.clone(), events.clone()),
+        ports: Ports::new(Arc::new(machine.clone()), log.clone(), events.clone()),
     };
     let platform = Platform {
         log: log.clone(),
@@ -183,13 +199,13 @@ pub(crate) async fn start(
     }
 }
 
-fn settings(dir: &Path) -> Settings {
+fn settings(dir: &Path, setup: Setup) -> Settings {
     Settings {
         default_policy: Policy {
             heartbeat_timeout_s: 2.0,
             auto_heal: true,
             morph_timeout_s: 20.0,
-            vmcore: VmcorePolicy::Off,
+            vmcore: setup.vmcore,
             stuck_cpu: StuckCpuPolicy::Degraded,
         },
         default_memory_bytes: 64 << 20,
@@ -206,7 +222,10 @@ fn settings(dir: &Path) -> Settings {
         control_group: None,
         kv_program: dir.join("kmorph-kv"),
         morph_expiry: Duration::from_secs(30),
-        morph_mode: MorphMode::Auto,
+        morph_mode: match setup.rounds {
+            true => MorphMode::Rounds,
+            false => MorphMode::Auto,
+        },
         downtime_budget: Duration::from_millis(10),
         vmcore: VmcoreSettings {
             dir: dir.join("vmcore"),

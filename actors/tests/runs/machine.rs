@@ -1,23 +1,18 @@
-//! The machine of a run: kernels that start, serve, hang and die as the seed has it, behind a backend and a network that
-//! reach them in memory. It outlives the daemon.
+//! The machine of a run: kernels that start, serve, hang and die as the seed has it. It outlives the daemon. How the
+//! daemon reaches them is in `backend`.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use kmorph_backends::contract::{
-    Backend, BackendError, BackendKind, Endpoint, ExitCause, FenceUnconfirmed, Fenced, MemoryRange,
-    Observation, Placement, Proof, SpawnError, SpawnSpec,
-};
-use kmorph_launch::{InstanceName, StartMode};
-use kmp_proto::fence::{Confirmation, FenceCertificate, FenceMethod, FenceOrder};
-use kmp_transport::link::{Address, ConnectError, Connecting, Network, memory};
+use kmorph_backends::contract::Placement;
 use tokio::sync::watch;
 
-use crate::agent;
 use crate::dice::Dice;
+use crate::ports;
 
 /// The boot of the host in every run.
 pub(crate) const HOST_BOOT: &str = "00000000-0000-4000-8000-000000000001";
@@ -50,7 +45,39 @@ pub(crate) struct Kernel {
     pub(crate) hangs: bool,
     /// Something was done to it that a daemon may fence it for.
     pub(crate) hurt: bool,
-    placement: Placement,
+    /// It executes nothing, because its memory is read.
+    pub(crate) stopped: bool,
+    /// State that came in by rounds and is not taken over yet.
+    pub(crate) incoming: u64,
+    /// What it says of itself.
+    pub(crate) complains: Complaint,
+    /// Fences that will not be confirmed.
+    pub(crate) stubborn: u32,
+    /// What it held is given back.
+    pub(crate) released: bool,
+    /// The listening sockets that it was passed.
+    pub(crate) sockets: Arc<Vec<OwnedFd>>,
+    pub(crate) placement: Placement,
+}
+
+/// What a kernel's agent complains of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Complaint {
+    #[default]
+    None,
+    /// Its program is not well.
+    Degraded,
+    /// Its program has ended.
+    Ended,
+    /// There is more to do than its CPUs can.
+    Load,
+}
+
+/// What one daemon's machine is like, for a whole run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Make {
+    /// Its kernels' memory can be captured.
+    pub(crate) captures: bool,
 }
 
 /// What goes wrong besides what the schedule does.
@@ -62,22 +89,39 @@ pub(crate) struct Odds {
     pub(crate) fences: u32,
     /// Releases that fail, of a hundred.
     pub(crate) releases: u32,
+    /// Memories that cannot be read, freezes and resumes that fail, of a hundred.
+    pub(crate) memories: u32,
+    /// Steps of a morph that an agent refuses, or does not answer in time, of a hundred.
+    pub(crate) refusals: u32,
+    /// Kernels whose fence is not confirmed for a long time, of a hundred.
+    pub(crate) stubborn: u32,
+    /// Kernels that begin with a complaint, of a hundred.
+    pub(crate) complaints: u32,
 }
 
 #[derive(Debug)]
-struct Inner {
-    kernels: BTreeMap<(String, u64), Kernel>,
-    dice: Dice,
-    odds: Odds,
+pub(crate) struct Inner {
+    pub(crate) kernels: BTreeMap<(String, u64), Kernel>,
+    pub(crate) dice: Dice,
+    pub(crate) odds: Odds,
+    pub(crate) make: Make,
+    /// Where the memories are.
+    pub(crate) dir: PathBuf,
     /// Links to a kernel, which a flap cuts.
-    cuts: BTreeMap<(String, u64), watch::Sender<u64>>,
-    ends: BTreeMap<(String, u64), watch::Sender<bool>>,
+    pub(crate) cuts: BTreeMap<(String, u64), watch::Sender<u64>>,
+    pub(crate) ends: BTreeMap<(String, u64), watch::Sender<bool>>,
+    /// What agents say by themselves.
+    pub(crate) says: BTreeMap<(String, u64), watch::Sender<Complaint>>,
+    /// Published ports, by instance.
+    ports: BTreeMap<String, SocketAddr>,
+    /// Kernels of an instance that will die soon after their start.
+    crashes: BTreeMap<String, u32>,
     /// What clients were told is written, by instance.
     acknowledged: BTreeMap<String, u64>,
     /// Instances of which an operator wants the serving generation to end.
-    ending: BTreeMap<String, bool>,
-    broken: Vec<String>,
-    told: Vec<String>,
+    pub(crate) ending: BTreeMap<String, bool>,
+    pub(crate) broken: Vec<String>,
+    pub(crate) told: Vec<String>,
 }
 
 /// See the module.
@@ -85,13 +129,20 @@ struct Inner {
 pub(crate) struct Machine(Arc<Mutex<Inner>>);
 
 impl Machine {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// A machine in which nothing runs. `dir` is for its kernels' memories.
+    pub(crate) fn new(seed: u64, make: Make, dir: &Path) -> Self {
+        std::fs::create_dir(dir).unwrap();
         Self(Arc::new(Mutex::new(Inner {
             kernels: BTreeMap::new(),
             dice: Dice::new(seed ^ 0x006D_6163_6869_6E65),
             odds: Odds::default(),
+            make,
+            dir: dir.to_owned(),
+            ports: BTreeMap::new(),
+            crashes: BTreeMap::new(),
             cuts: BTreeMap::new(),
             ends: BTreeMap::new(),
+            says: BTreeMap::new(),
             acknowledged: BTreeMap::new(),
             ending: BTreeMap::new(),
             broken: Vec::new(),
@@ -99,7 +150,7 @@ impl Machine {
         })))
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    pub(crate) fn inner(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -138,16 +189,110 @@ impl Machine {
         living.map(|(key, _)| key.clone()).collect()
     }
 
-    /// A client writes to an instance; whoever serves acknowledges that.
+    /// A port that an instance publishes.
+    pub(crate) fn publish(&self, instance: &str, port: SocketAddr) {
+        self.inner().ports.insert(instance.to_owned(), port);
+    }
+
+    /// The port of an instance, if it publishes one.
+    pub(crate) fn port_of(&self, instance: &str) -> Option<SocketAddr> {
+        self.inner().ports.get(instance).copied()
+    }
+
+    /// A client writes to an instance; whoever serves acknowledges that. What serves is reached by the instance's port,
+    /// whether a daemon lives or not.
     pub(crate) fn write(&self, instance: &str) {
         let mut inner = self.inner();
+        let port = inner.ports.get(instance).copied();
         let serving = inner.kernels.iter_mut().find(|((name, _), k)| {
-            name == instance && k.alive && !k.hangs && k.part == Part::Serving
+            name == instance && k.alive && !k.hangs && !k.stopped && k.part == Part::Serving
         });
-        if let Some((_, kernel)) = serving {
+        if let Some(((_, generation), kernel)) = serving {
             kernel.state += 1;
-            let state = kernel.state;
+            let (state, generation) = (kernel.state, *generation);
+            let reachable = kernel.sockets.is_empty() || port.is_none_or(ports::takes_connections);
             inner.acknowledged.insert(instance.to_owned(), state);
+            if !reachable {
+                let text = format!("{instance} {generation} serves, and its port refuses");
+                inner.broken.push(text);
+            }
+        }
+    }
+
+    /// The next kernels of an instance die soon after their start.
+    pub(crate) fn crash(&self, instance: &str, times: u32) {
+        let mut inner = self.inner();
+        inner
+            .told
+            .push(format!("{instance} will crash {times} times"));
+        inner.crashes.insert(instance.to_owned(), times);
+    }
+
+    /// No kernel dies by itself any more.
+    pub(crate) fn calm(&self) {
+        self.inner().crashes.clear();
+    }
+
+    /// What the agent of a kernel says by itself; a complaint that it begins with is news.
+    pub(crate) fn says(&self, key: &(String, u64)) -> Option<watch::Receiver<Complaint>> {
+        let inner = self.inner();
+        let mut says = inner.says.get(key)?.subscribe();
+        if *says.borrow() != Complaint::None {
+            says.mark_changed();
+        }
+        Some(says)
+    }
+
+    /// A kernel executes nothing for a moment, shorter than a verdict takes.
+    pub(crate) fn stall(&self, key: &(String, u64)) {
+        let mut inner = self.inner();
+        let wait = Duration::from_millis(300 + inner.dice.below(1_000));
+        let kernel = inner.kernels.get_mut(key);
+        let Some(kernel) = kernel.filter(|k| k.alive && !k.stopped) else {
+            return;
+        };
+        (kernel.stopped, kernel.hurt) = (true, true);
+        inner.told.push(format!("{} {} stalls", key.0, key.1));
+        let (machine, key) = (self.clone(), key.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            machine.with(&key, |k| k.stopped = false);
+        });
+    }
+
+    /// The newest kernel of an instance.
+    pub(crate) fn newest(&self, instance: &str) -> Option<(String, u64)> {
+        let living = self.living();
+        living.into_iter().rfind(|(name, _)| name == instance)
+    }
+
+    /// The time after which a kernel that starts now dies, if it does.
+    pub(crate) fn dies_after(&self, instance: &str) -> Option<Duration> {
+        let mut inner = self.inner();
+        let left = inner.crashes.get_mut(instance).filter(|left| **left > 0)?;
+        *left -= 1;
+        Some(Duration::from_millis(inner.dice.below(1_200)))
+    }
+
+    /// A kernel's agent begins to complain, or ceases to.
+    pub(crate) fn complain(&self, key: &(String, u64)) {
+        let mut inner = self.inner();
+        let choice = inner.dice.below(4);
+        let Some(kernel) = inner.kernels.get_mut(key) else {
+            return;
+        };
+        if kernel.complains != Complaint::Ended {
+            kernel.complains = match choice {
+                0 => Complaint::Degraded,
+                1 => Complaint::Load,
+                _ => Complaint::None,
+            };
+            let complains = kernel.complains;
+            let text = format!("{} {} says {complains:?}", key.0, key.1);
+            inner.told.push(text);
+            if let Some(says) = inner.says.get(key) {
+                says.send_replace(complains);
+            }
         }
     }
 
@@ -212,17 +357,27 @@ impl Machine {
         inner.acknowledged.insert(key.0.clone(), state);
     }
 
-    async fn takes(&self, most_ms: u64) {
+    /// How long an agent thinks about a step of a morph, and whether it refuses.
+    pub(crate) fn thinks(&self) -> (Duration, bool) {
+        let mut inner = self.inner();
+        let odds = inner.odds.refusals;
+        let most = if inner.dice.percent(odds) { 4_000 } else { 12 };
+        let wait = Duration::from_millis(inner.dice.below(most));
+        (wait, inner.dice.percent(odds))
+    }
+
+    pub(crate) async fn takes(&self, most_ms: u64) {
         let wait = self.inner().dice.below(most_ms);
         tokio::time::sleep(Duration::from_millis(wait)).await;
     }
 }
 
 impl Inner {
-    fn end(&mut self, key: &(String, u64), hurt: bool) {
+    pub(crate) fn end(&mut self, key: &(String, u64), hurt: bool) {
         if let Some(kernel) = self.kernels.get_mut(key) {
             kernel.alive = false;
             kernel.hurt |= hurt;
+            kernel.sockets = Arc::default();
         }
         self.cut(key);
         if let Some(ended) = self.ends.get(key) {
@@ -234,200 +389,5 @@ impl Inner {
         if let Some(cut) = self.cuts.get(key) {
             cut.send_modify(|cuts| *cuts += 1);
         }
-    }
-}
-
-fn key(placement: &Placement) -> (String, u64) {
-    (placement.name.as_str().to_owned(), placement.generation)
-}
-
-fn failed(what: &str) -> BackendError {
-    BackendError {
-        what: what.to_owned(),
-        source: std::io::Error::other("as the seed has it"),
-    }
-}
-
-#[async_trait]
-impl Backend for Machine {
-    fn kind(&self) -> BackendKind {
-        BackendKind::Embedded
-    }
-
-    fn passes_sockets(&self) -> bool {
-        true
-    }
-
-    async fn probe(&self) -> Result<String, SpawnError> {
-        Ok("simulated".to_owned())
-    }
-
-    async fn spawn(&self, spec: SpawnSpec) -> Result<Placement, SpawnError> {
-        self.takes(40).await;
-        let mut inner = self.inner();
-        let odds = inner.odds.spawns;
-        if inner.dice.percent(odds) {
-            return Err(SpawnError::Unavailable("as the seed has it".to_owned()));
-        }
-        let key = (spec.name.as_str().to_owned(), spec.generation);
-        let placement = Placement {
-            backend: BackendKind::Embedded,
-            name: spec.name,
-            generation: spec.generation,
-            processes: Vec::new(),
-            endpoint: Endpoint::Unix {
-                path: PathBuf::from(format!("/{}/{}", key.0, key.1)),
-            },
-            run_dir: spec.run_dir,
-            cpus: spec.cpus,
-            memory_bytes: spec.memory_bytes,
-            kernel_release: spec.kernel.release().to_owned(),
-            host_boot_id: HOST_BOOT.to_owned(),
-            containment: Default::default(),
-            kernel_instance: None,
-        };
-        let fresh = matches!(spec.start, StartMode::Fresh);
-        let kernel = Kernel {
-            part: Part::Waiting { activated: false },
-            state: 0,
-            session: 0,
-            source: spec.predecessor.map(|placement| placement.generation),
-            alive: true,
-            hangs: false,
-            hurt: false,
-            placement: placement.clone(),
-        };
-        inner.told.push(format!("{} {} starts", key.0, key.1));
-        inner.kernels.insert(key.clone(), kernel);
-        inner.cuts.insert(key.clone(), watch::channel(0).0);
-        inner.ends.insert(key.clone(), watch::channel(false).0);
-        drop(inner);
-        if fresh {
-            self.serve(&key);
-        }
-        Ok(placement)
-    }
-
-    async fn find(
-        &self,
-        name: &InstanceName,
-        generation: u64,
-        _: &Path,
-    ) -> Result<Option<Placement>, BackendError> {
-        let inner = self.inner();
-        let kernel = inner.kernels.get(&(name.as_str().to_owned(), generation));
-        Ok(kernel.map(|kernel| kernel.placement.clone()))
-    }
-
-    async fn observe(&self, placement: &Placement) -> Result<Observation, BackendError> {
-        let inner = self.inner();
-        let alive = inner.kernels.get(&key(placement)).is_some_and(|k| k.alive);
-        Ok(match alive {
-            true => Observation::Running,
-            false => Observation::Ended(ExitCause::Signal { signal: 9 }),
-        })
-    }
-
-    async fn ended(&self, placement: &Placement) -> ExitCause {
-        let ended = self
-            .inner()
-            .ends
-            .get(&key(placement))
-            .map(watch::Sender::subscribe);
-        if let Some(mut ended) = ended {
-            let _ = ended.wait_for(|ended| *ended).await;
-        }
-        ExitCause::Signal { signal: 9 }
-    }
-
-    async fn request_shutdown(&self, placement: &Placement) -> Result<(), BackendError> {
-        self.inner().end(&key(placement), false);
-        Ok(())
-    }
-
-    async fn fence(
-        &self,
-        placement: &Placement,
-        order: FenceOrder,
-    ) -> Result<Fenced, FenceUnconfirmed> {
-        self.takes(60).await;
-        let key = key(placement);
-        let mut inner = self.inner();
-        let odds = inner.odds.fences;
-        if inner.dice.percent(odds) {
-            let reason = "as the seed has it".to_owned();
-            return Err(FenceUnconfirmed { order, reason });
-        }
-        let wanted = inner.ending.get(&key.0).copied().unwrap_or(false);
-        let healthy = inner
-            .kernels
-            .get(&key)
-            .is_some_and(|k| k.alive && !k.hurt && k.part == Part::Serving);
-        if healthy && !wanted {
-            let text = format!("{} {} was healthy, served, and is fenced", key.0, key.1);
-            inner.broken.push(text);
-        }
-        inner.told.push(format!("{} {} is fenced", key.0, key.1));
-        inner.end(&key, true);
-        Ok(Fenced {
-            certificate: order.confirm(
-                FenceMethod::ProcessesKilled,
-                Confirmation::ProcessesGone,
-                1,
-            ),
-            proof: Proof::CgroupEmpty,
-        })
-    }
-
-    async fn release(
-        &self,
-        placement: &Placement,
-        proof: &FenceCertificate,
-    ) -> Result<(), BackendError> {
-        let mut inner = self.inner();
-        let key = key(placement);
-        let alive = inner.kernels.get(&key).is_some_and(|k| k.alive);
-        if alive || proof.generation() != key.1 {
-            inner
-                .broken
-                .push(format!("{} {} is released alive", key.0, key.1));
-        }
-        let odds = inner.odds.releases;
-        match inner.dice.percent(odds) {
-            true => Err(failed("releasing")),
-            false => Ok(()),
-        }
-    }
-
-    async fn memory_map(&self, _: &Placement) -> Result<Vec<MemoryRange>, BackendError> {
-        Ok(Vec::new())
-    }
-}
-
-impl Network for Machine {
-    fn connect(&self, address: Address, port: u32) -> Connecting {
-        let machine = self.clone();
-        Box::pin(async move {
-            let unreachable = |address: Address| ConnectError::Unreachable {
-                address,
-                port,
-                source: std::io::ErrorKind::NotFound.into(),
-            };
-            let Address::Unix(path) = &address else {
-                return Err(unreachable(address));
-            };
-            let mut parts = path.iter().skip(1).filter_map(|part| part.to_str());
-            let name = parts.next().unwrap_or_default().to_owned();
-            let generation = parts.next().and_then(|n| n.parse().ok()).unwrap_or(0);
-            let key = (name, generation);
-            let there = machine.with(&key, |k| k.alive && !k.hangs).unwrap_or(false);
-            let cut = machine.inner().cuts.get(&key).map(watch::Sender::subscribe);
-            let (true, Some(cut)) = (there, cut) else {
-                return Err(unreachable(address));
-            };
-            let (daemons, kernels) = memory();
-            tokio::spawn(agent::serve(machine, key, kernels, cut));
-            Ok(daemons)
-        })
     }
 }

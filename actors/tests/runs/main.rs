@@ -11,24 +11,30 @@
 )]
 
 mod agent;
+mod backend;
+mod commands;
+mod coverage;
 mod daemon;
 mod dice;
 mod machine;
+mod ports;
+mod rules;
 mod run;
 
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use coverage::Coverage;
 use tempfile::TempDir;
 
-/// Seeds of the short form.
-const SEEDS: u64 = 200;
+/// Seeds, unless `KMORPH_RUN_SEEDS` says another number. With as many, nothing that `coverage` counts may be missing.
+const SEEDS: u64 = 10_000;
 
-fn run_in(dir: &Path, seed: u64) -> run::Outcome {
+fn run_in(dir: &Path, seed: u64, logs: bool) -> run::Outcome {
     let dir = dir.join(seed.to_string());
     std::fs::create_dir(&dir).unwrap();
-    let outcome = run::run(seed, &dir);
+    let outcome = run::run(seed, &dir, logs);
     std::fs::remove_dir_all(&dir).unwrap();
     outcome
 }
@@ -43,45 +49,77 @@ fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
+/// What a panic says.
+fn said(payload: &dyn std::any::Any) -> &str {
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
+    text.unwrap_or_default()
+}
+
 #[test]
 fn whatever_happens_nothing_acknowledged_is_lost_and_everything_comes_to_rest() {
     let first = number("KMORPH_RUN_FIRST").unwrap_or(0);
     let seeds = number("KMORPH_RUN_SEEDS").unwrap_or(SEEDS);
     let dir = directory();
     let next = AtomicU64::new(first);
-    let failed = Mutex::new(Vec::new());
+    let (failed, coverage) = (Mutex::new(Vec::new()), Mutex::new(Coverage::default()));
+    be_quiet_about_panics_that_were_asked_for();
     let work = || {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= first + seeds {
                 return;
             }
-            let outcome = run_in(dir.path(), seed);
+            let outcome = run_in(dir.path(), seed, false);
+            coverage.lock().unwrap().add(outcome.coverage);
             if !outcome.broken.is_empty() {
                 failed.lock().unwrap().push((seed, outcome.broken));
             }
         }
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "each run has one of these threads to itself"
+    )]
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(work);
         }
     });
+    let coverage = coverage.into_inner().unwrap();
+    println!("{coverage}");
     let failed = failed.into_inner().unwrap();
     assert!(
         failed.is_empty(),
         "{} of {seeds}: {failed:#?}",
         failed.len()
     );
+    let missing = coverage.missing();
+    assert!(
+        seeds < SEEDS || missing.is_empty(),
+        "in {seeds} runs there was none with:\n{}",
+        missing.join("\n")
+    );
+}
+
+/// Other panics are told as ever.
+fn be_quiet_about_panics_that_were_asked_for() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = said(panic.payload());
+        if !text.starts_with("asked to by the run") {
+            tell(panic);
+        }
+    }));
 }
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
     let dir = directory();
     for seed in 0..10 {
-        let first = run_in(dir.path(), seed).lines;
-        let second = run_in(dir.path(), seed).lines;
+        let first = run_in(dir.path(), seed, true).lines;
+        let second = run_in(dir.path(), seed, true).lines;
         let differ = first
             .iter()
             .zip(&second)
@@ -99,7 +137,7 @@ fn one() {
         return;
     };
     let dir = directory();
-    let outcome = run_in(dir.path(), seed);
+    let outcome = run_in(dir.path(), seed, true);
     for line in &outcome.lines {
         println!("{line}");
     }

@@ -1,29 +1,43 @@
-//! One run: what a seed has operators and faults do to a daemon and its instances, and what must hold afterwards.
+//! One run: what a seed has operators and faults do to a daemon and its instances.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
 use actix::System;
-use kmorph_actors::instance::{CommandKind, MorphControl, Recover, Terminate};
-use kmorph_actors::model::requests::{MorphRequest, SpawnRequest};
-use kmorph_actors::model::{OperationKind, OperationState, PolicyPatch};
-use kmorph_actors::platform::ambient;
-use kmorph_actors::supervisor::{BeginMorph, ChangePolicies, Find, GetDaemon, List, Spawn};
+use kmorph_actors::model::VmcorePolicy;
+use kmorph_actors::platform::{ambient, fault, witness};
+use kmorph_actors::supervisor::List;
 use kmp_proto::instance::Condition;
-use kmp_proto::morph::CommitLimit;
+use tokio::sync::mpsc;
 
-use crate::daemon::{self, Daemon, Disk, DiskHandle, Lines};
+use crate::commands::Operator;
+use crate::coverage::{COMMANDS, Command, Coverage, Watcher};
+use crate::daemon::{self, Daemon, Disk, DiskHandle, Lines, Setup};
 use crate::dice::Dice;
-use crate::machine::{Machine, Odds};
+use crate::machine::{Machine, Make, Odds};
+use crate::ports::{self, Loopback};
 
 /// Instances of a run.
-const NAMES: [&str; 3] = ["web", "db", "cache"];
+pub(crate) const NAMES: [&str; 3] = ["web", "db", "cache"];
+/// The one whose policy for vmcores stays as it is.
+pub(crate) const STEADY: &str = "db";
 /// Steps of the schedule.
-const STEPS: u64 = 40;
-/// Longest pause between two steps, milliseconds.
-const PAUSE_MAX_MS: u64 = 900;
+const STEPS: u64 = 32;
+/// How the disk behaves while operators and faults are at work, and when it is worse.
+const DISK: Disk = Disk {
+    stalls: 2,
+    fails: 2,
+};
+const BAD_DISK: Disk = Disk {
+    stalls: 50,
+    fails: 60,
+};
+/// Crashes of a row, of which one more leads to quarantine.
+const WEARY: u32 = 5;
+/// Chances, of a hundred thousand, that an actor panics at a place where it can.
+const PANICS: u64 = 80;
 /// Time in which everything comes to rest once nothing goes wrong any more: longer than a forgotten morph takes to expire.
 const REST_SECONDS: u64 = 180;
 
@@ -33,128 +47,261 @@ pub(crate) struct Outcome {
     pub(crate) lines: Vec<String>,
     /// Rules that were broken.
     pub(crate) broken: Vec<String>,
+    /// What it came by.
+    pub(crate) coverage: Coverage,
 }
 
-/// Runs what `seed` says, in the directory `dir`, which is empty.
-pub(crate) fn run(seed: u64, dir: &Path) -> Outcome {
+/// Runs what `seed` says, in the directory `dir`, which is empty. `logs`: whether the lines are wanted.
+pub(crate) fn run(seed: u64, dir: &Path, logs: bool) -> Outcome {
     let image = dir.join("vmlinuz");
     let synthetic = kmorph_backends::kernel_image::synthetic("6.1.0-simulated");
     std::fs::write(&image, synthetic).unwrap();
+    std::fs::create_dir(dir.join("by-hand")).unwrap();
+    let mut dice = Dice::new(seed);
+    let weary = dice.percent(25);
+    let make = Make {
+        captures: dice.percent(40),
+    };
+    let setup = Setup {
+        rounds: dice.percent(40),
+        vmcore: match (make.captures, dice.percent(50)) {
+            (false, _) => VmcorePolicy::Off,
+            (true, true) => VmcorePolicy::Required,
+            (true, false) => VmcorePolicy::On,
+        },
+    };
+    let machine = Machine::new(seed, make, &dir.join("memory"));
+    let loopback = Loopback::take();
+    for (place, name) in NAMES.into_iter().enumerate() {
+        if let Some(port) = ports::of(loopback.address(), place, NAMES.len()) {
+            machine.publish(name, port);
+        }
+    }
     let mut world = World {
-        dice: Dice::new(seed),
-        machine: Machine::new(seed),
-        lines: Lines::default(),
+        dice,
+        machine,
+        setup,
+        weary,
+        lines: Lines::new(logs),
+        watcher: Rc::new(RefCell::new(Watcher::new(seed))),
         kernel: image.display().to_string(),
         broken: Vec::new(),
     };
-    let mut steps = STEPS;
-    for life in 0.. {
-        let rest = life > 2 || world.dice.percent(40);
-        let these = if rest {
-            steps
-        } else {
-            world.dice.below(steps + 1)
-        };
-        steps -= these;
-        world.lines.push(format!("life {life}"));
-        let system = System::with_tokio_rt(|| {
-            tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .start_paused(true)
-                .build()
-                .unwrap()
-        });
-        let seed = world.dice.next();
-        system.block_on(async {
-            ambient::begin(seed);
-            world.live(dir, seed, these, rest).await;
-        });
-        // The daemon dies with all it holds.
-        drop(system);
-        if rest {
-            break;
-        }
-    }
-    let dir = dir.display().to_string();
+    world.live_and_die(dir);
+    let (dir, address) = (dir.display().to_string(), loopback.address().to_string());
     let lines = world.lines.all();
     world.broken.extend(world.machine.broken());
+    let coverage = std::mem::take(&mut world.watcher.borrow_mut().coverage);
     Outcome {
         lines: lines
             .iter()
-            .map(|line| line.replace(&dir, "<dir>"))
+            .map(|line| line.replace(&dir, "<dir>").replace(&address, "<address>"))
             .collect(),
         broken: world.broken,
+        coverage,
     }
 }
 
 /// Whether nothing is under way with an instance in this state.
-fn rests(state: Condition) -> bool {
+pub(crate) fn rests(state: Condition) -> bool {
     matches!(
         state,
         Condition::Running
+            | Condition::Degraded
             | Condition::Failed
             | Condition::Quarantined
             | Condition::OperatorActionNeeded
     )
 }
 
-struct World {
-    dice: Dice,
-    machine: Machine,
-    lines: Lines,
-    kernel: String,
-    broken: Vec<String>,
+pub(crate) struct World {
+    pub(crate) dice: Dice,
+    pub(crate) machine: Machine,
+    pub(crate) setup: Setup,
+    /// Most happens to one instance, which has failed nearly too often, and the disk is bad.
+    weary: bool,
+    pub(crate) lines: Lines,
+    pub(crate) watcher: Rc<RefCell<Watcher>>,
+    pub(crate) kernel: String,
+    pub(crate) broken: Vec<String>,
 }
 
 impl World {
+    /// One daemon after the other; the last one has time to bring everything to rest.
+    fn live_and_die(&mut self, dir: &Path) {
+        let mut steps = STEPS;
+        if self.weary {
+            self.machine.crash(NAMES[0], WEARY);
+        }
+        for life in 0.. {
+            let rest = life > 2 || self.dice.percent(40);
+            let these = match rest {
+                true => steps,
+                false => self.dice.below(steps + 1),
+            };
+            steps -= these;
+            self.lines.push(|| format!("life {life}"));
+            let system = System::with_tokio_rt(|| {
+                tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .start_paused(true)
+                    .build()
+                    .unwrap()
+            });
+            let seed = self.dice.next();
+            system.block_on(self.live(dir, seed, these, rest));
+            // The daemon dies with all it holds.
+            drop(system);
+            if rest {
+                break;
+            }
+            while self.dice.percent(25) {
+                // Nobody watches.
+                self.hurt(Machine::kill);
+            }
+        }
+    }
+
+    /// What is not an actor's own follows from the seed as well. Counts the panics.
+    fn begin(&self, seed: u64) -> Rc<Cell<u64>> {
+        let mut dice = Dice::new(seed ^ 0x0074_6872_6561_6473);
+        ambient::begin(seed, move |_| {
+            let most = if dice.percent(15) { 20_000 } else { 300 };
+            Duration::from_millis(dice.below(most))
+        });
+        let watcher = self.watcher.clone();
+        witness::begin(move |step| watcher.borrow_mut().see(step));
+        let panics = Rc::new(Cell::new(0));
+        let (count, mut dice) = (panics.clone(), Dice::new(seed ^ 0x0070_616E_6963_7300));
+        let disk_is_calm = self.machine.clone();
+        fault::begin(move |place| {
+            let calm = disk_is_calm.inner().odds.spawns == 0;
+            let panics =
+                !calm && matches!(place, "morph" | "recovery") && dice.below(100_000) < PANICS;
+            if panics {
+                count.set(count.get() + 1);
+            }
+            panics
+        });
+        panics
+    }
+
     /// One daemon's life.
     async fn live(&mut self, dir: &Path, seed: u64, steps: u64, rest: bool) {
+        let panics = self.begin(seed);
+        let (prompts, prompted) = mpsc::unbounded_channel();
+        self.watcher.borrow_mut().begin(prompts);
         let disk: DiskHandle = Rc::new(RefCell::new(Disk::default()));
         self.machine.set_odds(Odds::default());
-        let daemon = daemon::start(dir, &self.machine, &self.lines, &disk, seed).await;
+        self.watcher.borrow_mut().prompt(true);
+        let (machine, lines) = (&self.machine, &self.lines);
+        let daemon = daemon::start(dir, machine, lines, &disk, self.setup, seed).await;
+        let operator = Operator {
+            daemon: daemon.clone(),
+            machine: self.machine.clone(),
+            watcher: self.watcher.clone(),
+            kernel: self.kernel.clone(),
+            dir: dir.join("by-hand"),
+            steady: STEADY,
+        };
         self.machine.set_odds(Odds {
             spawns: 10,
             fences: 20,
             releases: 20,
+            memories: 15,
+            refusals: 3,
+            stubborn: 4,
+            complaints: 6,
         });
-        *disk.borrow_mut() = Disk {
-            stalls: 2,
-            fails: 2,
-        };
+        *disk.borrow_mut() = if self.weary { BAD_DISK } else { DISK };
+        let kills = if self.weary { 40 } else { 20 };
+        actix::spawn(answer_prompts(operator.clone(), prompted, kills, seed));
+        let (changes, turns_bad) = if self.weary { (25, 60) } else { (6, 40) };
         for _ in 0..steps {
-            self.step(&daemon).await;
-            let pause = self.dice.below(PAUSE_MAX_MS);
+            if self.dice.percent(changes) {
+                let bad = self.dice.percent(turns_bad);
+                *disk.borrow_mut() = if bad { BAD_DISK } else { DISK };
+                self.lines.push(|| format!("the disk is bad: {bad}"));
+            }
+            self.step(&operator).await;
+            let pause = self.pause();
             tokio::time::sleep(Duration::from_millis(pause)).await;
             self.note();
         }
         if rest {
+            self.watcher.borrow_mut().prompt(false);
             self.machine.set_odds(Odds::default());
+            self.machine.calm();
             *disk.borrow_mut() = Disk::default();
             self.come_to_rest(&daemon).await;
+            self.check(&daemon, dir, panics.get()).await;
         }
     }
 
-    fn note(&self) {
+    /// Mostly short, so that much happens at the same time; sometimes long enough for a verdict.
+    fn pause(&mut self) -> u64 {
+        let most = match self.dice.below(10) {
+            0..6 => 50,
+            6..9 => 600,
+            _ => 2_800,
+        };
+        self.dice.below(most)
+    }
+
+    pub(crate) fn note(&self) {
         for told in self.machine.told() {
-            self.lines.push(told);
+            self.lines.push(|| told);
         }
     }
 
-    async fn step(&mut self, daemon: &Daemon) {
-        let name = (*self.dice.one_of(&NAMES).unwrap()).to_owned();
+    async fn step(&mut self, operator: &Operator) {
+        let mut name = *self.dice.one_of(&NAMES).unwrap();
         let choice = self.dice.below(100);
-        self.lines.push(format!("step {choice} {name}"));
-        match choice {
-            0..20 => self.spawn(daemon, name),
-            20..26 => self.terminate(daemon, name).await,
-            26..32 => self.recover(daemon, name).await,
-            32..50 => self.morph(daemon, name),
-            50..58 => self.steer_morph(daemon, name).await,
-            58..62 => self.change_policy(daemon, name),
-            62..70 => self.hurt(Machine::kill),
-            70..74 => self.hurt(Machine::hang),
-            74..80 => self.hurt(Machine::flap),
-            _ => self.machine.write(&name),
+        if self.weary && self.dice.percent(75) {
+            name = NAMES[0];
+            self.lines.push(|| format!("step {choice} {name}, weary"));
+            let command = match choice {
+                0..15 => Command::Spawn,
+                15..21 => Command::Terminate,
+                21..27 => Command::TerminateByForce,
+                27..47 => Command::Recover,
+                47..67 => Command::Morph,
+                67..79 => Command::Capture,
+                79..88 => Command::ChangePolicy,
+                _ => return self.hurt_newest(name),
+            };
+            return operator.give(command, name, &mut self.dice).await;
+        }
+        self.lines.push(|| format!("step {choice} {name}"));
+        let command = match choice {
+            0..20 => Command::Spawn,
+            20..23 => Command::Terminate,
+            23..26 => Command::TerminateByForce,
+            26..31 => Command::Recover,
+            31..48 => Command::Morph,
+            48..50 => Command::Validate,
+            50..53 => Command::Commit,
+            53..55 => Command::RollBack,
+            55..59 => Command::Capture,
+            59..63 => Command::ChangePolicy,
+            63..71 => return self.hurt(Machine::kill),
+            71..75 => return self.hurt(Machine::hang),
+            75..80 => return self.hurt(Machine::flap),
+            80..83 => return self.hurt(Machine::complain),
+            83..85 => return self.hurt(Machine::stall),
+            85..87 => {
+                let more = self.dice.percent(20);
+                let times = if more { 2 * WEARY } else { WEARY };
+                return self.machine.crash(name, times);
+            }
+            _ => return self.machine.write(name),
+        };
+        operator.give(command, name, &mut self.dice).await;
+    }
+
+    fn hurt_newest(&mut self, name: &str) {
+        if let Some(key) = self.machine.newest(name) {
+            self.machine.kill(&key);
         }
     }
 
@@ -165,165 +312,54 @@ impl World {
         }
     }
 
-    fn spawn(&self, daemon: &Daemon, name: String) {
-        let request = SpawnRequest {
-            kernel: self.kernel.clone().into(),
-            name,
-            cpus: 1,
-            memory_bytes: None,
-            kernel_cmdline: String::new(),
-            initramfs: None,
-            workload: None,
-            publish: Vec::new(),
-            monitor: true,
-            heartbeat_timeout_s: None,
-        };
-        daemon.supervisor.do_send(Spawn {
-            request,
-            uid: None,
-            throw_away: false,
-        });
-    }
-
-    async fn terminate(&mut self, daemon: &Daemon, name: String) {
-        let force = self.dice.percent(50);
-        let kind = OperationKind::Terminate;
-        let Ok(operation) = daemon.services.platform.operations.begin(kind, &name, None) else {
-            return;
-        };
-        // What serves may end from here on.
-        self.machine.ending(&name, true);
-        if let Ok(Ok(instance)) = daemon.supervisor.send(Find(name)).await {
-            instance.do_send(Terminate { force, operation });
-        }
-    }
-
-    async fn recover(&mut self, daemon: &Daemon, name: String) {
-        let kind = OperationKind::Recover;
-        let Ok(operation) = daemon.services.platform.operations.begin(kind, &name, None) else {
-            return;
-        };
-        self.machine.ending(&name, true);
-        if let Ok(Ok(instance)) = daemon.supervisor.send(Find(name)).await {
-            instance.do_send(Recover(operation));
-        }
-    }
-
-    fn morph(&mut self, daemon: &Daemon, name: String) {
-        let auto = self.dice.percent(60);
-        let request = MorphRequest {
-            kernel: self.kernel.clone().into(),
-            kernel_cmdline: None,
-            initramfs: None,
-            auto_validate: auto || self.dice.percent(50),
-            auto_commit: auto,
-            force: true,
-            downtime_budget_us: None,
-        };
-        daemon.supervisor.do_send(BeginMorph {
-            name,
-            request,
-            uid: None,
-        });
-    }
-
-    async fn steer_morph(&mut self, daemon: &Daemon, name: String) {
-        let (kind, operation) = match self.dice.below(3) {
-            0 => (CommandKind::Validate, OperationKind::MorphValidate),
-            1 => {
-                let limit = CommitLimit::None;
-                (CommandKind::Commit { limit }, OperationKind::MorphCommit)
-            }
-            _ => (CommandKind::Rollback, OperationKind::MorphRollback),
-        };
-        let Ok(operation) = daemon
-            .services
-            .platform
-            .operations
-            .begin(operation, &name, None)
-        else {
-            return;
-        };
-        if let Ok(Ok(instance)) = daemon.supervisor.send(Find(name)).await {
-            instance.do_send(MorphControl { kind, operation });
-        }
-    }
-
-    fn change_policy(&mut self, daemon: &Daemon, name: String) {
-        let patch = PolicyPatch {
-            auto_heal: Some(self.dice.percent(70)),
-            ..PolicyPatch::default()
-        };
-        daemon
-            .supervisor
-            .do_send(ChangePolicies([(name, patch)].into()));
-    }
-
-    /// Nothing goes wrong any more: whatever was begun ends, and each instance serves, or rests for a reason.
+    /// Nothing goes wrong any more: whatever was begun ends.
     async fn come_to_rest(&mut self, daemon: &Daemon) {
-        let mut all = Vec::new();
+        let mut rested = 0;
         for _ in 0..REST_SECONDS {
             tokio::time::sleep(Duration::from_secs(1)).await;
             self.note();
-            all = daemon.supervisor.send(List).await.unwrap();
+            let all = daemon.supervisor.send(List).await.unwrap();
             let operations = daemon.services.platform.operations.running();
             let kept = daemon.services.generations.kept.shown(None).len();
-            if operations + kept == 0 && all.iter().all(|instance| rests(instance.condition)) {
+            let known = |name: &str| all.iter().any(|instance| instance.name == name);
+            let holders = daemon
+                .services
+                .generations
+                .resources
+                .pool
+                .borrow()
+                .holders();
+            let nobodys = holders.iter().filter(|(name, _)| !known(name)).count();
+            let resting = all.iter().all(|instance| rests(instance.condition));
+            match operations + kept + nobodys == 0 && resting {
+                true => rested += 1,
+                false => rested = 0,
+            }
+            // One look may meet a failure that is about to be healed.
+            if rested == 2 {
                 break;
             }
         }
-        for instance in &all {
-            let name = &instance.name;
-            if !rests(instance.condition) {
-                let text = format!("{name} is {:?} in the end", instance.condition);
-                self.broken.push(text);
-            }
-            let key = (name.clone(), instance.generation);
-            let lives = self.machine.with(&key, |k| k.alive && !k.hangs);
-            if instance.condition == Condition::Running && lives != Some(true) {
-                self.broken
-                    .push(format!("{name} is said to run, and does not"));
-            }
-            if instance.condition == Condition::Running && !self.machine.state_is_kept(name) {
-                self.broken
-                    .push(format!("{name} has lost what it acknowledged"));
-            }
-        }
-        let operations = daemon.services.platform.operations.list();
-        for operation in operations
-            .iter()
-            .filter(|o| o.state == OperationState::Running)
-        {
-            let text = format!("{:?} of {} never ends", operation.kind, operation.instance);
-            self.broken.push(text);
-        }
-        let status = daemon.supervisor.send(GetDaemon).await.unwrap();
-        if status.actor_restarts > 0 {
-            let text = format!("{} actors panicked", status.actor_restarts);
-            self.broken.push(text);
-        }
-        self.nothing_is_left(daemon, all.iter().map(|i| i.name.as_str()).collect());
     }
+}
 
-    /// What lives belongs to an instance, and the pool is held by what lives or rests.
-    fn nothing_is_left(&mut self, daemon: &Daemon, names: Vec<&str>) {
-        for (name, generation) in self.machine.living() {
-            if !names.contains(&name.as_str()) {
-                let text = format!("{name} {generation} is left, and nobody's");
-                self.broken.push(text);
-            }
-        }
-        for (name, generation) in daemon
-            .services
-            .generations
-            .resources
-            .pool
-            .borrow()
-            .holders()
-        {
-            if !names.contains(&name.as_str()) {
-                let text = format!("{name} {generation} holds what it was given, and is nobody's");
-                self.broken.push(text);
+/// An operator, and faults, that come at the moments of morphs and recoveries.
+async fn answer_prompts(
+    operator: Operator,
+    mut prompts: mpsc::UnboundedReceiver<String>,
+    kills: u32,
+    seed: u64,
+) {
+    let mut dice = Dice::new(seed ^ 0x0070_726F_6D70_7400);
+    while let Some(name) = prompts.recv().await {
+        let newest = operator.machine.newest(&name);
+        match newest {
+            Some(key) if dice.percent(kills) => operator.machine.kill(&key),
+            Some(key) if dice.percent(kills / 4) => operator.machine.hang(&key),
+            _ => {
+                if let Some(command) = dice.one_of(&COMMANDS).copied() {
+                    operator.give(command, &name, &mut dice).await;
+                }
             }
         }
     }

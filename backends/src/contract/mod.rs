@@ -312,6 +312,15 @@ pub trait Backend: Send + Sync {
     /// the daemon's forwarder carries bytes to the workload over vsock.
     fn passes_sockets(&self) -> bool;
 
+    /// The listening sockets that a running generation was passed, where it is passed them: duplicates of those that it
+    /// has. Blocking.
+    ///
+    /// # Errors
+    /// When it does not answer, or not with sockets.
+    fn passed_sockets(&self, placement: &Placement) -> std::io::Result<Vec<OwnedFd>> {
+        kmorph_launch::handover::ask_listeners(&placement.run_dir.join(HANDOVER_SOCKET))
+    }
+
     /// Checks once that instances can be started here at all, and says in a line what was found
     /// (accelerator, vsock device). Called at the daemon's start.
     ///

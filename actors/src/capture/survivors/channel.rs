@@ -178,6 +178,10 @@ async fn in_time<T>(
 /// The next share, at the pace of the capture. Where it need not wait for one, it does not.
 async fn next(helper: &Arc<Helper>, pace: &Option<Arc<Pace>>, wait: bool) -> Option<Share> {
     let (helper, pace) = (Arc::clone(helper), pace.clone());
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "waits for what other threads do; runs of a test have no survivors that read"
+    )]
     let taken = tokio::task::spawn_blocking(move || {
         let share = match wait {
             true => helper.take(),

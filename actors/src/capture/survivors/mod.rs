@@ -230,7 +230,13 @@ async fn borrow_and_read(
     let placement = row.placement().ok_or(HelpError::CannotBorrow)?;
     let speaker = captures.generations.machine.speaker(placement);
     let address = Address::from(placement.endpoint.clone());
-    let connection = open_bulk(&address, speaker, job.capture).await?;
+    let connection = open_bulk(
+        captures.platform.transport.network(),
+        &address,
+        speaker,
+        job.capture,
+    )
+    .await?;
     if connection.features & features::READS_LENT_MEMORY == 0 {
         return Err(HelpError::CannotRead);
     }

@@ -11,6 +11,7 @@ use crate::model::{Failure, FailureKind, Workload};
 use kmorph_files::{Refusal, read_secret};
 
 use super::check_workload;
+use crate::platform::ambient;
 
 /// Largest such file, bytes: more than a program takes.
 pub const ENV_FILE_MAX_BYTES: u64 = 256 * 1024;
@@ -25,7 +26,7 @@ pub(crate) async fn complete(request: &Workload) -> Result<Workload, Failure> {
     let Some(path) = whole.env_file.take() else {
         return Ok(whole);
     };
-    let read = tokio::task::spawn_blocking(move || read(path.as_ref())).await;
+    let read = ambient::blocking(move || read(path.as_ref())).await;
     let gone = |error| Failure::new(FailureKind::Internal, format!("reading a file: {error}"));
     let mut variables = read.map_err(gone)??;
     variables.append(&mut whole.env);

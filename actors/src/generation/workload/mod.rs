@@ -44,7 +44,8 @@ pub(crate) async fn check_program(workload: &Workload) -> Result<(), Failure> {
     if program == KV_NAME {
         return Ok(());
     }
-    let found = tokio::fs::metadata(program).await;
+    let path = std::path::PathBuf::from(program);
+    let found = crate::platform::ambient::io(move || std::fs::metadata(path)).await;
     let reason = match found {
         Ok(found) if found.is_file() => return Ok(()),
         Ok(_) => "it is no regular file".to_owned(),

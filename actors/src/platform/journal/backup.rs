@@ -13,6 +13,8 @@ use std::time::{Duration, SystemTime};
 use kmorph_control_api::paths::JOURNAL_NAME;
 use rusqlite::{Connection, OpenFlags};
 
+use crate::platform::ambient;
+
 /// Copies that are kept.
 pub(super) const BACKUPS_KEPT: usize = 7;
 /// Age of the newest copy at which another one is made.
@@ -95,6 +97,10 @@ pub(super) fn newest_good(state_dir: &Path) -> Option<PathBuf> {
 }
 
 /// Whether the newest copy is [`BACKUP_AGE`] old, or there is none.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the system gave the copy its time"
+)]
 pub(super) fn is_due(state_dir: &Path) -> bool {
     let newest = all(state_dir).into_iter().next();
     // A time in the future is no reason to make none: the clock was set back.
@@ -197,8 +203,7 @@ fn scrub_one(journal: &Path, copy: &Path) -> rusqlite::Result<()> {
 
 /// A name that no copy has: times have a resolution, and clocks are set back.
 fn free_name(directory: &Path) -> PathBuf {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    let mut number = since.unwrap_or_default().as_millis();
+    let mut number = ambient::calendar().as_millisecond().max(0);
     loop {
         let path = directory.join(format!("{PREFIX}{number:014}{SUFFIX}"));
         if !path.exists() {
@@ -260,8 +265,7 @@ pub(super) fn restore(state_dir: &Path, copy: &Path) -> Result<Option<PathBuf>, 
         file.sync_all()
     })();
     copied.map_err(system("copying into", &new))?;
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    let seconds = since.unwrap_or_default().as_secs();
+    let seconds = ambient::calendar().as_second();
     let mut kept = None;
     // The log belongs to the journal: with the copy it would be taken for the copy's.
     for part in ["", "-wal", "-shm"] {
@@ -306,6 +310,7 @@ mod tests {
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&left[0]), 0o600);
         assert_eq!(mode(left[0].parent().unwrap()), 0o700);
+        #[expect(clippy::disallowed_methods, reason = "the time of a file")]
         let old = SystemTime::now() - BACKUP_AGE;
         for path in &left {
             File::options()

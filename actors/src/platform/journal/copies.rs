@@ -1,17 +1,17 @@
 //! When copies of the journal are made and scrubbed: on a thread of its own, one at a time.
 
 use std::path::PathBuf;
-use std::thread::JoinHandle;
 
 use slog::{Logger, info, warn};
 
 use super::backup;
+use crate::platform::ambient::{self, Thread};
 
 /// The copies of a journal that are kept from now on.
 pub(super) struct Copies {
     dir: PathBuf,
     log: Logger,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Thread>,
     /// An instance has ended, and copies may still have its row.
     outdated: bool,
 }
@@ -42,15 +42,17 @@ impl Copies {
 
     /// Does what is due.
     pub(super) fn look(&mut self) {
-        let under_way = self.thread.as_ref().is_some_and(|t| !t.is_finished());
+        let under_way = self
+            .thread
+            .as_ref()
+            .is_some_and(|thread| !thread.is_finished());
         let due = backup::is_due(&self.dir);
         if under_way || !(due || self.outdated) {
             return;
         }
         let outdated = std::mem::take(&mut self.outdated);
         let (dir, log) = (self.dir.clone(), self.log.clone());
-        let thread = std::thread::Builder::new().name("journal-backup".to_owned());
-        let begun = thread.spawn(move || {
+        let begun = ambient::thread("journal-backup", None, move || {
             if due {
                 match backup::make(&dir) {
                     Ok(path) => info!(log, "journal copied"; "path" => %path.display()),

@@ -27,8 +27,8 @@ use copies::Copies;
 pub use error::JournalError;
 pub use proposal::{Proposal, Propose, record_commit};
 use slog::Logger;
-use store::Store;
 pub use store::{EVENTS_KEPT, MORPHS_KEPT, OPERATIONS_KEPT, RECOVERIES_KEPT};
+use store::{Readers, Store};
 use tokio::sync::oneshot;
 
 /// Transactions that may wait for the disk before new ones are refused.
@@ -63,6 +63,8 @@ pub trait Pace {
     fn delay(&mut self) -> Duration;
     /// Whether it fails; nothing of it is written then.
     fn fails(&mut self) -> bool;
+    /// Whether what stands in line is written when the daemon dies.
+    fn outlives(&mut self) -> bool;
 }
 
 /// What stands in line for the next transaction.
@@ -149,6 +151,10 @@ impl Journal {
     pub fn open(dir: &Path) -> Result<(Addr<Self>, Snapshot, Arbiter), JournalError> {
         let store = Store::open(dir)?;
         let snapshot = store.load_first(dir)?;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the daemon's; a run of a test opens the journal on its own thread"
+        )]
         let arbiter = Arbiter::new();
         let address = Self::start_in_arbiter(&arbiter.handle(), move |ctx| {
             ctx.set_mailbox_capacity(JOURNAL_MAILBOX);
@@ -177,7 +183,7 @@ impl Journal {
         dir: &Path,
         pace: Box<dyn Pace>,
     ) -> Result<(Addr<Self>, Snapshot), JournalError> {
-        let store = Store::open(dir)?;
+        let store = Store::open_for(dir, Readers::Process)?;
         let snapshot = store.load_first(dir)?;
         let address = Self::create(move |ctx| {
             ctx.set_mailbox_capacity(JOURNAL_MAILBOX);
@@ -264,7 +270,9 @@ impl Journal {
 
 impl Drop for Journal {
     fn drop(&mut self) {
-        let _ = self.write();
+        if self.pace.as_mut().is_none_or(|pace| pace.outlives()) {
+            let _ = self.write();
+        }
     }
 }
 

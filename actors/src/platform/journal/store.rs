@@ -7,7 +7,7 @@ use std::time::Duration;
 use kmorph_control_api::paths::{JOURNAL_NAME, STATE_MARKS};
 use kmorph_files::{OwnDir, Refusal};
 use nix::fcntl::{Flock, FlockArg};
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -54,6 +54,28 @@ CREATE TABLE IF NOT EXISTS doctor (id INTEGER PRIMARY KEY, row TEXT NOT NULL) ST
 CREATE TABLE IF NOT EXISTS daemon_start (id INTEGER PRIMARY KEY CHECK (id = 1), count INTEGER NOT NULL) STRICT;
 ";
 
+/// Compiled statements that are kept: more than there are different ones.
+const STATEMENTS_KEPT: usize = 64;
+
+/// Who else may read the database while it is open.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Readers {
+    /// Other processes too.
+    All,
+    /// This process alone: SQLite locks the file once, and not for each transaction.
+    Process,
+}
+
+impl Readers {
+    /// SQLite's name for that (SQLite, "The SQLite OS Interface or VFS").
+    const fn vfs(self) -> &'static std::ffi::CStr {
+        match self {
+            Self::All => c"unix",
+            Self::Process => c"unix-excl",
+        }
+    }
+}
+
 /// The open database and the lock that keeps every other daemon out.
 pub(super) struct Store {
     db: Connection,
@@ -69,6 +91,11 @@ impl Store {
     /// Opens or creates the journal in `dir`. The directory and all that is in it are for their owner only from then
     /// on.
     pub(super) fn open(dir: &Path) -> Result<Self, JournalError> {
+        Self::open_for(dir, Readers::All)
+    }
+
+    /// As [`Store::open`], for these readers.
+    pub(super) fn open_for(dir: &Path, readers: Readers) -> Result<Self, JournalError> {
         let refused = |refusal| not_usable(dir, refusal);
         let owned = OwnDir::make_private(dir, &STATE_MARKS).map_err(refused)?;
         owned.mend().map_err(refused)?;
@@ -83,8 +110,9 @@ impl Store {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX
             | OpenFlags::SQLITE_OPEN_NOFOLLOW;
-        let opened = Connection::open_with_flags(&path, flags);
+        let opened = Connection::open_with_flags_and_vfs(&path, flags, readers.vfs());
         let mut db = opened.map_err(|e| refuse(e.to_string()))?;
+        db.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
         let prepared = prepare(&mut db, dir).and_then(|()| count_events(&db));
         let events = prepared.map_err(|error| match error {
             JournalError::Io { reason } => refuse(reason),
@@ -105,7 +133,12 @@ impl Store {
     fn lock(owned: &OwnDir, dir: &Path) -> Result<Flock<std::fs::File>, JournalError> {
         let lock = owned.file("lock");
         let lock = lock.map_err(|refusal| not_usable(dir, refusal))?;
-        lock_alone(lock, || std::thread::sleep(LOCK_PAUSE)).ok_or_else(|| JournalError::InUse {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "before there are actors; runs of a test find the lock free"
+        )]
+        let pause = || std::thread::sleep(LOCK_PAUSE);
+        lock_alone(lock, pause).ok_or_else(|| JournalError::InUse {
             dir: dir.to_owned(),
         })
     }
@@ -133,16 +166,21 @@ impl Store {
         if self.deleted_in_log && self.since_checkpoint >= SCRUB_AFTER {
             self.checkpoint();
         }
-        let tx = self.db.transaction()?;
-        for change in changes {
-            self.since_checkpoint += 1;
-            self.deleted_in_log |= deletes_secrets(change);
-            match change {
-                Change::Event(id, row) => put_event(&tx, *id, row, &mut events)?,
-                other => apply_one(&tx, other)?,
+        let (mut count, mut deleted) = (0, false);
+        let applied = in_transaction(&self.db, |db| {
+            for change in changes {
+                count += 1;
+                deleted |= deletes_secrets(change);
+                match change {
+                    Change::Event(id, row) => put_event(db, *id, row, &mut events)?,
+                    other => apply_one(db, other)?,
+                }
             }
-        }
-        tx.commit()?;
+            Ok(())
+        });
+        self.since_checkpoint += count;
+        self.deleted_in_log |= deleted;
+        applied?;
         self.events = events;
         Ok(())
     }
@@ -327,28 +365,38 @@ fn prepare(db: &mut Connection, dir: &Path) -> Result<(), JournalError> {
     Ok(tx.commit()?)
 }
 
+/// Makes all of the changes of `change`, or none.
+///
+/// As [`Connection::transaction`], which compiles its statements anew each time.
+fn in_transaction(
+    db: &Connection,
+    change: impl FnOnce(&Connection) -> Result<(), JournalError>,
+) -> Result<(), JournalError> {
+    db.prepare_cached("BEGIN")?.execute([])?;
+    let made = change(db).and_then(|()| Ok(db.prepare_cached("COMMIT")?.execute([])?));
+    if made.is_err() && !db.is_autocommit() {
+        db.prepare_cached("ROLLBACK")?.execute([])?;
+    }
+    made.map(drop)
+}
+
 fn count_events(db: &Connection) -> Result<u64, JournalError> {
     let count: i64 = db.query_row("SELECT count(*) FROM event", [], |row| row.get(0))?;
     Ok(count.unsigned_abs())
 }
 
 /// Adds an event, and drops the oldest when there are more than [`EVENTS_KEPT`].
-fn put_event(
-    tx: &Transaction<'_>,
-    id: u64,
-    row: &str,
-    count: &mut u64,
-) -> Result<(), JournalError> {
+fn put_event(db: &Connection, id: u64, row: &str, count: &mut u64) -> Result<(), JournalError> {
     let sql = "INSERT OR IGNORE INTO event VALUES (?1, ?2)";
-    let added = tx.prepare_cached(sql)?.execute(params![signed(id), row])?;
+    let added = db.prepare_cached(sql)?.execute(params![signed(id), row])?;
     if added == 0 {
         let sql = "UPDATE event SET row = ?2 WHERE id = ?1";
-        tx.prepare_cached(sql)?.execute(params![signed(id), row])?;
+        db.prepare_cached(sql)?.execute(params![signed(id), row])?;
     }
     *count += added as u64;
     while *count > EVENTS_KEPT {
         let sql = "DELETE FROM event WHERE id = (SELECT min(id) FROM event)";
-        let dropped = tx.prepare_cached(sql)?.execute([])?;
+        let dropped = db.prepare_cached(sql)?.execute([])?;
         if dropped == 0 {
             break;
         }
@@ -391,39 +439,40 @@ fn signed(id: u64) -> i64 {
     i64::try_from(id).unwrap_or(i64::MAX)
 }
 
-fn apply_one(tx: &Transaction<'_>, change: &Change) -> Result<(), JournalError> {
+fn apply_one(db: &Connection, change: &Change) -> Result<(), JournalError> {
     match change {
         Change::Instance(row) => {
             let sql = "INSERT INTO instance VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE
                        SET row = json_set(excluded.row, '$.policy', instance.row -> '$.policy')";
-            tx.prepare_cached(sql)?
+            db.prepare_cached(sql)?
                 .execute(params![row.name, json(row)?])?;
         }
         Change::Policy(name, policy) => {
             let sql = "UPDATE instance SET row = json_set(row, '$.policy', json(?2))
                        WHERE name = ?1";
-            tx.prepare_cached(sql)?
+            db.prepare_cached(sql)?
                 .execute(params![name, json(policy)?])?;
         }
         Change::InstanceGone(name) => {
-            tx.execute("DELETE FROM instance WHERE name = ?1", [name])?;
+            let sql = "DELETE FROM instance WHERE name = ?1";
+            db.prepare_cached(sql)?.execute([name])?;
         }
         Change::Generation(row) => {
             let sql = "INSERT INTO generation VALUES (?1, ?2, ?3)
                        ON CONFLICT (instance, generation) DO UPDATE
                        SET row = json_set(excluded.row, '$.boot_id', generation.row -> '$.boot_id')";
             let number = signed(row.generation);
-            tx.prepare_cached(sql)?
+            db.prepare_cached(sql)?
                 .execute(params![row.instance, number, json(row)?])?;
             let sql = "INSERT INTO generation_counter VALUES (?1, ?2)
                        ON CONFLICT (instance) DO UPDATE SET last = max(last, excluded.last)";
-            tx.prepare_cached(sql)?
+            db.prepare_cached(sql)?
                 .execute(params![row.instance, number])?;
         }
         Change::Booted(instance, generation, boot_id) => {
             let sql = "UPDATE generation SET row = json_set(row, '$.boot_id', json(?3))
                        WHERE instance = ?1 AND generation = ?2";
-            tx.prepare_cached(sql)?.execute(params![
+            db.prepare_cached(sql)?.execute(params![
                 instance,
                 signed(*generation),
                 json(boot_id)?
@@ -431,14 +480,15 @@ fn apply_one(tx: &Transaction<'_>, change: &Change) -> Result<(), JournalError> 
         }
         Change::GenerationGone(instance, generation) => {
             let sql = "DELETE FROM generation WHERE instance = ?1 AND generation = ?2";
-            tx.execute(sql, params![instance, signed(*generation)])?;
+            db.prepare_cached(sql)?
+                .execute(params![instance, signed(*generation)])?;
         }
-        Change::Recovery(row) => put(tx, "recovery", row.record.id, &json(row)?, RECOVERIES_KEPT)?,
-        Change::Morph(row) => put(tx, "morph", row.status.session, &json(row)?, MORPHS_KEPT)?,
-        Change::Operation(id, row) => put(tx, "operation", *id, row, OPERATIONS_KEPT)?,
+        Change::Recovery(row) => put(db, "recovery", row.record.id, &json(row)?, RECOVERIES_KEPT)?,
+        Change::Morph(row) => put(db, "morph", row.status.session, &json(row)?, MORPHS_KEPT)?,
+        Change::Operation(id, row) => put(db, "operation", *id, row, OPERATIONS_KEPT)?,
         // Counted, by `put_event`.
         Change::Event(..) => {}
-        Change::Doctor(row) => put(tx, "doctor", 1, &json(row)?, 1)?,
+        Change::Doctor(row) => put(db, "doctor", 1, &json(row)?, 1)?,
     }
     Ok(())
 }
@@ -446,7 +496,7 @@ fn apply_one(tx: &Transaction<'_>, change: &Change) -> Result<(), JournalError> 
 /// Inserts or replaces a row of a table whose key is a counter, and drops the row that falls out
 /// of the number kept.
 fn put(
-    tx: &Transaction<'_>,
+    db: &Connection,
     table: &'static str,
     id: u64,
     row: &str,
@@ -457,15 +507,15 @@ fn put(
         _ => "id",
     };
     let sql = format!("SELECT 1 FROM {table} WHERE {key} = ?1");
-    let known = tx
+    let known = db
         .prepare_cached(&sql)?
         .query_row([signed(id)], |_| Ok(()))
         .optional()?;
     let sql = format!("INSERT OR REPLACE INTO {table} VALUES (?1, ?2)");
-    tx.prepare_cached(&sql)?.execute(params![signed(id), row])?;
+    db.prepare_cached(&sql)?.execute(params![signed(id), row])?;
     if known.is_none() {
         let sql = format!("DELETE FROM {table} WHERE {key} <= ?1");
-        tx.prepare_cached(&sql)?
+        db.prepare_cached(&sql)?
             .execute([signed(id).saturating_sub(signed(kept))])?;
     }
     Ok(())

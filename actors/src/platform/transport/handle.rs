@@ -40,6 +40,11 @@ impl TransportHandle {
         }
     }
 
+    /// How instances are reached, for channels that do not pass the actor.
+    pub fn network(&self) -> &dyn Network {
+        &*self.network
+    }
+
     /// An id that no attachment has had.
     pub fn new_attachment(&self) -> AttachmentId {
         self.attachments.set(self.attachments.get() + 1);

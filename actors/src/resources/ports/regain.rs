@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use crate::model::EventKind;
 use futures_util::future::join_all;
-use kmorph_backends::contract::HANDOVER_SOCKET;
 use slog::{info, warn};
 
 use super::Ports;
@@ -32,7 +31,7 @@ impl Ports {
         let Some(before) = self.publisher.borrow().missing(instance) else {
             return Ok(());
         };
-        if self.passes_sockets {
+        if self.backend.passes_sockets() {
             let asked = join_all(holders.iter().map(|holder| self.ask_for_sockets(holder))).await;
             for sockets in asked {
                 self.publisher.borrow_mut().give(instance, sockets);
@@ -64,12 +63,11 @@ impl Ports {
     }
 
     async fn ask_for_sockets(&self, holder: &AnyGeneration) -> Vec<std::os::fd::OwnedFd> {
-        if holder.placement().is_none() {
+        let Some(placement) = holder.placement().cloned() else {
             return Vec::new();
-        }
-        let path = holder.run_dir.join(HANDOVER_SOCKET);
-        let ask = move || kmorph_launch::handover::ask_listeners(&path);
-        let asked = ambient::blocking(ask).await;
+        };
+        let backend = self.backend.clone();
+        let asked = ambient::blocking(move || backend.passed_sockets(&placement)).await;
         match asked {
             Ok(Ok(sockets)) => sockets,
             Ok(Err(error)) => {

@@ -3,7 +3,9 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 
+use kmorph_backends::contract::Backend;
 use slog::Logger;
 
 use super::Publisher;
@@ -18,19 +20,19 @@ pub struct Ports {
     pub publisher: Rc<RefCell<Publisher>>,
     /// Serves them on the host.
     forwarder: Rc<RefCell<Forwarder>>,
-    /// Whether generations are passed their sockets.
-    pub(super) passes_sockets: bool,
+    /// Passes generations their sockets, or does not.
+    pub(super) backend: Arc<dyn Backend>,
     pub(super) log: Logger,
     pub(super) events: EventLog,
 }
 
 impl Ports {
-    /// No port. `passes_sockets` says whether the backend passes generations their sockets.
-    pub fn new(passes_sockets: bool, log: Logger, events: EventLog) -> Self {
+    /// No port, of a machine with this backend.
+    pub fn new(backend: Arc<dyn Backend>, log: Logger, events: EventLog) -> Self {
         Self {
             publisher: Rc::default(),
             forwarder: Rc::default(),
-            passes_sockets,
+            backend,
             log,
             events,
         }
@@ -42,7 +44,7 @@ impl Ports {
     /// # Errors
     /// When descriptors run out.
     pub fn forward(&self, instance: &str) -> std::io::Result<()> {
-        if self.passes_sockets || self.forwarder.borrow().has(instance) {
+        if self.backend.passes_sockets() || self.forwarder.borrow().has(instance) {
             return Ok(());
         }
         let held = self.publisher.borrow_mut().duplicates(instance)?;

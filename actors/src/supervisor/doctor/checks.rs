@@ -22,7 +22,7 @@ use kmorph_vmcore::analysis::{AnalysisOptions, CpuReport, Report, analyse};
 
 use crate::instance::{Instance, ProvokePanic, Terminate};
 use crate::platform::operations::Handle;
-use crate::platform::wall_clock;
+use crate::platform::{ambient, wall_clock};
 use crate::services::Services;
 use crate::supervisor::{ChangePolicies, Find, GetRecoveries, Spawn, Supervisor};
 
@@ -115,7 +115,7 @@ impl Doctor {
         let path = vmcore.path.ok_or("the history names no vmcore")?;
         self.operation.step("reading its vmcore");
         let level = self.services.platform.settings.borrow().vmcore.level;
-        let read = tokio::task::spawn_blocking(move || read(Path::new(&path), level)).await;
+        let read = ambient::blocking(move || read(Path::new(&path), level)).await;
         let read = read.map_err(|error| error.to_string())??;
         report.kernel_release = read.release;
         report.panic = read.panic;
@@ -200,18 +200,17 @@ impl Doctor {
         let asked = instance.send(Terminate { force, operation }).await;
         asked.map_err(gone)?.map_err(|error| error.message)?;
         self.succeeded(&id).await?;
-        let dir = self
-            .services
-            .platform
-            .settings
-            .borrow()
-            .vmcore
-            .dir
-            .join(DOCTOR_NAME);
-        if passed && let Err(error) = tokio::fs::remove_dir_all(&dir).await {
-            return Err(format!("removing {dir:?}: {error}"));
+        let settings = self.services.platform.settings.borrow().clone();
+        let dir = settings.vmcore.dir.join(DOCTOR_NAME);
+        if !passed {
+            return Ok(());
         }
-        Ok(())
+        let remove = move || {
+            let removed = std::fs::remove_dir_all(&dir);
+            removed.map_err(|error| format!("removing {dir:?}: {error}"))
+        };
+        let removed = ambient::blocking(remove).await;
+        removed.unwrap_or_else(|gone| Err(gone.to_string()))
     }
 
     /// Waits until an operation is over.

@@ -233,6 +233,11 @@ impl Engine {
         matches!(self.state, State::Idle(Idle::Serving)) && self.condition == Condition::Running
     }
 
+    /// The actions that are still to be taken from it, in order.
+    pub fn actions(&self) -> impl ExactSizeIterator<Item = &Action> {
+        self.actions.iter()
+    }
+
     /// The next action, in order.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()

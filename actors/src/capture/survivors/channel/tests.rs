@@ -62,6 +62,10 @@ fn with_helper(test: impl FnOnce(&Helper)) {
         threads: 1,
         time: Duration::ZERO,
     };
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "writer and helper wait for each other"
+    )]
     std::thread::scope(|scope| {
         let writing = scope.spawn(|| writer::write(contents, options, &control, &path));
         test(&helper);

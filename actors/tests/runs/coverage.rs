@@ -1,0 +1,393 @@
+//! What runs come by: the rows of the instance's transition table, and which command was given at which moment of a morph
+//! or a recovery.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+
+use kmorph_actors::platform::witness::{Machine, Step};
+use kmp_proto::instance::TRANSITIONS;
+use kmp_proto::transition::Transition;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::dice::Dice;
+
+/// What an operator can ask of an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Command {
+    Spawn,
+    Terminate,
+    TerminateByForce,
+    Recover,
+    Morph,
+    Validate,
+    Commit,
+    RollBack,
+    Capture,
+    ChangePolicy,
+}
+
+/// All commands.
+pub(crate) const COMMANDS: [Command; 10] = [
+    Command::Spawn,
+    Command::Terminate,
+    Command::TerminateByForce,
+    Command::Recover,
+    Command::Morph,
+    Command::Validate,
+    Command::Commit,
+    Command::RollBack,
+    Command::Capture,
+    Command::ChangePolicy,
+];
+
+/// The moments of a morph, as its transition table has them, and of a recovery: its instance's that come before, and its
+/// own.
+pub(crate) const MOMENTS: [&str; 21] = [
+    "preparing",
+    "negotiating",
+    "transferring",
+    "transferring.held",
+    "validating",
+    "committable",
+    "committing.freezing",
+    "committing.last_round",
+    "committing.activating",
+    "committing.recording",
+    "committed.serving",
+    "committed.retiring",
+    "committed.fencing_source",
+    "rolling_back.fencing_target",
+    "rolling_back.resuming_source",
+    "backing_off",
+    "queued",
+    "preparing_recovery",
+    "capturing_vmcore",
+    "reclaiming_resources",
+    "respawning",
+];
+
+/// Rows that ten thousand runs come by seldom or never: two things that have to meet within a moment, mostly a write that
+/// fails and a failure meanwhile, or the sixth failure and something else. `kmp-proto` tests them with the engine alone.
+const SELDOM_TAKEN: [(&str, &str, &str, &str); 20] = [
+    (
+        "asked",
+        "NotRecorded(recover)",
+        "backing_off",
+        "auto-heal is on, and the failure not the first in a row",
+    ),
+    (
+        "asked",
+        "NotRecorded(recover)",
+        "queued",
+        "auto-heal is on, and it fails too often",
+    ),
+    (
+        "asked",
+        "NotRecorded(recover)",
+        "resting",
+        "auto-heal is off",
+    ),
+    (
+        "failed",
+        "NotRecorded(terminate)",
+        "queued",
+        "auto-heal is on, and it fails too often",
+    ),
+    (
+        "failed",
+        "NotRecorded(terminate)",
+        "resting",
+        "auto-heal is off",
+    ),
+    (
+        "morphing",
+        "MorphOver(CommittedButFailed)",
+        "queued",
+        "auto-heal is on, and it fails too often",
+    ),
+    (
+        "capturing",
+        "CaptureOver",
+        "queued",
+        "auto-heal is on, and it fails too often",
+    ),
+    (
+        "morphing",
+        "MorphOver(CommittedButFailed)",
+        "failed",
+        "a termination is being written",
+    ),
+    (
+        "failed",
+        "NotRecorded(terminate)",
+        "ending",
+        "its spawn has failed",
+    ),
+    (
+        "recovering",
+        "RecoveryOver(Recovered)",
+        "ending",
+        "a termination is in the journal",
+    ),
+    (
+        "recovering",
+        "RecoveryOver(Quarantined)",
+        "ending",
+        "a termination is in the journal",
+    ),
+    (
+        "morphing",
+        "MorphOver(Committed)",
+        "ending",
+        "a termination is in the journal",
+    ),
+    (
+        "morphing",
+        "MorphOver(RolledBack)",
+        "ending",
+        "a termination is in the journal",
+    ),
+    (
+        "capturing",
+        "CaptureOver",
+        "ending",
+        "it failed meanwhile; then as Failed",
+    ),
+    (
+        "starting",
+        "NotRecorded(terminate)",
+        "starting",
+        "a termination is being written",
+    ),
+    (
+        "queued",
+        "NotRecorded(terminate)",
+        "queued",
+        "a termination is being written",
+    ),
+    (
+        "morphing",
+        "MorphOver(SourceFailed)",
+        "queued",
+        "auto-heal is on, and it fails too often",
+    ),
+    (
+        "morphing",
+        "MorphOver(SourceFailed)",
+        "failed",
+        "a termination is being written",
+    ),
+    ("asked", "NotRecorded(recover)", "starting", "as before"),
+    (
+        "asked",
+        "NotRecorded(recover)",
+        "failed",
+        "a termination is being written",
+    ),
+];
+
+/// Chances, of a hundred, that something is done at a moment that comes often, and at one that comes seldom.
+const SELDOM: u32 = 6;
+const OFTEN: u32 = 25;
+
+fn rows() -> impl Iterator<Item = &'static Transition> {
+    TRANSITIONS.iter().copied().flatten()
+}
+
+/// How often runs came by what.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Coverage {
+    /// By the place of the row in the table.
+    rows: BTreeMap<usize, u64>,
+    commands: BTreeMap<(&'static str, Command), u64>,
+    /// Steps that no row allows.
+    unknown: BTreeSet<String>,
+}
+
+impl Coverage {
+    /// Adds what other runs came by.
+    pub(crate) fn add(&mut self, other: Self) {
+        for (row, times) in other.rows {
+            *self.rows.entry(row).or_default() += times;
+        }
+        for (command, times) in other.commands {
+            *self.commands.entry(command).or_default() += times;
+        }
+        self.unknown.extend(other.unknown);
+    }
+
+    /// A row names the effects that it may have, in order; of several that fit the one with the fewest others is taken.
+    fn take(&mut self, step: &Step) {
+        // Two rows of the same event that have the same effects at a daemon's start.
+        let (event, decided) = match step.event.strip_suffix(", and decided") {
+            Some(event) => (event, true),
+            None => (step.event, false),
+        };
+        let fits = |row: &Transition| {
+            let mut may = row.effects.iter();
+            row.state == step.from
+                && row.event == event
+                && row.guard.starts_with("an earlier daemon decided") == decided
+                && row.next == step.to
+                && step.effects.iter().all(|done| may.any(|e| e == done))
+        };
+        let taken = rows().enumerate().filter(|(_, row)| fits(row));
+        match taken.min_by_key(|(_, row)| row.effects.len()) {
+            Some((at, _)) => *self.rows.entry(at).or_default() += 1,
+            None if step.from == step.to && step.effects.is_empty() => {}
+            None => {
+                let Step {
+                    from,
+                    event,
+                    to,
+                    effects,
+                    ..
+                } = step;
+                let text = format!("{from} --{event}--> {to}, {effects:?}");
+                self.unknown.insert(text);
+            }
+        }
+    }
+
+    /// What no run came by, and what none may come by.
+    pub(crate) fn missing(&self) -> Vec<String> {
+        let seldom =
+            |row: &Transition| SELDOM_TAKEN.contains(&(row.state, row.event, row.next, row.guard));
+        let wanted = rows().enumerate().filter(|(_, row)| !seldom(row));
+        let untaken = wanted.filter(|(at, _)| !self.rows.contains_key(at));
+        let mut missing: Vec<_> = untaken.map(|(_, row)| format!("row: {row}")).collect();
+        for moment in MOMENTS {
+            let never = |command: &&Command| !self.commands.contains_key(&(moment, **command));
+            let never: Vec<_> = COMMANDS.iter().filter(never).collect();
+            if !never.is_empty() {
+                missing.push(format!("{moment}: no {never:?}"));
+            }
+        }
+        missing.extend(self.unknown.iter().map(|step| format!("unknown: {step}")));
+        missing
+    }
+}
+
+/// The counts, for people: rows by how rare they are, then a line for each moment.
+impl std::fmt::Display for Coverage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let count = |at: &usize| self.rows.get(at).copied().unwrap_or(0);
+        let mut table: Vec<_> = rows().enumerate().collect();
+        table.sort_by_key(|(at, _)| count(at));
+        writeln!(f, "{:>8}  row", "times")?;
+        for (at, row) in table {
+            let Transition {
+                state,
+                event,
+                guard,
+                next,
+                ..
+            } = row;
+            writeln!(f, "{:>8}  {state} --{event}--> {next}  {guard}", count(&at))?;
+        }
+        let mut head = format!("{:<30}", "commands at");
+        for command in COMMANDS {
+            write!(head, "{:>17}", format!("{command:?}"))?;
+        }
+        writeln!(f, "{head}")?;
+        for moment in MOMENTS {
+            write!(f, "{moment:<30}")?;
+            for command in COMMANDS {
+                let times = self.commands.get(&(moment, command)).unwrap_or(&0);
+                write!(f, "{times:>17}")?;
+            }
+            writeln!(f)?;
+        }
+        Ok(())
+    }
+}
+
+/// Sees the engines of one run.
+pub(crate) struct Watcher {
+    pub(crate) coverage: Coverage,
+    moments: BTreeMap<String, &'static str>,
+    dice: Dice,
+    /// Something is done at new moments.
+    prompting: bool,
+    /// Where an operator is told of which instance a moment has come.
+    prompts: Option<UnboundedSender<String>>,
+}
+
+impl Watcher {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self {
+            coverage: Coverage::default(),
+            moments: BTreeMap::new(),
+            dice: Dice::new(seed ^ 0x0065_7965),
+            prompting: false,
+            prompts: None,
+        }
+    }
+
+    /// A daemon begins: nothing is known of what is under way.
+    pub(crate) fn begin(&mut self, prompts: UnboundedSender<String>) {
+        self.moments.clear();
+        self.prompting = false;
+        self.prompts = Some(prompts);
+    }
+
+    /// Whether something is done at new moments from now on.
+    pub(crate) fn prompt(&mut self, prompting: bool) {
+        self.prompting = prompting;
+    }
+
+    pub(crate) fn see(&mut self, step: Step) {
+        let moment = match step.machine {
+            Machine::Instance => {
+                self.coverage.take(&step);
+                let writing = step
+                    .effects
+                    .iter()
+                    .any(|effect| effect.starts_with("Record("));
+                let begins = matches!(step.event, "adopted" | "spawned");
+                let waits = matches!(step.to, "capturing" | "backing_off" | "queued");
+                if writing || begins || waits && step.from != step.to {
+                    self.maybe_prompt(OFTEN, &step.instance);
+                }
+                match step.to {
+                    "backing_off" | "queued" => Some(step.to),
+                    // Their engines say it.
+                    "recovering" | "morphing" => return,
+                    _ => None,
+                }
+            }
+            Machine::Recovery | Machine::Morph => (step.to != "done").then_some(step.to),
+        };
+        let before = match moment {
+            Some(moment) => self.moments.insert(step.instance.clone(), moment),
+            None => self.moments.remove(&step.instance),
+        };
+        if let Some(moment) = moment.filter(|moment| Some(*moment) != before) {
+            let rare = moment.starts_with("commit")
+                || moment.starts_with("rolling_back")
+                || matches!(moment, "validating" | "reclaiming_resources" | "respawning");
+            let odds = if rare { OFTEN } else { SELDOM };
+            self.maybe_prompt(odds, &step.instance);
+        }
+    }
+
+    fn maybe_prompt(&mut self, odds: u32, instance: &str) {
+        if self.prompting
+            && self.dice.percent(odds)
+            && let Some(prompts) = &self.prompts
+        {
+            let _ = prompts.send(instance.to_owned());
+        }
+    }
+
+    /// A command is about to be given to `instance`.
+    pub(crate) fn given(&mut self, command: Command, instance: &str) {
+        if let Some(moment) = self.moments.get(instance) {
+            *self
+                .coverage
+                .commands
+                .entry((*moment, command))
+                .or_default() += 1;
+        }
+    }
+}
