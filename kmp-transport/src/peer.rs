@@ -286,6 +286,13 @@ impl Runner {
         };
         loop {
             let done = tokio::select! {
+                // In this order, so that a run of a test is the same each time. The peer's frames wait for what the owner
+                // sends, and not the other way round: a flood of them holds nothing up.
+                biased;
+                next = self.queue.recv() => {
+                    let Some((token, message)) = next else { return ConnectionError::Closed };
+                    open.send(token, &message, &self.sink).await
+                }
                 frame = open.connection.reader.next() => match frame {
                     Ok(frame) => open.take(frame, &self.sink).await,
                     Err(ConnectionError::Frame(error)) => {
@@ -296,10 +303,6 @@ impl Runner {
                     }
                     Err(error) => return error,
                 },
-                next = self.queue.recv() => {
-                    let Some((token, message)) = next else { return ConnectionError::Closed };
-                    open.send(token, &message, &self.sink).await
-                }
             };
             if let Err(error) = done {
                 return error;

@@ -67,6 +67,7 @@ pub(crate) async fn serve(
         answer_all(&machine, &key, connection).await;
     };
     tokio::select! {
+        biased;
         () = talk => {}
         _ = cut.changed() => {}
     }

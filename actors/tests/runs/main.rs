@@ -114,6 +114,24 @@ fn be_quiet_about_panics_that_were_asked_for() {
     }));
 }
 
+/// Seeds that showed a fault when it was there, and what.
+const FOUND: [(u64, &str); 2] = [
+    (
+        178,
+        "the fence of a generation that no instance owned was tried once",
+    ),
+    (183, "the same"),
+];
+
+#[test]
+fn what_was_found_stays_mended() {
+    let dir = directory();
+    for (seed, fault) in FOUND {
+        let broken = run_in(dir.path(), seed, false).broken;
+        assert!(broken.is_empty(), "seed {seed} ({fault}): {broken:#?}");
+    }
+}
+
 #[test]
 fn the_same_seed_gives_the_same_run() {
     let dir = directory();

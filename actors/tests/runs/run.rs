@@ -82,6 +82,7 @@ pub(crate) fn run(seed: u64, dir: &Path, logs: bool) -> Outcome {
         machine,
         setup,
         weary,
+        lives: 0,
         lines: Lines::new(logs),
         watcher: Rc::new(RefCell::new(Watcher::new(seed))),
         kernel: image.display().to_string(),
@@ -120,6 +121,8 @@ pub(crate) struct World {
     pub(crate) setup: Setup,
     /// Most happens to one instance, which has failed nearly too often, and the disk is bad.
     weary: bool,
+    /// Daemons so far.
+    pub(crate) lives: u32,
     pub(crate) lines: Lines,
     pub(crate) watcher: Rc<RefCell<Watcher>>,
     pub(crate) kernel: String,
@@ -140,6 +143,7 @@ impl World {
                 false => self.dice.below(steps + 1),
             };
             steps -= these;
+            self.lives = life;
             self.lines.push(|| format!("life {life}"));
             let system = System::with_tokio_rt(|| {
                 tokio::runtime::Builder::new_current_thread()
