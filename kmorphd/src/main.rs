@@ -4,6 +4,7 @@ mod config;
 #[cfg(test)]
 mod documents;
 mod logging;
+mod panics;
 mod run;
 mod signals;
 
@@ -61,6 +62,7 @@ struct Start {
 }
 
 fn main() -> ExitCode {
+    panics::count_from_now_on();
     if let Err(error) = signals::note_from_now_on() {
         eprintln!("kmorphd: signals cannot be handled: {error}");
         return ExitCode::FAILURE;

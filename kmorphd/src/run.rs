@@ -13,6 +13,7 @@ use kmorph_actors::control::{self, Access, Api, DaemonRequest};
 use kmorph_actors::model::OperationKind;
 use kmorph_actors::model::settings::Settings;
 use kmorph_actors::model::settings::Stock;
+use kmorph_actors::platform;
 use kmorph_actors::platform::events::{Draft, EventLog};
 use kmorph_actors::platform::journal::{Journal, KeepBackups, Snapshot};
 use kmorph_actors::platform::operations::Operations;
@@ -31,14 +32,14 @@ use kmorph_backends::qemu::{AccelChoice, KerfConfig, QemuBackend, QemuConfig};
 use kmorph_control_api::{ApiError, ErrorCode, ReloadReport};
 use kmorph_files::{OwnDir, PRIVATE_DIR, Refusal};
 use slog::{Logger, info, warn};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::Start;
 use crate::config::{
     Accel, Backend as BackendChoice, ConfigError, File, Transport, changed_keys, is_read_once,
 };
-use crate::{logging, signals};
+use crate::{logging, panics, signals};
 
 /// Requests to the daemon itself that may wait.
 const DAEMON_REQUESTS_MAX: usize = 8;
@@ -50,6 +51,8 @@ const GRACEFUL_POLL: Duration = Duration::from_millis(100);
 const CONFIG_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for captures to end and their instances to go on.
 const CAPTURES_END_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for the journal's disk at the end.
+const JOURNAL_CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often it is looked whether the actors that cannot be replaced are alive.
 const VITAL_INTERVAL: Duration = Duration::from_millis(250);
 /// Mode of root's runtime directory: who may look reaches the control socket in it.
@@ -95,7 +98,11 @@ pub(crate) fn run(start: Start, settings: Settings) -> Result<(), Fault> {
         OwnDir::shared(&start.cache_dir).map_err(unusable)?;
     }
     let system = System::new();
-    system.block_on(serve(start, settings, log))
+    let ended = system.block_on(serve(start, settings, log));
+    // Dropped, each actor would handle what waits for it once more, start included, with no runtime around it. The
+    // process ends now, and what is under way ends with it the way it does when the daemon is killed.
+    std::mem::forget(system);
+    ended
 }
 
 /// A directory for sockets and instances. That of a user is not for others unless it was made so before.
@@ -113,7 +120,7 @@ fn unusable(refusal: Refusal) -> Fault {
 
 async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Fault> {
     // From here on these are told of signals; what came before was noted.
-    let mut hangup = signal(SignalKind::hangup())?;
+    let hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let hung_up_early = signals::take_hangup();
@@ -121,14 +128,61 @@ async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Faul
         info!(log, "told to end while it started");
         return Ok(());
     }
+    let (journal, snapshot, arbiter) = Journal::open(&settings.state_dir)?;
+    let mut panics = panics::so_far();
     let begun = tokio::select! {
-        begun = begin(&start, settings, &log) => begun?,
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
+        begun = begin(&start, settings, &log, journal.clone(), snapshot) => begun.map(Some),
+        _ = terminate.recv() => Ok(None),
+        _ = interrupt.recv() => Ok(None),
     };
+    let ended = match begun {
+        Ok(Some(running)) => {
+            let signals = Signals {
+                hangup,
+                terminate,
+                interrupt,
+            };
+            let ended = watch(&start, running, &journal, signals, hung_up_early, &log).await;
+            ended.map(|noted| panics = noted)
+        }
+        Ok(None) => {
+            info!(log, "told to end while it started");
+            Ok(())
+        }
+        Err(fault) => Err(fault),
+    };
+    close(&log, &journal, arbiter).await;
+    ended?;
+    match panics::so_far() == panics {
+        true => Ok(()),
+        false => Err("an actor panicked while the daemon ended; instances run on, and kmorphd adopts them when it \
+             is started again"
+            .into()),
+    }
+}
+
+/// What the daemon is told from outside once it runs.
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+/// Serves until the daemon is to end, and ends all but the journal; how many panics there had been when its end began.
+async fn watch(
+    start: &Start,
+    running: Running,
+    journal: &Addr<Journal>,
+    signals: Signals,
+    hung_up_early: bool,
+    log: &Logger,
+) -> Result<usize, Fault> {
+    let Signals {
+        mut hangup,
+        mut terminate,
+        mut interrupt,
+    } = signals;
     let Running {
-        journal,
-        arbiter,
         supervisor,
         operations,
         events,
@@ -137,15 +191,15 @@ async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Faul
         handle,
         socket,
         mut now,
-    } = begun;
+    } = running;
     events.publish(Draft::daemon("started"));
     if hung_up_early {
-        tell(&log, reload(&start, &mut now, &supervisor, &access).await);
+        tell(log, reload(start, &mut now, &supervisor, &access).await);
     }
     let mut vital = tokio::time::interval(VITAL_INTERVAL);
     let end = loop {
         tokio::select! {
-            _ = hangup.recv() => tell(&log, reload(&start, &mut now, &supervisor, &access).await),
+            _ = hangup.recv() => tell(log, reload(start, &mut now, &supervisor, &access).await),
             _ = terminate.recv() => break End::Asked { graceful: false },
             _ = interrupt.recv() => break End::Asked { graceful: false },
             _ = vital.tick() => {
@@ -158,26 +212,25 @@ async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Faul
             }
             request = requests.recv() => match request {
                 Some(DaemonRequest::Reload(answer)) => {
-                    let _ = answer.send(reload(&start, &mut now, &supervisor, &access).await);
+                    let _ = answer.send(reload(start, &mut now, &supervisor, &access).await);
                 }
                 Some(DaemonRequest::Stop { graceful }) => break End::Asked { graceful },
                 None => break End::Asked { graceful: false },
             },
         }
     };
+    let panics = panics::so_far();
     supervisor.do_send(Stopping);
     if let End::Asked { graceful: true } = end {
-        finish_operations(&log, &operations).await;
+        finish_operations(log, &operations).await;
     }
-    end_captures(&log, &operations).await;
+    end_captures(log, &operations).await;
     info!(log, "stopping; instances run on");
     events.publish(Draft::daemon("stopped"));
     handle.stop().await;
     let _ = std::fs::remove_file(&socket);
-    arbiter.stop();
-    let _ = arbiter.join();
     match end {
-        End::Asked { .. } => Ok(()),
+        End::Asked { .. } => Ok(panics),
         End::Fault(actor) => Err(format!(
             "its {actor} actor panicked, and without it nothing can be changed safely; instances run \
              on, and kmorphd adopts them when it is started again"
@@ -186,11 +239,26 @@ async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Faul
     }
 }
 
+/// Has the journal write what it was told, and ends its thread.
+async fn close(log: &Logger, journal: &Addr<Journal>, arbiter: Arbiter) {
+    // Its thread ends with what stands in line unwritten, so that is waited for.
+    let written = platform::journal::record(journal, Vec::new());
+    if tokio::time::timeout(JOURNAL_CLOSE_TIMEOUT, written)
+        .await
+        .is_err()
+    {
+        warn!(
+            log,
+            "the journal's disk does not answer: the last events may be missing from it"
+        );
+        return;
+    }
+    arbiter.stop();
+    let _ = arbiter.join();
+}
+
 /// What runs once the daemon has started.
 struct Running {
-    journal: Addr<Journal>,
-    /// The journal's thread.
-    arbiter: Arbiter,
     supervisor: Addr<Supervisor>,
     operations: Operations,
     events: EventLog,
@@ -202,8 +270,13 @@ struct Running {
 }
 
 /// Starts everything, the API last.
-async fn begin(start: &Start, settings: Settings, log: &Logger) -> Result<Running, Fault> {
-    let (journal, snapshot, arbiter) = Journal::open(&settings.state_dir)?;
+async fn begin(
+    start: &Start,
+    settings: Settings,
+    log: &Logger,
+    journal: Addr<Journal>,
+    snapshot: Snapshot,
+) -> Result<Running, Fault> {
     journal.do_send(KeepBackups {
         dir: settings.state_dir.clone(),
         log: log.clone(),
@@ -212,7 +285,7 @@ async fn begin(start: &Start, settings: Settings, log: &Logger) -> Result<Runnin
     let detail = backend.probe().await?;
     let settings = with_kernel_pool(start, settings)?;
     let socket = free_socket(&start.socket)?;
-    let services = services(log, journal.clone(), backend, &settings, &snapshot)?;
+    let services = services(log, journal, backend, &settings, &snapshot)?;
     let (operations, events) = (services.operations.clone(), services.events.clone());
     let supervisor = Supervisor::new(services, snapshot, detail.clone()).start();
     // Answered only after everything is restored: the API never shows half of it.
@@ -231,8 +304,6 @@ async fn begin(start: &Start, settings: Settings, log: &Logger) -> Result<Runnin
     info!(log, "ready"; "socket" => %socket.display(), "backend" => detail,
         "pid" => std::process::id());
     Ok(Running {
-        journal,
-        arbiter,
         supervisor,
         operations,
         events,
