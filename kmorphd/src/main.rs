@@ -3,6 +3,7 @@
 mod config;
 #[cfg(test)]
 mod documents;
+mod foreign;
 mod logging;
 mod panics;
 mod run;

@@ -39,7 +39,7 @@ use crate::Start;
 use crate::config::{
     Accel, Backend as BackendChoice, ConfigError, File, Transport, changed_keys, is_read_once,
 };
-use crate::{logging, panics, signals};
+use crate::{foreign, logging, panics, signals};
 
 /// Requests to the daemon itself that may wait.
 const DAEMON_REQUESTS_MAX: usize = 8;
@@ -277,6 +277,7 @@ async fn begin(
     journal: Addr<Journal>,
     snapshot: Snapshot,
 ) -> Result<Running, Fault> {
+    foreign::refuse(&snapshot, start.file.backend.kind(), &settings.state_dir)?;
     journal.do_send(KeepBackups {
         dir: settings.state_dir.clone(),
         log: log.clone(),

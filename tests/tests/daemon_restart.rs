@@ -311,3 +311,38 @@ fn the_daemon_has_all_descriptors_it_may_have_and_what_it_starts_has_no_more_tha
     assert_eq!(limits[1..], [512, 512]);
     assert!(!String::from_utf8_lossy(&environment).contains("DESCRIPTORS"));
 }
+
+/// A daemon with another backend sees nothing of what runs: it would call that ended, fence it and respawn it.
+#[test]
+fn a_start_with_another_backend_is_refused_before_anything_is_touched() {
+    let mut host = Host::new();
+    let port = host.spawn_kv("web");
+    let mut client = Client::connect(port).unwrap();
+    client.call(&["SET", "k", "v"]).unwrap();
+    let agent = host.agent("web");
+    host.kill_daemon();
+    let sound = std::fs::read_to_string(host.config_path()).unwrap();
+    let other = format!("backend = \"qemu\"\n{sound}");
+    std::fs::write(host.config_path(), other).unwrap();
+    let said = host.refused_start(&[]);
+    for wanted in ["embedded", "qemu", ": web;", "nothing was touched"] {
+        assert!(said.contains(wanted), "{wanted}: {said}");
+    }
+    assert_eq!(client.call(&["GET", "k"]).unwrap(), "v");
+    // The instance that a journal of the other backend has is refused the same way, the other way round.
+    std::fs::write(host.config_path(), sound).unwrap();
+    let journal = rusqlite::Connection::open(host.path("state/journal.sqlite")).unwrap();
+    let moved = |backend: &str| {
+        let sql = "UPDATE instance SET row = json_set(row, '$.spec.backend', ?1)";
+        assert_eq!(journal.execute(sql, [backend]).unwrap(), 1);
+    };
+    moved("qemu");
+    let said = host.refused_start(&[]);
+    assert!(said.contains("of the qemu backend: web;"), "{said}");
+    moved("embedded");
+    drop(journal);
+    host.start();
+    let now = settled(&host);
+    assert_eq!((now.summary.generation, now.processes["agent"]), (1, agent));
+    assert_eq!(client.call(&["GET", "k"]).unwrap(), "v");
+}

@@ -371,14 +371,15 @@ impl Backend for QemuBackend {
         run_dir: &Path,
     ) -> Result<Option<Placement>, BackendError> {
         let (name, run_dir) = (name.clone(), run_dir.to_owned());
-        let boot_id = self.host_boot_id.clone();
+        let (kind, boot_id) = (self.kind(), self.host_boot_id.clone());
         let what = failed(format!("looking for {name} generation {generation}"));
-        let look = move || finding::find(&name, generation, &run_dir, &ROLES, &boot_id);
+        let look = move || finding::find(kind, &name, generation, &run_dir, &ROLES, &boot_id);
         let found = tokio::task::spawn_blocking(look).await;
         found.map_err(io::Error::other).flatten().map_err(what)
     }
 
     async fn observe(&self, placement: &Placement) -> Result<Observation, BackendError> {
+        self.check_own(placement)?;
         let Some(qemu) = self.qemu_of(placement) else {
             return Ok(Observation::Ended(ExitCause::Exited { status: None }));
         };
@@ -406,6 +407,9 @@ impl Backend for QemuBackend {
     }
 
     async fn ended(&self, placement: &Placement) -> ExitCause {
+        if self.check_own(placement).is_err() {
+            return std::future::pending().await;
+        }
         match self.qemu_of(placement) {
             Some(qemu) => {
                 let directory = &placement.run_dir;
@@ -418,6 +422,7 @@ impl Backend for QemuBackend {
     }
 
     async fn request_shutdown(&self, placement: &Placement) -> Result<(), BackendError> {
+        self.check_own(placement)?;
         // The request that every init understands: Ctrl-Alt-Del, SIGINT to PID 1.
         let keys = ["ctrl", "alt", "delete"].map(|key| json!({"type": "qcode", "data": key}));
         let socket = placement.run_dir.join(run_dir::COMMANDS);
@@ -438,6 +443,10 @@ impl Backend for QemuBackend {
         placement: &Placement,
         order: FenceOrder,
     ) -> Result<Fenced, FenceUnconfirmed> {
+        if let Err(error) = self.check_own(placement) {
+            let reason = error.to_string();
+            return Err(FenceUnconfirmed { order, reason });
+        }
         if let Some(qemu) = self.qemu_of(placement) {
             let _ = self.memory.hold(qemu, &placement.run_dir);
         }
@@ -449,6 +458,7 @@ impl Backend for QemuBackend {
         placement: &Placement,
         proof: &FenceCertificate,
     ) -> Result<(), BackendError> {
+        self.check_own(placement)?;
         fencing::check_proof(placement, proof)?;
         // Also what another daemon held, and a process has kept for this one.
         let mut given = match self.qemu_of(placement) {
