@@ -199,8 +199,11 @@ impl Services {
                         "{}; what was started may still run: {reason}",
                         error.message
                     );
-                    Err(Failure::new(FailureKind::OperatorActionNeeded, text)
-                        .hint(Command::RecoverAfterEnd))
+                    Err(Failure::new(FailureKind::OperatorActionNeeded, text).hint(
+                        Command::RecoverAfterEnd {
+                            instance: instance.name.clone(),
+                        },
+                    ))
                 }
             },
             Err(NotStarted { error, .. }) => {

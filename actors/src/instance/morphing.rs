@@ -82,7 +82,9 @@ impl Handler<MorphControl> for Instance {
     fn handle(&mut self, control: MorphControl, _: &mut Self::Context) -> Self::Result {
         let Job::Morph(session) = &self.job else {
             let text = format!("{} has no morph under way", self.row.name);
-            let error = Failure::new(FailureKind::WrongState, text).hint(Command::PrepareMorph);
+            let error = Failure::new(FailureKind::WrongState, text).hint(Command::PrepareMorph {
+                instance: self.row.name.clone(),
+            });
             control.operation.fail(error.clone(), None);
             return Err(error);
         };

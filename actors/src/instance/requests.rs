@@ -146,17 +146,22 @@ impl Answered {
 impl Instance {
     /// Why a request cannot be carried out now; `wanted` is what the instance was to be.
     pub(super) fn busy(&self, wanted: &str, doing: Doing) -> Failure {
+        let instance = self.row.name.clone();
         let (doing, hint) = match doing {
-            Doing::Spawning => ("it is being started", Command::WaitForStatus),
-            Doing::Recovering => ("it is being recovered", Command::WaitForStatus),
-            Doing::Terminating => ("it is being terminated", Command::WaitForStatus),
-            Doing::Morphing => ("a morph is under way", Command::FinishMorph),
+            Doing::Spawning => ("it is being started", Command::WaitForStatus { instance }),
+            Doing::Recovering => ("it is being recovered", Command::WaitForStatus { instance }),
+            Doing::Terminating => (
+                "it is being terminated",
+                Command::WaitForStatus { instance },
+            ),
+            Doing::Morphing => ("a morph is under way", Command::FinishMorph { instance }),
             Doing::Capturing => ("its memory is being captured", Command::WaitOrCancel),
             Doing::NotRunning => {
                 let state = self.engine.condition().as_str();
                 let text = format!("{} cannot be {wanted}: it is {state}", self.row.name);
                 let hint = Command::SeeWhyNotRunning {
                     wanted: wanted.to_owned(),
+                    instance,
                 };
                 return Failure::new(FailureKind::WrongState, text).hint(hint);
             }

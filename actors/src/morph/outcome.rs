@@ -70,7 +70,7 @@ impl MorphSession {
 
     pub(super) fn finished(&mut self, outcome: Outcome, ctx: &mut Context<Self>) {
         self.status.ended_at = Some(wall_clock::now_rfc3339());
-        let (phase, error) = shown(&outcome);
+        let (phase, error) = shown(&self.plan.instance.name, &outcome);
         self.status.phase = phase;
         self.status.expires_at = None;
         self.status.downtime = self.downtime();
@@ -126,7 +126,7 @@ impl MorphSession {
 }
 
 /// What operators are shown of the end of a morph: its phase, and the error of the operation that waits for a commit.
-fn shown(outcome: &Outcome) -> (MorphPhase, Option<Failure>) {
+fn shown(instance: &str, outcome: &Outcome) -> (MorphPhase, Option<Failure>) {
     let (phase, error) = match outcome {
         Outcome::Committed => return (MorphPhase::Committed, None),
         Outcome::CommittedButFailed(failure) => {
@@ -155,8 +155,11 @@ fn shown(outcome: &Outcome) -> (MorphPhase, Option<Failure>) {
         }
         Outcome::OperatorActionNeeded { why, .. } => {
             let text = format!("a fence could not be confirmed: {why}");
-            let error = Failure::new(FailureKind::OperatorActionNeeded, text)
-                .hint(Command::RecoverAfterProcesses);
+            let error = Failure::new(FailureKind::OperatorActionNeeded, text).hint(
+                Command::RecoverAfterProcesses {
+                    instance: instance.to_owned(),
+                },
+            );
             (MorphPhase::Failed, error)
         }
     };
