@@ -205,13 +205,64 @@ fn a_recovery_that_died_with_the_daemon_is_not_told_to_run() {
     host.control().wait("a successor", || {
         (host.control().instance("web").summary.generation > 1).then_some(())
     });
-    host.restart_by_kill();
+    let successor = host.agent("web");
+    host.kill_daemon();
+    kill(Pid::from_raw(successor), Signal::SIGKILL).unwrap();
+    host.control().wait("its end", || {
+        let program = std::fs::read_link(format!("/proc/{successor}/exe"));
+        program.is_err().then_some(())
+    });
+    host.start();
     let first: Vec<RecoveryRecord> = host.control().get("/v1/recoveries?instance=web");
     assert_eq!(first[0].outcome, RecoveryOutcome::Failed, "{first:?}");
     assert!(
         first[0].reason.as_deref().unwrap().contains("daemon ended"),
         "{first:?}"
     );
+    // What was left to do.
+    assert_eq!(first[1].failed_generation, 2, "{first:?}");
+}
+
+/// What the running daemon leaves alone, a restarted one leaves alone too.
+#[test]
+fn a_workload_that_its_agent_has_given_up_is_adopted_as_it_is() {
+    let mut host = Host::new();
+    let fails = host.path("fails");
+    let script = format!("[ -e {} ] && exit 1; exec sleep 100000", fails.display());
+    let body = json!({
+        "name": "web", "kernel": host.kernel("6.1.0-a"),
+        "workload": { "program": "/bin/sh", "args": ["-c", script] },
+    });
+    host.control().succeed("POST", "/v1/instances", Some(&body));
+    let agent = host.agent("web");
+    std::fs::write(&fails, "").unwrap();
+    let children = std::fs::read_to_string(format!("/proc/{agent}/task/{agent}/children")).unwrap();
+    let workload = children.split_whitespace().next().unwrap().parse().unwrap();
+    kill(Pid::from_raw(workload), Signal::SIGKILL).unwrap();
+    let given_up = |host: &Host| {
+        host.control().wait("the agent to have given up", || {
+            let now = host.control().instance("web");
+            let reason = now.reason.clone().unwrap_or_default();
+            let over = reason.contains("not started again");
+            (over && now.summary.state == InstanceState::Degraded).then_some(now)
+        })
+    };
+    given_up(&host);
+    let log = |host: &Host| -> Vec<RecoveryRecord> {
+        let all: Vec<RecoveryRecord> = host.control().get("/v1/recoveries?instance=web");
+        all.into_iter()
+            .filter(|r| r.outcome != RecoveryOutcome::Recovered)
+            .collect()
+    };
+    let last = host.control().wait("the entry", || log(&host).pop());
+    assert_eq!(
+        (last.outcome, last.cause.as_str()),
+        (RecoveryOutcome::Failed, "workload_failed")
+    );
+    host.restart();
+    let now = given_up(&host);
+    assert_eq!((now.summary.generation, now.processes["agent"]), (1, agent));
+    assert_eq!(log(&host), [last], "told once");
 }
 
 #[test]

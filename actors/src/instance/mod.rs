@@ -27,7 +27,7 @@ mod status;
 mod watching;
 mod workload;
 
-use crate::model::EventKind;
+use crate::model::{EventKind, RecoveryRecord};
 use actix::prelude::*;
 use kmp_proto::instance::{Answer, Engine, Event, Failure, Successor};
 use kmp_proto::message::HealthStatus;
@@ -59,7 +59,12 @@ pub enum Beginning {
     /// It was just spawned; whoever asked waits.
     Spawned(Handle),
     /// It was found running after a restart of the daemon.
-    Adopted,
+    Adopted {
+        /// The recovery that started it, if that daemon has not finished it.
+        recovery: Option<Box<RecoveryRecord>>,
+        /// It was healthy before.
+        served: bool,
+    },
     /// A morph was under way when the last daemon ended.
     Morphing(Box<LeftMorph>),
     /// It rests.
@@ -102,6 +107,10 @@ pub struct Instance {
     gone: bool,
     /// Other generations of it whose end could not be confirmed: they are ended with it.
     left: Vec<GenerationRow>,
+    /// The recovery that an earlier daemon began, and whose successor this one adopted.
+    unfinished: Option<Box<RecoveryRecord>>,
+    /// The generation that was adopted had been healthy before.
+    served_before: bool,
 }
 
 /// Where what is under way can be told something.
@@ -149,6 +158,8 @@ impl Instance {
             kernel_release,
             gone: false,
             left: Vec::new(),
+            unfinished: None,
+            served_before: false,
         };
         instance.start()
     }
@@ -172,7 +183,7 @@ fn engine(row: &InstanceRow, beginning: &Beginning) -> Engine {
     let heals = row.policy.auto_heal;
     match beginning {
         Beginning::Spawned(_) => Engine::spawned(heals),
-        Beginning::Adopted => Engine::adopted(heals),
+        Beginning::Adopted { recovery, .. } => Engine::adopted(heals, recovery.is_some()),
         // One watch for each generation: until the commit record the instance watches the source, after it the session
         // watches the target, and hands that watch over at its end.
         Beginning::Morphing(left) => {
@@ -199,7 +210,8 @@ impl Actor for Instance {
                 self.say(EventKind::InstanceState, "spawned");
                 None
             }
-            Some(Beginning::Adopted) => {
+            Some(Beginning::Adopted { recovery, served }) => {
+                (self.unfinished, self.served_before) = (recovery, served);
                 self.say(EventKind::InstanceState, "adopted");
                 capture::take_back_left(&self.services, &self.generation);
                 None

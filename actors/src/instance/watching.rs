@@ -24,7 +24,8 @@ impl Instance {
 
     pub(super) fn begin_watch_of_adopted(&mut self, ctx: &mut Context<Self>) {
         let age = Duration::from_secs(wall_clock::seconds_since(&self.generation.spawned_at));
-        let config = detector_config(&self.services, &self.row).already_runs_for(age);
+        let mut config = detector_config(&self.services, &self.row).already_runs_for(age);
+        config.has_served = self.served_before;
         self.begin_watch_with(config, ctx);
     }
 
@@ -118,6 +119,7 @@ impl Instance {
 
     fn health_said(&mut self, status: HealthStatus, ctx: &mut Context<Self>) {
         self.note_restarts(&status, ctx);
+        self.note_given_up(&status, ctx);
         let unwell = status.fixed.health != Health::Healthy;
         let said = unwell.then(|| status.text.clone());
         self.health = Some(status);

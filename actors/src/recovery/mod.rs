@@ -1,5 +1,9 @@
 //! The RecoveryJob actor: one recovery, driven by its engine.
 
+mod ended_later;
+
+pub(crate) use ended_later::ended_later;
+
 use crate::model::{
     EventKind, Failure, FailureKind, RecoveryOutcome, RecoveryRecord, VmcorePolicy, VmcoreRecord,
 };

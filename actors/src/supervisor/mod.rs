@@ -15,7 +15,7 @@ mod restoring;
 mod spawning;
 mod telling;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -160,10 +160,6 @@ impl Supervisor {
             self.instances.remove(&name);
             self.recovering.retain(|n| *n != name);
             self.waiting.retain(|n| *n != name);
-            self.give_up_recoveries(
-                |instance| instance == name,
-                "it ended by a fault in kmorphd",
-            );
             self.actor_restarts += 1;
             error!(self.services.log, "its actor panicked and is replaced"; "instance" => &name,
                 "generation" => self.newest_generation(&name));
@@ -213,7 +209,10 @@ impl Supervisor {
                 match restored {
                     Ok(Some(restored)) => act.begin_restored(restored, ctx),
                     // It was terminated in the meantime.
-                    Ok(None) => drop(act.instances.remove(&name)),
+                    Ok(None) => {
+                        act.instances.remove(&name);
+                        act.give_up_recoveries(|r| r.instance == name, "it was terminated");
+                    }
                     Err(error) => {
                         warn!(act.services.log, "nobody watches it until the journal can be read";
                         "instance" => &name, "generation" => act.newest_generation(&name),
@@ -239,6 +238,9 @@ impl Supervisor {
     }
 
     fn begin_restored(&mut self, restored: Restored, ctx: &mut Context<Self>) {
+        let (name, goes_on) = (restored.row.name.clone(), restored.unfinished());
+        let given_up = |r: &RecoveryRecord| r.instance == name && Some(r.id) != goes_on;
+        self.give_up_recoveries(given_up, restored.fate());
         self.adopt(restored.row, restored.generation, restored.beginning, ctx);
     }
 }
@@ -271,8 +273,12 @@ impl Actor for Supervisor {
                 act.begin_restored(restored, ctx);
             }
             act.services.operations.fail_orphans();
-            let why = "the daemon ended meanwhile; what was left to do is a recovery of its own";
-            act.give_up_recoveries(|_| true, why);
+            // Of instances that are gone.
+            let names: BTreeSet<String> = act.instances.keys().cloned().collect();
+            act.give_up_recoveries(
+                |r| !names.contains(&r.instance),
+                "the daemon ended meanwhile",
+            );
             act.drop_oldest_recoveries();
             info!(act.services.log, "restored"; "instances" => count);
             act.release_kept(ctx);
