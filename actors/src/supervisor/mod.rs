@@ -37,7 +37,8 @@ use crate::services::Services;
 pub use doctor::BeginDoctor;
 use lag::Lag;
 pub use messages::{
-    Addresses, ApplySettings, BeginMorph, Find, GetDaemon, GetRecoveries, List, Spawn, Stopping,
+    Addresses, ApplySettings, BeginMorph, Find, GetDaemon, GetRecoveries, Know, List, Spawn,
+    Stopping,
 };
 pub use policies::ChangePolicies;
 use restoring::{Restored, restore, sweep_leftovers, tidy};
@@ -291,6 +292,17 @@ impl Handler<Find> for Supervisor {
 
     fn handle(&mut self, Find(name): Find, _: &mut Self::Context) -> Self::Result {
         self.find(&name)
+    }
+}
+
+impl Handler<Know> for Supervisor {
+    type Result = Result<(), Failure>;
+
+    fn handle(&mut self, Know(name): Know, _: &mut Self::Context) -> Self::Result {
+        match self.newest_generation(&name) {
+            Some(_) => Ok(()),
+            None => self.find(&name).map(drop),
+        }
     }
 }
 
