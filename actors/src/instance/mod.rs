@@ -27,10 +27,13 @@ mod status;
 mod watching;
 mod workload;
 
+use std::time::Duration;
+
 use crate::model::{EventKind, RecoveryRecord};
 use actix::prelude::*;
 use kmp_proto::instance::{Answer, Engine, Event, Failure, Successor};
 use kmp_proto::message::HealthStatus;
+use kmp_proto::time::Instant;
 use slog::{Logger, o};
 
 pub use capturing::{CaptureVmcore, ProvokePanic};
@@ -111,6 +114,10 @@ pub struct Instance {
     unfinished: Option<Box<RecoveryRecord>>,
     /// The generation that was adopted had been healthy before.
     served_before: bool,
+    /// What became of the last morph that this daemon has seen.
+    last_morph: Option<String>,
+    /// When the generation failed that had served, and how long it had been silent then.
+    answered_until: Option<(Instant, Duration)>,
 }
 
 /// Where what is under way can be told something.
@@ -160,6 +167,8 @@ impl Instance {
             left: Vec::new(),
             unfinished: None,
             served_before: false,
+            last_morph: None,
+            answered_until: None,
         };
         instance.start()
     }

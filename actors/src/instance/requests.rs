@@ -258,17 +258,12 @@ impl Handler<GetMorphStatus> for Instance {
             Job::Morph(session) => Some(session.clone()),
             Job::None | Job::Recovery(_) => None,
         };
-        let name = self.row.name.clone();
+        let none = Failure::new(FailureKind::NotFound, self.no_morph());
         Box::pin(async move {
-            let none = || {
-                let text = format!("{name} has no morph under way");
-                Failure::new(FailureKind::NotFound, text)
+            let Some(session) = session else {
+                return Err(none);
             };
-            session
-                .ok_or_else(none)?
-                .send(GetMorph)
-                .await
-                .map_err(|_| none())
+            session.send(GetMorph).await.map_err(|_| none)
         })
     }
 }
@@ -277,14 +272,19 @@ impl Handler<PingInstance> for Instance {
     type Result = ResponseFuture<Result<PingView, Failure>>;
 
     fn handle(&mut self, _: PingInstance, _: &mut Self::Context) -> Self::Result {
-        let (watch, name) = (self.watch.clone(), self.row.name.clone());
+        let name = self.row.name.clone();
         let generation = self.generation.generation;
+        let Some(watch) = self.watch.clone() else {
+            // Nothing of it is watched, so nobody is asked.
+            let refused = self.busy("pinged", Doing::NotRunning);
+            return Box::pin(async { Err(refused) });
+        };
         Box::pin(async move {
             let silent = || {
                 let text = format!("{name} did not answer within {PING_TIMEOUT:?}");
                 Failure::new(FailureKind::Timeout, text)
             };
-            let ping = watch.ok_or_else(silent)?.send(Ping(PING_TIMEOUT)).await;
+            let ping = watch.send(Ping(PING_TIMEOUT)).await;
             let (rtt, _) = ping.ok().flatten().ok_or_else(silent)?;
             Ok(PingView {
                 name: name.clone(),

@@ -10,7 +10,7 @@ use kmp_proto::message::{FailureCause, Health, HealthStatus};
 
 use super::Instance;
 use crate::platform::journal::{Change, Note};
-use crate::platform::wall_clock;
+use crate::platform::{clock, wall_clock};
 use crate::watch::{EndWatch, Pause, SetOwner, Watch, WatchEvent, WatchKind, detector_config};
 
 /// How an overload is called in events and as a reason.
@@ -34,6 +34,7 @@ impl Instance {
             return;
         };
         self.health = None;
+        self.answered_until = None;
         self.watch = Some(Watch::begin(
             self.services.clone(),
             placement,
@@ -100,6 +101,9 @@ impl Handler<WatchEvent> for Instance {
             WatchKind::Overload(evidence) => self.load_changed(evidence, ctx),
             WatchKind::Failed(verdict) => {
                 self.gone = verdict.ended;
+                if self.engine.has_served() {
+                    self.answered_until = Some((clock::now(), verdict.silence));
+                }
                 self.failed(verdict, ctx);
             }
             WatchKind::Gone => self.start_over("watch", ctx),

@@ -139,7 +139,8 @@ fn shown(instance: &str, outcome: &Outcome) -> (MorphPhase, Option<Failure>) {
         Outcome::RolledBack(reason) => {
             let text = format!("rolled back, the source kernel serves: {reason}");
             let error = match reason {
-                RollbackReason::Incompatible(_) => Failure::new(FailureKind::Incompatible, text),
+                RollbackReason::Incompatible(_) => Failure::new(FailureKind::Incompatible, text)
+                    .hint("docs/workloads.md says what a program does to be morphed, and what a plain program lacks"),
                 RollbackReason::OverBudget(_) => Failure::new(FailureKind::OverBudget, text)
                     .hint("give a larger --downtime-budget-ms, or --force for any downtime"),
                 _ => Failure::new(FailureKind::WrongState, text),
