@@ -520,7 +520,9 @@ impl Actor for RecoveryJob {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         self.show();
-        self.say(format!("recovering: {}", self.plan.evidence.join("; ")));
+        // The instance says why.
+        let (id, cause) = (self.record.id, &self.record.cause);
+        self.say(format!("recovery {id} begins: {cause}"));
         self.run(ctx);
     }
 }

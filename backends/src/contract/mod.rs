@@ -440,8 +440,8 @@ pub trait Backend: Send + Sync {
         Vec::new()
     }
 
-    /// The end of what its kernel and its agent printed on its console, in printable characters and one line; none
-    /// where the backend keeps no console, or nothing was printed. Reads a few hundred bytes and does not wait.
+    /// What its kernel said of its panic on its console, else the last lines printed there, in printable characters and
+    /// one line; none where the backend keeps no console, or nothing was printed. Reads at most 64 KiB and does not wait.
     fn console_tail(&self, placement: &Placement) -> Option<String> {
         let _ = placement;
         None

@@ -64,7 +64,7 @@ pub enum AccelChoice {
     /// KVM when it is proved to work, else software emulation.
     #[default]
     Auto,
-    /// KVM, untested.
+    /// KVM: where a trial shows that it does not work, nothing starts.
     Kvm,
     /// Software emulation.
     Tcg,
@@ -143,7 +143,10 @@ impl QemuBackend {
 
     async fn accelerator(&self, kernel: &Path) -> Result<Accelerator, SpawnError> {
         match self.config.accel {
-            AccelChoice::Kvm => Ok(Accelerator::Kvm),
+            AccelChoice::Kvm => {
+                let version = self.version().await?;
+                self.kvm.required(version, Some(kernel)).await
+            }
             AccelChoice::Tcg => Ok(Accelerator::Tcg),
             AccelChoice::Auto => Ok(self.kvm.accelerator(self.version().await?, kernel).await),
         }
@@ -324,7 +327,10 @@ impl Backend for QemuBackend {
         }
         let accelerator = match self.config.accel {
             AccelChoice::Auto => self.kvm.first(version).await,
-            AccelChoice::Kvm => "kvm, as configured".to_owned(),
+            AccelChoice::Kvm => {
+                self.kvm.required(version, None).await?;
+                "kvm, as configured".to_owned()
+            }
             AccelChoice::Tcg => "software emulation, as configured".to_owned(),
         };
         let vsock = if let Some(kerf) = &self.config.kerf {
@@ -510,8 +516,8 @@ impl Backend for QemuBackend {
     }
 
     fn console_tail(&self, placement: &Placement) -> Option<String> {
-        let tail = console::tail(&placement.run_dir.join(run_dir::CONSOLE));
-        Some(tail).filter(|tail| !tail.is_empty())
+        let said = console::last_words(&placement.run_dir.join(run_dir::CONSOLE));
+        Some(said).filter(|said| !said.is_empty())
     }
 
     async fn keep_memory(&self, placement: &Placement) -> Result<bool, BackendError> {
