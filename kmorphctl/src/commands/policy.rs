@@ -232,7 +232,8 @@ fn read(file: &Path) -> Result<(String, String), Failure> {
             .read_to_end(&mut bytes)
     } else {
         let read = kmorph_files::read_named(file, limit).map_err(|error| {
-            Failure::invalid(error.to_string()).hint("- reads standard input, also a pipe")
+            Failure::invalid(error.to_string())
+                .hint("give `-` to read standard input, which may be a pipe")
         });
         bytes = read?;
         Ok(bytes.len())
