@@ -39,7 +39,7 @@ use crate::Start;
 use crate::config::{
     Accel, Backend as BackendChoice, ConfigError, File, Transport, changed_keys, is_read_once,
 };
-use crate::{foreign, logging, panics, signals};
+use crate::{foreign, logging, panics, places, signals};
 
 /// Requests to the daemon itself that may wait.
 const DAEMON_REQUESTS_MAX: usize = 8;
@@ -112,6 +112,18 @@ fn make_dir(path: &Path) -> Result<OwnDir, Fault> {
         false => PRIVATE_DIR,
     };
     OwnDir::make(path, mode).map_err(unusable)
+}
+
+/// Looks at the directories that are used, and makes none.
+pub(crate) fn check(start: &Start) -> Result<(), Fault> {
+    let beside = start.socket.parent().unwrap_or(&start.socket);
+    let used = [&start.places.state_dir, &start.places.run_dir];
+    let used: Vec<&Path> = used
+        .into_iter()
+        .map(PathBuf::as_path)
+        .chain([beside])
+        .collect();
+    places::look(&used).map_err(unusable)
 }
 
 fn unusable(refusal: Refusal) -> Fault {
