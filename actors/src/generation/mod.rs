@@ -399,7 +399,7 @@ impl Services {
         row.phase = GenerationPhase::Fenced;
         self.write(row).await?;
         info!(self.log, "fenced"; "instance" => &row.instance, "generation" => row.generation,
-            "confirmed" => certificate.confirmation().as_str(), "proof" => proof);
+            "confirmed" => certificate.confirmation().as_str(), "proof" => proof.unwrap_or("nothing ran"));
         Ok(certificate)
     }
 

@@ -439,7 +439,7 @@ impl Detector {
             .map_or(Duration::ZERO, |(mark, _)| self.lag_since(mark));
         if lag > Duration::ZERO {
             evidence.push(format!(
-                "judged {lag:.1?} later for the daemon's own lateness"
+                "the verdict waited {lag:.1?} longer, because kmorphd itself was late"
             ));
         }
         if let Some(overload) = self.load.overload() {
