@@ -208,7 +208,9 @@ impl Supervisor {
         let then =
             move |restored: Result<_, JournalError>, act: &mut Self, ctx: &mut Context<_>| {
                 match restored {
-                    Ok(Some(restored)) => act.begin_restored(restored, ctx),
+                    Ok(Some(restored)) => {
+                        act.begin_restored(restored, "it ended by a fault in kmorphd", ctx);
+                    }
                     // It was terminated in the meantime.
                     Ok(None) => {
                         act.instances.remove(&name);
@@ -238,10 +240,11 @@ impl Supervisor {
         );
     }
 
-    fn begin_restored(&mut self, restored: Restored, ctx: &mut Context<Self>) {
+    /// Takes an instance into care; `why` recoveries of it that nobody goes on with are over.
+    fn begin_restored(&mut self, restored: Restored, why: &str, ctx: &mut Context<Self>) {
         let (name, goes_on) = (restored.row.name.clone(), restored.unfinished());
         let given_up = |r: &RecoveryRecord| r.instance == name && Some(r.id) != goes_on;
-        self.give_up_recoveries(given_up, restored.fate());
+        self.give_up_recoveries(given_up, why);
         self.adopt(restored.row, restored.generation, restored.beginning, ctx);
     }
 }
@@ -271,7 +274,8 @@ impl Actor for Supervisor {
         ctx.wait(work.into_actor(self).map(|all, act, ctx| {
             let count = all.len();
             for restored in all {
-                act.begin_restored(restored, ctx);
+                let why = restored.fate();
+                act.begin_restored(restored, why, ctx);
             }
             act.services.operations.fail_orphans();
             // Of instances that are gone.
