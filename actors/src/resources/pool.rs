@@ -52,7 +52,7 @@ pub enum PoolExhausted {
 /// A size in the largest binary unit of which it is a whole number.
 fn size(bytes: u64) -> String {
     let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
-    let whole = |shift: u32| bytes > 0 && bytes % (1 << shift) == 0;
+    let whole = |shift: u32| bytes > 0 && bytes.is_multiple_of(1 << shift);
     match units.into_iter().find(|(shift, _)| whole(*shift)) {
         Some((shift, unit)) => format!("{} {unit}", bytes >> shift),
         None => format!("{bytes} bytes"),
