@@ -83,7 +83,7 @@ fn main() -> ExitCode {
         let settings = start.file.settings(start.places.clone())?;
         places::fit(&start.places.run_dir, &start.socket)?;
         if check {
-            run::check(&start)?;
+            places::look(&start)?;
             println!("the configuration is sound, and its directories can be used");
             return Ok(());
         }

@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::error::Error;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -30,7 +29,7 @@ use kmorph_backends::embedded::{EmbeddedBackend, EmbeddedConfig};
 use kmorph_backends::multikernel::{MultikernelBackend, MultikernelConfig};
 use kmorph_backends::qemu::{AccelChoice, KerfConfig, QemuBackend, QemuConfig};
 use kmorph_control_api::{ApiError, ErrorCode, ReloadReport};
-use kmorph_files::{OwnDir, PRIVATE_DIR, Refusal};
+use kmorph_files::{OwnDir, PRIVATE_DIR};
 use slog::{Logger, info, warn};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -55,8 +54,6 @@ const CAPTURES_END_TIMEOUT: Duration = Duration::from_secs(10);
 const JOURNAL_CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often it is looked whether the actors that cannot be replaced are alive.
 const VITAL_INTERVAL: Duration = Duration::from_millis(250);
-/// Mode of root's runtime directory: who may look reaches the control socket in it.
-const ROOTS_RUN_DIR: u32 = 0o755;
 /// The directory in it with those of the instances.
 const INSTANCES: &str = "instances";
 /// QEMU, looked up in PATH.
@@ -73,7 +70,7 @@ const BUILT_MODULES: &str = "kmod";
 /// The file with the id of the newest event, in the runtime directory.
 const EVENT_ID_NAME: &str = "event-id";
 
-type Fault = Box<dyn Error>;
+pub(crate) type Fault = Box<dyn Error>;
 
 /// Runs the daemon until it is told to stop.
 pub(crate) fn run(start: Start, settings: Settings) -> Result<(), Fault> {
@@ -91,11 +88,13 @@ pub(crate) fn run(start: Start, settings: Settings) -> Result<(), Fault> {
         ),
         Err(error) => warn!(log, "not locked in memory"; "error" => %error),
     }
-    let run_dir = make_dir(&settings.run_dir)?;
-    run_dir.below(INSTANCES, PRIVATE_DIR).map_err(unusable)?;
+    let run_dir = places::make_dir(&settings.run_dir)?;
+    run_dir
+        .below(INSTANCES, PRIVATE_DIR)
+        .map_err(places::unusable)?;
     if start.file.backend != BackendChoice::Embedded && start.cache_dir.exists() {
         // Programs and images in it are run.
-        OwnDir::shared(&start.cache_dir).map_err(unusable)?;
+        OwnDir::shared(&start.cache_dir).map_err(places::unusable)?;
     }
     let system = System::new();
     let ended = system.block_on(serve(start, settings, log));
@@ -103,31 +102,6 @@ pub(crate) fn run(start: Start, settings: Settings) -> Result<(), Fault> {
     // process ends now, and what is under way ends with it the way it does when the daemon is killed.
     std::mem::forget(system);
     ended
-}
-
-/// A directory for sockets and instances. That of a user is not for others unless it was made so before.
-fn make_dir(path: &Path) -> Result<OwnDir, Fault> {
-    let mode = match nix::unistd::Uid::effective().is_root() {
-        true => ROOTS_RUN_DIR,
-        false => PRIVATE_DIR,
-    };
-    OwnDir::make(path, mode).map_err(unusable)
-}
-
-/// Looks at the directories that are used, and makes none.
-pub(crate) fn check(start: &Start) -> Result<(), Fault> {
-    let beside = start.socket.parent().unwrap_or(&start.socket);
-    let used = [&start.places.state_dir, &start.places.run_dir];
-    let used: Vec<&Path> = used
-        .into_iter()
-        .map(PathBuf::as_path)
-        .chain([beside])
-        .collect();
-    places::look(&used).map_err(unusable)
-}
-
-fn unusable(refusal: Refusal) -> Fault {
-    format!("{refusal}; other directories are named with --state-dir, --run-dir or [paths]").into()
 }
 
 async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Fault> {
@@ -297,7 +271,7 @@ async fn begin(
     let backend = choose_backend(start, &settings.run_dir)?;
     let detail = backend.probe().await?;
     let settings = with_kernel_pool(start, settings)?;
-    let socket = free_socket(&start.socket)?;
+    let socket = places::free_socket(&start.socket)?;
     let services = services(log, journal, backend, &settings, &snapshot)?;
     let (operations, events) = (services.operations.clone(), services.events.clone());
     let supervisor = Supervisor::new(services, snapshot, detail.clone()).start();
@@ -464,44 +438,6 @@ fn kerf(start: &Start) -> Option<KerfConfig> {
         program: program.unwrap_or(KERF_HOST.into()),
         modules: modules.unwrap_or_else(|| start.cache_dir.join(BUILT_MODULES)),
     })
-}
-
-/// The socket's path, without symbolic links and free of what an earlier daemon left there. The lock on the state
-/// directory is held already, but another daemon with another state directory may use the same socket.
-fn free_socket(path: &Path) -> Result<PathBuf, Fault> {
-    let failed = |what: String| Fault::from(format!("the control socket {path:?} {what}"));
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(failed("names no file; give another path".to_owned()));
-    };
-    let parent = match parent.exists() {
-        true => OwnDir::shared(parent).map_err(unusable)?,
-        false => make_dir(parent)?,
-    };
-    let path = parent.path().join(name);
-    let there = match std::fs::symlink_metadata(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(path),
-        Err(error) => return Err(failed(format!("cannot be looked at: {error}"))),
-        Ok(there) => there,
-    };
-    if !there.file_type().is_socket() {
-        let text = "cannot be made: it is there already and is no socket; give another path";
-        return Err(failed(text.to_owned()));
-    }
-    let own = nix::unistd::Uid::effective().as_raw();
-    if there.uid() != own {
-        let owner = there.uid();
-        let text =
-            format!("cannot be made: uid {owner} has one there; remove it, or give another path");
-        return Err(failed(text));
-    }
-    match std::os::unix::net::UnixStream::connect(&path) {
-        Ok(_) => Err(format!("another daemon answers on the control socket {path:?}").into()),
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(&path)?;
-            Ok(path)
-        }
-        Err(_) => Ok(path),
-    }
 }
 
 fn services(
