@@ -324,14 +324,16 @@ impl Backend for EmbeddedBackend {
         run_dir: &Path,
     ) -> Result<Option<Placement>, BackendError> {
         let (name, run_dir) = (name.clone(), run_dir.to_owned());
-        let boot_id = self.host_boot_id.clone();
+        let (kind, boot_id) = (self.kind(), self.host_boot_id.clone());
         let what = failed(format!("looking for {name} generation {generation}"));
-        let look = move || finding::find(&name, generation, &run_dir, &[AGENT_ROLE], &boot_id);
+        let look =
+            move || finding::find(kind, &name, generation, &run_dir, &[AGENT_ROLE], &boot_id);
         let found = tokio::task::spawn_blocking(look).await;
         found.map_err(io::Error::other).flatten().map_err(what)
     }
 
     async fn observe(&self, placement: &Placement) -> Result<Observation, BackendError> {
+        self.check_own(placement)?;
         let Some(process) = self.main_process(placement) else {
             return Ok(Observation::Ended(ExitCause::Exited { status: None }));
         };
@@ -355,6 +357,9 @@ impl Backend for EmbeddedBackend {
     }
 
     async fn ended(&self, placement: &Placement) -> ExitCause {
+        if self.check_own(placement).is_err() {
+            return std::future::pending().await;
+        }
         let Some(process) = self.main_process(placement) else {
             return ExitCause::Exited { status: None };
         };
@@ -366,6 +371,7 @@ impl Backend for EmbeddedBackend {
     }
 
     async fn request_shutdown(&self, placement: &Placement) -> Result<(), BackendError> {
+        self.check_own(placement)?;
         let Some(process) = self.main_process(placement) else {
             return Ok(());
         };
@@ -381,6 +387,10 @@ impl Backend for EmbeddedBackend {
         placement: &Placement,
         order: FenceOrder,
     ) -> Result<Fenced, FenceUnconfirmed> {
+        if let Err(error) = self.check_own(placement) {
+            let reason = error.to_string();
+            return Err(FenceUnconfirmed { order, reason });
+        }
         fencing::fence(placement, &self.exits, &self.host_boot_id, order).await
     }
 
@@ -393,6 +403,7 @@ impl Backend for EmbeddedBackend {
         placement: &Placement,
         proof: &FenceCertificate,
     ) -> Result<(), BackendError> {
+        self.check_own(placement)?;
         fencing::check_proof(placement, proof)?;
         if let Some(process) = self.main_process(placement) {
             self.exits.forget(process);

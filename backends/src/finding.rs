@@ -8,7 +8,7 @@ use kmorph_launch::InstanceName;
 
 use crate::birth;
 use crate::cgroup::{Cgroup, Cgroups};
-use crate::contract::{Containment, Placement};
+use crate::contract::{BackendKind, Containment, Placement};
 use crate::fencing;
 
 /// The placement without its processes, in a run directory: written before anything is started.
@@ -55,11 +55,12 @@ pub(crate) fn announce(placement: &Placement, roles: &[&str]) -> io::Result<()> 
 }
 
 /// Looks for such a spawn, and ends it as far as it is still under way; `None` when nothing of it can run.
-/// `roles` are those of its processes, the one whose end is the instance's end first.
+/// `kind` is the backend that asks, `roles` are those of its processes, the one whose end is the instance's end first.
 ///
 /// # Errors
-/// When the system could not be asked.
+/// When the system could not be asked, or another backend than `kind` began it.
 pub(crate) fn find(
+    kind: BackendKind,
     name: &InstanceName,
     generation: u64,
     run_dir: &Path,
@@ -75,6 +76,10 @@ pub(crate) fn find(
     let is_it = placement.name == *name && placement.generation == generation;
     if !is_it || placement.host_boot_id != host_boot_id {
         return Ok(None);
+    }
+    if placement.backend != kind {
+        let text = format!("the {} backend runs it", placement.backend.as_str());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     }
     birth::close(run_dir)?;
     for role in roles {

@@ -141,11 +141,11 @@ pub struct SpawnRequest {
     /// Absolute path of an initramfs used instead of the built one.
     #[serde(default)]
     pub initramfs: Option<String>,
-    /// CPUs, 1 unless told.
+    /// CPUs (default: 1).
     #[schema(minimum = 1, maximum = 65535)]
     #[serde(default = "one")]
     pub cpus: u16,
-    /// Memory in bytes, the configuration's default unless told.
+    /// Memory in bytes (default: the configuration's).
     #[schema(minimum = 16777216)]
     #[serde(default)]
     pub memory_bytes: Option<u64>,
@@ -158,7 +158,7 @@ pub struct SpawnRequest {
     /// Watch it with heartbeats.
     #[serde(default = "yes")]
     pub monitor: bool,
-    /// Heartbeat timeout in seconds, may have a fraction; the configuration's default unless told.
+    /// Heartbeat timeout in seconds, may have a fraction (default: the configuration's).
     #[schema(minimum = 0.1, maximum = 3600)]
     #[serde(default)]
     pub heartbeat_timeout_s: Option<f64>,

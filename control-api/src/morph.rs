@@ -39,7 +39,7 @@ pub struct MorphRequest {
     /// Kernel command line of the target kernel; the source kernel's by default.
     #[serde(default)]
     pub kernel_cmdline: Option<String>,
-    /// Initramfs of the target kernel; the built one unless told.
+    /// Initramfs of the target kernel (default: the built one).
     #[serde(default)]
     pub initramfs: Option<String>,
     /// Go on to validate once prepared.

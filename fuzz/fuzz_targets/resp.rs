@@ -6,10 +6,13 @@
 #[path = "../../workload/src/bin/kmorph-kv/resp.rs"]
 mod resp;
 
-use resp::{Parsed, Parser};
+use resp::{Limits, Parsed, Parser};
 
-/// Small, so that the fuzzer meets the limit.
-const MAX_BULK_BYTES: usize = 64;
+/// Small, so that the fuzzer meets the limits.
+const LIMITS: Limits = Limits {
+    bulk: 64,
+    command: 100,
+};
 
 type Commands = Vec<Vec<Vec<u8>>>;
 
@@ -19,11 +22,13 @@ fn commands(input: &[u8], size: usize) -> (Commands, Option<String>) {
     for piece in input.chunks(size) {
         held.extend_from_slice(piece);
         loop {
-            match parser.next(&held, MAX_BULK_BYTES) {
+            match parser.next(&held, LIMITS) {
                 Parsed::Command(words) => {
                     assert!(!words.is_empty());
                     commands.push(words.into_iter().map(|at| held[at].to_vec()).collect());
                 }
+                // It was skipped.
+                Parsed::TooLarge => commands.push(Vec::new()),
                 Parsed::Incomplete => break,
                 Parsed::Invalid(why) => return (commands, Some(why)),
             }

@@ -4,6 +4,7 @@
 //! [`Failure`] that names the socket.
 
 use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -243,6 +244,11 @@ impl Client {
                 format!("no daemon answers at {socket}: there is no such socket"),
             )
             .hint("start it with `kmorphctl daemon start`, or name its socket with --socket"),
+            ErrorKind::ConnectionRefused if !is_socket(&self.socket) => Failure::new(
+                Exit::Unreachable,
+                format!("no daemon answers at {socket}: it is no socket"),
+            )
+            .hint("name the daemon's socket with --socket"),
             ErrorKind::ConnectionRefused => Failure::new(
                 Exit::Unreachable,
                 format!("no daemon answers at {socket}: its socket is left from an earlier one"),
@@ -306,6 +312,11 @@ fn refusal(socket: &Path, status: StatusCode, body: &[u8]) -> Failure {
         status = status.as_u16()
     );
     Failure::internal(text).hint("is that socket kmorphd's?")
+}
+
+/// Whether a socket is there, or cannot be seen to be something else.
+fn is_socket(path: &Path) -> bool {
+    std::fs::metadata(path).map_or(true, |there| there.file_type().is_socket())
 }
 
 fn excerpt(body: &[u8]) -> String {

@@ -70,7 +70,12 @@ impl Failure {
 
     /// A file named by the user cannot be used.
     pub(crate) fn file(verb: &str, path: &Path, error: &std::io::Error) -> Self {
-        Self::invalid(format!("cannot {verb} {}: {error}", path.display()))
+        let inner = error.get_ref();
+        match inner.is_some_and(|inner| inner.is::<kmorph_files::NamedFileError>()) {
+            // It says so itself.
+            true => Self::invalid(error.to_string()),
+            false => Self::invalid(format!("cannot {verb} {}: {error}", path.display())),
+        }
     }
 
     /// Our own output cannot be written. A reader that has enough (`| head`) is no fault.

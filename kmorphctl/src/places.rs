@@ -11,7 +11,7 @@ use kmorph_control_api::paths::{
 pub(crate) struct Places {
     /// Its control socket.
     pub(crate) socket: PathBuf,
-    /// Where the log of `daemon start` goes unless told.
+    /// Where the log of `daemon start` goes by default.
     pub(crate) log: PathBuf,
     /// True when nobody named the socket: then it is this user's own daemon, or root's, that should answer.
     pub(crate) socket_is_default: bool,

@@ -180,3 +180,18 @@ fn nothing_to_show_is_said_in_words_and_is_an_empty_list_for_programs() {
     assert_eq!(daemon.ctl("recovery-log").stdout, "No recoveries\n");
     assert_eq!(daemon.ctl("list --output-format json").json(), json!([]));
 }
+
+/// Of an instance that has failed a daemon that was restarted since does not know when it answered last: not "never".
+#[test]
+fn what_is_not_known_of_the_last_heartbeat_is_not_called_never() {
+    for (state, said) in [("starting", "never"), ("quarantined", "not known")] {
+        let daemon = FakeDaemon::start(move |_| {
+            let mut instance = status("web", state);
+            instance["last_heartbeat_ms"] = serde_json::Value::Null;
+            Reply::ok(instance)
+        });
+        let ended = daemon.ctl("status web");
+        let wanted = format!("(last heartbeat: {said})");
+        assert!(ended.stdout.contains(&wanted), "{ended:?}");
+    }
+}

@@ -34,6 +34,17 @@ fn a_socket_that_an_earlier_daemon_left_is_told_from_a_missing_one() {
 }
 
 #[test]
+fn a_file_that_is_no_socket_is_called_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("passwd");
+    std::fs::write(&file, "").unwrap();
+    let ended = ctl(&file, &["list"]);
+    assert_eq!(ended.code, 3);
+    assert!(ended.stderr.contains("it is no socket"), "{ended:?}");
+    assert!(ended.stderr.contains("--socket"), "{ended:?}");
+}
+
+#[test]
 fn each_refusal_has_its_exit_code_and_keeps_reason_and_hint() {
     for (status, code, exit) in [
         (400, "invalid_request", 7),

@@ -21,6 +21,15 @@ fn analyze(file: &Path, words: &[&str]) -> Ended {
 }
 
 #[test]
+fn a_directory_is_refused_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let ended = analyze(dir.path(), &[]);
+    assert_eq!(ended.code, 7);
+    assert_eq!(ended.stderr.matches("cannot read").count(), 1, "{ended:?}");
+    assert!(ended.stderr.contains("it is a directory"), "{ended:?}");
+}
+
+#[test]
 fn a_sound_file_is_told_in_words_json_and_as_its_log() {
     let file = golden("linux-6.12.kdump-lzo");
     let words = analyze(&file, &[]);

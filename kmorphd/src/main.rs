@@ -3,7 +3,10 @@
 mod config;
 #[cfg(test)]
 mod documents;
+mod foreign;
 mod logging;
+mod panics;
+mod places;
 mod run;
 mod signals;
 
@@ -40,7 +43,7 @@ struct Arguments {
     /// Control socket, over the configuration's.
     #[arg(long)]
     socket: Option<PathBuf>,
-    /// Read and check the configuration, then exit.
+    /// Check the configuration and its directories, then exit; programs, kernels and KVM are not tried.
     #[arg(long)]
     check: bool,
     /// Put this copy of the journal in the place of the journal, then exit; no daemon may run on the state directory.
@@ -61,6 +64,7 @@ struct Start {
 }
 
 fn main() -> ExitCode {
+    panics::count_from_now_on();
     if let Err(error) = signals::note_from_now_on() {
         eprintln!("kmorphd: signals cannot be handled: {error}");
         return ExitCode::FAILURE;
@@ -77,8 +81,10 @@ fn main() -> ExitCode {
     let check = arguments.check;
     let result = prepare(&arguments).and_then(|start| {
         let settings = start.file.settings(start.places.clone())?;
+        places::fit(&start.places.run_dir, &start.socket)?;
         if check {
-            println!("the configuration is sound");
+            places::look(&start)?;
+            println!("the configuration is sound, and its directories can be used");
             return Ok(());
         }
         if let Some(copy) = &arguments.restore_journal {

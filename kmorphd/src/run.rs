@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::error::Error;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,12 +16,12 @@ use kmorph_actors::generation::release::Ledger;
 use kmorph_actors::model::OperationKind;
 use kmorph_actors::model::settings::{Settings, Stock};
 use kmorph_actors::morph::Downtimes;
-use kmorph_actors::platform::Platform;
 use kmorph_actors::platform::aside::Turn;
 use kmorph_actors::platform::events::{Draft, EventLog};
 use kmorph_actors::platform::journal::{Journal, KeepBackups, Snapshot};
 use kmorph_actors::platform::operations::Operations;
 use kmorph_actors::platform::transport::{SystemNetwork, TransportHandle};
+use kmorph_actors::platform::{self, Platform};
 use kmorph_actors::resources::Resources;
 use kmorph_actors::resources::numbers::Numbers;
 use kmorph_actors::resources::pool::Pool;
@@ -35,16 +34,16 @@ use kmorph_backends::embedded::{EmbeddedBackend, EmbeddedConfig};
 use kmorph_backends::multikernel::{MultikernelBackend, MultikernelConfig};
 use kmorph_backends::qemu::{AccelChoice, KerfConfig, QemuBackend, QemuConfig};
 use kmorph_control_api::{ApiError, ErrorCode, ReloadReport};
-use kmorph_files::{OwnDir, PRIVATE_DIR, Refusal};
+use kmorph_files::{OwnDir, PRIVATE_DIR};
 use slog::{Logger, info, warn};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::Start;
 use crate::config::{
     Accel, Backend as BackendChoice, ConfigError, File, Transport, changed_keys, is_read_once,
 };
-use crate::{logging, signals};
+use crate::{foreign, logging, panics, places, signals};
 
 /// Requests to the daemon itself that may wait.
 const DAEMON_REQUESTS_MAX: usize = 8;
@@ -56,10 +55,10 @@ const GRACEFUL_POLL: Duration = Duration::from_millis(100);
 const CONFIG_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for captures to end and their instances to go on.
 const CAPTURES_END_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for the journal's disk at the end.
+const JOURNAL_CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often it is looked whether the actors that cannot be replaced are alive.
 const VITAL_INTERVAL: Duration = Duration::from_millis(250);
-/// Mode of root's runtime directory: who may look reaches the control socket in it.
-const ROOTS_RUN_DIR: u32 = 0o755;
 /// The directory in it with those of the instances.
 const INSTANCES: &str = "instances";
 /// QEMU, looked up in PATH.
@@ -76,7 +75,7 @@ const BUILT_MODULES: &str = "kmod";
 /// The file with the id of the newest event, in the runtime directory.
 const EVENT_ID_NAME: &str = "event-id";
 
-type Fault = Box<dyn Error>;
+pub(crate) type Fault = Box<dyn Error>;
 
 /// Runs the daemon until it is told to stop.
 pub(crate) fn run(start: Start, settings: Settings) -> Result<(), Fault> {
@@ -94,32 +93,25 @@ pub(crate) fn run(start: Start, settings: Settings) -> Result<(), Fault> {
         ),
         Err(error) => warn!(log, "not locked in memory"; "error" => %error),
     }
-    let run_dir = make_dir(&settings.run_dir)?;
-    run_dir.below(INSTANCES, PRIVATE_DIR).map_err(unusable)?;
+    let run_dir = places::make_dir(&settings.run_dir)?;
+    run_dir
+        .below(INSTANCES, PRIVATE_DIR)
+        .map_err(places::unusable)?;
     if start.file.backend != BackendChoice::Embedded && start.cache_dir.exists() {
         // Programs and images in it are run.
-        OwnDir::shared(&start.cache_dir).map_err(unusable)?;
+        OwnDir::shared(&start.cache_dir).map_err(places::unusable)?;
     }
     let system = System::new();
-    system.block_on(serve(start, settings, log))
-}
-
-/// A directory for sockets and instances. That of a user is not for others unless it was made so before.
-fn make_dir(path: &Path) -> Result<OwnDir, Fault> {
-    let mode = match nix::unistd::Uid::effective().is_root() {
-        true => ROOTS_RUN_DIR,
-        false => PRIVATE_DIR,
-    };
-    OwnDir::make(path, mode).map_err(unusable)
-}
-
-fn unusable(refusal: Refusal) -> Fault {
-    format!("{refusal}; other directories are named with --state-dir, --run-dir or [paths]").into()
+    let ended = system.block_on(serve(start, settings, log));
+    // Dropped, each actor would handle what waits for it once more, start included, with no runtime around it. The
+    // process ends now, and what is under way ends with it the way it does when the daemon is killed.
+    std::mem::forget(system);
+    ended
 }
 
 async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Fault> {
     // From here on these are told of signals; what came before was noted.
-    let mut hangup = signal(SignalKind::hangup())?;
+    let hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let hung_up_early = signals::take_hangup();
@@ -127,14 +119,61 @@ async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Faul
         info!(log, "told to end while it started");
         return Ok(());
     }
+    let (journal, snapshot, arbiter) = Journal::open(&settings.state_dir)?;
+    let mut panics = panics::so_far();
     let begun = tokio::select! {
-        begun = begin(&start, settings, &log) => begun?,
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
+        begun = begin(&start, settings, &log, journal.clone(), snapshot) => begun.map(Some),
+        _ = terminate.recv() => Ok(None),
+        _ = interrupt.recv() => Ok(None),
     };
+    let ended = match begun {
+        Ok(Some(running)) => {
+            let signals = Signals {
+                hangup,
+                terminate,
+                interrupt,
+            };
+            let ended = watch(&start, running, &journal, signals, hung_up_early, &log).await;
+            ended.map(|noted| panics = noted)
+        }
+        Ok(None) => {
+            info!(log, "told to end while it started");
+            Ok(())
+        }
+        Err(fault) => Err(fault),
+    };
+    close(&log, &journal, arbiter).await;
+    ended?;
+    match panics::so_far() == panics {
+        true => Ok(()),
+        false => Err("an actor panicked while the daemon ended; instances run on, and kmorphd adopts them when it \
+             is started again"
+            .into()),
+    }
+}
+
+/// What the daemon is told from outside once it runs.
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+/// Serves until the daemon is to end, and ends all but the journal; how many panics there had been when its end began.
+async fn watch(
+    start: &Start,
+    running: Running,
+    journal: &Addr<Journal>,
+    signals: Signals,
+    hung_up_early: bool,
+    log: &Logger,
+) -> Result<usize, Fault> {
+    let Signals {
+        mut hangup,
+        mut terminate,
+        mut interrupt,
+    } = signals;
     let Running {
-        journal,
-        arbiter,
         supervisor,
         operations,
         events,
@@ -143,15 +182,15 @@ async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Faul
         handle,
         socket,
         mut now,
-    } = begun;
+    } = running;
     events.publish(Draft::daemon("started"));
     if hung_up_early {
-        tell(&log, reload(&start, &mut now, &supervisor, &access).await);
+        tell(log, reload(start, &mut now, &supervisor, &access).await);
     }
     let mut vital = tokio::time::interval(VITAL_INTERVAL);
     let end = loop {
         tokio::select! {
-            _ = hangup.recv() => tell(&log, reload(&start, &mut now, &supervisor, &access).await),
+            _ = hangup.recv() => tell(log, reload(start, &mut now, &supervisor, &access).await),
             _ = terminate.recv() => break End::Asked { graceful: false },
             _ = interrupt.recv() => break End::Asked { graceful: false },
             _ = vital.tick() => {
@@ -164,26 +203,25 @@ async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Faul
             }
             request = requests.recv() => match request {
                 Some(DaemonRequest::Reload(answer)) => {
-                    let _ = answer.send(reload(&start, &mut now, &supervisor, &access).await);
+                    let _ = answer.send(reload(start, &mut now, &supervisor, &access).await);
                 }
                 Some(DaemonRequest::Stop { graceful }) => break End::Asked { graceful },
                 None => break End::Asked { graceful: false },
             },
         }
     };
+    let panics = panics::so_far();
     supervisor.do_send(Stopping);
     if let End::Asked { graceful: true } = end {
-        finish_operations(&log, &operations).await;
+        finish_operations(log, &operations).await;
     }
-    end_captures(&log, &operations).await;
+    end_captures(log, &operations).await;
     info!(log, "stopping; instances run on");
     events.publish(Draft::daemon("stopped"));
     handle.stop().await;
     let _ = std::fs::remove_file(&socket);
-    arbiter.stop();
-    let _ = arbiter.join();
     match end {
-        End::Asked { .. } => Ok(()),
+        End::Asked { .. } => Ok(panics),
         End::Fault(actor) => Err(format!(
             "its {actor} actor panicked, and without it nothing can be changed safely; instances run \
              on, and kmorphd adopts them when it is started again"
@@ -192,11 +230,26 @@ async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Faul
     }
 }
 
+/// Has the journal write what it was told, and ends its thread.
+async fn close(log: &Logger, journal: &Addr<Journal>, arbiter: Arbiter) {
+    // Its thread ends with what stands in line unwritten, so that is waited for.
+    let written = platform::journal::record(journal, Vec::new());
+    if tokio::time::timeout(JOURNAL_CLOSE_TIMEOUT, written)
+        .await
+        .is_err()
+    {
+        warn!(
+            log,
+            "the journal's disk does not answer: the last events may be missing from it"
+        );
+        return;
+    }
+    arbiter.stop();
+    let _ = arbiter.join();
+}
+
 /// What runs once the daemon has started.
 struct Running {
-    journal: Addr<Journal>,
-    /// The journal's thread.
-    arbiter: Arbiter,
     supervisor: Addr<Supervisor>,
     operations: Operations,
     events: EventLog,
@@ -208,8 +261,14 @@ struct Running {
 }
 
 /// Starts everything, the API last.
-async fn begin(start: &Start, settings: Settings, log: &Logger) -> Result<Running, Fault> {
-    let (journal, snapshot, arbiter) = Journal::open(&settings.state_dir)?;
+async fn begin(
+    start: &Start,
+    settings: Settings,
+    log: &Logger,
+    journal: Addr<Journal>,
+    snapshot: Snapshot,
+) -> Result<Running, Fault> {
+    foreign::refuse(&snapshot, start.file.backend.kind(), &settings.state_dir)?;
     journal.do_send(KeepBackups {
         dir: settings.state_dir.clone(),
         log: log.clone(),
@@ -217,8 +276,8 @@ async fn begin(start: &Start, settings: Settings, log: &Logger) -> Result<Runnin
     let backend = choose_backend(start, &settings.run_dir)?;
     let detail = backend.probe().await?;
     let settings = with_kernel_pool(start, settings)?;
-    let socket = free_socket(&start.socket)?;
-    let services = services(log, journal.clone(), backend, &settings, &snapshot)?;
+    let socket = places::free_socket(&start.socket)?;
+    let services = services(log, journal, backend, &settings, &snapshot)?;
     let (operations, events) = (
         services.platform.operations.clone(),
         services.platform.events.clone(),
@@ -240,8 +299,6 @@ async fn begin(start: &Start, settings: Settings, log: &Logger) -> Result<Runnin
     info!(log, "ready"; "socket" => %socket.display(), "backend" => detail,
         "pid" => std::process::id());
     Ok(Running {
-        journal,
-        arbiter,
         supervisor,
         operations,
         events,
@@ -392,44 +449,6 @@ fn kerf(start: &Start) -> Option<KerfConfig> {
         program: program.unwrap_or(KERF_HOST.into()),
         modules: modules.unwrap_or_else(|| start.cache_dir.join(BUILT_MODULES)),
     })
-}
-
-/// The socket's path, without symbolic links and free of what an earlier daemon left there. The lock on the state
-/// directory is held already, but another daemon with another state directory may use the same socket.
-fn free_socket(path: &Path) -> Result<PathBuf, Fault> {
-    let failed = |what: String| Fault::from(format!("the control socket {path:?} {what}"));
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(failed("names no file; give another path".to_owned()));
-    };
-    let parent = match parent.exists() {
-        true => OwnDir::shared(parent).map_err(unusable)?,
-        false => make_dir(parent)?,
-    };
-    let path = parent.path().join(name);
-    let there = match std::fs::symlink_metadata(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(path),
-        Err(error) => return Err(failed(format!("cannot be looked at: {error}"))),
-        Ok(there) => there,
-    };
-    if !there.file_type().is_socket() {
-        let text = "cannot be made: it is there already and is no socket; give another path";
-        return Err(failed(text.to_owned()));
-    }
-    let own = nix::unistd::Uid::effective().as_raw();
-    if there.uid() != own {
-        let owner = there.uid();
-        let text =
-            format!("cannot be made: uid {owner} has one there; remove it, or give another path");
-        return Err(failed(text));
-    }
-    match std::os::unix::net::UnixStream::connect(&path) {
-        Ok(_) => Err(format!("another daemon answers on the control socket {path:?}").into()),
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(&path)?;
-            Ok(path)
-        }
-        Err(_) => Ok(path),
-    }
 }
 
 fn services(

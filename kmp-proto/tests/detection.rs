@@ -421,3 +421,22 @@ fn an_agent_that_answers_without_a_workload_is_not_called_dead() {
         "{text}"
     );
 }
+
+/// A generation that was healthy under an earlier watch has started: that its workload fails now is not its start.
+#[test]
+fn what_was_healthy_before_its_watch_began_is_not_judged_by_its_start() {
+    let began = |has_served| {
+        let mut config = Config::new(Duration::from_secs(1), Duration::from_secs(10));
+        config.has_served = has_served;
+        let mut detector = Detector::new(config, Instant::default());
+        detector.handle(Event::ChannelUp, Instant::default());
+        let Some(Action::SendProbe { probe }) = detector.poll_action() else {
+            panic!("a probe is due");
+        };
+        let health = Health::Unhealthy;
+        detector.handle(Event::Answer { probe, health }, Instant::from_nanos(MS));
+        (detector.phase(), detector.poll_action())
+    };
+    assert_eq!(began(true), ("monitoring", Some(Action::Healthy)));
+    assert_eq!(began(false), ("starting", None));
+}

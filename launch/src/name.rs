@@ -47,12 +47,14 @@ impl FromStr for InstanceName {
             return refuse("it is too long");
         }
         if !text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit()) {
-            return refuse("it begins with another character");
+            return refuse("it does not begin with a small letter or a digit");
         }
         let allowed =
             |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-');
         if !text.chars().all(allowed) {
-            return refuse("it contains another character");
+            return refuse(
+                "it contains something else than small letters, digits, '.', '_' and '-'",
+            );
         }
         Ok(Self(text.to_owned()))
     }

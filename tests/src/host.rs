@@ -301,6 +301,16 @@ impl Host {
         self.start();
     }
 
+    /// Asks the daemon to end, and starts another one: what it had to write, it has written.
+    pub fn restart(&mut self) {
+        let pid = nix::unistd::Pid::from_raw(self.daemon_pid());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)
+            .expect("the daemon can be sent a signal");
+        let ended = self.daemon_ended();
+        assert!(ended.success(), "{ended:?}\n{}", self.log());
+        self.start();
+    }
+
     /// The control API.
     pub fn control(&self) -> &Control {
         &self.control

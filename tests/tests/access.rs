@@ -225,24 +225,39 @@ fn a_callers_descriptors_reach_neither_daemon_nor_agent_nor_workload() {
     }
 }
 
+/// Moments of a start at which it is sent a signal.
+const MOMENTS: u64 = 40;
+/// Longer than a start takes.
+const SPREAD: Duration = Duration::from_millis(80);
+
+/// Starts the daemon the way kmorphctl does, with `signal` blocked until it can take it, and sends it that at one of
+/// the [`MOMENTS`].
+fn started_and_sent(host: &Host, signal: Signal, moment: u64) -> (std::process::Child, Pid) {
+    let mut command = host.command();
+    let mut blocked = SigSet::empty();
+    blocked.add(signal);
+    // Before `main`, a signal waits.
+    let block = move || {
+        Ok(pthread_sigmask(
+            SigmaskHow::SIG_BLOCK,
+            Some(&blocked),
+            None,
+        )?)
+    };
+    // SAFETY: the closure makes one system call between fork and exec.
+    unsafe { command.pre_exec(block) };
+    let daemon = command.spawn().unwrap();
+    let pid = Pid::from_raw(i32::try_from(daemon.id()).unwrap());
+    std::thread::sleep(SPREAD.mul_f64(moment as f64 / MOMENTS as f64));
+    kill(pid, signal).unwrap();
+    (daemon, pid)
+}
+
 #[test]
 fn a_hangup_at_any_moment_of_the_start_is_a_reload_and_no_end() {
-    const MOMENTS: u64 = 40;
-    /// Longer than a start takes.
-    const SPREAD: Duration = Duration::from_millis(80);
     let host = Host::prepare(SOUND);
     for moment in 0..MOMENTS {
-        let mut command = host.command();
-        let mut hangup = SigSet::empty();
-        hangup.add(Signal::SIGHUP);
-        // As kmorphctl starts it: before `main`, a signal waits.
-        let block = move || Ok(pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&hangup), None)?);
-        // SAFETY: the closure makes one system call between fork and exec.
-        unsafe { command.pre_exec(block) };
-        let mut daemon = command.spawn().unwrap();
-        let pid = Pid::from_raw(i32::try_from(daemon.id()).unwrap());
-        std::thread::sleep(SPREAD.mul_f64(moment as f64 / MOMENTS as f64));
-        kill(pid, Signal::SIGHUP).unwrap();
+        let (mut daemon, pid) = started_and_sent(&host, Signal::SIGHUP, moment);
         host.control().wait("an answer", || {
             let ended = daemon.try_wait().unwrap();
             assert!(
@@ -264,6 +279,38 @@ fn a_hangup_at_any_moment_of_the_start_is_a_reload_and_no_end() {
             host.log()
         );
     }
+}
+
+#[test]
+fn an_end_at_any_moment_of_the_start_is_a_clean_one_and_disturbs_nothing() {
+    let mut host = Host::prepare(SOUND);
+    host.start();
+    host.spawn_kv("web");
+    let agent = host.agent("web");
+    end_daemon(&host);
+    host.daemon_ended();
+    // Twice each: how far a start is at a moment varies.
+    for round in 0..4 * MOMENTS {
+        let (signal, moment) = match round % 2 {
+            0 => (Signal::SIGTERM, round / 2 % MOMENTS),
+            _ => (Signal::SIGINT, round / 2 % MOMENTS),
+        };
+        let (mut daemon, _) = started_and_sent(&host, signal, moment);
+        let ended = host
+            .control()
+            .wait("the end", || daemon.try_wait().unwrap());
+        let log = host.log();
+        assert!(
+            ended.success(),
+            "{signal}, moment {moment}: {ended:?}\n{log}"
+        );
+        assert!(
+            !log.contains("panicked"),
+            "{signal}, moment {moment}\n{log}"
+        );
+    }
+    host.start();
+    assert_eq!(host.running("web").processes["agent"], agent);
 }
 
 /// Does `work` on a thread whose user is `NOBODY`.

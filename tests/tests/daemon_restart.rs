@@ -205,13 +205,64 @@ fn a_recovery_that_died_with_the_daemon_is_not_told_to_run() {
     host.control().wait("a successor", || {
         (host.control().instance("web").summary.generation > 1).then_some(())
     });
-    host.restart_by_kill();
+    let successor = host.agent("web");
+    host.kill_daemon();
+    kill(Pid::from_raw(successor), Signal::SIGKILL).unwrap();
+    host.control().wait("its end", || {
+        let program = std::fs::read_link(format!("/proc/{successor}/exe"));
+        program.is_err().then_some(())
+    });
+    host.start();
     let first: Vec<RecoveryRecord> = host.control().get("/v1/recoveries?instance=web");
     assert_eq!(first[0].outcome, RecoveryOutcome::Failed, "{first:?}");
     assert!(
         first[0].reason.as_deref().unwrap().contains("daemon ended"),
         "{first:?}"
     );
+    // What was left to do.
+    assert_eq!(first[1].failed_generation, 2, "{first:?}");
+}
+
+/// What the running daemon leaves alone, a restarted one leaves alone too.
+#[test]
+fn a_workload_that_its_agent_has_given_up_is_adopted_as_it_is() {
+    let mut host = Host::new();
+    let fails = host.path("fails");
+    let script = format!("[ -e {} ] && exit 1; exec sleep 100000", fails.display());
+    let body = json!({
+        "name": "web", "kernel": host.kernel("6.1.0-a"),
+        "workload": { "program": "/bin/sh", "args": ["-c", script] },
+    });
+    host.control().succeed("POST", "/v1/instances", Some(&body));
+    let agent = host.agent("web");
+    std::fs::write(&fails, "").unwrap();
+    let children = std::fs::read_to_string(format!("/proc/{agent}/task/{agent}/children")).unwrap();
+    let workload = children.split_whitespace().next().unwrap().parse().unwrap();
+    kill(Pid::from_raw(workload), Signal::SIGKILL).unwrap();
+    let given_up = |host: &Host| {
+        host.control().wait("the agent to have given up", || {
+            let now = host.control().instance("web");
+            let reason = now.reason.clone().unwrap_or_default();
+            let over = reason.contains("not started again");
+            (over && now.summary.state == InstanceState::Degraded).then_some(now)
+        })
+    };
+    given_up(&host);
+    let log = |host: &Host| -> Vec<RecoveryRecord> {
+        let all: Vec<RecoveryRecord> = host.control().get("/v1/recoveries?instance=web");
+        all.into_iter()
+            .filter(|r| r.outcome != RecoveryOutcome::Recovered)
+            .collect()
+    };
+    let last = host.control().wait("the entry", || log(&host).pop());
+    assert_eq!(
+        (last.outcome, last.cause.as_str()),
+        (RecoveryOutcome::Failed, "workload_failed")
+    );
+    host.restart();
+    let now = given_up(&host);
+    assert_eq!((now.summary.generation, now.processes["agent"]), (1, agent));
+    assert_eq!(log(&host), [last], "told once");
 }
 
 #[test]
@@ -310,4 +361,39 @@ fn the_daemon_has_all_descriptors_it_may_have_and_what_it_starts_has_no_more_tha
     assert!(limits[0] > 512, "{limits:?}");
     assert_eq!(limits[1..], [512, 512]);
     assert!(!String::from_utf8_lossy(&environment).contains("DESCRIPTORS"));
+}
+
+/// A daemon with another backend sees nothing of what runs: it would call that ended, fence it and respawn it.
+#[test]
+fn a_start_with_another_backend_is_refused_before_anything_is_touched() {
+    let mut host = Host::new();
+    let port = host.spawn_kv("web");
+    let mut client = Client::connect(port).unwrap();
+    client.call(&["SET", "k", "v"]).unwrap();
+    let agent = host.agent("web");
+    host.kill_daemon();
+    let sound = std::fs::read_to_string(host.config_path()).unwrap();
+    let other = format!("backend = \"qemu\"\n{sound}");
+    std::fs::write(host.config_path(), other).unwrap();
+    let said = host.refused_start(&[]);
+    for wanted in ["embedded", "qemu", ": web;", "nothing was touched"] {
+        assert!(said.contains(wanted), "{wanted}: {said}");
+    }
+    assert_eq!(client.call(&["GET", "k"]).unwrap(), "v");
+    // The instance that a journal of the other backend has is refused the same way, the other way round.
+    std::fs::write(host.config_path(), sound).unwrap();
+    let journal = rusqlite::Connection::open(host.path("state/journal.sqlite")).unwrap();
+    let moved = |backend: &str| {
+        let sql = "UPDATE instance SET row = json_set(row, '$.spec.backend', ?1)";
+        assert_eq!(journal.execute(sql, [backend]).unwrap(), 1);
+    };
+    moved("qemu");
+    let said = host.refused_start(&[]);
+    assert!(said.contains("of the qemu backend: web;"), "{said}");
+    moved("embedded");
+    drop(journal);
+    host.start();
+    let now = settled(&host);
+    assert_eq!((now.summary.generation, now.processes["agent"]), (1, agent));
+    assert_eq!(client.call(&["GET", "k"]).unwrap(), "v");
 }

@@ -97,6 +97,44 @@ fn a_recovery_that_waits_for_its_turn_is_not_forgotten() {
     host.successor_of("web", 1);
 }
 
+/// The successor runs when the daemon dies, and is healthy only for the next one.
+#[test]
+fn a_recovery_whose_successor_is_adopted_is_told_as_recovered() {
+    let mut host = Host::with_hostile_agents(
+        "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n",
+    );
+    let ready = host.path("ready");
+    std::fs::write(&ready, "").unwrap();
+    let body = json!({
+        "name": "web", "kernel": host.kernel("6.1.0-a"),
+        "workload": { "program": "/bin/true", "args": ["late", ready] },
+    });
+    host.control().succeed("POST", "/v1/instances", Some(&body));
+    std::fs::remove_file(&ready).unwrap();
+    end_agent(&host);
+    host.control().wait("the successor", || {
+        let now = host.control().instance("web").summary;
+        (now.state == InstanceState::Recovering && now.generation == 2).then_some(())
+    });
+    host.restart_by_kill();
+    let now = host.control().instance("web");
+    assert_eq!(now.summary.state, InstanceState::Starting, "{now:?}");
+    let log = || -> Vec<RecoveryRecord> { host.control().get("/v1/recoveries?instance=web") };
+    assert_eq!(log()[0].outcome, RecoveryOutcome::Running);
+    std::fs::write(&ready, "").unwrap();
+    assert_eq!(host.running("web").summary.generation, 2);
+    let last = last_recovery(&host);
+    assert_eq!(last.outcome, RecoveryOutcome::Recovered, "{last:?}");
+    assert_eq!((last.failed_generation, last.new_generation), (1, Some(2)));
+    assert!(last.ended_at.is_some() && last.reason.is_none(), "{last:?}");
+    assert_eq!(log().len(), 1);
+    // It is told so by the next daemon, too.
+    host.restart();
+    host.running("web");
+    let all: Vec<RecoveryRecord> = host.control().get("/v1/recoveries?instance=web");
+    assert_eq!(all, [last]);
+}
+
 #[test]
 fn a_quarantine_that_was_decided_is_kept() {
     let mut host = Host::new();

@@ -298,8 +298,10 @@ fn step_by_step_each_step_waits_for_the_next() {
         .call(&["SET", "k", "1"])
         .unwrap();
     prepare(&host);
-    let early = commit(&host);
-    assert_eq!(early.error.unwrap().code, ErrorCode::WrongState);
+    let early = host
+        .control()
+        .request("POST", &format!("{MORPH}/commit"), Some(&json!({})));
+    assert_eq!(early.refusal().code, ErrorCode::WrongState);
     validate(&host);
     let status: MorphStatus = host.control().get(MORPH);
     assert_eq!(status.phase, MorphPhase::Committable);

@@ -11,7 +11,8 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
 use kmorph_control_api::{
-    ErrorCode, InstanceSummary, Operation, OperationState, Policy, REQUEST_BODY_MAX_BYTES,
+    ErrorCode, InstanceState, InstanceSummary, Operation, OperationState, Policy,
+    REQUEST_BODY_MAX_BYTES,
 };
 use kmorph_tests::{DEADLINE, Host};
 use nix::libc;
@@ -118,7 +119,7 @@ fn what_only_a_booted_kernel_takes_is_refused_where_none_is_booted() {
             let error = host.control().request("POST", path, Some(&body)).refusal();
             assert_eq!(error.code, ErrorCode::WrongState, "{error}");
             has(&error.message, &[what, "embedded", "boots no kernel"]);
-            has(&error.next_step.unwrap(), &["leave it away", "qemu"]);
+            has(&error.next_step.unwrap(), &["leave it out", "qemu"]);
         };
         ask("/v1/instances", json!({ "name": "db", "kernel": kernel }));
         let morph = json!({ "kernel": kernel, "auto_validate": true, "auto_commit": true });
@@ -193,6 +194,44 @@ fn an_unknown_instance_is_refused_by_everything_that_names_one() {
     }
     let operations: Vec<Operation> = host.control().get("/v1/operations");
     assert!(operations.is_empty(), "{operations:?}");
+    let logs = [
+        "/v1/recoveries?instance=ghost",
+        "/v1/events?follow=false&instance=ghost",
+    ];
+    for path in logs {
+        let error = host.control().request("GET", path, None).refusal();
+        assert_eq!(error.code, ErrorCode::NotFound, "{path}: {error}");
+    }
+    // What there is to read of one that is gone, can be read.
+    host.spawn_bare("ghost");
+    host.control()
+        .succeed("DELETE", "/v1/instances/ghost", None);
+    for path in logs {
+        let reply = host.control().request("GET", path, None);
+        assert_eq!(reply.status, 200, "{path}: {reply:?}");
+    }
+}
+
+/// It says in which state an instance is that nobody can ask, and when that was last heard of.
+#[test]
+fn an_instance_that_does_not_run_is_not_pinged() {
+    let host = Host::new();
+    host.spawn_bare("web");
+    host.control()
+        .set_policy("web", &json!({ "auto_heal": false }));
+    let agent = nix::unistd::Pid::from_raw(host.agent("web"));
+    nix::sys::signal::kill(agent, nix::sys::signal::Signal::SIGKILL).unwrap();
+    let now = host.control().wait("the failure", || {
+        let now = host.control().instance("web").summary;
+        (now.state == InstanceState::Failed).then_some(now)
+    });
+    assert!(now.last_heartbeat_ms.is_some(), "{now:?}");
+    let error = host
+        .control()
+        .request("POST", "/v1/instances/web/ping", None)
+        .refusal();
+    assert_eq!(error.code, ErrorCode::WrongState, "{error}");
+    has(&error.message, &["web cannot be pinged: it is failed"]);
 }
 
 #[test]
@@ -226,21 +265,44 @@ fn a_commit_before_the_validation_is_refused_and_the_morph_goes_on() {
     has(&nothing.refusal().message, &["no morph under way"]);
     let body = json!({ "kernel": host.kernel("6.12.0-b"), "auto_validate": false });
     host.control().succeed("POST", MORPH, Some(&body));
-    let commit = || {
-        let path = format!("{MORPH}/commit");
-        // By force: the budget is not what is tested.
-        let body = json!({ "force": true });
-        host.control().operate("POST", &path, Some(&body))
-    };
-    let early = commit();
-    assert_eq!(early.state, OperationState::Failed);
-    let error = early.error.unwrap();
+    let path = format!("{MORPH}/commit");
+    // By force: the budget is not what is tested.
+    let body = json!({ "force": true });
+    let error = host.control().request("POST", &path, Some(&body)).refusal();
     assert_eq!(error.code, ErrorCode::WrongState);
     has(&error.message, &["not validated"]);
     assert_eq!(host.agent("web"), agent, "the source kernel serves");
     host.control()
         .succeed("POST", &format!("{MORPH}/validate"), None);
-    assert_eq!(commit().state, OperationState::Succeeded);
+    let again = host
+        .control()
+        .request("POST", &format!("{MORPH}/validate"), None);
+    assert_eq!(again.refusal().code, ErrorCode::WrongState);
+    // The target's end rolls the morph back, and a commit that comes too late is told why.
+    let instances = std::fs::read_to_string(host.path("run/instances/web/2/agent.birth")).unwrap();
+    let target = instances.split(' ').next().unwrap().parse().unwrap();
+    let target = nix::unistd::Pid::from_raw(target);
+    nix::sys::signal::kill(target, nix::sys::signal::Signal::SIGKILL).unwrap();
+    host.control().wait("the rollback", || {
+        let status = host.control().request("GET", MORPH, None).status;
+        (status == 404).then_some(())
+    });
+    let late = host.control().request("POST", &path, Some(&body)).refusal();
+    assert_eq!(late.code, ErrorCode::WrongState);
+    has(
+        &late.message,
+        &["no morph under way; the last one was rolled back"],
+    );
+    has(&late.next_step.unwrap(), &["morph prepare web"]);
+    host.control().succeed(
+        "POST",
+        MORPH,
+        Some(&json!({ "kernel": host.kernel("6.12.0-b"), "auto_validate": true })),
+    );
+    assert_eq!(
+        host.control().operate("POST", &path, Some(&body)).state,
+        OperationState::Succeeded
+    );
 }
 
 #[test]
@@ -514,6 +576,38 @@ fn a_reload_names_what_changed_and_nothing_else() {
         "it still waits"
     );
     assert_eq!(reload(SOUND), (json!(["defaults.auto_heal"]), json!([])));
+}
+
+/// What the start refuses, the check refuses too, and makes nothing.
+#[test]
+fn places_that_the_start_refuses_are_refused_by_the_check() {
+    let host = Host::prepare(SOUND);
+    let check = || host.refused_start(&["--check".as_ref()]);
+    let sound = host.command().arg("--check").status().unwrap();
+    assert!(sound.success());
+    let open = host.path("open");
+    std::fs::create_dir(&open).unwrap();
+    let everybodys = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(&open, everybodys).unwrap();
+    let text = std::fs::read_to_string(host.config_path()).unwrap();
+    let [state, run] = ["state", "run"].map(|name| host.path(name).display().to_string());
+    let below = format!("{}/state", open.display());
+    std::fs::write(host.config_path(), text.replace(&state, &below)).unwrap();
+    has(&check(), &["other users can write to"]);
+    has(&host.refused_start(&[]), &["other users can write to"]);
+    let long = format!("{run}/{}", "x".repeat(100));
+    let socket = format!("{run}/kmorphd.sock");
+    let longer = text.replace(
+        &format!("run_dir = \"{run}\""),
+        &format!("run_dir = \"{long}\""),
+    );
+    std::fs::write(host.config_path(), longer).unwrap();
+    has(&check(), &["too long", "--run-dir"]);
+    has(&host.refused_start(&[]), &["too long", "--run-dir"]);
+    let longer = text.replace(&socket, &format!("{long}/kmorphd.sock"));
+    std::fs::write(host.config_path(), longer).unwrap();
+    has(&check(), &["too long", "--socket"]);
+    assert!(!host.path("state").exists(), "nothing was made");
 }
 
 #[test]

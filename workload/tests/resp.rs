@@ -139,6 +139,23 @@ fn a_full_memory_refuses_writes_and_still_answers() {
     assert_eq!(client.ask(&format!("SET k0 {value}")), "+OK");
 }
 
+/// It is read and dropped: the connection, the data and the server are what they were.
+#[test]
+fn a_command_that_the_memory_has_no_room_for_is_answered_oom() {
+    let (socket, address) = listener();
+    let _server = Server::start_with_memory(&socket, Role::Serve, &[], 16 << 20);
+    let mut client = Client::connect(address);
+    assert_eq!(client.ask("SET k v"), "+OK");
+    let value = "x".repeat(20_000_000);
+    let large = format!(
+        "*3\r\n$3\r\nSET\r\n$1\r\nk\r\n${}\r\n{value}\r\n",
+        value.len()
+    );
+    let refused = client.ask(large.trim_end());
+    assert!(refused.starts_with("-OOM "), "{refused}");
+    assert_eq!(client.ask("STRLEN k"), ":1");
+}
+
 #[test]
 fn clients_over_the_limit_are_told() {
     let (socket, address) = listener();

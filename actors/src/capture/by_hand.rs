@@ -263,7 +263,9 @@ impl Under {
                     "{} is written, but {} stands still: it could not be resumed: {reason}",
                     written, row.instance
                 );
-                let error = Failure::new(FailureKind::Internal, text).hint(Command::SeeHealing);
+                let error = Failure::new(FailureKind::Internal, text).hint(Command::SeeHealing {
+                    instance: row.instance.clone(),
+                });
                 operation.fail(error, result);
             }
         }

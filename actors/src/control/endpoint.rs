@@ -75,7 +75,7 @@ impl Endpoint {
 
 macro_rules! methods {
     ($($method:ident)+) => {$(
-        #[doc = concat!("An endpoint that is asked with ", stringify!($method), ".")]
+        #[doc = concat!("An endpoint with the method ", stringify!($method), ".")]
         pub(super) fn $method<F, Args>(path: &'static str, summary: &str, handler: F) -> Endpoint
         where
             F: Handler<Args>,

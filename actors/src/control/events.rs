@@ -41,8 +41,8 @@ struct Query {
     instance: Option<String>,
     /// Those after the event with this id. Without it, and without `Last-Event-ID`, what is new.
     since_id: Option<u64>,
-    /// Whether the stream goes on with what happens from now on, as it does unless told; otherwise it ends after the
-    /// newest event, and begins with the oldest that is kept unless told where.
+    /// Whether the stream goes on with what happens from now on (default: true). With false it ends after the newest
+    /// event, and begins after `since_id` (default: with the oldest that is kept).
     follow: Option<bool>,
 }
 
@@ -125,6 +125,11 @@ async fn stream_events(
     api: web::Data<Api>,
     query: web::Query<Query>,
 ) -> Stream {
+    let follow = query.follow.unwrap_or(true);
+    // Whoever follows may wait for an instance that is yet to come.
+    if !follow && let Err(refusal) = api.know(query.instance.as_deref()).await {
+        return Stream(response(&refusal));
+    }
     let Some(seat) = api.stream(&request) else {
         let text = "there are too many event streams already, of this user or of all";
         let refusal = ApiError::new(ErrorCode::Busy, text).hint("end one, or try again later");
@@ -134,7 +139,6 @@ async fn stream_events(
         streaming.begin();
     }
     let newest = api.events.watch();
-    let follow = query.follow.unwrap_or(true);
     let beginning = if follow { *newest.borrow() } else { 0 };
     let after = last.or(query.since_id).unwrap_or(beginning);
     let reader = Reader {

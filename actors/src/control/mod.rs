@@ -41,7 +41,7 @@ use seats::{Limits, Rank, Seat, Seats};
 use crate::instance::{GetStatus, Instance};
 use crate::platform::events::EventLog;
 use crate::platform::operations::Operations;
-use crate::supervisor::{Find, Supervisor};
+use crate::supervisor::{Find, Know, Supervisor};
 
 /// Connections to the API at once.
 pub const CONNECTIONS_MAX: usize = 256;
@@ -130,6 +130,13 @@ impl Api {
     async fn find(&self, name: &str) -> Result<Addr<Instance>, ApiError> {
         let found = self.supervisor.send(Find(name.to_owned())).await;
         Ok(found.map_err(actor_gone)??)
+    }
+
+    /// Refuses the name of an instance of which nothing is known, not even that there was one.
+    async fn know(&self, instance: Option<&str>) -> Result<(), ApiError> {
+        let Some(name) = instance else { return Ok(()) };
+        let known = self.supervisor.send(Know(name.to_owned())).await;
+        Ok(known.map_err(actor_gone)??)
     }
 
     async fn status(&self, name: &str) -> Result<InstanceStatus, ApiError> {

@@ -132,7 +132,11 @@ async fn list_recoveries(
     api: web::Data<Api>,
     query: web::Query<RecoveryQuery>,
 ) -> Listing<RecoveryRecord> {
-    let all = api.supervisor.send(GetRecoveries).await.map_err(actor_gone);
+    let asked = async {
+        api.know(query.instance.as_deref()).await?;
+        api.supervisor.send(GetRecoveries).await.map_err(actor_gone)
+    };
+    let all = asked.await;
     // Times are RFC 3339 in UTC with the same precision: their order is the order of their text.
     let wanted = |r: &crate::model::RecoveryRecord| {
         query

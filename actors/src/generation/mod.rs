@@ -227,8 +227,11 @@ impl Generations {
                         "{}; what was started may still run: {reason}",
                         error.message
                     );
-                    Err(Failure::new(FailureKind::OperatorActionNeeded, text)
-                        .hint(Command::RecoverAfterEnd))
+                    Err(Failure::new(FailureKind::OperatorActionNeeded, text).hint(
+                        Command::RecoverAfterEnd {
+                            instance: instance.name.clone(),
+                        },
+                    ))
                 }
             },
             Err(NotStarted { error, .. }) => {
@@ -446,7 +449,8 @@ impl Generations {
         }
         info!(self.platform.log, "fenced"; "instance" => &fenced.instance,
             "generation" => fenced.generation,
-            "confirmed" => fenced.certificate().confirmation().as_str(), "proof" => proof);
+            "confirmed" => fenced.certificate().confirmation().as_str(),
+            "proof" => proof.unwrap_or("nothing ran"));
         Ok(fenced)
     }
 

@@ -55,6 +55,7 @@ impl Instance {
             Action::Morph => self.begin_morph(ctx),
             Action::Capture => self.begin_capture(ctx),
             Action::Tell(news) => self.tell_job(news),
+            Action::EndRecovery(end) => self.end_unfinished_recovery(end, ctx),
             Action::SpawnSucceeded => {
                 if let Some(operation) = self.waiting.take() {
                     let name = self.row.name.clone();

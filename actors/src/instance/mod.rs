@@ -27,10 +27,13 @@ mod status;
 mod watching;
 mod workload;
 
-use crate::model::EventKind;
+use std::time::Duration;
+
+use crate::model::{EventKind, RecoveryRecord};
 use actix::prelude::*;
 use kmp_proto::instance::{Action, Answer, Engine, Event, Failure, Successor};
 use kmp_proto::message::HealthStatus;
+use kmp_proto::time::Instant;
 use slog::{Logger, o};
 
 pub use capturing::{CaptureVmcore, ProvokePanic};
@@ -61,7 +64,12 @@ pub enum Beginning {
     /// It was just spawned; whoever asked waits.
     Spawned(Handle),
     /// It was found running after a restart of the daemon.
-    Adopted,
+    Adopted {
+        /// The recovery that started it, if that daemon has not finished it.
+        recovery: Option<Box<RecoveryRecord>>,
+        /// It was healthy before.
+        served: bool,
+    },
     /// A morph was under way when the last daemon ended.
     Morphing(Box<LeftMorph>),
     /// It rests.
@@ -85,7 +93,7 @@ impl Beginning {
     const fn name(&self) -> &'static str {
         match self {
             Self::Spawned(_) => "spawned",
-            Self::Adopted => "adopted",
+            Self::Adopted { .. } => "adopted",
             Self::Morphing(_) => "morphing",
             Self::Resting { .. } => "resting",
             Self::Terminating => "ending",
@@ -120,6 +128,14 @@ pub struct Instance {
     gone: bool,
     /// Other generations of it whose end could not be confirmed: they are ended with it.
     left: Vec<AnyGeneration>,
+    /// The recovery that an earlier daemon began, and whose successor this one adopted.
+    unfinished: Option<Box<RecoveryRecord>>,
+    /// The generation that was adopted had been healthy before.
+    served_before: bool,
+    /// What became of the last morph that this daemon has seen.
+    last_morph: Option<String>,
+    /// When the generation failed that had served, and how long it had been silent then.
+    answered_until: Option<(Instant, Duration)>,
 }
 
 /// Where what is under way can be told something.
@@ -170,6 +186,10 @@ impl Instance {
             kernel_release,
             gone: false,
             left: Vec::new(),
+            unfinished: None,
+            served_before: false,
+            last_morph: None,
+            answered_until: None,
         };
         instance.start()
     }
@@ -216,7 +236,7 @@ fn engine(row: &InstanceRow, beginning: &Beginning) -> Engine {
     let heals = row.policy.auto_heal;
     match beginning {
         Beginning::Spawned(_) => Engine::spawned(heals),
-        Beginning::Adopted => Engine::adopted(heals),
+        Beginning::Adopted { recovery, .. } => Engine::adopted(heals, recovery.is_some()),
         // One watch for each generation: until the commit record the instance watches the source, after it the session
         // watches the target, and hands that watch over at its end.
         Beginning::Morphing(left) => {
@@ -246,7 +266,8 @@ impl Actor for Instance {
                 self.say(EventKind::InstanceState, "spawned");
                 None
             }
-            Some(Beginning::Adopted) => {
+            Some(Beginning::Adopted { recovery, served }) => {
+                (self.unfinished, self.served_before) = (recovery, served);
                 self.say(EventKind::InstanceState, "adopted");
                 capture::take_back_left(&self.services.captures, &self.generation);
                 None

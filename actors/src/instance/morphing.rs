@@ -31,6 +31,10 @@ impl Instance {
 
     fn morph_over(&mut self, over: MorphOver, ctx: &mut Context<Self>) {
         self.job = Job::None;
+        self.last_morph = Some(match &over.status.reason {
+            None => format!("committed: {} serves", over.status.to_kernel),
+            Some(reason) => reason.clone(),
+        });
         if over.outcome.owner() == Side::Target {
             self.end_watch();
             self.watch = over.watch;
@@ -77,17 +81,21 @@ impl Handler<MorphNews> for Instance {
 }
 
 impl Handler<MorphControl> for Instance {
-    type Result = Result<(), Failure>;
+    type Result = ResponseFuture<Result<(), Failure>>;
 
     fn handle(&mut self, control: MorphControl, _: &mut Self::Context) -> Self::Result {
         let Job::Morph(session) = &self.job else {
-            let text = format!("{} has no morph under way", self.row.name);
-            let error = Failure::new(FailureKind::WrongState, text).hint(Command::PrepareMorph);
+            let error = Failure::new(FailureKind::WrongState, self.no_morph()).hint(
+                Command::PrepareMorph {
+                    instance: self.row.name.clone(),
+                },
+            );
             control.operation.fail(error.clone(), None);
-            return Err(error);
+            return Box::pin(async { Err(error) });
         };
         let operation = control.operation;
-        session.do_send(match control.kind {
+        // What the session refuses, whoever asks is refused.
+        let asked = session.send(match control.kind {
             CommandKind::Validate => MorphCommand::Validate(operation),
             CommandKind::Commit { limit } => MorphCommand::Commit { limit, operation },
             CommandKind::Rollback => MorphCommand::Rollback {
@@ -95,6 +103,18 @@ impl Handler<MorphControl> for Instance {
                 operation: Some(operation),
             },
         });
-        Ok(())
+        let gone = Failure::new(FailureKind::WrongState, self.no_morph());
+        Box::pin(async move { asked.await.unwrap_or(Err(gone)) })
+    }
+}
+
+impl Instance {
+    /// That no morph is under way, and what became of the last one.
+    pub(super) fn no_morph(&self) -> String {
+        let name = &self.row.name;
+        match &self.last_morph {
+            None => format!("{name} has no morph under way"),
+            Some(how) => format!("{name} has no morph under way; the last one was {how}"),
+        }
     }
 }

@@ -1,13 +1,15 @@
 //! Recoveries of the instance, as far as they are not the engine's or the job's.
 
-use crate::model::{Failure, FailureKind, OperationResult, RecoveryOutcome, RecoveryRecord};
+use crate::model::{
+    EventKind, Failure, FailureKind, OperationResult, RecoveryOutcome, RecoveryRecord,
+};
 use actix::prelude::*;
 use kmp_proto::instance::{Answer, Event, RecoveryEnd};
 
 use super::{Instance, Job};
 use crate::model::generation::AnyGeneration;
-use crate::platform::fleet::Abandon;
-use crate::recovery::RecoveryNews;
+use crate::platform::fleet::{Abandon, FleetNews};
+use crate::recovery::{self, RecoveryNews};
 
 /// The supervisor grants a recovery that was asked for.
 #[derive(Debug, Message)]
@@ -82,6 +84,28 @@ impl Instance {
                 }
             }
         }
+    }
+
+    /// The recovery whose successor was adopted is over: its entry says how, and the survivors, who heard of its
+    /// beginning, hear of its end.
+    pub(super) fn end_unfinished_recovery(&mut self, end: RecoveryEnd, ctx: &mut Context<Self>) {
+        let Some(record) = self.unfinished.take() else {
+            return;
+        };
+        let (outcome, reason) = match end {
+            RecoveryEnd::Recovered => (RecoveryOutcome::Recovered, None),
+            RecoveryEnd::SuccessorFailed(why) | RecoveryEnd::OperatorActionNeeded(why) => {
+                (RecoveryOutcome::Failed, Some(why))
+            }
+            RecoveryEnd::Quarantined => (RecoveryOutcome::Quarantined, None),
+        };
+        let generation = self.generation.generation;
+        let ended = recovery::ended_later(*record, outcome, reason, generation);
+        self.say(EventKind::Recovery, ended.text());
+        self.fleet.news.do_send(FleetNews::Recovered(ended.told()));
+        let (shown, row) = ended.entry();
+        self.fleet.news.do_send(FleetNews::Recovery(shown));
+        self.report(vec![row], ctx);
     }
 
     /// A recovery or a morph has ended. Either it said before how, or it panicked.

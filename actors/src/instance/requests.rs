@@ -146,17 +146,22 @@ impl Answered {
 impl Instance {
     /// Why a request cannot be carried out now; `wanted` is what the instance was to be.
     pub(super) fn busy(&self, wanted: &str, doing: Doing) -> Failure {
+        let instance = self.row.name.clone();
         let (doing, hint) = match doing {
-            Doing::Spawning => ("it is being started", Command::WaitForStatus),
-            Doing::Recovering => ("it is being recovered", Command::WaitForStatus),
-            Doing::Terminating => ("it is being terminated", Command::WaitForStatus),
-            Doing::Morphing => ("a morph is under way", Command::FinishMorph),
+            Doing::Spawning => ("it is being started", Command::WaitForStatus { instance }),
+            Doing::Recovering => ("it is being recovered", Command::WaitForStatus { instance }),
+            Doing::Terminating => (
+                "it is being terminated",
+                Command::WaitForStatus { instance },
+            ),
+            Doing::Morphing => ("a morph is under way", Command::FinishMorph { instance }),
             Doing::Capturing => ("its memory is being captured", Command::WaitOrCancel),
             Doing::NotRunning => {
                 let state = self.engine.condition().as_str();
                 let text = format!("{} cannot be {wanted}: it is {state}", self.row.name);
                 let hint = Command::SeeWhyNotRunning {
                     wanted: wanted.to_owned(),
+                    instance,
                 };
                 return Failure::new(FailureKind::WrongState, text).hint(hint);
             }
@@ -253,17 +258,12 @@ impl Handler<GetMorphStatus> for Instance {
             Job::Morph(session) => Some(session.clone()),
             Job::None | Job::Recovery(_) => None,
         };
-        let name = self.row.name.clone();
+        let none = Failure::new(FailureKind::NotFound, self.no_morph());
         Box::pin(async move {
-            let none = || {
-                let text = format!("{name} has no morph under way");
-                Failure::new(FailureKind::NotFound, text)
+            let Some(session) = session else {
+                return Err(none);
             };
-            session
-                .ok_or_else(none)?
-                .send(GetMorph)
-                .await
-                .map_err(|_| none())
+            session.send(GetMorph).await.map_err(|_| none)
         })
     }
 }
@@ -272,14 +272,19 @@ impl Handler<PingInstance> for Instance {
     type Result = ResponseFuture<Result<PingView, Failure>>;
 
     fn handle(&mut self, _: PingInstance, _: &mut Self::Context) -> Self::Result {
-        let (watch, name) = (self.watch.clone(), self.row.name.clone());
+        let name = self.row.name.clone();
         let generation = self.generation.generation;
+        let Some(watch) = self.watch.clone() else {
+            // Nothing of it is watched, so nobody is asked.
+            let refused = self.busy("pinged", Doing::NotRunning);
+            return Box::pin(async { Err(refused) });
+        };
         Box::pin(async move {
             let silent = || {
                 let text = format!("{name} did not answer within {PING_TIMEOUT:?}");
                 Failure::new(FailureKind::Timeout, text)
             };
-            let ping = watch.ok_or_else(silent)?.send(Ping(PING_TIMEOUT)).await;
+            let ping = watch.send(Ping(PING_TIMEOUT)).await;
             let (rtt, _) = ping.ok().flatten().ok_or_else(silent)?;
             Ok(PingView {
                 name: name.clone(),

@@ -12,7 +12,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use crate::model::{Failure, FailureKind};
+use crate::model::{Failure, FailureKind, guest_text};
 use actix::prelude::*;
 use kmorph_backends::contract::BackendKind;
 use kmp_proto::instance::{Desired, Event};
@@ -24,11 +24,14 @@ use super::ending::end;
 use crate::platform::ambient;
 use crate::platform::journal::{JournalError, Proposal, Propose};
 use crate::platform::operations::Handle;
+use crate::watch::CONSOLE_SAID;
 
-/// What an error quotes of the end of a log, bytes.
-const QUOTE_BYTES: u64 = 2048;
+/// The end of a log that an error quotes from, bytes.
+const SEARCH_BYTES: u64 = 64 * 1024;
 /// Lines that it quotes.
 const QUOTE_LINES: usize = 8;
+/// What the line of a kernel's panic has in it.
+const PANIC: &str = "Kernel panic - not syncing";
 /// What the agent logs of its connections, in lines that are not quoted: they would crowd out the program's own words.
 const ABOUT_CONNECTIONS: [&str; 2] = [" DEBG ", " INFO connection ended,"];
 
@@ -91,6 +94,8 @@ impl Instance {
         let (name, run_dir) = (self.row.name.clone(), self.generation.run_dir.clone());
         let work = async move {
             let hint = last_words(services.generations.machine.backend.kind(), run_dir).await;
+            // The hint quotes the console: once is enough.
+            let reason = without_console(reason);
             let (operation, ended) = match written {
                 Ok(()) => end(&services, ending, operation).await,
                 Err(error) => (Some(operation), Err(error.to_string())),
@@ -127,6 +132,14 @@ impl Instance {
     }
 }
 
+/// The evidence of a failure without what the console says, which comes last.
+fn without_console(mut reason: String) -> String {
+    if let Some(at) = reason.find(&format!("; {CONSOLE_SAID}")) {
+        reason.truncate(at);
+    }
+    reason
+}
+
 /// Whether the program has ended at least once.
 fn has_ended(said: &HealthStatusFixed) -> bool {
     matches!(said.workload, WorkloadState::Failed | WorkloadState::Exited) || said.restarts > 0
@@ -152,18 +165,25 @@ fn tail(log: &Path) -> std::io::Result<Vec<String>> {
         .custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_NOFOLLOW)
         .open(log)?;
     let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(QUOTE_BYTES)))?;
+    file.seek(SeekFrom::Start(length.saturating_sub(SEARCH_BYTES)))?;
     let mut end = Vec::new();
-    file.take(QUOTE_BYTES).read_to_end(&mut end)?;
+    file.take(SEARCH_BYTES).read_to_end(&mut end)?;
     let text = String::from_utf8_lossy(&end);
-    let lines: Vec<_> = text
+    let mut lines: Vec<_> = text
         .lines()
         .filter(|line| !ABOUT_CONNECTIONS.iter().any(|words| line.contains(words)))
         .collect();
+    if lines.len() > QUOTE_LINES && length > SEARCH_BYTES {
+        // Its beginning is not there.
+        lines.remove(0);
+    }
+    // What a kernel prints after the line of its panic is a trace.
+    if let Some(panic) = lines.iter().rposition(|line| line.contains(PANIC)) {
+        lines.truncate(panic + 1);
+    }
     let shown = lines.iter().skip(lines.len().saturating_sub(QUOTE_LINES));
-    let plain = |c: char| if c.is_control() { '\u{fffd}' } else { c };
     Ok(shown
-        .map(|l| format!("    {}", l.chars().map(plain).collect::<String>()))
+        .map(|line| format!("    {}", guest_text::line(line)))
         .collect())
 }
 
@@ -180,13 +200,18 @@ mod tests {
         let lines = tail(&log).unwrap();
         assert_eq!(lines.len(), QUOTE_LINES);
         assert_eq!(lines[0], "    1");
-        assert_eq!(lines[QUOTE_LINES - 1], "    \u{fffd}[2Jlast");
+        assert_eq!(lines[QUOTE_LINES - 1], "    \\u{1b}[2Jlast");
         let ended =
             "Nov 30 06:00:00.000 INFO connection ended, reason: end of file, channel: heartbeat\n";
         std::fs::write(&log, format!("the cause\n{}", ended.repeat(6))).unwrap();
         assert_eq!(tail(&log).unwrap(), ["    the cause"]);
         std::fs::write(&log, vec![b'x'; 10_000]).unwrap();
-        assert!(tail(&log).unwrap()[0].len() <= 4 + 2048);
+        assert!(tail(&log).unwrap()[0].len() < 600);
+        let panic = "[    1.0] Kernel panic - not syncing: VFS: Unable to mount root fs";
+        let trace = "[    1.1]  entry_SYSCALL_64+0x68\n".repeat(100);
+        std::fs::write(&log, format!("before\n{panic}\n{trace}")).unwrap();
+        let panic = format!("    {panic}");
+        assert_eq!(tail(&log).unwrap(), ["    before", panic.as_str()]);
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&log, &link).unwrap();
         assert!(tail(&link).is_err());

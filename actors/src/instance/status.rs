@@ -11,13 +11,23 @@ use super::requests::{
     GetHealth, GetHeartbeat, GetStatus, GetSummary, GetSurvivor, GetTopologyEntry,
 };
 use crate::model::shown::{HealthView, HeartbeatView, InstanceSummary, InstanceView};
-use crate::platform::wall_clock;
+use crate::platform::{clock, wall_clock};
 use crate::watch::{GetFigures, WatchFigures};
 
 impl Instance {
     pub(super) fn figures(&self) -> impl Future<Output = Option<WatchFigures>> + 'static + use<> {
         let watch = self.watch.clone();
         async move { watch?.send(GetFigures).await.ok() }
+    }
+
+    /// Since its last answer; of what failed and is watched no more, since it was last known to answer.
+    fn since_answer(&self, figures: Option<&WatchFigures>) -> Option<Duration> {
+        let now = figures.and_then(|f| f.since_answer);
+        let before = || {
+            let (failed, silence) = self.answered_until?;
+            Some((clock::now() - failed).saturating_add(silence))
+        };
+        now.or_else(before)
     }
 
     fn summary(&self, figures: Option<&WatchFigures>) -> InstanceSummary {
@@ -35,7 +45,7 @@ impl Instance {
             backend: self.row.spec.backend,
             cpus: self.generation.cpus.clone(),
             memory_bytes: self.generation.memory_bytes,
-            since_answer: figures.and_then(|f| f.since_answer),
+            since_answer: self.since_answer(figures),
             uptime_s: runs.then(|| wall_clock::seconds_since(&self.generation.spawned_at)),
             recoveries: self.row.recoveries,
             morphs: self.row.morphs,
@@ -128,7 +138,7 @@ impl Handler<GetHeartbeat> for Instance {
                     u32::try_from(f.missed.saturating_sub(1)).unwrap_or(u32::MAX)
                 }),
                 transient_failures: counters.transient_failures,
-                since_answer: figures.as_ref().and_then(|f| f.since_answer),
+                since_answer: act.since_answer(figures.as_ref()),
                 rtt: figures.as_ref().and_then(|f| f.rtt),
                 smoothed_rtt: figures.as_ref().and_then(|f| f.smoothed_rtt),
             }
@@ -149,7 +159,7 @@ impl Handler<GetHealth> for Instance {
             HealthView {
                 name: act.row.name.clone(),
                 condition: act.engine.condition(),
-                since_answer: figures.as_ref().and_then(|f| f.since_answer),
+                since_answer: act.since_answer(figures.as_ref()),
                 last: figures.as_ref().and_then(|f| f.last),
                 reason: act.engine.reason().map(str::to_owned).or(said),
             }

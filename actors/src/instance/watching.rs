@@ -10,7 +10,7 @@ use kmp_proto::message::{FailureCause, Health, HealthStatus};
 
 use super::Instance;
 use crate::platform::journal::{Change, Note};
-use crate::platform::wall_clock;
+use crate::platform::{clock, wall_clock};
 use crate::watch::{EndWatch, Pause, SetOwner, Watch, WatchEvent, WatchKind, detector_config};
 
 /// How an overload is called in events and as a reason.
@@ -24,8 +24,9 @@ impl Instance {
 
     pub(super) fn begin_watch_of_adopted(&mut self, ctx: &mut Context<Self>) {
         let age = Duration::from_secs(wall_clock::seconds_since(&self.generation.spawned_at));
-        let config = detector_config(&self.services.platform.settings.borrow(), &self.row)
+        let mut config = detector_config(&self.services.platform.settings.borrow(), &self.row)
             .already_runs_for(age);
+        config.has_served = self.served_before;
         self.begin_watch_with(config, ctx);
     }
 
@@ -34,6 +35,7 @@ impl Instance {
             return;
         };
         self.health = None;
+        self.answered_until = None;
         self.watch = Some(Watch::begin(
             self.services.platform.clone(),
             self.services.generations.machine.clone(),
@@ -101,6 +103,9 @@ impl Handler<WatchEvent> for Instance {
             WatchKind::Overload(evidence) => self.load_changed(evidence, ctx),
             WatchKind::Failed(verdict) => {
                 self.gone = verdict.ended;
+                if self.engine.has_served() {
+                    self.answered_until = Some((clock::now(), verdict.silence));
+                }
                 self.failed(verdict, ctx);
             }
             WatchKind::Gone => self.start_over("watch", ctx),
@@ -120,6 +125,7 @@ impl Instance {
 
     fn health_said(&mut self, status: HealthStatus, ctx: &mut Context<Self>) {
         self.note_restarts(&status, ctx);
+        self.note_given_up(&status, ctx);
         let unwell = status.fixed.health != Health::Healthy;
         let said = unwell.then(|| status.text.clone());
         self.health = Some(status);

@@ -3,7 +3,7 @@
 
 use crate::model::{EventKind, RecoveryOutcome, RecoveryRecord};
 use actix::prelude::*;
-use kmp_proto::message::{FailureCause, HealthStatus};
+use kmp_proto::message::{FailureCause, HealthStatus, WorkloadState};
 
 use super::Instance;
 use crate::model::rows::{RecoveryRow, WorkloadRestarts};
@@ -21,6 +21,7 @@ impl Instance {
         let now = WorkloadRestarts {
             generation: self.generation.generation,
             restarts: status.fixed.restarts,
+            given_up: false,
         };
         let seen = self.row.workload_restarts;
         let known = if seen.generation == now.generation {
@@ -46,6 +47,45 @@ impl Instance {
             text => text.to_owned(),
         };
         self.say(EventKind::Detector, format!("{times}: {cause}"));
+        let reason = format!("{times} by its agent, in the same kernel");
+        self.log_workload_failure(cause, RecoveryOutcome::Recovered, reason, ctx);
+    }
+
+    /// Records, once, that the agent starts the program no more.
+    pub(super) fn note_given_up(&mut self, status: &HealthStatus, ctx: &mut Context<Self>) {
+        let generation = self.generation.generation;
+        let seen = self.row.workload_restarts;
+        let known = seen.generation == generation && seen.given_up;
+        let given_up = status.fixed.workload == WorkloadState::Failed;
+        if known || !given_up || !self.engine.has_served() {
+            return;
+        }
+        self.row.amend(|row| {
+            row.workload_restarts = WorkloadRestarts {
+                generation,
+                restarts: status.fixed.restarts,
+                given_up,
+            };
+        });
+        let cause = match status.text.as_str() {
+            "" => format!("it had ended with status {}", status.fixed.exit_status),
+            text => text.to_owned(),
+        };
+        let text = format!("its agent starts its program no more: {cause}");
+        self.say(EventKind::Detector, text);
+        let reason = "its agent starts it no more; a recovery starts it in a new kernel".to_owned();
+        self.log_workload_failure(cause, RecoveryOutcome::Failed, reason, ctx);
+    }
+
+    /// An entry of the recovery log about what the agent did by itself.
+    fn log_workload_failure(
+        &mut self,
+        cause: String,
+        outcome: RecoveryOutcome,
+        reason: String,
+        ctx: &mut Context<Self>,
+    ) {
+        let generation = self.generation.generation;
         let at = wall_clock::now_rfc3339();
         let record = RecoveryRecord {
             id: self
@@ -56,14 +96,14 @@ impl Instance {
                 .borrow_mut()
                 .next_recovery(),
             instance: self.row.name.clone(),
-            failed_generation: now.generation,
-            new_generation: Some(now.generation),
+            failed_generation: generation,
+            new_generation: Some(generation),
             cause: FailureCause::WorkloadFailed.as_str().to_owned(),
             evidence: vec![cause],
             fence: None,
             vmcore: None,
-            outcome: RecoveryOutcome::Recovered,
-            reason: Some(format!("{times} by its agent, in the same kernel")),
+            outcome,
+            reason: Some(reason),
             started_at: at.clone(),
             ended_at: Some(at),
             fence_ms: None,

@@ -114,6 +114,9 @@ pub struct WorkloadRestarts {
     pub generation: u64,
     /// How often, since that agent began.
     pub restarts: u32,
+    /// Whether it starts the program no more.
+    #[serde(default)]
+    pub given_up: bool,
 }
 
 /// How far the life of a generation is known to be.

@@ -85,11 +85,13 @@ impl Handler<MorphCommand> for MorphSession {
     type Result = Result<(), Failure>;
 
     fn handle(&mut self, command: MorphCommand, ctx: &mut Self::Context) -> Self::Result {
+        let instance = self.plan.instance.name.clone();
         match command {
             MorphCommand::Validate(operation) => {
                 operation.step("validating");
                 let asked = self.request(Event::ValidationRequested, Some(operation), ctx);
-                asked.or_else(|(operation, stage)| refuse(operation, stage, "transferred"))
+                asked
+                    .or_else(|(operation, stage)| refuse(operation, instance, stage, "transferred"))
             }
             MorphCommand::Commit { limit, operation } => {
                 operation.step("committing");
@@ -106,22 +108,29 @@ impl Handler<MorphCommand> for MorphSession {
                 let asked = self.request(request, Some(operation), ctx);
                 asked.or_else(|(operation, stage)| {
                     self.status.downtime_budget_us = planned;
-                    refuse(operation, stage, "validated")
+                    refuse(operation, instance, stage, "validated")
                 })
             }
             MorphCommand::Rollback { reason, operation } => {
                 let asked = self.request(Event::RollbackRequested(reason), operation, ctx);
-                asked.or_else(|(operation, stage)| refuse(operation, stage, "before its commit"))
+                asked.or_else(|(operation, stage)| {
+                    refuse(operation, instance, stage, "before its commit")
+                })
             }
         }
     }
 }
 
 /// Tells whoever asked at the wrong moment, and the operation that waits.
-fn refuse(operation: Option<Handle>, stage: Stage, wanted: &str) -> Result<(), Failure> {
+fn refuse(
+    operation: Option<Handle>,
+    instance: String,
+    stage: Stage,
+    wanted: &str,
+) -> Result<(), Failure> {
     let state = stage.as_str().replace('_', " ").replace('.', ", ");
     let text = format!("the morph is {state}, not {wanted}");
-    let error = Failure::new(FailureKind::WrongState, text).hint(Command::SeeMorph);
+    let error = Failure::new(FailureKind::WrongState, text).hint(Command::SeeMorph { instance });
     if let Some(operation) = operation {
         operation.fail(error.clone(), None);
     }

@@ -372,8 +372,11 @@ impl MorphSession {
             }
             Action::Committable(estimate) => self.committable(estimate, ctx),
             Action::CommitRefused(reason) => {
-                let error = Failure::new(FailureKind::OverBudget, reason.to_string())
-                    .hint(Command::CommitOverBudget);
+                let error = Failure::new(FailureKind::OverBudget, reason.to_string()).hint(
+                    Command::CommitOverBudget {
+                        instance: self.plan.instance.name.clone(),
+                    },
+                );
                 self.fail_operation(error);
             }
             Action::Freeze => {

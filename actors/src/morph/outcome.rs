@@ -70,7 +70,7 @@ impl MorphSession {
 
     pub(super) fn finished(&mut self, outcome: Outcome, ctx: &mut Context<Self>) {
         self.status.ended_at = Some(wall_clock::now_rfc3339());
-        let (phase, error) = shown(&outcome);
+        let (phase, error) = shown(&self.plan.instance.name, &outcome);
         self.status.phase = phase;
         self.status.expires_at = None;
         self.status.downtime = self.downtime();
@@ -127,7 +127,7 @@ impl MorphSession {
 }
 
 /// What operators are shown of the end of a morph: its phase, and the error of the operation that waits for a commit.
-fn shown(outcome: &Outcome) -> (MorphPhase, Option<Failure>) {
+fn shown(instance: &str, outcome: &Outcome) -> (MorphPhase, Option<Failure>) {
     let (phase, error) = match outcome {
         Outcome::Committed => return (MorphPhase::Committed, None),
         Outcome::CommittedButFailed(failure) => {
@@ -140,7 +140,8 @@ fn shown(outcome: &Outcome) -> (MorphPhase, Option<Failure>) {
         Outcome::RolledBack(reason) => {
             let text = format!("rolled back, the source kernel serves: {reason}");
             let error = match reason {
-                RollbackReason::Incompatible(_) => Failure::new(FailureKind::Incompatible, text),
+                RollbackReason::Incompatible(_) => Failure::new(FailureKind::Incompatible, text)
+                    .hint("docs/workloads.md says what a program does to be morphed, and what a plain program lacks"),
                 RollbackReason::OverBudget(_) => Failure::new(FailureKind::OverBudget, text)
                     .hint("give a larger --downtime-budget-ms, or --force for any downtime"),
                 _ => Failure::new(FailureKind::WrongState, text),
@@ -156,8 +157,11 @@ fn shown(outcome: &Outcome) -> (MorphPhase, Option<Failure>) {
         }
         Outcome::OperatorActionNeeded { why, .. } => {
             let text = format!("a fence could not be confirmed: {why}");
-            let error = Failure::new(FailureKind::OperatorActionNeeded, text)
-                .hint(Command::RecoverAfterProcesses);
+            let error = Failure::new(FailureKind::OperatorActionNeeded, text).hint(
+                Command::RecoverAfterProcesses {
+                    instance: instance.to_owned(),
+                },
+            );
             (MorphPhase::Failed, error)
         }
     };

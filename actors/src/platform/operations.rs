@@ -232,7 +232,7 @@ impl Operations {
             let text = format!("operation {id} is over, there is nothing to cancel");
             return Err(Failure::new(FailureKind::WrongState, text));
         };
-        if let Some(instead) = instead_of_cancelling(operation.kind) {
+        if let Some(instead) = instead_of_cancelling(operation) {
             let text = format!(
                 "operation {id} cannot be cancelled: only a morph or a capture can be undone"
             );
@@ -401,15 +401,20 @@ fn unknown(id: &str) -> Failure {
 }
 
 /// What to do in place of cancelling, where nothing can be undone.
-fn instead_of_cancelling(kind: OperationKind) -> Option<Command> {
-    match kind {
+fn instead_of_cancelling(operation: &Operation) -> Option<Command> {
+    let instance = operation.instance.clone();
+    match operation.kind {
         OperationKind::Morph | OperationKind::MorphPrepare | OperationKind::VmcoreCapture => None,
-        OperationKind::Spawn => Some(Command::Terminate),
-        OperationKind::MorphValidate | OperationKind::MorphCommit => Some(Command::RollBackMorph),
+        OperationKind::Spawn => Some(Command::Terminate { instance }),
+        OperationKind::MorphValidate | OperationKind::MorphCommit => {
+            Some(Command::RollBackMorph { instance })
+        }
         OperationKind::Terminate
         | OperationKind::Recover
         | OperationKind::MorphRollback
-        | OperationKind::Doctor => Some(Command::WatchOperation),
+        | OperationKind::Doctor => Some(Command::WatchOperation {
+            operation: operation.id.clone(),
+        }),
     }
 }
 

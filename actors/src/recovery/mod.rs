@@ -1,5 +1,9 @@
 //! The RecoveryJob actor: one recovery, driven by its engine.
 
+mod ended_later;
+
+pub(crate) use ended_later::ended_later;
+
 use crate::model::{
     EventKind, Failure, FailureKind, RecoveryOutcome, RecoveryRecord, VmcorePolicy, VmcoreRecord,
 };
@@ -561,7 +565,9 @@ impl Actor for RecoveryJob {
     fn started(&mut self, ctx: &mut Self::Context) {
         self.show_step("–", "begun");
         self.show();
-        self.say(format!("recovering: {}", self.plan.evidence.join("; ")));
+        // The instance says why.
+        let (id, cause) = (self.record.id, &self.record.cause);
+        self.say(format!("recovery {id} begins: {cause}"));
         self.run(ctx);
     }
 }

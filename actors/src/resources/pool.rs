@@ -36,7 +36,7 @@ pub enum PoolExhausted {
         total: usize,
     },
     /// Not enough memory.
-    #[error("{asked} bytes of memory were asked for{}, {free} of the pool's {total} are free", besides(*bookkeeping))]
+    #[error("{} of memory were asked for{}, {} of the pool's {} are free", size(*asked), besides(*bookkeeping), size(*free), size(*total))]
     Memory {
         /// Asked for.
         asked: u64,
@@ -49,10 +49,23 @@ pub enum PoolExhausted {
     },
 }
 
+/// A size in the largest binary unit of which it is a whole number.
+fn size(bytes: u64) -> String {
+    let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+    let whole = |shift: u32| bytes > 0 && bytes.is_multiple_of(1 << shift);
+    match units.into_iter().find(|(shift, _)| whole(*shift)) {
+        Some((shift, unit)) => format!("{} {unit}", bytes >> shift),
+        None => format!("{bytes} bytes"),
+    }
+}
+
 fn besides(bookkeeping: u64) -> String {
     match bookkeeping {
         0 => String::new(),
-        bytes => format!(" and {bytes} are needed for the kernel's bookkeeping"),
+        bytes => format!(
+            " and {} are needed for the kernel's bookkeeping",
+            size(bytes)
+        ),
     }
 }
 
@@ -203,6 +216,14 @@ mod tests {
     }
 
     #[test]
+    fn sizes_are_told_in_units_that_lose_nothing() {
+        assert_eq!(size(1 << 40), "1 TiB");
+        assert_eq!(size(1536 << 20), "1536 MiB");
+        assert_eq!(size(1000), "1000 bytes");
+        assert_eq!(size(0), "0 bytes");
+    }
+
+    #[test]
     fn what_is_taken_is_not_given_twice_and_comes_back() {
         let mut pool = Pool::new(stock(&[2, 3], false, 100));
         let first = pool.take(holder(1), 1, 60).unwrap();
@@ -253,8 +274,8 @@ mod tests {
         pool.take(holder(1), 1, 48).unwrap();
         assert_eq!(pool.usage().memory_free_bytes, 50);
         let refused = pool.take(holder(2), 1, 49).unwrap_err();
-        let text = "49 bytes of memory were asked for and 2 are needed for the kernel's bookkeeping, \
-                    50 of the pool's 100 are free";
+        let text = "49 bytes of memory were asked for and 2 bytes are needed for the kernel's bookkeeping, \
+                    50 bytes of the pool's 100 bytes are free";
         assert_eq!(refused.to_string(), text);
         pool.take(holder(2), 1, 48).unwrap();
         assert_eq!(pool.usage().memory_free_bytes, 0);

@@ -14,10 +14,14 @@ const RECOVERIES_SHOWN: usize = 1000;
 
 impl Supervisor {
     /// A recovery whose actor is gone has failed; what is still to be done is done by another one.
-    pub(super) fn give_up_recoveries(&mut self, whose: impl Fn(&str) -> bool, why: &str) {
+    pub(super) fn give_up_recoveries(
+        &mut self,
+        whose: impl Fn(&RecoveryRecord) -> bool,
+        why: &str,
+    ) {
         let mut changes = Vec::new();
         for record in self.recoveries.values_mut() {
-            if whose(&record.instance) && record.outcome == RecoveryOutcome::Running {
+            if whose(record) && record.outcome == RecoveryOutcome::Running {
                 record.outcome = RecoveryOutcome::Failed;
                 record.reason = Some(why.to_owned());
                 record.ended_at = Some(wall_clock::now_rfc3339());

@@ -13,6 +13,11 @@ use crate::model::settings::Settings;
 #[rtype(result = "Result<Addr<Instance>, Failure>")]
 pub struct Find(pub String);
 
+/// Refuses a name of which nothing is known: no instance has it, and none ever had.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<(), Failure>")]
+pub struct Know(pub String);
+
 /// All instances.
 #[derive(Debug, Message)]
 #[rtype(result = "Vec<InstanceSummary>")]

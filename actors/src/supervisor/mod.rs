@@ -15,7 +15,7 @@ mod restoring;
 mod spawning;
 mod telling;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,7 +38,8 @@ use crate::services::Services;
 pub use doctor::BeginDoctor;
 use lag::Lag;
 pub use messages::{
-    Addresses, ApplySettings, BeginMorph, Find, GetDaemon, GetRecoveries, List, Spawn, Stopping,
+    Addresses, ApplySettings, BeginMorph, Find, GetDaemon, GetRecoveries, Know, List, Spawn,
+    Stopping,
 };
 pub use policies::ChangePolicies;
 use restoring::{Restored, restore, sweep_leftovers, tidy};
@@ -161,10 +162,6 @@ impl Supervisor {
             self.instances.remove(&name);
             self.recovering.retain(|n| *n != name);
             self.waiting.retain(|n| *n != name);
-            self.give_up_recoveries(
-                |instance| instance == name,
-                "it ended by a fault in kmorphd",
-            );
             self.actor_restarts += 1;
             error!(self.services.platform.log, "its actor panicked and is replaced"; "instance" => &name,
                 "generation" => self.newest_generation(&name));
@@ -222,9 +219,14 @@ impl Supervisor {
                          act: &mut Self,
                          ctx: &mut Context<_>| {
             match restored {
-                Ok(Some(restored)) => act.begin_restored(restored, ctx),
+                Ok(Some(restored)) => {
+                    act.begin_restored(restored, "it ended by a fault in kmorphd", ctx);
+                }
                 // It was terminated in the meantime.
-                Ok(None) => drop(act.instances.remove(&name)),
+                Ok(None) => {
+                    act.instances.remove(&name);
+                    act.give_up_recoveries(|r| r.instance == name, "it was terminated");
+                }
                 Err(error) => {
                     warn!(act.services.platform.log, "nobody watches it until the journal can be read";
                         "instance" => &name, "generation" => act.newest_generation(&name),
@@ -249,7 +251,11 @@ impl Supervisor {
         );
     }
 
-    fn begin_restored(&mut self, restored: Restored, ctx: &mut Context<Self>) {
+    /// Takes an instance into care; `why` recoveries of it that nobody goes on with are over.
+    fn begin_restored(&mut self, restored: Restored, why: &str, ctx: &mut Context<Self>) {
+        let (name, goes_on) = (restored.row.name.clone(), restored.unfinished());
+        let given_up = |r: &RecoveryRecord| r.instance == name && Some(r.id) != goes_on;
+        self.give_up_recoveries(given_up, why);
         self.adopt(restored.row, restored.generation, restored.beginning, ctx);
     }
 }
@@ -279,11 +285,16 @@ impl Actor for Supervisor {
         ctx.wait(work.into_actor(self).map(|all, act, ctx| {
             let count = all.len();
             for restored in all {
-                act.begin_restored(restored, ctx);
+                let why = restored.fate();
+                act.begin_restored(restored, why, ctx);
             }
             act.services.platform.operations.fail_orphans();
-            let why = "the daemon ended meanwhile; what was left to do is a recovery of its own";
-            act.give_up_recoveries(|_| true, why);
+            // Of instances that are gone.
+            let names: BTreeSet<String> = act.instances.keys().cloned().collect();
+            act.give_up_recoveries(
+                |r| !names.contains(&r.instance),
+                "the daemon ended meanwhile",
+            );
             act.drop_oldest_recoveries();
             info!(act.services.platform.log, "restored"; "instances" => count);
             act.release_kept(ctx);
@@ -296,6 +307,17 @@ impl Handler<Find> for Supervisor {
 
     fn handle(&mut self, Find(name): Find, _: &mut Self::Context) -> Self::Result {
         self.find(&name)
+    }
+}
+
+impl Handler<Know> for Supervisor {
+    type Result = Result<(), Failure>;
+
+    fn handle(&mut self, Know(name): Know, _: &mut Self::Context) -> Self::Result {
+        match self.newest_generation(&name) {
+            Some(_) => Ok(()),
+            None => self.find(&name).map(drop),
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use super::morphing::seconds;
 use crate::instance::Beginning;
 use crate::model::generation::{AnyGeneration, Facts, Generation};
 use crate::model::rows::InstanceRow;
+use crate::model::{OperationKind, OperationState, RecoveryOutcome, RecoveryRecord};
 use crate::morph::{Deaths, LeftMorph, MorphPlan};
 use crate::platform::journal::Snapshot;
 use crate::services::Services;
@@ -23,6 +24,29 @@ pub(super) struct Restored {
 }
 
 impl Restored {
+    /// The entry of a recovery that this one goes on with.
+    pub(super) fn unfinished(&self) -> Option<u64> {
+        match &self.beginning {
+            Beginning::Adopted { recovery, .. } => recovery.as_ref().map(|record| record.id),
+            _ => None,
+        }
+    }
+
+    /// What became of the entries of recoveries that were under way.
+    pub(super) fn fate(&self) -> &'static str {
+        match &self.beginning {
+            Beginning::NeedsRecovery { .. } => {
+                "the daemon ended meanwhile; what was left to do is a recovery of its own"
+            }
+            Beginning::Adopted { .. } | Beginning::Morphing(_) => {
+                "the daemon ended before anything was done; the instance was adopted as it ran"
+            }
+            Beginning::Spawned(_) | Beginning::Resting { .. } | Beginning::Terminating => {
+                "the daemon ended meanwhile"
+            }
+        }
+    }
+
     /// Whether `row` is a generation of it that its beginning goes on with.
     fn keeps(&self, row: &AnyGeneration) -> bool {
         let in_morph = match &self.beginning {
@@ -73,7 +97,11 @@ pub(super) async fn restore(
         (Desired::Running, ended) => match left_morph(services, snapshot, &row, &of).await {
             Some(left) => Beginning::Morphing(Box::new(left)),
             None => match ended {
-                None => Beginning::Adopted,
+                None => {
+                    let recovery = unfinished(snapshot, &row);
+                    let served = recovery.is_none() && !is_spawning(snapshot, &row);
+                    Beginning::Adopted { recovery, served }
+                }
                 Some(how) => left_recovery(snapshot, &row, how, &generation),
             },
         },
@@ -83,6 +111,23 @@ pub(super) async fn restore(
         generation,
         beginning,
     }
+}
+
+/// The recovery that started the generation which runs, if the last daemon ended before that was healthy.
+fn unfinished(snapshot: &Snapshot, row: &InstanceRow) -> Option<Box<RecoveryRecord>> {
+    let mut records = snapshot.recoveries.iter().map(|r| &r.record);
+    let record =
+        records.rfind(|r| r.instance == row.name && r.outcome == RecoveryOutcome::Running)?;
+    let succeeded = record.failed_generation < row.active_generation;
+    succeeded.then(|| Box::new(record.clone()))
+}
+
+/// Whether the spawn of an instance was under way when the last daemon ended: it was not healthy yet.
+fn is_spawning(snapshot: &Snapshot, row: &InstanceRow) -> bool {
+    snapshot.operations.iter().any(|operation| {
+        let spawn = operation.kind == OperationKind::Spawn && operation.instance == row.name;
+        spawn && operation.state == OperationState::Running
+    })
 }
 
 /// The recovery that an instance needs: the rest of one that was under way when the last daemon ended, or a new one

@@ -90,7 +90,8 @@ impl Supervisor {
             .is_some_and(|bytes| bytes < MEMORY_MIN_BYTES)
         {
             return Err(invalid(format!(
-                "an instance needs at least {MEMORY_MIN_BYTES} bytes"
+                "an instance needs at least {} MiB of memory",
+                MEMORY_MIN_BYTES >> 20
             )));
         }
         request.workload.as_ref().map_or(Ok(()), check_workload)?;
@@ -250,7 +251,7 @@ pub(super) fn check_boot(
     let kind = kind.as_str();
     let text = format!("{what} has no effect in the backend {kind}: it boots no kernel");
     Err(Failure::new(FailureKind::WrongState, text).hint(
-        "leave it away, or set `backend = \"qemu\"` in the daemon's configuration to boot kernels",
+        "leave it out, or set `backend = \"qemu\"` in the daemon's configuration to boot kernels",
     ))
 }
 

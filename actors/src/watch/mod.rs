@@ -38,7 +38,7 @@ pub const LAG_MIN: Duration = Duration::from_millis(5);
 const ROUND_TRIPS_MAX: usize = 32;
 /// What the line of a verdict's evidence begins with that quotes the instance's console: for the operator, and not for
 /// other instances, whose notices leave it out.
-pub const CONSOLE_SAID: &str = "its console ends with: ";
+pub const CONSOLE_SAID: &str = "its console says: ";
 
 /// What the owner is told.
 #[derive(Debug, Message)]
@@ -274,6 +274,10 @@ impl Watch {
 
     fn health_said(&mut self, status: HealthStatus, ctx: &mut Context<Self>) {
         self.said = Some(status.clone());
+        // It is newer than the last heartbeat, and the next one may be seconds away.
+        if let Some((_, last)) = &mut self.last_answer {
+            (last.fixed.health, last.fixed.workload) = (status.fixed.health, status.fixed.workload);
+        }
         if self.health.told == HEALTH_NOTICES_MAX {
             self.health.held = Some(status);
             return;

@@ -121,6 +121,7 @@ impl Handler<Pause> for Watch {
             let mut config = self.patience.config();
             if self.had_answered {
                 config = config.already_runs_for(Duration::MAX);
+                config.has_served = true;
             }
             self.detector = Detector::new(self.patience.reconfigure(config), clock::now());
             self.sent.clear();

@@ -24,6 +24,8 @@
 //! 8. [`Backend::lend`] gives a survivor memory of a fenced generation to read, and never to write. Whatever the
 //!    survivor does with it, [`Backend::take_back`] ends within the backend's own bound, and another daemon can take
 //!    back what this one lent.
+//! 9. A [`Placement`] that another backend made is refused ([`Backend::check_own`]): what this backend sees of it says
+//!    nothing, so it is never called ended, fenced or released.
 
 mod capabilities;
 mod placement;
@@ -308,6 +310,25 @@ pub trait Backend: Send + Sync {
     /// Which one it is.
     fn kind(&self) -> BackendKind;
 
+    /// Refuses a placement that another backend made.
+    ///
+    /// # Errors
+    /// When `placement` names another backend than [`Backend::kind`].
+    fn check_own(&self, placement: &Placement) -> Result<(), BackendError> {
+        if placement.backend == self.kind() {
+            return Ok(());
+        }
+        let reason = format!(
+            "the {} backend runs it, not the {} backend",
+            placement.backend.as_str(),
+            self.kind().as_str()
+        );
+        Err(BackendError {
+            what: format!("{} generation {}", placement.name, placement.generation),
+            source: std::io::Error::new(std::io::ErrorKind::InvalidInput, reason),
+        })
+    }
+
     /// True when published ports work by passing the listening socket to the workload, false when
     /// the daemon's forwarder carries bytes to the workload over vsock.
     fn passes_sockets(&self) -> bool;
@@ -376,7 +397,8 @@ pub trait Backend: Send + Sync {
     async fn observe(&self, placement: &Placement) -> Result<Observation, BackendError>;
 
     /// Completes when the instance ends, its kernel panics or resets, and says how. At once when it
-    /// has ended already. Dropping the future stops watching and disturbs nothing.
+    /// has ended already. Dropping the future stops watching and disturbs nothing. Never completes for a placement
+    /// of another backend.
     async fn ended(&self, placement: &Placement) -> ExitCause;
 
     /// Asks it to shut down by itself; does not wait for it.
@@ -419,8 +441,8 @@ pub trait Backend: Send + Sync {
         Vec::new()
     }
 
-    /// The end of what its kernel and its agent printed on its console, in printable characters and one line; none
-    /// where the backend keeps no console, or nothing was printed. Reads a few hundred bytes and does not wait.
+    /// What its kernel said of its panic on its console, else the last lines printed there, in printable characters and
+    /// one line; none where the backend keeps no console, or nothing was printed. Reads at most 64 KiB and does not wait.
     fn console_tail(&self, placement: &Placement) -> Option<String> {
         let _ = placement;
         None

@@ -433,6 +433,7 @@ impl Backend for MultikernelBackend {
     }
 
     async fn observe(&self, placement: &Placement) -> Result<Observation, BackendError> {
+        self.check_own(placement)?;
         let what = || format!("looking at {}", described(placement));
         let owned = placement.clone();
         let seen = self.blocking(move |slots| slots.observe(&owned)).await;
@@ -440,6 +441,9 @@ impl Backend for MultikernelBackend {
     }
 
     async fn ended(&self, placement: &Placement) -> ExitCause {
+        if self.check_own(placement).is_err() {
+            return std::future::pending().await;
+        }
         loop {
             // What cannot be looked at now may be at the next look; silence will tell otherwise.
             if let Ok(Observation::Ended(cause)) = self.observe(placement).await {
@@ -450,6 +454,7 @@ impl Backend for MultikernelBackend {
     }
 
     async fn request_shutdown(&self, placement: &Placement) -> Result<(), BackendError> {
+        self.check_own(placement)?;
         let what = || format!("asking {} to halt", described(placement));
         if self.observe(placement).await? != Observation::Running {
             return Ok(());
@@ -473,6 +478,10 @@ impl Backend for MultikernelBackend {
         placement: &Placement,
         order: FenceOrder,
     ) -> Result<Fenced, FenceUnconfirmed> {
+        if let Err(error) = self.check_own(placement) {
+            let reason = error.to_string();
+            return Err(FenceUnconfirmed { order, reason });
+        }
         let generation = order.generation();
         let owned = placement.clone();
         let fenced = self.blocking(move |slots| slots.fence(&owned, order)).await;
@@ -489,6 +498,7 @@ impl Backend for MultikernelBackend {
         placement: &Placement,
         proof: &FenceCertificate,
     ) -> Result<(), BackendError> {
+        self.check_own(placement)?;
         fencing::check_proof(placement, proof)?;
         let what = || format!("releasing {}", described(placement));
         let owned = placement.clone();

@@ -17,6 +17,12 @@ pub(super) const LOG_MAX_BYTES: u64 = 1024 * 1024;
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// The end of a log that an error message may quote, bytes.
 const QUOTE_BYTES: u64 = 400;
+/// The end of a console that is searched for a panic, bytes: what a panicking kernel prints after it fits.
+const SEARCH_BYTES: u64 = 64 * 1024;
+/// What the line of a panic has in it.
+const PANIC: &str = "Kernel panic - not syncing";
+/// What the agent's lines about its connections have in them.
+const OF_CONNECTIONS: &str = " DEBG ";
 
 /// Turns the log over if it is too large.
 pub(super) fn bound(log: &Path) -> io::Result<()> {
@@ -45,14 +51,52 @@ pub(super) fn tail(log: &Path) -> String {
     printable(&String::from_utf8_lossy(&bytes))
 }
 
+/// What a guest said of its end, for evidence: the line of its panic, else the last whole lines that its agent did not
+/// write about its connections. Printable, and one line.
+pub(super) fn last_words(log: &Path) -> String {
+    let Ok((bytes, cut)) = end_within(log, SEARCH_BYTES) else {
+        return String::new();
+    };
+    let text = String::from_utf8_lossy(&bytes);
+    // A line of which the beginning is not there says little.
+    let lines = text.lines().skip(usize::from(cut));
+    let lines: Vec<&str> = lines
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    if let Some(panic) = lines.iter().rfind(|line| line.contains(PANIC)) {
+        return printable(panic);
+    }
+    let mut room = usize::try_from(QUOTE_BYTES).unwrap_or(usize::MAX);
+    let told = lines
+        .iter()
+        .rev()
+        .filter(|line| !line.contains(OF_CONNECTIONS));
+    let mut quoted: Vec<&str> = told
+        .take_while(|line| {
+            let fits = line.len() <= room;
+            room = room.saturating_sub(line.len());
+            fits
+        })
+        .copied()
+        .collect();
+    quoted.reverse();
+    printable(&quoted.join("\n"))
+}
+
 /// The last [`QUOTE_BYTES`] of a log, or all of a shorter one.
 fn end_of(log: &Path) -> io::Result<Vec<u8>> {
+    end_within(log, QUOTE_BYTES).map(|(bytes, _)| bytes)
+}
+
+/// The last `most` bytes of a log, and whether there is more before them.
+fn end_within(log: &Path, most: u64) -> io::Result<(Vec<u8>, bool)> {
     let mut file = File::open(log)?;
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(QUOTE_BYTES)))?;
+    let from = file.metadata()?.len().saturating_sub(most);
+    file.seek(SeekFrom::Start(from))?;
     let mut bytes = Vec::new();
-    file.take(QUOTE_BYTES).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    file.take(most).read_to_end(&mut bytes)?;
+    Ok((bytes, from > 0))
 }
 
 /// The lines of `text`, with ` | ` between them and without what a terminal would act upon.
@@ -60,8 +104,14 @@ fn printable(text: &str) -> String {
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let lines: Vec<String> = lines
         .map(|line| {
-            let shown = |c: char| if c.is_control() { '\u{fffd}' } else { c };
-            line.chars().map(shown).collect()
+            let mut shown = String::with_capacity(line.len());
+            for c in line.chars() {
+                match c.is_control() {
+                    true => shown.extend(c.escape_default()),
+                    false => shown.push(c),
+                }
+            }
+            shown
         })
         .collect();
     lines.join(" | ")
@@ -97,8 +147,33 @@ mod tests {
         text.push_str("\r\nINFO mounted\r\n\r\n\x1b[2JINFO module loaded\n");
         std::fs::write(&path, &text).unwrap();
         let tail = tail(&path);
-        let end = "x | INFO mounted | \u{fffd}[2JINFO module loaded";
+        let end = "x | INFO mounted | \\u{1b}[2JINFO module loaded";
         assert!(tail.ends_with(end), "{tail:?}");
         assert!(tail.len() <= usize::try_from(QUOTE_BYTES).unwrap() + 16);
+    }
+
+    #[test]
+    fn the_last_words_of_a_guest_are_its_panic_or_whole_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console.log");
+        assert_eq!(last_words(&path), "");
+        let panic = "[    1.0] Kernel panic - not syncing: VFS: Unable to mount root fs";
+        let trace = "[    1.1]  entry_SYSCALL_64+0x68\n".repeat(500);
+        std::fs::write(&path, format!("[    0.9] before\n{panic}\n{trace}")).unwrap();
+        assert_eq!(last_words(&path), panic);
+        let connection = format!("DATE DEBG connection, {}\n", "y".repeat(300));
+        let text = format!(
+            "{}\n\x1b[2Jlast but one\nlast\n{connection}",
+            "x".repeat(400)
+        );
+        std::fs::write(&path, text).unwrap();
+        assert_eq!(last_words(&path), "\\u{1b}[2Jlast but one | last");
+        // The beginning of the only line is not there.
+        std::fs::write(
+            &path,
+            "x".repeat(2 * usize::try_from(SEARCH_BYTES).unwrap()),
+        )
+        .unwrap();
+        assert_eq!(last_words(&path), "");
     }
 }

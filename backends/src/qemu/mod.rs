@@ -64,7 +64,7 @@ pub enum AccelChoice {
     /// KVM when it is proved to work, else software emulation.
     #[default]
     Auto,
-    /// KVM, untested.
+    /// KVM: where a trial shows that it does not work, nothing starts.
     Kvm,
     /// Software emulation.
     Tcg,
@@ -143,7 +143,10 @@ impl QemuBackend {
 
     async fn accelerator(&self, kernel: &Path) -> Result<Accelerator, SpawnError> {
         match self.config.accel {
-            AccelChoice::Kvm => Ok(Accelerator::Kvm),
+            AccelChoice::Kvm => {
+                let version = self.version().await?;
+                self.kvm.required(version, Some(kernel)).await
+            }
             AccelChoice::Tcg => Ok(Accelerator::Tcg),
             AccelChoice::Auto => Ok(self.kvm.accelerator(self.version().await?, kernel).await),
         }
@@ -324,7 +327,10 @@ impl Backend for QemuBackend {
         }
         let accelerator = match self.config.accel {
             AccelChoice::Auto => self.kvm.first(version).await,
-            AccelChoice::Kvm => "kvm, as configured".to_owned(),
+            AccelChoice::Kvm => {
+                self.kvm.required(version, None).await?;
+                "kvm, as configured".to_owned()
+            }
             AccelChoice::Tcg => "software emulation, as configured".to_owned(),
         };
         let vsock = if let Some(kerf) = &self.config.kerf {
@@ -371,14 +377,15 @@ impl Backend for QemuBackend {
         run_dir: &Path,
     ) -> Result<Option<Placement>, BackendError> {
         let (name, run_dir) = (name.clone(), run_dir.to_owned());
-        let boot_id = self.host_boot_id.clone();
+        let (kind, boot_id) = (self.kind(), self.host_boot_id.clone());
         let what = failed(format!("looking for {name} generation {generation}"));
-        let look = move || finding::find(&name, generation, &run_dir, &ROLES, &boot_id);
+        let look = move || finding::find(kind, &name, generation, &run_dir, &ROLES, &boot_id);
         let found = tokio::task::spawn_blocking(look).await;
         found.map_err(io::Error::other).flatten().map_err(what)
     }
 
     async fn observe(&self, placement: &Placement) -> Result<Observation, BackendError> {
+        self.check_own(placement)?;
         let Some(qemu) = self.qemu_of(placement) else {
             return Ok(Observation::Ended(ExitCause::Exited { status: None }));
         };
@@ -406,6 +413,9 @@ impl Backend for QemuBackend {
     }
 
     async fn ended(&self, placement: &Placement) -> ExitCause {
+        if self.check_own(placement).is_err() {
+            return std::future::pending().await;
+        }
         match self.qemu_of(placement) {
             Some(qemu) => {
                 let directory = &placement.run_dir;
@@ -418,6 +428,7 @@ impl Backend for QemuBackend {
     }
 
     async fn request_shutdown(&self, placement: &Placement) -> Result<(), BackendError> {
+        self.check_own(placement)?;
         // The request that every init understands: Ctrl-Alt-Del, SIGINT to PID 1.
         let keys = ["ctrl", "alt", "delete"].map(|key| json!({"type": "qcode", "data": key}));
         let socket = placement.run_dir.join(run_dir::COMMANDS);
@@ -438,6 +449,10 @@ impl Backend for QemuBackend {
         placement: &Placement,
         order: FenceOrder,
     ) -> Result<Fenced, FenceUnconfirmed> {
+        if let Err(error) = self.check_own(placement) {
+            let reason = error.to_string();
+            return Err(FenceUnconfirmed { order, reason });
+        }
         if let Some(qemu) = self.qemu_of(placement) {
             let _ = self.memory.hold(qemu, &placement.run_dir);
         }
@@ -449,6 +464,7 @@ impl Backend for QemuBackend {
         placement: &Placement,
         proof: &FenceCertificate,
     ) -> Result<(), BackendError> {
+        self.check_own(placement)?;
         fencing::check_proof(placement, proof)?;
         // Also what another daemon held, and a process has kept for this one.
         let mut given = match self.qemu_of(placement) {
@@ -500,8 +516,8 @@ impl Backend for QemuBackend {
     }
 
     fn console_tail(&self, placement: &Placement) -> Option<String> {
-        let tail = console::tail(&placement.run_dir.join(run_dir::CONSOLE));
-        Some(tail).filter(|tail| !tail.is_empty())
+        let said = console::last_words(&placement.run_dir.join(run_dir::CONSOLE));
+        Some(said).filter(|said| !said.is_empty())
     }
 
     async fn keep_memory(&self, placement: &Placement) -> Result<bool, BackendError> {

@@ -240,6 +240,28 @@ impl KvmProbe {
         }
     }
 
+    /// Tries KVM as far as that goes without a kernel, or with this one, where nothing else may be used.
+    ///
+    /// # Errors
+    /// When KVM cannot be used here.
+    pub(super) async fn required(
+        &self,
+        version: &Version,
+        kernel: Option<&Path>,
+    ) -> Result<Accelerator, SpawnError> {
+        match kernel {
+            Some(kernel) => drop(self.accelerator(version, kernel).await),
+            None => drop(self.first(version).await),
+        }
+        match &*self.state.lock().await {
+            Kvm::Unusable(reason) => Err(SpawnError::Unavailable(format!(
+                "qemu.accel is \"kvm\", but KVM cannot be used here: {reason}; set qemu.accel to \"auto\" or \
+                 \"tcg\" for software emulation"
+            ))),
+            Kvm::Untested | Kvm::Plausible | Kvm::Works => Ok(Accelerator::Kvm),
+        }
+    }
+
     async fn rom(&self) -> Kvm {
         if let Err(error) = std::fs::File::options()
             .read(true)
@@ -387,5 +409,26 @@ mod tests {
         let qemu = pretend(dir.path(), "echo 'Kernel panic - not syncing: VFS'; exit 0");
         let probe = KvmProbe::new(&qemu, "boot-1", dir.path());
         assert_eq!(probe.boot(Path::new("/k")).await, Kvm::Works);
+    }
+
+    #[tokio::test]
+    async fn a_kvm_that_is_asked_for_and_does_not_work_is_refused_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let qemu = pretend(dir.path(), "echo 'error: failed to set MSR'; exit 134");
+        let version = version("10.0.2");
+        for kernel in [None, Some(Path::new("/k"))] {
+            let probe = KvmProbe::new(&qemu, "boot-1", dir.path());
+            *probe.state.lock().await = Kvm::Plausible;
+            let required = probe.required(&version, kernel).await;
+            match (kernel, required) {
+                // It has to be tried with a kernel.
+                (None, required) => assert!(matches!(required, Ok(Accelerator::Kvm))),
+                (Some(_), required) => {
+                    let text = required.unwrap_err().to_string();
+                    assert!(text.contains("failed to set MSR"), "{text}");
+                    assert!(text.contains("\"auto\""), "{text}");
+                }
+            }
+        }
     }
 }

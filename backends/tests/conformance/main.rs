@@ -72,7 +72,8 @@ conformance!(
     a_refused_spawn_leaves_nothing,
     a_published_port_reaches_the_workload,
     connections_that_are_given_up_do_no_harm,
-    nothing_that_was_lent_is_nothing_to_take_back;
+    nothing_that_was_lent_is_nothing_to_take_back,
+    a_placement_of_another_backend_is_refused_and_left_alone;
     threads_that_outlive_their_first_one_are_fenced,
     a_reused_pid_is_never_mistaken_for_the_instance,
     a_mark_behind_a_large_environment_is_found,

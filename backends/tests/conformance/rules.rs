@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use kmorph_backends::contract::{
-    Endpoint, ExitCause, HostListener, Observation, Placement, SpawnError,
+    BackendKind, Endpoint, ExitCause, HostListener, Observation, Placement, SpawnError,
 };
 use kmorph_backends::key::KEY_FILE;
 use kmorph_launch::PublishedPort;
@@ -21,6 +21,8 @@ use super::ground::Ground;
 const PORT: u16 = 6379;
 /// Answers of an agent among which others give up theirs.
 const ANSWERS: usize = 20;
+/// How long the end of what another backend runs is watched for.
+const FOREIGN_WATCHED: Duration = Duration::from_millis(200);
 /// How often one does so: a boot in software emulation keeps a CPU busy by itself.
 const GIVEN_UP_EVERY: Duration = Duration::from_micros(500);
 
@@ -336,4 +338,37 @@ pub(crate) async fn nothing_that_was_lent_is_nothing_to_take_back(ground: &Groun
     ground.backend.take_back(&placement).await.unwrap();
     ground.fence(&placement).await;
     ground.backend.take_back(&placement).await.unwrap();
+}
+
+/// Rule 9: what this backend sees of another's generation is no statement about it.
+pub(crate) async fn a_placement_of_another_backend_is_refused_and_left_alone(ground: &Ground) {
+    let placement = ground.spawn(ground.spec()).await;
+    ground.answers(&placement).await;
+    let mut foreign = placement.clone();
+    foreign.backend = match placement.backend {
+        BackendKind::Embedded => BackendKind::Qemu,
+        BackendKind::Qemu | BackendKind::Multikernel => BackendKind::Embedded,
+    };
+    // What the other backend would find of it: no process by the names that it knows.
+    foreign.processes.clear();
+    let backend = &ground.backend;
+    let observed = backend.observe(&foreign).await.unwrap_err();
+    assert_eq!(
+        observed.source.kind(),
+        ErrorKind::InvalidInput,
+        "{observed}"
+    );
+    let order = FenceOrder::new(placement.generation);
+    let unconfirmed = backend.fence(&foreign, order).await.unwrap_err();
+    assert!(
+        unconfirmed.reason.contains("backend runs it"),
+        "{unconfirmed}"
+    );
+    assert!(backend.request_shutdown(&foreign).await.is_err());
+    let waited = tokio::time::timeout(FOREIGN_WATCHED, backend.ended(&foreign));
+    assert!(waited.await.is_err(), "it was called ended");
+    ground.answers(&placement).await;
+    let proof = ground.fence(&placement).await;
+    assert!(backend.release(&foreign, &proof).await.is_err());
+    backend.release(&placement, &proof).await.unwrap();
 }

@@ -20,13 +20,13 @@ pub(crate) enum DaemonCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct StartArgs {
-    /// Its configuration file; unless told, the default one if there is one
+    /// Its configuration file (default: the one in the default place, if it exists)
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// Stay in the foreground: this process becomes kmorphd
     #[arg(long)]
     pub(crate) foreground: bool,
-    /// Where its log goes; unless told, kmorphd.log in the default state directory
+    /// Where its log goes (default: kmorphd.log in the default state directory)
     #[arg(long, value_name = "FILE", conflicts_with = "foreground")]
     pub(crate) log_file: Option<PathBuf>,
     /// Give up, and end it again, when it does not answer by then

@@ -41,13 +41,13 @@ pub(crate) struct SpawnArgs {
         require_equals = true
     )]
     pub(crate) monitor: bool,
-    /// Silence after which it has failed, 0.1 to 3600; the configuration's default unless told
+    /// Silence after which it has failed, 0.1 to 3600 (default: the configuration's)
     #[arg(long, value_name = "SECONDS", value_parser = values::heartbeat_timeout)]
     pub(crate) heartbeat_timeout: Option<f64>,
     /// CPUs
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) cpus: u16,
-    /// Memory, as 256M, 16GB or a number of bytes; the configuration's default unless told
+    /// Memory, as 256M, 16GB or a number of bytes (default: the configuration's)
     #[arg(long, value_name = "SIZE", value_parser = values::memory)]
     pub(crate) memory: Option<u64>,
     /// Program to run in it; `kmorph-kv` is the reference server
@@ -68,8 +68,8 @@ pub(crate) struct SpawnArgs {
     /// since the daemon keeps none of it. The file must be root's or the daemon's user's, and for its owner only
     #[arg(long, value_name = "FILE", requires = "program")]
     pub(crate) env_file: Option<PathBuf>,
-    /// Make a port of the program reachable on this machine; may be given again. Address 127.0.0.1
-    /// unless told, host port 0 lets the system choose
+    /// Make a port of the program reachable on this machine; may be given again (default address: 127.0.0.1). With
+    /// host port 0 the system chooses one
     #[arg(long, value_name = "[ADDRESS:]HOST_PORT:PORT", value_parser = values::publish)]
     pub(crate) publish: Vec<PublishRequest>,
     #[command(flatten)]

@@ -20,7 +20,7 @@ pub(crate) enum PolicyCommand {
     Set(PolicySetting),
     /// Write all policies as a TOML file that `import` reads
     Export {
-        /// The file, replaced whole; standard output unless told
+        /// The file, replaced whole (default: standard output)
         #[arg(long, value_name = "FILE")]
         output: Option<PathBuf>,
     },

@@ -152,12 +152,21 @@ async fn start(
 /// Opens the log for appending. It is for its owner only, and so is its directory where that is the daemon's state
 /// directory or has to be made.
 fn open_log(path: &Path, places: &Places) -> Result<File, Failure> {
+    let in_state_dir = path == places.log;
     let refused = |refusal: Refusal| {
-        Failure::new(
+        match in_state_dir {
+        // The daemon keeps its journal there, and refuses the directory too.
+        true => Failure::new(
+            Exit::InvalidInput,
+            format!("cannot use the state directory: {refusal}"),
+        )
+        .hint("`paths.state_dir` in the daemon's configuration names another one, `--log-file` another log"),
+        false => Failure::new(
             Exit::InvalidInput,
             format!("cannot write the log: {refusal}"),
         )
-        .hint("`--log-file` names another place for it")
+        .hint("`--log-file` names another place for it"),
+    }
     };
     let named = std::path::absolute(path)
         .map_err(|error| Failure::file("find the directory of the log", path, &error))?;
@@ -165,7 +174,7 @@ fn open_log(path: &Path, places: &Places) -> Result<File, Failure> {
         let text = format!("the log {} names no file", path.display());
         return Err(Failure::new(Exit::Usage, text));
     };
-    let dir = if path == places.log {
+    let dir = if in_state_dir {
         OwnDir::make_private(dir, &STATE_MARKS)
     } else if dir.exists() {
         OwnDir::shared(dir)

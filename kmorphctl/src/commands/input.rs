@@ -20,7 +20,8 @@ pub(super) fn read(file: &Path, limit: u64, kind: &str) -> Result<(String, Vec<u
         read.map_err(|error| Failure::invalid(format!("cannot read {name}: {error}")))?;
     } else {
         bytes = kmorph_files::read_named(file, limit).map_err(|error| {
-            Failure::invalid(error.to_string()).hint("- reads standard input, also a pipe")
+            Failure::invalid(error.to_string())
+                .hint("give `-` to read standard input, which may be a pipe")
         })?;
     }
     if bytes.len() as u64 > limit {

@@ -59,6 +59,14 @@ fn ago(last_ms: Option<u64>) -> String {
     last_ms.map_or_else(|| "never".to_owned(), |ms| format!("{} ago", age_ms(ms)))
 }
 
+/// When an instance was last heard of. Of one that has failed a daemon that was restarted since does not know it.
+fn last_heard(summary: &InstanceSummary, unknown: &str) -> String {
+    match (summary.last_heartbeat_ms, summary.state) {
+        (None, state) if state != InstanceState::Starting => unknown.to_owned(),
+        (last_ms, _) => ago(last_ms),
+    }
+}
+
 pub(super) async fn list(
     client: &Client,
     out: &mut Output,
@@ -84,14 +92,14 @@ pub(super) async fn list(
         header.extend(["GENERATION", "BACKEND", "RECOVERIES", "MORPHS", "PUBLISHED"]);
     }
     let row = |instance: InstanceSummary| {
-        let uptime = uptime(&instance);
+        let (uptime, heard) = (uptime(&instance), last_heard(&instance, "-"));
         let mut row: Vec<Word> = vec![
             instance.name.into(),
             state_word(instance.state),
             or_dash(instance.kernel_release).into(),
             cpu_list(&instance.cpus).into(),
             bytes(instance.memory_bytes).into(),
-            ago(instance.last_heartbeat_ms).into(),
+            heard.into(),
             uptime.into(),
         ];
         if verbose {
@@ -132,7 +140,7 @@ pub(super) async fn status(client: &Client, out: &mut Output, name: &str) -> Res
     ])?;
     out.raw(&format!(
         "Status: {state} (last heartbeat: {})",
-        ago(summary.last_heartbeat_ms)
+        last_heard(summary, "not known")
     ))?;
     out.fields(&status_fields(&status))?;
     Ok(Exit::Ok)

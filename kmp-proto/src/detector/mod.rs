@@ -83,6 +83,8 @@ pub struct Config {
     pub start_timeout: Duration,
     /// Whether it has failed when one of its CPUs has run nothing for the timeout.
     pub stuck_cpu_fails: bool,
+    /// Whether it was healthy before this watch began: then it has started, and an unhealthy answer is an answer.
+    pub has_served: bool,
 }
 
 impl Config {
@@ -95,6 +97,7 @@ impl Config {
             interval,
             start_timeout,
             stuck_cpu_fails: false,
+            has_served: false,
         }
     }
 
@@ -436,7 +439,7 @@ impl Detector {
             .map_or(Duration::ZERO, |(mark, _)| self.lag_since(mark));
         if lag > Duration::ZERO {
             evidence.push(format!(
-                "judged {lag:.1?} later for the daemon's own lateness"
+                "the verdict waited {lag:.1?} longer, because kmorphd itself was late"
             ));
         }
         if let Some(overload) = self.load.overload() {
@@ -519,7 +522,7 @@ impl Detector {
         self.hearing_until = None;
         self.late_ticks = 0;
         self.phase = match std::mem::replace(&mut self.phase, Phase::Failed) {
-            Phase::Starting(_) if health != Health::Unhealthy => {
+            Phase::Starting(_) if health != Health::Unhealthy || self.config.has_served => {
                 self.actions.push_back(Action::Healthy);
                 Phase::Monitoring(Monitoring)
             }

@@ -19,7 +19,7 @@ pub const TRANSITIONS: &[Transition] = &[
     row(
         STARTING,
         "Answer",
-        "not unhealthy",
+        "not unhealthy, or it was healthy before this watch",
         MONITORING,
         &["Healthy"],
     ),

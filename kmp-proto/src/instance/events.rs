@@ -203,6 +203,8 @@ pub enum Action {
     Capture,
     /// Tell the recovery or the morph that is under way.
     Tell(JobNews),
+    /// The recovery that an earlier daemon began, and whose successor was adopted, is over.
+    EndRecovery(RecoveryEnd),
     /// Whoever waits for the spawn has what they asked for.
     SpawnSucceeded,
     /// Whoever waits for a spawn or a recovery waits in vain: the instance is ended.
@@ -345,6 +347,7 @@ impl Action {
             Self::Tell(JobNews::SuccessorFailed(_)) => "Tell(SuccessorFailed)",
             Self::Tell(JobNews::SourceFailed(_)) => "Tell(SourceFailed)",
             Self::Tell(JobNews::Terminated) => "Tell(Terminated)",
+            Self::EndRecovery(_) => "EndRecovery",
             Self::SpawnSucceeded => "SpawnSucceeded",
             Self::Disappoint => "Disappoint",
             Self::End(_) => "End",

@@ -96,7 +96,7 @@ const IDLE: &[Transition] = &[
         "Healthy",
         "",
         SERVING,
-        &["Ports(aim)", "Show", "SpawnSucceeded"],
+        &["Ports(aim)", "Show", "SpawnSucceeded", "EndRecovery"],
     ),
     row(SERVING, "Healthy", "", SERVING, &["Ports(aim)", "Show"]),
     row(SERVING, "Silent", "", SERVING, SHOW),
@@ -174,7 +174,19 @@ macro_rules! ended {
 }
 
 const TERMINATION: [[Transition; 3]; 7] = [
-    ended!(STARTING, NOT_ENDING, ENDING, END),
+    ended!(
+        STARTING,
+        NOT_ENDING,
+        ENDING,
+        &[
+            "Disappoint",
+            "Show",
+            "Ports(hold)",
+            "Watch(end)",
+            "End",
+            "EndRecovery"
+        ]
+    ),
     ended!(SERVING, NOT_ENDING, ENDING, END),
     ended!(RESTING, NOT_ENDING, ENDING, END),
     ended!(
@@ -227,18 +239,29 @@ const FAILING: &[Transition] = &[
         "Recorded(recover)",
         "",
         QUEUED,
-        &["Watch(end)", "Ports(hold for a while)", "Queue"],
+        &[
+            "Watch(end)",
+            "Ports(hold for a while)",
+            "Queue",
+            "EndRecovery",
+        ],
     ),
     row(ASKED, "NotRecorded(recover)", "as before", STARTING, NONE),
     row(ASKED, "NotRecorded(recover)", "as before", SERVING, NONE),
     row(ASKED, "NotRecorded(recover)", "as before", RESTING, NONE),
-    row(ASKED, "Failed", "", ASKED, &["Show", "Ports(hold)"]),
+    row(
+        ASKED,
+        "Failed",
+        "",
+        ASKED,
+        &["Show", "Ports(hold)", "EndRecovery"],
+    ),
     row(
         ASKED,
         "Healthy",
         "it did not rest",
         ASKED,
-        &["Ports(aim)", "Show"],
+        &["Ports(aim)", "Show", "EndRecovery"],
     ),
     row(BACKING_OFF, "BackOffOver", "", QUEUED, &["Queue"]),
     row(QUEUED, "Granted", "", RECOVERING, &["Show", "Recover"]),
@@ -359,7 +382,7 @@ const JOBS: &[Transition] = &[
         RESTING,
         &["Watch(end)", "Show", "Save", "Ports(close)"],
     ),
-    row(CAPTURING, "Failed", "", CAPTURING, SHOW),
+    row(CAPTURING, "Failed", "", CAPTURING, &["Show", "EndRecovery"]),
     row(
         CAPTURING,
         "CaptureOver",
@@ -404,7 +427,13 @@ const ADOPTED: &[Transition] = &[
         "Failed",
         HEALED,
         QUEUED,
-        &["Show", "Watch(end)", "Ports(hold for a while)", "Queue"],
+        &[
+            "Show",
+            "Watch(end)",
+            "Ports(hold for a while)",
+            "Queue",
+            "EndRecovery",
+        ],
     ),
     row(
         STARTING,
@@ -417,12 +446,24 @@ const ADOPTED: &[Transition] = &[
             "Ports(hold for a while)",
             "Ports(close)",
             "Save",
+            "EndRecovery",
         ],
     ),
 ];
 
 const WAITING: &[Transition] = &[
-    waits!(STARTING, "Failed"),
+    row(
+        STARTING,
+        "Failed",
+        WRITING,
+        FAILED,
+        &[
+            "Show",
+            "Watch(end)",
+            "Ports(hold for a while)",
+            "EndRecovery",
+        ],
+    ),
     waits!(SERVING, "Failed"),
     waits!(ASKED, "NotRecorded(recover)"),
     waits!(RECOVERING, "RecoveryOver(SuccessorFailed)", "ReturnGrant"),

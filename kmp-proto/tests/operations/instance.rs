@@ -40,6 +40,8 @@ struct Facts {
     /// A person has to act first: nothing is healed before that.
     resting: bool,
     stopped: bool,
+    /// The recovery that an earlier daemon began may be ended.
+    unfinished: bool,
     /// What the journal says is wanted.
     journal: Option<Desired>,
 }
@@ -73,6 +75,7 @@ pub fn steps(bytes: &[u8]) -> BTreeSet<Step> {
     let (engine, event) = begin(&mut choices, now);
     let mut facts = Facts {
         journal: Some(engine.desired()),
+        unfinished: event == "adopted",
         ..Facts::default()
     };
     if event == "morphing" {
@@ -110,8 +113,9 @@ pub fn steps(bytes: &[u8]) -> BTreeSet<Step> {
 
 fn begin(choices: &mut Choices<'_>, now: Instant) -> (Engine, &'static str) {
     let auto_heal = choices.bit();
-    match choices.byte() % 6 {
-        0 => (Engine::adopted(auto_heal), "adopted"),
+    match choices.byte() % 7 {
+        0 => (Engine::adopted(auto_heal, true), "adopted"),
+        6 => (Engine::adopted(auto_heal, false), "adopted"),
         1 => (Engine::morphing(auto_heal, choices.bit()), "morphing"),
         2 => {
             let desired = match choices.byte() % 3 {
@@ -417,6 +421,13 @@ impl World {
             }
             Action::Tell(JobNews::SuccessorHealthy | JobNews::SuccessorFailed(_)) => {
                 assert_eq!(self.facts.job, Some(Job::Recovery));
+            }
+            Action::EndRecovery(_) => {
+                assert!(
+                    self.facts.unfinished,
+                    "a recovery ends twice, or none was begun"
+                );
+                self.facts.unfinished = false;
             }
             Action::Stop => self.facts.stopped = true,
             _ => {}

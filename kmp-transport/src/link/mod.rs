@@ -45,11 +45,20 @@ pub enum Address {
     },
 }
 
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "the socket {path:?},"),
+            Self::Vsock(cid) | Self::ChosenVsock { cid, .. } => write!(f, "vsock CID {cid}"),
+        }
+    }
+}
+
 /// Why a connection did not come about.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The other kernel reset it: a live kernel without a listener on that port.
-    #[error("connecting to {address:?} port {port}: refused by its kernel")]
+    #[error("connecting to {address} port {port}: refused by its kernel")]
     KernelRefused {
         /// Where.
         address: Address,
@@ -57,7 +66,7 @@ pub enum ConnectError {
         port: u32,
     },
     /// Nothing is there.
-    #[error("connecting to {address:?} port {port}: {source}")]
+    #[error("connecting to {address} port {port}: {source}")]
     Unreachable {
         /// Where.
         address: Address,
@@ -67,7 +76,7 @@ pub enum ConnectError {
         source: io::Error,
     },
     /// No answer within [`CONNECT_TIMEOUT`].
-    #[error("connecting to {address:?} port {port}: no answer within {CONNECT_TIMEOUT:?}")]
+    #[error("connecting to {address} port {port}: no answer within {CONNECT_TIMEOUT:?}")]
     TimedOut {
         /// Where.
         address: Address,

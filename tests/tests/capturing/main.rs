@@ -315,6 +315,12 @@ fn the_self_test_passes_leaves_nothing_and_is_remembered() {
     assert!(report.vmcore_bytes.unwrap() > 1 << 20);
     nothing_is_left(&host);
     assert!(!host.path("state/vmcore/kmorph-doctor").exists());
+    // A kernel that is mistyped is refused before a test begins, and the last result stays.
+    let mistyped = json!({ "kernel": "/nope" });
+    let refused = host
+        .control()
+        .request("POST", "/v1/doctor", Some(&mistyped));
+    assert_eq!(refused.refusal().code, ErrorCode::KernelUnreadable);
     host.restart_by_kill();
     assert!(last_doctor(&host).passed);
     let metrics = host.control().request("GET", "/metrics", None).body;

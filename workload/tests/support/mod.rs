@@ -34,8 +34,20 @@ pub fn listener() -> (TcpListener, SocketAddr) {
 impl Server {
     /// Starts a server that is given `listener` and registers as `role`.
     pub fn start(listener: &TcpListener, role: Role, args: &[&str]) -> Self {
+        Self::start_with_memory(listener, role, args, 0)
+    }
+
+    /// As [`Server::start`], told how many bytes of memory it may use, 0 for no limit.
+    pub fn start_with_memory(
+        listener: &TcpListener,
+        role: Role,
+        args: &[&str],
+        bytes: u64,
+    ) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kmorph-kv"));
-        command.args(args);
+        command
+            .args(args)
+            .env("KMORPH_MEMORY_BYTES", bytes.to_string());
         let socket = listener.as_fd().try_clone_to_owned().unwrap();
         let name = "p1".to_owned();
         let agent = attach(&mut command, &[ActivatedListener { name, socket }]).unwrap();

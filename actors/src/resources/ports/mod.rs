@@ -134,6 +134,38 @@ pub fn listener_name(port: u16) -> String {
     format!("port-{port}")
 }
 
+/// Why a port cannot be published, and what to do about it.
+fn refused(wanted: SocketAddr, error: &io::Error) -> Failure {
+    let text = format!("publishing {wanted}: {error}");
+    match error.kind() {
+        io::ErrorKind::AddrNotAvailable => Failure::new(FailureKind::InvalidRequest, text)
+            .hint("this machine does not have that address: give one that it has, 127.0.0.1 or 0.0.0.0"),
+        io::ErrorKind::PermissionDenied => Failure::new(FailureKind::Unavailable, text).hint(
+            "kmorphd's user may not bind that port: choose one from 1024 up, or give kmorphd CAP_NET_BIND_SERVICE",
+        ),
+        io::ErrorKind::AddrInUse => Failure::new(FailureKind::InsufficientResources, text)
+            .hint("choose a free port, or 0 to have one chosen"),
+        _ => Failure::new(FailureKind::InsufficientResources, text),
+    }
+}
+
+/// Refuses a request that wants one port of the host for two of the workload's.
+fn refuse_twice(requests: &[PortRequest]) -> Result<(), Failure> {
+    let same = |a: &PortRequest, b: &PortRequest| {
+        let anywhere = a.address.is_unspecified() || b.address.is_unspecified();
+        a.host_port != 0 && a.host_port == b.host_port && (a.address == b.address || anywhere)
+    };
+    for (index, second) in requests.iter().enumerate() {
+        if requests[..index].iter().any(|first| same(first, second)) {
+            let wanted = SocketAddr::new(second.address, second.host_port);
+            let text = format!("port {wanted} of the host is to be published twice");
+            return Err(Failure::new(FailureKind::InvalidRequest, text)
+                .hint("give each published port a host port of its own, or 0 to have one chosen"));
+        }
+    }
+    Ok(())
+}
+
 impl Publisher {
     /// Binds what a spawn asks for.
     ///
@@ -151,14 +183,11 @@ impl Publisher {
             );
             return Err(Failure::new(FailureKind::InvalidRequest, text));
         }
+        refuse_twice(requests)?;
         let mut ports = Vec::new();
         for request in requests {
             let wanted = SocketAddr::new(request.address, request.host_port);
-            let refuse = |error: io::Error| {
-                let text = format!("publishing {wanted}: {error}");
-                Failure::new(FailureKind::InsufficientResources, text)
-                    .hint("choose a free port, or 0 to have one chosen")
-            };
+            let refuse = |error: io::Error| refused(wanted, &error);
             let listener = bind_by_number(wanted).map_err(refuse)?;
             let host_port = listener.local_addr().map_err(refuse)?.port();
             let spec = PublishedPortSpec {
@@ -328,6 +357,41 @@ mod tests {
 
     fn state(publisher: &Publisher) -> PortState {
         publisher.shown("web")[0].state.clone()
+    }
+
+    #[test]
+    fn what_cannot_be_published_is_refused_for_what_is_wrong_with_it() {
+        let request = |address: &str, host_port| PortRequest {
+            address: address.parse().unwrap(),
+            host_port,
+            port: 6379,
+        };
+        let mut publisher = Publisher::default();
+        let mut refuse = |requests: &[PortRequest]| {
+            let failure = publisher.bind("web", requests).unwrap_err();
+            (failure.kind, format!("{failure}; {:?}", failure.next_step))
+        };
+        // TEST-NET-1: no machine has it.
+        let (kind, text) = refuse(&[request("192.0.2.1", 8080)]);
+        assert_eq!(kind, FailureKind::InvalidRequest, "{text}");
+        assert!(text.contains("does not have that address"), "{text}");
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let (kind, text) = refuse(&[request("127.0.0.1", port)]);
+        assert_eq!(kind, FailureKind::InsufficientResources, "{text}");
+        assert!(text.contains("choose a free port"), "{text}");
+        drop(taken);
+        for first in ["127.0.0.1", "0.0.0.0"] {
+            let twice = [request(first, port), request("127.0.0.1", port)];
+            let (kind, text) = refuse(&twice);
+            assert_eq!(kind, FailureKind::InvalidRequest, "{text}");
+            assert!(text.contains("twice"), "{text}");
+        }
+        let denied = io::Error::from(ErrorKind::PermissionDenied);
+        let failure = refused("127.0.0.1:80".parse().unwrap(), &denied);
+        assert_eq!(failure.kind, FailureKind::Unavailable);
+        let any = [request("127.0.0.1", 0), request("127.0.0.1", 0)];
+        assert_eq!(publisher.bind("web", &any).unwrap().len(), 2);
     }
 
     #[test]

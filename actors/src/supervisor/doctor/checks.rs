@@ -81,7 +81,9 @@ impl Doctor {
             Some(reason) => {
                 let text =
                     format!("a failed instance would not be captured as it should: {reason}");
-                let error = Failure::new(FailureKind::Internal, text).hint(Command::SeeSelfTest);
+                let error = Failure::new(FailureKind::Internal, text).hint(Command::SeeSelfTest {
+                    instance: DOCTOR_NAME.to_owned(),
+                });
                 self.operation.fail(error, result);
             }
         }

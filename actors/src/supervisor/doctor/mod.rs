@@ -9,6 +9,7 @@ use actix::prelude::*;
 use futures_util::future::join_all;
 
 use super::Supervisor;
+use super::spawning::choose_kernel;
 use crate::instance::GetStatus;
 use crate::platform::events::Draft;
 use crate::platform::journal::{Change, Record};
@@ -41,6 +42,8 @@ impl Handler<BeginDoctor> for Supervisor {
                         .map_or_else(host_kernel, |status| Ok(status.kernel.path))?
                 }
             };
+            // A kernel that cannot be read is the caller's mistake, and says nothing about capturing.
+            choose_kernel(&kernel, cmdline.to_owned(), None).await?;
             Ok((cmdline, kernel))
         };
         Box::pin(work.into_actor(self).map(move |chosen, act, ctx| {

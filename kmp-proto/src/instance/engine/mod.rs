@@ -15,7 +15,8 @@ mod jobs;
 use std::collections::VecDeque;
 
 use super::events::{
-    Action, Answer, Event, Failure, PortOrder, RecoveryOrder, Successor, WatchOrder, Wish,
+    Action, Answer, Event, Failure, PortOrder, RecoveryEnd, RecoveryOrder, Successor, WatchOrder,
+    Wish,
 };
 use super::{Condition, Desired, Stage};
 use crate::recovery::RestartPolicy;
@@ -52,6 +53,8 @@ pub struct Engine {
     end: End,
     auto_heal: bool,
     restarts: RestartPolicy,
+    /// It was adopted as the successor of a recovery that is not over.
+    succeeds: bool,
     /// The active generation is watched here.
     watched: bool,
     unwell: Unwell,
@@ -78,10 +81,12 @@ impl Engine {
         engine
     }
 
-    /// One that an earlier daemon left running.
-    pub fn adopted(auto_heal: bool) -> Self {
+    /// One that an earlier daemon left running. `succeeds`: that daemon has not finished the recovery that started it,
+    /// and its first healthy answer, or its end before that, ends the recovery.
+    pub fn adopted(auto_heal: bool, succeeds: bool) -> Self {
         let spawning = false;
         let mut engine = Self::with(State::Idle(Idle::Starting { spawning }), auto_heal);
+        engine.succeeds = succeeds;
         engine.watch(WatchOrder::Adopt);
         engine
     }
@@ -144,6 +149,7 @@ impl Engine {
             end: End::NotAsked,
             auto_heal,
             restarts: RestartPolicy::new(),
+            succeeds: false,
             watched: false,
             unwell: Unwell::default(),
             condition: Condition::Starting,
@@ -250,12 +256,36 @@ impl Engine {
         match self.take(state, event, now) {
             Taken::To(state) => {
                 self.state = state;
+                self.end_earlier_recovery();
                 Answer::Accepted
             }
             Taken::Not(state) => {
                 self.state = state;
                 Answer::Refused { stage }
             }
+        }
+    }
+
+    /// The recovery that an earlier daemon began is over once its successor was healthy, or does not start any more.
+    fn end_earlier_recovery(&mut self) {
+        let (before, failure) = match &self.state {
+            State::Idle(before) => (before, None),
+            State::Asked(asked) => (&asked.before, asked.failure.as_ref()),
+            State::Capturing(capturing) => (&capturing.before, capturing.failure.as_ref()),
+            State::Failed(failed) => (&failed.before, Some(&failed.failure)),
+            _ => (&Idle::Resting(Rest::NotEnded), None),
+        };
+        let end = match (before, failure) {
+            (Idle::Starting { .. }, None) => return,
+            (Idle::Serving, None) => RecoveryEnd::Recovered,
+            (_, failure) => RecoveryEnd::SuccessorFailed(match (failure, &self.reason) {
+                (Some(failure), _) => failure.text(),
+                (None, Some(reason)) => reason.clone(),
+                (None, None) => "its successor was ended".to_owned(),
+            }),
+        };
+        if std::mem::take(&mut self.succeeds) {
+            self.actions.push_back(Action::EndRecovery(end));
         }
     }
 

@@ -109,7 +109,12 @@ impl Connection {
     pub(crate) fn export(&self) -> OutgoingConnection<'_> {
         OutgoingConnection {
             fd: self.socket.as_fd(),
-            state: self.client.encode(),
+            state: Client {
+                // What is skipped was not kept, so the next process could not tell where the next command begins.
+                closing: self.client.closing || self.parser.is_skipping(),
+                ..self.client.clone()
+            }
+            .encode(),
             input: &self.input[self.parser.start()..],
             output: &self.output[self.written..],
         }
@@ -180,7 +185,7 @@ impl Connection {
         let mut waiting = false;
         while !self.client.closing && !self.is_paused() && left > 0 {
             left -= 1;
-            match self.parser.next(&self.input, facts.max_bulk) {
+            match self.parser.next(&self.input, facts.limits) {
                 Parsed::Command(ranges) => {
                     let args: Vec<&[u8]> =
                         ranges.into_iter().map(|range| &self.input[range]).collect();
@@ -193,6 +198,12 @@ impl Connection {
                         now,
                     };
                     commands::run(&mut context, &args)?;
+                }
+                Parsed::TooLarge => {
+                    facts.commands += 1;
+                    let text =
+                        "OOM the command is larger than the memory of this instance has room for";
+                    resp::error(&mut self.output, text);
                 }
                 Parsed::Incomplete => {
                     waiting = true;

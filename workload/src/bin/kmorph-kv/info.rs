@@ -5,6 +5,8 @@ use std::time::Instant;
 use kmorph_workload::arena::Result;
 use kmorph_workload::store::Store;
 
+use crate::resp::Limits;
+
 /// What is known about this process, for INFO and CONFIG.
 #[derive(Debug)]
 pub(crate) struct Facts {
@@ -12,7 +14,7 @@ pub(crate) struct Facts {
     pub(crate) instance: String,
     pub(crate) generation: String,
     pub(crate) kernel_release: String,
-    pub(crate) max_bulk: usize,
+    pub(crate) limits: Limits,
     pub(crate) max_clients: usize,
     pub(crate) clients: usize,
     /// Commands run by this process.
@@ -23,7 +25,7 @@ pub(crate) struct Facts {
 
 impl Facts {
     /// As the environment has it; the agent's registration overrides it.
-    pub(crate) fn from_env(max_bulk: usize, max_clients: usize) -> Self {
+    pub(crate) fn from_env(limits: Limits, max_clients: usize) -> Self {
         let env = |name: &str| std::env::var(name).unwrap_or_default();
         let running = nix::sys::utsname::uname()
             .map(|uname| uname.release().to_string_lossy().into_owned())
@@ -34,7 +36,7 @@ impl Facts {
             instance: env("KMORPH_INSTANCE"),
             generation: env("KMORPH_GENERATION"),
             kernel_release: if told.is_empty() { running } else { told },
-            max_bulk,
+            limits,
             max_clients,
             clients: 0,
             commands: 0,

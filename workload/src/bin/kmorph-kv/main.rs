@@ -93,7 +93,7 @@ fn run(options: &Options) -> Result<(), Failure> {
     // SAFETY: as above, and it comes after the listening sockets.
     let mut session = unsafe { Session::from_env() }?;
     let max_clients = client_limit(options.max_clients);
-    let mut server = Server::new(Facts::from_env(options.max_bulk, max_clients))?;
+    let mut server = Server::new(Facts::from_env(options.limits(), max_clients))?;
     for (name, socket) in activated {
         server.add_listener(name, socket)?;
     }

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use kmorph_workload::arena::{MAX_CAPACITY, MIN_CAPACITY};
 use kmorph_workload::handover::MAX_CONNECTIONS;
 
+use crate::resp::Limits;
+
 /// Shown for `--help`.
 pub(crate) const HELP: &str = "\
 kmorph-kv: an in-memory key-value server that speaks RESP, the reference workload of kmorph
@@ -31,6 +33,8 @@ const DEFAULT_MEMORY: u64 = 1 << 30;
 const MEMORY_ENV: &str = "KMORPH_MEMORY_BYTES";
 /// Part of that for keys and values, in percent: the rest is for connections and the program itself.
 const ARENA_SHARE_PERCENT: u64 = 80;
+/// Part of that for one command while it is read, in percent: the buffer in which it grows takes twice as much.
+const COMMAND_SHARE_PERCENT: u64 = 10;
 const DEFAULT_BULK: u64 = 64 * MIB;
 const MAX_BULK: u64 = 512 * MIB;
 
@@ -42,7 +46,19 @@ pub(crate) struct Options {
     pub(crate) max_memory: u64,
     /// Bytes.
     pub(crate) max_bulk: usize,
+    /// Room for one command, in bytes.
+    pub(crate) room: usize,
     pub(crate) max_clients: usize,
+}
+
+impl Options {
+    /// How large commands may be.
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            bulk: self.max_bulk,
+            command: self.room,
+        }
+    }
 }
 
 /// What follows from the command line.
@@ -64,11 +80,23 @@ fn default_memory(allowed: Option<&str>) -> u64 {
     bytes / 4096 * 4096
 }
 
+/// Room for one command, in bytes: as much as there is where the environment says no limit.
+fn room(allowed: Option<&str>) -> usize {
+    let allowed = allowed.and_then(|text| text.parse::<u64>().ok());
+    let share = allowed.filter(|bytes| *bytes > 0);
+    let share = share.map(|bytes| bytes / 100 * COMMAND_SHARE_PERCENT);
+    share
+        .and_then(|bytes| usize::try_from(bytes).ok())
+        .unwrap_or(usize::MAX)
+}
+
 /// Reads the arguments after the program's name.
 pub(crate) fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, String> {
+    let allowed = std::env::var(MEMORY_ENV).ok();
     let mut options = Options {
         listen: Vec::new(),
-        max_memory: default_memory(std::env::var(MEMORY_ENV).ok().as_deref()),
+        room: room(allowed.as_deref()),
+        max_memory: default_memory(allowed.as_deref()),
         max_bulk: usize::try_from(DEFAULT_BULK).unwrap_or(usize::MAX),
         max_clients: MAX_CONNECTIONS,
     };

@@ -19,6 +19,8 @@ const COMMAND_TO_BULK: usize = 4;
 pub(crate) enum Parsed {
     /// A command: its arguments, as ranges of the input. Never empty.
     Command(Vec<Range<usize>>),
+    /// A command larger than there is room for; it was skipped, and the connection goes on.
+    TooLarge,
     /// More input is needed.
     Incomplete,
     /// It is not RESP; the text goes to the client, and the connection is closed.
@@ -37,12 +39,30 @@ pub(crate) struct Parser {
     /// Length of the argument under way, once known.
     bulk: Option<usize>,
     arguments: Vec<Range<usize>>,
+    /// The command under way is larger than there is room for: its arguments are not kept.
+    too_large: bool,
+    /// Bytes of its present argument that are still to be skipped.
+    skip: usize,
+}
+
+/// How large what is read may be, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Longest argument: a longer one is no RESP.
+    pub(crate) bulk: usize,
+    /// Room for one command: a larger one is skipped.
+    pub(crate) command: usize,
 }
 
 impl Parser {
     /// Where the command under way begins.
     pub(crate) fn start(&self) -> usize {
         self.start
+    }
+
+    /// Whether a command is under way that is not kept.
+    pub(crate) fn is_skipping(&self) -> bool {
+        self.too_large
     }
 
     /// Tells that the first `count` bytes of the input, all before [`Parser::start`], are gone.
@@ -55,16 +75,16 @@ impl Parser {
     }
 
     /// The next command of `input`, which begins with what it began with before.
-    pub(crate) fn next(&mut self, input: &[u8], max_bulk: usize) -> Parsed {
-        let parsed = self.advance(input, max_bulk);
-        let most = max_bulk * COMMAND_TO_BULK + MAX_LINE_BYTES;
+    pub(crate) fn next(&mut self, input: &[u8], limits: Limits) -> Parsed {
+        let parsed = self.advance(input, limits);
+        let most = limits.bulk * COMMAND_TO_BULK + MAX_LINE_BYTES;
         if parsed == Parsed::Incomplete && self.at - self.start > most {
             return Parsed::Invalid("Protocol error: the command is too long".to_owned());
         }
         parsed
     }
 
-    fn advance(&mut self, input: &[u8], max_bulk: usize) -> Parsed {
+    fn advance(&mut self, input: &[u8], limits: Limits) -> Parsed {
         loop {
             if self.missing == 0 {
                 match self.begin(input) {
@@ -81,9 +101,12 @@ impl Parser {
                     Err(text) => return Parsed::Invalid(text),
                 }
             }
-            match self.argument(input, max_bulk) {
+            match self.argument(input, limits) {
                 Ok(true) if self.missing == 0 => {
                     self.start = self.at;
+                    if std::mem::take(&mut self.too_large) {
+                        return Parsed::TooLarge;
+                    }
                     return Parsed::Command(std::mem::take(&mut self.arguments));
                 }
                 Ok(true) => {}
@@ -111,7 +134,10 @@ impl Parser {
         Ok((self.missing == 0).then(Vec::new))
     }
 
-    fn argument(&mut self, input: &[u8], max_bulk: usize) -> Result<bool, String> {
+    fn argument(&mut self, input: &[u8], limits: Limits) -> Result<bool, String> {
+        if self.skip > 0 {
+            return Ok(self.skipped(input));
+        }
         let len = match self.bulk {
             Some(len) => len,
             None => {
@@ -128,13 +154,19 @@ impl Parser {
                 }
                 let len = number(&text[1..])
                     .and_then(|len| usize::try_from(len).ok())
-                    .filter(|len| *len <= max_bulk)
+                    .filter(|len| *len <= limits.bulk)
                     .ok_or("Protocol error: invalid bulk length")?;
                 self.bulk = Some(len);
                 len
             }
         };
         let end = self.at + len;
+        if self.too_large || end + 2 - self.start > limits.command {
+            self.too_large = true;
+            self.arguments = Vec::new();
+            self.skip = len + 2;
+            return Ok(self.skipped(input));
+        }
         if input.len() < end + 2 {
             return Ok(false);
         }
@@ -146,6 +178,21 @@ impl Parser {
         self.bulk = None;
         self.missing -= 1;
         Ok(true)
+    }
+
+    /// Skips what is here of an argument that is not kept; whether that was all of it.
+    fn skipped(&mut self, input: &[u8]) -> bool {
+        let here = self.skip.min(input.len() - self.at);
+        self.skip -= here;
+        self.at += here;
+        // What was read of the command is of no use.
+        self.start = self.at;
+        if self.skip > 0 {
+            return false;
+        }
+        self.bulk = None;
+        self.missing -= 1;
+        true
     }
 
     /// The next line without its end.
@@ -254,17 +301,29 @@ fn prefixed(out: &mut Vec<u8>, prefix: u8, value: i64) {
 mod tests {
     use super::*;
 
-    const MAX_BULK: usize = 1000;
+    const LIMITS: Limits = Limits {
+        bulk: 1000,
+        command: usize::MAX,
+    };
 
     /// Feeds `input` in pieces of `step` bytes, dropping what has been consumed after each.
     fn commands(input: &[u8], step: usize) -> (Vec<Vec<Vec<u8>>>, Option<String>) {
+        commands_within(LIMITS, input, step)
+    }
+
+    /// As [`commands`]; a command that was skipped has no arguments.
+    fn commands_within(
+        limits: Limits,
+        input: &[u8],
+        step: usize,
+    ) -> (Vec<Vec<Vec<u8>>>, Option<String>) {
         let mut parser = Parser::default();
         let mut buffer = Vec::new();
         let mut out = Vec::new();
         for piece in input.chunks(step) {
             buffer.extend_from_slice(piece);
             loop {
-                match parser.next(&buffer, MAX_BULK) {
+                match parser.next(&buffer, limits) {
                     Parsed::Command(args) => {
                         out.push(
                             args.into_iter()
@@ -272,6 +331,7 @@ mod tests {
                                 .collect(),
                         );
                     }
+                    Parsed::TooLarge => out.push(Vec::new()),
                     Parsed::Incomplete => break,
                     Parsed::Invalid(text) => return (out, Some(text)),
                 }
@@ -298,6 +358,27 @@ mod tests {
         assert_eq!(whole, expected);
         for step in 1..input.len() {
             assert_eq!(commands(input, step), (whole.clone(), None), "step {step}");
+        }
+    }
+
+    #[test]
+    fn a_command_without_room_is_skipped_however_it_arrives() {
+        let large = "x".repeat(200);
+        let input = format!(
+            "*1\r\n$4\r\nPING\r\n*4\r\n$3\r\nSET\r\n$1\r\nk\r\n$200\r\n{large}\r\n$2\r\nNX\r\n*1\r\n$4\r\nPING\r\n"
+        );
+        let limits = Limits {
+            command: 100,
+            ..LIMITS
+        };
+        let ping = || vec![b"PING".to_vec()];
+        for step in 1..input.len() {
+            let (found, error) = commands_within(limits, input.as_bytes(), step);
+            assert_eq!(
+                (found, error),
+                (vec![ping(), Vec::new(), ping()], None),
+                "step {step}"
+            );
         }
     }
 

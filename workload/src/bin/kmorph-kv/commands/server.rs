@@ -132,7 +132,7 @@ pub(super) fn config(context: &mut Context<'_>, args: Args<'_>) -> Result {
         ("databases", "1".to_owned()),
         ("maxclients", facts.max_clients.to_string()),
         ("maxmemory", context.store.capacity().to_string()),
-        ("proto-max-bulk-len", facts.max_bulk.to_string()),
+        ("proto-max-bulk-len", facts.limits.bulk.to_string()),
         ("save", String::new()),
     ];
     let asked: Vec<_> = settings
