@@ -452,6 +452,8 @@ impl RecoveryJob {
         let (generations, instance) = (self.means.generations.clone(), self.plan.instance.clone());
         let failed = self.plan.failed.generation;
         let rows = self.owner.rows.clone();
+        // The next daemon may adopt the successor and end this entry: what is known by now is in the journal then.
+        let so_far = self.row_change();
         let work = async move {
             let spec = &instance.spec;
             let ports = generations
@@ -465,7 +467,7 @@ impl RecoveryJob {
                     proposal: Proposal::Succeeded {
                         generation: row.generation,
                     },
-                    with: vec![Change::Generation(Box::new(row))],
+                    with: vec![Change::Generation(Box::new(row)), so_far],
                 };
                 async { rows.send(propose).await.unwrap_or(Err(JournalError::Gone)) }
             };

@@ -168,8 +168,11 @@ impl World {
         for recovery in of_steady().filter(|r| went_on(r) && r.cause != "workload_failed") {
             let failed = recovery.failed_generation;
             let key = (recovery.instance.clone(), failed);
-            // What was found to be gone had been released before.
-            let found = recovery.fence.as_deref() != Some("nothing_found");
+            // What this or an earlier recovery of it found to be gone had been released before, by one that did not live to
+            // say that it had captured the memory.
+            let found = !of_steady()
+                .filter(|r| r.failed_generation == failed)
+                .any(|r| r.fence.as_deref() == Some("nothing_found"));
             let ran = found && self.machine.with(&key, |_| ()).is_some();
             // One whose daemon or actor did not live to end it may have captured it before.
             let captured = of_steady()
