@@ -10,7 +10,7 @@ use kmp_proto::instance::Condition;
 
 use super::Instance;
 use crate::model::generation::AnyGeneration;
-use crate::resources::ports::PORT_RETRY;
+use crate::resources::ports::{PORT_RETRY, Regained};
 
 impl Instance {
     /// Goes on asking for ports that this daemon does not have, until it has them.
@@ -41,9 +41,22 @@ impl Instance {
             };
             ctx.spawn(
                 work.into_actor(act)
-                    .map(|_, act, ctx| act.regain_ports(ctx)),
+                    .map(|regained, act, ctx| act.regained(regained, ctx)),
             );
         });
+    }
+
+    fn regained(&mut self, regained: Result<Regained, String>, ctx: &mut Context<Self>) {
+        // Whoever had them has ended. Of an instance that is not healed nobody takes its place.
+        let rests = matches!(
+            self.engine.condition(),
+            Condition::Failed | Condition::Quarantined
+        );
+        if rests && regained == Ok(Regained::Bound) {
+            let ports = &self.services.generations.resources.ports;
+            ports.refuse(&self.row.name);
+        }
+        self.regain_ports(ctx);
     }
 
     /// The generation that served has failed. Connections wait for its successor, but not for ever.

@@ -208,12 +208,16 @@ impl Supervisor {
             .send(crate::platform::journal::Load);
         let wanted = name.clone();
         let work = async move {
-            let snapshot = load.await.unwrap_or(Err(JournalError::Gone))?;
+            let mut snapshot = load.await.unwrap_or(Err(JournalError::Gone))?;
+            snapshot.generations.retain(|g| g.instance == wanted);
             let row = snapshot.instances.iter().find(|i| i.name == wanted);
-            match row.cloned() {
-                Some(row) => Ok(Some(restore(&services, &snapshot, row).await)),
-                None => Ok(None),
-            }
+            let restored = match row.cloned() {
+                Some(row) => Some(restore(&services, &snapshot, row).await),
+                None => None,
+            };
+            // What a job left that ended with the instance's actor.
+            sweep_leftovers(&services, &snapshot, restored.as_slice()).await;
+            Ok(restored)
         };
         let then = move |restored: Result<_, JournalError>,
                          act: &mut Self,

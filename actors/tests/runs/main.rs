@@ -115,12 +115,17 @@ fn be_quiet_about_panics_that_were_asked_for() {
 }
 
 /// Seeds that showed a fault when it was there, and what.
-const FOUND: [(u64, &str); 2] = [
+const FOUND: [(u64, &str); 4] = [
     (
         178,
         "the fence of a generation that no instance owned was tried once",
     ),
     (183, "the same"),
+    (
+        7581,
+        "the target of a morph was left when the actor of its instance panicked",
+    ),
+    (9118, "the same"),
 ];
 
 #[test]

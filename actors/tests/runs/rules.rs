@@ -37,10 +37,7 @@ impl World {
             self.broken.push(text);
         }
         let names: Vec<_> = all.iter().map(|i| i.name.as_str()).collect();
-        // The target of a morph whose actor panicked while its instance was ended is left to the next daemon.
-        if panics == 0 {
-            self.nothing_is_left(daemon, &names);
-        }
+        self.nothing_is_left(daemon, &names);
         self.ports_are_kept(daemon, &all).await;
         self.memories_are_captured(daemon, dir).await;
     }
@@ -129,12 +126,7 @@ impl World {
                 self.broken
                     .push(format!("{name} runs, and its port refuses"));
             }
-            // One that an earlier daemon left to rest unfenced is not watched: its end is not seen.
-            let unsure = match instance.condition {
-                Condition::OperatorActionNeeded => true,
-                Condition::Failed => self.lives > 0,
-                _ => false,
-            };
+            let unsure = instance.condition == Condition::OperatorActionNeeded;
             if !lives && taken && !unsure {
                 let text = format!("nothing of {name} runs, and connections to its port wait");
                 self.broken.push(text);

@@ -28,7 +28,7 @@ use nix::sys::socket::{Backlog, Shutdown, listen, setsockopt, shutdown};
 
 use crate::model::rows::PublishedPortSpec;
 
-pub use regain::PORT_RETRY;
+pub use regain::{PORT_RETRY, Regained};
 pub use served::Ports;
 
 /// Most published ports of one instance.
@@ -226,11 +226,13 @@ impl Publisher {
         self.instances.insert(instance.to_owned(), published);
     }
 
-    /// Takes sockets that a running agent holds. One that belongs to no missing port of the instance is closed.
-    fn give(&mut self, instance: &str, sockets: Vec<OwnedFd>) {
+    /// Takes sockets that a running agent holds; whether there was one. One that belongs to no missing port of the instance
+    /// is closed.
+    fn give(&mut self, instance: &str, sockets: Vec<OwnedFd>) -> bool {
         let Some(published) = self.instances.get_mut(instance) else {
-            return;
+            return false;
         };
+        let mut taken = false;
         for socket in sockets.into_iter().map(TcpListener::from) {
             let Ok(bound) = socket.local_addr() else {
                 continue;
@@ -240,8 +242,10 @@ impl Publisher {
             };
             if let Some(port) = published.ports.iter_mut().find(missing) {
                 port.holding = Holding::Open(socket);
+                taken = true;
             }
         }
+        taken
     }
 
     /// Binds what is missing, as far as that is possible.

@@ -16,6 +16,15 @@ pub const PORT_RETRY: Duration = Duration::from_millis(500);
 /// Longest wait of a spawn for its ports.
 const PORT_WAIT: Duration = Duration::from_secs(30);
 
+/// How the missing ports of an instance were regained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Regained {
+    /// None was missing, or an agent gave some of them back: it has them too.
+    Shared,
+    /// All that were missing were bound anew: nobody else had them any more.
+    Bound,
+}
+
 impl Ports {
     /// Tries once to get the missing ports of `instance` back: from the agents of `holders`, generations that may run,
     /// else by binding them. Changes are told as events of `generation`, the active one.
@@ -27,14 +36,17 @@ impl Ports {
         instance: &str,
         generation: u64,
         holders: &[AnyGeneration],
-    ) -> Result<(), String> {
+    ) -> Result<Regained, String> {
         let Some(before) = self.publisher.borrow().missing(instance) else {
-            return Ok(());
+            return Ok(Regained::Shared);
         };
+        let mut regained = Regained::Bound;
         if self.backend.passes_sockets() {
             let asked = join_all(holders.iter().map(|holder| self.ask_for_sockets(holder))).await;
             for sockets in asked {
-                self.publisher.borrow_mut().give(instance, sockets);
+                if self.publisher.borrow_mut().give(instance, sockets) {
+                    regained = Regained::Shared;
+                }
             }
         }
         self.publisher.borrow_mut().bind_missing(instance);
@@ -47,7 +59,7 @@ impl Ports {
                 let text = "published ports: kmorphd holds all of them";
                 self.events
                     .publish(Draft::of(EventKind::Ports, instance, generation, text));
-                Ok(())
+                Ok(regained)
             }
             Some(missing) => {
                 if missing != before {
