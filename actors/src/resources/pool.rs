@@ -49,13 +49,18 @@ pub enum PoolExhausted {
     },
 }
 
-/// A size in the largest binary unit of which it is a whole number.
+/// A size in the largest binary unit that it reaches: whole, or with one decimal, rounded down.
 fn size(bytes: u64) -> String {
     let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
-    let whole = |shift: u32| bytes > 0 && bytes.is_multiple_of(1 << shift);
-    match units.into_iter().find(|(shift, _)| whole(*shift)) {
-        Some((shift, unit)) => format!("{} {unit}", bytes >> shift),
-        None => format!("{bytes} bytes"),
+    let reached = units.into_iter().find(|(shift, _)| bytes >> shift > 0);
+    let Some((shift, unit)) = reached else {
+        return format!("{bytes} bytes");
+    };
+    let (whole, rest) = (bytes >> shift, bytes & ((1 << shift) - 1));
+    match rest {
+        0 => format!("{whole} {unit}"),
+        // Less than 10 for any rest below a unit of at most 2^40.
+        rest => format!("{whole}.{} {unit}", (rest * 10) >> shift),
     }
 }
 
@@ -216,10 +221,13 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_told_in_units_that_lose_nothing() {
+    fn sizes_are_told_in_units_that_people_read() {
         assert_eq!(size(1 << 40), "1 TiB");
-        assert_eq!(size(1536 << 20), "1536 MiB");
+        assert_eq!(size(1536 << 20), "1.5 GiB");
+        assert_eq!(size(24_068_542_464), "22.4 GiB");
+        assert_eq!(size((1 << 30) - 1), "1023.9 MiB");
         assert_eq!(size(1000), "1000 bytes");
+        assert_eq!(size(u64::MAX), "16777215.9 TiB");
         assert_eq!(size(0), "0 bytes");
     }
 
