@@ -17,6 +17,8 @@
 //! All but the journal and the API socket share one thread: a request between them costs well under
 //! a microsecond, one across threads tens of them. Nothing that blocks runs on it.
 
+#![forbid(unsafe_code)]
+
 pub mod capture;
 pub mod control;
 pub mod generation;

@@ -39,6 +39,8 @@
 //! What begins an operation is answered with 202, and its place in `Location`. A failure is an [`ApiError`] with the HTTP status of its [`ErrorCode`].
 //! A request's body says its length (Content-Length); a chunked one is refused with 400.
 
+#![forbid(unsafe_code)]
+
 pub mod address;
 mod daemon;
 mod doctor;

@@ -12,6 +12,8 @@
 //!
 //! Whatever was started is gone afterwards: it all belongs to a [`kmorph_tests::Host`].
 
+#![forbid(unsafe_code)]
+
 mod client;
 mod figures;
 mod setting;

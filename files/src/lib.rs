@@ -9,6 +9,8 @@
 //!   for a FIFO's other end or for a device, and read up to a bound.
 //! - [`read_secret`]: what a user names that holds secrets. Reached and checked like the daemon's own, but never changed.
 
+#![forbid(unsafe_code)]
+
 mod checks;
 mod named;
 mod own_dir;

@@ -13,6 +13,8 @@
 //! What a dump holds comes from a machine that failed, and the file from anywhere: see [`dump`] for what
 //! is promised about hostile ones.
 
+#![forbid(unsafe_code)]
+
 pub mod analysis;
 pub mod bytes;
 mod checksum;

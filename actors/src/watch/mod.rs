@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use kmorph_backends::contract::{ExitCause, Observation, Placement};
-use kmp_proto::detector::{Action, Config, Detector, Event, Sample, StuckCpus, Verdict};
+use kmp_proto::detector::{Action, Config, Detector, Event, LAG_MIN, Sample, StuckCpus, Verdict};
 use kmp_proto::message::{HealthStatus, HeartbeatReq, HeartbeatRsp};
 use kmp_proto::time::Instant;
 use kmp_transport::kernel::{self, Sign};
@@ -32,8 +32,6 @@ use crate::platform::clock;
 use crate::platform::transport::{Attach, AttachmentId, Detach, PeerKey, PeerUpdate, SendProbe};
 use crate::watch::patience::Patience;
 
-/// Lateness of a timer that counts as the daemon's own.
-pub const LAG_MIN: Duration = Duration::from_millis(5);
 /// Probes whose sending time is remembered for the round trip.
 const ROUND_TRIPS_MAX: usize = 32;
 /// What the line of a verdict's evidence begins with that quotes the instance's console: for the operator, and not for
