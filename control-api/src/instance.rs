@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, Type};
+use utoipa::openapi::schema::{
+    AnyOfBuilder, ArrayBuilder, KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type,
+};
 
 /// The state of an instance, in the words shown to people (upper case there).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -61,6 +63,19 @@ fn text() -> ObjectBuilder {
     text.pattern(Some("^[^\\x00]*$"))
 }
 
+/// An address that can be listened on.
+fn ip_address() -> Schema {
+    let of = |format| {
+        let text = ObjectBuilder::new().schema_type(Type::String);
+        text.format(Some(SchemaFormat::KnownFormat(format)))
+    };
+    let any = AnyOfBuilder::new()
+        .item(of(KnownFormat::Ipv4))
+        .item(of(KnownFormat::Ipv6))
+        .build();
+    Schema::AnyOf(any)
+}
+
 fn arguments() -> ArrayBuilder {
     ArrayBuilder::new().items(text())
 }
@@ -78,7 +93,7 @@ fn environment() -> ObjectBuilder {
 #[serde(deny_unknown_fields)]
 pub struct PublishRequest {
     /// Host address, IPv4 or IPv6.
-    #[schema(pattern = "^[0-9a-fA-F.:]+$")]
+    #[schema(schema_with = ip_address)]
     pub address: String,
     /// Host port; 0 lets the system choose, the answer names it.
     #[schema(maximum = 65535)]
