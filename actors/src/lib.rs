@@ -6,12 +6,12 @@
 //! | actor | owns |
 //! |---|---|
 //! | [`supervisor::Supervisor`] | the tree: instances, admission of recoveries, restoration |
-//! | [`transport::Transport`] | every connection; requests and their replies |
+//! | [`platform::transport::Transport`] | every connection; requests and their replies |
 //! | [`watch::Watch`] | the failure detector of one generation |
 //! | [`instance::Instance`] | one instance: its state, its policy, what is under way |
-//! | [`recovery::RecoveryJob`] | one recovery; [`vmcore`] captures for it |
+//! | [`recovery::RecoveryJob`] | one recovery; [`capture`] captures for it |
 //! | [`morph::MorphSession`] | one morph |
-//! | [`journal::Journal`] | the state database; the only writer |
+//! | [`platform::journal::Journal`] | the state database; the only writer |
 //! | [`control`] | the API socket |
 //!
 //! All but the journal and the API socket share one thread: a request between them costs well under

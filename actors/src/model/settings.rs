@@ -81,7 +81,7 @@ pub struct VmcoreSettings {
     pub threads: usize,
     /// How fast memory is read; as fast as it goes without.
     pub rate: Option<Rate>,
-    /// How many survivors may help to read it, 0 to [`SURVIVORS_MAX`].
+    /// How many survivors may help to read it, 0 to [`SURVIVORS_MAX`](crate::capture::SURVIVORS_MAX).
     pub survivors: usize,
     /// Which older ones are kept.
     pub retention: Retention,
