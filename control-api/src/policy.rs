@@ -137,20 +137,6 @@ impl Policy {
         }
         None
     }
-
-    /// This policy with a change applied.
-    #[must_use]
-    pub fn patched(&self, patch: &PolicyPatch) -> Self {
-        Self {
-            heartbeat_timeout_s: patch
-                .heartbeat_timeout_s
-                .unwrap_or(self.heartbeat_timeout_s),
-            auto_heal: patch.auto_heal.unwrap_or(self.auto_heal),
-            morph_timeout_s: patch.morph_timeout_s.unwrap_or(self.morph_timeout_s),
-            vmcore: patch.vmcore.unwrap_or(self.vmcore),
-            stuck_cpu: patch.stuck_cpu.unwrap_or(self.stuck_cpu),
-        }
-    }
 }
 
 #[cfg(test)]
