@@ -2,12 +2,16 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
+
+use kmorph_backends::contract::Backend;
 
 use crate::capture::Captures;
 use crate::generation::Generations;
 use crate::morph::{self, Downtimes};
 use crate::platform::Platform;
 use crate::recovery;
+use crate::resources::ports::Ports;
 
 /// What the supervisor and the instances' actors have. Cheap to clone; stays on its thread.
 #[derive(Clone)]
@@ -23,6 +27,16 @@ pub struct Services {
 }
 
 impl Services {
+    /// The published ports.
+    pub(crate) fn ports(&self) -> &Ports {
+        &self.generations.resources.ports
+    }
+
+    /// Where generations run.
+    pub(crate) fn backend(&self) -> &Arc<dyn Backend> {
+        &self.generations.machine.backend
+    }
+
     /// What a morph uses.
     pub(crate) fn of_a_morph(&self) -> morph::Means {
         morph::Means {

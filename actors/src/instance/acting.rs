@@ -99,22 +99,11 @@ impl Instance {
         match order {
             PortOrder::Aim => self
                 .services
-                .generations
-                .resources
-                .ports
+                .ports()
                 .aim(&self.row.name, Some(&self.generation)),
-            PortOrder::Hold => self
-                .services
-                .generations
-                .resources
-                .ports
-                .aim(&self.row.name, None),
+            PortOrder::Hold => self.services.ports().aim(&self.row.name, None),
             PortOrder::HoldForAWhile => {
-                self.services
-                    .generations
-                    .resources
-                    .ports
-                    .aim(&self.row.name, None);
+                self.services.ports().aim(&self.row.name, None);
                 self.hold_ports(ctx);
             }
             PortOrder::Close => self.close_unserved_ports(ctx),

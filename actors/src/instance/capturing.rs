@@ -84,7 +84,7 @@ impl Handler<ProvokePanic> for Instance {
     type Result = ResponseFuture<Result<(), String>>;
 
     fn handle(&mut self, _: ProvokePanic, _: &mut Self::Context) -> Self::Result {
-        let backend = self.services.generations.machine.backend.clone();
+        let backend = self.services.backend().clone();
         let placement = self.generation.placement().cloned();
         Box::pin(async move {
             let placement = placement.ok_or("it was never started")?;

@@ -188,14 +188,9 @@ async fn stop(
     operation.step("stopping");
     if let (false, Some(placement)) = (force, generation.placement()) {
         let grace = services.platform.settings.borrow().stop_timeout;
-        let asked = services
-            .generations
-            .machine
-            .backend
-            .request_shutdown(placement)
-            .await;
+        let asked = services.backend().request_shutdown(placement).await;
         if asked.is_ok() {
-            let ended = services.generations.machine.backend.ended(placement);
+            let ended = services.backend().ended(placement);
             let _ = tokio::time::timeout(grace, ended).await;
         }
     }
@@ -212,7 +207,7 @@ async fn forget(services: &Services, row: &InstanceRow, run_dir: &Path) -> Resul
     let gone = Change::InstanceGone(row.name.clone());
     let written = record(&services.platform.journal, vec![gone]).await;
     written.map_err(|e| e.to_string())?;
-    services.generations.resources.ports.unpublish(&row.name);
+    services.ports().unpublish(&row.name);
     if let Some(dir) = run_dir.parent() {
         // Its logs; whoever terminates an instance wants it gone.
         let dir = dir.to_owned();

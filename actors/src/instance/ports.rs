@@ -15,30 +15,14 @@ use crate::resources::ports::{PORT_RETRY, Regained};
 impl Instance {
     /// Goes on asking for ports that this daemon does not have, until it has them.
     pub(super) fn regain_ports(&mut self, ctx: &mut Context<Self>) {
-        if self
-            .services
-            .generations
-            .resources
-            .ports
-            .publisher
-            .borrow()
-            .missing(&self.row.name)
-            .is_none()
-        {
+        if self.services.ports().missing(&self.row.name).is_none() {
             return;
         }
         ctx.run_later(PORT_RETRY, |act, ctx| {
             let (services, name) = (act.services.clone(), act.row.name.clone());
             let holder = [act.generation.clone()];
             let generation = act.generation.generation;
-            let work = async move {
-                services
-                    .generations
-                    .resources
-                    .ports
-                    .regain(&name, generation, &holder)
-                    .await
-            };
+            let work = async move { services.ports().regain(&name, generation, &holder).await };
             ctx.spawn(
                 work.into_actor(act)
                     .map(|regained, act, ctx| act.regained(regained, ctx)),
@@ -53,7 +37,7 @@ impl Instance {
             Condition::Failed | Condition::Quarantined
         );
         if rests && regained == Ok(Regained::Bound) {
-            let ports = &self.services.generations.resources.ports;
+            let ports = &self.services.ports();
             ports.refuse(&self.row.name);
         }
         self.regain_ports(ctx);
@@ -61,33 +45,15 @@ impl Instance {
 
     /// The generation that served has failed. Connections wait for its successor, but not for ever.
     pub(super) fn hold_ports(&mut self, ctx: &mut Context<Self>) {
-        self.services
-            .generations
-            .resources
-            .ports
-            .publisher
-            .borrow_mut()
-            .abandon(&self.row.name);
+        self.services.ports().abandon(&self.row.name);
         let hold = self.services.platform.settings.borrow().port_hold;
         if let Some(earlier) = self.port_hold.take() {
             ctx.cancel_future(earlier);
         }
         self.port_hold = Some(ctx.run_later(hold, |act, _| {
             act.port_hold = None;
-            if act
-                .services
-                .generations
-                .resources
-                .ports
-                .publisher
-                .borrow()
-                .is_abandoned(&act.row.name)
-            {
-                act.services
-                    .generations
-                    .resources
-                    .ports
-                    .refuse(&act.row.name);
+            if act.services.ports().is_abandoned(&act.row.name) {
+                act.services.ports().refuse(&act.row.name);
             }
         }));
     }
@@ -101,14 +67,9 @@ impl Instance {
         {
             ctx.cancel_future(hold);
         }
-        let may_serve =
-            self.services.generations.machine.backend.passes_sockets() && !self.is_gone();
+        let may_serve = self.services.backend().passes_sockets() && !self.is_gone();
         if !may_serve {
-            self.services
-                .generations
-                .resources
-                .ports
-                .refuse(&self.row.name);
+            self.services.ports().refuse(&self.row.name);
         }
     }
 

@@ -93,7 +93,7 @@ impl Instance {
         let (services, ending) = (self.services.clone(), self.ending(true, ctx));
         let (name, run_dir) = (self.row.name.clone(), self.generation.run_dir.clone());
         let work = async move {
-            let hint = last_words(services.generations.machine.backend.kind(), run_dir).await;
+            let hint = last_words(services.backend().kind(), run_dir).await;
             // The hint quotes the console: once is enough.
             let reason = without_console(reason);
             let (operation, ended) = match written {

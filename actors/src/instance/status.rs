@@ -50,14 +50,7 @@ impl Instance {
             recoveries: self.row.recoveries,
             morphs: self.row.morphs,
             workload_failures: self.row.workload_failures,
-            published: self
-                .services
-                .generations
-                .resources
-                .ports
-                .publisher
-                .borrow()
-                .shown(&self.row.name),
+            published: self.services.ports().shown(&self.row.name),
         }
     }
 

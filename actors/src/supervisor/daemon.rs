@@ -50,7 +50,7 @@ fn count_besides(pool: &mut PoolUsage, besides: HeldBesides) {
 impl Supervisor {
     /// What others hold of the pool.
     fn held_besides(&self) -> impl Future<Output = Option<HeldBesides>> + use<> {
-        let backend = Arc::clone(&self.services.generations.machine.backend);
+        let backend = Arc::clone(self.services.backend());
         let run_dir = self
             .services
             .platform
@@ -85,7 +85,7 @@ impl Supervisor {
             pid: std::process::id(),
             started_at: self.started_at.clone(),
             uptime_s: wall_clock::seconds_since(&self.started_at),
-            backend: self.services.generations.machine.backend.kind(),
+            backend: self.services.backend().kind(),
             backend_detail: self.backend_detail.clone(),
             config_path: settings.config_path.clone(),
             state_dir: settings.state_dir.clone(),
@@ -98,13 +98,7 @@ impl Supervisor {
             actor_restarts: self.actor_restarts,
             self_lag: self.lag.longest(),
             stopping: self.stopping,
-            can_self_test: self
-                .services
-                .generations
-                .machine
-                .backend
-                .panic_cmdline()
-                .is_some(),
+            can_self_test: self.services.backend().panic_cmdline().is_some(),
             last_doctor: self.last_doctor.clone(),
         }
     }

@@ -26,7 +26,7 @@ impl Handler<BeginMorph> for Supervisor {
             let (row, source) = instance.send(PlanMorph).await.map_err(gone)??;
             let request = begin.request;
             check_boot(
-                services.generations.machine.backend.kind(),
+                services.backend().kind(),
                 request.kernel_cmdline.as_deref(),
                 request.initramfs.as_deref(),
             )?;

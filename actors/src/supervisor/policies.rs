@@ -37,7 +37,7 @@ impl Handler<ChangePolicies> for Supervisor {
             self.policy_turn.clone(),
             self.services.platform.journal.clone(),
         );
-        let kind = self.services.generations.machine.backend.kind();
+        let kind = self.services.backend().kind();
         let work = async move {
             let turn = turn.lock_owned().await;
             let planned = plan(kind, found?).await?;

@@ -281,7 +281,7 @@ async fn observe(services: &Services, generation: &mut AnyGeneration) -> Option<
         // One that cannot be resumed is found standing still by its watch.
         let _ = services.generations.thaw(generation).await;
     }
-    let observed = services.generations.machine.backend.observe(&placement);
+    let observed = services.backend().observe(&placement);
     match observed.await {
         Ok(Observation::Ended(cause)) => Some(format!("{cause} while no daemon watched")),
         Ok(_) => None,
@@ -297,9 +297,7 @@ async fn observe(services: &Services, generation: &mut AnyGeneration) -> Option<
 /// to be fenced. What cannot be had now, the instance goes on asking for.
 async fn adopt_ports(services: &Services, snapshot: &Snapshot, row: &InstanceRow) {
     services
-        .generations
-        .resources
-        .ports
+        .ports()
         .publisher
         .borrow_mut()
         .expect(&row.name, &row.spec.publish);
@@ -310,9 +308,7 @@ async fn adopt_ports(services: &Services, snapshot: &Snapshot, row: &InstanceRow
         .collect();
     // What is missing was logged and told.
     let _ = services
-        .generations
-        .resources
-        .ports
+        .ports()
         .regain(&row.name, row.active_generation, &holders)
         .await;
 }
@@ -343,7 +339,7 @@ pub(super) async fn sweep_leftovers(
 /// Removes what earlier daemons wrote down of generations of which nothing is left.
 pub(super) async fn tidy(services: &Services) {
     let run_dir = services.platform.settings.borrow().run_dir.clone();
-    let backend = std::sync::Arc::clone(&services.generations.machine.backend);
+    let backend = std::sync::Arc::clone(services.backend());
     match backend.tidy(&run_dir.join("instances")).await {
         Ok(done) => {
             for line in done {

@@ -57,7 +57,7 @@ impl Handler<Spawn> for Supervisor {
                     Err(error) => {
                         if mine {
                             act.instances.remove(&name);
-                            act.services.generations.resources.ports.unpublish(&name);
+                            act.services.ports().unpublish(&name);
                         }
                         Err(error)
                     }
@@ -136,7 +136,7 @@ impl Supervisor {
                     }
                     Err(error) => {
                         act.instances.remove(&name);
-                        act.services.generations.resources.ports.unpublish(&name);
+                        act.services.ports().unpublish(&name);
                         operation.fail(error, None);
                     }
                 }),
@@ -152,7 +152,7 @@ async fn prepare_spawn(
     operation: &Handle,
 ) -> Result<(InstanceRow, Generation<Intended>), Failure> {
     check_boot(
-        services.generations.machine.backend.kind(),
+        services.backend().kind(),
         Some(&request.kernel_cmdline),
         request.initramfs.as_deref(),
     )?;
@@ -174,26 +174,19 @@ async fn prepare_spawn(
     if let Some(timeout) = request.heartbeat_timeout_s {
         policy.heartbeat_timeout_s = timeout;
     }
-    check_policy(services.generations.machine.backend.kind(), "", &policy)?;
+    check_policy(services.backend().kind(), "", &policy)?;
     let memory_bytes = request
         .memory_bytes
         .unwrap_or(services.platform.settings.borrow().default_memory_bytes);
     let publish = services
-        .generations
-        .resources
-        .ports
+        .ports()
         .publisher
         .borrow_mut()
         .bind(&request.name, &request.publish)?;
-    services
-        .generations
-        .resources
-        .ports
-        .forward(&request.name)
-        .map_err(|e| {
-            let text = format!("forwarding the published ports of {}: {e}", request.name);
-            Failure::new(FailureKind::Unavailable, text)
-        })?;
+    services.ports().forward(&request.name).map_err(|e| {
+        let text = format!("forwarding the published ports of {}: {e}", request.name);
+        Failure::new(FailureKind::Unavailable, text)
+    })?;
     let mut row = InstanceRow {
         name: request.name.clone(),
         spec: InstanceSpec {
@@ -203,7 +196,7 @@ async fn prepare_spawn(
             workload: request.workload.clone(),
             publish,
             monitor: request.monitor,
-            backend: services.generations.machine.backend.kind(),
+            backend: services.backend().kind(),
             throw_away,
         },
         policy,

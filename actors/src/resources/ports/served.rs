@@ -10,6 +10,7 @@ use slog::Logger;
 
 use super::Publisher;
 use crate::model::generation::AnyGeneration;
+use crate::model::shown::PortView;
 use crate::platform::events::EventLog;
 use crate::resources::forward::{Forwarder, Target};
 
@@ -79,5 +80,25 @@ impl Ports {
     pub fn unpublish(&self, instance: &str) {
         self.forwarder.borrow_mut().close(instance);
         self.publisher.borrow_mut().close(instance);
+    }
+
+    /// See [`Publisher::missing`].
+    pub fn missing(&self, instance: &str) -> Option<String> {
+        self.publisher.borrow().missing(instance)
+    }
+
+    /// See [`Publisher::abandon`].
+    pub fn abandon(&self, instance: &str) {
+        self.publisher.borrow_mut().abandon(instance);
+    }
+
+    /// See [`Publisher::is_abandoned`].
+    pub fn is_abandoned(&self, instance: &str) -> bool {
+        self.publisher.borrow().is_abandoned(instance)
+    }
+
+    /// See [`Publisher::shown`].
+    pub fn shown(&self, instance: &str) -> Vec<PortView> {
+        self.publisher.borrow().shown(instance)
     }
 }

@@ -80,7 +80,7 @@ impl Supervisor {
     /// What a kernel's command line needs for the test, unless it cannot be made now.
     fn refuse_doctor(&self) -> Result<&'static str, Failure> {
         self.refuse_while_stopping()?;
-        let backend = &self.services.generations.machine.backend;
+        let backend = &self.services.backend();
         let Some(cmdline) = backend.panic_cmdline() else {
             let kind = backend.kind();
             let why = kind.untested();
