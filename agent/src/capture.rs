@@ -23,6 +23,7 @@ use kmp_transport::connection::{Connection, ConnectionError, FrameWriter};
 use tokio::sync::mpsc;
 
 use crate::lent::{Lent, LentError};
+use crate::priority::Scheduling;
 use crate::refusal::Refusal;
 use crate::server::heed;
 
@@ -33,7 +34,8 @@ const CHUNKS_AHEAD: usize = 2;
 /// Bytes of a page: chunks are of whole pages.
 const PAGE_BYTES: u32 = 4096;
 
-/// Serves a channel that has begun with `first`, until it ends. `sysfs` is where the kernel shows its devices.
+/// Serves a channel that has begun with `first`, until it ends. `sysfs` is where the kernel shows its devices. The thread
+/// that reads uses the CPUs of `started_with`.
 ///
 /// # Errors
 /// Why it ended.
@@ -41,10 +43,11 @@ pub async fn serve(
     connection: Connection,
     first: Frame,
     sysfs: PathBuf,
+    started_with: Scheduling,
 ) -> Result<(), ConnectionError> {
     let capture = connection.hello.fixed.session;
     let (mut reader, mut writer) = (connection.reader, connection.writer);
-    let mut thread = Reader::start(sysfs)?;
+    let mut thread = Reader::start(sysfs, started_with)?;
     // Sequences of what was asked and not answered, in their order.
     let mut asked = VecDeque::new();
     let mut frame = first;
@@ -173,11 +176,12 @@ struct Reader {
 }
 
 impl Reader {
-    fn start(sysfs: PathBuf) -> std::io::Result<Self> {
+    fn start(sysfs: PathBuf, started_with: Scheduling) -> std::io::Result<Self> {
         let (orders, mut to_do) = mpsc::channel::<Order>(1);
         let (tell, told) = mpsc::channel(CHUNKS_AHEAD);
         let work = move || {
-            // Of this thread alone: the kernel keeps one for each.
+            // Of this thread alone: the kernel keeps both for each.
+            let _ = started_with.restore_cpus();
             let _ = rustix::process::setpriority_process(None, READER_NICE);
             let mut lent = None;
             while let Some(order) = to_do.blocking_recv() {

@@ -22,6 +22,7 @@ pub mod figures;
 pub mod handover;
 pub mod inherited;
 pub mod init;
+pub mod interrupts;
 pub mod lent;
 pub mod logging;
 pub mod morph;

@@ -12,8 +12,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use kmp_proto::message::CpuStall;
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
+
+use crate::priority::Scheduling;
 
 /// Time between two pulses of a CPU.
 const PULSE_INTERVAL: Duration = Duration::from_millis(250);
@@ -43,17 +45,13 @@ impl Pulses {
         Self::of(Vec::new())
     }
 
-    /// Starts a thread on each CPU that this process may use. One CPU alone needs none: when it hangs, nobody answers.
+    /// Starts a thread on each CPU that the agent was started with. One CPU alone needs none: when it hangs, nobody answers.
     ///
     /// # Errors
     /// When the system gives no thread, or does not tell which CPUs there are. Threads that were started go on.
-    pub fn start() -> io::Result<Self> {
-        let usable = sched_getaffinity(Pid::from_raw(0))?;
-        let is_usable = |cpu: &usize| usable.is_set(*cpu).unwrap_or(false);
-        let usable: Vec<u16> = (0..CpuSet::count())
-            .filter(is_usable)
-            .filter_map(|cpu| u16::try_from(cpu).ok())
-            .collect();
+    pub fn start(started_with: &Scheduling) -> io::Result<Self> {
+        let usable = started_with.usable_cpus()?.into_iter();
+        let usable: Vec<u16> = usable.filter_map(|cpu| u16::try_from(cpu).ok()).collect();
         if usable.len() < 2 {
             return Ok(Self::none());
         }
@@ -171,7 +169,7 @@ mod tests {
 
     #[test]
     fn the_cpus_of_this_machine_give_pulses() {
-        let pulses = Pulses::start().unwrap();
+        let pulses = Pulses::start(&Scheduling::default()).unwrap();
         let wanted = u64::from(!pulses.0.cpus.is_empty()) * 2;
         let deadline = Instant::now() + Duration::from_secs(60);
         while pulses.0.count.load(Ordering::Relaxed) < wanted {

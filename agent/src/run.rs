@@ -17,9 +17,10 @@ use crate::confine::{ConfineError, confine};
 use crate::figures::{Sampler, Scope};
 use crate::handover::{self, Handover};
 use crate::init::{self, InitError};
+use crate::interrupts;
 use crate::logging::{self, Log};
 use crate::morph::Morphs;
-use crate::priority;
+use crate::priority::Scheduling;
 use crate::pulse::Pulses;
 use crate::server::{self, Said, Served};
 use crate::topology::Topology;
@@ -87,20 +88,28 @@ pub fn run(config: AgentConfig, path: &Path, inherited: Vec<OwnedFd>) -> Result<
         Ok(false) => info!(log, "not locked in memory: paging can delay heartbeats"),
         Err(error) => warn!(log, "not locked in memory"; "error" => %error),
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(failed("starting the runtime"))?;
     let dir = path.parent().unwrap_or(Path::new("/")).to_owned();
-    // The log's thread and the workload come after: a thread begins with the CPUs and the niceness of its parent.
-    let niceness = go_first(&config, &log);
+    // A thread begins with the CPUs and the niceness of its parent: the log's thread goes first as well, and runs anywhere.
+    let mut scheduling = Scheduling::default();
+    if config.role != Role::Child {
+        go_first(&mut scheduling, &log);
+    }
     let rotated = (config.role == Role::Child).then(|| dir.join("agent.log.1"));
     let started = logging::standard_error().and_then(|out| logging::start(out, rotated));
     let (output, _written) = started.map_err(failed("starting the log's thread"))?;
+    if config.role != Role::Child {
+        stay_on_first_cpu(&mut scheduling, &log);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // Of threads that wait for the kernel. One that stays on the first CPU is late at worst.
+        .on_thread_start(move || drop(scheduling.restore_cpus()))
+        .build()
+        .map_err(failed("starting the runtime"))?;
     let started = Started {
         dir,
         listeners,
-        niceness,
+        scheduling,
         output,
     };
     runtime.block_on(serve(config, started))
@@ -112,8 +121,8 @@ struct Started {
     dir: PathBuf,
     /// The published listening sockets.
     listeners: Vec<OwnedFd>,
-    /// That of the workload, where it is not the agent's.
-    niceness: Option<i32>,
+    /// How what is not the agent's own thread is scheduled.
+    scheduling: Scheduling,
     output: Log,
 }
 
@@ -133,8 +142,8 @@ async fn serve(config: AgentConfig, started: Started) -> Result<(), RunError> {
         }
         None => None,
     };
-    let (niceness, output) = (started.niceness, started.output);
-    let workload = start_workload(&config, &release, &listeners, niceness, output, &log)?;
+    let (scheduling, output) = (started.scheduling, started.output);
+    let workload = start_workload(&config, &release, &listeners, scheduling, output, &log)?;
     let morphs = Morphs::new(
         workload.clone(),
         config.generation,
@@ -161,7 +170,8 @@ async fn serve(config: AgentConfig, started: Started) -> Result<(), RunError> {
         morphs,
         said: Said::default(),
         topology: Topology::in_dir(started.dir),
-        pulses: pulses(&config, &log),
+        pulses: pulses(&config, &scheduling, &log),
+        scheduling,
         log: log.clone(),
     };
     tokio::spawn(server::serve(connections, served, sampler(&config)));
@@ -178,24 +188,33 @@ async fn serve(config: AgentConfig, started: Started) -> Result<(), RunError> {
     Ok(())
 }
 
-/// Whose turn it is on the host is not this process's to decide; in its guest it is. The niceness of the
-/// workload, where it is not the agent's.
-fn go_first(config: &AgentConfig, log: &Logger) -> Option<i32> {
-    if config.role == Role::Child {
-        return None;
-    }
-    let before = priority::go_first();
-    if let Err(error) = &before {
+/// The host schedules a process of its own as it likes; in a guest the agent has a say.
+fn go_first(scheduling: &mut Scheduling, log: &Logger) {
+    if let Err(error) = scheduling.go_first() {
         info!(log, "a busy workload can delay heartbeats"; "error" => %error);
     }
-    before.ok()
+}
+
+fn stay_on_first_cpu(scheduling: &mut Scheduling, log: &Logger) {
+    let directed = scheduling.stay_on_first_cpu().and_then(|cpu| {
+        let (sysfs, procfs) = (Path::new("/sys"), Path::new("/proc"));
+        interrupts::direct_vsock_to(cpu, sysfs, procfs).map(|count| (cpu, count))
+    });
+    match directed {
+        Ok((cpu, count)) => {
+            info!(log, "answers on one CPU"; "cpu" => cpu, "interrupts_directed" => count);
+        }
+        Err(error) => {
+            warn!(log, "any CPU that hangs can silence the agent"; "error" => %error);
+        }
+    }
 }
 
 fn start_workload(
     config: &AgentConfig,
     release: &str,
     listeners: &[(String, OwnedFd)],
-    niceness: Option<i32>,
+    scheduling: Scheduling,
     output: Log,
     log: &Logger,
 ) -> Result<Workload, RunError> {
@@ -223,17 +242,17 @@ fn start_workload(
             true => Memory::of_process(config.memory_bytes, config.workload_cgroup.clone()),
             false => Memory::of_kernel(),
         },
-        niceness,
+        scheduling,
         output,
     };
     Ok(Workload::start(plan, log.clone()))
 }
 
 /// The CPUs of a guest give pulses; those of a process are the host's.
-fn pulses(config: &AgentConfig, log: &Logger) -> Pulses {
+fn pulses(config: &AgentConfig, scheduling: &Scheduling, log: &Logger) -> Pulses {
     let started = match config.role {
         Role::Child => Ok(Pulses::none()),
-        Role::Init | Role::Service => Pulses::start(),
+        Role::Init | Role::Service => Pulses::start(scheduling),
     };
     started.unwrap_or_else(|error| {
         warn!(log, "a CPU that hangs is not noticed"; "error" => %error);

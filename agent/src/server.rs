@@ -23,6 +23,7 @@ use tokio::task::AbortHandle;
 
 use crate::figures::Sampler;
 use crate::morph::Morphs;
+use crate::priority::Scheduling;
 use crate::pulse::Pulses;
 use crate::refusal::Refusal;
 use crate::topology::Topology;
@@ -54,6 +55,8 @@ pub struct Served {
     pub topology: Topology,
     /// The pulses of its CPUs.
     pub pulses: Pulses,
+    /// How threads are scheduled that are not the agent's own.
+    pub scheduling: Scheduling,
     /// The log.
     pub log: Logger,
 }
@@ -200,7 +203,7 @@ impl Bulk {
     fn serve(&mut self, connection: Connection, first: Frame) -> Task {
         if matches!(first.message, Message::VmcoreStart(_)) {
             let sysfs = SYSFS.into();
-            let work = crate::capture::serve(connection, first, sysfs);
+            let work = crate::capture::serve(connection, first, sysfs, self.served.scheduling);
             return replace(&mut self.capture, work);
         }
         let morphs = self.served.morphs.clone();

@@ -14,6 +14,7 @@ use std::time::Duration;
 use kmorph_agent::capture;
 use kmorph_agent::figures::{Sampler, Scope};
 use kmorph_agent::morph::Morphs;
+use kmorph_agent::priority::Scheduling;
 use kmorph_agent::pulse::Pulses;
 use kmorph_agent::server::{self, Said, Served};
 use kmorph_agent::workload::Workload;
@@ -96,7 +97,12 @@ impl Survivor {
         let first = Message::VmcoreStart(first);
         daemon.writer.send(&first).await.unwrap();
         let frame = agent.reader.next().await.unwrap();
-        let serving = tokio::spawn(capture::serve(agent, frame, sysfs.path().to_owned()));
+        let serving = tokio::spawn(capture::serve(
+            agent,
+            frame,
+            sysfs.path().to_owned(),
+            Scheduling::default(),
+        ));
         Self {
             daemon,
             serving,
@@ -297,6 +303,7 @@ fn server() -> tokio::sync::mpsc::Sender<Connection> {
         topology: kmorph_agent::topology::Topology::in_dir(std::env::temp_dir()),
         log,
         pulses: Pulses::none(),
+        scheduling: Scheduling::default(),
     };
     let figures = Sampler::new(Scope::System, 1);
     tokio::spawn(server::serve(accepted, served, figures));

@@ -392,11 +392,14 @@ fn a_cpu_that_hangs_is_named_and_a_failure_where_policy_says_so_on_6_1() {
     a_cpu_that_hangs_is_noticed("6.1");
 }
 
-/// On 6.12 the agent may stop with the CPU, and be found silent: `cargo test -- --ignored` tells.
 #[test]
-#[ignore = "6.12 may be found silent before its CPU is named"]
 fn a_cpu_that_hangs_is_named_and_a_failure_where_policy_says_so_on_6_12() {
     a_cpu_that_hangs_is_noticed("6.12");
+}
+
+#[test]
+fn a_cpu_that_hangs_is_named_and_a_failure_where_policy_says_so_on_the_newest() {
+    a_cpu_that_hangs_is_noticed(&kernels::newest());
 }
 
 /// CPU 1 of two spins with interrupts off; the other answers.
@@ -431,11 +434,7 @@ fn a_cpu_that_hangs_is_noticed(series: &str) {
         let noticed = now.summary.state == InstanceState::Degraded || now.summary.generation > 1;
         noticed.then_some(now)
     });
-    if now.summary.generation > 1 {
-        // The agent waited for the CPU itself, and its silence was noticed: newer kernels than 6.1 let that happen.
-        assert_ne!(series, "6.1", "{now:?}");
-        return;
-    }
+    assert_eq!(now.summary.generation, 1, "{now:?}");
     let reason = now.reason.unwrap();
     assert!(reason.starts_with("CPU 1 is stuck: "), "{reason}");
     assert_eq!(host.control().instance("web").summary.recoveries, 0);

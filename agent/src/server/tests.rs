@@ -15,6 +15,7 @@ use kmp_transport::link;
 
 use super::*;
 use crate::figures::Scope;
+use crate::priority::Scheduling;
 use crate::pulse::Pulses;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -108,6 +109,7 @@ impl Agent {
             topology: crate::topology::Topology::in_dir(state_dir.path().to_owned()),
             log: Logger::root(slog::Discard, slog::o!()),
             pulses: Pulses::none(),
+            scheduling: Scheduling::default(),
         };
         tokio::spawn(serve(accepted, served, Sampler::new(Scope::System, 1)));
         Self {

@@ -11,7 +11,7 @@ use kmorph_workload::handover::{ActivatedListener, AgentEnd, attach};
 use nix::sys::signal::Signal;
 
 use super::{MEMORY_ENV, Plan};
-use crate::priority::become_as_nice_as;
+use crate::priority::Scheduling;
 
 /// Why the program could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +70,7 @@ pub(super) fn launch(plan: &Plan, listening: bool) -> Result<Launched, LaunchErr
         File::options().write(true).open(procs)
     });
     let entrance = entrance.transpose().map_err(failed("opening its cgroup"))?;
-    place(&mut command, entrance, plan.niceness, listeners.len());
+    place(&mut command, entrance, plan.scheduling, listeners.len());
     let mut command = tokio::process::Command::from(command);
     let child = command.spawn().map_err(failed("starting"))?;
     // Closes this process's copies of what the program inherits.
@@ -85,7 +85,7 @@ pub(super) fn launch(plan: &Plan, listening: bool) -> Result<Launched, LaunchErr
 
 /// A workload never outlives its agent: without it an instance is dead, and nothing would fence it. Where the
 /// agent went first, the workload does not. `entrance` is the `cgroup.procs` of a cgroup of its own.
-fn place(command: &mut Command, entrance: Option<File>, niceness: Option<i32>, listeners: usize) {
+fn place(command: &mut Command, entrance: Option<File>, scheduling: Scheduling, listeners: usize) {
     use std::os::unix::process::CommandExt;
     // After the listening sockets comes the agent's own, and nothing else is for the workload.
     let last = RawFd::try_from(listeners).unwrap_or(RawFd::MAX - FIRST_OTHER - 1);
@@ -97,7 +97,7 @@ fn place(command: &mut Command, entrance: Option<File>, niceness: Option<i32>, l
         }
         close_on_exec_from(beyond)?;
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
-        niceness.map_or(Ok(()), become_as_nice_as)
+        scheduling.restore()
     };
     // SAFETY: the closure runs between fork and exec and makes system calls only; it allocates
     // nothing and takes no lock.

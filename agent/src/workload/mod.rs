@@ -29,6 +29,7 @@ use slog::Logger;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::logging::Log;
+use crate::priority::Scheduling;
 
 pub use launch::LaunchError;
 pub use memory::{Held, MEMORY_ENV, Memory};
@@ -87,8 +88,8 @@ pub struct Plan {
     pub standby_listeners: bool,
     /// The memory that it may use.
     pub memory: Memory,
-    /// Its niceness; the agent's own without.
-    pub niceness: Option<i32>,
+    /// How it is scheduled: as the agent was at its start.
+    pub scheduling: Scheduling,
     /// Where what it prints goes.
     pub output: Log,
 }
