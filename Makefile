@@ -24,7 +24,8 @@ build:
 
 # Everything, on a machine where nothing was installed by hand. What fails keeps nothing else from running; the end
 # says what it was.
-test: setup
+test:
+	scripts/setup
 	+CARGO="$(CARGO)" MAKE="$(MAKE)" scripts/test
 
 # Crates whose integration tests need neither root nor QEMU, and are quick.
@@ -133,7 +134,7 @@ lint:
 	cd fuzz && $(CARGO) fmt --check
 	cd libkerf-python && $(CARGO) fmt --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
-	cd fuzz && RUSTFLAGS="--cfg fuzzing" $(CARGO) clippy --locked --quiet -- -D warnings
+	scripts/fuzz --lint
 	$(CARGO) clippy --locked --quiet --manifest-path libkerf-python/Cargo.toml --target-dir $(PYTHON_BUILD) -- -D warnings
 
 fuzz: setup

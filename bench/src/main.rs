@@ -57,6 +57,9 @@ struct Options {
     /// Morphs for each size of the state.
     #[arg(long, value_name = "N", default_value_t = 100)]
     morphs: usize,
+    /// Size of the values that `morph` moves, in MiB; may be given more than once.
+    #[arg(long, value_name = "MIB", default_values_t = [64, 1024])]
+    morph_mib: Vec<usize>,
     /// Instances of the group `scale`.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     instances: usize,
@@ -147,7 +150,7 @@ fn measure(group: Group, options: &Options) -> Found {
         Group::Wire => wire::run(),
         Group::Trees => trees::run(),
         Group::Lifecycle => lifecycle::run(),
-        Group::Morph => morph::run(options.morphs),
+        Group::Morph => morph::run(options.morphs, &options.morph_mib),
         Group::Scale => scale::run(&scale::Plan {
             instances: options.instances,
             quiet: Duration::from_secs(options.quiet_seconds),

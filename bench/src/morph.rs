@@ -23,8 +23,6 @@ const GROUP: &str = "morph";
 pub(crate) const NAME: &str = "web";
 /// Time between two requests of the client.
 const PACE: Duration = Duration::from_millis(1);
-/// Sizes of the values, in MiB.
-const SIZES_MIB: [usize; 2] = [64, 1024];
 /// First sessions of a daemon, in which it learns what this machine takes: their estimates are not judged.
 const LEARNING: u64 = 5;
 /// What a server needs besides its values, in MiB: keys, and the pages it has not filled.
@@ -38,9 +36,10 @@ struct Windows {
     ended: Vec<MorphStatus>,
 }
 
-pub(crate) fn run(morphs: usize) -> Found {
+/// Measures `morphs` morphs for each size of the values, in MiB.
+pub(crate) fn run(morphs: usize, sizes_mib: &[usize]) -> Found {
     let mut found = Found::default();
-    for size in SIZES_MIB {
+    for &size in sizes_mib {
         let (windows, seen) = measure(size, morphs);
         found.figures.extend(figures(size, &windows, &seen));
         found.remarks.push(remark(size, &windows, &seen));
