@@ -178,7 +178,7 @@ impl Reader {
         let (tell, told) = mpsc::channel(CHUNKS_AHEAD);
         let work = move || {
             // Of this thread alone: the kernel keeps one for each.
-            let _ = rustix::process::setpriority_process(None, READER_NICE);
+            let _ = kmorph_launch::niceness::set_own(READER_NICE);
             let mut lent = None;
             while let Some(order) = to_do.blocking_recv() {
                 if read(&order, &mut lent, &sysfs, &tell).is_none() {

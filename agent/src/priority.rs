@@ -2,6 +2,8 @@
 
 use std::io;
 
+use kmorph_launch::niceness;
+
 /// The agent's niceness in a guest, or the one that it was started with when that is lower.
 const NICENESS: i32 = -10;
 
@@ -11,14 +13,14 @@ const NICENESS: i32 = -10;
 /// # Errors
 /// The system's: only root may go first.
 pub fn go_first() -> io::Result<i32> {
-    let before = rustix::process::getpriority_process(None)?;
-    rustix::process::setpriority_process(None, before.min(NICENESS))?;
+    let before = niceness::own()?;
+    niceness::set_own(before.min(NICENESS))?;
     Ok(before)
 }
 
 /// Makes this process as nice as that. One system call, and no memory: it may be called between fork and exec.
 pub(crate) fn become_as_nice_as(niceness: i32) -> io::Result<()> {
-    Ok(rustix::process::setpriority_process(None, niceness)?)
+    niceness::set_own(niceness)
 }
 
 #[cfg(test)]
@@ -32,7 +34,7 @@ mod tests {
             return;
         }
         let before = go_first().unwrap();
-        let now = || rustix::process::getpriority_process(None).unwrap();
+        let now = || niceness::own().unwrap();
         assert_eq!(now(), NICENESS.min(before));
         become_as_nice_as(before).unwrap();
         assert_eq!(now(), before);

@@ -27,8 +27,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use kmorph_files::{OwnDir, PRIVATE_DIR};
 use kmorph_launch::{
-    AgentConfig, FIRST_OTHER, InstanceName, Listen, Role, Secret, close_on_exec_from,
-    descriptor_limit,
+    AgentConfig, FIRST_OTHER, InstanceName, Listen, Role, Secret,
+    close_on_exec_from, descriptor_limit,
 };
 use kmp_proto::fence::{FenceCertificate, FenceOrder};
 use kmp_transport::link::KMP_PORT;
@@ -235,12 +235,12 @@ fn agent_config(spec: &SpawnSpec, key: Secret, workload_cgroup: Option<PathBuf>)
 }
 
 fn inheritable(spec: &SpawnSpec) -> io::Result<Vec<OwnedFd>> {
-    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+    use rustix::io::{FdFlags, fcntl_setfd};
     spec.listeners
         .iter()
         .map(|listener| {
             let fd = listener.socket.try_clone()?;
-            fcntl(&fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
+            fcntl_setfd(&fd, FdFlags::empty())?;
             Ok(fd)
         })
         .collect()

@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use libkerf::image::HEAD_MAX_BYTES;
+use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
 
 /// Largest image that is read, in bytes.
@@ -64,7 +65,7 @@ impl KernelImage {
         // A FIFO would be waited for; what is no regular file is refused below.
         let file = std::fs::File::options()
             .read(true)
-            .custom_flags(nix::libc::O_NONBLOCK)
+            .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
             .open(path)
             .map_err(unreadable)?;
         let meta = file.metadata().map_err(unreadable)?;

@@ -2,8 +2,9 @@
 //!
 //! The backend and the agent meet only here: in [`AgentConfig`], which the backend writes as JSON
 //! and the agent reads once at start, and in [`handover`], the local socket on which the agent of
-//! the embedded backend passes file descriptors. [`birth`] is what a started process does first. Daemon and agent also share [`stay_resident`], [`descriptor_limit`], and
-//! [`close_on_exec_from`] for what they execute. This crate does no protocol work, starts no process and knows no actor.
+//! the embedded backend passes file descriptors. [`birth`] is what a started process does first. Daemon and agent also
+//! share [`stay_resident`], [`descriptor_limit`], [`niceness`], and [`close_on_exec_from`] for what they
+//! execute. This crate does no protocol work, starts no process and knows no actor.
 //! Everything read from a file or a socket is parsed into a type that cannot hold an invalid value.
 
 pub mod birth;
@@ -11,6 +12,7 @@ mod config;
 pub mod descriptor_limit;
 mod descriptors;
 mod name;
+pub mod niceness;
 mod resident;
 mod secret;
 

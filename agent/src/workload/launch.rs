@@ -93,7 +93,7 @@ fn place(command: &mut Command, entrance: Option<File>, niceness: Option<i32>, l
     let place = move || {
         if let Some(entrance) = &entrance {
             // `0` is whoever writes (Documentation/admin-guide/cgroup-v2.rst).
-            rustix::io::write(entrance, b"0")?;
+            nix::unistd::write(entrance, b"0")?;
         }
         close_on_exec_from(beyond)?;
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
