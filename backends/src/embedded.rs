@@ -27,7 +27,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use kmorph_files::{OwnDir, PRIVATE_DIR};
 use kmorph_launch::{
-    AgentConfig, FIRST_OTHER, InstanceName, Listen, Role, Secret,
+    AgentConfig, FIRST_OTHER, InstanceName, LISTENERS_ENV, Listen, Role, Secret,
     close_on_exec_from, descriptor_limit,
 };
 use kmp_proto::fence::{FenceCertificate, FenceOrder};
@@ -46,8 +46,6 @@ pub use crate::marks::FENCE_ENV;
 use crate::process::{self, Exits, Stat};
 use crate::{fencing, finding, key, scheduling};
 
-/// Environment variable with the numbers of the inherited listening sockets, joined by `:`.
-pub const LISTENERS_ENV: &str = "KMORPH_LISTENERS";
 /// The one process that the backend starts; what the agent starts is found by descent.
 const AGENT_ROLE: &str = "agent";
 
@@ -78,7 +76,7 @@ impl EmbeddedBackend {
     pub fn new(config: EmbeddedConfig) -> io::Result<Self> {
         Ok(Self {
             config,
-            host_boot_id: process::host_boot_id()?,
+            host_boot_id: kmorph_launch::boot_id()?,
             exits: Exits::default(),
         })
     }

@@ -1,4 +1,4 @@
-//! Descriptors that a program is not to inherit.
+//! Descriptors that a program is to inherit, and those that it is not to.
 //!
 //! Whatever kmorph opens is close-on-exec from its birth. What its caller left open is not: a deploy script's lock
 //! would be held by the daemon, its agents and their workloads for as long as these run.
@@ -8,6 +8,9 @@ use std::os::fd::RawFd;
 
 use rustix::io::Errno;
 
+/// Environment variable with the numbers of the listening sockets that an agent of the embedded backend inherits, joined
+/// by `:`.
+pub const LISTENERS_ENV: &str = "KMORPH_LISTENERS";
 /// First descriptor that is no standard stream.
 pub const FIRST_OTHER: RawFd = 3;
 /// Descriptors that are looked at where the kernel cannot do it at once (before Linux 5.11).

@@ -28,6 +28,8 @@ use serde::{Deserialize, Serialize};
 
 /// Largest packet on the handover socket, in bytes.
 pub const PACKET_MAX_BYTES: usize = 16 * 1024;
+/// Longest path of a Unix socket such as this one, in bytes, with the NUL at its end (unix(7)).
+pub const SOCKET_PATH_MAX_BYTES: usize = 108;
 /// Most descriptors in one packet; the kernel's own limit is 253 (SCM_MAX_FD).
 pub const PACKET_MAX_FDS: usize = 64;
 

@@ -31,7 +31,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::logging::Log;
 
 pub use launch::LaunchError;
-pub use memory::{Held, MEMORY_ENV, Memory};
+pub use memory::{Held, Memory};
 
 /// A program that has not registered after this time, but lives, takes no part in morphs.
 pub const PLAIN_AFTER: Duration = Duration::from_secs(1);
