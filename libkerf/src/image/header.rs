@@ -246,6 +246,33 @@ mod tests {
         assert_eq!(judged(&longer), Err(NotLinux));
     }
 
+    proptest::proptest! {
+        /// Whatever the bytes: a refusal, or a release that can be shown, and that the lenient reader finds too.
+        #[test]
+        fn both_ways_to_ask_agree_about_any_bytes(
+            changes in proptest::collection::vec((0x1f0..0x320_usize, 0..=255_u8), 0..6),
+            cut in 0x1f0..0x700_usize,
+            beyond in 0..0x2_0000_usize,
+        ) {
+            let mut image = synthetic("6.12.9-amd64 (x@y)", b"\x28\xb5\x2f\xfd");
+            image.resize(image.len() + beyond, b'7');
+            for (at, byte) in changes {
+                image[at] = byte;
+            }
+            image.truncate(cut.max(beyond));
+            let version = crate::image::version(&image);
+            if let Ok(release) = judged(&image) {
+                proptest::prop_assert!(release.starts_with(|c: char| c.is_ascii_digit()));
+                proptest::prop_assert!(release.bytes().all(|byte| byte.is_ascii_graphic()));
+                proptest::prop_assert!((1..=RELEASE_MAX_BYTES).contains(&release.len()));
+                let is_in = version.as_ref().is_some_and(|version| version.contains(release));
+                proptest::prop_assert!(is_in, "{release:?} {version:?}");
+                let is_one = matches!(crate::image::kind(&image), crate::image::Kind::BzImage { .. });
+                proptest::prop_assert!(is_one);
+            }
+        }
+    }
+
     #[test]
     fn an_image_that_ends_anywhere_in_its_header_is_refused() {
         let image = synthetic("6.1.0", b"");
