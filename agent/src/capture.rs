@@ -182,7 +182,7 @@ impl Reader {
         let work = move || {
             // Of this thread alone: the kernel keeps both for each.
             let _ = started_with.restore_cpus();
-            let _ = rustix::process::setpriority_process(None, READER_NICE);
+            let _ = kmorph_launch::niceness::set_own(READER_NICE);
             let mut lent = None;
             while let Some(order) = to_do.blocking_recv() {
                 if read(&order, &mut lent, &sysfs, &tell).is_none() {

@@ -148,14 +148,14 @@ fn some_avg10(text: &str) -> Option<u16> {
         .checked_add(hundredths)
 }
 
-/// The number after `name` in a file of `Name:   123 kB` lines.
-fn field(text: &str, name: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    line.trim_start_matches(':')
-        .split_whitespace()
-        .next()?
-        .parse()
-        .ok()
+/// The number after `name` in a file of lines such as `Name:   123 kB` or `name 123`.
+pub(crate) fn field(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| {
+        let mut words = line.split_ascii_whitespace();
+        let first = words.next()?;
+        let is_it = first.strip_suffix(':').unwrap_or(first) == name;
+        is_it.then(|| words.next()?.parse().ok())?
+    })
 }
 
 #[cfg(test)]
@@ -168,6 +168,16 @@ mod tests {
         assert_eq!(some_avg10(text), Some(1234));
         assert_eq!(some_avg10("full avg10=1.00\n"), None);
         assert_eq!(some_avg10("some avg10=x\n"), None);
+    }
+
+    #[test]
+    fn counters_are_read_by_their_whole_name() {
+        let text = "oom_kill_other 3\noom_kill 7\npgfault 1\n";
+        assert_eq!(field(text, "oom_kill"), Some(7));
+        assert_eq!(field(text, "oom"), None);
+        let meminfo = "MemAvailable2: 1 kB\nMemAvailable:     182340 kB\n";
+        assert_eq!(field(meminfo, "MemAvailable"), Some(182_340));
+        assert_eq!(field("MemAvailable:\n", "MemAvailable"), None);
     }
 
     #[test]

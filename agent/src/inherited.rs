@@ -2,11 +2,8 @@
 
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use kmorph_launch::close_all_but;
+use kmorph_launch::{LISTENERS_ENV, close_all_but};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-
-/// Environment variable with their numbers, joined by `:`.
-pub const LISTENERS_ENV: &str = "KMORPH_LISTENERS";
 
 /// Why what was inherited cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -9,6 +9,7 @@
 
 use std::io;
 
+use kmorph_launch::niceness;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -29,8 +30,8 @@ impl Scheduling {
     /// # Errors
     /// The system's: only root may go first.
     pub fn go_first(&mut self) -> io::Result<()> {
-        let before = rustix::process::getpriority_process(None)?;
-        rustix::process::setpriority_process(None, before.min(NICENESS))?;
+        let before = niceness::own()?;
+        niceness::set_own(before.min(NICENESS))?;
         self.niceness = Some(before);
         Ok(())
     }
@@ -71,7 +72,7 @@ impl Scheduling {
         let Some(niceness) = self.niceness else {
             return Ok(());
         };
-        Ok(rustix::process::setpriority_process(None, niceness)?)
+        niceness::set_own(niceness)
     }
 
     /// Lets the calling thread use the CPUs that the agent was started with.
@@ -101,7 +102,7 @@ mod tests {
         if !nix::unistd::Uid::effective().is_root() {
             return;
         }
-        let now = || rustix::process::getpriority_process(None).unwrap();
+        let now = || niceness::own().unwrap();
         let before = now();
         let mut started_with = Scheduling::default();
         started_with.go_first().unwrap();

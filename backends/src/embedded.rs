@@ -27,8 +27,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use kmorph_files::{OwnDir, PRIVATE_DIR};
 use kmorph_launch::{
-    AgentConfig, FIRST_OTHER, InstanceName, Listen, Role, Secret, close_on_exec_from,
-    descriptor_limit,
+    AgentConfig, FIRST_OTHER, InstanceName, LISTENERS_ENV, Listen, Role, Secret,
+    close_on_exec_from, descriptor_limit,
 };
 use kmp_proto::fence::{FenceCertificate, FenceOrder};
 use kmp_transport::link::KMP_PORT;
@@ -46,8 +46,6 @@ pub use crate::marks::FENCE_ENV;
 use crate::process::{self, Exits, Stat};
 use crate::{fencing, finding, key, scheduling};
 
-/// Environment variable with the numbers of the inherited listening sockets, joined by `:`.
-pub const LISTENERS_ENV: &str = "KMORPH_LISTENERS";
 /// The one process that the backend starts; what the agent starts is found by descent.
 const AGENT_ROLE: &str = "agent";
 
@@ -78,7 +76,7 @@ impl EmbeddedBackend {
     pub fn new(config: EmbeddedConfig) -> io::Result<Self> {
         Ok(Self {
             config,
-            host_boot_id: process::host_boot_id()?,
+            host_boot_id: kmorph_launch::boot_id()?,
             exits: Exits::default(),
         })
     }
@@ -235,12 +233,12 @@ fn agent_config(spec: &SpawnSpec, key: Secret, workload_cgroup: Option<PathBuf>)
 }
 
 fn inheritable(spec: &SpawnSpec) -> io::Result<Vec<OwnedFd>> {
-    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+    use rustix::io::{FdFlags, fcntl_setfd};
     spec.listeners
         .iter()
         .map(|listener| {
             let fd = listener.socket.try_clone()?;
-            fcntl(&fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
+            fcntl_setfd(&fd, FdFlags::empty())?;
             Ok(fd)
         })
         .collect()

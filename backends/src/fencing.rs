@@ -262,7 +262,7 @@ mod tests {
             cpus: Vec::new(),
             memory_bytes: 0,
             kernel_release: String::new(),
-            host_boot_id: process::host_boot_id().unwrap(),
+            host_boot_id: kmorph_launch::boot_id().unwrap(),
             containment: Containment::default(),
             kernel_instance: None,
         }
@@ -316,7 +316,7 @@ mod tests {
         // A pid and start time that are another's now.
         placement.processes = vec![identity(&Stat::read(own).unwrap().unwrap())];
         placement.host_boot_id = "another".to_owned();
-        let boot_id = process::host_boot_id().unwrap();
+        let boot_id = kmorph_launch::boot_id().unwrap();
         let exits = Exits::default();
         let order = FenceOrder::new(1);
         let fenced = fence(&placement, &exits, &boot_id, order).await.unwrap();

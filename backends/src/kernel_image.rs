@@ -1,32 +1,18 @@
-//! Kernel images: read, not trusted.
-//!
-//! Source of the layout: Linux, Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header".
+//! Kernel images: read, not trusted. What their header says, [`libkerf::image`] reads.
 
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use libkerf::image::HEAD_MAX_BYTES;
+use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
 
 /// Largest image that is read, in bytes.
 pub const IMAGE_MAX_BYTES: u64 = 512 * 1024 * 1024;
-/// Longest version string, in bytes.
-const VERSION_MAX_BYTES: usize = 256;
-/// What of an image is looked at: the header, and as far as it can say that its version lies.
-const HEAD_MAX_BYTES: usize = 0x200 + u16::MAX as usize + VERSION_MAX_BYTES;
 /// Bytes read and hashed at a time.
 const READ_BYTES: usize = 64 * 1024;
-
-const BOOT_FLAG: usize = 0x1fe;
-const HEADER_MAGIC: usize = 0x202;
-const PROTOCOL: usize = 0x206;
-const VERSION_POINTER: usize = 0x20e;
-const SETUP_SECTS: usize = 0x1f1;
-const SYSSIZE: usize = 0x1f4;
-const PAYLOAD_LENGTH: usize = 0x24c;
-/// Boot protocol 2.06 (Linux 2.6.22) is the oldest taken.
-const PROTOCOL_MIN: u16 = 0x206;
 
 const TOO_LARGE: &str = "it is larger than any kernel image";
 
@@ -79,7 +65,7 @@ impl KernelImage {
         // A FIFO would be waited for; what is no regular file is refused below.
         let file = std::fs::File::options()
             .read(true)
-            .custom_flags(nix::libc::O_NONBLOCK)
+            .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
             .open(path)
             .map_err(unreadable)?;
         let meta = file.metadata().map_err(unreadable)?;
@@ -105,9 +91,9 @@ impl KernelImage {
             path: path.to_owned(),
             source,
         };
-        let refuse = |reason| BadImage::NotAKernel {
+        let refuse = |reason: &dyn std::fmt::Display| BadImage::NotAKernel {
             path: path.to_owned(),
-            reason,
+            reason: reason.to_string(),
         };
         let (mut head, mut hash) = (Vec::new(), Sha256::new());
         let mut piece = vec![0; READ_BYTES];
@@ -122,20 +108,20 @@ impl KernelImage {
             // It may have grown since it was opened.
             length += count as u64;
             if length > IMAGE_MAX_BYTES {
-                return Err(refuse(TOO_LARGE.to_owned()));
+                return Err(refuse(&TOO_LARGE));
             }
             hash.update(&piece[..count]);
             let wanted = count.min(HEAD_MAX_BYTES - head.len());
             head.extend_from_slice(&piece[..wanted]);
         }
-        let release = release_of(&head, length).map_err(refuse)?;
+        let release = libkerf::image::release(&head, length).map_err(|error| refuse(&error))?;
         let mut sha256 = String::with_capacity(64);
         for byte in hash.finalize() {
             let _ = write!(sha256, "{byte:02x}");
         }
         Ok(Self {
             path: path.to_owned(),
-            release,
+            release: release.to_owned(),
             sha256,
         })
     }
@@ -156,72 +142,19 @@ impl KernelImage {
     }
 }
 
-fn u16_at(image: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_le_bytes(image.get(at..at + 2)?.try_into().ok()?))
-}
-
-fn u32_at(image: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(image.get(at..at + 4)?.try_into().ok()?))
-}
-
-/// The release in the header of a bzImage that begins with `image` and is `length` bytes long, or what is
-/// wrong with it.
-fn release_of(image: &[u8], length: u64) -> Result<String, String> {
-    let short = || "it ends before its header does".to_owned();
-    if u16_at(image, BOOT_FLAG).ok_or_else(short)? != 0xaa55 {
-        return Err("it has no boot flag".to_owned());
-    }
-    if image
-        .get(HEADER_MAGIC..HEADER_MAGIC + 4)
-        .ok_or_else(short)?
-        != b"HdrS"
-    {
-        return Err("it has no setup header".to_owned());
-    }
-    let protocol = u16_at(image, PROTOCOL).ok_or_else(short)?;
-    if protocol < PROTOCOL_MIN {
-        return Err(format!("its boot protocol {protocol:#x} is too old"));
-    }
-    let setup = match image.get(SETUP_SECTS).copied().ok_or_else(short)? {
-        0 => 4,
-        sectors => usize::from(sectors),
-    };
-    let paragraphs = u32_at(image, SYSSIZE).ok_or_else(short)?;
-    let expected = (setup as u64 + 1) * 512 + u64::from(paragraphs) * 16;
-    if length < expected {
-        return Err(format!("it is cut short: {length} of {expected} bytes"));
-    }
-    let pointer = usize::from(u16_at(image, VERSION_POINTER).ok_or_else(short)?);
-    let text = image.get(0x200 + pointer..).filter(|_| pointer != 0);
-    let text = text.ok_or("its header names no version")?;
-    let text = &text[..text.len().min(VERSION_MAX_BYTES)];
-    let end = text
-        .iter()
-        .position(|b| *b == 0)
-        .ok_or("its version does not end")?;
-    let text = core::str::from_utf8(&text[..end]).map_err(|_| "its version is not text")?;
-    let release = text.split_whitespace().next().unwrap_or("");
-    let plausible = release.starts_with(|c: char| c.is_ascii_digit())
-        && release.chars().all(|c| c.is_ascii_graphic());
-    if !plausible {
-        return Err("its version is not one of Linux".to_owned());
-    }
-    Ok(release.to_owned())
-}
-
 /// A minimal sound image for tests and the embedded demo: a header, and a packed ELF file that says its release
 /// and has nothing to run.
 pub fn synthetic(release: &str) -> Vec<u8> {
     const KERNEL_BYTES: u16 = 512;
     let text = format!("{release} (kmorph test image)");
-    let text = &text.as_bytes()[..text.len().min(0xff)];
+    let said = &text.as_bytes()[..text.len().min(0xff)];
     let mut kernel = vec![0; usize::from(KERNEL_BYTES)];
     // 64 bits, little-endian, one program header that covers the rest.
     kernel[..6].copy_from_slice(b"\x7fELF\x02\x01");
     (kernel[32], kernel[54], kernel[56], kernel[72]) = (64, 56, 1, 120);
     kernel[96..98].copy_from_slice(&(KERNEL_BYTES - 120).to_le_bytes());
     kernel[120..134].copy_from_slice(b"Linux version ");
-    kernel[134..134 + text.len()].copy_from_slice(text);
+    kernel[134..134 + said.len()].copy_from_slice(said);
     // A zstd frame (RFC 8878) of one block that is stored as it is, and the size that the build puts behind it.
     let mut payload = vec![0x28, 0xb5, 0x2f, 0xfd, 0x60];
     payload.extend((KERNEL_BYTES - 256).to_le_bytes());
@@ -229,22 +162,16 @@ pub fn synthetic(release: &str) -> Vec<u8> {
     payload.extend(kernel);
     payload.extend(u32::from(KERNEL_BYTES).to_le_bytes());
 
-    let mut image = vec![0; 0x400];
-    image[SETUP_SECTS] = 1;
-    image[BOOT_FLAG..BOOT_FLAG + 2].copy_from_slice(&0xaa55u16.to_le_bytes());
-    image[HEADER_MAGIC..HEADER_MAGIC + 4].copy_from_slice(b"HdrS");
-    image[PROTOCOL..PROTOCOL + 2].copy_from_slice(&0x20fu16.to_le_bytes());
-    image[VERSION_POINTER..VERSION_POINTER + 2].copy_from_slice(&0x100u16.to_le_bytes());
-    image[0x300..0x300 + text.len()].copy_from_slice(text);
-    let length = u32::try_from(payload.len()).unwrap_or(0).to_le_bytes();
-    image[PAYLOAD_LENGTH..PAYLOAD_LENGTH + 4].copy_from_slice(&length);
-    image.extend(payload);
-    image
+    libkerf::image::synthetic(&text, &payload)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Fields of the header, from its description: `syssize` and `kernel_version`.
+    const SYSSIZE: usize = 0x1f4;
+    const VERSION_POINTER: usize = 0x20e;
 
     fn read(bytes: &[u8]) -> Result<KernelImage, BadImage> {
         let dir = tempfile::tempdir().unwrap();

@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use kmorph_files::OwnDir;
 use kmorph_launch::Secret;
-use nix::libc::O_NOFOLLOW;
+use rustix::fs::OFlags;
 
 use crate::contract::Placement;
 
@@ -39,7 +39,9 @@ pub(crate) fn keep(run_dir: &OwnDir, key: &Secret) -> io::Result<()> {
 /// The system's, and `InvalidData` when the file is not one of [`KEY_FILE`]'s.
 pub fn of(placement: &Placement) -> io::Result<Secret> {
     let mut options = std::fs::OpenOptions::new();
-    let options = options.read(true).custom_flags(O_NOFOLLOW);
+    let options = options
+        .read(true)
+        .custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
     let file = options.open(placement.run_dir.join(KEY_FILE))?;
     let mut digits = String::new();
     file.take(KEY_FILE_MAX_BYTES).read_to_string(&mut digits)?;

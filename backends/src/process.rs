@@ -98,15 +98,6 @@ pub(crate) fn all() -> io::Result<Vec<Stat>> {
     Ok(found)
 }
 
-/// The boot id of the host: pids and start times mean nothing under another.
-///
-/// # Errors
-/// When it cannot be read.
-pub(crate) fn host_boot_id() -> io::Result<String> {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-    Ok(text.trim().to_owned())
-}
-
 /// A pidfd for exactly this process; `None` when it is gone.
 pub(crate) fn open(process: &ProcessId) -> io::Result<Option<OwnedFd>> {
     let Some(pid) = Pid::from_raw(process.pid) else {

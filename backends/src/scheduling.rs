@@ -84,9 +84,9 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
-                    let mut one = nix::sched::CpuSet::new();
-                    one.set(0).unwrap();
-                    let _ = nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &one);
+                    let mut one = rustix::thread::CpuSet::new();
+                    one.set(0);
+                    let _ = rustix::thread::sched_setaffinity(None, &one);
                     while !over.load(std::sync::atomic::Ordering::Relaxed) {
                         std::hint::spin_loop();
                     }

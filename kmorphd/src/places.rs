@@ -4,6 +4,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use kmorph_files::{OwnDir, PRIVATE_DIR, Refusal};
+use kmorph_launch::handover::SOCKET_PATH_MAX_BYTES;
 
 use crate::Start;
 use crate::run::Fault;
@@ -11,8 +12,6 @@ use crate::run::Fault;
 /// Mode of root's runtime directory: who may look reaches the control socket in it.
 const ROOTS_RUN_DIR: u32 = 0o755;
 
-/// Size of the path in a socket's address, with the NUL at its end (unix(7)).
-const SOCKET_PATH_MAX: usize = 108;
 /// Below the runtime directory, the longest path of a socket of an instance with the shortest name.
 const SHORTEST_INSTANCE: &str = "/instances/a/1/handover.sock";
 
@@ -21,7 +20,7 @@ const SHORTEST_INSTANCE: &str = "/instances/a/1/handover.sock";
 /// # Errors
 /// When the control socket's is too long, or the runtime directory's for the sockets of any instance.
 pub(crate) fn fit(run_dir: &Path, socket: &Path) -> Result<(), String> {
-    let over = |length: usize| length.saturating_sub(SOCKET_PATH_MAX - 1);
+    let over = |length: usize| length.saturating_sub(SOCKET_PATH_MAX_BYTES - 1);
     match over(socket.as_os_str().len()) {
         0 => {}
         bytes => {

@@ -466,9 +466,7 @@ fn services(
         cids: std::collections::BTreeMap::new(),
     };
     let pool = Pool::new(settings.pool.clone());
-    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map_err(|error| format!("reading the host's boot id: {error}"))?;
-    let boot_id = boot_id.trim().to_owned();
+    let boot_id = kmorph_launch::boot_id().map_err(|error| error.to_string())?;
     let mark = settings.run_dir.join(EVENT_ID_NAME);
     let events = EventLog::new(snapshot.events.clone(), journal.clone(), &mark, &boot_id)
         .map_err(|error| format!("the file {mark:?} cannot be opened: {error}"))?;

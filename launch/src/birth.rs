@@ -24,8 +24,8 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
-use nix::sys::resource::{Resource, setrlimit};
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 /// First of the words that say how to be born.
 const WORD: &str = "--birth";
@@ -132,7 +132,7 @@ impl Birth {
         // A daemon that has died meanwhile does not hear it: the next one finds the record.
         let told = &told.as_bytes()[..told.len().min(TOLD_MAX)];
         let _ = input.map(|input| File::from(input).write_all(told));
-        let emptied = nix::unistd::dup2_stdin(born?).map_err(io::Error::from);
+        let emptied = rustix::stdio::dup2_stdin(born?).map_err(io::Error::from);
         emptied.map_err(failed("reading", Path::new("/dev/null")))
     }
 
@@ -175,8 +175,12 @@ pub fn heard(told: &[u8]) -> io::Result<()> {
 
 /// Where a lower limit holds already, the instance of another kmorph runs this process, which keeps that one's tag.
 fn take_tag(tag: u64) -> io::Result<()> {
-    match setrlimit(Resource::RLIMIT_RTTIME, tag, tag) {
-        Ok(()) | Err(Errno::EPERM) => Ok(()),
+    let limit = Rlimit {
+        current: Some(tag),
+        maximum: Some(tag),
+    };
+    match setrlimit(Resource::Rttime, limit) {
+        Ok(()) | Err(Errno::PERM) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
 }

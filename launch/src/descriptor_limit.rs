@@ -6,7 +6,7 @@
 use std::io;
 use std::sync::OnceLock;
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Environment variable that tells an agent the soft limit that was there before its daemon raised it.
 pub const SOFT_LIMIT_ENV: &str = "KMORPH_SOFT_DESCRIPTORS";
@@ -19,9 +19,15 @@ static BEFORE: OnceLock<u64> = OnceLock::new();
 /// # Errors
 /// When the system refuses.
 pub fn raise() -> io::Result<u64> {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    // No limit is the highest one.
+    let (soft, hard) = (current.unwrap_or(u64::MAX), maximum.unwrap_or(u64::MAX));
     if soft < hard {
-        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        let raised = Rlimit {
+            current: maximum,
+            maximum,
+        };
+        setrlimit(Resource::Nofile, raised)?;
         BEFORE.get_or_init(|| soft);
     }
     Ok(hard)
@@ -41,9 +47,13 @@ pub fn take_told() -> io::Result<()> {
     let Some(told) = told.and_then(|text| text.parse().ok()) else {
         return Ok(());
     };
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    if told < soft {
-        setrlimit(Resource::RLIMIT_NOFILE, told, hard)?;
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current.is_none_or(|soft| told < soft) {
+        let lowered = Rlimit {
+            current: Some(told),
+            maximum,
+        };
+        setrlimit(Resource::Nofile, lowered)?;
     }
     Ok(())
 }

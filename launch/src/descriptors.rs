@@ -1,4 +1,4 @@
-//! Descriptors that a program is not to inherit.
+//! Descriptors that a program is to inherit, and those that it is not to.
 //!
 //! Whatever kmorph opens is close-on-exec from its birth. What its caller left open is not: a deploy script's lock
 //! would be held by the daemon, its agents and their workloads for as long as these run.
@@ -6,9 +6,11 @@
 use std::io;
 use std::os::fd::RawFd;
 
-use nix::errno::Errno;
-use nix::libc;
+use rustix::io::Errno;
 
+/// Environment variable with the numbers of the listening sockets that an agent of the embedded backend inherits, joined
+/// by `:`.
+pub const LISTENERS_ENV: &str = "KMORPH_LISTENERS";
 /// First descriptor that is no standard stream.
 pub const FIRST_OTHER: RawFd = 3;
 /// Descriptors that are looked at where the kernel cannot do it at once (before Linux 5.11).
@@ -22,7 +24,7 @@ const LOOKED_AT: RawFd = 65_536;
 pub fn close_on_exec_from(first: RawFd) -> io::Result<()> {
     let flags = libc::CLOSE_RANGE_CLOEXEC;
     match close_range(first, RawFd::MAX, flags) {
-        Err(Errno::ENOSYS | Errno::EINVAL) => {}
+        Err(Errno::NOSYS | Errno::INVAL) => {}
         other => return Ok(other?),
     }
     for number in first..LOOKED_AT {
@@ -53,9 +55,9 @@ pub unsafe fn close_all_but(kept: &[RawFd]) -> io::Result<()> {
     Ok(close(first, RawFd::MAX)?)
 }
 
-fn close(first: RawFd, last: RawFd) -> nix::Result<()> {
+fn close(first: RawFd, last: RawFd) -> rustix::io::Result<()> {
     match close_range(first, last, 0) {
-        Err(Errno::ENOSYS) => {}
+        Err(Errno::NOSYS) => {}
         other => return other,
     }
     for number in first..=last.min(LOOKED_AT) {
@@ -65,8 +67,11 @@ fn close(first: RawFd, last: RawFd) -> nix::Result<()> {
     Ok(())
 }
 
-fn close_range(first: RawFd, last: RawFd, flags: libc::c_uint) -> nix::Result<()> {
+fn close_range(first: RawFd, last: RawFd, flags: libc::c_uint) -> rustix::io::Result<()> {
     // SAFETY: the call takes numbers only. What it closes nobody owns (see the callers); what it marks stays open.
-    let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
-    Errno::result(done).map(drop)
+    match unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) } {
+        0 => Ok(()),
+        // libc keeps the reason, and nothing is allocated to read it.
+        _ => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL)),
+    }
 }

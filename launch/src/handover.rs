@@ -16,14 +16,20 @@
 //! being replaced wait in the socket's backlog instead of being refused.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
-use nix::cmsg_space;
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use rustix::cmsg_space;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 use serde::{Deserialize, Serialize};
 
 /// Largest packet on the handover socket, in bytes.
 pub const PACKET_MAX_BYTES: usize = 16 * 1024;
+/// Longest path of a Unix socket such as this one, in bytes, with the NUL at its end (unix(7)).
+pub const SOCKET_PATH_MAX_BYTES: usize = 108;
 /// Most descriptors in one packet; the kernel's own limit is 253 (SCM_MAX_FD).
 pub const PACKET_MAX_FDS: usize = 64;
 
@@ -75,17 +81,14 @@ pub fn send<T: Serialize>(
             "handover packet over its limit",
         ));
     }
-    let raw: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-    let rights = [ControlMessage::ScmRights(&raw)];
-    let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(PACKET_MAX_FDS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        // There is space for as many as are allowed.
+        control.push(SendAncillaryMessage::ScmRights(fds));
+    }
     let iov = [IoSlice::new(&bytes)];
-    sendmsg::<()>(
-        socket.as_raw_fd(),
-        &iov,
-        control,
-        MsgFlags::MSG_NOSIGNAL,
-        None,
-    )?;
+    sendmsg(socket, &iov, &mut control, SendFlags::NOSIGNAL)?;
     Ok(())
 }
 
@@ -98,25 +101,20 @@ pub fn receive<T: for<'a> Deserialize<'a>>(
     socket: BorrowedFd<'_>,
 ) -> io::Result<(T, Vec<OwnedFd>)> {
     let mut bytes = vec![0; PACKET_MAX_BYTES];
-    let mut control = cmsg_space!([std::os::fd::RawFd; PACKET_MAX_FDS]);
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(PACKET_MAX_FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut iov = [IoSliceMut::new(&mut bytes)];
+    let got = recvmsg(socket, &mut iov, &mut control, RecvFlags::CMSG_CLOEXEC)?;
     let mut fds = Vec::new();
-    let (length, truncated) = {
-        let mut iov = [IoSliceMut::new(&mut bytes)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        let got = recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut control), flags)?;
-        for message in got.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(raw) = message {
-                // SAFETY: the kernel has just installed these descriptors for this process, and
-                // nothing else knows their numbers.
-                fds.extend(
-                    raw.into_iter()
-                        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),
-                );
-            }
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
         }
-        let cut = MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC;
-        (got.bytes, got.flags.intersects(cut))
-    };
+    }
+    let length = got.bytes;
+    let truncated = got
+        .flags
+        .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
     if length == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
@@ -137,17 +135,16 @@ pub const ANSWER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2
 /// # Errors
 /// When it cannot be reached, does not answer in time, or refuses.
 pub fn ask(path: &std::path::Path, request: &Request) -> io::Result<(Answer, Vec<OwnedFd>)> {
-    use nix::sys::socket::{
-        AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, sockopt,
+    use rustix::net::sockopt::{Timeout, set_socket_timeout};
+    use rustix::net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
     };
-    use nix::sys::time::TimeVal;
     use std::os::fd::AsFd;
 
-    let kind = (SockType::SeqPacket, SockFlag::SOCK_CLOEXEC);
-    let socket = nix::sys::socket::socket(AddressFamily::Unix, kind.0, kind.1, None)?;
-    let seconds = i64::try_from(ANSWER_TIMEOUT.as_secs()).unwrap_or(1);
-    setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(seconds, 0))?;
-    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    let kind = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+    let socket = socket_with(AddressFamily::UNIX, kind.0, kind.1, None)?;
+    set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_TIMEOUT))?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
     send(socket.as_fd(), request, &[])?;
     match receive::<Answer>(socket.as_fd())? {
         (Answer::Refused { reason }, _) => Err(io::Error::other(format!("refused: {reason}"))),
@@ -172,13 +169,13 @@ pub fn ask_listeners(path: &std::path::Path) -> io::Result<Vec<OwnedFd>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
     use std::io::{Read, Write};
     use std::os::fd::AsFd;
 
     fn pair() -> (OwnedFd, OwnedFd) {
-        let kind = SockType::SeqPacket;
-        socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).unwrap()
+        let kind = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+        socketpair(AddressFamily::UNIX, kind.0, kind.1, None).unwrap()
     }
 
     #[test]
@@ -203,7 +200,7 @@ mod tests {
     #[test]
     fn garbage_and_a_closed_peer_are_errors_not_panics() {
         let (ours, theirs) = pair();
-        nix::unistd::write(&ours, b"\xff\x00nonsense").unwrap();
+        rustix::io::write(&ours, b"\xff\x00nonsense").unwrap();
         let error = receive::<Request>(theirs.as_fd()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         drop(ours);

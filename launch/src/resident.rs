@@ -2,10 +2,9 @@
 
 use std::io;
 
-use nix::errno::Errno;
-use nix::libc::MCL_ONFAULT;
-use nix::sys::mman::{MlockAllFlags, mlockall};
-use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+use rustix::io::Errno;
+use rustix::mm::{MlockAllFlags, mlockall};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Keeps every page that this process has touched or will touch in memory, so that neither a
 /// heartbeat nor its judgement waits for a disk. What is never touched costs nothing.
@@ -16,24 +15,27 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 /// # Errors
 /// When the system refuses for another reason.
 pub fn stay_resident() -> io::Result<bool> {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_MEMLOCK)?;
-    if hard == RLIM_INFINITY {
-        setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard)?;
+    let before = getrlimit(Resource::Memlock);
+    let with_soft = |current| Rlimit {
+        current,
+        maximum: before.maximum,
+    };
+    if before.maximum.is_none() {
+        setrlimit(Resource::Memlock, with_soft(None))?;
         lock()?;
         return Ok(true);
     }
     // With a limit of 0, only who is under no limit at all (CAP_IPC_LOCK) may lock (mlock(2), EPERM).
-    setrlimit(Resource::RLIMIT_MEMLOCK, 0, hard)?;
+    setrlimit(Resource::Memlock, with_soft(Some(0)))?;
     let locked = lock();
-    setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard)?;
+    setrlimit(Resource::Memlock, before)?;
     match locked {
         Ok(()) => Ok(true),
-        Err(Errno::EPERM) => Ok(false),
+        Err(Errno::PERM) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }
 
-fn lock() -> nix::Result<()> {
-    let touched = MlockAllFlags::from_bits_retain(MCL_ONFAULT);
-    mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE | touched)
+fn lock() -> rustix::io::Result<()> {
+    mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT)
 }

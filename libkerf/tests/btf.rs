@@ -216,12 +216,7 @@ fn who_does_not_say_is_named() {
 #[test]
 fn the_running_build_needs_no_types() {
     // A bzImage with nothing but what its header says.
-    let mut image = vec![0_u8; 0x400];
-    image[0x202..0x206].copy_from_slice(b"HdrS");
-    image[0x206..0x208].copy_from_slice(&0x20f_u16.to_le_bytes());
-    image[0x20e..0x210].copy_from_slice(&0x100_u16.to_le_bytes());
-    let text = b"7.0.0-mk2 (maker@host) #1 SMP Mon Nov 30\0";
-    image[0x300..0x300 + text.len()].copy_from_slice(text);
+    let image = libkerf::image::synthetic("7.0.0-mk2 (maker@host) #1 SMP Mon Nov 30", b"");
     let mut own = Host {
         types: None,
         ..host(&[])

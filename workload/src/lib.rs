@@ -21,3 +21,6 @@ pub mod handover;
 pub mod provider;
 pub mod session;
 pub mod store;
+
+/// The environment variable in which a program is told how many bytes of memory it may use; 0 when that is not limited.
+pub const MEMORY_ENV: &str = "KMORPH_MEMORY_BYTES";

@@ -14,7 +14,7 @@ use std::path::Path;
 
 use crate::model::{Failure, FailureKind, guest_text};
 use actix::prelude::*;
-use kmorph_backends::contract::BackendKind;
+use kmorph_backends::contract::{BackendKind, PANIC_LINE};
 use kmp_proto::instance::{Desired, Event};
 use kmp_proto::message::{HealthStatusFixed, WorkloadState};
 use slog::warn;
@@ -30,8 +30,6 @@ use crate::watch::CONSOLE_SAID;
 const SEARCH_BYTES: u64 = 64 * 1024;
 /// Lines that it quotes.
 const QUOTE_LINES: usize = 8;
-/// What the line of a kernel's panic has in it.
-const PANIC: &str = "Kernel panic - not syncing";
 /// What the agent logs of its connections, in lines that are not quoted: they would crowd out the program's own words.
 const ABOUT_CONNECTIONS: [&str; 2] = [" DEBG ", " INFO connection ended,"];
 
@@ -178,7 +176,7 @@ fn tail(log: &Path) -> std::io::Result<Vec<String>> {
         lines.remove(0);
     }
     // What a kernel prints after the line of its panic is a trace.
-    if let Some(panic) = lines.iter().rposition(|line| line.contains(PANIC)) {
+    if let Some(panic) = lines.iter().rposition(|line| line.contains(PANIC_LINE)) {
         lines.truncate(panic + 1);
     }
     let shown = lines.iter().skip(lines.len().saturating_sub(QUOTE_LINES));

@@ -131,7 +131,7 @@ pub(crate) fn thread(
     let spawned = builder.spawn(move || {
         // The kernel keeps a priority for each thread.
         if let Some(nice) = nice {
-            let _ = rustix::process::setpriority_process(None, nice);
+            let _ = kmorph_launch::niceness::set_own(nice);
         }
         work();
     });

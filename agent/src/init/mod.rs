@@ -17,7 +17,7 @@ mod mounts;
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use kmorph_launch::{AgentConfig, PublishedPort};
@@ -26,21 +26,12 @@ use nix::errno::Errno;
 use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::sys::reboot::{RebootMode, reboot, set_cad_enabled};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, listen, socket,
-};
 use slog::{Logger, info, warn};
 
-/// Any context id of this guest (`VMADDR_CID_ANY`, vsock(7)).
-const ANY_CID: u32 = u32::MAX;
-/// Connections to a published port that may wait to be accepted.
-const BACKLOG: i32 = 1024;
 /// Open files of the agent and its workload: the kernel's own default of 1,024 is for terminals.
 const OPEN_FILES_MAX: u64 = 65_536;
 /// The module that answers heartbeats for this kernel, and is told for whom.
 const KERF_VSOCK: &str = "kerf-vsock.ko";
-/// Where this kernel says which boot it is.
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Why the guest could not be made ready.
 #[derive(Debug, thiserror::Error)]
@@ -100,13 +91,9 @@ fn parameters(module: &Path, config: &AgentConfig) -> Result<CString, InitError>
     if module.file_name() != Some(OsStr::new(KERF_VSOCK)) {
         return Ok(CString::default());
     }
-    let boot_id = std::fs::read_to_string(BOOT_ID)
-        .map_err(|e| failed(format!("reading {BOOT_ID}"))(system(e)))?;
+    let boot_id = kmorph_launch::boot_id().map_err(|e| failed("reading the boot id")(system(e)))?;
     let (instance, generation) = (&config.instance, config.generation);
-    let text = format!(
-        "instance={instance} generation={generation} boot_id={}",
-        boot_id.trim()
-    );
+    let text = format!("instance={instance} generation={generation} boot_id={boot_id}");
     CString::new(text).map_err(|_| failed("naming this instance to its kernel")(Errno::EINVAL))
 }
 
@@ -141,22 +128,10 @@ pub fn listeners(
 }
 
 fn listener(port: u16, option: Option<i32>) -> Result<OwnedFd, InitError> {
-    let what = || failed(format!("listening at vsock port {port}"));
-    let made = socket(
-        AddressFamily::Vsock,
-        SockType::Stream,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    );
-    let made = made.map_err(what())?;
-    if let Some(option) = option {
-        let chosen = vsock::choose(&made, option);
-        chosen.map_err(|error| what()(system(error)))?;
-    }
-    bind(made.as_raw_fd(), &VsockAddr::new(ANY_CID, u32::from(port))).map_err(what())?;
-    let backlog = Backlog::new(BACKLOG).map_err(what())?;
-    listen(&made, backlog).map_err(what())?;
-    Ok(made)
+    vsock::listening(u32::from(port), option).map_err(|error| {
+        let what = format!("listening at vsock port {port}");
+        failed(what)(system(error))
+    })
 }
 
 /// Ends this kernel. Returns only the system's refusal to do so.

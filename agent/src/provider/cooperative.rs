@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use kmorph_launch::handover::{self as launch_handover, Answer};
-use kmorph_workload::handover::message::{self as message, Mode, Reply, Request};
+use kmorph_workload::handover::message::{
+    self as message, Mode, Reply, Request, mode_bit, state_kind,
+};
 use kmorph_workload::handover::{MAX_CHUNK_BYTES, PacketSocket};
 use kmp_proto::message::{
     Check, CheckResult, STATE_CHUNK_MAX_BYTES, StateProvider, TransferMode, WorkloadState,
@@ -36,6 +38,15 @@ const ACTIVATE_BUDGET_US: u32 = 200;
 /// Every kind of state.
 const ALL_KINDS: u32 =
     capability::MEMORY | capability::FDS | capability::LISTENERS | capability::CONNECTIONS;
+// A workload's status names kinds of state by its own library's bits, and they are offered to the daemon as they are.
+const _: () = assert!(
+    state_kind::MEMORY == capability::MEMORY
+        && state_kind::FILES == capability::FDS
+        && state_kind::LISTENERS == capability::LISTENERS
+        && state_kind::CONNECTIONS == capability::CONNECTIONS
+        && mode_bit::BY_REFERENCE == capability::BY_REFERENCE
+        && mode_bit::ROUNDS == capability::ROUNDS
+);
 /// Version of the state; equal on both sides of a morph.
 const STATE_VERSION: u32 = message::PROTOCOL_VERSION;
 /// Bits of a chunk's offset that lie within its memory section; those above number the section.

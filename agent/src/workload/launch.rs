@@ -10,7 +10,7 @@ use kmorph_launch::{FIRST_OTHER, close_on_exec_from};
 use kmorph_workload::handover::{ActivatedListener, AgentEnd, attach};
 use nix::sys::signal::Signal;
 
-use super::{MEMORY_ENV, Plan};
+use super::Plan;
 use crate::priority::Scheduling;
 
 /// Why the program could not be started.
@@ -48,8 +48,8 @@ pub(super) fn launch(plan: &Plan, listening: bool) -> Result<Launched, LaunchErr
         .env("KMORPH_INSTANCE", &plan.instance)
         .env("KMORPH_GENERATION", plan.generation.to_string())
         .env("KMORPH_KERNEL_RELEASE", &plan.kernel_release)
-        .env(MEMORY_ENV, plan.memory.bytes.to_string())
-        .env_remove(crate::inherited::LISTENERS_ENV)
+        .env(kmorph_workload::MEMORY_ENV, plan.memory.bytes.to_string())
+        .env_remove(kmorph_launch::LISTENERS_ENV)
         .env_remove(kmorph_launch::descriptor_limit::SOFT_LIMIT_ENV)
         .stdin(Stdio::null())
         .stdout(input)
@@ -93,7 +93,7 @@ fn place(command: &mut Command, entrance: Option<File>, scheduling: Scheduling, 
     let place = move || {
         if let Some(entrance) = &entrance {
             // `0` is whoever writes (Documentation/admin-guide/cgroup-v2.rst).
-            rustix::io::write(entrance, b"0")?;
+            nix::unistd::write(entrance, b"0")?;
         }
         close_on_exec_from(beyond)?;
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-/// The variable in which a program is told how many bytes of memory it may use.
-pub const MEMORY_ENV: &str = "KMORPH_MEMORY_BYTES";
+use crate::figures::field;
+
 /// Part of a guest's available memory, in percent, that its program may use: the rest is for the agent, the kernel's
 /// buffers, and its reserve against an out-of-memory kill.
 const GUEST_SHARE_PERCENT: u64 = 75;
@@ -41,7 +41,7 @@ impl Memory {
     /// Of a guest, as its kernel says now.
     pub fn of_kernel() -> Self {
         let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let available_kib = field(&text, "MemAvailable:").unwrap_or(0);
+        let available_kib = field(&text, "MemAvailable").unwrap_or(0);
         Self {
             bytes: available_kib.saturating_mul(1024) / 100 * GUEST_SHARE_PERCENT,
             held: Held::ByKernel,
@@ -81,27 +81,9 @@ impl Memory {
     }
 }
 
-fn field(text: &str, name: &str) -> Option<u64> {
-    text.lines().find_map(|line| {
-        let mut words = line.split_ascii_whitespace();
-        (words.next() == Some(name)).then(|| words.next()?.parse().ok())?
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn counters_are_read_by_their_whole_name() {
-        let text = "oom_kill_other 3\noom_kill 7\npgfault 1\n";
-        assert_eq!(field(text, "oom_kill"), Some(7));
-        assert_eq!(field(text, "oom"), None);
-        assert_eq!(
-            field("MemAvailable:     182340 kB\n", "MemAvailable:"),
-            Some(182_340)
-        );
-    }
 
     #[test]
     fn the_kills_of_a_cgroup_are_those_that_its_events_count() {

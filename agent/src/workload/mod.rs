@@ -32,7 +32,7 @@ use crate::logging::Log;
 use crate::priority::Scheduling;
 
 pub use launch::LaunchError;
-pub use memory::{Held, MEMORY_ENV, Memory};
+pub use memory::{Held, Memory};
 
 /// A program that has not registered after this time, but lives, takes no part in morphs.
 pub const PLAIN_AFTER: Duration = Duration::from_secs(1);

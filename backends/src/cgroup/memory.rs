@@ -83,7 +83,7 @@ impl Cgroups {
         }
         match self.divide(trial, TRIAL_BYTES) {
             Ok(_) => Ok(()),
-            Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => {
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) => {
                 Err(NoCgroups(format!(
                     "processes run in the cgroup {place:?} itself, so its memory controller cannot be enabled: start \
                  kmorphd, and all else that is there, in cgroups below it"

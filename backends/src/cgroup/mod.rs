@@ -294,7 +294,8 @@ impl Cgroup {
 
 /// ENODEV: removed after its file was opened.
 fn is_gone(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ENODEV)
+    error.kind() == io::ErrorKind::NotFound
+        || error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error())
 }
 
 fn children(directory: &Path) -> Vec<PathBuf> {
@@ -404,6 +405,10 @@ mod tests {
             .unwrap();
         cgroup.remove().unwrap();
         let error = entrance.write_all(b"0").unwrap_err();
-        assert_eq!(error.raw_os_error(), Some(nix::libc::ENODEV), "{error}");
+        assert_eq!(
+            error.raw_os_error(),
+            Some(rustix::io::Errno::NODEV.raw_os_error()),
+            "{error}"
+        );
     }
 }

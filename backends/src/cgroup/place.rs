@@ -14,15 +14,18 @@
 //! instances run, it could not.
 
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use rustix::fs::{getxattr, statfs};
+use rustix::io::Errno;
 
 use super::{NoCgroups, OWN_NAME};
 
 /// Extended attributes with which systemd marks what it has delegated: the second for who may not read the first.
 const DELEGATED: [&str; 2] = ["trusted.delegate", "user.delegate"];
+
+/// What statfs(2) says of a cgroup2 file system (include/uapi/linux/magic.h).
+const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
 
 /// Where this process may make cgroups.
 #[derive(Debug, PartialEq, Eq)]
@@ -110,19 +113,9 @@ fn is_delegated(directory: &Path) -> bool {
 
 /// The value of an extended attribute, if it is one byte long.
 fn attribute(path: &Path, name: &str) -> Option<[u8; 1]> {
-    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).ok()?;
-    let name = std::ffi::CString::new(name).ok()?;
     let mut value = [0; 1];
-    // SAFETY: both names end with NUL and live through the call, which writes at most one byte to `value`.
-    let length = unsafe {
-        nix::libc::getxattr(
-            path.as_ptr(),
-            name.as_ptr(),
-            value.as_mut_ptr().cast(),
-            value.len(),
-        )
-    };
-    (length == 1).then_some(value)
+    let length = getxattr(path, name, &mut value).ok()?;
+    (length == value.len()).then_some(value)
 }
 
 /// Checks that the nearest directory above `path` that exists is a cgroup: only then does its absence mean anything.
@@ -132,9 +125,9 @@ fn attribute(path: &Path, name: &str) -> Option<[u8; 1]> {
 pub(super) fn is_cgroup2(path: &Path) -> io::Result<()> {
     for above in path.ancestors().skip(1) {
         match statfs(above) {
-            Err(nix::errno::Errno::ENOENT) => {}
+            Err(Errno::NOENT) => {}
             Err(errno) => return Err(errno.into()),
-            Ok(found) if found.filesystem_type() == CGROUP2_SUPER_MAGIC => return Ok(()),
+            Ok(found) if found.f_type == CGROUP2_SUPER_MAGIC => return Ok(()),
             Ok(_) => break,
         }
     }

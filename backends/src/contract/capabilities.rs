@@ -29,6 +29,9 @@ const BUDGET_BY_REFERENCE: Duration = Duration::from_millis(10);
 /// workloads that are asked take ten times as long: a morph takes 15 to 60 ms there, with the machine.
 const BUDGET_OF_GUESTS: Duration = Duration::from_millis(100);
 
+/// What the line of a kernel's panic has in it, on its console and in its log (kernel/panic.c).
+pub const PANIC_LINE: &str = "Kernel panic - not syncing";
+
 impl BackendKind {
     /// Whether each instance has a kernel of its own, which answers also when its agent does not.
     pub fn boots_kernels(self) -> bool {

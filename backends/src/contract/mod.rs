@@ -42,7 +42,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::kernel_image::KernelImage;
 
-pub use capabilities::{Uncaptured, Untested};
+pub use capabilities::{PANIC_LINE, Uncaptured, Untested};
 pub use placement::{CgroupId, Containment, Endpoint, KernelInstance, Placement, ProcessId};
 
 /// Name, in a generation's run directory, of the socket on which its agent hands over descriptors.

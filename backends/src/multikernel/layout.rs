@@ -11,7 +11,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use libkerf::btf::{self, Disagreement, Host};
 use libkerf::image::MAX_IMAGE_BYTES;
-use nix::sys::utsname::uname;
+use rustix::system::uname;
 
 use crate::contract::SpawnError;
 use crate::kernel_image::KernelImage;
@@ -58,17 +58,13 @@ struct Own {
 
 impl Own {
     fn read(running: &PathBuf) -> Self {
-        let names = uname().ok();
-        let text = |text: Option<&std::ffi::OsStr>| {
-            text.map(|text| text.to_string_lossy().into_owned())
-                .unwrap_or_default()
-        };
+        let names = uname();
         let mut types = Vec::new();
         let read = File::open(running)
             .and_then(|file| file.take(btf::MAX_BTF_BYTES).read_to_end(&mut types));
         Self {
-            release: text(names.as_ref().map(|names| names.release())),
-            version: text(names.as_ref().map(|names| names.version())),
+            release: names.release().to_string_lossy().into_owned(),
+            version: names.version().to_string_lossy().into_owned(),
             types: read.is_ok().then_some(types),
         }
     }

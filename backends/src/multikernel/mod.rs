@@ -189,7 +189,7 @@ impl MultikernelBackend {
         config: MultikernelConfig,
         calls: Box<dyn Calls + Send + Sync>,
     ) -> io::Result<Self> {
-        let host_boot_id = crate::process::host_boot_id()?;
+        let host_boot_id = kmorph_launch::boot_id()?;
         let kernel = Kernel::at(&config.root, &config.lock);
         let records = Records::in_directory(&config.records);
         Ok(Self {

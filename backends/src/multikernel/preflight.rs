@@ -5,8 +5,8 @@ use std::path::Path;
 use kmp_transport::link::vsock;
 use libkerf::kernel::KernelError;
 use libkerf::model::System;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-use nix::unistd::{AccessFlags, access};
+use rustix::fs::{Access, access};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use super::slots::Slots;
 use super::{MultikernelConfig, Vsock};
@@ -74,11 +74,10 @@ fn files(root: &Path) -> Result<(), String> {
             new.display()
         ));
     }
-    access(&new, AccessFlags::W_OK).map_err(|errno| {
+    access(&new, Access::WRITE_OK).map_err(|errno| {
         format!(
-            "{} cannot be written: {}; run kmorphd as root",
-            new.display(),
-            errno.desc()
+            "{} cannot be written: {errno}; run kmorphd as root",
+            new.display()
         )
     })
 }
@@ -151,11 +150,10 @@ pub(super) fn reachable(vsock: &Vsock) -> Result<(), String> {
             directory.display()
         )),
         Vsock::Kernel { option, .. } => {
-            let kind = (SockType::Stream, SockFlag::SOCK_CLOEXEC);
-            socket(AddressFamily::Vsock, kind.0, kind.1, None).map_err(|errno| {
+            let kind = (SocketType::STREAM, SocketFlags::CLOEXEC);
+            socket_with(AddressFamily::VSOCK, kind.0, kind.1, None).map_err(|errno| {
                 format!(
-                    "this host has no AF_VSOCK ({}); load the module vsock. {WITHOUT_VSOCK}",
-                    errno.desc()
+                    "this host has no AF_VSOCK ({errno}); load the module vsock. {WITHOUT_VSOCK}"
                 )
             })?;
             let Some(option) = option else { return Ok(()) };

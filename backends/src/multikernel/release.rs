@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use libkerf::allocate::{self, Exchange, Handover};
 use libkerf::kernel::{ApplyError, BootError};
 use libkerf::overlay::{Operation, Overlay, State, Status, Target};
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 use super::slots::{Content, Holds, Mark, Slots};
 use crate::contract::{BackendError, KernelInstance, Placement};
@@ -154,7 +154,7 @@ impl Slots {
         loop {
             match self.kernel.unload(&*self.calls, name) {
                 Err(BootError::Refused { source, .. })
-                    if source.raw_os_error() == Some(Errno::EBUSY as i32)
+                    if source.raw_os_error() == Some(Errno::BUSY.raw_os_error())
                         && begun.elapsed() < BUSY_MAX =>
                 {
                     std::thread::sleep(BUSY_PAUSE);

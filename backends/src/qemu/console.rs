@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use kmorph_files::{OwnDir, PRIVATE_DIR};
 
+use crate::contract::PANIC_LINE;
+
 /// Largest log, in bytes, before it is turned over. Two of this size are kept, and what comes in
 /// between two looks.
 pub(super) const LOG_MAX_BYTES: u64 = 1024 * 1024;
@@ -19,8 +21,6 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_secs(5);
 const QUOTE_BYTES: u64 = 400;
 /// The end of a console that is searched for a panic, bytes: what a panicking kernel prints after it fits.
 const SEARCH_BYTES: u64 = 64 * 1024;
-/// What the line of a panic has in it.
-const PANIC: &str = "Kernel panic - not syncing";
 /// What the agent's lines about its connections have in them.
 const OF_CONNECTIONS: &str = " DEBG ";
 
@@ -64,7 +64,7 @@ pub(super) fn last_words(log: &Path) -> String {
         .map(str::trim)
         .filter(|line| !line.is_empty())
         .collect();
-    if let Some(panic) = lines.iter().rfind(|line| line.contains(PANIC)) {
+    if let Some(panic) = lines.iter().rfind(|line| line.contains(PANIC_LINE)) {
         return printable(panic);
     }
     let mut room = usize::try_from(QUOTE_BYTES).unwrap_or(usize::MAX);

@@ -90,7 +90,7 @@ pub(super) async fn end(run_dir: &Path, exits: &Exits) -> io::Result<()> {
 mod tests {
     use std::io::{Read, Seek, Write};
 
-    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use rustix::fs::{MemfdFlags, memfd_create};
 
     use super::*;
 
@@ -98,7 +98,7 @@ mod tests {
     async fn memory_is_held_when_nobody_else_has_it_until_it_is_given_up() {
         let dir = tempfile::tempdir().unwrap();
         let other = tempfile::tempdir().unwrap();
-        let flags = MFdFlags::MFD_CLOEXEC;
+        let flags = MemfdFlags::CLOEXEC;
         let mut own = File::from(memfd_create("memory-backend-memfd", flags).unwrap());
         own.write_all(b"what it knew").unwrap();
         start(&own, dir.path()).unwrap();

@@ -20,7 +20,7 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Duration;
 
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use rustix::fs::{SealFlags, fcntl_get_seals};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -103,8 +103,7 @@ pub(super) async fn take_back(run_dir: &Path) -> io::Result<()> {
 /// Length of a file that can be lent.
 fn measured(file: &File) -> io::Result<u64> {
     // Only a memory file has seals, so this is no other file in the place of one that was closed.
-    let seals = fcntl(file, FcntlArg::F_GET_SEALS)?;
-    if !SealFlag::from_bits_retain(seals).contains(SealFlag::F_SEAL_SHRINK) {
+    if !fcntl_get_seals(file)?.contains(SealFlags::SHRINK) {
         return Err(invalid(
             "the memory's file could be shortened under the survivor, which would end it"
                 .to_owned(),
@@ -244,7 +243,7 @@ fn invalid(text: String) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use rustix::fs::{MemfdFlags, fcntl_add_seals, memfd_create};
     use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
     use tokio::net::UnixListener;
 
@@ -306,14 +305,14 @@ mod tests {
     }
 
     fn memory_file() -> File {
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let memory = File::from(memfd_create("memory", flags).unwrap());
         memory.set_len(MIB).unwrap();
         memory
     }
 
     fn seal(memory: &File) {
-        fcntl(memory, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
+        fcntl_add_seals(memory, SealFlags::SHRINK).unwrap();
     }
 
     #[test]

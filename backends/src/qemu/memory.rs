@@ -13,7 +13,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use nix::fcntl::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, fallocate};
 
 use super::{command, keeping};
 use crate::contract::{MemoryRange, ProcessId};
@@ -81,11 +81,11 @@ impl Held {
 /// lent it, or anybody else who reads it, may have it mapped. They read zeros from now on; to shorten the file would
 /// end them, and QEMU has sealed it against that.
 pub(super) fn give_back(file: &File) -> io::Result<()> {
-    let bytes = i64::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+    let bytes = file.metadata()?.len();
     // It is held for reading.
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let writable = File::options().write(true).open(path)?;
-    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     Ok(fallocate(writable, hole, 0, bytes)?)
 }
 
@@ -147,7 +147,7 @@ fn is_own_memory(descriptor: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use rustix::fs::{MemfdFlags, memfd_create};
 
     use super::*;
 
@@ -157,9 +157,9 @@ mod tests {
 
     #[test]
     fn what_was_lent_is_not_taken_for_its_own() {
-        let own = memfd_create("memory-backend-memfd", MFdFlags::MFD_CLOEXEC).unwrap();
+        let own = memfd_create("memory-backend-memfd", MemfdFlags::CLOEXEC).unwrap();
         let lent = File::open(in_proc(&own)).unwrap();
-        let another = memfd_create("another", MFdFlags::MFD_CLOEXEC).unwrap();
+        let another = memfd_create("another", MemfdFlags::CLOEXEC).unwrap();
         assert!(is_own_memory(&in_proc(&own)));
         assert!(!is_own_memory(&in_proc(&lent)));
         assert!(!is_own_memory(&in_proc(&another)));

@@ -50,7 +50,7 @@ use crate::contract::{
     Backend, BackendError, BackendKind, Endpoint, ExitCause, FenceUnconfirmed, Fenced, Loan,
     MemoryRange, Observation, Placement, ProcessId, SpawnError, SpawnSpec, ThreadTime,
 };
-use crate::process::{self, Exits, Stat};
+use crate::process::{Exits, Stat};
 use crate::{birth, fencing, finding};
 
 /// With this a kernel panics on a non-maskable interrupt (Linux, admin-guide/kernel-parameters.txt).
@@ -124,7 +124,7 @@ impl QemuBackend {
     /// # Errors
     /// When the host's boot id cannot be read.
     pub fn new(config: QemuConfig) -> io::Result<Self> {
-        let host_boot_id = process::host_boot_id()?;
+        let host_boot_id = kmorph_launch::boot_id()?;
         Ok(Self {
             kvm: KvmProbe::new(&config.program, &host_boot_id, &config.cache),
             config,

@@ -23,7 +23,7 @@ use tokio::process::Command;
 use tokio::sync::Mutex;
 
 use super::command::{self, Accelerator};
-use crate::contract::SpawnError;
+use crate::contract::{PANIC_LINE, SpawnError};
 
 /// Mode of the cache directory where it has to be made: what is in it is no secret.
 const CACHE_DIR_MODE: u32 = 0o755;
@@ -302,7 +302,7 @@ impl KvmProbe {
         arguments.extend(["-append".into(), cmdline.into()]);
         arguments.extend([OsString::from("-kernel"), kernel.into()]);
         match self.try_out(arguments, BOOT_TIMEOUT).await {
-            Ok((Some(0), output)) if output.contains("Kernel panic") => Kvm::Works,
+            Ok((Some(0), output)) if output.contains(PANIC_LINE) => Kvm::Works,
             Ok((status, output)) => Kvm::Unusable(explain("boot a kernel", status, &output)),
             Err(reason) => Kvm::Unusable(format!("KVM did not boot a kernel: {reason}")),
         }

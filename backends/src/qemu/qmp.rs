@@ -226,17 +226,16 @@ mod tests {
     /// As QEMU does on a busy machine: it listens with a backlog of 1 and is late in serving.
     #[tokio::test]
     async fn clients_for_whom_the_queue_has_no_place_are_served_later() {
-        use nix::sys::socket::{
-            AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
+        use rustix::net::{
+            AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
         };
-        use std::os::fd::AsRawFd;
 
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("qmp.sock");
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let made = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
-        bind(made.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
-        listen(&made, Backlog::new(1).unwrap()).unwrap();
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let made = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+        bind(&made, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        listen(&made, 1).unwrap();
         let mut clients = tokio::task::JoinSet::new();
         for _ in 0..6 {
             let path = path.clone();

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use kmorph_files::{OwnDir, PRIVATE_DIR};
+use kmorph_launch::handover::SOCKET_PATH_MAX_BYTES;
 
 use crate::contract::{REGISTERS, SpawnError, SpawnSpec};
 use crate::finding::PLACEMENT;
@@ -37,17 +38,14 @@ pub(super) const REMOVED: [&str; 8] = [
     REGISTERS,
 ];
 
-/// Longest path of a Unix socket, with its ending NUL (unix(7)).
-const SOCKET_PATH_MAX: usize = 108;
-
 /// Refuses a directory in which the longest socket's path would not fit.
 pub(super) fn check(directory: &Path) -> Result<(), SpawnError> {
     let longest = directory.join(EVENTS);
     let length = longest.as_os_str().len() + 1;
-    if length <= SOCKET_PATH_MAX {
+    if length <= SOCKET_PATH_MAX_BYTES {
         return Ok(());
     }
-    let over = length - SOCKET_PATH_MAX;
+    let over = length - SOCKET_PATH_MAX_BYTES;
     Err(SpawnError::Refused(format!(
         "the socket {longest:?} would be {over} bytes too long for a socket's path; use a shorter \
          instance name or run directory"

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use kmorph_files::{OwnDir, PRIVATE_DIR};
 use kmorph_launch::{FIRST_OTHER, close_on_exec_from};
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use tokio::time::Instant;
 
 use super::{console, qmp, run_dir};
@@ -118,14 +118,13 @@ impl Starting<'_> {
 
 /// Gives a process the soft limit of descriptors that this one was started with.
 fn limit_descriptors(pid: i32) -> io::Result<()> {
-    use rustix::process::{Pid, Resource, Rlimit, prlimit};
     let (Some(soft), Some(pid)) = (
         kmorph_launch::descriptor_limit::before(),
         Pid::from_raw(pid),
     ) else {
         return Ok(());
     };
-    let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+    let maximum = getrlimit(Resource::Nofile).maximum;
     let limit = Rlimit {
         current: Some(soft),
         maximum,
@@ -138,9 +137,18 @@ fn limit_descriptors(pid: i32) -> io::Result<()> {
 fn confine(thread: i32, cpus: &[u16]) -> io::Result<()> {
     let mut set = CpuSet::new();
     for cpu in cpus {
-        set.set(usize::from(*cpu))?;
+        let cpu = usize::from(*cpu);
+        if cpu >= CpuSet::MAX_CPU {
+            let text = format!(
+                "CPU {cpu}: the highest that can be used is {}",
+                CpuSet::MAX_CPU - 1
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        set.set(cpu);
     }
-    Ok(sched_setaffinity(Pid::from_raw(thread), &set)?)
+    let thread = Pid::from_raw(thread).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(sched_setaffinity(Some(thread), &set)?)
 }
 
 /// Gives each virtual CPU a host CPU of its own, in turn.

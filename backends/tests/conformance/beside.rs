@@ -14,7 +14,7 @@ use libkerf::model::PciAddress;
 use libkerf::overlay::{Create, Operation, Overlay, Status, Target};
 use libkerf::record::Records;
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
 use super::ground::{Ground, holds, kernel_instance};
 
@@ -302,12 +302,11 @@ async fn files_that_are_not_mounted_do_not_say_that_nothing_runs() {
     ground.answers(&placement).await;
     let (root, empty) = (kernel_root(&ground), ground.run_dir().join("empty"));
     std::fs::create_dir(&empty).unwrap();
-    let none = None::<&str>;
-    mount(Some(&empty), &root, none, MsFlags::MS_BIND, none).unwrap();
+    mount_bind(&empty, &root).unwrap();
     let seen = ground.backend.observe(&placement).await;
     let order = FenceOrder::new(placement.generation);
     let fenced = ground.backend.fence(&placement, order).await;
-    umount2(&root, MntFlags::MNT_DETACH).unwrap();
+    unmount(&root, UnmountFlags::DETACH).unwrap();
     let error = seen.unwrap_err().to_string();
     assert!(error.contains("instances"), "{error}");
     let refused = fenced.unwrap_err();

@@ -8,8 +8,7 @@ use kmorph_backends::cgroup::Cgroups;
 use kmorph_backends::contract::{ExitCause, Placement, Proof};
 use kmorph_launch::WorkloadSpec;
 use kmp_proto::fence::FenceOrder;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::ground::Ground;
 
@@ -55,8 +54,8 @@ async fn with_a_descendant(ground: &Ground) -> (Placement, Descendant) {
 }
 
 async fn kill_the_agent(ground: &Ground, placement: &Placement) {
-    let agent = Pid::from_raw(placement.processes[0].pid);
-    kill(agent, Signal::SIGKILL).unwrap();
+    let agent = Pid::from_raw(placement.processes[0].pid).unwrap();
+    kill_process(agent, Signal::KILL).unwrap();
     let seen = ground
         .in_time(ground.backend.ended(placement), "the end")
         .await;

@@ -35,8 +35,7 @@ use kmp_transport::link::{Address, BoxedLink, KMP_PORT, connect};
 use kmp_transport::speaker::Speaker;
 use libkerf::check::Context;
 use libkerf::kernel::{Calls, Kernel};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Longest wait for anything.
 const DEADLINE: Duration = Duration::from_secs(90);
@@ -218,7 +217,7 @@ impl Ground {
             emulated.strike("panic", kernel_instance(placement));
             return ExitCause::KernelPanicked;
         }
-        signal(placement, Signal::SIGKILL);
+        signal(placement, Signal::KILL);
         ExitCause::Signal { signal: 9 }
     }
 
@@ -229,7 +228,7 @@ impl Ground {
             // The status of a kernel that hangs is that of one that runs.
             return Observation::Running;
         }
-        signal(placement, Signal::SIGSTOP);
+        signal(placement, Signal::STOP);
         Observation::Stopped
     }
 
@@ -409,7 +408,8 @@ impl Drop for Ground {
 }
 
 fn signal(placement: &Placement, signal: Signal) {
-    kill(Pid::from_raw(placement.processes[0].pid), signal).unwrap();
+    let pid = Pid::from_raw(placement.processes[0].pid).unwrap();
+    kill_process(pid, signal).unwrap();
 }
 
 /// The kernel instance's name.
@@ -464,7 +464,7 @@ fn temporary() -> tempfile::TempDir {
 
 /// Where `scripts/setup-tests` leaves kernels and the vsock device.
 fn cache() -> PathBuf {
-    let uid = nix::unistd::Uid::effective().as_raw();
+    let uid = rustix::process::geteuid().as_raw();
     let default = || DefaultPaths::of(uid, |name| std::env::var_os(name)).cache_dir;
     let set = std::env::var_os("KMORPH_CACHE_DIR").filter(|dir| !dir.is_empty());
     set.map_or_else(default, Into::into)

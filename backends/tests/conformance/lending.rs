@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use kmorph_backends::contract::{LentPlace, Loan, MemoryRange, Placement};
 use kmorph_launch::PublishedPort;
 use kmp_transport::link::BoxedLink;
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
 use super::ground::Ground;
@@ -240,10 +239,10 @@ async fn the_end_of_a_large_memory_is_lent() {
     const LENT: u64 = 16 << 30;
     let ground = Ground::qemu();
     let (survivor, mut reader) = survivor(&ground).await;
-    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let file = File::from(memfd_create("large", flags).unwrap());
     file.set_len(BYTES).unwrap();
-    fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
+    fcntl_add_seals(&file, SealFlags::SHRINK).unwrap();
     let host_path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
     let range = |guest_address, host_offset, length| MemoryRange {
         guest_address,

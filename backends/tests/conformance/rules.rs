@@ -12,7 +12,7 @@ use kmorph_backends::key::KEY_FILE;
 use kmorph_launch::PublishedPort;
 use kmp_proto::fence::{Confirmation, FenceMethod, FenceOrder};
 use kmp_transport::link::BoxedLink;
-use nix::unistd::{Pid, getsid};
+use rustix::process::{Pid, getsid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -40,7 +40,7 @@ pub(crate) async fn a_spawned_instance_is_reached_and_outlives_its_daemon(ground
     assert_eq!(seen, Observation::Running);
     let ours = getsid(None).unwrap();
     for process in &placement.processes {
-        let session = getsid(Some(Pid::from_raw(process.pid))).unwrap();
+        let session = getsid(Pid::from_raw(process.pid)).unwrap();
         assert_ne!(session, ours, "{process:?} ends with the daemon's terminal");
     }
     ground.fence(&placement).await;
@@ -183,7 +183,7 @@ pub(crate) async fn a_reused_pid_is_never_mistaken_for_the_instance(ground: &Gro
         .stdin(Stdio::null())
         .spawn()
         .unwrap();
-    let pid = Pid::from_raw(i32::try_from(stranger.id()).unwrap());
+    let pid = Pid::from_raw(i32::try_from(stranger.id()).unwrap()).unwrap();
     let leads = async {
         while getsid(Some(pid)) != Ok(pid) {
             tokio::time::sleep(GIVEN_UP_EVERY).await;
@@ -191,7 +191,7 @@ pub(crate) async fn a_reused_pid_is_never_mistaken_for_the_instance(ground: &Gro
     };
     ground.in_time(leads, "the stranger's session").await;
     for process in &mut placement.processes {
-        process.pid = pid.as_raw();
+        process.pid = pid.as_raw_pid();
         // A tick is 10 ms: both may have started in the same one, which a reused pid cannot.
         process.start_ticks -= 1;
     }

@@ -60,8 +60,13 @@ pub fn choose(socket: &impl AsFd, option: i32) -> io::Result<()> {
     }
 }
 
+/// A socket whose calls do not wait.
 fn made(option: Option<i32>) -> io::Result<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    with(SockFlag::SOCK_NONBLOCK, option)
+}
+
+fn with(flags: SockFlag, option: Option<i32>) -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | flags;
     let made = socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
     if let Some(option) = option {
         choose(&made, option)?;
@@ -94,12 +99,27 @@ fn carried(tried: Result<(), Errno>, option: i32) -> io::Result<()> {
     }
 }
 
+/// Listens on a port, any context id. Whoever accepts from the socket waits: it is for a program that knows nothing
+/// of it but its number.
+///
+/// # Errors
+/// The system's, for instance without a vsock device, and [`choose`]'s.
+pub fn listening(port: u32, option: Option<i32>) -> io::Result<OwnedFd> {
+    let made = with(SockFlag::empty(), option)?;
+    listen_on(&made, port)?;
+    Ok(made)
+}
+
+fn listen_on(made: &OwnedFd, port: u32) -> io::Result<()> {
+    let any = VsockAddr::new(tokio_vsock::VMADDR_CID_ANY, port);
+    bind(made.as_raw_fd(), &any)?;
+    Ok(listen(made, Backlog::new(BACKLOG)?)?)
+}
+
 /// Listens on a port, any context id.
 pub(super) fn listener(port: u32, option: Option<i32>) -> io::Result<VsockListener> {
     let made = made(option)?;
-    let any = VsockAddr::new(tokio_vsock::VMADDR_CID_ANY, port);
-    bind(made.as_raw_fd(), &any)?;
-    listen(&made, Backlog::new(BACKLOG)?)?;
+    listen_on(&made, port)?;
     // Panics where the reactor takes no more descriptors; it has just been made, and is that of an agent.
     Ok(made.into())
 }
@@ -183,6 +203,18 @@ mod tests {
         let refused = dial(1, 9000, Some(OPTION)).await.unwrap_err();
         assert!(refused.to_string().contains("multikernel"), "{refused}");
         assert!(listener(9000, Some(OPTION)).is_err());
+    }
+
+    #[test]
+    fn what_listens_for_another_program_blocks() {
+        let port = 20_000 + std::process::id() % 20_000;
+        let Ok(made) = listening(port, None) else {
+            return eprintln!("SKIPPED: this machine has no AF_VSOCK");
+        };
+        let flags = nix::fcntl::fcntl(&made, nix::fcntl::FcntlArg::F_GETFL).unwrap();
+        let flags = nix::fcntl::OFlag::from_bits_retain(flags);
+        assert!(!flags.contains(nix::fcntl::OFlag::O_NONBLOCK), "{flags:?}");
+        assert!(listening(port, None).is_err(), "the port is taken");
     }
 
     #[tokio::test]

@@ -1,10 +1,9 @@
 //! The section of an ELF file that has a name.
 
 use super::BtfError;
+use crate::image::ELF64;
 
 const HEADER_BYTES: usize = 64;
-/// Class 64-bit, little-endian.
-const IDENT: &[u8] = b"\x7fELF\x02\x01";
 const SECTIONS: usize = 40;
 const SECTION_BYTES: usize = 58;
 const SECTION_COUNT: usize = 60;
@@ -14,7 +13,7 @@ const ENTRY: usize = 64;
 
 /// The bytes of the section `name` of a 64-bit ELF file.
 pub(super) fn section<'f>(file: &'f [u8], name: &str) -> Result<&'f [u8], BtfError> {
-    if file.len() < HEADER_BYTES || !file.starts_with(IDENT) {
+    if file.len() < HEADER_BYTES || !file.starts_with(ELF64) {
         return Err(BtfError::NotElf);
     }
     let broken = BtfError::Cut;

@@ -1,28 +1,25 @@
 //! Kernel images: what a bzImage says of itself, and the kernel that is packed in it.
 //!
-//! Source of the layout: Linux, Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header".
+//! [`kind`] and [`version`] say what kerf says, of any bytes. [`release`] is stricter: it refuses what is not a whole
+//! bzImage, and says why.
 
+mod header;
 mod unpack;
 
+pub use header::{HEAD_MAX_BYTES, HeaderError, release, synthetic};
 pub use unpack::{UnpackError, unpack};
+
+use header::{SetupHeader, VERSION_MAX_BYTES};
 
 /// The largest image that is read or unpacked, in bytes.
 pub const MAX_IMAGE_BYTES: u64 = 1 << 30;
 
-const SETUP_SECTORS: usize = 0x1f1;
-const MAGIC: usize = 0x202;
-const PROTOCOL: usize = 0x206;
-const VERSION: usize = 0x20e;
-const PAYLOAD_START: usize = 0x248;
-const PAYLOAD_BYTES: usize = 0x24c;
-/// The oldest boot protocol that says where the payload is.
-const PROTOCOL_MIN: u16 = 0x208;
 /// What an ELF file begins with.
 const ELF: &[u8] = b"\x7fELF";
+/// What an ELF file of 64 bits, little-endian, begins with.
+pub(crate) const ELF64: &[u8] = b"\x7fELF\x02\x01";
 /// What a kernel says first; its version follows.
 const BANNER: &[u8] = b"Linux version ";
-/// The longest version that is taken, in bytes.
-const MAX_VERSION_BYTES: usize = 1024;
 
 /// How something is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -97,48 +94,34 @@ pub enum Kind<'i> {
 /// What an image is, as kerf tells it.
 #[must_use]
 pub fn kind(image: &[u8]) -> Kind<'_> {
-    if image.get(MAGIC..MAGIC + 4) == Some(b"HdrS") {
-        Kind::BzImage {
-            payload: payload(image),
-        }
-    } else if image.starts_with(ELF) {
-        Kind::Vmlinux
-    } else {
-        Kind::Unknown
+    match SetupHeader::of(image) {
+        Some(header) => Kind::BzImage {
+            payload: header.payload(),
+        },
+        None if image.starts_with(ELF) => Kind::Vmlinux,
+        None => Kind::Unknown,
     }
 }
 
 /// The version that an image gives: in its header, or in what it says first.
 #[must_use]
 pub fn version(image: &[u8]) -> Option<String> {
-    match kind(image) {
-        Kind::BzImage { .. } => {
-            let pointer = usize::from(u16_at(image, VERSION)?);
-            if pointer == 0 {
-                return None;
-            }
-            text_until(image.get(0x200 + pointer..)?, &[0])
-        }
-        Kind::Vmlinux => {
+    let version = match SetupHeader::of(image) {
+        Some(header) => header.version().ok()?,
+        None if image.starts_with(ELF) => {
             let at = image.windows(BANNER.len()).position(|w| w == BANNER)?;
-            text_until(&image[at + BANNER.len()..], b"\n\0")
+            let text = &image[at + BANNER.len()..];
+            let text = &text[..text.len().min(VERSION_MAX_BYTES)];
+            &text[..text.iter().position(|byte| b"\n\0".contains(byte))?]
         }
-        Kind::Unknown => None,
-    }
-}
-
-fn payload(image: &[u8]) -> Option<&[u8]> {
-    if u16_at(image, PROTOCOL)? < PROTOCOL_MIN {
-        return None;
-    }
-    let sectors = match *image.get(SETUP_SECTORS)? {
-        0 => 4,
-        sectors => usize::from(sectors),
+        None => return None,
     };
-    let start = usize::try_from(u32_at(image, PAYLOAD_START)?).ok()?;
-    let start = ((sectors + 1) * 512).checked_add(start)?;
-    let bytes = usize::try_from(u32_at(image, PAYLOAD_BYTES)?).ok()?;
-    image.get(start..)?.get(..bytes)
+    // As kerf decodes it: what is not ASCII is replaced.
+    let readable = |byte: &u8| match byte.is_ascii() {
+        true => char::from(*byte),
+        false => '\u{fffd}',
+    };
+    Some(version.iter().map(readable).collect()).filter(|text: &String| !text.is_empty())
 }
 
 pub(crate) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
@@ -153,31 +136,10 @@ pub(crate) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-fn text_until(bytes: &[u8], ends: &[u8]) -> Option<String> {
-    let bytes = &bytes[..bytes.len().min(MAX_VERSION_BYTES)];
-    let end = bytes.iter().position(|byte| ends.contains(byte))?;
-    // As kerf decodes it: what is not ASCII is replaced.
-    let readable = |byte: &u8| match byte.is_ascii() {
-        true => char::from(*byte),
-        false => '\u{fffd}',
-    };
-    Some(bytes[..end].iter().map(readable).collect()).filter(|text: &String| !text.is_empty())
-}
-
-/// A bzImage with this payload, for tests.
+/// A bzImage with this payload.
 #[cfg(test)]
 pub(crate) fn pack(payload: &[u8]) -> Vec<u8> {
-    let mut image = vec![0_u8; 0x600];
-    image[MAGIC..MAGIC + 4].copy_from_slice(b"HdrS");
-    image[PROTOCOL..PROTOCOL + 2].copy_from_slice(&0x20f_u16.to_le_bytes());
-    image[SETUP_SECTORS] = 1;
-    image[PAYLOAD_START..PAYLOAD_START + 4].copy_from_slice(&0x200_u32.to_le_bytes());
-    let bytes = u32::try_from(payload.len()).unwrap();
-    image[PAYLOAD_BYTES..PAYLOAD_BYTES + 4].copy_from_slice(&bytes.to_le_bytes());
-    image[VERSION..VERSION + 2].copy_from_slice(&0x300_u16.to_le_bytes());
-    image[0x500..0x50d].copy_from_slice(b"6.12.9 (x@y)\0");
-    image.extend_from_slice(payload);
-    image
+    synthetic("6.12.9 (x@y)", payload)
 }
 
 #[cfg(test)]
@@ -201,7 +163,7 @@ mod tests {
     #[test]
     fn a_header_that_points_outside_is_no_panic() {
         let mut image = vec![0xff_u8; 0x260];
-        image[MAGIC..MAGIC + 4].copy_from_slice(b"HdrS");
+        image[0x202..0x206].copy_from_slice(b"HdrS");
         assert_eq!(kind(&image), Kind::BzImage { payload: None });
         assert_eq!(version(&image), None);
         for cut in 0..image.len() {

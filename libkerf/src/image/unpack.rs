@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use lzma_rust2::{LzmaReader, XzReader};
 use thiserror::Error;
 
-use super::{Compression, ELF, Kind, MAX_IMAGE_BYTES, kind, u16_at, u32_at, u64_at};
+use super::{Compression, ELF64, Kind, MAX_IMAGE_BYTES, kind, u16_at, u32_at, u64_at};
 
 /// What the older lz4 format begins with, each time; then come blocks.
 const LZ4_BLOCKS: u32 = 0x184c_2102;
@@ -115,8 +115,7 @@ fn lz4_blocks(payload: &[u8]) -> Result<Vec<u8>, UnpackError> {
 
 /// The bytes of an ELF file, without what is appended to it.
 fn elf_bytes(file: &[u8]) -> Option<usize> {
-    // 64 bits, little-endian.
-    if !file.starts_with(ELF) || file.get(4..6) != Some(&[2, 1]) {
+    if !file.starts_with(ELF64) {
         return None;
     }
     let (programs, sections) = (u64_at(file, 32)?, u64_at(file, 40)?);

@@ -318,3 +318,143 @@ impl From<ArenaError> for io::Error {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// What is asked of a mapping: where, and how much.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Word(u64),
+        Put(u64, u64),
+        Bytes(u64, u64),
+        Write(u64, Vec<u8>),
+        Copy(u64, u64, u64),
+        Zero(u64, u64),
+    }
+
+    /// Offsets within, at the ends of pages, at the end of the memory, behind it, and where sums overflow.
+    fn offset() -> impl Strategy<Value = u64> {
+        prop_oneof![
+            0..MIN_CAPACITY,
+            (0..=MIN_CAPACITY / 4096, 0..16_u64)
+                .prop_map(|(page, off)| { (page * 4096 + off).saturating_sub(8) }),
+            MIN_CAPACITY - 64..MIN_CAPACITY + 64,
+            u64::MAX - 64..=u64::MAX,
+            any::<u64>(),
+        ]
+    }
+
+    fn length() -> impl Strategy<Value = u64> {
+        prop_oneof![0..64_u64, 0..=MIN_CAPACITY, Just(u64::MAX), any::<u64>()]
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            offset().prop_map(Step::Word),
+            (offset(), any::<u64>()).prop_map(|(at, value)| Step::Put(at, value)),
+            (offset(), length()).prop_map(|(at, len)| Step::Bytes(at, len)),
+            (offset(), prop::collection::vec(any::<u8>(), 0..256))
+                .prop_map(|(at, bytes)| Step::Write(at, bytes)),
+            (offset(), offset(), length()).prop_map(|(from, to, len)| Step::Copy(from, to, len)),
+            (offset(), length()).prop_map(|(at, len)| Step::Zero(at, len)),
+        ]
+    }
+
+    /// The range as indices of the model, when all of it is within.
+    fn within(at: u64, len: u64) -> Option<std::ops::Range<usize>> {
+        let end = at.checked_add(len).filter(|end| *end <= MIN_CAPACITY)?;
+        Some(index(at)..index(end))
+    }
+
+    /// Takes a step with the mapping, and with the model when it is possible there. Both must agree on whether it is.
+    fn take(step: Step, mapping: &mut Mapping, model: &mut [u8]) -> std::result::Result<(), Step> {
+        let told = step.clone();
+        let (done, possible) = match step {
+            Step::Word(at) => {
+                let range = within(at, 8).filter(|_| at.is_multiple_of(8));
+                let expected = range.as_ref().map(|range| &model[range.clone()]);
+                let read = mapping.get(at).map(u64::to_ne_bytes);
+                if let (Ok(read), Some(expected)) = (&read, expected)
+                    && read != expected
+                {
+                    return Err(told);
+                }
+                (read.is_ok(), range.is_some())
+            }
+            Step::Put(at, value) => {
+                let range = within(at, 8).filter(|_| at.is_multiple_of(8));
+                if let Some(range) = range.clone() {
+                    model[range].copy_from_slice(&value.to_ne_bytes());
+                }
+                (mapping.put(at, value).is_ok(), range.is_some())
+            }
+            Step::Bytes(at, len) => {
+                let range = within(at, len);
+                let read = mapping.bytes(at, len);
+                if let (Ok(read), Some(range)) = (&read, range.clone())
+                    && *read != &model[range]
+                {
+                    return Err(told);
+                }
+                (read.is_ok(), range.is_some())
+            }
+            Step::Write(at, bytes) => {
+                let range = within(at, bytes.len() as u64);
+                if let Some(range) = range.clone() {
+                    model[range].copy_from_slice(&bytes);
+                }
+                (mapping.write(at, &bytes).is_ok(), range.is_some())
+            }
+            Step::Copy(from, to, len) => {
+                let ranges = within(from, len).zip(within(to, len));
+                if let Some((from, to)) = ranges.clone() {
+                    model.copy_within(from, to.start);
+                }
+                let done = mapping.copy_within(from, to, len);
+                (done.is_ok(), ranges.is_some())
+            }
+            Step::Zero(at, len) => {
+                let range = within(at, len);
+                if let Some(range) = range.clone() {
+                    model[range].fill(0);
+                }
+                (mapping.zero(at, len).is_ok(), range.is_some())
+            }
+        };
+        if done == possible { Ok(()) } else { Err(told) }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        /// A vector is the model: what leads outside is refused and changes nothing, all else does the same to both.
+        #[test]
+        fn a_mapping_is_as_a_vector_that_refuses_what_leads_outside(
+            steps in prop::collection::vec(step(), 1..60),
+        ) {
+            let mut mapping = Mapping::create(MIN_CAPACITY).unwrap();
+            let mut model = vec![0; index(MIN_CAPACITY)];
+            for step in steps {
+                if let Err(step) = take(step, &mut mapping, &mut model) {
+                    prop_assert!(false, "the mapping and the model differ at {step:?}");
+                }
+            }
+            prop_assert!(mapping.bytes(0, MIN_CAPACITY).unwrap() == model);
+        }
+    }
+
+    #[test]
+    fn a_memfd_that_may_shrink_is_not_mapped() {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let fd = memfd_create(c"unsealed", flags).unwrap();
+        nix::unistd::ftruncate(&fd, i64::try_from(MIN_CAPACITY).unwrap()).unwrap();
+        let refused = Mapping::open(fd, MIN_CAPACITY).unwrap_err();
+        assert!(refused.to_string().contains("not sealed"), "{refused}");
+        let sealed = Mapping::create(MIN_CAPACITY).unwrap();
+        let other = sealed.fd().try_clone_to_owned().unwrap();
+        let refused = Mapping::open(other, MIN_CAPACITY * 2).unwrap_err();
+        assert!(refused.to_string().contains("bytes, not"), "{refused}");
+    }
+}

@@ -17,6 +17,7 @@ use crate::model::{
     OperationState, PolicyPatch, RecoveryOutcome, RecoveryRecord, VmcorePolicy,
 };
 use actix::prelude::*;
+use kmorph_backends::contract::PANIC_LINE;
 use kmorph_vmcore::Dump;
 use kmorph_vmcore::analysis::{AnalysisOptions, CpuReport, Report, analyse};
 
@@ -30,8 +31,6 @@ use crate::supervisor::{ChangePolicies, Find, GetRecoveries, Spawn, Supervisor};
 pub(super) const DOCTOR_NAME: &str = "kmorph-doctor";
 /// Longest time for a step: a capture alone may take ten minutes.
 const STEP_TIMEOUT: Duration = Duration::from_secs(900);
-/// What the log of a kernel that panicked says.
-const LAST_WORDS: &str = "Kernel panic";
 
 /// How the analysis begins to say that a kernel does not tell where its symbols are.
 const SYMBOLS_MISSING: &str = "the kernel's symbols: VMCOREINFO has no usable";
@@ -259,7 +258,7 @@ fn read(path: &Path, level: u32) -> Result<Read, String> {
             report.problems.join("; ")
         ));
     };
-    if !log.text.contains(LAST_WORDS) {
+    if !log.text.contains(PANIC_LINE) {
         return Err(format!("the log in {path:?} does not tell of the panic"));
     }
     if report.cpus.is_empty() {

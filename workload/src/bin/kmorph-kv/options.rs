@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use kmorph_workload::MEMORY_ENV;
 use kmorph_workload::arena::{MAX_CAPACITY, MIN_CAPACITY};
 use kmorph_workload::handover::MAX_CONNECTIONS;
 
@@ -29,8 +30,6 @@ const MIB: u64 = 1 << 20;
 /// Default size of the arena, in bytes, where the memory of the instance does not allow less. It takes memory only as
 /// it fills.
 const DEFAULT_MEMORY: u64 = 1 << 30;
-/// The variable in which an agent says how many bytes of memory its program may use.
-const MEMORY_ENV: &str = "KMORPH_MEMORY_BYTES";
 /// Part of that for keys and values, in percent: the rest is for connections and the program itself.
 const ARENA_SHARE_PERCENT: u64 = 80;
 /// Part of that for one command while it is read, in percent: the buffer in which it grows takes twice as much.
