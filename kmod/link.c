@@ -35,7 +35,10 @@ u32 kerf_attach(const struct kerf_region *region, u32 me, u32 vectors)
 	if (!generation)
 		generation = 1;
 	WRITE_ONCE(entry->word, cpu_to_le64(word_of(KERF_PEER_STARTING, generation)));
-	/* Who sees one of the zeros below and then looks at the word sees that we have begun anew. */
+	/*
+	 * Who sees one of the zeros below and then looks at the word sees that we have begun anew: pairs with the
+	 * acquires of ring.c, after which kerf_link_corrupt() reads the word.
+	 */
 	smp_mb();
 	WRITE_ONCE(entry->vectors, cpu_to_le32(vectors));
 	WRITE_ONCE(entry->reason_len, cpu_to_le32(0));
@@ -136,7 +139,7 @@ void kerf_link_down(struct kerf_link *link)
 
 static void state_name(struct kerf_link *link)
 {
-	/* Pairs with the acquire in peer_name(). */
+	/* Pairs with the acquire in peer_name(): who sees the name sees that what we acknowledged before is gone. */
 	smp_store_release(&to_peer(link)->begun, cpu_to_le64(own_name(link)));
 }
 
@@ -146,7 +149,10 @@ static void begin_anew(struct kerf_link *link)
 	if (!++link->round)
 		link->round = 1;
 	state_name(link);
-	/* Who sees one of the zeros of reset_words() and then looks at the name sees that we have begun anew. */
+	/*
+	 * Who sees one of the zeros of reset_words() and then looks at the name sees that we have begun anew: pairs
+	 * with the acquires of ring.c, after which kerf_link_corrupt() reads the name.
+	 */
 	smp_mb();
 }
 

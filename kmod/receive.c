@@ -374,14 +374,15 @@ bool kerf_peer_deliver(struct kerf_peer *peer, enum kerf_worker who)
 	bool more = false;
 
 	while (!skb_queue_empty(&peer->inbox) || READ_ONCE(peer->starved)) {
-		/* Another work does it, and sees what comes until it ends. */
+		/* Another work does it, and sees what comes until it ends. Pairs with the release and barrier below. */
 		if (atomic_cmpxchg(&peer->delivering, KERF_NOBODY, who) != KERF_NOBODY)
 			return more;
 		while (budget-- > 0 && (skb = inbox_take(peer)))
 			give(peer, skb);
 		if (READ_ONCE(peer->starved))
 			more |= find_memory(peer);
-		atomic_set(&peer->delivering, KERF_NOBODY);
+		/* Pairs with atomic_cmpxchg() above: the next work that delivers sees what this one did. */
+		atomic_set_release(&peer->delivering, KERF_NOBODY);
 		/* Pairs with the barrier in cmpxchg: we see what came last, or who has put it there sees this. */
 		smp_mb();
 		if (budget < 0)

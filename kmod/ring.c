@@ -136,7 +136,7 @@ int kerf_region_open(struct kerf_region *region, void *mem, u64 size)
 
 	if (size < KERF_PAGE)
 		return -EINVAL;
-	/* Pairs with the release in kerf_region_format(). */
+	/* Pairs with the release in kerf_region_format(): the measures are there when the magic is. */
 	if (le64_to_cpu(smp_load_acquire(&header->magic)) != KERF_MAGIC)
 		return -ENOENT;
 	if (le32_to_cpu(READ_ONCE(header->version)) != KERF_VERSION)
@@ -274,7 +274,7 @@ void kerf_producer_want_room(struct kerf_producer *p)
 	if (!++p->want)
 		p->want = 1;
 	WRITE_ONCE(p->ring->want, cpu_to_le32(p->want));
-	/* Pairs with kerf_consumer_must_ring(). */
+	/* Pairs with kerf_consumer_must_ring(): either it sees our ticket, or we see its tail and freed. */
 	smp_mb();
 }
 
@@ -295,7 +295,7 @@ void kerf_consumer_init(struct kerf_consumer *c, const struct kerf_region *regio
 /* Finds the next packet. Its bytes may change while they are read: copy them once, then look. */
 enum kerf_result kerf_consumer_peek(struct kerf_consumer *c, struct kerf_packet *packet)
 {
-	/* Pairs with the release in kerf_producer_publish(). */
+	/* Pairs with the release in kerf_producer_publish(): packet and descriptor are there when the head is. */
 	u32 head = le32_to_cpu(smp_load_acquire(&c->ring->head));
 	u32 ready = head - c->tail;
 	u32 len, kind, position;
@@ -351,7 +351,7 @@ bool kerf_consumer_must_ring(struct kerf_consumer *c)
 {
 	u32 want;
 
-	/* Pairs with kerf_producer_want_room(). */
+	/* Pairs with kerf_producer_want_room(): either we see its ticket, or it sees our tail and freed. */
 	smp_mb();
 	want = le32_to_cpu(READ_ONCE(c->ring->want));
 	if (!want || want == c->rung)
@@ -366,7 +366,7 @@ void kerf_consumer_sleep(struct kerf_consumer *c)
 	if (!++c->wake)
 		c->wake = 1;
 	WRITE_ONCE(c->ring->wake, cpu_to_le32(c->wake));
-	/* Pairs with kerf_producer_must_ring(). */
+	/* Pairs with kerf_producer_must_ring(): either it sees our ticket, or we see its head. */
 	smp_mb();
 }
 
