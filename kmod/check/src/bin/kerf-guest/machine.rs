@@ -49,14 +49,12 @@ pub(crate) fn unload_soon(module: &str) {
     wait_for("the module to be free", || unload(module).is_ok());
 }
 
-/// Tries until it is true.
+/// Tries until it is true. Another guest may have to boot for it, on a busy machine.
 pub(crate) fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    const PATIENCE: Duration = Duration::from_secs(170);
     let start = Instant::now();
     while !done() {
-        assert!(
-            start.elapsed() < Duration::from_secs(60),
-            "waiting for {what}"
-        );
+        assert!(start.elapsed() < PATIENCE, "waiting for {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -124,7 +122,9 @@ pub(crate) fn complaints() -> Vec<String> {
         "general protection",
         "possible recursive locking",
     ];
+    // Data races have no one whose they are in their first line: the harness, which sees the whole console, tells.
     log.lines()
+        .filter(|line| !line.contains("BUG: KCSAN"))
         .filter(|line| bad.iter().any(|b| line.contains(b)))
         .map(str::to_owned)
         .collect()
