@@ -118,7 +118,7 @@ int kerf_region_format(struct kerf_region *region, void *mem, u64 size, u32 peer
 	header->slots = cpu_to_le32(slots);
 	header->bytes = cpu_to_le32(bytes);
 	header->size = cpu_to_le64(needed);
-	/* Pairs with the acquire in kerf_region_open(): who sees it sees the measures. */
+	/* Pairs with the acquire in kerf_region_open(), which then sees the other fields. */
 	smp_store_release(&header->magic, cpu_to_le64(KERF_MAGIC));
 	*region = (struct kerf_region){ .mem = mem, .peers = peers, .slots = slots, .bytes = bytes };
 	return 0;
@@ -136,7 +136,7 @@ int kerf_region_open(struct kerf_region *region, void *mem, u64 size)
 
 	if (size < KERF_PAGE)
 		return -EINVAL;
-	/* Pairs with the release in kerf_region_format(): the measures are there when the magic is. */
+	/* Pairs with the release in kerf_region_format(): the other fields are there when the magic is. */
 	if (le64_to_cpu(smp_load_acquire(&header->magic)) != KERF_MAGIC)
 		return -ENOENT;
 	if (le32_to_cpu(READ_ONCE(header->version)) != KERF_VERSION)
@@ -250,7 +250,7 @@ void kerf_producer_publish(struct kerf_producer *p, u32 len)
 	if (bulk)
 		p->filled += bulk_size(len);
 	p->head++;
-	/* Pairs with the acquire in kerf_consumer_peek(): who sees it sees packet and descriptor. */
+	/* Pairs with the acquire in kerf_consumer_peek(), which then sees the packet and its descriptor. */
 	smp_store_release(&p->ring->head, cpu_to_le32(p->head));
 }
 
