@@ -125,9 +125,20 @@ pub(crate) fn complaints() -> Vec<String> {
     // Data races have no one whose they are in their first line: the harness, which sees the whole console, tells.
     log.lines()
         .filter(|line| !line.contains("BUG: KCSAN"))
+        .filter(|line| is_warning(line))
         .filter(|line| bad.iter().any(|b| line.contains(b)))
         .map(str::to_owned)
         .collect()
+}
+
+/// Whether a record of /dev/kmsg, `priority,sequence,…;text`, is a warning or worse. What a kernel says of its options at
+/// boot may name what they look for.
+fn is_warning(record: &str) -> bool {
+    const WARNING: u32 = 4;
+    let priority = record
+        .split_once(',')
+        .and_then(|(first, _)| first.parse().ok());
+    priority.is_none_or(|priority: u32| priority & 7 <= WARNING)
 }
 
 /// What the module has said of PCI devices.
