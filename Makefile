@@ -17,7 +17,7 @@ DEMO = $(or $(CARGO_TARGET_DIR),target)/release/kmorph-demo
 # Who runs this; tests say who else.
 USER_ID = $(shell id -u)
 
-.PHONY: build check test test-api test-kills test-runs test-flips test-crash test-drgn test-tasks demo demo-build demo-embedded demo-qemu demo-multikernel bench lint doc fuzz setup clean kmod kmod-test kmod-style kmod-test-24 new-kernel wheel deb
+.PHONY: build check test test-api test-kills test-runs test-flips test-crash test-drgn test-tasks demo demo-build demo-embedded demo-qemu demo-multikernel bench lint doc fuzz setup clean kmod kmod-test kmod-style kmod-test-24 kmod-debug-kernel test-vsock new-kernel wheel deb
 
 build:
 	$(CARGO) build --release --workspace
@@ -144,7 +144,8 @@ fuzz: setup
 kmod:
 	scripts/build-kmod
 
-# The module's source against the kernel's own checkpatch.pl: a download of 140 MB, once.
+# The module's source against the kernel's own checkpatch.pl and coccinelle: a download of 150 MB, once. Needs the package
+# coccinelle.
 kmod-style:
 	scripts/check-kmod
 
@@ -154,6 +155,16 @@ kmod-test: setup
 
 kmod-test-24: setup
 	scripts/test-kmod twenty_four
+
+# The module among hostile peers in kernels with lockdep, KASAN and KCSAN, which are built first: half an hour, and 3 GB in the
+# cache. Needs the packages flex, bison, bc and libelf-dev.
+kmod-debug-kernel: setup
+	scripts/test-kmod-debug
+
+# The kernel's own vsock_test over the module, between all pairs of kernels; writes the table in docs/kerf-vsock.md. A download of
+# 450 MB, once, and some minutes.
+test-vsock: setup
+	scripts/test-vsock
 
 # All that tests do with a kernel, with the newest that SUITE of Debian has (or the newest of SERIES), and a table of what was
 # found: some ten minutes, and 0.6 GB in the cache.

@@ -66,7 +66,7 @@ void kerf_debugfs_add(struct kerf_device *dev)
 	dev->debugfs = debugfs_create_file("peers", 0400, kerf_debugfs, dev, &peers_fops);
 }
 
-/* Waits for those who read it. */
+/* Waits for readers of the file. */
 void kerf_debugfs_remove(struct kerf_device *dev)
 {
 	debugfs_remove(dev->debugfs);

@@ -45,7 +45,7 @@ static void kerf_scan(struct work_struct *work)
 
 /*
  * Makes the way to oneself, as large as the ring of a pair. It does not lie in the shared memory: every peer
- * can write there, and what this kernel says to itself is nobody's to end or to forge.
+ * can write there, and no peer may end or forge what this kernel sends to itself.
  */
 static int make_own_region(struct kerf_device *dev)
 {
@@ -70,12 +70,12 @@ struct kerf_device *kerf_device_create(const struct kerf_backend *backend, void 
 	u32 i;
 
 	if (me >= region->peers) {
-		pr_err("this is peer %u, and the shared memory has room for %u\n", me, region->peers);
+		pr_err("invalid peer number %u: the shared memory has room for %u peers\n", me, region->peers);
 		return ERR_PTR(-ERANGE);
 	}
 	/* The core keeps these to itself, and CID 1 means this kernel to every kernel. */
 	if (!backend->local_only && (cid_base > VMADDR_CID_ANY - KERF_PEERS_MAX || cid_base + me <= VMADDR_CID_LOCAL)) {
-		pr_err("with cid_base %u this peer, %u, would have a CID that is reserved\n", cid_base, me);
+		pr_err("invalid cid_base %u: peer %u would have a reserved CID\n", cid_base, me);
 		return ERR_PTR(-EINVAL);
 	}
 	dev = kvzalloc(struct_size(dev, peers, region->peers), GFP_KERNEL);
@@ -117,7 +117,7 @@ int kerf_device_start(struct kerf_device *dev)
 
 	mutex_lock(&kerf_device_mutex);
 	if (rcu_access_pointer(kerf_the_device)) {
-		pr_err("a shared memory is attached already\n");
+		pr_err("already attached to a shared memory: unbind its device first\n");
 		ret = -EBUSY;
 		goto out;
 	}
@@ -135,9 +135,9 @@ int kerf_device_start(struct kerf_device *dev)
 		goto out;
 	}
 	kerf_debugfs_add(dev);
-	/* Pairs with the acquire in kerf_peer_kick(): who sees it sees peers that have been started. */
+	/* Pairs with the acquire in kerf_peer_kick(), which then sees peers that have been started. */
 	smp_store_release(&dev->started, true);
-	/* Who finds the device finds itself: the link to this kernel needs nobody else. */
+	/* The link of this kernel with itself needs no other peer: it is up before a socket finds the device. */
 	kerf_peer_kick(&dev->peers[dev->me]);
 	flush_work(&dev->peers[dev->me].urgent);
 	/* The first scan looks at every peer and rings those that are there. */

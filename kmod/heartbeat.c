@@ -33,7 +33,7 @@ MODULE_PARM_DESC(heartbeat_port, "vsock port on which the kernel itself answers 
 
 static char *instance = "";
 module_param(instance, charp, 0444);
-MODULE_PARM_DESC(instance, "name of this instance, for heartbeats; without it none is answered");
+MODULE_PARM_DESC(instance, "name of this instance, for heartbeats; without a name the kernel answers none");
 
 static unsigned long generation;
 module_param(generation, ulong, 0444);
@@ -50,20 +50,21 @@ int kerf_heartbeat_init(void)
 	uuid_t uuid;
 
 	if (strlen(instance) > KMP_INSTANCE_MAX) {
-		pr_err("instance: a name has at most %d bytes\n", KMP_INSTANCE_MAX);
+		pr_err("invalid instance: a name has at most %d bytes\n", KMP_INSTANCE_MAX);
 		return -EINVAL;
 	}
 	strscpy(identity.instance, instance, sizeof(identity.instance));
 	strscpy(identity.release, init_utsname()->release, sizeof(identity.release));
 	identity.generation = generation;
 	if (*instance)
-		pr_info("the kernel answers on stream port %u: no program gets what comes for it\n", heartbeat_port);
+		pr_info("the kernel answers heartbeats on stream port %u; programs receive nothing there\n",
+			heartbeat_port);
 	if (!*boot_id) {
 		generate_random_uuid(identity.boot_id);
 		return 0;
 	}
 	if (uuid_parse(boot_id, &uuid)) {
-		pr_err("boot_id: %s is no UUID\n", boot_id);
+		pr_err("invalid boot_id %s: not a UUID\n", boot_id);
 		return -EINVAL;
 	}
 	export_uuid(identity.boot_id, &uuid);

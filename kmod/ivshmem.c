@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * QEMU's ivshmem-doorbell device: BAR 0 registers, BAR 2 the shared memory, an MSI-X vector for each peer
- * that may ring. Who rings may ring without end: a vector that comes too often is muted for a while.
+ * that may ring. A peer may ring without end: a vector that fires too often is muted for a while.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -152,11 +152,11 @@ static int open_region(struct kerf_ivshmem *ivshmem, struct kerf_region *region)
 
 	ret = kerf_region_open(region, ivshmem->memory, pci_resource_len(pdev, IVSHMEM_MEMORY));
 	if (ret == -ENOENT)
-		dev_info(&pdev->dev, "its memory is not kerf-vsock's: left alone\n");
+		dev_info(&pdev->dev, "the shared memory has no kerf-vsock header; ignoring the device\n");
 	else if (ret == -EPROTO)
-		dev_err(&pdev->dev, "its memory has another version of the layout\n");
+		dev_err(&pdev->dev, "unsupported layout version in the shared memory\n");
 	else if (ret)
-		dev_err(&pdev->dev, "its memory's header states impossible measures\n");
+		dev_err(&pdev->dev, "invalid peers, slots, bytes or size in the header of the shared memory\n");
 	return ret;
 }
 
@@ -194,7 +194,7 @@ static int ivshmem_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	pci_set_master(pdev);
 	ret = pci_alloc_irq_vectors(pdev, 1, region.peers, PCI_IRQ_MSIX);
 	if (ret < 0) {
-		dev_err(&pdev->dev, "no MSI-X vector: is it an ivshmem-doorbell device with vectors?\n");
+		dev_err(&pdev->dev, "no MSI-X vectors: use an ivshmem-doorbell device with vectors=N\n");
 		return ret;
 	}
 	ivshmem->vectors = ret;

@@ -87,7 +87,7 @@ struct kerf_passes {
 	u32 left;
 };
 
-/* A heartbeat connection. Its memory is there before anybody connects. */
+/* A heartbeat connection. Its memory is allocated before a peer connects. */
 struct kerf_heartbeat {
 	bool used;
 	__le64 here, there;	/* the CIDs, as the peer has addressed us */
@@ -194,7 +194,7 @@ struct kerf_device {
 	void *backend_data;
 	struct kerf_region region;
 	u32 me;
-	/* This kernel's way to itself, as the only peer of a region that nobody shares; memory is NULL if not ours. */
+	/* This kernel's way to itself, as the only peer of a region that is not shared; memory is NULL if not ours. */
 	struct kerf_region own;
 	void *own_memory;
 	u32 vectors;

@@ -12,7 +12,7 @@
 #define KMP_INSTANCE_MAX	63
 #define KMP_RELEASE_MAX		64
 
-/* Who this kernel is: given when the module is loaded. */
+/* The identity of this kernel: module parameters. */
 struct kerf_kmp_identity {
 	char instance[KMP_INSTANCE_MAX + 1];
 	u64 generation;

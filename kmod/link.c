@@ -35,7 +35,10 @@ u32 kerf_attach(const struct kerf_region *region, u32 me, u32 vectors)
 	if (!generation)
 		generation = 1;
 	WRITE_ONCE(entry->word, cpu_to_le64(word_of(KERF_PEER_STARTING, generation)));
-	/* Who sees one of the zeros below and then looks at the word sees that we have begun anew. */
+	/*
+	 * A peer that sees one of the zeros below and then reads the word sees the new incarnation: pairs with the
+	 * acquires of ring.c, after which kerf_link_corrupt() reads the word.
+	 */
 	smp_mb();
 	WRITE_ONCE(entry->vectors, cpu_to_le32(vectors));
 	WRITE_ONCE(entry->reason_len, cpu_to_le32(0));
@@ -51,7 +54,7 @@ u32 kerf_attach(const struct kerf_region *region, u32 me, u32 vectors)
 		WRITE_ONCE(from->freed, cpu_to_le32(0));
 		WRITE_ONCE(from->wake, cpu_to_le32(0));
 	}
-	/* Pairs with the acquire in kerf_peer_word(): who sees it sees the zeros and the vectors. */
+	/* Pairs with the acquire in kerf_peer_word(): a peer that sees it sees the zeros and the vectors. */
 	smp_store_release(&entry->word, cpu_to_le64(word_of(KERF_PEER_READY, generation)));
 	return generation;
 }
@@ -69,7 +72,7 @@ void kerf_detach(const struct kerf_region *region, u32 me, u32 generation, u32 s
 	if (reason_len)
 		memcpy(entry->reason, reason, reason_len);
 	WRITE_ONCE(entry->reason_len, cpu_to_le32(reason_len));
-	/* Pairs with the acquire in kerf_peer_word(): who sees it sees the reason. */
+	/* Pairs with the acquire in kerf_peer_word(): a peer that sees it sees the reason. */
 	smp_store_release(&entry->word, cpu_to_le64(word_of(state, generation)));
 }
 
@@ -136,7 +139,7 @@ void kerf_link_down(struct kerf_link *link)
 
 static void state_name(struct kerf_link *link)
 {
-	/* Pairs with the acquire in peer_name(). */
+	/* Pairs with the acquire in peer_name(): a peer that sees the name sees that our older ack is gone. */
 	smp_store_release(&to_peer(link)->begun, cpu_to_le64(own_name(link)));
 }
 
@@ -146,7 +149,10 @@ static void begin_anew(struct kerf_link *link)
 	if (!++link->round)
 		link->round = 1;
 	state_name(link);
-	/* Who sees one of the zeros of reset_words() and then looks at the name sees that we have begun anew. */
+	/*
+	 * A peer that sees one of the zeros of reset_words() and then reads the name sees a new name: pairs
+	 * with the acquires of ring.c, after which kerf_link_corrupt() reads the name.
+	 */
 	smp_mb();
 }
 
@@ -159,7 +165,7 @@ static bool give_up(struct kerf_link *link, u64 now_ms)
 	kerf_link_down(link);
 	if (!was_up)
 		return false;
-	/* Who has behaved for as long as it can be made to wait begins with the shortest wait again. */
+	/* A link that was up for as long as the longest wait starts with the shortest wait again. */
 	if (!link->retry_ms || now_ms - link->up_since >= KERF_RETRY_MAX_MS)
 		link->retry_ms = KERF_RETRY_MIN_MS;
 	else

@@ -13,7 +13,7 @@
 static void *loopback_memory;
 static struct kerf_device *loopback_device;
 
-/* There is nobody but ourselves, and peer.c needs no doorbell for that. */
+/* This kernel is the only peer, and peer.c needs no doorbell for that. */
 static void loopback_doorbell(struct kerf_device *dev, u32 peer)
 {
 }

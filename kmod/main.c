@@ -19,7 +19,7 @@ static int start_backend(void)
 		return kerf_loopback_init();
 	if (!strcmp(backend, "multikernel"))
 		return kerf_multikernel_init();
-	pr_err("no backend is called %s; give ivshmem, loopback or multikernel\n", backend);
+	pr_err("invalid backend %s: use ivshmem, loopback or multikernel\n", backend);
 	return -EINVAL;
 }
 

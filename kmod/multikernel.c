@@ -68,7 +68,7 @@ static int open_region(struct kerf_region *region)
 		ret = kerf_region_format(region, mk_memory, mk_size, mk_peers, MK_SLOTS, MK_BYTES);
 	}
 	if (ret)
-		pr_err("the memory at 0x%lx cannot be used: %d; load the module in the host first\n", mk_base, ret);
+		pr_err("cannot use the memory at 0x%lx: error %d; load the module in the host first\n", mk_base, ret);
 	return ret;
 }
 
@@ -78,7 +78,7 @@ int kerf_multikernel_init(void)
 	int ret;
 
 	if (!mk_base || !mk_size) {
-		pr_err("give the shared memory's place with mk_base and mk_size\n");
+		pr_err("mk_base and mk_size are missing: set them to the address and size of the shared memory\n");
 		return -EINVAL;
 	}
 	mk_memory = memremap(mk_base, mk_size, MEMREMAP_WB);

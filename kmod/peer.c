@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * One peer: its link, and who works for it when.
+ * One peer: its link, and which work serves it when.
  *
  * Each peer has its own works, so that one that floods, stalls or lies costs its own turns only. They go before
  * programs for KERF_URGENT_US in each tick, so that a heartbeat does not wait for a program; what a peer causes
@@ -114,7 +114,7 @@ static void quarantine(struct kerf_peer *peer, const char *what)
 	peer->counters.lost++;
 	if (blamed) {
 		peer->counters.quarantined++;
-		pr_warn_ratelimited("peer %u %s; the link with it stays down for %u ms\n",
+		pr_warn_ratelimited("peer %u %s; its link stays down for %u ms\n",
 				    peer->number, what, peer->link.retry_ms);
 	}
 	reset_connections(peer);
@@ -171,11 +171,11 @@ static enum after take_turn(struct kerf_peer *peer)
 	}
 	result = kerf_peer_take(peer);
 	if (result == KERF_CORRUPT || READ_ONCE(peer->suspect)) {
-		quarantine(peer, "wrote what it must not");
+		quarantine(peer, "wrote invalid indices or descriptors");
 		return REST;
 	}
 	if (READ_ONCE(peer->overrun)) {
-		quarantine(peer, "takes nothing");
+		quarantine(peer, "does not read its ring");
 		return REST;
 	}
 	kerf_peer_flush(peer);

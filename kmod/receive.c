@@ -42,7 +42,7 @@ static bool must_shed(struct kerf_peer *peer, const struct virtio_vsock_hdr *hdr
 	return op == VIRTIO_VSOCK_OP_REQUEST || op == VIRTIO_VSOCK_OP_CREDIT_REQUEST;
 }
 
-/* Takes note of a packet that breaks the rules. A correct peer sends none, so a few in a row are no accident. */
+/* Takes note of a packet that breaks the rules. A correct peer sends none, so several in a row are deliberate. */
 static void violated(struct kerf_peer *peer)
 {
 	peer->counters.rx_dropped++;
@@ -53,7 +53,7 @@ static void violated(struct kerf_peer *peer)
 	if (++peer->violations < KERF_VIOLATIONS_MAX)
 		return;
 	peer->violations = 0;
-	/* Who has behaved for as long as it can be muted begins anew. */
+	/* A peer that sent valid packets for as long as the longest mute starts with the shortest again. */
 	if (!peer->mute_ms || time_after(jiffies, peer->muted_until + msecs_to_jiffies(KERF_MUTE_MAX_MS)))
 		peer->mute_ms = KERF_MUTE_MIN_MS;
 	else
@@ -61,7 +61,7 @@ static void violated(struct kerf_peer *peer)
 	peer->muted_until = jiffies + msecs_to_jiffies(peer->mute_ms);
 	WRITE_ONCE(peer->muted, true);
 	peer->counters.mutes++;
-	pr_warn_ratelimited("peer %u breaks the rules of packets; it is not listened to for %u ms\n",
+	pr_warn_ratelimited("peer %u keeps sending invalid packets; ignoring it for %u ms\n",
 			    peer->number, peer->mute_ms);
 }
 
@@ -239,7 +239,7 @@ struct waiting {
 	u32 room;	/* behind the bytes of the last packet, in its buffer */
 };
 
-/* Under the socket's lock: nobody reads meanwhile, and only we add. */
+/* Under the socket's lock: no program reads meanwhile, and only this work adds. */
 static void look_into(struct vsock_sock *vsk, struct waiting *waiting)
 {
 	struct virtio_vsock_sock *vvs = vsk->trans;
@@ -321,7 +321,7 @@ static struct sk_buff *give_merged(struct sk_buff *skb, u32 room)
 
 /*
  * Whether a small packet may go to its socket unseen. To look into the socket takes time on the way of each message,
- * and a program that reads each one before the next comes has an empty socket. By who delivers.
+ * and a program that reads each one before the next comes has an empty socket. Called by the work that delivers.
  */
 static bool passes(struct kerf_peer *peer, const struct virtio_vsock_hdr *hdr)
 {
@@ -374,15 +374,16 @@ bool kerf_peer_deliver(struct kerf_peer *peer, enum kerf_worker who)
 	bool more = false;
 
 	while (!skb_queue_empty(&peer->inbox) || READ_ONCE(peer->starved)) {
-		/* Another work does it, and sees what comes until it ends. */
+		/* Another work does it, and sees what comes until it ends. Pairs with the release and barrier below. */
 		if (atomic_cmpxchg(&peer->delivering, KERF_NOBODY, who) != KERF_NOBODY)
 			return more;
 		while (budget-- > 0 && (skb = inbox_take(peer)))
 			give(peer, skb);
 		if (READ_ONCE(peer->starved))
 			more |= find_memory(peer);
-		atomic_set(&peer->delivering, KERF_NOBODY);
-		/* Pairs with the barrier in cmpxchg: we see what came last, or who has put it there sees this. */
+		/* Pairs with atomic_cmpxchg() above: the next work that delivers sees what this one did. */
+		atomic_set_release(&peer->delivering, KERF_NOBODY);
+		/* Pairs with the barrier in cmpxchg: we see the last packet, or the work that queued it sees this. */
 		smp_mb();
 		if (budget < 0)
 			return true;

@@ -118,7 +118,7 @@ int kerf_region_format(struct kerf_region *region, void *mem, u64 size, u32 peer
 	header->slots = cpu_to_le32(slots);
 	header->bytes = cpu_to_le32(bytes);
 	header->size = cpu_to_le64(needed);
-	/* Pairs with the acquire in kerf_region_open(): who sees it sees the measures. */
+	/* Pairs with the acquire in kerf_region_open(), which then sees the other fields. */
 	smp_store_release(&header->magic, cpu_to_le64(KERF_MAGIC));
 	*region = (struct kerf_region){ .mem = mem, .peers = peers, .slots = slots, .bytes = bytes };
 	return 0;
@@ -136,7 +136,7 @@ int kerf_region_open(struct kerf_region *region, void *mem, u64 size)
 
 	if (size < KERF_PAGE)
 		return -EINVAL;
-	/* Pairs with the release in kerf_region_format(). */
+	/* Pairs with the release in kerf_region_format(): the other fields are there when the magic is. */
 	if (le64_to_cpu(smp_load_acquire(&header->magic)) != KERF_MAGIC)
 		return -ENOENT;
 	if (le32_to_cpu(READ_ONCE(header->version)) != KERF_VERSION)
@@ -250,7 +250,7 @@ void kerf_producer_publish(struct kerf_producer *p, u32 len)
 	if (bulk)
 		p->filled += bulk_size(len);
 	p->head++;
-	/* Pairs with the acquire in kerf_consumer_peek(): who sees it sees packet and descriptor. */
+	/* Pairs with the acquire in kerf_consumer_peek(), which then sees the packet and its descriptor. */
 	smp_store_release(&p->ring->head, cpu_to_le32(p->head));
 }
 
@@ -274,7 +274,7 @@ void kerf_producer_want_room(struct kerf_producer *p)
 	if (!++p->want)
 		p->want = 1;
 	WRITE_ONCE(p->ring->want, cpu_to_le32(p->want));
-	/* Pairs with kerf_consumer_must_ring(). */
+	/* Pairs with kerf_consumer_must_ring(): either it sees our ticket, or we see its tail and freed. */
 	smp_mb();
 }
 
@@ -295,7 +295,7 @@ void kerf_consumer_init(struct kerf_consumer *c, const struct kerf_region *regio
 /* Finds the next packet. Its bytes may change while they are read: copy them once, then look. */
 enum kerf_result kerf_consumer_peek(struct kerf_consumer *c, struct kerf_packet *packet)
 {
-	/* Pairs with the release in kerf_producer_publish(). */
+	/* Pairs with the release in kerf_producer_publish(): packet and descriptor are there when the head is. */
 	u32 head = le32_to_cpu(smp_load_acquire(&c->ring->head));
 	u32 ready = head - c->tail;
 	u32 len, kind, position;
@@ -351,7 +351,7 @@ bool kerf_consumer_must_ring(struct kerf_consumer *c)
 {
 	u32 want;
 
-	/* Pairs with kerf_producer_want_room(). */
+	/* Pairs with kerf_producer_want_room(): either we see its ticket, or it sees our tail and freed. */
 	smp_mb();
 	want = le32_to_cpu(READ_ONCE(c->ring->want));
 	if (!want || want == c->rung)
@@ -366,7 +366,7 @@ void kerf_consumer_sleep(struct kerf_consumer *c)
 	if (!++c->wake)
 		c->wake = 1;
 	WRITE_ONCE(c->ring->wake, cpu_to_le32(c->wake));
-	/* Pairs with kerf_producer_must_ring(). */
+	/* Pairs with kerf_producer_must_ring(): either it sees our ticket, or we see its head. */
 	smp_mb();
 }
 

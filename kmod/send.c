@@ -81,7 +81,7 @@ static enum kerf_result put_skb(struct kerf_peer *peer, struct sk_buff *skb)
 }
 
 /*
- * Drops a packet that cannot go. Who wants to connect is told why. A connection that is there is about to be
+ * Drops a packet that cannot be sent. A connect() fails with the reason. A connection that is there is about to be
  * reset, which says it better than an error of one of its packets.
  */
 int kerf_drop(struct sk_buff *skb, int error)
@@ -210,12 +210,12 @@ static bool may_overtake(struct kerf_peer *peer, struct sk_buff *skb)
 	return peer->overtaken++ < KERF_OVERTAKE_MAX;
 }
 
-/* Whether sockets may write to the peer. Who is told that they may not is woken when they may. */
+/* Whether sockets may write to the peer. A writer that was told no is woken when it may write. */
 bool kerf_peer_has_room(struct kerf_peer *peer)
 {
 	bool room;
 
-	/* The common case: nothing waits. Who has just seen less than there is writes once more, no more. */
+	/* The common case: nothing waits. A stale answer lets a socket write one packet more, and no further. */
 	if (READ_ONCE(peer->waiting) < KERF_BACKLOG_DATA)
 		return true;
 	spin_lock_bh(&peer->tx_lock);
@@ -388,7 +388,7 @@ enum kerf_result kerf_peer_drain(struct kerf_peer *peer)
 	/* Here, so that it is said of this link and of no later one. */
 	if (result == KERF_CORRUPT)
 		WRITE_ONCE(peer->suspect, true);
-	/* Half of it at once: who is woken has something to do. */
+	/* Wake writers only when half of it is free: each then writes more than one packet. */
 	choked = peer->choked && peer->waiting <= KERF_BACKLOG_DATA / 2;
 	if (choked)
 		peer->choked = false;

@@ -41,7 +41,7 @@ static int kerf_send_pkt(KERF_PACKET_ARGUMENTS)
 		ret = -EHOSTUNREACH;
 		peer = kerf_peer_by_cid(dev, le64_to_cpu(hdr->dst_cid));
 	}
-	/* Who is addressed as CID 1 must see CID 1 come back, or it does not know the sender. */
+	/* The answer to a packet for CID 1 must come from CID 1, or the socket does not know its sender. */
 	if (le64_to_cpu(hdr->dst_cid) == VMADDR_CID_LOCAL)
 		hdr->src_cid = cpu_to_le64(VMADDR_CID_LOCAL);
 	kerf_meter_count(skb);

@@ -3,7 +3,13 @@
 //! A message is a number of 8 bytes, little-endian, with a descriptor beside it or none. A guest's QEMU that
 //! connects is sent: 0, the version; the guest's number; −1 with the memory; then for each peer, itself
 //! included, the peer's number with an eventfd, once for each of its vectors. Later the same for every peer
-//! that comes, and the number alone for one that goes. QEMU itself sends nothing.
+//! that comes. QEMU itself sends nothing.
+//!
+//! The protocol also has a message for a peer that goes, its number alone. This server never sends one: QEMU (10.0, and
+//! its main branch in 2025) then frees what it keeps of that peer, writes there when the peer comes back, and frees it once
+//! more when the peer goes again. So a peer that comes back would end the QEMU of every other guest. Instead a number keeps
+//! its eventfds for as long as the server lives: whoever has them rings the next guest with that number. Ringing a number
+//! that nobody has does nothing.
 //!
 //! Each guest has a socket of its own, so that its number is known before it starts. When its connection
 //! ends the guest is dead: the server buries it and rings the others, because the dead do not ring.
@@ -51,23 +57,21 @@ pub struct DoorbellServer {
 struct Shared {
     memory: SharedMemory,
     vectors: u32,
-    present: Mutex<BTreeMap<u32, Present>>,
+    known: Mutex<BTreeMap<u32, Known>>,
 }
 
-/// A peer that is there.
+/// A peer that is or was there.
 #[derive(Debug)]
-struct Present {
+struct Known {
     bells: Bells,
-    /// `None` for this process.
+    present: bool,
+    /// `None` for this process, and for a guest that is not there.
     news: Option<mpsc::Sender<News>>,
 }
 
-/// What every guest is told of another peer.
+/// What every guest is told of a peer that comes for the first time.
 #[derive(Clone, Debug)]
-enum News {
-    Here(u32, Bells),
-    Gone(u32),
-}
+struct News(u32, Bells);
 
 /// A guest's socket. Dropping it closes the socket and removes its file; a connected guest stays connected.
 #[derive(Debug)]
@@ -91,12 +95,16 @@ impl DoorbellServer {
     pub fn new(geometry: Geometry) -> io::Result<Self> {
         let memory = SharedMemory::new(geometry)?;
         let bells = bells(1)?;
-        let present = BTreeMap::from([(HOST, Present { bells, news: None })]);
+        let host = Known {
+            bells,
+            present: true,
+            news: None,
+        };
         Ok(Self {
             shared: Arc::new(Shared {
                 memory,
                 vectors: geometry.peers().min(VECTORS_MAX),
-                present: Mutex::new(present),
+                known: Mutex::new(BTreeMap::from([(HOST, host)])),
             }),
         })
     }
@@ -116,8 +124,8 @@ impl DoorbellServer {
     /// # Errors
     /// When the system has no descriptor left.
     pub fn bell(&self) -> io::Result<EventFd> {
-        let present = self.shared.present();
-        let bell = present.get(&HOST).and_then(|host| host.bells.first());
+        let known = self.shared.known();
+        let bell = known.get(&HOST).and_then(|host| host.bells.first());
         let bell = bell.ok_or(io::ErrorKind::NotFound)?;
         // SAFETY: a duplicate of an eventfd is one.
         Ok(unsafe { EventFd::from_owned_fd(bell.as_fd().try_clone_to_owned()?) })
@@ -125,8 +133,8 @@ impl DoorbellServer {
 
     /// Rings `peer` on behalf of `from`. One that is not there is not rung.
     pub fn ring(&self, peer: u32, from: u32) {
-        let present = self.shared.present();
-        if let Some(there) = present.get(&peer) {
+        let known = self.shared.known();
+        if let Some(there) = known.get(&peer).filter(|peer| peer.present) {
             let vector = self.region().vector(peer, from) as usize;
             if let Some(bell) = there.bells.get(vector) {
                 // A counter that is full rings anyway.
@@ -160,38 +168,50 @@ impl DoorbellServer {
 }
 
 impl Shared {
-    fn present(&self) -> MutexGuard<'_, BTreeMap<u32, Present>> {
+    fn known(&self) -> MutexGuard<'_, BTreeMap<u32, Known>> {
         // What it holds is whole at every moment.
-        self.present.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a guest, unless its number is taken; returns who is there, itself last.
-    fn enter(
-        &self,
-        peer: u32,
-        bells: &Bells,
-        news: mpsc::Sender<News>,
-    ) -> Option<Vec<(u32, Bells)>> {
-        let mut present = self.present();
-        if present.contains_key(&peer) {
-            return None;
+    /// Adds a guest, unless its number is taken; returns all that its QEMU must know of, itself last.
+    fn enter(&self, peer: u32, news: &mpsc::Sender<News>) -> io::Result<Option<Vec<(u32, Bells)>>> {
+        let mut known = self.known();
+        if let Some(predecessor) = known.get_mut(&peer) {
+            if predecessor.present {
+                return Ok(None);
+            }
+            // What was rung for the predecessor.
+            for bell in predecessor.bells.iter() {
+                let _ = bell.read();
+            }
+            predecessor.present = true;
+            predecessor.news = Some(news.clone());
+        } else {
+            let bells = bells(self.vectors)?;
+            tell(&mut known, &News(peer, bells.clone()));
+            let newcomer = Known {
+                bells,
+                present: true,
+                news: Some(news.clone()),
+            };
+            known.insert(peer, newcomer);
         }
-        let mut everybody: Vec<_> = present.iter().map(|(n, p)| (*n, p.bells.clone())).collect();
-        everybody.push((peer, bells.clone()));
-        tell(&mut present, &News::Here(peer, bells.clone()));
-        let bells = bells.clone();
-        let news = Some(news);
-        present.insert(peer, Present { bells, news });
-        Some(everybody)
+        let (own, others): (Vec<_>, Vec<_>) = known
+            .iter()
+            .map(|(number, known)| (*number, known.bells.clone()))
+            .partition(|(number, _)| *number == peer);
+        Ok(Some(others.into_iter().chain(own).collect()))
     }
 
     /// The guest is dead: its QEMU is gone.
     fn leave(&self, peer: u32) {
         self.memory.region().bury(peer);
-        let mut present = self.present();
-        present.remove(&peer);
-        tell(&mut present, &News::Gone(peer));
-        for there in present.values() {
+        let mut known = self.known();
+        if let Some(dead) = known.get_mut(&peer) {
+            dead.present = false;
+            dead.news = None;
+        }
+        for there in known.values().filter(|peer| peer.present) {
             for bell in there.bells.iter() {
                 let _ = bell.write(1);
             }
@@ -200,8 +220,8 @@ impl Shared {
 }
 
 /// Tells every guest. One whose queue is full gets no news any more: its connection ends.
-fn tell(present: &mut BTreeMap<u32, Present>, news: &News) {
-    for there in present.values_mut() {
+fn tell(known: &mut BTreeMap<u32, Known>, news: &News) {
+    for there in known.values_mut() {
         if let Some(queue) = &there.news
             && queue.try_send(news.clone()).is_err()
         {
@@ -211,19 +231,17 @@ fn tell(present: &mut BTreeMap<u32, Present>, news: &News) {
 }
 
 async fn serve(shared: Arc<Shared>, peer: u32, stream: UnixStream) {
-    let Ok(bells) = bells(shared.vectors) else {
-        return;
-    };
     let (sender, news) = mpsc::channel(NEWS_MAX);
     let enter = async {
         loop {
-            match shared.enter(peer, &bells, sender.clone()) {
-                Some(everybody) => return everybody,
-                None => tokio::time::sleep(PREDECESSOR_POLL).await,
+            match shared.enter(peer, &sender) {
+                Ok(None) => tokio::time::sleep(PREDECESSOR_POLL).await,
+                entered => return entered,
             }
         }
     };
-    let Ok(everybody) = tokio::time::timeout(PREDECESSOR_TIMEOUT, enter).await else {
+    let entered = tokio::time::timeout(PREDECESSOR_TIMEOUT, enter).await;
+    let Ok(Ok(Some(everybody))) = entered else {
         return;
     };
     drop(sender);
@@ -249,8 +267,7 @@ async fn talk(
         tokio::select! {
             ended = ended(stream) => return ended,
             item = news.recv() => match item {
-                Some(News::Here(number, bells)) => introduce(stream, number, &bells).await?,
-                Some(News::Gone(number)) => send(stream, number.into(), None).await?,
+                Some(News(number, bells)) => introduce(stream, number, &bells).await?,
                 None => return Err(io::ErrorKind::TimedOut.into()),
             },
         }

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -15,6 +15,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::runtime::Runtime;
 
+use crate::image::{built_modules, cache, image, release};
+use crate::reports::Reports;
 use crate::sleep::Sleeps;
 
 /// The kernels, by their series: 6.1 and 6.12, or the one that `KMORPH_NEWEST_SERIES` names.
@@ -61,29 +63,18 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// What the kernel checks while a test runs: Debian packages none with KASAN or lockdep. Freed and
 /// overrun memory is found by the slab allocator, or by KFENCE where there is one; a warning is a panic.
 const CHECKS: &str = "slub_debug=FZP kfence.sample_interval=10 panic_on_warn=1 softlockup_panic=1";
+/// What a kernel of `scripts/test-kmod-debug` checks; what it finds is in its log, see [`Reports`].
+const DEBUG_CHECKS: &str = "slub_debug=FZP softlockup_panic=1 kasan_multi_shot";
 /// Keeps the guest's kernel on its TSC. On a busy host its watchdog compares clocks that QEMU reads at different times
 /// and turns to the ACPI timer, whose ports are gone after a suspend: SeaBIOS does not set PMBASE again when it
 /// resumes, and every read is 0xffffffff (QEMU 10.0, `info mtree`, q35 and pc). Time would stand still.
-const CLOCK: &str = "tsc=reliable";
+///
+/// Nor does it check at boot that timer interrupts come, within ten ticks of a TSC that goes on while the host's CPUs
+/// are busy with others: Linux panics when they do not ("IO-APIC + timer doesn't work").
+const CLOCK: &str = "tsc=reliable no_timer_check";
 /// Slots and bytes of each ring.
 const SLOTS: u32 = 64;
 const BYTES: u32 = 128 * 1024;
-
-fn cache() -> PathBuf {
-    match std::env::var_os("KMORPH_CACHE_DIR").filter(|dir| !dir.is_empty()) {
-        Some(dir) => dir.into(),
-        // SAFETY: it has no preconditions.
-        None if unsafe { nix::libc::geteuid() } == 0 => "/var/cache/kmorph".into(),
-        None => PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache/kmorph"),
-    }
-}
-
-fn release(series: &str) -> String {
-    let path = cache().join("kernels").join(series);
-    let text = std::fs::read_to_string(&path);
-    let text = text.unwrap_or_else(|error| panic!("{path:?}: {error}; run scripts/fetch-kernels"));
-    text.trim().to_owned()
-}
 
 /// The host's side: memory, doorbells, and a directory for sockets and images.
 pub(crate) struct Machine {
@@ -95,6 +86,7 @@ pub(crate) struct Machine {
     modules: PathBuf,
     checks: &'static str,
     cpus: u32,
+    program: Option<PathBuf>,
 }
 
 impl Machine {
@@ -119,13 +111,27 @@ impl Machine {
             boots: AtomicU32::new(0),
             modules,
             checks,
-            cpus: 1,
+            cpus: std::env::var("KERF_GUEST_CPUS").map_or(1, |cpus| cpus.parse().unwrap()),
+            program: None,
         }
     }
 
-    /// Its guests have so many CPUs.
+    /// Its guests have so many CPUs; else 1, or what `KERF_GUEST_CPUS` says.
     pub(crate) fn cpus(self, cpus: u32) -> Self {
         Self { cpus, ..self }
+    }
+
+    /// Its guests have `program`, statically linked, below its own name in their root, and what drives their network card.
+    pub(crate) fn with_program(self, program: PathBuf) -> Self {
+        Self {
+            program: Some(program),
+            ..self
+        }
+    }
+
+    /// A name for a socket of a guest's devices.
+    pub(crate) fn socket(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
     }
 
     pub(crate) fn server(&self) -> DoorbellServer {
@@ -207,6 +213,17 @@ impl Machine {
 
     /// The guest with the number `peer`.
     pub(crate) fn guest(&self, peer: u32, series: &str, commands: &[&str]) -> Guest {
+        self.guest_with(peer, series, commands, &[])
+    }
+
+    /// The guest with the number `peer`, and devices besides.
+    pub(crate) fn guest_with(
+        &self,
+        peer: u32,
+        series: &str,
+        commands: &[&str],
+        devices: &[&str],
+    ) -> Guest {
         let socket = self.directory.path().join(format!("peer-{peer}"));
         if !socket.exists() {
             let _inside = self.runtime.enter();
@@ -216,11 +233,9 @@ impl Machine {
         let vectors = self.server.vectors();
         let chardev = format!("socket,path={},id=kerf", socket.display());
         let device = format!("ivshmem-doorbell,vectors={vectors},chardev=kerf");
-        self.boot(
-            series,
-            commands,
-            &["-chardev", &chardev, "-device", &device],
-        )
+        let mut all = vec!["-chardev", &chardev, "-device", &device];
+        all.extend(devices);
+        self.boot(series, commands, &all)
     }
 
     /// A guest that was lent this memory, by a device without a doorbell.
@@ -238,9 +253,14 @@ impl Machine {
     fn boot(&self, series: &str, commands: &[&str], devices: &[&str]) -> Guest {
         let release = release(series);
         let kernel = cache().join("kernels").join(&release).join("vmlinuz");
+        // Reports of such a kernel are warnings, and what it checks with takes memory.
+        let (checks, memory, log) = if series.starts_with("debug-") {
+            (DEBUG_CHECKS, "768M", "loglevel=5")
+        } else {
+            (self.checks, "256M", "quiet")
+        };
         let append = format!(
-            "console=ttyS0 quiet panic=-1 oops=panic {CLOCK} {} -- {}",
-            self.checks,
+            "console=ttyS0 {log} panic=-1 oops=panic {CLOCK} {checks} -- {}",
             commands.join(" ")
         );
         assert!(append.len() < 2000, "too long for a kernel's command line");
@@ -256,12 +276,17 @@ impl Machine {
                 "-no-reboot",
             ])
             .args(["-machine", "q35,usb=off"])
-            .args(["-accel", "tcg,tb-size=96", "-m", "256M", "-serial", "stdio"])
+            .args(["-accel", "tcg,tb-size=96", "-m", memory, "-serial", "stdio"])
             .args(["-smp", &self.cpus.to_string()])
             .arg("-kernel")
             .arg(kernel)
             .arg("-initrd")
-            .arg(image(series, &release, &self.modules))
+            .arg(image(
+                series,
+                &release,
+                &self.modules,
+                self.program.as_deref(),
+            ))
             .args(["-append", &append])
             .args(devices)
             .args(["-qmp", &format!("unix:{}", qmp.display())])
@@ -301,18 +326,32 @@ pub(crate) struct Guest {
 impl Guest {
     /// Waits until it has said a line that begins so.
     pub(crate) fn wait_for(&mut self, start: &str) {
-        let begun = Instant::now();
+        self.wait(start, PATIENCE, false);
+    }
+
+    /// Waits until it has said a line that begins so, as long as it says anything every `silence`.
+    pub(crate) fn wait_while_it_speaks(&mut self, start: &str, silence: Duration) {
+        self.wait(start, silence, true);
+    }
+
+    fn wait(&mut self, start: &str, patience: Duration, any_line_counts: bool) {
+        let mut begun = Instant::now();
         while !self.has_said(start) {
             match self.lines.recv_timeout(Duration::from_secs(1)) {
-                Ok(line) => self.said.push(line),
+                Ok(line) => {
+                    self.said.push(line);
+                    if any_line_counts {
+                        begun = Instant::now();
+                    }
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
                     panic!("it ended without {start:?}:\n{}", self.said.join("\n"))
                 }
             }
-            if begun.elapsed() > PATIENCE {
+            if begun.elapsed() > patience {
                 let (slept, said) = (self.sleeps(), self.said.join("\n"));
-                panic!("no {start:?} in {PATIENCE:?}; woken {slept} times; it has said:\n{said}");
+                panic!("no {start:?} in {patience:?}; woken {slept} times; it has said:\n{said}");
             }
         }
     }
@@ -328,6 +367,11 @@ impl Guest {
         self.sleeps.count()
     }
 
+    /// The lines that it has said.
+    pub(crate) fn said(&self) -> &[String] {
+        &self.said
+    }
+
     /// What went wrong in it until now.
     pub(crate) fn failures(&mut self) -> Vec<String> {
         self.said.extend(self.lines.try_iter());
@@ -336,7 +380,9 @@ impl Guest {
         }
         let bad =
             |line: &&String| line.starts_with("KERF failed") || line.starts_with("KERF panic");
-        self.said.iter().filter(bad).cloned().collect()
+        let mut all: Vec<String> = self.said.iter().filter(bad).cloned().collect();
+        all.extend(Reports::of(&self.said).ours);
+        all
     }
 
     /// What its QEMU has had of the host's CPUs, in all threads.
@@ -365,71 +411,14 @@ impl Guest {
 impl Drop for Guest {
     fn drop(&mut self) {
         self.kill();
+        if std::thread::panicking() {
+            return;
+        }
+        self.said.extend(self.lines.iter());
+        let reports = Reports::of(&self.said);
+        for other in reports.of_others {
+            println!("KERF info not of this module: {other}");
+        }
+        assert_eq!(reports.ours, Vec::<String>::new());
     }
-}
-
-/// The module of this tree, below which there is a directory for each kernel.
-pub(crate) fn built_modules() -> PathBuf {
-    cache().join("kmod")
-}
-
-/// The initramfs for a kernel: the program and the modules, ours from below `modules`.
-fn image(series: &str, release: &str, modules: &Path) -> PathBuf {
-    static BUILT: Mutex<Vec<(PathBuf, PathBuf)>> = Mutex::new(Vec::new());
-    let mut built = BUILT.lock().unwrap();
-    let module = modules.join(release).join("kerf-vsock.ko");
-    if let Some((_, path)) = built.iter().find(|(of, _)| *of == module) {
-        return path.clone();
-    }
-    // Below the target directory, and made anew: a static directory would outlive the tests in /tmp.
-    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kerf-guests");
-    let tree = place.join(format!("{series}-{}.tree", built.len()));
-    let _ = std::fs::remove_dir_all(&tree);
-    for directory in ["dev", "modules", "proc", "sys"] {
-        std::fs::create_dir_all(tree.join(directory)).unwrap();
-    }
-    let program = std::env::var_os("KERF_GUEST").expect("KERF_GUEST names the guest's program");
-    std::fs::copy(program, tree.join("init")).unwrap();
-    let net = cache().join(format!(
-        "kernels/{release}/lib/modules/{release}/kernel/net/vmw_vsock"
-    ));
-    for name in [
-        "vsock",
-        "vmw_vsock_virtio_transport_common",
-        "vsock_loopback",
-    ] {
-        unpack(&net, name, &tree.join(format!("modules/{name}.ko")));
-    }
-    std::fs::copy(&module, tree.join("modules/kerf-vsock.ko"))
-        .unwrap_or_else(|error| panic!("{module:?}: {error}; run make kmod"));
-    let path = place.join(format!("{series}-{}.cpio", built.len()));
-    let script =
-        "mknod -m 600 dev/console c 5 1 && find . | cpio -o -H newc -R 0:0 --quiet > \"$1\"";
-    let packed = Command::new("sh")
-        .args(["-c", script, "sh"])
-        .arg(&path)
-        .current_dir(&tree)
-        .status();
-    assert!(
-        packed.unwrap().success(),
-        "cpio, or mknod: the tests run as root"
-    );
-    built.push((module, path.clone()));
-    path
-}
-
-fn unpack(directory: &Path, name: &str, to: &Path) {
-    let plain = directory.join(format!("{name}.ko"));
-    if plain.is_file() {
-        std::fs::copy(plain, to).unwrap();
-        return;
-    }
-    let packed = directory.join(format!("{name}.ko.xz"));
-    let file = std::fs::File::create(to).unwrap();
-    let xz = Command::new("xz")
-        .arg("-dc")
-        .arg(packed)
-        .stdout(file)
-        .status();
-    assert!(xz.unwrap().success());
 }

@@ -14,10 +14,13 @@ mod beside;
 mod guest;
 mod host;
 mod hostile;
+mod image;
 mod older;
+mod reports;
 mod sleep;
 mod small;
 mod spoiled;
+mod suite;
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};

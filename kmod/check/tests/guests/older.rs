@@ -9,8 +9,9 @@ use kmp_transport::kerf::{Host, HostStream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::beside::Times;
-use crate::guest::{Guest, Machine, SERIES, built_modules};
+use crate::guest::{Guest, Machine, SERIES};
 use crate::host::Heartbeats;
+use crate::image::built_modules;
 use crate::{KERF, commands};
 
 const ECHO: u32 = 7007;

@@ -29,6 +29,12 @@ pub(crate) fn run(command: &str) {
         "talk" => report(command, || talk(number())),
         "unload" => report(command, || unload_soon(value)),
         "services" => report(command, crate::services::start),
+        "network" => report(command, || crate::suite::network(number())),
+        // mode.CID
+        "vsock_test" => report(command, || {
+            let (mode, cid) = value.split_once('.').expect("mode.CID");
+            crate::suite::run(mode, cid.parse().unwrap());
+        }),
         "cases" => cases(value, number()),
         "link" => report(command, || wait_for_link(number(), "up")),
         "links" => report(command, || {

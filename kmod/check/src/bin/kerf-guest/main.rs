@@ -21,6 +21,7 @@ mod commands;
 mod fault;
 mod machine;
 mod services;
+mod suite;
 mod vsock;
 mod zerocopy;
 
