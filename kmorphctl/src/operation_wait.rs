@@ -110,8 +110,8 @@ async fn follow(
     );
     let bar = Progress::new(out.shows_progress() && !begun.value.is_over());
     let stopped = |exit, why: &str| {
-        let text = format!("stopped waiting for the {what} ({why}); operation {id} goes on");
-        let hint = format!("`kmorphctl operation watch {id}` waits again");
+        let text = format!("stopped waiting for the {what} ({why}); operation {id} continues");
+        let hint = format!("`kmorphctl operation watch {id}` resumes waiting");
         Failure::new(exit, text).hint(hint)
     };
     tokio::select! {
@@ -141,7 +141,7 @@ fn lost(mut failure: Failure, what: &str, id: &str) -> Failure {
     failure.message = format!("while waiting for the {what}: {}", failure.message);
     if matches!(failure.exit, Exit::Unreachable | Exit::TimedOut) {
         failure.next_step = Some(format!(
-            "the operation goes on, or the daemon's next start finishes or undoes it; then \
+            "the operation continues, or the daemon finishes or undoes it at its next start; then run \
              `kmorphctl operation watch {id}`"
         ));
     }

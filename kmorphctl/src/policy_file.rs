@@ -120,7 +120,7 @@ impl PolicyFile {
     pub(crate) fn check_names(&self, in_force: &PolicySet) -> Result<(), Failure> {
         for (name, place) in &self.places {
             if !in_force.instance.contains_key(name) {
-                let why = format!("there is no instance {name:?}");
+                let why = format!("no instance {name:?}");
                 let mut failure = self.source.refuse(place.start, &why);
                 failure.exit = crate::exit::Exit::NotFound;
                 return Err(failure);

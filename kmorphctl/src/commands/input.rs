@@ -21,11 +21,11 @@ pub(super) fn read(file: &Path, limit: u64, kind: &str) -> Result<(String, Vec<u
     } else {
         bytes = kmorph_files::read_named(file, limit).map_err(|error| {
             Failure::invalid(error.to_string())
-                .hint("give `-` to read standard input, which may be a pipe")
+                .hint("give `-` to read standard input, , for example from a pipe")
         })?;
     }
     if bytes.len() as u64 > limit {
-        let text = format!("{name} is larger than {limit} bytes, no {kind} is");
+        let text = format!("{name} is too large: a {kind} has at most {limit} bytes");
         return Err(Failure::invalid(text));
     }
     Ok((name, bytes))

@@ -39,7 +39,7 @@ pub(super) async fn run(
                 out.json(&operation.raw)?;
                 return Ok(Exit::Ok);
             }
-            out.line(&format!("Asked for {id} to be undone"))?;
+            out.line(&format!("Cancellation of {id} requested"))?;
             out.hint(&format!(
                 "`kmorphctl operation watch {id}` waits until it is over"
             ))?;
@@ -72,7 +72,7 @@ pub(super) async fn concluded(
 fn begun(out: &mut Output, operation: &Operation) -> Result<(), Failure> {
     let Operation { id, instance, .. } = operation;
     let kind = kind_name(operation.kind);
-    out.line(&format!("Begun: {kind} of {instance} as {id}"))?;
+    out.line(&format!("Started: {kind} of {instance} as {id}"))?;
     out.hint(&format!(
         "`kmorphctl operation watch {id}` waits until it is over"
     ))

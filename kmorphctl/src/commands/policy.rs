@@ -162,7 +162,7 @@ async fn export(
 fn replace(file: &Path, text: &str) -> std::io::Result<()> {
     let permissions = match std::fs::symlink_metadata(file) {
         Ok(there) if there.is_symlink() => {
-            let text = "it is a symbolic link, which is not followed: name the file itself";
+            let text = "it is a symbolic link, and links are not followed: name the file itself";
             return Err(std::io::Error::new(ErrorKind::InvalidInput, text));
         }
         Ok(there) if there.is_file() => Some(there.permissions()),

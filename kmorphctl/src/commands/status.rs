@@ -330,7 +330,7 @@ pub(super) async fn health(
 fn metric_fields(group: MetricGroup, metrics: &Metrics) -> Vec<(&'static str, Word)> {
     let pressure = |percent: Option<f64>| {
         let shown = percent.map(|percent| format!("{percent:.2} %"));
-        Word::from(shown.unwrap_or_else(|| "not known to its kernel".to_owned()))
+        Word::from(shown.unwrap_or_else(|| "not reported by its kernel".to_owned()))
     };
     match group {
         MetricGroup::Cpu => vec![

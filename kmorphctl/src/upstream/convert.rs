@@ -93,7 +93,11 @@ impl Import {
                 let into = "defaults.memory_mib, and with 128 MiB to spare kerf init --memory";
                 self.take("memory", memory, into);
             }
-            memory => self.leave("memory", memory.as_ref(), "it is 0: kmorph's default stays"),
+            memory => self.leave(
+                "memory",
+                memory.as_ref(),
+                "the value is 0, so kmorph's default applies",
+            ),
         }
         if let (Some(cpus), Some(mib)) = (&said.cpus, self.memory_mib) {
             let list: Vec<_> = cpus.value.iter().map(u64::to_string).collect();
@@ -123,11 +127,13 @@ impl Import {
         };
         let kernel = said.kernel.as_ref();
         if let Some(kernel) = kernel {
-            let into = "spawn --kernel, which takes a bzImage (upstream also takes an ELF vmlinux)";
+            let into =
+                "spawn --kernel, which takes a bzImage only (upstream also takes an ELF vmlinux)";
             self.take("kernel", kernel, into);
         }
         if let Some(cmdline) = &said.cmdline {
-            let into = "spawn --kernel-cmdline, after what kmorph boots every kernel with";
+            let into =
+                "spawn --kernel-cmdline, appended to the options that kmorph gives every kernel";
             self.take("cmdline", cmdline, into);
         }
         let Some(kernel) = kernel else { return };
@@ -186,7 +192,7 @@ impl Import {
             None => self.leave(
                 "dump",
                 Some(dump),
-                "it has no absolute directory for vmcore.dir",
+                "the path has no absolute directory to use for vmcore.dir",
             ),
         }
     }
@@ -202,12 +208,12 @@ impl Import {
         self.leave(
             "devices",
             said.devices.as_ref(),
-            "kmorph gives an instance no devices, but runs what has some: kerf create NAME --devices=… before spawn",
+            "kmorph assigns no devices, but can run an instance that has some: kerf create NAME --devices=… before spawn",
         );
         self.leave(
             "machine_cpus",
             said.machine_cpus.as_ref(),
-            "only a kernel that takes over the machine has to know all of its CPUs",
+            "only a kernel that takes over the whole machine needs to know all CPUs",
         );
         self.leave(
             "modules",
@@ -218,9 +224,9 @@ impl Import {
         self.leave(
             "fence_retries",
             said.fence_retries.as_ref(),
-            "kmorph uses nothing of a kernel whose fence is not confirmed, and asks a person",
+            "if a fence is not confirmed, kmorph reuses none of the kernel's resources and asks the operator",
         );
-        let console = "an instance's console is kerf's: kerf console NAME";
+        let console = "kerf provides the console of an instance: kerf console NAME";
         self.leave("console", said.console.as_ref(), console);
         self.leave("console_baud", said.console_baud.as_ref(), console);
         self.leave("console_login", said.console_login.as_ref(), console);

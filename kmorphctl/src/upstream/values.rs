@@ -25,12 +25,16 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
         "M" | "MB" => 20,
         "G" | "GB" => 30,
         "T" | "TB" => 40,
-        _ => return Err(format!("{unit:?} is not K, M, G or T, perhaps with B")),
+        _ => {
+            return Err(format!(
+                "{unit:?} is not K, M, G or T, optionally followed by B"
+            ));
+        }
     };
     let bytes = number.checked_mul(1 << shift);
     bytes
         .filter(|bytes| *bytes <= MEMORY_MAX_BYTES)
-        .ok_or_else(|| format!("{text} is more than a machine can have"))
+        .ok_or_else(|| format!("{text} exceeds what a machine can address"))
 }
 
 /// A time in milliseconds: a number alone, or with ms, s or m.
@@ -50,7 +54,7 @@ pub(super) fn milliseconds(text: &str) -> Result<u64, String> {
 pub(super) fn whole(text: &str, least: u64) -> Result<u64, String> {
     let (number, rest) = number(text)?;
     if !rest.is_empty() {
-        return Err(format!("{rest:?} follows the number"));
+        return Err(format!("{rest:?} is not allowed after the number"));
     }
     if !(least..=u64::from(u32::MAX)).contains(&number) {
         return Err(format!("{number} is not from {least} to {}", u32::MAX));
@@ -69,17 +73,17 @@ pub(super) fn cpus(text: &str) -> Result<Vec<u64>, String> {
             None => (first, after),
         };
         if last < first {
-            return Err(format!("{first}-{last} runs backwards"));
+            return Err(format!("{first}-{last} is a descending range"));
         }
         let more = usize::try_from(last - first).unwrap_or(usize::MAX);
         if more >= CPUS_MAX - cpus.len() {
-            return Err(format!("it names more than {CPUS_MAX} CPUs"));
+            return Err(format!("the list names more than {CPUS_MAX} CPUs"));
         }
         cpus.extend(first..=last);
         rest = match after.strip_prefix(',') {
             Some(after) => after,
             None if after.is_empty() => after,
-            None => return Err(format!("{after:?} follows a CPU")),
+            None => return Err(format!("{after:?} is not allowed after a CPU")),
         };
     }
     cpus.sort_unstable();
@@ -96,7 +100,7 @@ pub(super) fn words(text: &str) -> Result<Vec<String>, String> {
         .map(|word| word.trim_matches(is_space).to_owned())
         .collect();
     match words.iter().any(String::is_empty) {
-        true => Err("a word between its commas is missing".to_owned()),
+        true => Err("empty item in the comma-separated list".to_owned()),
         false => Ok(words),
     }
 }
