@@ -40,7 +40,7 @@ pub enum ConnectionError {
     #[error("the link failed: {0}")]
     Link(#[from] io::Error),
     /// The peer broke the framing; it was told, and the connection closed.
-    #[error("the peer sent a bad frame: {0}")]
+    #[error("the peer sent an invalid frame: {0}")]
     Frame(#[from] FrameError),
     /// Our own message did not fit.
     #[error(transparent)]
@@ -58,7 +58,7 @@ pub enum ConnectionError {
     #[error("HELLO: {0}")]
     Hello(#[from] HelloError),
     /// The peer answered what it was not asked.
-    #[error("{msg_type} with the sequence {sequence} answers nothing that was sent")]
+    #[error("{msg_type} with the sequence {sequence} does not answer any request")]
     AnswersNothing {
         /// The type.
         msg_type: MsgType,
@@ -66,7 +66,7 @@ pub enum ConnectionError {
         sequence: u32,
     },
     /// The peer answered on a channel that does not carry such an answer.
-    #[error("an answer on the wrong channel: {msg_type} on the {} channel", .channel.as_str())]
+    #[error("reply on the wrong channel: {msg_type} on the {} channel", .channel.as_str())]
     WrongChannel {
         /// The type.
         msg_type: MsgType,
@@ -74,7 +74,7 @@ pub enum ConnectionError {
         channel: Channel,
     },
     /// The peer sent other state than it announced.
-    #[error("the peer broke the rules of a transfer: {0}")]
+    #[error("the peer violated the transfer protocol: {0}")]
     State(#[from] StateError),
     /// The peer refused us.
     #[error("the peer refused: {code}: {text}")]

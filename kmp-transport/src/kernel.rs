@@ -1,14 +1,14 @@
-//! Asks an instance's kernel itself whether it lives, when its agent is silent.
+//! Queries an instance's kernel directly whether it is alive, when its agent is silent.
 //!
 //! ```text
 //!  connect to port 9001 ─ refused ───────────────────────────▶ a kernel that refuses lives
 //!                       ─ accepted ─ HELLO ─ HEARTBEAT_REQ ──▶ the kernel answered (kerf-vsock.ko)
-//!                       ─ closed unread by the vsock device ─▶ not seen to live: no driver has started the device
-//!                       ─ neither in time ───────────────────▶ not seen to live
+//!                       ─ closed unread by the vsock device ─▶ no sign of life: no driver has started the device
+//!                       ─ neither in time ───────────────────▶ no sign of life
 //! ```
 //!
-//! No user space has a part in either answer: a kernel refuses connections to ports on which nobody
-//! listens, and `kerf-vsock.ko` answers heartbeats below its sockets.
+//! User space is not involved in either answer: a kernel refuses connections to ports on which nothing listens, and
+//! `kerf-vsock.ko` answers heartbeats below its sockets.
 
 use std::fmt;
 

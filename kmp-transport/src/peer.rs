@@ -6,9 +6,8 @@
 //!  sink(PeerEvent) ◀───────────────── └───────────┘   connect ▸ HELLO ▸ pump ▸ back-off ▸ …
 //! ```
 //!
-//! Each channel has a task of its own, so a heartbeat never queues behind anything else. A channel
-//! that is lost is connected again, with exponential back-off and jitter, until the [`Peer`] is
-//! dropped.
+//! Each channel has its own task, so a heartbeat never queues behind other messages. A lost channel is reconnected,
+//! with exponential back-off and jitter, until the [`Peer`] is dropped.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -81,7 +80,7 @@ pub type Connector = Arc<dyn Fn() -> Connecting + Send + Sync>;
 
 /// The queue is full or the channel is down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the {} channel takes no message now", .0.as_str())]
+#[error("the {} channel cannot accept a message now", .0.as_str())]
 pub struct SendRefused(pub Channel);
 
 /// One instance. Dropping it closes its channels.
@@ -216,7 +215,7 @@ pub async fn next_on_bulk(
 /// Refuses a request that an instance does not send on the channel that it came in on, or not now.
 async fn refuse_unexpected(writer: &mut FrameWriter, frame: &Frame) {
     let kind = frame.header.msg_type;
-    let text = format!("no {kind} of an instance is expected on this channel");
+    let text = format!("unexpected {kind} from an instance on this channel");
     let code = ErrorCode::UnexpectedInState;
     writer.refuse(code, frame, text).await;
 }

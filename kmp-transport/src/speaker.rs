@@ -1,4 +1,4 @@
-//! Who speaks at one end of a connection: its HELLO, and the key that proves it.
+//! The identity of one end of a connection: its HELLO, and the key that proves it.
 
 use std::io;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
-//! The limit of open descriptors: the daemon's own is raised, what it starts has the one from before.
+//! The limit of open descriptors: the daemon raises its own, and starts programs with the original limit.
 //!
-//! A program that uses select(2) breaks on a descriptor above 1023, and one that closes all that it might have
-//! inherited takes long under a high limit: both count on the low soft limit that systems start with.
+//! A program that uses select(2) breaks on a descriptor above 1023, and one that closes all possibly inherited
+//! descriptors takes long under a high limit: both rely on the low soft limit that systems start with.
 
 use std::io;
 use std::sync::OnceLock;
@@ -11,7 +11,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 /// Environment variable that tells an agent the soft limit that was there before its daemon raised it.
 pub const SOFT_LIMIT_ENV: &str = "KMORPH_SOFT_DESCRIPTORS";
 
-/// What the soft limit was before it was raised.
+/// The soft limit before it was raised.
 static BEFORE: OnceLock<u64> = OnceLock::new();
 
 /// Raises the soft limit of this process to the hard one, and remembers what it was. Returns the limit now in force.

@@ -1,4 +1,4 @@
-//! Staying in memory: a host that pages programs out must not turn into silence.
+//! Locking a process in memory, so that paging on the host does not look like silence.
 
 use std::io;
 

@@ -1,12 +1,12 @@
-//! QEMU's ivshmem doorbell protocol, version 0, from the server's side.
+//! QEMU's ivshmem doorbell protocol, version 0, server side.
 //!
-//! A message is a number of 8 bytes, little-endian, with a descriptor beside it or none. A guest's QEMU that
-//! connects is sent: 0, the version; the guest's number; −1 with the memory; then for each peer, itself
-//! included, the peer's number with an eventfd, once for each of its vectors. Later the same for every peer
-//! that comes, and the number alone for one that goes. QEMU itself sends nothing.
+//! A message is an 8-byte little-endian number, with or without a descriptor. When a guest's QEMU connects, the
+//! server sends: 0, the version; the guest's number; −1 with the memory; then for each peer, including itself, the
+//! peer's number with an eventfd, once per vector. Later it sends the same for each new peer, and the number alone
+//! for each peer that leaves. QEMU itself sends nothing.
 //!
-//! Each guest has a socket of its own, so that its number is known before it starts. When its connection
-//! ends the guest is dead: the server buries it and rings the others, because the dead do not ring.
+//! Each guest has its own socket, so that its number is known before it starts. When its connection ends, the guest
+//! is dead: the server marks it as dead and rings the others, because a dead guest does not ring.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
@@ -142,7 +142,7 @@ impl DoorbellServer {
     /// When the number is not a guest's, or the socket cannot be bound.
     pub fn listen(&self, peer: u32, path: &Path) -> io::Result<Listening> {
         if peer == HOST || peer >= self.region().geometry().peers() {
-            let text = format!("{peer} is no guest's number in this region");
+            let text = format!("{peer} is not the number of a guest in this region");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
         let listener = UnixListener::bind(path)?;

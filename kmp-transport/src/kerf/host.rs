@@ -3,11 +3,11 @@
 //! ```text
 //!  HostStream ─┐                        ┌─ doorbell, or 100 ms
 //!  HostStream ─┼─ State (one mutex) ────┤
-//!  connect() ──┘   links, connections   └─ the pump: takes packets, wakes streams, sends what waits
+//!  connect() ──┘   links, connections   └─ the pump: receives packets, wakes streams, sends queued data
 //! ```
 //!
-//! Streams write into the ring themselves; the pump is the only one that takes from it. Nothing listens
-//! here: a guest that connects is refused.
+//! Streams write to the ring themselves; only the pump reads from it. The host listens on no port: a guest that
+//! connects is refused.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;

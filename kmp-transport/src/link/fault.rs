@@ -1,4 +1,4 @@
-//! A link that misbehaves on purpose, the same way for the same seed and the same traffic.
+//! A link that injects faults, deterministically for the same seed and traffic.
 
 use std::io;
 use std::pin::Pin;
