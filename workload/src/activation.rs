@@ -1,7 +1,7 @@
-//! The listening sockets a process was started with, by the convention of sd_listen_fds(3).
+//! The listening sockets that a process inherits, by the convention of sd_listen_fds(3).
 //!
-//! `LISTEN_FDS` sockets from descriptor 3 on, named in `LISTEN_FDNAMES`. `LISTEN_PID` may be
-//! missing; when it is there, it has to be this process.
+//! There are `LISTEN_FDS` sockets from descriptor 3 on, named in `LISTEN_FDNAMES`. `LISTEN_PID` may be missing; if
+//! set, it must be this process.
 
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 

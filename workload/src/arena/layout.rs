@@ -1,4 +1,4 @@
-//! The layout of the arena, version 1. All words are 64-bit in the machine's own byte order.
+//! The layout of the arena, version 1. All words are 64-bit in native byte order.
 //!
 //! ```text
 //!   0x0000  magic            0x0008  layout version     0x0010  capacity in bytes
@@ -13,8 +13,8 @@
 //!   heap    blocks, back to back up to the capacity
 //! ```
 //!
-//! The change counter is odd while a change is being made; an arena with an odd counter was left by
-//! a process that died in the middle and is refused.
+//! The change counter is odd while a change is in progress; an arena with an odd counter was left by a process that
+//! died during a change, and is refused.
 
 /// `KMORPHA1` in memory order on a little-endian machine.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"KMORPHA1");

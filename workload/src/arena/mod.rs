@@ -1,11 +1,11 @@
 //! Position-independent memory in a memfd, which two processes can map.
 //!
-//! All references inside are offsets from the start, so that a successor serves straight from the
-//! memory of its predecessor, wherever it maps it. The layout is in [`layout`]; it is versioned and
-//! a process refuses a version it does not know.
+//! All references inside are offsets from the start, so a successor serves directly from its predecessor's memory, at
+//! whatever address it maps it. The layout is in [`layout`]; it is versioned, and a process refuses an unknown
+//! version.
 //!
-//! Who may write is decided by one word in the header, see `ownership`. Every word that is read
-//! is taken as untrusted: an offset that leads nowhere is [`ArenaError::Corrupt`], never a fault.
+//! One word in the header decides who may write, see `ownership`. Every word that is read is untrusted: an invalid
+//! offset results in [`ArenaError::Corrupt`], never in a memory fault.
 
 mod alloc;
 mod dirty;

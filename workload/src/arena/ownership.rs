@@ -1,4 +1,4 @@
-//! Who may write: one word, changed only by compare-and-swap.
+//! Ownership of the arena: one word, changed only by compare-and-swap.
 //!
 //! ```text
 //!   word = epoch << 2 | phase
@@ -6,9 +6,9 @@
 //!   (0, Empty) --create--> (1, Serving) <--resume / freeze--> (1, Frozen) --claim--> (2, Serving)
 //! ```
 //!
-//! Invariants: an owner remembers the epoch it claimed and writes only while the word says that
-//! epoch and `Serving`. `resume` by the old owner and `claim` by the new one start from the same
-//! value, so exactly one of them succeeds, whatever the order and however often they are tried.
+//! Invariants: an owner remembers the epoch it claimed and writes only while the word contains that epoch and
+//! `Serving`. `resume` by the old owner and `claim` by the new one start from the same value, so exactly one of them
+//! succeeds, in whatever order and however often they are tried.
 
 use std::sync::atomic::Ordering;
 

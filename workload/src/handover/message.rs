@@ -1,4 +1,4 @@
-//! What is said on the handover socket and on the peer channel.
+//! The messages on the handover socket and on the peer channel.
 //!
 //! ```text
 //!   agent (old)                workload (old)        workload (new)              agent (new)
@@ -22,12 +22,12 @@
 //! [`Request::Apply`].
 //!
 //! Invariants:
-//! - Each request carries an id; exactly one final reply answers it with the same id. Replies may
-//!   be late (an import that waits for its peer), never twice.
+//! - Each request carries an id; exactly one final reply answers it with the same id. Replies may be late (an import
+//!   that waits for its peer), but never come twice.
 //! - After `Frozen` the source answers no client and writes no shared state until `Resume`.
 //! - Before `Serving` the target reads from no client and writes no shared state.
-//! - `Serve` and `Resume` race for one word in the shared memory; only one of them can win. The
-//!   loser answers [`FailureCode::Fenced`] and exits.
+//! - `Serve` and `Resume` compete for one word in the shared memory; only one of them can win. The loser answers
+//!   [`FailureCode::Fenced`] and exits.
 
 use serde::{Deserialize, Serialize};
 

@@ -5,7 +5,7 @@
 //!   | n: u32 | JSON, n bytes  | data          |   + SCM_RIGHTS
 //! ```
 //!
-//! SEQPACKET keeps packets apart, so the data needs no length of its own.
+//! SEQPACKET preserves packet boundaries, so the data needs no length of its own.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -187,7 +187,7 @@ impl PacketSocket {
         }
         let malformed = |text: &str| HandoverError::Malformed(text.to_owned());
         if cut {
-            return Err(malformed("it is over the limit and was cut short"));
+            return Err(malformed("the packet is over the limit and was truncated"));
         }
         let packet = &self.buffer[..length];
         let (word, rest) = packet

@@ -1,8 +1,8 @@
-//! How an agent gives a workload its descriptors.
+//! Passing descriptors from an agent to its workload.
 //!
-//! Listening sockets follow the convention of socket activation (sd_listen_fds(3)): `LISTEN_FDS`
-//! of them from descriptor 3 on, named in `LISTEN_FDNAMES`. `LISTEN_PID` is not set, because the
-//! number is not known before the fork. The handover socket comes right after them.
+//! Listening sockets follow the convention of socket activation (sd_listen_fds(3)): `LISTEN_FDS` sockets from
+//! descriptor 3 on, named in `LISTEN_FDNAMES`. `LISTEN_PID` is not set, because the pid is not known before the fork.
+//! The handover socket follows them.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};

@@ -1,13 +1,12 @@
 //! A hash table of keys and values in an arena, served by one owner after another.
 //!
-//! Nothing of it lives outside the arena, so a successor has nothing to rebuild. The table grows
-//! by linear hashing (Litwin 1980): one bucket is split at a time, so that no insertion has to move
-//! the whole table.
+//! All of it is in the arena, so a successor has nothing to rebuild. The table grows by linear hashing (Litwin 1980):
+//! it splits one bucket at a time, so no insertion has to move the whole table.
 //!
-//! Invariants, for whoever owns the arena:
-//! - each change is between two increments of the change counter, which is odd in the middle;
-//! - the content digest is the wrapping sum of all entries' fingerprints, so it depends on what is
-//!   stored and not on where or in which order.
+//! Invariants for the owner of the arena:
+//! - each change happens between two increments of the change counter, which is odd in between;
+//! - the content digest is the wrapping sum of the fingerprints of all entries, so it depends only on the contents,
+//!   not on their place or order.
 
 mod entry;
 mod expiry;

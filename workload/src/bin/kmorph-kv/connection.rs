@@ -1,4 +1,4 @@
-//! One client: its socket, what it sent and what it is still to get.
+//! A client connection: its socket, received data and unsent replies.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -201,8 +201,7 @@ impl Connection {
                 }
                 Parsed::TooLarge => {
                     facts.commands += 1;
-                    let text =
-                        "OOM the command is larger than the memory of this instance has room for";
+                    let text = "OOM the command is too large for the memory of this instance";
                     resp::error(&mut self.output, text);
                 }
                 Parsed::Incomplete => {

@@ -1,7 +1,7 @@
 //! RESP, version 2: reading commands, writing replies.
 //!
-//! The parser keeps its place between reads, so that a large command that arrives in pieces is
-//! looked at once. It holds ranges of the input, not copies.
+//! The parser keeps its position between reads, so it scans a large command that arrives in pieces only once. It
+//! holds ranges of the input, not copies.
 
 use std::ops::Range;
 
