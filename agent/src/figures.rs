@@ -1,8 +1,8 @@
 //! CPU, memory and I/O figures of the instance, from `/proc`.
 //!
-//! A guest's figures are its kernel's own. A child process of the embedded backend has no kernel of
-//! its own: its figures are the sums over the agent and its descendants, and the pressure figures
-//! are the host's. Sampled at most once in [`SAMPLE_INTERVAL`], however often a heartbeat asks.
+//! A guest reports the figures of its kernel. An agent of the embedded backend has no kernel of its own: it reports
+//! sums over itself and its descendants, and the host's pressure figures. Samples are taken at most once per
+//! [`SAMPLE_INTERVAL`], however many heartbeats ask.
 
 mod processes;
 mod system;

@@ -1,4 +1,4 @@
-//! Serves the handover socket: see [`kmorph_launch::handover`] for what is said on it.
+//! Serves the handover socket; [`kmorph_launch::handover`] describes its protocol.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};

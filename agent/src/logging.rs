@@ -1,4 +1,4 @@
-//! The log: the agent's own lines and what the workload prints, written by a thread of their own.
+//! The log: the agent's own lines and the workload's output, written by a separate thread.
 //!
 //! ```text
 //!  agent's lines ──▶ LINES_MAX, then dropped and counted ──┐
@@ -6,8 +6,8 @@
 //!  workload's output ──▶ PIECES_MAX, then the pipe fills ──┘
 //! ```
 //!
-//! Invariant: once the agent serves, its other thread never writes to the log, and takes no lock that is held across a
-//! write. The disk or the console behind the log can stand still for as long as it likes: the agent answers heartbeats.
+//! Invariant: once the agent serves, its other threads never write to the log, and take no lock that is held across a
+//! write. So the agent answers heartbeats even if the disk or console behind the log blocks.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
@@ -124,7 +124,7 @@ impl Write for Log {
         };
         let mut bytes = match self.dropped.swap(0, Ordering::Relaxed) {
             0 => Vec::with_capacity(line.len()),
-            lines => format!("{lines} lines dropped: the log stood still\n").into_bytes(),
+            lines => format!("{lines} lines dropped: writing the log blocked\n").into_bytes(),
         };
         bytes.extend_from_slice(line);
         let sent = self.queue.send(Item::Piece(bytes, room));
@@ -253,7 +253,7 @@ mod tests {
         let text = read.join().unwrap();
         let (told, lines): (Vec<_>, Vec<_>) = text
             .lines()
-            .partition(|line| line.ends_with("the log stood still"));
+            .partition(|line| line.ends_with("writing the log blocked"));
         assert!(lines[0].contains("n: 0,"), "{}", lines[0]);
         let last = lines[lines.len() - 1];
         assert!(last.contains("one more"), "{last}");

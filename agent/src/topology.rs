@@ -1,4 +1,4 @@
-//! The topology as the daemon last told it: `topology.json`, for programs of the instance.
+//! The latest topology from the daemon, as `topology.json` for programs of the instance.
 
 use std::io;
 use std::path::{Path, PathBuf};

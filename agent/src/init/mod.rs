@@ -1,4 +1,4 @@
-//! What the agent does as PID 1 of a small guest, before it serves and when it ends.
+//! The agent as PID 1 of a small guest: its steps before it serves and when it ends.
 //!
 //! ```text
 //!  kernel ─▶ /init ─▶ mounts ─▶ modules ─▶ loopback, name, limits ─▶ listening sockets ─▶ serve
@@ -6,10 +6,11 @@
 //!            power off ◀─ sync ◀─ the workload ends ◀─ SIGINT (Ctrl-Alt-Del), SIGTERM ─────┘
 //! ```
 //!
-//! Each step is a line on the console once it is done: where a guest hangs at its start, the last line says after what.
+//! Each finished step prints a line on the console: if a guest hangs during startup, the last line shows after which
+//! step.
 //!
-//! Invariant: PID 1 never just returns. The kernel would panic, and an orderly end would be taken for
-//! a crash; so every end, also a failed start, is a power-off with the reason on the console.
+//! Invariant: PID 1 never returns. The kernel would panic, and an orderly end would look like a crash; so every end,
+//! including a failed start, is a power-off with the reason on the console.
 
 mod loopback;
 mod mounts;
@@ -77,10 +78,11 @@ pub fn prepare(config: &AgentConfig, log: &Logger) -> Result<(), InitError> {
     let (_, most) =
         getrlimit(Resource::RLIMIT_NOFILE).map_err(failed("reading the limit of open files"))?;
     let files = OPEN_FILES_MAX.max(most);
-    setrlimit(Resource::RLIMIT_NOFILE, files, files).map_err(failed("raising the open files"))?;
+    setrlimit(Resource::RLIMIT_NOFILE, files, files)
+        .map_err(failed("raising the limit of open files"))?;
     // Programs expect 127.0.0.1; one that does without it should run on a kernel without IP.
     if let Err(errno) = loopback::up() {
-        warn!(log, "the loopback interface stays down"; "error" => errno.desc());
+        warn!(log, "cannot bring up the loopback interface"; "error" => errno.desc());
     }
     info!(log, "guest prepared"; "open_files" => files);
     Ok(())

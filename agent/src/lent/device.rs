@@ -117,7 +117,7 @@ fn child(at_port: &Path, port: &PciAddress) -> Result<PciAddress, Miss> {
         if let Some(other) = only.replace(address) {
             return Err(Miss::Never(LentError::Another {
                 port: port.clone(),
-                found: format!("{other} is not alone"),
+                found: format!("the port also has {other}"),
             }));
         }
     }

@@ -1,8 +1,8 @@
 //! The instance's side of a morph: one session at a time, each step passed on to the state provider.
 //!
-//! [`part`] decides what a request may do; this module has the provider that the daemon has chosen do it
-//! ([`crate::provider`]), one step of a commit or rollback at a time. A step that is repeated, because its answer was lost
-//! or another daemon took over, is answered as before.
+//! [`part`] decides whether a request is allowed; this module then calls the provider that the daemon has chosen
+//! ([`crate::provider`]), one step of a commit or rollback at a time. If a step is repeated because its answer was
+//! lost or another daemon took over, the answer is the same as before.
 
 mod part;
 
@@ -97,7 +97,7 @@ impl Morphs {
             Message::MorphCommit(commit) => self.commit(*commit).await,
             Message::MorphRollback(rollback) => self.roll_back(rollback).await,
             other => {
-                let text = format!("{} is no request of a morph", other.msg_type());
+                let text = format!("{} is not a morph request", other.msg_type());
                 Err(Refusal::new(ErrorCode::UnexpectedInState, text))
             }
         }
@@ -286,9 +286,9 @@ impl Morphs {
                 break;
             }
         }
-        warn!(self.log, "the daemon froze the workload and fell silent: it serves again"; "session" => session);
+        warn!(self.log, "the daemon froze the workload and then fell silent: the workload serves again"; "session" => session);
         while let Err(refusal) = self.resume().await {
-            warn!(self.log, "the workload does not serve again yet"; "reason" => &refusal.text);
+            warn!(self.log, "the workload has not resumed yet"; "reason" => &refusal.text);
             tokio::time::sleep(THAW_RETRY).await;
         }
     }

@@ -1,11 +1,11 @@
-//! From the offer to the choice: which provider a session uses.
+//! Offer and choice of the provider for a session.
 //!
 //! ```text
 //!  offer(session) ─▶ offered ── choose(session, provider) ─▶ chosen ─▶ every step of the session
 //! ```
 //!
-//! A step is reached only through [`Chosen`], and [`Providers::choose`] makes one only of what was offered in its
-//! session, so that no daemon can have a provider used that this side has not offered.
+//! Each step requires a [`Chosen`], and [`Providers::choose`] creates one only for a provider offered in the same
+//! session, so a daemon cannot use a provider that this side has not offered.
 
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,4 +1,4 @@
-//! The memory that the program may use, and whether the kernel ended it for want of memory.
+//! The memory limit of the program, and detection of OOM kills.
 
 use std::path::{Path, PathBuf};
 
@@ -71,11 +71,11 @@ impl Memory {
     pub(super) fn oom_text(&self) -> String {
         match &self.held {
             Held::ByCgroup(_) => format!(
-                "; the kernel killed it for want of memory: it may use {} bytes (oom_kill)",
+                "; the kernel killed it because it exceeded its memory of {} bytes (oom_kill)",
                 self.bytes
             ),
             Held::ByProcess | Held::ByKernel => {
-                "; its kernel had no memory left and killed a process (oom_kill)".to_owned()
+                "; its kernel ran out of memory and killed a process (oom_kill)".to_owned()
             }
         }
     }

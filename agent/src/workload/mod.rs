@@ -1,4 +1,4 @@
-//! The instance's program: started, supervised, asked.
+//! The instance's program: starts, supervises and queries it.
 //!
 //! ```text
 //!              registered, or alive for PLAIN_AFTER
@@ -10,8 +10,8 @@
 //!  [Starting] ── the same, target of a morph ──▶ [Awaiting] ── Serve ──▶ [Running]
 //! ```
 //!
-//! Invariants: a program that holds or awaits the state of a morph is never started again by the
-//! agent, because its successor would begin with nothing; one that has retired stays ended.
+//! Invariants: the agent never restarts a program that holds or awaits the state of a morph, because its successor
+//! would start with empty state; a program that has retired stays ended.
 
 mod launch;
 mod memory;
@@ -105,10 +105,10 @@ struct Ask {
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
     /// There is none, or it has ended.
-    #[error("the workload does not run ({0})")]
+    #[error("the workload is not running ({0})")]
     NotRunning(&'static str),
     /// It has not registered: it takes no part in morphs.
-    #[error("the workload takes no part in morphs: it has not registered with its agent")]
+    #[error("the workload does not support morphs: it has not registered with its agent")]
     NotCooperative,
     /// The exchange failed, or it refused.
     #[error(transparent)]
@@ -203,7 +203,7 @@ impl Workload {
         if alive && !supervised {
             // Nobody starts it, watches it or asks it any more: whatever it does, it is not known to run.
             condition.state = WorkloadState::Failed;
-            condition.text = "the workload is not supervised any more".to_owned();
+            condition.text = "the workload is no longer supervised".to_owned();
         }
         condition
     }
