@@ -1,5 +1,5 @@
-//! The daemon's side of a [birth](kmorph_launch::birth): it prepares the records, starts the process and hears whether
-//! it was born, and ends the births of a spawn that was given up.
+//! The daemon's side of a [birth](kmorph_launch::birth): it prepares the records, starts the process, waits for its
+//! report, and closes the births of an abandoned spawn.
 
 use std::fs::File;
 use std::io;
@@ -128,7 +128,8 @@ impl Unborn {
         match tokio::time::timeout(BIRTH_TIMEOUT, hear).await {
             Ok(read) => read.and_then(|_| heard(&told))?,
             Err(_) => {
-                let text = format!("it has not said who it is within {BIRTH_TIMEOUT:?}");
+                let text =
+                    format!("the process has not recorded its identity within {BIRTH_TIMEOUT:?}");
                 return Err(io::Error::new(io::ErrorKind::TimedOut, text));
             }
         }

@@ -1,5 +1,6 @@
-//! Finds a spawn whose outcome was never recorded, because the daemon died in between: by what was written into the
-//! run directory before anything was started, and by what each process wrote before it became its program.
+//! Finds a spawn whose outcome was never recorded because the daemon died meanwhile, from the files written to the
+//! run directory before anything was started, and from the records that each process wrote before it executed its
+//! program.
 
 use std::io;
 use std::path::Path;
@@ -28,7 +29,7 @@ pub(crate) fn contain(
         None => None,
         Some(Ok(cgroup)) if cgroup.is_populated()? => {
             let text = format!(
-                "something lives in the cgroup {:?}, from another journal; end it first",
+                "processes of another journal run in the cgroup {:?}; end them first",
                 cgroup.path()
             );
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));

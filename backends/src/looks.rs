@@ -1,13 +1,13 @@
-//! Looks at all processes of the host, shared: when many generations are fenced at once, one look answers for all
-//! that had asked before it began.
+//! Shared scans of all processes of the host: when many generations are fenced at once, one scan serves all requests
+//! made before it started.
 //!
 //! ```text
 //! ask ──▶ waiting ──▶ a look begins ──▶ answered
 //!            ▲               │
-//!            └── asked while a look is under way: the next one answers
+//!            └── asked during a look: the next one answers
 //! ```
 //!
-//! A look that began before it was asked for proves nothing about the time afterwards, and answers nobody else.
+//! A scan that started before a request proves nothing about the time after it, so it answers only earlier requests.
 
 use std::collections::BTreeSet;
 use std::io;

@@ -1,16 +1,17 @@
-//! Which processes are of a generation, by what can be seen of them in `/proc`.
+//! Identifies the processes of a generation by evidence in `/proc`.
 //!
-//! | evidence | a process loses it |
+//! | evidence | lost |
 //! |---|---|
-//! | it is one of the recorded ones: pid and exact start time | never |
+//! | it is a recorded process: pid and exact start time | never |
 //! | its tag: the limit `RLIMIT_RTTIME` that it inherited | when it sets that limit itself |
 //! | its mark: [`FENCE_ENV`] in the environment it was started with | when it is started with another environment |
-//! | it descends from a recorded process that lives, or is in its session | when that one ends |
+//! | it is a descendant of a live recorded process, or in its session | when that process ends |
 //!
-//! What has a tag is remembered from look to look: reading it anew for each of many fences is most of their cost.
+//! Processes with a tag are remembered between scans: reading the tag again for each of many fences would be most of
+//! the cost of a scan.
 //!
-//! A pid is never evidence by itself: where one leads to another process (a session, a parent), that one is looked at
-//! again afterwards, and must still be the one it was. A number cannot change hands while its process lives.
+//! A pid is never evidence by itself: if one leads to another process (a session, a parent), the scan looks at that
+//! process again afterwards and checks that it is still the same. A pid cannot be reused while its process lives.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;

@@ -1,13 +1,13 @@
-//! Cgroups (version 2) that hold the processes of a generation: what is in one, and what it forks, stays in it
-//! whatever it does to its session, its environment or its parents.
+//! Cgroups (version 2) that contain the processes of a generation: a process and its children stay in the cgroup,
+//! whatever they do to their session, environment or parents.
 //!
 //! ```text
 //! <place>/kmorph/<run directory of the daemon, escaped>/<instance>.<generation>
 //! ```
 //!
-//! A process enters before it becomes its program (`birth`). `cgroup.kill` ends all of it at once, and
-//! `populated` in `cgroup.events` says when the last has ended. A directory can be removed only while nothing lives
-//! in it, and nothing enters one that was removed: a removed cgroup is an ended generation.
+//! A process enters the cgroup before it executes its program (`birth`). `cgroup.kill` kills all of it at once, and
+//! `populated` in `cgroup.events` shows when the last process has ended. A directory can be removed only when no
+//! process is in it, and nothing can enter a removed one: a removed cgroup means an ended generation.
 
 mod memory;
 mod place;

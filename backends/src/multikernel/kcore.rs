@@ -1,7 +1,7 @@
-//! The host's own view of its memory, `/proc/kcore`: an ELF file whose segments say which physical addresses they show.
+//! The host's view of its memory, `/proc/kcore`: an ELF file whose segments name the physical addresses they show.
 //!
-//! An instance's memory is memory of the host's that it does not use. `/dev/mem` shows none of that where it is strict,
-//! as distributions build it, whatever the command line says; kcore does.
+//! An instance's memory is host memory that the host does not use. `/dev/mem` does not show it with
+//! CONFIG_STRICT_DEVMEM, which distributions enable, whatever the kernel command line says; kcore does.
 //!
 //! Source of the layout: Linux, fs/proc/kcore.c; elf(5).
 
@@ -41,12 +41,12 @@ pub fn shown(file: &File) -> io::Result<Vec<Shown>> {
     let mut header = [0; HEADER_BYTES];
     file.read_exact_at(&mut header, 0)?;
     if !header.starts_with(IDENT) {
-        return Err(invalid("it is no 64-bit ELF file"));
+        return Err(invalid("not a 64-bit ELF file"));
     }
     let table = u64_at(&header, 32);
     let (size, count) = (u16_at(&header, 54), u16_at(&header, 56));
     if usize::from(size) != SEGMENT_BYTES || count > SEGMENTS_MAX {
-        return Err(invalid("its segments are not as a kernel writes them"));
+        return Err(invalid("unexpected segments"));
     }
     let mut segments = vec![0; SEGMENT_BYTES * usize::from(count)];
     file.read_exact_at(&mut segments, table)?;

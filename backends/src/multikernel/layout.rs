@@ -1,7 +1,8 @@
-//! Whether a kernel may run beside the host's: they write into the same memory, and neither checks what the other takes
-//! it for.
+//! Checks whether a kernel may run beside the host's: both write to the same memory, and neither checks how the other
+//! interprets it.
 //!
-//! It is asked before anything is made. A morph to a kernel that does not agree ends there, and its source goes on.
+//! The check comes before anything is created. A morph to an incompatible kernel ends there, and its source keeps
+//! running.
 
 use std::collections::HashMap;
 use std::fs::File;

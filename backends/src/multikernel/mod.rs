@@ -1,4 +1,4 @@
-//! The multikernel backend: an instance is a Linux kernel on CPUs and memory of its own, beside the host's.
+//! The multikernel backend: an instance is a Linux kernel on its own CPUs and memory, beside the host's kernel.
 //!
 //! ```text
 //!  daemon ── /sys/fs/multikernel: overlays, status ──▶ host's kernel ── kexec_file_load, reboot ──▶ instance's kernel
@@ -6,14 +6,15 @@
 //!         ── AF_VSOCK, over the kernels' own transport ────────────────────────────────────────────────┘
 //! ```
 //!
-//! * All that is known of the kernel's interface is libkerf's; here is what makes instances of it.
-//! * `layout`: whether a kernel may run beside the host's. `slots`: which generation is in which kernel instance. `spawn`, `observe`, `fence`, `release`: a life. `memory`
-//!   for vmcores, `preflight` for the daemon's start.
-//! * `network`: what a guest would lose in the other kernel instance.
-//! * `kcore` is how the host shows an instance's memory.
-//! * No process belongs to an instance: a placement names a kernel instance instead.
+//! * libkerf knows the kernel's interface; this module builds instances on it.
+//! * `layout`: checks whether a kernel may run beside the host's. `slots`: the generation in each kernel instance.
+//!   `spawn`, `observe`, `fence`, `release`: the life cycle. `memory` for vmcores, `preflight` for the daemon's
+//!   start.
+//! * `network`: checks which devices a guest would lose in the other kernel instance.
+//! * `kcore`: how the host shows an instance's memory.
+//! * An instance has no process on the host: its placement names a kernel instance instead.
 //!
-//! The calls block, some for seconds, so each has a thread of its own.
+//! The calls block, some for seconds, so each runs on its own thread.
 
 mod fence;
 pub mod kcore;
@@ -332,7 +333,7 @@ impl Backend for MultikernelBackend {
             .blocking(move |slots| preflight::look(&config, slots))
             .await;
         let looked = looked.map_err(|source| SpawnError::System {
-            what: "looking at the machine".to_owned(),
+            what: "checking the machine".to_owned(),
             source,
         })?;
         looked.map_err(|missing| {
@@ -344,7 +345,7 @@ impl Backend for MultikernelBackend {
     }
 
     async fn tidy(&self, run_dir: &Path) -> Result<Vec<String>, BackendError> {
-        let what = || "looking through the records of kernel instances".to_owned();
+        let what = || "reading the records of kernel instances".to_owned();
         let run_dir = run_dir.to_owned();
         let looked = self.blocking(move |slots| slots.tidy(&run_dir)).await;
         let tidied = looked.map_err(failed(what()))?.map_err(failed(what()))?;
@@ -356,7 +357,7 @@ impl Backend for MultikernelBackend {
         run_dir: &Path,
         counted: &[(String, u64)],
     ) -> Result<Option<HeldBesides>, BackendError> {
-        let what = || "looking at what kernel instances hold".to_owned();
+        let what = || "reading the resources of kernel instances".to_owned();
         let (run_dir, counted) = (run_dir.to_owned(), counted.to_vec());
         let looked = self
             .blocking(move |slots| slots.held_besides(&run_dir, &counted))
@@ -402,7 +403,7 @@ impl Backend for MultikernelBackend {
         generation: u64,
         run_dir: &Path,
     ) -> Result<Option<Placement>, BackendError> {
-        let what = || format!("looking for {name} generation {generation}");
+        let what = || format!("searching for {name} generation {generation}");
         let (wanted, own_dir) = (name.clone(), run_dir.to_owned());
         let look = self.blocking(move |slots| {
             for name in Slots::names(&wanted) {
@@ -533,7 +534,7 @@ impl Backend for MultikernelBackend {
     }
 
     async fn memory_map(&self, placement: &Placement) -> Result<Vec<MemoryRange>, BackendError> {
-        let what = || format!("looking for the memory of {}", described(placement));
+        let what = || format!("searching for the memory of {}", described(placement));
         let (owned, host) = (placement.clone(), self.config.memory.clone());
         let mapped = self
             .blocking(move |slots| slots.memory_map(&host, &owned))

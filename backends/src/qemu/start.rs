@@ -1,8 +1,7 @@
 //! Starts the processes of a guest: the vhost-user device first, then QEMU.
 //!
-//! Each is the leader of a session of its own (`setsid`), so that it survives the daemon and its
-//! terminal, carries the generation's mark in its environment, and writes down who it is before it becomes
-//! its program.
+//! Each process leads its own session (`setsid`), so that it survives the daemon and its terminal, carries the
+//! generation's mark in its environment, and records its identity before it executes its program.
 
 use std::ffi::OsString;
 use std::io;
@@ -106,10 +105,12 @@ impl Starting<'_> {
             }
             let stat = Stat::read(process.pid).unwrap_or(None);
             if stat.is_none_or(|stat| stat.is_over() || !stat.is(process)) {
-                return Err(failed("ended at its start"));
+                return Err(failed("exited at startup"));
             }
             if Instant::now() > deadline {
-                return Err(failed(&format!("made no socket within {SOCKET_TIMEOUT:?}")));
+                return Err(failed(&format!(
+                    "created no socket within {SOCKET_TIMEOUT:?}"
+                )));
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
