@@ -89,7 +89,7 @@ fn a_file_that_was_cut_ends_with_7_whatever_is_asked_of_it() {
             assert_eq!(ended.code, 7, "{end}, {words:?}: {ended:?}");
         }
         let ended = analyze(&file, &[]);
-        let line = "\nComplete: no: the file ends before the memory does\n";
+        let line = "\nComplete: no: the file ends before its memory\n";
         assert!(ended.stdout.contains(line), "{ended:?}");
     }
 }

@@ -1,5 +1,5 @@
-//! What an analysis says, as structures that programs read: the names of the fields are part of the command
-//! line's contract. Sizes are in bytes, counts in pages, durations have their unit in their name.
+//! The results of an analysis, as structures for programs: the field names are part of the command line's contract.
+//! Sizes are in bytes, counts in pages, and the names of durations include their unit.
 
 use serde::Serialize;
 

@@ -1,4 +1,4 @@
-//! Writes dumps: from a guest's memory, or from another dump.
+//! Writes dumps, from a guest's memory or from another dump.
 //!
 //! ```text
 //!           pass 1, by 128 MiB            pass 2, by 1 MiB                    end
@@ -6,11 +6,11 @@
 //!           (kernel's struct page)    └─▶ (several threads; each writes its own place)
 //! ```
 //!
-//! What goes into the file depends on the memory alone, not on the number of threads; helpers ([`shares`]) can
-//! change the order of packed pages. Memory use is bounded: a few MiB a thread, 12 bytes for each 128 MiB of the
-//! machine, and with helpers 4 KiB for each 128 MiB besides; the map is in a file.
+//! The contents of the file depend only on the memory, not on the number of threads; helpers ([`shares`]) can change
+//! the order of compressed pages. Memory use is bounded: a few MiB per thread, 12 bytes per 128 MiB of the machine,
+//! and with helpers another 4 KiB per 128 MiB; the map is in a file.
 //!
-//! Until the end the file has the name `<path>.partial`, and its header says that it is incomplete.
+//! Until it is complete, the file is named `<path>.partial`, and its header says that it is incomplete.
 
 mod chunks;
 mod elf;
@@ -150,7 +150,7 @@ pub enum WriteError {
         source: std::io::Error,
     },
     /// There is no room for it.
-    #[error("no room left for the dump; {path} is what was written, marked as incomplete")]
+    #[error("no space left for the dump; {path} has what was written, marked as incomplete")]
     NoRoom {
         /// The partial file.
         path: PathBuf,
@@ -166,7 +166,7 @@ pub enum WriteError {
         source: std::io::Error,
     },
     /// [`Control::stop`] was set.
-    #[error("stopped; {path} is what was written, marked as incomplete")]
+    #[error("stopped; {path} has what was written, marked as incomplete")]
     Stopped {
         /// The partial file.
         path: PathBuf,
@@ -188,7 +188,7 @@ pub enum Difference {
     #[error(transparent)]
     Unreadable(#[from] DumpError),
     /// Its checksum is another.
-    #[error("its checksum does not hold")]
+    #[error("its checksum does not match")]
     Checksum,
 }
 
@@ -207,10 +207,10 @@ pub fn write(
         return Err(WriteError::Options("the level is above 31"));
     }
     if options.output == Output::Kdump(Compression::Snappy) {
-        return Err(WriteError::Options("Snappy is read and not written"));
+        return Err(WriteError::Options("writing Snappy is not supported"));
     }
     if contents.memory.ranges().is_empty() {
-        return Err(WriteError::Options("there is no memory"));
+        return Err(WriteError::Options("no memory"));
     }
     let threads = options.threads.clamp(1, THREADS_MAX);
     let options = Options { threads, ..options };

@@ -1,4 +1,4 @@
-//! The file until it is whole: `<path>.partial`.
+//! The unfinished file: `<path>.partial`.
 
 use std::fs::{File, OpenOptions};
 use std::io;

@@ -1,18 +1,19 @@
-//! Who reads which chunk of the memory: the writer's own threads, and helpers that reach the memory in another way.
+//! Divides the chunks of the memory between the writer's own threads and helpers, which access the memory in another
+//! way.
 //!
 //! ```text
 //!            writer's threads ─▶                       ◀─ helpers
-//! chunks:    done done done taken │ nobody's …         │ offered lent lent done done
+//! chunks:    done done done taken │ unassigned …         │ offered lent lent done done
 //!                                 └── meet in the middle ──┘
 //! ```
 //!
-//! The writer's threads take chunks from the front, helpers are offered them from the end. When nobody's chunks are
-//! used up the writer's threads take those that were offered or lent and are not here yet, so no helper is ever
-//! waited for: one that fails or is slow costs what it did not read, and no more. What the writer's threads cannot read
-//! themselves ("beyond") goes to helpers, and only when none is left, or two could not read it either, is it
-//! written down as unreadable.
+//! The writer's threads take chunks from the front; helpers are offered chunks from the end. When no unassigned
+//! chunks remain, the writer's threads take those that were offered or lent and have not arrived, so nothing ever
+//! waits for a helper: one that fails or is slow costs only the time to read its own chunks. Memory that the writer's
+//! threads cannot read themselves ("beyond") goes to helpers, and is recorded as unreadable only if no helper is
+//! left, or two could not read it either.
 //!
-//! Invariant: a chunk has one owner at any time, and only what its owner read goes into the file.
+//! Invariant: a chunk has one owner at any time, and only data read by its owner goes into the file.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
