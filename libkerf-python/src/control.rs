@@ -1,5 +1,5 @@
-//! Asks kmorphd: HTTP and JSON over its Unix socket, one connection a request. HTTP 1.0, so that an
-//! answer ends with its connection and comes in one piece.
+//! Sends requests to kmorphd: HTTP and JSON over its Unix socket, one connection per request. It uses HTTP 1.0, so
+//! that an answer ends with its connection and is not chunked.
 
 use std::io::{self, Read, Write as _};
 use std::net::Shutdown;

@@ -38,7 +38,9 @@ pub(crate) fn parse_status(text: &str) -> PyResult<Status> {
 pub(crate) fn parse_devices(devices: &[String]) -> PyResult<Vec<PciAddress>> {
     let parse = |text: &String| {
         PciAddress::parse(text).ok_or_else(|| {
-            PyValueError::new_err(format!("{text:?} is no PCI address such as 0000:09:00.0"))
+            PyValueError::new_err(format!(
+                "{text:?} is not a PCI address such as 0000:09:00.0"
+            ))
         })
     };
     devices.iter().map(parse).collect()

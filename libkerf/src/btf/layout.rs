@@ -1,4 +1,4 @@
-//! Where everything in a structure lies.
+//! The layout of a structure.
 
 use std::fmt;
 

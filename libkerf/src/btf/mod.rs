@@ -1,4 +1,4 @@
-//! What kernels share with each other in memory, and whether two kernels agree on it.
+//! The memory that kernels share with each other, and whether two kernels agree on its layout.
 //!
 //! A multikernel host and the kernels beside it write into the same memory: rings of messages, the page in which CPUs are
 //! handed over, messages themselves. Neither checks the other's version. Both say how they lay that memory out: a kernel

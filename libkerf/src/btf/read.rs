@@ -18,22 +18,22 @@ pub(super) const MEMBER: usize = 12;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum BtfError {
     /// The kernel is no 64-bit ELF file.
-    #[error("it is no 64-bit ELF file")]
+    #[error("not a 64-bit ELF file")]
     NotElf,
     /// There is no such section.
     #[error("it has no section .BTF: it was built without CONFIG_DEBUG_INFO_BTF")]
     Missing,
     /// It ends too early.
-    #[error("its types are cut short")]
+    #[error("truncated types")]
     Cut,
     /// It is none, or of another byte order.
-    #[error("its section .BTF does not begin as one")]
+    #[error("invalid header of section .BTF")]
     Magic,
     /// A later version of the format.
-    #[error("its types are in version {0} of the format, and only {VERSION} is known here")]
+    #[error("its types have format version {0}; only {VERSION} is supported")]
     Version(u8),
     /// A kind of type that is not known.
-    #[error("its types have the kind {0}, which is not known here")]
+    #[error("its types have the unknown kind {0}")]
     Kind(u32),
 }
 

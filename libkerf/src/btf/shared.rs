@@ -74,10 +74,10 @@ pub enum Disagreement {
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Differs(Vec<Difference>),
     /// The host's kernel does not say how it lays out shared memory.
-    #[error("the host's kernel does not say how it lays out the memory that kernels share: {0}")]
+    #[error("the host's kernel does not describe the layout of the memory that kernels share: {0}")]
     HostUntold(String),
     /// The image does not say it.
-    #[error("the image does not say how it lays out the memory that kernels share: {0}")]
+    #[error("the image does not describe the layout of the memory that kernels share: {0}")]
     ImageUntold(String),
 }
 

@@ -1,4 +1,4 @@
-//! The rules, and who enforces them.
+//! The rules, and who enforces each.
 
 use serde::{Deserialize, Serialize};
 

@@ -36,7 +36,7 @@ pub enum BootError {
     #[error(transparent)]
     Kernel(#[from] KernelError),
     /// The instance does something else. Nothing was done.
-    #[error("to {action} {name:?} it must be {wanted}, and it is {}; nothing was done", is.as_str())]
+    #[error("cannot {action} {name:?}: it must be {wanted}, but it is {}; nothing was done", is.as_str())]
     State {
         /// What was tried.
         action: &'static str,
@@ -90,14 +90,16 @@ pub enum BootError {
 /// What an error of the kernel means here.
 fn advice(action: &str, error: &io::Error) -> &'static str {
     match (action, error.raw_os_error().map(Errno::from_raw)) {
-        (_, Some(Errno::EPERM)) => ": it takes CAP_SYS_BOOT, and a kernel that is not locked down",
-        ("load", Some(Errno::ENOEXEC)) => ": the image is of a form that this kernel does not load",
+        (_, Some(Errno::EPERM)) => {
+            ": it requires CAP_SYS_BOOT, and a kernel that is not locked down"
+        }
+        ("load", Some(Errno::ENOEXEC)) => ": this kernel cannot load the format of the image",
         ("load", Some(Errno::EBUSY)) => {
-            ": another load or halt is under way, or an image is left over"
+            ": another load or halt is in progress, or an image is left over"
         }
         ("boot", Some(Errno::EBUSY)) => ": its CPUs have not stopped; halt it by force once more",
         ("boot", Some(Errno::ENOSPC)) => {
-            ": what it is to be told of the host does not fit into 16 KiB"
+            ": the description of the host for it does not fit into 16 KiB"
         }
         ("halt", Some(Errno::ETIMEDOUT)) => ": it does not answer; halt it by force",
         _ => "",

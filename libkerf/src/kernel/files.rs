@@ -306,6 +306,6 @@ pub(super) fn write_at_once(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if written == bytes.len() {
         return Ok(());
     }
-    let message = format!("the kernel took {written} of {} bytes", bytes.len());
+    let message = format!("the kernel accepted {written} of {} bytes", bytes.len());
     Err(io::Error::new(io::ErrorKind::WriteZero, message))
 }

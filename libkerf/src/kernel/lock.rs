@@ -49,7 +49,7 @@ pub enum LockError {
         holder: String,
     },
     /// It is kerf's. A kerf that was killed leaves it behind, and nothing tells the two apart.
-    #[error("{} is kerf's, for {} s: if no kerf is running, remove it", path.display(), age.as_secs())]
+    #[error("kerf has held {} for {} s: if no kerf is running, remove it", path.display(), age.as_secs())]
     Kerf {
         /// The file.
         path: PathBuf,

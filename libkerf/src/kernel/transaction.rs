@@ -54,14 +54,14 @@ pub enum ApplyError {
     #[error(transparent)]
     Kernel(#[from] KernelError),
     /// The kernel took the overlay and shows no transaction with it.
-    #[error("the kernel took the overlay and shows no transaction for it: look into {}", directory.display())]
+    #[error("the kernel accepted the overlay but shows no transaction for it: see {}", directory.display())]
     Lost {
         /// Where the transactions are.
         directory: PathBuf,
     },
     /// An operation failed, and what ran before it was undone.
     #[error(
-        "the kernel refused transaction {transaction}{}; what ran of it was undone",
+        "the kernel refused transaction {transaction}{}; its effects were undone",
         because(reason)
     )]
     RolledBack {
@@ -72,7 +72,7 @@ pub enum ApplyError {
     },
     /// An operation failed, and what ran before it could not be undone.
     #[error(
-        "the kernel refused transaction {transaction}{}, and did not undo what ran of it: {undo}",
+        "the kernel refused transaction {transaction}{}, and did not undo its effects: {undo}",
         because(reason)
     )]
     Stuck {
@@ -84,7 +84,7 @@ pub enum ApplyError {
         undo: String,
     },
     /// The kernel says that it is in place, and what is read back is something else.
-    #[error("the kernel says that transaction {transaction} is in place, but {difference}")]
+    #[error("the kernel reports transaction {transaction} as applied, but {difference}")]
     NotAsPlanned {
         /// The kernel's number.
         transaction: u64,

@@ -181,8 +181,8 @@ pub(crate) fn pci_address(at: &At<'_>, text: &str, read: &mut Reader<'_>) -> Opt
             true => Stance::Takes,
             false => Stance::Refuses,
         };
-        let problem = format!("{text:?} is no PCI address");
-        let advice = "write domain:bus:slot.function in hexadecimal, as 0000:09:00.0";
+        let problem = format!("{text:?} is not a PCI address");
+        let advice = "write domain:bus:slot.function in hexadecimal, such as 0000:09:00.0";
         let finding = Finding::new(Rule::PciFormat, at.path(), problem, advice);
         read.push(finding.of("pci-id").judged(kernel, Stance::Takes));
     }

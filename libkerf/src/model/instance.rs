@@ -100,7 +100,7 @@ impl Instance {
             }
             Some(cpus) => self.cpus = cpus,
             None if at.node.property("cpus").is_none() => {
-                let problem = "no CPUs: it can exist, and not boot";
+                let problem = "no CPUs: it can exist, but not boot";
                 let advice = "name free CPUs of the pool by their physical ids";
                 let finding = Finding::new(Rule::InstanceCpusMissing, at.path(), problem, advice);
                 read.push(finding.of("cpus"));
@@ -112,7 +112,7 @@ impl Instance {
     fn read_memory(&mut self, at: &At<'_>, read: &mut Reader<'_>) {
         for name in ["memory-base", "memory-bytes"] {
             if at.node.property(name).is_none() {
-                let problem = "no memory: it can exist, and not boot";
+                let problem = "no memory: it can exist, but not boot";
                 let finding = Finding::new(
                     Rule::InstanceMemoryMissing,
                     at.path(),
@@ -134,7 +134,7 @@ impl Instance {
         self.memory_bytes = bytes;
         if bytes == 0 || !bytes.is_multiple_of(super::PAGE_BYTES) {
             let problem = format!(
-                "{bytes} bytes are no positive multiple of {}",
+                "{bytes} bytes are not a positive multiple of {}",
                 super::PAGE_BYTES
             );
             let advice = "give whole pages of 4096 bytes";
@@ -217,7 +217,7 @@ fn policy(at: &At<'_>, name: &str, known: &[&str], read: &mut Reader<'_>) -> Opt
         }
     };
     if !known.contains(&text) {
-        let problem = format!("kerf knows no {name} {text:?}");
+        let problem = format!("unknown {name} {text:?}");
         let advice = format!("write one of {}", known.join(", "));
         read.push(Finding::new(Rule::PolicyUnknown, at.path(), problem, advice).of(name));
     }

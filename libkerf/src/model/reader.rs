@@ -1,4 +1,4 @@
-//! Reading properties, and reporting those that are not of the form that is expected.
+//! Reads properties, and reports those that do not have the expected format.
 
 use crate::check::{Finding, Report, Rule, Stance};
 use crate::tree::{Node, NodePath, Property, Shape};

@@ -223,8 +223,8 @@ impl Resources {
             match alias_target(root, target).and_then(|name| self.device_index(&name)) {
                 Some(index) => self.devices[index].alias = Some(name.to_owned()),
                 None => {
-                    let problem = format!("{target:?} is no device here");
-                    let advice = "point it at a node under /resources/devices, or take it out";
+                    let problem = format!("{target:?} is not a device");
+                    let advice = "point it to a node under /resources/devices, or remove it";
                     let finding = Finding::new(Rule::AliasDangling, at.path(), problem, advice);
                     read.push(finding.of(name));
                 }
@@ -293,7 +293,7 @@ pub(crate) fn check_numa(at: &At<'_>, property: &str, id: u32, read: &mut Reader
 
 pub(crate) fn check_size(at: &At<'_>, size: u64, read: &mut Reader<'_>) {
     if size == 0 || !size.is_multiple_of(PAGE_BYTES) {
-        let problem = format!("{size} bytes are no positive multiple of {PAGE_BYTES}");
+        let problem = format!("{size} bytes are not a positive multiple of {PAGE_BYTES}");
         let above = size
             .checked_next_multiple_of(PAGE_BYTES)
             .map_or(PAGE_BYTES, |s| s.max(PAGE_BYTES));

@@ -43,7 +43,7 @@ impl Virtio {
                 continue;
             };
             if found.iter().any(|there| there.name == device.name) {
-                let problem = "another virtio device is called so";
+                let problem = "another virtio device has this name";
                 let advice = "number them, as in net@0, net@1";
                 read.push(Finding::new(Rule::Virtio, at.path(), problem, advice));
                 continue;

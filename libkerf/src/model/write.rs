@@ -1,4 +1,4 @@
-//! Trees of what is known.
+//! Builds trees from the model.
 
 use super::{DeviceKind, Instance, Resources, System, Virtio};
 use crate::check;

@@ -1,4 +1,4 @@
-//! The overlay that makes one system of another.
+//! The overlay that turns one system into another.
 
 use std::collections::{HashMap, HashSet};
 
@@ -35,7 +35,7 @@ pub enum NoChange {
         bytes: u64,
     },
     /// It is not known where the instances' memory is.
-    #[error("it is not known where the instances' memory is: read /proc/iomem as root")]
+    #[error("the location of the instances' memory is unknown: read /proc/iomem as root")]
     Unplaced,
     /// There is not as much memory, or not in whole blocks.
     #[error("{bytes} bytes are not free in blocks of {block} bytes")]

@@ -1,8 +1,8 @@
-//! Overlays: changes of a pool and of instances, as the kernel takes them in one transaction.
+//! Overlays: changes of a pool and of instances, which the kernel executes in one transaction.
 //!
-//! A fragment has a target and operations; the kernel runs fragments by their unit addresses and the
-//! operations of each in a fixed order, which [`Operation::order`] gives. [`State::apply`] says what
-//! the kernel would make of an overlay, before it is written.
+//! A fragment has a target and operations; the kernel executes fragments in the order of their unit addresses and the
+//! operations of each in a fixed order, which [`Operation::order`] returns. [`State::apply`] computes the effect of
+//! an overlay before it is written.
 
 mod apply;
 mod diff;

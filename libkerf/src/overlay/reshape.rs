@@ -1,4 +1,4 @@
-//! The overlay that makes a live pool what a baseline asks for.
+//! The overlay that changes a live pool to match a baseline.
 
 use std::collections::{BTreeMap, HashSet};
 

@@ -1,5 +1,5 @@
-//! What an overlay says beyond what is known: kept where a node may grow, refused by name elsewhere. Nothing
-//! that was read is missing, without a word, from what is written.
+//! Unknown contents of an overlay: kept where a node may have further contents, refused by name elsewhere, so that
+//! writing an overlay never silently loses anything that was read.
 
 use std::collections::HashSet;
 
@@ -31,7 +31,7 @@ pub(super) fn only(
 }
 
 fn refuse(at: &At<'_>, property: Option<&str>, read: &mut Reader<'_>) {
-    let problem = "it is not known here, and would be lost when the overlay is written";
+    let problem = "unknown here: it would be lost when the overlay is written";
     let finding = Finding::new(Rule::OverlayContent, at.path(), problem, "take it out");
     read.push(match property {
         Some(name) => finding.of(name),

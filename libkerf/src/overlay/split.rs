@@ -1,4 +1,4 @@
-//! An overlay that the kernel would cut, as several that it takes one after the other.
+//! Splits an overlay that the kernel would truncate into several that it accepts one after the other.
 
 use thiserror::Error;
 

@@ -99,7 +99,7 @@ pub enum RecordError {
     },
     /// The file holds something else.
     #[error(
-        "{} is no instance record: {source}; it says what is loaded in the instance, for kerf show: move it away, and \
+        "{} is not an instance record: {source}; it records what is loaded in the instance, for kerf show: move it away, and \
          load the instance's kernel again if it has one",
         path.display()
     )]

@@ -1,7 +1,7 @@
 //! A device tree in memory: nodes, properties, paths. It knows nothing of multikernel.
 //!
-//! Everything that was read is kept, known or not, in its order. A tree that was read and not
-//! changed is written back byte for byte.
+//! Everything that was read is kept in its order, known or not. A tree that was read and not changed is written back
+//! byte for byte.
 
 mod edit;
 mod path;

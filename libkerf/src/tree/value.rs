@@ -1,5 +1,5 @@
-//! What the bytes of a property can be read as. A property has no type: the reader says which it
-//! expects, and gets the [`Shape`] it missed otherwise.
+//! Interpreting the bytes of a property. A property has no type: the reader says which [`Shape`] it expects, and gets
+//! that shape as the error otherwise.
 
 use std::fmt;
 
