@@ -1,7 +1,6 @@
-//! Asks the daemon: HTTP and JSON over its Unix socket, one connection a request.
+//! Sends requests to the daemon: HTTP and JSON over its Unix socket, one connection per request.
 //!
-//! Nothing here waits for ever and nothing here reads without a limit. Whatever goes wrong becomes a
-//! [`Failure`] that names the socket.
+//! Every wait and every read here is bounded. Every error becomes a [`Failure`] that names the socket.
 
 use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt;
@@ -39,7 +38,7 @@ pub(crate) struct Answer<T> {
     pub(crate) value: T,
 }
 
-/// Where the daemon is and how long it may take.
+/// The connection settings: the daemon's socket and the time limit.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     socket: PathBuf,
@@ -125,7 +124,7 @@ impl Client {
         Err(refusal(self.socket(), status, &body))
     }
 
-    /// What to say when the connection breaks while an answer is on its way.
+    /// The failure when the connection breaks during an answer.
     pub(crate) fn broken(&self, why: impl std::fmt::Display) -> Failure {
         let socket = self.socket.display();
         let text = format!("the daemon at {socket} closed the connection: {why}");

@@ -24,7 +24,7 @@ pub enum Exit {
     Forbidden = 6,
     /// A file or value was refused.
     InvalidInput = 7,
-    /// It was begun and did not succeed.
+    /// The operation started and did not succeed.
     OperationFailed = 8,
     /// Something needed is not there, for now.
     Resources = 9,
@@ -38,12 +38,12 @@ pub enum Exit {
     Interrupted = 130,
 }
 
-/// One row of the documented list.
+/// One row of the documented table.
 #[derive(Clone, Copy, Debug)]
 pub struct ExitCodeRow {
     /// The code.
     pub exit: Exit,
-    /// What it means, as help and documentation say it.
+    /// The meaning, as in help and documentation.
     pub meaning: &'static str,
 }
 

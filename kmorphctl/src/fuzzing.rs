@@ -1,4 +1,4 @@
-//! Ways in for the fuzzers of `fuzz/`; built only for them.
+//! Entry points for the fuzzers in `fuzz/`; built only for them.
 
 use crate::policy_file::{PolicyFile, render};
 

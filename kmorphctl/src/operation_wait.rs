@@ -1,7 +1,7 @@
-//! Follows an operation until it is over.
+//! Follows an operation to its end.
 //!
-//! The daemon does the work whether or not anybody waits: Ctrl-C, a time limit or a broken
-//! connection end the waiting only, and the failure says how to look again.
+//! The daemon does the work whether or not a client waits: Ctrl-C, a time limit or a broken connection end only the
+//! waiting, and the error message says how to resume it.
 
 use std::time::{Duration, Instant};
 
@@ -46,7 +46,7 @@ pub(crate) fn state_name(state: OperationState) -> &'static str {
     }
 }
 
-/// Waits as told and returns the operation: over and successful, or still under way with `--no-wait`.
+/// Waits as requested and returns the operation: finished successfully, or still in progress with `--no-wait`.
 ///
 /// # Errors
 /// When it failed or was cancelled (JSON output shows it all the same), and when the waiting ended
@@ -95,7 +95,7 @@ fn failure_of(operation: &Operation) -> Option<Failure> {
     }
 }
 
-/// Waits until the operation is over, however it ends.
+/// Waits until the operation ends, successfully or not.
 async fn follow(
     client: &Client,
     out: &Output,
@@ -148,7 +148,7 @@ fn lost(mut failure: Failure, what: &str, id: &str) -> Failure {
     failure
 }
 
-/// Asks for news until the operation is over. Each request waits at the daemon for a change.
+/// Polls until the operation ends. The daemon delays each answer until something changes.
 async fn poll(
     client: &Client,
     begun: Answer<Operation>,
@@ -174,7 +174,7 @@ async fn poll(
     Ok(now)
 }
 
-/// What is shown on the terminal meanwhile, if anything.
+/// The progress display on the terminal, if any.
 struct Progress(Option<ProgressBar>);
 
 impl Progress {

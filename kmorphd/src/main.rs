@@ -169,8 +169,8 @@ fn prepare(arguments: &Arguments) -> Result<Start, Box<dyn std::error::Error>> {
     })
 }
 
-/// A program of kmorph's: beside this one, else in PATH. Where there is none, the place beside this one:
-/// who needs it names the place when it fails.
+/// Path of one of kmorph's programs: beside this one, else in PATH. If neither exists, the path beside this one, so
+/// that a later error names it.
 fn program(name: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap_or_default();
     let beside = own.with_file_name(name);

@@ -5,7 +5,7 @@ use kmorph_control_api::{POLICY_MAX_TIMEOUT_S, POLICY_MIN_HEARTBEAT_S, PublishRe
 
 /// Shortest morph timeout, seconds.
 const MORPH_TIMEOUT_MIN_S: f64 = 1.0;
-/// Longest time a command may be told to wait, seconds: a day.
+/// Maximum wait of a command, seconds: a day.
 const WAIT_MAX_S: f64 = 86_400.0;
 /// Longest time between two pings, seconds.
 const INTERVAL_MAX_S: f64 = 3600.0;

@@ -1,4 +1,4 @@
-//! `kmorphctl daemon`: starting and stopping kmorphd, and what it says of itself.
+//! `kmorphctl daemon`: starts and stops kmorphd, and shows its status.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -52,7 +52,7 @@ pub(super) async fn run(
     }
 }
 
-/// The command that runs the daemon: from beside this program, else from PATH.
+/// The command that runs the daemon: beside this program, else from PATH.
 async fn program(args: &StartArgs, places: &Places) -> Result<(PathBuf, Command), Failure> {
     let beside = std::env::current_exe()
         .ok()
@@ -320,8 +320,8 @@ async fn wait_until_gone(socket: &Path, pid: u32, started: Option<u64>) {
     }
 }
 
-/// When the process with this pid started, in clock ticks since boot; `None` when there is none, or it has ended and
-/// nobody collects it yet.
+/// Start time of the process with this pid, in clock ticks since boot; `None` if there is no such process, or it is a
+/// zombie.
 fn started_at(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     started_in(&stat)

@@ -1,4 +1,4 @@
-//! Starts a program in a session of its own, so that it outlives the terminal it was started from.
+//! Starts a program in its own session, so that it outlives the terminal.
 
 use std::fs::File;
 use std::os::unix::process::CommandExt;

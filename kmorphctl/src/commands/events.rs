@@ -1,4 +1,4 @@
-//! `kmorphctl events`: the daemon's server-sent events, those that are kept or those to come.
+//! `kmorphctl events`: the daemon's server-sent events, past and future.
 
 use std::collections::VecDeque;
 

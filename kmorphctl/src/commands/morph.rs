@@ -1,4 +1,4 @@
-//! `kmorphctl morph`: its steps, and the whole of it.
+//! `kmorphctl morph`: single steps, and whole morphs.
 
 use kmorph_control_api::address::path;
 use kmorph_control_api::{

@@ -48,8 +48,8 @@ pub(super) async fn run(
     }
 }
 
-/// Waits as told. The operation, when it is over and there is something left to say: not in JSON, which has said it
-/// all, and not when nobody waited.
+/// Waits as requested. Returns the operation if it has ended and there is something left to print: not with JSON,
+/// which has printed everything, and not if the command did not wait.
 pub(super) async fn concluded(
     client: &Client,
     out: &mut Output,

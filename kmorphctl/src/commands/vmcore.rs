@@ -1,4 +1,4 @@
-//! `kmorphctl vmcore`: says what is in a vmcore. The daemon has no part in it.
+//! `kmorphctl vmcore analyze`: prints the analysis of a vmcore, without the daemon.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -60,7 +60,7 @@ pub(super) fn analyze(out: &mut Output, args: &AnalyzeArgs) -> Result<Exit, Fail
     }
 }
 
-/// A damaged file is told by the exit code as well, after all that could be said of it.
+/// The exit code also reports a damaged file, after everything that could be determined was printed.
 fn verdict(path: &Path, file: &FileReport) -> Result<Exit, Failure> {
     let path = path.display();
     match (file.checksum, file.incomplete_because) {

@@ -1,4 +1,4 @@
-//! What each key becomes, or why it becomes nothing.
+//! The conversion of each key, or the reason why it is not converted.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -15,7 +15,7 @@ const DEFAULT_NAME: &str = "successor";
 const DEFAULT_PROBE_INTERVAL_MS: u64 = 100;
 /// Upstream's default of `probe_timeouts`.
 const DEFAULT_PROBE_TIMEOUTS: u64 = 5;
-/// What a pool needs besides the memory of its kernels, bytes: upstream's `kmorph arm` adds one memory block of x86.
+/// Memory of a pool in addition to that of its kernels, bytes: upstream's `kmorph arm` adds one x86 memory block.
 const POOL_SPARE_BYTES: u64 = 128 << 20;
 /// The least memory that kmorphd spawns an instance with, MiB.
 const MEMORY_MIN_MIB: u64 = 16;
@@ -28,11 +28,11 @@ pub(crate) struct Fate {
     pub(crate) line: usize,
     /// The key.
     pub(crate) key: &'static str,
-    /// Where it went, or why it went nowhere.
+    /// The target, or the reason why there is none.
     pub(crate) text: String,
 }
 
-/// What a file of upstream's becomes.
+/// The conversion of an upstream file.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Import {
     /// `defaults.heartbeat_timeout_s`.
@@ -52,7 +52,7 @@ pub(crate) struct Import {
 }
 
 impl Import {
-    /// What `said` becomes.
+    /// Converts `said`.
     pub(crate) fn of(said: &Upstream) -> Self {
         let mut import = Self::default();
         import.pool(said);
@@ -177,7 +177,7 @@ impl Import {
         self.heartbeat_timeout_s = range.contains(&seconds).then_some(seconds);
     }
 
-    /// Where memory is kept after a failure.
+    /// Converts the place where memory is saved after a failure.
     fn dump(&mut self, said: &Upstream) {
         let Some(dump) = &said.dump else { return };
         let dir = Path::new(&dump.value).parent();
@@ -197,7 +197,7 @@ impl Import {
         }
     }
 
-    /// What has nothing to become.
+    /// Keys that cannot be converted.
     fn left_out(&mut self, said: &Upstream) {
         self.leave(
             "initrd",

@@ -1,4 +1,4 @@
-//! The file: lines, keys, and what is wrong with them.
+//! The file: lines, keys, and errors in them.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ pub(crate) struct Said<T> {
     pub(crate) value: T,
 }
 
-/// What a file says. A key that it does not have, or has without a value, is `None`.
+/// The contents of a file. A missing key, or one without a value, is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Upstream {
     /// The successor's name.
@@ -50,12 +50,12 @@ pub(crate) struct Upstream {
     pub(crate) console_login: Option<Said<String>>,
 }
 
-/// What is wrong with a line.
+/// An error in a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Fault {
     /// The line, from 1.
     pub(crate) line: usize,
-    /// What is wrong.
+    /// The error.
     pub(crate) reason: String,
 }
 

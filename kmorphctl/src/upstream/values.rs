@@ -1,4 +1,4 @@
-//! Values of upstream's file, as its `lib/parse.c` takes them. Each refusal says what was wanted.
+//! Values in upstream's file, parsed like its `lib/parse.c` does. Each error names the expected format.
 
 /// The most CPUs that a list may name. Upstream has no bound, and a list such as `0-99999999999` fills its memory.
 const CPUS_MAX: usize = 65_536;
@@ -105,7 +105,7 @@ pub(super) fn words(text: &str) -> Result<Vec<String>, String> {
     }
 }
 
-/// What C's `isspace` takes for one.
+/// Characters that C's `isspace` accepts.
 pub(super) fn is_space(c: char) -> bool {
     matches!(c, ' ' | '\t' | '\n' | '\r' | '\x0b' | '\x0c')
 }
