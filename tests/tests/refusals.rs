@@ -479,7 +479,10 @@ fn a_second_daemon_on_the_same_state_is_refused() {
     let other = Host::prepare(SOUND);
     let socket = host.path("run/kmorphd.sock");
     let text = other.refused_start(&["--socket".as_ref(), socket.as_os_str()]);
-    has(&text, &["another daemon answers", "kmorphd.sock"]);
+    has(
+        &text,
+        &["another daemon is using the control socket", "kmorphd.sock"],
+    );
     undisturbed(&host, "web", agent);
 }
 
@@ -617,7 +620,7 @@ fn relative_paths_are_refused_by_check_start_and_reload_alike() {
     let relative = format!("{running}kv = \"bin/kmorph-kv\"\n");
     std::fs::write(host.config_path(), relative).unwrap();
     let words = [
-        "paths.kv: bin/kmorph-kv is no absolute path",
+        "paths.kv: bin/kmorph-kv is not an absolute path",
         "line ",
         "column 6",
     ];
