@@ -104,7 +104,7 @@ fn what_cannot_be_read_is_refused_with_its_place() {
     no_pages[4096 + 96..4096 + 104].fill(0xff);
     for (bytes, expected) in [
         (&b"#!/bin/sh\n"[..], "not a vmcore"),
-        (&whole[..5000], "cut off"),
+        (&whole[..5000], "truncated"),
         (&no_pages, "damaged at byte 4192"),
         (&[], "not a vmcore"),
     ] {

@@ -160,7 +160,10 @@ mod tests {
             [(0x1_0000, 0x1000, 0x2000), (0x1_2000, 0x2000, 0x4000)]
         );
         let outside = read(&[(0x1_3000, 0x2000)]).unwrap_err().to_string();
-        assert!(outside.contains("does not show all of it"), "{outside}");
+        assert!(
+            outside.contains("does not contain all of its memory"),
+            "{outside}"
+        );
         assert!(ranges(Path::new("/nonexistent"), &[(0, 1)]).is_err());
     }
 }
