@@ -83,7 +83,7 @@ fn a_file_in_the_place_of_the_control_socket_is_left_alone() {
     std::fs::create_dir_all(host.path("run")).unwrap();
     std::fs::write(&socket, SECRET).unwrap();
     let said = host.refused_start(&[]);
-    has(&said, &["kmorphd.sock", "no socket"]);
+    has(&said, &["kmorphd.sock", "not a socket"]);
     assert_eq!(std::fs::read_to_string(&socket).unwrap(), SECRET);
 }
 
