@@ -16,7 +16,7 @@ pub use layout::Member;
 pub use read::{BtfError, Types};
 pub use shared::{Difference, Disagreement, Host, SHARED, agree};
 
-/// Where the running kernel shows its types.
+/// The file with the types of the running kernel.
 pub const RUNNING: &str = "/sys/kernel/btf/vmlinux";
 /// The largest description of types that is read, bytes. That of Linux 7.3 has 5 MB.
 pub const MAX_BTF_BYTES: u64 = 64 << 20;

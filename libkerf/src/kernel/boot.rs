@@ -13,7 +13,7 @@ use super::{Calls, Command, Kernel, KernelError};
 use crate::check::MAX_ID;
 use crate::overlay::Status;
 
-/// Where consoles are.
+/// Path of the console devices.
 pub const CONSOLE: &str = "/dev/mktty";
 
 /// How long the status may lag behind a call that has returned.
@@ -24,8 +24,8 @@ const LAG: Duration = Duration::from_secs(2);
 pub enum Parked {
     /// The kernel has waited for each of them.
     Confirmed,
-    /// The kernel has told them to stop and does not say whether they did: generations D and E do not.
-    /// Nothing that they could still write to may be given to others.
+    /// The kernel has told the CPUs to stop and does not report whether they did: generations D and E do not. Nothing
+    /// that they could still write to may be reused.
     Unconfirmed,
 }
 
@@ -38,13 +38,13 @@ pub enum BootError {
     /// The instance does something else. Nothing was done.
     #[error("cannot {action} {name:?}: it must be {wanted}, but it is {}; nothing was done", is.as_str())]
     State {
-        /// What was tried.
+        /// The attempted action.
         action: &'static str,
         /// The instance.
         name: String,
-        /// What it is.
+        /// The actual status.
         is: Status,
-        /// What it must be.
+        /// The required status.
         wanted: &'static str,
     },
     /// No kernel can be loaded for this id.
@@ -67,7 +67,7 @@ pub enum BootError {
     Ended {
         /// The instance.
         name: String,
-        /// What it is.
+        /// The actual status.
         is: Status,
         /// How long it was waited for.
         waited: Duration,
@@ -78,16 +78,16 @@ pub enum BootError {
     /// The kernel refused.
     #[error("to {action} {name:?}: {source}{}", advice(action, source))]
     Refused {
-        /// What was tried.
+        /// The attempted action.
         action: &'static str,
         /// The instance.
         name: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }
 
-/// What an error of the kernel means here.
+/// The meaning of a kernel error here.
 fn advice(action: &str, error: &io::Error) -> &'static str {
     match (action, error.raw_os_error().map(Errno::from_raw)) {
         (_, Some(Errno::EPERM)) => {
@@ -119,7 +119,7 @@ impl Kernel {
             .map_err(|_| KernelError::Unknown { path, text })
     }
 
-    /// Loads a kernel: an uncompressed ELF image on x86, whatever it came out of.
+    /// Loads a kernel: on x86 an uncompressed ELF image, from any source.
     ///
     /// # Errors
     ///
@@ -191,7 +191,7 @@ impl Kernel {
         Ok(self.wait_for(name, Status::Loaded, LAG)?)
     }
 
-    /// Stops an instance's CPUs, whatever its kernel does, and says whether the kernel has seen them stop.
+    /// Stops an instance's CPUs, whatever its kernel is doing, and returns whether the kernel has seen them stop.
     ///
     /// A second stop tells the kernels apart: one that waits for the CPUs knows that there are none left
     /// to stop and refuses; one that does not wait stops them again, which does no harm and reaches those

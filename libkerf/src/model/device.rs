@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub struct Device {
     /// The node's name, which instances refer to.
     pub name: String,
-    /// What it is for the kernel.
+    /// Kind of the device.
     pub kind: DeviceKind,
     /// A name that stays the same wherever the device goes, from `/aliases`.
     pub alias: Option<String>,
@@ -18,7 +18,7 @@ pub struct Device {
     pub namespaces: Option<Vec<u32>>,
 }
 
-/// What a device is for the kernel.
+/// The kind of a device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub enum DeviceKind {
     /// On a PCI bus.

@@ -3,7 +3,7 @@ use crate::check::{Finding, Rule, Stance};
 use crate::tree::Shape;
 use serde::{Deserialize, Serialize};
 
-/// An instance: what it has, or is to get.
+/// An instance: its resources, actual or requested.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Instance {
     /// Its name.
@@ -16,7 +16,7 @@ pub struct Instance {
     pub memory_base: Option<u64>,
     /// Bytes of its memory in all.
     pub memory_bytes: u64,
-    /// Where its memory is, as (base, bytes), when that is known. A tree gives only base and sum.
+    /// The regions of its memory, as (base, bytes), if known. A tree gives only base and sum.
     pub regions: Vec<(u64, u64)>,
     /// Its devices, as the tree names them.
     pub devices: Vec<String>,
@@ -170,7 +170,7 @@ impl Instance {
         }
     }
 
-    /// What kernel and kerf do not need, but take into account.
+    /// Optional properties that the kernel and kerf take into account.
     pub(crate) fn read_preferences(&mut self, at: &At<'_>, read: &mut Reader<'_>) {
         self.read_numa_nodes(at, read);
         self.cpu_affinity = policy(at, "cpu-affinity", &["compact", "spread", "local"], read);

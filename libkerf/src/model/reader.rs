@@ -34,7 +34,7 @@ impl<'a> At<'a> {
     }
 }
 
-/// Who trips over a property of the wrong form.
+/// The reader that fails on a property with the wrong format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum By {
     /// Kernel and kerf.

@@ -41,7 +41,7 @@ impl MemoryRequest {
     ///
     /// # Errors
     ///
-    /// What is wrong with the text.
+    /// The error in the text.
     pub fn parse_list(text: &str) -> Result<Vec<MemoryRequest>, NoRequest> {
         let parts = text
             .split(',')

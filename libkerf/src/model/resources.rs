@@ -2,12 +2,12 @@ use super::{At, By, Device, MAX_NUMA_NODES, NO_NODE, PAGE_BYTES, PciAddress, Rea
 use crate::check::{Finding, Rule, Stance};
 use serde::{Deserialize, Serialize};
 
-/// What a pool has, or is to get: the node `/resources`, and the devices beside it.
+/// The contents of a pool, actual or requested: the node `/resources`, and the devices next to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Resources {
     /// Physical ids of all CPUs of the pool, in the order of the tree.
     pub cpus: Vec<u64>,
-    /// Those that no instance has; known of a pool that was read back.
+    /// CPUs that no instance has; known only for a pool that was read from the kernel.
     pub free_cpus: Option<Vec<u64>>,
     /// The memory that the pool has.
     pub chunks: Vec<Chunk>,
@@ -74,7 +74,7 @@ impl Resources {
         }
     }
 
-    /// Bytes of memory that the pool has, and is to get besides.
+    /// Bytes of memory that the pool has, plus those requested.
     #[must_use]
     pub fn expected_bytes(&self) -> u128 {
         let chunks = self.chunks.iter().map(|c| c.size);
@@ -91,7 +91,7 @@ impl Resources {
         by_name.or_else(|| self.devices.iter().find(|d| d.is_called(reference)))
     }
 
-    /// Reads `/resources` and the buses and aliases beside it.
+    /// Reads `/resources` and the buses and aliases next to it.
     pub(super) fn read(root: &At<'_>, read: &mut Reader<'_>) -> Resources {
         let Some(at) = root.child("resources") else {
             let advice = "add a node resources with cpus and memory@0 { size }";

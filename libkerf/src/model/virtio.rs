@@ -71,7 +71,7 @@ impl Virtio {
         })
     }
 
-    /// Makes the node `resources` name these devices and no others. What a device's node says besides stays.
+    /// Sets the devices in the node `resources` to exactly these. Other contents of a device's node are kept.
     pub(crate) fn write(devices: &[Virtio], resources: &mut Node) {
         if devices.is_empty() {
             while resources.remove_child("virtio").is_some() {}

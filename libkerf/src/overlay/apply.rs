@@ -5,7 +5,7 @@ use crate::check::{Finding, Report, Rule, SLACK_BYTES, Stance};
 use crate::model::{Device, DeviceKind, MemoryRequest};
 use crate::tree::NodePath;
 
-/// Where the findings of an operation are reported.
+/// The place to report the findings of an operation.
 struct Spot<'r> {
     path: NodePath,
     report: &'r mut Report,

@@ -81,8 +81,8 @@ pub(super) fn check_item(at: &At<'_>, read: &mut Reader<'_>) {
     }
 }
 
-/// Which properties and children of a node are the first of their name: a second one is found by nobody, and would be
-/// another's when the node is written.
+/// Marks the properties and children of a node that are the first of their name: nothing finds a second one, and
+/// writing the node would change its meaning.
 fn firsts(node: &Node) -> (Vec<bool>, Vec<bool>) {
     let mut names = HashSet::new();
     let properties = node.properties().iter();
@@ -133,7 +133,7 @@ fn without_twins(node: &mut Node) {
     node.children_mut().iter_mut().for_each(without_twins);
 }
 
-/// What a node `instance-create` says beyond the instance that was read of it, and what the host is to tell it.
+/// Contents of a node `instance-create` beyond the instance read from it, and the host tree for it.
 pub(super) fn of_create(node: &Node, instance: &Instance) -> Option<Node> {
     let mut rest = node.clone();
     without_twins(&mut rest);
