@@ -14,7 +14,7 @@ const MAX_LISTEN_FDS: usize = 64;
 /// Why the sockets could not be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum ActivationError {
-    /// `LISTEN_FDS` is no number, or too large.
+    /// `LISTEN_FDS` is not a number, or too large.
     #[error("LISTEN_FDS is {0:?}, not a number up to {MAX_LISTEN_FDS}")]
     Count(String),
     /// A descriptor is not open.

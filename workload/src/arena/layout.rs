@@ -49,7 +49,7 @@ pub mod word {
 pub const FIRST_LEVELS: u64 = 40;
 /// Classes within a power of two.
 pub const SECOND_LEVELS: u64 = 16;
-/// Where the directory begins.
+/// Offset of the directory.
 pub const DIRECTORY: u64 = 0x2000;
 /// Buckets in one segment of the table.
 pub const SEGMENT_BUCKETS: u64 = 4096;
@@ -67,7 +67,7 @@ pub const fn directory_slots(capacity: u64) -> u64 {
     capacity / (64 * SEGMENT_BUCKETS) + 1
 }
 
-/// Where the heap begins in an arena of `capacity` bytes.
+/// Offset of the heap in an arena of `capacity` bytes.
 #[must_use]
 pub const fn heap_start(capacity: u64) -> u64 {
     (DIRECTORY + directory_slots(capacity) * 8).next_multiple_of(64)

@@ -32,21 +32,21 @@ pub enum ArenaError {
     /// Another process owns the arena, or it is frozen.
     #[error("the arena is not ours to write: {0:?}")]
     NotOwner(Ownership),
-    /// What is in the memory cannot be.
+    /// The memory contains an impossible value.
     #[error("the arena is damaged: {what} at offset {offset:#x}")]
     Corrupt {
-        /// What was being read.
+        /// The data being read.
         what: &'static str,
-        /// Where.
+        /// Its offset.
         offset: u64,
     },
-    /// It was written by a version that this program does not know, or it is no arena.
+    /// An unknown version wrote the memory, or it is not an arena.
     #[error("not an arena this program can read: {0}")]
     Incompatible(String),
     /// The system refused.
     #[error("{what}: {source}")]
     System {
-        /// What was tried.
+        /// The attempted action.
         what: &'static str,
         /// The system's reason.
         source: io::Error,

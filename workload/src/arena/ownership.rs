@@ -15,16 +15,16 @@ use std::sync::atomic::Ordering;
 use super::layout::word;
 use super::{ArenaError, Mapping, Result};
 
-/// What the ownership word says.
+/// The contents of the ownership word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ownership {
     /// Counts the owners the arena has had.
     pub epoch: u64,
-    /// What the owner does.
+    /// The phase of the owner.
     pub phase: OwnershipPhase,
 }
 
-/// What an owner does.
+/// The phase of an owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnershipPhase {
     /// Not set up yet.
@@ -65,7 +65,7 @@ impl Ownership {
 }
 
 impl Mapping {
-    /// What the ownership word says now.
+    /// The current ownership.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`] when it says nothing known.

@@ -30,7 +30,7 @@ pub enum HandoverError {
     /// The other end is gone.
     #[error("the other end of the handover socket is closed")]
     Closed,
-    /// The other end sent what is no message of this protocol.
+    /// The other end sent data that is not a message of this protocol.
     #[error("malformed packet on the handover socket: {0}")]
     Malformed(String),
     /// The caller asked for a packet over the limits.
@@ -49,7 +49,7 @@ pub enum HandoverError {
     /// The system refused.
     #[error("{what} on the handover socket: {source}")]
     System {
-        /// What was tried.
+        /// The attempted action.
         what: &'static str,
         /// The system's reason.
         source: io::Error,

@@ -29,8 +29,8 @@ pub struct ActivatedListener {
 
 /// Adds `listeners` and a new handover socket to `command` and returns the agent's end of it.
 ///
-/// The agent's end, and whatever this process needs to keep, outlives the call; `command` may be
-/// spawned once. The descriptors that the child inherits stay open here until `command` is dropped.
+/// The agent's end, and everything that this process must keep, survives the call; `command` may be spawned once. The
+/// descriptors that the child inherits stay open here until `command` is dropped.
 ///
 /// # Errors
 /// The system's; `InvalidInput` for too many listeners or a name with `:` or NUL.

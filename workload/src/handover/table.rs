@@ -18,7 +18,7 @@ use super::{MAX_CONNECTIONS, MAX_TABLE_BYTES};
 /// Most bytes of a workload's own state for one connection.
 pub const MAX_CONNECTION_STATE_BYTES: usize = 64 * 1024;
 
-/// What is kept for one connection besides its socket.
+/// The data of one connection apart from its socket.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConnectionBuffers {
     /// The workload's own: name, flags.

@@ -26,23 +26,23 @@ pub use verify::Verified;
 /// Milliseconds since the Unix epoch.
 pub type UnixMillis = u64;
 
-/// What a write does to the time a key expires at.
+/// The effect of a write on a key's expiry time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expiry {
     /// The key does not expire.
     Never,
-    /// It stays as it is.
+    /// Unchanged.
     Keep,
     /// The key is gone from this time on.
     At(UnixMillis),
 }
 
-/// When a key expires.
+/// The expiry of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimeToLive {
-    /// There is no such key.
+    /// The key does not exist.
     NoKey,
-    /// It does not expire.
+    /// The key does not expire.
     Never,
     /// Milliseconds left.
     Millis(u64),
@@ -200,7 +200,7 @@ impl Store {
         self.map.get(word::KEYS_WITH_EXPIRY)
     }
 
-    /// What the arena says about its owner.
+    /// The current ownership of the arena.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`].
@@ -208,7 +208,7 @@ impl Store {
         self.map.ownership()
     }
 
-    /// What identifies the content.
+    /// Identifies the contents.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`].

@@ -55,11 +55,11 @@ impl Client {
 /// What is to become of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
-    /// It waits for the client.
+    /// The connection waits for the client.
     Idle,
-    /// It has commands left that can be run at once.
+    /// The connection has more commands that can be executed at once.
     More,
-    /// It is over.
+    /// The connection is over.
     Close,
 }
 
@@ -75,7 +75,7 @@ pub(crate) struct Connection {
     written: usize,
     /// The client will send no more.
     ended: bool,
-    /// What the server waits for on the socket.
+    /// The events that the server waits for on the socket.
     pub(crate) interest: EpollFlags,
 }
 
