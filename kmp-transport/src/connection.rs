@@ -39,7 +39,7 @@ pub enum ConnectionError {
     /// The link failed.
     #[error("the link failed: {0}")]
     Link(#[from] io::Error),
-    /// The peer broke the framing; it was told, and the connection closed.
+    /// The peer violated the framing; it was notified, and the connection closed.
     #[error("the peer sent an invalid frame: {0}")]
     Frame(#[from] FrameError),
     /// Our own message did not fit.
@@ -54,7 +54,7 @@ pub enum ConnectionError {
     /// The answer to HELLO was another frame.
     #[error("{0} answers HELLO")]
     NotHello(&'static str),
-    /// The peer is not the one that was meant, or does not speak this version; it was told.
+    /// The peer is not the expected one, or does not speak this version; it was notified.
     #[error("HELLO: {0}")]
     Hello(#[from] HelloError),
     /// The peer answered what it was not asked.
@@ -70,7 +70,7 @@ pub enum ConnectionError {
     WrongChannel {
         /// The type.
         msg_type: MsgType,
-        /// Where it came in.
+        /// The channel of the message.
         channel: Channel,
     },
     /// The peer sent other state than it announced.
@@ -93,7 +93,7 @@ pub struct FrameReader {
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
-    /// When the frame that is not complete has to be.
+    /// Deadline of the incomplete frame.
     frame_due: Option<Instant>,
 }
 
@@ -104,7 +104,7 @@ pub struct FrameWriter {
     /// Largest buffer that is kept, bytes.
     kept: usize,
     next_sequence: u32,
-    /// The numbers have begun anew.
+    /// The sequence numbers have wrapped.
     wrapped: bool,
 }
 
@@ -114,7 +114,7 @@ pub struct Connection {
     pub reader: FrameReader,
     /// Frames to the peer.
     pub writer: FrameWriter,
-    /// What the peer said of itself.
+    /// The peer's HELLO.
     pub hello: Hello,
     /// The features that both sides have, see [`kmp_proto::message::features`]: no other is used.
     pub features: u64,
@@ -164,7 +164,7 @@ impl FrameReader {
 }
 
 impl FrameReader {
-    /// As [`FrameReader::next`]; a peer that breaks the framing is told so through `writer`. Not cancel-safe.
+    /// Like [`FrameReader::next`]; a peer that violates the framing is notified through `writer`. Not cancel-safe.
     ///
     /// # Errors
     /// As [`FrameReader::next`].

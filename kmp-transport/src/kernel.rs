@@ -20,12 +20,12 @@ use crate::link::{Address, BoxedLink, ConnectError, connect};
 /// Port on which a kernel itself answers heartbeats, where it has somebody to do so (`docs/kmp.md`).
 pub const KERNEL_PORT: u32 = 9001;
 
-/// What shows that the kernel of an instance runs.
+/// Evidence that the kernel of an instance runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sign {
-    /// It refused a connection to this port.
+    /// The kernel refused a connection to this port.
     Refused(u32),
-    /// It answered a heartbeat on [`KERNEL_PORT`].
+    /// The kernel answered a heartbeat on [`KERNEL_PORT`].
     Answered,
 }
 

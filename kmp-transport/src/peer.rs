@@ -37,7 +37,7 @@ pub const PROBES_MAX: usize = 8;
 /// Longest time for one message to be written.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What happens on a peer's channels.
+/// Events on a peer's channels.
 #[derive(Debug)]
 pub enum PeerEvent {
     /// A channel is up, and this is who answered.
@@ -65,7 +65,7 @@ pub enum PeerEvent {
         channel: Channel,
         /// The sender's token.
         token: u64,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
     /// A frame came in.

@@ -70,8 +70,8 @@ impl<R: Fn(&str)> Reports<R> {
     }
 }
 
-/// Accepts on `listener` for as long as the receiver lives, and yields identified connections.
-/// Refusals are told to `report`, at most [`REPORTS_MAX`] in each [`REPORT_WINDOW`].
+/// Accepts on `listener` until the receiver is dropped, and yields identified connections. Reports refusals to
+/// `report`, at most [`REPORTS_MAX`] per [`REPORT_WINDOW`].
 pub fn serve(
     listener: Listener,
     identity: impl Into<Speaker>,

@@ -25,7 +25,7 @@ pub(super) enum Stage {
 pub(super) enum Ending {
     /// Both sides had closed.
     Closed,
-    /// The other kernel reset it: it lives, and does not know the connection.
+    /// The other kernel reset it: it is alive, and does not know the connection.
     Reset,
     /// The link to the other kernel was lost.
     Lost,

@@ -60,7 +60,7 @@ struct Shared {
     server: DoorbellServer,
     /// This side's own, as peer [`HOST`].
     generation: u32,
-    /// What the links measure time from.
+    /// Start of the links' time.
     started: Instant,
     state: Mutex<State>,
 }

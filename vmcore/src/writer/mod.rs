@@ -45,7 +45,7 @@ pub const THREADS_MAX: usize = 16;
 /// The highest level: everything that can be left out.
 pub const LEVEL_MAX: u32 = 31;
 
-/// What is written.
+/// The contents to write.
 #[derive(Clone, Copy)]
 pub struct Contents<'a> {
     /// The machine's memory.
@@ -72,7 +72,7 @@ pub enum Output {
 pub struct Options {
     /// The format.
     pub output: Output,
-    /// What to leave out, 0 to 31, as makedumpfile's `-d`.
+    /// The dump level, 0 to 31, as makedumpfile's `-d`.
     pub level: u32,
     /// Threads, 1 to [`THREADS_MAX`].
     pub threads: usize,
@@ -87,7 +87,7 @@ pub struct Control {
     pub stop: AtomicBool,
     /// Pages that are in the file or were left out.
     pub pages_done: AtomicU64,
-    /// Where others help to read the memory.
+    /// Shares for helpers that read part of the memory.
     pub shares: Option<Arc<Shares>>,
     memory_read: Option<Box<dyn Fn() + Send + Sync>>,
 }
@@ -118,7 +118,7 @@ impl fmt::Debug for Control {
     }
 }
 
-/// What was written.
+/// The result of a write.
 #[derive(Clone, Debug)]
 pub struct Written {
     /// Counts, the level that was done, the length and the checksum.
@@ -138,7 +138,7 @@ pub enum WriteError {
         /// The file.
         path: PathBuf,
     },
-    /// What was asked for cannot be written.
+    /// The requested dump cannot be written.
     #[error("cannot write such a dump: {0}")]
     Options(&'static str),
     /// The file cannot be made.
@@ -146,10 +146,10 @@ pub enum WriteError {
     Create {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// There is no room for it.
+    /// There is no space for it.
     #[error("no space left for the dump; {path} has what was written, marked as incomplete")]
     NoRoom {
         /// The partial file.
@@ -158,11 +158,11 @@ pub enum WriteError {
     /// The system refused.
     #[error("{doing} {path}, which stays, marked as incomplete: {source}")]
     Io {
-        /// What was done.
+        /// The attempted action.
         doing: &'static str,
         /// The partial file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// [`Control::stop`] was set.
@@ -184,7 +184,7 @@ pub enum WriteError {
 /// How a file differs from what was written.
 #[derive(Debug, thiserror::Error)]
 pub enum Difference {
-    /// It is no dump any more.
+    /// It is no longer a readable dump.
     #[error(transparent)]
     Unreadable(#[from] DumpError),
     /// Its checksum is another.
@@ -196,7 +196,7 @@ pub enum Difference {
 ///
 /// # Errors
 ///
-/// Whatever keeps the file from being there, whole and verified.
+/// Any reason why the file is not there, complete and verified.
 pub fn write(
     contents: Contents<'_>,
     options: Options,
@@ -228,7 +228,7 @@ pub fn write(
 /// The notes of a dump, beginning at a multiple of four in the file.
 struct NoteBytes {
     bytes: Vec<u8>,
-    /// Where the contents of kmorph's own note begin.
+    /// Offset of the contents of kmorph's own note.
     own: usize,
     /// Where the text of VMCOREINFO stands; empty without one.
     vmcoreinfo: std::ops::Range<usize>,

@@ -19,7 +19,7 @@ pub(super) type Block = [u8; PAGE_BYTES];
 /// The bitmaps.
 pub(super) struct PageMap<'a> {
     file: &'a File,
-    /// Where the bitmap of the pages the machine has begins, and the other.
+    /// Offset of the bitmap of the machine's pages; the other one follows.
     first: u64,
     second: u64,
     /// Blocks in which the machine has memory, sorted.
