@@ -14,19 +14,19 @@ use kmp_proto::message::PRESSURE_ABSENT;
 /// Shortest time between two samples.
 pub const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What is counted.
+/// The scope of the figures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// The whole kernel.
     System,
     /// This process and its descendants, limited to this much memory.
     Processes {
-        /// KiB; 0 when there is no limit.
+        /// KiB; 0 if there is no limit.
         memory_limit_kib: u64,
     },
 }
 
-/// One sample, as a heartbeat carries it.
+/// One sample, as carried by a heartbeat.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
     /// CPUs the instance may use.

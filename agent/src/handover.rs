@@ -25,7 +25,7 @@ const BACKLOG: i32 = 16;
 /// Pause after accept failed for lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What is handed over.
+/// The descriptors to hand over.
 #[derive(Debug)]
 pub struct Handover {
     /// For TakeOver.
@@ -51,7 +51,7 @@ pub fn open(path: &Path) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Serves for as long as the agent lives.
+/// Serves until the agent exits.
 ///
 /// # Errors
 /// When the socket cannot be watched.

@@ -16,7 +16,7 @@ pub enum InheritError {
     Bad {
         /// Its value.
         value: String,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
 }

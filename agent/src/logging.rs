@@ -24,7 +24,7 @@ use slog::{Drain, Logger, o};
 use tokio::io::AsyncReadExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Size at which the log is begun anew, bytes. What was there is kept once, beside it.
+/// Size at which the log is rotated, bytes. One previous log is kept next to it.
 pub const LOG_MAX_BYTES: u64 = 4 << 20;
 /// Lines of the agent that wait to be written.
 const LINES_MAX: usize = 1024;
@@ -77,7 +77,7 @@ pub fn start(out: OwnedFd, rotated: Option<PathBuf>) -> io::Result<(Log, Written
 /// What waits for the log's thread. The permit bounds the queue.
 enum Item {
     Piece(Vec<u8>, OwnedSemaphorePermit),
-    /// Everything before is to be written, then its sender told.
+    /// Write everything before this, then notify the sender.
     End(mpsc::Sender<()>),
 }
 
@@ -92,8 +92,8 @@ pub struct Log {
 }
 
 impl Log {
-    /// Copies to the log what comes out of `pipe`, until the pipe ends. While the log stands still, the pipe fills, as
-    /// if the workload wrote to the log itself: what it prints is neither dropped nor kept in memory.
+    /// Copies data from `pipe` to the log, until the pipe ends. While the log blocks, the pipe fills, as if the
+    /// workload wrote to the log itself: its output is neither dropped nor kept in memory.
     pub async fn relay(self, pipe: OwnedFd) {
         let Ok(mut pipe) = tokio::net::unix::pipe::Receiver::from_owned_fd(pipe) else {
             return;

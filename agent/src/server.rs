@@ -39,7 +39,7 @@ const SYSFS: &str = "/sys";
 /// When the daemon may come again after too many requests, milliseconds.
 const RETRY_AFTER_MS: u32 = 50;
 
-/// Everything a connection needs.
+/// The state that every connection needs.
 #[derive(Clone, Debug)]
 pub struct Served {
     /// The instance's name.
@@ -48,7 +48,7 @@ pub struct Served {
     pub workload: Workload,
     /// The morphs.
     pub morphs: Morphs,
-    /// What the daemon has said so far.
+    /// The daemon's messages so far.
     pub said: Said,
     /// The topology file.
     pub topology: Topology,
@@ -58,12 +58,12 @@ pub struct Served {
     pub log: Logger,
 }
 
-/// What the daemon has said on earlier connections, and on this one so far. Clones share it.
+/// The daemon's messages on earlier connections and on this one. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Said {
     /// The newest session of a morph; 0 before the first.
     session: Arc<AtomicU64>,
-    /// Parts of the topology that is being told.
+    /// Parts of the topology received so far.
     topology: Arc<Mutex<TopologyParts>>,
 }
 
@@ -90,7 +90,7 @@ impl Said {
     }
 }
 
-/// Serves identified connections until there are no more.
+/// Serves identified connections until the channel closes.
 pub async fn serve(mut connections: mpsc::Receiver<Connection>, served: Served, figures: Sampler) {
     let figures = Arc::new(tokio::sync::Mutex::new(figures));
     let (mut heartbeat, mut control) = (None::<AbortHandle>, None::<AbortHandle>);

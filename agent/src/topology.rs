@@ -29,8 +29,8 @@ struct Entry<'a> {
     cpus: &'a [u16],
 }
 
-/// The file in a directory. It is written on another thread, because its disk may stand still, and in the order in
-/// which the daemon tells.
+/// The file in a directory. Another thread writes it, because its disk may block, in the order of the daemon's
+/// messages.
 #[derive(Clone, Debug)]
 pub struct Topology {
     dir: Arc<PathBuf>,

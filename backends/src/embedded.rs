@@ -54,12 +54,12 @@ const AGENT_ROLE: &str = "agent";
 /// Name of the agent's configuration in the run directory.
 const AGENT_CONFIG: &str = "agent.json";
 
-/// What the backend needs to know.
+/// Configuration of the backend.
 #[derive(Clone, Debug)]
 pub struct EmbeddedConfig {
     /// The `kmorph-agent` program.
     pub agent: PathBuf,
-    /// Where the cgroups of its generations are made, or why none are.
+    /// The cgroups of its generations, or why there are none.
     pub cgroups: Arc<Result<Cgroups, NoCgroups>>,
 }
 

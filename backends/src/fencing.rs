@@ -114,7 +114,7 @@ enum NotEnded {
 #[derive(Debug)]
 struct Remains {
     processes: Vec<Stat>,
-    /// The cgroup, when the kernel says that something lives in it.
+    /// The cgroup, if the kernel reports it as populated.
     cgroup: Option<Cgroup>,
 }
 

@@ -41,7 +41,7 @@ pub(crate) struct Seen {
 #[derive(Clone, Default)]
 struct Evidence {
     tag: Option<u64>,
-    /// Its marks, [`MARKS_KEPT`] at most, and besides them those that were sought.
+    /// Its marks, [`MARKS_KEPT`] at most, in addition to those searched for.
     marks: BTreeSet<Vec<u8>>,
 }
 

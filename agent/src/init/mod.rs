@@ -124,8 +124,8 @@ fn load(module: &Path, parameters: &CStr) -> Result<&'static str, InitError> {
     }
 }
 
-/// One AF_VSOCK listener for each published port, in their order: the daemon's forwarder connects
-/// there. `option` chooses their transport, where it has to be.
+/// One AF_VSOCK listener for each published port, in order: the daemon's forwarder connects to them. `option` selects
+/// their transport, if needed.
 ///
 /// # Errors
 /// The system's, for instance without a vsock device.

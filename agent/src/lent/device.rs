@@ -51,9 +51,9 @@ impl std::fmt::Display for PciAddress {
 
 /// Why there is nothing to read yet.
 enum Miss {
-    /// It may come.
+    /// The device may still appear.
     NotYet(String),
-    /// It will not.
+    /// The device will not appear.
     Never(LentError),
 }
 

@@ -37,21 +37,21 @@ pub enum LentError {
     NotThere {
         /// The port.
         port: PciAddress,
-        /// What was missing last.
+        /// The reason of the last attempt.
         last: String,
     },
-    /// What hangs below the port is not what is lent.
+    /// The device below the port is not lent memory.
     #[error("the device below the PCI port {port} is not lent memory: {found}")]
     Another {
         /// The port.
         port: PciAddress,
-        /// What it is instead.
+        /// The actual device.
         found: String,
     },
     /// A read from beyond the end of it.
     #[error("{length} bytes at {offset:#x} are outside the {bytes:#x} bytes of lent memory")]
     Beyond {
-        /// Where it began.
+        /// The start of the range.
         offset: u64,
         /// Its length in bytes.
         length: usize,
@@ -61,7 +61,7 @@ pub enum LentError {
     /// The system's reason. It may have been taken back.
     #[error("{what}: {source}")]
     System {
-        /// What was tried, on what.
+        /// The attempted action and its object.
         what: String,
         /// The system's reason.
         source: io::Error,
@@ -74,13 +74,13 @@ pub struct Lent {
     file: File,
     path: PathBuf,
     bytes: u64,
-    /// Where the kernel copies to, [`COPY_BYTES`] at a time; one reader at a time.
+    /// The file that the kernel copies to, [`COPY_BYTES`] at a time; one reader at a time.
     copied: Mutex<File>,
 }
 
 impl Lent {
-    /// What hangs below the PCI port `port`, such as `0000:00:1e.0`, which may come from anybody; `sysfs` is normally
-    /// `/sys`. Waits up to [`APPEAR_TIMEOUT`] for it, blocking this thread.
+    /// The lent memory below the PCI port `port`, such as `0000:00:1e.0`, which is untrusted input; `sysfs` is
+    /// normally `/sys`. Waits up to [`APPEAR_TIMEOUT`] for the device, blocking this thread.
     ///
     /// # Errors
     /// When `port` is no PCI address, nothing has appeared below it in time, something else than lent memory hangs

@@ -42,7 +42,7 @@ pub struct Morphs {
     providers: Arc<Providers>,
     log: Logger,
     role: Arc<Mutex<Role>>,
-    /// Held by the step of a commit or the rollback that is under way.
+    /// Held by the current step of a commit or rollback.
     turn: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -208,7 +208,7 @@ impl Morphs {
         }
     }
 
-    /// What the target's agent, on the same kernel, is given for its provider.
+    /// Returns the descriptor for the provider of the target's agent on the same kernel.
     ///
     /// # Errors
     /// When `session` is not the one in which this side is left, or the provider has nothing to give.

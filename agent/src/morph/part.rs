@@ -52,9 +52,9 @@ enum Part {
 /// What a rollback is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Undo {
-    /// Have the workload serve again if it stands still, and say where it is.
+    /// Resume the workload if it is frozen, and report its state.
     Resume,
-    /// End the workload: it has served nobody.
+    /// End the workload, which has not served any client.
     Stop,
 }
 
@@ -63,7 +63,7 @@ pub(super) enum Undo {
 pub(super) enum Freeze {
     /// Ask the workload.
     Now,
-    /// It stands still already; the digest of its state.
+    /// The workload is already frozen; the digest of its state.
     Already(u64),
 }
 

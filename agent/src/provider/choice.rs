@@ -29,7 +29,7 @@ pub struct Providers {
 
 #[derive(Debug, Default)]
 struct Talks {
-    /// What was offered in the latest session that asked.
+    /// The offer in the latest session.
     offered: (u64, Vec<StateProvider>),
     /// The latest choice, with its session.
     chosen: Option<(u64, Chosen)>,
@@ -56,7 +56,7 @@ impl Deref for Chosen {
 }
 
 impl Providers {
-    /// Those of this agent.
+    /// The providers of this agent.
     pub fn of(host: &Host) -> Self {
         Self::new(PROVIDERS.iter().map(|make| make(host)).collect())
     }
@@ -79,7 +79,7 @@ impl Providers {
         self.talks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What this side says in `session` of its providers that are in the set `asked`.
+    /// The statements of this side in `session` about its providers that are in the set `asked`.
     pub async fn offer(&self, session: u64, asked: u32) -> Vec<ProviderOffer> {
         let asked = self.all.iter().filter(|p| p.id().is_in(asked));
         let asked: Vec<_> = asked
@@ -155,7 +155,7 @@ impl Providers {
         }
     }
 
-    /// The provider that was used last, in whatever session; `None` when none ever was.
+    /// The provider used last, in any session; `None` if none has been used.
     pub fn latest(&self) -> Option<Chosen> {
         let talks = self.talks();
         talks.chosen.as_ref().map(|(_, chosen)| chosen.clone())

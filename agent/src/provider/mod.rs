@@ -56,16 +56,16 @@ const _: () = assert!(PROVIDERS.len() <= PROVIDERS_MAX);
 /// Makes a provider for an instance.
 type Make = fn(&Host) -> Arc<dyn Provider>;
 
-/// What there is of an instance for its providers.
+/// The parts of an instance that its providers use.
 #[derive(Clone, Debug)]
 pub struct Host {
     /// The program.
     pub workload: Workload,
-    /// The handover socket of the generation before, when that runs on the same kernel.
+    /// The handover socket of the previous generation, if that runs on the same kernel.
     pub predecessor: Option<PathBuf>,
 }
 
-/// What a provider can do here and now.
+/// The current ability of a provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ability {
     /// Bytes of state.
@@ -116,7 +116,7 @@ pub struct Import {
 /// A part of a round.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Piece {
-    /// Where it lies in the state; its meaning is the provider's.
+    /// Its offset in the state, as defined by the provider.
     pub offset: u64,
     /// The bytes; none when nothing is left.
     pub data: Vec<u8>,
@@ -124,7 +124,7 @@ pub struct Piece {
     pub dirty_bytes: u64,
 }
 
-/// One way to carry the state of the instance's workload. See the module for the rules.
+/// A way to move the state of the instance's workload. The module documentation has the rules.
 #[async_trait]
 pub trait Provider: fmt::Debug + Send + Sync {
     /// Which one it is, in the protocol.

@@ -2,22 +2,22 @@
 
 use std::path::{Path, PathBuf};
 
-/// The variable in which a program is told how many bytes of memory it may use.
+/// Environment variable with the number of bytes of memory that the program may use.
 pub const MEMORY_ENV: &str = "KMORPH_MEMORY_BYTES";
 /// Part of a guest's available memory, in percent, that its program may use: the rest is for the agent, the kernel's
 /// buffers, and its reserve against an out-of-memory kill.
 const GUEST_SHARE_PERCENT: u64 = 75;
 
-/// What there is for the program, and who counts its kills.
+/// The program's memory, and the source of its OOM kill count.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
     /// Bytes that it may use; 0 when that is not limited.
     pub bytes: u64,
-    /// What holds it to them.
+    /// The limit in force.
     pub held: Held,
 }
 
-/// What holds a program to its memory.
+/// The way in which a program's memory is limited.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Held {
     /// Nothing that counts: limits of each process, or none.
@@ -30,7 +30,7 @@ pub enum Held {
 }
 
 impl Memory {
-    /// Of an instance that is a process of a host: `bytes`, to which `cgroup` holds the program where there is one.
+    /// The memory of an instance that is a process on the host: `bytes`, enforced by `cgroup` if there is one.
     pub fn of_process(bytes: u64, cgroup: Option<PathBuf>) -> Self {
         Self {
             bytes,
@@ -38,7 +38,7 @@ impl Memory {
         }
     }
 
-    /// Of a guest, as its kernel says now.
+    /// The memory of a guest, according to its kernel.
     pub fn of_kernel() -> Self {
         let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let available_kib = field(&text, "MemAvailable:").unwrap_or(0);

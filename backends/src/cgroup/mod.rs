@@ -35,7 +35,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause between two looks.
 const LOOK_PAUSE: Duration = Duration::from_millis(1);
 
-/// Where the cgroups of one daemon's generations are made.
+/// The cgroups of one daemon's generations.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cgroups {
     base: PathBuf,
@@ -100,7 +100,7 @@ impl Cgroups {
         self.memory.as_ref().copied()
     }
 
-    /// Where they are made.
+    /// Their parent directory.
     pub fn base(&self) -> &Path {
         &self.base
     }
@@ -164,8 +164,8 @@ pub(crate) fn told_with_memory(found: &Result<Cgroups, NoCgroups>) -> String {
     format!("{}; {memory}", told(found))
 }
 
-/// Ends whatever lives in the cgroups of daemons with a runtime directory at or below this one, and removes them.
-/// For tests, which leave nothing behind.
+/// Kills all processes in the cgroups of daemons with a runtime directory at or below this one, and removes the
+/// cgroups. For tests, which must leave nothing behind.
 pub fn end_all_below(directory: &Path) {
     let Ok(place) = place::find() else { return };
     let (top, prefix) = (place.path.join(OWN_NAME), escaped(directory));

@@ -29,7 +29,7 @@ const DELEGATED: [&str; 2] = ["trusted.delegate", "user.delegate"];
 pub(super) struct Place {
     /// The directory below which they are made.
     pub(super) path: PathBuf,
-    /// systemd has delegated it, and goes on starting processes in it.
+    /// systemd has delegated the cgroup, and keeps starting processes in it.
     pub(super) is_delegated: bool,
 }
 

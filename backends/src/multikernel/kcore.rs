@@ -28,11 +28,11 @@ pub struct Shown {
     pub start: u64,
     /// Bytes.
     pub length: u64,
-    /// Where it begins in the file.
+    /// Its offset in the file.
     pub offset: u64,
 }
 
-/// What the file shows, in its own order.
+/// The memory that the file shows, in file order.
 ///
 /// # Errors
 /// When it cannot be read, or is not as a kernel writes it.
@@ -106,8 +106,8 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
         .map_or(0, |chunk| u64::from_le_bytes(*chunk))
 }
 
-/// What such a file begins with, up to [`SYNTHETIC_OFFSET`]: it shows `memory_bytes` from physical address `base` on. For
-/// tests.
+/// The beginning of such a file, up to [`SYNTHETIC_OFFSET`]: it shows `memory_bytes` from physical address `base` on.
+/// For tests.
 #[must_use]
 pub fn synthetic(base: u64, memory_bytes: u64) -> Vec<u8> {
     let mut file = IDENT.to_vec();
@@ -132,7 +132,7 @@ pub fn synthetic(base: u64, memory_bytes: u64) -> Vec<u8> {
     file
 }
 
-/// Where the memory begins in a file of [`synthetic`], bytes.
+/// Offset of the memory in a file from [`synthetic`], bytes.
 pub const SYNTHETIC_OFFSET: u64 = 8192;
 
 #[cfg(test)]

@@ -17,12 +17,12 @@ use crate::contract::{BackendError, KernelInstance, MemoryRange, Placement};
 /// Bytes that are read of each range, to see whether it can be.
 const TRIED_BYTES: usize = 64;
 
-/// Where the host's kernel says what memory there is, and shows it.
+/// The files in which the host's kernel lists and shows memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostMemory {
     /// Which physical addresses are whose.
     pub iomem: PathBuf,
-    /// What is at physical addresses.
+    /// File with the contents of physical memory.
     pub kcore: PathBuf,
 }
 

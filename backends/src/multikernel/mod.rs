@@ -59,20 +59,20 @@ pub use self::memory::HostMemory;
 /// The option of an AF_VSOCK socket that chooses the transport between kernels (`net/vmw_vsock/af_vsock.c` of
 /// multikernel Linux).
 pub const VSOCK_OPTION: u16 = 9;
-/// Where the kernel's files are.
+/// Path of the kernel's files.
 pub const ROOT: &str = libkerf::kernel::ROOT;
-/// Where kerf's lock is.
+/// Path of kerf's lock.
 pub const LOCK: &str = libkerf::kernel::KERF_LOCK;
-/// Where kerf's records are.
+/// Directory of kerf's records.
 pub const RECORDS: &str = libkerf::record::DIRECTORY;
-/// Where kerf pins the routes of netdevs.
+/// Directory in which kerf pins the routes of netdevs.
 pub const XDP_PINS: &str = network::XDP_PINS;
 /// The module that carries vsock between kernels; loaded where it is not built in.
 const NEEDED: [&str; 1] = ["mk_transport"];
 /// What a generation boots.
 const INITRAMFS: &str = "initramfs.img";
 
-/// What the backend needs to know.
+/// Configuration of the backend.
 #[derive(Clone, Debug)]
 pub struct MultikernelConfig {
     /// The agent, as it runs in the instance.
@@ -85,15 +85,15 @@ pub struct MultikernelConfig {
     pub records: PathBuf,
     /// Directory with a `<release>` directory of modules for each kernel; searched first.
     pub modules: Option<PathBuf>,
-    /// Where built guest images are kept.
+    /// Directory for built guest images.
     pub cache: PathBuf,
     /// How instances are reached.
     pub vsock: Vsock,
-    /// Who vouches for a kernel image.
+    /// How the layout of a kernel image is ensured.
     pub layout: Layout,
-    /// Where an instance's memory is read.
+    /// The files through which an instance's memory is read.
     pub memory: HostMemory,
-    /// Where kerf pins the routes of netdevs.
+    /// Directory in which kerf pins the routes of netdevs.
     pub xdp_pins: PathBuf,
 }
 
@@ -109,7 +109,7 @@ pub enum Vsock {
     },
     /// A Unix socket `<id>.sock` for each, which takes `CONNECT <port>`: where kernels are emulated.
     Sockets {
-        /// Where they are.
+        /// Directory of the sockets.
         directory: PathBuf,
     },
 }
@@ -161,7 +161,7 @@ pub struct KernelPool {
     pub cpus: Vec<u16>,
     /// Bytes.
     pub memory_bytes: u64,
-    /// What is left of the memory, for each kernel instance, to the kernel's own bookkeeping, bytes.
+    /// Memory reserved for the kernel's own bookkeeping per kernel instance, bytes.
     pub bookkeeping_bytes: u64,
 }
 
@@ -174,7 +174,7 @@ pub struct MultikernelBackend {
 }
 
 impl MultikernelBackend {
-    /// A backend on the kernel that this runs on.
+    /// A backend for the running kernel.
     ///
     /// # Errors
     /// When the host's boot id cannot be read.

@@ -40,10 +40,10 @@ pub(super) struct Mark {
     pub(super) run_dir: PathBuf,
     /// The host's boot in which it was put there.
     pub(super) host_boot_id: String,
-    /// Who made the kernel instance. Only what we made is removed when the generation goes.
+    /// The creator of the kernel instance. Only one that we created is removed when the generation goes.
     #[serde(default)]
     pub(super) origin: Origin,
-    /// Its fence was confirmed: it runs no more, whatever the status file says.
+    /// Its fence was confirmed: it no longer runs, whatever the status file says.
     #[serde(default)]
     pub(super) fenced: bool,
 }
@@ -109,7 +109,7 @@ impl Mark {
 pub(super) enum Content {
     /// There is no such kernel instance.
     Absent,
-    /// One that nobody has put a kernel in through us.
+    /// A kernel instance in which we have loaded no kernel.
     Foreign(Status),
     /// A generation of ours.
     Marked(Mark, Status),
@@ -121,9 +121,9 @@ pub(super) enum Content {
 /// How a placement's kernel instance relates to its generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Holds {
-    /// There is no such kernel instance any more.
+    /// The kernel instance no longer exists.
     Gone,
-    /// It holds a later generation: ours was fenced before that one was put in.
+    /// It holds a later generation: ours was fenced before that one was loaded.
     Another,
     /// Its record is not ours any more.
     Foreign(Status),
@@ -181,7 +181,7 @@ pub(super) struct Slots {
     pub(super) records: Records,
     pub(super) calls: Box<dyn Calls + Send + Sync>,
     pub(super) host_boot_id: String,
-    /// One change of ours at a time: each is planned on what the last one left.
+    /// Serializes our changes: each is planned on the result of the last one.
     changes: Mutex<()>,
 }
 

@@ -53,7 +53,7 @@ pub(super) fn cmdline(own: &str) -> Result<String, SpawnError> {
 /// A kernel instance to put a generation in.
 struct Chosen {
     name: String,
-    /// It is there already: kerf has made it.
+    /// It already exists: kerf has created it.
     there: bool,
 }
 

@@ -116,7 +116,7 @@ fn measured(file: &File) -> io::Result<u64> {
 /// What is lent of a memory.
 #[derive(Debug, PartialEq, Eq)]
 struct Piece {
-    /// Where it begins in the file; a multiple of [`LENT_MIN_BYTES`].
+    /// Its offset in the file; a multiple of [`LENT_MIN_BYTES`].
     offset: u64,
     /// A power of two from [`LENT_MIN_BYTES`] to [`LENT_MAX_BYTES`].
     bytes: u64,

@@ -68,7 +68,7 @@ pub enum AccelChoice {
     Tcg,
 }
 
-/// What the backend needs to know.
+/// Configuration of the backend.
 #[derive(Clone, Debug)]
 pub struct QemuConfig {
     /// The agent, as it runs in the guest.
@@ -81,16 +81,16 @@ pub struct QemuConfig {
     pub kerf: Option<KerfConfig>,
     /// Which accelerator is used.
     pub accel: AccelChoice,
-    /// Directory with a `<release>` directory of modules for each kernel; searched first. Then the image's own
-    /// directory, `lib/modules` beside the image, and `/lib/modules`.
+    /// Directory with a `<release>` directory of modules for each kernel; searched before the image's own directory,
+    /// `lib/modules` beside the image, and `/lib/modules`.
     pub modules: Option<PathBuf>,
-    /// Where built guest images are kept.
+    /// Directory for built guest images.
     pub cache: PathBuf,
-    /// Where the cgroups of its generations are made, or why none are.
+    /// The cgroups of its generations, or why there are none.
     pub cgroups: Arc<Result<Cgroups, NoCgroups>>,
 }
 
-/// What vsock over shared memory takes (`docs/kerf-vsock.md`).
+/// Configuration of vsock over shared memory (`docs/kerf-vsock.md`).
 #[derive(Clone, Debug)]
 pub struct KerfConfig {
     /// `kmorph-kerf-host`.

@@ -44,13 +44,13 @@ pub(super) struct Starting<'a> {
     /// Program and arguments.
     pub(super) line: Vec<OsString>,
     pub(super) run_dir: &'a Path,
-    /// Where its output goes, in the run directory.
+    /// Log file, in the run directory.
     pub(super) log: &'static str,
     /// Host CPUs that it may use.
     pub(super) cpus: &'a [u16],
     /// The cgroup that it is started in.
     pub(super) cgroup: Option<&'a Cgroup>,
-    /// What it is told from others by.
+    /// Marks that identify the process.
     pub(super) containment: &'a Containment,
 }
 
