@@ -24,7 +24,7 @@ fn failed(what: impl Into<String>) -> impl FnOnce(Errno) -> ConfineError {
 /// getrlimit(2).
 ///
 /// # Errors
-/// When the system refuses, for instance for a CPU that is not online.
+/// If the system refuses, for instance for a CPU that is not online.
 pub fn confine(cpus: &[u16], memory_bytes: u64) -> Result<(), ConfineError> {
     match nix::unistd::setsid() {
         // Already the leader of its session.

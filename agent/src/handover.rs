@@ -54,7 +54,7 @@ pub fn open(path: &Path) -> io::Result<OwnedFd> {
 /// Serves until the agent exits.
 ///
 /// # Errors
-/// When the socket cannot be watched.
+/// If the socket cannot be watched.
 pub fn serve(socket: OwnedFd, handover: Handover, log: Logger) -> io::Result<()> {
     // SAFETY: an OwnedFd is never replaced here and closed only when dropped, which AsyncFd does
     // after taking it off the reactor.

@@ -74,7 +74,7 @@ impl EmbeddedBackend {
     /// A backend that starts the agent named in `config`.
     ///
     /// # Errors
-    /// When the host's boot id cannot be read.
+    /// If the host's boot id cannot be read.
     pub fn new(config: EmbeddedConfig) -> io::Result<Self> {
         Ok(Self {
             config,

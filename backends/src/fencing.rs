@@ -52,7 +52,7 @@ pub(crate) fn check_proof(
 /// Stops the generation of `placement` and certifies it. Callable again. `host_boot_id` is the one of now.
 ///
 /// # Errors
-/// When its end was not seen within [`FENCE_TIMEOUT`], with what still runs.
+/// If its end was not seen within [`FENCE_TIMEOUT`], with what still runs.
 pub(crate) async fn fence(
     placement: &Placement,
     exits: &Exits,
@@ -228,7 +228,7 @@ fn living(cgroup: Cgroup) -> Remains {
 /// Whether anything of a generation can still run.
 ///
 /// # Errors
-/// When that cannot be seen.
+/// If that cannot be seen.
 pub(crate) fn is_left(placement: &Placement) -> io::Result<bool> {
     if let Some(Ok(Some(cgroup))) = placement.containment.cgroup.as_ref().map(Cgroup::known)
         && cgroup.is_populated()?

@@ -18,7 +18,7 @@ pub(crate) const PLACEMENT: &str = "placement.json";
 /// What holds the processes of a new generation.
 ///
 /// # Errors
-/// When something that no journal knows lives in its place.
+/// If something that no journal knows lives in its place.
 pub(crate) fn contain(
     cgroups: Option<&Cgroups>,
     name: &InstanceName,
@@ -48,7 +48,7 @@ pub(crate) fn contain(
 /// Writes down where a generation is about to be started.
 ///
 /// # Errors
-/// When it cannot be written.
+/// If it cannot be written.
 pub(crate) fn announce(placement: &Placement, roles: &[&str]) -> io::Result<()> {
     birth::begin(&placement.run_dir, roles)?;
     let record = serde_json::to_vec(placement)?;
@@ -59,7 +59,7 @@ pub(crate) fn announce(placement: &Placement, roles: &[&str]) -> io::Result<()> 
 /// `kind` is the backend that asks, `roles` are those of its processes, the one whose end is the instance's end first.
 ///
 /// # Errors
-/// When the system could not be asked, or another backend than `kind` began it.
+/// If the system could not be asked, or another backend than `kind` began it.
 pub(crate) fn find(
     kind: BackendKind,
     name: &InstanceName,
@@ -96,7 +96,7 @@ pub(crate) fn find(
 /// Removes what held the processes of a generation, once they have ended.
 ///
 /// # Errors
-/// When something lives there.
+/// If something lives there.
 pub(crate) fn remove_cgroup(containment: &Containment) -> io::Result<()> {
     match containment.cgroup.as_ref().map(Cgroup::known) {
         Some(Ok(Some(cgroup))) => cgroup.remove(),

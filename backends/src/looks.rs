@@ -47,7 +47,7 @@ struct Asked {
 /// The processes of a generation that can still run, without the daemon's own. The look begins after this call.
 ///
 /// # Errors
-/// When `/proc` cannot be read, or there is no thread for it.
+/// If `/proc` cannot be read, or there is no thread for it.
 pub(crate) async fn members(placement: Arc<Placement>) -> Found {
     let (answer, answered) = oneshot::channel();
     LOOKS.ask(Asked { placement, answer })?;
@@ -58,7 +58,7 @@ pub(crate) async fn members(placement: Arc<Placement>) -> Found {
 /// As [`members`], by a look of its own. It blocks.
 ///
 /// # Errors
-/// When `/proc` cannot be read.
+/// If `/proc` cannot be read.
 pub(crate) fn members_now(placement: &Placement) -> Found {
     let sought = BTreeSet::from([marks::mark_of(&placement.run_dir)]);
     marks::members(placement, &Known::default().look(&sought)?)

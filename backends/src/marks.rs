@@ -61,7 +61,7 @@ impl Known {
     /// Looks once at every process that can still run, without the daemon's own, for generations with these marks.
     ///
     /// # Errors
-    /// When `/proc` cannot be read.
+    /// If `/proc` cannot be read.
     pub(crate) fn look(&mut self, sought: &BTreeSet<Vec<u8>>) -> io::Result<Vec<Seen>> {
         let own = i32::try_from(std::process::id()).ok();
         let mut all = process::all()?;
@@ -90,7 +90,7 @@ fn evidence(stat: &Stat, sought: &BTreeSet<Vec<u8>>) -> Evidence {
 /// Those of the processes that are of a generation. Its mark was sought.
 ///
 /// # Errors
-/// When `/proc` cannot be read.
+/// If `/proc` cannot be read.
 pub(crate) fn members(placement: &Placement, seen: &[Seen]) -> io::Result<Vec<Stat>> {
     let mark = mark_of(&placement.run_dir);
     let tag = placement.containment.tag;

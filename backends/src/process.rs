@@ -102,7 +102,7 @@ pub(crate) fn all() -> io::Result<Vec<Stat>> {
 /// The boot id of the host: pids and start times mean nothing under another.
 ///
 /// # Errors
-/// When it cannot be read.
+/// If it cannot be read.
 pub(crate) fn host_boot_id() -> io::Result<String> {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     Ok(text.trim().to_owned())

@@ -51,7 +51,7 @@ impl From<NamedFileError> for io::Error {
 /// a FIFO, and a device is not read. A file system that does not answer can still keep the caller waiting.
 ///
 /// # Errors
-/// When it cannot be opened, is no regular file, or has more than `max_bytes` bytes.
+/// If it cannot be opened, is not a regular file, or has more than `max_bytes` bytes.
 pub fn open_named(path: &Path, max_bytes: u64) -> Result<File, NamedFileError> {
     let system = |source| NamedFileError::System {
         path: path.to_owned(),

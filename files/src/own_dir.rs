@@ -34,7 +34,7 @@ impl OwnDir {
     /// distinguished from the daemon's.
     ///
     /// # Errors
-    /// When owner, mode or type of anything on the way lets another user change what is written, or the system
+    /// If owner, mode or type of anything on the way lets another user change what is written, or the system
     /// refuses.
     pub fn make(path: &Path, mode: u32) -> Result<Self, Refusal> {
         let reached = walk::walk(path, Missing::Made(mode))?;
@@ -118,7 +118,8 @@ impl OwnDir {
     /// then on it is for its owner only.
     ///
     /// # Errors
-    /// When it is no regular file, a symbolic link, another user's, has further names, or the system refuses.
+    /// If it is not a regular file, is a symbolic link, belongs to another user, has other hard links, or the system
+    /// refuses.
     pub fn file(&self, name: impl AsRef<OsStr>) -> Result<File, Refusal> {
         self.open(name.as_ref(), OFlags::RDWR | OFlags::CREATE)
     }
@@ -188,7 +189,7 @@ impl OwnDir {
     /// no one else can reach them. Sockets keep their mode.
     ///
     /// # Errors
-    /// When something in it is a symbolic link, a device or a FIFO, belongs to another user, or the system refuses.
+    /// If something in it is a symbolic link, a device or a FIFO, belongs to another user, or the system refuses.
     pub fn mend(&self) -> Result<(), Refusal> {
         for name in self.names()? {
             self.mend_one(&name)?;

@@ -22,7 +22,7 @@ const SAFELY: OFlags = OFlags::RDONLY
 /// on the path is checked as for the daemon's own files.
 ///
 /// # Errors
-/// When another user can change or read the file, or anything on the way lets one replace it; when it is no regular
+/// If another user can change or read the file, or anything on the way lets one replace it; when it is no regular
 /// file, or larger; when the system refuses.
 pub fn read_secret(path: &Path, max_bytes: u64) -> Result<Vec<u8>, Refusal> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {

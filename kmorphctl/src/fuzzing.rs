@@ -6,7 +6,7 @@ use crate::policy_file::{PolicyFile, render};
 /// again alike.
 ///
 /// # Panics
-/// When it does not.
+/// If it does not.
 pub fn policy_file(text: &str) {
     match PolicyFile::parse("p".to_owned(), text.to_owned()) {
         Ok(file) => {

@@ -49,7 +49,7 @@ pub(crate) fn state_name(state: OperationState) -> &'static str {
 /// Waits as requested and returns the operation: finished successfully, or still in progress with `--no-wait`.
 ///
 /// # Errors
-/// When it failed or was cancelled (JSON output shows it all the same), and when the waiting ended
+/// If it failed or was cancelled (JSON output shows it all the same), and when the waiting ended
 /// first.
 pub(crate) async fn finish(
     client: &Client,

@@ -16,7 +16,7 @@ const NAMED_MAX: usize = 16;
 /// hold something, of another backend.
 ///
 /// # Errors
-/// When it has; the text names them and says what to do.
+/// If it has; the text names them and says what to do.
 pub(crate) fn refuse(
     snapshot: &Snapshot,
     kind: BackendKind,

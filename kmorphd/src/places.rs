@@ -19,7 +19,7 @@ const SHORTEST_INSTANCE: &str = "/instances/a/1/handover.sock";
 /// Refuses paths that no socket can have.
 ///
 /// # Errors
-/// When the control socket's is too long, or the runtime directory's for the sockets of any instance.
+/// If the control socket's is too long, or the runtime directory's for the sockets of any instance.
 pub(crate) fn fit(run_dir: &Path, socket: &Path) -> Result<(), String> {
     let over = |length: usize| length.saturating_sub(SOCKET_PATH_MAX - 1);
     match over(socket.as_os_str().len()) {
@@ -52,7 +52,7 @@ pub(crate) fn make_dir(path: &Path) -> Result<OwnDir, Fault> {
 /// Looks at the directories that are used, or at what is there of the way to them, as the start does, and makes none.
 ///
 /// # Errors
-/// When another user could change what the daemon writes there, or the system refuses.
+/// If another user could change what the daemon writes there, or the system refuses.
 pub(crate) fn look(start: &Start) -> Result<(), Fault> {
     let beside = start.socket.parent().unwrap_or(&start.socket);
     let used = [&start.places.state_dir, &start.places.run_dir];

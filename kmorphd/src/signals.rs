@@ -23,7 +23,7 @@ extern "C" fn note(signal: c_int) {
     noted.store(true, Ordering::Relaxed);
 }
 
-/// Notes SIGHUP, SIGTERM and SIGINT from now on. Whoever started this process may have blocked them until here.
+/// Records SIGHUP, SIGTERM and SIGINT from now on. The parent may have blocked them until here.
 ///
 /// # Errors
 /// The system's.

@@ -106,7 +106,7 @@ pub enum EncodeError {
 /// Appends a whole frame to `out`; leaves it unchanged on failure.
 ///
 /// # Errors
-/// When the message, or a list or name in it, is larger than its type allows.
+/// If the message, or a list or name in it, is larger than its type allows.
 pub fn encode(
     message: &Message,
     sequence: u32,
@@ -149,7 +149,7 @@ impl Decoder {
     /// and the frame is not complete.
     ///
     /// # Errors
-    /// When the stream is broken; then for ever.
+    /// If the stream is broken; then for ever.
     pub fn feed(&mut self, input: &mut &[u8]) -> Result<Option<Frame>, FrameError> {
         if let Some(error) = self.poison {
             return Err(error);

@@ -184,7 +184,7 @@ impl FrameWriter {
     /// Sends a message of our own; the sequence it was given.
     ///
     /// # Errors
-    /// When the link fails or the message is too large.
+    /// If the link fails or the message is too large.
     pub async fn send(&mut self, message: &Message) -> Result<u32, ConnectionError> {
         let sequence = self.next_sequence;
         // 0 is nobody's sequence: an ERROR has it that is about no frame.
@@ -310,7 +310,7 @@ fn framed(link: BoxedLink, channel: Channel) -> (FrameReader, FrameWriter) {
 /// The daemon's side of HELLO: says who it wants, checks who answers, and proves itself where it has a key.
 ///
 /// # Errors
-/// When the peer does not answer in time, refuses, is another instance or generation, or does not prove that it
+/// If the peer does not answer in time, refuses, is another instance or generation, or does not prove that it
 /// has the key. It was told why.
 pub async fn greet(
     link: BoxedLink,
@@ -390,7 +390,7 @@ async fn prove(
 /// daemon has it too and is not older than one before it. Under a deadline.
 ///
 /// # Errors
-/// When the peer sends no HELLO in time, means another instance or generation, or is not its daemon. It was
+/// If the peer sends no HELLO in time, means another instance or generation, or is not its daemon. It was
 /// told why.
 pub async fn welcome(
     link: BoxedLink,

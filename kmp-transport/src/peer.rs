@@ -161,7 +161,7 @@ impl Peer {
     /// Queues a message. Never waits.
     ///
     /// # Errors
-    /// When the channel's queue is full.
+    /// If the channel's queue is full.
     pub fn send(&self, channel: Channel, token: u64, message: Message) -> Result<(), SendRefused> {
         let handle = match channel {
             Channel::Heartbeat => &self.heartbeat,
@@ -178,7 +178,7 @@ impl Peer {
 /// Opens a bulk channel for `session`, over `network`.
 ///
 /// # Errors
-/// When it cannot be connected or the instance refuses it.
+/// If it cannot be connected or the instance refuses it.
 pub async fn open_bulk(
     network: &dyn Network,
     address: &Address,

@@ -121,7 +121,7 @@ impl Birth {
     /// Has this process be born, and tells the daemon. Standard input is empty afterwards.
     ///
     /// # Errors
-    /// When it was not: the process must end.
+    /// If it was not: the process must end.
     pub fn be_born(&self) -> Result<(), BirthError> {
         let null = File::open("/dev/null").map_err(failed("opening", Path::new("/dev/null")));
         let born = null.and_then(|null| self.steps().map(|()| null));

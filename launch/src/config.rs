@@ -175,7 +175,7 @@ impl AgentConfig {
     /// Reads and parses the configuration at `path`.
     ///
     /// # Errors
-    /// When it cannot be read, is too large, or is not the document expected.
+    /// If it cannot be read, is too large, or is not the document expected.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let read = |source| ConfigError::Read {
             path: path.to_owned(),

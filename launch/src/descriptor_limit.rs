@@ -17,7 +17,7 @@ static BEFORE: OnceLock<u64> = OnceLock::new();
 /// Raises the soft limit of this process to the hard one, and remembers what it was. Returns the limit now in force.
 ///
 /// # Errors
-/// When the system refuses.
+/// If the system refuses.
 pub fn raise() -> io::Result<u64> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     if soft < hard {
@@ -35,7 +35,7 @@ pub fn before() -> Option<u64> {
 /// Takes the soft limit that [`SOFT_LIMIT_ENV`] names, if it is there and lower than the one in force.
 ///
 /// # Errors
-/// When the system refuses.
+/// If the system refuses.
 pub fn take_told() -> io::Result<()> {
     let told = std::env::var(SOFT_LIMIT_ENV).ok();
     let Some(told) = told.and_then(|text| text.parse().ok()) else {

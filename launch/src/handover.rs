@@ -133,7 +133,7 @@ pub const ANSWER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2
 /// Asks the agent at `path` one thing. Blocks for at most [`ANSWER_TIMEOUT`].
 ///
 /// # Errors
-/// When it cannot be reached, does not answer in time, or refuses.
+/// If it cannot be reached, does not answer in time, or refuses.
 pub fn ask(path: &std::path::Path, request: &Request) -> io::Result<(Answer, Vec<OwnedFd>)> {
     use nix::sys::socket::{
         AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, sockopt,

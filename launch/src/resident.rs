@@ -14,7 +14,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 /// allocations beyond it would fail from then on. Children do not inherit the lock.
 ///
 /// # Errors
-/// When the system refuses for another reason.
+/// If the system refuses for another reason.
 pub fn stay_resident() -> io::Result<bool> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_MEMLOCK)?;
     if hard == RLIM_INFINITY {

@@ -186,7 +186,7 @@ impl Control {
 
     fn parse(&self, answer: &[u8]) -> Result<(u16, String), ControlError> {
         let text = std::str::from_utf8(answer)
-            .map_err(|_| self.not_understood("it is no text".to_owned()))?;
+            .map_err(|_| self.not_understood("it is not text".to_owned()))?;
         if text.is_empty() {
             return Err(self.broken("without an answer".to_owned()));
         }
@@ -198,7 +198,7 @@ impl Control {
 
     fn status(&self, head: &str) -> Result<u16, ControlError> {
         let status = head.split(' ').nth(1).and_then(|word| word.parse().ok());
-        status.ok_or_else(|| self.not_understood("it is no HTTP".to_owned()))
+        status.ok_or_else(|| self.not_understood("it is not HTTP".to_owned()))
     }
 
     /// A refusal. One of a newer daemon, with a code that is not known here, keeps its message.

@@ -64,7 +64,7 @@ pub fn is_init() -> bool {
 /// Makes the guest ready: mounts, modules, loopback, name, limits.
 ///
 /// # Errors
-/// When something without which the daemon could not reach this guest is refused.
+/// If something without which the daemon could not reach this guest is refused.
 pub fn prepare(config: &AgentConfig, log: &Logger) -> Result<(), InitError> {
     mounts::all()?;
     info!(log, "file systems mounted");

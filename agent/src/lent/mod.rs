@@ -83,7 +83,7 @@ impl Lent {
     /// normally `/sys`. Waits up to [`APPEAR_TIMEOUT`] for the device, blocking this thread.
     ///
     /// # Errors
-    /// When `port` is no PCI address, nothing has appeared below it in time, something else than lent memory hangs
+    /// If `port` is no PCI address, nothing has appeared below it in time, something else than lent memory hangs
     /// there, or the system refuses.
     pub fn below_port(sysfs: &Path, port: &str) -> Result<Self, LentError> {
         let port: PciAddress = port.parse()?;
@@ -115,7 +115,7 @@ impl Lent {
     /// Fills `into` with what lies at `offset`. Never ends in a signal.
     ///
     /// # Errors
-    /// When that is not all within what was lent, or cannot be read (any more). `into` may be filled in part then.
+    /// If that is not all within what was lent, or cannot be read (any more). `into` may be filled in part then.
     pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), LentError> {
         let length = into.len();
         let within = u64::try_from(length)

@@ -138,7 +138,7 @@ impl Morphs {
     /// The provider that the daemon has chosen, on the side that it is to work for.
     ///
     /// # Errors
-    /// When this is not that side of `session`, or the provider is not the one that it uses and may use.
+    /// If this is not that side of `session`, or the provider is not the one that it uses and may use.
     pub(crate) fn choose(
         &self,
         session: u64,
@@ -211,7 +211,7 @@ impl Morphs {
     /// Returns the descriptor for the provider of the target's agent on the same kernel.
     ///
     /// # Errors
-    /// When `session` is not the one in which this side is left, or the provider has nothing to give.
+    /// If `session` is not the one in which this side is left, or the provider has nothing to give.
     pub async fn hand_over(&self, session: u64) -> Result<OwnedFd, Refusal> {
         self.expect_side(session, Side::Source)?;
         self.providers.chosen(session)?.hand_over().await
@@ -234,7 +234,7 @@ impl Morphs {
     /// The source answers its last round. The commit record may exist from now on.
     ///
     /// # Errors
-    /// When this is not a source that stands still in `session`.
+    /// If this is not a source that stands still in `session`.
     pub(crate) fn hold(&self, session: u64) -> Result<(), Refusal> {
         Ok(self.role().hold(session)?)
     }

@@ -118,7 +118,7 @@ impl Providers {
     /// The daemon has chosen `provider` for `session`. Repeating that changes nothing.
     ///
     /// # Errors
-    /// When `session` was not offered it, or uses another one.
+    /// If `session` was not offered it, or uses another one.
     pub fn choose(&self, session: u64, provider: StateProvider) -> Result<Chosen, Refusal> {
         let mut talks = self.talks();
         if let Some((now, chosen)) = &talks.chosen
@@ -144,7 +144,7 @@ impl Providers {
     /// The provider that `session` uses.
     ///
     /// # Errors
-    /// When none was chosen yet.
+    /// If none was chosen yet.
     pub fn chosen(&self, session: u64) -> Result<Chosen, Refusal> {
         match &self.talks().chosen {
             Some((now, chosen)) if *now == session => Ok(chosen.clone()),
@@ -166,7 +166,7 @@ impl Chosen {
     /// This one, if it is `provider`.
     ///
     /// # Errors
-    /// When `session` uses another.
+    /// If `session` uses another.
     pub fn if_it_is(&self, provider: StateProvider, session: u64) -> Result<Self, Refusal> {
         if self.id() == provider {
             return Ok(self.clone());

@@ -62,7 +62,7 @@ impl Cgroups {
     /// removes what an earlier daemon left there empty.
     ///
     /// # Errors
-    /// When there is no such place, saying why.
+    /// If there is no such place, saying why.
     pub fn find(run_dir: &Path) -> Result<Self, NoCgroups> {
         let place = place::find()?;
         let own = Self {
@@ -208,7 +208,7 @@ impl Cgroup {
     /// The one with this identity; `None` when it was removed. Nothing lives in it then.
     ///
     /// # Errors
-    /// When it cannot be seen from here.
+    /// If it cannot be seen from here.
     pub(crate) fn known(id: &CgroupId) -> io::Result<Option<Self>> {
         match std::fs::metadata(&id.path) {
             Ok(found) => Ok((found.ino() == id.id).then(|| Self { id: id.clone() })),
@@ -272,7 +272,7 @@ impl Cgroup {
     /// Removes it with those that a workload made below it.
     ///
     /// # Errors
-    /// When something lives in it.
+    /// If something lives in it.
     pub(crate) fn remove(&self) -> io::Result<()> {
         // Else those below it would go in which nothing lives just now.
         if self.is_populated()? {

@@ -128,7 +128,7 @@ fn attribute(path: &Path, name: &str) -> Option<[u8; 1]> {
 /// Checks that the nearest directory above `path` that exists is a cgroup: only then does its absence mean anything.
 ///
 /// # Errors
-/// When it is not.
+/// If it is not.
 pub(super) fn is_cgroup2(path: &Path) -> io::Result<()> {
     for above in path.ancestors().skip(1) {
         match statfs(above) {

@@ -312,7 +312,7 @@ pub trait Backend: Send + Sync {
     /// Refuses a placement that another backend made.
     ///
     /// # Errors
-    /// When `placement` names another backend than [`Backend::kind`].
+    /// If `placement` names another backend than [`Backend::kind`].
     fn check_own(&self, placement: &Placement) -> Result<(), BackendError> {
         if placement.backend == self.kind() {
             return Ok(());
@@ -336,7 +336,7 @@ pub trait Backend: Send + Sync {
     /// has. Blocking.
     ///
     /// # Errors
-    /// When it does not answer, or not with sockets.
+    /// If it does not answer, or not with sockets.
     fn passed_sockets(&self, placement: &Placement) -> std::io::Result<Vec<OwnedFd>> {
         kmorph_launch::handover::ask_listeners(&placement.run_dir.join(HANDOVER_SOCKET))
     }
@@ -345,14 +345,14 @@ pub trait Backend: Send + Sync {
     /// (accelerator, vsock device). Called at the daemon's start.
     ///
     /// # Errors
-    /// When something it needs is missing, naming it and how to get it.
+    /// If something it needs is missing, naming it and how to get it.
     async fn probe(&self) -> Result<String, SpawnError>;
 
     /// Removes what earlier daemons wrote down of generations below `run_dir` of which nothing is left; what was done, in
     /// a line each. Called once at the daemon's start, after it has taken over what runs and before it starts anything.
     ///
     /// # Errors
-    /// When the system could not be asked.
+    /// If the system could not be asked.
     async fn tidy(&self, run_dir: &std::path::Path) -> Result<Vec<String>, BackendError> {
         let _ = run_dir;
         Ok(Vec::new())
@@ -362,7 +362,7 @@ pub trait Backend: Send + Sync {
     /// instance and number; none if the pool is the daemon's own.
     ///
     /// # Errors
-    /// When the system could not be asked.
+    /// If the system could not be asked.
     async fn held_besides(
         &self,
         run_dir: &std::path::Path,
@@ -375,13 +375,13 @@ pub trait Backend: Send + Sync {
     /// Starts an instance.
     ///
     /// # Errors
-    /// When it was not started; nothing is left behind then, except after [`SpawnError::Remains`].
+    /// If it was not started; nothing is left behind then, except after [`SpawnError::Remains`].
     async fn spawn(&self, spec: SpawnSpec) -> Result<Placement, SpawnError>;
 
     /// Looks for a spawn that may or may not have happened.
     ///
     /// # Errors
-    /// When the system could not be asked.
+    /// If the system could not be asked.
     async fn find(
         &self,
         name: &InstanceName,
@@ -392,7 +392,7 @@ pub trait Backend: Send + Sync {
     /// Observes the current state of the generation.
     ///
     /// # Errors
-    /// When the system could not be asked.
+    /// If the system could not be asked.
     async fn observe(&self, placement: &Placement) -> Result<Observation, BackendError>;
 
     /// Completes when the instance ends, its kernel panics or resets, and says how. At once when it
@@ -403,13 +403,13 @@ pub trait Backend: Send + Sync {
     /// Asks it to shut down by itself; does not wait for it.
     ///
     /// # Errors
-    /// When it could not be asked.
+    /// If it could not be asked.
     async fn request_shutdown(&self, placement: &Placement) -> Result<(), BackendError>;
 
     /// Stops the generation for good and confirms it.
     ///
     /// # Errors
-    /// When the end could not be confirmed within the backend's own bound.
+    /// If the end could not be confirmed within the backend's own bound.
     async fn fence(
         &self,
         placement: &Placement,
@@ -419,7 +419,7 @@ pub trait Backend: Send + Sync {
     /// Frees what a fenced generation held. Logs are kept.
     ///
     /// # Errors
-    /// When something could not be freed; what, is named.
+    /// If something could not be freed; what, is named.
     async fn release(
         &self,
         placement: &Placement,
@@ -430,7 +430,7 @@ pub trait Backend: Send + Sync {
     /// generation is released, also after its fence.
     ///
     /// # Errors
-    /// When the system could not be asked.
+    /// If the system could not be asked.
     async fn memory_map(&self, placement: &Placement) -> Result<Vec<MemoryRange>, BackendError>;
 
     /// The accounts that the host's scheduler keeps of its processes' threads, as of now; none where the host keeps none.
@@ -452,7 +452,7 @@ pub trait Backend: Send + Sync {
     /// false where there is none to keep.
     ///
     /// # Errors
-    /// When it lasts no longer than the daemon.
+    /// If it lasts no longer than the daemon.
     async fn keep_memory(&self, placement: &Placement) -> Result<bool, BackendError> {
         let _ = placement;
         Ok(false)
@@ -462,7 +462,7 @@ pub trait Backend: Send + Sync {
     /// before: it has ended, its kernel panicked, or somebody else stopped it.
     ///
     /// # Errors
-    /// When the backend cannot do it, or it could not be confirmed; it may be frozen all the same.
+    /// If the backend cannot do it, or it could not be confirmed; it may be frozen all the same.
     async fn freeze(&self, placement: &Placement) -> Result<bool, BackendError> {
         Err(cannot("freezing", self.kind(), placement))
     }
@@ -470,7 +470,7 @@ pub trait Backend: Send + Sync {
     /// Resumes a frozen instance. An instance that is already running, or has ended, is left as it is.
     ///
     /// # Errors
-    /// When it could not be confirmed.
+    /// If it could not be confirmed.
     async fn resume(&self, placement: &Placement) -> Result<(), BackendError> {
         Err(cannot("resuming", self.kind(), placement))
     }
@@ -484,7 +484,7 @@ pub trait Backend: Send + Sync {
     /// Has the instance's kernel panic, for a test. It was started with [`Backend::panic_cmdline`].
     ///
     /// # Errors
-    /// When it could not be done.
+    /// If it could not be done.
     async fn provoke_panic(&self, placement: &Placement) -> Result<(), BackendError> {
         Err(cannot("panicking the kernel of", self.kind(), placement))
     }
@@ -494,7 +494,7 @@ pub trait Backend: Send + Sync {
     /// frozen, or has failed and was not fenced yet: it may be stopped for a moment.
     ///
     /// # Errors
-    /// When they should be there, and could not be had.
+    /// If they should be there, and could not be had.
     async fn save_registers(&self, placement: &Placement) -> Result<bool, BackendError> {
         let _ = placement;
         Ok(false)
@@ -506,7 +506,7 @@ pub trait Backend: Send + Sync {
     /// the fenced kernel never touched can take memory of the host when it is read this way, until the release.
     ///
     /// # Errors
-    /// When nothing was lent.
+    /// If nothing was lent.
     async fn lend(
         &self,
         survivor: &Placement,
@@ -519,7 +519,7 @@ pub trait Backend: Send + Sync {
     /// Takes back what a survivor was lent, if anything; one that has ended has nothing any more.
     ///
     /// # Errors
-    /// When its kernel has not let go of it within the backend's bound. It can be tried again.
+    /// If its kernel has not let go of it within the backend's bound. It can be tried again.
     async fn take_back(&self, survivor: &Placement) -> Result<(), BackendError> {
         let _ = survivor;
         Ok(())

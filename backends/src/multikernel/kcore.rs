@@ -35,7 +35,7 @@ pub struct Shown {
 /// The memory that the file shows, in file order.
 ///
 /// # Errors
-/// When it cannot be read, or is not as a kernel writes it.
+/// If it cannot be read, or is not as a kernel writes it.
 pub fn shown(file: &File) -> io::Result<Vec<Shown>> {
     let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
     let mut header = [0; HEADER_BYTES];

@@ -177,7 +177,7 @@ impl MultikernelBackend {
     /// A backend for the running kernel.
     ///
     /// # Errors
-    /// When the host's boot id cannot be read.
+    /// If the host's boot id cannot be read.
     pub fn new(config: MultikernelConfig) -> io::Result<Self> {
         Self::with_calls(config, Box::new(SystemCalls))
     }
@@ -185,7 +185,7 @@ impl MultikernelBackend {
     /// The same, with loads, boots and halts made through `calls`.
     ///
     /// # Errors
-    /// When the host's boot id cannot be read.
+    /// If the host's boot id cannot be read.
     pub fn with_calls(
         config: MultikernelConfig,
         calls: Box<dyn Calls + Send + Sync>,
@@ -204,7 +204,7 @@ impl MultikernelBackend {
     /// The kernel's pool as it is now: what instances are given is its, not the host's.
     ///
     /// # Errors
-    /// When it cannot be read, or there is none.
+    /// If it cannot be read, or there is none.
     pub fn pool(config: &MultikernelConfig) -> io::Result<KernelPool> {
         let state = Kernel::at(&config.root, &config.lock).state(None);
         let resources = state.map_err(io::Error::other)?.system.resources;

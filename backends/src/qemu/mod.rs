@@ -120,7 +120,7 @@ impl QemuBackend {
     /// A backend as `config` says.
     ///
     /// # Errors
-    /// When the host's boot id cannot be read.
+    /// If the host's boot id cannot be read.
     pub fn new(config: QemuConfig) -> io::Result<Self> {
         let host_boot_id = process::host_boot_id()?;
         Ok(Self {

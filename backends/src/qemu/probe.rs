@@ -243,7 +243,7 @@ impl KvmProbe {
     /// Tries KVM as far as that goes without a kernel, or with this one, where nothing else may be used.
     ///
     /// # Errors
-    /// When KVM cannot be used here.
+    /// If KVM cannot be used here.
     pub(super) async fn required(
         &self,
         version: &Version,

@@ -11,7 +11,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 /// blocked in it until it unblocks that.
 ///
 /// # Errors
-/// When it cannot be started.
+/// If it cannot be started.
 pub(super) fn start(mut command: Command, log: &File) -> std::io::Result<Child> {
     command
         .stdin(Stdio::null())

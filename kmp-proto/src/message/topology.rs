@@ -74,7 +74,7 @@ impl TopologyParts {
     /// Takes the next part and returns the whole topology if it was the last. Part 0 starts a new topology.
     ///
     /// # Errors
-    /// When the part does not follow those before it.
+    /// If the part does not follow those before it.
     pub fn take(&mut self, part: RecoverComplete) -> Result<Option<RecoverComplete>, PartError> {
         let before = self.so_far.take();
         let (number, recovery) = (part.fixed.part, part.fixed.recovery);

@@ -89,7 +89,7 @@ const KINDS: [(u32, &str); 4] = [
 /// that is not listed there is ignored, whichever side offers it.
 ///
 /// # Errors
-/// When there is none: what each side offers, and why each provider is not possible.
+/// If there is none: what each side offers, and why each provider is not possible.
 pub fn negotiate(config: &Config, source: &Offer, target: &Offer) -> Result<Choice, Incompatible> {
     let mut chosen = None;
     let mut passed_over = Vec::new();

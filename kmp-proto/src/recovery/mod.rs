@@ -115,7 +115,7 @@ impl Recovery<Preparing> {
     /// The fence is confirmed.
     ///
     /// # Errors
-    /// When the certificate is for another generation; the recovery comes back unchanged.
+    /// If the certificate is for another generation; the recovery comes back unchanged.
     pub fn fenced(
         self,
         certificate: FenceCertificate,

@@ -24,7 +24,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// the guest is not there (yet), it answers with a line that is not OK.
 ///
 /// # Errors
-/// When the socket cannot be bound.
+/// If the socket cannot be bound.
 pub async fn serve(host: Host, peer: u32, path: &Path) -> io::Result<()> {
     let listener = UnixListener::bind(path)?;
     let host = Arc::new(host);

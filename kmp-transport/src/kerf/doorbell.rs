@@ -87,7 +87,7 @@ impl DoorbellServer {
     /// A new memory, with this process as its peer [`HOST`].
     ///
     /// # Errors
-    /// When the system refuses memory or descriptors.
+    /// If the system refuses memory or descriptors.
     pub fn new(geometry: Geometry) -> io::Result<Self> {
         let memory = SharedMemory::new(geometry)?;
         let bells = bells(1)?;
@@ -114,7 +114,7 @@ impl DoorbellServer {
     /// This process's own doorbell, with a descriptor of its own.
     ///
     /// # Errors
-    /// When the system has no descriptor left.
+    /// If the system has no descriptor left.
     pub fn bell(&self) -> io::Result<EventFd> {
         let present = self.shared.present();
         let bell = present.get(&HOST).and_then(|host| host.bells.first());
@@ -139,7 +139,7 @@ impl DoorbellServer {
     /// tokio runtime.
     ///
     /// # Errors
-    /// When the number is not a guest's, or the socket cannot be bound.
+    /// If the number is not a guest's, or the socket cannot be bound.
     pub fn listen(&self, peer: u32, path: &Path) -> io::Result<Listening> {
         if peer == HOST || peer >= self.region().geometry().peers() {
             let text = format!("{peer} is not the number of a guest in this region");

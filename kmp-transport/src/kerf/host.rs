@@ -95,7 +95,7 @@ impl Host {
     /// Attaches to the server's memory as peer [`HOST`]. Inside a tokio runtime. Once for each server.
     ///
     /// # Errors
-    /// When the system has no descriptor for the doorbell.
+    /// If the system has no descriptor for the doorbell.
     pub fn new(server: DoorbellServer) -> io::Result<Self> {
         // SAFETY: the eventfd owns its descriptor, and is neither replaced nor closed while it is watched.
         let bell = unsafe { AsyncFd::register_with_interest(server.bell()?, Interest::READABLE) }?;

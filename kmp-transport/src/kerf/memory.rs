@@ -29,7 +29,7 @@ impl SharedMemory {
     /// pages use no memory.
     ///
     /// # Errors
-    /// When the system refuses the file or its mapping.
+    /// If the system refuses the file or its mapping.
     pub fn new(geometry: Geometry) -> io::Result<Self> {
         let bytes = geometry.region_size().next_power_of_two();
         let too_large = || io::Error::from(io::ErrorKind::InvalidInput);

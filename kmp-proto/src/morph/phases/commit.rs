@@ -76,7 +76,7 @@ impl Morph<Activating> {
     /// The target has taken over; `digest` is that of its state. The only origin of a [`CommitOrder`].
     ///
     /// # Errors
-    /// When the digests differ.
+    /// If the digests differ.
     pub(in crate::morph) fn activated(
         self,
         digest: u64,
