@@ -1,4 +1,4 @@
-//! The instance's end of a bulk channel on which it reads memory of a fenced kernel: VMCORE_*.
+//! The instance's end of a bulk channel on which it sends memory of a fenced kernel: VMCORE_*.
 //!
 //! ```text
 //!  channel ── VMCORE_START ──▶ [order] ─▶ ┌────────────────────┐
@@ -6,9 +6,9 @@
 //!  channel ◀── VMCORE_DATA ── [2 chunks] ◀ └────────────────────┘
 //! ```
 //!
-//! Reading is other instances' business: the thread stands back behind everything in this one ([`READER_NICE`]).
-//! Invariants: nothing is read but what was lent, within what was asked for. Whoever has had the answer to
-//! VMCORE_COMPLETE can take the memory back: nothing uses it any more.
+//! The reader thread runs at low priority ([`READER_NICE`]), because it works for other instances. Invariants: it
+//! reads only lent memory, and only within the requested range. Once the daemon has the answer to VMCORE_COMPLETE, it
+//! can take the memory back: nothing uses the memory any more.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -118,11 +118,11 @@ impl Order {
         let chunk_bytes = fixed.chunk_bytes;
         if !chunk_bytes.is_multiple_of(PAGE_BYTES) || !(1..=CHUNK_MAX_BYTES).contains(&chunk_bytes)
         {
-            let text = format!("{chunk_bytes} is no length of a chunk");
+            let text = format!("invalid chunk length: {chunk_bytes}");
             return refuse(ErrorCode::Malformed, &text);
         }
         let Some(pci_port) = start.pci_port.clone() else {
-            let text = "it is not said where the memory was lent";
+            let text = "the request does not name the place of the lent memory";
             return refuse(ErrorCode::RefusedByPolicy, text);
         };
         let mut pieces = Vec::with_capacity(start.ranges.len());
@@ -206,7 +206,7 @@ impl Reader {
         frame: &Frame,
         writer: &mut FrameWriter,
     ) -> Result<Result<u32, Refusal>, ConnectionError> {
-        let gone = || Refusal::new(ErrorCode::Internal, "the thread that reads has ended");
+        let gone = || Refusal::new(ErrorCode::Internal, "the reader thread has exited");
         let begun = VmcoreComplete {
             capture: order.capture,
             bytes: order.bytes(),

@@ -1,5 +1,5 @@
-//! What the agent of the embedded backend does to itself before it starts anything: a session of
-//! its own, the CPUs it was given, a limit on memory. The workload inherits all of it.
+//! Confinement of the agent in the embedded backend, set up before the agent starts anything: its own session, its
+//! CPUs, a limit on memory. The workload inherits all of it.
 
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -24,7 +24,7 @@ fn failed(what: impl Into<String>) -> impl FnOnce(Errno) -> ConfineError {
 /// getrlimit(2).
 ///
 /// # Errors
-/// When the system refuses, for instance for a CPU that is not online.
+/// If the system refuses, for instance for a CPU that is not online.
 pub fn confine(cpus: &[u16], memory_bytes: u64) -> Result<(), ConfineError> {
     match nix::unistd::setsid() {
         // Already the leader of its session.

@@ -1,8 +1,8 @@
 //! CPU, memory and I/O figures of the instance, from `/proc`.
 //!
-//! A guest's figures are its kernel's own. A child process of the embedded backend has no kernel of
-//! its own: its figures are the sums over the agent and its descendants, and the pressure figures
-//! are the host's. Sampled at most once in [`SAMPLE_INTERVAL`], however often a heartbeat asks.
+//! A guest reports the figures of its kernel. An agent of the embedded backend has no kernel of its own: it reports
+//! sums over itself and its descendants, and the host's pressure figures. Samples are taken at most once per
+//! [`SAMPLE_INTERVAL`], however many heartbeats ask.
 
 mod processes;
 mod system;
@@ -14,19 +14,19 @@ use kmp_proto::message::PRESSURE_ABSENT;
 /// Shortest time between two samples.
 pub const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What is counted.
+/// The scope of the figures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// The whole kernel.
     System,
     /// This process and its descendants, limited to this much memory.
     Processes {
-        /// KiB; 0 when there is no limit.
+        /// KiB; 0 if there is no limit.
         memory_limit_kib: u64,
     },
 }
 
-/// One sample, as a heartbeat carries it.
+/// One sample, as carried by a heartbeat.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
     /// CPUs the instance may use.

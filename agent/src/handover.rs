@@ -1,4 +1,4 @@
-//! Serves the handover socket: see [`kmorph_launch::handover`] for what is said on it.
+//! Serves the handover socket; [`kmorph_launch::handover`] describes its protocol.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -25,7 +25,7 @@ const BACKLOG: i32 = 16;
 /// Pause after accept failed for lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What is handed over.
+/// The descriptors to hand over.
 #[derive(Debug)]
 pub struct Handover {
     /// For TakeOver.
@@ -51,10 +51,10 @@ pub fn open(path: &Path) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Serves for as long as the agent lives.
+/// Serves until the agent exits.
 ///
 /// # Errors
-/// When the socket cannot be watched.
+/// If the socket cannot be watched.
 pub fn serve(socket: OwnedFd, handover: Handover, log: Logger) -> io::Result<()> {
     // SAFETY: an OwnedFd is never replaced here and closed only when dropped, which AsyncFd does
     // after taking it off the reactor.

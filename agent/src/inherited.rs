@@ -13,7 +13,7 @@ pub enum InheritError {
     Bad {
         /// Its value.
         value: String,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
 }
@@ -22,7 +22,7 @@ pub enum InheritError {
 /// are none. Every other descriptor above 2 is closed.
 ///
 /// # Errors
-/// When a number is no open descriptor, or there are others than `expected` of them.
+/// If a number is no open descriptor, or there are others than `expected` of them.
 ///
 /// # Safety
 /// Called at most once, before anything else in the process owns a descriptor above 2.

@@ -8,13 +8,13 @@
 //!   next generation's agent ── TakeOver ── [handover] ───────────────────┘
 //! ```
 //!
-//! One process, one thread, one more while it reads what it was lent, and in a guest one for each CPU ([`pulse`]). It answers for its instance, starts
-//! and supervises the instance's program (the workload), and passes a morph's steps on to the state provider. It decides nothing
-//! about instances: a frozen workload stays frozen until the daemon says what follows, however long that takes.
+//! The agent is one process with one thread, another one while it reads lent memory, and in a guest one for each CPU
+//! ([`pulse`]). It answers for its instance, starts and supervises the instance's program (the workload), and passes
+//! a morph's steps on to the state provider. It makes no decisions about instances: a frozen workload stays frozen
+//! until the daemon says what follows, however long that takes.
 //!
-//! This crate may start the workload, read `/proc` and change its own process; as PID 1 of a small
-//! guest it may mount, load modules and end the kernel ([`init`]). It knows no backend, no journal and
-//! no actor.
+//! This crate may start the workload, read `/proc` and change its own process; as PID 1 of a small guest it may mount
+//! file systems, load modules and power off ([`init`]). It does not know about backends, the journal or actors.
 
 pub mod capture;
 pub mod confine;

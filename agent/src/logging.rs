@@ -1,4 +1,4 @@
-//! The log: the agent's own lines and what the workload prints, written by a thread of their own.
+//! The log: the agent's own lines and the workload's output, written by a separate thread.
 //!
 //! ```text
 //!  agent's lines ──▶ LINES_MAX, then dropped and counted ──┐
@@ -6,8 +6,8 @@
 //!  workload's output ──▶ PIECES_MAX, then the pipe fills ──┘
 //! ```
 //!
-//! Invariant: once the agent serves, its other thread never writes to the log, and takes no lock that is held across a
-//! write. The disk or the console behind the log can stand still for as long as it likes: the agent answers heartbeats.
+//! Invariant: once the agent serves, its other threads never write to the log, and take no lock that is held across a
+//! write. So the agent answers heartbeats even if the disk or console behind the log blocks.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
@@ -24,7 +24,7 @@ use slog::{Drain, Logger, o};
 use tokio::io::AsyncReadExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Size at which the log is begun anew, bytes. What was there is kept once, beside it.
+/// Size at which the log is rotated, bytes. One previous log is kept next to it.
 pub const LOG_MAX_BYTES: u64 = 4 << 20;
 /// Lines of the agent that wait to be written.
 const LINES_MAX: usize = 1024;
@@ -77,7 +77,7 @@ pub fn start(out: OwnedFd, rotated: Option<PathBuf>) -> io::Result<(Log, Written
 /// What waits for the log's thread. The permit bounds the queue.
 enum Item {
     Piece(Vec<u8>, OwnedSemaphorePermit),
-    /// Everything before is to be written, then its sender told.
+    /// Write everything before this, then notify the sender.
     End(mpsc::Sender<()>),
 }
 
@@ -92,8 +92,8 @@ pub struct Log {
 }
 
 impl Log {
-    /// Copies to the log what comes out of `pipe`, until the pipe ends. While the log stands still, the pipe fills, as
-    /// if the workload wrote to the log itself: what it prints is neither dropped nor kept in memory.
+    /// Copies data from `pipe` to the log, until the pipe ends. While the log blocks, the pipe fills, as if the
+    /// workload wrote to the log itself: its output is neither dropped nor kept in memory.
     pub async fn relay(self, pipe: OwnedFd) {
         let Ok(mut pipe) = tokio::net::unix::pipe::Receiver::from_owned_fd(pipe) else {
             return;
@@ -124,7 +124,7 @@ impl Write for Log {
         };
         let mut bytes = match self.dropped.swap(0, Ordering::Relaxed) {
             0 => Vec::with_capacity(line.len()),
-            lines => format!("{lines} lines dropped: the log stood still\n").into_bytes(),
+            lines => format!("{lines} lines dropped: writing the log blocked\n").into_bytes(),
         };
         bytes.extend_from_slice(line);
         let sent = self.queue.send(Item::Piece(bytes, room));
@@ -253,7 +253,7 @@ mod tests {
         let text = read.join().unwrap();
         let (told, lines): (Vec<_>, Vec<_>) = text
             .lines()
-            .partition(|line| line.ends_with("the log stood still"));
+            .partition(|line| line.ends_with("writing the log blocked"));
         assert!(lines[0].contains("n: 0,"), "{}", lines[0]);
         let last = lines[lines.len() - 1];
         assert!(last.contains("one more"), "{last}");

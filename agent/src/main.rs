@@ -93,7 +93,7 @@ fn agent() -> ExitCode {
         }
     };
     if let Err(error) = kmorph_launch::descriptor_limit::take_told() {
-        eprintln!("kmorph-agent: the limit of open descriptors stays high: {error}");
+        eprintln!("kmorph-agent: cannot lower the limit of open descriptors: {error}");
     }
     match kmorph_agent::run(config, &path, listeners) {
         Ok(()) => ExitCode::SUCCESS,

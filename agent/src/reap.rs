@@ -1,5 +1,5 @@
-//! Reaping of orphans: as the subreaper (or init) of its instance the agent inherits every process
-//! whose parent has ended.
+//! Reaps orphans: the agent is the subreaper (or init) of its instance, so it inherits every process whose parent has
+//! ended.
 
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 

@@ -1,4 +1,4 @@
-//! Why a request was not done: the ERROR frame that answers it.
+//! The reason why a request was refused: the ERROR frame that answers it.
 
 use kmp_proto::wire::ErrorCode;
 

@@ -1,15 +1,15 @@
-//! The instance's end of a bulk channel: state that is copied in rounds.
+//! The instance's end of a bulk channel that copies state in rounds.
 //!
 //! ```text
 //!  source:  pull(round) ─▶ read* ─▶ chunk* ─▶ end_of_round(dirty bytes left)
 //!  target:  chunk ─▶ checked ─▶ apply        end_of_round ─▶ applied
 //! ```
 //!
-//! What is read and where it is applied is the business of the session's provider ([`crate::provider`]).
+//! The session's provider ([`crate::provider`]) decides what is read and where it is applied.
 //!
-//! Invariants: a round ends after as many bytes as were dirty when it began, however fast the
-//! workload writes meanwhile; only the last one, with the workload frozen, goes on until nothing is
-//! left. A chunk whose checksum does not hold is never applied.
+//! Invariants: a round ends after as many bytes as were dirty when it started, however fast the workload writes
+//! meanwhile; only the last round, with the workload frozen, continues until nothing is left. A chunk with a wrong
+//! checksum is never applied.
 
 use kmp_proto::codec::Frame;
 use kmp_proto::message::{

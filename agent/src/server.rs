@@ -1,9 +1,9 @@
 //! The instance's end of the daemon's connections.
 //!
-//! One heartbeat, one control and one bulk connection of each kind are served at a time; a newer one takes the place of
-//! the older, because the daemon reconnects before this side has noticed that the old one is dead. What kind a bulk
-//! connection is, a morph's or a capture's, its first frame says. Heartbeats are answered on a task of their own and
-//! wait for nothing.
+//! The agent serves one heartbeat connection, one control connection and one bulk connection of each kind. A new
+//! connection replaces the old one, because the daemon reconnects before the agent notices that the old connection is
+//! dead. The first frame of a bulk connection determines its kind: morph or capture. A separate task answers
+//! heartbeats and waits for nothing.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -40,7 +40,7 @@ const SYSFS: &str = "/sys";
 /// When the daemon may come again after too many requests, milliseconds.
 const RETRY_AFTER_MS: u32 = 50;
 
-/// Everything a connection needs.
+/// The state that every connection needs.
 #[derive(Clone, Debug)]
 pub struct Served {
     /// The instance's name.
@@ -49,7 +49,7 @@ pub struct Served {
     pub workload: Workload,
     /// The morphs.
     pub morphs: Morphs,
-    /// What the daemon has said so far.
+    /// The daemon's messages so far.
     pub said: Said,
     /// The topology file.
     pub topology: Topology,
@@ -61,12 +61,12 @@ pub struct Served {
     pub log: Logger,
 }
 
-/// What the daemon has said on earlier connections, and on this one so far. Clones share it.
+/// The daemon's messages on earlier connections and on this one. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Said {
     /// The newest session of a morph; 0 before the first.
     session: Arc<AtomicU64>,
-    /// Parts of the topology that is being told.
+    /// Parts of the topology received so far.
     topology: Arc<Mutex<TopologyParts>>,
 }
 
@@ -77,7 +77,10 @@ impl Said {
         if newest <= prepare.session {
             return Ok(());
         }
-        let text = format!("session {} is over: {newest} has begun", prepare.session);
+        let text = format!(
+            "session {} is over: session {newest} has started",
+            prepare.session
+        );
         Err(Refusal::new(ErrorCode::UnexpectedInState, text))
     }
 
@@ -90,7 +93,7 @@ impl Said {
     }
 }
 
-/// Serves identified connections until there are no more.
+/// Serves identified connections until the channel closes.
 pub async fn serve(mut connections: mpsc::Receiver<Connection>, served: Served, figures: Sampler) {
     let figures = Arc::new(tokio::sync::Mutex::new(figures));
     let (mut heartbeat, mut control) = (None::<AbortHandle>, None::<AbortHandle>);
@@ -229,15 +232,12 @@ fn objection(frame: &Frame, agreed: &u64, channel: Channel) -> Option<Refusal> {
     let message = &frame.message;
     if !message.may_travel(PeerRole::Daemon, channel) {
         let kind = message.msg_type();
-        let text = format!(
-            "a daemon sends no {kind} on the {} channel",
-            channel.as_str()
-        );
+        let text = format!("unexpected {kind} on the {} channel", channel.as_str());
         return Some(Refusal::new(ErrorCode::UnexpectedInState, text));
     }
     let missing = message.needs() & !agreed;
     if missing != 0 {
-        let text = format!("the features {missing:#x} were not agreed in HELLO");
+        let text = format!("the features {missing:#x} were not negotiated in HELLO");
         return Some(Refusal::new(ErrorCode::Incompatible, text));
     }
     None
@@ -249,7 +249,7 @@ fn undecided(frame: &Frame) -> Option<Refusal> {
         frame.message,
         Message::VmcoreStart(_) | Message::MorphTransfer(_)
     );
-    let text = "a bulk channel begins with VMCORE_START or MORPH_TRANSFER_STATE";
+    let text = "a bulk channel must begin with VMCORE_START or MORPH_TRANSFER_STATE";
     (!decides).then(|| Refusal::new(ErrorCode::UnexpectedInState, text))
 }
 
@@ -294,7 +294,7 @@ async fn answer_heartbeats(
         let frame = reader.next_or_tell(&mut writer).await?;
         heed(&frame, &writer, Channel::Heartbeat)?;
         let Message::HeartbeatReq(request) = &frame.message else {
-            let text = "only heartbeats travel on a heartbeat channel";
+            let text = "a heartbeat channel carries only heartbeats";
             let refusal = Refusal::new(ErrorCode::UnexpectedInState, text);
             refuse(&mut writer, &frame, Channel::Heartbeat, refusal).await?;
             continue;
@@ -481,7 +481,10 @@ impl Served {
             | Message::MorphValidate(_)
             | Message::MorphCommit(_)
             | Message::MorphRollback(_) => self.morphs.answer(message).await,
-            _ => refuse(ErrorCode::UnexpectedInState, "not a request to an instance"),
+            _ => refuse(
+                ErrorCode::UnexpectedInState,
+                "not a request that an instance answers",
+            ),
         }
     }
 }
@@ -493,11 +496,11 @@ fn reclaim(notice: &RecoverReclaim, own: &str) -> Result<Message, Refusal> {
     let refuse = |text: String| Err(Refusal::new(ErrorCode::NotFenced, text));
     if failed != fenced {
         return refuse(format!(
-            "the certificate is for generation {fenced}, {failed} has failed"
+            "the certificate is for generation {fenced}, but generation {failed} has failed"
         ));
     }
     if notice.instance == own {
-        return refuse(format!("{own} is this instance, and it runs"));
+        return refuse(format!("{own} is this instance, which is running"));
     }
     Ok(Message::RecoverReclaimReply(done(notice.fixed.recovery)))
 }

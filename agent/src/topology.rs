@@ -1,4 +1,4 @@
-//! The topology as the daemon last told it: `topology.json`, for programs of the instance.
+//! The latest topology from the daemon, as `topology.json` for programs of the instance.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,8 +29,8 @@ struct Entry<'a> {
     cpus: &'a [u16],
 }
 
-/// The file in a directory. It is written on another thread, because its disk may stand still, and in the order in
-/// which the daemon tells.
+/// The file in a directory. Another thread writes it, because its disk may block, in the order of the daemon's
+/// messages.
 #[derive(Clone, Debug)]
 pub struct Topology {
     dir: Arc<PathBuf>,

@@ -1,5 +1,5 @@
-//! The daemon's side of a [birth](kmorph_launch::birth): it prepares the records, starts the process and hears whether
-//! it was born, and ends the births of a spawn that was given up.
+//! The daemon's side of a [birth](kmorph_launch::birth): it prepares the records, starts the process, waits for its
+//! report, and closes the births of an abandoned spawn.
 
 use std::fs::File;
 use std::io;
@@ -24,7 +24,7 @@ const BIRTH_TIMEOUT: Duration = Duration::from_secs(120);
 /// A number that marks the processes of one generation, as `RLIMIT_RTTIME` in microseconds.
 ///
 /// # Errors
-/// When the system has no random numbers.
+/// If the system has no random numbers.
 pub(crate) fn new_tag() -> io::Result<u64> {
     let mut random = [0; 8];
     getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
@@ -43,7 +43,7 @@ pub(crate) fn tag_in(limits: &str) -> Option<u64> {
 /// Has processes that are started from now on be told from those of an earlier spawn in this directory.
 ///
 /// # Errors
-/// When what that left cannot be removed.
+/// If what that left cannot be removed.
 pub(crate) fn begin(run_dir: &Path, roles: &[&str]) -> io::Result<()> {
     let records = roles.iter().map(|role| record_path(run_dir, role));
     for path in records.chain([closed_path(run_dir)]) {
@@ -55,7 +55,7 @@ pub(crate) fn begin(run_dir: &Path, roles: &[&str]) -> io::Result<()> {
 /// Prepares the birth of a process in the cgroup with this directory, which must be the one of `containment` or below it.
 ///
 /// # Errors
-/// When its record cannot be made.
+/// If its record cannot be made.
 pub(crate) fn prepare(
     run_dir: &Path,
     role: &str,
@@ -99,7 +99,7 @@ impl Unborn {
     /// Starts `command`, whose first arguments are the words of a birth. Does not wait.
     ///
     /// # Errors
-    /// When its program cannot be executed.
+    /// If its program cannot be executed.
     pub(crate) fn start(mut command: Command) -> io::Result<Self> {
         let (told, tell) = io::pipe()?;
         let told = Receiver::from_owned_fd(told.into())?;
@@ -121,14 +121,15 @@ impl Unborn {
     /// Waits until it is born, [`BIRTH_TIMEOUT`] at most.
     ///
     /// # Errors
-    /// When it was not, with its reason. It has ended.
+    /// If it was not, with its reason. It has ended.
     pub(crate) async fn born(mut self) -> io::Result<()> {
         let mut told = Vec::new();
         let hear = self.told.read_to_end(&mut told);
         match tokio::time::timeout(BIRTH_TIMEOUT, hear).await {
             Ok(read) => read.and_then(|_| heard(&told))?,
             Err(_) => {
-                let text = format!("it has not said who it is within {BIRTH_TIMEOUT:?}");
+                let text =
+                    format!("the process has not recorded its identity within {BIRTH_TIMEOUT:?}");
                 return Err(io::Error::new(io::ErrorKind::TimedOut, text));
             }
         }
@@ -140,7 +141,7 @@ impl Unborn {
 /// Ends the spawn in this run directory, if it is under way: no process that has not been born yet will be.
 ///
 /// # Errors
-/// When that cannot be said; it may go on then.
+/// If that cannot be said; it may go on then.
 pub(crate) fn close(run_dir: &Path) -> io::Result<()> {
     File::options()
         .create(true)
@@ -154,7 +155,7 @@ pub(crate) fn close(run_dir: &Path) -> io::Result<()> {
 /// The process of this role, which may have ended since.
 ///
 /// # Errors
-/// When its record cannot be read.
+/// If its record cannot be read.
 pub(crate) fn recorded(run_dir: &Path, role: &str) -> io::Result<Option<ProcessId>> {
     let text = match std::fs::read_to_string(record_path(run_dir, role)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -172,7 +173,7 @@ pub(crate) fn recorded(run_dir: &Path, role: &str) -> io::Result<Option<ProcessI
 /// Removes what a spawn left.
 ///
 /// # Errors
-/// When it cannot be removed.
+/// If it cannot be removed.
 pub(crate) fn forget(run_dir: &Path, roles: &[&str]) -> io::Result<()> {
     begin(run_dir, roles)
 }

@@ -1,22 +1,22 @@
 //! The embedded backend: an instance is a child process running the agent. No root, no download.
 //!
 //! ```text
-//! <run dir>/placement.json  how it is found, should the daemon die before it has noted the start
-//!          /agent.birth     who the agent is, by itself
-//!          /agent.json      what the agent is told
-//!          /agent.key       the key that it and the daemon prove to each other
-//!          /agent.log       what it and its workload print
+//! <run dir>/placement.json  how to find the generation if the daemon dies before it has recorded the start
+//!          /agent.birth     the agent's identity, recorded by itself
+//!          /agent.json      the agent's configuration
+//!          /agent.key       the key with which agent and daemon authenticate
+//!          /agent.log       output of the agent and its workload
 //!          /vsock.sock      where the daemon connects (CONNECT 9000)
-//!          /handover.sock   where descriptors move
+//!          /handover.sock   where descriptors are passed
 //! ```
 //!
-//! The agent makes itself the leader of a session of its own, so it survives the daemon and its
-//! terminal. It is started in a cgroup of its generation, where one can be had.
+//! The agent becomes the leader of its own session, so it survives the daemon and its terminal. It is started in its
+//! generation's cgroup, if cgroups are available.
 //!
-//! A child process has no kernel: the image given is checked as for any backend, and its release is
-//! reported as running. CPUs are applied as affinity, by the agent before it starts anything. A cgroup holds the
-//! workload to the instance's memory where its memory controller can be had; elsewhere the agent limits the private
-//! memory of each process (RLIMIT_DATA).
+//! A child process has no kernel: the image is checked as for any backend, and its release is reported as running.
+//! The agent applies the CPUs as affinity before it starts anything. A cgroup limits the workload to the instance's
+//! memory if the memory controller is available; otherwise the agent limits the private memory of each process
+//! (RLIMIT_DATA).
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -52,12 +52,12 @@ const AGENT_ROLE: &str = "agent";
 /// Name of the agent's configuration in the run directory.
 const AGENT_CONFIG: &str = "agent.json";
 
-/// What the backend needs to know.
+/// Configuration of the backend.
 #[derive(Clone, Debug)]
 pub struct EmbeddedConfig {
     /// The `kmorph-agent` program.
     pub agent: PathBuf,
-    /// Where the cgroups of its generations are made, or why none are.
+    /// The cgroups of its generations, or why there are none.
     pub cgroups: Arc<Result<Cgroups, NoCgroups>>,
 }
 
@@ -72,7 +72,7 @@ impl EmbeddedBackend {
     /// A backend that starts the agent named in `config`.
     ///
     /// # Errors
-    /// When the host's boot id cannot be read.
+    /// If the host's boot id cannot be read.
     pub fn new(config: EmbeddedConfig) -> io::Result<Self> {
         Ok(Self {
             config,
@@ -274,11 +274,11 @@ impl Backend for EmbeddedBackend {
                 ))
             }
             Ok(output) => Err(SpawnError::Unavailable(format!(
-                "{agent:?} --version ended with {}; name the right program with paths.agent",
+                "{agent:?} --version ended with {}; set paths.agent to the right program",
                 output.status
             ))),
             Err(error) => Err(SpawnError::Unavailable(format!(
-                "the agent {agent:?} cannot be started: {error}; name it with paths.agent"
+                "the agent {agent:?} cannot be started: {error}; set paths.agent"
             ))),
         }
     }
@@ -323,7 +323,7 @@ impl Backend for EmbeddedBackend {
     ) -> Result<Option<Placement>, BackendError> {
         let (name, run_dir) = (name.clone(), run_dir.to_owned());
         let (kind, boot_id) = (self.kind(), self.host_boot_id.clone());
-        let what = failed(format!("looking for {name} generation {generation}"));
+        let what = failed(format!("searching for {name} generation {generation}"));
         let look =
             move || finding::find(kind, &name, generation, &run_dir, &[AGENT_ROLE], &boot_id);
         let found = tokio::task::spawn_blocking(look).await;
@@ -335,7 +335,7 @@ impl Backend for EmbeddedBackend {
         let Some(process) = self.main_process(placement) else {
             return Ok(Observation::Ended(ExitCause::Exited { status: None }));
         };
-        let what = || failed(format!("looking at process {}", process.pid));
+        let what = || failed(format!("observing process {}", process.pid));
         let stat = Stat::read(process.pid).map_err(what())?;
         match stat.filter(|stat| stat.is(process)) {
             Some(stat) if stat.is_over() => {

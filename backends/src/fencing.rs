@@ -1,8 +1,9 @@
-//! Stopping a generation for good: everything that belongs to it is killed, and seen to be gone.
+//! Stops a generation for good: kills everything that belongs to it, and confirms that it is gone.
 //!
-//! Where a cgroup holds the generation, the kernel ends what is in it at once, and says when the last has ended;
-//! what left it is found by its marks. Elsewhere the marks alone tell ([`crate::marks`]), and two scans in a row must
-//! find nothing. Recorded processes are ended last then: while they live, what descends from them can be told.
+//! If a cgroup contains the generation, the kernel kills all of it at once and reports when the last process has
+//! ended; processes that left the cgroup are found by their marks. Otherwise only the marks identify processes
+//! ([`crate::marks`]), and two scans in a row must find none. In that case recorded processes are killed last: while
+//! they live, their descendants can be identified.
 
 use std::fmt;
 use std::io;
@@ -51,7 +52,7 @@ pub(crate) fn check_proof(
 /// Stops the generation of `placement` and certifies it. Callable again. `host_boot_id` is the one of now.
 ///
 /// # Errors
-/// When its end was not seen within [`FENCE_TIMEOUT`], with what still runs.
+/// If its end was not seen within [`FENCE_TIMEOUT`], with what still runs.
 pub(crate) async fn fence(
     placement: &Placement,
     exits: &Exits,
@@ -59,7 +60,10 @@ pub(crate) async fn fence(
     order: FenceOrder,
 ) -> Result<Fenced, FenceUnconfirmed> {
     if order.generation() != placement.generation {
-        let reason = format!("the placement is of generation {}", placement.generation);
+        let reason = format!(
+            "the placement belongs to generation {}",
+            placement.generation
+        );
         return Err(FenceUnconfirmed { order, reason });
     }
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
@@ -102,7 +106,7 @@ struct Ended {
 enum NotEnded {
     #[error("{0} did not end within {1:?}; end them, then recover the instance")]
     Runs(Remains, Duration),
-    #[error("looking for its processes: {0}")]
+    #[error("searching for its processes: {0}")]
     Unseen(#[from] io::Error),
 }
 
@@ -110,7 +114,7 @@ enum NotEnded {
 #[derive(Debug)]
 struct Remains {
     processes: Vec<Stat>,
-    /// The cgroup, when the kernel says that something lives in it.
+    /// The cgroup, if the kernel reports it as populated.
     cgroup: Option<Cgroup>,
 }
 
@@ -142,7 +146,7 @@ impl Remains {
 impl fmt::Display for Remains {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(cgroup) = &self.cgroup {
-            write!(f, "what lives in cgroup {:?}", cgroup.path())?;
+            write!(f, "the processes in cgroup {:?}", cgroup.path())?;
         }
         let between = if self.cgroup.is_some() { ": " } else { "" };
         for (index, stat) in self.processes.iter().take(NAMED_MAX).enumerate() {
@@ -224,7 +228,7 @@ fn living(cgroup: Cgroup) -> Remains {
 /// Whether anything of a generation can still run.
 ///
 /// # Errors
-/// When that cannot be seen.
+/// If that cannot be seen.
 pub(crate) fn is_left(placement: &Placement) -> io::Result<bool> {
     if let Some(Ok(Some(cgroup))) = placement.containment.cgroup.as_ref().map(Cgroup::known)
         && cgroup.is_populated()?

@@ -1,5 +1,6 @@
-//! Finds a spawn whose outcome was never recorded, because the daemon died in between: by what was written into the
-//! run directory before anything was started, and by what each process wrote before it became its program.
+//! Finds a spawn whose outcome was never recorded because the daemon died meanwhile, from the files written to the
+//! run directory before anything was started, and from the records that each process wrote before it executed its
+//! program.
 
 use std::io;
 use std::path::Path;
@@ -17,7 +18,7 @@ pub(crate) const PLACEMENT: &str = "placement.json";
 /// What holds the processes of a new generation.
 ///
 /// # Errors
-/// When something that no journal knows lives in its place.
+/// If something that no journal knows lives in its place.
 pub(crate) fn contain(
     cgroups: Option<&Cgroups>,
     name: &InstanceName,
@@ -28,7 +29,7 @@ pub(crate) fn contain(
         None => None,
         Some(Ok(cgroup)) if cgroup.is_populated()? => {
             let text = format!(
-                "something lives in the cgroup {:?}, from another journal; end it first",
+                "processes of another journal run in the cgroup {:?}; end them first",
                 cgroup.path()
             );
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
@@ -47,7 +48,7 @@ pub(crate) fn contain(
 /// Writes down where a generation is about to be started.
 ///
 /// # Errors
-/// When it cannot be written.
+/// If it cannot be written.
 pub(crate) fn announce(placement: &Placement, roles: &[&str]) -> io::Result<()> {
     birth::begin(&placement.run_dir, roles)?;
     let record = serde_json::to_vec(placement)?;
@@ -58,7 +59,7 @@ pub(crate) fn announce(placement: &Placement, roles: &[&str]) -> io::Result<()> 
 /// `kind` is the backend that asks, `roles` are those of its processes, the one whose end is the instance's end first.
 ///
 /// # Errors
-/// When the system could not be asked, or another backend than `kind` began it.
+/// If the system could not be asked, or another backend than `kind` began it.
 pub(crate) fn find(
     kind: BackendKind,
     name: &InstanceName,
@@ -95,7 +96,7 @@ pub(crate) fn find(
 /// Removes what held the processes of a generation, once they have ended.
 ///
 /// # Errors
-/// When something lives there.
+/// If something lives there.
 pub(crate) fn remove_cgroup(containment: &Containment) -> io::Result<()> {
     match containment.cgroup.as_ref().map(Cgroup::known) {
         Some(Ok(Some(cgroup))) => cgroup.remove(),

@@ -1,5 +1,5 @@
-//! The key of a generation: made at its spawn, told to its agent, and kept in the run directory for the daemon
-//! and those after it. It is in no placement, so that it reaches neither the journal nor the API.
+//! The key of a generation: generated at its spawn, given to its agent, and kept in the run directory for this daemon
+//! and later ones. It is not in the placement, so it reaches neither the journal nor the API.
 
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
@@ -18,7 +18,7 @@ const KEY_FILE_MAX_BYTES: u64 = 65;
 /// A new key.
 ///
 /// # Errors
-/// When the system has no random numbers.
+/// If the system has no random numbers.
 pub(crate) fn make() -> io::Result<Secret> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).map_err(|error| io::Error::other(error.to_string()))?;

@@ -1,8 +1,7 @@
-//! Where instances run: one contract ([`contract`]) and its implementations.
+//! The backends that run instances: one contract ([`contract`]) and its implementations.
 //!
-//! This crate starts, observes, fences and ends instances. It decides nothing, speaks no KMP and
-//! knows no actor. A fence certificate comes from a backend that saw the end of a generation, and
-//! from nowhere else.
+//! This crate starts, observes, fences and ends instances. It makes no decisions, does not speak KMP and knows no
+//! actor. Only a backend that observed the end of a generation creates its fence certificate.
 
 mod birth;
 pub mod cgroup;

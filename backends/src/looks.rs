@@ -1,13 +1,13 @@
-//! Looks at all processes of the host, shared: when many generations are fenced at once, one look answers for all
-//! that had asked before it began.
+//! Shared scans of all processes of the host: when many generations are fenced at once, one scan serves all requests
+//! made before it started.
 //!
 //! ```text
 //! ask ──▶ waiting ──▶ a look begins ──▶ answered
 //!            ▲               │
-//!            └── asked while a look is under way: the next one answers
+//!            └── asked during a look: the next one answers
 //! ```
 //!
-//! A look that began before it was asked for proves nothing about the time afterwards, and answers nobody else.
+//! A scan that started before a request proves nothing about the time after it, so it answers only earlier requests.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -47,7 +47,7 @@ struct Asked {
 /// The processes of a generation that can still run, without the daemon's own. The look begins after this call.
 ///
 /// # Errors
-/// When `/proc` cannot be read, or there is no thread for it.
+/// If `/proc` cannot be read, or there is no thread for it.
 pub(crate) async fn members(placement: Arc<Placement>) -> Found {
     let (answer, answered) = oneshot::channel();
     LOOKS.ask(Asked { placement, answer })?;
@@ -58,7 +58,7 @@ pub(crate) async fn members(placement: Arc<Placement>) -> Found {
 /// As [`members`], by a look of its own. It blocks.
 ///
 /// # Errors
-/// When `/proc` cannot be read.
+/// If `/proc` cannot be read.
 pub(crate) fn members_now(placement: &Placement) -> Found {
     let sought = BTreeSet::from([marks::mark_of(&placement.run_dir)]);
     marks::members(placement, &Known::default().look(&sought)?)

@@ -1,16 +1,17 @@
-//! Which processes are of a generation, by what can be seen of them in `/proc`.
+//! Identifies the processes of a generation by evidence in `/proc`.
 //!
-//! | evidence | a process loses it |
+//! | evidence | lost |
 //! |---|---|
-//! | it is one of the recorded ones: pid and exact start time | never |
+//! | it is a recorded process: pid and exact start time | never |
 //! | its tag: the limit `RLIMIT_RTTIME` that it inherited | when it sets that limit itself |
 //! | its mark: [`FENCE_ENV`] in the environment it was started with | when it is started with another environment |
-//! | it descends from a recorded process that lives, or is in its session | when that one ends |
+//! | it is a descendant of a live recorded process, or in its session | when that process ends |
 //!
-//! What has a tag is remembered from look to look: reading it anew for each of many fences is most of their cost.
+//! Processes with a tag are remembered between scans: reading the tag again for each of many fences would be most of
+//! the cost of a scan.
 //!
-//! A pid is never evidence by itself: where one leads to another process (a session, a parent), that one is looked at
-//! again afterwards, and must still be the one it was. A number cannot change hands while its process lives.
+//! A pid is never evidence by itself: if one leads to another process (a session, a parent), the scan looks at that
+//! process again afterwards and checks that it is still the same. A pid cannot be reused while its process lives.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -40,7 +41,7 @@ pub(crate) struct Seen {
 #[derive(Clone, Default)]
 struct Evidence {
     tag: Option<u64>,
-    /// Its marks, [`MARKS_KEPT`] at most, and besides them those that were sought.
+    /// Its marks, [`MARKS_KEPT`] at most, in addition to those searched for.
     marks: BTreeSet<Vec<u8>>,
 }
 
@@ -60,7 +61,7 @@ impl Known {
     /// Looks once at every process that can still run, without the daemon's own, for generations with these marks.
     ///
     /// # Errors
-    /// When `/proc` cannot be read.
+    /// If `/proc` cannot be read.
     pub(crate) fn look(&mut self, sought: &BTreeSet<Vec<u8>>) -> io::Result<Vec<Seen>> {
         let own = i32::try_from(std::process::id()).ok();
         let mut all = process::all()?;
@@ -89,7 +90,7 @@ fn evidence(stat: &Stat, sought: &BTreeSet<Vec<u8>>) -> Evidence {
 /// Those of the processes that are of a generation. Its mark was sought.
 ///
 /// # Errors
-/// When `/proc` cannot be read.
+/// If `/proc` cannot be read.
 pub(crate) fn members(placement: &Placement, seen: &[Seen]) -> io::Result<Vec<Stat>> {
     let mark = mark_of(&placement.run_dir);
     let tag = placement.containment.tag;

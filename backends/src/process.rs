@@ -1,4 +1,5 @@
-//! Processes on the host, named so that a reused pid is never taken for another, and watched by pidfd.
+//! Processes on the host, identified so that a reused pid is never mistaken for the original process, and watched by
+//! pidfd.
 
 use std::collections::HashMap;
 use std::io;

@@ -1,7 +1,8 @@
-//! What the host's scheduler says of the threads of an instance.
+//! The host scheduler's statistics for the threads of an instance.
 //!
-//! `/proc/<pid>/task/<tid>/schedstat` (proc_pid_schedstat(5), CONFIG_SCHED_INFO): time on a CPU, time ready to run and
-//! waiting for one, both in nanoseconds, and how often it was given one. `stat` beside it: whether it is ready to run now.
+//! `/proc/<pid>/task/<tid>/schedstat` (proc_pid_schedstat(5), CONFIG_SCHED_INFO) has the time on a CPU and the time
+//! runnable but waiting for one, both in nanoseconds, and the number of time slices. `stat` next to it shows whether
+//! the thread is runnable now.
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,6 +1,6 @@
-//! Addresses of the API, with names in them: whatever is in a name, it stays one segment or one value.
+//! Addresses of the API that contain names: whatever a name contains, it stays one segment or one value.
 
-/// A path of the API of these segments, each escaped.
+/// Builds a path of the API from these segments, each escaped.
 pub fn path(segments: &[&str]) -> String {
     let mut path = String::from("/v1");
     for segment in segments {
@@ -10,7 +10,7 @@ pub fn path(segments: &[&str]) -> String {
     path
 }
 
-/// A query: pairs whose value is absent are left out.
+/// Builds a query; pairs without a value are omitted.
 pub fn query(pairs: &[(&str, Option<String>)]) -> String {
     let mut query = String::new();
     for (key, value) in pairs {

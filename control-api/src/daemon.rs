@@ -3,29 +3,29 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// CPUs and memory that instances may be given, and what of it is given.
+/// The CPUs and memory for instances, and their use.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PoolUsage {
     /// Host CPUs in the pool.
     pub cpus: Vec<u16>,
-    /// Those not given to any instance.
+    /// CPUs that no instance uses.
     pub cpus_free: Vec<u16>,
-    /// True when several instances may be given the same CPU.
+    /// Whether several instances may share a CPU.
     pub cpus_shared: bool,
     /// Memory in the pool, in bytes.
     pub memory_bytes: u64,
-    /// Of it not given to any instance, in bytes. What a kernel keeps for its bookkeeping counts as given.
+    /// Memory that no instance uses, in bytes. Memory that the kernel keeps for its bookkeeping counts as used.
     pub memory_free_bytes: u64,
-    /// CPUs in the pool that others than this daemon hold, such as kernel instances that were made with kerf. They are
-    /// not free.
+    /// CPUs in the pool that others than this daemon use, such as kernel instances created with kerf. They are not
+    /// free.
     #[serde(default)]
     pub cpus_besides: Vec<u16>,
-    /// Memory in the pool that others hold, in bytes, with what the kernel keeps for its bookkeeping.
+    /// Memory in the pool that others use, in bytes, including what the kernel keeps for its bookkeeping.
     #[serde(default)]
     pub memory_besides_bytes: u64,
 }
 
-/// What the daemon says of itself.
+/// The status of the daemon.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct DaemonStatus {
     /// Version of kmorphd.
@@ -48,46 +48,46 @@ pub struct DaemonStatus {
     pub run_dir: String,
     /// Number of instances.
     pub instances: u32,
-    /// Recoveries and morphs under way.
+    /// Recoveries and morphs in progress.
     pub operations_running: u32,
     /// The pool.
     pub pool: PoolUsage,
-    /// Ended generations, of all instances, that could not give their CPUs and memory back yet.
+    /// Ended generations, of all instances, whose CPUs and memory could not be released yet.
     #[serde(default)]
     pub kept: Vec<crate::KeptGeneration>,
     /// False when the journal cannot be written; `journal_error` says why.
     pub journal_ok: bool,
     /// Why the journal cannot be written.
     pub journal_error: Option<String>,
-    /// Actors that panicked and were replaced since the start.
+    /// Number of actors that panicked and were replaced since the start.
     pub actor_restarts: u64,
-    /// Longest time, in milliseconds, that the daemon was late in the last minute.
+    /// Maximum delay of the daemon in the last minute, in milliseconds.
     pub self_lag_ms: u64,
-    /// True once it was asked to stop.
+    /// Whether the daemon was asked to stop.
     pub stopping: bool,
-    /// Whether there is anything to test: its backend captures the memory of what fails.
+    /// Whether the self-test is available: the backend can capture the memory of failed instances.
     #[serde(default)]
     pub can_self_test: bool,
-    /// The last self-test; absent when there was none.
+    /// The last self-test; absent if there was none.
     #[serde(default)]
     pub last_doctor: Option<crate::DoctorReport>,
 }
 
-/// How the daemon shall stop. Instances keep running in both cases.
+/// How the daemon stops. Instances keep running in both cases.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StopRequest {
-    /// Finish operations under way first; new ones are refused meanwhile. Otherwise they are
-    /// finished or undone by the next start.
+    /// Finish operations in progress first; new ones are refused meanwhile. Otherwise the next daemon finishes or
+    /// undoes them.
     #[serde(default)]
     pub graceful: bool,
 }
 
-/// What a reload changed.
+/// The result of a reload.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ReloadReport {
     /// Keys whose new value is now in force.
     pub applied: Vec<String>,
-    /// Keys that differ and need a restart of the daemon.
+    /// Keys that differ and require a restart of the daemon.
     pub needs_restart: Vec<String>,
 }

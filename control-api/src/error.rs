@@ -1,59 +1,60 @@
-//! How the API refuses.
+//! Errors of the API.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// Why a request was not done. The order of the list is by who is to blame: the caller, the state
-/// of things, the machine, kmorph itself.
+/// The reason why a request failed. The list is ordered by the cause: the caller, the current state, the machine,
+/// kmorph itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
-    /// The request does not parse, or a value is out of its range. HTTP 400.
+    /// The request is malformed, or a value is out of range. HTTP 400.
     InvalidRequest,
-    /// The caller may look, not change. HTTP 403.
+    /// The caller may read, but not make changes. HTTP 403.
     Forbidden,
     /// There is no such instance, operation or path. HTTP 404.
     NotFound,
-    /// The path is there, and is not asked with this method. HTTP 405.
+    /// The path exists, but does not support this method. HTTP 405.
     MethodNotAllowed,
-    /// The request is larger than the daemon reads. HTTP 413.
+    /// The request is too large. HTTP 413.
     TooLarge,
-    /// The file is no kernel image that can be booted. HTTP 422.
+    /// The file is not a bootable kernel image. HTTP 422.
     BadKernelImage,
-    /// The kernel image is not there, or the daemon may not read it. HTTP 404.
+    /// The kernel image does not exist, or the daemon may not read it. HTTP 404.
     KernelUnreadable,
-    /// The kernel image is not the one that was recorded. HTTP 409.
+    /// The kernel image differs from the recorded one. HTTP 409.
     KernelChanged,
     /// An instance did not start: its program ended, or its kernel or agent did not come up. HTTP 422.
     StartFailed,
-    /// It exists already. HTTP 409.
+    /// The name is already in use. HTTP 409.
     AlreadyExists,
-    /// Not possible in the present state: a second morph, a commit before validate. Or never with this backend. HTTP 409.
+    /// Not possible in the current state (a second morph, a commit before validate), or never with this backend. HTTP
+    /// 409.
     WrongState,
     /// The other kernel lacks what the morph needs. HTTP 409.
     Incompatible,
-    /// The estimated downtime is above the budget. HTTP 409.
+    /// The estimated downtime exceeds the budget. HTTP 409.
     OverBudget,
-    /// The pool has not enough CPUs or memory. HTTP 409.
+    /// The pool does not have enough CPUs or memory. HTTP 409.
     InsufficientResources,
     /// A limit on work in progress is reached; try again later. HTTP 503.
     Busy,
     /// The instance's agent did not answer in time. HTTP 504.
     Timeout,
-    /// The machine lacks something the backend needs. HTTP 503.
+    /// The machine lacks something that the backend needs. HTTP 503.
     Unavailable,
-    /// The journal cannot be written: nothing may change now. HTTP 507.
+    /// The journal cannot be written, so no changes are possible. HTTP 507.
     JournalUnavailable,
     /// The instance is quarantined or needs an operator. HTTP 409.
     OperatorActionNeeded,
     /// Not built yet. HTTP 501.
     NotImplemented,
-    /// A fault of kmorph's own. HTTP 500.
+    /// Internal error of kmorph. HTTP 500.
     Internal,
 }
 
 impl ErrorCode {
-    /// The HTTP status it is served with.
+    /// The HTTP status of this error.
     pub fn http_status(self) -> u16 {
         match self {
             Self::InvalidRequest => 400,
@@ -78,11 +79,11 @@ impl ErrorCode {
     }
 }
 
-/// The body of every refusal.
+/// The body of every error response.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, thiserror::Error)]
 #[error("{message}")]
 pub struct ApiError {
-    /// What kind, for programs.
+    /// Error code for programs.
     pub code: ErrorCode,
     /// What was tried, on what, and what happened, for people.
     pub message: String,

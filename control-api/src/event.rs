@@ -3,50 +3,50 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// What happened.
+/// The kind of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EventKind {
-    /// An instance changed its state.
+    /// The state of an instance changed.
     InstanceState,
-    /// The detector changed its mind: suspicion, relief, verdict.
+    /// The detector changed its assessment: suspicion, relief, verdict.
     Detector,
     /// A step of a recovery.
     Recovery,
     /// A step of a morph.
     Morph,
-    /// An operation began, advanced or ended.
+    /// An operation started, advanced or ended.
     Operation,
     /// A policy changed.
     Policy,
     /// A published port was lost or regained.
     Ports,
-    /// An ended generation could not give its CPUs and memory back, or has given them back.
+    /// The CPUs and memory of an ended generation could not be released, or have been released.
     Resources,
-    /// A step of a capture that was asked for.
+    /// A step of a requested capture.
     Vmcore,
-    /// The daemon itself: started, reloaded, journal trouble, an actor replaced.
+    /// The daemon itself: started, reloaded, journal problems, an actor replaced.
     Daemon,
-    /// Events older than the stream keeps were asked for; `detail.oldest` is the first there is.
+    /// The client asked for events older than those kept; `detail.oldest` is the first one available.
     Gap,
 }
 
-/// One event. Its id only grows, also across restarts of the daemon.
+/// One event. Ids only grow, also across restarts of the daemon.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
-    /// Its id, the stream's `id:` line.
+    /// Id of the event, as in the stream's `id:` line.
     pub id: u64,
-    /// When.
+    /// Time of the event.
     pub at: String,
-    /// What.
+    /// Kind of the event.
     pub kind: EventKind,
-    /// The instance concerned.
+    /// The instance, if the event is about one.
     pub instance: Option<String>,
     /// Its generation.
     pub generation: Option<u64>,
     /// One line for people.
     pub message: String,
-    /// More, for programs.
+    /// Details for programs.
     #[schema(value_type = Object)]
     pub detail: serde_json::Value,
 }

@@ -8,7 +8,7 @@ use utoipa::openapi::schema::{
     AnyOfBuilder, ArrayBuilder, KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type,
 };
 
-/// The state of an instance, in the words shown to people (upper case there).
+/// The state of an instance; shown to people in upper case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum InstanceState {
@@ -16,21 +16,21 @@ pub enum InstanceState {
     Starting,
     /// Answers heartbeats.
     Running,
-    /// Answers, but its agent reports trouble or overload.
+    /// Answers, but its agent reports a problem or overload.
     Degraded,
     /// Does not answer; no verdict yet.
     Unresponsive,
-    /// A verdict was reached: it has failed, and is not being healed (auto-heal off).
+    /// The instance has failed and is not being recovered (auto-heal is off).
     Failed,
-    /// Being healed.
+    /// Being recovered.
     Recovering,
-    /// A morph is under way; it serves.
+    /// A morph is in progress; the instance serves.
     Morphing,
-    /// Being ended by request.
+    /// Being terminated on request.
     Terminating,
-    /// Failed too often in a row; `recover` starts it again.
+    /// Failed too often; `recover` restarts it.
     Quarantined,
-    /// Its fence could not be confirmed; it keeps its resources.
+    /// The fence could not be confirmed; the instance keeps its resources.
     OperatorActionNeeded,
 }
 
@@ -38,32 +38,32 @@ pub enum InstanceState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WorkloadRequest {
-    /// Absolute path; in `qemu` a path in the guest. `kmorph-kv` alone names the reference server.
+    /// Absolute path of the program; in `qemu` a path in the guest. `kmorph-kv` alone selects the reference server.
     #[schema(pattern = "^(/[^\\x00]*[^\\x00/]|kmorph-kv)$")]
     pub program: String,
     /// Arguments: at most 4,096, each of at most 131,071 bytes without a NUL.
     #[schema(schema_with = arguments)]
     #[serde(default)]
     pub args: Vec<String>,
-    /// Environment added: at most 4,096 variables, each of at most 131,071 bytes without a NUL. Names are not empty and
-    /// have no `=`.
+    /// Additional environment: at most 4,096 variables, each of at most 131,071 bytes without a NUL. Names must not
+    /// be empty or contain `=`.
     #[schema(schema_with = environment)]
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// Absolute path of a file with more environment, `NAME=VALUE` in each line, which the daemon reads at each start. It
-    /// must be root's or the daemon's user's, and nobody else's to read or write.
+    /// Absolute path of a file with more environment variables, one `NAME=VALUE` per line, which the daemon reads at
+    /// each start. The file must belong to root or the daemon's user, and no one else may read or write it.
     #[schema(pattern = "^/[^\\x00]*[^\\x00/]$")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub env_file: Option<String>,
 }
 
-/// A string that a program can be given: without a NUL.
+/// A string that can be passed to a program: without a NUL.
 fn text() -> ObjectBuilder {
     let text = ObjectBuilder::new().schema_type(Type::String);
     text.pattern(Some("^[^\\x00]*$"))
 }
 
-/// An address that can be listened on.
+/// An address to listen on.
 fn ip_address() -> Schema {
     let of = |format| {
         let text = ObjectBuilder::new().schema_type(Type::String);
@@ -95,7 +95,7 @@ pub struct PublishRequest {
     /// Host address, IPv4 or IPv6.
     #[schema(schema_with = ip_address)]
     pub address: String,
-    /// Host port; 0 lets the system choose, the answer names it.
+    /// Host port; with 0 the system chooses one, which the answer names.
     #[schema(maximum = 65535)]
     pub host_port: u16,
     /// The workload's port.
@@ -103,34 +103,34 @@ pub struct PublishRequest {
     pub port: u16,
 }
 
-/// A published port in force.
+/// A published port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PublishedAddress {
-    /// Host address and port, as `127.0.0.1:6379`.
+    /// Host address and port, such as `127.0.0.1:6379`.
     pub listen: String,
     /// The workload's port.
     pub port: u16,
-    /// What the port does now.
+    /// State of the port.
     pub state: PortState,
     /// Why the port is missing; absent otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
-/// What a published port does.
+/// The state of a published port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PortState {
-    /// It accepts connections.
+    /// The port accepts connections.
     Open,
-    /// It is bound and refuses connections: the instance does not serve, and none is on its way to.
+    /// The port is bound and refuses connections: the instance does not serve, and no successor is being started.
     Refusing,
-    /// Another program has the port; kmorphd keeps trying to get it.
+    /// Another program has the port; kmorphd keeps trying to bind it.
     Missing,
 }
 
 impl PortState {
-    /// The name in API, CLI and logs.
+    /// The name of the state in API, CLI and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Open => "open",
@@ -144,36 +144,36 @@ impl PortState {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SpawnRequest {
-    /// Its name: 1 to 63 of `a-z 0-9 . _ -`, beginning with a letter or digit.
+    /// Name of the instance: 1 to 63 characters of `a-z 0-9 . _ -`, beginning with a letter or digit.
     #[schema(pattern = "^[a-z0-9][a-z0-9._-]{0,62}$")]
     pub name: String,
     /// Absolute path of the kernel image on the host.
     #[schema(pattern = "^/[^\\x00]*[^\\x00/]$")]
     pub kernel: String,
-    /// Added to the kernel command line.
+    /// Text to append to the kernel command line.
     #[serde(default)]
     pub kernel_cmdline: String,
-    /// Absolute path of an initramfs used instead of the built one.
+    /// Absolute path of an initramfs to use instead of the built one.
     #[serde(default)]
     pub initramfs: Option<String>,
     /// CPUs (default: 1).
     #[schema(minimum = 1, maximum = 65535)]
     #[serde(default = "one")]
     pub cpus: u16,
-    /// Memory in bytes (default: the configuration's).
+    /// Memory in bytes (default: from the configuration).
     #[schema(minimum = 16777216)]
     #[serde(default)]
     pub memory_bytes: Option<u64>,
-    /// The program; none runs just the agent.
+    /// The program; without one, only the agent runs.
     #[serde(default)]
     pub workload: Option<WorkloadRequest>,
     /// Published ports.
     #[serde(default)]
     pub publish: Vec<PublishRequest>,
-    /// Watch it with heartbeats.
+    /// Monitor the instance with heartbeats.
     #[serde(default = "yes")]
     pub monitor: bool,
-    /// Heartbeat timeout in seconds, may have a fraction (default: the configuration's).
+    /// Heartbeat timeout in seconds; fractions are allowed (default: from the configuration).
     #[schema(minimum = 0.1, maximum = 3600)]
     #[serde(default)]
     pub heartbeat_timeout_s: Option<f64>,
@@ -187,22 +187,22 @@ fn yes() -> bool {
     true
 }
 
-/// One line of `list`.
+/// The summary of an instance, as in `list`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct InstanceSummary {
-    /// Its name.
+    /// Name of the instance.
     pub name: String,
-    /// Its state.
+    /// State of the instance.
     pub state: InstanceState,
-    /// Its incarnation.
+    /// Current generation.
     pub generation: u64,
-    /// Release of the kernel that runs, as its agent reports it; empty until it did.
+    /// Release of the running kernel, as reported by its agent; empty until reported.
     pub kernel_release: String,
     /// Backend.
     pub backend: String,
-    /// CPUs given to it.
+    /// CPUs of the instance.
     pub cpus: Vec<u16>,
-    /// Memory given to it, in bytes.
+    /// Memory of the instance, in bytes.
     pub memory_bytes: u64,
     /// Milliseconds since the last heartbeat answer.
     pub last_heartbeat_ms: Option<u64>,
@@ -212,22 +212,22 @@ pub struct InstanceSummary {
     pub recoveries: u64,
     /// Morphs committed so far.
     pub morphs: u64,
-    /// Failures of its program so far that its agents mended by starting it again.
+    /// Number of failures of the program after which its agent restarted it.
     #[serde(default)]
     pub workload_failures: u64,
     /// Published ports.
     pub published: Vec<PublishedAddress>,
 }
 
-/// Everything about one instance.
+/// The complete status of one instance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct InstanceStatus {
-    /// What `list` shows.
+    /// The summary, as in `list`.
     #[serde(flatten)]
     pub summary: InstanceSummary,
-    /// Why it is in its state, with the evidence.
+    /// Why the instance is in its state, with the evidence.
     pub reason: Option<String>,
-    /// Kernel image it was started with.
+    /// Path of its kernel image.
     pub kernel_path: String,
     /// SHA-256 of that image, hexadecimal.
     pub kernel_sha256: String,
@@ -245,41 +245,41 @@ pub struct InstanceStatus {
     pub policy: crate::Policy,
     /// When the instance was first spawned.
     pub created_at: String,
-    /// The operation under way.
+    /// The operation in progress.
     pub operation: Option<String>,
     /// Its runtime directory (console log, sockets).
     pub run_dir: String,
-    /// Its ended generations that could not give their CPUs and memory back yet.
+    /// Ended generations of this instance whose CPUs and memory could not be released yet.
     #[serde(default)]
     pub kept: Vec<KeptGeneration>,
 }
 
-/// A generation that has ended, and holds CPUs and memory still because they could not be given back. It is tried again
-/// until they are.
+/// A generation that has ended, but whose CPUs and memory could not be released yet. The daemon retries until they
+/// are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct KeptGeneration {
     /// The instance.
     pub instance: String,
-    /// Its number.
+    /// Number of the generation.
     pub generation: u64,
-    /// CPUs it holds.
+    /// CPUs it still holds.
     pub cpus: Vec<u16>,
-    /// Memory it holds, in bytes.
+    /// Memory it still holds, in bytes.
     pub memory_bytes: u64,
-    /// Why the last try failed.
+    /// Why the last attempt failed.
     pub reason: String,
-    /// When the first try failed, as this daemon knows, RFC 3339.
+    /// When the first attempt known to this daemon failed, RFC 3339.
     pub since: String,
-    /// Tries that failed since then.
+    /// Failed attempts since then.
     pub tries: u32,
 }
 
 /// The state of an instance's heartbeats.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct HeartbeatStatus {
-    /// Its name.
+    /// Name of the instance.
     pub name: String,
-    /// False when it was spawned without monitoring.
+    /// Whether the instance is monitored with heartbeats.
     pub monitored: bool,
     /// State of the detector: `starting`, `monitoring`, `detecting_failure`, `failed`.
     pub detector: String,
@@ -291,9 +291,9 @@ pub struct HeartbeatStatus {
     pub sent: u64,
     /// Answers received.
     pub answered: u64,
-    /// Heartbeats not answered in a row, now.
+    /// Current number of consecutive unanswered heartbeats.
     pub missed_in_a_row: u32,
-    /// Suspicions that went away by themselves.
+    /// Suspicions that resolved by themselves.
     pub transient_failures: u64,
     /// Milliseconds since the last answer.
     pub last_answer_ms: Option<u64>,
@@ -303,16 +303,16 @@ pub struct HeartbeatStatus {
     pub smoothed_rtt_us: Option<u64>,
 }
 
-/// Figures an agent reports. Absent where its kernel does not have them.
+/// Metrics reported by an agent. Metrics that its kernel does not support are absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Metrics {
-    /// CPUs it sees.
+    /// Number of CPUs of the instance.
     pub cpu_count: u16,
     /// Share of CPU time spent busy since the last heartbeat, 0 to 100.
     pub cpu_busy_percent: f64,
     /// PSI `some avg10` for CPU, percent.
     pub cpu_pressure_percent: Option<f64>,
-    /// Memory, bytes.
+    /// Total memory, bytes.
     pub memory_total_bytes: u64,
     /// Memory available, bytes.
     pub memory_available_bytes: u64,
@@ -329,26 +329,26 @@ pub struct Metrics {
 /// The health of an instance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct HealthReport {
-    /// Its name.
+    /// Name of the instance.
     pub name: String,
-    /// Its state.
+    /// State of the instance.
     pub state: InstanceState,
-    /// What its agent says: `healthy`, `degraded`, `unhealthy`, `unknown`.
+    /// Health reported by its agent: `healthy`, `degraded`, `unhealthy`, `unknown`.
     pub health: String,
     /// State of its program.
     pub workload_state: String,
-    /// Age of the figures, ms.
+    /// Age of the metrics, ms.
     pub age_ms: Option<u64>,
-    /// The figures.
+    /// The metrics.
     pub metrics: Option<Metrics>,
-    /// Why it is not healthy.
+    /// Why the instance is not healthy.
     pub reason: Option<String>,
 }
 
 /// The answer to a ping: one heartbeat sent now.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct PingReport {
-    /// Its name.
+    /// Name of the instance.
     pub name: String,
     /// Generation that answered.
     pub generation: u64,

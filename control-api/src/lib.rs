@@ -1,4 +1,4 @@
-//! The control API's types: what kmorphd serves and kmorphctl reads, as HTTP and JSON.
+//! Types of the control API, as JSON over HTTP: kmorphd serves them and kmorphctl reads them.
 //!
 //! This crate holds data and its (de)serialization only: no I/O, no actor, no rendering. Every
 //! request refuses unknown fields; every response may grow fields. Times are RFC 3339 in UTC,
@@ -36,8 +36,9 @@
 //! | `GET /v1/openapi.json` | | the OpenAPI description |
 //! | `GET /metrics` | | Prometheus text |
 //!
-//! What begins an operation is answered with 202, and its place in `Location`. A failure is an [`ApiError`] with the HTTP status of its [`ErrorCode`].
-//! A request's body says its length (Content-Length); a chunked one is refused with 400.
+//! A request that starts an operation is answered with 202 and the operation's address in `Location`. A failure is an
+//! [`ApiError`] with the HTTP status of its [`ErrorCode`].
+//! A request's body must have a length (Content-Length); a chunked body is refused with 400.
 
 #![forbid(unsafe_code)]
 
@@ -74,7 +75,7 @@ pub use policy::{
 pub use recovery::{RecoveryOutcome, RecoveryRecord, VmcoreRecord};
 pub use vmcore::{CaptureReport, CaptureRequest};
 
-/// Largest request body the daemon reads, in bytes.
+/// Maximum size of a request body, in bytes.
 pub const REQUEST_BODY_MAX_BYTES: usize = 1024 * 1024;
-/// Longest `wait_ms` of one operation request; longer waits ask again.
+/// Maximum `wait_ms` of one operation request; to wait longer, repeat the request.
 pub const OPERATION_WAIT_MAX_MS: u64 = 30_000;

@@ -3,29 +3,29 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// The phase of a morph; the names of the protocol.
+/// The phase of a morph, with the names used in the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MorphPhase {
     /// The target kernel boots beside the source.
     Preparing,
-    /// Both state what they can do.
+    /// Both sides state their capabilities.
     Negotiating,
-    /// State moves while the source kernel serves.
+    /// The state is transferred while the source kernel serves.
     Transferring,
-    /// The target kernel checks what it has.
+    /// The target kernel validates the state it received.
     Validating,
     /// Validated; waits for the commit.
     Committable,
     /// Freeze, last delta, activate, record, serve, retire.
     Committing,
-    /// Going back to the source kernel.
+    /// Returning to the source kernel.
     RollingBack,
     /// The target kernel serves.
     Committed,
     /// The source kernel serves.
     RolledBack,
-    /// Neither side could be brought back by the morph; a recovery took over.
+    /// The morph could not restore either side; a recovery took over.
     Failed,
 }
 
@@ -36,22 +36,22 @@ pub struct MorphRequest {
     /// Absolute path of the target kernel image on the host.
     #[schema(pattern = "^/[^\\x00]*[^\\x00/]$")]
     pub kernel: String,
-    /// Kernel command line of the target kernel; the source kernel's by default.
+    /// Kernel command line of the target kernel (default: that of the source kernel).
     #[serde(default)]
     pub kernel_cmdline: Option<String>,
     /// Initramfs of the target kernel (default: the built one).
     #[serde(default)]
     pub initramfs: Option<String>,
-    /// Go on to validate once prepared.
+    /// Validate once prepared.
     #[serde(default)]
     pub auto_validate: bool,
-    /// Go on to commit once validated.
+    /// Commit once validated.
     #[serde(default)]
     pub auto_commit: bool,
-    /// Commit even when the estimated downtime is above the budget.
+    /// Commit even if the estimated downtime exceeds the budget.
     #[serde(default)]
     pub force: bool,
-    /// Budget for the downtime, microseconds; `morph.downtime_budget_ms` of the configuration by default.
+    /// Downtime budget, microseconds (default: `morph.downtime_budget_ms` of the configuration).
     #[serde(default)]
     pub downtime_budget_us: Option<u32>,
 }
@@ -60,10 +60,10 @@ pub struct MorphRequest {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CommitRequest {
-    /// Commit even when the estimated downtime is above the budget.
+    /// Commit even if the estimated downtime exceeds the budget.
     #[serde(default)]
     pub force: bool,
-    /// Budget for the downtime, microseconds; the morph's own by default.
+    /// Downtime budget, microseconds (default: that of the morph).
     #[serde(default)]
     pub downtime_budget_us: Option<u32>,
 }
@@ -71,43 +71,43 @@ pub struct CommitRequest {
 /// One check of the validation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Check {
-    /// What was checked.
+    /// The name of the check.
     pub name: String,
-    /// Whether it held.
+    /// Whether the check passed.
     pub passed: bool,
-    /// How long it took, microseconds.
+    /// Duration, microseconds.
     pub duration_us: u64,
-    /// What was found.
+    /// The finding.
     pub detail: String,
 }
 
-/// Downtime by step, microseconds, each as the daemon saw it.
+/// Downtime by step, microseconds, as measured by the daemon.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DowntimeSteps {
     /// Freezing the source workload.
     pub freeze_us: u64,
-    /// Moving what changed last.
+    /// Transferring the last changes.
     pub final_delta_us: u64,
     /// Activating the target workload until it answered.
     pub activate_us: u64,
-    /// Writing the commit record durably.
+    /// Making the commit record durable.
     pub record_us: u64,
-    /// Letting the target workload serve.
+    /// Making the target workload serve.
     pub serve_us: u64,
-    /// All of it: from the freeze to the first request the target kernel could answer.
+    /// Total: from the freeze to the first request that the target kernel could answer.
     pub total_us: u64,
 }
 
-/// A state provider that does not carry the morph.
+/// A state provider that the morph does not use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct OtherProvider {
     /// Its name in the protocol.
     pub provider: String,
-    /// Why it does not carry the morph.
+    /// Why the morph does not use it.
     pub reason: String,
 }
 
-/// Where a morph is.
+/// The status of a morph.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct MorphStatus {
     /// The instance.
@@ -118,19 +118,19 @@ pub struct MorphStatus {
     pub operation: String,
     /// Its phase.
     pub phase: MorphPhase,
-    /// Generation that is left.
+    /// The source generation.
     pub from_generation: u64,
-    /// Generation that is gone to.
+    /// The target generation.
     pub to_generation: u64,
     /// Release of the source kernel.
     pub from_kernel: String,
     /// Release of the target kernel.
     pub to_kernel: String,
-    /// What carries the state, once negotiated: the name of a state provider, such as `cooperative`.
+    /// The state provider in use, once negotiated, such as `cooperative`.
     #[serde(default)]
     pub provider: Option<String>,
-    /// The other state providers that the daemon knows, each with the reason why it does not carry the state; filled in
-    /// once negotiated.
+    /// The other state providers that the daemon knows, each with the reason why it is not used; filled in once
+    /// negotiated.
     #[serde(default)]
     pub other_providers: Vec<OtherProvider>,
     /// `by_reference` or `rounds`, once negotiated.
@@ -145,17 +145,17 @@ pub struct MorphStatus {
     pub checks: Vec<Check>,
     /// Budget for the downtime, microseconds.
     pub downtime_budget_us: u64,
-    /// Estimate, once known.
+    /// Estimated downtime, microseconds, once known.
     pub estimated_downtime_us: Option<u64>,
-    /// When a morph that waits for its commit or validation is rolled back, RFC 3339.
+    /// When a morph that waits for its commit or validation will be rolled back, RFC 3339.
     #[serde(default)]
     pub expires_at: Option<String>,
-    /// Measured, once committed.
+    /// Measured downtime, once committed.
     pub downtime: Option<DowntimeSteps>,
-    /// Why it was rolled back or failed.
+    /// Why the morph was rolled back or failed.
     pub reason: Option<String>,
-    /// When it began.
+    /// When the morph started.
     pub started_at: String,
-    /// When it ended.
+    /// When the morph ended.
     pub ended_at: Option<String>,
 }

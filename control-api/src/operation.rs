@@ -1,19 +1,19 @@
-//! Long work: started, watched, listed, cancelled.
+//! Operations: work that outlasts a request. They are started, watched, listed and cancelled.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// What an operation does.
+/// The kind of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OperationKind {
     /// Starts an instance and waits until it is healthy.
     Spawn,
-    /// Ends an instance.
+    /// Terminates an instance.
     Terminate,
-    /// Heals an instance.
+    /// Recovers an instance.
     Recover,
-    /// Brings a morph up to its transferred state.
+    /// Runs a morph up to the transfer of its state.
     MorphPrepare,
     /// Validates a prepared morph.
     MorphValidate,
@@ -21,7 +21,7 @@ pub enum OperationKind {
     MorphCommit,
     /// Rolls a morph back.
     MorphRollback,
-    /// A whole morph in one.
+    /// Runs a whole morph.
     Morph,
     /// Captures an instance's memory.
     VmcoreCapture,
@@ -29,28 +29,28 @@ pub enum OperationKind {
     Doctor,
 }
 
-/// Where an operation is.
+/// The state of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OperationState {
-    /// Under way.
+    /// In progress.
     Running,
     /// Done.
     Succeeded,
-    /// Ended without its goal; `error` says why.
+    /// Failed; `error` says why.
     Failed,
-    /// Undone by request.
+    /// Undone on request.
     Cancelled,
 }
 
-/// How far it is.
+/// The progress of an operation.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Progress {
-    /// The step under way, in words.
+    /// The current step, in words.
     pub step: String,
-    /// Units done in this step; 0 of 0 when it has none.
+    /// Units done in this step; 0 of 0 if the step has no units.
     pub done: u64,
-    /// Units of this step.
+    /// Total units of this step.
     pub total: u64,
     /// `bytes`, `steps`, or empty.
     pub unit: String,
@@ -59,34 +59,34 @@ pub struct Progress {
 /// One operation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Operation {
-    /// Its id, `op-` and a number that only grows.
+    /// Id of the operation: `op-` and a number that only grows.
     pub id: String,
-    /// What it does.
+    /// Kind of the operation.
     pub kind: OperationKind,
     /// The instance.
     pub instance: String,
-    /// Where it is.
+    /// State of the operation.
     pub state: OperationState,
-    /// Grows with each change: give it as `seen` to wait for the next one.
+    /// Grows with each change: pass it as `seen` to wait for the next change.
     pub revision: u64,
-    /// How far it is.
+    /// Progress of the operation.
     pub progress: Progress,
-    /// Uid of the caller; absent for the daemon's own.
+    /// Uid of the caller; absent for the daemon's own operations.
     pub requested_by: Option<u32>,
-    /// When it began.
+    /// When the operation started.
     pub started_at: String,
-    /// When it ended.
+    /// When the operation ended.
     pub ended_at: Option<String>,
-    /// Why it failed.
+    /// Why the operation failed.
     pub error: Option<crate::ApiError>,
-    /// The instance's status at the end, the morph's for a morph, a [`CaptureReport`](crate::CaptureReport) for a
-    /// capture, a [`DoctorReport`](crate::DoctorReport) for a self-test.
+    /// The instance's status at the end; the morph's status for a morph, a [`CaptureReport`](crate::CaptureReport)
+    /// for a capture, a [`DoctorReport`](crate::DoctorReport) for a self-test.
     #[schema(value_type = Option<Object>)]
     pub result: Option<serde_json::Value>,
 }
 
 impl Operation {
-    /// True once it does not change any more.
+    /// Whether the operation has ended and does not change any more.
     pub fn is_over(&self) -> bool {
         self.state != OperationState::Running
     }

@@ -1,41 +1,39 @@
-//! Where kmorphd keeps its files and kmorphctl looks for them: one rule for both.
+//! Default paths of kmorphd's files, shared by kmorphd and kmorphctl.
 //!
-//! | | root | anybody else |
+//! | | root | other users |
 //! |---|---|---|
 //! | configuration | `/etc/kmorph/kmorphd.conf` | `$XDG_CONFIG_HOME/kmorph/kmorphd.conf`, else `~/.config/kmorph/kmorphd.conf` |
 //! | state directory | `/var/lib/kmorph` | `$XDG_STATE_HOME/kmorph`, else `~/.local/state/kmorph` |
 //! | cache directory | `/var/cache/kmorph` | `$XDG_CACHE_HOME/kmorph`, else `~/.cache/kmorph` |
 //! | runtime directory | `/run/kmorph` | `$XDG_RUNTIME_DIR/kmorph`, else `/tmp/kmorph-<uid>` |
 //!
-//! The socket is `kmorphd.sock` in the runtime directory. Where there is no home directory either,
-//! configuration, state and cache are under `/tmp/kmorph-<uid>`. As the XDG rules say, a variable that is
-//! empty or not an absolute path counts as not set. A directory under `/tmp` must be created with
-//! mode 0700 and refused when somebody else owns it.
+//! The socket is `kmorphd.sock` in the runtime directory. Without a home directory, configuration, state and cache
+//! are under `/tmp/kmorph-<uid>`. As the XDG rules say, a variable that is empty or not an absolute path counts as
+//! unset. A directory under `/tmp` must be created with mode 0700, and refused if another user owns it.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-/// Variable that names the daemon's socket, for both programs; `--socket` goes before it.
+/// Environment variable with the path of the daemon's socket, for both programs; `--socket` overrides it.
 pub const SOCKET_ENV: &str = "KMORPH_SOCKET";
 /// Name of the control socket in the runtime directory.
 pub const SOCKET_NAME: &str = "kmorphd.sock";
 /// Name of the configuration file.
 pub const CONFIG_NAME: &str = "kmorphd.conf";
-/// Name, in the state directory, of the log of a daemon that `kmorphctl daemon start` started.
+/// Name, in the state directory, of the log of a daemon started by `kmorphctl daemon start`.
 pub const LOG_NAME: &str = "kmorphd.log";
 
 /// Name of the journal in the state directory.
 pub const JOURNAL_NAME: &str = "journal.sqlite";
-/// What a state directory is known by.
+/// Files that identify a state directory.
 pub const STATE_MARKS: [&str; 2] = [JOURNAL_NAME, LOG_NAME];
 
-/// Largest configuration file that is read, bytes.
+/// Maximum size of a configuration file, bytes.
 pub const CONFIG_MAX_BYTES: u64 = 1 << 20;
 
-/// What a configuration file's `[paths]` says that a client has to know. Whether the file is sound is the
-/// daemon's business.
+/// The part of a configuration file's `[paths]` that a client needs. The daemon checks whether the file is valid.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct ConfiguredPaths {
     /// The control socket.
@@ -47,7 +45,7 @@ pub struct ConfiguredPaths {
 }
 
 impl ConfiguredPaths {
-    /// From the text of a configuration file; nothing when it does not parse.
+    /// Parses the text of a configuration file; the result is empty if the text is invalid.
     pub fn parse(text: &str) -> Self {
         #[derive(Default, Deserialize)]
         struct Config {
@@ -57,7 +55,7 @@ impl ConfiguredPaths {
         toml::from_str::<Config>(text).unwrap_or_default().paths
     }
 
-    /// The control socket, where one follows from it.
+    /// The control socket, if the file determines it.
     pub fn socket(&self) -> Option<PathBuf> {
         let in_run_dir = || self.run_dir.as_ref().map(|dir| dir.join(SOCKET_NAME));
         self.socket.clone().or_else(in_run_dir)
@@ -71,15 +69,15 @@ pub struct DefaultPaths {
     pub config: PathBuf,
     /// The state directory: journal, log.
     pub state_dir: PathBuf,
-    /// The cache directory: guest images, and what the scripts fetched. Can be deleted at any time.
+    /// The cache directory: guest images, and files fetched by the scripts. It can be deleted at any time.
     pub cache_dir: PathBuf,
     /// The runtime directory: sockets, one directory per instance.
     pub run_dir: PathBuf,
 }
 
 impl DefaultPaths {
-    /// The places for a user (effective uid), with `var` to look up the environment:
-    /// `DefaultPaths::of(uid, |name| std::env::var_os(name))`.
+    /// The default paths for a user (effective uid); `var` looks up the environment: `DefaultPaths::of(uid, |name|
+    /// std::env::var_os(name))`.
     pub fn of(uid: u32, var: impl Fn(&str) -> Option<OsString>) -> Self {
         if uid == 0 {
             return Self {

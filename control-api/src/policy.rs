@@ -1,4 +1,4 @@
-//! Policies: how an instance is watched and healed.
+//! Policies: how an instance is monitored and recovered.
 
 use std::collections::BTreeMap;
 
@@ -10,16 +10,16 @@ pub const POLICY_MIN_HEARTBEAT_S: f64 = 0.1;
 /// Longest timeout of any kind, seconds.
 pub const POLICY_MAX_TIMEOUT_S: f64 = 3600.0;
 
-/// Whether the memory of an instance that failed is captured before it is given back.
+/// Whether the memory of a failed instance is captured before it is released.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum VmcorePolicy {
-    /// It is not.
+    /// Do not capture.
     #[default]
     Off,
-    /// It is; when that fails, the instance is healed without.
+    /// Capture; if the capture fails, recover the instance without a vmcore.
     On,
-    /// It is; when that fails, the memory is kept and an operator decides.
+    /// Capture; if the capture fails, keep the memory until an operator decides.
     Required,
 }
 
@@ -34,7 +34,7 @@ impl VmcorePolicy {
     }
 }
 
-/// What a CPU means that runs nothing for the heartbeat timeout while the instance answers.
+/// How an instance is treated that answers while one of its CPUs executes nothing for the heartbeat timeout.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StuckCpuPolicy {
@@ -59,24 +59,24 @@ impl StuckCpuPolicy {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
-    /// Silence, in seconds, after which the instance has failed: 0.1 to 3600. Production 1,
-    /// development 60.
+    /// Silence, in seconds, after which the instance is declared failed: 0.1 to 3600. Suggested: 1 in production, 60
+    /// in development.
     #[schema(minimum = 0.1, maximum = 3600)]
     pub heartbeat_timeout_s: f64,
-    /// Whether a failed instance is healed without being asked.
+    /// Whether a failed instance is recovered automatically.
     pub auto_heal: bool,
-    /// Longest time for one phase of a morph, in seconds: 1 to 3600.
+    /// Time limit for each phase of a morph, in seconds: 1 to 3600.
     #[schema(minimum = 1, maximum = 3600)]
     pub morph_timeout_s: f64,
-    /// Whether its memory is captured when it has failed. Nothing can be captured in `embedded`.
+    /// Whether the instance's memory is captured after a failure. `embedded` cannot capture memory.
     #[serde(default)]
     pub vmcore: VmcorePolicy,
-    /// What the instance is when one of its CPUs runs nothing for the heartbeat timeout.
+    /// State of an instance that answers while one of its CPUs executes nothing for the heartbeat timeout.
     #[serde(default)]
     pub stuck_cpu: StuckCpuPolicy,
 }
 
-/// A change of one policy: what is absent stays.
+/// A change of one policy: absent values stay unchanged.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyPatch {
@@ -111,8 +111,8 @@ impl From<Policy> for PolicyPatch {
     }
 }
 
-/// The policies of several instances: what `policy export` writes (as TOML) and `policy import`
-/// applies whole or not at all.
+/// The policies of several instances: `policy export` writes them as TOML, and `policy import` applies them
+/// completely or not at all.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PolicySet {
@@ -122,7 +122,7 @@ pub struct PolicySet {
 }
 
 impl Policy {
-    /// The key and the reason of the first value out of its range, if any.
+    /// The key of the first value that is out of range, and the reason.
     pub fn fault(&self) -> Option<(&'static str, String)> {
         let within = |v: f64, low: f64| v.is_finite() && (low..=POLICY_MAX_TIMEOUT_S).contains(&v);
         let say = |v: f64, low: f64| {

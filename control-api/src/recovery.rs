@@ -1,47 +1,47 @@
-//! Recoveries, as the journal remembers them.
+//! Recoveries, as recorded in the journal.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// How a recovery ended.
+/// The outcome of a recovery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RecoveryOutcome {
-    /// Still under way.
+    /// In progress.
     Running,
     /// A healthy successor serves.
     Recovered,
-    /// The successor could not be started or did not become healthy; tried again.
+    /// The successor could not be started or did not become healthy; retried.
     Failed,
-    /// Failed too often: quarantined.
+    /// Quarantined, because the instance failed too often.
     Quarantined,
     /// The fence could not be confirmed, or there is no vmcore although the policy requires one.
     OperatorActionNeeded,
 }
 
-/// What was captured of a kernel that failed.
+/// The captured data of a failed kernel.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct VmcoreRecord {
-    /// The vmcore, once it is complete and verified.
+    /// Path of the vmcore, once it is complete and verified.
     pub path: Option<String>,
     /// Its length, bytes.
     pub bytes: Option<u64>,
     /// Milliseconds from the verdict to the verified vmcore.
     pub captured_ms: Option<f64>,
-    /// Why pages are in it that should have been left out.
+    /// Why pages that should have been left out are included.
     pub not_filtered: Option<String>,
-    /// Bytes of its memory that survivors have read, by name; the daemon has read the rest.
+    /// Bytes of its memory read by each survivor, by name; the daemon read the rest.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub read_by: BTreeMap<String, u64>,
     /// Why there is no vmcore.
     pub error: Option<String>,
-    /// The kernel's log, there before the vmcore is.
+    /// Path of the kernel log, which is written before the vmcore.
     pub log_path: Option<String>,
     /// Milliseconds from the verdict to the log.
     pub log_ms: Option<f64>,
-    /// What the log says of the kernel's end.
+    /// The panic message in the log.
     pub panic: Option<String>,
     /// Why there is no log.
     pub log_error: Option<String>,
@@ -50,26 +50,26 @@ pub struct VmcoreRecord {
 /// One recovery.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct RecoveryRecord {
-    /// Its number.
+    /// Number of the recovery.
     pub id: u64,
     /// The instance.
     pub instance: String,
-    /// Generation that failed.
+    /// The failed generation.
     pub failed_generation: u64,
-    /// Generation that took its place.
+    /// The generation that replaced it.
     pub new_generation: Option<u64>,
     /// The verdict: `kernel_dead`, `agent_dead`, `workload_failed`, `operator`.
     pub cause: String,
-    /// The evidence, a line each.
+    /// The evidence, one line each.
     pub evidence: Vec<String>,
     /// How the fence was confirmed.
     pub fence: Option<String>,
-    /// What was captured of its memory; absent when nothing was to be.
+    /// What was captured of its memory; absent if nothing was to be captured.
     #[serde(default)]
     pub vmcore: Option<VmcoreRecord>,
     /// Its outcome.
     pub outcome: RecoveryOutcome,
-    /// Why it failed, or what is left to do.
+    /// Why it failed, or what remains to be done.
     pub reason: Option<String>,
     /// When the verdict was reached.
     pub started_at: String,

@@ -1,4 +1,4 @@
-//! What tests start and ask: the emulated kernel as a process of its own.
+//! The client for tests: starts the emulated kernel as a separate process and talks to it.
 
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Write};

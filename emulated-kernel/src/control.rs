@@ -1,4 +1,4 @@
-//! Where tests reach the emulated kernel: a Unix socket that takes a line and answers one.
+//! The control socket for tests: a Unix socket that takes one line and answers with one line.
 //!
 //! ```text
 //!  load <id> <image> <initrd|-> <command line>      unload <id>      reboot <command> <id>

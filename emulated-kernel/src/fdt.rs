@@ -1,4 +1,4 @@
-//! Flattened device trees, once more: what is tested may not be what tests.
+//! Flattened device trees, implemented a second time, because tests must not use the code they test.
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Fdt {

@@ -1,4 +1,4 @@
-//! The kernel's files, as a file system in user space.
+//! The kernel's files, as a user-space file system.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;

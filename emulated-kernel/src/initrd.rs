@@ -1,4 +1,4 @@
-//! The agent's configuration in an initial file system: a row of cpio archives in the form "newc", unpacked.
+//! Reads the agent's configuration from an initramfs: a sequence of uncompressed "newc" cpio archives.
 
 /// Where it lies there.
 const AGENT_CONFIG: &[u8] = b"etc/kmorph/agent.json";

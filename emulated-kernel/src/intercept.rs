@@ -1,6 +1,6 @@
-//! Answers the system calls of other programs: a filter (seccomp_unotify(2)) stops each kexec_file_load and
-//! reboot, and the emulated kernel reads what was asked and answers in the real one's place. All others go
-//! through. Nothing in the program knows of it, and nothing of it reaches the machine that this runs on.
+//! Intercepts system calls of other programs: a filter (seccomp_unotify(2)) stops each kexec_file_load and reboot,
+//! and the emulated kernel reads the arguments and answers instead of the real one. All other calls pass. The program
+//! does not notice, and nothing reaches the machine that this runs on.
 
 #![allow(
     clippy::cast_possible_truncation,

@@ -1,11 +1,12 @@
-//! An emulation of multikernel Linux, for tests and the demo: its files as a file system in user space, and the calls that
-//! load, boot and halt. It does what the kernel does with what is written, with the kernel's errors and its
-//! traps. It shares no code with libkerf, and takes root and `/dev/fuse`.
+//! An emulation of multikernel Linux for tests and the demo: its files as a user-space file system, and the calls
+//! that load, boot and halt. It behaves like the kernel, with the kernel's errors and pitfalls. It shares no code
+//! with libkerf, and requires root and `/dev/fuse`.
 //!
-//! An instance that boots is the agent's process, with the configuration that was found in the initial file
-//! system; its vsock is a Unix socket that takes `CONNECT <port>`. A kernel that is loaded is not run.
+//! A booted instance is the agent's process, with the configuration found in the initramfs; its vsock is a Unix
+//! socket that takes `CONNECT <port>`. The loaded kernel itself does not run.
 //!
-//! Panics are how a test fails. The demo asks [`Process::obstacle`] first; kmorph itself never uses this crate.
+//! The code panics on errors, because tests fail that way. The demo checks [`Process::obstacle`] first; kmorph itself
+//! never uses this crate.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,4 @@
-//! The calls: loading, booting and halting, and what can go wrong with a kernel that runs.
+//! The system calls: load, boot and halt, and the failures of a running kernel.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

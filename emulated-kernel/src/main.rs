@@ -1,9 +1,9 @@
-//! `kmorph-emulated-kernel [<directory> <agent> [silent]]`: mounts an emulated kernel's files, prints where, and
-//! takes them away, with all instances, when its standard input ends. Without arguments there are only the
-//! files, in a directory of their own. With `silent`, a halt by force does not wait for the CPUs.
+//! `kmorph-emulated-kernel [<directory> <agent> [silent]]`: mounts the files of an emulated kernel, prints their
+//! path, and removes them, with all instances, when its standard input ends. Without arguments, only the files exist,
+//! in a directory of their own. With `silent`, a halt by force does not wait for the CPUs.
 //!
-//! `kmorph-emulated-kernel under <directory> <program> …`: runs a program whose loads, boots and halts the
-//! emulated kernel in that directory answers.
+//! `kmorph-emulated-kernel under <directory> <program> …`: runs a program whose load, boot and halt calls are
+//! answered by the emulated kernel in that directory.
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! What runs on an instance's CPUs: the agent and what it starts. A process that runs is a CPU that does.
+//! The processes on an instance's CPUs: the agent and its children. A running process stands for a running CPU.
 
 use std::ffi::CStr;
 use std::fs::{File, OpenOptions};

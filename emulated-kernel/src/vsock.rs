@@ -1,6 +1,6 @@
-//! An instance's vsock: a Unix socket that takes `CONNECT <port>` and answers `OK <port>`. A port without a
-//! listener is refused by hanging up, as a kernel does. A kernel that has stopped says nothing any more: its
-//! connections stay, and are silent, until it boots anew or is unloaded.
+//! An instance's vsock: a Unix socket that takes `CONNECT <port>` and answers `OK <port>`. Like a kernel, it refuses
+//! a port without a listener, by hanging up. A stopped kernel is silent: its connections stay open until it boots
+//! again or is unloaded.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};

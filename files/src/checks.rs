@@ -1,4 +1,4 @@
-//! Whom a directory or a file may belong to, and who may write to it.
+//! Checks of the owner and the permissions of directories and files.
 
 use std::path::Path;
 
@@ -24,8 +24,8 @@ pub(crate) fn own_uid() -> u32 {
     geteuid().as_raw()
 }
 
-/// Whether users other than root and this one can rename what is in a directory, whatever the sticky bit says.
-/// Root's groups and the group that this user alone is in (same number as the user) do not count as others.
+/// Whether users other than root and this one can rename entries of a directory, whatever the sticky bit says. Root's
+/// groups and this user's private group (same number as the user) do not count as others.
 pub(crate) fn others_can_write(stat: &Stat) -> bool {
     let private_group = stat.st_gid == getegid().as_raw() && stat.st_gid == own_uid();
     let trusted_group = stat.st_uid == 0 || private_group;
@@ -50,7 +50,7 @@ pub(crate) fn on_the_way(stat: &Stat, path: &Path) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// A directory of the daemon's own: this user's, and nobody else's to write to.
+/// Checks a directory of the daemon: it must belong to this user, and no one else may write to it.
 pub(crate) fn own_directory(stat: &Stat, path: &Path) -> Result<(), Refusal> {
     if stat.st_uid != own_uid() {
         return Err(owner(stat, path));
@@ -82,8 +82,8 @@ pub(crate) fn own_file(stat: &Stat, path: &Path) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// A file with secrets: regular, root's or this user's, and nobody else's to read or write. Where it is root's and this
-/// user is not, it is by its group that this user reads it.
+/// Checks a file with secrets: a regular file of root or this user that no one else can read or write. If it belongs
+/// to root and this user is not root, this user reads it through its group.
 pub(crate) fn secret_file(stat: &Stat, path: &Path) -> Result<(), Refusal> {
     let kind = FileType::from_raw_mode(stat.st_mode);
     if kind != FileType::RegularFile {
@@ -129,7 +129,7 @@ fn writable(stat: &Stat, path: &Path) -> Refusal {
     }
 }
 
-/// What a file is, in words.
+/// A file type, in words.
 pub(crate) fn describe(kind: FileType) -> &'static str {
     match kind {
         FileType::RegularFile => "a regular file",
@@ -139,6 +139,6 @@ pub(crate) fn describe(kind: FileType) -> &'static str {
         FileType::Socket => "a socket",
         FileType::CharacterDevice => "a character device",
         FileType::BlockDevice => "a block device",
-        FileType::Unknown => "of a type that this system does not name",
+        FileType::Unknown => "of an unknown type",
     }
 }

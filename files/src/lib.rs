@@ -1,13 +1,14 @@
-//! Opening files without trusting what other users may have put in the way.
+//! Opens files without trusting what other users may have put in the way.
 //!
 //! Three kinds of files, three modules:
 //!
-//! - [`OwnDir`]: what the daemon writes. Each directory on the way is opened from `/` down, one component at a time,
-//!   without following symbolic links (`openat`, `O_NOFOLLOW`); owner, mode and type of each are checked. Whatever
-//!   lies in such a directory is opened relative to it, and checked the same way.
-//! - [`read_named`] and [`open_named`]: what a user or a client names. Only regular files are opened, never waiting
-//!   for a FIFO's other end or for a device, and read up to a bound.
-//! - [`read_secret`]: what a user names that holds secrets. Reached and checked like the daemon's own, but never changed.
+//! - [`OwnDir`] is for files that the daemon writes. Each directory on the path is opened from `/` down, one
+//!   component at a time, without following symbolic links (`openat`, `O_NOFOLLOW`), and its owner, mode and type are
+//!   checked. Files in such a directory are opened relative to it, and checked the same way.
+//! - [`read_named`] and [`open_named`] are for files named by a user or a client. They open only regular files, never
+//!   wait for the other end of a FIFO or for a device, and read up to a limit.
+//! - [`read_secret`] is for files with secrets named by a user. They are opened and checked like the daemon's own,
+//!   but never changed.
 
 #![forbid(unsafe_code)]
 

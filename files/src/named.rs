@@ -10,7 +10,7 @@ use rustix::fs::OFlags;
 /// Why a named file is not read.
 #[derive(Debug, thiserror::Error)]
 pub enum NamedFileError {
-    /// It cannot be opened or read.
+    /// The file cannot be opened or read.
     #[error("cannot read {path:?}: {source}")]
     System {
         /// The file.
@@ -18,16 +18,16 @@ pub enum NamedFileError {
         /// The system's reason.
         source: io::Error,
     },
-    /// It is a directory, a FIFO, a device or a socket.
-    #[error("cannot read {path:?}: it is {found}; name a regular file")]
+    /// The path is a directory, a FIFO, a device or a socket.
+    #[error("cannot read {path:?}: it is {found}; use a regular file")]
     NotRegular {
         /// The file.
         path: PathBuf,
-        /// What it is, with an article.
+        /// Its type, with an article.
         found: &'static str,
     },
-    /// It is larger than its bound.
-    #[error("cannot read {path:?}: it is larger than {max_bytes} bytes; name a smaller file")]
+    /// The file exceeds the size limit.
+    #[error("cannot read {path:?}: it is larger than {max_bytes} bytes; use a smaller file")]
     TooLarge {
         /// The file.
         path: PathBuf,
@@ -51,7 +51,7 @@ impl From<NamedFileError> for io::Error {
 /// a FIFO, and a device is not read. A file system that does not answer can still keep the caller waiting.
 ///
 /// # Errors
-/// When it cannot be opened, is no regular file, or has more than `max_bytes` bytes.
+/// If it cannot be opened, is not a regular file, or has more than `max_bytes` bytes.
 pub fn open_named(path: &Path, max_bytes: u64) -> Result<File, NamedFileError> {
     let system = |source| NamedFileError::System {
         path: path.to_owned(),
@@ -112,6 +112,6 @@ fn describe(kind: std::fs::FileType) -> &'static str {
     } else if kind.is_char_device() || kind.is_block_device() {
         "a device"
     } else {
-        "no regular file"
+        "not a regular file"
     }
 }

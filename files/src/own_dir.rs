@@ -1,4 +1,4 @@
-//! A directory of the daemon's own, and what lies in it.
+//! A directory of the daemon and the files in it.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -20,8 +20,8 @@ const SAFELY: OFlags = OFlags::NOFOLLOW
     .union(OFlags::NOCTTY)
     .union(OFlags::CLOEXEC);
 
-/// A directory that was reached from `/` down, with every owner, mode and type on the way checked. It is held open:
-/// whatever is opened through it is in this directory, also when its name leads elsewhere later.
+/// A directory reached from `/` down, with every owner, mode and type on the path checked. It is held open:
+/// everything opened through it is in this directory, even if its name leads elsewhere later.
 #[derive(Debug)]
 pub struct OwnDir {
     fd: OwnedFd,
@@ -29,12 +29,12 @@ pub struct OwnDir {
 }
 
 impl OwnDir {
-    /// Opens a directory of this user's own, and makes it with `mode` where it is missing. One that is there loses the
-    /// permissions that `mode` does not have; one that others can write to is refused: what they may have put there
-    /// cannot be told from what is the daemon's.
+    /// Opens a directory of this user, and creates it with `mode` if it is missing. If it exists, permissions not in
+    /// `mode` are removed; a directory that others can write to is refused, because their files cannot be
+    /// distinguished from the daemon's.
     ///
     /// # Errors
-    /// When owner, mode or type of anything on the way lets another user change what is written, or the system
+    /// If owner, mode or type of anything on the way lets another user change what is written, or the system
     /// refuses.
     pub fn make(path: &Path, mode: u32) -> Result<Self, Refusal> {
         let reached = walk::walk(path, Missing::Made(mode))?;
@@ -82,8 +82,8 @@ impl OwnDir {
         Ok(names)
     }
 
-    /// Opens a directory that lies where nobody but root and this user can replace what they put there: `/run` or
-    /// `/tmp`, but also one of this user's own.
+    /// Opens a directory in which only root and this user can replace their own entries: `/run` or `/tmp`, but also a
+    /// directory of this user.
     ///
     /// # Errors
     /// As [`OwnDir::make`]; also when it is missing.
@@ -100,7 +100,7 @@ impl OwnDir {
         Ok(Self { fd, path })
     }
 
-    /// Where it is, without symbolic links.
+    /// Its path, without symbolic links.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -118,7 +118,8 @@ impl OwnDir {
     /// then on it is for its owner only.
     ///
     /// # Errors
-    /// When it is no regular file, a symbolic link, another user's, has further names, or the system refuses.
+    /// If it is not a regular file, is a symbolic link, belongs to another user, has other hard links, or the system
+    /// refuses.
     pub fn file(&self, name: impl AsRef<OsStr>) -> Result<File, Refusal> {
         self.open(name.as_ref(), OFlags::RDWR | OFlags::CREATE)
     }
@@ -184,11 +185,11 @@ impl OwnDir {
         }
     }
 
-    /// Has everything that lies directly in it be for its owner only; what is below stays as it is, since nobody
-    /// else gets there. Sockets keep their mode.
+    /// Makes every entry directly in the directory accessible only to its owner; deeper entries stay unchanged, since
+    /// no one else can reach them. Sockets keep their mode.
     ///
     /// # Errors
-    /// When something in it is a symbolic link, a device or a FIFO, belongs to another user, or the system refuses.
+    /// If something in it is a symbolic link, a device or a FIFO, belongs to another user, or the system refuses.
     pub fn mend(&self) -> Result<(), Refusal> {
         for name in self.names()? {
             self.mend_one(&name)?;

@@ -1,4 +1,4 @@
-//! Why a path of the daemon's own, or one with secrets, is not used.
+//! Reasons for refusing a path of the daemon's own files, or of a file with secrets.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,14 +7,14 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
     /// The path does not begin at `/`.
-    #[error("{path:?} is not an absolute path; name one that begins with /")]
+    #[error("{path:?} is not an absolute path; use one that begins with /")]
     NotAbsolute {
         /// The path.
         path: PathBuf,
     },
     /// A symbolic link, where somebody else could have planted it.
     #[error(
-        "{path:?} is a symbolic link, and another user could have planted it; remove the link, or name what it \
+        "{path:?} is a symbolic link, and another user could have planted it; remove the link, or use the path that it \
          leads to"
     )]
     Symlink {
@@ -22,7 +22,7 @@ pub enum Refusal {
         path: PathBuf,
     },
     /// Following links does not end.
-    #[error("{path:?}: too many symbolic links; name the directory that they lead to")]
+    #[error("{path:?}: too many symbolic links; use the path of the directory itself")]
     TooManySymlinks {
         /// The path asked for.
         path: PathBuf,
@@ -33,71 +33,71 @@ pub enum Refusal {
          uid {own} (chown) after looking through it, or name another place"
     )]
     Owner {
-        /// What was looked at.
+        /// The path.
         path: PathBuf,
-        /// Who owns it.
+        /// Its owner.
         owner: u32,
-        /// Who should.
+        /// The required owner.
         own: u32,
     },
     /// Other users can write to it.
     #[error(
-        "other users can write to {path:?} (mode {mode:04o}); look through it, then take that away (chmod go-w), or \
-         name another place"
+        "other users can write to {path:?} (mode {mode:04o}); inspect it, then remove that permission (chmod go-w), or \
+         use another path"
     )]
     Writable {
-        /// What was looked at.
+        /// The path.
         path: PathBuf,
         /// Its mode.
         mode: u32,
     },
     /// Other users can read it, and it holds secrets.
     #[error(
-        "other users can read {path:?} (mode {mode:04o}), which holds secrets; take that away (chmod go-r) and change \
-         what they may have seen"
+        "other users can read {path:?} (mode {mode:04o}), which holds secrets; remove that permission (chmod go-r) and change \
+         the secrets they may have seen"
     )]
     Readable {
-        /// What was looked at.
+        /// The path.
         path: PathBuf,
         /// Its mode.
         mode: u32,
     },
-    /// It is larger than its bound.
-    #[error("{path:?} is larger than {max_bytes} bytes; name a smaller file")]
+    /// The file exceeds the size limit.
+    #[error("{path:?} is larger than {max_bytes} bytes; use a smaller file")]
     TooLarge {
-        /// What was looked at.
+        /// The path.
         path: PathBuf,
         /// The bound, bytes.
         max_bytes: u64,
     },
     /// Others can look into it, and what is in it is not the daemon's.
     #[error(
-        "{path:?} holds files of something else, and would have to be closed to other users; name a directory of its own"
+        "{path:?} holds files of something else and would have to be closed to other users; use a separate directory"
     )]
     Strange {
-        /// What was looked at.
+        /// The path.
         path: PathBuf,
     },
-    /// It is something else than expected.
-    #[error("{path:?} is {found}, not {wanted}; remove it, or name another place")]
+    /// The path has an unexpected type.
+    #[error("{path:?} is {found}, not {wanted}; remove it, or use another path")]
     Type {
-        /// What was looked at.
+        /// The path.
         path: PathBuf,
-        /// What it is, with an article.
+        /// Its type, with an article.
         found: &'static str,
-        /// What it should be, with an article.
+        /// The required type, with an article.
         wanted: &'static str,
     },
     /// The file has further names, which others may use.
-    #[error("{path:?} has further names (hard links); remove it, the other names stay")]
+    #[error("{path:?} has other hard links; remove it, the other links stay")]
     Links {
-        /// What was looked at.
+        /// The path.
         path: PathBuf,
     },
     /// The system refused.
     #[error("{what} {path:?}: {source}")]
     System {
-        /// What was tried.
+        /// The attempted action.
         what: &'static str,
         /// On what.
         path: PathBuf,

@@ -17,18 +17,18 @@ const SAFELY: OFlags = OFlags::RDONLY
     .union(OFlags::NOCTTY)
     .union(OFlags::CLOEXEC);
 
-/// Reads the file at `path`, which holds secrets: a regular file of root or of this user, up to `max_bytes` bytes long,
-/// that nobody else can read or change. The group may read a file of root's when this user is not root. Each directory
-/// on the way is checked as for files of the daemon's own.
+/// Reads the file at `path`, which holds secrets: a regular file of root or this user, at most `max_bytes` long, that
+/// no one else can read or change. If this user is not root, the group of a file of root may read it. Each directory
+/// on the path is checked as for the daemon's own files.
 ///
 /// # Errors
-/// When another user can change or read the file, or anything on the way lets one replace it; when it is no regular
+/// If another user can change or read the file, or anything on the way lets one replace it; when it is no regular
 /// file, or larger; when the system refuses.
 pub fn read_secret(path: &Path, max_bytes: u64) -> Result<Vec<u8>, Refusal> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(Refusal::Type {
             path: path.to_owned(),
-            found: "no path of a file",
+            found: "not the path of a file",
             wanted: "a regular file",
         });
     };

@@ -1,4 +1,4 @@
-//! From `/` down to a directory, one component at a time.
+//! Opens a directory from `/` down, one component at a time.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -19,12 +19,12 @@ const SYMLINKS_MAX: usize = 40;
 /// Mode of directories that root lacks on the way to one of the daemon's own.
 const PUBLIC_DIR: u32 = 0o755;
 
-/// What is done where a directory is missing.
+/// The reaction to a missing directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Missing {
     /// The walk fails.
     Fails,
-    /// It is made with this mode, and what leads to it for others to pass through when it is root's.
+    /// Create it with this mode; directories leading to it are made passable for others if they belong to root.
     Made(u32),
 }
 
@@ -54,8 +54,8 @@ pub(crate) fn system(what: &'static str, path: &Path) -> impl FnOnce(Errno) -> R
     }
 }
 
-/// Walks to `path`. Every directory on the way belongs to root or to this user, and nobody else can rename what is
-/// in it; a symbolic link is followed only in a directory that nobody else can write to at all.
+/// Walks to `path`. Every directory on the path must belong to root or this user, and no one else may be able to
+/// rename its entries; a symbolic link is followed only in a directory that no one else can write to.
 pub(crate) fn walk(path: &Path, missing: Missing) -> Result<Reached, Refusal> {
     if !path.is_absolute() {
         return Err(Refusal::NotAbsolute {
@@ -96,7 +96,7 @@ fn names(path: &Path) -> VecDeque<OsString> {
 struct Way {
     /// From the root to where the walk is; never empty.
     above: Vec<Reached>,
-    /// What is still to be walked.
+    /// The rest of the path.
     left: VecDeque<OsString>,
     symlinks: usize,
 }
@@ -143,7 +143,7 @@ impl Way {
         Ok(())
     }
 
-    /// Something that is not a directory: a symbolic link is followed where nobody else can have planted it.
+    /// Handles an entry that is not a directory: a symbolic link is followed if no one else can have planted it.
     fn no_directory(&mut self, name: &OsStr, path: &Path, wanted: &Path) -> Result<(), Refusal> {
         let here = self.last();
         let found = statat(&here.fd, name, AtFlags::SYMLINK_NOFOLLOW);
@@ -181,8 +181,8 @@ impl Way {
     }
 }
 
-/// Makes a directory with exactly this mode, whatever the umask. One that somebody made in the meantime is checked
-/// like any other.
+/// Creates a directory with exactly this mode, whatever the umask. A directory created by someone else in the
+/// meantime is checked like any other.
 pub(crate) fn make_at(
     above: &OwnedFd,
     name: &OsStr,

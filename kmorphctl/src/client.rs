@@ -1,7 +1,6 @@
-//! Asks the daemon: HTTP and JSON over its Unix socket, one connection a request.
+//! Sends requests to the daemon: HTTP and JSON over its Unix socket, one connection per request.
 //!
-//! Nothing here waits for ever and nothing here reads without a limit. Whatever goes wrong becomes a
-//! [`Failure`] that names the socket.
+//! Every wait and every read here is bounded. Every error becomes a [`Failure`] that names the socket.
 
 use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt;
@@ -39,7 +38,7 @@ pub(crate) struct Answer<T> {
     pub(crate) value: T,
 }
 
-/// Where the daemon is and how long it may take.
+/// The connection settings: the daemon's socket and the time limit.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     socket: PathBuf,
@@ -125,10 +124,10 @@ impl Client {
         Err(refusal(self.socket(), status, &body))
     }
 
-    /// What to say when the connection breaks while an answer is on its way.
+    /// The failure when the connection breaks during an answer.
     pub(crate) fn broken(&self, why: impl std::fmt::Display) -> Failure {
         let socket = self.socket.display();
-        let text = format!("the daemon at {socket} ended the connection: {why}");
+        let text = format!("the daemon at {socket} closed the connection: {why}");
         Failure::new(Exit::Unreachable, text).hint("see `kmorphctl daemon status` and its log")
     }
 
@@ -137,7 +136,7 @@ impl Client {
             .map_err(|error| Failure::internal(format!("cannot encode the request: {error}")))?;
         if body.len() > REQUEST_BODY_MAX_BYTES {
             let text = format!(
-                "the request has {} bytes; the daemon reads {REQUEST_BODY_MAX_BYTES}",
+                "the request has {} bytes; the daemon accepts at most {REQUEST_BODY_MAX_BYTES}",
                 body.len()
             );
             return Err(Failure::invalid(text));
@@ -182,7 +181,9 @@ impl Client {
             .header(ACCEPT, "application/json, text/event-stream")
             .header(CONTENT_TYPE, "application/json")
             .body(Full::new(body.unwrap_or_default()))
-            .map_err(|error| Failure::invalid(format!("cannot ask for {path}: {error}")))?;
+            .map_err(|error| {
+                Failure::invalid(format!("cannot build the request for {path}: {error}"))
+            })?;
         let connecting = UnixStream::connect(&self.socket);
         let stream = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
             .await
@@ -228,7 +229,7 @@ impl Client {
             Err(error) if error.is::<LengthLimitError>() => {
                 let socket = self.socket.display();
                 let text = format!(
-                    "the daemon at {socket} answers with more than {ANSWER_MAX_BYTES} bytes"
+                    "the daemon at {socket} sent an answer of more than {ANSWER_MAX_BYTES} bytes"
                 );
                 Err(Failure::internal(text))
             }
@@ -246,19 +247,19 @@ impl Client {
             .hint("start it with `kmorphctl daemon start`, or name its socket with --socket"),
             ErrorKind::ConnectionRefused if !is_socket(&self.socket) => Failure::new(
                 Exit::Unreachable,
-                format!("no daemon answers at {socket}: it is no socket"),
+                format!("no daemon answers at {socket}: not a socket"),
             )
             .hint("name the daemon's socket with --socket"),
             ErrorKind::ConnectionRefused => Failure::new(
                 Exit::Unreachable,
-                format!("no daemon answers at {socket}: its socket is left from an earlier one"),
+                format!("no daemon answers at {socket}: the socket was left behind by an earlier daemon"),
             )
             .hint("start it with `kmorphctl daemon start`"),
             ErrorKind::PermissionDenied => Failure::new(
                 Exit::Forbidden,
                 format!("cannot open the daemon's socket {socket}: permission denied"),
             )
-            .hint("run as root or as the daemon's user, or open the socket's directory to you"),
+            .hint("run as root or as the daemon's user, or give yourself access to the socket's directory"),
             _ => Failure::new(
                 Exit::Unreachable,
                 format!("cannot reach the daemon at {socket}: {error}"),
@@ -273,13 +274,13 @@ impl Client {
             limit.as_secs_f64()
         );
         Failure::new(Exit::TimedOut, text)
-            .hint("try again with a longer --timeout; the daemon's log may say what holds it up")
+            .hint("try again with a longer --timeout; the daemon's log may say what is blocking it")
     }
 
     fn not_understood(&self, path: &str, error: &serde_json::Error, body: &[u8]) -> Failure {
         let socket = self.socket.display();
         let text = format!(
-            "the answer of the daemon at {socket} to {path} is not understood: {error}; it begins \
+            "the answer of the daemon at {socket} to {path} cannot be parsed: {error}; it begins with \
              {:?}",
             excerpt(body)
         );
@@ -306,12 +307,12 @@ fn refusal(socket: &Path, status: StatusCode, body: &[u8]) -> Failure {
         };
     }
     let text = format!(
-        "what listens at {} refused with HTTP {status} and said no reason: {:?}",
+        "what listens at {} refused with HTTP {status} and gave no reason: {:?}",
         socket.display(),
         excerpt(body),
         status = status.as_u16()
     );
-    Failure::internal(text).hint("is that socket kmorphd's?")
+    Failure::internal(text).hint("check that the socket belongs to kmorphd")
 }
 
 /// Whether a socket is there, or cannot be seen to be something else.

@@ -1,4 +1,4 @@
-//! How kmorphctl ends: the list of exit codes, and which refusal ends with which.
+//! Exit codes of kmorphctl and the mapping from API errors to them.
 
 use std::process::ExitCode;
 
@@ -10,9 +10,9 @@ use kmorph_control_api::ErrorCode;
 pub enum Exit {
     /// Done.
     Ok = 0,
-    /// A fault of kmorph's own.
+    /// Success.
     Internal = 1,
-    /// The command line does not parse.
+    /// Internal error of kmorph.
     Usage = 2,
     /// No daemon answers.
     Unreachable = 3,
@@ -24,7 +24,7 @@ pub enum Exit {
     Forbidden = 6,
     /// A file or value was refused.
     InvalidInput = 7,
-    /// It was begun and did not succeed.
+    /// The operation started and did not succeed.
     OperationFailed = 8,
     /// Something needed is not there, for now.
     Resources = 9,
@@ -38,12 +38,12 @@ pub enum Exit {
     Interrupted = 130,
 }
 
-/// One row of the documented list.
+/// One row of the documented table.
 #[derive(Clone, Copy, Debug)]
 pub struct ExitCodeRow {
     /// The code.
     pub exit: Exit,
-    /// What it means, as help and documentation say it.
+    /// The meaning, as in help and documentation.
     pub meaning: &'static str,
 }
 
@@ -57,12 +57,12 @@ pub const EXIT_CODES: [ExitCodeRow; 14] = [
     row(Exit::Ok, "done"),
     row(
         Exit::Internal,
-        "a fault of kmorph's own, or output that cannot be written",
+        "internal error of kmorph, or the output cannot be written",
     ),
-    row(Exit::Usage, "the command line does not parse"),
+    row(Exit::Usage, "invalid command line"),
     row(
         Exit::Unreachable,
-        "no daemon answers at the socket, or it did not start",
+        "no daemon answers at the socket, or the daemon did not start",
     ),
     row(
         Exit::NotFound,
@@ -70,26 +70,26 @@ pub const EXIT_CODES: [ExitCodeRow; 14] = [
     ),
     row(
         Exit::Refused,
-        "refused in the present state or by this backend, or it exists already",
+        "not allowed in the current state or by this backend, or already exists",
     ),
-    row(Exit::Forbidden, "the caller may not do this"),
+    row(Exit::Forbidden, "permission denied"),
     row(
         Exit::InvalidInput,
-        "a value, policy file, kernel image or vmcore was refused",
+        "invalid value, policy file, kernel image or vmcore",
     ),
     row(
         Exit::OperationFailed,
-        "the operation was begun and failed, was rolled back or cancelled",
+        "the operation started and then failed, was rolled back or was cancelled",
     ),
     row(
         Exit::Resources,
-        "not enough CPUs or memory, too much under way, or the machine lacks something",
+        "not enough CPUs or memory, too many operations in progress, or the machine lacks a feature",
     ),
-    row(Exit::TimedOut, "no answer in time"),
+    row(Exit::TimedOut, "timed out"),
     row(Exit::NotImplemented, "not built yet"),
     row(
         Exit::OperatorNeeded,
-        "a person must look: quarantine, unconfirmed fence, journal not writable",
+        "operator action needed: quarantine, unconfirmed fence, or journal not writable",
     ),
     row(Exit::Interrupted, "interrupted by Ctrl-C"),
 ];

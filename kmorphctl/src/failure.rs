@@ -1,4 +1,4 @@
-//! Why a command did not do what it was asked.
+//! Failures of commands.
 
 use std::fmt;
 use std::path::Path;
@@ -14,11 +14,11 @@ pub(crate) struct Failure {
     pub(crate) exit: Exit,
     /// The daemon's own word for it, when it came from the daemon.
     pub(crate) code: Option<ErrorCode>,
-    /// What was tried, on what, and what happened.
+    /// What was attempted, on what, and what happened.
     pub(crate) message: String,
     /// What to do next.
     pub(crate) next_step: Option<String>,
-    /// True when there is nobody to tell: the reader of our output went away.
+    /// Whether to print nothing: the reader of our output has gone away.
     pub(crate) silent: bool,
 }
 
@@ -78,7 +78,7 @@ impl Failure {
         }
     }
 
-    /// Our own output cannot be written. A reader that has enough (`| head`) is no fault.
+    /// The output cannot be written. A reader that exits early (`| head`) is not an error.
     pub(crate) fn output(error: &std::io::Error) -> Self {
         let silent = error.kind() == std::io::ErrorKind::BrokenPipe;
         Self {

@@ -1,4 +1,4 @@
-//! Figures as people read them: times, ages, sizes, CPU lists.
+//! Formats figures for people: times, ages, sizes, CPU lists.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;

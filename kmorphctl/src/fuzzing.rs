@@ -1,4 +1,4 @@
-//! Ways in for the fuzzers of `fuzz/`; built only for them.
+//! Entry points for the fuzzers in `fuzz/`; built only for them.
 
 use crate::policy_file::{PolicyFile, render};
 
@@ -6,7 +6,7 @@ use crate::policy_file::{PolicyFile, render};
 /// again alike.
 ///
 /// # Panics
-/// When it does not.
+/// If it does not.
 pub fn policy_file(text: &str) {
     match PolicyFile::parse("p".to_owned(), text.to_owned()) {
         Ok(file) => {

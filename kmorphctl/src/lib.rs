@@ -1,12 +1,12 @@
-//! The kmorph command line: asks kmorphd over its control API and shows the answers.
+//! The kmorph command line: sends requests to kmorphd over its control API and prints the answers.
 //!
-//! This crate may speak HTTP to the daemon's Unix socket, read and write the files its user names
-//! (vmcores by way of `kmorph-vmcore`), and start the daemon's program. It may not reach instances, the
-//! journal or a backend by any other way, and it keeps no state of its own.
+//! This crate may speak HTTP to the daemon's Unix socket, read and write files named by its user (vmcores through
+//! `kmorph-vmcore`), and start the daemon. It may not reach instances, the journal or a backend in any other way, and
+//! it keeps no state.
 //!
-//! `cli` says what can be typed, `commands` does it, `client` asks the daemon, `operation_wait`
-//! follows long work, `output` shows it, `exit` says how it ended. `upstream` reads the configuration of the C project of
-//! the same name.
+//! `cli` defines the command line, `commands` executes it, `client` talks to the daemon, `operation_wait` follows
+//! operations, `output` prints, and `exit` defines the exit codes. `upstream` converts the configuration of the C
+//! project of the same name.
 
 pub mod cli;
 mod client;

@@ -1,7 +1,7 @@
-//! Follows an operation until it is over.
+//! Follows an operation to its end.
 //!
-//! The daemon does the work whether or not anybody waits: Ctrl-C, a time limit or a broken
-//! connection end the waiting only, and the failure says how to look again.
+//! The daemon does the work whether or not a client waits: Ctrl-C, a time limit or a broken connection end only the
+//! waiting, and the error message says how to resume it.
 
 use std::time::{Duration, Instant};
 
@@ -46,10 +46,10 @@ pub(crate) fn state_name(state: OperationState) -> &'static str {
     }
 }
 
-/// Waits as told and returns the operation: over and successful, or still under way with `--no-wait`.
+/// Waits as requested and returns the operation: finished successfully, or still in progress with `--no-wait`.
 ///
 /// # Errors
-/// When it failed or was cancelled (JSON output shows it all the same), and when the waiting ended
+/// If it failed or was cancelled (JSON output shows it all the same), and when the waiting ended
 /// first.
 pub(crate) async fn finish(
     client: &Client,
@@ -95,7 +95,7 @@ fn failure_of(operation: &Operation) -> Option<Failure> {
     }
 }
 
-/// Waits until the operation is over, however it ends.
+/// Waits until the operation ends, successfully or not.
 async fn follow(
     client: &Client,
     out: &Output,
@@ -110,8 +110,8 @@ async fn follow(
     );
     let bar = Progress::new(out.shows_progress() && !begun.value.is_over());
     let stopped = |exit, why: &str| {
-        let text = format!("stopped waiting for the {what} ({why}); operation {id} goes on");
-        let hint = format!("`kmorphctl operation watch {id}` waits again");
+        let text = format!("stopped waiting for the {what} ({why}); operation {id} continues");
+        let hint = format!("`kmorphctl operation watch {id}` resumes waiting");
         Failure::new(exit, text).hint(hint)
     };
     tokio::select! {
@@ -141,14 +141,14 @@ fn lost(mut failure: Failure, what: &str, id: &str) -> Failure {
     failure.message = format!("while waiting for the {what}: {}", failure.message);
     if matches!(failure.exit, Exit::Unreachable | Exit::TimedOut) {
         failure.next_step = Some(format!(
-            "the operation goes on, or the daemon's next start finishes or undoes it; then \
+            "the operation continues, or the daemon finishes or undoes it at its next start; then run \
              `kmorphctl operation watch {id}`"
         ));
     }
     failure
 }
 
-/// Asks for news until the operation is over. Each request waits at the daemon for a change.
+/// Polls until the operation ends. The daemon delays each answer until something changes.
 async fn poll(
     client: &Client,
     begun: Answer<Operation>,
@@ -174,7 +174,7 @@ async fn poll(
     Ok(now)
 }
 
-/// What is shown on the terminal meanwhile, if anything.
+/// The progress display on the terminal, if any.
 struct Progress(Option<ProgressBar>);
 
 impl Progress {

@@ -1,7 +1,7 @@
-//! Shows answers and failures: tables and sentences for people, JSON for programs.
+//! Prints answers and failures: tables and sentences for people, JSON for programs.
 //!
-//! Much of what is shown was said by an instance's kernel, which is not trusted: characters that
-//! steer a terminal are shown as escapes (`\u{1b}`), never sent to it.
+//! Much of the output comes from an instance's kernel, which is not trusted: control characters are printed as
+//! escapes (`\u{1b}`), never sent to the terminal.
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, StdoutLock, Write};
@@ -28,7 +28,7 @@ pub(crate) enum LastColumn {
     Sentences,
 }
 
-/// Where answers go.
+/// Prints answers.
 pub(crate) struct Output {
     format: OutputFormat,
     stdout: std::io::BufWriter<StdoutLock<'static>>,
@@ -177,7 +177,7 @@ impl Output {
         self.raw(&text)
     }
 
-    /// Says something beside the answer: a hint on what to do next. Programs do not get it.
+    /// Prints a hint about the next step. It is omitted from JSON output.
     pub(crate) fn hint(&mut self, text: &str) -> Result<(), Failure> {
         self.flush()?;
         if !self.is_json() {
@@ -229,7 +229,7 @@ fn failure_json(failure: &Failure) -> Value {
     } })
 }
 
-/// Columns stand two spaces apart, and only sentences wrap.
+/// Sets columns two spaces apart; only sentences wrap.
 fn arrange(table: &mut Table, last: LastColumn) {
     table.set_content_arrangement(match last {
         LastColumn::Words => ContentArrangement::Disabled,

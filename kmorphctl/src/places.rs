@@ -1,4 +1,4 @@
-//! Where the daemon is to be found: its socket, its configuration, the log of its start.
+//! The paths of the daemon: its socket, its configuration, the log of its start.
 
 use std::path::{Path, PathBuf};
 
@@ -11,9 +11,9 @@ use kmorph_control_api::paths::{
 pub(crate) struct Places {
     /// Its control socket.
     pub(crate) socket: PathBuf,
-    /// Where the log of `daemon start` goes by default.
+    /// Default log file of `daemon start`.
     pub(crate) log: PathBuf,
-    /// True when nobody named the socket: then it is this user's own daemon, or root's, that should answer.
+    /// Whether the default socket is used: then this user's own daemon, or root's, should answer.
     pub(crate) socket_is_default: bool,
     /// True when the socket was named on the command line or in the environment.
     pub(crate) socket_was_named: bool,

@@ -1,4 +1,4 @@
-//! Policy files: TOML, one table for each instance.
+//! Policy files: TOML, one table per instance.
 //!
 //! ```toml
 //! [instance.web]
@@ -9,9 +9,8 @@
 //! stuck_cpu = "degraded"
 //! ```
 //!
-//! A file is taken whole or not at all. What is wrong in it is named with line and column: the daemon
-//! does not know those, so every rule that needs no instance is checked here first and by the daemon
-//! again.
+//! A file is applied completely or not at all. Errors name line and column, which the daemon does not know; so every
+//! rule that does not depend on an instance is checked here first, and again by the daemon.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -22,13 +21,13 @@ use toml::Spanned;
 
 use crate::failure::Failure;
 
-/// What precedes an exported set.
+/// Header of an exported set.
 const HEADER: &str = "# kmorph policies. Apply with: kmorphctl policy import <this file>\n\n";
 
 /// A policy file that is sound in itself.
 #[derive(Debug)]
 pub(crate) struct PolicyFile {
-    /// What it says.
+    /// Its contents.
     pub(crate) set: PolicySet,
     source: Source,
     places: BTreeMap<String, Range<usize>>,
@@ -120,7 +119,7 @@ impl PolicyFile {
     pub(crate) fn check_names(&self, in_force: &PolicySet) -> Result<(), Failure> {
         for (name, place) in &self.places {
             if !in_force.instance.contains_key(name) {
-                let why = format!("there is no instance {name:?}");
+                let why = format!("no instance {name:?}");
                 let mut failure = self.source.refuse(place.start, &why);
                 failure.exit = crate::exit::Exit::NotFound;
                 return Err(failure);

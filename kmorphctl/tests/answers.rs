@@ -82,7 +82,7 @@ fn health_shows_the_groups_asked_for() {
         "{all}"
     );
     assert!(
-        all.contains("CPU pressure: not known to its kernel"),
+        all.contains("CPU pressure: not reported by its kernel"),
         "{all}"
     );
     let memory = daemon.ctl("health web --metrics=memory").stdout;

@@ -94,7 +94,7 @@ fn a_daemon_that_never_answers_is_ended_again() {
     assert!(
         ended
             .stderr
-            .contains("did not answer within 0.5s and was ended"),
+            .contains("did not answer within 0.5s and was stopped"),
         "{ended:?}"
     );
     let proc = format!("/proc/{}", written_pid(dir.path()));
@@ -203,7 +203,7 @@ fn stop_waits_until_the_process_is_gone() {
     });
     let ended = ctl(&socket, &["daemon", "stop", "--graceful"]);
     assert_eq!(ended.code, 0, "{ended:?}");
-    let wanted = format!("kmorphd has stopped (pid {pid}); 1 instance runs on\n");
+    let wanted = format!("kmorphd has stopped (pid {pid}); 1 instance keeps running\n");
     assert_eq!(ended.stdout, wanted);
     let request = server.join().unwrap();
     assert!(request.starts_with("POST /v1/daemon/stop"), "{request}");

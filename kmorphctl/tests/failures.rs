@@ -28,7 +28,7 @@ fn a_socket_that_an_earlier_daemon_left_is_told_from_a_missing_one() {
     let ended = ctl(&socket, &["list"]);
     assert_eq!(ended.code, 3);
     assert!(
-        ended.stderr.contains("left from an earlier one"),
+        ended.stderr.contains("left behind by an earlier daemon"),
         "{ended:?}"
     );
 }
@@ -40,7 +40,7 @@ fn a_file_that_is_no_socket_is_called_that() {
     std::fs::write(&file, "").unwrap();
     let ended = ctl(&file, &["list"]);
     assert_eq!(ended.code, 3);
-    assert!(ended.stderr.contains("it is no socket"), "{ended:?}");
+    assert!(ended.stderr.contains("not a socket"), "{ended:?}");
     assert!(ended.stderr.contains("--socket"), "{ended:?}");
 }
 
@@ -105,28 +105,28 @@ fn an_answer_cut_off_in_the_middle_is_no_answer() {
     let daemon = FakeDaemon::start(move |_| Reply::Raw(half.clone()));
     let ended = daemon.ctl("status web");
     assert_eq!(ended.code, 3);
-    assert!(ended.stderr.contains("ended the connection"), "{ended:?}");
+    assert!(ended.stderr.contains("closed the connection"), "{ended:?}");
 }
 
 #[test]
 fn something_else_on_the_socket_is_noticed() {
     for (bytes, exit, said) in [
-        (&b"SSH-2.0-OpenSSH\r\n"[..], 3, "ended the connection"),
-        (b"", 3, "ended the connection"),
+        (&b"SSH-2.0-OpenSSH\r\n"[..], 3, "closed the connection"),
+        (b"", 3, "closed the connection"),
         (
             b"HTTP/1.1 502 Bad\r\nContent-Length: 6\r\n\r\n<html>",
             1,
-            "refused with HTTP 502 and said no reason: \"<html>\"",
+            "refused with HTTP 502 and gave no reason: \"<html>\"",
         ),
         (
             b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
             1,
-            "is not understood",
+            "cannot be parsed",
         ),
         (
             b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
             1,
-            "is not understood: missing field",
+            "cannot be parsed: missing field",
         ),
     ] {
         let daemon = FakeDaemon::start(move |_| Reply::Raw(bytes.to_vec()));
@@ -143,7 +143,10 @@ fn an_endless_answer_is_not_read_to_its_end() {
     let daemon = FakeDaemon::start(move |_| Reply::Raw(endless.clone()));
     let ended = daemon.ctl("list");
     assert_eq!(ended.code, 1);
-    assert!(ended.stderr.contains("answers with more than"), "{ended:?}");
+    assert!(
+        ended.stderr.contains("sent an answer of more than"),
+        "{ended:?}"
+    );
 }
 
 #[test]

@@ -83,7 +83,7 @@ fn a_program_without_a_path_is_looked_for_and_one_that_is_not_there_is_said_to()
     let ended = spawn();
     assert_eq!(ended.code, 4, "not executable: {ended:?}");
     let looked = format!(
-        "no program \"server\": looked for in PATH (/nonexistent:{})",
+        "program \"server\" not found in PATH (/nonexistent:{})",
         bin.display()
     );
     assert!(ended.stderr.contains(&looked), "{ended:?}");
@@ -152,7 +152,7 @@ fn not_waiting_prints_the_operation_and_how_to_follow_it() {
     let daemon = ending("terminate", operation("terminate", "succeeded", 3));
     let ended = daemon.ctl("terminate web --force --no-wait");
     assert_eq!(ended.code, 0);
-    assert_eq!(ended.stdout, "Begun: terminate of web as op-7\n");
+    assert_eq!(ended.stdout, "Started: terminate of web as op-7\n");
     assert!(
         ended.stderr.contains("kmorphctl operation watch op-7"),
         "{ended:?}"
@@ -177,7 +177,10 @@ fn a_wait_that_takes_too_long_leaves_the_operation_running() {
     let daemon = endless(asked);
     let ended = daemon.ctl("morph web --kernel=/k --wait-timeout 0.2");
     assert_eq!(ended.code, 10);
-    assert!(ended.stderr.contains("operation op-7 goes on"), "{ended:?}");
+    assert!(
+        ended.stderr.contains("operation op-7 continues"),
+        "{ended:?}"
+    );
     assert!(
         ended.stderr.contains("kmorphctl operation watch op-7"),
         "{ended:?}"
@@ -200,7 +203,10 @@ fn ctrl_c_leaves_the_operation_running_and_says_how_to_watch_it() {
     kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).unwrap();
     let ended = Ended::of(&child.wait_with_output().unwrap());
     assert_eq!(ended.code, 130, "{ended:?}");
-    assert!(ended.stderr.contains("operation op-7 goes on"), "{ended:?}");
+    assert!(
+        ended.stderr.contains("operation op-7 continues"),
+        "{ended:?}"
+    );
     assert!(
         ended.stderr.contains("kmorphctl operation watch op-7"),
         "{ended:?}"
@@ -223,7 +229,9 @@ fn a_daemon_that_goes_away_meanwhile_is_not_taken_for_a_failed_operation() {
         "{ended:?}"
     );
     assert!(
-        ended.stderr.contains("next start finishes or undoes it"),
+        ended
+            .stderr
+            .contains("the daemon finishes or undoes it at its next start"),
         "{ended:?}"
     );
 }
@@ -359,9 +367,9 @@ fn a_capture_sends_an_absolute_path_and_says_what_there_is() {
         ),
         (
             panicked,
-            "Captured: /v/web.core (15.1 MiB)\nNot frozen: web executed nothing\n\
+            "Captured: /v/web.core (15.1 MiB)\nNot frozen: web was not executing\n\
              Its kernel's log: sysrq triggered crash\n\
-             Pages were kept that could be left out: it has no VMCOREINFO\n",
+             Some pages that could have been left out are included: it has no VMCOREINFO\n",
         ),
     ] {
         let daemon = ending("vmcore_capture", end);

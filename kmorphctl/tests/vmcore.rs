@@ -89,7 +89,7 @@ fn a_file_that_was_cut_ends_with_7_whatever_is_asked_of_it() {
             assert_eq!(ended.code, 7, "{end}, {words:?}: {ended:?}");
         }
         let ended = analyze(&file, &[]);
-        let line = "\nComplete: no: the file ends before the memory does\n";
+        let line = "\nComplete: no: the file ends before its memory\n";
         assert!(ended.stdout.contains(line), "{ended:?}");
     }
 }
@@ -104,7 +104,7 @@ fn what_cannot_be_read_is_refused_with_its_place() {
     no_pages[4096 + 96..4096 + 104].fill(0xff);
     for (bytes, expected) in [
         (&b"#!/bin/sh\n"[..], "not a vmcore"),
-        (&whole[..5000], "cut off"),
+        (&whole[..5000], "truncated"),
         (&no_pages, "damaged at byte 4192"),
         (&[], "not a vmcore"),
     ] {

@@ -1,4 +1,4 @@
-//! docs/configuration.md and docs/kmorphd.conf agree with what the program reads.
+//! Tests that docs/configuration.md and docs/kmorphd.conf match the program.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

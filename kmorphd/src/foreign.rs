@@ -1,7 +1,7 @@
-//! What another backend runs is in the journal: this daemon must not start on it.
+//! Refuses to start if the journal has instances of another backend.
 //!
-//! A backend finds nothing of a generation that another one started, and would take it for ended: the daemon would
-//! fence it and start a successor, and its data would be gone.
+//! A backend cannot see generations that another one started, and would consider them ended: the daemon would fence
+//! them and start successors, and their data would be lost.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,7 +16,7 @@ const NAMED_MAX: usize = 16;
 /// hold something, of another backend.
 ///
 /// # Errors
-/// When it has; the text names them and says what to do.
+/// If it has; the text names them and says what to do.
 pub(crate) fn refuse(
     snapshot: &Snapshot,
     kind: BackendKind,
@@ -43,7 +43,7 @@ pub(crate) fn refuse(
     let (kind, other) = (kind.as_str(), other.as_str());
     Err(format!(
         "invalid backend: {kind:?}: the journal in {state_dir:?} has instances of the {other} backend: \
-         {}{more}; nothing was touched. Start kmorphd with backend = {other:?} and terminate them, or use \
+         {}{more}; nothing was changed. Start kmorphd with backend = {other:?} and terminate them, or use \
          another state directory and run directory",
         names.join(", ")
     ))

@@ -1,8 +1,8 @@
 //! The log: readable on a terminal, JSON or journald for machines.
 //!
-//! Lines are written by a thread of their own: the disk or the pipe behind the log may stand still, and the thread
-//! that watches every instance must not. Lines that find [`LINES_MAX`] others waiting are dropped, and how many is
-//! logged as soon as there is room.
+//! A separate thread writes the lines: the disk or pipe behind the log may block, but the thread that monitors every
+//! instance must not. If [`LINES_MAX`] lines are queued, further lines are dropped, and their number is logged as
+//! soon as there is room.
 
 use slog::{Drain, LevelFilter, Logger, o};
 use slog_async::{Async, AsyncGuard, OverflowStrategy};

@@ -1,4 +1,4 @@
-//! kmorphd: configuration, signals, sockets, wiring. Nothing else: the work is done by the actors.
+//! kmorphd: reads the configuration, handles signals, opens sockets, and starts the actors, which do the work.
 
 mod config;
 #[cfg(test)]
@@ -20,41 +20,41 @@ use kmorph_control_api::paths::DefaultPaths;
 use config::{File, Places};
 
 const AFTER_HELP: &str = "\
-SIGHUP reads the configuration again, also one that comes during the start; SIGTERM and SIGINT end the daemon. Instances run on and are \
-adopted by the next one.
+On SIGHUP, even during startup, kmorphd rereads its configuration; on SIGTERM and SIGINT it stops. Instances keep running \
+and the next daemon adopts them.
 
-The configuration is described in docs/configuration.md, operation in docs/operations.md. kmorphctl(1) \
-asks and steers the daemon.";
+docs/configuration.md describes the configuration, docs/operations.md the operation. kmorphctl(1) \
+controls the daemon.";
 
-/// Watches, heals and morphs kernel instances.
+/// Monitors, recovers and morphs kernel instances.
 #[derive(Debug, Parser)]
 #[command(name = "kmorphd", version, after_help = AFTER_HELP, max_term_width = 100)]
 struct Arguments {
-    /// Configuration file [default: /etc/kmorph/kmorphd.conf for root, else
-    /// $XDG_CONFIG_HOME/kmorph/kmorphd.conf; none is needed].
+    /// Configuration file; optional [default: /etc/kmorph/kmorphd.conf for root, else
+    /// $XDG_CONFIG_HOME/kmorph/kmorphd.conf].
     #[arg(long)]
     config: Option<PathBuf>,
-    /// State directory, over the configuration's.
+    /// State directory; overrides the configuration.
     #[arg(long)]
     state_dir: Option<PathBuf>,
-    /// Runtime directory, over the configuration's.
+    /// Runtime directory; overrides the configuration.
     #[arg(long)]
     run_dir: Option<PathBuf>,
-    /// Control socket, over the configuration's.
+    /// Control socket; overrides the configuration.
     #[arg(long)]
     socket: Option<PathBuf>,
-    /// Check the configuration and its directories, then exit; programs, kernels and KVM are not tried.
+    /// Check the configuration and its directories, then exit; does not test programs, kernels or KVM.
     #[arg(long)]
     check: bool,
-    /// Put this copy of the journal in the place of the journal, then exit; no daemon may run on the state directory.
+    /// Replace the journal with this backup copy, then exit; no daemon may be using the state directory.
     #[arg(long, value_name = "FILE", conflicts_with = "check")]
     restore_journal: Option<PathBuf>,
-    /// Write the manual page to standard output, then exit.
+    /// Print the manual page to standard output, then exit.
     #[arg(long)]
     man: bool,
 }
 
-/// Everything that is decided before the first actor starts.
+/// The results of startup that the actors need.
 struct Start {
     file: File,
     places: Places,
@@ -66,12 +66,12 @@ struct Start {
 fn main() -> ExitCode {
     panics::count_from_now_on();
     if let Err(error) = signals::note_from_now_on() {
-        eprintln!("kmorphd: signals cannot be handled: {error}");
+        eprintln!("kmorphd: cannot set up signal handlers: {error}");
         return ExitCode::FAILURE;
     }
     // SAFETY: nothing was opened yet; what is open the caller left so.
     if let Err(error) = unsafe { kmorph_launch::close_all_but(&[]) } {
-        eprintln!("kmorphd: what the caller left open cannot be closed: {error}");
+        eprintln!("kmorphd: cannot close inherited file descriptors: {error}");
         return ExitCode::FAILURE;
     }
     let arguments = Arguments::parse();
@@ -84,7 +84,7 @@ fn main() -> ExitCode {
         places::fit(&start.places.run_dir, &start.socket)?;
         if check {
             places::look(&start)?;
-            println!("the configuration is sound, and its directories can be used");
+            println!("the configuration is valid and its directories are usable");
             return Ok(());
         }
         if let Some(copy) = &arguments.restore_journal {
@@ -106,8 +106,10 @@ fn restore_journal(
     copy: &std::path::Path,
 ) -> Result<(), Box<dyn std::error::Error>> {
     match Journal::restore(state_dir, copy)? {
-        Some(kept) => println!("{copy:?} is the journal now; the one before is {kept:?}"),
-        None => println!("{copy:?} is the journal now"),
+        Some(kept) => {
+            println!("restored the journal from {copy:?}; the previous journal is kept as {kept:?}")
+        }
+        None => println!("restored the journal from {copy:?}"),
     }
     Ok(())
 }
@@ -167,8 +169,8 @@ fn prepare(arguments: &Arguments) -> Result<Start, Box<dyn std::error::Error>> {
     })
 }
 
-/// A program of kmorph's: beside this one, else in PATH. Where there is none, the place beside this one:
-/// who needs it names the place when it fails.
+/// Path of one of kmorph's programs: beside this one, else in PATH. If neither exists, the path beside this one, so
+/// that a later error names it.
 fn program(name: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap_or_default();
     let beside = own.with_file_name(name);

@@ -1,7 +1,7 @@
-//! Panics are counted, so that a daemon whose end was disturbed by one does not report success.
+//! Counts panics, so that a daemon whose shutdown was disturbed by one does not report success.
 //!
-//! An actor that panics while the daemon runs is replaced, and costs the daemon nothing. While the daemon ends, nothing
-//! replaces it any more.
+//! An actor that panics while the daemon runs is replaced without further consequences. During shutdown, nothing
+//! replaces it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

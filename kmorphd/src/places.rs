@@ -1,4 +1,4 @@
-//! The places that the daemon is told to use: whether they can be used, and the control socket's.
+//! Checks the configured paths, and creates the control socket.
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ const SHORTEST_INSTANCE: &str = "/instances/a/1/handover.sock";
 /// Refuses paths that no socket can have.
 ///
 /// # Errors
-/// When the control socket's is too long, or the runtime directory's for the sockets of any instance.
+/// If the control socket's is too long, or the runtime directory's for the sockets of any instance.
 pub(crate) fn fit(run_dir: &Path, socket: &Path) -> Result<(), String> {
     let over = |length: usize| length.saturating_sub(SOCKET_PATH_MAX_BYTES - 1);
     match over(socket.as_os_str().len()) {
@@ -51,7 +51,7 @@ pub(crate) fn make_dir(path: &Path) -> Result<OwnDir, Fault> {
 /// Looks at the directories that are used, or at what is there of the way to them, as the start does, and makes none.
 ///
 /// # Errors
-/// When another user could change what the daemon writes there, or the system refuses.
+/// If another user could change what the daemon writes there, or the system refuses.
 pub(crate) fn look(start: &Start) -> Result<(), Fault> {
     let beside = start.socket.parent().unwrap_or(&start.socket);
     let used = [&start.places.state_dir, &start.places.run_dir];
@@ -69,7 +69,7 @@ pub(crate) fn look(start: &Start) -> Result<(), Fault> {
 }
 
 pub(crate) fn unusable(refusal: Refusal) -> Fault {
-    format!("{refusal}; other directories are named with --state-dir, --run-dir or [paths]").into()
+    format!("{refusal}; choose other directories with --state-dir, --run-dir or [paths]").into()
 }
 
 /// The socket's path, without symbolic links and free of what an earlier daemon left there. The lock on the state
@@ -77,7 +77,9 @@ pub(crate) fn unusable(refusal: Refusal) -> Fault {
 pub(crate) fn free_socket(path: &Path) -> Result<PathBuf, Fault> {
     let failed = |what: String| Fault::from(format!("the control socket {path:?} {what}"));
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(failed("names no file; give another path".to_owned()));
+        return Err(failed(
+            "does not name a file; choose another path".to_owned(),
+        ));
     };
     let parent = match parent.exists() {
         true => OwnDir::shared(parent).map_err(unusable)?,
@@ -86,22 +88,23 @@ pub(crate) fn free_socket(path: &Path) -> Result<PathBuf, Fault> {
     let path = parent.path().join(name);
     let there = match std::fs::symlink_metadata(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(path),
-        Err(error) => return Err(failed(format!("cannot be looked at: {error}"))),
+        Err(error) => return Err(failed(format!("cannot be examined: {error}"))),
         Ok(there) => there,
     };
     if !there.file_type().is_socket() {
-        let text = "cannot be made: it is there already and is no socket; give another path";
+        let text = "cannot be created: the path exists and is not a socket; choose another path";
         return Err(failed(text.to_owned()));
     }
     let own = nix::unistd::Uid::effective().as_raw();
     if there.uid() != own {
         let owner = there.uid();
-        let text =
-            format!("cannot be made: uid {owner} has one there; remove it, or give another path");
+        let text = format!(
+            "cannot be created: uid {owner} has a socket there; remove it, or choose another path"
+        );
         return Err(failed(text));
     }
     match std::os::unix::net::UnixStream::connect(&path) {
-        Ok(_) => Err(format!("another daemon answers on the control socket {path:?}").into()),
+        Ok(_) => Err(format!("another daemon is using the control socket {path:?}").into()),
         Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
             std::fs::remove_file(&path)?;
             Ok(path)

@@ -1,4 +1,4 @@
-//! The wiring: journal, backend, actors, API socket, signals; then the end.
+//! Startup and shutdown: journal, backend, actors, API socket, signals.
 
 use std::cell::RefCell;
 use std::error::Error;
@@ -47,7 +47,7 @@ use crate::{foreign, logging, panics, places, signals};
 
 /// Requests to the daemon itself that may wait.
 const DAEMON_REQUESTS_MAX: usize = 8;
-/// Longest time a graceful stop waits for operations under way.
+/// Time that a graceful stop waits for operations in progress.
 const GRACEFUL_TIMEOUT: Duration = Duration::from_secs(600);
 /// How often a graceful stop looks.
 const GRACEFUL_POLL: Duration = Duration::from_millis(100);
@@ -65,11 +65,11 @@ const INSTANCES: &str = "instances";
 const QEMU: &str = "qemu-system-x86_64";
 /// The vhost-user vsock device, looked up in PATH.
 const VHOST_VSOCK: &str = "vhost-device-vsock";
-/// Where `scripts/fetch-vhost-vsock` leaves it in the cache directory.
+/// Path of the device in the cache directory, where `scripts/fetch-vhost-vsock` installs it.
 const FETCHED_VHOST_VSOCK: &str = "tools/bin/vhost-device-vsock";
 /// The host's side of kerf-vsock.
 const KERF_HOST: &str = "kmorph-kerf-host";
-/// Where `make kmod` puts its modules, in the cache.
+/// Directory in the cache where `make kmod` installs its modules.
 const BUILT_MODULES: &str = "kmod";
 
 /// The file with the id of the newest event, in the runtime directory.
@@ -81,17 +81,17 @@ pub(crate) type Fault = Box<dyn Error>;
 pub(crate) fn run(start: Start, settings: Settings) -> Result<(), Fault> {
     let (log, _written) = logging::logger(&start.file.log);
     if let Err(error) = kmorph_launch::descriptor_limit::raise() {
-        warn!(log, "the limit of open descriptors stays as it is: many instances may need more";
+        warn!(log, "cannot raise the limit of open descriptors: many instances may need more";
             "error" => %error);
     }
     match kmorph_launch::stay_resident() {
         Ok(true) => {}
         Ok(false) => info!(
             log,
-            "not locked in memory: paging can delay what it does; to allow it, \
+            "kmorphd is not locked in memory, so paging can delay it; to allow locking, set \
             LimitMEMLOCK=infinity in its unit"
         ),
-        Err(error) => warn!(log, "not locked in memory"; "error" => %error),
+        Err(error) => warn!(log, "kmorphd is not locked in memory"; "error" => %error),
     }
     let run_dir = places::make_dir(&settings.run_dir)?;
     run_dir
@@ -116,7 +116,7 @@ async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Faul
     let mut interrupt = signal(SignalKind::interrupt())?;
     let hung_up_early = signals::take_hangup();
     if signals::told_to_end() {
-        info!(log, "told to end while it started");
+        info!(log, "stopped during startup");
         return Ok(());
     }
     let (journal, snapshot, arbiter) = Journal::open(&settings.state_dir)?;
@@ -137,7 +137,7 @@ async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Faul
             ended.map(|noted| panics = noted)
         }
         Ok(None) => {
-            info!(log, "told to end while it started");
+            info!(log, "stopped during startup");
             Ok(())
         }
         Err(fault) => Err(fault),
@@ -146,13 +146,13 @@ async fn serve(start: Start, settings: Settings, log: Logger) -> Result<(), Faul
     ended?;
     match panics::so_far() == panics {
         true => Ok(()),
-        false => Err("an actor panicked while the daemon ended; instances run on, and kmorphd adopts them when it \
+        false => Err("an actor panicked while the daemon was stopping; instances keep running, and kmorphd adopts them when it \
              is started again"
             .into()),
     }
 }
 
-/// What the daemon is told from outside once it runs.
+/// The external signals of a running daemon.
 struct Signals {
     hangup: Signal,
     terminate: Signal,
@@ -216,21 +216,21 @@ async fn watch(
         finish_operations(log, &operations).await;
     }
     end_captures(log, &operations).await;
-    info!(log, "stopping; instances run on");
+    info!(log, "stopping; instances keep running");
     events.publish(Draft::daemon("stopped"));
     handle.stop().await;
     let _ = std::fs::remove_file(&socket);
     match end {
         End::Asked { .. } => Ok(panics),
         End::Fault(actor) => Err(format!(
-            "its {actor} actor panicked, and without it nothing can be changed safely; instances run \
-             on, and kmorphd adopts them when it is started again"
+            "its {actor} actor panicked, and without that actor nothing can be changed safely; instances keep \
+             running, and kmorphd adopts them when it is started again"
         )
         .into()),
     }
 }
 
-/// Has the journal write what it was told, and ends its thread.
+/// Makes the journal write everything it has received, and ends its thread.
 async fn close(log: &Logger, journal: &Addr<Journal>, arbiter: Arbiter) {
     // Its thread ends with what stands in line unwritten, so that is waited for.
     let written = platform::journal::record(journal, Vec::new());
@@ -240,7 +240,7 @@ async fn close(log: &Logger, journal: &Addr<Journal>, arbiter: Arbiter) {
     {
         warn!(
             log,
-            "the journal's disk does not answer: the last events may be missing from it"
+            "the journal's disk does not respond: the last events may be missing from the journal"
         );
         return;
     }
@@ -248,7 +248,7 @@ async fn close(log: &Logger, journal: &Addr<Journal>, arbiter: Arbiter) {
     let _ = arbiter.join();
 }
 
-/// What runs once the daemon has started.
+/// The parts of a running daemon.
 struct Running {
     supervisor: Addr<Supervisor>,
     operations: Operations,
@@ -295,7 +295,7 @@ async fn begin(
         sender,
     );
     let handle = control::serve(&socket, api)
-        .map_err(|error| format!("the control socket {socket:?} cannot be made: {error}"))?;
+        .map_err(|error| format!("cannot create the control socket {socket:?}: {error}"))?;
     info!(log, "ready"; "socket" => %socket.display(), "backend" => detail,
         "pid" => std::process::id());
     Ok(Running {
@@ -313,7 +313,7 @@ async fn begin(
     })
 }
 
-/// Says what came of a reload that nobody waits for.
+/// Logs the result of a reload for which no client waits.
 fn tell(log: &Logger, reloaded: Result<ReloadReport, ApiError>) {
     match reloaded {
         Ok(report) => info!(log, "reloaded"; "applied" => report.applied.join(", ")),
@@ -323,13 +323,13 @@ fn tell(log: &Logger, reloaded: Result<ReloadReport, ApiError>) {
 
 /// Why the daemon ends.
 enum End {
-    /// It was told to.
+    /// The daemon was asked to stop.
     Asked {
-        /// What is under way is finished first.
+        /// Finish operations in progress first.
         graceful: bool,
     },
-    /// An actor that cannot be replaced is gone: the journal holds the lock and the database, the
-    /// supervisor all that is known of the instances. A new daemon reads both anew.
+    /// An actor that cannot be replaced is gone: the journal holds the lock and the database, the supervisor the
+    /// state of all instances. A new daemon reads both again.
     Fault(&'static str),
 }
 
@@ -342,12 +342,12 @@ async fn finish_operations(log: &Logger, operations: &Operations) {
     if tokio::time::timeout(GRACEFUL_TIMEOUT, wait).await.is_err() {
         warn!(
             log,
-            "operations are still under way; the next start finishes or undoes them"
+            "operations are still in progress; the next daemon finishes or undoes them"
         );
     }
 }
 
-/// An instance that is frozen for a capture is resumed before there is no daemon to do it.
+/// Resumes an instance that is frozen for a capture before the daemon exits.
 async fn end_captures(log: &Logger, operations: &Operations) {
     let wait = async {
         while operations.cancel_all(OperationKind::VmcoreCapture) > 0 {
@@ -360,7 +360,7 @@ async fn end_captures(log: &Logger, operations: &Operations) {
     {
         warn!(
             log,
-            "a capture has not ended; the next start resumes its instance"
+            "a capture is still in progress; the next daemon resumes its instance"
         );
     }
 }
@@ -435,8 +435,7 @@ fn with_kernel_pool(start: &Start, settings: Settings) -> Result<Settings, Strin
     })
 }
 
-/// kerf-vsock, where it is chosen: its program beside the daemon's own, the modules where `make kmod` puts
-/// them.
+/// kerf-vsock, if configured: its program beside the daemon's own, the modules where `make kmod` installs them.
 fn kerf(start: &Start) -> Option<KerfConfig> {
     let configured = &start.file.qemu;
     let beside = || {
@@ -469,7 +468,7 @@ fn services(
     let boot_id = kmorph_launch::boot_id().map_err(|error| error.to_string())?;
     let mark = settings.run_dir.join(EVENT_ID_NAME);
     let events = EventLog::new(snapshot.events.clone(), journal.clone(), &mark, &boot_id)
-        .map_err(|error| format!("the file {mark:?} cannot be opened: {error}"))?;
+        .map_err(|error| format!("cannot open the file {mark:?}: {error}"))?;
     let platform = Platform {
         log: log.clone(),
         journal,
@@ -535,7 +534,7 @@ async fn read_aside(path: PathBuf) -> Result<Result<File, ConfigError>, ApiError
     }
 }
 
-/// What the last reload, or the start, has put in force.
+/// The settings in force since the start or the last reload.
 struct InForce {
     file: File,
     pool: Stock,

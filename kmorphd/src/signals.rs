@@ -1,7 +1,8 @@
-//! Signals from the first instruction of `main` on.
+//! Handles signals from the first instruction of `main` on.
 //!
-//! Until the daemon listens for them they are noted here: a SIGHUP is a reload once it can reload, a SIGTERM or SIGINT
-//! ends the start. tokio's handlers run these too, so nothing is lost while one takes over from the other.
+//! Until the daemon listens for signals, they are recorded here: a SIGHUP becomes a reload once that is possible, and
+//! a SIGTERM or SIGINT aborts the startup. tokio's handlers run this code too, so no signal is lost during the
+//! handover.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -22,7 +23,7 @@ extern "C" fn note(signal: c_int) {
     noted.store(true, Ordering::Relaxed);
 }
 
-/// Notes SIGHUP, SIGTERM and SIGINT from now on. Whoever started this process may have blocked them until here.
+/// Records SIGHUP, SIGTERM and SIGINT from now on. The parent may have blocked them until here.
 ///
 /// # Errors
 /// The system's.

@@ -1,4 +1,4 @@
-//! Who speaks: the key of a generation, and the proofs of both ends that they have it.
+//! Authentication: the key of a generation, and the proofs of both ends that they have it.
 //!
 //! ```text
 //!  daemon ── HELLO, nonce ─────────────────▶ instance
@@ -7,8 +7,8 @@
 //!         ◀── reply ─────────────────────────
 //! ```
 //!
-//! A proof is over everything that both have said, and both nonces are new for each connection: one that was
-//! overheard proves nothing on another.
+//! A proof covers everything that both ends have said, and both nonces are new for each connection, so a proof
+//! overheard on one connection is worthless on another.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -38,7 +38,7 @@ impl Key {
         Self(bytes)
     }
 
-    /// What `side` sends to prove that it has this key, on the connection of this HELLO and reply.
+    /// The proof that `side` has this key, for the connection of this HELLO and reply.
     pub fn proof(&self, side: PeerRole, hello: &Hello, reply: &Hello) -> [u8; PROOF_BYTES] {
         self.mac(side, hello, reply).finalize().into_bytes().into()
     }

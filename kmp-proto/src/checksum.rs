@@ -1,4 +1,4 @@
-//! CRC-32/ISO-HDLC, as the frame header carries it.
+//! CRC-32/ISO-HDLC, as used in the frame header.
 
 /// The checksum of `parts` as if they were one byte string.
 #[inline]

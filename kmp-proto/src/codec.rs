@@ -1,4 +1,4 @@
-//! The stream of frames: bytes in, messages out, and back.
+//! The frame stream: bytes to messages and back.
 //!
 //! ```text
 //! feed ──▶ [ header 32 B ] ──▶ checks 1-6 ──▶ [ payload ≤ limit ] ──▶ crc ──▶ layout ──▶ Frame
@@ -27,7 +27,7 @@ pub struct Frame {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{fault}")]
 pub struct FrameError {
-    /// What is wrong with it.
+    /// The error.
     pub fault: FrameFault,
     /// Which frame, when its header could be read.
     pub offender: Option<Offender>,
@@ -36,13 +36,13 @@ pub struct FrameError {
 /// The frame that an error is about, as its header names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offender {
-    /// `msg_type` as it stands in the header, with its reply bit.
+    /// `msg_type` from the header, with its reply bit.
     pub msg_type: u16,
     /// Its sequence.
     pub sequence: u32,
 }
 
-/// What is wrong with a frame.
+/// An error in a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameFault {
     /// The header.
@@ -85,7 +85,7 @@ impl FrameError {
 /// A message that no peer would read. Nothing was written; the connection is not harmed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EncodeError {
-    /// It does not fit its type's limit.
+    /// The frame exceeds the limit of its type.
     #[error("a {msg_type} payload of {len} bytes does not fit its limit of {}", msg_type.payload_limit())]
     TooLarge {
         /// The type.
@@ -93,7 +93,7 @@ pub enum EncodeError {
         /// The payload's length.
         len: usize,
     },
-    /// A list or a name in it is over its limit.
+    /// A list or a name in the message exceeds its limit.
     #[error("a {msg_type} message cannot be written: {reason}")]
     Unwritable {
         /// The type.
@@ -106,7 +106,7 @@ pub enum EncodeError {
 /// Appends a whole frame to `out`; leaves it unchanged on failure.
 ///
 /// # Errors
-/// When the message, or a list or name in it, is larger than its type allows.
+/// If the message, or a list or name in it, is larger than its type allows.
 pub fn encode(
     message: &Message,
     sequence: u32,
@@ -149,7 +149,7 @@ impl Decoder {
     /// and the frame is not complete.
     ///
     /// # Errors
-    /// When the stream is broken; then for ever.
+    /// If the stream is broken; then for ever.
     pub fn feed(&mut self, input: &mut &[u8]) -> Result<Option<Frame>, FrameError> {
         if let Some(error) = self.poison {
             return Err(error);

@@ -4,15 +4,15 @@
 //! engine action ──▶ FenceOrder ──(backend stops it and sees its end)──▶ FenceCertificate
 //! ```
 //!
-//! An order can be carried out once: it is not `Clone`, and [`FenceOrder::confirm`] consumes it. A
-//! certificate has no other origin but the journal, which restores what an earlier daemon proved.
-//! Nothing is reclaimed, restarted or taken over without one.
+//! An order can be carried out once: it is not `Clone`, and [`FenceOrder::confirm`] consumes it. Only the journal can
+//! create a certificate otherwise, when it restores what an earlier daemon proved. Nothing is reclaimed, restarted or
+//! taken over without one.
 
 use crate::message::FenceClaim;
 use crate::wire::field::code_enum;
 
 code_enum! {
-    /// What was done to stop a generation.
+    /// How a generation was stopped.
     FenceMethod: u16 {
         /// Nothing: it had ended by itself.
         AlreadyEnded = 1, "already_ended";
@@ -20,7 +20,7 @@ code_enum! {
         ProcessesKilled = 2, "processes_killed";
         /// The host has rebooted since.
         HostRebooted = 3, "host_rebooted";
-        /// It was never started.
+        /// The generation was never started.
         NeverStarted = 4, "never_started";
         /// The CPUs of its kernel were stopped.
         HaltedByForce = 5, "halted_by_force";
@@ -114,22 +114,22 @@ impl FenceCertificate {
         self.generation
     }
 
-    /// What was done.
+    /// The method.
     pub fn method(&self) -> FenceMethod {
         self.method
     }
 
-    /// What was seen.
+    /// The observation that confirms it.
     pub fn confirmation(&self) -> Confirmation {
         self.confirmation
     }
 
-    /// When, nanoseconds since the Unix epoch.
+    /// Time of the fence, nanoseconds since the Unix epoch.
     pub fn fenced_at_unix_ns(&self) -> u64 {
         self.fenced_at_unix_ns
     }
 
-    /// What survivors are told of it.
+    /// The claim that survivors are sent.
     pub fn claim(&self) -> FenceClaim {
         FenceClaim {
             method: self.method.value(),

@@ -1,13 +1,13 @@
 //! The Kernel Morphing Protocol (KMP): its wire format and its protocol engines.
 //!
-//! This crate does no I/O, reads no clock, starts no thread and contains no `unsafe`: the same code
-//! runs under the daemon, an agent, a property test, a fuzzer and a simulation on virtual time.
-//! The protocol is described, for implementers in any language, in `docs/kmp.md`.
+//! This crate does no I/O, reads no clock, starts no thread and contains no `unsafe`: the same code runs in the
+//! daemon, an agent, a property test, a fuzzer and a simulation on virtual time. `docs/kmp.md` describes the protocol
+//! for implementers in any language.
 //!
-//! * [`wire`] and [`message`] are the bytes, [`codec`] the stream of them.
+//! * [`wire`] and [`message`] define the bytes, [`codec`] the stream of frames.
 //! * [`detector`], [`recovery`] and [`morph`] are the engines: `handle(event, now)`,
 //!   `poll_action()`, `poll_timeout()`.
-//! * [`auth`] proves who speaks.
+//! * [`auth`] authenticates the ends of a connection.
 //! * [`fence`] holds the proof that a generation has ended.
 
 #![forbid(unsafe_code)]

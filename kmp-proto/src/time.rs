@@ -1,4 +1,4 @@
-//! Time as the engines see it: whatever clock the caller has, as nanoseconds.
+//! Time for the engines: nanoseconds of whatever clock the caller has.
 
 use std::ops::{Add, Sub};
 use std::time::Duration;

@@ -1,19 +1,19 @@
 //! Rows of the engines' transition tables.
 //!
-//! Each engine states its machine as a `const` table. `docs/kmp.md` prints the tables row by row,
-//! and the tests hold the engines to them: every step an engine takes is a row of its table.
+//! Each engine states its machine as a `const` table. `docs/kmp.md` prints the tables row by row, and tests check
+//! that every step an engine takes is a row of its table.
 
 use std::fmt;
 
-/// One row: in `state`, on `event`, when `guard` holds, the machine goes to `next` and emits
-/// `effects`. An event without a row in a state changes nothing there.
+/// One row: in `state`, on `event`, if `guard` holds, the machine moves to `next` and emits `effects`. An event
+/// without a row in a state changes nothing there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transition {
     /// The state it starts from.
     pub state: &'static str,
     /// The event, as named by the engine's `Event::name`.
     pub event: &'static str,
-    /// What must hold besides; empty for nothing.
+    /// Additional condition; empty for none.
     pub guard: &'static str,
     /// The state it leads to.
     pub next: &'static str,

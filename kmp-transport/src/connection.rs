@@ -39,8 +39,8 @@ pub enum ConnectionError {
     /// The link failed.
     #[error("the link failed: {0}")]
     Link(#[from] io::Error),
-    /// The peer broke the framing; it was told, and the connection closed.
-    #[error("the peer sent a bad frame: {0}")]
+    /// The peer violated the framing; it was notified, and the connection closed.
+    #[error("the peer sent an invalid frame: {0}")]
     Frame(#[from] FrameError),
     /// Our own message did not fit.
     #[error(transparent)]
@@ -54,11 +54,11 @@ pub enum ConnectionError {
     /// The answer to HELLO was another frame.
     #[error("{0} answers HELLO")]
     NotHello(&'static str),
-    /// The peer is not the one that was meant, or does not speak this version; it was told.
+    /// The peer is not the expected one, or does not speak this version; it was notified.
     #[error("HELLO: {0}")]
     Hello(#[from] HelloError),
     /// The peer answered what it was not asked.
-    #[error("{msg_type} with the sequence {sequence} answers nothing that was sent")]
+    #[error("{msg_type} with the sequence {sequence} does not answer any request")]
     AnswersNothing {
         /// The type.
         msg_type: MsgType,
@@ -66,15 +66,15 @@ pub enum ConnectionError {
         sequence: u32,
     },
     /// The peer answered on a channel that does not carry such an answer.
-    #[error("an answer on the wrong channel: {msg_type} on the {} channel", .channel.as_str())]
+    #[error("reply on the wrong channel: {msg_type} on the {} channel", .channel.as_str())]
     WrongChannel {
         /// The type.
         msg_type: MsgType,
-        /// Where it came in.
+        /// The channel of the message.
         channel: Channel,
     },
     /// The peer sent other state than it announced.
-    #[error("the peer broke the rules of a transfer: {0}")]
+    #[error("the peer violated the transfer protocol: {0}")]
     State(#[from] StateError),
     /// The peer refused us.
     #[error("the peer refused: {code}: {text}")]
@@ -93,7 +93,7 @@ pub struct FrameReader {
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
-    /// When the frame that is not complete has to be.
+    /// Deadline of the incomplete frame.
     frame_due: Option<Instant>,
 }
 
@@ -104,7 +104,7 @@ pub struct FrameWriter {
     /// Largest buffer that is kept, bytes.
     kept: usize,
     next_sequence: u32,
-    /// The numbers have begun anew.
+    /// The sequence numbers have wrapped.
     wrapped: bool,
 }
 
@@ -114,7 +114,7 @@ pub struct Connection {
     pub reader: FrameReader,
     /// Frames to the peer.
     pub writer: FrameWriter,
-    /// What the peer said of itself.
+    /// The peer's HELLO.
     pub hello: Hello,
     /// The features that both sides have, see [`kmp_proto::message::features`]: no other is used.
     pub features: u64,
@@ -164,7 +164,7 @@ impl FrameReader {
 }
 
 impl FrameReader {
-    /// As [`FrameReader::next`]; a peer that breaks the framing is told so through `writer`. Not cancel-safe.
+    /// Like [`FrameReader::next`]; a peer that violates the framing is notified through `writer`. Not cancel-safe.
     ///
     /// # Errors
     /// As [`FrameReader::next`].
@@ -184,7 +184,7 @@ impl FrameWriter {
     /// Sends a message of our own; the sequence it was given.
     ///
     /// # Errors
-    /// When the link fails or the message is too large.
+    /// If the link fails or the message is too large.
     pub async fn send(&mut self, message: &Message) -> Result<u32, ConnectionError> {
         let sequence = self.next_sequence;
         // 0 is nobody's sequence: an ERROR has it that is about no frame.
@@ -310,7 +310,7 @@ fn framed(link: BoxedLink, channel: Channel) -> (FrameReader, FrameWriter) {
 /// The daemon's side of HELLO: says who it wants, checks who answers, and proves itself where it has a key.
 ///
 /// # Errors
-/// When the peer does not answer in time, refuses, is another instance or generation, or does not prove that it
+/// If the peer does not answer in time, refuses, is another instance or generation, or does not prove that it
 /// has the key. It was told why.
 pub async fn greet(
     link: BoxedLink,
@@ -390,7 +390,7 @@ async fn prove(
 /// daemon has it too and is not older than one before it. Under a deadline.
 ///
 /// # Errors
-/// When the peer sends no HELLO in time, means another instance or generation, or is not its daemon. It was
+/// If the peer sends no HELLO in time, means another instance or generation, or is not its daemon. It was
 /// told why.
 pub async fn welcome(
     link: BoxedLink,

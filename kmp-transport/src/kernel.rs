@@ -1,14 +1,14 @@
-//! Asks an instance's kernel itself whether it lives, when its agent is silent.
+//! Queries an instance's kernel directly whether it is alive, when its agent is silent.
 //!
 //! ```text
 //!  connect to port 9001 ─ refused ───────────────────────────▶ a kernel that refuses lives
 //!                       ─ accepted ─ HELLO ─ HEARTBEAT_REQ ──▶ the kernel answered (kerf-vsock.ko)
-//!                       ─ closed unread by the vsock device ─▶ not seen to live: no driver has started the device
-//!                       ─ neither in time ───────────────────▶ not seen to live
+//!                       ─ closed unread by the vsock device ─▶ no sign of life: no driver has started the device
+//!                       ─ neither in time ───────────────────▶ no sign of life
 //! ```
 //!
-//! No user space has a part in either answer: a kernel refuses connections to ports on which nobody
-//! listens, and `kerf-vsock.ko` answers heartbeats below its sockets.
+//! User space is not involved in either answer: a kernel refuses connections to ports on which nothing listens, and
+//! `kerf-vsock.ko` answers heartbeats below its sockets.
 
 use std::fmt;
 
@@ -20,12 +20,12 @@ use crate::link::{Address, BoxedLink, ConnectError, connect};
 /// Port on which a kernel itself answers heartbeats, where it has somebody to do so (`docs/kmp.md`).
 pub const KERNEL_PORT: u32 = 9001;
 
-/// What shows that the kernel of an instance runs.
+/// Evidence that the kernel of an instance runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sign {
-    /// It refused a connection to this port.
+    /// The kernel refused a connection to this port.
     Refused(u32),
-    /// It answered a heartbeat on [`KERNEL_PORT`].
+    /// The kernel answered a heartbeat on [`KERNEL_PORT`].
     Answered,
 }
 

@@ -1,16 +1,16 @@
-//! Links that carry KMP frames, and what both ends of them need.
+//! Links that carry KMP frames, and the code that both ends of them share.
 //!
-//! * [`link`] connects and listens: AF_VSOCK, the Unix-socket form of vsock, in memory, and a
-//!   decorator that injects faults.
+//! * [`link`] connects and listens: AF_VSOCK, the Unix-socket form of vsock, in-memory links, and a decorator that
+//!   injects faults.
 //! * [`connection`] frames a link and exchanges HELLO.
-//! * [`peer`] is the daemon's end of one instance: a heartbeat and a control channel, each kept up
-//!   with back-off. Losing a channel is not losing the instance.
-//! * [`kernel`] asks an instance's kernel itself, when its agent is silent.
-//! * [`kerf`] makes and serves the memory over which kerf-vsock talks.
+//! * [`peer`] is the daemon's end of one instance: a heartbeat and a control channel, each reconnected with back-off.
+//!   Losing a channel does not mean losing the instance.
+//! * [`kernel`] queries an instance's kernel directly when its agent is silent.
+//! * [`kerf`] creates and serves the shared memory of kerf-vsock.
 //! * [`server`] is the instance's end: it accepts, bounds and identifies connections.
 //!
-//! This crate moves frames. It knows no state machine, starts no process and no actor. Whatever a
-//! peer sends, nothing here panics, grows without bound or waits without a deadline.
+//! This crate only moves frames. It knows no state machine, and starts no process and no actor. Whatever a peer
+//! sends, nothing here panics, grows without bound or waits without a deadline.
 
 pub mod connection;
 pub mod kerf;

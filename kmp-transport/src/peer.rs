@@ -6,9 +6,8 @@
 //!  sink(PeerEvent) ◀───────────────── └───────────┘   connect ▸ HELLO ▸ pump ▸ back-off ▸ …
 //! ```
 //!
-//! Each channel has a task of its own, so a heartbeat never queues behind anything else. A channel
-//! that is lost is connected again, with exponential back-off and jitter, until the [`Peer`] is
-//! dropped.
+//! Each channel has its own task, so a heartbeat never queues behind other messages. A lost channel is reconnected,
+//! with exponential back-off and jitter, until the [`Peer`] is dropped.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -38,7 +37,7 @@ pub const PROBES_MAX: usize = 8;
 /// Longest time for one message to be written.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What happens on a peer's channels.
+/// Events on a peer's channels.
 #[derive(Debug)]
 pub enum PeerEvent {
     /// A channel is up, and this is who answered.
@@ -66,7 +65,7 @@ pub enum PeerEvent {
         channel: Channel,
         /// The sender's token.
         token: u64,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
     /// A frame came in.
@@ -81,7 +80,7 @@ pub type Connector = Arc<dyn Fn() -> Connecting + Send + Sync>;
 
 /// The queue is full or the channel is down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the {} channel takes no message now", .0.as_str())]
+#[error("the {} channel cannot accept a message now", .0.as_str())]
 pub struct SendRefused(pub Channel);
 
 /// One instance. Dropping it closes its channels.
@@ -162,7 +161,7 @@ impl Peer {
     /// Queues a message. Never waits.
     ///
     /// # Errors
-    /// When the channel's queue is full.
+    /// If the channel's queue is full.
     pub fn send(&self, channel: Channel, token: u64, message: Message) -> Result<(), SendRefused> {
         let handle = match channel {
             Channel::Heartbeat => &self.heartbeat,
@@ -179,7 +178,7 @@ impl Peer {
 /// Opens a bulk channel for `session`, over `network`.
 ///
 /// # Errors
-/// When it cannot be connected or the instance refuses it.
+/// If it cannot be connected or the instance refuses it.
 pub async fn open_bulk(
     network: &dyn Network,
     address: &Address,
@@ -216,7 +215,7 @@ pub async fn next_on_bulk(
 /// Refuses a request that an instance does not send on the channel that it came in on, or not now.
 async fn refuse_unexpected(writer: &mut FrameWriter, frame: &Frame) {
     let kind = frame.header.msg_type;
-    let text = format!("no {kind} of an instance is expected on this channel");
+    let text = format!("unexpected {kind} from an instance on this channel");
     let code = ErrorCode::UnexpectedInState;
     writer.refuse(code, frame, text).await;
 }

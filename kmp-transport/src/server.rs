@@ -1,8 +1,8 @@
 //! The instance's end: accepts connections and identifies them.
 //!
-//! Bounds: [`PENDING_MAX`] connections may be between accept and HELLO, each for at most its
-//! deadlines; the oldest gives way to a newcomer, so that a flood of silent connections never keeps
-//! the daemon out. What is identified is handed over through a queue of [`IDENTIFIED_MAX`].
+//! Bounds: at most [`PENDING_MAX`] connections may be between accept and HELLO, each until its deadline; a new
+//! connection evicts the oldest, so that a flood of silent connections never keeps the daemon out. Identified
+//! connections are handed over through a queue of [`IDENTIFIED_MAX`].
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -70,8 +70,8 @@ impl<R: Fn(&str)> Reports<R> {
     }
 }
 
-/// Accepts on `listener` for as long as the receiver lives, and yields identified connections.
-/// Refusals are told to `report`, at most [`REPORTS_MAX`] in each [`REPORT_WINDOW`].
+/// Accepts on `listener` until the receiver is dropped, and yields identified connections. Reports refusals to
+/// `report`, at most [`REPORTS_MAX`] per [`REPORT_WINDOW`].
 pub fn serve(
     listener: Listener,
     identity: impl Into<Speaker>,
@@ -130,7 +130,7 @@ async fn identify(accepted: Accepted, identity: &Speaker) -> Result<Connection, 
     let identified = tokio::time::timeout(HELLO_TIMEOUT, identified).await;
     identified.unwrap_or_else(|_| {
         Err(format!(
-            "a connection said no HELLO within {HELLO_TIMEOUT:?}"
+            "a connection sent no HELLO within {HELLO_TIMEOUT:?}"
         ))
     })
 }

@@ -1,4 +1,4 @@
-//! Who speaks at one end of a connection: its HELLO, and the key that proves it.
+//! The identity of one end of a connection: its HELLO, and the key that proves it.
 
 use std::io;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ pub struct Speaker {
 }
 
 impl Speaker {
-    /// One that proves itself with `key`, and has the other end prove itself.
+    /// A speaker that authenticates with `key`, and requires the same of the other end.
     pub fn with_key(hello: Hello, key: Key) -> Self {
         Self {
             key: Some(key),

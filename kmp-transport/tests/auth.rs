@@ -252,9 +252,9 @@ async fn of_other_users_only_root_is_answered_on_a_unix_socket() {
     assert_eq!(said(NOBODY).await.trim(), "b''");
     let why = loop {
         let why = reasons.recv().await.unwrap();
-        if why.contains("user") {
+        if why.contains("uid") {
             break why;
         }
     };
-    assert!(why.contains("from user 65534"), "{why}");
+    assert!(why.contains("from uid 65534"), "{why}");
 }

@@ -1,8 +1,8 @@
-//! What a process that a backend starts does before anything else: it enters its generation's cgroup, takes the
-//! generation's tag, and writes down who it is.
+//! The first steps of a process that a backend starts: it enters its generation's cgroup, takes the generation's tag,
+//! and records its identity.
 //!
 //! ```text
-//!  daemon                        process                       another daemon, later
+//!  daemon                        process                       a later daemon
 //!  placement.json, spawn ──────▶ enters the cgroup
 //!                                tag
 //!                                <role>.birth ◀── /proc/self/stat
@@ -12,11 +12,11 @@
 //! ```
 //!
 //! So a daemon may die at any moment: either the process has written its pid and start time before the next daemon
-//! reads them, or it sees that the spawn was closed and ends. The daemon is told on standard input, which is a pipe
-//! until then, and holds no spawn for done before.
+//! reads them, or it sees that the spawn was closed and exits. The process reports to the daemon on standard input,
+//! which is a pipe until then, and the daemon does not consider the spawn complete before.
 //!
-//! The process does this itself, and not its daemon between fork and exec: a fork copies the daemon's page tables, which
-//! takes longer than everything else about a start when thousands of instances are watched.
+//! The process does this itself, instead of the daemon doing it between fork and exec: a fork copies the daemon's
+//! page tables, which takes longer than the rest of a start when the daemon monitors thousands of instances.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -35,7 +35,7 @@ const WORDS: usize = 5;
 const RECORD_SUFFIX: &str = ".birth";
 /// Name of the file in a run directory after which no process of it is started any more.
 const CLOSED: &str = "spawn.closed";
-/// What the daemon is told when all went well; anything else is the reason why it did not.
+/// The report to the daemon on success; anything else is the reason for the failure.
 const BORN: &str = "born";
 /// Most that it tells, bytes: the capacity of the smallest pipe, so that telling never waits.
 const TOLD_MAX: usize = 4096;
@@ -45,7 +45,7 @@ const TOLD_MAX: usize = 4096;
 pub struct Birth {
     /// Run directory of its generation.
     pub run_dir: PathBuf,
-    /// What it is of its generation.
+    /// Role of the process in its generation.
     pub role: String,
     /// Its tag, as `RLIMIT_RTTIME` in microseconds.
     pub tag: Option<u64>,
@@ -60,12 +60,12 @@ pub enum BirthError {
     #[error("invalid words after --birth: run directory, role, tag and cgroup are needed")]
     Words,
     /// Another daemon has given the spawn up.
-    #[error("another daemon has closed this spawn")]
+    #[error("a later daemon has closed this spawn")]
     Closed,
     /// The system refused something.
     #[error("{what}: {source}")]
     System {
-        /// What was tried.
+        /// The attempted action.
         what: String,
         /// The system's reason.
         source: io::Error,
@@ -78,7 +78,7 @@ fn failed(what: &str, at: &Path) -> impl FnOnce(io::Error) -> BirthError {
 }
 
 impl Birth {
-    /// The words, to stand first among the arguments of the process.
+    /// The words, as the first arguments of the process.
     pub fn words(&self) -> [OsString; WORDS] {
         let tag = self.tag.map(|tag| tag.to_string()).unwrap_or_default();
         let cgroup = self.cgroup.clone().unwrap_or_default();
@@ -121,7 +121,7 @@ impl Birth {
     /// Has this process be born, and tells the daemon. Standard input is empty afterwards.
     ///
     /// # Errors
-    /// When it was not: the process must end.
+    /// If it was not: the process must end.
     pub fn be_born(&self) -> Result<(), BirthError> {
         let null = File::open("/dev/null").map_err(failed("opening", Path::new("/dev/null")));
         let born = null.and_then(|null| self.steps().map(|()| null));
@@ -147,7 +147,7 @@ impl Birth {
         }
         let path = record_path(&self.run_dir, &self.role);
         let stat =
-            std::fs::read("/proc/self/stat").map_err(failed("reading who it is for", &path))?;
+            std::fs::read("/proc/self/stat").map_err(failed("reading the identity for", &path))?;
         // The daemon has made the file. Where it is gone, so is the generation.
         let record = File::options().write(true).open(&path);
         let recorded = record.and_then(|mut record| record.write_all(&stat));
@@ -161,19 +161,20 @@ impl Birth {
     }
 }
 
-/// What a process has told of its birth by the end of its pipe.
+/// The process's report on its birth, from the end of its pipe.
 ///
 /// # Errors
 /// Its reason, when it was not born.
 pub fn heard(told: &[u8]) -> io::Result<()> {
     match String::from_utf8_lossy(told).as_ref() {
         BORN => Ok(()),
-        "" => Err(io::Error::other("it ended at once")),
+        "" => Err(io::Error::other("it exited immediately")),
         reason => Err(io::Error::other(reason.to_owned())),
     }
 }
 
-/// Where a lower limit holds already, the instance of another kmorph runs this process, which keeps that one's tag.
+/// If a lower limit is already in force, the instance of another kmorph runs this process, which keeps that one's
+/// tag.
 fn take_tag(tag: u64) -> io::Result<()> {
     let limit = Rlimit {
         current: Some(tag),
@@ -185,7 +186,7 @@ fn take_tag(tag: u64) -> io::Result<()> {
     }
 }
 
-/// The file in which a process of this role writes who it is: what `/proc/<pid>/stat` says of it.
+/// The file in which a process of this role records its identity: its `/proc/<pid>/stat`.
 pub fn record_path(run_dir: &Path, role: &str) -> PathBuf {
     run_dir.join(format!("{role}{RECORD_SUFFIX}"))
 }

@@ -1,4 +1,4 @@
-//! The agent's configuration: one JSON document, written by the backend, read once by the agent.
+//! The agent's configuration: one JSON document, written by the backend and read once by the agent.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -11,7 +11,7 @@ use crate::{InstanceName, Secret};
 /// Largest agent configuration, in bytes, that the agent reads.
 pub const AGENT_CONFIG_MAX_BYTES: u64 = 256 * 1024;
 
-/// What an agent is in its instance.
+/// The role of an agent in its instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
@@ -23,7 +23,7 @@ pub enum Role {
     Child,
 }
 
-/// Where the agent listens for the daemon.
+/// The agent's address for the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Listen {
@@ -51,11 +51,11 @@ pub struct PublishedPort {
     pub name: String,
 }
 
-/// What the agent does when the workload ends by itself.
+/// The agent's reaction when the workload ends by itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkloadRestart {
-    /// Start it again, with back-off, while the instance lives.
+    /// Restart it, with back-off, while the instance lives.
     #[default]
     OnFailure,
     /// Report it and leave it ended.
@@ -73,7 +73,7 @@ pub struct WorkloadSpec {
     /// Environment added to the agent's own.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// What follows when it ends by itself.
+    /// The reaction when it ends by itself.
     #[serde(default)]
     pub restart: WorkloadRestart,
 }
@@ -92,7 +92,7 @@ pub enum StartMode {
     },
 }
 
-/// Everything an agent is told at its start.
+/// The complete configuration of an agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AgentConfig {
@@ -102,9 +102,9 @@ pub struct AgentConfig {
     pub generation: u64,
     /// The key that agent and daemon prove to each other: of this generation, made at its spawn.
     pub key: Secret,
-    /// What it is in its instance.
+    /// Its role in its instance.
     pub role: Role,
-    /// Where it listens for the daemon.
+    /// Its address for the daemon.
     pub listen: Listen,
     /// The kernel release to report. `None`: what uname(2) says. Set by the embedded backend, whose
     /// instances have no kernel of their own.
@@ -130,7 +130,7 @@ pub struct AgentConfig {
     /// How it begins.
     #[serde(default)]
     pub start: StartMode,
-    /// Where it serves [`crate::handover`] (embedded only).
+    /// Path of the socket that serves [`crate::handover`] (embedded only).
     #[serde(default)]
     pub handover: Option<PathBuf>,
     /// The handover socket of the generation it takes over from (embedded morph only).
@@ -155,13 +155,13 @@ pub enum ConfigError {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// It is larger than [`AGENT_CONFIG_MAX_BYTES`].
+    /// The file is larger than [`AGENT_CONFIG_MAX_BYTES`].
     #[error("the agent configuration {path:?} is larger than {AGENT_CONFIG_MAX_BYTES} bytes")]
     TooLarge {
         /// The file.
         path: PathBuf,
     },
-    /// It is not the JSON document expected.
+    /// The file is not the expected JSON document.
     #[error("the agent configuration {path:?} is not valid: {source}")]
     Parse {
         /// The file.
@@ -175,7 +175,7 @@ impl AgentConfig {
     /// Reads and parses the configuration at `path`.
     ///
     /// # Errors
-    /// When it cannot be read, is too large, or is not the document expected.
+    /// If it cannot be read, is too large, or is not the document expected.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let read = |source| ConfigError::Read {
             path: path.to_owned(),

@@ -1,7 +1,7 @@
-//! The limit of open descriptors: the daemon's own is raised, what it starts has the one from before.
+//! The limit of open descriptors: the daemon raises its own, and starts programs with the original limit.
 //!
-//! A program that uses select(2) breaks on a descriptor above 1023, and one that closes all that it might have
-//! inherited takes long under a high limit: both count on the low soft limit that systems start with.
+//! A program that uses select(2) breaks on a descriptor above 1023, and one that closes all possibly inherited
+//! descriptors takes long under a high limit: both rely on the low soft limit that systems start with.
 
 use std::io;
 use std::sync::OnceLock;
@@ -11,13 +11,13 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// Environment variable that tells an agent the soft limit that was there before its daemon raised it.
 pub const SOFT_LIMIT_ENV: &str = "KMORPH_SOFT_DESCRIPTORS";
 
-/// What the soft limit was before it was raised.
+/// The soft limit before it was raised.
 static BEFORE: OnceLock<u64> = OnceLock::new();
 
 /// Raises the soft limit of this process to the hard one, and remembers what it was. Returns the limit now in force.
 ///
 /// # Errors
-/// When the system refuses.
+/// If the system refuses.
 pub fn raise() -> io::Result<u64> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     // No limit is the highest one.
@@ -41,7 +41,7 @@ pub fn before() -> Option<u64> {
 /// Takes the soft limit that [`SOFT_LIMIT_ENV`] names, if it is there and lower than the one in force.
 ///
 /// # Errors
-/// When the system refuses.
+/// If the system refuses.
 pub fn take_told() -> io::Result<()> {
     let told = std::env::var(SOFT_LIMIT_ENV).ok();
     let Some(told) = told.and_then(|text| text.parse().ok()) else {

@@ -1,7 +1,7 @@
-//! Descriptors that a program is to inherit, and those that it is not to.
+//! Descriptors that a program inherits, and those that it must not inherit.
 //!
-//! Whatever kmorph opens is close-on-exec from its birth. What its caller left open is not: a deploy script's lock
-//! would be held by the daemon, its agents and their workloads for as long as these run.
+//! Everything that kmorph opens is close-on-exec from the start. Descriptors inherited from the caller are not: the
+//! daemon, its agents and their workloads would hold, for example, a deploy script's lock for as long as they run.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -11,7 +11,7 @@ use rustix::io::Errno;
 /// Environment variable with the numbers of the listening sockets that an agent of the embedded backend inherits, joined
 /// by `:`.
 pub const LISTENERS_ENV: &str = "KMORPH_LISTENERS";
-/// First descriptor that is no standard stream.
+/// First descriptor after the standard streams.
 pub const FIRST_OTHER: RawFd = 3;
 /// Descriptors that are looked at where the kernel cannot do it at once (before Linux 5.11).
 const LOOKED_AT: RawFd = 65_536;

@@ -1,19 +1,17 @@
-//! The handover socket: how file descriptors move between an agent, its successor and the daemon.
+//! The handover socket: passes file descriptors between an agent, its successor and the daemon.
 //!
-//! In the embedded backend every agent serves one Unix SEQPACKET socket (mode 0600, in the
-//! instance's run directory). A request is one packet, its answer is one packet with the
-//! descriptors attached (SCM_RIGHTS):
+//! In the embedded backend every agent serves one Unix SEQPACKET socket (mode 0600, in the instance's run directory).
+//! A request is one packet; its answer is one packet with the descriptors attached (SCM_RIGHTS):
 //!
 //! ```text
 //! target agent ── TakeOver{session} ──▶ source agent     answer: Channel + 1 fd
 //! daemon    ── Listeners ──────────▶ agent         answer: Listeners{names} + 1 fd per name
 //! ```
 //!
-//! `TakeOver` makes the source agent create a socket pair: one end goes to its workload, the other to
-//! the caller, who gives it to its own. From then on the two workloads talk directly, and no agent
-//! is in the path of the state. `Listeners` returns duplicates of the published listening sockets,
-//! so that a daemon that was restarted holds them again: connections made while an instance is
-//! being replaced wait in the socket's backlog instead of being refused.
+//! On `TakeOver`, the source agent creates a socket pair: one end goes to its workload, the other to the caller,
+//! which passes it to its own workload. From then on the two workloads talk directly, without their agents.
+//! `Listeners` returns duplicates of the published listening sockets, so that a restarted daemon holds them again:
+//! connections made while an instance is being replaced wait in the socket's backlog instead of being refused.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -33,7 +31,7 @@ pub const SOCKET_PATH_MAX_BYTES: usize = 108;
 /// Most descriptors in one packet; the kernel's own limit is 253 (SCM_MAX_FD).
 pub const PACKET_MAX_FDS: usize = 64;
 
-/// What is asked of an agent.
+/// A request to an agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "ask")]
 pub enum Request {
@@ -47,18 +45,18 @@ pub enum Request {
     Listeners,
 }
 
-/// What an agent answers.
+/// An answer of an agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "answer")]
 pub enum Answer {
     /// One descriptor: the channel to the other workload.
     Channel,
-    /// One descriptor for each name, in this order.
+    /// One descriptor per name, in this order.
     Listeners {
         /// Names as in [`crate::PublishedPort::name`].
         names: Vec<String>,
     },
-    /// It was not done.
+    /// The request was refused.
     Refused {
         /// Why, for the log.
         reason: String,
@@ -121,7 +119,7 @@ pub fn receive<T: for<'a> Deserialize<'a>>(
     if truncated {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            "handover packet cut short",
+            "truncated handover packet",
         ));
     }
     Ok((serde_json::from_slice(&bytes[..length])?, fds))
@@ -133,7 +131,7 @@ pub const ANSWER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2
 /// Asks the agent at `path` one thing. Blocks for at most [`ANSWER_TIMEOUT`].
 ///
 /// # Errors
-/// When it cannot be reached, does not answer in time, or refuses.
+/// If it cannot be reached, does not answer in time, or refuses.
 pub fn ask(path: &std::path::Path, request: &Request) -> io::Result<(Answer, Vec<OwnedFd>)> {
     use rustix::net::sockopt::{Timeout, set_socket_timeout};
     use rustix::net::{
@@ -161,7 +159,7 @@ pub fn ask_listeners(path: &std::path::Path) -> io::Result<Vec<OwnedFd>> {
         (Answer::Listeners { names }, fds) if names.len() == fds.len() => Ok(fds),
         _ => Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            "another answer than listeners",
+            "unexpected reply instead of listeners",
         )),
     }
 }

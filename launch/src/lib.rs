@@ -1,11 +1,10 @@
-//! What a backend tells the agent it starts.
+//! The interface between a backend and the agent that it starts.
 //!
-//! The backend and the agent meet only here: in [`AgentConfig`], which the backend writes as JSON
-//! and the agent reads once at start, and in [`handover`], the local socket on which the agent of
-//! the embedded backend passes file descriptors. [`birth`] is what a started process does first. Daemon and agent also
-//! share [`stay_resident`], [`descriptor_limit`], [`niceness`], [`boot_id`], and [`close_on_exec_from`] for what they
-//! execute. This crate does no protocol work, starts no process and knows no actor.
-//! Everything read from a file or a socket is parsed into a type that cannot hold an invalid value.
+//! It consists of [`AgentConfig`], which the backend writes as JSON and the agent reads once at startup, and
+//! [`handover`], the local socket on which the agent of the embedded backend passes file descriptors. [`birth`] is
+//! the first code that a started process runs. Daemon and agent also share [`stay_resident`], [`descriptor_limit`],
+//! [`niceness`], [`boot_id`], and [`close_on_exec_from`] for the programs they execute. This crate implements no protocol, starts no process and
+//! knows no actor. Everything read from a file or a socket is parsed into a type that cannot hold an invalid value.
 
 pub mod birth;
 mod boot;

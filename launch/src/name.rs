@@ -1,4 +1,4 @@
-//! The name of an instance, parsed once at the edge.
+//! The name of an instance, parsed once on input.
 
 use std::fmt;
 use std::str::FromStr;
@@ -21,10 +21,10 @@ impl InstanceName {
     }
 }
 
-/// Why a text is no instance name.
+/// The reason why a text is not a valid instance name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{text:?} is no instance name: {reason}; use 1 to {INSTANCE_NAME_MAX_BYTES} of a-z 0-9 . _ - \
+    "invalid instance name {text:?}: {reason}; use 1 to {INSTANCE_NAME_MAX_BYTES} of a-z 0-9 . _ - \
      beginning with a letter or digit"
 )]
 pub struct InvalidInstanceName {
@@ -41,19 +41,19 @@ impl FromStr for InstanceName {
             Err(InvalidInstanceName { text, reason })
         };
         if text.is_empty() {
-            return refuse("it is empty");
+            return refuse("empty");
         }
         if text.len() > INSTANCE_NAME_MAX_BYTES {
-            return refuse("it is too long");
+            return refuse("too long");
         }
         if !text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit()) {
-            return refuse("it does not begin with a small letter or a digit");
+            return refuse("does not begin with a lowercase letter or a digit");
         }
         let allowed =
             |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-');
         if !text.chars().all(allowed) {
             return refuse(
-                "it contains something else than small letters, digits, '.', '_' and '-'",
+                "contains characters other than lowercase letters, digits, '.', '_' and '-'",
             );
         }
         Ok(Self(text.to_owned()))

@@ -1,4 +1,4 @@
-//! Staying in memory: a host that pages programs out must not turn into silence.
+//! Locking a process in memory, so that paging on the host does not look like silence.
 
 use std::io;
 
@@ -13,7 +13,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// allocations beyond it would fail from then on. Children do not inherit the lock.
 ///
 /// # Errors
-/// When the system refuses for another reason.
+/// If the system refuses for another reason.
 pub fn stay_resident() -> io::Result<bool> {
     let before = getrlimit(Resource::Memlock);
     let with_soft = |current| Rlimit {

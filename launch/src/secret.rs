@@ -1,4 +1,4 @@
-//! A secret that an agent is told: JSON carries it, nothing prints it.
+//! A secret for an agent: it is serialized to JSON but never printed.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! Arguments as Python's callers give them, refused in Python's words.
+//! Arguments from Python callers, with Python's wording for errors.
 
 use pyo3::exceptions::{PyOverflowError, PyTypeError};
 use pyo3::prelude::*;

@@ -1,5 +1,5 @@
-//! Asks kmorphd: HTTP and JSON over its Unix socket, one connection a request. HTTP 1.0, so that an
-//! answer ends with its connection and comes in one piece.
+//! Sends requests to kmorphd: HTTP and JSON over its Unix socket, one connection per request. It uses HTTP 1.0, so
+//! that an answer ends with its connection and is not chunked.
 
 use std::io::{self, Read, Write as _};
 use std::net::Shutdown;
@@ -186,7 +186,7 @@ impl Control {
 
     fn parse(&self, answer: &[u8]) -> Result<(u16, String), ControlError> {
         let text = std::str::from_utf8(answer)
-            .map_err(|_| self.not_understood("it is no text".to_owned()))?;
+            .map_err(|_| self.not_understood("it is not text".to_owned()))?;
         if text.is_empty() {
             return Err(self.broken("without an answer".to_owned()));
         }
@@ -198,7 +198,7 @@ impl Control {
 
     fn status(&self, head: &str) -> Result<u16, ControlError> {
         let status = head.split(' ').nth(1).and_then(|word| word.parse().ok());
-        status.ok_or_else(|| self.not_understood("it is no HTTP".to_owned()))
+        status.ok_or_else(|| self.not_understood("it is not HTTP".to_owned()))
     }
 
     /// A refusal. One of a newer daemon, with a code that is not known here, keeps its message.

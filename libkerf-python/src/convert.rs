@@ -1,4 +1,4 @@
-//! JSON as Python's own values, through its own `json`.
+//! Converts JSON to Python values, through Python's own `json`.
 
 use pyo3::prelude::*;
 use serde::Serialize;

@@ -41,7 +41,7 @@ fn absolute(path: &Path) -> PyResult<String> {
     absolute
         .into_os_string()
         .into_string()
-        .map_err(|path| PyValueError::new_err(format!("{} is no UTF-8", path.display())))
+        .map_err(|path| PyValueError::new_err(format!("{} is not UTF-8", path.display())))
 }
 
 impl Spawn {
@@ -250,7 +250,7 @@ impl Daemon {
 
     /// Changes an instance's policy: what is not given stays. Gives the policy then.
     ///
-    /// Raises DaemonError when it refuses.
+    /// Raises DaemonError if it refuses.
     #[pyo3(signature = (name, *, heartbeat_timeout = None, auto_heal = None, morph_timeout = None))]
     fn set_policy<'py>(
         &self,
@@ -272,7 +272,7 @@ impl Daemon {
 
     /// Ends an instance, and waits until it has ended.
     ///
-    /// Raises DaemonError when it refuses, SilentError when it takes longer than `timeout` seconds.
+    /// Raises DaemonError if it refuses, SilentError if it takes longer than `timeout` seconds.
     #[pyo3(signature = (name, *, force = false, timeout = None))]
     fn terminate(
         &self,
@@ -313,7 +313,7 @@ impl Daemon {
 
     /// Waits until the operation of this id has succeeded.
     ///
-    /// Raises DaemonError when it has failed, SilentError when it takes longer than `timeout` seconds.
+    /// Raises DaemonError if it has failed, SilentError if it takes longer than `timeout` seconds.
     #[pyo3(signature = (id, timeout = None))]
     fn wait(&self, py: Python<'_>, id: &str, timeout: Option<f64>) -> PyResult<()> {
         let path = path(&["operations", id]);

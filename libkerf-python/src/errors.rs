@@ -1,4 +1,4 @@
-//! Rust's errors as the exceptions of `libkerf.errors`.
+//! Converts Rust errors to the exceptions of `libkerf.errors`.
 
 use std::io;
 use std::path::Path;

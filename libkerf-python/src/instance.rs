@@ -115,7 +115,7 @@ fn judge(model: &model::Instance, state: &overlay::State, report: &mut check::Re
         Err(overlay::NoChange::Refused(found)) => take_over(found.findings(), report),
         Err(overlay::NoChange::Device(name)) => {
             let path = tree::NodePath::from("/resources");
-            let problem = format!("{name:?} is no device of the pool");
+            let problem = format!("{name:?} is not a device of the pool");
             let advice = "name one that it has";
             let finding = check::Finding::new(Rule::DeviceUnknown, path, problem, advice);
             report.push(finding.of("device-names"));
@@ -166,7 +166,7 @@ impl Instance {
     /// The instance in a tree: the tree of one, or a pool or baseline with instances. `name` says which
     /// one, if there are several.
     ///
-    /// Raises KeyError when there is no such instance, ValueError when there are several and no name.
+    /// Raises KeyError if there is no such instance, ValueError if there are several and no name.
     #[staticmethod]
     #[pyo3(signature = (tree, name = None))]
     fn from_device_tree(
@@ -192,7 +192,7 @@ impl Instance {
 
     /// The instance that was saved under this name; else the one that the kernel has.
     ///
-    /// Raises InstanceNotFoundError when there is neither, RecordError when it cannot be read.
+    /// Raises InstanceNotFoundError if there is neither, RecordError if it cannot be read.
     #[staticmethod]
     #[pyo3(signature = (name, directory = PathBuf::from(DIRECTORY)), text_signature = "(name, directory='/var/lib/kerf/instances')")]
     fn load(py: Python<'_>, name: &str, directory: PathBuf) -> PyResult<Self> {
@@ -225,7 +225,7 @@ impl Instance {
     /// Saves the instance's tree as NAME.dts, beside kerf's record of it, and gives the path. What the
     /// tree that it came from said besides is kept.
     ///
-    /// Raises RecordError when it cannot be written.
+    /// Raises RecordError if it cannot be written.
     #[pyo3(signature = (directory = PathBuf::from(DIRECTORY)), text_signature = "($self, directory='/var/lib/kerf/instances')")]
     fn save(&self, py: Python<'_>, directory: PathBuf) -> PyResult<PathBuf> {
         let records = Records::in_directory(directory);
@@ -238,7 +238,7 @@ impl Instance {
     /// pool is `state`; else that of the tree that the instance came from, if it had one; else the
     /// kernel's, if there is one. Gives the report, which may have warnings.
     ///
-    /// Raises ValidationError when something is refused.
+    /// Raises ValidationError if something is refused.
     #[pyo3(signature = (state = None))]
     fn validate_resources(
         &self,
@@ -286,8 +286,8 @@ impl Instance {
     /// none of it. Without `timeout`, in seconds, it is waited until it is healthy
     /// or failed. `socket` is kmorphd's; else KMORPH_SOCKET, or where its configuration puts it.
     ///
-    /// Raises UnreachableError when kmorphd cannot be reached, DaemonError when it refuses or the
-    /// instance fails, SilentError when it takes longer than `timeout`; kmorphd goes on then.
+    /// Raises UnreachableError if kmorphd cannot be reached, DaemonError if it refuses or the
+    /// instance fails, SilentError if it takes longer than `timeout`; kmorphd goes on then.
     #[pyo3(
         signature = (kernel, *, cmdline = String::new(), initramfs = None, workload = Vec::new(), env = None, env_file = None, publish = Vec::new(), monitor = true, heartbeat_timeout = None, timeout = None, socket = None),
         text_signature = "($self, kernel, *, cmdline='', initramfs=None, workload=(), env=None, env_file=None, publish=(), monitor=True, heartbeat_timeout=None, timeout=None, socket=None)"
@@ -333,7 +333,7 @@ impl Instance {
     /// Has kmorphd watch the instance, which runs, with this heartbeat timeout, in seconds (0.1 to 3600;
     /// without one it stays as it is), and follows what happens to it from now on.
     ///
-    /// Raises UnreachableError when kmorphd cannot be reached, DaemonError when it refuses.
+    /// Raises UnreachableError if kmorphd cannot be reached, DaemonError if it refuses.
     #[pyo3(signature = (heartbeat_timeout = None, *, socket = None))]
     fn monitor(
         &self,

@@ -24,7 +24,7 @@ const PATIENCE_S: f64 = 10.0;
 /// A number of seconds as a duration.
 pub(crate) fn seconds(seconds: f64) -> PyResult<Duration> {
     Duration::try_from_secs_f64(seconds)
-        .map_err(|_| PyValueError::new_err(format!("{seconds} is no number of seconds to wait")))
+        .map_err(|_| PyValueError::new_err(format!("{seconds} is not a valid number of seconds")))
 }
 
 /// An overlay that is in place.
@@ -72,21 +72,21 @@ impl Kernel {
 
     /// The pool's tree, as it is now.
     ///
-    /// Raises KernelError when it cannot be read, NoPoolError when there is no pool.
+    /// Raises KernelError if it cannot be read, NoPoolError if there is no pool.
     fn pool(&self, py: Python<'_>) -> PyResult<DeviceTree> {
         Ok(py.detach(|| self.0.pool()).or_raise(py)?.into())
     }
 
     /// The names of all instances, sorted.
     ///
-    /// Raises KernelError when they cannot be read.
+    /// Raises KernelError if they cannot be read.
     fn instance_names(&self, py: Python<'_>) -> PyResult<Vec<String>> {
         py.detach(|| self.0.instance_names()).or_raise(py)
     }
 
     /// What one instance has.
     ///
-    /// Raises KernelError when it cannot be read.
+    /// Raises KernelError if it cannot be read.
     fn instance(&self, py: Python<'_>, name: &str) -> PyResult<Instance> {
         let instance = py.detach(|| self.0.instance(name)).or_raise(py)?;
         Ok(instance.into())
@@ -94,7 +94,7 @@ impl Kernel {
 
     /// What one instance does: "empty", "ready", "loaded", "active" or "failed".
     ///
-    /// Raises KernelError when it cannot be read.
+    /// Raises KernelError if it cannot be read.
     fn status(&self, py: Python<'_>, name: &str) -> PyResult<&'static str> {
         let status = py.detach(|| self.0.status(name)).or_raise(py)?;
         Ok(status.as_str())
@@ -102,7 +102,7 @@ impl Kernel {
 
     /// Waits until an instance does something.
     ///
-    /// Raises LateError when it does not within `timeout` seconds.
+    /// Raises LateError if it does not within `timeout` seconds.
     #[pyo3(signature = (name, status, timeout = PATIENCE_S))]
     fn wait_for(&self, py: Python<'_>, name: &str, status: &str, timeout: f64) -> PyResult<()> {
         let (status, timeout) = (parse_status(status)?, seconds(timeout)?);
@@ -112,7 +112,7 @@ impl Kernel {
 
     /// Pool, instances and what they do. Where their memory is, is known only if `machine` is given.
     ///
-    /// Raises KernelError when something cannot be read, ValidationError when it does not hold together.
+    /// Raises KernelError if something cannot be read, ValidationError if it does not hold together.
     #[pyo3(signature = (machine = None))]
     fn state(&self, py: Python<'_>, machine: Option<Bound<'_, Machine>>) -> PyResult<State> {
         let machine = machine.as_ref().map(|machine| &machine.get().0);
@@ -122,7 +122,7 @@ impl Kernel {
 
     /// Writes a baseline: makes the pool, once. It is judged first, and the pool is read back.
     ///
-    /// Raises ValidationError when it breaks rules, KernelError when the kernel refuses it.
+    /// Raises ValidationError if it breaks rules, KernelError if the kernel refuses it.
     #[pyo3(signature = (baseline, machine = None))]
     fn write_baseline(
         &self,
@@ -139,7 +139,7 @@ impl Kernel {
     /// Applies an overlay: tries it, writes it, rolls it back if an operation failed, and reads back what
     /// it made. One of more than 4096 bytes goes in several transactions.
     ///
-    /// Raises ValidationError when it breaks rules, LockError when others change something, ApplyError
+    /// Raises ValidationError if it breaks rules, LockError if others change something, ApplyError
     /// when the kernel refuses it or does something else.
     #[pyo3(signature = (overlay, machine = None))]
     fn apply(
@@ -160,14 +160,14 @@ impl Kernel {
 
     /// The numbers of all transactions that are there.
     ///
-    /// Raises KernelError when they cannot be read.
+    /// Raises KernelError if they cannot be read.
     fn transactions(&self, py: Python<'_>) -> PyResult<BTreeSet<u64>> {
         py.detach(|| self.0.transactions()).or_raise(py)
     }
 
     /// Undoes a transaction. The kernel cannot undo the end of an instance, nor memory that the pool got.
     ///
-    /// Raises KernelError when it is not undone.
+    /// Raises KernelError if it is not undone.
     fn rollback(&self, py: Python<'_>, transaction: u64) -> PyResult<()> {
         py.detach(|| self.0.rollback(transaction)).or_raise(py)
     }
@@ -175,7 +175,7 @@ impl Kernel {
     /// Loads a kernel and records where it comes from, as `kerf load` does; gives the record. A
     /// bzImage is unpacked for it.
     ///
-    /// Raises BootError when it is not loaded, LoadError when a file cannot be read or it is not recorded.
+    /// Raises BootError if it is not loaded, LoadError if a file cannot be read or it is not recorded.
     #[pyo3(signature = (name, kernel, *, initrd = None, cmdline = String::new(), records = None), text_signature = "($self, name, kernel, *, initrd=None, cmdline='', records=None)")]
     fn load<'py>(
         &self,
@@ -199,7 +199,7 @@ impl Kernel {
 
     /// Unloads an instance's kernel and removes the record of it.
     ///
-    /// Raises BootError when it is not unloaded, LoadError when the record stays.
+    /// Raises BootError if it is not unloaded, LoadError if the record stays.
     #[pyo3(signature = (name, *, records = None))]
     fn unload(
         &self,
@@ -214,14 +214,14 @@ impl Kernel {
 
     /// Boots the kernel that is loaded. That an instance is active does not mean that it runs.
     ///
-    /// Raises BootError when it is not booted.
+    /// Raises BootError if it is not booted.
     fn boot(&self, py: Python<'_>, name: &str) -> PyResult<()> {
         py.detach(|| self.0.boot(&SystemCalls, name)).or_raise(py)
     }
 
     /// Asks an instance's kernel to halt, and waits up to 30 s for it.
     ///
-    /// Raises BootError when it has not halted.
+    /// Raises BootError if it has not halted.
     fn halt(&self, py: Python<'_>, name: &str) -> PyResult<()> {
         py.detach(|| self.0.halt(&SystemCalls, name)).or_raise(py)
     }
@@ -229,7 +229,7 @@ impl Kernel {
     /// Stops an instance's CPUs, whatever its kernel does. True when the kernel has seen them stop; else
     /// what they could still write to must not be given to others.
     ///
-    /// Raises BootError when they were not stopped.
+    /// Raises BootError if they were not stopped.
     fn halt_by_force(&self, py: Python<'_>, name: &str) -> PyResult<bool> {
         let parked = py.detach(|| self.0.halt_by_force(&SystemCalls, name));
         Ok(parked.or_raise(py)? == Parked::Confirmed)
@@ -237,7 +237,7 @@ impl Kernel {
 
     /// Opens an instance's console and gives its file descriptor, which is the caller's to close.
     ///
-    /// Raises BootError when there is no such instance or device.
+    /// Raises BootError if there is no such instance or device.
     #[pyo3(signature = (name, device = PathBuf::from(CONSOLE)), text_signature = "($self, name, device='/dev/mktty')")]
     fn console(&self, py: Python<'_>, name: &str, device: PathBuf) -> PyResult<i32> {
         let console = py.detach(|| self.0.console(&device, name)).or_raise(py)?;
@@ -280,7 +280,7 @@ impl Lock {
 
     /// Takes the lock.
     ///
-    /// Raises LockError when others have it for too long, RuntimeError when this holds it already.
+    /// Raises LockError if others have it for too long, RuntimeError if this holds it already.
     fn acquire(slf: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
         let (path, patience) = {

@@ -1,5 +1,5 @@
-//! libkerf for Python. The package around it, `python/libkerf`, gives these names to its users, and has
-//! the exceptions; its stub file has the types.
+//! libkerf for Python. The package around it, `python/libkerf`, exports these names and defines the exceptions; its
+//! stub file has the types.
 
 mod arguments;
 mod control;

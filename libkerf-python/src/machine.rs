@@ -45,7 +45,7 @@ impl Machine {
     ///
     /// CPUs that have left the host are not found any more: read it before a pool is made.
     ///
-    /// Raises OSError when /proc/cpuinfo cannot be read.
+    /// Raises OSError if /proc/cpuinfo cannot be read.
     #[staticmethod]
     #[pyo3(signature = (root = PathBuf::from("/")), text_signature = "(root='/')")]
     fn read(py: Python<'_>, root: PathBuf) -> PyResult<Self> {

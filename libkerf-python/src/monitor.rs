@@ -91,7 +91,7 @@ impl Monitor {
 
     /// The next event; None when there is none within `timeout` seconds, or no more.
     ///
-    /// Raises UnreachableError when the connection breaks.
+    /// Raises UnreachableError if the connection breaks.
     #[pyo3(signature = (timeout = None))]
     fn next_event<'py>(
         &self,
@@ -107,7 +107,7 @@ impl Monitor {
     /// Waits until the instance is in this state: "running", "unresponsive", "failed", … Gives everything
     /// about it then. Events that come meanwhile are not shown again.
     ///
-    /// Raises SilentError when it is not within `timeout` seconds, DaemonError when there is no such
+    /// Raises SilentError if it is not within `timeout` seconds, DaemonError if there is no such
     /// instance.
     #[pyo3(signature = (state, timeout = None))]
     fn wait_for<'py>(

@@ -54,7 +54,7 @@ impl Overlay {
 
     /// Reads an overlay's tree.
     ///
-    /// Raises ValidationError when it breaks rules.
+    /// Raises ValidationError if it breaks rules.
     #[staticmethod]
     fn from_device_tree(py: Python<'_>, tree: PyRef<'_, DeviceTree>) -> PyResult<Self> {
         let (overlay, report) = check::overlay(&tree.inner, None);
@@ -166,14 +166,14 @@ impl Overlay {
 
     /// The overlay's blob.
     ///
-    /// Raises BlobError when a name cannot be written.
+    /// Raises BlobError if a name cannot be written.
     fn to_bytes(&self, py: Python<'_>) -> PyResult<Vec<u8>> {
         py.detach(|| self.0.to_blob()).or_raise(py)
     }
 
     /// The same change as overlays of at most 4096 bytes each, to be applied in this order.
     ///
-    /// Raises UnsplittableError when one operation alone is too large.
+    /// Raises UnsplittableError if one operation alone is too large.
     fn split(&self, py: Python<'_>) -> PyResult<Vec<Self>> {
         let parts = py.detach(|| self.0.split()).or_raise(py)?;
         Ok(parts.into_iter().map(Self).collect())

@@ -59,7 +59,7 @@ pub(crate) fn _restore<'py>(
         "Report" => Ok(Bound::new(py, read::<Report>(data)?)?.into_any()),
         "State" => Ok(Bound::new(py, read::<State>(data)?)?.into_any()),
         _ => Err(PyValueError::new_err(format!(
-            "{kind} is no class of libkerf's that is pickled"
+            "{kind} is not a class of libkerf that can be pickled"
         ))),
     }
 }

@@ -24,7 +24,7 @@ impl Records {
 
     /// An instance's record, as kerf writes it; None when nothing was loaded.
     ///
-    /// Raises RecordError when there is one that cannot be read.
+    /// Raises RecordError if there is one that cannot be read.
     fn load<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
         let record = py.detach(|| self.0.load(name)).or_raise(py)?;
         record.map(|record| to_python(py, &record)).transpose()
@@ -32,23 +32,23 @@ impl Records {
 
     /// Writes an instance's record, as a whole or not at all.
     ///
-    /// Raises ValueError when it is of another form than kerf's, RecordError when it cannot be written.
+    /// Raises ValueError if it has another format than kerf's, RecordError if it cannot be written.
     fn save(&self, py: Python<'_>, name: &str, record: Bound<'_, PyAny>) -> PyResult<()> {
         let record: Record = serde_json::from_str(&dumps(&record)?)
-            .map_err(|error| PyValueError::new_err(format!("this is no record: {error}")))?;
+            .map_err(|error| PyValueError::new_err(format!("invalid record: {error}")))?;
         py.detach(|| self.0.save(name, &record)).or_raise(py)
     }
 
-    /// Removes an instance's record. That there is none is no error.
+    /// Removes an instance's record. It is not an error if there is none.
     ///
-    /// Raises RecordError when it cannot be removed.
+    /// Raises RecordError if it cannot be removed.
     fn remove(&self, py: Python<'_>, name: &str) -> PyResult<()> {
         py.detach(|| self.0.remove(name)).or_raise(py)
     }
 
     /// An instance's definition; None when there is none.
     ///
-    /// Raises RecordError when there is one that cannot be read.
+    /// Raises RecordError if there is one that cannot be read.
     fn load_definition(&self, py: Python<'_>, name: &str) -> PyResult<Option<DeviceTree>> {
         let tree = py.detach(|| self.0.load_definition(name)).or_raise(py)?;
         Ok(tree.map(DeviceTree::from))
@@ -56,7 +56,7 @@ impl Records {
 
     /// Writes an instance's definition, as a whole or not at all, and gives its path.
     ///
-    /// Raises RecordError when it cannot be written.
+    /// Raises RecordError if it cannot be written.
     fn save_definition(
         &self,
         py: Python<'_>,
@@ -68,9 +68,9 @@ impl Records {
             .or_raise(py)
     }
 
-    /// Removes an instance's definition. That there is none is no error.
+    /// Removes an instance's definition. It is not an error if there is none.
     ///
-    /// Raises RecordError when it cannot be removed.
+    /// Raises RecordError if it cannot be removed.
     fn remove_definition(&self, py: Python<'_>, name: &str) -> PyResult<()> {
         py.detach(|| self.0.remove_definition(name)).or_raise(py)
     }
@@ -78,7 +78,7 @@ impl Records {
 
 /// Where a kernel image comes from, as kerf records it: path, size, SHA-256, format, compression, version.
 ///
-/// Raises RecordError when the file cannot be read.
+/// Raises RecordError if the file cannot be read.
 #[pyfunction]
 pub(crate) fn inspect_kernel(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyAny>> {
     let image = py.detach(|| Image::of_kernel(&path)).or_raise(py)?;
@@ -87,7 +87,7 @@ pub(crate) fn inspect_kernel(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_
 
 /// Where an initial file system comes from, as kerf records it: path, size, SHA-256, compression.
 ///
-/// Raises RecordError when the file cannot be read.
+/// Raises RecordError if the file cannot be read.
 #[pyfunction]
 pub(crate) fn inspect_initrd(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyAny>> {
     let image = py.detach(|| Image::of_initrd(&path)).or_raise(py)?;

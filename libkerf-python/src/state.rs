@@ -28,7 +28,7 @@ pub(crate) struct State(pub(crate) overlay::State);
 pub(crate) fn parse_status(text: &str) -> PyResult<Status> {
     let unknown = || {
         PyValueError::new_err(format!(
-            "{text:?} is no status: empty, ready, loaded, active, failed"
+            "{text:?} is not a status: empty, ready, loaded, active, failed"
         ))
     };
     Status::parse(text).ok_or_else(unknown)
@@ -38,7 +38,9 @@ pub(crate) fn parse_status(text: &str) -> PyResult<Status> {
 pub(crate) fn parse_devices(devices: &[String]) -> PyResult<Vec<PciAddress>> {
     let parse = |text: &String| {
         PciAddress::parse(text).ok_or_else(|| {
-            PyValueError::new_err(format!("{text:?} is no PCI address such as 0000:09:00.0"))
+            PyValueError::new_err(format!(
+                "{text:?} is not a PCI address such as 0000:09:00.0"
+            ))
         })
     };
     devices.iter().map(parse).collect()
@@ -48,7 +50,7 @@ pub(crate) fn parse_devices(devices: &[String]) -> PyResult<Vec<PciAddress>> {
 impl State {
     /// What a pool's or a baseline's tree says.
     ///
-    /// Raises ValidationError when the tree breaks rules.
+    /// Raises ValidationError if the tree breaks rules.
     #[staticmethod]
     #[pyo3(signature = (tree, machine = None))]
     fn from_device_tree(
@@ -111,7 +113,7 @@ impl State {
 
     /// The instance of this name.
     ///
-    /// Raises KeyError when there is none.
+    /// Raises KeyError if there is none.
     fn instance(&self, name: &str) -> PyResult<Instance> {
         let instance = self.0.system.instance(name).cloned();
         let missing = || PyKeyError::new_err(format!("there is no instance {name:?}"));
@@ -145,7 +147,7 @@ impl State {
 
     /// The same, without this instance.
     ///
-    /// Raises KeyError when there is none.
+    /// Raises KeyError if there is none.
     fn without_instance(&self, name: &str) -> PyResult<Self> {
         self.instance(name)?;
         let mut state = self.0.clone();
@@ -170,7 +172,7 @@ impl State {
 
     /// The overlay that makes `after` of this: what is given is taken first.
     ///
-    /// Raises ChangeError when no overlay does, ValidationError when the kernel would refuse it.
+    /// Raises ChangeError if no overlay does, ValidationError if the kernel would refuse it.
     fn overlay_to(&self, py: Python<'_>, after: Bound<'_, State>) -> PyResult<Overlay> {
         let after = &after.get().0.system;
         let overlay = py.detach(|| self.0.overlay_to(after));
@@ -180,7 +182,7 @@ impl State {
     /// The overlay that makes the pool what a baseline asks for: CPUs, devices, and memory for each NUMA node. Memory goes back
     /// in whole chunks, and those in use stay. `memory`, as "2GB" or "8GB@0,8GB@1", stands for the baseline's own.
     ///
-    /// Raises ValueError for a size that is none, ValidationError when the baseline breaks rules or the kernel would refuse
+    /// Raises ValueError for a size that is none, ValidationError if the baseline breaks rules or the kernel would refuse
     /// the overlay.
     #[pyo3(signature = (baseline, *, memory = None))]
     fn reshape(
@@ -208,7 +210,7 @@ impl State {
     /// no other. No core is shared with another instance unless `share_cores` says so. Where CPUs are
     /// comes from `machine`.
     ///
-    /// Raises ShortageError when there is no such choice.
+    /// Raises ShortageError if there is no such choice.
     #[pyo3(signature = (name, *, cpus, memory, id = None, node = None, one_node = false, share_cores = false, machine = None))]
     #[allow(clippy::too_many_arguments, reason = "they have names in Python")]
     fn allocate(
@@ -248,7 +250,7 @@ impl State {
     /// `everything`, all that the giver has, and its end. `memory` is what the getter has more then, in
     /// bytes.
     ///
-    /// Raises ExchangeError when there is no such exchange, ValidationError when the kernel would refuse
+    /// Raises ExchangeError if there is no such exchange, ValidationError if the kernel would refuse
     /// it.
     #[pyo3(signature = (giver, getter, *, cpus = List::default(), devices = List::default(), memory = One(0), everything = false), text_signature = "($self, giver, getter, *, cpus=(), devices=(), memory=0, everything=False)")]
     #[allow(clippy::too_many_arguments, reason = "they have names in Python")]

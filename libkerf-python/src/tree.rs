@@ -197,7 +197,7 @@ impl DeviceTree {
     /// Where /var/lib/kerf/instances/NAME.dts is not there, which kerf does not write, it is the tree that the running
     /// kernel serves for the instance.
     ///
-    /// Raises OSError when it cannot be read, TreeError when it is no device tree.
+    /// Raises OSError if it cannot be read, TreeError if it is not a device tree.
     #[staticmethod]
     fn load(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
         let bytes = py.detach(|| read_bounded(&path));
@@ -213,7 +213,7 @@ impl DeviceTree {
 
     /// Reads a blob, or the bytes of a text: whatever has a buffer.
     ///
-    /// Raises TreeError when it is no device tree.
+    /// Raises TreeError if it is not a device tree.
     #[staticmethod]
     fn from_bytes(py: Python<'_>, data: Buffer<'_>) -> PyResult<Self> {
         let data = data.as_bytes();
@@ -222,7 +222,7 @@ impl DeviceTree {
 
     /// Reads source, or the text of kerf 0.1.
     ///
-    /// Raises TreeError when it is no device tree.
+    /// Raises TreeError if it is not a device tree.
     #[staticmethod]
     fn from_source(py: Python<'_>, text: &str) -> PyResult<Self> {
         py.detach(|| read_text(text)).or_raise(py)
@@ -230,7 +230,7 @@ impl DeviceTree {
 
     /// The blob: the one it was read from, when nothing was changed.
     ///
-    /// Raises BlobError when a name cannot be written, or it is larger than the kernel takes.
+    /// Raises BlobError if a name cannot be written, or it is larger than the kernel takes.
     fn to_bytes(&self, py: Python<'_>) -> PyResult<Vec<u8>> {
         py.detach(|| dtb::write(&self.inner)).or_raise(py)
     }
@@ -295,7 +295,7 @@ impl DeviceTree {
 
     /// The names of the nodes below a node.
     ///
-    /// Raises KeyError when there is no such node.
+    /// Raises KeyError if there is no such node.
     #[pyo3(signature = (path = "/"))]
     fn children(&self, path: &str) -> PyResult<Vec<String>> {
         let children = self.node(path)?.children().iter();
@@ -304,7 +304,7 @@ impl DeviceTree {
 
     /// The names of a node's properties.
     ///
-    /// Raises KeyError when there is no such node.
+    /// Raises KeyError if there is no such node.
     #[pyo3(signature = (path = "/"))]
     fn properties(&self, path: &str) -> PyResult<Vec<String>> {
         let properties = self.node(path)?.properties().iter();
@@ -313,28 +313,28 @@ impl DeviceTree {
 
     /// A property's bytes.
     ///
-    /// Raises KeyError when there is no such node or property.
+    /// Raises KeyError if there is no such node or property.
     fn get_bytes(&self, path: &str, name: &str) -> PyResult<Vec<u8>> {
         Ok(self.property(path, name)?.bytes().to_vec())
     }
 
     /// A property as 32-bit cells.
     ///
-    /// Raises KeyError when there is no such node or property, ValueError when it is of another form.
+    /// Raises KeyError if there is no such node or property, ValueError if it has another format.
     fn get_u32s(&self, path: &str, name: &str) -> PyResult<Vec<u32>> {
         self.shaped(path, name, Property::u32_list)
     }
 
     /// A property as 64-bit numbers.
     ///
-    /// Raises KeyError when there is no such node or property, ValueError when it is of another form.
+    /// Raises KeyError if there is no such node or property, ValueError if it has another format.
     fn get_u64s(&self, path: &str, name: &str) -> PyResult<Vec<u64>> {
         self.shaped(path, name, Property::u64_list)
     }
 
     /// A property as strings.
     ///
-    /// Raises KeyError when there is no such node or property, ValueError when it is of another form.
+    /// Raises KeyError if there is no such node or property, ValueError if it has another format.
     fn get_texts(&self, path: &str, name: &str) -> PyResult<Vec<String>> {
         let texts = self.shaped(path, name, Property::text_list)?;
         Ok(texts.into_iter().map(str::to_owned).collect())
@@ -359,7 +359,7 @@ impl DeviceTree {
 
     /// Sets a property to strings. The nodes of the path are made where they are missing.
     ///
-    /// Raises ValueError when one holds a NUL.
+    /// Raises ValueError if one holds a NUL.
     fn set_texts(&mut self, path: &str, name: &str, values: List<String>) -> PyResult<()> {
         let mut bytes = Vec::new();
         for value in values.0 {
@@ -374,7 +374,7 @@ impl DeviceTree {
 
     /// Takes a property out, or a node with all that is in it.
     ///
-    /// Raises KeyError when it is not there, ValueError for the root.
+    /// Raises KeyError if it is not there, ValueError for the root.
     #[pyo3(signature = (path, name = None))]
     fn remove(&mut self, path: &str, name: Option<&str>) -> PyResult<()> {
         let missing = || PyKeyError::new_err(format!("there is no {path} {}", name.unwrap_or("")));

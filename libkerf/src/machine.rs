@@ -30,12 +30,12 @@ pub struct Machine {
     iomem: Option<Iomem>,
 }
 
-/// What `/proc/iomem` says about multikernel.
+/// The entries about multikernel in `/proc/iomem`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Iomem {
     /// Chunks of the pool: base and bytes.
     pub chunks: Vec<(u64, u64)>,
-    /// What is used of them: base, bytes, and the name that the kernel gave it.
+    /// The used parts: base, bytes, and the name given by the kernel.
     pub used: Vec<(u64, u64, String)>,
 }
 
@@ -61,14 +61,14 @@ impl Machine {
         self
     }
 
-    /// Reads the machine whose root directory this is: `/` for the one it runs on.
+    /// Reads the machine whose root directory is given: `/` for the running one.
     ///
     /// CPUs that have left the host are in neither `/proc/cpuinfo` nor `/sys`: a pool's CPUs are not
     /// found here once they are in it.
     ///
     /// # Errors
     ///
-    /// When `/proc/cpuinfo` cannot be read. What else is missing is left out.
+    /// If `/proc/cpuinfo` cannot be read. Other missing information is omitted.
     pub fn read(root: &Path) -> io::Result<Self> {
         let cpuinfo = std::fs::read_to_string(root.join("proc/cpuinfo"))?;
         let nodes = nodes(&root.join("sys/devices/system/node"));
@@ -106,7 +106,7 @@ impl Machine {
         (!chunks.is_empty()).then_some(chunks)
     }
 
-    /// What `/proc/iomem` says, when it was readable.
+    /// The contents of `/proc/iomem`, if it was readable.
     #[must_use]
     pub fn iomem(&self) -> Option<&Iomem> {
         self.iomem.as_ref()

@@ -200,9 +200,9 @@ fn who_does_not_say_is_named() {
         ..host(&own)
     };
     let image = vmlinux(&own);
-    assert!(said(shows_none, &image).contains("the host's kernel does not say"));
+    assert!(said(shows_none, &image).contains("the host's kernel does not describe"));
     assert!(said(host(&plain), &image).contains("CONFIG_MULTIKERNEL"));
-    assert!(said(host(&own), &vmlinux(&plain)).contains("the image does not say"));
+    assert!(said(host(&own), &vmlinux(&plain)).contains("the image does not describe"));
     let mut stripped = image.clone();
     let at = stripped
         .windows(5)
@@ -210,7 +210,7 @@ fn who_does_not_say_is_named() {
         .unwrap();
     stripped[at] = b'_';
     assert!(said(host(&own), &stripped).contains("CONFIG_DEBUG_INFO_BTF"));
-    assert!(said(host(&own), b"no kernel").contains("no 64-bit ELF"));
+    assert!(said(host(&own), b"no kernel").contains("not a 64-bit ELF"));
 }
 
 #[test]

@@ -243,7 +243,7 @@ fn a_workload_that_its_agent_has_given_up_is_adopted_as_it_is() {
         host.control().wait("the agent to have given up", || {
             let now = host.control().instance("web");
             let reason = now.reason.clone().unwrap_or_default();
-            let over = reason.contains("not started again");
+            let over = reason.contains("not restarted");
             (over && now.summary.state == InstanceState::Degraded).then_some(now)
         })
     };
@@ -376,7 +376,7 @@ fn a_start_with_another_backend_is_refused_before_anything_is_touched() {
     let other = format!("backend = \"qemu\"\n{sound}");
     std::fs::write(host.config_path(), other).unwrap();
     let said = host.refused_start(&[]);
-    for wanted in ["embedded", "qemu", ": web;", "nothing was touched"] {
+    for wanted in ["embedded", "qemu", ": web;", "nothing was changed"] {
         assert!(said.contains(wanted), "{wanted}: {said}");
     }
     assert_eq!(client.call(&["GET", "k"]).unwrap(), "v");

@@ -422,7 +422,7 @@ fn a_workload_that_takes_no_part_keeps_its_kernel_and_the_reason_is_told() {
     assert_eq!(ended.state, OperationState::Failed);
     let error = ended.error.unwrap();
     for said in [
-        "takes no part in morphs",
+        "does not support morphs",
         "the source offers none, the target none",
     ] {
         assert!(error.message.contains(said), "{error:?}");

@@ -470,14 +470,14 @@ fn an_image_that_is_no_kernel_and_memory_too_small_are_refused() {
     });
     let ended = host.control().operate("POST", "/v1/instances", Some(&body));
     let error = ended.error.unwrap();
-    assert!(error.message.contains("64 MiB are too few"), "{error:?}");
+    assert!(error.message.contains("64 MiB are not enough"), "{error:?}");
     let body = json!({
         "name": "web", "kernel": kernels::debian("6.1"), "initramfs": host.path("none"),
     });
     let ended = host.control().operate("POST", "/v1/instances", Some(&body));
     let error = ended.error.unwrap();
     assert!(error.message.contains("none"), "{error:?}");
-    assert!(error.message.contains("is no file"), "{error:?}");
+    assert!(error.message.contains("is not a file"), "{error:?}");
     let all: Vec<serde_json::Value> = host.control().get("/v1/instances");
     assert!(all.is_empty(), "{all:?}");
 }

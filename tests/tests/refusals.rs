@@ -51,7 +51,7 @@ fn a_file_in_the_place_of_the_control_socket_is_left_alone() {
     std::fs::create_dir_all(host.path("run")).unwrap();
     std::fs::write(&socket, SECRET).unwrap();
     let said = host.refused_start(&[]);
-    has(&said, &["kmorphd.sock", "no socket"]);
+    has(&said, &["kmorphd.sock", "not a socket"]);
     assert_eq!(std::fs::read_to_string(&socket).unwrap(), SECRET);
 }
 
@@ -447,7 +447,10 @@ fn a_second_daemon_on_the_same_state_is_refused() {
     let other = Host::prepare(SOUND);
     let socket = host.path("run/kmorphd.sock");
     let text = other.refused_start(&["--socket".as_ref(), socket.as_os_str()]);
-    has(&text, &["another daemon answers", "kmorphd.sock"]);
+    has(
+        &text,
+        &["another daemon is using the control socket", "kmorphd.sock"],
+    );
     undisturbed(&host, "web", agent);
 }
 

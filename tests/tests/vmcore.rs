@@ -408,7 +408,7 @@ fn assert_the_command_tells_it(path: &Path, plan: &Plan<'_>) {
         End::Sysrq => "Panic: sysrq triggered crash",
         End::NullDereference => "Panic: Fatal exception",
         End::Hang => {
-            "Panic: the log tells of none: the kernel hung, was stopped from outside, or lived"
+            "Panic: none in the log: the kernel hung, was stopped from outside, or was alive"
         }
     };
     for line in [panic, "Checksum: holds", "Complete: yes"] {

@@ -1,4 +1,4 @@
-//! The bytes of a dump's file, wherever they lie.
+//! The bytes of a dump file, in whatever format it is stored.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -16,11 +16,11 @@ pub trait Bytes: Send + Sync {
     /// How many there are.
     fn len(&self) -> u64;
 
-    /// Fills `buf` with what stands at `offset`.
+    /// Fills `buf` with the bytes at `offset`.
     ///
     /// # Errors
     ///
-    /// What the system says; [`io::ErrorKind::UnexpectedEof`] when the bytes end before.
+    /// I/O errors; [`io::ErrorKind::UnexpectedEof`] if the bytes end earlier.
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
 
     /// The next place from `offset` on that may hold anything but zero: what lies before is a hole.
@@ -54,8 +54,8 @@ impl FileBytes {
     ///
     /// # Errors
     ///
-    /// What the system says when the length is asked for; [`io::ErrorKind::InvalidInput`] when it is no
-    /// file that can be read at any place, such as a pipe.
+    /// I/O errors while the length is determined; [`io::ErrorKind::InvalidInput`] if the file does not support random
+    /// access, such as a pipe.
     pub fn new(mut file: File) -> io::Result<Self> {
         let meta = file.metadata()?;
         let kind = meta.file_type();
@@ -87,8 +87,8 @@ impl Bytes for FileBytes {
     }
 }
 
-/// Where data begins in a file from `offset` on: `u64::MAX` when there is nothing but a hole, `offset`
-/// when the system does not tell.
+/// Offset of the next data in a file from `offset` on: `u64::MAX` if there is only a hole, `offset` if the system
+/// does not know.
 pub(crate) fn seek_data(file: &File, offset: u64) -> u64 {
     let Ok(wanted) = i64::try_from(offset) else {
         return offset;

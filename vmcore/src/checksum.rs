@@ -1,4 +1,4 @@
-//! The checksum of a dump that kmorph wrote: CRC-32 of the whole file, put together from its pieces.
+//! The checksum of a dump written by kmorph: the CRC-32 of the whole file, combined from its pieces.
 
 use crate::bytes::{self, Bytes};
 use crate::dump::OwnNote;
@@ -7,7 +7,7 @@ use crate::error::DumpError;
 /// Bytes that are read at once.
 const BUFFER_BYTES: usize = 1 << 20;
 
-/// Adds up the checksum of a file whose pieces are told in their order.
+/// Computes the checksum of a file whose pieces arrive in order.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Running {
     crc: crc32fast::Hasher,
@@ -35,7 +35,7 @@ impl Running {
         self.len += count;
     }
 
-    /// Begins anew.
+    /// Starts again.
     pub(crate) fn clear(&mut self) {
         self.crc.reset();
         self.len = 0;
@@ -52,12 +52,12 @@ impl Running {
     }
 }
 
-/// Adds up the checksum of numbered pieces that follow each other in the file, and are told in any order.
+/// Computes the checksum of numbered pieces that follow each other in the file, and arrive in any order.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pieces {
     all: Running,
     next: u64,
-    /// Checksum and length of those told before the one in front of them.
+    /// Checksum and length of pieces that arrived before their predecessors.
     early: std::collections::BTreeMap<u64, (u32, u64)>,
 }
 
@@ -71,7 +71,7 @@ impl Pieces {
         }
     }
 
-    /// All pieces, once all are told.
+    /// All pieces, once all have arrived.
     pub(crate) fn all(&self) -> &Running {
         &self.all
     }

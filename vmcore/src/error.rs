@@ -1,4 +1,4 @@
-//! What can go wrong while a dump is read, split by who is to blame.
+//! Errors while a dump is read, grouped by their cause.
 
 use std::io;
 
@@ -10,25 +10,25 @@ pub enum DumpError {
     /// The system refused.
     #[error("reading at byte {offset}: {source}")]
     Io {
-        /// Where.
+        /// Offset, bytes.
         offset: u64,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The file breaks the rules of its own format.
     #[error("damaged at byte {offset}: {what}")]
     Damaged {
-        /// Where the faulty value stands.
+        /// Offset of the invalid value, bytes.
         offset: u64,
         /// Which rule is broken.
         what: &'static str,
     },
     /// The file ends before what it refers to.
-    #[error("cut off: {what} lies at byte {offset}, the file has {file_bytes}")]
+    #[error("truncated: {what} is at byte {offset}, but the file has {file_bytes}")]
     CutOff {
         /// First byte of what is missing.
         offset: u64,
-        /// What would be there.
+        /// The missing data.
         what: &'static str,
         /// Length of the file.
         file_bytes: u64,
@@ -37,7 +37,7 @@ pub enum DumpError {
     #[error("not a vmcore: {0}")]
     NotADump(&'static str),
     /// A dump, but of a kind that is not read here.
-    #[error("a vmcore that cannot be read here: {0}")]
+    #[error("unsupported vmcore: {0}")]
     Unsupported(&'static str),
 }
 

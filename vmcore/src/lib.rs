@@ -1,7 +1,7 @@
-//! Vmcores: the memory of a kernel that died, as a file.
+//! Vmcores: files with the memory of a kernel that died.
 //!
-//! This crate reads them, writes them, and says what is in them. It may read and write files and start
-//! threads, and run drgn; it may not talk to a daemon, an instance or QEMU, and knows nothing of KMP. x86_64 only.
+//! This crate reads, writes and analyses them. It may read and write files, start threads, and run drgn; it may not
+//! talk to a daemon, an instance or QEMU, and knows nothing about KMP. It supports x86_64 only.
 //!
 //! ```text
 //! bytes ─▶ dump ─────────────▶ memory ─▶ kernel (page tables) ─▶ log, symbols, pages ─▶ analysis
@@ -10,8 +10,8 @@
 //!                               address
 //! ```
 //!
-//! What a dump holds comes from a machine that failed, and the file from anywhere: see [`dump`] for what
-//! is promised about hostile ones.
+//! The contents of a dump come from a machine that failed, and the file from anywhere: [`dump`] lists the guarantees
+//! for hostile files.
 
 #![forbid(unsafe_code)]
 

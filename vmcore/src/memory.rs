@@ -1,4 +1,4 @@
-//! Physical memory: what a dump holds, and what one is made from.
+//! Physical memory: the contents of a dump, and the source for writing one.
 
 use std::fs::File;
 use std::io;
@@ -44,10 +44,10 @@ impl PhysRange {
 ///
 /// Several threads read at once.
 pub trait PhysicalMemory: Send + Sync {
-    /// Where the machine has memory: sorted, disjoint, in whole pages.
+    /// The machine's memory: sorted, disjoint ranges of whole pages.
     fn ranges(&self) -> &[PhysRange];
 
-    /// Fills `buf` with what stands at `phys`, all or nothing.
+    /// Fills `buf` with the contents of `phys`, completely or not at all.
     ///
     /// # Errors
     ///
@@ -101,7 +101,7 @@ pub struct MemoryPart {
 
 /// A guest's memory as a file that the host shares with it, such as QEMU's memory backends.
 ///
-/// It is read with pread(2), never mapped: a file that shrinks is an error then, not a signal.
+/// The file is read with pread(2), never mapped: then truncation causes an error, not a signal.
 #[derive(Debug)]
 pub struct MemoryFile {
     file: File,

@@ -1,4 +1,4 @@
-//! Memory that is read no faster than a rate, so that those who live keep the bandwidth of memory.
+//! Reads memory at a limited rate, to leave memory bandwidth for live instances.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -36,7 +36,7 @@ impl Rate {
 #[derive(Debug)]
 pub struct Pace {
     rate: Rate,
-    /// When the reads so far are paid for.
+    /// Time until which the reads so far use up the rate.
     paid: Mutex<Instant>,
 }
 
@@ -56,8 +56,8 @@ impl Pace {
         std::thread::sleep(paid.saturating_duration_since(now));
     }
 
-    /// Takes a place behind the reads so far and says when the read is paid for. Time in which nobody read
-    /// is lost: no burst follows.
+    /// Reserves time after the reads so far, and returns when the read may proceed. Idle time is not saved up, so no
+    /// burst follows.
     fn reserve(&self, now: Instant, bytes: usize) -> Instant {
         let mut paid = self.paid.lock().unwrap_or_else(|e| e.into_inner());
         *paid = (*paid).max(now) + self.rate.time_for(bytes);

@@ -68,7 +68,7 @@ fn dumps_of_real_kernels_are_read() {
         );
         // Neither pages nor symbols were kept: it says so.
         let problems = report.problems.join("\n");
-        for what in ["the kernel's symbols", "what the pages are used for"] {
+        for what in ["the kernel's symbols", "page types"] {
             assert!(problems.contains(what), "{problems}");
         }
     }

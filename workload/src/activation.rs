@@ -1,7 +1,7 @@
-//! The listening sockets a process was started with, by the convention of sd_listen_fds(3).
+//! The listening sockets that a process inherits, by the convention of sd_listen_fds(3).
 //!
-//! `LISTEN_FDS` sockets from descriptor 3 on, named in `LISTEN_FDNAMES`. `LISTEN_PID` may be
-//! missing; when it is there, it has to be this process.
+//! There are `LISTEN_FDS` sockets from descriptor 3 on, named in `LISTEN_FDNAMES`. `LISTEN_PID` may be missing; if
+//! set, it must be this process.
 
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
@@ -14,7 +14,7 @@ const MAX_LISTEN_FDS: usize = 64;
 /// Why the sockets could not be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum ActivationError {
-    /// `LISTEN_FDS` is no number, or too large.
+    /// `LISTEN_FDS` is not a number, or too large.
     #[error("LISTEN_FDS is {0:?}, not a number up to {MAX_LISTEN_FDS}")]
     Count(String),
     /// A descriptor is not open.

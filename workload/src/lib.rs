@@ -1,13 +1,13 @@
-//! What a workload links against to be moved by kmorph, and how its agent talks to it.
+//! The library that a movable workload links against, and the protocol between it and its agent.
 //!
-//! This crate may open sockets, map shared memory and describe its own process to its agent. It
-//! may not speak KMP, know a backend, start a thread, or decide that a morph happens: it does what
-//! its agent asks and refuses what is not allowed in its phase.
+//! This crate may open sockets, map shared memory and describe its process to its agent. It may not speak KMP, know a
+//! backend, start a thread, or decide to morph: it does what its agent asks and refuses requests that its phase does
+//! not allow.
 //!
-//! - [`handover`]: what is said between an agent, its workload and the workload on the other side;
+//! - [`handover`]: the messages between an agent, its workload and the other side's workload;
 //! - [`provider`]: the trait a workload implements;
 //! - [`session`]: speaks the protocol and calls the provider;
-//! - [`activation`]: the listening sockets a workload is started with;
+//! - [`activation`]: the listening sockets that a workload inherits;
 //! - [`arena`] and [`store`]: memory that two processes can serve from, one after the other.
 //!
 //! The reference workload is the binary `kmorph-kv`.

@@ -1,8 +1,7 @@
-//! What a workload implements to be moved: the `cooperative` state provider.
+//! The trait that a movable workload implements: the `cooperative` state provider.
 //!
-//! [`crate::session::Session`] speaks the protocol and keeps the phases; a provider is called only
-//! when its phase allows it, on the thread that handles the session's descriptors, never two
-//! methods at once.
+//! [`crate::session::Session`] speaks the protocol and tracks the phases. It calls a provider only when its phase
+//! allows it, on the thread that handles the session's descriptors, and never two methods at once.
 //!
 //! ```text
 //!   source:  prepare_export, items ── read_dirty* ── freeze, connections ─┬─ (retire: exit)
@@ -11,9 +10,8 @@
 //!              ── validate* ── activate ── serve
 //! ```
 //!
-//! Two promises keep a morph safe, and only the provider can give them: between `freeze` and
-//! `resume` it answers no client and changes no shared state; before `serve` has succeeded it reads
-//! from no client and changes no shared state.
+//! A morph is safe only if the provider guarantees two things: between `freeze` and `resume` it answers no client and
+//! changes no shared state; until `serve` has succeeded it reads from no client and changes no shared state.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -22,14 +20,14 @@ use crate::arena::ArenaError;
 use crate::handover::message::{Check, FailureCode, Mode, StateDigest};
 use crate::handover::table::ConnectionBuffers;
 
-/// What a workload says of itself when it registers.
+/// The description that a workload registers with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Description {
     /// Name of the program.
     pub name: String,
     /// Its version.
     pub version: String,
-    /// What it can move, see [`crate::handover::message::state_kind`].
+    /// The kinds of state that it can move, see [`crate::handover::message::state_kind`].
     pub state_kinds: u32,
     /// How, see [`crate::handover::message::mode_bit`].
     pub modes: u32,
@@ -147,7 +145,7 @@ pub enum IncomingItem {
 pub struct IncomingConnection {
     /// The socket.
     pub fd: OwnedFd,
-    /// What is buffered.
+    /// The buffered data.
     pub buffers: ConnectionBuffers,
 }
 
@@ -155,9 +153,9 @@ pub struct IncomingConnection {
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
 pub struct ProviderError {
-    /// Who is to blame.
+    /// The kind of failure.
     pub code: FailureCode,
-    /// What was tried and what happened.
+    /// What was attempted and what happened.
     pub text: String,
 }
 
@@ -187,7 +185,7 @@ pub type Result<T> = std::result::Result<T, ProviderError>;
 
 /// A workload that can be moved. See the module's picture for the order of calls.
 pub trait Provider {
-    /// What it says of itself when it registers.
+    /// The description that the workload registers with.
     fn describe(&self) -> Description;
 
     /// Current figures. Called in every phase; cheap.
@@ -267,7 +265,8 @@ pub trait Provider {
     /// content can be checked too, for at most `budget`.
     fn validate(&mut self, frozen: bool, budget: Duration) -> Vec<Check>;
 
-    /// Target: become able to answer a first request; answer nobody. `expected` is what the source froze, where it is known here.
+    /// Target: get ready to answer a first request, but answer no client. `expected` is the state that the source
+    /// froze, if known here.
     ///
     /// # Errors
     /// Any; the morph is given up then.

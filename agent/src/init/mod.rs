@@ -1,4 +1,4 @@
-//! What the agent does as PID 1 of a small guest, before it serves and when it ends.
+//! The agent as PID 1 of a small guest: its steps before it serves and when it ends.
 //!
 //! ```text
 //!  kernel ─▶ /init ─▶ mounts ─▶ modules ─▶ loopback, name, limits ─▶ listening sockets ─▶ serve
@@ -6,10 +6,11 @@
 //!            power off ◀─ sync ◀─ the workload ends ◀─ SIGINT (Ctrl-Alt-Del), SIGTERM ─────┘
 //! ```
 //!
-//! Each step is a line on the console once it is done: where a guest hangs at its start, the last line says after what.
+//! Each finished step prints a line on the console: if a guest hangs during startup, the last line shows after which
+//! step.
 //!
-//! Invariant: PID 1 never just returns. The kernel would panic, and an orderly end would be taken for
-//! a crash; so every end, also a failed start, is a power-off with the reason on the console.
+//! Invariant: PID 1 never returns. The kernel would panic, and an orderly end would look like a crash; so every end,
+//! including a failed start, is a power-off with the reason on the console.
 
 mod loopback;
 mod mounts;
@@ -54,7 +55,7 @@ pub fn is_init() -> bool {
 /// Makes the guest ready: mounts, modules, loopback, name, limits.
 ///
 /// # Errors
-/// When something without which the daemon could not reach this guest is refused.
+/// If something without which the daemon could not reach this guest is refused.
 pub fn prepare(config: &AgentConfig, log: &Logger) -> Result<(), InitError> {
     mounts::all()?;
     info!(log, "file systems mounted");
@@ -68,10 +69,11 @@ pub fn prepare(config: &AgentConfig, log: &Logger) -> Result<(), InitError> {
     let (_, most) =
         getrlimit(Resource::RLIMIT_NOFILE).map_err(failed("reading the limit of open files"))?;
     let files = OPEN_FILES_MAX.max(most);
-    setrlimit(Resource::RLIMIT_NOFILE, files, files).map_err(failed("raising the open files"))?;
+    setrlimit(Resource::RLIMIT_NOFILE, files, files)
+        .map_err(failed("raising the limit of open files"))?;
     // Programs expect 127.0.0.1; one that does without it should run on a kernel without IP.
     if let Err(errno) = loopback::up() {
-        warn!(log, "the loopback interface stays down"; "error" => errno.desc());
+        warn!(log, "cannot bring up the loopback interface"; "error" => errno.desc());
     }
     info!(log, "guest prepared"; "open_files" => files);
     Ok(())
@@ -109,8 +111,8 @@ fn load(module: &Path, parameters: &CStr) -> Result<&'static str, InitError> {
     }
 }
 
-/// One AF_VSOCK listener for each published port, in their order: the daemon's forwarder connects
-/// there. `option` chooses their transport, where it has to be.
+/// One AF_VSOCK listener for each published port, in order: the daemon's forwarder connects to them. `option` selects
+/// their transport, if needed.
 ///
 /// # Errors
 /// The system's, for instance without a vsock device.

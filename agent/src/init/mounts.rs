@@ -1,4 +1,4 @@
-//! The file systems that programs expect.
+//! Mounts the file systems that programs expect.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;

@@ -51,9 +51,9 @@ impl std::fmt::Display for PciAddress {
 
 /// Why there is nothing to read yet.
 enum Miss {
-    /// It may come.
+    /// The device may still appear.
     NotYet(String),
-    /// It will not.
+    /// The device will not appear.
     Never(LentError),
 }
 
@@ -117,7 +117,7 @@ fn child(at_port: &Path, port: &PciAddress) -> Result<PciAddress, Miss> {
         if let Some(other) = only.replace(address) {
             return Err(Miss::Never(LentError::Another {
                 port: port.clone(),
-                found: format!("{other} is not alone"),
+                found: format!("the port also has {other}"),
             }));
         }
     }

@@ -1,4 +1,4 @@
-//! All that touches addresses.
+//! All code that handles mapped addresses.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};

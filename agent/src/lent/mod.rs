@@ -1,14 +1,14 @@
-//! Memory of a dead kernel that was lent to this one: BAR 2 of an ivshmem device below a PCI port.
+//! Memory of a dead kernel that was lent to this kernel: BAR 2 of an ivshmem device below a PCI port.
 //!
 //! ```text
 //!  /sys/bus/pci/devices/0000:00:1e.0/0000:01:00.0/{vendor,device,enable,resource2_wc}
 //!                       the port     the device
 //! ```
 //!
-//! The device can be unplugged at any moment, and whoever reads a mapping of it then is ended by SIGBUS: as PID 1,
-//! with the whole kernel. So nothing here reads a mapping. The kernel does, into a memory file, and what it cannot
-//! read is an error of that call. A mapping lasts as long as one such copy: one of everything would take tables of
-//! 2 MiB for each GiB.
+//! The device can be unplugged at any moment, and then SIGBUS kills any process that reads a mapping of it; for PID 1
+//! that takes the whole kernel down. So the agent never reads a mapping. Instead the kernel copies the memory to a
+//! memory file, and reports unreadable memory as an error of that call. A mapping lasts for one such copy only:
+//! mapping everything would take 2 MiB of page tables per GiB.
 
 mod device;
 mod mapping;
@@ -33,25 +33,25 @@ pub enum LentError {
     #[error("{0:?} is not a PCI address, such as 0000:00:1e.0")]
     NotAnAddress(String),
     /// Nothing that can be read has appeared below the port.
-    #[error("nothing to read appeared below the PCI port {port} within {APPEAR_TIMEOUT:?}: {last}")]
+    #[error("no lent memory appeared below the PCI port {port} within {APPEAR_TIMEOUT:?}: {last}")]
     NotThere {
         /// The port.
         port: PciAddress,
-        /// What was missing last.
+        /// The reason of the last attempt.
         last: String,
     },
-    /// What hangs below the port is not what is lent.
-    #[error("what hangs below the PCI port {port} is no lent memory: {found}")]
+    /// The device below the port is not lent memory.
+    #[error("the device below the PCI port {port} is not lent memory: {found}")]
     Another {
         /// The port.
         port: PciAddress,
-        /// What it is instead.
+        /// The actual device.
         found: String,
     },
     /// A read from beyond the end of it.
-    #[error("{length} bytes at {offset:#x} are not within the {bytes:#x} bytes that were lent")]
+    #[error("{length} bytes at {offset:#x} are outside the {bytes:#x} bytes of lent memory")]
     Beyond {
-        /// Where it began.
+        /// The start of the range.
         offset: u64,
         /// Its length in bytes.
         length: usize,
@@ -61,7 +61,7 @@ pub enum LentError {
     /// The system's reason. It may have been taken back.
     #[error("{what}: {source}")]
     System {
-        /// What was tried, on what.
+        /// The attempted action and its object.
         what: String,
         /// The system's reason.
         source: io::Error,
@@ -74,16 +74,16 @@ pub struct Lent {
     file: File,
     path: PathBuf,
     bytes: u64,
-    /// Where the kernel copies to, [`COPY_BYTES`] at a time; one reader at a time.
+    /// The file that the kernel copies to, [`COPY_BYTES`] at a time; one reader at a time.
     copied: Mutex<File>,
 }
 
 impl Lent {
-    /// What hangs below the PCI port `port`, such as `0000:00:1e.0`, which may come from anybody; `sysfs` is normally
-    /// `/sys`. Waits up to [`APPEAR_TIMEOUT`] for it, blocking this thread.
+    /// The lent memory below the PCI port `port`, such as `0000:00:1e.0`, which is untrusted input; `sysfs` is
+    /// normally `/sys`. Waits up to [`APPEAR_TIMEOUT`] for the device, blocking this thread.
     ///
     /// # Errors
-    /// When `port` is no PCI address, nothing has appeared below it in time, something else than lent memory hangs
+    /// If `port` is no PCI address, nothing has appeared below it in time, something else than lent memory hangs
     /// there, or the system refuses.
     pub fn below_port(sysfs: &Path, port: &str) -> Result<Self, LentError> {
         let port: PciAddress = port.parse()?;
@@ -115,7 +115,7 @@ impl Lent {
     /// Fills `into` with what lies at `offset`. Never ends in a signal.
     ///
     /// # Errors
-    /// When that is not all within what was lent, or cannot be read (any more). `into` may be filled in part then.
+    /// If that is not all within what was lent, or cannot be read (any more). `into` may be filled in part then.
     pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), LentError> {
         let length = into.len();
         let within = u64::try_from(length)
@@ -288,7 +288,7 @@ mod tests {
 
         let sysfs = Sysfs::with(&[7; 4096]);
         sysfs.plug("0000:01:00.1", "0x1110", &[7; 4096]);
-        another(&sysfs, "not alone");
+        another(&sysfs, "also has");
 
         another(&Sysfs::with(&[]), "empty");
     }

@@ -1,8 +1,8 @@
 //! The instance's side of a morph: one session at a time, each step passed on to the state provider.
 //!
-//! [`part`] decides what a request may do; this module has the provider that the daemon has chosen do it
-//! ([`crate::provider`]), one step of a commit or rollback at a time. A step that is repeated, because its answer was lost
-//! or another daemon took over, is answered as before.
+//! [`part`] decides whether a request is allowed; this module then calls the provider that the daemon has chosen
+//! ([`crate::provider`]), one step of a commit or rollback at a time. If a step is repeated because its answer was
+//! lost or another daemon took over, the answer is the same as before.
 
 mod part;
 
@@ -42,7 +42,7 @@ pub struct Morphs {
     providers: Arc<Providers>,
     log: Logger,
     role: Arc<Mutex<Role>>,
-    /// Held by the step of a commit or the rollback that is under way.
+    /// Held by the current step of a commit or rollback.
     turn: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -97,7 +97,7 @@ impl Morphs {
             Message::MorphCommit(commit) => self.commit(*commit).await,
             Message::MorphRollback(rollback) => self.roll_back(rollback).await,
             other => {
-                let text = format!("{} is no request of a morph", other.msg_type());
+                let text = format!("{} is not a morph request", other.msg_type());
                 Err(Refusal::new(ErrorCode::UnexpectedInState, text))
             }
         }
@@ -138,7 +138,7 @@ impl Morphs {
     /// The provider that the daemon has chosen, on the side that it is to work for.
     ///
     /// # Errors
-    /// When this is not that side of `session`, or the provider is not the one that it uses and may use.
+    /// If this is not that side of `session`, or the provider is not the one that it uses and may use.
     pub(crate) fn choose(
         &self,
         session: u64,
@@ -208,10 +208,10 @@ impl Morphs {
         }
     }
 
-    /// What the target's agent, on the same kernel, is given for its provider.
+    /// Returns the descriptor for the provider of the target's agent on the same kernel.
     ///
     /// # Errors
-    /// When `session` is not the one in which this side is left, or the provider has nothing to give.
+    /// If `session` is not the one in which this side is left, or the provider has nothing to give.
     pub async fn hand_over(&self, session: u64) -> Result<OwnedFd, Refusal> {
         self.expect_side(session, Side::Source)?;
         self.providers.chosen(session)?.hand_over().await
@@ -234,7 +234,7 @@ impl Morphs {
     /// The source answers its last round. The commit record may exist from now on.
     ///
     /// # Errors
-    /// When this is not a source that stands still in `session`.
+    /// If this is not a source that stands still in `session`.
     pub(crate) fn hold(&self, session: u64) -> Result<(), Refusal> {
         Ok(self.role().hold(session)?)
     }
@@ -286,9 +286,9 @@ impl Morphs {
                 break;
             }
         }
-        warn!(self.log, "the daemon froze the workload and fell silent: it serves again"; "session" => session);
+        warn!(self.log, "the daemon froze the workload and then fell silent: the workload serves again"; "session" => session);
         while let Err(refusal) = self.resume().await {
-            warn!(self.log, "the workload does not serve again yet"; "reason" => &refusal.text);
+            warn!(self.log, "the workload has not resumed yet"; "reason" => &refusal.text);
             tokio::time::sleep(THAW_RETRY).await;
         }
     }

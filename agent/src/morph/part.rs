@@ -1,5 +1,5 @@
-//! The part that this instance plays in a morph, and what each request may do to it. Pure: the workload is asked by
-//! [`super::Morphs`].
+//! The role of this instance in a morph, and what each request may do in it. This module does no I/O:
+//! [`super::Morphs`] sends the requests to the workload.
 //!
 //! ```text
 //!  source:  Serving ─freeze─▶ Frozen ─last round─▶ Holding ─retire─▶ Retired
@@ -9,11 +9,11 @@
 //! ```
 //!
 //! Invariants:
-//! - A frozen source thaws by itself when its lease is over, unless it holds. It holds once it has answered the last
-//!   round: from then on the commit record may exist, and only a daemon that has read its journal knows.
-//! - A target that serves owns the state. No request of the session that it served in ends it or makes it stand still.
-//! - Sessions grow. A later session proves that an earlier one is over: one daemon runs one morph of an instance at a
-//!   time, and one that was committed leaves no source.
+//! - A frozen source thaws by itself when its lease expires, unless it is Holding. It is Holding once it has answered
+//!   the last round: from then on the commit record may exist, and only a daemon that has read its journal knows.
+//! - A target that serves owns the state. No request of the session in which it began to serve stops or freezes it.
+//! - Session numbers grow. A later session proves that an earlier one is over: one daemon runs one morph of an
+//!   instance at a time, and a committed morph leaves no source.
 
 use std::time::{Duration, Instant};
 
@@ -52,9 +52,9 @@ enum Part {
 /// What a rollback is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Undo {
-    /// Have the workload serve again if it stands still, and say where it is.
+    /// Resume the workload if it is frozen, and report its state.
     Resume,
-    /// End the workload: it has served nobody.
+    /// End the workload, which has not served any client.
     Stop,
 }
 
@@ -63,7 +63,7 @@ pub(super) enum Undo {
 pub(super) enum Freeze {
     /// Ask the workload.
     Now,
-    /// It stands still already; the digest of its state.
+    /// The workload is already frozen; the digest of its state.
     Already(u64),
 }
 
@@ -90,7 +90,7 @@ impl Role {
     pub(super) fn prepare(&mut self, session: u64, side: Side) -> Result<(), Misfit> {
         if session < self.newest {
             return Err(format!(
-                "session {session} is over: session {} came after it",
+                "session {session} is over: session {} followed it",
                 self.newest
             ));
         }
@@ -104,7 +104,11 @@ impl Role {
             Part::Source {
                 session: now,
                 course: Course::Frozen { .. } | Course::Holding { .. },
-            } => return Err(format!("frozen by session {now}: roll that back first")),
+            } => {
+                return Err(format!(
+                    "frozen by session {now}: roll back that session first"
+                ));
+            }
             Part::Source {
                 session: now,
                 course: Course::Retired,
@@ -135,11 +139,11 @@ impl Role {
             Part::Target { session: now, .. } | Part::Served { session: now } if now == session => {
                 Ok(Side::Target)
             }
-            Part::None => Err(format!("session {session} is not under way")),
+            Part::None => Err(format!("session {session} is not active")),
             Part::Source { session: now, .. }
             | Part::Target { session: now, .. }
             | Part::Served { session: now } => Err(format!(
-                "session {session} is not under way: the latest is {now}"
+                "session {session} is not active: the latest is {now}"
             )),
         }
     }
@@ -203,7 +207,7 @@ impl Role {
             Course::Retired => Ok(false),
             Course::Holding { .. } => Ok(true),
             Course::Serving | Course::Frozen { .. } => Err(format!(
-                "the last round of session {session} was not asked for"
+                "the last round of session {session} was not requested"
             )),
         }
     }
@@ -220,9 +224,9 @@ impl Role {
                 session: now,
                 activated,
             } if now == session => Ok(activated),
-            Part::Served { session: now } if now == session => {
-                Err(format!("the workload serves since session {session}"))
-            }
+            Part::Served { session: now } if now == session => Err(format!(
+                "the workload has been serving since session {session}"
+            )),
             _ => self
                 .side(session)
                 .and(Err(format!("this is not the target of session {session}"))),
@@ -273,7 +277,7 @@ impl Role {
                 },
             ) => Err(format!("retired by session {now}")),
             (Side::Source, Part::Source { session: now, .. }) if session < now => Err(format!(
-                "session {session} is over: session {now} is under way"
+                "session {session} is over: session {now} is active"
             )),
             (Side::Source, Part::Target { session: now, .. }) => {
                 Err(format!("this is the target of session {now}"))

@@ -1,11 +1,11 @@
-//! From the offer to the choice: which provider a session uses.
+//! Offer and choice of the provider for a session.
 //!
 //! ```text
 //!  offer(session) ─▶ offered ── choose(session, provider) ─▶ chosen ─▶ every step of the session
 //! ```
 //!
-//! A step is reached only through [`Chosen`], and [`Providers::choose`] makes one only of what was offered in its
-//! session, so that no daemon can have a provider used that this side has not offered.
+//! Each step requires a [`Chosen`], and [`Providers::choose`] creates one only for a provider offered in the same
+//! session, so a daemon cannot use a provider that this side has not offered.
 
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,7 +29,7 @@ pub struct Providers {
 
 #[derive(Debug, Default)]
 struct Talks {
-    /// What was offered in the latest session that asked.
+    /// The offer in the latest session.
     offered: (u64, Vec<StateProvider>),
     /// The latest choice, with its session.
     chosen: Option<(u64, Chosen)>,
@@ -56,7 +56,7 @@ impl Deref for Chosen {
 }
 
 impl Providers {
-    /// Those of this agent.
+    /// The providers of this agent.
     pub fn of(host: &Host) -> Self {
         Self::new(PROVIDERS.iter().map(|make| make(host)).collect())
     }
@@ -79,7 +79,7 @@ impl Providers {
         self.talks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What this side says in `session` of its providers that are in the set `asked`.
+    /// The statements of this side in `session` about its providers that are in the set `asked`.
     pub async fn offer(&self, session: u64, asked: u32) -> Vec<ProviderOffer> {
         let asked = self.all.iter().filter(|p| p.id().is_in(asked));
         let asked: Vec<_> = asked
@@ -118,7 +118,7 @@ impl Providers {
     /// The daemon has chosen `provider` for `session`. Repeating that changes nothing.
     ///
     /// # Errors
-    /// When `session` was not offered it, or uses another one.
+    /// If `session` was not offered it, or uses another one.
     pub fn choose(&self, session: u64, provider: StateProvider) -> Result<Chosen, Refusal> {
         let mut talks = self.talks();
         if let Some((now, chosen)) = &talks.chosen
@@ -144,7 +144,7 @@ impl Providers {
     /// The provider that `session` uses.
     ///
     /// # Errors
-    /// When none was chosen yet.
+    /// If none was chosen yet.
     pub fn chosen(&self, session: u64) -> Result<Chosen, Refusal> {
         match &self.talks().chosen {
             Some((now, chosen)) if *now == session => Ok(chosen.clone()),
@@ -155,7 +155,7 @@ impl Providers {
         }
     }
 
-    /// The provider that was used last, in whatever session; `None` when none ever was.
+    /// The provider used last, in any session; `None` if none has been used.
     pub fn latest(&self) -> Option<Chosen> {
         let talks = self.talks();
         talks.chosen.as_ref().map(|(_, chosen)| chosen.clone())
@@ -166,7 +166,7 @@ impl Chosen {
     /// This one, if it is `provider`.
     ///
     /// # Errors
-    /// When `session` uses another.
+    /// If `session` uses another.
     pub fn if_it_is(&self, provider: StateProvider, session: u64) -> Result<Self, Refusal> {
         if self.id() == provider {
             return Ok(self.clone());

@@ -1,7 +1,7 @@
-//! The provider `cooperative`: the workload has registered with its agent and moves its state itself
+//! The provider `cooperative`: a workload that has registered with its agent moves its state itself
 //! (`docs/workloads.md`). Each step is one request to the workload.
 //!
-//! Without a program there is nothing to move, and each step is done as soon as it is asked for.
+//! Without a program there is nothing to move, and each step succeeds at once.
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -294,7 +294,7 @@ impl Cooperative {
             .map_err(|e| failed(e.to_string()))?;
         match (answer, fds.pop()) {
             (Answer::Channel, Some(channel)) if fds.is_empty() => Ok(channel),
-            _ => Err(failed("another answer than a channel".to_owned())),
+            _ => Err(failed("unexpected reply instead of a channel".to_owned())),
         }
     }
 

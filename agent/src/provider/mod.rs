@@ -1,12 +1,12 @@
-//! State providers: what carries the state of a workload from one kernel to the other.
+//! State providers: they move the state of a workload from one kernel to another.
 //!
-//! [`crate::morph`] and [`crate::rounds`] keep the order of a morph's steps and speak the protocol; a provider does what
-//! a step means. A provider is one file here and one row in `PROVIDERS`. The daemon chooses one for each morph of
-//! those that both sides offer; [`Providers`] holds the daemon to that offer.
+//! [`crate::morph`] and [`crate::rounds`] keep the order of a morph's steps and speak the protocol; a provider
+//! carries out each step. A provider is one file here and one row in `PROVIDERS`. For each morph the daemon chooses
+//! one of the providers that both sides offer; [`Providers`] refuses any other.
 //!
-//! The steps fit providers of three kinds:
+//! The steps fit three kinds of providers:
 //!
-//! | step | the workload takes part | an image of its processes | memory that the next kernel is shown |
+//! | step | the workload takes part | an image of its processes | memory shown to the next kernel |
 //! |---|---|---|---|
 //! | `offer` | asks the workload | looks whether the kernel can | looks what can be kept |
 //! | `export` | the workload prepares | a first image, while it runs | names the memory: references |
@@ -21,15 +21,15 @@
 //! | `abandon` | – | ends what was made | unmaps |
 //!
 //! Rules for a provider:
-//! - Until `freeze` is answered the workload serves, whatever `export` and `read` do. From there to `resume` or `retire` it
-//!   changes nothing and answers nobody.
-//! - `freeze` and `activate` answer the same digest when the target has what the source froze. The daemon compares the two;
-//!   what they cover is the provider's business, and changes with the version of its state.
-//! - `freeze`, `activate`, `serve`, `resume` and `retire` stand in the downtime: each answers within
+//! - Until `freeze` is answered the workload serves, whatever `export` and `read` do. From then until `resume` or
+//!   `retire` it changes nothing and answers no client.
+//! - `freeze` and `activate` return the same digest if the target has the state that the source froze. The daemon
+//!   compares the two; the provider decides what the digest covers, and that changes with the version of its state.
+//! - `freeze`, `activate`, `serve`, `resume` and `retire` are part of the downtime: each must answer within
 //!   [`FROZEN_STEP_TIMEOUT`](kmp_proto::morph::FROZEN_STEP_TIMEOUT), or the morph is rolled back.
-//! - The agent takes each step once, and one at a time; it repeats a step that failed, and `resume` also when nothing
-//!   was frozen.
-//! - What it keeps is bounded, and gone after `resume`, `retire` or `abandon`.
+//! - The agent performs each step once, and one at a time; it repeats a failed step, and calls `resume` even if
+//!   nothing was frozen.
+//! - A provider's memory is bounded, and released after `resume`, `retire` or `abandon`.
 
 mod choice;
 mod cooperative;
@@ -56,16 +56,16 @@ const _: () = assert!(PROVIDERS.len() <= PROVIDERS_MAX);
 /// Makes a provider for an instance.
 type Make = fn(&Host) -> Arc<dyn Provider>;
 
-/// What there is of an instance for its providers.
+/// The parts of an instance that its providers use.
 #[derive(Clone, Debug)]
 pub struct Host {
     /// The program.
     pub workload: Workload,
-    /// The handover socket of the generation before, when that runs on the same kernel.
+    /// The handover socket of the previous generation, if that runs on the same kernel.
     pub predecessor: Option<PathBuf>,
 }
 
-/// What a provider can do here and now.
+/// The current ability of a provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ability {
     /// Bytes of state.
@@ -116,7 +116,7 @@ pub struct Import {
 /// A part of a round.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Piece {
-    /// Where it lies in the state; its meaning is the provider's.
+    /// Its offset in the state, as defined by the provider.
     pub offset: u64,
     /// The bytes; none when nothing is left.
     pub data: Vec<u8>,
@@ -124,7 +124,7 @@ pub struct Piece {
     pub dirty_bytes: u64,
 }
 
-/// One way to carry the state of the instance's workload. See the module for the rules.
+/// A way to move the state of the instance's workload. The module documentation has the rules.
 #[async_trait]
 pub trait Provider: fmt::Debug + Send + Sync {
     /// Which one it is, in the protocol.
@@ -148,7 +148,7 @@ pub trait Provider: fmt::Debug + Send + Sync {
     /// # Errors
     /// As for [`Self::export`]; always, unless a provider says otherwise.
     async fn hand_over(&self) -> Result<OwnedFd, Refusal> {
-        let text = format!("the provider {} passes no descriptor", self.id());
+        let text = format!("the provider {} does not pass descriptors", self.id());
         Err(Refusal::new(ErrorCode::UnexpectedInState, text))
     }
 

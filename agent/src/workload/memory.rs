@@ -1,4 +1,4 @@
-//! The memory that the program may use, and whether the kernel ended it for want of memory.
+//! The memory limit of the program, and detection of OOM kills.
 
 use std::path::{Path, PathBuf};
 
@@ -8,16 +8,16 @@ use crate::figures::field;
 /// buffers, and its reserve against an out-of-memory kill.
 const GUEST_SHARE_PERCENT: u64 = 75;
 
-/// What there is for the program, and who counts its kills.
+/// The program's memory, and the source of its OOM kill count.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
     /// Bytes that it may use; 0 when that is not limited.
     pub bytes: u64,
-    /// What holds it to them.
+    /// The limit in force.
     pub held: Held,
 }
 
-/// What holds a program to its memory.
+/// The way in which a program's memory is limited.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Held {
     /// Nothing that counts: limits of each process, or none.
@@ -30,7 +30,7 @@ pub enum Held {
 }
 
 impl Memory {
-    /// Of an instance that is a process of a host: `bytes`, to which `cgroup` holds the program where there is one.
+    /// The memory of an instance that is a process on the host: `bytes`, enforced by `cgroup` if there is one.
     pub fn of_process(bytes: u64, cgroup: Option<PathBuf>) -> Self {
         Self {
             bytes,
@@ -38,7 +38,7 @@ impl Memory {
         }
     }
 
-    /// Of a guest, as its kernel says now.
+    /// The memory of a guest, according to its kernel.
     pub fn of_kernel() -> Self {
         let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let available_kib = field(&text, "MemAvailable").unwrap_or(0);
@@ -71,11 +71,11 @@ impl Memory {
     pub(super) fn oom_text(&self) -> String {
         match &self.held {
             Held::ByCgroup(_) => format!(
-                "; the kernel killed it for want of memory: it may use {} bytes (oom_kill)",
+                "; the kernel killed it because it exceeded its memory of {} bytes (oom_kill)",
                 self.bytes
             ),
             Held::ByProcess | Held::ByKernel => {
-                "; its kernel had no memory left and killed a process (oom_kill)".to_owned()
+                "; its kernel ran out of memory and killed a process (oom_kill)".to_owned()
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The instance's program: started, supervised, asked.
+//! The instance's program: starts, supervises and queries it.
 //!
 //! ```text
 //!              registered, or alive for PLAIN_AFTER
@@ -10,8 +10,8 @@
 //!  [Starting] ── the same, target of a morph ──▶ [Awaiting] ── Serve ──▶ [Running]
 //! ```
 //!
-//! Invariants: a program that holds or awaits the state of a morph is never started again by the
-//! agent, because its successor would begin with nothing; one that has retired stays ended.
+//! Invariants: the agent never restarts a program that holds or awaits the state of a morph, because its successor
+//! would start with empty state; a program that has retired stays ended.
 
 mod launch;
 mod memory;
@@ -34,9 +34,9 @@ use crate::priority::Scheduling;
 pub use launch::LaunchError;
 pub use memory::{Held, Memory};
 
-/// A program that has not registered after this time, but lives, takes no part in morphs.
+/// Time after which a live program that has not registered counts as one that does not support morphs.
 pub const PLAIN_AFTER: Duration = Duration::from_secs(1);
-/// The same for the target of a morph: longer, since nobody waits for its answers yet.
+/// The same for the target of a morph: longer, since no client waits for its answers yet.
 pub const STANDBY_PLAIN_AFTER: Duration = Duration::from_secs(5);
 /// First pause before the program is started again; doubled each time.
 pub const RESTART_PAUSE: Duration = Duration::from_millis(100);
@@ -44,17 +44,17 @@ pub const RESTART_PAUSE: Duration = Duration::from_millis(100);
 pub const RESTART_PAUSE_MAX: Duration = Duration::from_secs(10);
 /// Failures in a row before the agent gives up.
 pub const RESTARTS_MAX: u32 = 5;
-/// A program that ran for this long did not fail at its start: the count begins anew.
+/// Run time after which a program counts as successfully started: the failure counter is reset.
 pub const SETTLED_AFTER: Duration = Duration::from_secs(10);
 /// Time a program has to end after SIGTERM.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Requests that may wait for the program.
 const REQUESTS_MAX: usize = 16;
 
-/// What is known of the program.
+/// The condition of the program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Condition {
-    /// Where it is in its life.
+    /// Its current state.
     pub state: WorkloadState,
     /// Whether it takes part in morphs.
     pub cooperative: bool,
@@ -62,13 +62,13 @@ pub struct Condition {
     pub exit_status: i32,
     /// Times it was started again.
     pub restarts: u32,
-    /// What happened last, for people.
+    /// The latest event, for people.
     pub text: String,
     /// Its process, while there is one.
     pub pid: Option<i32>,
 }
 
-/// What the program is, and what it is started with.
+/// The program and its start parameters.
 #[derive(Debug)]
 pub struct Plan {
     /// The program.
@@ -90,7 +90,7 @@ pub struct Plan {
     pub memory: Memory,
     /// How it is scheduled: as the agent was at its start.
     pub scheduling: Scheduling,
-    /// Where what it prints goes.
+    /// Destination of its output.
     pub output: Log,
 }
 
@@ -106,10 +106,10 @@ struct Ask {
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
     /// There is none, or it has ended.
-    #[error("the workload does not run ({0})")]
+    #[error("the workload is not running ({0})")]
     NotRunning(&'static str),
-    /// It has not registered: it takes no part in morphs.
-    #[error("the workload takes no part in morphs: it has not registered with its agent")]
+    /// The program has not registered, so it does not support morphs.
+    #[error("the workload does not support morphs: it has not registered with its agent")]
     NotCooperative,
     /// The exchange failed, or it refused.
     #[error(transparent)]
@@ -190,7 +190,7 @@ impl Workload {
         self.asks.is_some()
     }
 
-    /// What is known of it.
+    /// The current condition of the program.
     pub fn condition(&self) -> Condition {
         let mut condition = self.condition.borrow().clone();
         let supervised = self.asks.as_ref().is_none_or(|asks| !asks.is_closed());
@@ -204,7 +204,7 @@ impl Workload {
         if alive && !supervised {
             // Nobody starts it, watches it or asks it any more: whatever it does, it is not known to run.
             condition.state = WorkloadState::Failed;
-            condition.text = "the workload is not supervised any more".to_owned();
+            condition.text = "the workload is no longer supervised".to_owned();
         }
         condition
     }

@@ -163,7 +163,7 @@ impl Supervisor {
                     // A program that ends closes its socket first: only one that lives on is well.
                     Err(error) => {
                         registers = false;
-                        warn!(self.log, "the workload takes no part in morphs"; "reason" => %error);
+                        warn!(self.log, "the workload does not support morphs"; "reason" => %error);
                     }
                 },
                 () = &mut grace, if waiting => {
@@ -229,7 +229,7 @@ impl Supervisor {
                 self.give_up(WorkloadState::Failed, number, text)
             }
             _ if self.plan.standby => {
-                let text = format!("the workload ended before its state came: {status}");
+                let text = format!("the workload ended before it received its state: {status}");
                 self.give_up(WorkloadState::Failed, number, text)
             }
             _ if status.success() || self.plan.spec.restart == WorkloadRestart::Never => {
@@ -254,7 +254,7 @@ impl Supervisor {
     fn failed(&mut self, number: i32, text: String) -> Next {
         self.failures += 1;
         if self.plan.standby || self.failures > RESTARTS_MAX {
-            let text = format!("{text}; not started again after {} failures", self.failures);
+            let text = format!("{text}; not restarted after {} failures", self.failures);
             return self.give_up(WorkloadState::Failed, number, text);
         }
         warn!(self.log, "workload failed"; "reason" => &text, "failures" => self.failures);
@@ -270,7 +270,7 @@ impl Supervisor {
     }
 
     fn give_up(&mut self, state: WorkloadState, number: i32, text: String) -> Next {
-        warn!(self.log, "workload not started again"; "reason" => &text);
+        warn!(self.log, "workload not restarted"; "reason" => &text);
         self.tell(|c| {
             c.state = state;
             c.exit_status = number;

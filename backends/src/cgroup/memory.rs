@@ -1,4 +1,4 @@
-//! Holds what runs in a cgroup to an amount of memory, by the kernel's memory controller.
+//! Limits the memory of the processes in a cgroup with the kernel's memory controller.
 //!
 //! ```text
 //! <place>                          subtree_control: memory   \
@@ -9,7 +9,8 @@
 //!            /workload             memory.max, memory.swap.max = 0, memory.oom.group = 1
 //! ```
 //!
-//! The agent has a cgroup beside the workload's: it is never killed for what the workload takes, and tells of it.
+//! The agent has its own cgroup next to the workload's: it is never killed because of the workload's memory, and can
+//! report the kill.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -76,8 +77,8 @@ impl Cgroups {
         let offered = offered.map_err(|error| NoCgroups(error.to_string()))?;
         if !offered {
             return Err(NoCgroups(format!(
-                "the memory controller is not in {:?}: the kernel has it in cgroups of version 1, it is turned off \
-                 (cgroup_disable=memory), or whoever made the cgroup has not enabled it there",
+                "the memory controller is not in {:?}: the kernel has it in cgroups of version 1, it is disabled \
+                 (cgroup_disable=memory), or the creator of the cgroup has not enabled it there",
                 place.join("cgroup.controllers")
             )));
         }
@@ -86,7 +87,7 @@ impl Cgroups {
             Err(error) if error.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) => {
                 Err(NoCgroups(format!(
                     "processes run in the cgroup {place:?} itself, so its memory controller cannot be enabled: start \
-                 kmorphd, and all else that is there, in cgroups below it"
+                 kmorphd, and all other processes there, in cgroups below it"
                 )))
             }
             Err(error) => Err(NoCgroups(format!("limiting memory in a cgroup: {error}"))),

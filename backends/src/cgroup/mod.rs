@@ -1,13 +1,13 @@
-//! Cgroups (version 2) that hold the processes of a generation: what is in one, and what it forks, stays in it
-//! whatever it does to its session, its environment or its parents.
+//! Cgroups (version 2) that contain the processes of a generation: a process and its children stay in the cgroup,
+//! whatever they do to their session, environment or parents.
 //!
 //! ```text
 //! <place>/kmorph/<run directory of the daemon, escaped>/<instance>.<generation>
 //! ```
 //!
-//! A process enters before it becomes its program (`birth`). `cgroup.kill` ends all of it at once, and
-//! `populated` in `cgroup.events` says when the last has ended. A directory can be removed only while nothing lives
-//! in it, and nothing enters one that was removed: a removed cgroup is an ended generation.
+//! A process enters the cgroup before it executes its program (`birth`). `cgroup.kill` kills all of it at once, and
+//! `populated` in `cgroup.events` shows when the last process has ended. A directory can be removed only when no
+//! process is in it, and nothing can enter a removed one: a removed cgroup means an ended generation.
 
 mod memory;
 mod place;
@@ -35,7 +35,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause between two looks.
 const LOOK_PAUSE: Duration = Duration::from_millis(1);
 
-/// Where the cgroups of one daemon's generations are made.
+/// The cgroups of one daemon's generations.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cgroups {
     base: PathBuf,
@@ -62,7 +62,7 @@ impl Cgroups {
     /// removes what an earlier daemon left there empty.
     ///
     /// # Errors
-    /// When there is no such place, saying why.
+    /// If there is no such place, saying why.
     pub fn find(run_dir: &Path) -> Result<Self, NoCgroups> {
         let place = place::find()?;
         let own = Self {
@@ -100,7 +100,7 @@ impl Cgroups {
         self.memory.as_ref().copied()
     }
 
-    /// Where they are made.
+    /// Their parent directory.
     pub fn base(&self) -> &Path {
         &self.base
     }
@@ -164,8 +164,8 @@ pub(crate) fn told_with_memory(found: &Result<Cgroups, NoCgroups>) -> String {
     format!("{}; {memory}", told(found))
 }
 
-/// Ends whatever lives in the cgroups of daemons with a runtime directory at or below this one, and removes them.
-/// For tests, which leave nothing behind.
+/// Kills all processes in the cgroups of daemons with a runtime directory at or below this one, and removes the
+/// cgroups. For tests, which must leave nothing behind.
 pub fn end_all_below(directory: &Path) {
     let Ok(place) = place::find() else { return };
     let (top, prefix) = (place.path.join(OWN_NAME), escaped(directory));
@@ -208,7 +208,7 @@ impl Cgroup {
     /// The one with this identity; `None` when it was removed. Nothing lives in it then.
     ///
     /// # Errors
-    /// When it cannot be seen from here.
+    /// If it cannot be seen from here.
     pub(crate) fn known(id: &CgroupId) -> io::Result<Option<Self>> {
         match std::fs::metadata(&id.path) {
             Ok(found) => Ok((found.ino() == id.id).then(|| Self { id: id.clone() })),
@@ -272,7 +272,7 @@ impl Cgroup {
     /// Removes it with those that a workload made below it.
     ///
     /// # Errors
-    /// When something lives in it.
+    /// If something lives in it.
     pub(crate) fn remove(&self) -> io::Result<()> {
         // Else those below it would go in which nothing lives just now.
         if self.is_populated()? {

@@ -1,17 +1,17 @@
-//! Finds a place where cgroups may be made: one that somebody gave to this process, or where nobody manages them.
+//! Finds a place in which kmorph may create cgroups: one delegated to this process, or one that nobody manages.
 //!
-//! | this process is in | place |
+//! | cgroup of this process | place |
 //! |---|---|
 //! | a cgroup that systemd delegated to its unit (`Delegate=yes`) | that cgroup |
 //! | the subgroup of such a unit (`DelegateSubgroup=`) | the unit's cgroup |
-//! | a cgroup that another kmorph made: it is a workload there | its own cgroup: it stays contained |
-//! | any other | the top of the hierarchy as it is mounted, which takes root or a container's own |
+//! | a cgroup created by another kmorph, of which this process is a workload | its own cgroup, so it stays contained |
+//! | any other | the top of the mounted hierarchy, which requires root or a container's own hierarchy |
 //!
-//! Whether it is writable shows only when it is tried.
+//! Whether the place is writable shows only on use.
 //!
-//! In a cgroup that systemd delegated no controller is enabled. A process cannot enter a cgroup whose children have
-//! one, and systemd starts the daemon again by way of the unit's own cgroup, also with `DelegateSubgroup=`: while
-//! instances run, it could not.
+//! In a cgroup that systemd delegated, no controller is enabled. A process cannot enter a cgroup whose children have
+//! a controller, and systemd starts the daemon through the unit's own cgroup, even with `DelegateSubgroup=`: while
+//! instances run, systemd could not restart it.
 
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -32,7 +32,7 @@ const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
 pub(super) struct Place {
     /// The directory below which they are made.
     pub(super) path: PathBuf,
-    /// systemd has delegated it, and goes on starting processes in it.
+    /// systemd has delegated the cgroup, and keeps starting processes in it.
     pub(super) is_delegated: bool,
 }
 
@@ -121,7 +121,7 @@ fn attribute(path: &Path, name: &str) -> Option<[u8; 1]> {
 /// Checks that the nearest directory above `path` that exists is a cgroup: only then does its absence mean anything.
 ///
 /// # Errors
-/// When it is not.
+/// If it is not.
 pub(super) fn is_cgroup2(path: &Path) -> io::Result<()> {
     for above in path.ancestors().skip(1) {
         match statfs(above) {

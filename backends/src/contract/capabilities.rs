@@ -1,5 +1,5 @@
-//! What a backend's instances can do, and what takes its place where they cannot. Whoever would ask which backend runs
-//! asks this instead, so that a new backend is answered for in one place.
+//! The capabilities of a backend's instances, and the alternatives where one is missing. Code asks for a capability
+//! instead of comparing backends, so that a new backend is described in one place.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use super::BackendKind;
 pub struct Uncaptured {
     /// The reason, as it follows "cannot be captured: ".
     pub reason: &'static str,
-    /// What to do instead.
+    /// The alternative.
     pub instead: &'static str,
 }
 
-/// Why there is no self-test of captures.
+/// The reason why there is no self-test of captures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Untested {
     /// The reason, as it follows "the backend X ".
@@ -48,7 +48,7 @@ impl BackendKind {
         match self {
             Self::Qemu | Self::Multikernel => None,
             Self::Embedded => Some(Uncaptured {
-                reason: "it has no kernel of its own, it is a process (embedded)",
+                reason: "the instance is a process and has no kernel of its own (embedded)",
                 instead: "`gcore` captures the memory of a process",
             }),
         }
@@ -91,7 +91,7 @@ impl BackendKind {
     pub fn enlarging_the_pool(self) -> &'static str {
         match self {
             Self::Embedded | Self::Qemu => "enlarge [pool] and reload",
-            Self::Multikernel => "give the kernel's pool more with kerf init",
+            Self::Multikernel => "enlarge the kernel's pool with kerf init",
         }
     }
 

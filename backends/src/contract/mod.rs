@@ -1,31 +1,30 @@
-//! The contract every backend keeps.
+//! The contract that every backend implements.
 //!
-//! A backend starts, watches, fences and ends instances, and says how to reach them. It decides
-//! nothing: when to fence or respawn is the engines' business. The rules:
+//! A backend starts, observes, fences and ends instances, and says how to reach them. It makes no decisions: the
+//! engines decide when to fence or respawn. The rules:
 //!
-//! 1. [`Backend::spawn`] returns when the instance's processes exist and its [`Placement`] is
-//!    complete, not when it is healthy. What it started is its own session: it survives the daemon.
-//! 2. A [`Placement`] is plain data. Written to the journal and read by another daemon process, it
-//!    is all that is needed to observe, reach, fence or terminate the instance. Processes in it are
-//!    named by pid, exact start time *and* boot id, its cgroup by path and inode, so that nothing reused is ever
-//!    mistaken for the instance.
-//! 3. [`Backend::find`] recovers the placement of a spawn whose outcome was never recorded, because
-//!    the daemon died in between. It reads what exists, not what was intended.
-//! 4. [`Backend::fence`] returns a certificate only after *seeing* that nothing of the generation
-//!    can run or do I/O any more. If that cannot be confirmed it says so and keeps everything; a
-//!    timeout is never a confirmation. Fencing what has already ended is confirmed the same way.
-//! 5. [`Backend::release`] frees what belonged to a fenced generation (sockets, memory, files). It
-//!    needs the certificate. Until then the agent's key is in the run directory ([`crate::key::KEY_FILE`]), in whatever
-//!    backend: a directory without it belongs to nothing that may run.
-//! 6. Everything can be called again: a second fence or release of the same generation succeeds.
-//! 7. [`Backend::freeze`] stops what runs and says whether it did: what stood still before is not its own to
-//!    [`Backend::resume`]. The caller writes down that it freezes before it does, so that a daemon which comes
-//!    later can resume.
-//! 8. [`Backend::lend`] gives a survivor memory of a fenced generation to read, and never to write. Whatever the
-//!    survivor does with it, [`Backend::take_back`] ends within the backend's own bound, and another daemon can take
-//!    back what this one lent.
-//! 9. A [`Placement`] that another backend made is refused ([`Backend::check_own`]): what this backend sees of it says
-//!    nothing, so it is never called ended, fenced or released.
+//! 1. [`Backend::spawn`] returns when the instance's processes exist and its [`Placement`] is complete, not when the
+//!    instance is healthy. The instance is a session of its own and survives the daemon.
+//! 2. A [`Placement`] is plain data. Written to the journal and read by another daemon process, it is sufficient to
+//!    observe, reach, fence or terminate the instance. It identifies processes by pid, exact start time *and* boot
+//!    id, and the cgroup by path and inode, so that nothing reused is ever mistaken for the instance.
+//! 3. [`Backend::find`] recovers the placement of a spawn whose outcome was never recorded because the daemon died
+//!    meanwhile. It reads what exists, not what was intended.
+//! 4. [`Backend::fence`] returns a certificate only after *observing* that nothing of the generation can run or do
+//!    I/O any more. If it cannot confirm that, it says so and keeps everything; a timeout is never a confirmation. A
+//!    fence of a generation that has already ended is confirmed the same way.
+//! 5. [`Backend::release`] frees the resources of a fenced generation (sockets, memory, files). It needs the
+//!    certificate. Until then the agent's key is in the run directory ([`crate::key::KEY_FILE`]), in every backend: a
+//!    directory without a key belongs to nothing that may be running.
+//! 6. Every call can be repeated: a second fence or release of the same generation succeeds.
+//! 7. [`Backend::freeze`] stops a running generation and says whether it did: a generation that had already stopped
+//!    must not be resumed by [`Backend::resume`]. The caller records the freeze before it calls, so that a later
+//!    daemon can resume.
+//! 8. [`Backend::lend`] lets a survivor read memory of a fenced generation, but never write to it. Whatever the
+//!    survivor does with it, [`Backend::take_back`] finishes within the backend's own time limit, and another daemon
+//!    can take back what this one lent.
+//! 9. A backend refuses a [`Placement`] that another backend created ([`Backend::check_own`]): what it sees of such a
+//!    generation means nothing, so it never reports it ended, fenced or released.
 
 mod capabilities;
 mod placement;
@@ -60,7 +59,7 @@ pub enum BackendKind {
     Embedded,
     /// A Linux kernel in QEMU.
     Qemu,
-    /// A Linux kernel on CPUs and memory of its own, beside the host's.
+    /// A Linux kernel on its own CPUs and memory, beside the host's.
     Multikernel,
 }
 
@@ -78,7 +77,7 @@ impl BackendKind {
 /// A listening socket on the host for one published port.
 #[derive(Debug)]
 pub struct HostListener {
-    /// The workload's port that it stands for.
+    /// The published port of the workload.
     pub port: PublishedPort,
     /// The bound, listening socket; a duplicate of the daemon's own.
     pub socket: OwnedFd,
@@ -101,7 +100,7 @@ pub struct SpawnSpec {
     pub cpus: Vec<u16>,
     /// Memory granted by the pool, in bytes.
     pub memory_bytes: u64,
-    /// What the instance runs.
+    /// The program of the instance, if any.
     pub workload: Option<WorkloadSpec>,
     /// Ports of the workload.
     pub ports: Vec<PublishedPort>,
@@ -153,14 +152,14 @@ impl std::fmt::Display for ExitCause {
     }
 }
 
-/// What a backend sees of an instance now.
+/// The observed state of an instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Observation {
-    /// It runs.
+    /// Running.
     Running,
-    /// It exists but executes nothing (SIGSTOP, a paused guest).
+    /// The instance exists but executes nothing (SIGSTOP, a paused guest).
     Stopped,
-    /// It has ended.
+    /// The instance has ended.
     Ended(ExitCause),
 }
 
@@ -171,7 +170,7 @@ pub struct ThreadTime {
     pub thread: i32,
     /// Time on a CPU since its start, up to the last tick of the scheduler.
     pub ran: Duration,
-    /// Time since its start in which it was ready to run and waited for a CPU. A wait that goes on is not in it.
+    /// Time since its start during which it was runnable but waited for a CPU. A wait in progress is not included.
     pub waited: Duration,
     /// Whether it runs or is ready to.
     pub runnable: bool,
@@ -184,7 +183,7 @@ pub struct MemoryRange {
     pub guest_address: u64,
     /// Length in bytes.
     pub length: u64,
-    /// Where a process on the host can map it.
+    /// File on the host through which a process can map it.
     pub host_path: PathBuf,
     /// Offset of the range in that file.
     pub host_offset: u64,
@@ -202,13 +201,13 @@ pub struct HeldBesides {
 /// Memory of a fenced generation that a surviving instance can read now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loan {
-    /// Where the survivor's kernel finds it.
+    /// Location of the memory for the survivor's kernel.
     pub place: LentPlace,
     /// Which memory it is: by ascending offset, none over another; never empty.
     pub windows: Vec<LentWindow>,
 }
 
-/// Where a survivor's kernel finds the memory that it was lent.
+/// Location of lent memory for a survivor's kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LentPlace {
     /// BAR 2 of the one device below a PCI port, by the port's address in the survivor, such as `0000:00:1e.0`.
@@ -222,34 +221,34 @@ pub struct LentWindow {
     pub guest_address: u64,
     /// Length in bytes.
     pub length: u64,
-    /// Where it begins in what was lent, in bytes.
+    /// Offset of its start in the lent memory, in bytes.
     pub offset: u64,
 }
 
 /// Why a spawn failed. Nothing of it is left, unless the error says so.
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
-    /// What was asked for cannot be done: the user's to change.
+    /// The request is invalid; the user must change it.
     #[error("{0}")]
     Refused(String),
     /// The machine lacks something: the operator's to provide.
     #[error("{0}")]
     Unavailable(String),
-    /// It failed, and something of it could not be taken back: [`Backend::find`] finds that, and it is fenced and
-    /// released like what runs.
+    /// The spawn failed, and parts of it could not be undone: [`Backend::find`] finds them, and they are fenced and
+    /// released like a running generation.
     #[error("{0}")]
     Remains(String),
     /// The system failed while doing it.
     #[error("{what}: {source}")]
     System {
-        /// What was tried, on what.
+        /// The attempted action and its object.
         what: String,
         /// The system's reason.
         source: std::io::Error,
     },
 }
 
-/// What a confirmation rests on; `docs/operations.md` says what each proves.
+/// The evidence for a confirmation; `docs/operations.md` says what each proves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Proof {
@@ -259,7 +258,7 @@ pub enum Proof {
     ScansEmpty,
     /// The host's kernel answered for its kernel instance (multikernel).
     KernelReport,
-    /// It was started under another boot of the host.
+    /// The generation was started in an earlier boot of the host.
     HostRebooted,
 }
 
@@ -280,7 +279,7 @@ impl Proof {
 pub struct Fenced {
     /// The certificate.
     pub certificate: FenceCertificate,
-    /// What its confirmation rests on.
+    /// The evidence for its confirmation.
     pub proof: Proof,
 }
 
@@ -290,7 +289,7 @@ pub struct Fenced {
 pub struct FenceUnconfirmed {
     /// The order, still to be carried out.
     pub order: FenceOrder,
-    /// What was seen instead of the end.
+    /// What was observed instead of the end.
     pub reason: String,
 }
 
@@ -298,13 +297,13 @@ pub struct FenceUnconfirmed {
 #[derive(Debug, thiserror::Error)]
 #[error("{what}: {source}")]
 pub struct BackendError {
-    /// What was tried, on what.
+    /// The attempted action and its object.
     pub what: String,
     /// The system's reason.
     pub source: std::io::Error,
 }
 
-/// One way of running instances. See the module for the rules.
+/// A way to run instances. The module documentation has the rules.
 #[async_trait]
 pub trait Backend: Send + Sync {
     /// Which one it is.
@@ -313,7 +312,7 @@ pub trait Backend: Send + Sync {
     /// Refuses a placement that another backend made.
     ///
     /// # Errors
-    /// When `placement` names another backend than [`Backend::kind`].
+    /// If `placement` names another backend than [`Backend::kind`].
     fn check_own(&self, placement: &Placement) -> Result<(), BackendError> {
         if placement.backend == self.kind() {
             return Ok(());
@@ -337,7 +336,7 @@ pub trait Backend: Send + Sync {
     /// has. Blocking.
     ///
     /// # Errors
-    /// When it does not answer, or not with sockets.
+    /// If it does not answer, or not with sockets.
     fn passed_sockets(&self, placement: &Placement) -> std::io::Result<Vec<OwnedFd>> {
         kmorph_launch::handover::ask_listeners(&placement.run_dir.join(HANDOVER_SOCKET))
     }
@@ -346,24 +345,24 @@ pub trait Backend: Send + Sync {
     /// (accelerator, vsock device). Called at the daemon's start.
     ///
     /// # Errors
-    /// When something it needs is missing, naming it and how to get it.
+    /// If something it needs is missing, naming it and how to get it.
     async fn probe(&self) -> Result<String, SpawnError>;
 
     /// Removes what earlier daemons wrote down of generations below `run_dir` of which nothing is left; what was done, in
     /// a line each. Called once at the daemon's start, after it has taken over what runs and before it starts anything.
     ///
     /// # Errors
-    /// When the system could not be asked.
+    /// If the system could not be asked.
     async fn tidy(&self, run_dir: &std::path::Path) -> Result<Vec<String>, BackendError> {
         let _ = run_dir;
         Ok(Vec::new())
     }
 
-    /// What of the machine's pool is held besides the generations below `run_dir` that are `counted`, by instance and
-    /// number; none where the pool is the daemon's own.
+    /// Resources of the machine's pool in use by others than the generations below `run_dir` that are `counted`, by
+    /// instance and number; none if the pool is the daemon's own.
     ///
     /// # Errors
-    /// When the system could not be asked.
+    /// If the system could not be asked.
     async fn held_besides(
         &self,
         run_dir: &std::path::Path,
@@ -376,13 +375,13 @@ pub trait Backend: Send + Sync {
     /// Starts an instance.
     ///
     /// # Errors
-    /// When it was not started; nothing is left behind then, except after [`SpawnError::Remains`].
+    /// If it was not started; nothing is left behind then, except after [`SpawnError::Remains`].
     async fn spawn(&self, spec: SpawnSpec) -> Result<Placement, SpawnError>;
 
     /// Looks for a spawn that may or may not have happened.
     ///
     /// # Errors
-    /// When the system could not be asked.
+    /// If the system could not be asked.
     async fn find(
         &self,
         name: &InstanceName,
@@ -390,10 +389,10 @@ pub trait Backend: Send + Sync {
         run_dir: &std::path::Path,
     ) -> Result<Option<Placement>, BackendError>;
 
-    /// What can be seen of it now.
+    /// Observes the current state of the generation.
     ///
     /// # Errors
-    /// When the system could not be asked.
+    /// If the system could not be asked.
     async fn observe(&self, placement: &Placement) -> Result<Observation, BackendError>;
 
     /// Completes when the instance ends, its kernel panics or resets, and says how. At once when it
@@ -404,13 +403,13 @@ pub trait Backend: Send + Sync {
     /// Asks it to shut down by itself; does not wait for it.
     ///
     /// # Errors
-    /// When it could not be asked.
+    /// If it could not be asked.
     async fn request_shutdown(&self, placement: &Placement) -> Result<(), BackendError>;
 
     /// Stops the generation for good and confirms it.
     ///
     /// # Errors
-    /// When the end could not be confirmed within the backend's own bound.
+    /// If the end could not be confirmed within the backend's own bound.
     async fn fence(
         &self,
         placement: &Placement,
@@ -420,7 +419,7 @@ pub trait Backend: Send + Sync {
     /// Frees what a fenced generation held. Logs are kept.
     ///
     /// # Errors
-    /// When something could not be freed; what, is named.
+    /// If something could not be freed; what, is named.
     async fn release(
         &self,
         placement: &Placement,
@@ -431,7 +430,7 @@ pub trait Backend: Send + Sync {
     /// generation is released, also after its fence.
     ///
     /// # Errors
-    /// When the system could not be asked.
+    /// If the system could not be asked.
     async fn memory_map(&self, placement: &Placement) -> Result<Vec<MemoryRange>, BackendError>;
 
     /// The accounts that the host's scheduler keeps of its processes' threads, as of now; none where the host keeps none.
@@ -441,8 +440,9 @@ pub trait Backend: Send + Sync {
         Vec::new()
     }
 
-    /// What its kernel said of its panic on its console, else the last lines printed there, in printable characters and
-    /// one line; none where the backend keeps no console, or nothing was printed. Reads at most 64 KiB and does not wait.
+    /// The panic message on the instance's console, else the last lines printed there, as one line of printable
+    /// characters; none if the backend keeps no console, or nothing was printed. Reads at most 64 KiB and does not
+    /// wait.
     fn console_tail(&self, placement: &Placement) -> Option<String> {
         let _ = placement;
         None
@@ -452,7 +452,7 @@ pub trait Backend: Send + Sync {
     /// false where there is none to keep.
     ///
     /// # Errors
-    /// When it lasts no longer than the daemon.
+    /// If it lasts no longer than the daemon.
     async fn keep_memory(&self, placement: &Placement) -> Result<bool, BackendError> {
         let _ = placement;
         Ok(false)
@@ -462,21 +462,21 @@ pub trait Backend: Send + Sync {
     /// before: it has ended, its kernel panicked, or somebody else stopped it.
     ///
     /// # Errors
-    /// When the backend cannot do it, or it could not be confirmed; it may be frozen all the same.
+    /// If the backend cannot do it, or it could not be confirmed; it may be frozen all the same.
     async fn freeze(&self, placement: &Placement) -> Result<bool, BackendError> {
         Err(cannot("freezing", self.kind(), placement))
     }
 
-    /// Has a frozen instance go on. One that goes on already, or has ended, is left as it is.
+    /// Resumes a frozen instance. An instance that is already running, or has ended, is left as it is.
     ///
     /// # Errors
-    /// When it could not be confirmed.
+    /// If it could not be confirmed.
     async fn resume(&self, placement: &Placement) -> Result<(), BackendError> {
         Err(cannot("resuming", self.kind(), placement))
     }
 
-    /// What a kernel's command line needs, so that [`Backend::provoke_panic`] has it panic; none where the backend
-    /// cannot do that, or captures no memory.
+    /// Options for the kernel command line with which [`Backend::provoke_panic`] makes the kernel panic; none if the
+    /// backend cannot do that, or captures no memory.
     fn panic_cmdline(&self) -> Option<&'static str> {
         None
     }
@@ -484,9 +484,9 @@ pub trait Backend: Send + Sync {
     /// Has the instance's kernel panic, for a test. It was started with [`Backend::panic_cmdline`].
     ///
     /// # Errors
-    /// When it could not be done.
+    /// If it could not be done.
     async fn provoke_panic(&self, placement: &Placement) -> Result<(), BackendError> {
-        Err(cannot("having the kernel panic of", self.kind(), placement))
+        Err(cannot("panicking the kernel of", self.kind(), placement))
     }
 
     /// Has the registers of its CPUs written into the file [`REGISTERS`] of its run directory; false where it
@@ -494,7 +494,7 @@ pub trait Backend: Send + Sync {
     /// frozen, or has failed and was not fenced yet: it may be stopped for a moment.
     ///
     /// # Errors
-    /// When they should be there, and could not be had.
+    /// If they should be there, and could not be had.
     async fn save_registers(&self, placement: &Placement) -> Result<bool, BackendError> {
         let _ = placement;
         Ok(false)
@@ -506,7 +506,7 @@ pub trait Backend: Send + Sync {
     /// the fenced kernel never touched can take memory of the host when it is read this way, until the release.
     ///
     /// # Errors
-    /// When nothing was lent.
+    /// If nothing was lent.
     async fn lend(
         &self,
         survivor: &Placement,
@@ -519,7 +519,7 @@ pub trait Backend: Send + Sync {
     /// Takes back what a survivor was lent, if anything; one that has ended has nothing any more.
     ///
     /// # Errors
-    /// When its kernel has not let go of it within the backend's bound. It can be tried again.
+    /// If its kernel has not let go of it within the backend's bound. It can be tried again.
     async fn take_back(&self, survivor: &Placement) -> Result<(), BackendError> {
         let _ = survivor;
         Ok(())

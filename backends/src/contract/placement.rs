@@ -1,4 +1,4 @@
-//! Where a generation is: plain data, that the journal keeps and another daemon process reads.
+//! The location of a generation, as plain data that the journal stores and another daemon process can read.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use super::BackendKind;
 /// A process of an instance, safe against reuse of its pid.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ProcessId {
-    /// What it is: `agent`, `qemu`, `vhost-user-vsock`.
+    /// Role of the process: `agent`, `qemu`, `vhost-user-vsock`.
     pub role: String,
     /// Its pid on the host.
     pub pid: i32,
@@ -57,7 +57,7 @@ impl From<Endpoint> for Address {
 pub struct KernelInstance {
     /// Its name there.
     pub name: String,
-    /// Its id, which its CPUs and its vsock are told apart by.
+    /// Id of the kernel instance, which identifies its CPUs and its vsock.
     pub id: u32,
 }
 
@@ -70,7 +70,7 @@ pub struct CgroupId {
     pub id: u64,
 }
 
-/// What the host's kernel keeps of the origin of a generation's processes, whatever they do to themselves.
+/// Marks that the host's kernel preserves on a generation's processes, whatever they do to themselves.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Containment {
     /// The cgroup (version 2) that its processes were started in; `None` where none could be had.
@@ -82,7 +82,7 @@ pub struct Containment {
     pub tag: Option<u64>,
 }
 
-/// Where one generation of an instance runs: all that a daemon needs to take it over.
+/// The location of one generation of an instance: everything that a daemon needs to take it over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placement {
     /// Which backend made it.
@@ -105,7 +105,7 @@ pub struct Placement {
     pub kernel_release: String,
     /// Boot id of the host at the spawn: after a host reboot nothing of it exists.
     pub host_boot_id: String,
-    /// How its processes are told from all others (embedded, qemu).
+    /// How to identify its processes (embedded, qemu).
     #[serde(default)]
     pub containment: Containment,
     /// The kernel instance that it is (multikernel), which has no processes.

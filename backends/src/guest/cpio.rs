@@ -1,7 +1,7 @@
-//! Writes cpio archives in the form that Linux unpacks at boot.
+//! Writes cpio archives in the format that Linux unpacks at boot.
 //!
 //! Source of the layout: Linux, Documentation/driver-api/early-userspace/buffer-format.rst ("newc").
-//! Archives may follow one another in one image; a later file replaces an earlier one of its name.
+//! An image may contain several archives; a later file replaces an earlier one of the same name.
 
 use std::io::{self, Write};
 

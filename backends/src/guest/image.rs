@@ -5,11 +5,11 @@
 //! /lib/…, /lib64/…             its shared libraries  | built once for a kernel and kept in the
 //! /lib/modules/<name>.ko       what the kernel needs | cache: <cache>/guest-images/<key>.cpio
 //! <the workload's own path>    its program          /
-//! /etc/kmorph/agent.json       what the agent is told: an archive of its own behind the other
+//! /etc/kmorph/agent.json       the agent's configuration: a separate archive after the other
 //! ```
 //!
-//! Nothing is packed: software emulation unpacks slower than it reads. Modules are unpacked here for
-//! the same reason.
+//! The archives are not compressed, because software emulation decompresses more slowly than it reads. For the same
+//! reason, modules are decompressed here.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -110,7 +110,7 @@ pub(crate) enum ImageError {
     LibraryMissing { program: PathBuf, library: String },
     #[error(transparent)]
     Module(#[from] ModuleError),
-    #[error("{0:?} is no path that can be in a guest image: it must be absolute and plain UTF-8")]
+    #[error("invalid path for a guest image: {0:?}; it must be absolute and UTF-8")]
     Path(PathBuf),
 }
 

@@ -1,5 +1,5 @@
-//! What a kernel of an instance's own boots: an initramfs with the agent as its init. Shared by the backends that
-//! boot kernels.
+//! The initramfs that an instance's kernel boots, with the agent as its init. Shared by the backends that boot
+//! kernels.
 
 mod cpio;
 mod image;
@@ -50,15 +50,15 @@ pub(crate) fn check(spec: &SpawnSpec) -> Result<(), SpawnError> {
         return Err(SpawnError::Refused(text.to_owned()));
     }
     if let Some(own) = spec.initramfs.as_ref().filter(|own| !own.is_file()) {
-        let text = format!("the initramfs {own:?} is no file; give the path of a cpio archive");
+        let text = format!("the initramfs {own:?} is not a file; give the path of a cpio archive");
         return Err(SpawnError::Refused(text));
     }
     let in_image = spec.initramfs.is_none();
     match &spec.workload {
         Some(w) if in_image && !(w.program.is_absolute() && w.program.is_file()) => {
             Err(SpawnError::Refused(format!(
-                "the workload {:?} is no absolute path of a program on this host; the guest \
-                 image takes it from here",
+                "the workload {:?} is not the absolute path of a program on this host; the guest \
+                 image contains a copy of it",
                 w.program
             )))
         }
@@ -71,7 +71,7 @@ pub(crate) fn check_memory(bytes: u64) -> Result<(), SpawnError> {
     let mib = bytes >> 20;
     if mib < MEMORY_MIN_MIB {
         return Err(SpawnError::Refused(format!(
-            "{mib} MiB are too few for a kernel; give at least {MEMORY_MIN_MIB}"
+            "{mib} MiB are not enough for a kernel; give at least {MEMORY_MIN_MIB}"
         )));
     }
     Ok(())

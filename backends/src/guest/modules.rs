@@ -1,8 +1,7 @@
 //! The kernel modules that a guest needs, found in the tree that its kernel was packaged with.
 //!
-//! Dependencies come from the modules themselves (`depends=` in `.modinfo`): an unpacked package has
-//! no `modules.dep` until depmod(8) was run on it. What is built into the kernel
-//! (`modules.builtin`) needs no loading.
+//! Dependencies come from the modules themselves (`depends=` in `.modinfo`), because an unpacked package has no
+//! `modules.dep` until depmod(8) has run. Modules that are built into the kernel (`modules.builtin`) need no loading.
 
 use std::collections::{HashMap, HashSet};
 use std::io::Read;

@@ -1,12 +1,13 @@
 //! Stopping a generation for good.
 //!
-//! Its CPUs are halted by force, and the kernel must have seen them stop: a status file that says `loaded` says
-//! nothing of that. Kernels that wait for the CPUs are told from those that do not by asking twice (libkerf,
-//! `halt_by_force`). Those that do not (generations D and E) confirm nothing, and so neither do we: what ran keeps
-//! its resources until a person takes the kernel instance away with `kerf delete`, which is then found gone.
+//! The fence halts the generation's CPUs by force, and the kernel must have seen them stop: the status `loaded` does
+//! not prove that. To distinguish kernels that wait for the CPUs from those that do not, libkerf halts twice
+//! (`halt_by_force`). Kernels that do not wait (generations D and E) confirm nothing, and so this backend confirms
+//! nothing either: the generation keeps its resources until an operator removes the kernel instance with `kerf
+//! delete`, and the backend then finds it gone.
 //!
-//! A confirmed fence is written into the record before it is certified. It is what later looks go by, because the
-//! status file says the same before and after.
+//! A confirmed fence is written to the record before it is certified. Later observations rely on the record, because
+//! the status file is the same before and after.
 
 use std::time::SystemTime;
 
@@ -27,7 +28,10 @@ impl Slots {
         order: FenceOrder,
     ) -> Result<Fenced, FenceUnconfirmed> {
         if order.generation() != placement.generation {
-            let reason = format!("the placement is of generation {}", placement.generation);
+            let reason = format!(
+                "the placement belongs to generation {}",
+                placement.generation
+            );
             return Err(FenceUnconfirmed { order, reason });
         }
         match self.stop(placement) {
@@ -53,8 +57,8 @@ impl Slots {
                 Ok((FenceMethod::AlreadyEnded, Confirmation::NothingFound))
             }
             Holds::Foreign(status) => Err(format!(
-                "the record of kernel instance {name:?} (which is {}) does not name this generation any more: \
-                 somebody else has loaded or unloaded a kernel there; when nothing of it runs, take it away with \
+                "the record of kernel instance {name:?} (which is {}) no longer names this generation: \
+                 somebody else has loaded or unloaded a kernel there; when it is no longer running, remove it with \
                  kerf delete {name}",
                 status.as_str()
             )),
@@ -71,8 +75,8 @@ impl Slots {
                 let parked = self.kernel.halt_by_force(&*self.calls, name);
                 if parked.map_err(|error| error.to_string())? == Parked::Unconfirmed {
                     return Err(format!(
-                        "kernel instance {name:?} was halted by force, and this kernel does not say whether its \
-                         CPUs have stopped (generation D or E); when they have, take it away with kerf kill \
+                        "kernel instance {name:?} was halted by force, but this kernel does not say whether its \
+                         CPUs have stopped (generation D or E); once they have, remove it with kerf kill \
                          --force, unload and delete {name}"
                     ));
                 }
@@ -87,8 +91,8 @@ impl Slots {
             }
             other => {
                 return Err(format!(
-                    "kernel instance {name:?} is {}, which does not say what its CPUs do; when they have stopped, \
-                     take it away with kerf delete {name}",
+                    "kernel instance {name:?} is {}, which does not show what its CPUs are doing; once they have stopped, \
+                     remove it with kerf delete {name}",
                     other.as_str()
                 ));
             }
@@ -98,7 +102,7 @@ impl Slots {
             ..mark
         };
         self.mark(name, &mark).map_err(|error| {
-            format!("its CPUs have stopped, and that is not written down: {error}")
+            format!("its CPUs have stopped, but that could not be recorded: {error}")
         })?;
         Ok(seen)
     }

@@ -1,7 +1,7 @@
-//! The host's own view of its memory, `/proc/kcore`: an ELF file whose segments say which physical addresses they show.
+//! The host's view of its memory, `/proc/kcore`: an ELF file whose segments name the physical addresses they show.
 //!
-//! An instance's memory is memory of the host's that it does not use. `/dev/mem` shows none of that where it is strict,
-//! as distributions build it, whatever the command line says; kcore does.
+//! An instance's memory is host memory that the host does not use. `/dev/mem` does not show it with
+//! CONFIG_STRICT_DEVMEM, which distributions enable, whatever the kernel command line says; kcore does.
 //!
 //! Source of the layout: Linux, fs/proc/kcore.c; elf(5).
 
@@ -28,25 +28,25 @@ pub struct Shown {
     pub start: u64,
     /// Bytes.
     pub length: u64,
-    /// Where it begins in the file.
+    /// Its offset in the file.
     pub offset: u64,
 }
 
-/// What the file shows, in its own order.
+/// The memory that the file shows, in file order.
 ///
 /// # Errors
-/// When it cannot be read, or is not as a kernel writes it.
+/// If it cannot be read, or is not as a kernel writes it.
 pub fn shown(file: &File) -> io::Result<Vec<Shown>> {
     let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
     let mut header = [0; HEADER_BYTES];
     file.read_exact_at(&mut header, 0)?;
     if !header.starts_with(IDENT) {
-        return Err(invalid("it is no 64-bit ELF file"));
+        return Err(invalid("not a 64-bit ELF file"));
     }
     let table = u64_at(&header, 32);
     let (size, count) = (u16_at(&header, 54), u16_at(&header, 56));
     if usize::from(size) != SEGMENT_BYTES || count > SEGMENTS_MAX {
-        return Err(invalid("its segments are not as a kernel writes them"));
+        return Err(invalid("unexpected segments"));
     }
     let mut segments = vec![0; SEGMENT_BYTES * usize::from(count)];
     file.read_exact_at(&mut segments, table)?;
@@ -106,8 +106,8 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
         .map_or(0, |chunk| u64::from_le_bytes(*chunk))
 }
 
-/// What such a file begins with, up to [`SYNTHETIC_OFFSET`]: it shows `memory_bytes` from physical address `base` on. For
-/// tests.
+/// The beginning of such a file, up to [`SYNTHETIC_OFFSET`]: it shows `memory_bytes` from physical address `base` on.
+/// For tests.
 #[must_use]
 pub fn synthetic(base: u64, memory_bytes: u64) -> Vec<u8> {
     let mut file = IDENT.to_vec();
@@ -132,7 +132,7 @@ pub fn synthetic(base: u64, memory_bytes: u64) -> Vec<u8> {
     file
 }
 
-/// Where the memory begins in a file of [`synthetic`], bytes.
+/// Offset of the memory in a file from [`synthetic`], bytes.
 pub const SYNTHETIC_OFFSET: u64 = 8192;
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
-//! Whether a kernel may run beside the host's: they write into the same memory, and neither checks what the other takes
-//! it for.
+//! Checks whether a kernel may run beside the host's: both write to the same memory, and neither checks how the other
+//! interprets it.
 //!
-//! It is asked before anything is made. A morph to a kernel that does not agree ends there, and its source goes on.
+//! The check comes before anything is created. A morph to an incompatible kernel ends there, and its source keeps
+//! running.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -19,15 +20,15 @@ use crate::kernel_image::KernelImage;
 /// How many images are remembered. One that was forgotten is read again, which takes a second.
 const REMEMBERED_MAX: usize = 64;
 
-/// Who vouches that a kernel image lays out shared memory as the host's kernel does.
+/// How kmorph ensures that a kernel image lays out shared memory like the host's kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// Both kernels: their types are compared.
     Compared {
-        /// Where the host's kernel shows its types.
+        /// File with the types of the host's kernel.
         running: PathBuf,
     },
-    /// Whoever configured it; nothing is looked at.
+    /// The layout is assumed to be compatible and not checked.
     Assumed,
 }
 

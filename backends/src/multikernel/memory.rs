@@ -1,7 +1,8 @@
 //! A generation's memory, as the host can read it.
 //!
-//! A kernel instance's memory is the machine's own: its addresses are physical ones, which `/proc/iomem` tells root, and
-//! `/proc/kcore` shows what is there. The kernel takes nothing from it when the instance is halted.
+//! The memory of a kernel instance is part of the machine's memory: its addresses are physical ones, which
+//! `/proc/iomem` shows to root, and `/proc/kcore` shows its contents. The kernel does not change the memory when it
+//! halts the instance.
 
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -16,12 +17,12 @@ use crate::contract::{BackendError, KernelInstance, MemoryRange, Placement};
 /// Bytes that are read of each range, to see whether it can be.
 const TRIED_BYTES: usize = 64;
 
-/// Where the host's kernel says what memory there is, and shows it.
+/// The files in which the host's kernel lists and shows memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostMemory {
     /// Which physical addresses are whose.
     pub iomem: PathBuf,
-    /// What is at physical addresses.
+    /// File with the contents of physical memory.
     pub kcore: PathBuf,
 }
 
@@ -66,7 +67,7 @@ fn regions(iomem: &Path, id: u32, name: &str) -> io::Result<Vec<(u64, u64)>> {
     let regions = Iomem::parse(&text).instance(id, name);
     if regions.is_empty() {
         let text = format!(
-            "{} shows no region of it (addresses need root)",
+            "{} shows no memory region of it (reading addresses requires root)",
             iomem.display()
         );
         return Err(io::Error::new(io::ErrorKind::NotFound, text));
@@ -78,7 +79,7 @@ fn regions(iomem: &Path, id: u32, name: &str) -> io::Result<Vec<(u64, u64)>> {
 fn ranges(kcore: &Path, regions: &[(u64, u64)]) -> io::Result<Vec<MemoryRange>> {
     let explained = |error: io::Error| {
         let text = format!(
-            "{}: {error}; that takes root, a kernel with CONFIG_PROC_KCORE, and no lockdown of confidentiality",
+            "{}: {error}; this requires root, a kernel with CONFIG_PROC_KCORE, and no confidentiality lockdown",
             kcore.display()
         );
         io::Error::new(error.kind(), text)
@@ -87,7 +88,10 @@ fn ranges(kcore: &Path, regions: &[(u64, u64)]) -> io::Result<Vec<MemoryRange>> 
     let mut ranges = Vec::new();
     for (base, length) in regions {
         let parts = kcore::parts(&shown, *base, *length).ok_or_else(|| {
-            let text = format!("{} does not show all of it, at {base:#x}", kcore.display());
+            let text = format!(
+                "{} does not contain all of its memory, at {base:#x}",
+                kcore.display()
+            );
             io::Error::new(io::ErrorKind::NotFound, text)
         })?;
         for Shown {
@@ -130,7 +134,7 @@ mod tests {
         let bases = [0x8_4000_0000, 0x8_6000_0000];
         assert_eq!(found, bases.map(|base| (base, 0x800_0000)));
         let none = regions(iomem.path(), 3, "web").unwrap_err().to_string();
-        assert!(none.contains("no region"), "{none}");
+        assert!(none.contains("no memory region"), "{none}");
     }
 
     #[test]
@@ -141,7 +145,10 @@ mod tests {
         let file = kcore.as_file();
         let read = |regions: &[(u64, u64)]| ranges(kcore.path(), regions);
         let nothing_behind = read(&[(0x1_0000, 0x1000)]).unwrap_err().to_string();
-        assert!(nothing_behind.contains("no lockdown"), "{nothing_behind}");
+        assert!(
+            nothing_behind.contains("no confidentiality lockdown"),
+            "{nothing_behind}"
+        );
         file.set_len(kcore::SYNTHETIC_OFFSET + bytes).unwrap();
         let found = read(&[(0x1_0000, 0x1000), (0x1_2000, 0x2000)]).unwrap();
         let places: Vec<_> = found
@@ -153,7 +160,10 @@ mod tests {
             [(0x1_0000, 0x1000, 0x2000), (0x1_2000, 0x2000, 0x4000)]
         );
         let outside = read(&[(0x1_3000, 0x2000)]).unwrap_err().to_string();
-        assert!(outside.contains("does not show all of it"), "{outside}");
+        assert!(
+            outside.contains("does not contain all of its memory"),
+            "{outside}"
+        );
         assert!(ranges(Path::new("/nonexistent"), &[(0, 1)]).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! The multikernel backend: an instance is a Linux kernel on CPUs and memory of its own, beside the host's.
+//! The multikernel backend: an instance is a Linux kernel on its own CPUs and memory, beside the host's kernel.
 //!
 //! ```text
 //!  daemon ── /sys/fs/multikernel: overlays, status ──▶ host's kernel ── kexec_file_load, reboot ──▶ instance's kernel
@@ -6,14 +6,15 @@
 //!         ── AF_VSOCK, over the kernels' own transport ────────────────────────────────────────────────┘
 //! ```
 //!
-//! * All that is known of the kernel's interface is libkerf's; here is what makes instances of it.
-//! * `layout`: whether a kernel may run beside the host's. `slots`: which generation is in which kernel instance. `spawn`, `observe`, `fence`, `release`: a life. `memory`
-//!   for vmcores, `preflight` for the daemon's start.
-//! * `network`: what a guest would lose in the other kernel instance.
-//! * `kcore` is how the host shows an instance's memory.
-//! * No process belongs to an instance: a placement names a kernel instance instead.
+//! * libkerf knows the kernel's interface; this module builds instances on it.
+//! * `layout`: checks whether a kernel may run beside the host's. `slots`: the generation in each kernel instance.
+//!   `spawn`, `observe`, `fence`, `release`: the life cycle. `memory` for vmcores, `preflight` for the daemon's
+//!   start.
+//! * `network`: checks which devices a guest would lose in the other kernel instance.
+//! * `kcore`: how the host shows an instance's memory.
+//! * An instance has no process on the host: its placement names a kernel instance instead.
 //!
-//! The calls block, some for seconds, so each has a thread of its own.
+//! The calls block, some for seconds, so each runs on its own thread.
 
 mod fence;
 pub mod kcore;
@@ -58,20 +59,20 @@ pub use self::memory::HostMemory;
 /// The option of an AF_VSOCK socket that chooses the transport between kernels (`net/vmw_vsock/af_vsock.c` of
 /// multikernel Linux).
 pub const VSOCK_OPTION: u16 = 9;
-/// Where the kernel's files are.
+/// Path of the kernel's files.
 pub const ROOT: &str = libkerf::kernel::ROOT;
-/// Where kerf's lock is.
+/// Path of kerf's lock.
 pub const LOCK: &str = libkerf::kernel::KERF_LOCK;
-/// Where kerf's records are.
+/// Directory of kerf's records.
 pub const RECORDS: &str = libkerf::record::DIRECTORY;
-/// Where kerf pins the routes of netdevs.
+/// Directory in which kerf pins the routes of netdevs.
 pub const XDP_PINS: &str = network::XDP_PINS;
 /// The module that carries vsock between kernels; loaded where it is not built in.
 const NEEDED: [&str; 1] = ["mk_transport"];
 /// What a generation boots.
 const INITRAMFS: &str = "initramfs.img";
 
-/// What the backend needs to know.
+/// Configuration of the backend.
 #[derive(Clone, Debug)]
 pub struct MultikernelConfig {
     /// The agent, as it runs in the instance.
@@ -84,15 +85,15 @@ pub struct MultikernelConfig {
     pub records: PathBuf,
     /// Directory with a `<release>` directory of modules for each kernel; searched first.
     pub modules: Option<PathBuf>,
-    /// Where built guest images are kept.
+    /// Directory for built guest images.
     pub cache: PathBuf,
     /// How instances are reached.
     pub vsock: Vsock,
-    /// Who vouches for a kernel image.
+    /// How the layout of a kernel image is ensured.
     pub layout: Layout,
-    /// Where an instance's memory is read.
+    /// The files through which an instance's memory is read.
     pub memory: HostMemory,
-    /// Where kerf pins the routes of netdevs.
+    /// Directory in which kerf pins the routes of netdevs.
     pub xdp_pins: PathBuf,
 }
 
@@ -108,7 +109,7 @@ pub enum Vsock {
     },
     /// A Unix socket `<id>.sock` for each, which takes `CONNECT <port>`: where kernels are emulated.
     Sockets {
-        /// Where they are.
+        /// Directory of the sockets.
         directory: PathBuf,
     },
 }
@@ -160,7 +161,7 @@ pub struct KernelPool {
     pub cpus: Vec<u16>,
     /// Bytes.
     pub memory_bytes: u64,
-    /// What is left of the memory, for each kernel instance, to the kernel's own bookkeeping, bytes.
+    /// Memory reserved for the kernel's own bookkeeping per kernel instance, bytes.
     pub bookkeeping_bytes: u64,
 }
 
@@ -173,10 +174,10 @@ pub struct MultikernelBackend {
 }
 
 impl MultikernelBackend {
-    /// A backend on the kernel that this runs on.
+    /// A backend for the running kernel.
     ///
     /// # Errors
-    /// When the host's boot id cannot be read.
+    /// If the host's boot id cannot be read.
     pub fn new(config: MultikernelConfig) -> io::Result<Self> {
         Self::with_calls(config, Box::new(SystemCalls))
     }
@@ -184,7 +185,7 @@ impl MultikernelBackend {
     /// The same, with loads, boots and halts made through `calls`.
     ///
     /// # Errors
-    /// When the host's boot id cannot be read.
+    /// If the host's boot id cannot be read.
     pub fn with_calls(
         config: MultikernelConfig,
         calls: Box<dyn Calls + Send + Sync>,
@@ -203,7 +204,7 @@ impl MultikernelBackend {
     /// The kernel's pool as it is now: what instances are given is its, not the host's.
     ///
     /// # Errors
-    /// When it cannot be read, or there is none.
+    /// If it cannot be read, or there is none.
     pub fn pool(config: &MultikernelConfig) -> io::Result<KernelPool> {
         let state = Kernel::at(&config.root, &config.lock).state(None);
         let resources = state.map_err(io::Error::other)?.system.resources;
@@ -332,7 +333,7 @@ impl Backend for MultikernelBackend {
             .blocking(move |slots| preflight::look(&config, slots))
             .await;
         let looked = looked.map_err(|source| SpawnError::System {
-            what: "looking at the machine".to_owned(),
+            what: "checking the machine".to_owned(),
             source,
         })?;
         looked.map_err(|missing| {
@@ -344,7 +345,7 @@ impl Backend for MultikernelBackend {
     }
 
     async fn tidy(&self, run_dir: &Path) -> Result<Vec<String>, BackendError> {
-        let what = || "looking through the records of kernel instances".to_owned();
+        let what = || "reading the records of kernel instances".to_owned();
         let run_dir = run_dir.to_owned();
         let looked = self.blocking(move |slots| slots.tidy(&run_dir)).await;
         let tidied = looked.map_err(failed(what()))?.map_err(failed(what()))?;
@@ -356,7 +357,7 @@ impl Backend for MultikernelBackend {
         run_dir: &Path,
         counted: &[(String, u64)],
     ) -> Result<Option<HeldBesides>, BackendError> {
-        let what = || "looking at what kernel instances hold".to_owned();
+        let what = || "reading the resources of kernel instances".to_owned();
         let (run_dir, counted) = (run_dir.to_owned(), counted.to_vec());
         let looked = self
             .blocking(move |slots| slots.held_besides(&run_dir, &counted))
@@ -402,7 +403,7 @@ impl Backend for MultikernelBackend {
         generation: u64,
         run_dir: &Path,
     ) -> Result<Option<Placement>, BackendError> {
-        let what = || format!("looking for {name} generation {generation}");
+        let what = || format!("searching for {name} generation {generation}");
         let (wanted, own_dir) = (name.clone(), run_dir.to_owned());
         let look = self.blocking(move |slots| {
             for name in Slots::names(&wanted) {
@@ -533,7 +534,7 @@ impl Backend for MultikernelBackend {
     }
 
     async fn memory_map(&self, placement: &Placement) -> Result<Vec<MemoryRange>, BackendError> {
-        let what = || format!("looking for the memory of {}", described(placement));
+        let what = || format!("searching for the memory of {}", described(placement));
         let (owned, host) = (placement.clone(), self.config.memory.clone());
         let mapped = self
             .blocking(move |slots| slots.memory_map(&host, &owned))

@@ -1,10 +1,10 @@
-//! What a guest's network hangs on, when its next kernel runs in the other kernel instance.
+//! The network devices of a guest when its next kernel runs in the other kernel instance.
 //!
-//! The host's kernel serves an instance's virtio devices under the name of the kernel instance: the netdev of the n-th
-//! one of `web` is `mk-web-n`, of `web+b` it is `mk-web+b-n` (`mk_vnet_bind` in `drivers/net/mk_vnet.c` of multikernel
-//! Linux: the first 9 characters). kerf routes a NIC to a netdev by XDP and pins that below [`XDP_PINS`]. The kernel
-//! renames nothing, and gives no device to an instance after its creation. So a kernel instance takes over from the other
-//! one only with the same devices, and with the same routes.
+//! The host's kernel names the virtio devices of an instance after the kernel instance: the n-th netdev of `web` is
+//! `mk-web-n`, that of `web+b` is `mk-web+b-n` (`mk_vnet_bind` in `drivers/net/mk_vnet.c` of multikernel Linux: the
+//! first 9 characters). kerf routes a NIC to a netdev by XDP and pins the route below [`XDP_PINS`]. The kernel never
+//! renames a device, and adds none to an instance after its creation. So a kernel instance can take over from the
+//! other one only if it has the same devices and routes.
 
 use std::fs;
 use std::path::Path;
@@ -40,7 +40,7 @@ impl Slots {
     ) -> Result<(), SpawnError> {
         let served = |name: &str| {
             self.served(name).map_err(|error| SpawnError::System {
-                what: format!("looking at the devices of kernel instance {name:?}"),
+                what: format!("reading the devices of kernel instance {name:?}"),
                 source: std::io::Error::other(error.to_string()),
             })
         };
@@ -80,7 +80,7 @@ fn takes_over(own: &Served, other: &Served, pins: &Path) -> Result<(), String> {
         return Ok(());
     }
     let remedy = format!(
-        "end what is left of it, or make the other one with `kerf create {} --virtio=…` as {} was made",
+        "remove its remains, or create the other one with `kerf create {} --virtio=…` as {} was made",
         own.name, other.name
     );
     if own.devices != other.devices {

@@ -1,14 +1,14 @@
-//! What the kernel says of a generation, and what that means.
+//! The kernel's status of a generation and its meaning.
 //!
 //! ```text
-//!  active ───────────────────────────▶ runs, or hangs: the file says the same of both
-//!  loaded, after we asked it to halt ─▶ it has ended
-//!  loaded, unasked ───────────────────▶ its kernel panicked
+//!  active ───────────────────────────▶ runs or hangs: the file does not distinguish them
+//!  loaded, after a halt request ─▶ it has ended
+//!  loaded, no request ───────────────────▶ its kernel panicked
 //! ```
 //!
-//! The kernel tells nobody of a change, so it is looked at again and again. A kernel that panicked shows as
-//! `loaded`, like one that has powered off: they are told apart by whether it was asked to. One that powers itself
-//! off unasked is taken for one that panicked; the agent, which is its init, does not.
+//! The kernel does not notify anyone of changes, so the backend polls. A panicked kernel shows as `loaded`, like one
+//! that has powered off: the backend distinguishes them by whether a halt was requested. A kernel that powers itself
+//! off without a request counts as panicked; the agent, which is its init, never does that.
 
 use std::path::Path;
 use std::time::Duration;

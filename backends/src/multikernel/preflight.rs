@@ -1,4 +1,4 @@
-//! What a machine lacks for this backend, all of it at once, each with what to do.
+//! Checks what a machine lacks for this backend, and reports everything at once, each with a remedy.
 
 use std::path::Path;
 
@@ -53,7 +53,7 @@ pub(super) fn look(config: &MultikernelConfig, slots: &Slots) -> Result<String, 
 fn files(root: &Path) -> Result<(), String> {
     if !root.is_dir() {
         return Err(format!(
-            "there is no {}: boot a kernel with CONFIG_MULTIKERNEL",
+            "{} does not exist: boot a kernel with CONFIG_MULTIKERNEL",
             root.display()
         ));
     }
@@ -64,13 +64,13 @@ fn files(root: &Path) -> Result<(), String> {
         ));
     }
     if root.join("device_tree_source").exists() {
-        let text = "this multikernel kernel is of generation A, which takes other overlays; boot a newer one";
+        let text = "this multikernel kernel is of generation A, whose overlay format is not supported; boot a newer one";
         return Err(text.to_owned());
     }
     let new = root.join("overlays/new");
     if !new.exists() {
         return Err(format!(
-            "{} does not exist: this multikernel kernel is of a generation that is not known here",
+            "{} does not exist: this multikernel kernel is of an unknown generation",
             new.display()
         ));
     }
@@ -86,7 +86,7 @@ fn pool(slots: &Slots) -> Result<String, String> {
     match slots.kernel.state(None) {
         Ok(state) => enough(&state.system),
         Err(KernelError::NoPool { .. }) => {
-            Err("the kernel has no pool of CPUs and memory; make one with kerf init".to_owned())
+            Err("the kernel has no pool of CPUs and memory; create one with kerf init".to_owned())
         }
         Err(error) => Err(error.to_string()),
     }
@@ -98,7 +98,7 @@ fn enough(system: &System) -> Result<String, String> {
     let mib = resources.memory_bytes() >> 20;
     if resources.cpus.is_empty() || mib == 0 {
         return Err(format!(
-            "the kernel's pool has {} CPUs and {mib} MiB; give it some with kerf init",
+            "the kernel's pool has {} CPUs and {mib} MiB; enlarge it with kerf init",
             resources.cpus.len()
         ));
     }
@@ -117,12 +117,12 @@ fn rights() -> Vec<String> {
     }
     if std::fs::read_to_string(KEXEC_DISABLED).is_ok_and(|text| text.trim() == "1") {
         missing.push(format!(
-            "loading kernels is disabled until the host is booted anew ({KEXEC_DISABLED} is 1)"
+            "loading kernels is disabled until the host is rebooted ({KEXEC_DISABLED} is 1)"
         ));
     }
     if std::fs::read_to_string(LOCKDOWN).is_ok_and(|text| is_locked(&text)) {
         missing.push(format!(
-            "the host's kernel is locked down ({LOCKDOWN}) and loads only signed images, and an unpacked one has \
+            "the host's kernel is locked down ({LOCKDOWN}) and loads only signed images, but an unpacked image has \
              lost its signature; boot it without lockdown"
         ));
     }
@@ -146,7 +146,7 @@ pub(super) fn reachable(vsock: &Vsock) -> Result<(), String> {
     match vsock {
         Vsock::Sockets { directory } if directory.is_dir() => Ok(()),
         Vsock::Sockets { directory } => Err(format!(
-            "multikernel.vsock_sockets: there is no directory {}",
+            "multikernel.vsock_sockets: the directory {} does not exist",
             directory.display()
         )),
         Vsock::Kernel { option, .. } => {
@@ -180,7 +180,7 @@ mod tests {
         std::fs::create_dir_all(root.join("overlays")).unwrap();
         assert!(lacks(&root).contains("mount -t multikernel"));
         std::fs::write(root.join("device_tree"), "").unwrap();
-        assert!(lacks(&root).contains("not known here"));
+        assert!(lacks(&root).contains("unknown generation"));
         std::fs::write(root.join("overlays/new"), "").unwrap();
         assert_eq!(lacks(&root), "");
         std::fs::write(root.join("device_tree_source"), "").unwrap();

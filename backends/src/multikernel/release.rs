@@ -1,9 +1,9 @@
-//! Giving back what a fenced generation held.
+//! Releases the resources of a fenced generation.
 //!
-//! A kernel instance that we made is removed; its CPUs and memory go to the pool. One that kerf made is only
-//! unloaded: what is configured stays configured. Where the other kernel instance of the same kmorph instance runs
-//! (after a morph, its successor), the devices go there, in the same overlay. CPUs and memory do not: it was made
-//! with as many of its own.
+//! A kernel instance that kmorph created is removed, and its CPUs and memory return to the pool. One that kerf
+//! created is only unloaded: its configuration stays. If the other kernel instance of the same kmorph instance is
+//! running (the successor, after a morph), the devices move there in the same overlay. CPUs and memory do not move:
+//! the successor has its own.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -170,7 +170,7 @@ impl Slots {
 pub(super) enum TakeError {
     #[error(transparent)]
     Apply(#[from] ApplyError),
-    #[error("somebody else has made a kernel instance of its name meanwhile")]
+    #[error("somebody else has created a kernel instance with its name meanwhile")]
     NotOurs,
     #[error(transparent)]
     Exchange(#[from] allocate::NoExchange),
@@ -179,7 +179,7 @@ pub(super) enum TakeError {
     #[error(transparent)]
     Record(#[from] libkerf::record::RecordError),
     #[error(
-        "its devices are free and did not go to {successor:?}: {error}; give them with kerf update"
+        "its devices are free but could not be assigned to {successor:?}: {error}; assign them with kerf update"
     )]
     Devices {
         successor: String,

@@ -1,15 +1,16 @@
-//! Kernel instances by name, and which generation is in which.
+//! Kernel instances by name, and the generation that each of them holds.
 //!
-//! A kmorph instance `web` has two kernel instances, because a morph has two kernels side by side: `web`, as kerf's
-//! users call it, and `web+b`. A kmorph name cannot contain the `+`, so that is nobody else's.
+//! A kmorph instance `web` has two kernel instances, because two kernels run side by side during a morph: `web`, the
+//! name that users of kerf see, and `web+b`. Names of kmorph instances cannot contain `+`, so the second name is
+//! never taken.
 //!
-//! Which generation is in one is written in kerf's record of it, under a key that kerf keeps and does not look at.
-//! It is written before anything is loaded: what a daemon that died had begun is found by it. Who loads something
-//! else there with kerf writes another record: what runs then is not ours.
+//! A mark in kerf's record names the generation of a kernel instance, under a key that kerf preserves and ignores.
+//! kmorph writes it before it loads anything, so that a later daemon finds what a dead daemon had started. If someone
+//! loads something else there with kerf, kerf writes a new record: what runs then is not ours.
 //!
-//! A record proves nothing by itself. It outlives the host's boot, and the kernel instance that it was written for: a
-//! mark counts only in the boot in which it was made, and for the kernel instance whose [`Origin`] it names. The kernel
-//! keeps the overlay that made each one, and ours carries a note that no other has.
+//! A record proves nothing by itself. It survives a reboot of the host, and the kernel instance it was written for: a
+//! mark counts only in the boot in which it was written, and for the kernel instance whose [`Origin`] it names. The
+//! kernel keeps the overlay that created each kernel instance, and ours carries a unique note.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -39,10 +40,10 @@ pub(super) struct Mark {
     pub(super) run_dir: PathBuf,
     /// The host's boot in which it was put there.
     pub(super) host_boot_id: String,
-    /// Who made the kernel instance. Only what we made is removed when the generation goes.
+    /// The creator of the kernel instance. Only one that we created is removed when the generation goes.
     #[serde(default)]
     pub(super) origin: Origin,
-    /// Its fence was confirmed: it runs no more, whatever the status file says.
+    /// Its fence was confirmed: it no longer runs, whatever the status file says.
     #[serde(default)]
     pub(super) fenced: bool,
 }
@@ -108,7 +109,7 @@ impl Mark {
 pub(super) enum Content {
     /// There is no such kernel instance.
     Absent,
-    /// One that nobody has put a kernel in through us.
+    /// A kernel instance in which we have loaded no kernel.
     Foreign(Status),
     /// A generation of ours.
     Marked(Mark, Status),
@@ -120,9 +121,9 @@ pub(super) enum Content {
 /// How a placement's kernel instance relates to its generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Holds {
-    /// There is no such kernel instance any more.
+    /// The kernel instance no longer exists.
     Gone,
-    /// It holds a later generation: ours was fenced before that one was put in.
+    /// It holds a later generation: ours was fenced before that one was loaded.
     Another,
     /// Its record is not ours any more.
     Foreign(Status),
@@ -146,7 +147,7 @@ pub(super) enum Tidied {
 impl std::fmt::Display for Tidied {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Unlocked => f.write_str("removed kerf's lock: a kmorph was killed that held it"),
+            Self::Unlocked => f.write_str("removed kerf's lock: a kmorphd that held it was killed"),
             Self::StillLocked(why) => write!(f, "left kerf's lock: {why}"),
             Self::Removed(name) => write!(
                 f,
@@ -168,8 +169,8 @@ pub(super) enum SlotError {
     Record(#[from] RecordError),
     /// The transaction that made a kernel instance is not among the kernel's.
     #[error(
-        "the kernel's transactions do not tell who made kernel instance {0:?}, and a kernel is loaded there; when \
-         nothing of it runs, take it away with kerf delete {0}"
+        "the kernel's transactions do not show who created kernel instance {0:?}, and a kernel is loaded there; when \
+         it is no longer running, remove it with kerf delete {0}"
     )]
     Untold(String),
 }
@@ -180,7 +181,7 @@ pub(super) struct Slots {
     pub(super) records: Records,
     pub(super) calls: Box<dyn Calls + Send + Sync>,
     pub(super) host_boot_id: String,
-    /// One change of ours at a time: each is planned on what the last one left.
+    /// Serializes our changes: each is planned on the result of the last one.
     changes: Mutex<()>,
 }
 

@@ -1,4 +1,4 @@
-//! Starting a generation: a kernel instance for it, its mark, its image, its boot.
+//! Starts a generation: chooses a kernel instance, marks it, loads the image, boots.
 //!
 //! ```text
 //!  choose ─▶ mark ─▶ create (one overlay) ─▶ load ─▶ boot ─▶ read back
@@ -43,7 +43,7 @@ pub(super) fn cmdline(own: &str) -> Result<String, SpawnError> {
     if text.len() >= CMDLINE_MAX_BYTES {
         let over = text.len() + 1 - CMDLINE_MAX_BYTES;
         return Err(SpawnError::Refused(format!(
-            "the kernel command line is {over} bytes too long: with what the agent needs, a kernel takes \
+            "the kernel command line is {over} bytes too long: with the agent's arguments, a kernel accepts at most \
              {CMDLINE_MAX_BYTES}"
         )));
     }
@@ -53,7 +53,7 @@ pub(super) fn cmdline(own: &str) -> Result<String, SpawnError> {
 /// A kernel instance to put a generation in.
 struct Chosen {
     name: String,
-    /// It is there already: kerf has made it.
+    /// It already exists: kerf has created it.
     there: bool,
 }
 
@@ -132,7 +132,7 @@ impl Slots {
                 }
                 Content::Foreign(status) | Content::Outlived(_, status) => {
                     return Err(SpawnError::Unavailable(format!(
-                        "kernel instance {name:?} is {}, and it was not kmorph that loaded it; end what runs there \
+                        "kernel instance {name:?} is {}, and kmorph did not load it; stop it \
                          with kerf kill, and unload it with kerf unload",
                         status.as_str()
                     )));
@@ -145,7 +145,7 @@ impl Slots {
             return Ok(Chosen { name, there });
         }
         Err(SpawnError::Unavailable(format!(
-            "both kernel instances of {} are in use ({}); end what runs there with kerf kill, unload and delete",
+            "both kernel instances of {} are in use ({}); remove them with kerf kill, unload and delete",
             spec.name,
             taken.join(", ")
         )))
@@ -260,7 +260,7 @@ impl Slots {
                 if status == Status::Active {
                     let parked = self.kernel.halt_by_force(&*self.calls, name);
                     if parked.map_err(|error| text(&error))? == Parked::Unconfirmed {
-                        return Err("it was booted, and its CPUs may run".to_owned());
+                        return Err("it was booted, and its CPUs may be running".to_owned());
                     }
                 }
                 if status.has_kernel() {

@@ -1,7 +1,7 @@
-//! What a guest prints is kept, but not without bound: a guest can print for ever.
+//! Bounds the size of a guest's console log, because a guest can print forever.
 //!
-//! QEMU appends to `console.log`. When it is over its bound it is copied to `console.log.old` and
-//! emptied; an appending writer goes on at the new end.
+//! QEMU appends to `console.log`. When the file exceeds its limit, it is copied to `console.log.old` and truncated;
+//! an appending writer continues at the new end.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};

@@ -1,8 +1,9 @@
-//! A guest that executes nothing for a while and then goes on, with its clock.
+//! Freezes a guest and its clock for a while, and resumes it.
 //!
-//! QEMU itself is asked, and not its process stopped: the guest's clock stands still too, so that nothing in it
-//! takes the pause for a lockup. QEMU takes the vsock device's queues back meanwhile, so that nothing is written into
-//! the guest's memory; a vsock connection that is being made then can be cut, one that is there is not.
+//! The backend asks QEMU instead of stopping its process: this way the guest's clock stops too, so that nothing in
+//! the guest mistakes the pause for a lockup. Meanwhile QEMU stops the queues of the vsock device, so that nothing
+//! writes to the guest's memory; this can cut a vsock connection that is being established, but not an established
+//! one.
 
 use std::io;
 use std::path::Path;
@@ -14,7 +15,9 @@ pub(super) async fn freeze(run_dir: &Path) -> io::Result<()> {
     let commands = run_dir.join(run_dir::COMMANDS);
     qmp::command(&commands, "stop", None).await?;
     match qmp::status(&commands).await?.as_str() {
-        "running" => Err(io::Error::other("QEMU says that it still runs")),
+        "running" => Err(io::Error::other(
+            "QEMU reports that the guest is still running",
+        )),
         _ => Ok(()),
     }
 }
@@ -27,7 +30,9 @@ pub(super) async fn resume(run_dir: &Path) -> io::Result<()> {
     }
     qmp::command(&commands, "cont", None).await?;
     match qmp::status(&commands).await?.as_str() {
-        "paused" => Err(io::Error::other("QEMU says that it still stands still")),
+        "paused" => Err(io::Error::other(
+            "QEMU reports that the guest is still paused",
+        )),
         _ => Ok(()),
     }
 }

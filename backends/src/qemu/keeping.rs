@@ -1,8 +1,8 @@
-//! A process that does nothing but hold a guest's memory, from before its fence until its release: so that the memory
-//! outlives the daemon, and another one can capture it.
+//! A helper process that only holds a guest's memory, from before its fence until its release, so that the memory
+//! survives the daemon and a later daemon can capture it.
 //!
-//! It is found by a mark in its environment, like the processes of a generation, but by another mark: a fence ends
-//! those, and not this.
+//! Like the processes of a generation, the helper is found by a mark in its environment, but by a different one: a
+//! fence kills the processes of the generation, and not the helper.
 
 use std::fs::File;
 use std::io;

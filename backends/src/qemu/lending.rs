@@ -1,18 +1,18 @@
-//! A dead guest's memory, lent to one that survives: an ivshmem-plain device, plugged into a port that every guest
-//! has for it.
+//! Lends a dead guest's memory to a survivor: an ivshmem-plain device, plugged into a port that every guest has for
+//! it.
 //!
 //! ```text
 //!  dead guest's memfd ──offset, size──▶ memory-backend-file ──▶ ivshmem-plain, BAR 2 ──▶ pcie-root-port 0000:00:1e.0
 //!  (held by the daemon)                 lent-memory-<n>         lent                     lending
 //! ```
 //!
-//! * The backend opens the file for reading only, so that no guest and no QEMU can write it. That also makes it ROM
-//!   for QEMU, and a vhost device is never told of ROM.
-//! * QEMU ends itself over a BAR whose size is no power of two, and over a file that is shorter than what it has
-//!   mapped. It is a survivor's: both are ruled out before anything is plugged.
-//! * The names are known, so that a daemon that comes later can take a loan back. Only the backend's has a part that
-//!   is new each time: QEMU forgets the name of unplugged memory later than the device, and ends itself when the next
-//!   one has the same.
+//! * The memory backend opens the file read-only, so that no guest and no QEMU can write to it. That also makes it
+//!   ROM for QEMU, and QEMU never reports ROM to vhost devices.
+//! * QEMU exits over a BAR whose size is not a power of two, and over a file that is shorter than its mapping. This
+//!   would kill a survivor, so both are ruled out before anything is plugged.
+//! * The names are fixed, so that a later daemon can take a loan back. Only the backend's name has a part that is new
+//!   each time: QEMU forgets the name of unplugged memory later than the device, and exits if the next backend has
+//!   the same name.
 
 use std::fs::File;
 use std::io;
@@ -105,7 +105,7 @@ fn measured(file: &File) -> io::Result<u64> {
     // Only a memory file has seals, so this is no other file in the place of one that was closed.
     if !fcntl_get_seals(file)?.contains(SealFlags::SHRINK) {
         return Err(invalid(
-            "the memory's file could be shortened under the survivor, which would end it"
+            "the memory's file could be truncated under the survivor, which would kill it"
                 .to_owned(),
         ));
     }
@@ -115,7 +115,7 @@ fn measured(file: &File) -> io::Result<u64> {
 /// What is lent of a memory.
 #[derive(Debug, PartialEq, Eq)]
 struct Piece {
-    /// Where it begins in the file; a multiple of [`LENT_MIN_BYTES`].
+    /// Its offset in the file; a multiple of [`LENT_MIN_BYTES`].
     offset: u64,
     /// A power of two from [`LENT_MIN_BYTES`] to [`LENT_MAX_BYTES`].
     bytes: u64,
@@ -127,7 +127,7 @@ impl Piece {
     fn of(memory: &[MemoryRange], file_bytes: u64) -> io::Result<Self> {
         if file_bytes < LENT_MIN_BYTES || !file_bytes.is_multiple_of(LENT_MIN_BYTES) {
             return Err(invalid(format!(
-                "the memory's file has {file_bytes} bytes, not whole pages"
+                "the memory's file has {file_bytes} bytes, which is not a multiple of the page size"
             )));
         }
         let bytes = 1 << file_bytes.min(LENT_MAX_BYTES).ilog2();
@@ -137,7 +137,7 @@ impl Piece {
             let end = range.host_offset.checked_add(range.length);
             let end = end.filter(|end| *end <= file_bytes).ok_or_else(|| {
                 invalid(format!(
-                    "the memory's file has {file_bytes} bytes, and {:#x} at {:#x} is not in it",
+                    "the memory's file has {file_bytes} bytes and does not contain {:#x} at {:#x}",
                     range.length, range.host_offset
                 ))
             })?;
@@ -200,7 +200,7 @@ async fn unplug(commands: &Path) -> io::Result<()> {
             let why = refused.map_or_else(String::new, |error| format!(" (QEMU said: {error})"));
             return Err(io::Error::new(
                 io::ErrorKind::TimedOut,
-                format!("its kernel has not let go of it within {LET_GO_TIMEOUT:?}{why}"),
+                format!("its kernel has not released the device within {LET_GO_TIMEOUT:?}{why}"),
             ));
         }
         if asked.is_none_or(|at| at.elapsed() >= ASK_AGAIN_EVERY) {
@@ -319,7 +319,7 @@ mod tests {
     fn only_memory_that_cannot_be_shortened_is_lent() {
         let memory = memory_file();
         let error = measured(&memory).unwrap_err().to_string();
-        assert!(error.contains("shortened"), "{error}");
+        assert!(error.contains("truncated"), "{error}");
         seal(&memory);
         assert_eq!(measured(&memory).unwrap(), MIB);
         assert!(measured(&tempfile::tempfile_in("/var/tmp").unwrap()).is_err());

@@ -1,9 +1,9 @@
-//! Where the guest's memory lies on the host: the memfd that QEMU made for its one memory backend,
-//! which holds the memory below the hole first and that above it behind.
+//! The location of the guest's memory on the host: the memfd of QEMU's only memory backend, which holds the memory
+//! below the hole first and the memory above it after that.
 //!
-//! A memfd is gone with the last process that has it open. The daemon holds it too, so that the memory of a
-//! guest whose QEMU has ended can still be captured, and where it is to be captured so does a process that outlives
-//! the daemon ([`keeping`]). It is given back when the generation is released, whoever else has it mapped then.
+//! A memfd disappears with the last process that has it open. The daemon keeps it open too, so that the memory of a
+//! guest can be captured after its QEMU has exited; if it is to be captured, so does a helper process that survives
+//! the daemon ([`keeping`]). The memory is freed when the generation is released, whoever else still has it mapped.
 
 use std::collections::BTreeMap;
 use std::fs::File;

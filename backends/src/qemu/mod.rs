@@ -1,20 +1,18 @@
-//! The qemu backend: an instance is a Linux kernel in QEMU, under KVM where that really works, else
-//! in software emulation.
+//! The qemu backend: an instance is a Linux kernel in QEMU, under KVM if that works, else in software emulation.
 //!
 //! ```text
 //!  daemon ── CONNECT 9000 ──▶ vhost-user vsock device ── shared memory ──┐
 //!         ── QMP ───────────▶ QEMU ─ guest memory (memfd), vCPUs pinned ─┴▶ guest: agent as init
 //! ```
 //!
-//! * [`probe`](self) finds out by trying what the machine can do; the guest image is built here from the agent,
+//! * [`probe`](self) finds out by trial what the machine can do; this module builds the guest image from the agent,
 //!   its libraries and the modules that the kernel needs.
-//! * In place of the vhost-user device there may be the host's side of kerf-vsock: an ivshmem device, and
+//! * Instead of the vhost-user device, a guest can use the host side of kerf-vsock: an ivshmem device, and
 //!   `kerf-vsock.ko` in the guest.
-//! * A panic is told by the guest's pvpanic driver as an event and leaves the guest standing still
-//!   with its memory; without that driver the panicked kernel resets, which ends QEMU. Both are seen
-//!   at once.
-//! * The fence is SIGKILL to QEMU and the device, confirmed by their ends. Without them nothing of
-//!   the guest can run, and what it had in flight is gone with the memory.
+//! * The guest's pvpanic driver reports a panic as an event, and the guest stops with its memory intact; without that
+//!   driver the panicked kernel resets, which ends QEMU. The backend sees both at once.
+//! * The fence is SIGKILL to QEMU and the device, confirmed by their exit. Without them nothing of the guest can run,
+//!   and its pending I/O is gone with the memory.
 
 mod command;
 mod console;
@@ -70,7 +68,7 @@ pub enum AccelChoice {
     Tcg,
 }
 
-/// What the backend needs to know.
+/// Configuration of the backend.
 #[derive(Clone, Debug)]
 pub struct QemuConfig {
     /// The agent, as it runs in the guest.
@@ -83,16 +81,16 @@ pub struct QemuConfig {
     pub kerf: Option<KerfConfig>,
     /// Which accelerator is used.
     pub accel: AccelChoice,
-    /// Directory with a `<release>` directory of modules for each kernel; searched first. Then the image's own
-    /// directory, `lib/modules` beside the image, and `/lib/modules`.
+    /// Directory with a `<release>` directory of modules for each kernel; searched before the image's own directory,
+    /// `lib/modules` beside the image, and `/lib/modules`.
     pub modules: Option<PathBuf>,
-    /// Where built guest images are kept.
+    /// Directory for built guest images.
     pub cache: PathBuf,
-    /// Where the cgroups of its generations are made, or why none are.
+    /// The cgroups of its generations, or why there are none.
     pub cgroups: Arc<Result<Cgroups, NoCgroups>>,
 }
 
-/// What vsock over shared memory takes (`docs/kerf-vsock.md`).
+/// Configuration of vsock over shared memory (`docs/kerf-vsock.md`).
 #[derive(Clone, Debug)]
 pub struct KerfConfig {
     /// `kmorph-kerf-host`.
@@ -122,7 +120,7 @@ impl QemuBackend {
     /// A backend as `config` says.
     ///
     /// # Errors
-    /// When the host's boot id cannot be read.
+    /// If the host's boot id cannot be read.
     pub fn new(config: QemuConfig) -> io::Result<Self> {
         let host_boot_id = kmorph_launch::boot_id()?;
         Ok(Self {
@@ -271,9 +269,9 @@ impl QemuBackend {
         };
         match undone {
             Ok(()) => error,
-            Err(why) => {
-                SpawnError::Remains(format!("{error}; and what was started is left: {why}"))
-            }
+            Err(why) => SpawnError::Remains(format!(
+                "{error}; and some of the started processes remain: {why}"
+            )),
         }
     }
 
@@ -378,7 +376,7 @@ impl Backend for QemuBackend {
     ) -> Result<Option<Placement>, BackendError> {
         let (name, run_dir) = (name.clone(), run_dir.to_owned());
         let (kind, boot_id) = (self.kind(), self.host_boot_id.clone());
-        let what = failed(format!("looking for {name} generation {generation}"));
+        let what = failed(format!("searching for {name} generation {generation}"));
         let look = move || finding::find(kind, &name, generation, &run_dir, &ROLES, &boot_id);
         let found = tokio::task::spawn_blocking(look).await;
         found.map_err(io::Error::other).flatten().map_err(what)
@@ -392,7 +390,7 @@ impl Backend for QemuBackend {
         if let Some(cause) = self.watches.seen(qemu) {
             return Ok(Observation::Ended(cause));
         }
-        let what = || failed(format!("looking at QEMU, process {}", qemu.pid));
+        let what = || failed(format!("observing QEMU, process {}", qemu.pid));
         if let Some(seen) = self.observe_process(qemu).await.map_err(what())? {
             return Ok(seen);
         }
@@ -493,7 +491,7 @@ impl Backend for QemuBackend {
                 _ => {}
             }
         }
-        given.map_err(what("giving back the memory"))
+        given.map_err(what("releasing the memory"))
     }
 
     async fn memory_map(&self, placement: &Placement) -> Result<Vec<MemoryRange>, BackendError> {
@@ -502,7 +500,7 @@ impl Backend for QemuBackend {
         };
         let what = || {
             failed(format!(
-                "looking for the memory of QEMU, process {}",
+                "searching for the memory of QEMU, process {}",
                 qemu.pid
             ))
         };
@@ -592,7 +590,7 @@ impl Backend for QemuBackend {
         match lending::take_back(&survivor.run_dir).await {
             Err(_) if ended().await? => Ok(()),
             taken => taken.map_err(failed(format!(
-                "taking back what {} was lent",
+                "taking back the memory lent to {}",
                 survivor.name
             ))),
         }

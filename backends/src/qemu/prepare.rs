@@ -1,4 +1,4 @@
-//! What is made before the processes of a guest are started: its image, its run directory.
+//! Preparations before the processes of a guest start: its image and its run directory.
 
 use std::path::{Path, PathBuf};
 

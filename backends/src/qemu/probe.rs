@@ -1,15 +1,15 @@
-//! What this machine can do, found out by trying.
+//! Finds out by trial what this machine can do.
 //!
-//! `/dev/kvm` can exist, open and create a machine, and still not run a kernel. So KVM is used only
-//! after it did two things:
+//! `/dev/kvm` can exist, open and create a machine, and still be unable to run a kernel. So KVM is used only after it
+//! has passed two tests:
 //!
 //! ```text
 //! untested ─ a ROM of six instructions ends QEMU with its code ─▶ plausible ─ a kernel boots ─▶ works
 //!    └────────────────────────── anything else, or nothing in time ──────────────────────────▶ unusable
 //! ```
 //!
-//! The ROM runs at the daemon's start, the boot with the first kernel that is spawned. The answer is
-//! remembered for as long as the host runs and QEMU stays the same.
+//! The ROM runs when the daemon starts, the boot test with the first kernel that is spawned. The result is kept until
+//! the host reboots or QEMU changes.
 
 use std::ffi::OsString;
 use std::io;
@@ -103,7 +103,7 @@ pub(super) async fn first_line(program: &Path) -> Result<String, String> {
         .output();
     let output = tokio::time::timeout(VERSION_TIMEOUT, output)
         .await
-        .map_err(|_| format!("--version did not end within {VERSION_TIMEOUT:?}"))?
+        .map_err(|_| format!("--version did not exit within {VERSION_TIMEOUT:?}"))?
         .map_err(|error| error.to_string())?;
     if !output.status.success() {
         return Err(format!("--version ended with {}", output.status));
@@ -124,8 +124,8 @@ pub(super) fn judge_vsock_device(line: &str) -> String {
         return line.to_owned();
     }
     format!(
-        "{line}, which can stop serving a guest for good when a connection is given up; \
-         scripts/fetch-vhost-vsock builds one without this fault"
+        "{line}, which can permanently stop serving a guest when a connection is abandoned; \
+         scripts/fetch-vhost-vsock builds a version without this bug"
     )
 }
 
@@ -220,7 +220,7 @@ impl KvmProbe {
         match &*state {
             Kvm::Works => "kvm".to_owned(),
             Kvm::Untested | Kvm::Plausible => {
-                "kvm, to be proved by the first kernel that boots".to_owned()
+                "kvm, to be confirmed by the first kernel that boots".to_owned()
             }
             Kvm::Unusable(reason) => format!("software emulation, because {reason}"),
         }
@@ -243,7 +243,7 @@ impl KvmProbe {
     /// Tries KVM as far as that goes without a kernel, or with this one, where nothing else may be used.
     ///
     /// # Errors
-    /// When KVM cannot be used here.
+    /// If KVM cannot be used here.
     pub(super) async fn required(
         &self,
         version: &Version,
@@ -278,7 +278,7 @@ impl KvmProbe {
         let written = self.write(&path, &rom);
         if let Err(error) = written {
             return Kvm::Unusable(format!(
-                "its test could not be written to {path:?}: {error}"
+                "cannot write the test program to {path:?}: {error}"
             ));
         }
         let device = "isa-debug-exit,iobase=0x501,iosize=1";
@@ -329,7 +329,7 @@ impl KvmProbe {
                 Ok((output.status.code(), text))
             }
             Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err(format!("nothing came of it within {timeout:?}")),
+            Err(_) => Err(format!("no result within {timeout:?}")),
         }
     }
 }

@@ -4,9 +4,9 @@
 //! QEMU ▸ {"QMP": …}     ◂ {"execute": "qmp_capabilities"}     ▸ {"return": {}}     then commands, events
 //! ```
 //!
-//! A socket serves one client at a time; another waits in its queue until the first hangs up. So
-//! there are two: one for the watcher, which stays, and one for commands, each of which connects anew.
-//! The queue is short (QEMU listens with a backlog of 1): a client for whom there is no place in it tries again.
+//! A socket serves one client at a time; another one waits in its queue until the first hangs up. So there are two
+//! sockets: one for the watcher, which stays connected, and one for commands, each of which opens a new connection.
+//! The queue is short (QEMU listens with a backlog of 1): a client that finds it full retries.
 
 use std::collections::VecDeque;
 use std::io;
@@ -74,7 +74,7 @@ impl Qmp {
             events: VecDeque::new(),
         };
         if qmp.line().await?.greeting.is_none() {
-            return Err(invalid("QEMU did not greet".to_owned()));
+            return Err(invalid("QEMU sent no greeting".to_owned()));
         }
         qmp.execute("qmp_capabilities", None).await?;
         Ok(qmp)
@@ -121,7 +121,7 @@ impl Qmp {
     pub(super) async fn status(&mut self) -> io::Result<String> {
         let answer = self.execute("query-status", None).await?;
         let status = answer["status"].as_str().map(str::to_owned);
-        status.ok_or_else(|| invalid("query-status names no status".to_owned()))
+        status.ok_or_else(|| invalid("the answer to query-status has no status".to_owned()))
     }
 
     fn keep(&mut self, line: Line) -> io::Result<()> {

@@ -1,7 +1,7 @@
-//! The registers of a guest's CPUs, which only its QEMU knows: by a dump of almost nothing.
+//! Reads the registers of a guest's CPUs, which only QEMU knows, by means of an almost empty dump.
 //!
-//! QEMU stops a running guest for the dump. That can cut a vsock connection which is being made, so this is not
-//! for a guest that is to live.
+//! QEMU stops a running guest for the dump, which can cut a vsock connection that is being established. So this must
+//! not be used on a guest that is to continue.
 
 use std::io;
 use std::path::Path;

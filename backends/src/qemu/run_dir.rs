@@ -1,4 +1,4 @@
-//! What lies in the run directory of a generation.
+//! The contents of a generation's run directory.
 
 use std::path::Path;
 

@@ -1,8 +1,7 @@
 //! Starts the processes of a guest: the vhost-user device first, then QEMU.
 //!
-//! Each is the leader of a session of its own (`setsid`), so that it survives the daemon and its
-//! terminal, carries the generation's mark in its environment, and writes down who it is before it becomes
-//! its program.
+//! Each process leads its own session (`setsid`), so that it survives the daemon and its terminal, carries the
+//! generation's mark in its environment, and records its identity before it executes its program.
 
 use std::ffi::OsString;
 use std::io;
@@ -45,13 +44,13 @@ pub(super) struct Starting<'a> {
     /// Program and arguments.
     pub(super) line: Vec<OsString>,
     pub(super) run_dir: &'a Path,
-    /// Where its output goes, in the run directory.
+    /// Log file, in the run directory.
     pub(super) log: &'static str,
     /// Host CPUs that it may use.
     pub(super) cpus: &'a [u16],
     /// The cgroup that it is started in.
     pub(super) cgroup: Option<&'a Cgroup>,
-    /// What it is told from others by.
+    /// Marks that identify the process.
     pub(super) containment: &'a Containment,
 }
 
@@ -106,10 +105,12 @@ impl Starting<'_> {
             }
             let stat = Stat::read(process.pid).unwrap_or(None);
             if stat.is_none_or(|stat| stat.is_over() || !stat.is(process)) {
-                return Err(failed("ended at its start"));
+                return Err(failed("exited at startup"));
             }
             if Instant::now() > deadline {
-                return Err(failed(&format!("made no socket within {SOCKET_TIMEOUT:?}")));
+                return Err(failed(&format!(
+                    "created no socket within {SOCKET_TIMEOUT:?}"
+                )));
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }

@@ -1,12 +1,12 @@
-//! Sees the end of a guest: one task for each, for all who ask.
+//! Detects the end of a guest: one task per guest, for all callers.
 //!
 //! ```text
-//!  events.sock ─ GUEST_PANICKED ─▶ its kernel panicked (QEMU holds the guest still)
+//!  events.sock ─ GUEST_PANICKED ─▶ its kernel panicked (QEMU has stopped the guest)
 //!              ─ SHUTDOWN ───────▶ reset, or ended by itself (QEMU exits next)
 //!  pidfd       ─ readable ───────▶ QEMU's own end: a signal, a status
 //! ```
 //!
-//! A cause once seen stays: the event says more than the exit that follows it.
+//! The first cause is kept: the event says more than the exit that follows it.
 
 use std::collections::HashMap;
 use std::convert::Infallible;

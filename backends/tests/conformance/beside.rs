@@ -418,7 +418,7 @@ async fn a_kernel_that_does_not_say_how_it_shares_memory_is_refused_before_anyth
     let error = compared.spawn(spec).await.unwrap_err();
     assert!(matches!(error, SpawnError::Refused(_)), "{error}");
     let said = error.to_string();
-    assert!(said.contains("does not say how it lays out"), "{said}");
+    assert!(said.contains("does not describe the layout"), "{said}");
     assert!(said.contains("multikernel.layout"), "{said}");
     assert!(kernel(&ground).instance_names().unwrap().is_empty());
     assert!(records(&ground).load(&name).unwrap().is_none());

@@ -205,7 +205,7 @@ async fn what_a_guest_does_not_let_go_is_taken_back_once_it_does() {
     let begun = Instant::now();
     let error = ground.backend.take_back(&survivor).await.unwrap_err();
     assert!(begun.elapsed() < BOUND, "{:?}", begun.elapsed());
-    assert!(error.to_string().contains("has not let go"), "{error}");
+    assert!(error.to_string().contains("has not released"), "{error}");
     let again = ground.backend.lend(&survivor, &dead.ranges).await;
     assert!(again.is_err(), "{again:?}");
     ground.backend.resume(&survivor).await.unwrap();

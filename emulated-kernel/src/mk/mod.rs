@@ -1,4 +1,4 @@
-//! What the kernel does with what is written to it: pool, instances, transactions, and its errors.
+//! The kernel's reactions to writes: pool, instances, transactions, and errors.
 
 use std::collections::BTreeMap;
 use std::time::Instant;

@@ -1,4 +1,4 @@
-//! What changes hands: CPUs, devices and memory, between host, pool and instances.
+//! Moves CPUs, devices and memory between host, pool and instances.
 
 use nix::libc::{EBUSY, EINVAL, ENODEV, ENOENT, ENOMEM, EPERM};
 

@@ -1,4 +1,4 @@
-//! Overlays: their fragments and operations, in the kernel's order, done and undone.
+//! Overlays: applies and undoes their fragments and operations in the kernel's order.
 
 use nix::libc::{EBUSY, EEXIST, EINVAL, ENODEV, ENOENT, ENOMEM, EPERM};
 

@@ -1,4 +1,4 @@
-//! The commands that concern one instance.
+//! Arguments of the commands that act on one instance.
 
 use std::path::PathBuf;
 
@@ -13,12 +13,12 @@ use super::{WaitArgs, values};
     override_usage = "kmorphctl spawn [OPTIONS] --kernel <FILE> <NAME> [-- <PROGRAM> [ARGUMENT]...]\n       kmorphctl spawn [OPTIONS] --kernel <FILE> --workload <PROGRAM> <NAME> [-- <ARGUMENT>...]"
 )]
 pub(crate) struct SpawnArgs {
-    /// Its name: 1 to 63 of a-z 0-9 . _ -
+    /// Name of the instance: 1 to 63 characters of a-z 0-9 . _ -
     pub(crate) name: String,
     /// Kernel image on this machine
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: PathBuf,
-    /// Added to the kernel command line
+    /// Text to append to the kernel command line
     #[arg(
         long,
         value_name = "TEXT",
@@ -27,10 +27,10 @@ pub(crate) struct SpawnArgs {
         allow_hyphen_values = true
     )]
     pub(crate) kernel_cmdline: String,
-    /// Initramfs used instead of the one kmorph builds
+    /// Initramfs to boot instead of the one kmorph builds
     #[arg(long, value_name = "FILE")]
     pub(crate) initramfs: Option<PathBuf>,
-    /// Watch it with heartbeats
+    /// Monitor the instance with heartbeats
     #[arg(
         long,
         value_name = "BOOL",
@@ -41,19 +41,20 @@ pub(crate) struct SpawnArgs {
         require_equals = true
     )]
     pub(crate) monitor: bool,
-    /// Silence after which it has failed, 0.1 to 3600 (default: the configuration's)
+    /// Heartbeat timeout, 0.1 to 3600: silence after which the instance is declared failed (default: from the
+    /// configuration)
     #[arg(long, value_name = "SECONDS", value_parser = values::heartbeat_timeout)]
     pub(crate) heartbeat_timeout: Option<f64>,
-    /// CPUs
+    /// Number of CPUs
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) cpus: u16,
-    /// Memory, as 256M, 16GB or a number of bytes (default: the configuration's)
+    /// Memory size: 256M, 16GB or a number of bytes (default: from the configuration)
     #[arg(long, value_name = "SIZE", value_parser = values::memory)]
     pub(crate) memory: Option<u64>,
-    /// Program to run in it; `kmorph-kv` is the reference server
+    /// Program to run in the instance; `kmorph-kv` is the reference server
     #[arg(long, value_name = "PROGRAM")]
     workload: Option<String>,
-    /// An argument for the program; may be given again
+    /// Argument for the program; repeatable
     #[arg(
         long,
         value_name = "ARGUMENT",
@@ -61,20 +62,21 @@ pub(crate) struct SpawnArgs {
         allow_hyphen_values = true
     )]
     workload_arg: Vec<String>,
-    /// An environment variable for the program; may be given again
+    /// Environment variable for the program; repeatable
     #[arg(long, value_name = "NAME=VALUE", value_parser = values::environment, requires = "program")]
     pub(crate) env: Vec<(String, String)>,
-    /// A file with environment variables, NAME=VALUE in each line, which the daemon reads at each start: for secrets,
-    /// since the daemon keeps none of it. The file must be root's or the daemon's user's, and for its owner only
+    /// File with environment variables for secrets, one NAME=VALUE per line. The daemon reads the file at each start
+    /// of the instance and does not store its contents. The file must belong to root or the daemon's user and must
+    /// not be accessible to anyone else
     #[arg(long, value_name = "FILE", requires = "program")]
     pub(crate) env_file: Option<PathBuf>,
-    /// Make a port of the program reachable on this machine; may be given again (default address: 127.0.0.1). With
-    /// host port 0 the system chooses one
+    /// Publish a port of the program on this machine; repeatable (default address: 127.0.0.1). With host port 0 the
+    /// system chooses a free port
     #[arg(long, value_name = "[ADDRESS:]HOST_PORT:PORT", value_parser = values::publish)]
     pub(crate) publish: Vec<PublishRequest>,
     #[command(flatten)]
     pub(crate) wait: WaitArgs,
-    /// The arguments of the program given by --workload; without it, the program and its arguments
+    /// Arguments of the program given by --workload; without --workload, the program and its arguments
     #[arg(last = true, value_name = "PROGRAM")]
     command: Vec<String>,
 }
@@ -94,16 +96,16 @@ impl SpawnArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct TerminateArgs {
-    /// The instance
+    /// Name of the instance
     pub(crate) name: String,
-    /// Do not ask the instance, end it at once
+    /// Kill the instance at once instead of asking it to shut down
     #[arg(long)]
     pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) wait: WaitArgs,
 }
 
-/// A group of figures.
+/// A group of metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum MetricGroup {
     /// CPU
@@ -115,7 +117,7 @@ pub(crate) enum MetricGroup {
 }
 
 impl MetricGroup {
-    /// What the names of its figures start with in the API.
+    /// Prefix of the group's metric names in the API.
     pub(crate) fn prefix(self) -> &'static str {
         match self {
             Self::Cpu => "cpu_",
@@ -127,9 +129,9 @@ impl MetricGroup {
 
 #[derive(Debug, Args)]
 pub(crate) struct HealthArgs {
-    /// The instance
+    /// Name of the instance
     pub(crate) name: String,
-    /// Which figures
+    /// Groups of metrics to show
     #[arg(
         long,
         value_enum,
@@ -142,12 +144,12 @@ pub(crate) struct HealthArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct PingArgs {
-    /// The instance
+    /// Name of the instance
     pub(crate) name: String,
-    /// How many
+    /// Number of heartbeats to send
     #[arg(long, short, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) count: u32,
-    /// Time between two
+    /// Time between two heartbeats
     #[arg(long, short, value_name = "SECONDS", default_value = "1", value_parser = values::interval)]
     pub(crate) interval: f64,
 }

@@ -1,4 +1,4 @@
-//! What can be typed. One type per command; values are parsed here, once.
+//! The command line: one type per command. Each value is parsed once, here.
 
 mod daemon;
 mod instance;
@@ -25,7 +25,7 @@ pub(crate) use tools::{
 /// Heading of the options that every command has.
 const EVERYWHERE: &str = "Options of every command";
 
-/// Runs and upgrades the kernels of a machine: asks kmorphd, shows the answer.
+/// Run and upgrade the kernels of a machine. kmorphctl sends requests to kmorphd and prints the answers.
 #[derive(Debug, Parser)]
 #[command(
     name = "kmorphctl",
@@ -35,13 +35,13 @@ const EVERYWHERE: &str = "Options of every command";
     after_long_help = crate::exit::help_text()
 )]
 pub struct Cli {
-    /// The daemon's socket. Unless told: $KMORPH_SOCKET, else what the configuration file says,
-    /// else /run/kmorph/kmorphd.sock for root and $XDG_RUNTIME_DIR/kmorph/kmorphd.sock or
-    /// /tmp/kmorph-UID/kmorphd.sock for others
+    /// Control socket of the daemon (default: $KMORPH_SOCKET; else the path in the configuration file; else
+    /// /run/kmorph/kmorphd.sock for root, and $XDG_RUNTIME_DIR/kmorph/kmorphd.sock or /tmp/kmorph-UID/kmorphd.sock
+    /// for other users)
     #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
 
-    /// Longest time for one answer of the daemon (exit code 10)
+    /// Time to wait for each answer of the daemon (exit code 10 when it runs out)
     #[arg(
         long,
         global = true, help_heading = EVERYWHERE,
@@ -51,7 +51,7 @@ pub struct Cli {
     )]
     pub(crate) timeout: f64,
 
-    /// Tables for people or JSON for programs
+    /// Output format: tables for people or JSON for programs
     #[arg(
         long,
         global = true, help_heading = EVERYWHERE,
@@ -65,119 +65,119 @@ pub struct Cli {
     pub(crate) command: Command,
 }
 
-/// How answers are shown.
+/// Output format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OutputFormat {
     /// Tables and sentences
     Table,
-    /// The daemon's JSON; errors too, on standard error
+    /// The daemon's JSON answers; errors are JSON too, on standard error
     Json,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Start, stop, ask or reload the daemon
+    /// Start, stop, query or reload the daemon
     #[command(subcommand)]
     Daemon(DaemonCommand),
     /// Start a new instance and wait until it is healthy
     Spawn(Box<SpawnArgs>),
     /// List the instances
     List {
-        /// More columns
+        /// Show more columns
         #[arg(long, short)]
         verbose: bool,
     },
     /// Show one instance
     Status(NameArgs),
-    /// End an instance
+    /// Terminate an instance
     Terminate(TerminateArgs),
-    /// Show an instance's heartbeats
+    /// Show the heartbeats of an instance
     Heartbeat(NameArgs),
-    /// Show an instance's health and metrics
+    /// Show the health and metrics of an instance
     Health(HealthArgs),
-    /// Send an instance heartbeats now and measure the round trip
+    /// Send heartbeats to an instance now and measure the round trip
     Ping(PingArgs),
-    /// Heal an instance now, or start a quarantined one again
+    /// Recover an instance now, or restart a quarantined one
     Recover {
-        /// The instance
+        /// Name of the instance
         name: String,
         #[command(flatten)]
         wait: WaitArgs,
     },
     /// Show past recoveries, newest last
     RecoveryLog {
-        /// Only of this instance
+        /// Show only recoveries of this instance
         #[arg(long, value_name = "NAME")]
         instance: Option<String>,
-        /// Only since then: an RFC 3339 time, or an age such as 10m, 2h, 3d
+        /// Show only recoveries since this RFC 3339 time, or within an age such as 10m, 2h, 3d
         #[arg(long, value_parser = values::since, value_name = "TIME")]
         since: Option<String>,
     },
     /// Move an instance's workload to another kernel
     Morph(Box<MorphArgs>),
-    /// Show, change, save and load how instances are watched and healed
+    /// Show, change, export and import the policies that control health checks and recovery
     #[command(subcommand)]
     Policy(PolicyCommand),
-    /// List, show, watch and cancel long work
+    /// List, show, watch and cancel operations
     #[command(subcommand, alias = "operations")]
     Operation(OperationCommand),
-    /// Show what happened, and follow what happens
+    /// Show past events and follow new ones
     Events {
-        /// Only of this instance
+        /// Show only events of this instance
         #[arg(long, value_name = "NAME")]
         instance: Option<String>,
-        /// Go on with what happens from now on
+        /// Keep running and print new events as they happen
         #[arg(long, short)]
         follow: bool,
-        /// Start after this event
+        /// Show only events after this id
         #[arg(long, value_name = "ID")]
         since_id: Option<u64>,
-        /// At most this many: the newest; with --since-id or --follow the first
+        /// Maximum number of events: the newest ones, or the first ones with --since-id or --follow
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
         count: Option<u64>,
     },
-    /// Print the completion script of a shell
+    /// Print a shell completion script
     Completions {
-        /// The shell
+        /// Shell to complete for
         shell: clap_complete::Shell,
     },
-    /// Write the man pages
+    /// Write the man pages to a directory
     Man {
-        /// The directory, made if it is missing
+        /// Target directory; created if missing
         dir: PathBuf,
     },
-    /// Read kmorph.conf of the C project multikernel/kmorph, and write kmorphd's configuration
+    /// Convert kmorph.conf of the C project multikernel/kmorph to a kmorphd configuration
     ImportUpstreamConfig(ImportUpstreamArgs),
     /// Live dashboard (not built yet)
     Monitor {
-        /// Only this instance
+        /// Show only this instance
         #[arg(long, value_name = "NAME")]
         instance: Option<String>,
     },
-    /// Test that a failed instance would be captured: one that is thrown away panics
+    /// Test failure capture: panic a throwaway instance and check that its vmcore is captured
     Doctor(DoctorArgs),
-    /// Capture an instance's memory, and say what is in a vmcore
+    /// Capture the memory of an instance, or analyse a vmcore
     #[command(subcommand)]
     Vmcore(VmcoreCommand),
-    /// Look into the daemon while it runs (not built yet)
+    /// Inspect the running daemon (not built yet)
     #[command(subcommand)]
     Debug(DebugCommand),
 }
 
-/// The name of an instance, alone.
+/// Arguments of commands that take only an instance name.
 #[derive(Debug, Args)]
 pub(crate) struct NameArgs {
-    /// The instance
+    /// Name of the instance
     pub(crate) name: String,
 }
 
 /// How long to wait for an operation.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct WaitArgs {
-    /// Print the operation and return at once
+    /// Print the operation id and return immediately
     #[arg(long)]
     pub(crate) no_wait: bool,
-    /// Stop waiting after this time (exit code 10); the operation goes on
+    /// Stop waiting after this time (exit code 10); the operation continues
     #[arg(long, value_name = "SECONDS", value_parser = values::wait_seconds, conflicts_with = "no_wait")]
     pub(crate) wait_timeout: Option<f64>,
 }

@@ -1,4 +1,4 @@
-//! `kmorphctl morph`: the steps as subcommands, and the whole morph as `morph <name> --kernel=…`.
+//! `kmorphctl morph`: each step as a subcommand, and the whole morph as `morph <name> --kernel=…`.
 
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ use super::{NameArgs, WaitArgs, values};
 #[command(
     subcommand_negates_reqs = true,
     override_usage = "kmorphctl morph [OPTIONS] --kernel <FILE> <NAME>\n       kmorphctl morph <COMMAND>",
-    after_help = "An instance named like one of the commands is morphed by `kmorphctl morph run <NAME>`."
+    after_help = "To morph an instance whose name is one of the commands, use `kmorphctl morph run <NAME>`."
 )]
 pub(crate) struct MorphArgs {
     #[command(subcommand)]
@@ -24,44 +24,44 @@ pub(crate) struct MorphArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum MorphForm {
-    /// Start the target kernel and move the state; the source keeps serving
+    /// Boot the target kernel and transfer the state; the source keeps serving
     Prepare(MorphPrepareArgs),
-    /// Let the target kernel check what it has
+    /// Let the target kernel validate the state it received
     Validate {
-        /// The instance
+        /// Name of the instance
         name: String,
         #[command(flatten)]
         wait: WaitArgs,
     },
     /// Switch to the target kernel
     Commit {
-        /// The instance
+        /// Name of the instance
         name: String,
-        /// Also when the estimated downtime is above the budget
+        /// Commit even if the estimated downtime exceeds the budget
         #[arg(long, conflicts_with = "downtime_budget_ms")]
         force: bool,
-        /// Longest downtime allowed, in milliseconds (default: what the morph was begun with)
+        /// Maximum downtime in milliseconds (default: the budget given when the morph was started)
         #[arg(long, value_name = "MS", value_parser = values::budget_us)]
         downtime_budget_ms: Option<u32>,
         #[command(flatten)]
         wait: WaitArgs,
     },
-    /// Go back to the source kernel
+    /// Return to the source kernel
     Rollback {
-        /// The instance
+        /// Name of the instance
         name: String,
         #[command(flatten)]
         wait: WaitArgs,
     },
-    /// Show where a morph is
+    /// Show the progress of a morph
     Status(NameArgs),
-    /// The whole morph, for any name
+    /// Run the whole morph; works for any instance name
     Run(MorphWholeArgs),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct MorphPrepareArgs {
-    /// The instance
+    /// Name of the instance
     pub(crate) name: String,
     #[command(flatten)]
     pub(crate) target: MorphTarget,
@@ -69,19 +69,19 @@ pub(crate) struct MorphPrepareArgs {
     pub(crate) wait: WaitArgs,
 }
 
-/// Where a morph goes.
+/// The target of a morph.
 #[derive(Debug, Args)]
 pub(crate) struct MorphTarget {
     /// Image of the target kernel on this machine
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: PathBuf,
-    /// Command line of the target kernel; the source kernel's by default
+    /// Command line of the target kernel (default: that of the source kernel)
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) kernel_cmdline: Option<String>,
     /// Initramfs of the target kernel, instead of the one kmorph builds
     #[arg(long, value_name = "FILE")]
     pub(crate) initramfs: Option<PathBuf>,
-    /// Longest downtime allowed, in milliseconds (default: the configuration's, 10 or, with qemu, 100)
+    /// Maximum downtime in milliseconds (default: from the configuration; 10, or 100 with qemu)
     #[arg(long, value_name = "MS", value_parser = values::budget_us)]
     pub(crate) downtime_budget_ms: Option<u32>,
 }
@@ -90,36 +90,36 @@ pub(crate) struct MorphTarget {
 /// optional flattened struct only by arguments that are directly in it.
 #[derive(Debug, Args)]
 pub(crate) struct MorphWholeArgs {
-    /// The instance
+    /// Name of the instance
     pub(crate) name: String,
     /// Image of the target kernel on this machine
     #[arg(long, value_name = "FILE")]
     kernel: PathBuf,
-    /// Command line of the target kernel; the source kernel's by default
+    /// Command line of the target kernel (default: that of the source kernel)
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     kernel_cmdline: Option<String>,
     /// Initramfs of the target kernel, instead of the one kmorph builds
     #[arg(long, value_name = "FILE")]
     initramfs: Option<PathBuf>,
-    /// Longest downtime allowed, in milliseconds (default: the configuration's, 10 or, with qemu, 100)
+    /// Maximum downtime in milliseconds (default: from the configuration; 10, or 100 with qemu)
     #[arg(long, value_name = "MS", value_parser = values::budget_us)]
     downtime_budget_ms: Option<u32>,
-    /// Commit once validated; otherwise it stops there and says how to go on
+    /// Commit once the target is validated; without this option the command stops there and prints the next step
     #[arg(long)]
     pub(crate) auto_commit: bool,
-    /// Commit also when the estimated downtime is above the budget
+    /// Commit even if the estimated downtime exceeds the budget
     #[arg(long, requires = "auto_commit")]
     pub(crate) force: bool,
-    /// Print the operation and return at once
+    /// Print the operation id and return immediately
     #[arg(long)]
     no_wait: bool,
-    /// Stop waiting after this time (exit code 10); the operation goes on
+    /// Stop waiting after this time (exit code 10); the operation continues
     #[arg(long, value_name = "SECONDS", value_parser = values::wait_seconds, conflicts_with = "no_wait")]
     wait_timeout: Option<f64>,
 }
 
 impl MorphWholeArgs {
-    /// Where it goes.
+    /// The target kernel and its options.
     pub(crate) fn target(&self) -> MorphTarget {
         MorphTarget {
             kernel: self.kernel.clone(),

@@ -11,63 +11,63 @@ use super::values;
 pub(crate) enum PolicyCommand {
     /// Show the policies in force
     Show {
-        /// Only of this instance
+        /// Show only the policy of this instance
         #[arg(long, value_name = "NAME")]
         instance: Option<String>,
     },
-    /// Change one value of one policy
+    /// Change one value of an instance's policy
     #[command(subcommand)]
     Set(PolicySetting),
-    /// Write all policies as a TOML file that `import` reads
+    /// Export all policies as a TOML file that `import` reads
     Export {
-        /// The file, replaced whole (default: standard output)
+        /// Output file; an existing file is replaced atomically (default: standard output)
         #[arg(long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
-    /// Apply a policy file, whole or not at all
+    /// Apply a policy file: all of it or nothing
     Import {
-        /// The file; - is standard input
+        /// Policy file; - is standard input
         file: PathBuf,
     },
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PolicySetting {
-    /// Silence after which an instance has failed: 0.1 to 3600 seconds
+    /// Set the silence after which an instance is declared failed: 0.1 to 3600 seconds
     HeartbeatTimeout {
-        /// The instance
+        /// Name of the instance
         name: String,
-        /// Seconds; may have a fraction
+        /// Seconds; fractions are allowed
         #[arg(value_parser = values::heartbeat_timeout)]
         seconds: f64,
     },
-    /// Whether a failed instance is healed without being asked
+    /// Set whether a failed instance is recovered automatically
     AutoHeal {
-        /// The instance
+        /// Name of the instance
         name: String,
-        /// Yes or no
+        /// Enabled or disabled
         #[arg(value_enum)]
         state: AutoHeal,
     },
-    /// Longest time for one phase of a morph: 1 to 3600 seconds
+    /// Set the time limit for each phase of a morph: 1 to 3600 seconds
     MorphTimeout {
-        /// The instance
+        /// Name of the instance
         name: String,
-        /// Seconds; may have a fraction
+        /// Seconds; fractions are allowed
         #[arg(value_parser = values::morph_timeout)]
         seconds: f64,
     },
-    /// Whether the memory of a failed instance is captured before it is given back
+    /// Set whether the memory of a failed instance is captured before it is released
     Vmcore {
-        /// The instance
+        /// Name of the instance
         name: String,
         /// Off, on, or required
         #[arg(value_enum)]
         state: Vmcore,
     },
-    /// What an instance is when one of its CPUs runs nothing for the heartbeat timeout
+    /// Set how an instance is treated when one of its CPUs executes nothing for the heartbeat timeout
     StuckCpu {
-        /// The instance
+        /// Name of the instance
         name: String,
         /// Degraded or failed
         #[arg(value_enum)]
@@ -77,9 +77,9 @@ pub(crate) enum PolicySetting {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum StuckCpu {
-    /// Shown as degraded, with the CPU's number
+    /// Report the instance as degraded, with the CPU number
     Degraded,
-    /// Healed as one that failed
+    /// Treat the instance as failed and recover it
     Failed,
 }
 
@@ -94,11 +94,11 @@ impl From<StuckCpu> for StuckCpuPolicy {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Vmcore {
-    /// Not captured
+    /// Do not capture
     Off,
-    /// Captured; healed without when that fails
+    /// Capture; if the capture fails, recover without a vmcore
     On,
-    /// Captured; when that fails the memory is kept, and an operator decides
+    /// Capture; if the capture fails, keep the memory until an operator decides
     Required,
 }
 
@@ -114,8 +114,8 @@ impl From<Vmcore> for VmcorePolicy {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum AutoHeal {
-    /// Healed by itself
+    /// Recover the instance automatically
     Enabled,
-    /// Left as it is until `recover`
+    /// Leave the instance failed until `recover`
     Disabled,
 }

@@ -1,4 +1,4 @@
-//! What can be typed, and what it then means.
+//! Tests of the command line and its meaning.
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};

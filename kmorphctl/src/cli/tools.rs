@@ -12,37 +12,37 @@ pub(crate) enum OperationCommand {
     List,
     /// Show one operation
     Show {
-        /// Its id, as op-12
+        /// Operation id, such as op-12
         id: String,
     },
-    /// Follow one operation until it is over, and end as the command that began it would
+    /// Follow an operation to its end and exit as the command that started it would
     Watch {
-        /// Its id, as op-12
+        /// Operation id, such as op-12
         id: String,
-        /// Stop waiting after this time (exit code 10); the operation goes on
+        /// Stop waiting after this time (exit code 10); the operation continues
         #[arg(long, value_name = "SECONDS", value_parser = values::wait_seconds)]
         wait_timeout: Option<f64>,
     },
-    /// Ask for an operation to be undone
+    /// Request that an operation be undone
     Cancel {
-        /// Its id, as op-12
+        /// Operation id, such as op-12
         id: String,
     },
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum VmcoreCommand {
-    /// Capture the memory of an instance: one that lives is frozen while it is read
+    /// Capture the memory of an instance; a live instance is frozen while its memory is read
     Capture(CaptureArgs),
-    /// Say what is in a vmcore: why the kernel died, its log, its CPUs, its memory
+    /// Analyse a vmcore: why the kernel died, its log, its CPUs, its memory
     Analyze(AnalyzeArgs),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct CaptureArgs {
-    /// The instance
+    /// Name of the instance
     pub(crate) name: String,
-    /// The file to write, which must not exist; the daemon writes it
+    /// Output file, written by the daemon; must not exist
     #[arg(long, value_name = "FILE")]
     pub(crate) output: PathBuf,
     #[command(flatten)]
@@ -51,10 +51,10 @@ pub(crate) struct CaptureArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
-    /// The kernel image to test with; otherwise that of an instance, or the host's own
+    /// Kernel image to test with (default: that of an instance, else the host's own)
     #[arg(long, value_name = "FILE", conflicts_with = "last")]
     pub(crate) kernel: Option<PathBuf>,
-    /// Test nothing; say how the last test ended
+    /// Run no test; show the result of the last one
     #[arg(long, conflicts_with_all = ["no_wait", "wait_timeout"])]
     pub(crate) last: bool,
     #[command(flatten)]
@@ -63,24 +63,24 @@ pub(crate) struct DoctorArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ImportUpstreamArgs {
-    /// The file of multikernel/kmorph, mostly /etc/kmorph/kmorph.conf; - is standard input
+    /// Configuration file of multikernel/kmorph, usually /etc/kmorph/kmorph.conf; - is standard input
     pub(crate) file: PathBuf,
-    /// The file to write, which must not exist; standard output by default
+    /// Output file; must not exist (default: standard output)
     #[arg(long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct AnalyzeArgs {
-    /// The vmcore: kmorph's, makedumpfile's, QEMU's, or /proc/vmcore
+    /// A vmcore written by kmorph, makedumpfile or QEMU, or /proc/vmcore
     pub(crate) file: PathBuf,
-    /// Print the kernel's log and nothing else, as `makedumpfile --dump-dmesg` writes it
+    /// Print only the kernel log, in the format of `makedumpfile --dump-dmesg`
     #[arg(long, conflicts_with_all = ["scan", "vmlinux"])]
     pub(crate) log: bool,
-    /// Read every page as well: counts pages of zeros and finds damaged ones
+    /// Also read every page: count zero pages and find damaged ones
     #[arg(long)]
     pub(crate) scan: bool,
-    /// The kernel's image with debug information: adds tasks and their stacks, by way of drgn
+    /// vmlinux with debug information; adds tasks and their stacks, using drgn
     #[arg(long, value_name = "FILE")]
     pub(crate) vmlinux: Option<PathBuf>,
 }

@@ -1,11 +1,11 @@
-//! Parsers of single values. Each says what it wanted when it refuses.
+//! Parsers for single values. Their errors name the expected format.
 
 use jiff::{SpanRelativeTo, Timestamp};
 use kmorph_control_api::{POLICY_MAX_TIMEOUT_S, POLICY_MIN_HEARTBEAT_S, PublishRequest};
 
 /// Shortest morph timeout, seconds.
 const MORPH_TIMEOUT_MIN_S: f64 = 1.0;
-/// Longest time a command may be told to wait, seconds: a day.
+/// Maximum wait of a command, seconds: a day.
 const WAIT_MAX_S: f64 = 86_400.0;
 /// Longest time between two pings, seconds.
 const INTERVAL_MAX_S: f64 = 3600.0;
@@ -36,7 +36,7 @@ pub(super) fn wait_seconds(text: &str) -> Result<f64, String> {
     number_within(text, 0.0, WAIT_MAX_S, "seconds")
 }
 
-/// The time for one answer of the daemon, seconds.
+/// Time to wait for one answer of the daemon, seconds.
 pub(super) fn answer_timeout(text: &str) -> Result<f64, String> {
     number_within(text, 0.1, WAIT_MAX_S, "seconds")
 }
@@ -83,7 +83,7 @@ pub(super) fn environment(text: &str) -> Result<(String, String), String> {
 
 /// `[ADDRESS:]HOST_PORT:PORT`; an IPv6 address in brackets.
 pub(super) fn publish(text: &str) -> Result<PublishRequest, String> {
-    let wanted = || "must be [ADDRESS:]HOST_PORT:PORT, as 127.0.0.1:6379:6379".to_owned();
+    let wanted = || "must be [ADDRESS:]HOST_PORT:PORT, such as 127.0.0.1:6379:6379".to_owned();
     let (rest, port) = text.rsplit_once(':').ok_or_else(wanted)?;
     let (address, host_port) = rest.rsplit_once(':').unwrap_or(("127.0.0.1", rest));
     let bare = address
@@ -102,8 +102,8 @@ pub(super) fn publish(text: &str) -> Result<PublishRequest, String> {
     })
 }
 
-/// A time, or an age counted back from now, as RFC 3339 in UTC with milliseconds: the daemon
-/// compares it with times written that way.
+/// An RFC 3339 time, or an age before now, as RFC 3339 in UTC with milliseconds: the daemon compares it with times in
+/// that format.
 pub(super) fn since(text: &str) -> Result<String, String> {
     since_at(text, Timestamp::now())
 }

@@ -39,7 +39,7 @@ fn said(out: &mut Output, report: &CaptureReport) -> Result<(), Failure> {
     out.line(&format!("Captured: {} ({size})", report.path))?;
     match report.frozen_ms {
         Some(frozen) => out.line(&format!("Frozen for: {}", millis(frozen)))?,
-        None => out.line(&format!("Not frozen: {} executed nothing", report.name))?,
+        None => out.line(&format!("Not frozen: {} was not executing", report.name))?,
     }
     for (name, read) in &report.read_by {
         out.line(&format!("Read by {name}: {} of it", bytes(*read)))?;
@@ -52,10 +52,12 @@ fn said(out: &mut Output, report: &CaptureReport) -> Result<(), Failure> {
         (None, None) => {}
     }
     if let Some(reason) = &report.not_filtered {
-        out.line(&format!("Pages were kept that could be left out: {reason}"))?;
+        out.line(&format!(
+            "Some pages that could have been left out are included: {reason}"
+        ))?;
     }
     out.hint(&format!(
-        "`kmorphctl vmcore analyze {}` says what is in it",
+        "`kmorphctl vmcore analyze {}` shows its contents",
         report.path
     ))
 }

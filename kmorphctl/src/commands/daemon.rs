@@ -1,4 +1,4 @@
-//! `kmorphctl daemon`: starting and stopping kmorphd, and what it says of itself.
+//! `kmorphctl daemon`: starts and stops kmorphd, and shows its status.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -52,7 +52,7 @@ pub(super) async fn run(
     }
 }
 
-/// The command that runs the daemon: from beside this program, else from PATH.
+/// The command that runs the daemon: beside this program, else from PATH.
 async fn program(args: &StartArgs, places: &Places) -> Result<(PathBuf, Command), Failure> {
     let beside = std::env::current_exe()
         .ok()
@@ -82,16 +82,16 @@ async fn check_program(program: &Path) -> Result<(), Failure> {
     let refused = |why: &str| {
         let text = format!("{} is not kmorph's daemon: {why}", program.display());
         Failure::new(Exit::Unreachable, text)
-            .hint("install kmorphd beside kmorphctl; docs/operations.md says how to live with the C project kmorph")
+            .hint("install kmorphd beside kmorphctl; docs/operations.md explains how to run both kmorph and the C project of that name")
     };
     let answer = match tokio::time::timeout(VERSION_TIMEOUT, asked.output()).await {
         Ok(answer) => answer.map_err(|error| cannot_run(program, &error))?,
-        Err(_) => return Err(refused("asked for its --version, it does not end")),
+        Err(_) => return Err(refused("it did not exit when run with --version")),
     };
     let name = format!("{PROGRAM} ");
     match answer.status.success() && answer.stdout.starts_with(name.as_bytes()) {
         true => Ok(()),
-        false => Err(refused("asked for its --version, it says something else")),
+        false => Err(refused("its --version output is not that of kmorphd")),
     }
 }
 
@@ -120,7 +120,7 @@ async fn start(
 ) -> Result<Exit, Failure> {
     if let Ok(running) = client.get::<DaemonStatus>(&path(&["daemon"])).await {
         let text = format!(
-            "a daemon runs already: pid {} answers at {}",
+            "a daemon is already running: pid {} answers at {}",
             running.value.pid,
             client.socket().display()
         );
@@ -141,7 +141,7 @@ async fn start(
         out.json(&answer.raw)?;
     } else {
         let daemon = &answer.value;
-        let text = format!("kmorphd {} runs: pid {}", daemon.version, daemon.pid);
+        let text = format!("kmorphd {} is running: pid {}", daemon.version, daemon.pid);
         out.line(&text)?;
         out.line(&format!("Socket: {}", client.socket().display()))?;
         out.line(&format!("Log: {}", log_path.display()))?;
@@ -160,12 +160,12 @@ fn open_log(path: &Path, places: &Places) -> Result<File, Failure> {
             Exit::InvalidInput,
             format!("cannot use the state directory: {refusal}"),
         )
-        .hint("`paths.state_dir` in the daemon's configuration names another one, `--log-file` another log"),
+        .hint("`paths.state_dir` in the daemon's configuration selects another directory, `--log-file` another log file"),
         false => Failure::new(
             Exit::InvalidInput,
             format!("cannot write the log: {refusal}"),
         )
-        .hint("`--log-file` names another place for it"),
+        .hint("choose another place with `--log-file`"),
     }
     };
     let named = std::path::absolute(path)
@@ -198,9 +198,9 @@ async fn wait_until_up(
             Ok(_) | Err(_) => {}
         }
         match child.try_wait() {
-            Ok(Some(status)) => return Err(format!("it ended at once ({status})")),
+            Ok(Some(status)) => return Err(format!("it exited immediately ({status})")),
             Ok(None) => {}
-            Err(error) => return Err(format!("it cannot be watched: {error}")),
+            Err(error) => return Err(format!("cannot watch the process: {error}")),
         }
         let stopped = tokio::select! {
             () = tokio::time::sleep(LOOK_INTERVAL) => None,
@@ -210,7 +210,7 @@ async fn wait_until_up(
         let over = (Instant::now() >= deadline).then(late);
         if let Some(why) = stopped.or(over) {
             end(&mut child).await;
-            return Err(format!("{why} and was ended"));
+            return Err(format!("{why} and was stopped"));
         }
     }
 }
@@ -245,7 +245,7 @@ fn did_not_start(why: &str, log: &Path, began_at: u64) -> Failure {
         text.push_str("\n  ");
         text.push_str(&line);
     }
-    Failure::new(Exit::Unreachable, text).hint(format!("its log is {}", log.display()))
+    Failure::new(Exit::Unreachable, text).hint(format!("see its log, {}", log.display()))
 }
 
 /// The last lines that were written to the log since it had `began_at` bytes.
@@ -292,11 +292,11 @@ async fn stop(client: &Client, out: &mut Output, args: &StopArgs) -> Result<Exit
     };
     if !ended {
         let text = format!(
-            "kmorphd (pid {pid}) is stopping, but has not ended within {}s",
+            "kmorphd (pid {pid}) is stopping, but has not exited within {}s",
             args.wait_timeout
         );
         return Err(Failure::new(Exit::TimedOut, text).hint(
-            "`kmorphctl operation list` shows what it still does; wait with --wait-timeout",
+            "`kmorphctl operation list` shows what it is still doing; to wait longer, use --wait-timeout",
         ));
     }
     if out.is_json() {
@@ -304,8 +304,8 @@ async fn stop(client: &Client, out: &mut Output, args: &StopArgs) -> Result<Exit
     } else {
         let left = match asked.value.instances {
             0 => String::new(),
-            1 => "; 1 instance runs on".to_owned(),
-            many => format!("; {many} instances run on"),
+            1 => "; 1 instance keeps running".to_owned(),
+            many => format!("; {many} instances keep running"),
         };
         out.line(&format!("kmorphd has stopped (pid {pid}){left}"))?;
     }
@@ -320,8 +320,8 @@ async fn wait_until_gone(socket: &Path, pid: u32, started: Option<u64>) {
     }
 }
 
-/// When the process with this pid started, in clock ticks since boot; `None` when there is none, or it has ended and
-/// nobody collects it yet.
+/// Start time of the process with this pid, in clock ticks since boot; `None` if there is no such process, or it is a
+/// zombie.
 fn started_at(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     started_in(&stat)
@@ -350,7 +350,7 @@ async fn reload(client: &Client, out: &mut Output) -> Result<Exit, Failure> {
         needs_restart,
     } = answer.value;
     if applied.is_empty() && needs_restart.is_empty() {
-        out.line("The configuration was read again; nothing differs")?;
+        out.line("Configuration reloaded; nothing changed")?;
     }
     if !applied.is_empty() {
         out.line(&format!("Now in force: {}", applied.join(", ")))?;
@@ -427,7 +427,7 @@ async fn status(client: &Client, out: &mut Output) -> Result<Exit, Failure> {
             match &daemon.last_doctor {
                 Some(report) => super::doctor::outcome(report),
                 None if daemon.can_self_test => "never: `kmorphctl doctor`".into(),
-                None => "-: this backend captures nothing".into(),
+                None => "-: this backend cannot capture memory".into(),
             },
         ),
         ("Actors replaced", daemon.actor_restarts.to_string().into()),

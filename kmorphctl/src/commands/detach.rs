@@ -1,4 +1,4 @@
-//! Starts a program in a session of its own, so that it outlives the terminal it was started from.
+//! Starts a program in its own session, so that it outlives the terminal.
 
 use std::fs::File;
 use std::os::unix::process::CommandExt;
@@ -11,7 +11,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 /// blocked in it until it unblocks that.
 ///
 /// # Errors
-/// When it cannot be started.
+/// If it cannot be started.
 pub(super) fn start(mut command: Command, log: &File) -> std::io::Result<Child> {
     command
         .stdin(Stdio::null())

@@ -43,8 +43,8 @@ async fn last(client: &Client, out: &mut Output) -> Result<Exit, Failure> {
         out.json(&status.raw["last_doctor"])?;
     }
     let Some(report) = status.value.last_doctor else {
-        let failure = Failure::new(Exit::NotFound, "no self-test was ever done".to_owned());
-        return Err(failure.hint("`kmorphctl doctor` does one"));
+        let failure = Failure::new(Exit::NotFound, "no self-test has been run".to_owned());
+        return Err(failure.hint("`kmorphctl doctor` runs one"));
     };
     if !out.is_json() {
         show(out, &report)?;

@@ -1,4 +1,4 @@
-//! `kmorphctl events`: the daemon's server-sent events, those that are kept or those to come.
+//! `kmorphctl events`: the daemon's server-sent events, past and future.
 
 use std::collections::VecDeque;
 
@@ -122,7 +122,7 @@ async fn next_chunk(client: &Client, stream: &mut Incoming) -> Result<Option<Vec
 
 fn print(client: &Client, out: &mut Output, data: &str) -> Result<(), Failure> {
     let garbled =
-        |error: serde_json::Error| client.broken(format!("an event makes no sense: {error}"));
+        |error: serde_json::Error| client.broken(format!("cannot parse an event: {error}"));
     let raw: Value = serde_json::from_str(data).map_err(garbled)?;
     if out.is_json() {
         return out.json_line(&raw);

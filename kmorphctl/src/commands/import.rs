@@ -55,8 +55,8 @@ fn refused(name: &str, faults: &[Fault]) -> Failure {
 fn write_new(file: &Path, text: &str) -> Result<(), Failure> {
     let failed = |error: &std::io::Error| match error.kind() {
         std::io::ErrorKind::AlreadyExists => {
-            let text = format!("{} exists already", file.display());
-            Failure::new(Exit::Refused, text).hint("--output names another file")
+            let text = format!("{} already exists", file.display());
+            Failure::new(Exit::Refused, text).hint("choose another file with --output")
         }
         _ => Failure::file("write", file, error),
     };

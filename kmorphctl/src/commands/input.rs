@@ -1,12 +1,12 @@
-//! Files that a command takes as its input.
+//! Input files of commands.
 
 use std::io::Read;
 use std::path::Path;
 
 use crate::failure::Failure;
 
-/// What `file` is called, and its bytes: at most `limit` of them. `-` is standard input. `kind` says in a refusal what
-/// it should be, without an article.
+/// The name of `file` for messages, and its contents: at most `limit` bytes. `-` is standard input. `kind` names the
+/// expected contents in an error, without an article.
 pub(super) fn read(file: &Path, limit: u64, kind: &str) -> Result<(String, Vec<u8>), Failure> {
     let from_stdin = file.as_os_str() == "-";
     let name = match from_stdin {
@@ -21,11 +21,11 @@ pub(super) fn read(file: &Path, limit: u64, kind: &str) -> Result<(String, Vec<u
     } else {
         bytes = kmorph_files::read_named(file, limit).map_err(|error| {
             Failure::invalid(error.to_string())
-                .hint("give `-` to read standard input, which may be a pipe")
+                .hint("give `-` to read standard input, , for example from a pipe")
         })?;
     }
     if bytes.len() as u64 > limit {
-        let text = format!("{name} is larger than {limit} bytes, no {kind} is");
+        let text = format!("{name} is too large: a {kind} has at most {limit} bytes");
         return Err(Failure::invalid(text));
     }
     Ok((name, bytes))

@@ -1,4 +1,4 @@
-//! What is done to one instance: terminate, ping, recover.
+//! Commands that act on one instance: terminate, ping, recover.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Does what was typed: one function for each command, each `ask, then show`.
+//! Executes commands: one function per command, which sends requests and prints the answers.
 
 mod capture;
 mod daemon;

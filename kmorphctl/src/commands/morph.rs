@@ -1,4 +1,4 @@
-//! `kmorphctl morph`: its steps, and the whole of it.
+//! `kmorphctl morph`: single steps, and whole morphs.
 
 use kmorph_control_api::address::path;
 use kmorph_control_api::{
@@ -25,7 +25,7 @@ pub(super) async fn run(
         (None, Some(whole)) => return morph(client, out, whole).await,
         (Some(form), None) => form,
         _ => {
-            let text = "a morph has either a command (prepare, validate, …) or a name and --kernel";
+            let text = "give either a subcommand (prepare, validate, …) or a name and --kernel";
             return Err(Failure::new(Exit::Usage, text).hint("see `kmorphctl morph --help`"));
         }
     };
@@ -133,7 +133,7 @@ fn said(out: &mut Output, name: &str, morph: &MorphStatus) -> Result<(), Failure
             }
             out.hint(&format!(
                 "{name} still runs {from}: `kmorphctl morph commit {name}` switches to {to}, \
-                 `kmorphctl morph rollback {name}` gives it up"
+                 `kmorphctl morph rollback {name}` abandons the morph"
             ))
         }
         MorphPhase::RolledBack => {

@@ -39,7 +39,7 @@ pub(super) async fn run(
                 out.json(&operation.raw)?;
                 return Ok(Exit::Ok);
             }
-            out.line(&format!("Asked for {id} to be undone"))?;
+            out.line(&format!("Cancellation of {id} requested"))?;
             out.hint(&format!(
                 "`kmorphctl operation watch {id}` waits until it is over"
             ))?;
@@ -48,8 +48,8 @@ pub(super) async fn run(
     }
 }
 
-/// Waits as told. The operation, when it is over and there is something left to say: not in JSON, which has said it
-/// all, and not when nobody waited.
+/// Waits as requested. Returns the operation if it has ended and there is something left to print: not with JSON,
+/// which has printed everything, and not if the command did not wait.
 pub(super) async fn concluded(
     client: &Client,
     out: &mut Output,
@@ -72,7 +72,7 @@ pub(super) async fn concluded(
 fn begun(out: &mut Output, operation: &Operation) -> Result<(), Failure> {
     let Operation { id, instance, .. } = operation;
     let kind = kind_name(operation.kind);
-    out.line(&format!("Begun: {kind} of {instance} as {id}"))?;
+    out.line(&format!("Started: {kind} of {instance} as {id}"))?;
     out.hint(&format!(
         "`kmorphctl operation watch {id}` waits until it is over"
     ))

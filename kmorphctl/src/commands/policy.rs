@@ -156,13 +156,13 @@ async fn export(
     Ok(Exit::Ok)
 }
 
-/// Replaces a file whole: a reader, and a full disk, find the old one or the new one. A symbolic link is not
-/// followed: in a directory that others may write to, it may point at a file of ours. What is no regular file (a
-/// pipe) is written to as it is.
+/// Replaces a file atomically: readers, also after a full disk, find either the old or the new contents. A symbolic
+/// link is not followed: in a directory that others may write to, it could point to one of our files. A file that is
+/// not regular (a pipe) is written to directly.
 fn replace(file: &Path, text: &str) -> std::io::Result<()> {
     let permissions = match std::fs::symlink_metadata(file) {
         Ok(there) if there.is_symlink() => {
-            let text = "it is a symbolic link, which is not followed: name the file itself";
+            let text = "it is a symbolic link, and links are not followed: name the file itself";
             return Err(std::io::Error::new(ErrorKind::InvalidInput, text));
         }
         Ok(there) if there.is_file() => Some(there.permissions()),

@@ -1,4 +1,4 @@
-//! Completions and man pages: made from the command line itself, so they never lag behind it.
+//! Completions and man pages, generated from the command line definition, so that they are always up to date.
 
 use std::path::Path;
 

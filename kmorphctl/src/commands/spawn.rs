@@ -84,9 +84,9 @@ fn program_path(program: String) -> Result<String, Failure> {
         Some(found) => absolute(&found),
         None => {
             let looked = path.to_string_lossy();
-            let text = format!("there is no program {program:?}: looked for in PATH ({looked})");
+            let text = format!("program {program:?} not found in PATH ({looked})");
             Err(Failure::new(Exit::NotFound, text).hint(format!(
-                "give its path, or {KV_NAME} for the reference server"
+                "give the path of the program, or use {KV_NAME} for the reference server"
             )))
         }
     }

@@ -1,4 +1,4 @@
-//! What is known of instances: list, status, heartbeat, health.
+//! Commands that show instances: list, status, heartbeat, health.
 
 use kmorph_control_api::address::path;
 use kmorph_control_api::{
@@ -59,7 +59,8 @@ fn ago(last_ms: Option<u64>) -> String {
     last_ms.map_or_else(|| "never".to_owned(), |ms| format!("{} ago", age_ms(ms)))
 }
 
-/// When an instance was last heard of. Of one that has failed a daemon that was restarted since does not know it.
+/// Time since the last heartbeat of an instance. A restarted daemon does not know it for an instance that failed
+/// before.
 fn last_heard(summary: &InstanceSummary, unknown: &str) -> String {
     match (summary.last_heartbeat_ms, summary.state) {
         (None, state) if state != InstanceState::Starting => unknown.to_owned(),
@@ -330,7 +331,7 @@ pub(super) async fn health(
 fn metric_fields(group: MetricGroup, metrics: &Metrics) -> Vec<(&'static str, Word)> {
     let pressure = |percent: Option<f64>| {
         let shown = percent.map(|percent| format!("{percent:.2} %"));
-        Word::from(shown.unwrap_or_else(|| "not known to its kernel".to_owned()))
+        Word::from(shown.unwrap_or_else(|| "not reported by its kernel".to_owned()))
     };
     match group {
         MetricGroup::Cpu => vec![

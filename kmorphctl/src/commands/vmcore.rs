@@ -1,4 +1,4 @@
-//! `kmorphctl vmcore`: says what is in a vmcore. The daemon has no part in it.
+//! `kmorphctl vmcore analyze`: prints the analysis of a vmcore, without the daemon.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -60,12 +60,12 @@ pub(super) fn analyze(out: &mut Output, args: &AnalyzeArgs) -> Result<Exit, Fail
     }
 }
 
-/// A damaged file is told by the exit code as well, after all that could be said of it.
+/// The exit code also reports a damaged file, after everything that could be determined was printed.
 fn verdict(path: &Path, file: &FileReport) -> Result<Exit, Failure> {
     let path = path.display();
     match (file.checksum, file.incomplete_because) {
         ("broken" | "wrong_length", _) => Err(Failure::invalid(format!(
-            "{path} is damaged: it is not what was written"
+            "{path} is damaged: its contents differ from what was written"
         ))),
         (_, Some(why)) => Err(Failure::invalid(format!("{path} is incomplete: {why}"))),
         _ => Ok(Exit::Ok),
@@ -140,7 +140,7 @@ fn show(out: &mut Output, path: &Path, report: &Report) -> Result<(), Failure> {
         }
     }
     if !report.problems.is_empty() {
-        out.line("\nWhat could not be told:")?;
+        out.line("\nNot determined:")?;
         for problem in &report.problems {
             out.line(&format!("  {problem}"))?;
         }
@@ -160,7 +160,7 @@ fn file_fields(file: &FileReport) -> Vec<(&'static str, Word)> {
     let checksum = match file.checksum {
         "holds" => Word::toned("holds", Tone::Good),
         "none" => "none".into(),
-        "wrong_length" => Word::toned("the file has another length than it says", Tone::Bad),
+        "wrong_length" => Word::toned("the file length differs from the one it records", Tone::Bad),
         other => Word::toned(other, Tone::Bad),
     };
     let level = match file.level {
@@ -237,10 +237,10 @@ fn crash_fields(report: &Report) -> Vec<(&'static str, Word)> {
     fields.push(match &crash.panic {
         Some(panic) => ("Panic", Word::toned(panic, Tone::Bad)),
         None if report.log.is_some() => {
-            let text = "the log tells of none: the kernel hung, was stopped from outside, or lived";
+            let text = "none in the log: the kernel hung, was stopped from outside, or was alive";
             ("Panic", text.into())
         }
-        None => ("Panic", "not known without the log".into()),
+        None => ("Panic", "unknown without the log".into()),
     });
     fields.extend(
         crash
@@ -280,7 +280,7 @@ fn show_event(out: &mut Output, event: &Event) -> Result<(), Failure> {
         .filter(|call| !call.starts_with(['?', '<']));
     let mut calls = calls.peekable();
     if calls.peek().is_some() {
-        out.line("  Call trace (doubtful entries are left out):")?;
+        out.line("  Call trace (unreliable entries omitted):")?;
     }
     for call in calls.take(CALLS) {
         out.line(&format!("    {call}"))?;
@@ -289,7 +289,7 @@ fn show_event(out: &mut Output, event: &Event) -> Result<(), Failure> {
 }
 
 fn show_cpu(out: &mut Output, cpu: &CpuReport) -> Result<(), Failure> {
-    let at = cpu.at.as_deref().unwrap_or("a place that no symbol names");
+    let at = cpu.at.as_deref().unwrap_or("an address without a symbol");
     let idle = if cpu.idle { ", idle" } else { "" };
     let number = cpu.index;
     out.line(&format!(
@@ -304,7 +304,7 @@ fn show_cpu(out: &mut Output, cpu: &CpuReport) -> Result<(), Failure> {
         out.line(&format!("  {}", words.join(" ")))?;
     }
     if !cpu.stack.is_empty() && !cpu.idle {
-        out.line("  Addresses of code on its stack (a guess: not each was called):")?;
+        out.line("  Code addresses on its stack (a guess: not all of them were called):")?;
         for place in cpu.stack.iter().take(STACK) {
             out.line(&format!("    {place}"))?;
         }
@@ -329,7 +329,7 @@ fn show_memory(out: &mut Output, memory: &MemoryReport) -> Result<(), Failure> {
         ("private cache", kinds.cache_private, left_out.cache_private),
         ("free", kinds.free, left_out.free),
         ("broken or offline", kinds.unusable, left_out.unusable),
-        ("not told", kinds.unknown, left_out.unknown),
+        ("unknown", kinds.unknown, left_out.unknown),
     ];
     let row = |(name, pages, left_out): (&str, u64, u64)| -> Vec<Word> {
         let bytes = size(pages.saturating_mul(4096));
@@ -339,7 +339,7 @@ fn show_memory(out: &mut Output, memory: &MemoryReport) -> Result<(), Failure> {
             bytes.into(),
             match known {
                 true => left_out.to_string().into(),
-                false => "not told".into(),
+                false => "unknown".into(),
             },
         ]
     };

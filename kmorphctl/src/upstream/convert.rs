@@ -1,4 +1,4 @@
-//! What each key becomes, or why it becomes nothing.
+//! The conversion of each key, or the reason why it is not converted.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -15,7 +15,7 @@ const DEFAULT_NAME: &str = "successor";
 const DEFAULT_PROBE_INTERVAL_MS: u64 = 100;
 /// Upstream's default of `probe_timeouts`.
 const DEFAULT_PROBE_TIMEOUTS: u64 = 5;
-/// What a pool needs besides the memory of its kernels, bytes: upstream's `kmorph arm` adds one memory block of x86.
+/// Memory of a pool in addition to that of its kernels, bytes: upstream's `kmorph arm` adds one x86 memory block.
 const POOL_SPARE_BYTES: u64 = 128 << 20;
 /// The least memory that kmorphd spawns an instance with, MiB.
 const MEMORY_MIN_MIB: u64 = 16;
@@ -28,11 +28,11 @@ pub(crate) struct Fate {
     pub(crate) line: usize,
     /// The key.
     pub(crate) key: &'static str,
-    /// Where it went, or why it went nowhere.
+    /// The target, or the reason why there is none.
     pub(crate) text: String,
 }
 
-/// What a file of upstream's becomes.
+/// The conversion of an upstream file.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Import {
     /// `defaults.heartbeat_timeout_s`.
@@ -52,7 +52,7 @@ pub(crate) struct Import {
 }
 
 impl Import {
-    /// What `said` becomes.
+    /// Converts `said`.
     pub(crate) fn of(said: &Upstream) -> Self {
         let mut import = Self::default();
         import.pool(said);
@@ -93,7 +93,11 @@ impl Import {
                 let into = "defaults.memory_mib, and with 128 MiB to spare kerf init --memory";
                 self.take("memory", memory, into);
             }
-            memory => self.leave("memory", memory.as_ref(), "it is 0: kmorph's default stays"),
+            memory => self.leave(
+                "memory",
+                memory.as_ref(),
+                "the value is 0, so kmorph's default applies",
+            ),
         }
         if let (Some(cpus), Some(mib)) = (&said.cpus, self.memory_mib) {
             let list: Vec<_> = cpus.value.iter().map(u64::to_string).collect();
@@ -123,11 +127,13 @@ impl Import {
         };
         let kernel = said.kernel.as_ref();
         if let Some(kernel) = kernel {
-            let into = "spawn --kernel, which takes a bzImage (upstream also takes an ELF vmlinux)";
+            let into =
+                "spawn --kernel, which takes a bzImage only (upstream also takes an ELF vmlinux)";
             self.take("kernel", kernel, into);
         }
         if let Some(cmdline) = &said.cmdline {
-            let into = "spawn --kernel-cmdline, after what kmorph boots every kernel with";
+            let into =
+                "spawn --kernel-cmdline, appended to the options that kmorph gives every kernel";
             self.take("cmdline", cmdline, into);
         }
         let Some(kernel) = kernel else { return };
@@ -171,7 +177,7 @@ impl Import {
         self.heartbeat_timeout_s = range.contains(&seconds).then_some(seconds);
     }
 
-    /// Where memory is kept after a failure.
+    /// Converts the place where memory is saved after a failure.
     fn dump(&mut self, said: &Upstream) {
         let Some(dump) = &said.dump else { return };
         let dir = Path::new(&dump.value).parent();
@@ -186,12 +192,12 @@ impl Import {
             None => self.leave(
                 "dump",
                 Some(dump),
-                "it has no absolute directory for vmcore.dir",
+                "the path has no absolute directory to use for vmcore.dir",
             ),
         }
     }
 
-    /// What has nothing to become.
+    /// Keys that cannot be converted.
     fn left_out(&mut self, said: &Upstream) {
         self.leave(
             "initrd",
@@ -202,12 +208,12 @@ impl Import {
         self.leave(
             "devices",
             said.devices.as_ref(),
-            "kmorph gives an instance no devices, but runs what has some: kerf create NAME --devices=… before spawn",
+            "kmorph assigns no devices, but can run an instance that has some: kerf create NAME --devices=… before spawn",
         );
         self.leave(
             "machine_cpus",
             said.machine_cpus.as_ref(),
-            "only a kernel that takes over the machine has to know all of its CPUs",
+            "only a kernel that takes over the whole machine needs to know all CPUs",
         );
         self.leave(
             "modules",
@@ -218,9 +224,9 @@ impl Import {
         self.leave(
             "fence_retries",
             said.fence_retries.as_ref(),
-            "kmorph uses nothing of a kernel whose fence is not confirmed, and asks a person",
+            "if a fence is not confirmed, kmorph reuses none of the kernel's resources and asks the operator",
         );
-        let console = "an instance's console is kerf's: kerf console NAME";
+        let console = "kerf provides the console of an instance: kerf console NAME";
         self.leave("console", said.console.as_ref(), console);
         self.leave("console_baud", said.console_baud.as_ref(), console);
         self.leave("console_login", said.console_login.as_ref(), console);

@@ -1,11 +1,11 @@
-//! The configuration of upstream's C project of the same name, and what becomes of it here.
+//! Converts the configuration of the C project of the same name ("upstream").
 //!
-//! That project's `kmorph` keeps one kernel, the successor, ready beside the host's. Its `kmorphd` runs in the successor
-//! and takes the machine over when the host's kernel falls silent. Both read one file, `/etc/kmorph/kmorph.conf`:
-//! `key = value`, one in a line, `#` begins a comment.
+//! That project's `kmorph` keeps one kernel, the successor, ready beside the host's. Its `kmorphd` runs in the
+//! successor and takes over the machine when the host's kernel falls silent. Both read one file,
+//! `/etc/kmorph/kmorph.conf`, with one `key = value` per line; `#` starts a comment.
 //!
-//! * [`read`] reads such a file as upstream's `lib/config.c` does, and names each fault with its line.
-//! * [`Import`] says what each key becomes, or why there is nothing that it could become.
+//! * [`read`] reads such a file like upstream's `lib/config.c` does, and reports each error with its line.
+//! * [`Import`] has the conversion of each key, or the reason why it cannot be converted.
 
 mod convert;
 mod parse;

@@ -1,4 +1,4 @@
-//! The file: lines, keys, and what is wrong with them.
+//! The file: lines, keys, and errors in them.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ pub(crate) struct Said<T> {
     pub(crate) value: T,
 }
 
-/// What a file says. A key that it does not have, or has without a value, is `None`.
+/// The contents of a file. A missing key, or one without a value, is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Upstream {
     /// The successor's name.
@@ -50,12 +50,12 @@ pub(crate) struct Upstream {
     pub(crate) console_login: Option<Said<String>>,
 }
 
-/// What is wrong with a line.
+/// An error in a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Fault {
     /// The line, from 1.
     pub(crate) line: usize,
-    /// What is wrong.
+    /// The error.
     pub(crate) reason: String,
 }
 
@@ -99,7 +99,7 @@ impl Upstream {
         })?;
         let text = text.trim_matches(values::is_space);
         if let Some(c) = text.chars().find(|c| c.is_control() && *c != '\t') {
-            return Err(format!("it has the control character {c:?}"));
+            return Err(format!("the line contains the control character {c:?}"));
         }
         let (key, value) = text
             .split_once('=')
@@ -113,7 +113,7 @@ impl Upstream {
         let text = |value: String| (!value.is_empty()).then_some(Said { line, value });
         let said = |value: u64| Some(Said { line, value });
         match key {
-            "name" if value.is_empty() => return Err(refused("it needs a value".to_owned())),
+            "name" if value.is_empty() => return Err(refused("a value is required".to_owned())),
             "name" => self.name = text(value),
             "kernel" => self.kernel = text(value),
             "initrd" => self.initrd = text(value),
@@ -191,11 +191,11 @@ mod tests {
         let faults: Vec<_> = faults.unwrap_err().iter().map(Fault::to_string).collect();
         let begin = [
             "1: expected key = value",
-            "2: name: it needs a value",
+            "2: name: a value is required",
             "3: upstream's kmorph has no key \"bogus\"",
             "4: memory: \"lots\"",
             "5: byte 8 of the line is not UTF-8",
-            "7: it has the control character",
+            "7: the line contains the control character",
         ];
         assert_eq!(faults.len(), begin.len(), "{faults:?}");
         for (fault, begin) in faults.iter().zip(begin) {

@@ -1,4 +1,4 @@
-//! Values of upstream's file, as its `lib/parse.c` takes them. Each refusal says what was wanted.
+//! Values in upstream's file, parsed like its `lib/parse.c` does. Each error names the expected format.
 
 /// The most CPUs that a list may name. Upstream has no bound, and a list such as `0-99999999999` fills its memory.
 const CPUS_MAX: usize = 65_536;
@@ -25,12 +25,16 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
         "M" | "MB" => 20,
         "G" | "GB" => 30,
         "T" | "TB" => 40,
-        _ => return Err(format!("{unit:?} is not K, M, G or T, perhaps with B")),
+        _ => {
+            return Err(format!(
+                "{unit:?} is not K, M, G or T, optionally followed by B"
+            ));
+        }
     };
     let bytes = number.checked_mul(1 << shift);
     bytes
         .filter(|bytes| *bytes <= MEMORY_MAX_BYTES)
-        .ok_or_else(|| format!("{text} is more than a machine can have"))
+        .ok_or_else(|| format!("{text} exceeds what a machine can address"))
 }
 
 /// A time in milliseconds: a number alone, or with ms, s or m.
@@ -50,7 +54,7 @@ pub(super) fn milliseconds(text: &str) -> Result<u64, String> {
 pub(super) fn whole(text: &str, least: u64) -> Result<u64, String> {
     let (number, rest) = number(text)?;
     if !rest.is_empty() {
-        return Err(format!("{rest:?} follows the number"));
+        return Err(format!("{rest:?} is not allowed after the number"));
     }
     if !(least..=u64::from(u32::MAX)).contains(&number) {
         return Err(format!("{number} is not from {least} to {}", u32::MAX));
@@ -69,17 +73,17 @@ pub(super) fn cpus(text: &str) -> Result<Vec<u64>, String> {
             None => (first, after),
         };
         if last < first {
-            return Err(format!("{first}-{last} runs backwards"));
+            return Err(format!("{first}-{last} is a descending range"));
         }
         let more = usize::try_from(last - first).unwrap_or(usize::MAX);
         if more >= CPUS_MAX - cpus.len() {
-            return Err(format!("it names more than {CPUS_MAX} CPUs"));
+            return Err(format!("the list names more than {CPUS_MAX} CPUs"));
         }
         cpus.extend(first..=last);
         rest = match after.strip_prefix(',') {
             Some(after) => after,
             None if after.is_empty() => after,
-            None => return Err(format!("{after:?} follows a CPU")),
+            None => return Err(format!("{after:?} is not allowed after a CPU")),
         };
     }
     cpus.sort_unstable();
@@ -96,12 +100,12 @@ pub(super) fn words(text: &str) -> Result<Vec<String>, String> {
         .map(|word| word.trim_matches(is_space).to_owned())
         .collect();
     match words.iter().any(String::is_empty) {
-        true => Err("a word between its commas is missing".to_owned()),
+        true => Err("empty item in the comma-separated list".to_owned()),
         false => Ok(words),
     }
 }
 
-/// What C's `isspace` takes for one.
+/// Characters that C's `isspace` accepts.
 pub(super) fn is_space(c: char) -> bool {
     matches!(c, ' ' | '\t' | '\n' | '\r' | '\x0b' | '\x0c')
 }

@@ -1,4 +1,4 @@
-//! Which keys two configurations differ in.
+//! The keys in which two configurations differ.
 
 use std::collections::BTreeMap;
 

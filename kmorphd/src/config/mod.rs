@@ -1,4 +1,4 @@
-//! The configuration file: TOML, every key optional, unknown keys refused with their place.
+//! The configuration file: TOML; every key is optional, and unknown keys are refused with their position.
 
 mod difference;
 mod multikernel;
@@ -42,7 +42,7 @@ pub(crate) struct File {
     pub(crate) qemu: Qemu,
     pub(crate) multikernel: Multikernel,
     pub(crate) log: Log,
-    /// What was read, to say where a value stands.
+    /// The text of the file, to report positions.
     #[serde(skip)]
     pub(crate) text: String,
 }
@@ -196,7 +196,7 @@ pub(crate) struct Qemu {
     pub(crate) modules: Option<PathBuf>,
 }
 
-/// What carries vsock to a guest.
+/// The vsock transport for guests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Transport {
@@ -257,7 +257,7 @@ pub(crate) enum ConfigError {
     #[error("the configuration {path:?} is refused: {}{key}: {reason}", before(*.place))]
     Value {
         path: PathBuf,
-        /// Where the value stands; none when it is a default.
+        /// Position of the value; none for a default.
         place: Option<Place>,
         key: &'static str,
         reason: String,
@@ -287,7 +287,7 @@ impl File {
         let text = String::from_utf8(bytes).map_err(|error| ConfigError::Parse {
             path: owned(),
             reason: format!(
-                "it is not UTF-8 after byte {}",
+                "not valid UTF-8 after byte {}",
                 error.utf8_error().valid_up_to()
             ),
         })?;
@@ -331,10 +331,7 @@ impl File {
             bytes.ok_or_else(|| refuse(key, format!("{value} MiB is out of range")))
         };
         if self.limits.recoveries == 0 {
-            return Err(refuse(
-                "limits.recoveries",
-                "at least 1 must be allowed".to_owned(),
-            ));
+            return Err(refuse("limits.recoveries", "must be at least 1".to_owned()));
         }
         let (cpus, memory) = match self.backend {
             Backend::Multikernel => self.no_pool(refuse)?,
@@ -380,7 +377,7 @@ impl File {
         })
     }
 
-    /// The CPUs of the pool: what is configured, or what this process may run on.
+    /// The CPUs of the pool: from the configuration, or those that this process may run on.
     fn pool_cpus(
         &self,
         refuse: impl Fn(&'static str, String) -> ConfigError,
@@ -390,7 +387,7 @@ impl File {
         if let Some(cpu) = cpus.iter().find(|cpu| !present.contains(cpu)) {
             return Err(refuse(
                 "pool.cpus",
-                format!("this host has no CPU {cpu} for this process"),
+                format!("this process cannot use CPU {cpu}"),
             ));
         }
         if cpus.is_empty() {
@@ -413,7 +410,7 @@ impl File {
             return Ok(bytes);
         }
         let reason = format!(
-            "this machine has {} MiB; with pool.share_memory = true a pool may promise more",
+            "this machine has {} MiB; set pool.share_memory = true to allow more",
             there_is >> 20
         );
         Err(refuse("pool.memory_mib", reason))
@@ -445,7 +442,7 @@ impl File {
         ];
         for (key, path) in all.into_iter().chain(self.multikernel.paths()) {
             if let Some(path) = path.filter(|path| !path.is_absolute()) {
-                let reason = format!("{} is no absolute path", path.display());
+                let reason = format!("{} is not an absolute path", path.display());
                 return Err(refuse(key, reason));
             }
         }
@@ -487,7 +484,7 @@ fn default_key(key: &str) -> &'static str {
     }
 }
 
-/// Where this daemon keeps its files.
+/// The directories of this daemon.
 #[derive(Clone, Debug)]
 pub(crate) struct Places {
     pub(crate) config: Option<PathBuf>,

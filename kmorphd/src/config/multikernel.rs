@@ -21,7 +21,7 @@ pub(crate) struct Multikernel {
     pub(crate) modules: Option<PathBuf>,
 }
 
-/// Who vouches that a kernel image lays out shared memory as the host's kernel does.
+/// How kmorph ensures that a kernel image lays out shared memory like the host's kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum LayoutSource {
@@ -62,7 +62,7 @@ impl Multikernel {
         ]
     }
 
-    /// Where an instance's memory is read.
+    /// The files through which an instance's memory is read.
     pub(crate) fn memory(&self) -> HostMemory {
         HostMemory {
             iomem: self.iomem.clone(),
@@ -70,7 +70,7 @@ impl Multikernel {
         }
     }
 
-    /// Who vouches for a kernel image.
+    /// How kmorph ensures the layout of a kernel image.
     pub(crate) fn layout(&self) -> Layout {
         match self.layout {
             LayoutSource::Compared => Layout::compared(),

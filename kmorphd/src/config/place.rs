@@ -1,5 +1,4 @@
-//! Where a key stands in the file, so that a value that is refused later than by the parser is named with its place
-//! all the same.
+//! The position of a key in the file, so that errors found after parsing can name it too.
 
 use std::fmt;
 use std::ops::Range;

@@ -119,7 +119,7 @@ fn values_out_of_range_are_refused_by_name() {
         ),
         (
             "[paths]\nstate_dir = \"state\"",
-            "line 2, column 13: paths.state_dir: state is no absolute path",
+            "line 2, column 13: paths.state_dir: state is not an absolute path",
         ),
         ("[paths]\nrun_dir = \"\"", "paths.run_dir"),
         ("[paths]\nsocket = \"./s\"", "paths.socket"),

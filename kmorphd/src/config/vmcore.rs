@@ -1,4 +1,4 @@
-//! `[vmcore]`: how memory is captured, and how long it is kept.
+//! `[vmcore]`: how memory is captured, and how long vmcores are kept.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -55,7 +55,7 @@ impl Default for Vmcore {
 }
 
 impl Vmcore {
-    /// What captures are done by.
+    /// The settings for captures.
     pub(super) fn settings(
         &self,
         state_dir: &Path,
@@ -63,7 +63,7 @@ impl Vmcore {
     ) -> Result<VmcoreSettings, ConfigError> {
         let dir = self.dir.clone().unwrap_or_else(|| state_dir.join("vmcore"));
         if !dir.is_absolute() {
-            let reason = format!("{} is no absolute path", dir.display());
+            let reason = format!("{} is not an absolute path", dir.display());
             return Err(refuse("vmcore.dir", reason));
         }
         if self.level > LEVEL_MAX {
@@ -86,7 +86,7 @@ impl Vmcore {
             return Err(refuse("vmcore.survivors", reason));
         }
         if self.keep == 0 {
-            return Err(refuse("vmcore.keep", "at least 1 must be kept".to_owned()));
+            return Err(refuse("vmcore.keep", "must be at least 1".to_owned()));
         }
         let output = match self.format {
             DumpFormat::Zstd => Output::Kdump(Compression::Zstd),

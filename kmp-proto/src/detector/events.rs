@@ -1,24 +1,24 @@
-//! What the detector is told, and what it finds.
+//! Events and findings of the detector.
 
 use std::time::Duration;
 
 use super::{Config, Sample};
 use crate::message::{CpuStall, Health};
 
-/// What the detector is told.
+/// The events of the detector.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The heartbeat channel is up: HELLO was exchanged, the agent lives.
+    /// The heartbeat channel is up: HELLO was exchanged, the agent is alive.
     ChannelUp,
-    /// The heartbeat channel was lost. What was under way on it can no longer be answered.
+    /// The heartbeat channel was lost. Outstanding heartbeats on it can no longer be answered.
     ChannelLost,
-    /// Connecting was refused: a kernel lives there, its agent does not listen.
+    /// Connecting was refused: the kernel is alive, but its agent does not listen.
     KernelAnswered,
     /// A probe was answered.
     Answer {
         /// The probe.
         probe: u32,
-        /// What the agent says.
+        /// The health that the agent reports.
         health: Health,
     },
     /// The probe could not be sent: our own queue is full.
@@ -28,18 +28,18 @@ pub enum Event {
     },
     /// The backend saw its end, or its panic.
     Ended(String),
-    /// What the backend sees of it.
+    /// The backend's observation of the instance.
     Observed {
-        /// It executes nothing.
+        /// Whether the instance is stopped and executes nothing.
         stopped: bool,
     },
     /// The daemon itself was late by this much.
     SelfLag(Duration),
     /// A changed policy.
     Reconfigure(Config),
-    /// What the answer says of the instance's load.
+    /// The instance's load, as reported in the answer.
     Sample(Sample),
-    /// What the answer says of CPUs that run nothing.
+    /// The CPUs that execute nothing, as reported in the answer.
     Stall(Option<CpuStall>),
     /// Time has passed.
     Tick,
@@ -65,7 +65,7 @@ impl Event {
     }
 }
 
-/// What is to be done, and what was found.
+/// Actions for the caller, and findings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Send this probe.
@@ -77,19 +77,19 @@ pub enum Action {
     LookCloser,
     /// The first healthy answer.
     Healthy,
-    /// It has been silent for a while.
+    /// The instance has been silent for a while.
     Suspect {
         /// For how long.
         silence: Duration,
     },
-    /// It answered again.
+    /// The instance answered again.
     Relieved {
         /// How long it was silent.
         silence: Duration,
     },
     /// The channel has not taken probes for a whole timeout; the instance is not to blame.
     TransportCongested,
-    /// It has failed.
+    /// The instance has failed.
     Failed(Verdict),
 }
 
@@ -135,7 +135,7 @@ impl Level {
 pub struct Verdict {
     /// The level.
     pub level: Level,
-    /// What it rests on, a line each, for people.
+    /// The evidence, one line each, for people.
     pub evidence: Vec<String>,
     /// How long it had been silent; zero for an exit event.
     pub silence: Duration,

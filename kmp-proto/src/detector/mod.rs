@@ -10,20 +10,19 @@
 //! ```
 //!
 //! Invariants:
-//! * Silence begins with the sending of the first probe that was not answered, or with the loss of
-//!   the channel; it is judged after the timeout, a guard, and the daemon's own lateness meanwhile.
-//!   So a verdict never comes earlier than the timeout after the last moment at which the instance
-//!   could have answered.
-//! * Silence is judged on [`Event::Tick`] only, and on one that is not late itself: whatever else
-//!   the daemon finds waiting after it was held up, answers above all, is heard before.
-//! * Losing the channel is not losing the instance, and a probe that could not be sent is never a
-//!   missed heartbeat.
-//! * Being overloaded is a state to show, see [`Detector::overload`]: never a reason to fence. A CPU that is stuck is one
-//!   too, see [`Detector::stuck`], unless [`Config::stuck_cpu_fails`].
+//! * Silence starts when the first unanswered probe was sent, or when the channel was lost; it is judged after the
+//!   timeout, a guard, and the time the daemon itself was late. So a verdict never comes earlier than the timeout
+//!   after the last moment at which the instance could have answered.
+//! * Silence is judged only on [`Event::Tick`], and only on a tick that is not itself late: after a delay, the daemon
+//!   first processes everything that has been waiting, above all answers.
+//! * Losing the channel does not mean losing the instance, and a probe that could not be sent is never a missed
+//!   heartbeat.
+//! * Overload is a state to report, see [`Detector::overload`], and never a reason to fence. So is a stuck CPU, see
+//!   [`Detector::stuck`], unless [`Config::stuck_cpu_fails`].
 //! * After [`Action::Failed`] there is no further action.
 //!
-//! A phase is a variant here and not a type of its own, as it is in a recovery or a morph: no phase of a detector
-//! hands out a proof that another one needs, so a wrong order could do no harm that a type would prevent.
+//! A phase is a variant here, not a type of its own as in a recovery or a morph: no phase of a detector hands out a
+//! proof that another one needs, so types would not prevent any error.
 
 mod events;
 mod overload;
@@ -48,15 +47,15 @@ pub const INTERVAL_MIN: Duration = Duration::from_millis(50);
 pub const START_INTERVAL_FIRST: Duration = Duration::from_millis(5);
 /// Longest interval between probes.
 pub const INTERVAL_MAX: Duration = Duration::from_secs(5);
-/// Probes of the instances that are watched at leisure go out together, at multiples of this on the
-/// caller's clock: a daemon that watches a thousand wakes fifty times a second, not a thousand times.
+/// Probes of healthy instances are sent together, at multiples of this interval on the caller's clock: a daemon that
+/// monitors a thousand instances wakes fifty times a second, not a thousand times.
 pub const PROBE_GRID: Duration = Duration::from_millis(20);
 /// Shortest interval whose probes are put on [`PROBE_GRID`]: it shifts them by 4 % of that at most.
 pub const GRID_INTERVAL_MIN: Duration = Duration::from_millis(500);
 /// Least time for the first answer of a generation that runs already: a daemon that has just started connects to all of
 /// its instances at once.
 pub const FIRST_ANSWER_MIN: Duration = Duration::from_secs(5);
-/// Added to the timeout, for an answer that was under way when the silence began.
+/// Added to the timeout, for an answer that was in transit when the silence started.
 pub const VERDICT_GUARD: Duration = Duration::from_millis(10);
 /// Most by which the daemon's own lateness can put off a verdict, in timeouts.
 const LAG_MAX_TIMEOUTS: u32 = 10;
@@ -72,7 +71,7 @@ const SUSPICION_INTERVALS: u32 = 2;
 /// Probes remembered as unanswered; more of them tell nothing new.
 const OUTSTANDING_MAX: usize = 16;
 
-/// How an instance is watched.
+/// The configuration of an instance's detector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Silence after which it has failed.
@@ -101,8 +100,8 @@ impl Config {
         }
     }
 
-    /// The configuration for a generation that has run for `age` already, when its watch begins anew: its time to start
-    /// began with it. It has the timeout in any case, and [`FIRST_ANSWER_MIN`].
+    /// The configuration for a generation that has already run for `age` when its detector starts again: its start
+    /// timeout began when the generation did. It gets at least the timeout, and [`FIRST_ANSWER_MIN`].
     #[must_use]
     pub fn already_runs_for(self, age: Duration) -> Self {
         let least = self.timeout.max(FIRST_ANSWER_MIN).min(self.start_timeout);
@@ -153,7 +152,7 @@ pub struct Detector {
     phase: Phase,
     outstanding: VecDeque<(u32, Mark)>,
     next_probe: u32,
-    /// Which of the last probes were never sent; the lowest bit stands for the newest.
+    /// Bit mask of the last probes that were never sent; the lowest bit is the newest.
     refused: u64,
     probe_due: Option<Instant>,
     lost: Option<Mark>,
@@ -165,7 +164,7 @@ pub struct Detector {
     unhealthy: bool,
     /// Lateness of the daemon since the beginning, in sum.
     lag: Duration,
-    /// Lateness was told for the tick that comes next: it is not measured a second time.
+    /// The caller has reported its lateness for the next tick, so it is not measured again.
     lag_told: Option<Duration>,
     /// Judgement put off, because the tick for it came late.
     hearing_until: Option<Instant>,
@@ -258,7 +257,7 @@ impl Detector {
         self.actions.pop_front()
     }
 
-    /// When [`Event::Tick`] is due.
+    /// The time at which [`Event::Tick`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         if matches!(self.phase, Phase::Failed) {
             return None;
@@ -368,12 +367,12 @@ impl Detector {
         self.lag.saturating_sub(mark.lag).min(most)
     }
 
-    /// When the silence since `mark` has lasted for `patience`, put off by the daemon's lateness.
+    /// The time at which the silence since `mark` has lasted for `patience`, extended by the daemon's lateness.
     fn due(&self, mark: Mark, patience: Duration) -> Instant {
         mark.at + patience.saturating_add(self.lag_since(mark))
     }
 
-    /// What is judged: since when, and how long it may last.
+    /// The silence being judged: its start, and its limit.
     fn at_issue(&self) -> Option<(Mark, Duration)> {
         match &self.phase {
             Phase::Starting(starting) => Some((starting.began, self.config.start_timeout)),

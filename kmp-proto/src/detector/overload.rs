@@ -1,12 +1,12 @@
-//! Overload, by the instance's own figures: shown, never a reason to fence.
+//! Overload, judged by the instance's own figures: reported, but never a reason to fence.
 
 use std::fmt;
 
 use crate::message::{HeartbeatRspFixed, PRESSURE_ABSENT, WorkloadState};
 use crate::time::Instant;
 
-/// Samples in a row above (or below) the limits before the judgement changes: a spike is no
-/// overload, a dip is no relief.
+/// Number of consecutive samples above (or below) the limits before the judgement changes: a spike is not an
+/// overload, and a dip is not a relief.
 pub const OVERLOAD_SAMPLES: u32 = 5;
 /// CPU pressure (PSI `some avg10`) of an overloaded instance, hundredths of a percent.
 const CPU_LIMIT: u16 = 90_00;
@@ -43,8 +43,8 @@ impl From<&HeartbeatRspFixed> for Sample {
 }
 
 impl Sample {
-    /// The sample of an instance whose pressure figures are not its own: those of a process are those of
-    /// the whole machine it runs on.
+    /// The sample of an instance whose pressure figures are not its own: the figures of a process are those of the
+    /// whole machine.
     #[must_use]
     pub fn without_pressure(self) -> Self {
         Self {
@@ -55,7 +55,7 @@ impl Sample {
         }
     }
 
-    /// What is above its limit.
+    /// The figures above their limits.
     fn excess(self) -> Option<Excess> {
         let above = |value: u16, limit: u16| value != PRESSURE_ABSENT && value >= limit;
         if self.workload_down {

@@ -1,4 +1,4 @@
-//! CPUs that run nothing, although their instance answers: shown, and a failure where policy says so.
+//! CPUs that execute nothing although their instance answers: reported, and a failure if the policy says so.
 
 use std::fmt;
 use std::time::Duration;
@@ -17,7 +17,7 @@ pub struct StuckCpus {
 }
 
 impl StuckCpus {
-    /// What the instance says of its CPUs, once that has lasted for `timeout`.
+    /// The stuck CPUs that the instance reports, once that has lasted for `timeout`.
     pub(super) fn of(stall: CpuStall, timeout: Duration) -> Option<Self> {
         let stalled = Duration::from_millis(stall.stalled_ms.into());
         (stalled >= timeout).then_some(Self {

@@ -1,4 +1,4 @@
-//! Heartbeats and what an instance says of its health.
+//! Heartbeats and the health that an instance reports.
 
 use super::{LayoutError, Payload, TEXT_MAX_BYTES, clip, fixed_only};
 use crate::wire::Layout;
@@ -9,13 +9,13 @@ use crate::wire::record::{CPU_STALL, TEXT, append, once, records};
 pub const PRESSURE_ABSENT: u16 = u16::MAX;
 
 open_enum! {
-    /// What the agent says of its instance.
+    /// The health that the agent reports for its instance.
     Health: u8 {
         /// All is well.
         Healthy = 1, "healthy";
-        /// It works, with trouble.
+        /// The instance works, but has a problem.
         Degraded = 2, "degraded";
-        /// It does not do its work.
+        /// The instance does not do its work.
         Unhealthy = 3, "unhealthy";
     }
 }
@@ -60,7 +60,7 @@ fixed! {
     pub HeartbeatRspFixed, 48 {
         /// The probe that is answered.
         probe: u32 = 0,
-        /// What the agent says of the instance.
+        /// The health of the instance.
         health: Health = 4,
         /// State of its program.
         workload: WorkloadState = 5,
@@ -144,7 +144,7 @@ impl Payload for HeartbeatRsp {
 fixed! {
     /// Fixed part of HEALTH_STATUS.
     pub HealthStatusFixed, 16 {
-        /// What the agent says of the instance.
+        /// The health of the instance.
         health: Health = 0,
         /// State of its program.
         workload: WorkloadState = 1,
@@ -163,7 +163,7 @@ fixed! {
 pub struct HealthStatus {
     /// Fixed part.
     pub fixed: HealthStatusFixed,
-    /// What happened, for people.
+    /// Description for people.
     pub text: String,
 }
 

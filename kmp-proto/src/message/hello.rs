@@ -1,4 +1,4 @@
-//! HELLO: who speaks, for which generation, on which channel.
+//! HELLO: the sender, its generation and its channel.
 
 use super::{INSTANCE_ID_MAX_BYTES, LayoutError, Payload, clip, fixed_only, writable_id};
 use crate::auth::{NONCE_BYTES, PROOF_BYTES};
@@ -19,13 +19,13 @@ code_enum! {
 }
 
 code_enum! {
-    /// What a connection is for. A heartbeat never queues behind state.
+    /// The purpose of a connection. Heartbeats never queue behind state.
     Channel: u8 {
         /// Heartbeats only.
         Heartbeat = 1, "heartbeat";
-        /// Everything that is not a heartbeat or bulk.
+        /// Everything except heartbeats and bulk data.
         Control = 2, "control";
-        /// One bulk transfer, of the session named.
+        /// One bulk transfer, of the given session.
         Bulk = 3, "bulk";
     }
 }
@@ -52,7 +52,7 @@ fixed! {
         version_max: u16 = 2,
         /// Which side speaks.
         role: PeerRole = 4,
-        /// What the connection is for.
+        /// The purpose of the connection.
         channel: Channel = 5,
         /// Unused, 0.
         flags: u16 = 6,

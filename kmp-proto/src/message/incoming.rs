@@ -1,4 +1,4 @@
-//! Holds the state that one side of a morph sends to what it has announced.
+//! Checks the state that one side of a morph sends against its announcement.
 
 use super::{MorphTransfer, StateProvider, TransferMode, TransferOp};
 use crate::wire::ErrorCode;
@@ -6,23 +6,23 @@ use crate::wire::ErrorCode;
 /// Most bytes of state in one chunk of a morph.
 pub const STATE_CHUNK_MAX_BYTES: usize = 65_536;
 
-/// What a side sent that it must not. The bulk channel ends.
+/// A violation by one side of the transfer. The bulk channel ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
     /// Neither a chunk nor the end of a round, by rounds, of this session.
     #[error("a {} of session {session}, not state of the session of this channel", .op.as_str())]
     NotState {
-        /// What came.
+        /// The received operation.
         op: TransferOp,
         /// Its session.
         session: u64,
     },
-    /// Of another round than the one under way.
+    /// The frame belongs to a different round.
     #[error("a frame of round {found}, round {expected} is under way")]
     OtherRound {
-        /// The round under way, or the next one.
+        /// The current round, or the next one.
         expected: u32,
-        /// What the frame says.
+        /// The round in the frame.
         found: u32,
     },
     /// Of another provider than the one that carries the state.
@@ -30,7 +30,7 @@ pub enum StateError {
     OtherProvider {
         /// The provider that was chosen.
         expected: StateProvider,
-        /// What the frame says.
+        /// The provider in the frame.
         found: StateProvider,
     },
     /// Too much in one chunk.
@@ -42,9 +42,9 @@ pub enum StateError {
     /// The size of the state changed after it was announced.
     #[error("{found} bytes of state announced, {announced} before")]
     TotalChanged {
-        /// What was announced first.
+        /// The first announcement.
         announced: u64,
-        /// What was announced now.
+        /// The new announcement.
         found: u64,
     },
     /// More bytes in a round than the state has.
@@ -54,7 +54,7 @@ pub enum StateError {
         round: u32,
         /// Bytes of it so far.
         sent: u64,
-        /// What was announced.
+        /// The announced number.
         announced: u64,
     },
 }
@@ -75,7 +75,7 @@ pub struct IncomingState {
     session: u64,
     provider: StateProvider,
     announced: Option<u64>,
-    /// The round under way, or the next one.
+    /// The current round, or the next one.
     round: u32,
     sent: u64,
 }

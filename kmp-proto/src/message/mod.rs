@@ -53,7 +53,7 @@ pub const TEXT_MAX_BYTES: usize = 512;
 /// Longest instance id, in bytes.
 pub const INSTANCE_ID_MAX_BYTES: usize = 63;
 
-/// Every byte table of `docs/kmp.md`, below the heading it stands under.
+/// Every byte table of `docs/kmp.md`, with the heading it belongs to.
 pub fn layouts() -> impl Iterator<Item = (&'static str, Layout)> {
     let parts = [
         hello::LAYOUTS,

@@ -18,7 +18,7 @@ code_enum! {
     Side: u8 {
         /// The kernel that is left.
         Source = 1, "source";
-        /// The kernel that is gone to.
+        /// The target kernel.
         Target = 2, "target";
     }
 }
@@ -30,7 +30,7 @@ fixed! {
         session: u64 = 0,
         /// The generation that is left.
         from_generation: u64 = 8,
-        /// The generation that is gone to.
+        /// The target generation.
         to_generation: u64 = 16,
         /// Budget for the downtime, microseconds.
         downtime_budget_us: u32 = 24,
@@ -52,7 +52,7 @@ fixed! {
 }
 
 code_enum! {
-    /// What a MORPH_TRANSFER_STATE is.
+    /// The operation of a MORPH_TRANSFER_STATE.
     TransferOp: u16 {
         /// Daemon to source: send a round.
         Pull = 1, "pull";
@@ -98,11 +98,11 @@ fixed! {
         flags: u32 = 36,
         /// CRC-32/ISO-HDLC of the chunk's bytes.
         chunk_crc32: u32 = 40,
-        /// What it is.
+        /// The operation.
         op: TransferOp = 44,
         /// How state moves.
         mode: TransferMode = 46,
-        /// What carries it. A pull says so to both sides; whatever belongs to the pull repeats it.
+        /// The state provider. A pull names it to both sides; all messages of the pull repeat it.
         provider: StateProvider = 48,
         ; reserved 4
     }
@@ -212,9 +212,9 @@ fixed! {
 code_enum! {
     /// Result of a check.
     CheckResult: u8 {
-        /// It holds.
+        /// The check passed.
         Passed = 1, "passed";
-        /// It does not.
+        /// The check failed.
         Failed = 2, "failed";
     }
 }
@@ -243,13 +243,13 @@ fixed! {
 /// One check of a validation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
-    /// What was checked.
+    /// Name of the check.
     pub name: String,
     /// Its result.
     pub result: CheckResult,
     /// How long it took, microseconds.
     pub duration_us: u32,
-    /// What was found.
+    /// The finding.
     pub detail: String,
 }
 
@@ -345,7 +345,7 @@ impl Payload for ValidateReply {
 }
 
 code_enum! {
-    /// One step of the commit, in this order.
+    /// A step of the commit, in this order.
     CommitStep: u16 {
         /// Source: stop serving; nothing is answered or changed from here on.
         Freeze = 1, "freeze";
@@ -423,7 +423,7 @@ pub struct MorphRollback {
 }
 
 code_enum! {
-    /// Where a side stands after a rollback.
+    /// The state of a side after a rollback.
     RollbackStatus: u16 {
         /// The workload serves (source).
         Running = 1, "running";
@@ -437,7 +437,7 @@ fixed! {
     pub RollbackReply, 16 {
         /// The session.
         session: u64 = 0,
-        /// Where the side stands.
+        /// The state of the side.
         status: RollbackStatus = 8,
         ; reserved 6
     }

@@ -1,4 +1,4 @@
-//! MORPH_NEGOTIATE: the state providers, and what each side says of its own.
+//! MORPH_NEGOTIATE: the state providers, and each side's statement about its own.
 
 use super::{LayoutError, Payload, SessionReply, TEXT_MAX_BYTES, at_most, clip, fixed_only};
 use crate::wire::Layout;
@@ -9,7 +9,7 @@ use crate::wire::record::{CRITICAL, PROVIDER, append, records};
 pub const PROVIDERS_MAX: usize = 12;
 
 open_enum! {
-    /// What carries the state of a workload from one kernel to the other.
+    /// A method of moving the state of a workload from one kernel to another.
     ///
     /// Each number is one bit, so that `providers` of MORPH_NEGOTIATE is a set of them. The order of the rows is the
     /// daemon's order of preference: of the providers that both sides can use, it chooses the first.
@@ -72,7 +72,7 @@ fixed! {
     }
 }
 
-/// What one side says about one of its providers: a PROVIDER record.
+/// One side's statement about one of its providers: a PROVIDER record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProviderOffer {
     /// The provider.

@@ -1,4 +1,4 @@
-//! RECOVER_*: what survivors of a failure are told.
+//! RECOVER_*: notifications to the survivors of a failure.
 
 use super::heartbeat::append_text;
 use super::{
@@ -16,7 +16,7 @@ pub(super) const TOPOLOGY_MAX_ENTRIES: usize = 2048;
 const TOPOLOGY_MAX_CPUS: usize = 1024;
 
 open_enum! {
-    /// What was found.
+    /// The cause of a failure.
     FailureCause: u16 {
         /// The kernel has ended or does not run.
         KernelDead = 1, "kernel_dead";
@@ -34,7 +34,7 @@ open_enum! {
     RecoveryOutcome: u16 {
         /// A healthy successor runs.
         Recovered = 1, "recovered";
-        /// There is no successor; the resources are back in the pool.
+        /// There is no successor; the resources have returned to the pool.
         Reclaimed = 2, "reclaimed";
     }
 }
@@ -46,7 +46,7 @@ fixed! {
         recovery: u64 = 0,
         /// The generation that failed.
         failed_generation: u64 = 8,
-        /// What was found.
+        /// The cause of the failure.
         cause: FailureCause = 16,
         ; reserved 6
     }
@@ -63,7 +63,7 @@ fixed! {
         flags: u32 = 4,
         /// The generation that is fenced.
         generation: u64 = 8,
-        /// When, nanoseconds since the Unix epoch, by the daemon's clock.
+        /// Time of the fence, nanoseconds since the Unix epoch, by the daemon's clock.
         fenced_at_unix_ns: u64 = 16,
         ; reserved 8
     }
@@ -90,7 +90,7 @@ fixed! {
 
 /// Bits of [`RecoverCompleteFixed::flags`].
 pub mod complete_flags {
-    /// The topology goes on in the next part.
+    /// The topology continues in the next part.
     pub const MORE: u16 = 1;
 }
 

@@ -1,4 +1,4 @@
-//! What a reply must say to be the reply to a request.
+//! Checks that a reply matches its request.
 
 use super::{
     CommitStep, Message, MorphCommit, MorphTransfer, StateProvider, TransferMode, TransferOp,
@@ -10,12 +10,12 @@ use crate::wire::MsgType;
 /// it; nothing is sent back, since nothing answers an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReplyError {
-    /// It is the reply to another type.
+    /// The reply belongs to another type.
     #[error("a {found} answers a {asked}")]
     OtherType {
-        /// What was asked.
+        /// The type of the request.
         asked: MsgType,
-        /// What came.
+        /// The type of the reply.
         found: MsgType,
     },
     /// A field that repeats the request's does not.
@@ -25,9 +25,9 @@ pub enum ReplyError {
         msg_type: MsgType,
         /// The field, as `docs/kmp.md` names it.
         field: &'static str,
-        /// What the request said.
+        /// The value in the request.
         expected: u64,
-        /// What the reply says.
+        /// The value in the reply.
         found: u64,
     },
     /// A MORPH_TRANSFER_STATE reply that is not `applied`.
@@ -35,7 +35,7 @@ pub enum ReplyError {
     NotApplied(TransferOp),
 }
 
-/// What the reply to one request must say: a few numbers, so that the request need not be kept.
+/// The required contents of the reply to one request: a few numbers, so that the request need not be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expected {
     msg_type: MsgType,
@@ -60,7 +60,7 @@ enum Detail {
 }
 
 impl Expected {
-    /// What answers `request`; `None` for a message that has no reply.
+    /// The expected reply to `request`; `None` for a message without a reply.
     pub fn of(request: &Message) -> Option<Self> {
         let msg_type = request.msg_type();
         if request.is_answer() || !msg_type.has_reply() {
@@ -142,7 +142,7 @@ impl Expected {
 }
 
 impl Message {
-    /// What a request is about, which its reply repeats: the field and its number.
+    /// The subject of a request, which its reply repeats: the field and its number.
     fn subject(&self) -> Option<(&'static str, u64)> {
         Some(match self {
             Self::RecoverPrepare(m) => ("recovery", m.fixed.recovery),

@@ -1,4 +1,4 @@
-//! Who may send what on which channel, and which features a message needs.
+//! The permitted senders and channels of each message, and the features it needs.
 
 use super::{Channel, Message, PeerRole, TransferMode, TransferOp, features};
 use crate::wire::MsgType;

@@ -1,4 +1,4 @@
-//! A RECOVER_COMPLETE whose topology does not fit into one frame: cut into parts, and put together.
+//! A RECOVER_COMPLETE whose topology does not fit into one frame: split into parts, and reassembled.
 
 use super::recover::{RECORD_HEADER_BYTES, TOPOLOGY_MAX_ENTRIES};
 use super::{RecoverComplete, RecoverCompleteFixed, complete_flags};
@@ -71,10 +71,10 @@ pub struct TopologyParts {
 }
 
 impl TopologyParts {
-    /// Takes the next part; the whole, when it was the last. Part 0 begins anew.
+    /// Takes the next part and returns the whole topology if it was the last. Part 0 starts a new topology.
     ///
     /// # Errors
-    /// When the part does not follow those before it.
+    /// If the part does not follow those before it.
     pub fn take(&mut self, part: RecoverComplete) -> Result<Option<RecoverComplete>, PartError> {
         let before = self.so_far.take();
         let (number, recovery) = (part.fixed.part, part.fixed.recovery);

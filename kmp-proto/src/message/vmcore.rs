@@ -12,7 +12,7 @@ pub const RANGES_MAX: usize = 1024;
 pub const WINDOWS_MAX: usize = 16;
 /// Longest address of a PCI port, bytes.
 pub const PCI_PORT_MAX_BYTES: usize = 32;
-/// Largest chunk: with all that stands around it, it fits into a frame of 1 MiB.
+/// Largest chunk: with its surrounding fields it fits into a frame of 1 MiB.
 pub const CHUNK_MAX_BYTES: u32 = 512 * 1024;
 
 code_enum! {
@@ -28,7 +28,7 @@ code_enum! {
 code_enum! {
     /// Whether all was read that was asked for.
     CaptureStatus: u16 {
-        /// It was.
+        /// Everything was read.
         Complete = 0, "complete";
         /// Some of it could not be read.
         Incomplete = 1, "incomplete";
@@ -66,7 +66,7 @@ fixed! {
         start: u64 = 0,
         /// Length in bytes.
         length: u64 = 8,
-        /// Where its first byte is in what was lent.
+        /// Offset of its first byte in the lent memory.
         offset: u64 = 16,
         ; reserved 0
     }
@@ -79,7 +79,7 @@ fixed! {
         capture: u64 = 0,
         /// Physical address of the chunk.
         address: u64 = 8,
-        /// Bytes of memory it stands for.
+        /// Number of bytes of memory that it represents.
         length: u64 = 16,
         /// CRC-32/ISO-HDLC of those bytes, decoded.
         chunk_crc32: u32 = 24,
@@ -109,11 +109,11 @@ fixed_only!(VmcoreComplete);
 pub struct VmcoreStart {
     /// Fixed part.
     pub fixed: VmcoreStartFixed,
-    /// Where the memory is that was lent: below the PCI port that has this address in the survivor.
+    /// Location of the lent memory: below the PCI port with this address in the survivor.
     pub pci_port: Option<String>,
-    /// What of the memory was lent.
+    /// The parts of the memory that were lent.
     pub windows: Vec<MemoryWindow>,
-    /// What to read, in this order.
+    /// The ranges to read, in this order.
     pub ranges: Vec<MemoryRange>,
 }
 
@@ -203,8 +203,8 @@ impl VmcoreData {
         }
     }
 
-    /// Puts the memory that the chunk stands for into `memory`; false when it is of another length or does not have
-    /// its checksum.
+    /// Writes the memory that the chunk represents to `memory`; false if the length differs or the checksum does not
+    /// match.
     pub fn decode(&self, memory: &mut [u8]) -> bool {
         if self.fixed.length != memory.len() as u64 {
             return false;

@@ -1,4 +1,4 @@
-//! What the morph engine is told, what it wants done, and how it ends.
+//! Events and actions of the morph engine, and its results.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use super::stage::{Phase, Stage};
 use crate::fence::{FenceCertificate, FenceOrder};
 use crate::message::{Check, Side, StateProvider, TransferMode};
 
-/// What the engine is told.
+/// The events of the engine.
 #[derive(Debug)]
 pub enum Event {
     /// The target generation is healthy.
     TargetHealthy,
-    /// It could not be started.
+    /// The target could not be started.
     NotStarted(String),
     /// A side acknowledged MORPH_PREPARE.
     Prepared(Side),
@@ -37,12 +37,12 @@ pub enum Event {
     CommitRequested {
         /// The limit.
         limit: CommitLimit,
-        /// Nobody is there to decide what follows an estimate above the limit: roll back then.
+        /// No one is there to decide about an estimate above the limit, so roll back in that case.
         or_roll_back: bool,
     },
-    /// Go back; why, in the words of whoever asks.
+    /// A rollback was requested; the reason in the requester's words.
     RollbackRequested(String),
-    /// The source workload stands still; digest of its state.
+    /// The source workload is frozen; digest of its state.
     Frozen(u64),
     /// The target workload has taken over; digest of its state.
     Activated(u64),
@@ -62,8 +62,8 @@ pub enum Event {
     SourceRunning,
     /// A side refused something.
     Refused(Side, String),
-    /// A side did not answer a request: no channel, or no reply in time. Nothing is known of that side; its
-    /// detector alone judges whether the side lives.
+    /// A side did not answer a request: no channel, or no reply in time. Nothing is known about that side; only its
+    /// detector judges whether it is alive.
     Unanswered(Side, String),
     /// A side has failed, by its detector's verdict.
     Died(Side, String),
@@ -74,9 +74,9 @@ pub enum Event {
 /// Whether an event belongs to the state in which it arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// It does: its row of the transition table was taken.
+    /// The event is accepted: its row of the transition table was taken.
     Accepted,
-    /// It changes nothing there.
+    /// The event changes nothing in this state.
     Refused {
         /// The state in which it changes nothing.
         stage: Stage,
@@ -90,7 +90,7 @@ pub enum CommitLimit {
     Planned,
     /// Another budget.
     Within(Duration),
-    /// Whatever it takes.
+    /// No limit.
     None,
 }
 
@@ -129,7 +129,7 @@ impl Event {
     }
 }
 
-/// What is to be done.
+/// An action that the caller must carry out.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action {
     /// MORPH_PREPARE to a side.
@@ -140,20 +140,20 @@ pub enum Action {
     Chosen(Choice),
     /// Have a round sent and applied.
     Round {
-        /// What carries it.
+        /// The state provider to use.
         provider: StateProvider,
         /// By reference or copied.
         mode: TransferMode,
         /// Its number.
         number: u32,
-        /// The last one: the source workload stands still.
+        /// Whether this is the last round: the source workload is frozen.
         last: bool,
     },
     /// MORPH_VALIDATE to the target.
     Validate,
     /// The first round is in place, and [`Event::ValidationRequested`] is waited for.
     Transferred,
-    /// It can be committed; this is the downtime to expect.
+    /// The morph can be committed; this is the expected downtime.
     Committable(Estimate),
     /// The commit was refused, nothing has changed.
     CommitRefused(OverBudget),
@@ -173,7 +173,7 @@ pub enum Action {
     ResumeSource(FenceCertificate),
     /// The phase has changed.
     Phase(Phase),
-    /// It is over.
+    /// The morph is over.
     Finished(Outcome),
 }
 
@@ -256,9 +256,9 @@ impl Outcome {
 /// The downtime to expect of a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Estimate {
-    /// What this morph has measured: the exchanges with both sides, and the last round.
+    /// Measured during this morph: the exchanges with both sides, and the last round.
     pub measured: Duration,
-    /// What the steps cost apart from that: [`super::Config::step_overhead`].
+    /// The cost of the steps apart from that: [`super::Config::step_overhead`].
     pub overhead: Duration,
 }
 

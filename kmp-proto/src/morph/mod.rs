@@ -8,7 +8,7 @@
 //!                                    RollingBack ◀─────────────────────────────┘
 //! ```
 //!
-//! Committing, in this order and no other:
+//! The order of the steps of a commit is fixed:
 //!
 //! ```text
 //! FREEZE source ─▶ last round ─▶ ACTIVATE target ─▶ commit record durable ─▶ SERVE target ─▶ RETIRE source ─▶ fence source
@@ -16,12 +16,12 @@
 //! ```
 //!
 //! Invariants:
-//! * Before the commit record the end is the source serving and the target fenced; after it, the target serving and the
-//!   source fenced. So both never serve.
-//! * These are types, each with one origin: only a [`Committable`] morph commits, and only [`Morph::on_report`] makes one;
-//!   SERVE goes out with a [`CommitRecord`], which the journal makes of a [`CommitOrder`]; the source is asked to resume
-//!   with the target's [`FenceCertificate`](crate::fence::FenceCertificate).
-//! * Every phase has a deadline, but for those in which the journal or a backend is waited for: they bound their own work.
+//! * Before the commit record, the morph ends with the source serving and the target fenced; after it, with the
+//!   target serving and the source fenced. So both never serve.
+//! * Types enforce this, each with one origin: only a [`Committable`] morph commits, and only [`Morph::on_report`]
+//!   creates one; SERVE is sent with a [`CommitRecord`], which the journal creates from a [`CommitOrder`]; the source
+//!   is asked to resume with the target's [`FenceCertificate`](crate::fence::FenceCertificate).
+//! * Every phase has a deadline, except those that wait for the journal or a backend, which bound their own work.
 
 mod engine;
 mod events;
@@ -52,7 +52,7 @@ use crate::message::StateProvider;
 
 /// Most rounds of pre-copy before the last one.
 pub const ROUNDS_MAX: u32 = 10;
-/// Longest time for one step between the freeze and the commit record: the workload stands still.
+/// Time limit for each step between the freeze and the commit record, while the workload is frozen.
 pub const FROZEN_STEP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest wait for the answer to SERVE, or to the source's rollback, before the request is sent again. Silence
 /// never ends a side here: that side holds the only state, and its failure detector is the judge of its life.
@@ -68,7 +68,7 @@ pub const FENCE_RETRY: Duration = Duration::from_secs(1);
 /// Times it is tried.
 pub const FENCE_ATTEMPTS: u32 = 10;
 
-/// What a morph may take.
+/// The limits of a morph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Longest time for one phase.
@@ -78,8 +78,8 @@ pub struct Config {
     pub expiry: Duration,
     /// Budget for the downtime.
     pub downtime_budget: Duration,
-    /// What the steps of the commit cost apart from the last round and the exchanges with both sides:
-    /// the durable write, and what the caller does in between.
+    /// The cost of the commit's steps apart from the last round and the exchanges with both sides: the durable write,
+    /// and the caller's work in between.
     pub step_overhead: Duration,
     /// The providers that may carry the state; of those that both sides can use, the first is chosen.
     pub preference: &'static [StateProvider],

@@ -1,4 +1,5 @@
-//! Which state provider carries a morph, and how: what both sides offer, in the daemon's order of preference.
+//! Chooses the state provider and the mode of a morph from what both sides offer, in the daemon's order of
+//! preference.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,14 +10,14 @@ use crate::message::{ProviderOffer, Side, StateProvider, TransferMode, capabilit
 /// One side's answer in the negotiation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Offer {
-    /// What it says of each of its providers.
+    /// Its statement about each of its providers.
     pub providers: Vec<ProviderOffer>,
     /// Time from the question to this answer, which took its agent and its workload as a step of the
     /// commit does.
     pub round_trip: Duration,
 }
 
-/// What the negotiation has agreed on. Only [`negotiate`] makes one.
+/// The result of a negotiation. Only [`negotiate`] creates one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Choice {
@@ -42,9 +43,9 @@ pub struct PassedOver {
 /// Why a provider does not carry a morph.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WhyNot {
-    /// It is possible; the daemon prefers this one.
+    /// Possible, but the daemon prefers another one.
     LessPreferred(StateProvider),
-    /// It is not possible; never empty.
+    /// Not possible; the list is never empty.
     Impossible(Vec<Missing>),
 }
 
@@ -64,7 +65,7 @@ impl fmt::Display for WhyNot {
 }
 
 impl Offer {
-    /// What the side says of `provider`; `None` when it does not have that.
+    /// The side's offer for `provider`; `None` if it has none.
     fn of(&self, provider: StateProvider) -> Option<&ProviderOffer> {
         self.providers.iter().find(|o| o.provider == provider)
     }
@@ -84,11 +85,11 @@ const KINDS: [(u32, &str); 4] = [
     (capability::CONNECTIONS, "connections"),
 ];
 
-/// Chooses the first provider in [`Config::preference`] that both sides can use for what is required. A provider
-/// that is not listed there is ignored, whoever offers it.
+/// Chooses the first provider in [`Config::preference`] that both sides can use for the required state. A provider
+/// that is not listed there is ignored, whichever side offers it.
 ///
 /// # Errors
-/// When there is none: what each side offers, and why each provider is not possible.
+/// If there is none: what each side offers, and why each provider is not possible.
 pub fn negotiate(config: &Config, source: &Offer, target: &Offer) -> Result<Choice, Incompatible> {
     let mut chosen = None;
     let mut passed_over = Vec::new();
@@ -146,7 +147,7 @@ fn judge(
     Ok((mode, source.memory_bytes))
 }
 
-/// What one side lacks for a provider.
+/// The requirements for a provider that one side does not meet.
 fn lacking(required_kinds: u32, side: Side, offer: Option<&ProviderOffer>) -> Vec<Missing> {
     let Some(offer) = offer else {
         return vec![Missing::NotOffered(side)];
@@ -161,8 +162,8 @@ fn lacking(required_kinds: u32, side: Side, offer: Option<&ProviderOffer>) -> Ve
         .collect()
 }
 
-/// What the exchanges of a commit take while the workload stands still, going by how long both sides
-/// took to negotiate: FREEZE with the source, ACTIVATE and SERVE with the target.
+/// The expected duration of a commit's exchanges while the workload is frozen, based on the time both sides took to
+/// negotiate: FREEZE with the source, ACTIVATE and SERVE with the target.
 pub(super) fn exchanges(source: &Offer, target: &Offer) -> Duration {
     let target = target.round_trip.saturating_mul(2);
     source.round_trip.saturating_add(target)

@@ -1,4 +1,4 @@
-//! Why a morph goes back, and how its sides fail.
+//! Reasons for a rollback, and failures of the two sides.
 
 use std::fmt;
 use std::time::Duration;
@@ -22,7 +22,7 @@ pub enum RollbackReason {
     /// The target's checks did not hold.
     #[error(transparent)]
     Invalid(Invalid),
-    /// The estimate is above the budget, and nobody is there to decide.
+    /// The estimate exceeds the budget, and no one is there to decide.
     #[error(transparent)]
     OverBudget(OverBudget),
     /// A side has failed, by its detector's verdict.
@@ -58,13 +58,13 @@ pub enum RollbackReason {
 pub struct Incompatible {
     /// The providers that the source can use, also those that the daemon does not know.
     pub source: Vec<StateProvider>,
-    /// Those that the target can use.
+    /// The providers that the target can use.
     pub target: Vec<StateProvider>,
     /// Each provider that the daemon knows, in its order of preference, and why it is not possible.
     pub passed_over: Vec<PassedOver>,
 }
 
-/// What one side, or both together, lack for a provider.
+/// A requirement for a provider that one side, or both together, do not meet.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Missing {
     /// A side does not have the provider.
@@ -79,12 +79,12 @@ pub enum Missing {
     /// The versions of the state's format differ.
     #[error("the state's format: source version {source_version}, target version {target_version}")]
     StateVersion {
-        /// What the source writes.
+        /// The version that the source writes.
         source_version: u32,
-        /// What the target reads.
+        /// The version that the target reads.
         target_version: u32,
     },
-    /// There is no way to move state that both sides and the backend have.
+    /// No transfer mode is supported by both sides and the backend.
     #[error("a way to move state that both sides and the backend have")]
     Mode,
 }
@@ -111,7 +111,7 @@ pub enum SourceFailure {
     /// By its detector's verdict.
     #[error("{0}")]
     Died(String),
-    /// It refused to serve again as often as it is asked.
+    /// The side refused every request to resume.
     #[error("it could not resume: {0}")]
     RefusedToResume(String),
 }
@@ -122,7 +122,7 @@ pub enum TargetFailure {
     /// By its detector's verdict.
     #[error("{0}")]
     Died(String),
-    /// It refused to serve as often as it is asked.
+    /// The side refused every request to serve.
     #[error("it refused to serve: {0}")]
     RefusedToServe(String),
 }

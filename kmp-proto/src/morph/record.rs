@@ -1,11 +1,12 @@
-//! The commit record: the durable note that the target owns the instance.
+//! The commit record: the durable entry that the target owns the instance.
 //!
 //! ```text
 //! engine ──▶ CommitOrder ──(the journal makes it durable)──▶ CommitRecord ──▶ SERVE
 //! ```
 //!
-//! An order can be carried out once: it is not `Clone`, and [`CommitOrder::recorded`] consumes it. A record has no other
-//! origin but the journal, which restores what an earlier daemon wrote. SERVE is sent only with a record.
+//! An order can be carried out once: it is not `Clone`, and [`CommitOrder::recorded`] consumes it. Only the journal
+//! can create a record otherwise, when it restores one that an earlier daemon wrote. SERVE is sent only with a
+//! record.
 
 /// The order to make the commit record durable.
 #[derive(Debug, PartialEq, Eq)]

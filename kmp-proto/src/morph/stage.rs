@@ -1,4 +1,4 @@
-//! Where a morph stands.
+//! The progress of a morph.
 
 /// The phase of a morph, as journal, API and logs call it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub enum Stage {
     Negotiating,
     /// A round is on its way.
     Transferring,
-    /// The first round is in place, and nobody has asked for the validation.
+    /// The first round is in place, and the validation has not been requested yet.
     Held,
     /// [`Phase::Validating`].
     Validating,

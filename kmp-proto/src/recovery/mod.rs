@@ -7,12 +7,11 @@
 //!        OperatorActionNeeded: it keeps its resources
 //! ```
 //!
-//! Invariants: the fence is the first effect; nothing is reclaimed or respawned without a
-//! [`FenceCertificate`] of the failed generation, and the types say so: `Reclaiming` can be had from
-//! one only. Memory is captured after the fence and before it is reclaimed; without the vmcore that policy
-//! requires it is not reclaimed at all. A survivor that does not answer is reported and never waited for. The engine itself
-//! waits for nothing without a bound: a backend bounds its fence and its release, the successor's
-//! failure detector bounds its start, and each says how it ended.
+//! Invariants: the fence is the first effect; nothing is reclaimed or respawned without a [`FenceCertificate`] of the
+//! failed generation, which the types enforce: only a certificate leads to `Reclaiming`. Memory is captured after the
+//! fence and before it is reclaimed; without a vmcore that the policy requires, it is not reclaimed. A survivor that
+//! does not answer is reported but never waited for. The engine waits for nothing without a bound: a backend bounds
+//! its fence and its release, the successor's failure detector bounds its start, and each reports how it ended.
 
 mod restart;
 mod transitions;
@@ -32,16 +31,16 @@ use crate::time::Instant;
 /// Whether the memory of a failed generation is captured before it is reclaimed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CapturePolicy {
-    /// It is not.
+    /// Do not capture.
     #[default]
     Off,
-    /// It is; when that fails, the recovery goes on without.
+    /// Capture; if that fails, the recovery continues without a vmcore.
     On,
-    /// It is; when that fails, an operator decides.
+    /// Capture; if that fails, an operator decides.
     Required,
 }
 
-/// What follows once the failed generation has given everything back.
+/// The next step once the failed generation has released everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Afterwards {
     /// A successor is started.
@@ -116,7 +115,7 @@ impl Recovery<Preparing> {
     /// The fence is confirmed.
     ///
     /// # Errors
-    /// When the certificate is for another generation; the recovery comes back unchanged.
+    /// If the certificate is for another generation; the recovery comes back unchanged.
     pub fn fenced(
         self,
         certificate: FenceCertificate,
@@ -144,7 +143,7 @@ impl Recovery<Capturing> {
         &self.phase.certificate
     }
 
-    /// Its memory was captured, or policy goes on without.
+    /// The memory was captured, or the policy allows continuing without it.
     pub fn dumped(self) -> Recovery<Reclaiming> {
         let Capturing { certificate } = self.phase;
         Recovery {
@@ -160,7 +159,7 @@ impl Recovery<Reclaiming> {
         &self.phase.certificate
     }
 
-    /// Everything was given back.
+    /// Everything was released.
     pub fn released(self) -> Recovery<Respawning> {
         let Reclaiming { certificate } = self.phase;
         Recovery {
@@ -181,18 +180,18 @@ impl Recovery<Respawning> {
     }
 }
 
-/// What the engine is told.
+/// The events of the engine.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
     /// The fence is confirmed.
     Fenced(FenceCertificate),
-    /// It could not be confirmed; the order came back.
+    /// The fence could not be confirmed; the order was returned.
     FenceUnconfirmed(String),
     /// The vmcore is complete and verified.
     Captured,
-    /// There is no vmcore, and why.
+    /// There is no vmcore; the reason.
     CaptureFailed(String),
-    /// What the failed generation held was given back.
+    /// The resources of the failed generation were released.
     Released,
     /// The successor is healthy.
     SuccessorHealthy {
@@ -201,11 +200,11 @@ pub enum Event {
     },
     /// The successor was started.
     SuccessorStarted,
-    /// It could not be started.
+    /// The successor could not be started.
     NotStarted(String),
-    /// It failed before it was healthy; or, at any time before that, none is wanted any more.
+    /// The successor failed before it was healthy; or, at any time before that, no successor is wanted any more.
     SuccessorFailed(String),
-    /// It could not be started, and something of it may run: another one would be a second owner.
+    /// The successor could not be started, but parts of it may be running: another one would be a second owner.
     SuccessorRemains(String),
     /// Time has passed.
     Tick,
@@ -230,7 +229,7 @@ impl Event {
     }
 }
 
-/// What is to be done.
+/// An action that the caller must carry out.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action {
     /// Tell the survivors: RECOVER_PREPARE.
@@ -248,7 +247,7 @@ pub enum Action {
         /// The successor; 0 when there is none: the resources are back in the pool.
         new_generation: u64,
     },
-    /// It is over.
+    /// The recovery is over.
     Finished(Outcome),
 }
 
@@ -279,10 +278,10 @@ pub enum Outcome {
     Recovered,
     /// The successor failed; it is the next to be recovered.
     SuccessorFailed(String),
-    /// It is fenced, and rests.
+    /// The instance is fenced and stays stopped.
     Quarantined,
-    /// The fence could not be confirmed, there is no vmcore although policy requires one, or something of a successor
-    /// that did not start may run.
+    /// The fence could not be confirmed, there is no vmcore although the policy requires one, or parts of a successor
+    /// that did not start may be running.
     OperatorActionNeeded(String),
 }
 
@@ -300,7 +299,7 @@ enum State {
 pub struct Engine {
     capture: CapturePolicy,
     afterwards: Afterwards,
-    /// When a fence that was not confirmed is tried again.
+    /// Time at which an unconfirmed fence is retried.
     retry_at: Option<Instant>,
     /// Why no successor is wanted any more.
     unwanted: Option<String>,
@@ -323,8 +322,8 @@ impl Engine {
         }
     }
 
-    /// Goes on after a restart of the daemon with a generation that is fenced already. One whose
-    /// fence is not recorded begins anew: fencing twice is safe. Who has its vmcore already says
+    /// Continues after a restart of the daemon with a generation that is already fenced. A recovery without a
+    /// recorded fence starts again: fencing twice is safe. A caller that already has the vmcore passes
     /// [`CapturePolicy::Off`].
     pub fn resume_fenced(
         certificate: FenceCertificate,
@@ -363,7 +362,7 @@ impl Engine {
         self.actions.pop_front()
     }
 
-    /// When [`Event::Tick`] is due.
+    /// The time at which [`Event::Tick`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.retry_at
     }
@@ -484,7 +483,7 @@ impl Engine {
         self.finish(Outcome::SuccessorFailed(reason))
     }
 
-    /// The survivors were told that something was under way: they hear of its end too.
+    /// The survivors were told about the recovery, so they also hear of its end.
     fn complete(&mut self, new_generation: u64) {
         self.actions.push_back(Action::Complete { new_generation });
     }

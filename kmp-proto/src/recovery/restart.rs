@@ -1,4 +1,4 @@
-//! When a failed instance is started again, and when not any more.
+//! Decides when a failed instance is restarted, and when it is not restarted any more.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -17,12 +17,12 @@ pub const CRASH_LOOP_WINDOW: Duration = Duration::from_secs(300);
 /// Time in health after which earlier failures are forgotten.
 pub const STABLE_AFTER: Duration = Duration::from_secs(120);
 
-/// What to do about a failure.
+/// The decision after a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Recover it after this wait.
     RecoverAfter(Duration),
-    /// It crash-loops: fence it, and leave it ended until someone asks.
+    /// The instance crash-loops: fence it, and leave it stopped until someone asks for a restart.
     Quarantine {
         /// Failures within the window.
         failures: usize,
@@ -42,12 +42,12 @@ impl RestartPolicy {
         Self::default()
     }
 
-    /// It became healthy.
+    /// The instance became healthy.
     pub fn healthy(&mut self, now: Instant) {
         self.healthy_since.get_or_insert(now);
     }
 
-    /// It failed.
+    /// The instance failed.
     pub fn failed(&mut self, now: Instant) -> Decision {
         let stable = self
             .healthy_since

@@ -1,4 +1,4 @@
-//! How a plain Rust value lies in a payload's fixed part, and the macros that declare payloads.
+//! The encoding of plain Rust values in a payload's fixed part, and the macros that declare payloads.
 
 use zerocopy::byteorder::little_endian::{I32, U16, U32, U64};
 
@@ -169,8 +169,8 @@ macro_rules! open_enum {
 }
 pub(crate) use open_enum;
 
-/// Declares the fixed part of a payload: a plain struct for programs, and its form on the wire with
-/// the size and every offset asserted at compile time. Reserved bytes stand last and must be zero.
+/// Declares the fixed part of a payload: a plain struct for programs, and its encoding, with the size and every
+/// offset asserted at compile time. Reserved bytes come last and must be zero.
 macro_rules! fixed {
     ($(#[$doc:meta])* $vis:vis $name:ident, $size:literal {
         $($(#[$fdoc:meta])* $field:ident: $ty:ty = $offset:literal,)*

@@ -68,7 +68,7 @@ msg_types! {
     RecoverPrepare = 0x0201, "RECOVER_PREPARE", 4096, true;
     /// Daemon to survivors: it is fenced, let go of what you share with it.
     RecoverReclaim = 0x0202, "RECOVER_RECLAIM", 4096, true;
-    /// Daemon to survivors: it is over, this is the new topology.
+    /// Daemon to survivors: the recovery is over, this is the new topology.
     RecoverComplete = 0x0203, "RECOVER_COMPLETE", 256 * 1024, true;
     /// Daemon to a survivor: capture this memory.
     VmcoreStart = 0x0211, "VMCORE_START", 64 * 1024, true;
@@ -115,13 +115,13 @@ open_enum! {
         Incompatible = 8, "incompatible";
         /// Not now.
         Busy = 9, "busy";
-        /// It took too long.
+        /// The operation took too long.
         TimedOut = 10, "timed out";
         /// The receiver is not to do that.
         RefusedByPolicy = 11, "refused by policy";
         /// Not enough of a resource.
         ResourceExhausted = 12, "resource exhausted";
-        /// What was received is not what was sent.
+        /// The received data differs from the sent data.
         ValidationFailed = 13, "validation failed";
         /// The certificate does not cover what is to be reclaimed.
         NotFenced = 14, "not fenced";
@@ -142,8 +142,8 @@ impl ErrorCode {
         self.as_str()
     }
 
-    /// Whether an ERROR with this code ends the connection that it is sent on. On a bulk channel
-    /// everything does but [`ErrorCode::UnexpectedInState`]: state with a hole in it is no state.
+    /// Whether an ERROR with this code ends the connection it is sent on. On a bulk channel, every error except
+    /// [`ErrorCode::UnexpectedInState`] does: incomplete state is useless.
     pub const fn ends(self, channel: Channel) -> bool {
         match self {
             Self::Malformed

@@ -1,11 +1,11 @@
-//! Carries vsock to one guest of QEMU over shared memory: the host's side of kerf-vsock, for guests with
-//! `kerf-vsock.ko`. It stands where `vhost-device-vsock` does for guests with virtio-vsock.
+//! Carries vsock to one QEMU guest over shared memory: the host side of kerf-vsock, for guests with `kerf-vsock.ko`.
+//! It replaces `vhost-device-vsock`, which serves guests with virtio-vsock.
 //!
 //! ```text
 //! kmorph-kerf-host --socket <for QEMU's ivshmem-doorbell device> --uds-path <CONNECT here>
 //! ```
 //!
-//! The device has the `vectors` that [`VECTORS`] says. The guest is peer 1, CID 3; the host peer 0, CID 2.
+//! The device has [`VECTORS`] vectors. The guest is peer 1, CID 3; the host is peer 0, CID 2.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

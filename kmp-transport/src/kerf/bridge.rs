@@ -1,5 +1,5 @@
-//! A guest's ports behind a Unix socket: `CONNECT <port>\n`, answered `OK <port>\n`, then bytes both ways. So
-//! whoever speaks the Unix-socket form of vsock reaches a guest over the rings.
+//! Exposes a guest's ports behind a Unix socket: `CONNECT <port>\n`, answered `OK <port>\n`, then bytes in both
+//! directions. So clients of the Unix-socket form of vsock can reach a guest over the rings.
 
 use std::io;
 use std::path::Path;
@@ -20,11 +20,11 @@ const LINE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause after an accept that failed, for instance for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves connections to the guest `peer` at `path`, for ever. A refusal by the guest's kernel is told by
-/// hanging up; a guest that is not there (yet) by a line that is not OK.
+/// Serves connections to the guest `peer` at `path`, forever. If the guest's kernel refuses, the bridge hangs up; if
+/// the guest is not there (yet), it answers with a line that is not OK.
 ///
 /// # Errors
-/// When the socket cannot be bound.
+/// If the socket cannot be bound.
 pub async fn serve(host: Host, peer: u32, path: &Path) -> io::Result<()> {
     let listener = UnixListener::bind(path)?;
     let host = Arc::new(host);

@@ -1,6 +1,6 @@
-//! One vsock connection from this side: what it has received, what it may send, how it ends.
+//! The state of one vsock connection on this side: what it has received, what it may send, how it ends.
 //!
-//! Pure: packets go in, and what is to be answered comes out.
+//! This module does no I/O: packets go in, replies come out.
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -25,7 +25,7 @@ pub(super) enum Stage {
 pub(super) enum Ending {
     /// Both sides had closed.
     Closed,
-    /// The other kernel reset it: it lives, and does not know the connection.
+    /// The other kernel reset it: it is alive, and does not know the connection.
     Reset,
     /// The link to the other kernel was lost.
     Lost,

@@ -1,18 +1,18 @@
-//! QEMU's ivshmem doorbell protocol, version 0, from the server's side.
+//! QEMU's ivshmem doorbell protocol, version 0, server side.
 //!
-//! A message is a number of 8 bytes, little-endian, with a descriptor beside it or none. A guest's QEMU that
-//! connects is sent: 0, the version; the guest's number; −1 with the memory; then for each peer, itself
-//! included, the peer's number with an eventfd, once for each of its vectors. Later the same for every peer
-//! that comes. QEMU itself sends nothing.
+//! A message is an 8-byte little-endian number, with or without a descriptor. When a guest's QEMU connects, the
+//! server sends: 0, the version; the guest's number; −1 with the memory; then for each peer, including itself, the
+//! peer's number with an eventfd, once per vector. Later it sends the same for each new peer. QEMU itself
+//! sends nothing.
 //!
-//! The protocol also has a message for a peer that goes, its number alone. This server never sends one: QEMU (10.0, and
-//! its main branch in 2025) then frees what it keeps of that peer, writes there when the peer comes back, and frees it once
-//! more when the peer goes again. So a peer that comes back would end the QEMU of every other guest. Instead a number keeps
-//! its eventfds for as long as the server lives: whoever has them rings the next guest with that number. Ringing a number
-//! that nobody has does nothing.
+//! The protocol also has a message for a peer that leaves, the number alone. This server never sends one: QEMU (10.0, and
+//! its main branch in 2025) then frees its data of that peer, writes to the freed memory when the peer comes back, and
+//! frees the memory again when the peer leaves again. So a returning peer would kill the QEMU of every other guest.
+//! Instead, a number keeps its eventfds for the lifetime of the server: a guest that has them rings the next guest with
+//! that number. Ringing an unused number does nothing.
 //!
-//! Each guest has a socket of its own, so that its number is known before it starts. When its connection
-//! ends the guest is dead: the server buries it and rings the others, because the dead do not ring.
+//! Each guest has its own socket, so that its number is known before it starts. When its connection ends, the guest
+//! is dead: the server marks it as dead and rings the others, because a dead guest does not ring.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
@@ -91,7 +91,7 @@ impl DoorbellServer {
     /// A new memory, with this process as its peer [`HOST`].
     ///
     /// # Errors
-    /// When the system refuses memory or descriptors.
+    /// If the system refuses memory or descriptors.
     pub fn new(geometry: Geometry) -> io::Result<Self> {
         let memory = SharedMemory::new(geometry)?;
         let bells = bells(1)?;
@@ -122,7 +122,7 @@ impl DoorbellServer {
     /// This process's own doorbell, with a descriptor of its own.
     ///
     /// # Errors
-    /// When the system has no descriptor left.
+    /// If the system has no descriptor left.
     pub fn bell(&self) -> io::Result<EventFd> {
         let known = self.shared.known();
         let bell = known.get(&HOST).and_then(|host| host.bells.first());
@@ -147,10 +147,10 @@ impl DoorbellServer {
     /// tokio runtime.
     ///
     /// # Errors
-    /// When the number is not a guest's, or the socket cannot be bound.
+    /// If the number is not a guest's, or the socket cannot be bound.
     pub fn listen(&self, peer: u32, path: &Path) -> io::Result<Listening> {
         if peer == HOST || peer >= self.region().geometry().peers() {
-            let text = format!("{peer} is no guest's number in this region");
+            let text = format!("{peer} is not the number of a guest in this region");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
         let listener = UnixListener::bind(path)?;

@@ -3,11 +3,11 @@
 //! ```text
 //!  HostStream ─┐                        ┌─ doorbell, or 100 ms
 //!  HostStream ─┼─ State (one mutex) ────┤
-//!  connect() ──┘   links, connections   └─ the pump: takes packets, wakes streams, sends what waits
+//!  connect() ──┘   links, connections   └─ the pump: receives packets, wakes streams, sends queued data
 //! ```
 //!
-//! Streams write into the ring themselves; the pump is the only one that takes from it. Nothing listens
-//! here: a guest that connects is refused.
+//! Streams write to the ring themselves; only the pump reads from it. The host listens on no port: a guest that
+//! connects is refused.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -60,7 +60,7 @@ struct Shared {
     server: DoorbellServer,
     /// This side's own, as peer [`HOST`].
     generation: u32,
-    /// What the links measure time from.
+    /// Start of the links' time.
     started: Instant,
     state: Mutex<State>,
 }
@@ -95,7 +95,7 @@ impl Host {
     /// Attaches to the server's memory as peer [`HOST`]. Inside a tokio runtime. Once for each server.
     ///
     /// # Errors
-    /// When the system has no descriptor for the doorbell.
+    /// If the system has no descriptor for the doorbell.
     pub fn new(server: DoorbellServer) -> io::Result<Self> {
         // SAFETY: the eventfd owns its descriptor, and is neither replaced nor closed while it is watched.
         let bell = unsafe { AsyncFd::register_with_interest(server.bell()?, Interest::READABLE) }?;

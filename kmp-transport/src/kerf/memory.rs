@@ -25,11 +25,11 @@ unsafe impl Send for SharedMemory {}
 unsafe impl Sync for SharedMemory {}
 
 impl SharedMemory {
-    /// An empty region. Its file is a power of two long, as a PCI device's memory must be; what nobody
-    /// touches takes no memory.
+    /// An empty region. The length of its file is a power of two, as required for a PCI device's memory; untouched
+    /// pages use no memory.
     ///
     /// # Errors
-    /// When the system refuses the file or its mapping.
+    /// If the system refuses the file or its mapping.
     pub fn new(geometry: Geometry) -> io::Result<Self> {
         let bytes = geometry.region_size().next_power_of_two();
         let too_large = || io::Error::from(io::ErrorKind::InvalidInput);

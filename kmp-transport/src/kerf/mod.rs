@@ -1,5 +1,5 @@
-//! kerf-vsock (`docs/kerf-vsock.md`) from a process: it makes the memory, serves it with doorbells to the
-//! guests that QEMU runs, and is itself a peer, the host, that connects to them.
+//! kerf-vsock (`docs/kerf-vsock.md`) in user space: this module creates the shared memory, serves it with doorbells
+//! to the guests that QEMU runs, and acts as the host, a peer that connects to them.
 //!
 //! ```text
 //!   DoorbellServer ── Unix socket for each guest: the memory, everybody's doorbells ──▶ QEMU

@@ -1,4 +1,4 @@
-//! A link that misbehaves on purpose, the same way for the same seed and the same traffic.
+//! A link that injects faults, deterministically for the same seed and traffic.
 
 use std::io;
 use std::pin::Pin;
@@ -21,13 +21,13 @@ pub struct FaultPlan {
     pub short_permille: u16,
     /// A bit of what is read is flipped.
     pub flip_permille: u16,
-    /// What is read is lost.
+    /// Received data is lost.
     pub loss_permille: u16,
     /// Bytes just read are delivered again.
     pub repeat_permille: u16,
     /// The stream ends, in both directions and for good.
     pub close_permille: u16,
-    /// What is read or written next is held up.
+    /// The next read or write is delayed.
     pub delay_permille: u16,
     /// For how long.
     pub delay: Duration,

@@ -29,14 +29,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Link for T {}
 /// Any link.
 pub type BoxedLink = Box<dyn Link>;
 
-/// Where an instance is.
+/// The address of an instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     /// A Unix socket that takes `CONNECT <port>\n` and answers `OK <port>\n`.
     Unix(PathBuf),
     /// An AF_VSOCK context id.
     Vsock(u32),
-    /// One of a transport that each socket has to choose: see [`vsock`].
+    /// An address of a transport that each socket must select: see [`vsock`].
     ChosenVsock {
         /// The context id.
         cid: u32,
@@ -60,7 +60,7 @@ pub enum ConnectError {
     /// The other kernel reset it: a live kernel without a listener on that port.
     #[error("connecting to {address} port {port}: refused by its kernel")]
     KernelRefused {
-        /// Where.
+        /// The address.
         address: Address,
         /// Which port.
         port: u32,
@@ -68,7 +68,7 @@ pub enum ConnectError {
     /// Nothing is there.
     #[error("connecting to {address} port {port}: {source}")]
     Unreachable {
-        /// Where.
+        /// The address.
         address: Address,
         /// Which port.
         port: u32,
@@ -78,7 +78,7 @@ pub enum ConnectError {
     /// No answer within [`CONNECT_TIMEOUT`].
     #[error("connecting to {address} port {port}: no answer within {CONNECT_TIMEOUT:?}")]
     TimedOut {
-        /// Where.
+        /// The address.
         address: Address,
         /// Which port.
         port: u32,
@@ -152,7 +152,7 @@ pub fn memory() -> (BoxedLink, BoxedLink) {
     (Box::new(a), Box::new(b))
 }
 
-/// Where an instance listens.
+/// The listener of an instance.
 pub enum Listener {
     /// See [`UnixVsockListener`].
     Unix(UnixVsockListener),
@@ -197,7 +197,7 @@ impl Listener {
 pub struct Accepted {
     pub(crate) link: BoxedLink,
     pub(crate) port: Option<u32>,
-    /// Why whoever connected is nobody to speak with.
+    /// The reason why the connection is not accepted.
     pub(crate) stranger: Option<String>,
 }
 

@@ -1,7 +1,7 @@
 //! The Unix-socket form of vsock: `CONNECT <port>\n`, answered `OK <port>\n`.
 //!
-//! vhost-device-vsock and Firecracker show a guest's vsock ports on the host this way; the agent of
-//! the embedded backend serves it itself.
+//! vhost-device-vsock and Firecracker expose a guest's vsock ports on the host this way; the agent of the embedded
+//! backend implements it itself.
 
 use std::io;
 use std::path::Path;
@@ -64,7 +64,7 @@ fn closed(error: io::Error) -> io::Error {
         io::ErrorKind::UnexpectedEof => io::ErrorKind::ConnectionReset.into(),
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => io::Error::new(
             io::ErrorKind::ConnectionAborted,
-            "the vsock device closed the connection unread: no driver in the guest has started it",
+            "the vsock device closed the connection: no driver in the guest has started the device",
         ),
         _ => error,
     }
@@ -116,7 +116,7 @@ impl UnixVsockListener {
         let (stream, _) = self.listener.accept().await?;
         let stranger = match stream.peer_cred() {
             Ok(peer) => stranger(peer.uid(), nix::unistd::geteuid().as_raw()),
-            Err(error) => Some(format!("its user is not known: {error}")),
+            Err(error) => Some(format!("cannot determine the user of the peer: {error}")),
         };
         Ok(Accepted {
             link: Box::new(stream),
@@ -129,14 +129,14 @@ impl UnixVsockListener {
 /// What is against a peer of the user `uid`, when there is something: only root and the user `own`, of this
 /// process, may connect.
 fn stranger(uid: u32, own: u32) -> Option<String> {
-    (uid != 0 && uid != own).then(|| format!("it comes from user {uid}"))
+    (uid != 0 && uid != own).then(|| format!("the connection comes from uid {uid}"))
 }
 
 /// Reads the CONNECT line and answers it.
 pub(super) async fn answer_connect(link: &mut BoxedLink, port: u32) -> io::Result<()> {
     let line = read_line(link).await?;
     if line != format!("CONNECT {port}") {
-        let text = format!("asked {line:?}, only port {port} is answered");
+        let text = format!("the peer requested {line:?}, but only port {port} is served");
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
     link.write_all(format!("OK {port}\n").as_bytes()).await

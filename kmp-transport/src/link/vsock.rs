@@ -1,7 +1,7 @@
-//! AF_VSOCK sockets of a transport that has to be chosen.
+//! AF_VSOCK sockets whose transport must be selected.
 //!
-//! A multikernel kernel has a transport of its own between its kernels beside the usual ones. A socket is told
-//! to use it by an option, before it is bound or connected; without that it is one of a virtual machine.
+//! A multikernel kernel has its own transport between kernels besides the usual ones. A socket option selects it,
+//! before the socket is bound or connected; without the option, the socket uses a virtual machine's transport.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -22,7 +22,7 @@ const HOST_CIDS: [u32; 2] = [2, 0];
 /// What is against a peer with this context id, when there is something: only the host may connect.
 pub(super) fn stranger(cid: u32) -> Option<String> {
     (!HOST_CIDS.contains(&cid))
-        .then(|| format!("it comes from context id {cid}, not from the host"))
+        .then(|| format!("the connection comes from context id {cid}, not from the host"))
 }
 
 /// The highest id that a kernel instance can have; the lowest ones are given first.
@@ -52,8 +52,9 @@ pub fn choose(socket: &impl AsFd, option: i32) -> io::Result<()> {
     match Errno::result(set) {
         Ok(_) => Ok(()),
         Err(Errno::ENOPROTOOPT) => {
-            let text =
-                format!("this kernel's vsock has no option {option}: no multikernel transport");
+            let text = format!(
+                "this kernel's vsock has no option {option}, so it has no multikernel transport"
+            );
             Err(io::Error::new(io::ErrorKind::Unsupported, text))
         }
         Err(errno) => Err(errno.into()),
@@ -90,7 +91,7 @@ fn carried(tried: Result<(), Errno>, option: i32) -> io::Result<()> {
     match tried {
         Err(Errno::ENODEV) => {
             let text = format!(
-                "this kernel's vsock has option {option}, and no transport is behind it ({})",
+                "this kernel's vsock has option {option}, but no transport for it ({})",
                 Errno::ENODEV.desc()
             );
             Err(io::Error::new(io::ErrorKind::Unsupported, text))
@@ -160,7 +161,7 @@ mod tests {
     fn an_option_without_a_transport_behind_it_is_told_from_a_peer_that_is_not_there() {
         let said = carried(Err(Errno::ENODEV), OPTION).unwrap_err();
         assert_eq!(said.kind(), io::ErrorKind::Unsupported);
-        assert!(said.to_string().contains("no transport is behind it"));
+        assert!(said.to_string().contains("but no transport for it"));
         carried(Ok(()), OPTION).unwrap();
         for errno in [Errno::EINPROGRESS, Errno::ECONNRESET, Errno::EINVAL] {
             carried(Err(errno), OPTION).unwrap();

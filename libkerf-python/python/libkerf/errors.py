@@ -16,7 +16,7 @@ class KerfError(Exception):
 
 
 class TreeError(KerfError, ValueError):
-    """Something is no device tree, or cannot be written as one."""
+    """Something is not a device tree, or cannot be written as one."""
 
 
 class BlobError(TreeError):
@@ -29,7 +29,7 @@ class BlobError(TreeError):
 
 
 class SourceError(TreeError):
-    """A text is no device tree source."""
+    """A text is not device tree source."""
 
     def __init__(self, message: str, line: int = 0, column: int = 0) -> None:
         super().__init__(message)

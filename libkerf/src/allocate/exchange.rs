@@ -55,7 +55,7 @@ pub enum NoExchange {
         block: u64,
     },
     /// A running kernel must be told which memory it gets, and it is not known which is free.
-    #[error("it is not known where the instances' memory is: read /proc/iomem as root")]
+    #[error("the location of the instances' memory is unknown: read /proc/iomem as root")]
     Unplaced,
     /// The kernel would cut the overlay, and it cannot be split.
     #[error(transparent)]

@@ -1,8 +1,8 @@
-//! Choosing resources: CPUs and memory for a new instance beside those that run, and what changes hands
-//! after a morph.
+//! Chooses resources: CPUs and memory for a new instance next to the existing ones, and the resources that change
+//! hands after a morph.
 //!
-//! What is chosen is free, exactly as much as was asked for, and taken by [`State::apply`]; or there is
-//! a [`Shortage`] that says why not.
+//! The choice is free, has exactly the requested size, and is accepted by [`State::apply`]; otherwise a [`Shortage`]
+//! explains why there is none.
 
 mod cpus;
 mod exchange;

@@ -1,4 +1,4 @@
-//! Where everything in a structure lies.
+//! The layout of a structure.
 
 use std::fmt;
 
@@ -10,14 +10,14 @@ const MAX_DEPTH: usize = 64;
 /// The most members of one structure, with those of the structures in it.
 const MAX_MEMBERS: usize = 16_384;
 
-/// Something in a structure that is no structure itself.
+/// A member of a structure that is not a structure itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
     /// Its name from the structure down, `ring.entries[64].type`. Empty for the end of the structure.
     pub path: String,
-    /// Where it begins, in bits; for an array, where its first element has it.
+    /// Its offset in bits; for an array, the offset in its first element.
     pub bit: u64,
-    /// What it is: class and size. The names of types may differ between two kernels.
+    /// Its class and size. The names of types may differ between two kernels.
     pub what: String,
 }
 
@@ -33,8 +33,8 @@ impl fmt::Display for Member {
 }
 
 impl Types<'_> {
-    /// What is in the structure of this name, in the order of its source, and its end. None when there is no such
-    /// structure, or one that no kernel has.
+    /// The members of the structure with this name, in source order, and its end. None if there is no such structure,
+    /// or an invalid one.
     #[must_use]
     pub fn layout(&self, structure: &str) -> Option<Vec<Member>> {
         let found = self.get(self.structure(structure)?)?;
@@ -82,7 +82,7 @@ impl Types<'_> {
         Some(())
     }
 
-    /// What a value of the type `number` has, which begins at `bit`.
+    /// The members of a value of the type `number` that starts at `bit`.
     fn value(
         &self,
         number: u32,

@@ -14,26 +14,26 @@ const TYPE: usize = 12;
 /// Bytes of a member of a structure, of an array's data.
 pub(super) const MEMBER: usize = 12;
 
-/// Why there are no types to be had.
+/// The reason why no types can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum BtfError {
-    /// The kernel is no 64-bit ELF file.
-    #[error("it is no 64-bit ELF file")]
+    /// The kernel is not a 64-bit ELF file.
+    #[error("not a 64-bit ELF file")]
     NotElf,
-    /// There is no such section.
+    /// The section does not exist.
     #[error("it has no section .BTF: it was built without CONFIG_DEBUG_INFO_BTF")]
     Missing,
-    /// It ends too early.
-    #[error("its types are cut short")]
+    /// The section ends too early.
+    #[error("truncated types")]
     Cut,
-    /// It is none, or of another byte order.
-    #[error("its section .BTF does not begin as one")]
+    /// The section has an invalid header, or a different byte order.
+    #[error("invalid header of section .BTF")]
     Magic,
     /// A later version of the format.
-    #[error("its types are in version {0} of the format, and only {VERSION} is known here")]
+    #[error("its types have format version {0}; only {VERSION} is supported")]
     Version(u8),
     /// A kind of type that is not known.
-    #[error("its types have the kind {0}, which is not known here")]
+    #[error("its types have the unknown kind {0}")]
     Kind(u32),
 }
 
@@ -59,13 +59,13 @@ pub(super) mod kind {
 pub struct Types<'b> {
     types: &'b [u8],
     strings: &'b [u8],
-    /// Where each type begins in `types`, by its number less 1.
+    /// Offset of each type in `types`, by its number less 1.
     starts: Vec<usize>,
     /// Structures by name. Where several have one name, the first.
     structures: HashMap<&'b str, u32>,
 }
 
-/// One of them.
+/// One type.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Type<'b> {
     pub(super) name: u32,
@@ -76,7 +76,7 @@ pub(super) struct Type<'b> {
     pub(super) flag: bool,
     /// Its size in bytes, or the number of another type.
     pub(super) size_or_type: u32,
-    /// What follows it.
+    /// The bytes after it.
     pub(super) rest: &'b [u8],
 }
 
@@ -94,7 +94,7 @@ impl<'b> Types<'b> {
     ///
     /// # Errors
     ///
-    /// What is wrong with them.
+    /// The error in the types.
     pub fn read(bytes: &'b [u8]) -> Result<Self, BtfError> {
         let field = |at| {
             let value = u32_at(bytes, at).ok_or(BtfError::Cut)?;

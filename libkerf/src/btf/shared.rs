@@ -26,10 +26,10 @@ pub const SHARED: [&str; 14] = [
     "mk_virtio_entry",
     "mk_virtio_queue",
 ];
-/// Without this one a kernel is no multikernel kernel, or one whose types say nothing.
+/// A kernel without this structure is not a multikernel kernel, or its types are incomplete.
 const NEEDED: &str = "mk_shared_data";
 
-/// What the host's kernel says of itself.
+/// The host kernel's information about itself.
 #[derive(Clone, Copy, Debug)]
 pub struct Host<'h> {
     /// As uname(2) has it.
@@ -45,9 +45,9 @@ pub struct Host<'h> {
 pub struct Difference {
     /// Its name.
     pub structure: &'static str,
-    /// What the host's kernel has there; none where it has nothing more in it.
+    /// The member in the host's kernel; none if it has no more members there.
     pub host: Option<Member>,
-    /// What the image has there.
+    /// The member in the image.
     pub image: Option<Member>,
 }
 
@@ -67,17 +67,17 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Why a kernel is not to run beside the host's.
+/// The reason why a kernel must not run beside the host's.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Disagreement {
     /// They lay out shared memory in different ways.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Differs(Vec<Difference>),
     /// The host's kernel does not say how it lays out shared memory.
-    #[error("the host's kernel does not say how it lays out the memory that kernels share: {0}")]
+    #[error("the host's kernel does not describe the layout of the memory that kernels share: {0}")]
     HostUntold(String),
     /// The image does not say it.
-    #[error("the image does not say how it lays out the memory that kernels share: {0}")]
+    #[error("the image does not describe the layout of the memory that kernels share: {0}")]
     ImageUntold(String),
 }
 
@@ -86,7 +86,7 @@ pub enum Disagreement {
 ///
 /// # Errors
 ///
-/// What they do not agree on, or who does not say it.
+/// The disagreement, or the side without type information.
 pub fn agree(host: Host<'_>, image: &[u8]) -> Result<(), Disagreement> {
     if is_build(host, image) {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Rules about instances: what each is, and what no two may have.
+//! Rules about single instances, and about what two instances may not share.
 
 use std::collections::HashMap;
 
@@ -70,7 +70,7 @@ pub(super) fn check_own(instance: &Instance, path: &NodePath, report: &mut Repor
     check_id(instance.id, path, report);
     twice(&instance.cpus, path.child("resources").as_str(), report);
     if let Some(base) = instance.memory_base.filter(|base| base % PAGE_BYTES != 0) {
-        let problem = format!("{base:#x} is no multiple of {PAGE_BYTES}");
+        let problem = format!("{base:#x} is not a multiple of {PAGE_BYTES}");
         let advice = format!("{:#x} would be", base / PAGE_BYTES * PAGE_BYTES);
         let finding = Finding::new(
             Rule::InstanceMemoryBase,
@@ -131,7 +131,7 @@ fn check_cpus(instance: &Instance, pool: &Pool<'_>, path: &NodePath, report: &mu
     let advice = format!("the pool has {}", list(&pool.resources.cpus));
     for (rule, cpus) in [(Rule::CpuBeyondPool, beyond), (Rule::CpuForeign, foreign)] {
         if !cpus.is_empty() {
-            let problem = format!("CPU {} is not of the pool", list(&cpus));
+            let problem = format!("CPU {} is not in the pool", list(&cpus));
             let finding = Finding::new(rule, path.child("resources"), problem, advice.clone());
             report.push(finding.of("cpus"));
         }

@@ -1,7 +1,7 @@
-//! Judging trees: every rule that the kernel and `kerf` enforce, all that is wrong at once.
+//! Checks trees against every rule that the kernel and `kerf` enforce, and reports all violations at once.
 //!
-//! A [`Report`] holds what was found. What kernel and kerf think of each [`Rule`], and where the two
-//! and this crate differ, is in `docs/libkerf.md`, from the same table.
+//! A [`Report`] holds the findings. `docs/libkerf.md` shows the reactions of kernel and kerf to each [`Rule`], and
+//! the differences between the two and this crate, from the same table.
 
 mod instances;
 mod pool;
@@ -122,7 +122,7 @@ pub fn overlay(tree: &DeviceTree, state: Option<&State>) -> (Overlay, Report) {
     let mut report = Report::default();
     let kind = Kind::of(tree);
     if kind != Kind::Overlay {
-        let problem = "this is no overlay";
+        let problem = "this is not an overlay";
         let advice = "set the root's compatible to linux,multikernel-overlay, and add fragments";
         report.push(Finding::new(
             Rule::UnknownKind,

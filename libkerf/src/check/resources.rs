@@ -1,4 +1,4 @@
-//! Rules about what a pool has, or is to get.
+//! Rules about the resources that a pool has, or requests.
 
 use std::collections::{HashMap, HashSet};
 
@@ -66,11 +66,7 @@ fn memory_of_baseline(at: &At<'_>, resources: &Resources, report: &mut Report) {
     }
     let any_read = !resources.requests.is_empty() || !resources.chunks.is_empty();
     if any_read && resources.memory_bytes() == 0 {
-        report.push(finding(
-            Rule::PoolEmpty,
-            "the memory is zero in all",
-            advice,
-        ));
+        report.push(finding(Rule::PoolEmpty, "the total memory is zero", advice));
     }
 }
 
@@ -146,7 +142,7 @@ fn devices(resources: &Resources, report: &mut Report) {
 pub(super) fn cache_ways(mask: Option<u32>, path: NodePath, report: &mut Report) {
     let Some(mask) = mask else { return };
     if mask == 0 {
-        let advice = "set a bit for each way, or take the property out";
+        let advice = "set a bit for each way, or remove the property";
         report
             .push(Finding::new(Rule::LlcMask, path, "the mask is zero", advice).of("llc-way-mask"));
     } else if !is_contiguous(mask) {
@@ -190,7 +186,7 @@ pub(super) fn of_pool(root: &At<'_>, system: &System, context: Context<'_>, repo
         .granule
         .filter(|granule| !granule.is_power_of_two())
     {
-        let problem = format!("{granule:#x} is no power of two");
+        let problem = format!("{granule:#x} is not a power of two");
         let finding = Finding::new(
             Rule::Granule,
             NodePath::root(),
@@ -212,7 +208,10 @@ fn free_cpus(resources: &Resources, report: &mut Report) {
         .filter(|cpu| !pool.contains(cpu))
         .collect();
     if !foreign.is_empty() {
-        let problem = format!("CPU {} is free and not of the pool", list(&foreign));
+        let problem = format!(
+            "CPU {} is listed as free, but is not in the pool",
+            list(&foreign)
+        );
         let advice = "read the tree again: it was not made in one go, or was changed";
         report.push(finding(Rule::FreeForeign, problem, advice).of("cpus-available"));
     }

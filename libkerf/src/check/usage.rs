@@ -1,4 +1,4 @@
-//! Rules about what instances take of the pool: memory and devices.
+//! Rules about the resources that instances take from the pool: memory and devices.
 
 use super::pool::Pool;
 use super::{Finding, Report, Rule};
@@ -249,7 +249,7 @@ pub(super) fn check_references(
         };
         if let Some(problem) = missing {
             let path = NodePath::root().child(&reference.name);
-            let advice = "point it at what the pool has, or take it out";
+            let advice = "point it to something in the pool, or remove it";
             report.push(Finding::new(Rule::ReferenceDangling, path, problem, advice).of("parent"));
         }
     }

@@ -1,4 +1,5 @@
-//! Where a name lies in a block of strings. It may be the end of a longer one: libfdt and dtc share those as well.
+//! Finds the offset of a name in a block of strings. A name may be the end of a longer one, which libfdt and dtc
+//! share too.
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;

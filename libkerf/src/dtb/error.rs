@@ -17,7 +17,7 @@ pub struct DtbError {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum DtbFault {
     /// There are fewer bytes than a header, or than the header says.
-    #[error("{have} bytes where {need} are needed: the file is cut short")]
+    #[error("{have} bytes where {need} are needed: the file is truncated")]
     Short {
         /// Bytes that are there.
         have: usize,
@@ -28,10 +28,12 @@ pub enum DtbFault {
     #[error("{0} bytes; the kernel takes at most {MAX_BLOB_BYTES}")]
     TooLarge(usize),
     /// It does not start as a blob does.
-    #[error("it starts with {0:#010x} instead of 0xd00dfeed: this is no device tree blob")]
+    #[error("not a device tree blob: it starts with {0:#010x} instead of 0xd00dfeed")]
     Magic(u32),
     /// A version of the format that is not read.
-    #[error("version {version}, readable as {last_compatible}; version 17 is read")]
+    #[error(
+        "unsupported version {version}, readable as {last_compatible}; version 17 is supported"
+    )]
     Version {
         /// The header's version.
         version: u32,
@@ -61,10 +63,10 @@ pub enum DtbFault {
     #[error("{0}")]
     Order(&'static str),
     /// A name is not ended, is too long, or is no UTF-8.
-    #[error("the name of a {0} has no end, is no UTF-8, or is longer than {MAX_NAME_BYTES} bytes")]
+    #[error("the name of a {0} has no end, is not UTF-8, or is longer than {MAX_NAME_BYTES} bytes")]
     Name(&'static str),
     /// More than [`MAX_DEPTH`] nodes within each other.
-    #[error("more than {MAX_DEPTH} nodes within each other")]
+    #[error("more than {MAX_DEPTH} nested nodes")]
     Depth,
     /// A name cannot be written: it holds a NUL or a slash, or is too long.
     #[error("{0:?} cannot be a name: it is empty or too long, or holds a NUL or a slash")]

@@ -1,9 +1,9 @@
-//! The tree while its source is read: values may point at what is yet to come, and what was deleted keeps its
-//! place, which dtc gives to a node or property of the same name that comes later.
+//! The tree while its source is being read: values may refer to later nodes, and a deleted node or property keeps its
+//! place, which dtc gives to a later one of the same name.
 //!
-//! Whatever a text deletes, names again and points at: each step is a look-up in a table, so that reading takes
-//! time in proportion to the text. A deletion visits nothing of what it deletes: a node counts in which of its
-//! lives something was said of it.
+//! Each deletion, redefinition and reference is one look-up in a table, so reading takes time linear in the size of
+//! the text. A deletion does not visit the contents: a node counts its lives, and each statement about it belongs to
+//! one of them.
 
 use std::collections::{HashMap, VecDeque};
 

@@ -75,7 +75,7 @@ pub enum DtsFault {
     #[error("the expression has no value: it divides by zero")]
     Value,
     /// Parentheses or nodes lie too deep.
-    #[error("more than {MAX_DEPTH} nodes or parentheses within each other")]
+    #[error("more than {MAX_DEPTH} nested nodes or parentheses")]
     Depth,
     /// A name is too long.
     #[error("the name is longer than {MAX_NAME_BYTES} bytes")]
@@ -87,19 +87,19 @@ pub enum DtsFault {
     )]
     BadName(String),
     /// A property gives a phandle that cannot be.
-    #[error("{0} is no phandle of this node: {1}")]
+    #[error("{0} is not a phandle of this node: {1}")]
     Handle(String, &'static str),
     /// A property `name` says something else than the node's name.
-    #[error("the property name says something else than the node's name")]
+    #[error("the property name contradicts the node's name")]
     NodeName,
     /// Whoever wanted the tree wants it no more.
-    #[error("the reading was stopped")]
+    #[error("reading was stopped")]
     Stopped,
     /// A node has two properties or children of one name.
     #[error("{0:?} is there already; it can be changed in a node of its own below")]
     Twice(String),
     /// A label or path that is not there.
-    #[error("nothing here is called {0:?}")]
+    #[error("unknown name {0:?}")]
     Unknown(String),
     /// A part of dtc's language that is not read.
     #[error("{0} is not read: {1}")]

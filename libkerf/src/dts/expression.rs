@@ -1,4 +1,4 @@
-//! Numbers, and the expressions that may stand in parentheses: C's, on 64 bits without sign.
+//! Numbers, and expressions in parentheses: those of C, on unsigned 64-bit values.
 
 use super::scan::Scanner;
 use super::{DtsError, DtsFault};

@@ -1,8 +1,7 @@
 //! Device tree source (DTS): text to [`DeviceTree`](crate::tree::DeviceTree) and back.
 //!
-//! The language is that of dtc 1.6 without `/include/`, `/incbin/` and `/plugin/`: a tree for
-//! multikernel is one file, and its overlays name their targets by path. The same source gives the
-//! same bytes as dtc.
+//! The language is that of dtc 1.6 without `/include/`, `/incbin/` and `/plugin/`: a multikernel tree is one file,
+//! and its overlays name their targets by path. The same source results in the same bytes as with dtc.
 
 mod draft;
 mod error;

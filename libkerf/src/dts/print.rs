@@ -8,7 +8,7 @@ use crate::tree::{DeviceTree, MAX_DEPTH, Node, NodePath, Property};
 
 /// Something that source text has no way to say.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("{path}: source text cannot say {name:?}: {why}; the blob can")]
+#[error("{path}: source text cannot express {name:?}: {why}; a blob can")]
 pub struct Unprintable {
     /// The node that has it.
     pub path: NodePath,
@@ -43,8 +43,8 @@ pub fn write(tree: &DeviceTree) -> Result<String, Unprintable> {
     node(&mut text, tree.root(), &NodePath::root(), 0)?;
     let why = match super::read(&text) {
         Ok(again) if again.root() == tree.root() => return Ok(text),
-        Ok(_) => "read back, it says something else".to_owned(),
-        Err(error) => format!("read back, it is refused: {}", error.fault),
+        Ok(_) => "it reads back differently".to_owned(),
+        Err(error) => format!("it does not read back: {}", error.fault),
     };
     Err(unprintable(&NodePath::root(), "/", why))
 }

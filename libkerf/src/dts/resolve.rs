@@ -1,4 +1,4 @@
-//! The tree that a source means: references become phandles and paths, and what dtc's checks refuse is refused.
+//! The tree that a source describes: resolves references to phandles and paths, and refuses what dtc's checks refuse.
 
 use std::collections::{HashMap, HashSet};
 

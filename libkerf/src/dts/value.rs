@@ -1,4 +1,4 @@
-//! What stands right of `=`.
+//! Property values: the text to the right of `=`.
 
 use super::draft::Label;
 use super::scan::{Reference, Scanner, is_label};

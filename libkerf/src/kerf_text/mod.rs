@@ -1,8 +1,8 @@
 //! The text form of kerf 0.1, `/multikernel-v1/;`.
 //!
-//! It looks like device tree source and is none: kerf 0.1 found its parts by regular expressions, and
-//! later versions do not read it. It is read here as kerf 0.1 read it, oddities included, so that
-//! what it said can be carried over; what it lost without a word is said.
+//! It looks like device tree source but is not: kerf 0.1 found its parts with regular expressions, and later versions
+//! do not read it. This module reads it as kerf 0.1 did, quirks included, so that its contents can be converted; it
+//! reports what kerf 0.1 silently dropped.
 
 mod scan;
 
@@ -36,13 +36,13 @@ pub enum KerfTextError {
     #[error("kerf text: {0} bytes; at most {MAX_TEXT_BYTES} are read")]
     TooLarge(usize),
     /// Braces lie too deep.
-    #[error("kerf text: more than {MAX_DEPTH} braces within each other")]
+    #[error("kerf text: more than {MAX_DEPTH} nested braces")]
     Depth,
     /// A part that must be there.
     #[error("kerf text: no {0}")]
     Missing(&'static str),
     /// A number that is none. CPUs are decimal, memory is hexadecimal.
-    #[error("kerf text: {name}: {text:?} is no {form} number below 2^64")]
+    #[error("kerf text: {name}: {text:?} is not a {form} number below 2^64")]
     Number {
         /// Where it stands.
         name: String,

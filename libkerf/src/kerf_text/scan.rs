@@ -1,4 +1,4 @@
-//! What kerf 0.1 looked for with regular expressions.
+//! The parts that kerf 0.1 found with regular expressions.
 
 /// What stands between `open` and the next `close`, for each `key = open…close`, or `key open…close`
 /// when `open` is a brace. Empty ones do not count.

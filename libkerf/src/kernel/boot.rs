@@ -13,7 +13,7 @@ use super::{Calls, Command, Kernel, KernelError};
 use crate::check::MAX_ID;
 use crate::overlay::Status;
 
-/// Where consoles are.
+/// Path of the console devices.
 pub const CONSOLE: &str = "/dev/mktty";
 
 /// How long the status may lag behind a call that has returned.
@@ -24,8 +24,8 @@ const LAG: Duration = Duration::from_secs(2);
 pub enum Parked {
     /// The kernel has waited for each of them.
     Confirmed,
-    /// The kernel has told them to stop and does not say whether they did: generations D and E do not.
-    /// Nothing that they could still write to may be given to others.
+    /// The kernel has told the CPUs to stop and does not report whether they did: generations D and E do not. Nothing
+    /// that they could still write to may be reused.
     Unconfirmed,
 }
 
@@ -36,15 +36,15 @@ pub enum BootError {
     #[error(transparent)]
     Kernel(#[from] KernelError),
     /// The instance does something else. Nothing was done.
-    #[error("to {action} {name:?} it must be {wanted}, and it is {}; nothing was done", is.as_str())]
+    #[error("cannot {action} {name:?}: it must be {wanted}, but it is {}; nothing was done", is.as_str())]
     State {
-        /// What was tried.
+        /// The attempted action.
         action: &'static str,
         /// The instance.
         name: String,
-        /// What it is.
+        /// The actual status.
         is: Status,
-        /// What it must be.
+        /// The required status.
         wanted: &'static str,
     },
     /// No kernel can be loaded for this id.
@@ -67,7 +67,7 @@ pub enum BootError {
     Ended {
         /// The instance.
         name: String,
-        /// What it is.
+        /// The actual status.
         is: Status,
         /// How long it was waited for.
         waited: Duration,
@@ -78,26 +78,28 @@ pub enum BootError {
     /// The kernel refused.
     #[error("to {action} {name:?}: {source}{}", advice(action, source))]
     Refused {
-        /// What was tried.
+        /// The attempted action.
         action: &'static str,
         /// The instance.
         name: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }
 
-/// What an error of the kernel means here.
+/// The meaning of a kernel error here.
 fn advice(action: &str, error: &io::Error) -> &'static str {
     match (action, error.raw_os_error().map(Errno::from_raw)) {
-        (_, Some(Errno::EPERM)) => ": it takes CAP_SYS_BOOT, and a kernel that is not locked down",
-        ("load", Some(Errno::ENOEXEC)) => ": the image is of a form that this kernel does not load",
+        (_, Some(Errno::EPERM)) => {
+            ": it requires CAP_SYS_BOOT, and a kernel that is not locked down"
+        }
+        ("load", Some(Errno::ENOEXEC)) => ": this kernel cannot load the format of the image",
         ("load", Some(Errno::EBUSY)) => {
-            ": another load or halt is under way, or an image is left over"
+            ": another load or halt is in progress, or an image is left over"
         }
         ("boot", Some(Errno::EBUSY)) => ": its CPUs have not stopped; halt it by force once more",
         ("boot", Some(Errno::ENOSPC)) => {
-            ": what it is to be told of the host does not fit into 16 KiB"
+            ": the description of the host for it does not fit into 16 KiB"
         }
         ("halt", Some(Errno::ETIMEDOUT)) => ": it does not answer; halt it by force",
         _ => "",
@@ -117,7 +119,7 @@ impl Kernel {
             .map_err(|_| KernelError::Unknown { path, text })
     }
 
-    /// Loads a kernel: an uncompressed ELF image on x86, whatever it came out of.
+    /// Loads a kernel: on x86 an uncompressed ELF image, from any source.
     ///
     /// # Errors
     ///
@@ -189,7 +191,7 @@ impl Kernel {
         Ok(self.wait_for(name, Status::Loaded, LAG)?)
     }
 
-    /// Stops an instance's CPUs, whatever its kernel does, and says whether the kernel has seen them stop.
+    /// Stops an instance's CPUs, whatever its kernel is doing, and returns whether the kernel has seen them stop.
     ///
     /// A second stop tells the kernels apart: one that waits for the CPUs knows that there are none left
     /// to stop and refuses; one that does not wait stops them again, which does no harm and reaches those

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use nix::libc;
 
-/// What reboot(2) is to do with an instance.
+/// The action that reboot(2) performs on an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Start the kernel that is loaded.
@@ -29,7 +29,7 @@ impl Command {
     }
 }
 
-/// What the kernel is asked through system calls: the real one, or one that a test brings.
+/// The system calls to the kernel: the real ones, or those of a test.
 pub trait Calls {
     /// Loads an image for an instance.
     ///
@@ -59,8 +59,8 @@ pub trait Calls {
     fn reboot(&self, command: Command, id: u32) -> io::Result<()>;
 }
 
-/// The kernel that this runs on. Its files must have been seen to be those of a multikernel: others
-/// give some of these flags another meaning.
+/// The kernel that this process runs on. The caller must have checked that its files are those of a multikernel
+/// kernel: other kernels give some of these flags another meaning.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemCalls;
 

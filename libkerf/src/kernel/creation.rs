@@ -20,10 +20,10 @@ pub struct Creation {
     pub virtio: Vec<Virtio>,
 }
 
-/// What a transaction has done to an instance, as far as its status tells.
+/// The effect of a transaction on an instance, as far as its status shows.
 enum Done {
     Created,
-    /// It failed, and created the instance before that, or failed because the instance was there.
+    /// The transaction failed, and either created the instance before that, or failed because the instance existed.
     PerhapsCreated,
     Removed,
     PerhapsRemoved,
@@ -35,7 +35,7 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// When a transaction cannot be read. One that is rolled back meanwhile is passed over.
+    /// If a transaction cannot be read. A transaction that is rolled back meanwhile is skipped.
     pub fn creation(&self, name: &str) -> Result<Option<Creation>, KernelError> {
         let mut perhaps = None;
         for transaction in self.transactions()?.into_iter().rev() {
@@ -55,7 +55,7 @@ impl Kernel {
         Ok(perhaps)
     }
 
-    /// What a transaction has done to the instance of this name, and if that was its creation, how.
+    /// The effect of a transaction on the instance with this name and, if that was its creation, how.
     fn done_to(
         &self,
         name: &str,
@@ -93,7 +93,7 @@ impl Kernel {
     }
 }
 
-/// What was read; `None` when its transaction was rolled back meanwhile.
+/// The value read; `None` if its transaction was rolled back meanwhile.
 fn still_there<T>(read: Result<T, KernelError>) -> Result<Option<T>, KernelError> {
     match read {
         Err(KernelError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),

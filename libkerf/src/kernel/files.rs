@@ -13,10 +13,10 @@ use crate::model::{Instance, Kind, System};
 use crate::overlay::{State, Status};
 use crate::tree::DeviceTree;
 
-/// How often a status is looked at: the kernel tells nobody that it changed.
+/// Polling interval for a status: the kernel does not notify anyone of changes.
 const POLL: Duration = Duration::from_millis(20);
 
-/// How long a change waits for others that are under way, unless something else is said.
+/// Default time that a change waits for others in progress.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The most instances that are read: more ids there are not.
@@ -42,11 +42,11 @@ pub enum KernelError {
     /// A file is not there, or cannot be read or written.
     #[error("{action} {}: {source}", path.display())]
     Io {
-        /// What was tried.
+        /// The attempted action.
         action: &'static str,
         /// On which file.
         path: PathBuf,
-        /// What happened.
+        /// The system's error.
         source: io::Error,
     },
     /// A file holds no device tree.
@@ -54,7 +54,7 @@ pub enum KernelError {
     Tree {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error in it.
         source: DtbError,
     },
     /// There is no pool yet.
@@ -68,7 +68,7 @@ pub enum KernelError {
     Unknown {
         /// The file.
         path: PathBuf,
-        /// What it says.
+        /// Its contents.
         text: String,
     },
     /// A state did not come in time.
@@ -76,9 +76,9 @@ pub enum KernelError {
     Late {
         /// The instance.
         name: String,
-        /// What it is.
+        /// The actual status.
         is: &'static str,
-        /// What it was to be.
+        /// The expected status.
         wanted: &'static str,
         /// How long it was waited for.
         waited: Duration,
@@ -99,7 +99,7 @@ impl Kernel {
         }
     }
 
-    /// The same, where a change waits at most so long for others that are under way.
+    /// The same, but a change waits at most this long for others in progress.
     #[must_use]
     pub fn with_patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
@@ -110,7 +110,7 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// When it cannot be looked at.
+    /// If it cannot be examined.
     pub fn remove_left_lock(&self) -> Result<bool, LockError> {
         Lock::remove_left(&self.lock)
     }
@@ -150,16 +150,16 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// When it cannot be read, or is no device tree.
+    /// If it cannot be read, or is not a device tree.
     pub fn instance_tree(&self, name: &str) -> Result<DeviceTree, KernelError> {
         read_tree(&self.instance_path(name).join("device_tree"))
     }
 
-    /// What one instance has.
+    /// The resources of one instance.
     ///
     /// # Errors
     ///
-    /// When its tree cannot be read, or is none of an instance.
+    /// If its tree cannot be read, or is not that of an instance.
     pub fn instance(&self, name: &str) -> Result<Instance, KernelError> {
         match check::instance(&self.instance_tree(name)?) {
             (Some(instance), _) => Ok(instance),
@@ -167,7 +167,7 @@ impl Kernel {
         }
     }
 
-    /// What one instance does.
+    /// The status of one instance.
     ///
     /// # Errors
     ///
@@ -182,7 +182,7 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// When it cannot be read, or does not in time.
+    /// If it cannot be read, or does not reach the state in time.
     pub fn wait_for(
         &self,
         name: &str,
@@ -211,7 +211,7 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// When something cannot be read, or does not hold together.
+    /// If something cannot be read, or is inconsistent.
     pub fn state(&self, machine: Option<&Machine>) -> Result<State, KernelError> {
         let (mut system, report) = check::system(&self.pool()?, Context { machine: None });
         if !report.is_valid() {
@@ -240,7 +240,7 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// When it breaks rules, or the kernel refuses it.
+    /// If it violates rules, or the kernel refuses it.
     pub fn write_baseline(
         &self,
         baseline: &DeviceTree,
@@ -306,6 +306,6 @@ pub(super) fn write_at_once(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if written == bytes.len() {
         return Ok(());
     }
-    let message = format!("the kernel took {written} of {} bytes", bytes.len());
+    let message = format!("the kernel accepted {written} of {} bytes", bytes.len());
     Err(io::Error::new(io::ErrorKind::WriteZero, message))
 }

@@ -13,7 +13,7 @@ use super::{BootError, Calls, Kernel};
 use crate::image::{self, UnpackError};
 use crate::record::{Image, Initrd, Record, RecordError, Records, read_image};
 
-/// What is to be loaded in an instance.
+/// The files to load in an instance.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Files {
     /// The kernel image: a `vmlinux`, or a bzImage, which is unpacked for the kernel.
@@ -38,16 +38,16 @@ pub enum LoadError {
         /// Why not.
         source: UnpackError,
     },
-    /// There is no place for the unpacked kernel. Nothing was done.
+    /// There is no memory for the unpacked kernel. Nothing was done.
     #[error("making a file in memory for the unpacked kernel: {0}; nothing was loaded")]
     Memory(io::Error),
     /// The kernel did not load it.
     #[error(transparent)]
     Boot(#[from] BootError),
-    /// It is loaded, and there is no record of it: kerf shows the instance without its image.
+    /// The kernel is loaded, but not recorded: kerf shows the instance without its image.
     #[error("the kernel is loaded, but that is not recorded: {0}")]
     Unrecorded(RecordError),
-    /// It is unloaded, and the record is still there.
+    /// The kernel is unloaded, but the record still exists.
     #[error("the kernel is unloaded, but its record is still there: {0}")]
     StillRecorded(RecordError),
 }

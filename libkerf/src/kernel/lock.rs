@@ -17,13 +17,13 @@ use nix::sys::stat::Mode;
 use nix::unistd::linkat;
 use thiserror::Error;
 
-/// Where kerf's lock is, for root.
+/// Path of kerf's lock, for root.
 pub const KERF_LOCK: &str = "/var/run/kerf.lock";
 
 /// How often a lock that is taken is looked at again.
 const POLL: Duration = Duration::from_millis(20);
 
-/// What the file says when it is ours. kerf's is empty.
+/// Contents of the file if libkerf created it. kerf's file is empty.
 const MARK: &str = "libkerf ";
 
 /// How much of the file is read.
@@ -37,7 +37,7 @@ pub struct Lock {
     file: Flock<File>,
 }
 
-/// Why there is no lock.
+/// The reason why the lock was not acquired.
 #[derive(Debug, Error)]
 pub enum LockError {
     /// Another process of ours has it.
@@ -45,11 +45,11 @@ pub enum LockError {
     Held {
         /// The file.
         path: PathBuf,
-        /// What the holder says it is.
+        /// The holder, according to the file.
         holder: String,
     },
-    /// It is kerf's. A kerf that was killed leaves it behind, and nothing tells the two apart.
-    #[error("{} is kerf's, for {} s: if no kerf is running, remove it", path.display(), age.as_secs())]
+    /// kerf holds the lock. A killed kerf leaves the file behind, and the two cases cannot be distinguished.
+    #[error("kerf has held {} for {} s: if no kerf is running, remove it", path.display(), age.as_secs())]
     Kerf {
         /// The file.
         path: PathBuf,
@@ -61,7 +61,7 @@ pub enum LockError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What happened.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -71,7 +71,7 @@ impl Lock {
     ///
     /// # Errors
     ///
-    /// Who has it, or why it cannot be taken.
+    /// The holder, or why the lock cannot be acquired.
     pub fn take(path: &Path, patience: Duration) -> Result<Self, LockError> {
         let deadline = Instant::now() + patience;
         loop {
@@ -91,7 +91,7 @@ impl Lock {
     ///
     /// # Errors
     ///
-    /// When it cannot be looked at.
+    /// If the lock cannot be examined.
     pub fn remove_left(path: &Path) -> Result<bool, LockError> {
         // Taking it would make the file where there is none.
         if !path.exists() {
@@ -138,7 +138,7 @@ impl Drop for Lock {
     }
 }
 
-/// Makes the file, locked and signed before it has a name, so that nobody sees it otherwise.
+/// Creates the file, locked and marked before it has a name, so that no one sees it otherwise.
 fn make(path: &Path) -> Result<Flock<File>, Errno> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;

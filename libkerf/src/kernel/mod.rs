@@ -20,5 +20,5 @@ pub use load::{Files, LoadError};
 pub use lock::{KERF_LOCK, Lock, LockError};
 pub use transaction::{Applied, ApplyError, TransactionStatus};
 
-/// Where the kernel mounts its files.
+/// Path where the kernel's files are mounted.
 pub const ROOT: &str = "/sys/fs/multikernel";

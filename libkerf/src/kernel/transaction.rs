@@ -20,7 +20,7 @@ pub struct Applied {
     pub state: State,
 }
 
-/// What the kernel says of a transaction.
+/// The kernel's status of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TransactionStatus {
     /// Not run yet; never seen in practice.
@@ -29,17 +29,17 @@ pub enum TransactionStatus {
     Applied,
     /// An operation failed; those before it are in place.
     Failed,
-    /// It was rolled back.
+    /// The transaction was rolled back.
     Removed,
 }
 
 /// Why an overlay is not in place.
 #[derive(Debug, Error)]
 pub enum ApplyError {
-    /// It would break rules. Nothing was written.
+    /// The overlay violates rules. Nothing was written.
     #[error("the overlay breaks rules; nothing was changed:\n{0}")]
     Invalid(Report),
-    /// It cannot be written, as a whole or in parts that the kernel takes. Nothing was written.
+    /// The overlay cannot be written, neither whole nor in parts that the kernel accepts. Nothing was written.
     #[error("{0}; nothing was changed")]
     Unwritable(#[from] Unsplittable),
     /// Somebody else changes something.
@@ -54,14 +54,14 @@ pub enum ApplyError {
     #[error(transparent)]
     Kernel(#[from] KernelError),
     /// The kernel took the overlay and shows no transaction with it.
-    #[error("the kernel took the overlay and shows no transaction for it: look into {}", directory.display())]
+    #[error("the kernel accepted the overlay but shows no transaction for it: see {}", directory.display())]
     Lost {
-        /// Where the transactions are.
+        /// Directory of the transactions.
         directory: PathBuf,
     },
     /// An operation failed, and what ran before it was undone.
     #[error(
-        "the kernel refused transaction {transaction}{}; what ran of it was undone",
+        "the kernel refused transaction {transaction}{}; its effects were undone",
         because(reason)
     )]
     RolledBack {
@@ -72,7 +72,7 @@ pub enum ApplyError {
     },
     /// An operation failed, and what ran before it could not be undone.
     #[error(
-        "the kernel refused transaction {transaction}{}, and did not undo what ran of it: {undo}",
+        "the kernel refused transaction {transaction}{}, and did not undo its effects: {undo}",
         because(reason)
     )]
     Stuck {
@@ -84,14 +84,14 @@ pub enum ApplyError {
         undo: String,
     },
     /// The kernel says that it is in place, and what is read back is something else.
-    #[error("the kernel says that transaction {transaction} is in place, but {difference}")]
+    #[error("the kernel reports transaction {transaction} as applied, but {difference}")]
     NotAsPlanned {
         /// The kernel's number.
         transaction: u64,
-        /// What differs.
+        /// The difference.
         difference: String,
     },
-    /// It took several transactions, and one of them failed. Those before it were undone.
+    /// The change needed several transactions, and one of them failed. The earlier ones were undone.
     #[error("part {part} of {parts}: {error}; the parts before it were undone")]
     PartsUndone {
         /// Which one, from 1.
@@ -101,7 +101,7 @@ pub enum ApplyError {
         /// Why it failed.
         error: Box<ApplyError>,
     },
-    /// It took several transactions, one of them failed, and those before it are in place.
+    /// The change needed several transactions, one of them failed, and the earlier ones are in effect.
     #[error(
         "part {part} of {parts}: {error}; the parts before it are in place, as transactions \
          {transactions:?}: {undo}"
@@ -144,8 +144,8 @@ impl Kernel {
         self.apply_planned(machine, |_| Ok(overlay.clone()))
     }
 
-    /// As [`Kernel::apply`], with an overlay that is planned under the lock, on what is there then: nobody who honours
-    /// the lock changes anything between the plan and the change.
+    /// Like [`Kernel::apply`], with an overlay that is planned under the lock, from the current state: no one who
+    /// honours the lock changes anything between the plan and the change.
     ///
     /// # Errors
     ///
@@ -277,7 +277,7 @@ impl Kernel {
         Ok(numbers)
     }
 
-    /// What the kernel says of a transaction.
+    /// The kernel's status of a transaction.
     ///
     /// # Errors
     ///
@@ -299,7 +299,7 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// When the kernel does not undo it, or it still is there.
+    /// If the kernel does not undo it, or it still exists.
     pub fn rollback(&self, transaction: u64) -> Result<(), KernelError> {
         let path = self.transaction_path(transaction);
         std::fs::remove_dir(&path).map_err(|source| io_error("rolling back", &path, source))?;
@@ -337,7 +337,7 @@ impl Kernel {
     }
 }
 
-/// What is otherwise than planned. Where memory is, and an id that was left to the kernel, is its choice.
+/// The difference from the plan. The kernel may choose the location of memory, and an id that was left to it.
 fn difference(planned: &State, is: &State) -> Option<String> {
     let cpus = |cpus: &[u64]| cpus.iter().copied().collect::<BTreeSet<u64>>();
     if cpus(&planned.system.resources.cpus) != cpus(&is.system.resources.cpus) {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub struct Device {
     /// The node's name, which instances refer to.
     pub name: String,
-    /// What it is for the kernel.
+    /// Kind of the device.
     pub kind: DeviceKind,
     /// A name that stays the same wherever the device goes, from `/aliases`.
     pub alias: Option<String>,
@@ -18,7 +18,7 @@ pub struct Device {
     pub namespaces: Option<Vec<u32>>,
 }
 
-/// What a device is for the kernel.
+/// The kind of a device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub enum DeviceKind {
     /// On a PCI bus.
@@ -181,8 +181,8 @@ pub(crate) fn pci_address(at: &At<'_>, text: &str, read: &mut Reader<'_>) -> Opt
             true => Stance::Takes,
             false => Stance::Refuses,
         };
-        let problem = format!("{text:?} is no PCI address");
-        let advice = "write domain:bus:slot.function in hexadecimal, as 0000:09:00.0";
+        let problem = format!("{text:?} is not a PCI address");
+        let advice = "write domain:bus:slot.function in hexadecimal, such as 0000:09:00.0";
         let finding = Finding::new(Rule::PciFormat, at.path(), problem, advice);
         read.push(finding.of("pci-id").judged(kernel, Stance::Takes));
     }

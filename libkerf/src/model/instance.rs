@@ -3,7 +3,7 @@ use crate::check::{Finding, Rule, Stance};
 use crate::tree::Shape;
 use serde::{Deserialize, Serialize};
 
-/// An instance: what it has, or is to get.
+/// An instance: its resources, actual or requested.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Instance {
     /// Its name.
@@ -16,7 +16,7 @@ pub struct Instance {
     pub memory_base: Option<u64>,
     /// Bytes of its memory in all.
     pub memory_bytes: u64,
-    /// Where its memory is, as (base, bytes), when that is known. A tree gives only base and sum.
+    /// The regions of its memory, as (base, bytes), if known. A tree gives only base and sum.
     pub regions: Vec<(u64, u64)>,
     /// Its devices, as the tree names them.
     pub devices: Vec<String>,
@@ -100,7 +100,7 @@ impl Instance {
             }
             Some(cpus) => self.cpus = cpus,
             None if at.node.property("cpus").is_none() => {
-                let problem = "no CPUs: it can exist, and not boot";
+                let problem = "no CPUs: it can exist, but not boot";
                 let advice = "name free CPUs of the pool by their physical ids";
                 let finding = Finding::new(Rule::InstanceCpusMissing, at.path(), problem, advice);
                 read.push(finding.of("cpus"));
@@ -112,7 +112,7 @@ impl Instance {
     fn read_memory(&mut self, at: &At<'_>, read: &mut Reader<'_>) {
         for name in ["memory-base", "memory-bytes"] {
             if at.node.property(name).is_none() {
-                let problem = "no memory: it can exist, and not boot";
+                let problem = "no memory: it can exist, but not boot";
                 let finding = Finding::new(
                     Rule::InstanceMemoryMissing,
                     at.path(),
@@ -134,7 +134,7 @@ impl Instance {
         self.memory_bytes = bytes;
         if bytes == 0 || !bytes.is_multiple_of(super::PAGE_BYTES) {
             let problem = format!(
-                "{bytes} bytes are no positive multiple of {}",
+                "{bytes} bytes are not a positive multiple of {}",
                 super::PAGE_BYTES
             );
             let advice = "give whole pages of 4096 bytes";
@@ -170,7 +170,7 @@ impl Instance {
         }
     }
 
-    /// What kernel and kerf do not need, but take into account.
+    /// Optional properties that the kernel and kerf take into account.
     pub(crate) fn read_preferences(&mut self, at: &At<'_>, read: &mut Reader<'_>) {
         self.read_numa_nodes(at, read);
         self.cpu_affinity = policy(at, "cpu-affinity", &["compact", "spread", "local"], read);
@@ -217,7 +217,7 @@ fn policy(at: &At<'_>, name: &str, known: &[&str], read: &mut Reader<'_>) -> Opt
         }
     };
     if !known.contains(&text) {
-        let problem = format!("kerf knows no {name} {text:?}");
+        let problem = format!("unknown {name} {text:?}");
         let advice = format!("write one of {}", known.join(", "));
         read.push(Finding::new(Rule::PolicyUnknown, at.path(), problem, advice).of(name));
     }

@@ -1,5 +1,5 @@
-//! What trees mean: resources, devices, instances. Reading is lenient, so that everything that is
-//! wrong can be said at once; what could not be read is in the report, and left out here.
+//! The meaning of trees: resources, devices, instances. Reading is lenient, so that all errors can be reported at
+//! once; unreadable parts are in the report, and left out here.
 
 mod device;
 mod instance;

@@ -2,7 +2,7 @@ use serde::{Deserialize, Serialize};
 
 use std::fmt;
 
-/// Where a PCI function is: `0000:09:00.0`.
+/// The address of a PCI function: `0000:09:00.0`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 pub struct PciAddress {
     /// The domain.
@@ -16,8 +16,8 @@ pub struct PciAddress {
 }
 
 impl PciAddress {
-    /// Reads `domain:bus:slot.function`, all hexadecimal, or the node name that the kernel and kerf
-    /// make of it, `pci_0000_09_00_0`.
+    /// Parses `domain:bus:slot.function`, all hexadecimal, or the node name that the kernel and kerf derive from it,
+    /// `pci_0000_09_00_0`.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let (domain, bus, slot, function) = match text.strip_prefix("pci_") {

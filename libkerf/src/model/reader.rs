@@ -1,4 +1,4 @@
-//! Reading properties, and reporting those that are not of the form that is expected.
+//! Reads properties, and reports those that do not have the expected format.
 
 use crate::check::{Finding, Report, Rule, Stance};
 use crate::tree::{Node, NodePath, Property, Shape};
@@ -34,7 +34,7 @@ impl<'a> At<'a> {
     }
 }
 
-/// Who trips over a property of the wrong form.
+/// The reader that fails on a property with the wrong format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum By {
     /// Kernel and kerf.

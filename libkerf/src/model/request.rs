@@ -1,4 +1,4 @@
-//! Memory that a pool is to get, as kerf's `--memory` has it: `2GB`, or `8GB@0,8GB@1` for NUMA nodes.
+//! Memory requested for a pool, in the format of kerf's `--memory`: `2GB`, or `8GB@0,8GB@1` for NUMA nodes.
 
 use thiserror::Error;
 
@@ -16,7 +16,7 @@ const UNITS: [(&str, u64); 4] = [
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum NoRequest {
     /// There is nothing.
-    #[error("no memory is named: write a size such as 2GB, or 8GB@0,8GB@1 for NUMA nodes")]
+    #[error("no memory size: write a size such as 2GB, or 8GB@0,8GB@1 for NUMA nodes")]
     Empty,
     /// A size that is none.
     #[error(
@@ -27,10 +27,12 @@ pub enum NoRequest {
     #[error("invalid NUMA node {0:?}: write SIZE@NODE with a node below {MAX_NUMA_NODES}")]
     Node(String),
     /// A node comes twice.
-    #[error("NUMA node {0} is named twice: write its whole size once")]
+    #[error("NUMA node {0} is given twice: write its whole size once")]
     Twice(u32),
     /// With a node and without one.
-    #[error("a size without a NUMA node stands alone: name a node for each, or write one size")]
+    #[error(
+        "a size without a NUMA node must be the only one: give a node for each, or write one size"
+    )]
     Mixed,
 }
 
@@ -39,7 +41,7 @@ impl MemoryRequest {
     ///
     /// # Errors
     ///
-    /// What is wrong with the text.
+    /// The error in the text.
     pub fn parse_list(text: &str) -> Result<Vec<MemoryRequest>, NoRequest> {
         let parts = text
             .split(',')

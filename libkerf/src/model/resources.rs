@@ -2,12 +2,12 @@ use super::{At, By, Device, MAX_NUMA_NODES, NO_NODE, PAGE_BYTES, PciAddress, Rea
 use crate::check::{Finding, Rule, Stance};
 use serde::{Deserialize, Serialize};
 
-/// What a pool has, or is to get: the node `/resources`, and the devices beside it.
+/// The contents of a pool, actual or requested: the node `/resources`, and the devices next to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Resources {
     /// Physical ids of all CPUs of the pool, in the order of the tree.
     pub cpus: Vec<u64>,
-    /// Those that no instance has; known of a pool that was read back.
+    /// CPUs that no instance has; known only for a pool that was read from the kernel.
     pub free_cpus: Option<Vec<u64>>,
     /// The memory that the pool has.
     pub chunks: Vec<Chunk>,
@@ -74,7 +74,7 @@ impl Resources {
         }
     }
 
-    /// Bytes of memory that the pool has, and is to get besides.
+    /// Bytes of memory that the pool has, plus those requested.
     #[must_use]
     pub fn expected_bytes(&self) -> u128 {
         let chunks = self.chunks.iter().map(|c| c.size);
@@ -91,7 +91,7 @@ impl Resources {
         by_name.or_else(|| self.devices.iter().find(|d| d.is_called(reference)))
     }
 
-    /// Reads `/resources` and the buses and aliases beside it.
+    /// Reads `/resources` and the buses and aliases next to it.
     pub(super) fn read(root: &At<'_>, read: &mut Reader<'_>) -> Resources {
         let Some(at) = root.child("resources") else {
             let advice = "add a node resources with cpus and memory@0 { size }";
@@ -223,8 +223,8 @@ impl Resources {
             match alias_target(root, target).and_then(|name| self.device_index(&name)) {
                 Some(index) => self.devices[index].alias = Some(name.to_owned()),
                 None => {
-                    let problem = format!("{target:?} is no device here");
-                    let advice = "point it at a node under /resources/devices, or take it out";
+                    let problem = format!("{target:?} is not a device");
+                    let advice = "point it to a node under /resources/devices, or remove it";
                     let finding = Finding::new(Rule::AliasDangling, at.path(), problem, advice);
                     read.push(finding.of(name));
                 }
@@ -293,7 +293,7 @@ pub(crate) fn check_numa(at: &At<'_>, property: &str, id: u32, read: &mut Reader
 
 pub(crate) fn check_size(at: &At<'_>, size: u64, read: &mut Reader<'_>) {
     if size == 0 || !size.is_multiple_of(PAGE_BYTES) {
-        let problem = format!("{size} bytes are no positive multiple of {PAGE_BYTES}");
+        let problem = format!("{size} bytes are not a positive multiple of {PAGE_BYTES}");
         let above = size
             .checked_next_multiple_of(PAGE_BYTES)
             .map_or(PAGE_BYTES, |s| s.max(PAGE_BYTES));

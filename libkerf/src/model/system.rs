@@ -3,21 +3,21 @@ use crate::check::{Finding, Rule, Stance};
 use crate::tree::DeviceTree;
 use serde::{Deserialize, Serialize};
 
-/// What a tree is.
+/// The kind of a tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// What the host gives to a pool, written once: sizes, not addresses.
+    /// The resources that the host gives to a pool, written once: sizes, not addresses.
     Baseline,
     /// A pool as the kernel shows it: chunks of memory, free CPUs.
     Pool,
-    /// One instance, as the kernel shows it.
+    /// One instance, as shown by the kernel.
     Instance,
     /// A change of a pool or of instances.
     Overlay,
 }
 
 impl Kind {
-    /// What a tree is, by the marks that kernel and kerf go by.
+    /// The kind of a tree, by the same marks that the kernel and kerf use.
     #[must_use]
     pub fn of(tree: &DeviceTree) -> Kind {
         let root = tree.root();

@@ -43,7 +43,7 @@ impl Virtio {
                 continue;
             };
             if found.iter().any(|there| there.name == device.name) {
-                let problem = "another virtio device is called so";
+                let problem = "another virtio device has this name";
                 let advice = "number them, as in net@0, net@1";
                 read.push(Finding::new(Rule::Virtio, at.path(), problem, advice));
                 continue;
@@ -71,7 +71,7 @@ impl Virtio {
         })
     }
 
-    /// Makes the node `resources` name these devices and no others. What a device's node says besides stays.
+    /// Sets the devices in the node `resources` to exactly these. Other contents of a device's node are kept.
     pub(crate) fn write(devices: &[Virtio], resources: &mut Node) {
         if devices.is_empty() {
             while resources.remove_child("virtio").is_some() {}

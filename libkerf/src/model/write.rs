@@ -1,4 +1,4 @@
-//! Trees of what is known.
+//! Builds trees from the model.
 
 use super::{DeviceKind, Instance, Resources, System, Virtio};
 use crate::check;
@@ -94,8 +94,8 @@ impl Instance {
         tree
     }
 
-    /// Makes the tree of one instance say this. What it says besides stays, and a tree that says
-    /// nothing else already is not changed.
+    /// Makes the tree of one instance match this. Other contents of the tree are kept, and a tree that already
+    /// matches is not changed.
     pub fn write_to(&self, tree: &mut DeviceTree) {
         let (before, _) = check::instance(tree);
         if before.as_ref() == Some(self) {

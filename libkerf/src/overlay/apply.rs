@@ -1,11 +1,11 @@
-//! What the kernel makes of an overlay.
+//! The effect of an overlay in the kernel.
 
 use super::{CpuMove, Create, DeviceMove, Fragment, MemoryMove, Operation, Overlay, State, Target};
 use crate::check::{Finding, Report, Rule, SLACK_BYTES, Stance};
 use crate::model::{Device, DeviceKind, MemoryRequest};
 use crate::tree::NodePath;
 
-/// Where the findings of an operation are reported.
+/// The place to report the findings of an operation.
 struct Spot<'r> {
     path: NodePath,
     report: &'r mut Report,
@@ -201,7 +201,7 @@ impl State {
             let problem = format!("CPU {cpu} belongs to {holder}");
             spot.refuse(Rule::CpuNotFree, problem, "take it from the instance first");
         } else if !self.system.resources.cpus.contains(&cpu) {
-            let problem = format!("CPU {cpu} is not of the pool");
+            let problem = format!("CPU {cpu} is not in the pool");
             spot.refuse(Rule::CpuNotHeld, problem, "take it out of the overlay");
         }
         let resources = &mut self.system.resources;
@@ -291,7 +291,7 @@ impl State {
             );
         } else if !self.is_pool_device(item) {
             let (rule, advice) = unknown;
-            spot.refuse(rule, format!("{address} is not of the pool"), advice);
+            spot.refuse(rule, format!("{address} is not in the pool"), advice);
         }
     }
 
@@ -405,7 +405,7 @@ impl State {
             None if !known && plausible => instance.memory_bytes -= item.size,
             None => {
                 let problem = format!(
-                    "{base:#x} with {:#x} bytes is no region of {name}",
+                    "{base:#x} with {:#x} bytes is not a region of {name}",
                     item.size
                 );
                 let there: Vec<String> = instance

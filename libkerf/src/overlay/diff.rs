@@ -1,4 +1,4 @@
-//! The overlay that makes one system of another.
+//! The overlay that turns one system into another.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,7 +12,7 @@ use crate::allocate::{free_ranges, place};
 use crate::check::Report;
 use crate::model::{Instance, PAGE_BYTES, PciAddress, Resources, System};
 
-/// Why there is no overlay for a change.
+/// The reason why no overlay can make a change.
 #[derive(Clone, Debug, Error, PartialEq)]
 pub enum NoChange {
     /// Something that no overlay changes.
@@ -20,7 +20,7 @@ pub enum NoChange {
     Fixed {
         /// The instance.
         name: String,
-        /// What would change.
+        /// The part that would change.
         what: &'static str,
     },
     /// A device that is neither the pool's nor an instance's.
@@ -34,8 +34,8 @@ pub enum NoChange {
         /// Bytes that it is to give.
         bytes: u64,
     },
-    /// It is not known where the instances' memory is.
-    #[error("it is not known where the instances' memory is: read /proc/iomem as root")]
+    /// The location of the instances' memory is unknown.
+    #[error("the location of the instances' memory is unknown: read /proc/iomem as root")]
     Unplaced,
     /// There is not as much memory, or not in whole blocks.
     #[error("{bytes} bytes are not free in blocks of {block} bytes")]
@@ -53,7 +53,7 @@ pub enum NoChange {
     Refused(Report),
 }
 
-/// What an instance gives and gets.
+/// The resources that an instance gives and gets.
 #[derive(Default)]
 struct Sides {
     gives: Vec<Operation>,
@@ -61,12 +61,12 @@ struct Sides {
 }
 
 impl State {
-    /// The overlay that makes `after` of this: what is given is taken first. Empty when nothing
-    /// changes. The order of an instance's CPUs is no change: no overlay has a say in it.
+    /// The overlay that turns this system into `after`; resources that it gives are taken first. Empty if nothing
+    /// changes. The order of an instance's CPUs is not a change, because no overlay can affect it.
     ///
     /// # Errors
     ///
-    /// Why there is no such overlay.
+    /// The reason why there is no such overlay.
     pub fn overlay_to(&self, after: &System) -> Result<Overlay, NoChange> {
         let before: HashMap<&str, &Instance> = by_name(&self.system);
         let wanted: HashMap<&str, &Instance> = by_name(after);

@@ -1,8 +1,8 @@
-//! Overlays: changes of a pool and of instances, as the kernel takes them in one transaction.
+//! Overlays: changes of a pool and of instances, which the kernel executes in one transaction.
 //!
-//! A fragment has a target and operations; the kernel runs fragments by their unit addresses and the
-//! operations of each in a fixed order, which [`Operation::order`] gives. [`State::apply`] says what
-//! the kernel would make of an overlay, before it is written.
+//! A fragment has a target and operations; the kernel executes fragments in the order of their unit addresses and the
+//! operations of each in a fixed order, which [`Operation::order`] returns. [`State::apply`] computes the effect of
+//! an overlay before it is written.
 
 mod apply;
 mod diff;
@@ -29,7 +29,7 @@ pub const MAX_OVERLAY_BYTES: usize = 4096;
 /// A change, of one or more fragments.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Overlay {
-    /// What the transaction's directory says it is about, for people.
+    /// Description of the transaction for people, shown in its directory.
     pub note: Option<String>,
     /// In the order in which the kernel runs them.
     pub fragments: Vec<Fragment>,
@@ -38,20 +38,20 @@ pub struct Overlay {
 /// Operations on one target.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Fragment {
-    /// What they are about.
+    /// The target of the operations.
     pub target: Target,
     /// The operations; the kernel runs them in its own order.
     pub operations: Vec<Operation>,
 }
 
-/// What a fragment changes.
+/// The target of a fragment.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
 pub enum Target {
     /// The pool: what is added comes from the host.
     Pool,
     /// The set of instances.
     Instances,
-    /// One instance: what is added comes from the pool.
+    /// One instance: its new resources come from the pool.
     Instance(String),
 }
 
@@ -67,12 +67,12 @@ impl Target {
     }
 }
 
-/// One operation. Names are from the target's view.
+/// One operation, named from the target's point of view.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub enum Operation {
     /// Makes an instance out of what the pool has free.
     Create(Box<Create>),
-    /// Ends an instance; what it has goes to the pool.
+    /// Removes an instance; its resources return to the pool.
     Remove(String),
     /// Gives memory.
     MemoryAdd(Vec<MemoryMove>),
@@ -91,11 +91,11 @@ pub enum Operation {
 /// A new instance.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Create {
-    /// What it is to have. Where its memory is the kernel decides; devices are given separately.
+    /// Resources of the new instance. The kernel decides the location of its memory; devices are assigned separately.
     pub instance: Instance,
-    /// What it is to know of the host, for its `/chosen` node.
+    /// Host tree for its `/chosen` node.
     pub host_tree: Option<Node>,
-    /// What its node says beyond this: written back as it was read.
+    /// Further contents of its node, written back as they were read.
     pub rest: Option<Node>,
 }
 
@@ -126,7 +126,7 @@ pub struct CpuMove {
 /// A device that is given or taken.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct DeviceMove {
-    /// Where it is.
+    /// Address of the device.
     pub address: PciAddress,
     /// The driver to bind it to.
     pub driver: Option<String>,

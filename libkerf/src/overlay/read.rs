@@ -74,7 +74,7 @@ fn unit_address(at: &At<'_>, read: &mut Reader<'_>) -> Option<u32> {
     let is_hex = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
     let unit = u32::from_str_radix(digits, 16).ok().filter(|_| is_hex);
     if unit.is_none() {
-        let problem = format!("{text:?} is no hexadecimal number of 32 bits");
+        let problem = format!("{text:?} is not a 32-bit hexadecimal number");
         let advice = "name it fragment@0, fragment@1, …";
         read.push(Finding::new(Rule::FragmentUnit, at.path(), problem, advice));
     }
@@ -117,7 +117,7 @@ impl Fragment {
         for child in overlay.node.children() {
             let is_run = run.iter().any(|node| std::ptr::eq(*node, child));
             if !is_run {
-                let problem = "the kernel knows no such operation, or runs only the first of them";
+                let problem = "the kernel does not know this operation, or runs only the first one";
                 let advice = format!("operations are {}", order.join(", "));
                 let path = overlay.path().child(child.name());
                 read.push(Finding::new(Rule::OperationUnknown, path, problem, advice));
@@ -176,7 +176,7 @@ impl Target {
                 .map(|name| Target::Instance(name.to_owned())),
         };
         if target.is_none() {
-            let problem = format!("{path:?} is no target");
+            let problem = format!("{path:?} is not a target");
             let advice = "set it to /resources, /instances or /instances/NAME";
             let finding = Finding::new(Rule::TargetUnsupported, at.path(), problem, advice);
             read.push(finding.of("target-path"));
@@ -224,7 +224,7 @@ impl Operation {
             } else {
                 "/resources or /instances/NAME"
             };
-            let problem = format!("{name} is no operation on this target");
+            let problem = format!("{name} is not an operation on this target");
             let finding = Finding::new(
                 Rule::OperationMisplaced,
                 at.path(),
@@ -276,7 +276,7 @@ fn items<T>(
                 Rule::ItemIgnored,
                 child.path(),
                 problem,
-                "rename it, or take it out",
+                "rename it, or remove it",
             ));
         }
     }
@@ -408,7 +408,7 @@ impl DeviceMove {
     fn read(at: &At<'_>, read: &mut Reader<'_>) -> Option<DeviceMove> {
         let Some(text) = read.text(at, "pci-id", By::Kernel) else {
             if at.node.property("pci-id").is_none() {
-                let advice = "add pci-id, as 0000:09:00.0";
+                let advice = "add pci-id, such as 0000:09:00.0";
                 let finding = Finding::new(Rule::PciIncomplete, at.path(), "no pci-id", advice);
                 read.push(finding.of("pci-id"));
             }
@@ -472,7 +472,7 @@ fn read_resources(instance: &mut Instance, at: &At<'_>, read: &mut Reader<'_>) {
     instance.read_cpus(at, read);
     instance.read_bytes(at, read);
     if at.node.property("memory-bytes").is_none() {
-        let problem = "no memory: it can exist, and not boot";
+        let problem = "no memory: it can exist, but not boot";
         let finding = Finding::new(
             Rule::InstanceMemoryMissing,
             at.path(),
@@ -501,7 +501,7 @@ fn read_resources(instance: &mut Instance, at: &At<'_>, read: &mut Reader<'_>) {
             Err(_) => Stance::Refuses,
         };
         let advice = "give devices with device-add to /instances/NAME, in a later fragment";
-        let problem = "the kernel takes no devices by name here";
+        let problem = "the kernel accepts no devices by name here";
         let finding = Finding::new(Rule::DeviceNamesCreate, at.path(), problem, advice);
         read.push(finding.of("device-names").judged(Stance::Refuses, kerf));
     }

@@ -1,4 +1,4 @@
-//! The overlay that makes a live pool what a baseline asks for.
+//! The overlay that changes a live pool to match a baseline.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -16,7 +16,7 @@ impl State {
     ///
     /// # Errors
     ///
-    /// When the kernel would refuse it, such as a CPU that an instance has, or it cannot be split.
+    /// If the kernel would refuse it, for example because an instance has the CPU, or if it cannot be split.
     pub fn reshape(&self, wanted: &Resources) -> Result<Overlay, NoChange> {
         let mut pool = self.pool_cpus(wanted);
         let (takes, gives) = self.pool_memory(wanted);

@@ -1,5 +1,5 @@
-//! What an overlay says beyond what is known: kept where a node may grow, refused by name elsewhere. Nothing
-//! that was read is missing, without a word, from what is written.
+//! Unknown contents of an overlay: kept where a node may have further contents, refused by name elsewhere, so that
+//! writing an overlay never silently loses anything that was read.
 
 use std::collections::HashSet;
 
@@ -31,7 +31,7 @@ pub(super) fn only(
 }
 
 fn refuse(at: &At<'_>, property: Option<&str>, read: &mut Reader<'_>) {
-    let problem = "it is not known here, and would be lost when the overlay is written";
+    let problem = "unknown here: it would be lost when the overlay is written";
     let finding = Finding::new(Rule::OverlayContent, at.path(), problem, "take it out");
     read.push(match property {
         Some(name) => finding.of(name),
@@ -81,8 +81,8 @@ pub(super) fn check_item(at: &At<'_>, read: &mut Reader<'_>) {
     }
 }
 
-/// Which properties and children of a node are the first of their name: a second one is found by nobody, and would be
-/// another's when the node is written.
+/// Marks the properties and children of a node that are the first of their name: nothing finds a second one, and
+/// writing the node would change its meaning.
 fn firsts(node: &Node) -> (Vec<bool>, Vec<bool>) {
     let mut names = HashSet::new();
     let properties = node.properties().iter();
@@ -133,7 +133,7 @@ fn without_twins(node: &mut Node) {
     node.children_mut().iter_mut().for_each(without_twins);
 }
 
-/// What a node `instance-create` says beyond the instance that was read of it, and what the host is to tell it.
+/// Contents of a node `instance-create` beyond the instance read from it, and the host tree for it.
 pub(super) fn of_create(node: &Node, instance: &Instance) -> Option<Node> {
     let mut rest = node.clone();
     without_twins(&mut rest);

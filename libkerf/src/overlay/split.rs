@@ -1,4 +1,4 @@
-//! An overlay that the kernel would cut, as several that it takes one after the other.
+//! Splits an overlay that the kernel would truncate into several that it accepts one after the other.
 
 use thiserror::Error;
 
@@ -8,7 +8,7 @@ use crate::dtb::DtbError;
 /// Why an overlay cannot be split into such as the kernel takes.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Unsplittable {
-    /// One operation on one thing is too large.
+    /// A single operation is too large.
     #[error(
         "{operation} takes {bytes} bytes and the kernel takes {MAX_OVERLAY_BYTES} at a time: make it \
          smaller, it cannot be split"
@@ -19,12 +19,12 @@ pub enum Unsplittable {
         /// Bytes of an overlay with nothing else in it.
         bytes: usize,
     },
-    /// It cannot be written as a tree.
+    /// The overlay cannot be written as a tree.
     #[error(transparent)]
     Unwritable(#[from] DtbError),
 }
 
-/// What cannot be divided: one operation on one CPU, device or range of memory, or on one instance.
+/// The smallest unit of a split: one operation on one CPU, device or range of memory, or on one instance.
 struct Unit {
     /// Operations of one fragment may run as one; those of two may not, their order would change.
     fragment: usize,
@@ -41,7 +41,7 @@ impl Overlay {
     ///
     /// # Errors
     ///
-    /// When one operation alone is too large: an instance that is to know much of the host, or a name.
+    /// If a single operation is too large: an instance with too much host tree, or a name.
     pub fn split(&self) -> Result<Vec<Overlay>, Unsplittable> {
         if self.to_blob()?.len() <= MAX_OVERLAY_BYTES {
             return Ok(vec![self.clone()]);
@@ -85,7 +85,7 @@ impl Overlay {
         }
     }
 
-    /// All of it in the order in which the kernel runs it, each small enough.
+    /// All units in the order in which the kernel executes them, each small enough.
     fn units(&self) -> Result<Vec<Unit>, Unsplittable> {
         let mut units = Vec::new();
         for (number, fragment) in self.fragments.iter().enumerate() {

@@ -6,12 +6,12 @@ use crate::machine::{DEFAULT_MEMORY_BLOCK, Machine};
 use crate::model::{Instance, PciAddress, System};
 use serde::{Deserialize, Serialize};
 
-/// What an instance is doing, as the kernel's status file says it.
+/// The state of an instance, as in the kernel's status file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
 pub enum Status {
     /// Made, without resources. The kernel never shows it.
     Empty,
-    /// It has its resources.
+    /// The instance has its resources.
     #[default]
     Ready,
     /// A kernel image is loaded.
@@ -60,11 +60,11 @@ impl Status {
 pub struct State {
     /// Pool and instances. CPUs that are free are those that no instance has.
     pub system: System,
-    /// What each instance does; one that is missing here is ready.
+    /// The state of each instance; an instance that is missing here is ready.
     pub status: HashMap<String, Status>,
     /// Bytes in which a running kernel takes and gives memory.
     pub block: u64,
-    /// What the host has, to judge what it gives.
+    /// The host's hardware, to check the resources it gives.
     pub machine: Option<Machine>,
 }
 
@@ -102,18 +102,18 @@ impl State {
         self
     }
 
-    /// What an instance does.
+    /// The state of an instance.
     #[must_use]
     pub fn status_of(&self, name: &str) -> Status {
         self.status.get(name).copied().unwrap_or_default()
     }
 
-    /// What an overlay makes of this.
+    /// The effect of an overlay on this state.
     ///
     /// # Errors
     ///
-    /// Everything that the kernel would refuse. It would stop at the first of it, with what came
-    /// before left in place.
+    /// Everything that the kernel would refuse. The kernel itself would stop at the first error and leave the earlier
+    /// operations in place.
     pub fn apply(&self, overlay: &Overlay) -> Result<State, Report> {
         let mut report = Report::default();
         let mut state = self.clone();
@@ -125,7 +125,7 @@ impl State {
         }
     }
 
-    /// Everything that is wrong with this state itself.
+    /// All errors in this state itself.
     #[must_use]
     pub fn check(&self) -> Report {
         check::assembled(&self.system)

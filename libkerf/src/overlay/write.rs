@@ -20,7 +20,7 @@ impl Overlay {
     ///
     /// # Errors
     ///
-    /// When a name cannot be written. The size is for [`crate::check::overlay`] to judge.
+    /// If a name cannot be written. [`crate::check::overlay`] checks the size.
     pub fn to_blob(&self) -> Result<Vec<u8>, DtbError> {
         dtb::write(&self.to_tree())
     }

@@ -12,11 +12,11 @@ use crate::tree::DeviceTree;
 const EXTENSION: &str = "dts";
 
 impl Records {
-    /// Where an instance's definition is.
+    /// Path of an instance's definition.
     ///
     /// # Errors
     ///
-    /// When the name is no file name.
+    /// If the name is not a valid file name.
     pub fn definition_path(&self, name: &str) -> Result<PathBuf, RecordError> {
         self.path(name, EXTENSION)
     }
@@ -25,7 +25,7 @@ impl Records {
     ///
     /// # Errors
     ///
-    /// When there is one that cannot be read.
+    /// If it exists but cannot be read.
     pub fn load_definition(&self, name: &str) -> Result<Option<DeviceTree>, RecordError> {
         let path = self.definition_path(name)?;
         let file = match File::open(&path) {
@@ -46,7 +46,7 @@ impl Records {
     ///
     /// # Errors
     ///
-    /// When it cannot be written; what was there before is still there then.
+    /// If it cannot be written; the previous file is then still there.
     pub fn save_definition(&self, name: &str, tree: &DeviceTree) -> Result<PathBuf, RecordError> {
         let path = self.definition_path(name)?;
         let text = dts::write(tree).map_err(|source| RecordError::Unprintable {
@@ -57,7 +57,7 @@ impl Records {
         Ok(path)
     }
 
-    /// Removes an instance's definition. That there is none is no error.
+    /// Removes an instance's definition. A missing definition is not an error.
     ///
     /// # Errors
     ///

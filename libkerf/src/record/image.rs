@@ -15,12 +15,12 @@ use crate::image::{self, Compression, Kind, MAX_IMAGE_BYTES};
 const CPIO: [&[u8]; 3] = [b"070701", b"070702", b"070707"];
 
 impl Image {
-    /// What is to be written down of a kernel image. Blocking: all of it is read.
+    /// The record of a kernel image. Blocking: reads the whole file.
     ///
     /// # Errors
     ///
-    /// When the file cannot be read, or has more than [`MAX_IMAGE_BYTES`]. That it is no kernel is none:
-    /// its form is `unknown` then.
+    /// If the file cannot be read, or is larger than [`MAX_IMAGE_BYTES`]. A file that is not a kernel is not an
+    /// error: its format is then `unknown`.
     pub fn of_kernel(path: &Path) -> Result<Self, RecordError> {
         Self::of_open_kernel(path, &mut open(path)?)
     }
@@ -50,11 +50,11 @@ impl Image {
         }
     }
 
-    /// What is to be written down of an initial file system. Blocking: all of it is read.
+    /// The record of an initramfs. Blocking: reads the whole file.
     ///
     /// # Errors
     ///
-    /// When the file cannot be read, or has more than [`MAX_IMAGE_BYTES`].
+    /// If the file cannot be read, or is larger than [`MAX_IMAGE_BYTES`].
     pub fn of_initrd(path: &Path) -> Result<Self, RecordError> {
         Self::of_open_initrd(path, &mut open(path)?)
     }

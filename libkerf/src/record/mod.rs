@@ -18,13 +18,13 @@ pub(crate) use image::read as read_image;
 
 use crate::dts::{DtsError, Unprintable};
 
-/// Where kerf keeps its records.
+/// Directory of kerf's records.
 pub const DIRECTORY: &str = "/var/lib/kerf/instances";
 
 /// The largest record that is read, in bytes.
 const MAX_RECORD_BYTES: u64 = 1 << 20;
 
-/// What is loaded in an instance.
+/// The record of what is loaded in an instance.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// The kernel image.
@@ -36,10 +36,10 @@ pub struct Record {
     /// The root file system, as kerf describes it.
     #[serde(default)]
     pub rootfs: Option<Value>,
-    /// When it was loaded: ISO 8601, UTC.
+    /// Time of the load: ISO 8601, UTC.
     #[serde(default)]
     pub loaded_at: Option<String>,
-    /// Everything else that the record has.
+    /// All other contents of the record.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
@@ -55,7 +55,7 @@ impl Record {
 /// An image file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Image {
-    /// Where it was read from.
+    /// Path it was read from.
     pub path: String,
     /// Bytes.
     pub size: u64,
@@ -75,7 +75,7 @@ pub struct Image {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Initrd {
-    /// What is known of the file.
+    /// The record of the file.
     Image(Image),
     /// Its path, as older versions of kerf wrote it.
     Path(String),
@@ -84,29 +84,29 @@ pub enum Initrd {
 /// Why a record cannot be used.
 #[derive(Debug, Error)]
 pub enum RecordError {
-    /// An instance's name is no file name.
+    /// An instance's name is not a valid file name.
     #[error("{0:?} cannot name a file")]
     Name(String),
     /// The file cannot be read or written.
     #[error("{action} {}: {source}", path.display())]
     Io {
-        /// What was tried.
+        /// The attempted action.
         action: &'static str,
         /// On which file.
         path: PathBuf,
-        /// What happened.
+        /// The system's error.
         source: io::Error,
     },
     /// The file holds something else.
     #[error(
-        "{} is no instance record: {source}; it says what is loaded in the instance, for kerf show: move it away, and \
+        "{} is not an instance record: {source}; it records what is loaded in the instance, for kerf show: move it away, and \
          load the instance's kernel again if it has one",
         path.display()
     )]
     Content {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error in it.
         source: serde_json::Error,
     },
     /// The file holds no device tree.
@@ -114,7 +114,7 @@ pub enum RecordError {
     Source {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error in it.
         source: DtsError,
     },
     /// The tree has a name that no source text can hold.
@@ -152,7 +152,7 @@ impl Records {
     ///
     /// # Errors
     ///
-    /// When there is one that cannot be read. kerf passes over such a record.
+    /// If it exists but cannot be read. kerf ignores such a record.
     pub fn load(&self, name: &str) -> Result<Option<Record>, RecordError> {
         let path = self.path(name, "json")?;
         let failed = io_error("reading", &path);
@@ -178,7 +178,7 @@ impl Records {
     ///
     /// # Errors
     ///
-    /// When it cannot be written; what was there before is still there then.
+    /// If it cannot be written; the previous file is then still there.
     pub fn save(&self, name: &str, record: &Record) -> Result<(), RecordError> {
         let path = self.path(name, "json")?;
         let text = serde_json::to_string_pretty(record).map_err(|source| RecordError::Content {
@@ -211,7 +211,7 @@ impl Records {
     ///
     /// # Errors
     ///
-    /// When the directory cannot be read. That there is none is no error.
+    /// If the directory cannot be read. A missing directory is not an error.
     pub fn names(&self) -> Result<Vec<String>, RecordError> {
         let failed = io_error("reading", &self.directory);
         let read = || -> io::Result<Vec<String>> {
@@ -231,7 +231,7 @@ impl Records {
         Ok(names)
     }
 
-    /// Removes an instance's record. That there is none is no error.
+    /// Removes an instance's record. A missing record is not an error.
     ///
     /// # Errors
     ///

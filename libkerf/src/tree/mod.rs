@@ -1,7 +1,7 @@
 //! A device tree in memory: nodes, properties, paths. It knows nothing of multikernel.
 //!
-//! Everything that was read is kept, known or not, in its order. A tree that was read and not
-//! changed is written back byte for byte.
+//! Everything that was read is kept in its order, known or not. A tree that was read and not changed is written back
+//! byte for byte.
 
 mod edit;
 mod path;
@@ -20,7 +20,7 @@ pub const MAX_DEPTH: usize = 64;
 /// The longest name of a node or property, in bytes. The specification allows 31 and a unit address.
 pub const MAX_NAME_BYTES: usize = 255;
 
-/// A device tree: its root, and what its blob says besides.
+/// A device tree: its root, and the other contents of its blob.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct DeviceTree {
     root: Node,
@@ -28,7 +28,7 @@ pub struct DeviceTree {
     origin: Origin,
 }
 
-/// What a blob carries besides its nodes.
+/// The contents of a blob apart from its nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Header {
     /// The physical id of the CPU that boots, from the blob's header.
@@ -40,7 +40,7 @@ pub struct Header {
     pub(crate) strings: Vec<u8>,
 }
 
-/// What a tree was read from. It is forgotten when the tree is changed.
+/// The source of a tree. It is dropped when the tree is changed.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 enum Origin {
     #[default]
@@ -97,14 +97,13 @@ impl DeviceTree {
         &self.root
     }
 
-    /// The root node, to change it. From here on the tree is written anew, not copied from what it
-    /// was read from.
+    /// The root node, mutable. From then on the tree is encoded again, not copied from its source.
     pub fn root_mut(&mut self) -> &mut Node {
         self.origin = Origin::Made;
         &mut self.root
     }
 
-    /// What the blob carries besides its nodes.
+    /// The contents of the blob apart from its nodes.
     #[must_use]
     pub fn header(&self) -> &Header {
         &self.header
@@ -167,7 +166,7 @@ impl Node {
         &self.name
     }
 
-    /// What follows the `@` of the name.
+    /// The part of the name after `@`.
     #[must_use]
     pub fn unit_address(&self) -> Option<&str> {
         self.name.split_once('@').map(|(_, unit)| unit)

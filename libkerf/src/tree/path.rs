@@ -1,4 +1,4 @@
-//! Where a node lies, for messages and look-ups.
+//! The path of a node, for messages and look-ups.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

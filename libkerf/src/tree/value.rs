@@ -1,5 +1,5 @@
-//! What the bytes of a property can be read as. A property has no type: the reader says which it
-//! expects, and gets the [`Shape`] it missed otherwise.
+//! Interpreting the bytes of a property. A property has no type: the reader says which [`Shape`] it expects, and gets
+//! that shape as the error otherwise.
 
 use std::fmt;
 
@@ -18,7 +18,7 @@ pub enum Shape {
     U64List,
     /// A base and a size: 16 bytes.
     Range,
-    /// One string: UTF-8, ended by its only NUL.
+    /// One string: UTF-8, terminated by its only NUL.
     Text,
     /// Strings: UTF-8, each ended by a NUL, at least one.
     TextList,
@@ -63,7 +63,7 @@ impl Property {
     ///
     /// # Errors
     ///
-    /// The shape, when the bytes are no multiple of 4.
+    /// The shape, if the number of bytes is not a multiple of 4.
     pub fn u32_list(&self) -> Result<Vec<u32>, Shape> {
         let (cells, rest) = self.value.as_chunks::<4>();
         if !rest.is_empty() {
@@ -76,7 +76,7 @@ impl Property {
     ///
     /// # Errors
     ///
-    /// The shape, when the bytes are no multiple of 8.
+    /// The shape, if the number of bytes is not a multiple of 8.
     pub fn u64_list(&self) -> Result<Vec<u64>, Shape> {
         let (cells, rest) = self.value.as_chunks::<8>();
         if !rest.is_empty() {
@@ -101,7 +101,7 @@ impl Property {
     ///
     /// # Errors
     ///
-    /// The shape, when the NUL is missing, is not the only one, or the rest is no UTF-8.
+    /// The shape, if the NUL is missing or not the only one, or the rest is not UTF-8.
     pub fn text(&self) -> Result<&str, Shape> {
         match self.value.split_last() {
             Some((0, text)) if !text.contains(&0) => {
@@ -115,7 +115,7 @@ impl Property {
     ///
     /// # Errors
     ///
-    /// The shape, when the last NUL is missing or a string is no UTF-8.
+    /// The shape, if the last NUL is missing or a string is not UTF-8.
     pub fn text_list(&self) -> Result<Vec<&str>, Shape> {
         let Some((0, text)) = self.value.split_last() else {
             return Err(Shape::TextList);

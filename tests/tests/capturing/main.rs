@@ -271,7 +271,7 @@ fn without_room_for_it_the_kernel_goes_on_and_the_file_says_what_it_is() {
         .operate("POST", CAPTURE, Some(&output(&path)));
     let error = ended.error.unwrap();
     assert_eq!(error.code, ErrorCode::Unavailable, "{error}");
-    assert!(error.message.contains("no room"), "{error}");
+    assert!(error.message.contains("no space"), "{error}");
     assert!(!path.exists());
     let partial = Dump::open(&disk.0.join("core.partial")).unwrap().unwrap();
     assert!(matches!(

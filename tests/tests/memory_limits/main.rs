@@ -50,7 +50,7 @@ fn a_workload_is_killed_alone_and_recorded(found: &Found) {
     let recorded: Vec<RecoveryRecord> = found.json("hog");
     assert_eq!(recorded.len(), 1, "{recorded:?}");
     assert_eq!(recorded[0].outcome, RecoveryOutcome::Recovered);
-    let cause = "the kernel killed it for want of memory: it may use 67108864 bytes (oom_kill)";
+    let cause = "the kernel killed it because it exceeded its memory of 67108864 bytes (oom_kill)";
     assert!(recorded[0].evidence[0].contains(cause), "{recorded:?}");
     assert_eq!(recorded[0].failed_generation, 1);
     assert_eq!(

@@ -109,7 +109,7 @@ fn relative_paths_are_refused_by_check_start_and_reload_alike() {
     let relative = format!("{running}kv = \"bin/kmorph-kv\"\n");
     std::fs::write(host.config_path(), relative).unwrap();
     let words = [
-        "paths.kv: bin/kmorph-kv is no absolute path",
+        "paths.kv: bin/kmorph-kv is not an absolute path",
         "line ",
         "column 6",
     ];

@@ -1,4 +1,4 @@
-//! The build id of a kernel image with debug information: a `vmlinux` of another build has other addresses.
+//! The build id of a kernel image with debug information; a `vmlinux` of another build has different addresses.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -12,8 +12,7 @@ use crate::error::DumpError;
 /// Most bytes of one section or segment of notes that are read: a kernel has less than 1 KiB.
 const NOTES_MAX_BYTES: u64 = 64 << 10;
 
-/// The build id of the ELF file at `path`, in hexadecimal digits; `None` when the file names none or is no ELF file of
-/// 64 bits.
+/// The build id of the ELF file at `path`, in hexadecimal; `None` if the file has none or is not a 64-bit ELF file.
 ///
 /// # Errors
 ///

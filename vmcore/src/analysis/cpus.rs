@@ -1,4 +1,4 @@
-//! What the CPUs did.
+//! The state of the CPUs.
 
 use super::report::CpuReport;
 use crate::dump::Cpu;
@@ -80,7 +80,7 @@ pub(super) fn report(
     }
 }
 
-/// What on the stack may be a place to return to: an address within a function of the kernel.
+/// Possible return addresses on the stack: addresses within a function of the kernel.
 fn stack(kernel: &Kernel<'_>, symbols: &Symbols, code: (u64, u64), rsp: u64) -> Vec<String> {
     let mut found = Vec::new();
     let start = rsp & !7;

@@ -1,4 +1,4 @@
-//! Faults, warnings and panics, as the kernel wrote them into its log.
+//! Faults, warnings and panics in the kernel log.
 //!
 //! An event begins with its title and ends with the next title or its end mark. In between:
 //!
@@ -10,7 +10,7 @@
 //! RIP: 0010:sysrq_handle_crash+0x16/0x20                                 where
 //! RAX: 0000000000000000 RBX: …                                           registers
 //! Call Trace:
-//!  __handle_sysrq.cold+0x44/0x11c                                        calls; `?` before a doubtful one
+//!  __handle_sysrq.cold+0x44/0x11c                                        calls; `?` marks an unreliable one
 //! Modules linked in: pvpanic_pci …
 //! ---[ end trace 0000000000000000 ]---
 //! ```
@@ -27,7 +27,7 @@ const CALLS_MAX: usize = 256;
 /// Most bytes of one text.
 const TEXT_MAX_BYTES: usize = 4096;
 
-/// What kind of event it is.
+/// The kind of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EventKind {
@@ -60,7 +60,7 @@ pub struct Event {
     pub comm: Option<String>,
     /// The machine, as the firmware names it.
     pub hardware: Option<String>,
-    /// Where the kernel was.
+    /// The kernel's location.
     pub rip: Option<String>,
     /// Names and values, hexadecimal, of the kernel's registers.
     pub registers: Vec<(String, String)>,
@@ -92,8 +92,8 @@ impl Event {
     }
 }
 
-/// The events of a log. What programs wrote into it counts for nothing, whatever it looks like, and only the first
-/// line of a message begins an event.
+/// The events of a log. Messages from programs are ignored, whatever they look like, and only the first line of a
+/// message starts an event.
 pub fn events(log: &Log) -> Vec<Event> {
     let mut reader = Reader::default();
     for record in log.records.iter().filter(|record| record.is_of_kernel()) {
@@ -110,7 +110,7 @@ pub fn events(log: &Log) -> Vec<Event> {
 /// An event that is read.
 struct Open {
     event: Event,
-    /// The task or CPU that told of it: others' lines may stand in between.
+    /// The task or CPU that reported it; lines of others may be in between.
     caller: u32,
     /// Lines go to it still.
     open: bool,
@@ -175,8 +175,8 @@ impl Open {
         }
     }
 
-    /// What `die()` writes is the second line of a fault whose first line names it better: "BUG: unable to handle page
-    /// fault", or "kernel BUG at", which is an invalid opcode to the CPU.
+    /// The line from `die()` is the second line of a fault whose first line names it better: "BUG: unable to handle
+    /// page fault", or "kernel BUG at", which is an invalid opcode to the CPU.
     fn goes_on_with(&self, line: &str, kind: EventKind) -> bool {
         let same = kind == EventKind::Oops && self.event.kind == EventKind::Oops;
         same && is_die(line) && self.event.rip.is_none()
@@ -188,7 +188,7 @@ impl Open {
 pub struct Ending<'a> {
     /// The last panic.
     pub panic: Option<&'a Event>,
-    /// What led to it. Without a panic, the last fault or lockup: the kernel may have gone on.
+    /// The cause of the panic. Without a panic, the last fault or lockup: the kernel may have continued.
     pub cause: Option<&'a Event>,
 }
 
@@ -259,7 +259,7 @@ fn detail(event: &mut Event, line: &str, registers_over: bool) {
     }
 }
 
-/// The task's name: what stands before its taint.
+/// The task's name: the text before its taint.
 fn comm(line: &str) -> Option<String> {
     let (_, rest) = line.split_once("Comm: ")?;
     let end = [" Not tainted", " Tainted: "]

@@ -1,5 +1,5 @@
-//! Says what is in a dump, without debug symbols: from VMCOREINFO, the log, and the kernel's own table of
-//! symbols. What cannot be told is named in [`Report::problems`].
+//! Analyses a dump without debug symbols, from VMCOREINFO, the log, and the kernel's own symbol table.
+//! [`Report::problems`] lists what could not be determined.
 
 mod build_id;
 mod cpus;
@@ -31,7 +31,7 @@ const TEXT_MAX_BYTES: usize = 4096;
 /// Pages that are read at once when all are.
 const SCAN_PAGES: usize = 256;
 
-/// What to do beside the usual.
+/// Optional parts of an analysis.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AnalysisOptions {
     /// Read every page: counts those of zeros, and finds damaged ones. Takes as long as reading the file.
@@ -42,7 +42,7 @@ pub struct AnalysisOptions {
 ///
 /// # Errors
 ///
-/// When the file cannot be read. A dump of which little can be told is no error.
+/// If the file cannot be read. A dump with little information is not an error.
 pub fn analyse(dump: &Dump, options: AnalysisOptions) -> Result<Report, DumpError> {
     let mut problems = Vec::new();
     let file = file(dump)?;
@@ -69,9 +69,7 @@ pub fn analyse(dump: &Dump, options: AnalysisOptions) -> Result<Report, DumpErro
     if report.kernel.is_none()
         && let Some(release) = release_alone(dump)
     {
-        problems.push(format!(
-            "the kernel's release is all that is known of it: {release}"
-        ));
+        problems.push(format!("only the kernel's release is known: {release}"));
     }
     if report.cpus.is_empty() {
         problems.push("the registers of the CPUs: the dump has no notes of them".to_owned());
@@ -294,7 +292,7 @@ fn memory(
     let bytes = dump.ranges().iter().map(PhysRange::len).sum();
     let counted =
         kernel.map(|kernel| Pages::of(kernel).and_then(|pages| pages.count(dump.ranges())));
-    let kinds = counted.and_then(|counted| noted(counted, "what the pages are used for", problems));
+    let kinds = counted.and_then(|counted| noted(counted, "page types", problems));
     let own = dump.own();
     let left_out = match own {
         Some(own) => Some(PageCounts {

@@ -1,12 +1,12 @@
-//! What an analysis says, as structures that programs read: the names of the fields are part of the command
-//! line's contract. Sizes are in bytes, counts in pages, durations have their unit in their name.
+//! The results of an analysis, as structures for programs: the field names are part of the command line's contract.
+//! Sizes are in bytes, counts in pages, and the names of durations include their unit.
 
 use serde::Serialize;
 
 use super::events::Event;
 use crate::kernel::pages::PageCounts;
 
-/// All of it.
+/// The complete report.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// The file.
@@ -23,7 +23,7 @@ pub struct Report {
     pub memory: MemoryReport,
     /// The log; `None` when it cannot be read.
     pub log: Option<LogReport>,
-    /// What could not be told, and why.
+    /// Information that could not be determined, with the reasons.
     pub problems: Vec<String>,
 }
 
@@ -36,13 +36,13 @@ pub struct FileReport {
     pub bytes: u64,
     /// False when something says that a part is missing.
     pub complete: bool,
-    /// What says so.
+    /// The reason.
     pub incomplete_because: Option<&'static str>,
     /// `holds`, `broken`, `wrong_length`, or `none` when there is none.
     pub checksum: &'static str,
     /// How pages are packed.
     pub packings: Vec<&'static str>,
-    /// What was left out, as makedumpfile's `-d`; `None` when the file does not say.
+    /// The dump level, as makedumpfile's `-d`; `None` if the file does not record it.
     pub level: Option<u32>,
     /// True when kmorph wrote it.
     pub written_by_kmorph: bool,
@@ -61,35 +61,35 @@ pub struct KernelReport {
     pub build_id: Option<String>,
     /// Its command line.
     pub command_line: Option<String>,
-    /// Where VMCOREINFO was found.
+    /// The place where VMCOREINFO was found.
     pub vmcoreinfo: String,
     /// Bytes by which its addresses are moved, hexadecimal.
     pub kaslr_offset: Option<String>,
-    /// What taints it.
+    /// The taint flags.
     pub taint: Option<TaintReport>,
 }
 
-/// What taints a kernel.
+/// The taint flags of a kernel.
 #[derive(Clone, Debug, Serialize)]
 pub struct TaintReport {
     /// The letters that the kernel uses; empty when it is not tainted.
     pub letters: String,
-    /// What each means.
+    /// The meaning of each flag.
     pub meanings: Vec<&'static str>,
-    /// What this is taken from.
+    /// The source of this information.
     pub source: &'static str,
 }
 
 /// How it ended.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct CrashReport {
-    /// What the panic said.
+    /// The panic message.
     pub panic: Option<String>,
-    /// What led to it: the last fault before the panic, where the panic says that it follows one.
+    /// The cause: the last fault before the panic, if the panic message says that it follows one.
     pub cause: Option<String>,
     /// Time from boot to the last message of the log: the kernel lived at least so long.
     pub uptime_at_least_ns: Option<u64>,
-    /// When the crash was begun, in seconds since 1970; a kdump kernel says it.
+    /// Time of the crash, in seconds since 1970; recorded by a kdump kernel.
     pub time_unix_s: Option<u64>,
     /// Faults, warnings and panics in the log, oldest first.
     pub events: Vec<Event>,
@@ -117,7 +117,7 @@ pub struct CpuReport {
 pub struct ModulesReport {
     /// Their names.
     pub names: Vec<String>,
-    /// What this is taken from.
+    /// The source of this information.
     pub source: &'static str,
 }
 
@@ -130,7 +130,7 @@ pub struct MemoryReport {
     pub pages: u64,
     /// Pages that are in the file, where it keeps count.
     pub pages_in_file: Option<u64>,
-    /// What the pages were used for.
+    /// The page types.
     pub kinds: Option<PageCounts>,
     /// Pages of zeros.
     pub zero: Option<u64>,

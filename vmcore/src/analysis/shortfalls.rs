@@ -1,4 +1,4 @@
-//! What a vmcore of a kernel that still runs could not tell: asked before the kernel dies, not after.
+//! Checks, on a running kernel, what its vmcore would lack, before the kernel dies.
 
 use crate::kernel::pages::Pages;
 use crate::kernel::{Kernel, KernelError};
@@ -22,15 +22,13 @@ pub fn shortfalls(memory: &dyn PhysicalMemory) -> Vec<String> {
     }
     match names_its_own_code(&kernel) {
         Ok(true) | Err(KernelError::Missing(_)) => {}
-        Ok(false) => found.push("symbols: none is where the kernel's code begins".to_owned()),
+        Ok(false) => found.push("symbols: none at the start of the kernel's code".to_owned()),
         Err(error) => found.push(format!("symbols: {error}")),
     }
     match Pages::of(&kernel).and_then(|pages| pages.count(memory.ranges())) {
         Ok(counts) if counts.free > 0 && counts.kernel > 0 && counts.slab > 0 => {}
-        Ok(counts) => found.push(format!(
-            "what the pages are used for: no kernel has {counts:?}"
-        )),
-        Err(error) => found.push(format!("what the pages are used for: {error}")),
+        Ok(counts) => found.push(format!("page types: no kernel has {counts:?}")),
+        Err(error) => found.push(format!("page types: {error}")),
     }
     found
 }

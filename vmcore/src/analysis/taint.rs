@@ -1,4 +1,4 @@
-//! What taints a kernel, and which modules it has.
+//! The taint flags and the modules of a kernel.
 
 use super::report::{ModulesReport, TaintReport};
 use crate::kernel::{Kernel, KernelError};

@@ -1,4 +1,4 @@
-//! Tasks and their stacks, by drgn: that takes the kernel's vmlinux with debug information.
+//! Tasks and their stacks, read with drgn, which needs the kernel's vmlinux with debug information.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ const ANSWER_MAX_BYTES: u64 = 64 << 20;
 /// Most characters of its complaint that are shown.
 const COMPLAINT_MAX_CHARS: usize = 400;
 
-/// What drgn is asked, in its own language.
+/// The script for drgn.
 const SCRIPT: &str = r#"
 import json
 from drgn.helpers.linux.pid import for_each_task
@@ -56,7 +56,7 @@ pub struct Task {
     pub stack: Vec<String>,
 }
 
-/// Why there are no tasks.
+/// The reason why there are no tasks.
 #[derive(Debug, thiserror::Error)]
 pub enum TasksError {
     /// The program is not installed.
@@ -86,11 +86,11 @@ pub enum TasksError {
     /// The system does not let it be started, or its answer be read.
     #[error("running drgn: {0}")]
     Run(#[from] std::io::Error),
-    /// It did not do what it was asked.
+    /// drgn failed.
     #[error("drgn failed: {0}")]
     Failed(String),
     /// Its answer is not what was asked for.
-    #[error("drgn's answer cannot be read: {0}")]
+    #[error("cannot parse drgn's output: {0}")]
     Answer(#[from] serde_json::Error),
 }
 
@@ -100,8 +100,8 @@ pub enum TasksError {
 ///
 /// # Errors
 ///
-/// When the image is of another build, or drgn is missing or fails, with what it said. An image that names no build id
-/// is taken.
+/// If the image is of another build, or drgn is missing or fails, with its output. An image without a build id is
+/// accepted.
 pub fn tasks(core: &Path, vmlinux: &Path, build_id: Option<&str>) -> Result<Vec<Task>, TasksError> {
     let found = build_id::of_file(vmlinux).map_err(|source| TasksError::Image {
         vmlinux: vmlinux.to_owned(),

@@ -1,4 +1,4 @@
-//! How the kernel's lines that begin an event begin.
+//! The beginnings of log lines that start an event.
 
 use super::events::EventKind;
 
@@ -32,8 +32,8 @@ pub(super) fn title(line: &str) -> Option<EventKind> {
         .or_else(|| is_die(line).then_some(EventKind::Oops))
 }
 
-/// True of the line that `die()` writes, whatever it is called with: `double fault: 0000 [#1] PREEMPT SMP`, and from
-/// Linux 6.10 on `Oops: double fault: 0000 [#1] SMP`. Four digits or more of an error code, and how many times it died.
+/// Whether `die()` wrote the line, whatever its message: `double fault: 0000 [#1] PREEMPT SMP`, and from Linux 6.10
+/// on `Oops: double fault: 0000 [#1] SMP`. It has an error code of four or more digits, and a counter.
 pub(super) fn is_die(line: &str) -> bool {
     let Some((before, behind)) = line.split_once(" [#") else {
         return false;

@@ -1,12 +1,12 @@
-//! LZO1X, as the kernel and makedumpfile compress pages with it.
+//! LZO1X, as used by the kernel and makedumpfile to compress pages.
 //!
-//! Written here because the crates that both compress and decompress it are under the GPL, or slower than
-//! what LZO is chosen for. A compressed page is a row of instructions; `S` counts the literal bytes
-//! (0 to 3) that follow an instruction, and what a small first byte means depends on the `S` before it.
+//! This is our own implementation because the crates that both compress and decompress LZO are under the GPL, or too
+//! slow for the purpose of LZO. A compressed page is a sequence of instructions; `S` is the number of literal bytes
+//! (0 to 3) that follow an instruction, and the meaning of a small first byte depends on the previous `S`.
 //!
 //! ```text
-//! first byte     what it says
-//! 18 to 255      at the very start only: 17 less is the number of literals that follow
+//! first byte     meaning
+//! 18 to 255      at the very start only: followed by this number minus 17 of literals
 //! 0000 LLLL      after S = 0: L + 3 literals; L = 0: 18 more than what the next bytes add up to
 //! 0000 DDSS H    after S > 0: copy 2 bytes from distance (H << 2) + D + 1
 //!                after a row of literals: copy 3 bytes from distance (H << 2) + D + 2049
@@ -38,7 +38,7 @@ pub struct LzoError(
 ///
 /// # Errors
 ///
-/// When the input breaks off, refers to bytes before the beginning, or gives more than `output` takes.
+/// If the input is truncated, refers to bytes before the start, or exceeds the size of `output`.
 pub fn decompress(input: &[u8], output: &mut [u8]) -> Result<usize, LzoError> {
     let mut decoder = Decoder {
         input,
@@ -55,7 +55,7 @@ struct Decoder<'a> {
     written: usize,
 }
 
-/// What came before an instruction.
+/// The kind of the preceding instruction.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Before {
     /// A copy without literals, or nothing at all.
@@ -164,10 +164,10 @@ impl Decoder<'_> {
         let (literals, rest) = self
             .input
             .split_at_checked(count)
-            .ok_or(LzoError("it breaks off within literals"))?;
+            .ok_or(LzoError("truncated within literals"))?;
         self.output
             .get_mut(self.written..self.written + count)
-            .ok_or(LzoError("more than a page comes out"))?
+            .ok_or(LzoError("the output exceeds a page"))?
             .copy_from_slice(literals);
         self.written += count;
         self.input = rest;
@@ -178,10 +178,10 @@ impl Decoder<'_> {
         let from = self
             .written
             .checked_sub(distance)
-            .ok_or(LzoError("a copy from before the beginning"))?;
+            .ok_or(LzoError("a copy from before the start"))?;
         let end = self.written + length;
         if end > self.output.len() {
-            return Err(LzoError("more than a page comes out"));
+            return Err(LzoError("the output exceeds a page"));
         }
         if distance >= length {
             self.output.copy_within(from..from + length, self.written);

@@ -1,4 +1,4 @@
-//! The ways in which one page is packed in a kdump-compressed file.
+//! The compression methods for pages in a kdump-compressed file.
 
 pub mod lzo;
 
@@ -71,7 +71,7 @@ pub(crate) fn unpack(
     let length = match packing {
         Compression::None => {
             if packed.len() != PAGE_BYTES {
-                return Err("an unpacked page has not the length of a page");
+                return Err("an uncompressed page has the wrong length");
             }
             page.copy_from_slice(packed);
             PAGE_BYTES
@@ -97,7 +97,7 @@ pub(crate) fn unpack(
     if length == PAGE_BYTES {
         Ok(())
     } else {
-        Err("a packed page does not unpack to a page")
+        Err("a compressed page does not expand to a page")
     }
 }
 

@@ -1,4 +1,4 @@
-//! ELF cores: /proc/vmcore, `makedumpfile -E`, QEMU's, kmorph's.
+//! ELF cores from /proc/vmcore, `makedumpfile -E`, QEMU and kmorph.
 
 use super::layout::{
     ELF_IDENT, ELF_INCOMPLETE, EM_X86_64, ET_CORE, ElfHeader, PN_XNUM, PT_LOAD, PT_NOTE,
@@ -17,7 +17,7 @@ const PHYS_END: u64 = 1 << 52;
 /// Most memory that a machine may have, bytes: 64 TiB.
 const MEMORY_MAX_BYTES: u64 = 64 << 40;
 
-/// Memory that stands in the file.
+/// Memory that is in the file.
 #[derive(Clone, Copy, Debug)]
 struct Extent {
     phys: PhysRange,
@@ -61,14 +61,14 @@ impl Elf {
                     let end = start.checked_add(memory);
                     let end = end
                         .filter(|end| *end <= PHYS_END)
-                        .ok_or_else(|| damaged("a segment beyond all addresses"))?;
+                        .ok_or_else(|| damaged("a segment beyond the address space"))?;
                     let file_end = offset.checked_add(in_file);
                     let file_end =
                         file_end.ok_or_else(|| damaged("a segment of impossible length"))?;
                     ranges.push(PhysRange { start, end });
                     let missing = file_end.saturating_sub(file.len()).min(in_file);
                     if missing > 0 {
-                        unheld = Some("the file ends before the memory does");
+                        unheld = Some("the file ends before its memory");
                     } else if in_file > 0 && !file.holds(offset, in_file) {
                         unheld = Some("no record of the flattened file holds a part of it");
                     }
@@ -122,7 +122,8 @@ impl Elf {
     }
 }
 
-/// False when a section lies behind the end of the file. They tell nothing of memory, but QEMU's stand behind it.
+/// False if a section lies beyond the end of the file. Sections do not describe memory, but QEMU places them after
+/// it.
 fn sections_are_there(file: &dyn Bytes, header: &ElfHeader) -> Result<bool, DumpError> {
     let start = header.shoff.get();
     if start == 0 || usize::from(header.shentsize.get()) != size_of::<SectionHeader>() {
@@ -183,7 +184,7 @@ fn segments(file: &dyn Bytes, header: &ElfHeader) -> Result<Vec<(u64, ProgramHea
             let at = header.shoff.get();
             if at < size_of::<ElfHeader>() as u64 {
                 return Err(DumpError::NotADump(
-                    "an ELF core whose program headers are counted in a section that is not there",
+                    "an ELF core whose program headers are counted in a missing section",
                 ));
             }
             let section: SectionHeader = bytes::read_struct(file, at, "the first section header")?;
@@ -192,7 +193,7 @@ fn segments(file: &dyn Bytes, header: &ElfHeader) -> Result<Vec<(u64, ProgramHea
                 _ => {
                     return Err(DumpError::Damaged {
                         offset: at,
-                        what: "a section that counts fewer program headers than need it",
+                        what: "a section that counts too few program headers",
                     });
                 }
             }
@@ -220,8 +221,8 @@ fn segments(file: &dyn Bytes, header: &ElfHeader) -> Result<Vec<(u64, ProgramHea
     Ok(segments)
 }
 
-/// Sorted extents without overlap. Where two overlap (the kernel's text stands in two segments of
-/// /proc/vmcore) both hold the same memory, and the one that begins first is taken.
+/// Sorted extents without overlap. If two overlap (the kernel's text is in two segments of /proc/vmcore), both hold
+/// the same memory, and the one that starts first is used.
 fn disjoint(mut extents: Vec<Extent>) -> Vec<Extent> {
     extents.retain(|extent| !extent.phys.is_empty());
     extents.sort_unstable_by_key(|e| (e.phys.start, core::cmp::Reverse(e.phys.end)));

@@ -1,5 +1,5 @@
-//! The flattened form: what QEMU and `makedumpfile -F` write to a pipe. Records say where in the real file
-//! their bytes belong; a later record replaces an earlier one.
+//! The flattened format, which QEMU and `makedumpfile -F` write to a pipe. Records contain the offset of their bytes
+//! in the real file; a later record replaces an earlier one.
 
 use std::sync::Mutex;
 
@@ -15,10 +15,10 @@ pub(crate) type Unfinished = bool;
 /// A piece of the real file.
 #[derive(Clone, Copy, Debug)]
 struct Piece {
-    /// Where it begins in the real file.
+    /// Offset of its start in the real file.
     start: u64,
     end: u64,
-    /// Where its bytes stand in the flattened one.
+    /// Offset of its bytes in the flattened file.
     at: u64,
 }
 
@@ -42,8 +42,8 @@ impl Unflattened {
     ///
     /// # Errors
     ///
-    /// When a record's place is negative or beyond all bounds, or there are too many. A file that ends
-    /// without saying so is no error, but unfinished.
+    /// If the offset of a record is negative or too large, or there are too many records. A file without an end mark
+    /// is not an error, but unfinished.
     pub(crate) fn open(file: Box<dyn Bytes>) -> Result<(Self, Unfinished), DumpError> {
         let header: FlattenedHeader = bytes::read_struct(&*file, 0, "the header")?;
         if (header.kind.get(), header.version.get()) != (1, 1) {
@@ -67,7 +67,7 @@ impl Unflattened {
             let length = u64::try_from(head.bytes.get()).ok().filter(|&n| n > 0);
             let length = length.ok_or_else(|| damaged("a record without a length"))?;
             let start = u64::try_from(head.offset.get())
-                .map_err(|_| damaged("a record for a negative place"))?;
+                .map_err(|_| damaged("a record with a negative offset"))?;
             let data = at + size_of::<FlattenedRecord>() as u64;
             let next = data.checked_add(length);
             let end = start.checked_add(length);
@@ -190,7 +190,7 @@ impl Bytes for Unflattened {
         piece.map_or(self.len.max(offset), |piece| piece.start.max(offset))
     }
 
-    /// What no record wrote is zero, as in a sparse file.
+    /// Ranges that no record wrote are zero, as in a sparse file.
     fn read_exact_at(&self, mut buf: &mut [u8], mut offset: u64) -> std::io::Result<()> {
         let mut index = self.find(offset);
         while !buf.is_empty() {

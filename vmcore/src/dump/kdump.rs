@@ -1,4 +1,4 @@
-//! Kdump-compressed files: makedumpfile's, QEMU's, kmorph's.
+//! Kdump-compressed files from makedumpfile, QEMU and kmorph.
 
 use std::sync::Mutex;
 
@@ -20,7 +20,7 @@ pub(crate) const PAGES_PER_BLOCK: u64 = PAGE * 8;
 pub(super) const PACKED_MAX_BYTES: u32 = 2 * PAGE_U32;
 /// Blocks of the bitmap that are kept, 4 KiB each: each thread that reads has its own stretch.
 const BLOCKS_KEPT: usize = 16;
-/// Most stretches of memory that are told apart.
+/// Maximum number of separate memory ranges.
 const RANGES_MAX: usize = 1 << 20;
 /// Bytes of the sub-header that header versions 1 to 6 have.
 const SUB_HEADER_BYTES: [usize; 6] = [16, 32, 48, 64, 80, 104];
@@ -73,7 +73,7 @@ impl Kdump {
         &*self.file
     }
 
-    /// What is missing in the file; `None` when all is there. Reads 24 bytes for each page.
+    /// The part that is missing in the file; `None` if it is complete. Reads 24 bytes per page.
     pub(crate) fn missing(&self) -> Option<&'static str> {
         whole::missing(self)
     }
@@ -152,7 +152,7 @@ impl Kdump {
             return Err(damaged("a page of impossible length").into());
         }
         let packing = Compression::of_flags(descriptor.flags.get())
-            .ok_or_else(|| damaged("a page that is packed in two ways"))?;
+            .ok_or_else(|| damaged("a page with two compression flags"))?;
         let mut packed = [0; PACKED_MAX_BYTES as usize];
         let packed = &mut packed[..length as usize];
         let offset = descriptor.offset.get();
@@ -163,10 +163,10 @@ impl Kdump {
     }
 }
 
-/// Where the parts lie.
+/// The offsets of the parts.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Places {
-    /// Pages told of: the first page that is not.
+    /// End of the described pages: the first page that is not described.
     pub(super) pages_end: u64,
     /// The bitmap of the pages that the machine has.
     pub(super) first: u64,
@@ -186,7 +186,7 @@ impl Places {
             _ => u64::from(header.max_mapnr.get()),
         };
         if pages_end == 0 || pages_end > PAGES_MAX {
-            return damaged(PAGE + 96, "a number of pages that no machine has");
+            return damaged(PAGE + 96, "an impossible number of pages");
         }
         let blocks = pages_end.div_ceil(PAGES_PER_BLOCK);
         let bitmap_blocks = u64::from(header.bitmap_blocks.get());
@@ -223,7 +223,7 @@ fn sub_header(file: &dyn Bytes, header: &KdumpHeader) -> Result<KdumpSubHeader, 
         ));
     }
     if header.block_size.get() != PAGE_U32 {
-        return Err(DumpError::Unsupported("pages that have not 4096 bytes"));
+        return Err(DumpError::Unsupported("a page size other than 4096 bytes"));
     }
     let length = usize::try_from(version - 1)
         .ok()
@@ -289,7 +289,7 @@ pub(super) fn for_each_block(
     Ok(())
 }
 
-/// The memory that bits of one block stand for, in runs within words of 64 bits.
+/// The memory that the bits of one block represent, in runs within 64-bit words.
 fn runs(block: u64, bits: &[u8; PAGE_BYTES]) -> impl Iterator<Item = PhysRange> {
     let (words, _) = bits.as_chunks::<8>();
     let numbered = (block * PAGES_PER_BLOCK / 64..).zip(words);
@@ -309,7 +309,7 @@ fn runs(block: u64, bits: &[u8; PAGE_BYTES]) -> impl Iterator<Item = PhysRange> 
     })
 }
 
-/// True when the memory that the bits of one block stand for lies in `ranges`, which are sorted and disjoint.
+/// Whether the memory that the bits of one block represent lies in `ranges`, which are sorted and disjoint.
 pub(super) fn is_within(block: u64, bits: &[u8; PAGE_BYTES], ranges: &[PhysRange]) -> bool {
     runs(block, bits).all(|run| {
         let next = ranges.partition_point(|range| range.end <= run.start);

@@ -1,5 +1,5 @@
-//! The structures of the formats as they lie in a file, for x86_64. Little-endian, but for the flattened
-//! form, which is big-endian.
+//! The structures of the file formats, for x86_64. They are little-endian, except the flattened format, which is
+//! big-endian.
 //!
 //! ```text
 //! ELF core                          kdump-compressed, in blocks of 4 KiB
@@ -8,7 +8,7 @@
 //! │ notes                           │ bitmap: pages the machine has                one bit each
 //! └ memory, as the headers say      │ bitmap: pages the file has                   one bit each
 //!                                   │ PageDescriptor × bits set in the second
-//!                                   └ pages, each packed by itself
+//!                                   └ pages, each compressed separately
 //! ```
 
 use core::mem::{offset_of, size_of};
@@ -26,7 +26,7 @@ pub(crate) const ELF_IDENT: [u8; 7] = *b"\x7fELF\x02\x01\x01";
 pub(crate) const ET_CORE: u16 = 4;
 /// `e_machine` of x86_64.
 pub(crate) const EM_X86_64: u16 = 62;
-/// `e_phnum` when the count stands in the first section's `sh_info`.
+/// `e_phnum` if the count is in `sh_info` of the first section.
 pub(crate) const PN_XNUM: u16 = 0xffff;
 /// `e_flags` of a core that its writer did not finish; makedumpfile's bit.
 pub(crate) const ELF_INCOMPLETE: u32 = 1;
@@ -91,7 +91,7 @@ pub(crate) struct SectionHeader {
     pub(crate) entsize: U64,
 }
 
-/// What precedes a note's name and contents, each of which is padded to four bytes.
+/// Header of a note, before its name and contents, each of which is padded to four bytes.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub(crate) struct NoteHeader {
@@ -156,7 +156,7 @@ pub(crate) struct KdumpSubHeader {
     pub(crate) max_mapnr_64: U64,
 }
 
-/// Where one page lies.
+/// Location of one page.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub(crate) struct PageDescriptor {
@@ -180,7 +180,7 @@ pub(crate) struct FlattenedHeader {
     pub(crate) version: big_endian::U64,
 }
 
-/// What precedes each record of a flattened file: where its bytes belong. Both −1 at the end.
+/// Header of each record of a flattened file, with the offset of its bytes. Both fields are −1 at the end.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub(crate) struct FlattenedRecord {

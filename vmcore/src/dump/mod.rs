@@ -1,7 +1,7 @@
-//! Dumps as files: which format one has, and what it holds.
+//! Dump files: their format and contents.
 //!
-//! Nothing in a file is trusted. Every place and length is checked before it is used, what is kept in
-//! memory is bounded whatever the file says (about 64 MiB at the very most), and no content panics.
+//! Nothing in a file is trusted. Every offset and length is checked before use, memory use is bounded whatever the
+//! file says (about 64 MiB at most), and no content causes a panic.
 
 mod elf;
 mod flattened;
@@ -60,7 +60,7 @@ impl Format {
 pub enum Completeness {
     /// Nothing says otherwise.
     Complete,
-    /// What says otherwise.
+    /// Incomplete, with the reason.
     Incomplete(&'static str),
 }
 
@@ -71,18 +71,18 @@ pub enum ChecksumState {
     None,
     /// Every byte is as it was written.
     Holds,
-    /// It is not.
+    /// The checksum does not match.
     Broken {
-        /// What the file says, CRC-32.
+        /// CRC-32 recorded in the file.
         expected: u32,
-        /// What its bytes have.
+        /// CRC-32 of its bytes.
         found: u32,
     },
     /// The file has not the length that it says.
     WrongLength {
-        /// What the file says, bytes.
+        /// Length recorded in the file, bytes.
         expected: u64,
-        /// What it has.
+        /// Actual length, bytes.
         found: u64,
     },
 }
@@ -105,8 +105,8 @@ impl Dump {
     ///
     /// # Errors
     ///
-    /// The outer error when the system does not let the file be opened, or it is of another kind (it is not waited
-    /// for a FIFO's other end), the inner when it is no dump that can be read.
+    /// The outer error if the file cannot be opened or is of the wrong type (a FIFO is refused without waiting for
+    /// its other end); the inner error if it is not a readable dump.
     pub fn open(path: &Path) -> io::Result<Result<Self, DumpError>> {
         let is_device = std::fs::metadata(path)?.file_type().is_block_device();
         let file = match is_device {
@@ -125,7 +125,7 @@ impl Dump {
     ///
     /// # Errors
     ///
-    /// When it is no dump that can be read.
+    /// If it is not a readable dump.
     pub fn from_bytes(file: Box<dyn Bytes>) -> Result<Self, DumpError> {
         let mut first = [0; 16];
         let length = file.len().min(16);
@@ -166,7 +166,7 @@ impl Dump {
             (Inner::Kdump(Box::new(kdump)), notes, format)
         } else {
             return Err(DumpError::NotADump(
-                "it begins neither as an ELF core nor as a kdump-compressed file",
+                "neither an ELF core nor a kdump-compressed file",
             ));
         };
         let dump = Self {
@@ -186,7 +186,7 @@ impl Dump {
         self.format
     }
 
-    /// What its notes say.
+    /// The contents of its notes.
     pub fn notes(&self) -> &Notes {
         &self.notes
     }
@@ -217,8 +217,8 @@ impl Dump {
         }
     }
 
-    /// What kmorph says of this dump. Tools that make a dump of a dump copy its notes: what then describes another
-    /// file is `None` here.
+    /// kmorph's note about this dump. Tools that make a dump from a dump copy its notes: a note that describes
+    /// another file is ignored here (`None`).
     ///
     /// A note is of this file when the file has the length that the note says, or ends early: a file of kmorph's
     /// ends with a page, so one that was cut is not complete. A note that is damaged itself is of this file.
@@ -277,7 +277,7 @@ impl Dump {
         (!name.is_empty()).then(|| name.into_owned())
     }
 
-    /// Where the kernel was loaded, as the file's header says: kdump-compressed files do.
+    /// The physical base of the kernel according to the file header; kdump-compressed files have it.
     pub fn header_phys_base(&self) -> Option<u64> {
         match &self.inner {
             Inner::Elf(_) => None,

@@ -1,4 +1,4 @@
-//! Notes: the registers of the CPUs, VMCOREINFO, and what kmorph says of its own dumps.
+//! Notes: CPU registers, VMCOREINFO, and kmorph's note about its own dumps.
 
 use core::mem::size_of;
 
@@ -100,7 +100,7 @@ struct QemuCpu {
     control: [U64; 5],
 }
 
-/// What kmorph says of a dump that it wrote.
+/// kmorph's note about a dump that it wrote.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -184,16 +184,16 @@ impl Cpu {
     const OF_A_PROCESS: [u32; 2] = [6, 0x4649_4c45];
 }
 
-/// What a dump's notes say.
+/// The contents of a dump's notes.
 #[derive(Debug, Default)]
 pub struct Notes {
     /// The CPUs, in the order of the notes.
     pub cpus: Vec<Cpu>,
     /// The kernel's description of itself, as text.
     pub vmcoreinfo: Option<Vec<u8>>,
-    /// Of a dump that kmorph wrote, or of the dump that this one was made of: see [`crate::Dump::own`].
+    /// kmorph's note about this dump, or about the dump that this one was made from: see [`crate::Dump::own`].
     pub own: Option<OwnNote>,
-    /// Where the contents of that note stand in the file.
+    /// Offset of that note's contents in the file.
     pub own_offset: Option<u64>,
     /// Bytes of notes so far.
     taken_bytes: u64,

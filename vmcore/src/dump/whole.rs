@@ -1,4 +1,4 @@
-//! Whether all that a kdump-compressed file refers to is in it: the bitmaps, a descriptor for each page, and
+//! Checks that a kdump-compressed file contains everything it refers to: the bitmaps, a descriptor for each page, and
 //! each page.
 
 use zerocopy::FromBytes;
@@ -15,15 +15,15 @@ const AT_ONCE: u64 = 4096;
 /// Bytes of one descriptor.
 const DESCRIPTOR_BYTES: usize = size_of::<PageDescriptor>();
 
-const ENDS: &str = "the file ends before the memory does";
+const ENDS: &str = "the file ends before its memory";
 const NOT_WRITTEN: &str = "no record of the flattened file holds a part of it";
-const NO_DESCRIPTOR: &str = "where a page lies is told by nothing that makes sense";
-const NO_FIT: &str = "the pages do not begin where the list of them ends";
+const NO_DESCRIPTOR: &str = "the descriptor of a page is invalid";
+const NO_FIT: &str = "the pages do not start where their descriptors end";
 const ASTRAY: &str = "two pages overlap, or something lies between them";
 const MORE_THAN_MEMORY: &str = "it has pages where the machine has no memory";
 const UNREADABLE: &str = "a part of the file cannot be read";
 
-/// What is missing in the file; `None` when all is there. Reads every descriptor: 24 bytes for each page.
+/// The part that is missing in the file; `None` if it is complete. Reads every descriptor: 24 bytes per page.
 pub(super) fn missing(kdump: &Kdump) -> Option<&'static str> {
     match bitmaps(kdump).and_then(|()| pages(kdump)) {
         Ok(()) => None,
@@ -118,8 +118,8 @@ fn pages(kdump: &Kdump) -> Result<(), Missing> {
     }
 }
 
-/// True when the pages begin at `first`, where the list of them ends. The page of zeros that many share comes before
-/// the others; where none is zero, it stands there and nothing leads to it.
+/// Whether the pages start at `first`, at the end of their descriptors. The shared zero page comes before the others;
+/// if no page is zero, it is there but no descriptor refers to it.
 fn begins_at(file: &dyn Bytes, first: u64, lowest: u64) -> Result<bool, Missing> {
     let between = lowest.saturating_sub(first);
     if between == 0 || between > u64::from(PACKED_MAX_BYTES) {
@@ -140,10 +140,10 @@ fn begins_at(file: &dyn Bytes, first: u64, lowest: u64) -> Result<bool, Missing>
 /// bitmap that changed is found, which gives all pages behind it to other addresses, and a changed place or length of a
 /// page.
 struct Tiles {
-    /// Where the list of the pages ends.
+    /// End of the page descriptors.
     first: u64,
     lowest: u64,
-    /// Where the last one ends.
+    /// End of the last page.
     end: u64,
     /// Sum of the hashes of where pages begin, less those of where they end. Where one begins at the end of another, both
     /// vanish: what is left is where the first begins and the last ends. So no list of all pages is needed.

@@ -11,8 +11,8 @@ use std::ops::RangeInclusive;
 
 use super::{Kernel, KernelError};
 
-/// Most bytes of text that are taken: `log_buf_len` goes up to 2 GiB, but nobody sets that. The newest are
-/// kept.
+/// Maximum number of bytes of text that are read: `log_buf_len` can be up to 2 GiB, but that is unusual. The newest
+/// are kept.
 const TEXT_MAX_BYTES: usize = 32 << 20;
 /// Most messages that are looked at, the newest.
 const RECORDS_MAX: u64 = 1 << 19;
@@ -30,9 +30,10 @@ pub struct Record {
     pub time_ns: u64,
     /// Which task or CPU said it, as the kernel numbers them; 0 where the kernel does not say.
     pub caller: u32,
-    /// Who wrote it, as in syslog(3): 0 is the kernel. What programs write to `/dev/kmsg` never has 0.
+    /// Facility of the writer, as in syslog(3): 0 is the kernel. Messages that programs write to `/dev/kmsg` never
+    /// have 0.
     pub facility: u8,
-    /// What it said; may have several lines.
+    /// Text of the message; may have several lines.
     pub text: Vec<u8>,
 }
 
@@ -91,7 +92,7 @@ impl Record {
     }
 }
 
-/// Where things are, from VMCOREINFO.
+/// Offsets and sizes, from VMCOREINFO.
 struct Layout {
     desc_bytes: u64,
     state_var: u64,

@@ -28,23 +28,23 @@ pub enum KernelError {
     /// Nothing says how the kernel is laid out.
     #[error("the dump has no VMCOREINFO, and none was found in the memory")]
     NoVmcoreInfo,
-    /// It does not say what is needed.
+    /// VMCOREINFO lacks a required entry.
     #[error(transparent)]
     Missing(#[from] Missing),
     /// Memory that is needed is not there.
     #[error("{what}: {source}")]
     Memory {
-        /// What was read.
+        /// The data that was read.
         what: &'static str,
         /// Why it could not be.
         source: MemoryError,
     },
     /// The kernel's memory breaks the kernel's own rules.
-    #[error("{what} at {virt:#x} makes no sense")]
+    #[error("{what} at {virt:#x} is invalid")]
     Nonsense {
-        /// What was read.
+        /// The data that was read.
         what: &'static str,
-        /// Where.
+        /// Its virtual address.
         virt: u64,
     },
 }
@@ -58,7 +58,7 @@ pub struct Kernel<'a> {
     /// Its virtual address.
     table: u64,
     levels: u8,
-    /// Bits of an entry that mark encrypted memory and are no part of the address.
+    /// Bits of an entry that mark encrypted memory and are not part of the address.
     encryption_mask: u64,
     phys_base: u64,
     kept: Mutex<HashMap<u64, Box<[u8; PAGE_BYTES]>>>,
@@ -193,13 +193,12 @@ impl<'a> Kernel<'a> {
         self.memory
     }
 
-    /// What is added to an address in the kernel's image, less [`START_KERNEL_MAP`], to have the physical
-    /// one.
+    /// Offset from an address in the kernel's image, less [`START_KERNEL_MAP`], to the physical address.
     pub fn phys_base(&self) -> u64 {
         self.phys_base
     }
 
-    /// Fills `buf` with what stands at a virtual address.
+    /// Fills `buf` with the contents of a virtual address.
     ///
     /// # Errors
     ///

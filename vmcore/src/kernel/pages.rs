@@ -1,12 +1,12 @@
-//! What each page of memory is used for, from the kernel's `struct page`, as VMCOREINFO describes it.
+//! The type of each page of memory, from the kernel's `struct page`, as VMCOREINFO describes it.
 //!
 //! ```text
 //! mem_section[root][section] ─▶ struct page × 32768, for 128 MiB
 //! ```
 //!
-//! The rules are makedumpfile's, so that a level means the same in both. Where a rule needs what VMCOREINFO
-//! does not say, the page is [`PageKind::Kernel`], and where the page's structure cannot be read it is
-//! [`PageKind::Unknown`]: both are kept.
+//! The rules are makedumpfile's, so that a level means the same in both. If a rule needs information that VMCOREINFO
+//! lacks, the page is [`PageKind::Kernel`]; if the page's structure cannot be read, it is [`PageKind::Unknown`]: both
+//! are kept.
 
 mod kind;
 mod struct_page;
@@ -38,7 +38,7 @@ pub struct Pages<'k, 'm> {
     section_mem_map: u64,
     /// Pages of one section, as a power of two.
     section_order: u32,
-    /// Where the structures of page 0 would be, when VMCOREINFO says so: a check on what is found.
+    /// Address that the structure of page 0 would have, if VMCOREINFO gives it: used to check what is found.
     vmemmap: Option<u64>,
 }
 
@@ -68,13 +68,13 @@ impl<'k, 'm> Pages<'k, 'm> {
         })
     }
 
-    /// Pages that are told of together: a call of [`Pages::kinds`] takes as many.
+    /// Number of pages in a section: a call of [`Pages::kinds`] covers that many.
     pub fn section_pages(&self) -> u64 {
         1 << self.section_order
     }
 
-    /// What the pages of one section are used for. `first` is the number of its first page, `kinds` takes
-    /// [`Pages::section_pages`]; `buffer` is memory to be used again for the next.
+    /// The types of the pages of one section. `first` is the number of its first page; `kinds` has
+    /// [`Pages::section_pages`] entries; `buffer` is memory that can be reused for the next section.
     ///
     /// # Errors
     ///
@@ -127,7 +127,7 @@ impl<'k, 'm> Pages<'k, 'm> {
     ///
     /// # Errors
     ///
-    /// When nothing can be told of any page; why not of the first.
+    /// If no page type can be determined, with the reason for the first page.
     pub fn count(&self, ranges: &[PhysRange]) -> Result<PageCounts, KernelError> {
         let mut counts = PageCounts::default();
         let (mut kinds, mut buffer) = (Vec::new(), Vec::new());
@@ -182,7 +182,7 @@ impl<'k, 'm> Pages<'k, 'm> {
         })
     }
 
-    /// Where the section's pages are described, less its first page's number times their size.
+    /// Address of the section's page structures, less the number of its first page times their size.
     fn section_map(&self, section: u64) -> Result<u64, KernelError> {
         let what = "the table of memory sections";
         let per_root = PAGE / self.section_struct_bytes;

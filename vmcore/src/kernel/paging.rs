@@ -4,7 +4,7 @@ use super::Kernel;
 use crate::error::MemoryError;
 use crate::memory::{PAGE, PhysRange};
 
-/// Where the kernel's image is mapped, less `phys_base`.
+/// The virtual address at which the kernel's image is mapped, less `phys_base`.
 pub const START_KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
 
 /// The entry is in use.
@@ -16,7 +16,7 @@ const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Bits of an address that one level translates.
 const LEVEL_BITS: u32 = 9;
 
-/// What a virtual address is mapped to.
+/// The mapping of a virtual address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mapping {
     pub(super) phys: u64,
@@ -60,10 +60,10 @@ impl Kernel<'_> {
         Err(MemoryError::NotMapped { virt, level: 0 })
     }
 
-    /// Where the kernel maps all of physical memory, one to one: the virtual address of physical 0.
+    /// The start of the direct map of all physical memory: the virtual address of physical address 0.
     ///
-    /// It moves with every boot. Found as the first mapping in the half of the kernel whose physical
-    /// address is where a one-to-one mapping from its own place has it.
+    /// It changes with every boot. It is the first mapping in the kernel half whose physical address fits a
+    /// one-to-one mapping from its own place.
     pub fn direct_map(&self) -> Option<u64> {
         let top_shift = 12 + LEVEL_BITS * u32::from(self.levels - 1);
         // Entries of the top table that the kernel uses: its upper half. The direct map comes first.
@@ -99,7 +99,7 @@ impl Kernel<'_> {
             })
     }
 
-    /// Where the kernel's image lies: from its code to the last page that is mapped as a part of it.
+    /// The range of the kernel's image: from its code to the last page mapped as part of it.
     pub fn image(&self) -> Option<PhysRange> {
         const STEP: u64 = 2 << 20;
         let start = self.info().symbol("_stext").ok()? & !(STEP - 1);

@@ -1,8 +1,8 @@
-//! The kernel's own table of symbols (kallsyms), which lies in its memory: names without debug symbols.
-//! VMCOREINFO says where it is since Linux 6.0.
+//! The kernel's own symbol table (kallsyms) in its memory: names without debug symbols. VMCOREINFO gives its location
+//! since Linux 6.0.
 //!
-//! Names are packed: each is a length (one byte, or two when the first has bit 7 set) and as many bytes,
-//! of which each stands for a token, a piece of text. The first character is the symbol's type.
+//! Names are compressed: each is a length (one byte, or two if bit 7 of the first is set) and that many bytes, each
+//! of which stands for a token, a piece of text. The first character is the symbol's type.
 
 use super::{Kernel, KernelError};
 
@@ -22,7 +22,7 @@ pub struct Symbols {
     /// By address, as the kernel sorts them.
     addresses: Vec<u64>,
     names: Vec<u8>,
-    /// Where in `names` every 256th begins.
+    /// Offsets in `names` of every 256th name.
     markers: Vec<usize>,
     tokens: Vec<Vec<u8>>,
 }
@@ -130,7 +130,7 @@ impl Kernel<'_> {
     }
 }
 
-/// What the offsets in the table count from.
+/// The base of the offsets in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Base {
     /// Below zero: from this, backwards. Others are meant as they are (data of each CPU). Linux 6.12 and older.
@@ -162,7 +162,7 @@ impl Base {
     }
 }
 
-/// Where the name at `place` begins behind its length, and where it ends.
+/// Start (after its length) and end of the name at `place`.
 fn packed_name(names: &[u8], place: usize) -> Option<(usize, usize)> {
     let low = usize::from(*names.get(place)?);
     if low & 0x80 == 0 {

@@ -1,7 +1,7 @@
 //! VMCOREINFO: the kernel's description of itself, lines of `KEY=value`.
 //!
-//! It lies in a note of the dump, or, when the dump was made without asking the kernel, in the memory: the
-//! kernel prepares the note at boot, at the beginning of a page.
+//! It is in a note of the dump or, if the dump was made without the kernel's help, in the memory: the kernel prepares
+//! the note at boot, at the start of a page.
 
 use std::collections::HashMap;
 
@@ -16,7 +16,7 @@ const LINES_MAX: usize = 4096;
 /// Bytes that are read at once when memory is searched for the note.
 const SEARCH_BYTES: usize = 256 * PAGE_BYTES;
 
-/// Where VMCOREINFO was found.
+/// The place where VMCOREINFO was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// In a note or header of the dump.
@@ -45,7 +45,7 @@ pub struct VmcoreInfo {
 }
 
 impl VmcoreInfo {
-    /// Takes its text; what is no `KEY=value` line is passed over, and so is what is behind a zero byte.
+    /// Parses its text; ignores lines that are not `KEY=value`, and everything after a zero byte.
     pub fn parse(text: &[u8], origin: Origin) -> Self {
         let end = text.iter().position(|byte| *byte == 0);
         let text = &text[..end.unwrap_or(text.len())];
@@ -115,7 +115,7 @@ impl VmcoreInfo {
         })
     }
 
-    /// Where it was found.
+    /// The place where it was found.
     pub fn origin(&self) -> Origin {
         self.origin
     }
@@ -135,7 +135,7 @@ impl VmcoreInfo {
         self.get("BUILD-ID")
     }
 
-    /// When a crash was begun with kexec, in seconds since 1970: only a kdump kernel's dumps have it.
+    /// Time when a crash kernel was started with kexec, in seconds since 1970: only dumps of a kdump kernel have it.
     pub fn crash_time(&self) -> Option<u64> {
         self.get("CRASHTIME")?.parse().ok()
     }
@@ -181,7 +181,7 @@ impl VmcoreInfo {
         })
     }
 
-    /// Places and sizes: whatever is larger than any structure is a fault.
+    /// Offsets and sizes: a value larger than any structure is an error.
     fn small(&self, key: String) -> Result<u64, Missing> {
         self.parsed(&key, |text| {
             text.parse().ok().filter(|value: &u64| *value < 1 << 32)
@@ -212,7 +212,7 @@ fn take_high(range: &mut PhysRange) -> PhysRange {
     }
 }
 
-/// Where in the range the first page is that can be had and may hold anything; its end when there is none.
+/// Start of the first readable page in the range that may have contents; the end of the range if there is none.
 fn next(memory: &dyn PhysicalMemory, range: PhysRange) -> u64 {
     memory.next_present(memory.next_data(range.start, range.end), range.end)
 }

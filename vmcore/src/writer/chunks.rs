@@ -1,11 +1,11 @@
-//! Pass 2: chunks of 1 MiB, made ready by several threads and put into the file in their order.
+//! Pass 2: several threads prepare chunks of 1 MiB, which are placed in the file in order.
 //!
-//! A thread takes the next chunk, reads and packs it, and waits until it is that chunk's turn: then its
-//! place in the file is known. It writes after its turn, so writing is parallel too. The chunk whose turn it
-//! is never waits, so all come to an end.
+//! A thread takes the next chunk, reads and compresses it, and waits for that chunk's turn, when its offset in the
+//! file is known. It writes after its turn, so writing is parallel too. The chunk whose turn it is never waits, so
+//! all threads make progress.
 //!
-//! What helpers have read (see [`super::shares`]) is packed and put into the file by one more thread, as soon as
-//! it is there: the one thing in a file that depends on helpers is the order of packed pages.
+//! One more thread compresses and writes data from helpers (see [`super::shares`]) as soon as it arrives. Helpers
+//! affect only one thing in the file: the order of compressed pages.
 
 use std::io;
 use std::sync::{Condvar, Mutex};

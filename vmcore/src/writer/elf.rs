@@ -1,7 +1,7 @@
-//! ELF cores, laid out as /proc/vmcore: a segment for each stretch of memory, at the address where the kernel
-//! maps it, and segments for the kernel's image at its own address too. Pages of zeros are holes.
+//! Writes ELF cores with the layout of /proc/vmcore: one segment per range of memory, at the address where the kernel
+//! maps it, and segments for the kernel's image at its own address too. Zero pages are holes.
 //!
-//! A stretch of pages that were left out ends a segment when it is long; short ones stay in it, as holes.
+//! A long range of omitted pages ends a segment; short ranges stay in it, as holes.
 
 use std::io;
 use std::os::unix::fs::FileExt;

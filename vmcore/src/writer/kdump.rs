@@ -1,6 +1,6 @@
-//! Kdump-compressed files: see [`crate::dump::layout`] for how one is laid out.
+//! Writes kdump-compressed files; [`crate::dump::layout`] describes their layout.
 //!
-//! Pages of zeros share one packed page, which is the first.
+//! All zero pages share one compressed page, the first one.
 
 use std::io;
 use std::os::unix::fs::FileExt;

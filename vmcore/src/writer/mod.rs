@@ -1,4 +1,4 @@
-//! Writes dumps: from a guest's memory, or from another dump.
+//! Writes dumps, from a guest's memory or from another dump.
 //!
 //! ```text
 //!           pass 1, by 128 MiB            pass 2, by 1 MiB                    end
@@ -6,11 +6,11 @@
 //!           (kernel's struct page)    └─▶ (several threads; each writes its own place)
 //! ```
 //!
-//! What goes into the file depends on the memory alone, not on the number of threads; helpers ([`shares`]) can
-//! change the order of packed pages. Memory use is bounded: a few MiB a thread, 12 bytes for each 128 MiB of the
-//! machine, and with helpers 4 KiB for each 128 MiB besides; the map is in a file.
+//! The contents of the file depend only on the memory, not on the number of threads; helpers ([`shares`]) can change
+//! the order of compressed pages. Memory use is bounded: a few MiB per thread, 12 bytes per 128 MiB of the machine,
+//! and with helpers another 4 KiB per 128 MiB; the map is in a file.
 //!
-//! Until the end the file has the name `<path>.partial`, and its header says that it is incomplete.
+//! Until it is complete, the file is named `<path>.partial`, and its header says that it is incomplete.
 
 mod chunks;
 mod elf;
@@ -45,7 +45,7 @@ pub const THREADS_MAX: usize = 16;
 /// The highest level: everything that can be left out.
 pub const LEVEL_MAX: u32 = 31;
 
-/// What is written.
+/// The contents to write.
 #[derive(Clone, Copy)]
 pub struct Contents<'a> {
     /// The machine's memory.
@@ -72,7 +72,7 @@ pub enum Output {
 pub struct Options {
     /// The format.
     pub output: Output,
-    /// What to leave out, 0 to 31, as makedumpfile's `-d`.
+    /// The dump level, 0 to 31, as makedumpfile's `-d`.
     pub level: u32,
     /// Threads, 1 to [`THREADS_MAX`].
     pub threads: usize,
@@ -87,7 +87,7 @@ pub struct Control {
     pub stop: AtomicBool,
     /// Pages that are in the file or were left out.
     pub pages_done: AtomicU64,
-    /// Where others help to read the memory.
+    /// Shares for helpers that read part of the memory.
     pub shares: Option<Arc<Shares>>,
     memory_read: Option<Box<dyn Fn() + Send + Sync>>,
 }
@@ -118,7 +118,7 @@ impl fmt::Debug for Control {
     }
 }
 
-/// What was written.
+/// The result of a write.
 #[derive(Clone, Debug)]
 pub struct Written {
     /// Counts, the level that was done, the length and the checksum.
@@ -138,7 +138,7 @@ pub enum WriteError {
         /// The file.
         path: PathBuf,
     },
-    /// What was asked for cannot be written.
+    /// The requested dump cannot be written.
     #[error("cannot write such a dump: {0}")]
     Options(&'static str),
     /// The file cannot be made.
@@ -146,11 +146,11 @@ pub enum WriteError {
     Create {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// There is no room for it.
-    #[error("no room left for the dump; {path} is what was written, marked as incomplete")]
+    /// There is no space for it.
+    #[error("no space left for the dump; {path} has what was written, marked as incomplete")]
     NoRoom {
         /// The partial file.
         path: PathBuf,
@@ -158,15 +158,15 @@ pub enum WriteError {
     /// The system refused.
     #[error("{doing} {path}, which stays, marked as incomplete: {source}")]
     Io {
-        /// What was done.
+        /// The attempted action.
         doing: &'static str,
         /// The partial file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// [`Control::stop`] was set.
-    #[error("stopped; {path} is what was written, marked as incomplete")]
+    #[error("stopped; {path} has what was written, marked as incomplete")]
     Stopped {
         /// The partial file.
         path: PathBuf,
@@ -184,11 +184,11 @@ pub enum WriteError {
 /// How a file differs from what was written.
 #[derive(Debug, thiserror::Error)]
 pub enum Difference {
-    /// It is no dump any more.
+    /// It is no longer a readable dump.
     #[error(transparent)]
     Unreadable(#[from] DumpError),
     /// Its checksum is another.
-    #[error("its checksum does not hold")]
+    #[error("its checksum does not match")]
     Checksum,
 }
 
@@ -196,7 +196,7 @@ pub enum Difference {
 ///
 /// # Errors
 ///
-/// Whatever keeps the file from being there, whole and verified.
+/// Any reason why the file is not there, complete and verified.
 pub fn write(
     contents: Contents<'_>,
     options: Options,
@@ -207,10 +207,10 @@ pub fn write(
         return Err(WriteError::Options("the level is above 31"));
     }
     if options.output == Output::Kdump(Compression::Snappy) {
-        return Err(WriteError::Options("Snappy is read and not written"));
+        return Err(WriteError::Options("writing Snappy is not supported"));
     }
     if contents.memory.ranges().is_empty() {
-        return Err(WriteError::Options("there is no memory"));
+        return Err(WriteError::Options("no memory"));
     }
     let threads = options.threads.clamp(1, THREADS_MAX);
     let options = Options { threads, ..options };
@@ -228,7 +228,7 @@ pub fn write(
 /// The notes of a dump, beginning at a multiple of four in the file.
 struct NoteBytes {
     bytes: Vec<u8>,
-    /// Where the contents of kmorph's own note begin.
+    /// Offset of the contents of kmorph's own note.
     own: usize,
     /// Where the text of VMCOREINFO stands; empty without one.
     vmcoreinfo: std::ops::Range<usize>,

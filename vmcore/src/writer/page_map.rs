@@ -1,4 +1,4 @@
-//! Pass 1: which pages the machine has, and which of them go into the file. Two bitmaps, one bit a page,
+//! Pass 1: determines the pages of the machine, and the pages to write. The result is two bitmaps, one bit per page,
 //! in a file: for a kdump-compressed dump in the dump itself, where they belong.
 
 use std::fs::File;
@@ -19,7 +19,7 @@ pub(super) type Block = [u8; PAGE_BYTES];
 /// The bitmaps.
 pub(super) struct PageMap<'a> {
     file: &'a File,
-    /// Where the bitmap of the pages the machine has begins, and the other.
+    /// Offset of the bitmap of the machine's pages; the other one follows.
     first: u64,
     second: u64,
     /// Blocks in which the machine has memory, sorted.
@@ -188,11 +188,11 @@ fn pages<'k>(contents: &Contents<'k>, level: u32) -> Result<Option<Pages<'k, 'k>
     }
     let kernel = contents
         .kernel
-        .ok_or("no VMCOREINFO was found, so nothing says what pages are used for")?;
+        .ok_or("no VMCOREINFO was found, so page types are unknown")?;
     let pages = Pages::of(kernel).map_err(|error| error.to_string())?;
     match pages.section_pages() == WINDOW_PAGES {
         true => Ok(Some(pages)),
-        false => Err("the kernel's sections are not of 128 MiB".to_owned()),
+        false => Err("the kernel's memory sections are not 128 MiB in size".to_owned()),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The file until it is whole: `<path>.partial`.
+//! The unfinished file: `<path>.partial`.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -10,7 +10,7 @@ use super::WriteError;
 /// Who may read a dump: it holds all that the machine knew.
 const MODE: u32 = 0o600;
 
-/// What the file `path` is called until it is whole.
+/// The name of the file `path` until it is complete.
 pub fn partial_path(path: &Path) -> PathBuf {
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");

@@ -1,18 +1,19 @@
-//! Who reads which chunk of the memory: the writer's own threads, and helpers that reach the memory in another way.
+//! Divides the chunks of the memory between the writer's own threads and helpers, which access the memory in another
+//! way.
 //!
 //! ```text
 //!            writer's threads ─▶                       ◀─ helpers
-//! chunks:    done done done taken │ nobody's …         │ offered lent lent done done
+//! chunks:    done done done taken │ unassigned …         │ offered lent lent done done
 //!                                 └── meet in the middle ──┘
 //! ```
 //!
-//! The writer's threads take chunks from the front, helpers are offered them from the end. When nobody's chunks are
-//! used up the writer's threads take those that were offered or lent and are not here yet, so no helper is ever
-//! waited for: one that fails or is slow costs what it did not read, and no more. What the writer's threads cannot read
-//! themselves ("beyond") goes to helpers, and only when none is left, or two could not read it either, is it
-//! written down as unreadable.
+//! The writer's threads take chunks from the front; helpers are offered chunks from the end. When no unassigned
+//! chunks remain, the writer's threads take those that were offered or lent and have not arrived, so nothing ever
+//! waits for a helper: one that fails or is slow costs only the time to read its own chunks. Memory that the writer's
+//! threads cannot read themselves ("beyond") goes to helpers, and is recorded as unreadable only if no helper is
+//! left, or two could not read it either.
 //!
-//! Invariant: a chunk has one owner at any time, and only what its owner read goes into the file.
+//! Invariant: a chunk has one owner at any time, and only data read by its owner goes into the file.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
@@ -30,7 +31,7 @@ const TRIES_MAX: u32 = 2;
 /// How often a thread that waits looks whether it was stopped.
 const STOP_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What the writer and its helpers share.
+/// The state shared by the writer and its helpers.
 #[derive(Debug, Default)]
 pub struct Shares {
     state: Mutex<State>,
@@ -39,25 +40,25 @@ pub struct Shares {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Nobody is given anything any more.
+    /// No more chunks are assigned.
     over: bool,
-    /// Who may still take something, and what it reaches, once it has said so.
+    /// The helpers that may still take chunks, and the memory that each can access, once known.
     helpers: BTreeMap<u64, Option<Vec<PhysRange>>>,
     next_helper: u64,
     /// None of them reaches what is next, until another says what it reaches.
     out_of_reach: bool,
     /// Counts what the writer's own threads took.
     ticket: u64,
-    /// Chunks that are nobody's yet.
+    /// Unassigned chunks.
     free: Range<u64>,
-    /// What a thread of the writer's has taken and not yet read or made ready: it may still become somebody else's.
+    /// Chunks that a thread of the writer has taken and not yet read or prepared: they may still be reassigned.
     in_hand: BTreeSet<u64>,
     offered: VecDeque<Share>,
-    /// What helpers have, and which helper.
+    /// Chunks that helpers have, and which helper.
     lent: BTreeMap<u64, u64>,
-    /// What helpers had and did not read.
+    /// Chunks that helpers had and did not read.
     returned: Vec<u64>,
-    /// What the writer's own threads could not read, unless helpers did: how many could not either.
+    /// Memory that the writer's own threads could not read, unless helpers did: how many could not either.
     beyond: BTreeMap<u64, u32>,
     delivered: VecDeque<Share>,
 }
@@ -78,7 +79,7 @@ pub(super) struct Taken {
     pub(super) chunk: u64,
     /// How many were taken by such threads before.
     pub(super) ticket: u64,
-    /// Nobody else can read it.
+    /// No one else can read it.
     pub(super) last: bool,
 }
 
@@ -101,7 +102,7 @@ impl Share {
         }
     }
 
-    /// What is to be read of it: sorted, disjoint, in whole pages.
+    /// The ranges to read: sorted, disjoint, in whole pages.
     pub fn ranges(&self) -> &[PhysRange] {
         &self.ranges
     }
@@ -111,7 +112,7 @@ impl Share {
         self.ranges.iter().map(PhysRange::len).sum()
     }
 
-    /// Where the memory at `range` goes; `None` when that is not within one of [`Share::ranges`].
+    /// The buffer for the memory at `range`; `None` if that is not within one of [`Share::ranges`].
     pub fn memory_at(&mut self, range: PhysRange) -> Option<&mut [u8]> {
         let within = |whole: &PhysRange| whole.start <= range.start && range.end <= whole.end;
         if range.end < range.start || !self.ranges.iter().any(within) {
@@ -153,8 +154,8 @@ impl Shares {
         }
     }
 
-    /// Nobody is given anything any more. The writer says so itself when all is read; whoever began to write says so
-    /// for one that did not come so far.
+    /// Stops assigning chunks. The writer calls this when everything is read; the caller of the writer calls it for a
+    /// writer that did not get that far.
     pub fn end(&self) {
         self.lock().over = true;
         self.changed.notify_all();
@@ -341,7 +342,7 @@ pub struct Helper {
 }
 
 impl Helper {
-    /// It reaches this memory, and may be given chunks within one of the ranges.
+    /// Declares the memory that this helper can access: it may be given chunks within one of the ranges.
     pub fn reaches(&self, ranges: Vec<PhysRange>) {
         let mut state = self.shares.lock();
         state.helpers.insert(self.number, Some(ranges));
@@ -349,8 +350,7 @@ impl Helper {
         self.shares.changed.notify_all();
     }
 
-    /// The next chunk to read. Waits for one, also before it is known what there is to read; `None` when there is no
-    /// more.
+    /// The next chunk to read. Waits for one, even before the memory to read is known; `None` if there are no more.
     pub fn take(&self) -> Option<Share> {
         let mut state = self.shares.lock();
         loop {

@@ -1,14 +1,14 @@
-//! The allocator: two-level segregated fit, in constant time, with blocks that know their
-//! neighbours (Masmano et al., "TLSF: a new dynamic memory allocator for real-time systems").
+//! The allocator: two-level segregated fit, in constant time; each block knows its neighbours (Masmano et al., "TLSF:
+//! a new dynamic memory allocator for real-time systems").
 //!
 //! ```text
 //!   block:  | size in bytes, bit 0: free | offset of the block before, 0 for the first | payload
 //!   free:   payload begins with | next free of its class | previous free of its class |
 //! ```
 //!
-//! Sizes are multiples of 16 and include the two header words. Two free blocks are never adjacent.
-//! The untouched end of the arena is one large free block, which is used only when nothing smaller
-//! fits: memory that was never needed is never touched.
+//! Sizes are multiples of 16 and include the two header words. Two free blocks are never adjacent. The untouched end
+//! of the arena is one large free block, which is used only if nothing smaller fits, so that unneeded memory is never
+//! touched.
 
 use super::layout::{FIRST_LEVELS, SECOND_LEVELS, heap_start, word};
 use super::{ArenaError, Mapping, Result};

@@ -1,4 +1,4 @@
-//! Which pages were written since they were last taken: a bitmap, kept by the writer itself.
+//! Tracks the pages written since the last query, in a bitmap that the writer itself keeps.
 
 /// Granularity in bytes.
 const PAGE_BYTES: u64 = 4096;

@@ -1,4 +1,4 @@
-//! The layout of the arena, version 1. All words are 64-bit in the machine's own byte order.
+//! The layout of the arena, version 1. All words are 64-bit in native byte order.
 //!
 //! ```text
 //!   0x0000  magic            0x0008  layout version     0x0010  capacity in bytes
@@ -13,8 +13,8 @@
 //!   heap    blocks, back to back up to the capacity
 //! ```
 //!
-//! The change counter is odd while a change is being made; an arena with an odd counter was left by
-//! a process that died in the middle and is refused.
+//! The change counter is odd while a change is in progress; an arena with an odd counter was left by a process that
+//! died during a change, and is refused.
 
 /// `KMORPHA1` in memory order on a little-endian machine.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"KMORPHA1");
@@ -49,7 +49,7 @@ pub mod word {
 pub const FIRST_LEVELS: u64 = 40;
 /// Classes within a power of two.
 pub const SECOND_LEVELS: u64 = 16;
-/// Where the directory begins.
+/// Offset of the directory.
 pub const DIRECTORY: u64 = 0x2000;
 /// Buckets in one segment of the table.
 pub const SEGMENT_BUCKETS: u64 = 4096;
@@ -67,7 +67,7 @@ pub const fn directory_slots(capacity: u64) -> u64 {
     capacity / (64 * SEGMENT_BUCKETS) + 1
 }
 
-/// Where the heap begins in an arena of `capacity` bytes.
+/// Offset of the heap in an arena of `capacity` bytes.
 #[must_use]
 pub const fn heap_start(capacity: u64) -> u64 {
     (DIRECTORY + directory_slots(capacity) * 8).next_multiple_of(64)

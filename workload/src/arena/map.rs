@@ -1,8 +1,8 @@
-//! The mapping itself: the only place of this module that touches raw memory.
+//! The mapping: the only code of this module that touches raw memory.
 //!
-//! Words are accessed as relaxed atomics, because another process may map the same memory. Bytes
-//! are lent out as slices only to the process that may use them: the owner, or anyone while the
-//! arena is frozen (see [`super::ownership`]).
+//! Words are accessed as relaxed atomics, because another process may map the same memory. Byte slices are available
+//! only to a process that may use them: the owner, or any process while the arena is frozen (see
+//! [`super::ownership`]).
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -61,7 +61,7 @@ impl Mapping {
     pub fn open(fd: OwnedFd, len: u64) -> Result<Self> {
         check_len(len)?;
         let seals = fcntl(&fd, FcntlArg::F_GET_SEALS)
-            .map_err(|_| ArenaError::Incompatible("it is not a memfd".to_owned()))?;
+            .map_err(|_| ArenaError::Incompatible("not a memfd".to_owned()))?;
         if !SealFlag::from_bits_retain(seals).contains(SealFlag::F_SEAL_SHRINK) {
             let text = "its memfd is not sealed against shrinking";
             return Err(ArenaError::Incompatible(text.to_owned()));
@@ -76,7 +76,7 @@ impl Mapping {
 
     fn map(fd: OwnedFd, len: u64) -> Result<Self> {
         let size = NonZeroUsize::new(index(len))
-            .ok_or_else(|| ArenaError::Incompatible("it is empty".to_owned()))?;
+            .ok_or_else(|| ArenaError::Incompatible("the arena is empty".to_owned()))?;
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new mapping at an address that the kernel chooses replaces nothing; the file
         // is sealed against shrinking, so every byte of it stays backed.

@@ -1,11 +1,11 @@
 //! Position-independent memory in a memfd, which two processes can map.
 //!
-//! All references inside are offsets from the start, so that a successor serves straight from the
-//! memory of its predecessor, wherever it maps it. The layout is in [`layout`]; it is versioned and
-//! a process refuses a version it does not know.
+//! All references inside are offsets from the start, so a successor serves directly from its predecessor's memory, at
+//! whatever address it maps it. The layout is in [`layout`]; it is versioned, and a process refuses an unknown
+//! version.
 //!
-//! Who may write is decided by one word in the header, see `ownership`. Every word that is read
-//! is taken as untrusted: an offset that leads nowhere is [`ArenaError::Corrupt`], never a fault.
+//! One word in the header decides who may write, see `ownership`. Every word that is read is untrusted: an invalid
+//! offset results in [`ArenaError::Corrupt`], never in a memory fault.
 
 mod alloc;
 mod dirty;
@@ -32,21 +32,21 @@ pub enum ArenaError {
     /// Another process owns the arena, or it is frozen.
     #[error("the arena is not ours to write: {0:?}")]
     NotOwner(Ownership),
-    /// What is in the memory cannot be.
+    /// The memory contains an impossible value.
     #[error("the arena is damaged: {what} at offset {offset:#x}")]
     Corrupt {
-        /// What was being read.
+        /// The data being read.
         what: &'static str,
-        /// Where.
+        /// Its offset.
         offset: u64,
     },
-    /// It was written by a version that this program does not know, or it is no arena.
+    /// An unknown version wrote the memory, or it is not an arena.
     #[error("not an arena this program can read: {0}")]
     Incompatible(String),
     /// The system refused.
     #[error("{what}: {source}")]
     System {
-        /// What was tried.
+        /// The attempted action.
         what: &'static str,
         /// The system's reason.
         source: io::Error,

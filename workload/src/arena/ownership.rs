@@ -1,4 +1,4 @@
-//! Who may write: one word, changed only by compare-and-swap.
+//! Ownership of the arena: one word, changed only by compare-and-swap.
 //!
 //! ```text
 //!   word = epoch << 2 | phase
@@ -6,25 +6,25 @@
 //!   (0, Empty) --create--> (1, Serving) <--resume / freeze--> (1, Frozen) --claim--> (2, Serving)
 //! ```
 //!
-//! Invariants: an owner remembers the epoch it claimed and writes only while the word says that
-//! epoch and `Serving`. `resume` by the old owner and `claim` by the new one start from the same
-//! value, so exactly one of them succeeds, whatever the order and however often they are tried.
+//! Invariants: an owner remembers the epoch it claimed and writes only while the word contains that epoch and
+//! `Serving`. `resume` by the old owner and `claim` by the new one start from the same value, so exactly one of them
+//! succeeds, in whatever order and however often they are tried.
 
 use std::sync::atomic::Ordering;
 
 use super::layout::word;
 use super::{ArenaError, Mapping, Result};
 
-/// What the ownership word says.
+/// The contents of the ownership word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ownership {
     /// Counts the owners the arena has had.
     pub epoch: u64,
-    /// What the owner does.
+    /// The phase of the owner.
     pub phase: OwnershipPhase,
 }
 
-/// What an owner does.
+/// The phase of an owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnershipPhase {
     /// Not set up yet.
@@ -65,7 +65,7 @@ impl Ownership {
 }
 
 impl Mapping {
-    /// What the ownership word says now.
+    /// The current ownership.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`] when it says nothing known.

@@ -19,7 +19,7 @@ pub enum AgentEndError {
     /// The workload said no.
     #[error("the workload refused ({code:?}): {text}")]
     Refused {
-        /// Who is to blame.
+        /// The cause.
         code: FailureCode,
         /// Its words.
         text: String,
@@ -27,7 +27,7 @@ pub enum AgentEndError {
     /// The workload said nothing in time.
     #[error("the workload did not answer {request} within {after:?}")]
     Timeout {
-        /// What was asked.
+        /// The request.
         request: String,
         /// The deadline.
         after: Duration,
@@ -112,7 +112,7 @@ impl AgentEnd {
         Ok(id)
     }
 
-    /// The next reply, whatever it answers. Cancelling loses nothing.
+    /// The next reply, to any request. Cancel-safe.
     ///
     /// # Errors
     /// The socket's; [`HandoverError::Closed`] when the workload is gone.

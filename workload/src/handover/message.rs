@@ -1,4 +1,4 @@
-//! What is said on the handover socket and on the peer channel.
+//! The messages on the handover socket and on the peer channel.
 //!
 //! ```text
 //!   agent (old)                workload (old)        workload (new)              agent (new)
@@ -22,12 +22,12 @@
 //! [`Request::Apply`].
 //!
 //! Invariants:
-//! - Each request carries an id; exactly one final reply answers it with the same id. Replies may
-//!   be late (an import that waits for its peer), never twice.
+//! - Each request carries an id; exactly one final reply answers it with the same id. Replies may be late (an import
+//!   that waits for its peer), but never come twice.
 //! - After `Frozen` the source answers no client and writes no shared state until `Resume`.
 //! - Before `Serving` the target reads from no client and writes no shared state.
-//! - `Serve` and `Resume` race for one word in the shared memory; only one of them can win. The
-//!   loser answers [`FailureCode::Fenced`] and exits.
+//! - `Serve` and `Resume` compete for one word in the shared memory; only one of them can win. The loser answers
+//!   [`FailureCode::Fenced`] and exits.
 
 use serde::{Deserialize, Serialize};
 
@@ -64,7 +64,7 @@ pub enum Mode {
     Rounds,
 }
 
-/// What a workload is started for.
+/// The role that a workload is started in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
@@ -74,7 +74,7 @@ pub enum Role {
     Standby,
 }
 
-/// Where a workload is in its life.
+/// The phase of a workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
@@ -82,17 +82,17 @@ pub enum Phase {
     Serving,
     /// Answers clients and tracks what it writes, for an export.
     Exporting,
-    /// Source: answers nobody, writes nothing.
+    /// Source: answers no client, writes nothing.
     Frozen,
     /// Target: waits for state.
     Standby,
     /// Target: has its state, could answer.
     Activated,
-    /// Has been told to exit.
+    /// Told to exit.
     Retired,
 }
 
-/// What identifies a frozen state; equal on both sides of a morph.
+/// Identifies a frozen state; equal on both sides of a morph.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateDigest {
     /// Digest over all content.
@@ -111,7 +111,7 @@ pub enum Request {
     Registered {
         /// [`PROTOCOL_VERSION`] of the agent.
         protocol: u32,
-        /// What this process is for.
+        /// The role of this process.
         role: Role,
         /// Name of the instance.
         instance: String,
@@ -149,8 +149,8 @@ pub enum Request {
         /// Rounds: size of the memory to be filled, from [`Reply::Prepared`]. Else 0.
         total_len: u64,
     },
-    /// Target, rounds: bytes of [`Reply::Chunk`]. Reply: [`Reply::Applied`]. Several may be
-    /// under way; they are applied in order.
+    /// Target, rounds: bytes of [`Reply::Chunk`]. Reply: [`Reply::Applied`]. Several may be outstanding; they are
+    /// applied in order.
     Apply {
         /// Memory section, from the chunk.
         section: u32,
@@ -163,8 +163,7 @@ pub enum Request {
         /// Time to spend on the content, in microseconds.
         budget_us: u32,
     },
-    /// Target, after the freeze: become able to answer, answer nobody yet.
-    /// Reply: [`Reply::Activated`].
+    /// Target, after the freeze: get ready to answer, but answer no client yet. Reply: [`Reply::Activated`].
     Activate {
         /// Given back in the reply.
         nonce: u64,
@@ -185,14 +184,14 @@ pub struct Check {
     pub passed: bool,
     /// How long it took, in microseconds.
     pub duration_us: u32,
-    /// What was found; part of a sentence.
+    /// The finding; part of a sentence.
     pub detail: String,
 }
 
-/// What a workload says of itself.
+/// The status that a workload reports.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// Where it is in its life.
+    /// Its phase.
     pub phase: Phase,
     /// Memory that would move, in bytes.
     pub state_bytes: u64,
@@ -212,7 +211,7 @@ pub struct Status {
     pub modes: u32,
 }
 
-/// Who is to blame for a failure, and so what may follow.
+/// The cause of a failure, which determines the possible reactions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureCode {
@@ -271,7 +270,7 @@ pub enum Reply {
     },
     /// Answers [`Request::Freeze`].
     Frozen {
-        /// What the state is now.
+        /// The current state.
         state: StateDigest,
         /// Bytes still to be read with [`Request::ReadDirty`] (rounds).
         dirty_bytes: u64,
@@ -302,7 +301,7 @@ pub enum Reply {
     Activated {
         /// From the request.
         nonce: u64,
-        /// What the state is here; equals the source's [`Reply::Frozen`].
+        /// The state on this side; equals the source's [`Reply::Frozen`].
         state: StateDigest,
         /// Connections taken over.
         connections: u32,
@@ -314,14 +313,14 @@ pub enum Reply {
     },
     /// The request was not done.
     Failed {
-        /// Who is to blame.
+        /// The cause.
         code: FailureCode,
-        /// What was tried and what happened.
+        /// What was attempted and what happened.
         text: String,
     },
 }
 
-/// One thing that moves; it goes with the descriptor at the same place in the packet.
+/// One part of the transferred state; it belongs to the descriptor at the same position in the packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "item")]
 pub enum Item {
@@ -342,7 +341,7 @@ pub enum Item {
         /// Name, as in LISTEN_FDNAMES.
         name: String,
     },
-    /// What is buffered for all connections: a memfd, see [`super::table`].
+    /// The buffered data of all connections: a memfd, see [`super::table`].
     ConnectionTable {
         /// Connections in it.
         count: u32,
@@ -365,11 +364,11 @@ pub enum PeerMessage {
         /// The items.
         items: Vec<Item>,
     },
-    /// All that can move before the freeze has been sent.
+    /// Everything that can move before the freeze has been sent.
     EndOfEarly,
     /// All has been sent; the source holds still.
     Frozen {
-        /// What the state is.
+        /// The state.
         state: StateDigest,
         /// Connections sent since [`PeerMessage::EndOfEarly`].
         connections: u32,

@@ -1,8 +1,8 @@
-//! The handover socket: how an agent and its workload talk, and how two workloads pass state.
+//! The handover socket, between an agent and its workload, and the transfer of state between two workloads.
 //!
-//! The agent starts the workload with one end of a Unix SEQPACKET socket pair, named in
-//! [`AGENT_FD_ENV`]. Each packet is a JSON message, then raw data, with descriptors attached; all
-//! sizes are bounded. [`message`] opens with the picture of a whole morph.
+//! The agent starts the workload with one end of a Unix SEQPACKET socket pair, named in [`AGENT_FD_ENV`]. Each packet
+//! is a JSON message, then raw data, with descriptors attached; all sizes are bounded. [`message`] shows the sequence
+//! of a whole morph.
 
 #[cfg(feature = "tokio")]
 mod agent_end;

@@ -5,7 +5,7 @@
 //!   | n: u32 | JSON, n bytes  | data          |   + SCM_RIGHTS
 //! ```
 //!
-//! SEQPACKET keeps packets apart, so the data needs no length of its own.
+//! SEQPACKET preserves packet boundaries, so the data needs no length of its own.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -30,7 +30,7 @@ pub enum HandoverError {
     /// The other end is gone.
     #[error("the other end of the handover socket is closed")]
     Closed,
-    /// The other end sent what is no message of this protocol.
+    /// The other end sent data that is not a message of this protocol.
     #[error("malformed packet on the handover socket: {0}")]
     Malformed(String),
     /// The caller asked for a packet over the limits.
@@ -49,7 +49,7 @@ pub enum HandoverError {
     /// The system refused.
     #[error("{what} on the handover socket: {source}")]
     System {
-        /// What was tried.
+        /// The attempted action.
         what: &'static str,
         /// The system's reason.
         source: io::Error,
@@ -187,7 +187,7 @@ impl PacketSocket {
         }
         let malformed = |text: &str| HandoverError::Malformed(text.to_owned());
         if cut {
-            return Err(malformed("it is over the limit and was cut short"));
+            return Err(malformed("the packet is over the limit and was truncated"));
         }
         let packet = &self.buffer[..length];
         let (word, rest) = packet

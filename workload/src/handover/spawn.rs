@@ -1,8 +1,8 @@
-//! How an agent gives a workload its descriptors.
+//! Passing descriptors from an agent to its workload.
 //!
-//! Listening sockets follow the convention of socket activation (sd_listen_fds(3)): `LISTEN_FDS`
-//! of them from descriptor 3 on, named in `LISTEN_FDNAMES`. `LISTEN_PID` is not set, because the
-//! number is not known before the fork. The handover socket comes right after them.
+//! Listening sockets follow the convention of socket activation (sd_listen_fds(3)): `LISTEN_FDS` sockets from
+//! descriptor 3 on, named in `LISTEN_FDNAMES`. `LISTEN_PID` is not set, because the pid is not known before the fork.
+//! The handover socket follows them.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -29,8 +29,8 @@ pub struct ActivatedListener {
 
 /// Adds `listeners` and a new handover socket to `command` and returns the agent's end of it.
 ///
-/// The agent's end, and whatever this process needs to keep, outlives the call; `command` may be
-/// spawned once. The descriptors that the child inherits stay open here until `command` is dropped.
+/// The agent's end, and everything that this process must keep, survives the call; `command` may be spawned once. The
+/// descriptors that the child inherits stay open here until `command` is dropped.
 ///
 /// # Errors
 /// The system's; `InvalidInput` for too many listeners or a name with `:` or NUL.

@@ -1,11 +1,11 @@
-//! The connection table: what is buffered for each connection, in one memfd.
+//! The connection table: the buffered data of each connection, in one memfd.
 //!
 //! ```text
 //!   count x { state_len: u32, reserved: u32, input_len: u64, output_len: u64,
 //!             state, input, output }                          all little-endian, no padding
 //! ```
 //!
-//! One memfd instead of many packets keeps the freeze short whatever the buffers hold.
+//! One memfd instead of many packets keeps the freeze short, whatever the size of the buffers.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -18,7 +18,7 @@ use super::{MAX_CONNECTIONS, MAX_TABLE_BYTES};
 /// Most bytes of a workload's own state for one connection.
 pub const MAX_CONNECTION_STATE_BYTES: usize = 64 * 1024;
 
-/// What is kept for one connection besides its socket.
+/// The data of one connection apart from its socket.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConnectionBuffers {
     /// The workload's own: name, flags.
@@ -84,7 +84,7 @@ pub fn read(fd: OwnedFd, count: u32, len: u64) -> io::Result<Vec<ConnectionBuffe
     for _ in 0..count {
         let (header, after) = rest
             .split_first_chunk::<HEADER>()
-            .ok_or_else(|| invalid("connection table cut short"))?;
+            .ok_or_else(|| invalid("truncated connection table"))?;
         rest = after;
         let [a, b, c, d, _, _, _, _, lengths @ ..] = header;
         let state_len = u64::from(u32::from_le_bytes([*a, *b, *c, *d]));
@@ -93,7 +93,7 @@ pub fn read(fd: OwnedFd, count: u32, len: u64) -> io::Result<Vec<ConnectionBuffe
             let (taken, after) = usize::try_from(len)
                 .ok()
                 .and_then(|len| rest.split_at_checked(len))
-                .ok_or_else(|| invalid("connection table cut short"))?;
+                .ok_or_else(|| invalid("truncated connection table"))?;
             rest = after;
             Ok(taken.to_vec())
         };

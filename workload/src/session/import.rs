@@ -14,12 +14,12 @@ use crate::provider::{IncomingConnection, IncomingItem, Provider, ProviderError}
 /// How long an activation waits for what the source sent before it reported frozen.
 const PEER_TIMEOUT_MS: u64 = 2_000;
 
-/// What has come over the peer channel.
+/// Data received over the peer channel.
 #[derive(Debug, Default)]
 pub(super) struct Import {
     /// The `PrepareImport` that is answered once the early parts are here.
     pub(super) waiting: Option<u32>,
-    /// What the source froze.
+    /// The state that the source froze.
     pub(super) frozen: Option<StateDigest>,
     table: Vec<ConnectionBuffers>,
     sockets: Vec<Option<OwnedFd>>,
@@ -95,7 +95,7 @@ impl Session {
                 let table = std::mem::take(&mut self.import.table);
                 let sockets = std::mem::take(&mut self.import.sockets);
                 if table.len() != connections as usize {
-                    return Err(bad("connections are missing"));
+                    return Err(bad("some connections are missing"));
                 }
                 let joined = table
                     .into_iter()
@@ -141,7 +141,9 @@ impl Session {
                     *place = Some(fd);
                     Ok(())
                 }
-                _ => Err(bad("a connection that is not in the table, or twice")),
+                _ => Err(bad(
+                    "a connection that is not in the table, or is there twice",
+                )),
             },
         }
     }
@@ -174,6 +176,6 @@ impl Session {
 }
 
 fn bad(text: &str) -> ProviderError {
-    let text = format!("the other workload sent what is no state: {text}");
+    let text = format!("the other workload sent an invalid state: {text}");
     ProviderError::new(FailureCode::BadRequest, text)
 }

@@ -1,4 +1,4 @@
-//! The workload's end of the handover socket: keeps the phases and calls the provider.
+//! The workload's end of the handover socket: tracks the phases and calls the provider.
 //!
 //! ```text
 //!   Role::Serve:    Serving ⇄ Exporting ── Freeze ──▶ Frozen ── Retire ──▶ Retired
@@ -7,10 +7,10 @@
 //! ```
 //!
 //! Invariants:
-//! - a request that its phase does not allow changes nothing and is answered `WrongPhase`;
-//! - when the agent's end closes, the process exits: without its agent an instance is dead, and a
-//!   workload that went on answering would be a second owner;
-//! - a `Fenced` answer is the last one.
+//! - a request that its phase does not allow changes nothing and gets `WrongPhase`;
+//! - when the agent's end closes, the process exits: an instance without its agent is dead, and a workload that kept
+//!   answering would be a second owner;
+//! - a `Fenced` reply is the last one.
 
 mod import;
 
@@ -46,7 +46,7 @@ pub enum SessionError {
     Environment {
         /// The variable's value.
         value: String,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
     /// The agent is of another protocol version, or answered something else than `Registered`.
@@ -60,7 +60,7 @@ pub enum SessionError {
     Fenced(String),
 }
 
-/// What follows for the workload's loop.
+/// The consequence for the workload's loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Go on.
@@ -69,10 +69,10 @@ pub enum Outcome {
     Exit,
 }
 
-/// What the agent said about this process.
+/// The agent's information about this process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registration {
-    /// What it is for.
+    /// The role of the process.
     pub role: Role,
     /// Name of the instance.
     pub instance: String,
@@ -193,7 +193,7 @@ impl Session {
         self.peer.as_ref().map(AsFd::as_fd)
     }
 
-    /// Where the workload is in its life.
+    /// The current phase of the workload.
     #[must_use]
     pub fn phase(&self) -> Phase {
         self.phase

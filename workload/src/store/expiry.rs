@@ -1,4 +1,4 @@
-//! Removing what has expired, a little at a time.
+//! Removes expired keys incrementally.
 
 use super::{Store, UnixMillis};
 use crate::arena::Result;

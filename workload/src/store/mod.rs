@@ -1,13 +1,12 @@
 //! A hash table of keys and values in an arena, served by one owner after another.
 //!
-//! Nothing of it lives outside the arena, so a successor has nothing to rebuild. The table grows
-//! by linear hashing (Litwin 1980): one bucket is split at a time, so that no insertion has to move
-//! the whole table.
+//! All of it is in the arena, so a successor has nothing to rebuild. The table grows by linear hashing (Litwin 1980):
+//! it splits one bucket at a time, so no insertion has to move the whole table.
 //!
-//! Invariants, for whoever owns the arena:
-//! - each change is between two increments of the change counter, which is odd in the middle;
-//! - the content digest is the wrapping sum of all entries' fingerprints, so it depends on what is
-//!   stored and not on where or in which order.
+//! Invariants for the owner of the arena:
+//! - each change happens between two increments of the change counter, which is odd in between;
+//! - the content digest is the wrapping sum of the fingerprints of all entries, so it depends only on the contents,
+//!   not on their place or order.
 
 mod entry;
 mod expiry;
@@ -27,23 +26,23 @@ pub use verify::Verified;
 /// Milliseconds since the Unix epoch.
 pub type UnixMillis = u64;
 
-/// What a write does to the time a key expires at.
+/// The effect of a write on a key's expiry time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expiry {
     /// The key does not expire.
     Never,
-    /// It stays as it is.
+    /// Unchanged.
     Keep,
     /// The key is gone from this time on.
     At(UnixMillis),
 }
 
-/// When a key expires.
+/// The expiry of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimeToLive {
-    /// There is no such key.
+    /// The key does not exist.
     NoKey,
-    /// It does not expire.
+    /// The key does not expire.
     Never,
     /// Milliseconds left.
     Millis(u64),
@@ -201,7 +200,7 @@ impl Store {
         self.map.get(word::KEYS_WITH_EXPIRY)
     }
 
-    /// What the arena says about its owner.
+    /// The current ownership of the arena.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`].
@@ -209,7 +208,7 @@ impl Store {
         self.map.ownership()
     }
 
-    /// What identifies the content.
+    /// Identifies the contents.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`].

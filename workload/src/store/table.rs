@@ -1,9 +1,8 @@
-//! The table: buckets in segments, found through a directory, grown one bucket at a time.
+//! The table: buckets in segments, found through a directory, growing one bucket at a time.
 //!
-//! With level `l` and split bucket `s` there are `2^l + s` buckets. A hash belongs to bucket
-//! `h mod 2^l`, or `h mod 2^(l+1)` when that bucket has been split already (is below `s`). Buckets
-//! are only ever split, and an entry only ever moves to a higher bucket: a scan that goes up through
-//! the buckets meets every key that is there from its begin to its end.
+//! With level `l` and split bucket `s` there are `2^l + s` buckets. A hash belongs to bucket `h mod 2^l`, or `h mod
+//! 2^(l+1)` if that bucket has already been split (is below `s`). Buckets are only split, never merged, and an entry
+//! only moves to a higher bucket: a scan in ascending order meets every key that exists from its start to its end.
 
 use super::Store;
 use super::entry::Found;

@@ -1,4 +1,4 @@
-//! Checking an arena that another process wrote.
+//! Checks an arena that another process wrote.
 
 use std::time::{Duration, Instant};
 
@@ -40,16 +40,20 @@ impl Store {
         let incompatible = |text: String| Err(ArenaError::Incompatible(text));
         let capacity = self.map.len();
         if self.map.get(word::MAGIC)? != layout::MAGIC {
-            return incompatible("it does not begin with the arena's magic".to_owned());
+            return incompatible("the arena does not begin with its magic".to_owned());
         }
         let version = self.map.get(word::VERSION)?;
         if version != layout::VERSION {
             let known = layout::VERSION;
-            return incompatible(format!("layout version {version}, known is {known}"));
+            return incompatible(format!(
+                "layout version {version}; only {known} is supported"
+            ));
         }
         let claimed = self.map.get(word::CAPACITY)?;
         if claimed != capacity {
-            return incompatible(format!("it says {claimed} bytes but has {capacity}"));
+            return incompatible(format!(
+                "the header says {claimed} bytes, but the arena has {capacity}"
+            ));
         }
         if self.map.get(word::DIRECTORY_SLOTS)? != layout::directory_slots(capacity) {
             return Err(ArenaError::Corrupt {

@@ -1,5 +1,5 @@
-//! Rules of `docs/kmp.md` that hold on each channel of an agent: which connection stays, what is answered with what,
-//! and what ends a channel. Each test names its rule.
+//! Rules of `docs/kmp.md` for each channel of an agent: which connection stays, how each message is answered, and
+//! what ends a channel. Each test names its rule.
 
 use kmp_proto::codec::encode;
 use kmp_proto::message::{

@@ -1,5 +1,5 @@
-//! A second state provider beside `cooperative`: one that shows memory to the next kernel, and can copy it as well. The
-//! daemon is played, and chooses as the real one does. Each test names its rule.
+//! Tests with a second state provider beside `cooperative`: it shows memory to the next kernel, and can also copy it.
+//! The tests play the daemon, which chooses as the real one does. Each test names its rule.
 
 use std::sync::MutexGuard;
 

@@ -1,5 +1,5 @@
-//! Rules of `docs/kmp.md` for a morph as an agent keeps them: state in rounds and by reference, steps that are repeated,
-//! and what is refused once the target serves. The workload is played. Each test names its rule.
+//! Rules of `docs/kmp.md` for the agent's side of a morph: state in rounds and by reference, repeated steps, and
+//! refusals once the target serves. The tests play the workload. Each test names its rule.
 
 use std::sync::atomic::AtomicUsize;
 

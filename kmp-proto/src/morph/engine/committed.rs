@@ -1,4 +1,4 @@
-//! After the commit record: whatever happens, the end is the source fenced.
+//! The states after the commit record: whatever happens, the morph ends with the source fenced.
 
 use super::{Engine, State, Taken, Timers};
 use crate::message::Side;

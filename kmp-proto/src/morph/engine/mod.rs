@@ -1,11 +1,11 @@
-//! The morph engine: phases, deadlines and repetitions around the typed transitions.
+//! The morph engine: phases, deadlines and retries around the typed transitions.
 //!
 //! | file | states |
 //! |---|---|
-//! | `open` | before the commit record is ordered: whatever fails leads back |
+//! | `open` | before the commit record is ordered: any failure rolls back |
 //! | `recording` | the record's outcome is unknown |
 //! | `committed` | after the record: only forward |
-//! | `rollback` | the way back |
+//! | `rollback` | rollback |
 
 mod committed;
 mod open;
@@ -39,11 +39,11 @@ enum State {
     Done(Side),
 }
 
-/// What became of an event.
+/// The result of an event.
 enum Taken {
-    /// It belongs here, and leads there.
+    /// The event applies here and leads to this state.
     To(State),
-    /// It changes nothing here.
+    /// The event changes nothing here.
     Not(State),
 }
 
@@ -55,7 +55,7 @@ pub struct Engine {
     actions: VecDeque<Action>,
 }
 
-/// When the engine has to be told the time.
+/// The times at which the engine needs a tick.
 #[derive(Debug, Default)]
 struct Timers {
     deadline: Option<Instant>,
@@ -150,7 +150,7 @@ impl Engine {
         self.actions.pop_front()
     }
 
-    /// When [`Event::Tick`] is due.
+    /// The time at which [`Event::Tick`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let Timers { deadline, retry_at } = self.timers;
         [deadline, retry_at].into_iter().flatten().min()

@@ -1,4 +1,4 @@
-//! Before the commit record is ordered: one step after the other, and whatever fails leads back.
+//! The states before the commit record is ordered: one step after another; any failure rolls back.
 
 use super::{Engine, State, Taken, Timers};
 use crate::message::Side;
@@ -61,7 +61,7 @@ impl From<Open> for Taken {
     }
 }
 
-/// What leads back from any of these states; else the event.
+/// The reason for a rollback, if the event causes one in any of these states; else the event.
 fn undoing(event: Event) -> Result<RollbackReason, Event> {
     Ok(match event {
         Event::RollbackRequested(words) => RollbackReason::Requested(words),

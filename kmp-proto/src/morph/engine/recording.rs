@@ -1,4 +1,4 @@
-//! While the commit record is written its outcome is unknown: only the journal leads on.
+//! The state while the commit record is being written: its outcome is unknown, and only the journal's answer decides.
 
 use super::{Engine, State, Taken};
 use crate::morph::events::Event;

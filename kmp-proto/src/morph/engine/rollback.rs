@@ -1,4 +1,4 @@
-//! The way back: the target is fenced, then the source serves again.
+//! Rollback: the target is fenced, then the source serves again.
 
 use super::{Engine, State, Taken};
 use crate::message::Side;

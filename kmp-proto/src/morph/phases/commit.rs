@@ -1,4 +1,4 @@
-//! From the freeze to the commit record: the workload stands still.
+//! The phases from the freeze to the commit record, while the workload is frozen.
 
 use super::super::reasons::{RollbackReason, SourceFailure, TargetFailure};
 use super::super::record::{CommitOrder, CommitRecord};
@@ -15,7 +15,7 @@ pub struct Freezing {
     pub(super) round: u32,
 }
 
-/// What changed since the round before is on its way.
+/// The changes since the previous round are being transferred.
 #[derive(Debug)]
 pub struct LastRound {
     pub(in crate::morph) provider: StateProvider,
@@ -38,7 +38,7 @@ pub struct Recording {
     target_died: Option<String>,
 }
 
-/// What follows the commit record.
+/// The next phase after the commit record.
 pub(in crate::morph) enum Recorded {
     /// The target serves next.
     Serve(Morph<Serving>),
@@ -47,7 +47,7 @@ pub(in crate::morph) enum Recorded {
 }
 
 impl Morph<Freezing> {
-    /// The source stands still; `digest` is that of its state.
+    /// The source is frozen; `digest` is the digest of its state.
     pub(in crate::morph) fn frozen(self, digest: u64) -> Morph<LastRound> {
         let Freezing {
             provider,
@@ -76,7 +76,7 @@ impl Morph<Activating> {
     /// The target has taken over; `digest` is that of its state. The only origin of a [`CommitOrder`].
     ///
     /// # Errors
-    /// When the digests differ.
+    /// If the digests differ.
     pub(in crate::morph) fn activated(
         self,
         digest: u64,

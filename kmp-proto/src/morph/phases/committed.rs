@@ -1,4 +1,4 @@
-//! After the commit record: the target owns the instance, and the end is the source fenced.
+//! The phases after the commit record: the target owns the instance, and the morph ends with the source fenced.
 
 use super::super::events::Outcome;
 use super::super::reasons::TargetFailure;
@@ -46,7 +46,7 @@ impl Morph<Serving> {
         Self::with(self.pair, Retiring { target_failure })
     }
 
-    /// It never will.
+    /// The target will never serve.
     pub(in crate::morph) fn target_failed(self, how: TargetFailure) -> Morph<FencingSource> {
         let phase = FencingSource {
             target_failure: Some(how),

@@ -1,11 +1,11 @@
-//! The phases of a morph as types: each owns only its phase's data, each transition consumes it.
+//! The phases of a morph as types: each owns only the data of its phase, and each transition consumes it.
 //!
 //! | file | phases |
 //! |---|---|
-//! | `open` | to the validation: everything can be undone, and the source serves |
+//! | `open` | up to the validation: everything can be undone, and the source serves |
 //! | `commit` | from the freeze to the commit record |
 //! | `committed` | after the record: only forward |
-//! | `rollback` | the way back |
+//! | `rollback` | rollback |
 
 mod commit;
 mod committed;

@@ -1,4 +1,4 @@
-//! To the validation: the source serves, and everything can be undone.
+//! The phases up to the validation: the source serves, and everything can be undone.
 
 use std::time::Duration;
 
@@ -33,14 +33,14 @@ pub struct Transferring {
     pub(in crate::morph) transfer: Transfer,
 }
 
-/// The first round is in place, and nobody has asked for the validation.
+/// The first round is in place, and the validation has not been requested yet.
 #[derive(Debug)]
 pub struct Held {
     pub(in crate::morph) transfer: Transfer,
     applied: Round,
 }
 
-/// The target checks what it has.
+/// The target validates the state it received.
 #[derive(Debug)]
 pub struct Validating {
     pub(in crate::morph) transfer: Transfer,
@@ -62,11 +62,11 @@ pub(in crate::morph) struct Transfer {
     pub(in crate::morph) round: u32,
     dirty_bytes: u64,
     bytes_per_s: u64,
-    /// What the exchanges of the commit take.
+    /// Expected duration of the commit's exchanges.
     exchanges: Duration,
 }
 
-/// What a round has moved.
+/// The data moved by a round.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::morph) struct Round {
     pub(in crate::morph) sent_bytes: u64,
@@ -74,7 +74,7 @@ pub(in crate::morph) struct Round {
     pub(in crate::morph) took: Duration,
 }
 
-/// What follows an acknowledgement.
+/// The next phase after an acknowledgement.
 pub(in crate::morph) enum Preparation {
     /// The other side's is missing.
     Waiting(Morph<Preparing>),
@@ -82,7 +82,7 @@ pub(in crate::morph) enum Preparation {
     Ready(Morph<Negotiating>),
 }
 
-/// What follows an offer.
+/// The next phase after an offer.
 pub(in crate::morph) enum Agreement {
     /// The other side's is missing.
     Waiting(Morph<Negotiating>),
@@ -92,7 +92,7 @@ pub(in crate::morph) enum Agreement {
     Refused(Pair, Incompatible),
 }
 
-/// What follows a round.
+/// The next phase after a round.
 pub(in crate::morph) enum Progress {
     /// Another one, which makes the last one shorter.
     Again(Morph<Transferring>),

@@ -1,4 +1,4 @@
-//! The way back: the target is fenced, then the source serves again.
+//! Rollback: the target is fenced, then the source serves again.
 
 use super::super::events::Outcome;
 use super::super::reasons::{RollbackReason, SourceFailure};
@@ -21,7 +21,7 @@ pub struct Resuming {
     pub(in crate::morph) refusals: u32,
 }
 
-/// What follows the target's fence.
+/// The next phase after the target's fence.
 pub(in crate::morph) enum Undone {
     /// The source serves next.
     Resume(Morph<Resuming>),
@@ -30,7 +30,7 @@ pub(in crate::morph) enum Undone {
 }
 
 impl Morph<FencingTarget> {
-    /// Goes back, in whatever phase before the commit record.
+    /// Starts a rollback from any phase before the commit record.
     pub(in crate::morph) fn begin(
         pair: Pair,
         reason: RollbackReason,
@@ -75,7 +75,7 @@ impl Morph<Resuming> {
         Outcome::RolledBack(self.phase.reason)
     }
 
-    /// It never will.
+    /// The source will never serve again.
     pub(in crate::morph) fn source_failed(self, failure: SourceFailure) -> Outcome {
         let reason = self.phase.reason;
         Outcome::SourceFailed { reason, failure }

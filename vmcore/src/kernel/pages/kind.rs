@@ -1,15 +1,15 @@
-//! The kinds of pages, and how many there are of each.
+//! Page types, and counts per type.
 
-/// What a page is used for.
+/// The type of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PageKind {
-    /// Nobody uses it.
+    /// Unused.
     Free,
     /// Contents of a file, without the file system's own data.
     Cache,
     /// Contents of a file, with the file system's own data.
     CachePrivate,
-    /// Memory of user processes that is no file: anonymous, or huge pages.
+    /// Memory of user processes that is not backed by a file: anonymous, or huge pages.
     User,
     /// The kernel's small objects.
     Slab,
@@ -58,7 +58,7 @@ pub struct PageCounts {
 }
 
 impl PageCounts {
-    /// One page more.
+    /// Counts one more page.
     pub fn add(&mut self, kind: PageKind) {
         *match kind {
             PageKind::Free => &mut self.free,

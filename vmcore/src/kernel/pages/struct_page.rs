@@ -1,4 +1,4 @@
-//! `struct page`: where its members lie, and what they say of one page.
+//! `struct page`: the offsets of its members, and the type of page that they describe.
 
 use super::PageKind;
 use crate::kernel::{KernelError, Missing, VmcoreInfo};
@@ -53,7 +53,7 @@ pub(super) struct Layout {
     mapping: usize,
     map_count: usize,
     private: usize,
-    /// Where a page tells its block: `compound_head`, and in newer kernels (7.2) `compound_info`.
+    /// Offset of the link from a page to its block: `compound_head`, or `compound_info` in newer kernels (7.2).
     compound: usize,
     /// Second page of a block: its order, and the number of its kind. Before Linux 6.6.
     compound_order: Option<usize>,
@@ -124,11 +124,11 @@ impl Layout {
     }
 }
 
-/// One `struct page`, and the one behind it.
+/// One `struct page`, and the next one.
 #[derive(Clone, Copy)]
 pub(super) struct StructPage<'a> {
     pub(super) layout: &'a Layout,
-    /// Where it lies in the kernel.
+    /// Virtual address of the structure.
     pub(super) virt: u64,
     pub(super) bytes: &'a [u8],
     /// Empty when it is not at hand.
@@ -189,7 +189,7 @@ impl StructPage<'_> {
         self.flags() & self.layout.head != 0
     }
 
-    /// What the page is used for.
+    /// The type of the page.
     pub(super) fn kind(&self) -> PageKind {
         let layout = self.layout;
         let flags = self.flags();

@@ -1,4 +1,4 @@
-//! One client: its socket, what it sent and what it is still to get.
+//! A client connection: its socket, received data and unsent replies.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -55,11 +55,11 @@ impl Client {
 /// What is to become of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
-    /// It waits for the client.
+    /// The connection waits for the client.
     Idle,
-    /// It has commands left that can be run at once.
+    /// The connection has more commands that can be executed at once.
     More,
-    /// It is over.
+    /// The connection is over.
     Close,
 }
 
@@ -75,7 +75,7 @@ pub(crate) struct Connection {
     written: usize,
     /// The client will send no more.
     ended: bool,
-    /// What the server waits for on the socket.
+    /// The events that the server waits for on the socket.
     pub(crate) interest: EpollFlags,
 }
 
@@ -201,8 +201,7 @@ impl Connection {
                 }
                 Parsed::TooLarge => {
                     facts.commands += 1;
-                    let text =
-                        "OOM the command is larger than the memory of this instance has room for";
+                    let text = "OOM the command is too large for the memory of this instance";
                     resp::error(&mut self.output, text);
                 }
                 Parsed::Incomplete => {

@@ -1,4 +1,4 @@
-//! What INFO says.
+//! The output of INFO.
 
 use std::time::Instant;
 

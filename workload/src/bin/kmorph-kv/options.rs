@@ -118,7 +118,7 @@ pub(crate) fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, String
                 let text = value()?;
                 let address = text
                     .parse()
-                    .map_err(|_| format!("--listen {text:?} is no address:port"))?;
+                    .map_err(|_| format!("invalid --listen {text:?}: expected address:port"))?;
                 options.listen.push(address);
             }
             "--max-memory" => {
@@ -136,7 +136,7 @@ pub(crate) fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, String
                     .ok()
                     .filter(|count| (1..=MAX_CONNECTIONS).contains(count))
                     .ok_or_else(|| {
-                        format!("--max-clients {text:?} is not 1 to {MAX_CONNECTIONS}")
+                        format!("invalid --max-clients {text:?}: expected 1 to {MAX_CONNECTIONS}")
                     })?;
             }
             other => return Err(format!("unknown option {other:?}; see --help")),
@@ -162,7 +162,9 @@ fn size(option: &str, text: &str, least: u64, most: u64) -> Result<u64, String> 
         .zip(shift)
         .and_then(|(number, shift)| number.checked_mul(1 << shift))
         .filter(|bytes| (least..=most).contains(bytes))
-        .ok_or_else(|| format!("{option} {text:?} is no size from {least} to {most} bytes"))
+        .ok_or_else(|| {
+            format!("invalid {option} {text:?}: expected a size from {least} to {most} bytes")
+        })
 }
 
 #[cfg(test)]
@@ -206,8 +208,8 @@ mod tests {
     #[test]
     fn bad_options_are_named() {
         for (args, expected) in [
-            (&["--max-memory", "5"][..], "--max-memory \"5\" is no size"),
-            (&["--max-memory", "99999999999gb"], "is no size"),
+            (&["--max-memory", "5"][..], "invalid --max-memory \"5\""),
+            (&["--max-memory", "99999999999gb"], "expected a size"),
             (&["--max-bulk=1x"], "--max-bulk \"1x\""),
             (&["--listen", "here"], "--listen \"here\""),
             (&["--listen"], "--listen needs a value"),

@@ -1,8 +1,8 @@
-//! How the server is moved: the `cooperative` provider over its arena and its connections.
+//! Moves the server: the `cooperative` provider for its arena and its connections.
 //!
-//! By reference: the arena, the listening sockets and every connection with its buffers move; the
-//! new process has mapped and prefaulted the arena before the old one holds still. In rounds: the
-//! arena is copied, connections stay behind and break when the old process exits.
+//! By reference, the arena, the listening sockets and every connection with its buffers move; the new process maps
+//! and prefaults the arena before the old one freezes. In rounds, the arena is copied; connections stay behind and
+//! break when the old process exits.
 
 use std::time::{Duration, Instant};
 
@@ -145,14 +145,14 @@ impl Provider for Server {
                 .add_listener(name, fd)
                 .map_err(|error| ProviderError::new(FailureCode::System, error.to_string())),
             IncomingItem::Memory { name, .. } | IncomingItem::File { name, .. } => {
-                let text = format!("{name:?} is nothing that kmorph-kv knows, or came twice");
+                let text = format!("unknown or duplicate item {name:?}");
                 Err(ProviderError::new(FailureCode::BadState, text))
             }
         }
     }
 
     fn early_complete(&mut self) -> Result<u64> {
-        let missing = || ProviderError::new(FailureCode::BadState, "the arena did not come");
+        let missing = || ProviderError::new(FailureCode::BadState, "the arena was not sent");
         let store = self.store.as_ref().ok_or_else(missing)?;
         let end = store.touched_bytes()?;
         store.prefault(0, end)?;
@@ -199,12 +199,12 @@ impl Provider for Server {
         let listening = self.listeners.len();
         let mut checks = vec![check("listening sockets", || {
             if listening == 0 {
-                return Err("there are none".to_owned());
+                return Err("none".to_owned());
             }
             Ok(format!("{listening} present"))
         })];
         let Some(store) = store else {
-            checks.push(check("arena", || Err("it has not come".to_owned())));
+            checks.push(check("arena", || Err("not received".to_owned())));
             return checks;
         };
         checks.push(check("arena header", || {
@@ -214,7 +214,7 @@ impl Provider for Server {
         if frozen {
             checks.push(check("arena settled", || {
                 store.check_settled().map_err(|error| error.to_string())?;
-                Ok("no change was left half done".to_owned())
+                Ok("no unfinished change".to_owned())
             }));
             checks.push(check("arena content", || {
                 let walked = store
@@ -234,7 +234,7 @@ impl Provider for Server {
         let store = self
             .store
             .as_ref()
-            .ok_or_else(|| bad("the arena did not come"))?;
+            .ok_or_else(|| bad("the arena was not sent"))?;
         store.check_header()?;
         store.check_settled()?;
         if !is_frozen(store) {
@@ -242,7 +242,9 @@ impl Provider for Server {
         }
         let state = store.state()?;
         if expected.is_some_and(|expected| expected != state) {
-            return Err(bad("the arena is not what the source froze"));
+            return Err(bad(
+                "the arena differs from the state that the source froze",
+            ));
         }
         store.verify_content(budget)?;
         could_answer(store)?;

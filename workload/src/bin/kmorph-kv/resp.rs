@@ -1,7 +1,7 @@
 //! RESP, version 2: reading commands, writing replies.
 //!
-//! The parser keeps its place between reads, so that a large command that arrives in pieces is
-//! looked at once. It holds ranges of the input, not copies.
+//! The parser keeps its position between reads, so it scans a large command that arrives in pieces only once. It
+//! holds ranges of the input, not copies.
 
 use std::ops::Range;
 
@@ -19,27 +19,27 @@ const COMMAND_TO_BULK: usize = 4;
 pub(crate) enum Parsed {
     /// A command: its arguments, as ranges of the input. Never empty.
     Command(Vec<Range<usize>>),
-    /// A command larger than there is room for; it was skipped, and the connection goes on.
+    /// A command that is too large; it was skipped, and the connection continues.
     TooLarge,
     /// More input is needed.
     Incomplete,
-    /// It is not RESP; the text goes to the client, and the connection is closed.
+    /// Not RESP; the text goes to the client, and the connection is closed.
     Invalid(String),
 }
 
 /// Reads commands from a growing input.
 #[derive(Debug, Default)]
 pub(crate) struct Parser {
-    /// Where the command under way begins: all before it can be dropped.
+    /// Start of the current command: everything before it can be dropped.
     start: usize,
     /// Up to where the input has been read.
     at: usize,
     /// Arguments still to come.
     missing: usize,
-    /// Length of the argument under way, once known.
+    /// Length of the current argument, once known.
     bulk: Option<usize>,
     arguments: Vec<Range<usize>>,
-    /// The command under way is larger than there is room for: its arguments are not kept.
+    /// The current command is too large: its arguments are not kept.
     too_large: bool,
     /// Bytes of its present argument that are still to be skipped.
     skip: usize,
@@ -48,7 +48,7 @@ pub(crate) struct Parser {
 /// How large what is read may be, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Longest argument: a longer one is no RESP.
+    /// Maximum length of an argument; a longer one is an error.
     pub(crate) bulk: usize,
     /// Room for one command: a larger one is skipped.
     pub(crate) command: usize,

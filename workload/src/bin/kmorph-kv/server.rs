@@ -1,8 +1,7 @@
 //! The server: listening sockets, clients, the store, and the loop that serves them.
 //!
-//! Everything happens on one thread. There are two epoll sets: `all` is waited on while the server
-//! serves, `control` (the agent and the other workload only) while it may not: what a client sends
-//! then stays in its socket.
+//! Everything runs on one thread. There are two epoll sets: `all` while the server may serve, and `control` (only the
+//! agent and the other workload) while it may not, so that data from clients stays in their sockets.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -293,7 +292,9 @@ impl Server {
         let greedy = self.buffered > MAX_BUFFERED_BYTES && connection.buffered() > 0;
         if greedy {
             let id = connection.client.id;
-            eprintln!("kmorph-kv: client {id} closed: more than {MAX_BUFFERED_BYTES} bytes wait");
+            eprintln!(
+                "kmorph-kv: client {id} closed: more than {MAX_BUFFERED_BYTES} bytes are waiting"
+            );
         }
         if fate == Fate::Close || greedy {
             self.close(key);
@@ -356,7 +357,7 @@ impl Server {
         self.facts.accepted += 1;
         let connection = Connection::new(socket, self.next_client);
         if let Err(errno) = self.add_connection(connection) {
-            eprintln!("kmorph-kv: a client was turned away: waiting on its socket: {errno}");
+            eprintln!("kmorph-kv: a client was rejected: waiting on its socket: {errno}");
         }
     }
 

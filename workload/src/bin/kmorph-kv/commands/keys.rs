@@ -1,4 +1,4 @@
-//! Keys: whether, which, how long.
+//! Commands on keys: existence, listing, expiry.
 
 use kmorph_workload::store::{Expiry, TimeToLive, UnixMillis};
 

@@ -1,4 +1,4 @@
-//! The commands: name to function, and what they share.
+//! The commands: a table from names to functions, and shared helpers.
 
 mod keys;
 mod server;

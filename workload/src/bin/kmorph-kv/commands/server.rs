@@ -1,4 +1,4 @@
-//! The connection and the server itself.
+//! Commands about the connection and the server.
 
 use super::{Args, CommandError, Context, Result, integer, is};
 use crate::connection::MAX_NAME_BYTES;
@@ -48,7 +48,7 @@ pub(super) fn hello(context: &mut Context<'_>, args: Args<'_>) -> Result {
         while let Some(option) = args.next() {
             match args.next() {
                 Some(name) if is(option, "SETNAME") => context.client.name = checked_name(name)?,
-                _ => return Err(CommandError::new("ERR only SETNAME is known in HELLO")),
+                _ => return Err(CommandError::new("ERR only SETNAME is supported in HELLO")),
             }
         }
     }
@@ -98,7 +98,7 @@ pub(super) fn client(context: &mut Context<'_>, args: Args<'_>) -> Result {
     } else {
         return Err(CommandError::new(
             "ERR unknown subcommand or wrong number of arguments for 'client': \
-             SETNAME, GETNAME, ID and SETINFO are known",
+             SETNAME, GETNAME, ID and SETINFO are supported",
         ));
     }
     Ok(())
@@ -123,7 +123,7 @@ pub(super) fn config(context: &mut Context<'_>, args: Args<'_>) -> Result {
     }
     if !is(args[0], "GET") || args.len() < 2 {
         return Err(CommandError::new(
-            "ERR only CONFIG GET is known: options are given on the command line",
+            "ERR only CONFIG GET is supported: set options on the command line",
         ));
     }
     let facts = context.facts;

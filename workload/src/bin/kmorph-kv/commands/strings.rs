@@ -1,4 +1,4 @@
-//! Values: GET, SET and what changes a value in place.
+//! Commands on values: GET, SET, and in-place changes.
 
 use kmorph_workload::store::{Expiry, MAX_KEY_BYTES, UnixMillis};
 
