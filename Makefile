@@ -17,7 +17,7 @@ DEMO = $(or $(CARGO_TARGET_DIR),target)/release/kmorph-demo
 # Who runs this; tests say who else.
 USER_ID = $(shell id -u)
 
-.PHONY: build check test test-api test-kills test-runs test-flips test-crash test-drgn test-tasks demo demo-build demo-embedded demo-qemu demo-multikernel bench lint doc fuzz setup clean kmod kmod-test kmod-style kmod-test-24 kmod-debug-kernel test-vsock new-kernel wheel deb
+.PHONY: build check sanitize test test-api test-kills test-runs test-flips test-crash test-drgn test-tasks demo demo-build demo-embedded demo-qemu demo-multikernel bench lint doc fuzz setup clean kmod kmod-test kmod-style kmod-test-24 kmod-debug-kernel test-vsock new-kernel wheel deb
 
 build:
 	$(CARGO) build --release --workspace
@@ -38,6 +38,10 @@ check: lint doc
 	KMORPH_RUN_SEEDS=1000 $(CARGO) test --quiet --workspace --lib --bins --test runs
 	$(CARGO) test --quiet $(addprefix --package=,$(CHECKED_CRATES)) --test '*'
 	scripts/check-dependencies
+
+# The tests of the code that handles memory itself, under AddressSanitizer and ThreadSanitizer. Builds into target/sanitize.
+sanitize:
+	scripts/sanitize
 
 # Schemathesis asks the control API what its description allows, and what it does not. It comes from PyPI, into target/api.
 test-api:
