@@ -160,7 +160,7 @@ kmod-test: setup
 kmod-test-24: setup
 	scripts/test-kmod twenty_four
 
-# The module among hostile peers in kernels with lockdep, KASAN and KCSAN, which are built first: half an hour, and 3 GB in the
+# The module among hostile peers in a kernel with lockdep and KASAN, which is built first: half an hour, and 2 GB in the
 # cache. Needs the packages flex, bison, bc and libelf-dev.
 kmod-debug-kernel: setup
 	scripts/test-kmod-debug
