@@ -40,14 +40,14 @@ pub use capturing::{CaptureVmcore, ProvokePanic};
 pub use policy::{ApplyPolicy, GetPolicy};
 pub use recovering::RecoveryGranted;
 pub use requests::{
-    CommandKind, GetHealth, GetHeartbeat, GetMorphStatus, GetStatus, GetSummary, GetSurvivor,
-    GetTopologyEntry, Morph, MorphControl, PingInstance, PlanMorph, Recover, Terminate,
+    BeginMorph, CommandKind, GetHealth, GetHeartbeat, GetMorphStatus, GetStatus, GetSummary,
+    GetSurvivor, GetTopologyEntry, MorphControl, PingInstance, Recover, Terminate,
 };
 
 use crate::capture;
 use crate::model::generation::AnyGeneration;
 use crate::model::rows::InstanceRow;
-use crate::morph::{LeftMorph, MorphPlan, MorphSession};
+use crate::morph::{LeftMorph, MorphSession, Planned};
 use crate::platform::clock;
 use crate::platform::events::Draft;
 use crate::platform::fleet::Fleet;
@@ -149,7 +149,7 @@ enum Job {
 #[derive(Default)]
 struct Asked {
     recovery: Option<Answered>,
-    morph: Option<(Box<MorphPlan>, Handle)>,
+    morph: Option<Planned>,
     capture: Option<capturing::Ready>,
     termination: Option<Answered>,
 }

@@ -7,7 +7,6 @@ use kmp_proto::instance::{ASKED_FOR, Desired, Failure, Successor};
 use kmp_proto::message::FailureCause;
 use slog::{info, warn};
 
-use super::morphing::seconds;
 use crate::instance::Beginning;
 use crate::model::generation::{AnyGeneration, Facts, Generation};
 use crate::model::rows::InstanceRow;
@@ -210,7 +209,7 @@ async fn left_morph(
         auto_commit: false,
         force: false,
         budget: Duration::from_micros(morph.status.downtime_budget_us),
-        phase_timeout: seconds(row.policy.morph_timeout_s),
+        phase_timeout: row.policy.morph_timeout(),
         expiry: services.platform.settings.borrow().morph_expiry,
     };
     Some(LeftMorph {

@@ -6,12 +6,12 @@ use std::rc::Rc;
 
 use actix::Addr;
 use kmorph_actors::instance::{
-    CaptureVmcore, CommandKind, Instance, MorphControl, Recover, Terminate,
+    BeginMorph, CaptureVmcore, CommandKind, Instance, MorphControl, Recover, Terminate,
 };
 use kmorph_actors::model::requests::{MorphRequest, PortRequest, SpawnRequest};
 use kmorph_actors::model::{OperationKind, PolicyPatch, VmcorePolicy, Workload};
 use kmorph_actors::platform::operations::Handle;
-use kmorph_actors::supervisor::{BeginMorph, ChangePolicies, Find, Spawn};
+use kmorph_actors::supervisor::{ChangePolicies, Find, FindForNewWork, Spawn};
 use kmp_proto::morph::CommitLimit;
 
 use crate::coverage::{Command, Watcher};
@@ -38,7 +38,7 @@ impl Operator {
     pub(crate) async fn give(&self, command: Command, name: &str, dice: &mut Dice) {
         match command {
             Command::Spawn => self.spawn(name, dice),
-            Command::Morph => self.morph(name, dice),
+            Command::Morph => self.morph(name, dice).await,
             Command::ChangePolicy => self.change_policy(name, dice),
             Command::Terminate | Command::TerminateByForce => {
                 let force = command == Command::TerminateByForce;
@@ -163,7 +163,7 @@ impl Operator {
         });
     }
 
-    fn morph(&self, name: &str, dice: &mut Dice) {
+    async fn morph(&self, name: &str, dice: &mut Dice) {
         let auto = dice.percent(60);
         let request = MorphRequest {
             kernel: self.kernel.clone().into(),
@@ -174,12 +174,11 @@ impl Operator {
             force: true,
             downtime_budget_us: None,
         };
-        self.given(Command::Morph, name);
-        self.daemon.supervisor.do_send(BeginMorph {
-            name: name.to_owned(),
-            request,
-            uid: None,
-        });
+        let find = FindForNewWork(name.to_owned());
+        if let Ok(Ok(instance)) = self.daemon.supervisor.send(find).await {
+            self.given(Command::Morph, name);
+            instance.do_send(BeginMorph { request, uid: None });
+        }
     }
 
     fn change_policy(&self, name: &str, dice: &mut Dice) {

@@ -9,7 +9,7 @@ use actix::prelude::*;
 use futures_util::future::join_all;
 
 use super::Supervisor;
-use super::spawning::choose_kernel;
+use crate::generation::choose_kernel;
 use crate::instance::GetStatus;
 use crate::platform::events::Draft;
 use crate::platform::journal::{Change, Record};
