@@ -14,7 +14,7 @@ use kmp_proto::instance::{Doing, Event, Request};
 use kmp_proto::message::Side;
 use kmp_proto::morph::Outcome;
 
-use super::{BeginMorph, CommandKind, Instance, Job, MorphControl};
+use super::{BeginMorph, CommandKind, Instance, MorphControl};
 use crate::morph::{self, LeftMorph, MorphCommand, MorphNews, MorphOver, MorphSession, Planned};
 
 impl Instance {
@@ -27,18 +27,18 @@ impl Instance {
         let (means, owner) = (self.services.of_a_morph(), owner(ctx));
         let watch = self.watch.clone();
         let session = MorphSession::begin(means, owner, *plan, watch, operation);
-        self.job = Job::Morph(session);
+        self.job = Some(Box::new(session));
     }
 
     /// Goes on with a morph that an earlier daemon left.
     pub(super) fn resume_morph(&mut self, left: LeftMorph, ctx: &mut Context<Self>) {
         let (means, owner) = (self.services.of_a_morph(), owner(ctx));
         let session = MorphSession::resume(means, owner, left, self.watch.clone());
-        self.job = Job::Morph(session);
+        self.job = Some(Box::new(session));
     }
 
     fn morph_over(&mut self, over: MorphOver, ctx: &mut Context<Self>) {
-        self.job = Job::None;
+        self.job = None;
         self.last_morph = Some(match &over.status.reason {
             None => format!("committed: {} serves", over.status.to_kernel),
             Some(reason) => reason.clone(),
@@ -140,7 +140,7 @@ impl Handler<MorphControl> for Instance {
     type Result = ResponseFuture<Result<(), Failure>>;
 
     fn handle(&mut self, control: MorphControl, _: &mut Self::Context) -> Self::Result {
-        let Job::Morph(session) = &self.job else {
+        let Some(session) = self.session() else {
             let error = Failure::new(FailureKind::WrongState, self.no_morph()).hint(
                 Command::PrepareMorph {
                     instance: self.row.name.clone(),
@@ -165,6 +165,11 @@ impl Handler<MorphControl> for Instance {
 }
 
 impl Instance {
+    /// The morph under way.
+    pub(super) fn session(&self) -> Option<Addr<MorphSession>> {
+        self.job.as_ref()?.session().cloned()
+    }
+
     /// That no morph is under way, and what became of the last one.
     pub(super) fn no_morph(&self) -> String {
         let name = &self.row.name;

@@ -11,7 +11,7 @@ use kmp_proto::message::TopologyEntry;
 use kmp_proto::morph::CommitLimit;
 use tokio::sync::oneshot;
 
-use super::{Instance, Job};
+use super::Instance;
 use crate::model::generation::AnyGeneration;
 use crate::morph::GetMorph;
 use crate::platform::operations::Handle;
@@ -215,10 +215,7 @@ impl Handler<GetMorphStatus> for Instance {
     type Result = ResponseFuture<Result<MorphRecord, Failure>>;
 
     fn handle(&mut self, _: GetMorphStatus, _: &mut Self::Context) -> Self::Result {
-        let session = match &self.job {
-            Job::Morph(session) => Some(session.clone()),
-            Job::None | Job::Recovery(_) => None,
-        };
+        let session = self.session();
         let none = Failure::new(FailureKind::NotFound, self.no_morph());
         Box::pin(async move {
             let Some(session) = session else {
