@@ -90,7 +90,7 @@ pub(super) async fn restore(
         }
         (Desired::Unhealed | Desired::Resting | Desired::OperatorAction, ended) => {
             Beginning::Resting {
-                gone: ended.is_some(),
+                gone: ended.is_some() && !may_run(services, &generation).await,
             }
         }
         (Desired::Running, ended) => match left_morph(services, snapshot, &row, &of).await {
@@ -290,6 +290,19 @@ async fn observe(services: &Services, generation: &mut AnyGeneration) -> Option<
             None
         }
     }
+}
+
+/// Whether something of a generation may run whose end was decided: its fence was not confirmed.
+async fn may_run(services: &Services, generation: &AnyGeneration) -> bool {
+    let AnyGeneration::Placed(placed) = generation else {
+        return false;
+    };
+    let placement = placed.placement();
+    if placement.host_boot_id != services.generations.machine.host_boot_id {
+        return false;
+    }
+    let observed = services.backend().observe(placement).await;
+    !matches!(observed, Ok(Observation::Ended(_)))
 }
 
 /// Gets the published sockets of an instance back: any generation of it that runs may hold them, also one that is about
