@@ -1,5 +1,6 @@
 //! The folders of `src` stand on each other in one order (docs/architecture.md): a file uses folders above its own in the
 //! list, and never one below it. So there is no circle among them, and none between files of different folders.
+//! Within a folder, what an actor starts holds `Recipient`s of it and does not name its type.
 
 #![allow(
     clippy::unwrap_used,
@@ -47,30 +48,80 @@ fn named(line: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-#[test]
-fn a_folder_uses_those_above_it_and_none_below() {
+/// Files that hold the address of an actor of their own folder, and why that is no child's.
+const NO_CHILDREN: [(&str, &str); 1] = [
+    // It starts the actor, and another one when that has panicked.
+    ("platform/transport/handle.rs", "Transport"),
+];
+
+/// The code of each file below `src`, by its path there. Unit tests are left out: they stand at the end of a file or in one of
+/// their own, and may use what they need.
+fn code() -> Vec<(PathBuf, String)> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
     sources(&src, &mut files);
     assert!(files.len() > 80, "the sources of this crate");
+    let is_test = |part: &std::ffi::OsStr| part == "tests" || part == "tests.rs";
+    let read = |file: PathBuf| {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap().to_owned();
+        (file.strip_prefix(&src).unwrap().to_owned(), code)
+    };
+    let all = files.into_iter().map(read);
+    all.filter(|(within, _)| !within.iter().any(is_test))
+        .collect()
+}
+
+/// The actors of this crate: each with the file that makes a type an actor.
+fn actors(code: &[(PathBuf, String)]) -> Vec<(&Path, &str)> {
+    let lines = code
+        .iter()
+        .flat_map(|(file, code)| code.lines().map(move |line| (file.as_path(), line)));
+    lines
+        .filter_map(|(file, line)| {
+            let actor = line.strip_prefix("impl Actor for ")?;
+            Some((file, actor.trim_end_matches(" {")))
+        })
+        .collect()
+}
+
+#[test]
+fn a_child_holds_a_recipient_of_its_parent_and_not_its_type() {
+    let code = code();
+    let actors = actors(&code);
+    assert!(actors.len() >= 7, "{actors:?}");
     let mut broken = Vec::new();
-    for file in files {
-        let within = file.strip_prefix(&src).unwrap();
+    for (home, actor) in actors {
+        let folder = home.parent().unwrap();
+        let address = format!("Addr<{actor}>");
+        for (file, code) in code.iter().filter(|(file, _)| file.starts_with(folder)) {
+            let allowed = file == home
+                || NO_CHILDREN
+                    .iter()
+                    .any(|(path, of)| file == Path::new(path) && *of == actor);
+            for (number, line) in code.lines().enumerate() {
+                if !allowed && line.contains(&address) {
+                    let line = line.trim();
+                    broken.push(format!("{}:{}: {line}", file.display(), number + 1));
+                }
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+#[test]
+fn a_folder_uses_those_above_it_and_none_below() {
+    let mut broken = Vec::new();
+    for (within, code) in code() {
         let first = within.iter().next().unwrap().to_str().unwrap();
         let own = first.trim_end_matches(".rs");
-        if own == "lib"
-            || within
-                .iter()
-                .any(|part| part == "tests" || part == "tests.rs")
-        {
+        if own == "lib" {
             continue;
         }
         let Some(layer) = layer_of(own) else {
             panic!("{within:?} is in no layer: give its folder a place in LAYERS");
         };
-        let text = std::fs::read_to_string(&file).unwrap();
-        // Unit tests stand at the end of a file, and may use what they need.
-        let code = text.split("#[cfg(test)]").next().unwrap();
         for (number, line) in code.lines().enumerate() {
             for other in named(line).filter(|other| *other != own) {
                 if layer_of(other).is_some_and(|of| of >= layer) {

@@ -19,9 +19,11 @@ use super::body::Body;
 use super::endpoint::{Endpoint, delete, patch, post, put};
 use super::{Api, DaemonRequest};
 use crate::capture::by_hand::check_output;
-use crate::instance::{CaptureVmcore, CommandKind, MorphControl, PingInstance, Recover, Terminate};
+use crate::instance::{
+    BeginMorph, CaptureVmcore, CommandKind, MorphControl, PingInstance, Recover, Terminate,
+};
 use crate::model::OperationKind;
-use crate::supervisor::{BeginDoctor, BeginMorph, ChangePolicies, GetDaemon, Spawn};
+use crate::supervisor::{BeginDoctor, ChangePolicies, GetDaemon, Spawn};
 
 pub(super) fn endpoints() -> Vec<Endpoint> {
     vec![
@@ -215,12 +217,10 @@ async fn begin_morph(
 ) -> Begun {
     let work = async {
         let uid = Some(api.admit(&request)?);
-        let begin = BeginMorph {
-            name: name.into_inner(),
-            request: body.into(),
-            uid,
-        };
-        let id = api.supervisor.send(begin).await.map_err(actor_gone)??;
+        let instance = api.find_for_new_work(&name).await?;
+        let request = body.into();
+        let begin = BeginMorph { request, uid };
+        let id = instance.send(begin).await.map_err(actor_gone)??;
         api.begun(&id)
     };
     Begun(work.await)

@@ -41,7 +41,7 @@ use seats::{Limits, Rank, Seat, Seats};
 use crate::instance::{GetStatus, Instance};
 use crate::platform::events::EventLog;
 use crate::platform::operations::Operations;
-use crate::supervisor::{Find, Know, Supervisor};
+use crate::supervisor::{Find, FindForNewWork, Know, Supervisor};
 
 /// Connections to the API at once.
 pub const CONNECTIONS_MAX: usize = 256;
@@ -130,6 +130,12 @@ impl Api {
     async fn find(&self, name: &str) -> Result<Addr<Instance>, ApiError> {
         let found = self.supervisor.send(Find(name.to_owned())).await;
         Ok(found.map_err(actor_gone)??)
+    }
+
+    /// The instance that new work is for; refused while the daemon stops.
+    async fn find_for_new_work(&self, name: &str) -> Result<Addr<Instance>, ApiError> {
+        let find = FindForNewWork(name.to_owned());
+        Ok(self.supervisor.send(find).await.map_err(actor_gone)??)
     }
 
     /// Refuses the name of an instance of which nothing is known, not even that there was one.

@@ -6,13 +6,13 @@
 //! ```
 
 pub(crate) mod freezing;
+mod kernel;
 pub mod machine;
 pub mod release;
 pub mod workload;
 
 use crate::model::{Command, Failure, FailureKind, Workload};
 use kmorph_backends::contract::{HostListener, Placement, Proof, REGISTERS, SpawnError, SpawnSpec};
-use kmorph_backends::kernel_image::{BadImage, KernelImage};
 use kmorph_backends::key::KEY_FILE;
 use kmorph_launch::{InstanceName, PublishedPort, StartMode, WorkloadSpec};
 use kmp_proto::fence::{Confirmation, FenceCertificate, FenceMethod, FenceOrder};
@@ -35,6 +35,9 @@ use crate::resources::Resources;
 use crate::resources::pool::Lease;
 use crate::resources::ports::listener_name;
 
+use kernel::read_kernel;
+pub(crate) use kernel::{check_boot, choose_kernel};
+
 /// Why a generation did not start, and whether something of it is left.
 struct NotStarted {
     error: Failure,
@@ -54,51 +57,6 @@ impl From<Failure> for NotStarted {
 pub fn journal_failure(error: &JournalError) -> Failure {
     Failure::new(FailureKind::JournalUnavailable, error.to_string())
         .hint("nothing was changed; instances go on running")
-}
-
-/// Reads and checks a kernel image off this thread.
-///
-/// # Errors
-/// When it is no usable image, or not the one that was recorded.
-pub async fn read_kernel(path: &Path, recorded: Option<&str>) -> Result<KernelImage, Failure> {
-    let owned = path.to_owned();
-    let read = ambient::blocking(move || KernelImage::read(&owned)).await;
-    let image = read
-        .map_err(|e| Failure::new(FailureKind::Internal, format!("reading {path:?}: {e}")))?
-        .map_err(|e| image_refused(&e))?;
-    if recorded.is_some_and(|sha256| sha256 != image.sha256()) {
-        let text = format!("the kernel image {path:?} has changed since it was recorded");
-        return Err(Failure::new(FailureKind::KernelChanged, text)
-            .hint("morph the instance to the new image instead of replacing the file"));
-    }
-    Ok(image)
-}
-
-/// What kind of refusal it is: the file's fault, the caller's, or the machine's.
-fn image_refused(error: &BadImage) -> Failure {
-    use std::io::ErrorKind;
-    let (code, hint) = match error {
-        BadImage::NotAKernel { .. } => (FailureKind::BadKernelImage, None),
-        BadImage::Unreadable { source, .. } => match source.kind() {
-            ErrorKind::NotFound
-            | ErrorKind::NotADirectory
-            | ErrorKind::InvalidFilename
-            | ErrorKind::PermissionDenied => {
-                let hint = "the daemon opens it itself: name a file that its user can read";
-                (FailureKind::KernelUnreadable, Some(hint))
-            }
-            // No descriptors, no memory, a disk that fails.
-            _ => (
-                FailureKind::Unavailable,
-                Some("the image was not judged; try again"),
-            ),
-        },
-    };
-    let refusal = Failure::new(code, error.to_string());
-    match hint {
-        Some(hint) => refusal.hint(hint),
-        None => refusal,
-    }
 }
 
 /// A generation whose end could not be confirmed, or not be written down.

@@ -3,18 +3,17 @@
 use crate::model::{EventKind, Failure, FailureKind, OperationResult};
 use actix::prelude::*;
 use kmp_proto::instance::{
-    Action, EndOrder, Event, JobNews, PortOrder, RecoveryOrder, Successor, WatchOrder, Wish,
+    Action, EndOrder, Event, PortOrder, RecoveryOrder, Successor, WatchOrder, Wish,
 };
 use kmp_proto::recovery::Afterwards;
 use slog::{error, info};
 
-use super::{Instance, Job};
+use super::Instance;
 use crate::generation::journal_failure;
-use crate::morph::{SourceFailed, Terminated};
 use crate::platform::events::Draft;
 use crate::platform::fleet::FleetNews;
 use crate::platform::journal::{JournalError, Proposal, Propose};
-use crate::recovery::{self, Plan, RecoveryJob, SuccessorNews};
+use crate::recovery::{self, Plan, RecoveryJob};
 
 /// What an operation that a termination ended is told.
 const TERMINATED: &str = "it was terminated meanwhile";
@@ -54,7 +53,11 @@ impl Instance {
             Action::Recover(order) => self.begin_recovery(order, ctx),
             Action::Morph => self.begin_morph(ctx),
             Action::Capture => self.begin_capture(ctx),
-            Action::Tell(news) => self.tell_job(news),
+            Action::Tell(news) => {
+                if let Some(job) = &self.job {
+                    job.tell(news, self.generation.generation);
+                }
+            }
             Action::EndRecovery(end) => self.end_unfinished_recovery(end, ctx),
             Action::SpawnSucceeded => {
                 if let Some(operation) = self.waiting.take() {
@@ -70,11 +73,8 @@ impl Instance {
             Action::End(EndOrder::Asked { force }) => self.begin_end(force, ctx),
             Action::End(EndOrder::SpawnFailed(reason)) => self.give_up_spawn(reason, ctx),
             Action::StartOver => {
-                let whose = match &self.job {
-                    Job::Recovery(_) => "recovery",
-                    Job::Morph(_) | Job::None => "morph",
-                };
-                self.start_over(whose, ctx);
+                let whose = self.job.as_ref().map(|job| job.name());
+                self.start_over(whose.unwrap_or("job"), ctx);
             }
             Action::Stop => {
                 let name = self.row.name.clone();
@@ -174,28 +174,13 @@ impl Instance {
             rows: ctx.address().recipient(),
         };
         let (means, fleet) = (self.services.of_a_recovery(), self.fleet.clone());
-        self.job = Job::Recovery(RecoveryJob::begin(means, fleet, owner, plan));
+        let job = RecoveryJob::begin(means, fleet, owner, plan);
+        self.job = Some(Box::new(job));
     }
 
     pub(super) fn return_grant(&self) {
         let name = self.row.name.clone();
         self.fleet.news.do_send(FleetNews::RecoveryReturned(name));
-    }
-
-    fn tell_job(&self, news: JobNews) {
-        match (&self.job, news) {
-            (Job::Recovery(job), JobNews::SuccessorHealthy) => {
-                job.do_send(SuccessorNews::Healthy(self.generation.generation));
-            }
-            (Job::Recovery(job), JobNews::SuccessorFailed(how)) => {
-                job.do_send(SuccessorNews::Failed(how));
-            }
-            (Job::Morph(session), JobNews::SourceFailed(how)) => {
-                session.do_send(SourceFailed(how));
-            }
-            (Job::Morph(session), JobNews::Terminated) => session.do_send(Terminated),
-            (Job::None | Job::Recovery(_) | Job::Morph(_), _) => {}
-        }
     }
 
     /// After a panic of an actor below this one: half of what was known of the instance is lost.

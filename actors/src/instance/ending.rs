@@ -16,8 +16,8 @@ use kmp_proto::fence::FenceOrder;
 use kmp_proto::instance::{Event, Wish};
 use slog::warn;
 
+use super::Instance;
 use super::requests::Answered;
-use super::{Instance, Job};
 use crate::generation::journal_failure;
 use crate::generation::release::{RELEASE_PATIENCE, Release};
 use crate::model::generation::AnyGeneration;
@@ -36,12 +36,8 @@ impl Instance {
         match written {
             Ok(()) => {
                 let operation = self.asked.termination.take().map(Answered::granted);
-                if let Some(operation) = &operation {
-                    match &self.job {
-                        Job::None => {}
-                        Job::Recovery(_) => operation.step("ending its recovery"),
-                        Job::Morph(_) => operation.step("ending its morph"),
-                    }
+                if let (Some(operation), Some(job)) = (&operation, &self.job) {
+                    operation.step(format!("ending its {}", job.name()));
                 }
                 self.asked.termination = operation.map(Answered::unasked);
                 self.tell(Event::Recorded(Wish::Terminate), ctx);
@@ -107,7 +103,7 @@ impl Instance {
             generation: self.generation.clone(),
             left: self.left.clone(),
             force,
-            owner: ctx.address(),
+            owner: ctx.address().recipient(),
         }
     }
 }
@@ -121,7 +117,7 @@ pub(super) struct Ending {
     /// It is not asked first.
     force: bool,
     /// Is told what it holds when its release takes a while.
-    owner: Addr<Instance>,
+    owner: Recipient<Unreturned>,
 }
 
 /// The generation of an instance that is being ended holds something still.

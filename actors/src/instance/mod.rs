@@ -10,12 +10,14 @@
 //! | `watching` | what the watch of the active generation tells |
 //! | `requests` | what operators ask |
 //! | `spawning`, `recovering`, `morphing`, `capturing`, `ending` | what is begun, and how it ends |
+//! | `job` | how the recovery or the morph under way is told something |
 //! | `ports`, `policy`, `workload` | what else belongs to an instance |
 //! | `status` | what an instance shows |
 
 mod acting;
 mod capturing;
 mod ending;
+mod job;
 mod morphing;
 mod policy;
 mod ports;
@@ -40,22 +42,22 @@ pub use capturing::{CaptureVmcore, ProvokePanic};
 pub use policy::{ApplyPolicy, GetPolicy};
 pub use recovering::RecoveryGranted;
 pub use requests::{
-    CommandKind, GetHealth, GetHeartbeat, GetMorphStatus, GetStatus, GetSummary, GetSurvivor,
-    GetTopologyEntry, Morph, MorphControl, PingInstance, PlanMorph, Recover, Terminate,
+    BeginMorph, CommandKind, GetHealth, GetHeartbeat, GetMorphStatus, GetStatus, GetSummary,
+    GetSurvivor, GetTopologyEntry, MorphControl, PingInstance, Recover, Terminate,
 };
 
 use crate::capture;
 use crate::model::generation::AnyGeneration;
 use crate::model::rows::InstanceRow;
-use crate::morph::{LeftMorph, MorphPlan, MorphSession};
+use crate::morph::{LeftMorph, Planned};
 use crate::platform::clock;
 use crate::platform::events::Draft;
 use crate::platform::fleet::Fleet;
 use crate::platform::operations::Handle;
 use crate::platform::witness::{self, Machine, Step};
-use crate::recovery::RecoveryJob;
 use crate::services::Services;
 use crate::watch::Watch;
+use job::Job;
 use requests::Answered;
 use row::OwnRow;
 
@@ -114,7 +116,8 @@ pub struct Instance {
     generation: AnyGeneration,
     beginning: Option<Beginning>,
     watch: Option<Addr<Watch>>,
-    job: Job,
+    /// Where the recovery or the morph under way can be told something.
+    job: Option<Box<dyn Job>>,
     back_off: Option<SpawnHandle>,
     /// Running out, it has the ports refuse.
     port_hold: Option<SpawnHandle>,
@@ -138,18 +141,11 @@ pub struct Instance {
     answered_until: Option<(Instant, Duration)>,
 }
 
-/// Where what is under way can be told something.
-enum Job {
-    None,
-    Recovery(Addr<RecoveryJob>),
-    Morph(Addr<MorphSession>),
-}
-
 /// What was asked for and is needed once the engine begins with it.
 #[derive(Default)]
 struct Asked {
     recovery: Option<Answered>,
-    morph: Option<(Box<MorphPlan>, Handle)>,
+    morph: Option<Planned>,
     capture: Option<capturing::Ready>,
     termination: Option<Answered>,
 }
@@ -177,7 +173,7 @@ impl Instance {
             generation,
             beginning: Some(beginning),
             watch: None,
-            job: Job::None,
+            job: None,
             back_off: None,
             port_hold: None,
             waiting: None,

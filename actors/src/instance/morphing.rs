@@ -1,36 +1,44 @@
 //! A morph as its instance sees it: its beginning, what is asked of it, its end.
+//!
+//! ```text
+//! BeginMorph ─▶ may it? ─▶ planned: kernel read, target in the journal ─▶ the engine is asked ─┬▶ begun
+//!                  └▶ refused                     (beside the actor)                          └▶ withdrawn, refused
+//! ```
+//!
+//! The plan takes as long as a kernel image is large and the disk slow, and claims nothing of the instance meanwhile: the
+//! engine decides when the plan is there.
 
 use crate::model::{Command, EventKind, Failure, FailureKind};
 use actix::prelude::*;
-use kmp_proto::instance::Event;
+use kmp_proto::instance::{Doing, Event, Request};
 use kmp_proto::message::Side;
 use kmp_proto::morph::Outcome;
 
-use super::{CommandKind, Instance, Job, MorphControl};
-use crate::morph::{self, LeftMorph, MorphCommand, MorphNews, MorphOver, MorphSession};
+use super::{BeginMorph, CommandKind, Instance, MorphControl};
+use crate::morph::{self, LeftMorph, MorphCommand, MorphNews, MorphOver, MorphSession, Planned};
 
 impl Instance {
     /// Begins the morph that was asked for.
     pub(super) fn begin_morph(&mut self, ctx: &mut Context<Self>) {
         // The request was accepted, so its plan is here.
-        let Some((plan, operation)) = self.asked.morph.take() else {
+        let Some(Planned { plan, operation }) = self.asked.morph.take() else {
             return;
         };
         let (means, owner) = (self.services.of_a_morph(), owner(ctx));
         let watch = self.watch.clone();
         let session = MorphSession::begin(means, owner, *plan, watch, operation);
-        self.job = Job::Morph(session);
+        self.job = Some(Box::new(session));
     }
 
     /// Goes on with a morph that an earlier daemon left.
     pub(super) fn resume_morph(&mut self, left: LeftMorph, ctx: &mut Context<Self>) {
         let (means, owner) = (self.services.of_a_morph(), owner(ctx));
         let session = MorphSession::resume(means, owner, left, self.watch.clone());
-        self.job = Job::Morph(session);
+        self.job = Some(Box::new(session));
     }
 
     fn morph_over(&mut self, over: MorphOver, ctx: &mut Context<Self>) {
-        self.job = Job::None;
+        self.job = None;
         self.last_morph = Some(match &over.status.reason {
             None => format!("committed: {} serves", over.status.to_kernel),
             Some(reason) => reason.clone(),
@@ -68,6 +76,54 @@ fn owner(ctx: &Context<Instance>) -> morph::Owner {
     }
 }
 
+impl Handler<BeginMorph> for Instance {
+    type Result = ResponseFuture<Result<String, Failure>>;
+
+    fn handle(&mut self, begin: BeginMorph, ctx: &mut Self::Context) -> Self::Result {
+        if let Err(doing) = self.engine.may(Request::Morph) {
+            let refused = self.busy("morphed", doing);
+            return Box::pin(std::future::ready(Err(refused)));
+        }
+        let means = self.services.of_a_morph();
+        let (row, source) = ((*self.row).clone(), self.generation.clone());
+        let own = ctx.address().recipient::<Planned>();
+        // Outlives this actor, so that what it has written down for a morph that does not begin is withdrawn.
+        Box::pin(async move {
+            let planned = morph::plan(&means, row, source, begin.request, begin.uid).await?;
+            let (plan, id) = (planned.plan.clone(), planned.operation.id());
+            let gone = |_| Failure::new(FailureKind::Busy, "its actor is being replaced");
+            let begun = own.send(planned).await.map_err(gone);
+            if let Err(error) = begun.and_then(|begun| begun) {
+                morph::withdraw(&means, *plan, id, &error).await;
+                return Err(error);
+            }
+            Ok(id)
+        })
+    }
+}
+
+impl Handler<Planned> for Instance {
+    type Result = Result<(), Failure>;
+
+    fn handle(&mut self, planned: Planned, ctx: &mut Self::Context) -> Self::Result {
+        let refused = match self.engine.may(Request::Morph) {
+            Err(doing) => Some(self.busy("morphed", doing)),
+            // It was another generation when the morph was planned.
+            Ok(()) if planned.plan.source.generation != self.generation.generation => {
+                Some(self.busy("morphed", Doing::Recovering))
+            }
+            Ok(()) => None,
+        };
+        if let Some(error) = refused {
+            planned.operation.fail(error.clone(), None);
+            return Err(error);
+        }
+        self.asked.morph = Some(planned);
+        self.tell(Event::Asked(Request::Morph), ctx);
+        Ok(())
+    }
+}
+
 impl Handler<MorphNews> for Instance {
     type Result = ();
 
@@ -84,7 +140,7 @@ impl Handler<MorphControl> for Instance {
     type Result = ResponseFuture<Result<(), Failure>>;
 
     fn handle(&mut self, control: MorphControl, _: &mut Self::Context) -> Self::Result {
-        let Job::Morph(session) = &self.job else {
+        let Some(session) = self.session() else {
             let error = Failure::new(FailureKind::WrongState, self.no_morph()).hint(
                 Command::PrepareMorph {
                     instance: self.row.name.clone(),
@@ -109,6 +165,11 @@ impl Handler<MorphControl> for Instance {
 }
 
 impl Instance {
+    /// The morph under way.
+    pub(super) fn session(&self) -> Option<Addr<MorphSession>> {
+        self.job.as_ref()?.session().cloned()
+    }
+
     /// That no morph is under way, and what became of the last one.
     pub(super) fn no_morph(&self) -> String {
         let name = &self.row.name;

@@ -6,9 +6,9 @@ use crate::model::{
 use actix::prelude::*;
 use kmp_proto::instance::{Answer, Event, RecoveryEnd};
 
-use super::{Instance, Job};
+use super::Instance;
 use crate::model::generation::AnyGeneration;
-use crate::platform::fleet::{Abandon, FleetNews};
+use crate::platform::fleet::FleetNews;
 use crate::recovery::{self, RecoveryNews};
 
 /// The supervisor grants a recovery that was asked for.
@@ -57,7 +57,7 @@ impl Instance {
         failed: AnyGeneration,
         ctx: &mut Context<Self>,
     ) {
-        self.job = Job::None;
+        self.job = None;
         if self.generation.generation == failed.generation {
             self.generation = failed;
         }
@@ -110,12 +110,7 @@ impl Instance {
 
     /// A recovery or a morph has ended. Either it said before how, or it panicked.
     pub(super) fn job_gone(&mut self, ctx: &mut Context<Self>) {
-        let gone = match &self.job {
-            Job::None => false,
-            Job::Recovery(job) => !job.connected(),
-            Job::Morph(session) => !session.connected(),
-        };
-        if gone {
+        if self.job.as_ref().is_some_and(|job| job.has_ended()) {
             self.tell(Event::JobGone, ctx);
         }
     }
@@ -127,10 +122,8 @@ impl Drop for Instance {
     /// hold the answer, so that the job is abandoned first.
     fn drop(&mut self) {
         self.end_watch();
-        match &self.job {
-            Job::None => {}
-            Job::Recovery(job) => job.do_send(Abandon),
-            Job::Morph(session) => session.do_send(Abandon),
+        if let Some(job) = &self.job {
+            job.abandon();
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::model::requests::MorphRequest;
 use crate::model::shown::{HealthView, HeartbeatView, InstanceSummary, InstanceView, PingView};
 use crate::model::{Command, Failure, FailureKind, MorphRecord};
 use actix::prelude::*;
@@ -10,9 +11,9 @@ use kmp_proto::message::TopologyEntry;
 use kmp_proto::morph::CommitLimit;
 use tokio::sync::oneshot;
 
-use super::{Instance, Job};
+use super::Instance;
 use crate::model::generation::AnyGeneration;
-use crate::morph::{GetMorph, MorphPlan};
+use crate::morph::GetMorph;
 use crate::platform::operations::Handle;
 use crate::watch::Ping;
 
@@ -59,14 +60,14 @@ pub struct Terminate {
 #[rtype(result = "Result<(), Failure>")]
 pub struct Recover(pub Handle);
 
-/// Begin a morph.
-#[derive(Message)]
-#[rtype(result = "Result<(), Failure>")]
-pub struct Morph {
-    /// The plan, made from [`PlanMorph`].
-    pub plan: Box<MorphPlan>,
-    /// Who waits.
-    pub operation: Handle,
+/// Move it to another kernel; the operation's id. Answered once the morph has begun, or cannot begin.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<String, Failure>")]
+pub struct BeginMorph {
+    /// How.
+    pub request: MorphRequest,
+    /// The caller.
+    pub uid: Option<u32>,
 }
 
 /// Go on with, or back from, a morph under way.
@@ -107,13 +108,6 @@ pub struct GetSurvivor;
 #[derive(Debug, Message)]
 #[rtype(result = "Result<MorphRecord, Failure>")]
 pub struct GetMorphStatus;
-
-/// What a new morph starts from; refused when the instance cannot be morphed now.
-#[derive(Debug, Message)]
-#[rtype(
-    result = "Result<(crate::model::rows::InstanceRow, crate::model::generation::AnyGeneration), Failure>"
-)]
-pub struct PlanMorph;
 
 /// An operation, and whoever waits for the answer whether it was granted.
 pub(super) struct Answered {
@@ -217,47 +211,11 @@ impl Handler<Terminate> for Instance {
     }
 }
 
-impl Handler<PlanMorph> for Instance {
-    type Result = <PlanMorph as Message>::Result;
-
-    fn handle(&mut self, _: PlanMorph, _: &mut Self::Context) -> Self::Result {
-        match self.engine.may(Request::Morph) {
-            Ok(()) => Ok(((*self.row).clone(), self.generation.clone())),
-            Err(doing) => Err(self.busy("morphed", doing)),
-        }
-    }
-}
-
-impl Handler<Morph> for Instance {
-    type Result = Result<(), Failure>;
-
-    fn handle(&mut self, morph: Morph, ctx: &mut Self::Context) -> Self::Result {
-        let error = match self.engine.may(Request::Morph) {
-            Err(doing) => Some(self.busy("morphed", doing)),
-            // It was another generation when the morph was planned.
-            Ok(()) if morph.plan.source.generation != self.generation.generation => {
-                Some(self.busy("morphed", Doing::Recovering))
-            }
-            Ok(()) => None,
-        };
-        if let Some(error) = error {
-            morph.operation.fail(error.clone(), None);
-            return Err(error);
-        }
-        self.asked.morph = Some((morph.plan, morph.operation));
-        self.tell(Event::Asked(Request::Morph), ctx);
-        Ok(())
-    }
-}
-
 impl Handler<GetMorphStatus> for Instance {
     type Result = ResponseFuture<Result<MorphRecord, Failure>>;
 
     fn handle(&mut self, _: GetMorphStatus, _: &mut Self::Context) -> Self::Result {
-        let session = match &self.job {
-            Job::Morph(session) => Some(session.clone()),
-            Job::None | Job::Recovery(_) => None,
-        };
+        let session = self.session();
         let none = Failure::new(FailureKind::NotFound, self.no_morph());
         Box::pin(async move {
             let Some(session) = session else {

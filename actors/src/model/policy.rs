@@ -1,5 +1,7 @@
 //! Policies: how an instance is watched and healed.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 /// Shortest heartbeat timeout, seconds.
@@ -86,6 +88,11 @@ pub struct PolicyPatch {
 }
 
 impl Policy {
+    /// The longest time for one phase of a morph; a minute where the policy has no time that can be waited for.
+    pub fn morph_timeout(&self) -> Duration {
+        Duration::try_from_secs_f64(self.morph_timeout_s).unwrap_or(Duration::from_secs(60))
+    }
+
     /// The key and the reason of the first value out of its range, if any.
     pub fn fault(&self) -> Option<(&'static str, String)> {
         let within = |v: f64, low: f64| v.is_finite() && (low..=POLICY_MAX_TIMEOUT_S).contains(&v);

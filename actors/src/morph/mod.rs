@@ -3,6 +3,7 @@
 mod commands;
 mod estimate;
 mod outcome;
+mod planning;
 mod provider;
 mod relay;
 mod steps;
@@ -27,7 +28,7 @@ use slog::{Logger, info, o};
 use crate::generation::Generations;
 use crate::generation::release::Kept;
 use crate::model::generation::AnyGeneration;
-use crate::model::rows::{InstanceRow, KernelChoice, MorphRow};
+use crate::model::rows::MorphRow;
 use crate::model::settings::MorphMode;
 use crate::platform::Platform;
 use crate::platform::clock;
@@ -41,38 +42,13 @@ use crate::watch::{EndWatch, Watch, WatchEvent, WatchKind};
 pub use commands::{GetMorph, MorphCommand, SourceFailed, Terminated};
 pub use estimate::Downtimes;
 use outcome::Times;
+use planning::first_status;
+pub use planning::{MorphPlan, Planned, plan, withdraw};
 use provider::{PREFERENCE, passed_over};
 use relay::Relay;
 
 /// Answer time of an agent that has only to think.
 pub const STEP_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What is asked of a morph.
-#[derive(Clone, Debug)]
-pub struct MorphPlan {
-    /// The instance.
-    pub instance: InstanceRow,
-    /// Its active generation.
-    pub source: AnyGeneration,
-    /// The target generation, written down and not yet spawned.
-    pub target: AnyGeneration,
-    /// The session.
-    pub session: u64,
-    /// The kernel gone to.
-    pub kernel: KernelChoice,
-    /// Go on to the validation by itself.
-    pub auto_validate: bool,
-    /// Go on to the commit by itself.
-    pub auto_commit: bool,
-    /// Commit over the budget too.
-    pub force: bool,
-    /// The budget.
-    pub budget: Duration,
-    /// Longest time for one phase.
-    pub phase_timeout: Duration,
-    /// Longest wait for the commit, or for the validation, when those are not done by itself.
-    pub expiry: Duration,
-}
 
 /// A morph that an earlier daemon left, and what is found of its sides.
 #[derive(Clone, Debug)]
@@ -521,44 +497,6 @@ fn mode_of(means: &Means) -> TransferMode {
     match by_reference(means) {
         true => TransferMode::ByReference,
         false => TransferMode::Rounds,
-    }
-}
-
-/// The row of a morph that has just been planned.
-pub fn first_row(plan: &MorphPlan, operation: String) -> MorphRow {
-    MorphRow {
-        status: first_status(plan, operation),
-        phase: Phase::Preparing.as_str().to_owned(),
-        committed: false,
-        kernel: plan.kernel.clone(),
-        estimate_without_overhead_us: None,
-    }
-}
-
-fn first_status(plan: &MorphPlan, operation: String) -> MorphRecord {
-    MorphRecord {
-        instance: plan.instance.name.clone(),
-        session: plan.session,
-        operation,
-        phase: MorphPhase::Preparing,
-        from_generation: plan.source.generation,
-        to_generation: plan.target.generation,
-        from_kernel: plan.source.kernel.release.clone(),
-        to_kernel: plan.kernel.release.clone(),
-        provider: None,
-        other_providers: Vec::new(),
-        mode: None,
-        state_bytes: 0,
-        sent_bytes: 0,
-        rounds: 0,
-        checks: Vec::new(),
-        downtime_budget_us: u64::try_from(plan.budget.as_micros()).unwrap_or(u64::MAX),
-        estimated_downtime_us: None,
-        expires_at: None,
-        downtime: None,
-        reason: None,
-        started_at: wall_clock::now_rfc3339(),
-        ended_at: None,
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the supervisor is asked and told.
 
-use crate::model::requests::{MorphRequest, SpawnRequest};
+use crate::model::requests::SpawnRequest;
 use crate::model::shown::{DaemonView, InstanceSummary};
 use crate::model::{Failure, RecoveryRecord};
 use actix::prelude::*;
@@ -12,6 +12,11 @@ use crate::model::settings::Settings;
 #[derive(Debug, Message)]
 #[rtype(result = "Result<Addr<Instance>, Failure>")]
 pub struct Find(pub String);
+
+/// An instance by its name, for work that a daemon about to stop would not finish: refused while it stops.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<Addr<Instance>, Failure>")]
+pub struct FindForNewWork(pub String);
 
 /// Refuses a name of which nothing is known: no instance has it, and none ever had.
 #[derive(Debug, Message)]
@@ -38,18 +43,6 @@ pub struct Spawn {
     pub uid: Option<u32>,
     /// See [`InstanceSpec::throw_away`](crate::model::rows::InstanceSpec::throw_away).
     pub throw_away: bool,
-}
-
-/// Morph an instance; the operation's id.
-#[derive(Debug, Message)]
-#[rtype(result = "Result<String, Failure>")]
-pub struct BeginMorph {
-    /// Which.
-    pub name: String,
-    /// How.
-    pub request: MorphRequest,
-    /// The caller.
-    pub uid: Option<u32>,
 }
 
 /// The daemon's status.

@@ -9,7 +9,6 @@ mod daemon;
 mod doctor;
 mod lag;
 mod messages;
-mod morphing;
 mod policies;
 mod restoring;
 mod spawning;
@@ -38,7 +37,7 @@ use crate::services::Services;
 pub use doctor::BeginDoctor;
 use lag::Lag;
 pub use messages::{
-    Addresses, ApplySettings, BeginMorph, Find, GetDaemon, GetRecoveries, Know, List, Spawn,
+    Addresses, ApplySettings, Find, FindForNewWork, GetDaemon, GetRecoveries, Know, List, Spawn,
     Stopping,
 };
 pub use policies::ChangePolicies;
@@ -310,6 +309,19 @@ impl Handler<Find> for Supervisor {
     type Result = Result<Addr<Instance>, Failure>;
 
     fn handle(&mut self, Find(name): Find, _: &mut Self::Context) -> Self::Result {
+        self.find(&name)
+    }
+}
+
+impl Handler<FindForNewWork> for Supervisor {
+    type Result = Result<Addr<Instance>, Failure>;
+
+    fn handle(
+        &mut self,
+        FindForNewWork(name): FindForNewWork,
+        _: &mut Self::Context,
+    ) -> Self::Result {
+        self.refuse_while_stopping()?;
         self.find(&name)
     }
 }

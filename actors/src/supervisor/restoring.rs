@@ -7,7 +7,6 @@ use kmp_proto::instance::{ASKED_FOR, Desired, Failure, Successor};
 use kmp_proto::message::FailureCause;
 use slog::{info, warn};
 
-use super::morphing::seconds;
 use crate::instance::Beginning;
 use crate::model::generation::{AnyGeneration, Facts, Generation};
 use crate::model::rows::InstanceRow;
@@ -91,7 +90,7 @@ pub(super) async fn restore(
         }
         (Desired::Unhealed | Desired::Resting | Desired::OperatorAction, ended) => {
             Beginning::Resting {
-                gone: ended.is_some(),
+                gone: ended.is_some() && !may_run(services, &generation).await,
             }
         }
         (Desired::Running, ended) => match left_morph(services, snapshot, &row, &of).await {
@@ -210,7 +209,7 @@ async fn left_morph(
         auto_commit: false,
         force: false,
         budget: Duration::from_micros(morph.status.downtime_budget_us),
-        phase_timeout: seconds(row.policy.morph_timeout_s),
+        phase_timeout: row.policy.morph_timeout(),
         expiry: services.platform.settings.borrow().morph_expiry,
     };
     Some(LeftMorph {
@@ -291,6 +290,19 @@ async fn observe(services: &Services, generation: &mut AnyGeneration) -> Option<
             None
         }
     }
+}
+
+/// Whether something of a generation may run whose end was decided: its fence was not confirmed.
+async fn may_run(services: &Services, generation: &AnyGeneration) -> bool {
+    let AnyGeneration::Placed(placed) = generation else {
+        return false;
+    };
+    let placement = placed.placement();
+    if placement.host_boot_id != services.generations.machine.host_boot_id {
+        return false;
+    }
+    let observed = services.backend().observe(placement).await;
+    !matches!(observed, Ok(Observation::Ended(_)))
 }
 
 /// Gets the published sockets of an instance back: any generation of it that runs may hold them, also one that is about

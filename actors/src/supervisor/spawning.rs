@@ -2,21 +2,16 @@
 
 use crate::model::requests::SpawnRequest;
 use crate::model::{Failure, FailureKind, OperationKind};
-use std::path::Path;
-
 use actix::prelude::*;
-use kmorph_backends::contract::BackendKind;
 use kmorph_launch::{InstanceName, StartMode};
 
 use super::{Entry, Spawn, Supervisor};
-use crate::generation::read_kernel;
 use crate::generation::workload::{check_program, check_workload, complete};
+use crate::generation::{check_boot, choose_kernel};
 use crate::instance::Beginning;
 use crate::model::capability::check_policy;
 use crate::model::generation::{Generation, Intended};
-use crate::model::rows::{
-    GenerationRow, InstanceRow, InstanceSpec, KernelChoice, WorkloadRestarts,
-};
+use crate::model::rows::{GenerationRow, InstanceRow, InstanceSpec, WorkloadRestarts};
 use crate::platform::journal::{Change, record};
 use crate::platform::operations::Handle;
 use crate::platform::wall_clock;
@@ -227,42 +222,4 @@ async fn prepare_spawn(
         .await?;
     row.active_generation = generation.generation;
     Ok((row, generation))
-}
-
-/// Refuses what only a kernel that is booted can be given, where none is.
-pub(super) fn check_boot(
-    kind: BackendKind,
-    cmdline: Option<&str>,
-    initramfs: Option<&Path>,
-) -> Result<(), Failure> {
-    let what = match (cmdline, initramfs) {
-        _ if kind.boots_kernels() => return Ok(()),
-        (Some(cmdline), _) if !cmdline.is_empty() => "a kernel command line",
-        (_, Some(_)) => "an initramfs",
-        _ => return Ok(()),
-    };
-    let kind = kind.as_str();
-    let text = format!("{what} has no effect in the backend {kind}: it boots no kernel");
-    Err(Failure::new(FailureKind::WrongState, text).hint(
-        "leave it out, or set `backend = \"qemu\"` in the daemon's configuration to boot kernels",
-    ))
-}
-
-pub(super) async fn choose_kernel(
-    path: &Path,
-    cmdline: String,
-    initramfs: Option<&Path>,
-) -> Result<KernelChoice, Failure> {
-    if !path.is_absolute() {
-        let text = format!("the kernel path {path:?} is not absolute");
-        return Err(Failure::new(FailureKind::InvalidRequest, text));
-    }
-    let image = read_kernel(path, None).await?;
-    Ok(KernelChoice {
-        path: path.to_owned(),
-        release: image.release().to_owned(),
-        sha256: image.sha256().to_owned(),
-        cmdline,
-        initramfs: initramfs.map(Into::into),
-    })
 }

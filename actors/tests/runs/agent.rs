@@ -382,6 +382,10 @@ fn commit_step(machine: &Machine, key: &Key, commit: MorphCommit) -> Result<Mess
         | (CommitStep::Serve, Part::Serving)
         | (CommitStep::Retire, Part::Retired) => {}
         (CommitStep::Activate, Part::Waiting { .. }) => {
+            if machine.source_may_go_on(key, session) {
+                let text = "is activated, and its source was not told which round is the last";
+                machine.breaks(format!("{} {} {text}", key.0, key.1));
+            }
             // By rounds it has no source that it can reach.
             state = match source {
                 Some(source) => machine

@@ -3,15 +3,16 @@
 use std::cell::RefCell;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Duration;
 
 use actix::Addr;
 use kmorph_actors::instance::{
-    CaptureVmcore, CommandKind, Instance, MorphControl, Recover, Terminate,
+    BeginMorph, CaptureVmcore, CommandKind, GetPolicy, Instance, MorphControl, Recover, Terminate,
 };
 use kmorph_actors::model::requests::{MorphRequest, PortRequest, SpawnRequest};
 use kmorph_actors::model::{OperationKind, PolicyPatch, VmcorePolicy, Workload};
 use kmorph_actors::platform::operations::Handle;
-use kmorph_actors::supervisor::{BeginMorph, ChangePolicies, Find, Spawn};
+use kmorph_actors::supervisor::{ChangePolicies, Find, FindForNewWork, Spawn};
 use kmp_proto::morph::CommitLimit;
 
 use crate::coverage::{Command, Watcher};
@@ -29,6 +30,8 @@ pub(crate) struct Operator {
     pub(crate) kernel: String,
     /// Where captures go.
     pub(crate) dir: PathBuf,
+    /// How long an operation has been entered before its request is made.
+    pub(crate) settles: Duration,
     /// The instance whose policy for vmcores stays as it is.
     pub(crate) steady: &'static str,
 }
@@ -38,7 +41,7 @@ impl Operator {
     pub(crate) async fn give(&self, command: Command, name: &str, dice: &mut Dice) {
         match command {
             Command::Spawn => self.spawn(name, dice),
-            Command::Morph => self.morph(name, dice),
+            Command::Morph => self.morph(name, dice).await,
             Command::ChangePolicy => self.change_policy(name, dice),
             Command::Terminate | Command::TerminateByForce => {
                 let force = command == Command::TerminateByForce;
@@ -114,6 +117,9 @@ impl Operator {
         let Ok(operation) = operations.begin(operation, name, None) else {
             return;
         };
+        if !self.settles.is_zero() {
+            tokio::time::sleep(self.settles).await;
+        }
         if matches!(
             command,
             Command::Terminate | Command::TerminateByForce | Command::Recover
@@ -163,23 +169,45 @@ impl Operator {
         });
     }
 
-    fn morph(&self, name: &str, dice: &mut Dice) {
+    async fn morph(&self, name: &str, dice: &mut Dice) {
         let auto = dice.percent(60);
+        let validate = auto || dice.percent(50);
+        self.begin_morph(name, auto, validate).await;
+    }
+
+    /// A morph that goes on to its commit, or to its validation, by itself.
+    pub(crate) async fn begin_morph(&self, name: &str, auto: bool, validate: bool) {
         let request = MorphRequest {
             kernel: self.kernel.clone().into(),
             kernel_cmdline: None,
             initramfs: None,
-            auto_validate: auto || dice.percent(50),
+            auto_validate: validate,
             auto_commit: auto,
             force: true,
             downtime_budget_us: None,
         };
-        self.given(Command::Morph, name);
-        self.daemon.supervisor.do_send(BeginMorph {
-            name: name.to_owned(),
-            request,
-            uid: None,
-        });
+        let find = FindForNewWork(name.to_owned());
+        if let Ok(Ok(instance)) = self.daemon.supervisor.send(find).await {
+            self.given(Command::Morph, name);
+            instance.do_send(BeginMorph { request, uid: None });
+        }
+    }
+
+    /// Has an instance not be healed, and waits until that is in force.
+    pub(crate) async fn auto_heal_off(&self, name: &str) {
+        let patch = PolicyPatch {
+            auto_heal: Some(false),
+            ..PolicyPatch::default()
+        };
+        let changes = [(name.to_owned(), patch)].into();
+        let _ = self.daemon.supervisor.send(ChangePolicies(changes)).await;
+    }
+
+    /// Has the actor of an instance panic, where the run lets it.
+    pub(crate) async fn panic(&self, name: &str) {
+        if let Some(instance) = self.find(name).await {
+            instance.do_send(GetPolicy);
+        }
     }
 
     fn change_policy(&self, name: &str, dice: &mut Dice) {

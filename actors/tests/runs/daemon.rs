@@ -38,6 +38,14 @@ const CPUS: u16 = 4;
 /// Memory of the pool.
 const POOL_BYTES: u64 = 8 << 30;
 
+/// Longest time of a write, milliseconds: mostly, where the disk stalls, and where a script wants it. Where it stalls at
+/// each step of a fence, the fence is still tried as often as it may be before published ports are held no longer.
+const WRITE_MAX_MS: u64 = 3;
+const STALL_MAX_MS: u64 = 200;
+const SLOW_MAX_MS: u64 = 5_000;
+/// How long a write takes that a script has fail: long enough for a kernel to be seen to end.
+const SPOILED: Duration = Duration::from_millis(400);
+
 /// How the disk of a daemon behaves.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Disk {
@@ -45,6 +53,10 @@ pub(crate) struct Disk {
     pub(crate) stalls: u32,
     /// Writes that fail, of a hundred.
     pub(crate) fails: u32,
+    /// Each write takes up to [`SLOW_MAX_MS`].
+    pub(crate) slow: bool,
+    /// The next writes, which take [`SPOILED`] and fail.
+    pub(crate) spoiled: u32,
 }
 
 /// How the disk behaves from now on.
@@ -53,20 +65,30 @@ pub(crate) type DiskHandle = Rc<RefCell<Disk>>;
 struct DicedDisk {
     dice: Dice,
     disk: DiskHandle,
+    /// The write that is under way fails.
+    failing: bool,
 }
 
 impl Pace for DicedDisk {
     fn delay(&mut self) -> Duration {
-        let odds = self.disk.borrow().stalls;
-        match self.dice.percent(odds) {
-            true => Duration::from_millis(self.dice.below(5_000)),
-            false => Duration::from_millis(self.dice.below(3)),
+        let mut disk = self.disk.borrow_mut();
+        self.failing = disk.spoiled > 0;
+        if self.failing {
+            disk.spoiled -= 1;
+            return SPOILED;
         }
+        let odds = disk.stalls;
+        let longest = match self.dice.percent(odds) {
+            _ if disk.slow => SLOW_MAX_MS,
+            true => STALL_MAX_MS,
+            false => WRITE_MAX_MS,
+        };
+        Duration::from_millis(self.dice.below(longest))
     }
 
     fn fails(&mut self) -> bool {
         let odds = self.disk.borrow().fails;
-        self.dice.percent(odds)
+        self.failing || self.dice.percent(odds)
     }
 
     fn outlives(&mut self) -> bool {
@@ -148,6 +170,7 @@ pub(crate) async fn start(
     let pace = DicedDisk {
         dice: Dice::new(seed ^ 0x0064_6973_6B00_0000),
         disk: disk.clone(),
+        failing: false,
     };
     let (journal, snapshot) = Journal::open_here(&dir.join("state"), Box::new(pace)).unwrap();
     let log = Logger::root(lines.clone().fuse(), slog::o!());

@@ -260,6 +260,28 @@ impl Machine {
         });
     }
 
+    /// The next fences of a kernel are not confirmed.
+    pub(crate) fn stubborn(&self, key: &(String, u64), fences: u32) {
+        self.with(key, |kernel| kernel.stubborn = fences);
+    }
+
+    /// Whether the frozen source of a target would go on by itself when its lease runs out: it does not know that the
+    /// commit may be in the journal.
+    pub(crate) fn source_may_go_on(&self, target: &(String, u64), session: u64) -> bool {
+        let inner = self.inner();
+        inner.kernels.iter().any(|((name, generation), kernel)| {
+            let other = *name == target.0 && *generation != target.1;
+            let frozen = kernel.part == Part::Frozen { holding: false };
+            other && kernel.alive && kernel.session == session && frozen
+        })
+    }
+
+    /// The oldest kernel of an instance that lives.
+    pub(crate) fn oldest(&self, instance: &str) -> Option<(String, u64)> {
+        let living = self.living();
+        living.into_iter().find(|(name, _)| name == instance)
+    }
+
     /// The newest kernel of an instance.
     pub(crate) fn newest(&self, instance: &str) -> Option<(String, u64)> {
         let living = self.living();

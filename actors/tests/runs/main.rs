@@ -18,8 +18,10 @@ mod daemon;
 mod dice;
 mod machine;
 mod ports;
+mod prompts;
 mod rules;
 mod run;
+mod scripts;
 
 use std::path::Path;
 use std::sync::Mutex;

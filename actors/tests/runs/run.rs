@@ -10,14 +10,16 @@ use kmorph_actors::model::VmcorePolicy;
 use kmorph_actors::platform::{ambient, fault, witness};
 use kmorph_actors::supervisor::List;
 use kmp_proto::instance::Condition;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::commands::Operator;
-use crate::coverage::{COMMANDS, Command, Coverage, Watcher};
+use crate::coverage::{Command, Coverage, Watcher};
 use crate::daemon::{self, Daemon, Disk, DiskHandle, Lines, Setup};
 use crate::dice::Dice;
 use crate::machine::{Machine, Make, Odds};
 use crate::ports::{self, Loopback};
+use crate::prompts::Prompted;
+use crate::scripts::{Followed, SCRIPTS, Script};
 
 /// Instances of a run.
 pub(crate) const NAMES: [&str; 3] = ["web", "db", "cache"];
@@ -29,15 +31,26 @@ const STEPS: u64 = 32;
 const DISK: Disk = Disk {
     stalls: 2,
     fails: 2,
+    slow: false,
+    spoiled: 0,
 };
 const BAD_DISK: Disk = Disk {
     stalls: 50,
     fails: 60,
+    slow: false,
+    spoiled: 0,
 };
 /// Crashes of a row, of which one more leads to quarantine.
 const WEARY: u32 = 5;
 /// Chances, of a hundred thousand, that an actor panics at a place where it can.
 const PANICS: u64 = 80;
+/// Runs that begin with a script, of a hundred.
+const SCRIPTED: u32 = 6;
+/// Longest time for a script. Its last deeds have their effect within the time after it.
+const OPENING_MAX: Duration = Duration::from_secs(15);
+const AFTER_OPENING: Duration = Duration::from_secs(12);
+/// How often it is looked whether a script is over.
+const OPENING_LOOK: Duration = Duration::from_millis(100);
 /// Time in which everything comes to rest once nothing goes wrong any more: longer than a forgotten morph takes to expire.
 const REST_SECONDS: u64 = 180;
 
@@ -58,9 +71,14 @@ pub(crate) fn run(seed: u64, dir: &Path, logs: bool) -> Outcome {
     std::fs::write(&image, synthetic).unwrap();
     std::fs::create_dir(dir.join("by-hand")).unwrap();
     let mut dice = Dice::new(seed);
-    let weary = dice.percent(25);
+    // Of their own, so that runs without a script are as they were before there were any.
+    let mut opening = Dice::new(seed ^ 0x6F70_656E_696E_6700);
+    let scripted = opening.percent(SCRIPTED);
+    let script = scripted.then(|| opening.one_of(&SCRIPTS)).flatten();
+    let weary = dice.percent(25) && script.is_none();
+    let captures = dice.percent(40);
     let make = Make {
-        captures: dice.percent(40),
+        captures: captures || script.is_some_and(|script| script.captures),
     };
     let setup = Setup {
         rounds: dice.percent(40),
@@ -81,6 +99,7 @@ pub(crate) fn run(seed: u64, dir: &Path, logs: bool) -> Outcome {
         dice,
         machine,
         setup,
+        script,
         weary,
         lives: 0,
         lines: Lines::new(logs),
@@ -119,6 +138,8 @@ pub(crate) struct World {
     pub(crate) dice: Dice,
     pub(crate) machine: Machine,
     pub(crate) setup: Setup,
+    /// How the first daemon's life begins, if not at once with the schedule.
+    script: Option<&'static Script>,
     /// Most happens to one instance, which has failed nearly too often, and the disk is bad.
     weary: bool,
     /// Daemons so far.
@@ -153,11 +174,16 @@ impl World {
                     .unwrap()
             });
             let seed = self.dice.next();
-            system.block_on(self.live(dir, seed, these, rest));
+            let lived = system.block_on(self.live(dir, seed, these, rest));
             // The daemon dies with all it holds.
             drop(system);
-            if rest {
+            if rest && lived {
                 break;
+            }
+            if !lived {
+                // The next one goes on with the schedule, as the script has left everything.
+                steps += these;
+                continue;
             }
             while self.dice.percent(25) {
                 // Nobody watches.
@@ -167,7 +193,8 @@ impl World {
     }
 
     /// What is not an actor's own follows from the seed as well. Counts the panics.
-    fn begin(&self, seed: u64) -> Rc<Cell<u64>> {
+    /// Actors of instances panic as often as `to_panic` says.
+    fn begin(&self, seed: u64, to_panic: &Rc<Cell<u32>>) -> Rc<Cell<u64>> {
         let mut dice = Dice::new(seed ^ 0x0074_6872_6561_6473);
         ambient::begin(seed, move |_| {
             let most = if dice.percent(15) { 20_000 } else { 300 };
@@ -176,12 +203,16 @@ impl World {
         let watcher = self.watcher.clone();
         witness::begin(move |step| watcher.borrow_mut().see(step));
         let panics = Rc::new(Cell::new(0));
+        let to_panic = to_panic.clone();
         let (count, mut dice) = (panics.clone(), Dice::new(seed ^ 0x0070_616E_6963_7300));
         let disk_is_calm = self.machine.clone();
         fault::begin(move |place| {
             let calm = disk_is_calm.inner().odds.spawns == 0;
             let panics =
                 !calm && matches!(place, "morph" | "recovery") && dice.below(100_000) < PANICS;
+            let asked = place == "instance" && to_panic.get() > 0;
+            to_panic.set(to_panic.get() - u32::from(asked));
+            let panics = panics || asked;
             if panics {
                 count.set(count.get() + 1);
             }
@@ -190,9 +221,10 @@ impl World {
         panics
     }
 
-    /// One daemon's life.
-    async fn live(&mut self, dir: &Path, seed: u64, steps: u64, rest: bool) {
-        let panics = self.begin(seed);
+    /// One daemon's life; whether it lived as long as it was to.
+    async fn live(&mut self, dir: &Path, seed: u64, steps: u64, rest: bool) -> bool {
+        let (to_panic, dies) = (Rc::new(Cell::new(0)), Rc::new(Notify::new()));
+        let panics = self.begin(seed, &to_panic);
         let (prompts, prompted) = mpsc::unbounded_channel();
         self.watcher.borrow_mut().begin(prompts);
         let disk: DiskHandle = Rc::new(RefCell::new(Disk::default()));
@@ -206,8 +238,27 @@ impl World {
             watcher: self.watcher.clone(),
             kernel: self.kernel.clone(),
             dir: dir.join("by-hand"),
+            settles: Duration::ZERO,
             steady: STEADY,
         };
+        let kills = if self.weary { 40 } else { 20 };
+        let prompts = Prompted {
+            operator: operator.clone(),
+            disk: disk.clone(),
+            dies: dies.clone(),
+            to_panic,
+            kills,
+            dice: Dice::new(seed ^ 0x0070_726F_6D70_7400),
+        };
+        actix::spawn(prompts.answer(prompted));
+        if let Some(script) = self.script.take() {
+            let opened = self.open(script, &operator, &disk);
+            tokio::select! {
+                biased;
+                () = dies.notified() => return false,
+                () = opened => {}
+            }
+        }
         self.machine.set_odds(Odds {
             spawns: 10,
             fences: 20,
@@ -218,8 +269,6 @@ impl World {
             complaints: 6,
         });
         *disk.borrow_mut() = if self.weary { BAD_DISK } else { DISK };
-        let kills = if self.weary { 40 } else { 20 };
-        actix::spawn(answer_prompts(operator.clone(), prompted, kills, seed));
         let (changes, turns_bad) = if self.weary { (25, 60) } else { (6, 40) };
         for _ in 0..steps {
             if self.dice.percent(changes) {
@@ -240,6 +289,30 @@ impl World {
             self.come_to_rest(&daemon).await;
             self.check(&daemon, dir, panics.get()).await;
         }
+        true
+    }
+
+    /// Follows a script, in which nothing goes wrong but what it does.
+    async fn open(&mut self, script: &'static Script, operator: &Operator, disk: &DiskHandle) {
+        let followed = (Followed::new(script), disk.clone());
+        self.watcher.borrow_mut().prompt(false);
+        self.watcher.borrow_mut().follow(Some(followed));
+        for name in NAMES {
+            operator.give(Command::Spawn, name, &mut self.dice).await;
+        }
+        let mut left = OPENING_MAX;
+        while self.watcher.borrow().follows() && !left.is_zero() {
+            tokio::time::sleep(OPENING_LOOK).await;
+            self.note();
+            left -= OPENING_LOOK;
+        }
+        let over = !self.watcher.borrow().follows();
+        self.lines
+            .push(|| format!("the script was followed to its end: {over}"));
+        tokio::time::sleep(AFTER_OPENING).await;
+        self.note();
+        self.watcher.borrow_mut().follow(None);
+        self.watcher.borrow_mut().prompt(true);
     }
 
     /// Mostly short, so that much happens at the same time; sometimes long enough for a verdict.
@@ -342,28 +415,6 @@ impl World {
             // One look may meet a failure that is about to be healed.
             if rested == 2 {
                 break;
-            }
-        }
-    }
-}
-
-/// An operator, and faults, that come at the moments of morphs and recoveries.
-async fn answer_prompts(
-    operator: Operator,
-    mut prompts: mpsc::UnboundedReceiver<String>,
-    kills: u32,
-    seed: u64,
-) {
-    let mut dice = Dice::new(seed ^ 0x0070_726F_6D70_7400);
-    while let Some(name) = prompts.recv().await {
-        let newest = operator.machine.newest(&name);
-        match newest {
-            Some(key) if dice.percent(kills) => operator.machine.kill(&key),
-            Some(key) if dice.percent(kills / 4) => operator.machine.hang(&key),
-            _ => {
-                if let Some(command) = dice.one_of(&COMMANDS).copied() {
-                    operator.give(command, &name, &mut dice).await;
-                }
             }
         }
     }

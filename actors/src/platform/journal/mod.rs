@@ -259,6 +259,10 @@ impl Journal {
         }
         self.calm = Some(ctx.run_later(NOTES_DELAY, |act, _| {
             act.calm = None;
+            if act.records > 0 {
+                // A disk that stalls: calm begins when it has written.
+                return;
+            }
             let _ = act.write();
             act.store.checkpoint();
             if let Some(copies) = &mut act.copies {

@@ -25,7 +25,7 @@ use crate::instance::{Instance, ProvokePanic, Terminate};
 use crate::platform::operations::Handle;
 use crate::platform::{ambient, wall_clock};
 use crate::services::Services;
-use crate::supervisor::{ChangePolicies, Find, GetRecoveries, Spawn, Supervisor};
+use crate::supervisor::{ChangePolicies, Find, GetRecoveries, Spawn};
 
 /// The name of the throw-away instance.
 pub(super) const DOCTOR_NAME: &str = "kmorph-doctor";
@@ -38,11 +38,19 @@ const SYMBOLS_MISSING: &str = "the kernel's symbols: VMCOREINFO has no usable";
 /// One self-test.
 pub(crate) struct Doctor {
     pub(crate) services: Services,
-    pub(crate) supervisor: Addr<Supervisor>,
+    pub(crate) fleet: Fleet,
     pub(crate) kernel: PathBuf,
     /// What has the kernel panic when it is provoked.
     pub(crate) cmdline: &'static str,
     pub(crate) operation: Handle,
+}
+
+/// What a self-test asks of whoever keeps the instances.
+pub(crate) struct Fleet {
+    pub(crate) spawn: Recipient<Spawn>,
+    pub(crate) find: Recipient<Find>,
+    pub(crate) policies: Recipient<ChangePolicies>,
+    pub(crate) recoveries: Recipient<GetRecoveries>,
 }
 
 /// What is known of the vmcore.
@@ -141,7 +149,7 @@ impl Doctor {
             uid: None,
             throw_away: true,
         };
-        let begun = self.supervisor.send(spawn).await;
+        let begun = self.fleet.spawn.send(spawn).await;
         let id = begun.map_err(gone)?.map_err(|error| error.message)?;
         self.succeeded(&id).await
     }
@@ -153,17 +161,21 @@ impl Doctor {
             ..PolicyPatch::default()
         };
         let change = ChangePolicies([(DOCTOR_NAME.to_owned(), patch)].into());
-        let changed = self.supervisor.send(change).await.map_err(gone)?;
+        let changed = self.fleet.policies.send(change).await.map_err(gone)?;
         changed.map(drop).map_err(|error| error.message)
     }
 
     async fn instance(&self) -> Result<Addr<Instance>, String> {
-        let found = self.supervisor.send(Find(DOCTOR_NAME.to_owned())).await;
+        let found = self.fleet.find.send(Find(DOCTOR_NAME.to_owned())).await;
         found.map_err(gone)?.map_err(|error| error.message)
     }
 
     async fn recoveries(&self) -> Result<Vec<RecoveryRecord>, String> {
-        self.supervisor.send(GetRecoveries).await.map_err(gone)
+        self.fleet
+            .recoveries
+            .send(GetRecoveries)
+            .await
+            .map_err(gone)
     }
 
     /// The recovery of the instance after the one numbered `last`, when it is over.

@@ -9,11 +9,11 @@ use actix::prelude::*;
 use futures_util::future::join_all;
 
 use super::Supervisor;
-use super::spawning::choose_kernel;
+use crate::generation::choose_kernel;
 use crate::instance::GetStatus;
 use crate::platform::events::Draft;
 use crate::platform::journal::{Change, Record};
-use checks::{DOCTOR_NAME, Doctor};
+use checks::{DOCTOR_NAME, Doctor, Fleet};
 
 /// Begin a self-test of capturing; the operation's id.
 #[derive(Debug, Message)]
@@ -53,7 +53,12 @@ impl Handler<BeginDoctor> for Supervisor {
             let id = operation.id();
             let doctor = Doctor {
                 services: act.services.clone(),
-                supervisor: ctx.address(),
+                fleet: Fleet {
+                    spawn: ctx.address().recipient(),
+                    find: ctx.address().recipient(),
+                    policies: ctx.address().recipient(),
+                    recoveries: ctx.address().recipient(),
+                },
                 kernel,
                 cmdline,
                 operation,
