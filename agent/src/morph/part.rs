@@ -363,7 +363,7 @@ mod tests {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/kmp.md");
         let page = std::fs::read_to_string(path).unwrap();
         let lease = FREEZE_LEASE.as_secs();
-        let sentence = format!("After `freeze` the source stands still for {lease} s.");
+        let sentence = format!("After `freeze` the source stays frozen for {lease} s.");
         assert!(page.contains(&sentence), "{sentence}");
     }
 
