@@ -79,7 +79,7 @@ pub(crate) type Fault = Box<dyn Error>;
 
 /// Runs the daemon until it is told to stop.
 pub(crate) fn run(start: Start, settings: Settings) -> Result<(), Fault> {
-    let (log, _written) = logging::logger(&start.file.log);
+    let (log, _written) = signals::kept_from_threads(|| logging::logger(&start.file.log))?;
     if let Err(error) = kmorph_launch::descriptor_limit::raise() {
         warn!(log, "the limit of open descriptors stays as it is: many instances may need more";
             "error" => %error);
