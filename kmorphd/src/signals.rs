@@ -49,9 +49,9 @@ pub(crate) fn note_from_now_on() -> nix::Result<()> {
 
 /// Runs `start`; the threads that it starts never handle these signals, which wait for this thread meanwhile.
 ///
-/// The kernel gives a signal to another thread while this one starts threads and has blocked it. On a busy machine that
-/// thread may only come to note the signal after tokio's handler has taken over and the notes were looked at: the signal
-/// would be lost.
+/// A signal goes to whichever thread looks for one first, so to one that starts while this thread is in a long system
+/// call. On a busy machine that thread may only come to note the signal after tokio's handler has taken over and the
+/// notes were looked at: the signal would be lost.
 ///
 /// # Errors
 /// The system's.
