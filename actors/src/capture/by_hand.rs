@@ -55,7 +55,7 @@ pub async fn check_output(path: &Path) -> Result<(), Failure> {
     let named = directory.to_owned();
     match ambient::io(move || std::fs::metadata(named)).await {
         Ok(found) if found.is_dir() => Ok(()),
-        Ok(_) => invalid(format!("output: {directory:?} is no directory")),
+        Ok(_) => invalid(format!("output: {directory:?} is not a directory")),
         Err(error) => invalid(format!("output: the directory {directory:?}: {error}")),
     }
 }

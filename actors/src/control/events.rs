@@ -61,7 +61,7 @@ impl FromRequest for LastEventId {
         };
         let number = header.to_str().ok().and_then(|text| text.parse().ok());
         let refusal = || {
-            let text = format!("{LAST_EVENT_ID}: {header:?} is no event's id");
+            let text = format!("{LAST_EVENT_ID}: {header:?} is not an event id");
             refuse(ApiError::new(ErrorCode::InvalidRequest, text))
         };
         ready(number.map(|id| Self(Some(id))).ok_or_else(refusal))

@@ -231,7 +231,7 @@ impl Supervisor {
                     act.give_up_recoveries(|r| r.instance == name, "it was terminated");
                 }
                 Err(error) => {
-                    warn!(act.services.platform.log, "nobody watches it until the journal can be read";
+                    warn!(act.services.platform.log, "unwatched until the journal can be read";
                         "instance" => &name, "generation" => act.newest_generation(&name),
                         "error" => %error);
                     ctx.run_later(RESTORE_RETRY, |act, ctx| act.restore_one(name, ctx));

@@ -48,7 +48,7 @@ pub(crate) async fn check_program(workload: &Workload) -> Result<(), Failure> {
     let found = crate::platform::ambient::io(move || std::fs::metadata(path)).await;
     let reason = match found {
         Ok(found) if found.is_file() => return Ok(()),
-        Ok(_) => "it is no regular file".to_owned(),
+        Ok(_) => "not a regular file".to_owned(),
         Err(error) => error.to_string(),
     };
     let text = format!("there is no program {program:?} on this machine: {reason}");
@@ -105,7 +105,7 @@ fn check(workload: &Workload, exec_bytes: usize) -> Result<(), String> {
     for (name, value) in &workload.env {
         let shown: String = name.chars().take(80).collect();
         if name.is_empty() || name.contains(['=', '\0']) {
-            return Err(format!("{shown:?} is no name of an environment variable"));
+            return Err(format!("invalid name of an environment variable: {shown:?}"));
         }
         let what = format!("the environment variable {shown:?}");
         total += string_bytes(&what, name.len() + 1 + value.len(), value)?;
@@ -175,9 +175,9 @@ mod tests {
             (with(vec!["a\0b".to_owned()], &[]), "argument 1 has a NUL"),
             (
                 with(Vec::new(), &[("A=B", String::new())]),
-                "\"A=B\" is no name",
+                "invalid name of an environment variable: \"A=B\"",
             ),
-            (with(Vec::new(), &[("", String::new())]), "is no name"),
+            (with(Vec::new(), &[("", String::new())]), "invalid name"),
         ];
         for (result, words) in refused {
             let text = result.unwrap_err();

@@ -222,7 +222,7 @@ fn check(path: &Path) -> Result<(), BackupError> {
     let tables: i64 = db
         .query_row(tables, [], |row| row.get(0))
         .map_err(database("checking", path))?;
-    let foreign = (tables == 0).then(|| "it is no journal of kmorph".to_owned());
+    let foreign = (tables == 0).then(|| "not a journal of kmorph".to_owned());
     match found.or(foreign) {
         None => Ok(()),
         Some(reason) => Err(BackupError::Damaged {

@@ -116,6 +116,6 @@ fn host_kernel() -> Result<PathBuf, Failure> {
         return Ok(path);
     }
     let text =
-        format!("there is no kernel to test with: no instance has one, and {path:?} is no file");
+        format!("there is no kernel to test with: no instance has one, and {path:?} is not a file");
     Err(Failure::new(FailureKind::InvalidRequest, text).hint("name one with --kernel"))
 }
