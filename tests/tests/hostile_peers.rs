@@ -54,7 +54,7 @@ fn an_agent_that_breaks_the_protocol_is_named_and_disturbs_nobody() {
     host.spawn_bare("good");
     let agent = host.agent("good");
     for (word, reason) in [
-        ("garbage", "bad frame"),
+        ("garbage", "invalid frame"),
         ("wrong-crc", "checksum"),
         ("oversized", "4294967295"),
         ("stale", "generation"),
@@ -125,7 +125,7 @@ fn an_agent_that_turns_hostile_is_named_and_disturbs_nobody() {
     let agent = host.agent("good");
     let events = Events::follow(host.control());
     for (word, reason) in [
-        ("garbage", "bad frame"),
+        ("garbage", "invalid frame"),
         ("wrong-crc", "checksum"),
         ("oversized", "4294967295"),
         ("stale", "generation"),

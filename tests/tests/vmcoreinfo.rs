@@ -117,7 +117,7 @@ fn what_a_damaged_vmcoreinfo_does_not_tell_is_not_made_up() {
     let told = analysed(&path).memory.kinds.unwrap();
     assert_eq!(told.unknown, kinds.unknown + BEHIND_FIRST_SECTION);
     assert!(told.kernel <= kinds.kernel, "{told:?}, {kinds:?}");
-    let row = format!("\nnot told           {}", told.unknown);
+    let row = format!("\nunknown            {}", told.unknown);
     let shown = shown(&path);
     assert!(shown.contains(&row), "no {row:?} in\n{shown}");
 }

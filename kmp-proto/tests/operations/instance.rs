@@ -4,8 +4,8 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use kmp_proto::instance::{
-    Action, Answer, Desired, EndOrder, Engine, Event, Failure, JobNews, RecoveryEnd, Request,
-    Stage, Successor, TRANSITIONS, WatchOrder, Wish,
+    Action, Answer, Condition, Desired, EndOrder, Engine, Event, Failure, JobNews, RecoveryEnd,
+    Request, Stage, Successor, TRANSITIONS, WatchOrder, Wish,
 };
 use kmp_proto::message::{FailureCause, Side};
 use kmp_proto::morph::{Outcome, RollbackReason, SourceFailure, TargetFailure};
@@ -350,6 +350,14 @@ impl World {
         let (engine, facts) = (&self.engine, &self.facts);
         if stage == Stage::Serving {
             assert!(facts.watched, "{event}: it serves unwatched");
+        }
+        // Nobody judges the silence of what is frozen: it is not the reason that is shown.
+        if stage == Stage::Capturing && engine.condition() == Condition::Unresponsive {
+            assert_eq!(
+                engine.reason(),
+                Some("its memory is being captured"),
+                "{event}"
+            );
         }
         if facts.terminating {
             assert_eq!(engine.desired(), Desired::Terminating, "{event}");

@@ -202,7 +202,10 @@ impl Engine {
                     self.watch(WatchOrder::Pause);
                     self.ports(PortOrder::Hold);
                 }
-                if matches!(self.condition, Condition::Running | Condition::Degraded) {
+                if matches!(
+                    self.condition,
+                    Condition::Running | Condition::Degraded | Condition::Unresponsive
+                ) {
                     self.show(Condition::Unresponsive, Some(FROZEN.to_owned()));
                 }
                 self.actions.push_back(Action::Capture);
