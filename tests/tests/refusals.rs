@@ -495,7 +495,7 @@ fn a_capture_that_cannot_be_is_refused_before_it_begins() {
         (
             host.path("there/core"),
             ErrorCode::InvalidRequest,
-            "no directory",
+            "not a directory",
         ),
         // Its kernel is the host's.
         (

@@ -209,7 +209,9 @@ fn an_instance_whose_actor_panics_while_the_disk_is_full_is_watched_again_when_t
         patch(&host);
     });
     host.control().wait("the daemon to say so", || {
-        host.log().contains("unwatched until the journal can be read").then_some(())
+        host.log()
+            .contains("unwatched until the journal can be read")
+            .then_some(())
     });
     std::fs::remove_file(disk.filler()).unwrap();
     host.control().wait("it to be watched", || {

@@ -218,26 +218,25 @@ impl Supervisor {
             sweep_leftovers(&services, &snapshot, restored.as_slice()).await;
             Ok(restored)
         };
-        let then = move |restored: Result<_, JournalError>,
-                         act: &mut Self,
-                         ctx: &mut Context<_>| {
-            match restored {
-                Ok(Some(restored)) => {
-                    act.begin_restored(restored, "it ended by a fault in kmorphd", ctx);
-                }
-                // It was terminated in the meantime.
-                Ok(None) => {
-                    act.instances.remove(&name);
-                    act.give_up_recoveries(|r| r.instance == name, "it was terminated");
-                }
-                Err(error) => {
-                    warn!(act.services.platform.log, "unwatched until the journal can be read";
+        let then =
+            move |restored: Result<_, JournalError>, act: &mut Self, ctx: &mut Context<_>| {
+                match restored {
+                    Ok(Some(restored)) => {
+                        act.begin_restored(restored, "it ended by a fault in kmorphd", ctx);
+                    }
+                    // It was terminated in the meantime.
+                    Ok(None) => {
+                        act.instances.remove(&name);
+                        act.give_up_recoveries(|r| r.instance == name, "it was terminated");
+                    }
+                    Err(error) => {
+                        warn!(act.services.platform.log, "unwatched until the journal can be read";
                         "instance" => &name, "generation" => act.newest_generation(&name),
                         "error" => %error);
-                    ctx.run_later(RESTORE_RETRY, |act, ctx| act.restore_one(name, ctx));
+                        ctx.run_later(RESTORE_RETRY, |act, ctx| act.restore_one(name, ctx));
+                    }
                 }
-            }
-        };
+            };
         ctx.spawn(work.into_actor(self).map(then));
     }
 

@@ -12,7 +12,6 @@ use kmorph_backends::key::KEY_FILE;
 use kmorph_launch::PublishedPort;
 use kmp_proto::fence::{Confirmation, FenceMethod, FenceOrder};
 use kmp_transport::link::BoxedLink;
-use rustix::process::{Pid, getsid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -26,6 +25,15 @@ const FOREIGN_WATCHED: Duration = Duration::from_millis(200);
 /// How often one does so: a boot in software emulation keeps a CPU busy by itself.
 const GIVEN_UP_EVERY: Duration = Duration::from_micros(500);
 
+/// The session that a process belongs to; 0 when its leader is outside this pid namespace, which `getsid` of rustix
+/// cannot state. See proc_pid_stat(5).
+fn session_of(pid: impl std::fmt::Display) -> i32 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let (_, after_name) = stat.rsplit_once(") ").unwrap();
+    let session = after_name.split(' ').nth(3).unwrap();
+    session.parse().unwrap()
+}
+
 async fn ended(ground: &Ground, placement: &Placement) -> ExitCause {
     ground
         .in_time(ground.backend.ended(placement), "the end")
@@ -38,9 +46,9 @@ pub(crate) async fn a_spawned_instance_is_reached_and_outlives_its_daemon(ground
     ground.answers(&placement).await;
     let seen = ground.backend.observe(&placement).await.unwrap();
     assert_eq!(seen, Observation::Running);
-    let ours = getsid(None).unwrap();
+    let ours = session_of(std::process::id());
     for process in &placement.processes {
-        let session = getsid(Pid::from_raw(process.pid)).unwrap();
+        let session = session_of(process.pid);
         assert_ne!(session, ours, "{process:?} ends with the daemon's terminal");
     }
     ground.fence(&placement).await;
@@ -183,15 +191,15 @@ pub(crate) async fn a_reused_pid_is_never_mistaken_for_the_instance(ground: &Gro
         .stdin(Stdio::null())
         .spawn()
         .unwrap();
-    let pid = Pid::from_raw(i32::try_from(stranger.id()).unwrap()).unwrap();
+    let pid = i32::try_from(stranger.id()).unwrap();
     let leads = async {
-        while getsid(Some(pid)) != Ok(pid) {
+        while session_of(pid) != pid {
             tokio::time::sleep(GIVEN_UP_EVERY).await;
         }
     };
     ground.in_time(leads, "the stranger's session").await;
     for process in &mut placement.processes {
-        process.pid = pid.as_raw_pid();
+        process.pid = pid;
         // A tick is 10 ms: both may have started in the same one, which a reused pid cannot.
         process.start_ticks -= 1;
     }

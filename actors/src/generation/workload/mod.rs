@@ -105,7 +105,9 @@ fn check(workload: &Workload, exec_bytes: usize) -> Result<(), String> {
     for (name, value) in &workload.env {
         let shown: String = name.chars().take(80).collect();
         if name.is_empty() || name.contains(['=', '\0']) {
-            return Err(format!("invalid name of an environment variable: {shown:?}"));
+            return Err(format!(
+                "invalid name of an environment variable: {shown:?}"
+            ));
         }
         let what = format!("the environment variable {shown:?}");
         total += string_bytes(&what, name.len() + 1 + value.len(), value)?;

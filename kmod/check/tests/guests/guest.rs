@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use kmorph_kerf_ring::{Geometry, Mapped, Memory, Region};
 use kmp_transport::kerf::{DoorbellServer, HOST, Listening, SharedMemory};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use tokio::runtime::Runtime;
 
@@ -195,16 +196,11 @@ impl Machine {
         self.region().memory().store32(head, SLOTS * 1000, Relaxed);
     }
 
-    /// Says for `peer` that it has left, again and again until it is `done`.
-    pub(crate) fn spoil_entry_until(&self, peer: u32, mut done: impl FnMut() -> bool) {
+    /// States in the entry of `peer` that it has left.
+    pub(crate) fn spoil_entry(&self, peer: u32) {
         const LEFT: u32 = 3;
         let state = 4096 + u64::from(peer) * 256;
-        let start = Instant::now();
-        while !done() {
-            assert!(start.elapsed() < PATIENCE, "nobody looks at peer {peer}");
-            self.region().memory().store32(state, LEFT, Relaxed);
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        self.region().memory().store32(state, LEFT, Relaxed);
     }
 
     /// A guest without the shared memory.
@@ -397,10 +393,20 @@ impl Guest {
         Duration::from_nanos(nanoseconds.sum())
     }
 
-    /// Nothing of it runs any more, and its connection stays.
+    fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).unwrap())
+    }
+
+    /// Stops all threads of the guest, and returns when none runs. Its connection stays.
     pub(crate) fn stop(&self) {
-        let pid = i32::try_from(self.child.id()).unwrap();
-        kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+        kill(self.pid(), Signal::SIGSTOP).unwrap();
+        let stopped = waitpid(self.pid(), Some(WaitPidFlag::WUNTRACED)).unwrap();
+        assert_eq!(stopped, WaitStatus::Stopped(self.pid(), Signal::SIGSTOP));
+    }
+
+    /// Lets a stopped guest run again.
+    pub(crate) fn resume(&self) {
+        kill(self.pid(), Signal::SIGCONT).unwrap();
     }
 
     pub(crate) fn kill(&mut self) {
