@@ -129,7 +129,7 @@ fn bind_by_number(wanted: SocketAddr) -> io::Result<TcpListener> {
     }
 }
 
-/// The name of `port`'s listener in the workload's environment.
+/// The name by which a workload finds the listener of `port`.
 pub fn listener_name(port: u16) -> String {
     format!("port-{port}")
 }
