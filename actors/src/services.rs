@@ -1,4 +1,4 @@
-//! What an instance's actor hands on to its jobs, to each what it uses.
+//! Services that an instance's actor passes to its jobs; each job gets only those that it uses.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -13,7 +13,7 @@ use crate::platform::Platform;
 use crate::recovery;
 use crate::resources::ports::Ports;
 
-/// What the supervisor and the instances' actors have. Cheap to clone; stays on its thread.
+/// Services of the supervisor and of the instances' actors. Cheap to clone; stays on its thread.
 #[derive(Clone)]
 pub struct Services {
     /// Journal, connections, events, operations, configuration.
@@ -22,7 +22,7 @@ pub struct Services {
     pub generations: Generations,
     /// Captures memory.
     pub captures: Captures,
-    /// What commits take on this machine.
+    /// Learned overheads of commits on this machine.
     pub downtimes: Rc<RefCell<Downtimes>>,
 }
 
@@ -32,12 +32,12 @@ impl Services {
         &self.generations.resources.ports
     }
 
-    /// Where generations run.
+    /// The backend that runs the generations.
     pub(crate) fn backend(&self) -> &Arc<dyn Backend> {
         &self.generations.machine.backend
     }
 
-    /// What a morph uses.
+    /// The services for a morph.
     pub(crate) fn of_a_morph(&self) -> morph::Means {
         morph::Means {
             platform: self.platform.clone(),
@@ -46,7 +46,7 @@ impl Services {
         }
     }
 
-    /// What a recovery uses.
+    /// The services for a recovery.
     pub(crate) fn of_a_recovery(&self) -> recovery::Means {
         recovery::Means {
             platform: self.platform.clone(),

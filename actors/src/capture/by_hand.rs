@@ -1,4 +1,4 @@
-//! A capture that somebody asks for: of an instance that lives, that hangs, or that failed and was not healed.
+//! Captures on request: of an instance that runs, that hangs, or that failed and was not healed.
 //!
 //! ```text
 //! asked ─▶ frozen ─▶ registers ─▶ the kernel's log is told ─▶ memory read ─▶ resumed ─▶ synced, verified, renamed
@@ -7,7 +7,8 @@
 //!                                    └▶ resumed
 //! ```
 //!
-//! What executes nothing anyway, because its kernel panicked or somebody stopped it, is neither frozen nor resumed.
+//! An instance that executes nothing anyway, because its kernel panicked or was stopped, is neither frozen nor
+//! resumed.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -28,13 +29,13 @@ use crate::platform::events::Draft;
 use crate::platform::fleet::GetSurvivors;
 use crate::platform::operations::Handle;
 
-/// How often an operation says how far it is.
+/// Interval between progress updates of an operation.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Whether a dump can be written to `path` at all.
+/// Checks whether a dump can be written to `path`.
 ///
 /// # Errors
-/// When it is there already, or its directory is not.
+/// When the file exists already, or its directory does not exist.
 pub async fn check_output(path: &Path) -> Result<(), Failure> {
     let invalid = |text: String| Err(Failure::new(FailureKind::InvalidRequest, text));
     if !path.is_absolute() {
@@ -60,7 +61,7 @@ pub async fn check_output(path: &Path) -> Result<(), Failure> {
     }
 }
 
-/// One such capture.
+/// A capture on request.
 pub(crate) struct ByHand {
     pub(crate) captures: Captures,
     pub(crate) survivors: Recipient<GetSurvivors>,
@@ -70,14 +71,14 @@ pub(crate) struct ByHand {
     pub(crate) operation: Handle,
 }
 
-/// How it ended, without its row.
+/// The result, without the generation's row.
 enum End {
     Done(Dumped),
     Failed(CaptureError),
     Cancelled,
 }
 
-/// What is known of a capture under way.
+/// The state of a capture under way.
 struct Under {
     begun: Instant,
     frozen_since: Option<Instant>,
@@ -87,7 +88,7 @@ struct Under {
 }
 
 impl ByHand {
-    /// Does all of it, and ends the operation. The generation's row, as it is afterwards.
+    /// Runs the capture and ends the operation. Returns the generation's row in its new state.
     pub(crate) async fn run(self) -> AnyGeneration {
         let Self {
             captures,
@@ -105,7 +106,7 @@ impl ByHand {
             log: None,
         };
         operation.step("freezing");
-        // What may go on is read by the daemon alone: lending takes longer than a freeze may.
+        // The daemon alone reads an instance that will be resumed: lending memory takes longer than a freeze may.
         let ask = GetSurvivors(row.instance.clone());
         let survivors = match row.certificate() {
             Some(_) => others.send(ask).await.unwrap_or_default(),
@@ -161,7 +162,7 @@ impl Under {
         let (mut log_awaited, mut reads) = (true, true);
         let end = loop {
             tokio::select! {
-                // In this order: what is known at the same time is told before the end.
+                // In this order: progress is reported before the end.
                 biased;
                 told = &mut log, if log_awaited => {
                     log_awaited = false;
@@ -185,7 +186,7 @@ impl Under {
             }
         };
         if let End::Cancelled = end {
-            // Not kept waiting for the thread to end.
+            // Resume without waiting for the thread to end.
             self.thaw(captures, row).await;
             match dumping.stop().await {
                 Some(Ok(dumped)) => return End::Done(dumped),
@@ -228,7 +229,7 @@ impl Under {
         self.log = log;
     }
 
-    /// Tells whoever asked, and whoever follows the events.
+    /// Reports to the operation and to the event stream.
     fn tell(
         self,
         captures: &Captures,
@@ -293,7 +294,7 @@ impl Under {
     }
 }
 
-/// What a capture that was cancelled has left: whoever asked for it does not want it.
+/// Removes the partial file of a cancelled capture.
 async fn remove_partial(captures: &Captures, row: &AnyGeneration, output: &Path) {
     let partial = partial_path(output);
     let file = partial.clone();

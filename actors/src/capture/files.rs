@@ -1,7 +1,7 @@
-//! The files of captured memories: their names, and how long they stay.
+//! Names and retention of capture files.
 //!
-//! `<dir>/<instance>/<generation>-<time>.vmcore`, and beside it the kernel's log, `.dmesg`. A file of any other name is
-//! never touched.
+//! `<dir>/<instance>/<generation>-<time>.vmcore`, and next to it the kernel's log, `.dmesg`. Files with other names
+//! are never touched.
 
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -14,11 +14,11 @@ use crate::model::settings::Retention;
 
 const VMCORE: &str = "vmcore";
 const LOG: &str = "dmesg";
-/// What the writer adds to the name until the file is whole.
+/// Suffix of a file name while the file is incomplete.
 const PARTIAL: &str = "partial";
 const FILE_MODE: u32 = 0o600;
 
-/// Where the files of one generation go.
+/// The location of one generation's files.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     /// The instance's directory.
@@ -36,7 +36,7 @@ pub(super) struct Files {
     pub(super) log: PathBuf,
 }
 
-/// A capture that lies in an instance's directory.
+/// A capture in an instance's directory.
 struct Found {
     generation: u64,
     /// `<generation>-<time>`.
@@ -58,7 +58,7 @@ impl Place {
         }
     }
 
-    /// The complete vmcore of this generation, its length, and where its log is, if there is one.
+    /// The complete vmcore of this generation with its log, if any, and its length.
     pub(super) fn complete(&self) -> Option<(Files, u64)> {
         let found = self.found().into_iter();
         let own = found.filter(|found| found.generation == self.generation);
@@ -69,7 +69,7 @@ impl Place {
         .next_back()
     }
 
-    /// Removes what is not to be kept. What cannot be removed stays: the new vmcore is there all the same.
+    /// Removes the files that the rule does not keep. A failed removal does not affect the new vmcore.
     pub(super) fn prune(&self, rule: &Retention) {
         let (mut kept, mut bytes) = (0, 0u64);
         for found in self.found().into_iter().rev() {
@@ -92,7 +92,7 @@ impl Place {
         }
     }
 
-    /// Removes what captures that failed have left: it makes room for the one that comes.
+    /// Removes the partial files of failed captures, to make room for the next one.
     pub(super) fn remove_partial(&self) {
         for found in self.found() {
             let files = self.named(&found.stem);
@@ -109,7 +109,7 @@ impl Place {
         }
     }
 
-    /// What lies there, oldest first.
+    /// The captures in the directory, oldest first.
     fn found(&self) -> Vec<Found> {
         let mut all: std::collections::BTreeMap<(u64, String), Option<(u64, SystemTime)>> =
             std::collections::BTreeMap::new();
@@ -154,7 +154,7 @@ fn generation_of(stem: &str) -> Option<u64> {
 }
 
 impl Files {
-    /// Writes the log, whole or not at all.
+    /// Writes the log atomically.
     pub(super) fn save_log(&self, text: &[u8]) -> io::Result<()> {
         let partial = partial_path(&self.log);
         let written = write_new(&partial, text).and_then(|()| std::fs::rename(&partial, &self.log));

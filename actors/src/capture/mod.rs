@@ -8,12 +8,12 @@
 //!       └──── dump ◀─────────┘ synced, verified, renamed; then older ones give way
 //! ```
 //!
-//! Where that is configured, survivors read a part of the memory: see `survivors`.
+//! If configured, survivors read a part of the memory: see `survivors`.
 //!
-//! A capture that somebody asked for takes the same way, into a file that he names: see [`by_hand`].
+//! A capture on request works the same way, with a file that the user names: see [`by_hand`].
 //!
-//! Invariants: what has the name of a vmcore is complete and verified. One memory is captured at a time. Whoever
-//! began a capture and no longer waits for it has stopped it.
+//! Invariants: a file with the name of a vmcore is complete and verified. The daemon captures one memory at a time.
+//! Dropping a capture stops it.
 
 pub mod by_hand;
 mod files;
@@ -54,16 +54,16 @@ use crate::model::guest_text;
 use crate::model::settings::VmcoreSettings;
 use crate::platform::{Platform, ambient, wall_clock};
 
-/// Longest time for one capture.
+/// Maximum time for one capture.
 pub const CAPTURE_TIMEOUT: Duration = Duration::from_secs(600);
-/// Longest time for a capture that was stopped to end.
+/// Maximum time for a stopped capture to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-/// How much the capturing threads stand back behind everything else: a nice value.
+/// Nice value of the capture threads.
 const CAPTURE_NICE: i32 = 10;
-/// Bytes of the log's end that are told with the event.
+/// Bytes of the log's tail in the event.
 pub const LOG_TAIL_BYTES: usize = 16 * 1024;
 
-/// Captures memory, one at a time: what a capture needs of the daemon's memory is bounded then. Cheap to clone; stays on
+/// Captures memory, one capture at a time, so that the daemon's own memory use is bounded. Cheap to clone; stays on
 /// its thread.
 #[derive(Clone)]
 pub struct Captures {
@@ -74,7 +74,7 @@ pub struct Captures {
 }
 
 impl Captures {
-    /// No capture is under way.
+    /// Starts without a capture under way.
     pub fn new(platform: Platform, generations: Generations) -> Self {
         Self {
             platform,
@@ -84,11 +84,11 @@ impl Captures {
         }
     }
 
-    /// Begins to capture the memory of a fenced generation, when its turn has come. Some of the survivors are asked to
-    /// help, as many as is configured.
+    /// Begins to capture the memory of a fenced generation when its turn has come. Asks as many survivors as
+    /// configured to help.
     ///
     /// # Errors
-    /// When its memory is not there.
+    /// When the memory is not available.
     pub async fn begin(
         &self,
         row: &AnyGeneration,
@@ -103,20 +103,20 @@ impl Captures {
         begin_into(self, row, survivors, Target::Kept(place), turn).await
     }
 
-    /// The turn of a capture that does not wait for others.
+    /// The turn, if it is free now.
     pub(crate) fn now(&self) -> Option<Turn> {
         let turn = self.turn.clone().try_acquire_owned();
         turn.ok().map(Turn)
     }
 
-    /// The turn of one that waits for those before it.
+    /// Waits for the turn.
     async fn later(&self) -> Result<Turn, CaptureError> {
         let turn = self.turn.clone().acquire_owned().await;
         turn.map(Turn).map_err(|_| CaptureError::Fault)
     }
 }
 
-/// The right to capture, until it is dropped.
+/// The turn to capture, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Turn(
     #[expect(dead_code, reason = "it is there to be dropped")] OwnedSemaphorePermit,
@@ -125,11 +125,11 @@ pub(crate) struct Turn(
 /// The log of a kernel.
 #[derive(Clone, Debug)]
 pub struct KernelLog {
-    /// The file that holds it, where it is kept apart from the dump.
+    /// The log file, if the log is stored separately from the dump.
     pub path: Option<PathBuf>,
-    /// What it says of the kernel's end: the panic, and the fault that led to it.
+    /// How the kernel ended: the panic, and the fault that led to it.
     pub panic: Option<String>,
-    /// Its end, at most [`LOG_TAIL_BYTES`].
+    /// The tail of the log, at most [`LOG_TAIL_BYTES`].
     pub tail: String,
 }
 
@@ -140,47 +140,47 @@ pub struct Dumped {
     pub path: PathBuf,
     /// Its length, bytes.
     pub bytes: u64,
-    /// Why pages are in it that should have been left out.
+    /// Why the vmcore contains pages that the filter should have left out.
     pub not_filtered: Option<String>,
-    /// Bytes of the memory that each survivor has read, by name.
+    /// Bytes of memory read by each survivor, by name.
     pub read_by: BTreeMap<String, u64>,
 }
 
 /// Why there is no vmcore.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
-    /// Nothing of its memory is left, or the backend cannot say where it is.
+    /// No memory is left, or the backend cannot locate it.
     #[error("its memory cannot be captured: {0}")]
     Memory(String),
-    /// Its memory cannot be read.
+    /// The memory cannot be read.
     #[error("opening its memory {path:?}: {source}")]
     Open {
-        /// Where it should be.
+        /// Its expected path.
         path: PathBuf,
-        /// The system's reason.
+        /// The system's error.
         source: io::Error,
     },
-    /// There is nowhere to put it.
+    /// The directory for vmcores cannot be created.
     #[error("the directory {path:?} for vmcores cannot be made: {source}; see vmcore.dir")]
     Directory {
         /// The directory.
         path: PathBuf,
-        /// The system's reason.
+        /// The system's error.
         source: io::Error,
     },
-    /// It could not be written down that it is to be frozen.
+    /// The freeze mark could not be written to the journal.
     #[error("{0}; it was not frozen")]
     Journal(String),
-    /// It could not be frozen.
+    /// The generation could not be frozen.
     #[error("it cannot be read while it runs: {0}")]
     Freeze(String),
-    /// It could not be written.
+    /// The vmcore could not be written.
     #[error(transparent)]
     Write(#[from] WriteError),
-    /// It took too long.
+    /// The capture timed out.
     #[error("it took longer than {CAPTURE_TIMEOUT:?} and was given up")]
     TimedOut,
-    /// The thread ended without a word.
+    /// The thread ended without a result.
     #[error("the capture ended by a fault in kmorphd")]
     Fault,
 }
@@ -197,21 +197,21 @@ impl From<NotFrozen> for CaptureError {
 /// A capture under way.
 #[derive(Debug)]
 pub struct Capture {
-    /// The log, as soon as it is in its file, or why there is none.
+    /// The log as soon as its file is written, or the reason why there is none.
     pub log: oneshot::Receiver<Result<KernelLog, String>>,
-    /// Notified once the memory is not read any more.
+    /// Notified once the memory is no longer read.
     pub read: Arc<Notify>,
     /// The dump.
     pub dumping: Dumping,
 }
 
-/// The dump of a [`Capture`]. Dropped, it is stopped.
+/// The dump of a [`Capture`]. Dropping it stops the dump.
 #[derive(Debug)]
 pub struct Dumping {
     dump: oneshot::Receiver<Result<Dumped, CaptureError>>,
     stop: StopOnDrop,
     bytes: u64,
-    /// When it is given up.
+    /// When the capture times out.
     deadline: Instant,
 }
 
@@ -225,10 +225,10 @@ impl Drop for StopOnDrop {
 }
 
 impl Dumping {
-    /// Waits for it, until it has taken [`CAPTURE_TIMEOUT`] since it was begun. Can be given up and called again.
+    /// Waits for the dump, until [`CAPTURE_TIMEOUT`] after its begin. The call can be cancelled and repeated.
     ///
     /// # Errors
-    /// When there is no vmcore, and why.
+    /// The reason why there is no vmcore.
     pub async fn done(&mut self) -> Result<Dumped, CaptureError> {
         match tokio::time::timeout_at(self.deadline, &mut self.dump).await {
             Ok(Ok(dumped)) => dumped,
@@ -237,7 +237,7 @@ impl Dumping {
         }
     }
 
-    /// Bytes of the memory that are in the file or were left out, and all of them.
+    /// Bytes of memory written or left out, and the total.
     pub fn progress(&self) -> (u64, u64) {
         let pages = self.stop.0.pages_done.load(Ordering::Relaxed);
         (
@@ -246,7 +246,7 @@ impl Dumping {
         )
     }
 
-    /// Stops it and waits until it has ended; how, unless that takes longer than [`STOP_TIMEOUT`].
+    /// Stops the dump and waits for its end. `None` after [`STOP_TIMEOUT`].
     pub async fn stop(self) -> Option<Result<Dumped, CaptureError>> {
         let Self { dump, stop, .. } = self;
         drop(stop);
@@ -267,7 +267,7 @@ struct Order {
 }
 
 impl Drop for Order {
-    /// However the capture ended: nobody waits for something to read any more.
+    /// Wakes the tasks that wait for the read, however the capture ended.
     fn drop(&mut self) {
         if let Some(shares) = &self.shares {
             shares.end();
@@ -275,16 +275,16 @@ impl Drop for Order {
     }
 }
 
-/// Where a capture goes.
+/// The destination of a capture.
 enum Target {
-    /// Among those that are kept of an instance.
+    /// The kept captures of an instance.
     Kept(Place),
-    /// Into this file; the log is only told.
+    /// This file; the log is only reported.
     File(PathBuf),
 }
 
 impl Target {
-    /// Whether this generation's vmcore is there already. Looks at the disk on another thread.
+    /// Whether this generation already has a vmcore. Checks the disk on another thread.
     async fn is_complete(&self) -> bool {
         let Self::Kept(place) = self else {
             return false;
@@ -305,7 +305,7 @@ async fn begin_into(
     let gone = || CaptureError::Memory("nothing of it is left".to_owned());
     let placement = row.placement().ok_or_else(gone)?;
     let memory = match target.is_complete().await {
-        // It was captured before its memory was given back.
+        // It was captured before its memory was released.
         true => Vec::new(),
         false => {
             let map = captures
@@ -377,7 +377,7 @@ fn capture(
         Target::Kept(place) => {
             make_directory(&place.dir)?;
             if let Some((files, bytes)) = place.complete() {
-                // An earlier daemon captured it, and ended before it could say so.
+                // An earlier daemon captured it, and ended before it could report that.
                 let _ = log_told.send(log_of(&files));
                 return Ok(Dumped {
                     path: files.vmcore,
@@ -397,7 +397,7 @@ fn capture(
     }
 }
 
-/// Makes a directory of vmcores. Memory holds secrets.
+/// Creates a directory for vmcores, private because memory contains secrets.
 fn make_directory(path: &Path) -> Result<(), CaptureError> {
     match OwnDir::make(path, PRIVATE_DIR) {
         Ok(_) => Ok(()),
@@ -408,7 +408,7 @@ fn make_directory(path: &Path) -> Result<(), CaptureError> {
     }
 }
 
-/// Writes the memory to `path`; before it is read as a whole, its kernel's log is told.
+/// Writes the memory to `path`; reports the kernel's log before it reads all of the memory.
 fn dump(
     order: &Order,
     control: &Control,
@@ -419,7 +419,7 @@ fn dump(
     let kernel = Kernel::in_memory(&memory).map_err(|error| error.to_string());
     tell_log(kernel.as_ref().map_err(Clone::clone));
     let cpus = registers(&order.registers);
-    // The log was read without a limit: it must be told at once.
+    // The log was read without a rate limit, so that it is reported at once.
     let pace = order.pace.as_deref();
     let paced = pace.map(|pace| Paced::new(&memory, pace));
     let contents = Contents {
@@ -446,7 +446,7 @@ fn dump(
     })
 }
 
-/// The file that all ranges lie in: a backend has one memory for a guest.
+/// The file that contains all ranges: a backend has one memory file for a guest.
 fn file_of(ranges: &[MemoryRange]) -> Result<&Path, CaptureError> {
     let Some(first) = ranges.first() else {
         return Err(CaptureError::Memory("there is none".to_owned()));
@@ -461,7 +461,7 @@ fn file_of(ranges: &[MemoryRange]) -> Result<&Path, CaptureError> {
     Ok(&first.host_path)
 }
 
-/// The ranges as one memory.
+/// Opens the ranges as one memory.
 fn open(ranges: &[MemoryRange]) -> Result<MemoryFile, CaptureError> {
     let path = file_of(ranges)?.to_owned();
     let part = |range: &MemoryRange| MemoryPart {
@@ -477,18 +477,18 @@ fn open(ranges: &[MemoryRange]) -> Result<MemoryFile, CaptureError> {
         .map_err(|source| CaptureError::Open { path, source })
 }
 
-/// What was saved of the CPUs before the fence; nothing where there is no such file, or none that can be read.
+/// The CPU registers saved before the fence; empty if the file is missing or unreadable.
 fn registers(path: &Path) -> Vec<PrStatus> {
     let dump = Dump::open(path).ok().and_then(Result::ok);
     let cpus = dump.into_iter().flat_map(|dump| dump.notes().cpus.clone());
     cpus.map(|cpu| cpu.status).collect()
 }
 
-/// What the log says of the kernel's end: the panic, and the fault that led to it.
+/// How the kernel ended, as its log says: the panic, and the fault that led to it.
 fn end_in(log: &Log) -> Option<String> {
     let told = events(log);
     let Ending { panic, cause } = ending(&told);
-    // "Fatal exception" alone says nothing of what it was.
+    // "Fatal exception" alone does not name the cause.
     let title = |event: &Event| guest_text::line(&event.title);
     match (panic.map(title), cause.map(title)) {
         (Some(panic), Some(cause)) => Some(format!("{panic}, after {cause}")),
@@ -496,7 +496,7 @@ fn end_in(log: &Log) -> Option<String> {
     }
 }
 
-/// The log as text, and what is told of it.
+/// The log as text, and its summary.
 fn read_log(kernel: &Kernel<'_>) -> Result<(Vec<u8>, KernelLog), String> {
     let log = kernel.log().map_err(|error| error.to_string())?;
     let text = log.text();
@@ -510,7 +510,7 @@ fn read_log(kernel: &Kernel<'_>) -> Result<(Vec<u8>, KernelLog), String> {
     Ok((text, log))
 }
 
-/// The log of a kernel whose memory is captured already.
+/// The log of a kernel whose memory is already captured.
 fn log_of(files: &Files) -> Result<KernelLog, String> {
     let dump = Dump::open(&files.vmcore).map_err(|error| error.to_string())?;
     let dump = dump.map_err(|error| error.to_string())?;
@@ -518,7 +518,7 @@ fn log_of(files: &Files) -> Result<KernelLog, String> {
     save_log(&kernel, files)
 }
 
-/// Reads the log, and writes it into its file if an earlier capture has not.
+/// Reads the log, and writes the file unless an earlier capture has done so.
 fn save_log(kernel: &Kernel<'_>, files: &Files) -> Result<KernelLog, String> {
     let (text, log) = read_log(kernel)?;
     if !files.log.exists() {
@@ -536,7 +536,7 @@ mod tests {
 
     use super::*;
 
-    /// What is told of a log of these lines; those that begin with `>` were written by a program.
+    /// The reported end of a log with these lines; lines that begin with `>` come from a program.
     fn told(lines: &str) -> Option<String> {
         let records = (0..).zip(lines.lines()).map(|(time_ns, line)| Record {
             time_ns,
@@ -562,7 +562,7 @@ mod tests {
         let faked = ">Kernel panic - not syncing: a fake";
         for (lines, expected) in [
             (format!("{fault}{fatal}"), format!("{fatal}, after {null}")),
-            // The kernel bore the fault, and ended for another reason.
+            // The kernel survived the fault, and ended for another reason.
             (format!("{fault}{sysrq}"), sysrq.to_owned()),
             (
                 format!("{fault}{fatal}\n{faked}"),

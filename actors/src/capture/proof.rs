@@ -1,5 +1,5 @@
-//! Proves that a vmcore of a kernel could be read, while the kernel runs: an update that breaks dumps is found at the
-//! update, not at the crash.
+//! Checks on a running kernel that its vmcore would be readable: a broken dump is found at the kernel update and not
+//! at the crash.
 //!
 //! Nothing is frozen or written: the memory is read as it is.
 
@@ -14,8 +14,8 @@ use crate::model::generation::AnyGeneration;
 use crate::platform::ambient;
 use crate::platform::events::Draft;
 
-/// Begins to read the memory of a generation that has just taken over, where the backend captures memory. What a vmcore
-/// of the generation could not tell is told as an event.
+/// Begins to read the memory of a generation that has just taken over, if the backend captures memory. Publishes the
+/// gaps of its vmcore as an event.
 pub(crate) fn begin(captures: &Captures, row: &AnyGeneration) {
     let Some(placement) = row.placement().cloned() else {
         return;
@@ -47,8 +47,8 @@ pub(crate) fn begin(captures: &Captures, row: &AnyGeneration) {
     });
 }
 
-/// What a vmcore of this memory could not tell. It is read on a thread of its own, because a thread keeps the low
-/// priority that this one is given.
+/// The gaps of a vmcore of this memory. A separate thread reads it, because the thread keeps the low priority that is
+/// set here.
 async fn read(map: Vec<MemoryRange>) -> Result<Vec<String>, CaptureError> {
     let (told, found) = oneshot::channel();
     let work = move || {
@@ -78,5 +78,5 @@ fn tell(captures: &Captures, row: &AnyGeneration, found: &[String]) {
     captures.platform.events.publish(draft);
 }
 
-/// What is told of a kernel whose vmcore lacks nothing.
+/// Reported for a kernel whose vmcore has no gaps.
 const PROVEN: &str = "a vmcore of its new kernel could be read whole";

@@ -1,10 +1,10 @@
-//! A generation that stands still while its memory is read.
+//! Freezes a generation while its memory is read.
 //!
 //! ```text
 //! runs ─▶ [frozen] in the journal ─▶ frozen ─▶ … ─▶ resumed ─▶ [not frozen] in the journal
 //! ```
 //!
-//! Invariant: what was frozen here is resumed here, or by the next daemon, which finds it in the journal.
+//! Invariant: this daemon resumes a frozen generation, or the next daemon does, which finds the mark in the journal.
 
 use kmp_proto::time::Instant;
 use slog::{info, warn};
@@ -14,22 +14,22 @@ use crate::model::generation::AnyGeneration;
 use crate::platform::clock;
 use crate::platform::journal::{Change, record};
 
-/// Why a generation was not frozen; it runs on.
+/// Why a generation was not frozen; it continues to run.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NotFrozen {
-    /// It could not be written down first.
+    /// The mark could not be written to the journal.
     #[error("{0}")]
     Journal(String),
-    /// The backend did not do it.
+    /// The backend failed.
     #[error("{0}")]
     Backend(String),
 }
 
 impl Generations {
-    /// Has a generation execute nothing, unless that is so already; since when.
+    /// Freezes a generation, unless it executes nothing anyway. Returns the time of the freeze.
     ///
     /// # Errors
-    /// When it cannot be written down or done. It runs on then.
+    /// When the mark cannot be written, or the backend fails. The generation continues to run.
     pub(crate) async fn freeze(
         &self,
         row: &mut AnyGeneration,
@@ -53,14 +53,14 @@ impl Generations {
                 Ok(None)
             }
             Err(error) => {
-                // It may have been frozen all the same.
+                // The backend may have frozen it in spite of the error.
                 let _ = self.thaw(row).await;
                 Err(NotFrozen::Backend(error.to_string()))
             }
         }
     }
 
-    /// Has a frozen generation go on. What cannot be resumed stays marked, so that the next daemon tries again.
+    /// Resumes a frozen generation. If that fails, the mark stays, so that the next daemon retries.
     ///
     /// # Errors
     /// When it was not resumed.
@@ -86,7 +86,7 @@ impl Generations {
         written.map_err(|error| error.to_string())
     }
 
-    /// A mark that stays is harmless: resuming what runs changes nothing.
+    /// A mark that stays is harmless: to resume a running generation changes nothing.
     async fn forget_frozen(&self, row: &AnyGeneration) {
         if let Err(error) = self.note_frozen(row).await {
             warn!(self.platform.log, "that it is resumed was not recorded"; "instance" => &row.instance,

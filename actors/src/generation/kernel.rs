@@ -1,4 +1,4 @@
-//! The kernel that a generation runs: its image is read, checked and compared with what was recorded.
+//! Reads and checks the kernel image of a generation, and compares it with the recorded one.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::platform::ambient;
 /// Reads and checks a kernel image off this thread.
 ///
 /// # Errors
-/// When it is no usable image, or not the one that was recorded.
+/// When the image is not usable, or differs from the recorded one.
 pub(super) async fn read_kernel(
     path: &Path,
     recorded: Option<&str>,
@@ -30,7 +30,7 @@ pub(super) async fn read_kernel(
     Ok(image)
 }
 
-/// What kind of refusal it is: the file's fault, the caller's, or the machine's.
+/// The kind of failure: caused by the file, by the caller, or by the machine.
 fn image_refused(error: &BadImage) -> Failure {
     use std::io::ErrorKind;
     let (code, hint) = match error {
@@ -43,7 +43,7 @@ fn image_refused(error: &BadImage) -> Failure {
                 let hint = "the daemon opens it itself: name a file that its user can read";
                 (FailureKind::KernelUnreadable, Some(hint))
             }
-            // No descriptors, no memory, a disk that fails.
+            // No descriptors, no memory, or a disk error.
             _ => (
                 FailureKind::Unavailable,
                 Some("the image was not judged; try again"),
@@ -57,7 +57,7 @@ fn image_refused(error: &BadImage) -> Failure {
     }
 }
 
-/// Refuses what only a kernel that is booted can be given, where none is.
+/// Refuses boot parameters if the backend does not boot a kernel.
 ///
 /// # Errors
 /// When the backend `kind` boots no kernel, and a command line or an initramfs is given.
@@ -79,10 +79,10 @@ pub(crate) fn check_boot(
     ))
 }
 
-/// The kernel that a generation is to run, as it is written down: its image is read and checked.
+/// The record of the kernel that a generation will run. Reads and checks the image.
 ///
 /// # Errors
-/// When the path is not absolute, or its image unusable.
+/// When the path is not absolute, or the image is not usable.
 pub(crate) async fn choose_kernel(
     path: &Path,
     cmdline: String,

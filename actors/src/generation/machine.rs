@@ -1,4 +1,4 @@
-//! The machine that generations run on, and how this daemon speaks to them.
+//! The machine that runs the generations, and the daemon's identity towards them.
 
 use std::sync::Arc;
 
@@ -14,20 +14,20 @@ use crate::platform::aside::Turn;
 /// The machine. Cheap to clone.
 #[derive(Clone)]
 pub struct Machine {
-    /// Where generations run.
+    /// The backend that runs generations.
     pub backend: Arc<dyn Backend>,
-    /// Held while a process is started, where it may inherit sockets.
+    /// Held during the start of a process that may inherit sockets.
     pub spawn_turn: Turn,
-    /// This daemon among those that had its state directory: it grows with each start.
+    /// Incarnation of this daemon; grows with each start on the same state directory.
     pub incarnation: u64,
-    /// Boot id of the host, as the kernel gives it.
+    /// Boot id of the host, from the kernel.
     pub host_boot_id: String,
     /// The log.
     pub log: Logger,
 }
 
 impl Machine {
-    /// What this daemon has of the protocol's optional parts: bits of [`features`].
+    /// The optional protocol features of this daemon: bits of [`features`].
     fn features(&self) -> u64 {
         let mut bits = features::MORPHS;
         if self.backend.passes_sockets() {
@@ -39,8 +39,8 @@ impl Machine {
         bits
     }
 
-    /// This daemon, as it speaks to a generation that was placed. Without the key that was kept at the spawn the
-    /// agent refuses it, and says so.
+    /// This daemon as a peer of a placed generation. Without the key from the spawn, the agent refuses the daemon and
+    /// says so.
     pub fn speaker(&self, placement: &Placement) -> Speaker {
         let hello = self.hello(placement.name.as_str(), placement.generation);
         match kmorph_backends::key::of(placement) {

@@ -1,5 +1,5 @@
-//! The life of one generation: intend, spawn, fence, release. Each step is in the journal before it
-//! is attempted and after it is confirmed.
+//! The life of one generation: intend, spawn, fence, release. The journal records each step before the attempt and
+//! after the confirmation.
 //!
 //! ```text
 //!  intend ─▶ [Intended] ─▶ spawn ─▶ [Placed] ─▶ … ─▶ [Fencing] ─▶ fence ─▶ [Fenced] ─▶ release ─▶ gone
@@ -38,7 +38,7 @@ use crate::resources::ports::listener_name;
 use kernel::read_kernel;
 pub(crate) use kernel::{check_boot, choose_kernel};
 
-/// Why a generation did not start, and whether something of it is left.
+/// Why a generation did not start, and whether parts of it remain.
 struct NotStarted {
     error: Failure,
     remains: bool,
@@ -53,19 +53,19 @@ impl From<Failure> for NotStarted {
     }
 }
 
-/// A journal that cannot be written stops every change.
+/// The failure when the journal cannot be written: all changes stop.
 pub fn journal_failure(error: &JournalError) -> Failure {
     Failure::new(FailureKind::JournalUnavailable, error.to_string())
         .hint("nothing was changed; instances go on running")
 }
 
-/// A generation whose end could not be confirmed, or not be written down.
+/// A generation whose end could not be confirmed or recorded.
 #[derive(Debug, thiserror::Error)]
 #[error("{reason}")]
 pub struct NotFenced {
     /// The generation.
     pub generation: AnyGeneration,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
@@ -74,16 +74,16 @@ pub struct NotFenced {
 pub struct Generations {
     /// Journal, events, configuration.
     pub platform: Platform,
-    /// What generations are given.
+    /// The resources of generations.
     pub resources: Resources,
-    /// Where they run.
+    /// The machine that runs them.
     pub machine: Machine,
-    /// Fenced ones that could not be released yet.
+    /// Fenced generations that could not be released yet.
     pub kept: Ledger,
 }
 
 impl Generations {
-    /// The same, for what is done within a morph: its log lines say so.
+    /// A clone for a morph: its log lines name the session.
     #[must_use]
     pub fn within(&self, session: u64) -> Self {
         Self {
@@ -92,10 +92,10 @@ impl Generations {
         }
     }
 
-    /// Takes a number, a lease and an address for a new generation, and has `write` write its row.
+    /// Takes a number, a lease and an address for a new generation; `write` writes its row.
     ///
     /// # Errors
-    /// When the pool or the journal refuses; nothing is taken then.
+    /// When the pool or the journal refuses. Nothing is taken then.
     pub async fn intend<W>(
         &self,
         instance: &str,
@@ -150,10 +150,10 @@ impl Generations {
         Ok(intended)
     }
 
-    /// Starts an intended generation. On failure nothing of it is left, not even its row.
+    /// Starts an intended generation. After a failure nothing of it remains, not even its row.
     ///
     /// # Errors
-    /// As the backend's, and the journal's.
+    /// The errors of the backend and of the journal.
     pub async fn spawn(
         &self,
         mut intended: Generation<Intended>,
@@ -168,7 +168,7 @@ impl Generations {
                 let placed = intended.placed(placement);
                 info!(self.platform.log, "spawned"; "instance" => &placed.instance,
                     "generation" => placed.generation, "kernel" => &placed.kernel.release);
-                // Not being able to write this is survived: `find` will recover the placement.
+                // A failed write is tolerable: `find` will recover the placement.
                 if let Err(error) = self.write(&placed.clone().into()).await {
                     warn!(self.platform.log, "the placement was not recorded"; "instance" => &placed.instance,
                         "generation" => placed.generation, "error" => error);
@@ -202,10 +202,10 @@ impl Generations {
         }
     }
 
-    /// Fences and releases what is left of a generation that did not start.
+    /// Fences and releases the remains of a generation that did not start.
     ///
     /// # Errors
-    /// When its fence could not be confirmed. Its row, its resources and its run directory stay, for the next daemon.
+    /// When the fence could not be confirmed. The row, the resources and the run directory stay for the next daemon.
     async fn end_remains(&self, intended: Generation<Intended>) -> Result<(), String> {
         let facts = Facts::clone(&intended);
         let order = FenceOrder::new(facts.generation);
@@ -223,12 +223,12 @@ impl Generations {
         Ok(())
     }
 
-    /// Removes what the backend has written for a generation that it did not start.
+    /// Removes the files that the backend wrote for a generation that it did not start.
     async fn remove_run_dir(&self, row: &Facts) {
         let run_dir = row.run_dir.clone();
         let removed = ambient::blocking(move || {
             tidy_up(&run_dir, false)?;
-            // The instance's own directory, unless other generations are in it.
+            // The instance's directory, unless it contains other generations.
             let parent = run_dir.parent().map(std::fs::remove_dir);
             parent
                 .unwrap_or(Ok(()))
@@ -244,7 +244,7 @@ impl Generations {
         }
     }
 
-    /// What a generation holds is what its backend gave it: one that chooses CPUs itself may have chosen others.
+    /// Updates the lease from the placement: a backend may choose other CPUs itself.
     fn note_lease(&self, row: &mut Facts, placement: &Placement) {
         row.cpus.clone_from(&placement.cpus);
         row.memory_bytes = placement.memory_bytes;
@@ -311,7 +311,7 @@ impl Generations {
         })
     }
 
-    /// The published sockets for a new generation: all of them, and they listen.
+    /// The listening published sockets for a new generation.
     fn listeners(&self, instance: &str) -> Result<Vec<HostListener>, Failure> {
         let held = self
             .resources
@@ -326,7 +326,7 @@ impl Generations {
         })
     }
 
-    /// A process that inherits sockets is started on another thread, in its turn: its directory may lie on a disk.
+    /// Starts a process that inherits sockets on another thread, one at a time: its directory may be on a disk.
     async fn spawn_aside(&self, spec: SpawnSpec) -> Result<Placement, SpawnError> {
         if !self.machine.backend.passes_sockets() {
             return self.machine.backend.spawn(spec).await;
@@ -341,10 +341,10 @@ impl Generations {
         self.machine.spawn_turn.run(work).await.map_err(gone)?
     }
 
-    /// Looks for what was started of a generation, by its run directory.
+    /// Looks for a started generation, by its run directory.
     ///
     /// # Errors
-    /// As the backend's.
+    /// The errors of the backend.
     pub async fn find(&self, row: &Facts) -> Result<Option<Placement>, String> {
         let name: InstanceName = row.instance.parse().map_err(|e| format!("{e}"))?;
         let (backend, row) = (Arc::clone(&self.machine.backend), row.clone());
@@ -354,7 +354,7 @@ impl Generations {
     }
 
     fn workload(&self, request: Workload) -> WorkloadSpec {
-        // A guest image has the program at the same path as the host.
+        // A guest image contains the program at the same path as the host.
         let program = match request.program.as_str() {
             KV_NAME => self.platform.settings.borrow().kv_program.clone(),
             path => path.into(),
@@ -367,10 +367,10 @@ impl Generations {
         }
     }
 
-    /// Stops a generation for good and writes down the proof.
+    /// Stops a generation for good and records the certificate.
     ///
     /// # Errors
-    /// When its end could not be confirmed, or not be written down.
+    /// When its end could not be confirmed or recorded.
     pub async fn fence(
         &self,
         mut generation: AnyGeneration,
@@ -401,7 +401,7 @@ impl Generations {
         let fenced = generation
             .clone()
             .fenced(certificate, proof.map(str::to_owned));
-        // Without its certificate in the journal the next daemon fences it again, and so does this one.
+        // Without a certificate in the journal, this daemon and the next one fence it again.
         if let Err(reason) = self.write(&fenced.clone().into()).await {
             return Err(NotFenced { generation, reason });
         }
@@ -412,8 +412,8 @@ impl Generations {
         Ok(fenced)
     }
 
-    /// Has the memory of a generation that is about to be fenced last until it is captured, also when this daemon does
-    /// not. What keeps it from that is logged.
+    /// Keeps the memory of a generation that is about to be fenced until it is captured, even across a restart of the
+    /// daemon. Logs a failure.
     pub async fn keep_memory(&self, row: &AnyGeneration) {
         let Some(placement) = row.placement() else {
             return;
@@ -424,13 +424,13 @@ impl Generations {
         }
     }
 
-    /// Keeps the registers of a generation's CPUs for its vmcore, where they can be had: they are lost with its
-    /// fence, and change when it goes on. A vmcore without is worth having, so a failure is logged and no more.
+    /// Saves the registers of a generation's CPUs for its vmcore, if possible: they change when it runs on, and a
+    /// fence destroys them. A vmcore without registers is still useful, so a failure is only logged.
     pub async fn save_registers(&self, row: &AnyGeneration) {
         let Some(placement) = row.placement() else {
             return;
         };
-        // What an earlier capture left of it is not how it is now.
+        // Registers from an earlier capture are stale.
         let earlier = row.run_dir.join(REGISTERS);
         let _ = ambient::io(move || std::fs::remove_file(earlier)).await;
         let saved = tokio::time::timeout(
@@ -476,7 +476,7 @@ impl Generations {
             .map_err(|unconfirmed| unconfirmed.to_string())
     }
 
-    /// Gives lease and address of a generation back.
+    /// Frees the lease and the address of a generation.
     pub(crate) fn forget(&self, row: &Facts) {
         let holder = (row.instance.clone(), row.generation);
         self.resources.pool.borrow_mut().give_back(&holder);
@@ -487,14 +487,14 @@ impl Generations {
     }
 }
 
-/// Longest time that a fence waits for the registers of the CPUs.
+/// Maximum time that a fence waits for the CPU registers.
 const REGISTERS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Ended generations of an instance whose logs are kept.
+/// Number of ended generations per instance whose logs are kept.
 pub const LOGS_KEPT: usize = 3;
 
-/// Removes what a generation that never started left in `run_dir`, and of the ended generations
-/// beside it all but the last [`LOGS_KEPT`]. One that may run has its agent's key there, whatever its backend.
+/// Removes the leftovers in `run_dir` of a generation that never started, and all but the last [`LOGS_KEPT`] ended
+/// generations next to it. A generation that may run has its agent's key there, with every backend.
 pub(crate) fn tidy_up(run_dir: &Path, started: bool) -> std::io::Result<()> {
     if !started && run_dir.exists() {
         std::fs::remove_dir_all(run_dir)?;
@@ -533,7 +533,7 @@ mod tests {
             std::fs::create_dir(of(generation)).unwrap();
             std::fs::write(of(generation).join("console.log"), "").unwrap();
         }
-        // Of a guest, whose agent has its configuration in the guest's image.
+        // A guest: its agent reads the configuration from the guest's image.
         std::fs::write(of(1).join(KEY_FILE), "").unwrap();
         tidy_up(&of(7), true).unwrap();
         let left: Vec<_> = (1..=7)

@@ -1,12 +1,12 @@
-//! Giving back what fenced generations held, until it is given back.
+//! Releases the resources of fenced generations, and retries until the release succeeds.
 //!
 //! ```text
 //!  [Fenced] ─▶ release ─┬──────────────────────────────▶ gone from the journal
 //!                       └▶ kept: tried again, also by the next daemon ▲
 //! ```
 //!
-//! Invariant: a generation that still holds something has its row in the journal, with its certificate, and its lease
-//! in the pool. Who asked for its end hears of success only when both are gone.
+//! Invariant: a generation that still holds resources has its row in the journal, with its certificate, and its lease
+//! in the pool. A request to end it succeeds only when both are gone.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -32,47 +32,47 @@ use crate::platform::journal::{Change, record};
 use crate::platform::wall_clock;
 use crate::resources::pool::Holder;
 
-/// Pause before what was not given back is tried again.
+/// Pause before a failed release is retried.
 pub const RELEASE_RETRY: Duration = Duration::from_secs(2);
-/// Longest time that an operation waits for what was not given back; it is tried again after that too.
+/// Maximum time that an operation waits for a release; the retries continue after that.
 pub const RELEASE_PATIENCE: Duration = Duration::from_secs(30);
 
-/// What came of a release.
+/// The result of a release.
 #[derive(Debug)]
 pub enum Release {
     /// Nothing of the generation is left.
     Done,
-    /// It holds something still.
+    /// The generation still holds resources.
     Kept(Kept),
 }
 
-/// A generation that holds something still.
+/// A generation that still holds resources.
 #[derive(Debug)]
 pub struct Kept {
-    /// Its number.
+    /// Its generation number.
     pub generation: u64,
-    /// Why it could not be given back.
+    /// Why the release failed.
     pub reason: String,
-    /// `None` once it was given back.
+    /// `None` once it is released.
     returned: Option<oneshot::Receiver<()>>,
 }
 
 impl Kept {
-    /// Completes when it is given back; at once, where that was seen already.
+    /// Waits for the release; returns at once if it was already seen.
     pub async fn returned(&mut self) {
         if let Some(returned) = &mut self.returned {
-            // The other end goes with the entry.
+            // The sender is dropped together with the entry.
             let _ = returned.await;
         }
         self.returned = None;
     }
 
-    /// What an operation says that waits for it.
+    /// The progress message of an operation that waits for the release.
     pub fn waiting(&self) -> String {
         format!("waiting: {}", said(self.generation, &self.reason))
     }
 
-    /// What an operation ends with that has waited long enough.
+    /// The failure of an operation whose wait has timed out.
     pub fn error(&self, what: &str) -> Failure {
         let text = format!("{what}, but {}", said(self.generation, &self.reason));
         let hint = Command::SeeKept {
@@ -86,7 +86,7 @@ fn said(generation: u64, reason: &str) -> String {
     format!("generation {generation} keeps its CPUs and memory: {reason}")
 }
 
-/// The generations that hold something still. Cheap to clone.
+/// The generations that still hold resources. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger(Rc<RefCell<BTreeMap<Holder, Entry>>>);
 
@@ -100,7 +100,7 @@ struct Entry {
 }
 
 impl Ledger {
-    /// What those of `instance`, or all, hold.
+    /// The kept generations of `instance`, or of all instances.
     pub fn shown(&self, instance: Option<&str>) -> Vec<KeptGeneration> {
         let entries = self.0.borrow();
         let wanted = entries
@@ -119,7 +119,7 @@ impl Ledger {
             .collect()
     }
 
-    /// Notes a failure; whether it is the first of this generation with this reason.
+    /// Records a failure. Returns true if it is the generation's first one with this reason.
     fn note(&self, row: Generation<Fenced>, reason: &str) -> (bool, Kept) {
         let (tell, returned) = oneshot::channel();
         let mut entries = self.0.borrow_mut();
@@ -155,8 +155,8 @@ fn holder(row: &Facts) -> Holder {
 }
 
 impl Generations {
-    /// Gives back everything a fenced generation held. What cannot be given back now is noted, and tried again by
-    /// [`Generations::release_kept`].
+    /// Releases all resources of a fenced generation. If that fails, the generation is recorded, and
+    /// [`Generations::release_kept`] retries.
     ///
     /// # Errors
     /// When the journal cannot be written.
@@ -175,7 +175,7 @@ impl Generations {
         record(&self.platform.journal, vec![gone])
             .await
             .map_err(|e| e.to_string())?;
-        // Who waits for it hears of it now.
+        // The callers that wait are notified now.
         let entry = self.kept.0.borrow_mut().remove(&holder(&row));
         if let Some(entry) = entry {
             let text = format!(
@@ -193,7 +193,7 @@ impl Generations {
         Ok(Release::Done)
     }
 
-    /// Notes that a fenced generation holds something, which is to be given back.
+    /// Records that a fenced generation still holds resources.
     pub fn keep(&self, row: Generation<Fenced>, reason: &str) -> Kept {
         let (instance, generation) = holder(&row);
         let (is_new, kept) = self.kept.note(row, reason);
@@ -206,9 +206,9 @@ impl Generations {
         kept
     }
 
-    /// Ends a generation that belongs to no instance: fences and releases it. Waits for the first try only. A failed try
-    /// is repeated every [`RELEASE_RETRY`] until one succeeds: no instance would do it, and until then nobody can use what
-    /// the generation holds.
+    /// Ends a generation that belongs to no instance: fences and releases it. Waits for the first attempt only. A
+    /// failed attempt is repeated every [`RELEASE_RETRY`] until one succeeds: no instance would do so, and until then
+    /// the generation's resources are unusable.
     pub(crate) async fn end_unowned(&self, generation: AnyGeneration) {
         let Err(not_fenced) = self.fence_and_release(generation).await else {
             return;
@@ -235,7 +235,7 @@ impl Generations {
         let order = FenceOrder::new(generation.generation);
         let fenced = self.fence(generation, order).await?;
         let (instance, number) = holder(&fenced);
-        // What is kept is told, and tried again, by whoever keeps it.
+        // The ledger reports a kept generation and retries its release.
         match self.release(fenced.clone()).await {
             Ok(Release::Kept(_)) => Ok(()),
             Ok(Release::Done) => {
@@ -250,7 +250,7 @@ impl Generations {
         }
     }
 
-    /// Tries once more to give back what was not, one generation after the other.
+    /// Retries the release of all kept generations, one after the other.
     pub async fn release_kept(&self) {
         for fenced in self.kept.all() {
             let (instance, generation) = holder(&fenced);

@@ -1,4 +1,4 @@
-//! Carries out what the engine wants done.
+//! Carries out the engine's actions.
 
 use crate::model::{EventKind, Failure, FailureKind, OperationResult};
 use actix::prelude::*;
@@ -15,11 +15,11 @@ use crate::platform::fleet::FleetNews;
 use crate::platform::journal::{JournalError, Proposal, Propose};
 use crate::recovery::{self, Plan, RecoveryJob};
 
-/// What an operation that a termination ended is told.
+/// The error of an operation that a termination ended.
 const TERMINATED: &str = "it was terminated meanwhile";
 
 impl Instance {
-    /// Carries out all that the engine wants done by now.
+    /// Carries out all pending actions of the engine.
     pub(super) fn run(&mut self, ctx: &mut Context<Self>) {
         while let Some(action) = self.engine.poll_action() {
             self.act(action, ctx);
@@ -183,9 +183,8 @@ impl Instance {
         self.fleet.news.do_send(FleetNews::RecoveryReturned(name));
     }
 
-    /// After a panic of an actor below this one: half of what was known of the instance is lost.
-    /// The supervisor makes a new actor for it from what the journal and the machine say, as after a
-    /// restart of the daemon.
+    /// Handles a panic of an actor below this one, which loses part of the instance's state. The supervisor creates a
+    /// new actor from the journal and the machine, as after a restart of the daemon.
     pub(super) fn start_over(&mut self, whose: &str, ctx: &mut Context<Self>) {
         error!(self.log, "an actor below it panicked: it starts over"; "actor" => whose,
             "generation" => self.generation.generation);

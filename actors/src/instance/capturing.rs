@@ -1,7 +1,7 @@
-//! A capture of its memory that somebody asked for. The rest of the work is in [`crate::capture::by_hand`].
+//! Captures on request. The rest of the work is in [`crate::capture::by_hand`].
 //!
-//! The silence of an instance that is frozen says nothing, and is not judged. Its end is: an instance that ends
-//! meanwhile is failed at once, and healed as soon as its memory has been read. When it goes on, the watch begins anew.
+//! The watch ignores the silence of a frozen instance, but not its exit: the instance fails at once, and is healed as
+//! soon as its memory has been read. After the freeze, the watch restarts.
 
 use std::path::PathBuf;
 
@@ -14,17 +14,17 @@ use crate::capture::Turn;
 use crate::capture::by_hand::ByHand;
 use crate::platform::operations::Handle;
 
-/// Capture its memory now, whatever its state.
+/// Captures the memory now, in any state.
 #[derive(Message)]
 #[rtype(result = "Result<(), Failure>")]
 pub struct CaptureVmcore {
     /// The file to write; see [`check_output`](crate::capture::by_hand::check_output).
     pub output: PathBuf,
-    /// Who waits.
+    /// The operation that waits for the result.
     pub operation: Handle,
 }
 
-/// A capture that was asked for and can begin.
+/// A requested capture that can begin.
 pub(super) struct Ready {
     request: CaptureVmcore,
     turn: Turn,
@@ -53,7 +53,7 @@ impl Handler<CaptureVmcore> for Instance {
 }
 
 impl Instance {
-    /// Begins the capture that was asked for.
+    /// Begins the requested capture.
     pub(super) fn begin_capture(&mut self, ctx: &mut Context<Self>) {
         // The request was accepted, so it is here.
         let Some(Ready { request, turn }) = self.asked.capture.take() else {
@@ -75,7 +75,7 @@ impl Instance {
     }
 }
 
-/// Have its kernel panic, for a test.
+/// Makes the kernel panic, for a test.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<(), String>")]
 pub struct ProvokePanic;

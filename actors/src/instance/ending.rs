@@ -1,4 +1,4 @@
-//! The wanted end of an instance.
+//! Terminates an instance.
 //!
 //! ```text
 //! asked ─▶ recorded ─▶ granted ─┬───────────────────────▶ asked to end ─▶ fenced ─▶ gone
@@ -6,7 +6,7 @@
 //!             └▶ refused: nothing has changed
 //! ```
 //!
-//! Invariant: an end that was granted is in the journal, so that it comes also when the daemon dies.
+//! Invariant: a granted termination is in the journal, so that it happens even if the daemon crashes.
 
 use std::path::{Path, PathBuf};
 
@@ -51,7 +51,7 @@ impl Instance {
         }
     }
 
-    /// Ends the instance for good: asks it, then fences it, then forgets it.
+    /// Terminates the instance: requests a clean shutdown, fences it, and removes its records.
     pub(super) fn begin_end(&mut self, force: bool, ctx: &mut Context<Self>) {
         let operation = match self.asked.termination.take() {
             Some(asked) => asked.granted(),
@@ -96,7 +96,7 @@ impl Instance {
         self.tell(Event::NotEnded(reason), ctx);
     }
 
-    /// What is to be ended now.
+    /// The parts of the instance to end now.
     pub(super) fn ending(&self, force: bool, ctx: &Context<Self>) -> Ending {
         Ending {
             row: (*self.row).clone(),
@@ -108,19 +108,19 @@ impl Instance {
     }
 }
 
-/// An instance that is to be ended.
+/// An instance that is about to be terminated.
 pub(super) struct Ending {
     row: InstanceRow,
     generation: AnyGeneration,
     /// See [`Instance`].
     left: Vec<AnyGeneration>,
-    /// It is not asked first.
+    /// Skip the clean shutdown.
     force: bool,
-    /// Is told what it holds when its release takes a while.
+    /// Receives reports about a slow release.
     owner: Recipient<Unreturned>,
 }
 
-/// The generation of an instance that is being ended holds something still.
+/// The generation of an instance under termination still holds resources.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Unreturned(String);
@@ -174,7 +174,7 @@ pub(super) async fn end(
     (operation, forget(services, &row, &run_dir).await)
 }
 
-/// Stops, fences and releases a generation; its run directory, and what came of the release.
+/// Stops, fences and releases a generation. Returns its run directory and the result of the release.
 async fn stop(
     services: &Services,
     generation: AnyGeneration,

@@ -1,5 +1,5 @@
-//! The recovery or the morph under way, as its instance reaches it. Which of them it is, the engine knows: the instance
-//! tells and asks whatever it has begun, and what belongs to the other kind finds nobody.
+//! The job of an instance: its recovery or morph under way. The engine knows which one; a message for the other kind
+//! is dropped.
 
 use actix::prelude::*;
 use kmp_proto::instance::JobNews;
@@ -8,21 +8,21 @@ use crate::morph::{MorphSession, SourceFailed, Terminated};
 use crate::platform::fleet::Abandon;
 use crate::recovery::{RecoveryJob, SuccessorNews};
 
-/// What has been begun and not heard to end.
+/// A job that has begun and has not reported its end.
 pub(super) trait Job {
     /// Its name, for people.
     fn name(&self) -> &'static str;
 
-    /// Tells what the engine wants it told; `generation` is the instance's active one.
+    /// Passes the engine's news to the job; `generation` is the instance's active one.
     fn tell(&self, news: JobNews, generation: u64);
 
     /// Whether its actor has ended.
     fn has_ended(&self) -> bool;
 
-    /// Has it stop: what it would have done is done by another.
+    /// Stops the job: another one does the remaining work.
     fn abandon(&self);
 
-    /// Who takes commands about a morph.
+    /// The session that takes commands for a morph.
     fn session(&self) -> Option<&Addr<MorphSession>> {
         None
     }

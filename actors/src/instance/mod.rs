@@ -61,31 +61,31 @@ use job::Job;
 use requests::Answered;
 use row::OwnRow;
 
-/// How an instance comes into the daemon's care.
+/// How an instance actor begins.
 pub enum Beginning {
-    /// It was just spawned; whoever asked waits.
+    /// The instance was just spawned; the operation waits.
     Spawned(Handle),
-    /// It was found running after a restart of the daemon.
+    /// The instance was found running after a restart of the daemon.
     Adopted {
-        /// The recovery that started it, if that daemon has not finished it.
+        /// The recovery that started the generation, if the earlier daemon did not finish it.
         recovery: Option<Box<RecoveryRecord>>,
-        /// It was healthy before.
+        /// The generation was healthy before.
         served: bool,
     },
     /// A morph was under way when the last daemon ended.
     Morphing(Box<LeftMorph>),
-    /// It rests.
+    /// The instance is quarantined or waits for an operator.
     Resting {
-        /// Nothing of it runs.
+        /// None of its generations runs.
         gone: bool,
     },
-    /// The daemon ended while it was terminating it.
+    /// The daemon ended during the instance's termination.
     Terminating,
-    /// It failed while no daemon watched, or a recovery was under way.
+    /// The instance failed while no daemon watched, or during a recovery.
     NeedsRecovery {
-        /// What was found, or decided.
+        /// The failure as found or decided.
         failure: Failure,
-        /// What the last daemon had decided; else policy decides.
+        /// The earlier daemon's decision; without one the policy decides.
         decided: Option<Successor>,
     },
 }
@@ -116,32 +116,32 @@ pub struct Instance {
     generation: AnyGeneration,
     beginning: Option<Beginning>,
     watch: Option<Addr<Watch>>,
-    /// Where the recovery or the morph under way can be told something.
+    /// The recovery or the morph under way.
     job: Option<Box<dyn Job>>,
     back_off: Option<SpawnHandle>,
-    /// Running out, it has the ports refuse.
+    /// The timer after which the ports refuse connections.
     port_hold: Option<SpawnHandle>,
-    /// Whoever waits for a spawn or a recovery.
+    /// The operation that waits for a spawn or a recovery.
     waiting: Option<Handle>,
     asked: Asked,
-    /// The last that its agent has said.
+    /// The agent's last health report.
     health: Option<HealthStatus>,
     kernel_release: String,
-    /// Nothing of its last generation runs.
+    /// Nothing of the last generation runs.
     gone: bool,
-    /// Other generations of it whose end could not be confirmed: they are ended with it.
+    /// Other generations whose end could not be confirmed: they end together with the instance.
     left: Vec<AnyGeneration>,
-    /// The recovery that an earlier daemon began, and whose successor this one adopted.
+    /// The recovery of an earlier daemon whose successor was adopted.
     unfinished: Option<Box<RecoveryRecord>>,
-    /// The generation that was adopted had been healthy before.
+    /// The adopted generation had been healthy before.
     served_before: bool,
-    /// What became of the last morph that this daemon has seen.
+    /// The result of the last morph that this daemon has seen.
     last_morph: Option<String>,
-    /// When the generation failed that had served, and how long it had been silent then.
+    /// When the last serving generation failed, and how long it had been silent.
     answered_until: Option<(Instant, Duration)>,
 }
 
-/// What was asked for and is needed once the engine begins with it.
+/// Requests that wait for the engine to begin them.
 #[derive(Default)]
 struct Asked {
     recovery: Option<Answered>,
@@ -190,7 +190,7 @@ impl Instance {
         instance.start()
     }
 
-    /// Tells the engine, and does what follows.
+    /// Passes an event to the engine and carries out its actions.
     fn tell(&mut self, event: Event, ctx: &mut Context<Self>) -> Answer {
         let (from, name) = (self.engine.stage(), event.name());
         let before = self.engine.actions().len();
@@ -202,7 +202,7 @@ impl Instance {
         answer
     }
 
-    /// Shows a step to the run of a test; `before`: actions of earlier steps that are still to be carried out.
+    /// Reports a step to the test harness; `before` counts earlier actions that are still pending.
     fn show_step(&self, from: &'static str, event: &'static str, before: usize) {
         witness::show(|| Step {
             machine: Machine::Instance,

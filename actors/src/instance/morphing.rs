@@ -1,12 +1,12 @@
-//! A morph as its instance sees it: its beginning, what is asked of it, its end.
+//! Morphs of an instance: start, commands, end.
 //!
 //! ```text
 //! BeginMorph ─▶ may it? ─▶ planned: kernel read, target in the journal ─▶ the engine is asked ─┬▶ begun
 //!                  └▶ refused                     (beside the actor)                          └▶ withdrawn, refused
 //! ```
 //!
-//! The plan takes as long as a kernel image is large and the disk slow, and claims nothing of the instance meanwhile: the
-//! engine decides when the plan is there.
+//! Planning takes time on a large kernel image or a slow disk, and does not block the instance meanwhile: the engine
+//! decides once the plan is ready.
 
 use crate::model::{Command, EventKind, Failure, FailureKind};
 use actix::prelude::*;
@@ -18,7 +18,7 @@ use super::{BeginMorph, CommandKind, Instance, MorphControl};
 use crate::morph::{self, LeftMorph, MorphCommand, MorphNews, MorphOver, MorphSession, Planned};
 
 impl Instance {
-    /// Begins the morph that was asked for.
+    /// Begins the requested morph.
     pub(super) fn begin_morph(&mut self, ctx: &mut Context<Self>) {
         // The request was accepted, so its plan is here.
         let Some(Planned { plan, operation }) = self.asked.morph.take() else {
@@ -30,7 +30,7 @@ impl Instance {
         self.job = Some(Box::new(session));
     }
 
-    /// Goes on with a morph that an earlier daemon left.
+    /// Resumes a morph that an earlier daemon left.
     pub(super) fn resume_morph(&mut self, left: LeftMorph, ctx: &mut Context<Self>) {
         let (means, owner) = (self.services.of_a_morph(), owner(ctx));
         let session = MorphSession::resume(means, owner, left, self.watch.clone());
@@ -87,7 +87,7 @@ impl Handler<BeginMorph> for Instance {
         let means = self.services.of_a_morph();
         let (row, source) = ((*self.row).clone(), self.generation.clone());
         let own = ctx.address().recipient::<Planned>();
-        // Outlives this actor, so that what it has written down for a morph that does not begin is withdrawn.
+        // The task outlives this actor, so that the records of a morph that does not begin are withdrawn.
         Box::pin(async move {
             let planned = morph::plan(&means, row, source, begin.request, begin.uid).await?;
             let (plan, id) = (planned.plan.clone(), planned.operation.id());
@@ -150,7 +150,7 @@ impl Handler<MorphControl> for Instance {
             return Box::pin(async { Err(error) });
         };
         let operation = control.operation;
-        // What the session refuses, whoever asks is refused.
+        // If the session refuses, the caller receives the refusal.
         let asked = session.send(match control.kind {
             CommandKind::Validate => MorphCommand::Validate(operation),
             CommandKind::Commit { limit } => MorphCommand::Commit { limit, operation },
@@ -170,7 +170,7 @@ impl Instance {
         self.job.as_ref()?.session().cloned()
     }
 
-    /// That no morph is under way, and what became of the last one.
+    /// The message that no morph is under way, with the result of the last one.
     pub(super) fn no_morph(&self) -> String {
         let name = &self.row.name;
         match &self.last_morph {

@@ -1,4 +1,4 @@
-//! The policy of an instance. The supervisor writes it down (`supervisor/policies.rs`); here it takes effect.
+//! The policy of an instance. The supervisor records it (`supervisor/policies.rs`); this module applies it.
 
 use crate::model::{EventKind, Policy};
 use actix::prelude::*;
@@ -7,12 +7,12 @@ use kmp_proto::instance::Event;
 use super::Instance;
 use crate::watch::{Reconfigure, detector_config};
 
-/// The policy in force.
+/// Reads the current policy.
 #[derive(Debug, Message)]
 #[rtype(result = "Policy")]
 pub struct GetPolicy;
 
-/// A policy that is in the journal is in force from now on.
+/// Applies a policy that is in the journal.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct ApplyPolicy(pub Policy);

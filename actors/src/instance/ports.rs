@@ -1,4 +1,4 @@
-//! The published ports of an instance through its life.
+//! The published ports during an instance's life.
 //!
 //! ```text
 //! serves: open ─▶ failed: connections wait ─ hold over ─▶ refused ─▶ a successor is started: open
@@ -13,7 +13,7 @@ use crate::model::generation::AnyGeneration;
 use crate::resources::ports::{PORT_RETRY, Regained};
 
 impl Instance {
-    /// Goes on asking for ports that this daemon does not have, until it has them.
+    /// Retries missing ports until the daemon has all of them.
     pub(super) fn regain_ports(&mut self, ctx: &mut Context<Self>) {
         if self.services.ports().missing(&self.row.name).is_none() {
             return;
@@ -43,7 +43,7 @@ impl Instance {
         self.regain_ports(ctx);
     }
 
-    /// The generation that served has failed. Connections wait for its successor, but not for ever.
+    /// Holds connections for the successor after a failure, for a limited time.
     pub(super) fn hold_ports(&mut self, ctx: &mut Context<Self>) {
         self.services.ports().abandon(&self.row.name);
         let hold = self.services.platform.settings.borrow().port_hold;
@@ -73,7 +73,7 @@ impl Instance {
         }
     }
 
-    /// Whether nothing of the generation runs, as far as is known: fenced, never started, or seen to end.
+    /// Whether the generation is known not to run: fenced, never started, or seen to exit.
     pub(super) fn is_gone(&self) -> bool {
         self.gone || !matches!(self.generation, AnyGeneration::Placed(_))
     }

@@ -1,4 +1,4 @@
-//! Recoveries of the instance, as far as they are not the engine's or the job's.
+//! Recoveries, as far as the instance's actor handles them.
 
 use crate::model::{
     EventKind, Failure, FailureKind, OperationResult, RecoveryOutcome, RecoveryRecord,
@@ -11,7 +11,7 @@ use crate::model::generation::AnyGeneration;
 use crate::platform::fleet::FleetNews;
 use crate::recovery::{self, RecoveryNews};
 
-/// The supervisor grants a recovery that was asked for.
+/// The supervisor grants a requested recovery.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct RecoveryGranted;
@@ -108,7 +108,7 @@ impl Instance {
         self.report(vec![row], ctx);
     }
 
-    /// A recovery or a morph has ended. Either it said before how, or it panicked.
+    /// Handles the end of a recovery or a morph: the job reported its outcome before, or it panicked.
     pub(super) fn job_gone(&mut self, ctx: &mut Context<Self>) {
         if self.job.as_ref().is_some_and(|job| job.has_ended()) {
             self.tell(Event::JobGone, ctx);

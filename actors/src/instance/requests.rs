@@ -1,4 +1,4 @@
-//! What may be asked of an instance.
+//! Requests to an instance.
 
 use std::time::Duration;
 
@@ -17,66 +17,66 @@ use crate::morph::GetMorph;
 use crate::platform::operations::Handle;
 use crate::watch::Ping;
 
-/// Longest wait for the answer to a ping.
+/// Maximum wait for the answer to a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// One line of the list.
+/// Reads the instance's entry in the list.
 #[derive(Debug, Message)]
 #[rtype(result = "InstanceSummary")]
 pub struct GetSummary;
 
-/// Everything.
+/// Reads all details.
 #[derive(Debug, Message)]
 #[rtype(result = "InstanceView")]
 pub struct GetStatus;
 
-/// Its heartbeats.
+/// Reads the state of the heartbeats.
 #[derive(Debug, Message)]
 #[rtype(result = "HeartbeatView")]
 pub struct GetHeartbeat;
 
-/// Its health.
+/// Reads the health.
 #[derive(Debug, Message)]
 #[rtype(result = "HealthView")]
 pub struct GetHealth;
 
-/// One heartbeat now.
+/// Sends one heartbeat now.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<PingView, Failure>")]
 pub struct PingInstance;
 
-/// End it.
+/// Terminates the instance.
 #[derive(Message)]
 #[rtype(result = "Result<(), Failure>")]
 pub struct Terminate {
-    /// Without asking it first.
+    /// Skip the clean shutdown.
     pub force: bool,
-    /// Who waits.
+    /// The operation that waits for the result.
     pub operation: Handle,
 }
 
-/// Heal it now, whatever its state.
+/// Recovers the instance now, in any state.
 #[derive(Message)]
 #[rtype(result = "Result<(), Failure>")]
 pub struct Recover(pub Handle);
 
-/// Move it to another kernel; the operation's id. Answered once the morph has begun, or cannot begin.
+/// Begins a morph. Returns the operation's id once the morph has begun, or cannot begin.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<String, Failure>")]
 pub struct BeginMorph {
-    /// How.
+    /// The parameters.
     pub request: MorphRequest,
     /// The caller.
     pub uid: Option<u32>,
 }
 
-/// Go on with, or back from, a morph under way.
+/// A command for the morph under way.
 #[derive(Message)]
 #[rtype(result = "Result<(), Failure>")]
 pub struct MorphControl {
-    /// What.
+    /// The command.
     pub kind: CommandKind,
-    /// Who waits.
+    /// The operation that waits for the result.
     pub operation: Handle,
 }
 
@@ -87,36 +87,36 @@ pub enum CommandKind {
     Validate,
     /// Commit.
     Commit {
-        /// The downtime at which it is still wanted.
+        /// The maximum downtime that the user accepts.
         limit: CommitLimit,
     },
     /// Roll back.
     Rollback,
 }
 
-/// Its part of what survivors are told of all instances.
+/// Reads the instance's entry in the topology for survivors.
 #[derive(Debug, Message)]
 #[rtype(result = "Option<TopologyEntry>")]
 pub struct GetTopologyEntry;
 
-/// Its generation, if that serves and is not in the middle of something.
+/// Reads the generation, if it serves and no work on it is under way.
 #[derive(Debug, Message)]
 #[rtype(result = "Option<Box<AnyGeneration>>")]
 pub struct GetSurvivor;
 
-/// The morph under way.
+/// Reads the record of the morph.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<MorphRecord, Failure>")]
 pub struct GetMorphStatus;
 
-/// An operation, and whoever waits for the answer whether it was granted.
+/// An operation, and the caller that waits for the engine's decision.
 pub(super) struct Answered {
     operation: Handle,
     answer: Option<oneshot::Sender<Result<(), Failure>>>,
 }
 
 impl Answered {
-    /// Of an operation that nobody waits for.
+    /// An operation without a waiting caller.
     pub(super) fn unasked(operation: Handle) -> Self {
         let answer = None;
         Self { operation, answer }
@@ -138,7 +138,7 @@ impl Answered {
 }
 
 impl Instance {
-    /// Why a request cannot be carried out now; `wanted` is what the instance was to be.
+    /// Why a request is refused now; `wanted` is the refused action.
     pub(super) fn busy(&self, wanted: &str, doing: Doing) -> Failure {
         let instance = self.row.name.clone();
         let (doing, hint) = match doing {
@@ -164,7 +164,7 @@ impl Instance {
         Failure::new(FailureKind::WrongState, text).hint(hint)
     }
 
-    /// Asks the engine for something that has to be in the journal first; the answer comes when it is, or is not.
+    /// Sends the engine an event that must be durable first. The answer follows the write.
     fn wish(
         &mut self,
         request: Request,
@@ -196,7 +196,7 @@ impl Instance {
 impl Handler<Recover> for Instance {
     type Result = ResponseFuture<Result<(), Failure>>;
 
-    /// What was granted is in the journal, so that it is done also when the daemon dies.
+    /// The request is in the journal once it is granted, so that it survives a crash of the daemon.
     fn handle(&mut self, Recover(operation): Recover, ctx: &mut Self::Context) -> Self::Result {
         self.wish(Request::Recover, operation, ctx)
     }

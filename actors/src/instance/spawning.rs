@@ -1,12 +1,12 @@
-//! A spawn that fails: the error says why, and nothing of the instance stays.
+//! Handles a failed spawn: the error states the cause, and nothing of the instance remains.
 //!
 //! ```text
 //! spawned ─┬─ first healthy answer, its program runs ─▶ the operation succeeds
 //!          └─ its program ended, its kernel or agent failed ─▶ recorded ─▶ fenced ─▶ forgotten ─▶ the operation fails
 //! ```
 //!
-//! Only an instance that has served is healed: whoever spawns learns at once that the program does not start, and
-//! has nothing to clean up.
+//! The daemon heals only an instance that has served. A failed start is reported at once, and the user has nothing to
+//! clean up.
 
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
@@ -26,11 +26,11 @@ use crate::platform::journal::{JournalError, Proposal, Propose};
 use crate::platform::operations::Handle;
 use crate::watch::CONSOLE_SAID;
 
-/// The end of a log that an error quotes from, bytes.
+/// Bytes at the end of a log that an error may quote from.
 const SEARCH_BYTES: u64 = 64 * 1024;
-/// Lines that it quotes.
+/// Maximum number of quoted lines.
 const QUOTE_LINES: usize = 8;
-/// What the agent logs of its connections, in lines that are not quoted: they would crowd out the program's own words.
+/// Lines of the agent's log about connections: not quoted, because they would crowd out the program's output.
 const ABOUT_CONNECTIONS: [&str; 2] = [" DEBG ", " INFO connection ended,"];
 
 impl Instance {
@@ -56,7 +56,7 @@ impl Instance {
         }));
     }
 
-    /// The agent has said something about its health: ends a spawn whose program has ended.
+    /// Fails the spawn if the agent reports that the program has ended.
     pub(super) fn check_spawn(&mut self, ctx: &mut Context<Self>) {
         let said = self.health.as_ref().filter(|h| has_ended(&h.fixed));
         if let Some(text) = said.map(|health| health.text.clone()) {
@@ -64,7 +64,7 @@ impl Instance {
         }
     }
 
-    /// Ends what was spawned and fails its operation.
+    /// Ends the spawned instance and fails its operation.
     pub(super) fn give_up_spawn(&mut self, reason: String, ctx: &mut Context<Self>) {
         // A spawn that is under way has whoever waits for it.
         let Some(operation) = self.waiting.take() else {
@@ -121,7 +121,7 @@ impl Instance {
                         }
                     };
                     act.tell(event, ctx);
-                    // Told last: whoever hears of it may spawn again under the same name.
+                    // Last, because the caller may then spawn again under the same name.
                     if let Some(operation) = operation {
                         operation.fail(error, None);
                     }
@@ -130,7 +130,7 @@ impl Instance {
     }
 }
 
-/// The evidence of a failure without what the console says, which comes last.
+/// The evidence of a failure without the console line, which is the last one.
 fn without_console(mut reason: String) -> String {
     if let Some(at) = reason.find(&format!("; {CONSOLE_SAID}")) {
         reason.truncate(at);
@@ -143,7 +143,7 @@ fn has_ended(said: &HealthStatusFixed) -> bool {
     matches!(said.workload, WorkloadState::Failed | WorkloadState::Exited) || said.restarts > 0
 }
 
-/// What to look at next: the end of the instance's log, which is removed with it.
+/// The hint for a failed spawn: the end of the instance's log, which is removed with the instance.
 async fn last_words(kind: BackendKind, run_dir: std::path::PathBuf) -> String {
     let log = match kind.start_log() {
         Ok(log) => log,
@@ -156,7 +156,7 @@ async fn last_words(kind: BackendKind, run_dir: std::path::PathBuf) -> String {
     }
 }
 
-/// The last lines of a log, without what would steer a terminal.
+/// The last lines of a log, without control characters.
 fn tail(log: &Path) -> std::io::Result<Vec<String>> {
     let mut file = std::fs::File::options()
         .read(true)

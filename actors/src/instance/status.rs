@@ -1,4 +1,4 @@
-//! What an instance shows of itself.
+//! The status of an instance.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

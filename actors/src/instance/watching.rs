@@ -1,4 +1,4 @@
-//! The watch of the active generation, and what it tells.
+//! The watch of the active generation, and its reports.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::platform::journal::{Change, Note};
 use crate::platform::{clock, wall_clock};
 use crate::watch::{EndWatch, Pause, SetOwner, Watch, WatchEvent, WatchKind, detector_config};
 
-/// How an overload is called in events and as a reason.
+/// The name of an overload in events and as a reason.
 const OVERLOADED: &str = "overloaded";
 
 impl Instance {
@@ -46,7 +46,7 @@ impl Instance {
         ));
     }
 
-    /// The watch of a morph's target, which tells what its agent has said so far; a new one where the morph had none.
+    /// Takes over the watch of a morph's target, with the agent's reports so far; starts one if the morph had none.
     pub(super) fn take_watch_over(&mut self, ctx: &mut Context<Self>) {
         self.health = None;
         match &self.watch {
@@ -132,7 +132,7 @@ impl Instance {
         self.tell(Event::Said(said), ctx);
     }
 
-    /// Shown, and never a reason to fence or to recover.
+    /// Shows the load; it never causes a fence or a recovery.
     fn load_changed(&mut self, evidence: Option<String>, ctx: &mut Context<Self>) {
         let load = evidence.map(|evidence| format!("{OVERLOADED}: {evidence}"));
         let text = load.clone();

@@ -1,5 +1,5 @@
-//! Failures of an instance's program that its agent mends by itself: the agent starts the program again, in the same
-//! kernel. No recovery follows, but whoever asks why data is gone finds the failure, its cause and its count.
+//! Workload failures that the agent fixes itself: it restarts the program in the same kernel. There is no recovery,
+//! but the recovery log records the failure, its cause and its count, to explain lost data.
 
 use crate::model::{EventKind, RecoveryOutcome, RecoveryRecord};
 use actix::prelude::*;
@@ -12,7 +12,7 @@ use crate::platform::journal::Change;
 use crate::platform::wall_clock;
 
 impl Instance {
-    /// Records the restarts of the program that the agent tells and that were not recorded yet.
+    /// Records restarts of the program that the agent reports and that are not recorded yet.
     pub(super) fn note_restarts(&mut self, status: &HealthStatus, ctx: &mut Context<Self>) {
         // Until it was healthy once, the spawn or the recovery that waits for that says what went wrong.
         if !self.engine.has_served() {
@@ -51,7 +51,7 @@ impl Instance {
         self.log_workload_failure(cause, RecoveryOutcome::Recovered, reason, ctx);
     }
 
-    /// Records, once, that the agent starts the program no more.
+    /// Records, once, that the agent has given up on restarts.
     pub(super) fn note_given_up(&mut self, status: &HealthStatus, ctx: &mut Context<Self>) {
         let generation = self.generation.generation;
         let seen = self.row.workload_restarts;
@@ -77,7 +77,7 @@ impl Instance {
         self.log_workload_failure(cause, RecoveryOutcome::Failed, reason, ctx);
     }
 
-    /// An entry of the recovery log about what the agent did by itself.
+    /// Writes an agent's own restart to the recovery log.
     fn log_workload_failure(
         &mut self,
         cause: String,

@@ -1,9 +1,9 @@
-//! What a backend can do for a policy.
+//! Checks whether a backend can apply a policy.
 
 use crate::model::{Failure, FailureKind, Policy, VmcorePolicy};
 use kmorph_backends::contract::BackendKind;
 
-/// The key and the reason of the first rule in `policy` that instances of the backend `kind` cannot keep.
+/// The key of the first rule in `policy` that the backend `kind` does not support, and the reason.
 pub fn unkept(kind: BackendKind, policy: &Policy) -> Option<(&'static str, String)> {
     if policy.vmcore == VmcorePolicy::Off || kind.captures_memory() {
         return None;
@@ -16,11 +16,11 @@ pub fn unkept(kind: BackendKind, policy: &Policy) -> Option<(&'static str, Strin
     Some(("vmcore", reason))
 }
 
-/// Refuses a policy with a value out of its range, or one that instances of the backend `kind` cannot keep. `whose`
-/// begins the message.
+/// Refuses a policy with a value out of range, or with a rule that the backend `kind` does not support. The message
+/// begins with `whose`.
 ///
 /// # Errors
-/// With the key and the reason; nothing was changed.
+/// The key and the reason. Nothing has changed.
 pub fn check_policy(kind: BackendKind, whose: &str, policy: &Policy) -> Result<(), Failure> {
     let refuse = |code, (key, fault): (&str, String)| {
         Failure::new(code, format!("{whose}{key}: {fault}")).hint("nothing was changed")

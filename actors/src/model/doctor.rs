@@ -2,24 +2,24 @@
 
 use serde::{Deserialize, Serialize};
 
-/// How a self-test ended: the result of its operation, and what the daemon remembers of the last one.
+/// The result of a self-test: the result of its operation. The daemon also keeps the last one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DoctorReport {
     /// When it ended, RFC 3339.
     pub ended_at: String,
-    /// Whether all of it went as it should.
+    /// Whether every step passed.
     pub passed: bool,
-    /// What did not.
+    /// Why the test failed.
     pub reason: Option<String>,
-    /// The kernel that was tested with: its image.
+    /// Image of the tested kernel.
     pub kernel_path: String,
-    /// The release that its vmcore names.
+    /// The kernel release in the vmcore.
     pub kernel_release: Option<String>,
-    /// What the kernel's log said of its end.
+    /// How the kernel ended, as its log says.
     pub panic: Option<String>,
     /// Length of the vmcore, bytes.
     pub vmcore_bytes: Option<u64>,
-    /// CPUs whose registers the vmcore has.
+    /// Number of CPUs whose registers the vmcore contains.
     pub cpus: Option<u32>,
     /// Milliseconds from the verdict to the kernel's log.
     pub log_ms: Option<f64>,

@@ -1,14 +1,14 @@
-//! Events, as the journal keeps them.
+//! Events, as stored in the journal.
 
 use serde::{Deserialize, Serialize};
 
-/// What happened.
+/// The kind of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EventKind {
     /// An instance changed its state.
     InstanceState,
-    /// The detector changed its mind: suspicion, relief, verdict.
+    /// The failure detector changed state: suspicion, relief, verdict.
     Detector,
     /// A step of a recovery.
     Recovery,
@@ -20,31 +20,31 @@ pub enum EventKind {
     Policy,
     /// A published port was lost or regained.
     Ports,
-    /// An ended generation could not give its CPUs and memory back, or has given them back.
+    /// An ended generation could not return its CPUs and memory, or has returned them.
     Resources,
-    /// A step of a capture that was asked for.
+    /// A step of a capture on request.
     Vmcore,
-    /// The daemon itself: started, reloaded, journal trouble, an actor replaced.
+    /// The daemon itself: started, reloaded, journal error, an actor replaced.
     Daemon,
-    /// Events older than the stream keeps were asked for; `detail.oldest` is the first there is.
+    /// A client asked for events that the stream no longer keeps; `detail.oldest` is the oldest that it has.
     Gap,
 }
 
-/// One event. Its id only grows, also across restarts of the daemon.
+/// One event. Ids only grow, also across restarts of the daemon.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Event {
-    /// Its id, the stream's `id:` line.
+    /// Its id: the `id:` line of the stream.
     pub id: u64,
-    /// When.
+    /// When it happened.
     pub at: String,
-    /// What.
+    /// Its kind.
     pub kind: EventKind,
-    /// The instance concerned.
+    /// The instance.
     pub instance: Option<String>,
     /// Its generation.
     pub generation: Option<u64>,
     /// One line for people.
     pub message: String,
-    /// More, for programs.
+    /// Details for programs.
     pub detail: serde_json::Value,
 }

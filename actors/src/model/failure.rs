@@ -1,62 +1,62 @@
-//! How the daemon refuses a request, and how what it began fails.
+//! Failures: why the daemon refuses a request, or why its work fails.
 
 use serde::{Deserialize, Serialize};
 
 use super::NextStep;
 
-/// Why a request was not done. The order of the list is by who is to blame: the caller, the state
-/// of things, the machine, kmorph itself.
+/// Why a request failed. The variants are ordered by cause: the caller, the present state, the machine, kmorph itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureKind {
-    /// The request does not parse, or a value is out of its range.
+    /// The request does not parse, or a value is out of range.
     InvalidRequest,
-    /// There is no such instance, operation or path.
+    /// The instance, operation or path does not exist.
     NotFound,
-    /// The file is no kernel image that can be booted.
+    /// The file is not a bootable kernel image.
     BadKernelImage,
-    /// The kernel image is not there, or the daemon may not read it.
+    /// The kernel image does not exist, or the daemon may not read it.
     KernelUnreadable,
-    /// The kernel image is not the one that was recorded.
+    /// The kernel image has changed since it was recorded.
     KernelChanged,
     /// An instance did not start: its program ended, or its kernel or agent did not come up.
     StartFailed,
-    /// It exists already.
+    /// The name already exists.
     AlreadyExists,
-    /// Not possible in the present state: a second morph, a commit before validate. Or never with this backend.
+    /// The present state does not allow the request, for example a second morph or a commit before validation; or the
+    /// backend never allows it.
     WrongState,
-    /// The other kernel lacks what the morph needs.
+    /// The other kernel lacks something that the morph needs.
     Incompatible,
     /// The estimated downtime is above the budget.
     OverBudget,
-    /// The pool has not enough CPUs or memory.
+    /// The pool does not have enough CPUs or memory.
     InsufficientResources,
-    /// A limit on work in progress is reached; try again later.
+    /// A limit on work in progress is reached; retry later.
     Busy,
     /// The instance's agent did not answer in time.
     Timeout,
     /// The machine lacks something the backend needs.
     Unavailable,
-    /// The journal cannot be written: nothing may change now.
+    /// The journal cannot be written: the daemon refuses all changes.
     JournalUnavailable,
     /// The instance is quarantined or needs an operator.
     OperatorActionNeeded,
-    /// Not built yet.
+    /// Not implemented yet.
     NotImplemented,
-    /// A fault of kmorph's own.
+    /// An internal error of kmorph.
     Internal,
 }
 
-/// Why something was refused, or failed.
+/// Why a request was refused, or why an operation failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
-    /// What kind.
+    /// The kind of failure.
     #[serde(rename = "code")]
     pub kind: FailureKind,
-    /// What was tried, on what, and what happened, for people.
+    /// The attempted action, its object and the error, for people.
     pub message: String,
-    /// What to do next, when there is something.
+    /// The next step, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_step: Option<NextStep>,
 }
@@ -71,7 +71,7 @@ impl Failure {
         }
     }
 
-    /// The same failure with what to do next.
+    /// This failure with a next step.
     #[must_use]
     pub fn hint(mut self, next_step: impl Into<NextStep>) -> Self {
         self.next_step = Some(next_step.into());

@@ -1,13 +1,13 @@
-//! A generation in each phase of its life, as a type.
+//! Generations: each phase of a generation's life is a type.
 //!
 //! ```text
 //!  Intended ──▶ Placed ──▶ Fenced ──▶ released: nothing of it is left
 //!     └───────────────────────▲
 //! ```
 //!
-//! Invariants: only [`Generations::fence`](crate::generation::Generations::fence) and the journal make a
-//! [`Generation<Fenced>`], each from the generation that the certificate is of. What releases a generation takes that
-//! type and nothing else, so no certificate frees the resources of another generation:
+//! Invariants: only [`Generations::fence`](crate::generation::Generations::fence) and the journal create a
+//! [`Generation<Fenced>`], each from the generation named in the certificate. Release takes only that type, so a
+//! certificate never frees the resources of another generation:
 //!
 //! ```
 //! use kmorph_actors::generation::Generations;
@@ -35,12 +35,12 @@ use kmp_proto::fence::FenceCertificate;
 
 use super::rows::{CertificateRow, GenerationPhase, GenerationRow, KernelChoice};
 
-/// What is known of a generation in every phase.
+/// The facts about a generation that all phases share.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Facts {
     /// The instance.
     pub instance: String,
-    /// Its number.
+    /// Its generation number.
     pub generation: u64,
     /// Its kernel.
     pub kernel: KernelChoice,
@@ -54,19 +54,19 @@ pub struct Facts {
     pub run_dir: PathBuf,
     /// When it was intended, RFC 3339.
     pub spawned_at: String,
-    /// It was, or was about to be, frozen for a capture of its memory: the next daemon resumes it.
+    /// A capture of its memory froze it, or was about to. The next daemon resumes it.
     pub frozen: bool,
     /// The boot id of its first HELLO.
     pub boot_id: Option<[u8; 16]>,
-    /// Its end was decided; it may or may not still run.
+    /// The daemon has decided to end it; it may still run.
     pub ending: bool,
 }
 
-/// Its number is taken; a spawn may or may not have happened.
+/// The generation number is taken; a spawn may or may not have happened.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Intended(());
 
-/// It was started.
+/// The backend has started it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Placed {
     placement: Placement,
@@ -87,7 +87,7 @@ pub struct Generation<P> {
     phase: P,
 }
 
-/// A generation in whichever phase it is.
+/// A generation in any phase.
 #[derive(Clone, Debug, PartialEq)]
 pub enum AnyGeneration {
     /// See [`Intended`].
@@ -135,7 +135,7 @@ impl DerefMut for AnyGeneration {
 }
 
 impl Generation<Intended> {
-    /// A generation whose number is taken.
+    /// A new generation: its number is taken, nothing is started.
     pub fn intended(facts: Facts) -> Self {
         Self {
             facts,
@@ -143,7 +143,7 @@ impl Generation<Intended> {
         }
     }
 
-    /// The same, found or seen to be started.
+    /// This generation, started at `placement`.
     pub fn placed(self, placement: Placement) -> Generation<Placed> {
         Generation {
             facts: self.facts,
@@ -160,7 +160,7 @@ impl Generation<Placed> {
 }
 
 impl Generation<Fenced> {
-    /// Where it ran, if it was started.
+    /// Where it ran, if the backend started it.
     pub fn placement(&self) -> Option<&Placement> {
         self.phase.placement.as_ref()
     }
@@ -170,14 +170,14 @@ impl Generation<Fenced> {
         &self.phase.certificate
     }
 
-    /// What the confirmation rests on; `None` when nothing had to be asked, because it was never started.
+    /// The evidence of the fence; `None` if the generation never started, so that no query was needed.
     pub fn proof(&self) -> Option<&str> {
         self.phase.proof.as_deref()
     }
 }
 
 impl AnyGeneration {
-    /// Where it runs or ran, if it is known to have been started.
+    /// Where it runs or ran, if the backend is known to have started it.
     pub fn placement(&self) -> Option<&Placement> {
         match self {
             Self::Intended(_) => None,
@@ -194,7 +194,7 @@ impl AnyGeneration {
         }
     }
 
-    /// The same; an intended one was found to have been started at `placement`.
+    /// This generation; if it is intended and `placement` is given, it becomes placed.
     #[must_use]
     pub fn found(self, placement: Option<Placement>) -> Self {
         match (self, placement) {
@@ -205,7 +205,7 @@ impl AnyGeneration {
         }
     }
 
-    /// The same, fenced: whoever calls this has seen its end.
+    /// This generation, fenced. The caller has confirmed its end.
     pub(crate) fn fenced(
         self,
         certificate: FenceCertificate,
@@ -245,8 +245,8 @@ impl From<Generation<Fenced>> for AnyGeneration {
     }
 }
 
-/// A row whose parts do not fit together, or whose certificate names what this version does not know, is a generation
-/// that has to be fenced (again): that is always safe.
+/// A row with inconsistent parts, or with a certificate that this version does not know, becomes a generation that the
+/// daemon fences (again): that is always safe.
 impl From<GenerationRow> for AnyGeneration {
     fn from(row: GenerationRow) -> Self {
         let certificate = row.certificate.as_ref().and_then(|at_rest| {

@@ -1,29 +1,29 @@
-//! Text that an instance wrote, made harmless once, where it comes in.
+//! Sanitizes text from an instance, once, at the entry.
 //!
-//! Everything behind this point (logs, events, journal, API) may show it: it holds no control character, so that it
-//! neither begins a line of its own in a log nor steers a terminal, nothing that turns the direction of what is read,
-//! and no more than so many characters.
+//! Everything behind this point (logs, events, journal, API) may show the text. It contains no control characters, so
+//! it cannot start a new log line or steer a terminal; it contains no characters that change the text direction, and
+//! its length is limited.
 
 use kmp_proto::message::{Check, Hello, Message};
 
-/// Most characters kept of a text for people.
+/// Maximum number of characters of a text for people.
 pub(crate) const TEXT_MAX_CHARS: usize = 512;
-/// Most characters kept of a name or a version.
+/// Maximum number of characters of a name or a version.
 pub(crate) const NAME_MAX_CHARS: usize = 128;
-/// Most characters kept of the end of a kernel's log.
+/// Maximum number of characters of a kernel log's tail.
 pub(crate) const LOG_MAX_CHARS: usize = 16 * 1024;
 
-/// One line: what is not printable is shown as Rust writes it (`\u{1b}`), what is too long ends in an ellipsis.
+/// One line: escapes unprintable characters as Rust does (`\u{1b}`) and truncates long text with an ellipsis.
 pub(crate) fn line(text: &str) -> String {
     escaped(text, TEXT_MAX_CHARS, &[])
 }
 
-/// As [`line()`], of several lines.
+/// As [`line()`], for several lines.
 pub(crate) fn lines(text: &str) -> String {
     escaped(text, LOG_MAX_CHARS, &['\n', '\t'])
 }
 
-/// As [`line()`], of a name or a version.
+/// As [`line()`], for a name or a version.
 pub(crate) fn name(text: &str) -> String {
     escaped(text, NAME_MAX_CHARS, &[])
 }
@@ -50,8 +50,8 @@ fn escaped(text: &str, max_chars: usize, kept: &[char]) -> String {
     shown
 }
 
-/// Whether a character steers what shows it instead of being seen: control characters, line and paragraph separators,
-/// bidirectional controls, what has no width, and tags.
+/// Whether a character controls the display instead of being visible: control characters, line and paragraph
+/// separators, bidirectional controls, zero-width characters and tags.
 fn misleads(character: char) -> bool {
     character.is_control()
         || matches!(
@@ -68,8 +68,8 @@ fn misleads(character: char) -> bool {
         )
 }
 
-/// Makes every text for people in a message harmless. Texts that are compared, such as the name of an instance, are
-/// not shown before they are found to be what they should be.
+/// Sanitizes every text for people in a message. Other texts, such as an instance's name, are compared with the
+/// expected value before they are shown.
 pub(crate) fn clean(message: &mut Message) {
     match message {
         Message::Hello(hello) | Message::HelloReply(hello) => clean_hello(hello),
@@ -82,7 +82,7 @@ pub(crate) fn clean(message: &mut Message) {
         Message::MorphValidateReply(reply) => reply.checks.iter_mut().for_each(clean_check),
         Message::MorphRollback(rollback) => in_place(&mut rollback.text, line),
         Message::Error(error) => in_place(&mut error.text, line),
-        // The others carry numbers, bytes and names that are compared.
+        // The other messages contain only numbers, bytes and names that are compared.
         _ => {}
     }
 }

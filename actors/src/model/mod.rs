@@ -1,5 +1,5 @@
-//! What the daemon knows and reasons with, as types. No actor, no input or output, and nothing of the control API: the API's
-//! edge ([`crate::control`]) translates, so that either may change without the other.
+//! The daemon's data model, as plain types. It contains no actor, no I/O and nothing of the control API: the API's
+//! edge ([`crate::control`]) translates, so that either can change without the other.
 
 pub mod capability;
 mod capture;

@@ -1,69 +1,69 @@
-//! Morphs, as the journal keeps them.
+//! Morphs, as stored in the journal.
 
 use serde::{Deserialize, Serialize};
 
-/// The phase of a morph; the names of the protocol.
+/// The phase of a morph. The names are those of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MorphPhase {
-    /// The target kernel boots beside the source.
+    /// The target kernel boots next to the source kernel.
     Preparing,
-    /// Both state what they can do.
+    /// Both sides state their capabilities.
     Negotiating,
     /// State moves while the source kernel serves.
     Transferring,
-    /// The target kernel checks what it has.
+    /// The target kernel checks the state that it received.
     Validating,
-    /// Validated; waits for the commit.
+    /// Validated; the morph waits for the commit.
     Committable,
     /// Freeze, last delta, activate, record, serve, retire.
     Committing,
-    /// Going back to the source kernel.
+    /// The morph returns to the source kernel.
     RollingBack,
     /// The target kernel serves.
     Committed,
     /// The source kernel serves.
     RolledBack,
-    /// Neither side could be brought back by the morph; a recovery took over.
+    /// The morph could bring back neither side; a recovery took over.
     Failed,
 }
 
 /// One check of the validation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Check {
-    /// What was checked.
+    /// The name of the check.
     pub name: String,
-    /// Whether it held.
+    /// Whether it passed.
     pub passed: bool,
-    /// How long it took, microseconds.
+    /// Its duration, microseconds.
     pub duration_us: u64,
-    /// What was found.
+    /// The finding.
     pub detail: String,
 }
 
-/// Downtime by step, microseconds, each as the daemon saw it.
+/// Downtime by step, microseconds, as measured by the daemon.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DowntimeSteps {
     /// Freezing the source workload.
     pub freeze_us: u64,
-    /// Moving what changed last.
+    /// Transferring the last delta.
     pub final_delta_us: u64,
-    /// Activating the target workload until it answered.
+    /// Activating the target workload, until it answered.
     pub activate_us: u64,
     /// Writing the commit record durably.
     pub record_us: u64,
     /// Letting the target workload serve.
     pub serve_us: u64,
-    /// All of it: from the freeze to the first request the target kernel could answer.
+    /// The total: from the freeze to the first request that the target kernel could answer.
     pub total_us: u64,
 }
 
-/// A state provider that does not carry the morph.
+/// A state provider that the morph does not use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OtherProvider {
     /// Its name in the protocol.
     pub provider: String,
-    /// Why it does not carry the morph.
+    /// Why the morph does not use it.
     pub reason: String,
 }
 
@@ -72,24 +72,24 @@ pub struct OtherProvider {
 pub struct MorphRecord {
     /// The instance.
     pub instance: String,
-    /// Session id of the morph.
+    /// The morph's session id.
     pub session: u64,
-    /// Operation that drives it.
+    /// The operation that drives the morph.
     pub operation: String,
     /// Its phase.
     pub phase: MorphPhase,
-    /// Generation that is left.
+    /// The source generation.
     pub from_generation: u64,
-    /// Generation that is gone to.
+    /// The target generation.
     pub to_generation: u64,
     /// Release of the source kernel.
     pub from_kernel: String,
     /// Release of the target kernel.
     pub to_kernel: String,
-    /// What carries the state, once negotiated: the name of a state provider.
+    /// The name of the state provider, once negotiated.
     #[serde(default)]
     pub provider: Option<String>,
-    /// The other state providers that the daemon knows, each with the reason why it does not carry the state.
+    /// The other state providers that the daemon knows, each with the reason why the morph does not use it.
     #[serde(default)]
     pub other_providers: Vec<OtherProvider>,
     /// `by_reference` or `rounds`, once negotiated.
@@ -104,12 +104,12 @@ pub struct MorphRecord {
     pub checks: Vec<Check>,
     /// Budget for the downtime, microseconds.
     pub downtime_budget_us: u64,
-    /// Estimate, once known.
+    /// Estimated downtime, once known, microseconds.
     pub estimated_downtime_us: Option<u64>,
-    /// When a morph that waits for its commit or validation is rolled back, RFC 3339.
+    /// When the daemon rolls back a morph that waits for its commit or validation, RFC 3339.
     #[serde(default)]
     pub expires_at: Option<String>,
-    /// Measured, once committed.
+    /// Measured downtime, once committed.
     pub downtime: Option<DowntimeSteps>,
     /// Why it was rolled back or failed.
     pub reason: Option<String>,

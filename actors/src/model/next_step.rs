@@ -1,51 +1,52 @@
-//! What a person can do about a failure. Which tool does this, and how it is called, is said at the API's edge.
+//! Next steps: how a person can act on a failure. The API's edge adds the tool and its syntax.
 
 use serde::{Deserialize, Serialize};
 
-/// What to do next.
+/// The next step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum NextStep {
-    /// Something to ask of the daemon.
+    /// A command for the daemon.
     Command(Command),
-    /// In words.
+    /// Free text.
     Text(String),
 }
 
-/// Something to ask of the daemon. Names and ids are empty in what older daemons wrote down.
+/// A command for the daemon. Names and ids are empty in records of older daemons.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
 pub enum Command {
     /// List the instances.
     ListInstances,
-    /// List the operations that are kept.
+    /// List the operations that the daemon keeps.
     ListOperations,
-    /// Look at the status: it shows when what is under way is over.
+    /// Check the status: it shows when the current work is over.
     WaitForStatus {
         /// The instance.
         #[serde(default)]
         instance: String,
     },
-    /// Look at the status: it shows why the instance does not run, as it must to be `wanted`.
+    /// Check the status: it shows why the instance does not run. It must run before it can be `wanted`.
     SeeWhyNotRunning {
-        /// What it must run for: `morphed`, `captured`, …
+        /// The refused action: `morphed`, `captured`, …
         wanted: String,
         /// The instance.
         #[serde(default)]
         instance: String,
     },
-    /// Look at the status of an instance that is healed as one that hangs.
+    /// Check the status of an instance that is healed as hung.
     SeeHealing {
         /// The instance.
         #[serde(default)]
         instance: String,
     },
-    /// Look at the daemon's status: it shows what ended generations still hold. Releases are tried again.
+    /// Check the daemon's status: it shows which resources ended generations still hold. The daemon retries the
+    /// release.
     SeeKept {
-        /// Pause between two tries, seconds.
+        /// Pause between two retries, seconds.
         retry_s: u64,
     },
-    /// Look at the steps of the self-test's recovery, which is one of its instance.
+    /// Check the recovery log of the self-test's instance.
     SeeSelfTest {
         /// The instance.
         #[serde(default)]
@@ -53,16 +54,16 @@ pub enum Command {
     },
     /// Wait for the self-test, or terminate its instance.
     WaitForSelfTest {
-        /// The name of its instance.
+        /// The name of the self-test's instance.
         instance: String,
     },
-    /// See that what may still run ends, then recover the instance.
+    /// Make sure that the remaining processes end, then recover the instance.
     RecoverAfterEnd {
         /// The instance.
         #[serde(default)]
         instance: String,
     },
-    /// See that the processes named end, then recover the instance.
+    /// Make sure that the named processes end, then recover the instance.
     RecoverAfterProcesses {
         /// The instance.
         #[serde(default)]
@@ -80,7 +81,7 @@ pub enum Command {
         #[serde(default)]
         instance: String,
     },
-    /// Look at where the morph is.
+    /// Check the phase of the morph.
     SeeMorph {
         /// The instance.
         #[serde(default)]
@@ -92,21 +93,21 @@ pub enum Command {
         #[serde(default)]
         instance: String,
     },
-    /// Commit the morph with another budget or with any downtime, or roll it back.
+    /// Commit the morph with a larger budget or with any downtime, or roll it back.
     CommitOverBudget {
         /// The instance.
         #[serde(default)]
         instance: String,
     },
-    /// Roll the morph back, which is possible before its commit point.
+    /// Roll the morph back; this is possible before its commit point.
     RollBackMorph {
         /// The instance.
         #[serde(default)]
         instance: String,
     },
-    /// Wait for the end of what is under way, or cancel it.
+    /// Wait for the operation under way to end, or cancel it.
     WaitOrCancel,
-    /// Wait for the end of the operation.
+    /// Wait for the operation to end.
     WatchOperation {
         /// Its id.
         #[serde(default)]

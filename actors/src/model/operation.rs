@@ -1,10 +1,10 @@
-//! Long work: started, watched, listed, cancelled.
+//! Operations: long work that a client starts, watches, lists and cancels.
 
 use serde::{Deserialize, Serialize};
 
 use super::{CaptureReport, DoctorReport, Failure, MorphRecord, RecoveryRecord};
 
-/// What an operation does.
+/// The kind of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OperationKind {
@@ -14,7 +14,7 @@ pub enum OperationKind {
     Terminate,
     /// Heals an instance.
     Recover,
-    /// Brings a morph up to its transferred state.
+    /// Prepares a morph, up to the end of the transfer.
     MorphPrepare,
     /// Validates a prepared morph.
     MorphValidate,
@@ -22,15 +22,15 @@ pub enum OperationKind {
     MorphCommit,
     /// Rolls a morph back.
     MorphRollback,
-    /// A whole morph in one.
+    /// Runs a whole morph.
     Morph,
     /// Captures an instance's memory.
     VmcoreCapture,
-    /// Tests that a failed instance is captured.
+    /// Tests that the daemon captures a failed instance.
     Doctor,
 }
 
-/// Where an operation is.
+/// The state of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OperationState {
@@ -38,26 +38,26 @@ pub enum OperationState {
     Running,
     /// Done.
     Succeeded,
-    /// Ended without its goal; `error` says why.
+    /// Ended without success; `error` says why.
     Failed,
-    /// Undone by request.
+    /// Undone on request.
     Cancelled,
 }
 
-/// How far it is.
+/// The progress of an operation.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// The step under way, in words.
     pub step: String,
-    /// Units done in this step; 0 of 0 when it has none.
+    /// Completed units of this step; 0 of 0 if the step has no units.
     pub done: u64,
-    /// Units of this step.
+    /// Total units of this step.
     pub total: u64,
     /// `bytes`, `steps`, or empty.
     pub unit: String,
 }
 
-/// What came of an operation.
+/// The result of an operation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OperationResult {
@@ -66,9 +66,9 @@ pub enum OperationResult {
         /// Its name.
         name: String,
     },
-    /// A morph, as it ended.
+    /// The final record of a morph.
     Morph(Box<MorphRecord>),
-    /// A recovery, as it ended.
+    /// The final record of a recovery.
     Recovery(Box<RecoveryRecord>),
     /// A vmcore.
     Capture(Box<CaptureReport>),
@@ -79,19 +79,19 @@ pub enum OperationResult {
 /// One operation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Operation {
-    /// Its id, `op-` and a number that only grows.
+    /// Its id: `op-` and a number that only grows.
     pub id: String,
-    /// What it does.
+    /// Its kind.
     pub kind: OperationKind,
     /// The instance.
     pub instance: String,
-    /// Where it is.
+    /// Its state.
     pub state: OperationState,
-    /// Grows with each change: give it as `seen` to wait for the next one.
+    /// Grows with each change. Pass it as `seen` to wait for the next change.
     pub revision: u64,
-    /// How far it is.
+    /// Its progress.
     pub progress: Progress,
-    /// Uid of the caller; absent for the daemon's own.
+    /// Uid of the caller; absent when the daemon started the operation.
     pub requested_by: Option<u32>,
     /// When it began.
     pub started_at: String,
@@ -99,12 +99,12 @@ pub struct Operation {
     pub ended_at: Option<String>,
     /// Why it failed.
     pub error: Option<Failure>,
-    /// What came of it.
+    /// Its result.
     pub result: Option<OperationResult>,
 }
 
 impl Operation {
-    /// True once it does not change any more.
+    /// True once the operation has ended and no longer changes.
     pub fn is_over(&self) -> bool {
         self.state != OperationState::Running
     }

@@ -1,4 +1,4 @@
-//! Policies: how an instance is watched and healed.
+//! Policies: how the daemon watches and heals an instance.
 
 use std::time::Duration;
 
@@ -6,19 +6,19 @@ use serde::{Deserialize, Serialize};
 
 /// Shortest heartbeat timeout, seconds.
 pub const POLICY_MIN_HEARTBEAT_S: f64 = 0.1;
-/// Longest timeout of any kind, seconds.
+/// Maximum of every timeout, seconds.
 pub const POLICY_MAX_TIMEOUT_S: f64 = 3600.0;
 
-/// Whether the memory of an instance that failed is captured before it is given back.
+/// Whether the daemon captures the memory of a failed instance before it releases it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VmcorePolicy {
-    /// It is not.
+    /// No capture.
     #[default]
     Off,
-    /// It is; when that fails, the instance is healed without.
+    /// Capture; if that fails, heal the instance without a vmcore.
     On,
-    /// It is; when that fails, the memory is kept and an operator decides.
+    /// Capture; if that fails, keep the memory until an operator decides.
     Required,
 }
 
@@ -33,7 +33,7 @@ impl VmcorePolicy {
     }
 }
 
-/// What a CPU means that runs nothing for the heartbeat timeout while the instance answers.
+/// The effect of a stuck CPU: one that schedules no task for the heartbeat timeout while the instance still answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StuckCpuPolicy {
@@ -57,22 +57,21 @@ impl StuckCpuPolicy {
 /// The policy of one instance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Policy {
-    /// Silence, in seconds, after which the instance has failed: 0.1 to 3600. Production 1,
-    /// development 60.
+    /// Silence, in seconds, after which the instance has failed: 0.1 to 3600. Use 1 in production, 60 in development.
     pub heartbeat_timeout_s: f64,
-    /// Whether a failed instance is healed without being asked.
+    /// Whether the daemon heals a failed instance automatically.
     pub auto_heal: bool,
-    /// Longest time for one phase of a morph, in seconds: 1 to 3600.
+    /// Maximum time for one phase of a morph, in seconds: 1 to 3600.
     pub morph_timeout_s: f64,
-    /// Whether its memory is captured when it has failed. Nothing can be captured in `embedded`.
+    /// Whether the daemon captures the memory of the instance after a failure. `embedded` has nothing to capture.
     #[serde(default)]
     pub vmcore: VmcorePolicy,
-    /// What the instance is when one of its CPUs runs nothing for the heartbeat timeout.
+    /// The state of the instance when one of its CPUs is stuck for the heartbeat timeout.
     #[serde(default)]
     pub stuck_cpu: StuckCpuPolicy,
 }
 
-/// A change of one policy: what is absent stays.
+/// A change of one policy: absent fields keep their value.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PolicyPatch {
     /// See [`Policy::heartbeat_timeout_s`].
@@ -88,12 +87,12 @@ pub struct PolicyPatch {
 }
 
 impl Policy {
-    /// The longest time for one phase of a morph; a minute where the policy has no time that can be waited for.
+    /// The maximum time for one phase of a morph; one minute if the policy's value is not a valid duration.
     pub fn morph_timeout(&self) -> Duration {
         Duration::try_from_secs_f64(self.morph_timeout_s).unwrap_or(Duration::from_secs(60))
     }
 
-    /// The key and the reason of the first value out of its range, if any.
+    /// The key of the first value that is out of range, and the reason.
     pub fn fault(&self) -> Option<(&'static str, String)> {
         let within = |v: f64, low: f64| v.is_finite() && (low..=POLICY_MAX_TIMEOUT_S).contains(&v);
         let say = |v: f64, low: f64| {
@@ -109,7 +108,7 @@ impl Policy {
         None
     }
 
-    /// This policy with a change applied.
+    /// This policy with a patch applied.
     #[must_use]
     pub fn patched(&self, patch: &PolicyPatch) -> Self {
         Self {

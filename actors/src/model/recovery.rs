@@ -1,10 +1,10 @@
-//! Recoveries, as the journal keeps them.
+//! Recoveries, as stored in the journal.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// How a recovery ended.
+/// The outcome of a recovery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RecoveryOutcome {
@@ -12,15 +12,15 @@ pub enum RecoveryOutcome {
     Running,
     /// A healthy successor serves.
     Recovered,
-    /// The successor could not be started or did not become healthy; tried again.
+    /// The successor did not start or did not become healthy; the daemon retries.
     Failed,
-    /// Failed too often: quarantined.
+    /// Failed too often: the instance is quarantined.
     Quarantined,
-    /// The fence could not be confirmed, or there is no vmcore although the policy requires one.
+    /// The fence could not be confirmed, or the policy requires a vmcore and there is none.
     OperatorActionNeeded,
 }
 
-/// What was captured of a kernel that failed.
+/// The capture of a failed kernel.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct VmcoreRecord {
     /// The vmcore, once it is complete and verified.
@@ -29,18 +29,18 @@ pub struct VmcoreRecord {
     pub bytes: Option<u64>,
     /// Milliseconds from the verdict to the verified vmcore.
     pub captured_ms: Option<f64>,
-    /// Why pages are in it that should have been left out.
+    /// Why the vmcore contains pages that the filter should have left out.
     pub not_filtered: Option<String>,
-    /// Bytes of its memory that survivors have read, by name; the daemon has read the rest.
+    /// Bytes of memory read by each survivor, by name; the daemon has read the rest.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub read_by: BTreeMap<String, u64>,
     /// Why there is no vmcore.
     pub error: Option<String>,
-    /// The kernel's log, there before the vmcore is.
+    /// The kernel's log; written before the vmcore.
     pub log_path: Option<String>,
     /// Milliseconds from the verdict to the log.
     pub log_ms: Option<f64>,
-    /// What the log says of the kernel's end.
+    /// How the kernel ended, as its log says.
     pub panic: Option<String>,
     /// Why there is no log.
     pub log_error: Option<String>,
@@ -49,26 +49,26 @@ pub struct VmcoreRecord {
 /// One recovery.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RecoveryRecord {
-    /// Its number.
+    /// Its id.
     pub id: u64,
     /// The instance.
     pub instance: String,
-    /// Generation that failed.
+    /// The failed generation.
     pub failed_generation: u64,
-    /// Generation that took its place.
+    /// The successor's generation.
     pub new_generation: Option<u64>,
     /// The verdict: `kernel_dead`, `agent_dead`, `workload_failed`, `operator`.
     pub cause: String,
-    /// The evidence, a line each.
+    /// The evidence, one line each.
     pub evidence: Vec<String>,
     /// How the fence was confirmed.
     pub fence: Option<String>,
-    /// What was captured of its memory; absent when nothing was to be.
+    /// The capture; absent if the policy wanted none.
     #[serde(default)]
     pub vmcore: Option<VmcoreRecord>,
     /// Its outcome.
     pub outcome: RecoveryOutcome,
-    /// Why it failed, or what is left to do.
+    /// Why it failed, or which step remains.
     pub reason: Option<String>,
     /// When the verdict was reached.
     pub started_at: String,

@@ -1,11 +1,11 @@
-//! A failure that repeats: said as it begins and as it ends, and not each time.
+//! Repeated failures: reported when they begin and when they end, not each time.
 
 use std::fmt;
 use std::time::Duration;
 
 use kmp_proto::time::Instant;
 
-/// Failures in a row.
+/// A run of consecutive failures.
 #[derive(Debug, Default)]
 pub(crate) struct Repeated(Option<Row>);
 
@@ -15,17 +15,17 @@ struct Row {
     times: u32,
 }
 
-/// A row of failures that is over.
+/// A run of failures that has ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Over {
-    /// How often it failed, at least once.
+    /// Number of failures, at least 1.
     times: u32,
-    /// From the first failure to the end.
+    /// Time from the first failure to the end.
     lasted: Duration,
 }
 
 impl Repeated {
-    /// Notes a failure. True when it is the first of a row: that one is to be said.
+    /// Records a failure. True for the first one of a run: the caller reports it.
     pub(crate) fn failed(&mut self, now: Instant) -> bool {
         let row = self.0.get_or_insert(Row {
             began: now,
@@ -35,7 +35,7 @@ impl Repeated {
         row.times == 1
     }
 
-    /// Ends the row: it went well, or is not tried any more. None when nothing had failed.
+    /// Ends the run, after a success or when the caller stops trying. `None` if nothing had failed.
     pub(crate) fn end(&mut self, now: Instant) -> Option<Over> {
         let row = self.0.take()?;
         Some(Over {

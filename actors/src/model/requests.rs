@@ -1,4 +1,4 @@
-//! What the daemon is asked to begin.
+//! Requests that begin work.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use super::Workload;
 pub struct PortRequest {
     /// Host address.
     pub address: IpAddr,
-    /// Host port; 0 lets the system choose.
+    /// Host port; with 0 the system chooses one.
     pub host_port: u16,
     /// The workload's port.
     pub port: u16,
@@ -23,15 +23,15 @@ pub struct SpawnRequest {
     pub name: String,
     /// The kernel image on the host.
     pub kernel: PathBuf,
-    /// Added to the kernel command line.
+    /// Text to append to the kernel command line.
     pub kernel_cmdline: String,
-    /// Used instead of the built initramfs.
+    /// Initramfs to use instead of the built one.
     pub initramfs: Option<PathBuf>,
-    /// CPUs.
+    /// Number of CPUs.
     pub cpus: u16,
     /// Memory in bytes (default: the configuration's).
     pub memory_bytes: Option<u64>,
-    /// The program; without one, the agent alone.
+    /// The workload; without one, only the agent runs.
     pub workload: Option<Workload>,
     /// Published ports.
     pub publish: Vec<PortRequest>,
@@ -50,11 +50,11 @@ pub struct MorphRequest {
     pub kernel_cmdline: Option<String>,
     /// Initramfs of the target kernel (default: the built one).
     pub initramfs: Option<PathBuf>,
-    /// Go on to validate once prepared.
+    /// Validate as soon as the morph is prepared.
     pub auto_validate: bool,
-    /// Go on to commit once validated.
+    /// Commit as soon as the morph is validated.
     pub auto_commit: bool,
-    /// Commit even when the estimated downtime is above the budget.
+    /// Commit even if the estimated downtime exceeds the budget.
     pub force: bool,
     /// Budget for the downtime, microseconds (default: the configuration's).
     pub downtime_budget_us: Option<u32>,

@@ -1,4 +1,4 @@
-//! What the daemon keeps of instances, generations, recoveries and morphs: a struct for each table of the journal.
+//! Rows of the journal: one struct for each table (instances, generations, recoveries, morphs).
 
 use std::path::PathBuf;
 
@@ -8,12 +8,12 @@ use kmp_proto::instance::Desired;
 use kmp_proto::morph::CommitRecord;
 use serde::{Deserialize, Serialize};
 
-/// What the user asked for, with everything optional filled in.
+/// The user's request, with defaults filled in.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InstanceSpec {
-    /// The kernel that the next generation is started with; a committed morph changes it.
+    /// The kernel for the next generation; a committed morph changes it.
     pub kernel: KernelChoice,
-    /// CPUs.
+    /// Number of CPUs.
     pub cpus: u16,
     /// Memory in bytes.
     pub memory_bytes: u64,
@@ -21,27 +21,27 @@ pub struct InstanceSpec {
     pub workload: Option<Workload>,
     /// Published ports; the host port is the one in use, never 0.
     pub publish: Vec<PublishedPortSpec>,
-    /// Whether heartbeats watch it.
+    /// Whether heartbeats watch the instance.
     pub monitor: bool,
-    /// Which backend runs it.
+    /// The backend that runs it.
     pub backend: BackendKind,
-    /// It belongs to a self-test, and goes with it: a daemon that finds it ends it.
+    /// The instance belongs to a self-test and ends with it: the next daemon terminates it.
     #[serde(default)]
     pub throw_away: bool,
 }
 
-/// A kernel with what is passed to it.
+/// A kernel and its parameters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelChoice {
     /// Path of the image on the host.
     pub path: PathBuf,
-    /// Release, from the image's own header.
+    /// Release, from the image's header.
     pub release: String,
-    /// SHA-256 of the image, hexadecimal: a file that changed meanwhile is refused.
+    /// SHA-256 of the image, hexadecimal: the daemon refuses a file that has changed.
     pub sha256: String,
-    /// Added to the command line.
+    /// Text to append to the command line.
     pub cmdline: String,
-    /// Used instead of the built initramfs.
+    /// Initramfs to use instead of the built one.
     pub initramfs: Option<PathBuf>,
 }
 
@@ -61,32 +61,32 @@ pub struct PublishedPortSpec {
 pub struct InstanceRow {
     /// Its name.
     pub name: String,
-    /// What was asked for.
+    /// Its specification.
     pub spec: InstanceSpec,
     /// Its policy.
     pub policy: Policy,
-    /// What is wanted of it.
+    /// The desired state.
     #[serde(with = "desired")]
     pub desired: Desired,
-    /// Why it rests or needs an operator.
+    /// Why it is quarantined or needs an operator.
     pub reason: Option<String>,
     /// When it was created, RFC 3339.
     pub created_at: String,
-    /// The generation that serves; the others are on their way in or out.
+    /// The generation that serves; other generations are starting or ending.
     pub active_generation: u64,
     /// Recoveries so far.
     pub recoveries: u64,
     /// Morphs committed so far.
     pub morphs: u64,
-    /// Failures of its program so far that its agents mended by starting it again.
+    /// Workload failures so far that an agent fixed by a restart of the workload.
     #[serde(default)]
     pub workload_failures: u64,
-    /// The last of them that is counted.
+    /// The last restart that is counted in `workload_failures`.
     #[serde(default)]
     pub workload_restarts: WorkloadRestarts,
 }
 
-/// A [`Desired`] by its name.
+/// Serializes a [`Desired`] by its name.
 mod desired {
     use kmp_proto::instance::Desired;
     use serde::de::Error;
@@ -107,19 +107,19 @@ mod desired {
     }
 }
 
-/// How often an agent has started its program again.
+/// Restarts of the workload by one agent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkloadRestarts {
-    /// Whose agent.
+    /// The agent's generation.
     pub generation: u64,
-    /// How often, since that agent began.
+    /// Number of restarts since the agent started.
     pub restarts: u32,
-    /// Whether it starts the program no more.
+    /// Whether the agent has given up on restarts.
     #[serde(default)]
     pub given_up: bool,
 }
 
-/// How far the life of a generation is known to be.
+/// The known phase of a generation.
 ///
 /// ```text
 /// Intended ──▶ Placed ──▶ Fencing ──▶ Fenced ──▶ Released (row removed)
@@ -128,13 +128,13 @@ pub struct WorkloadRestarts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GenerationPhase {
-    /// Its number is taken; a spawn may or may not have happened.
+    /// The generation number is taken; a spawn may or may not have happened.
     Intended,
-    /// It was started.
+    /// The backend has started it.
     Placed,
-    /// Its end was decided; it may or may not still run.
+    /// The daemon has decided to end it; it may still run.
     Fencing,
-    /// Its end is confirmed: the certificate is in the row.
+    /// Its end is confirmed: the row contains the certificate.
     Fenced,
 }
 
@@ -143,9 +143,9 @@ pub enum GenerationPhase {
 pub struct GenerationRow {
     /// The instance.
     pub instance: String,
-    /// Its number.
+    /// Its generation number.
     pub generation: u64,
-    /// How far it is.
+    /// Its phase.
     pub phase: GenerationPhase,
     /// Its kernel.
     pub kernel: KernelChoice,
@@ -157,13 +157,13 @@ pub struct GenerationRow {
     pub memory_bytes: u64,
     /// Its runtime directory.
     pub run_dir: PathBuf,
-    /// Set once it was started.
+    /// Set once it has started.
     pub placement: Option<Placement>,
     /// Set once it is fenced.
     pub certificate: Option<CertificateRow>,
     /// When it was intended, RFC 3339.
     pub spawned_at: String,
-    /// It was, or was about to be, frozen for a capture of its memory: who finds this resumes it.
+    /// A capture of its memory froze it, or was about to. The next daemon resumes it.
     #[serde(default)]
     pub frozen: bool,
     /// The boot id of its first HELLO. The journal keeps what [`Change::Booted`](crate::platform::journal::Change::Booted) wrote: no other change of the row
@@ -172,17 +172,17 @@ pub struct GenerationRow {
     pub boot_id: Option<[u8; 16]>,
 }
 
-/// A fence certificate at rest.
+/// A fence certificate, as stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CertificateRow {
-    /// How it was stopped: a name of `kmp_proto::fence::FenceMethod`.
+    /// How the generation was stopped: a name of `kmp_proto::fence::FenceMethod`.
     pub method: String,
-    /// How that was confirmed: a name of `kmp_proto::fence::Confirmation`.
+    /// How the stop was confirmed: a name of `kmp_proto::fence::Confirmation`.
     pub confirmation: String,
-    /// When, nanoseconds since the Unix epoch.
+    /// When it was fenced, nanoseconds since the Unix epoch.
     pub fenced_at_unix_ns: u64,
-    /// What the confirmation rests on: a name of `kmorph_backends::contract::Proof`. `None` when nothing had to be
-    /// asked, because it was never started.
+    /// The evidence of the fence: a name of `kmorph_backends::contract::Proof`. `None` if the generation never
+    /// started, so that no query was needed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<String>,
 }
@@ -190,30 +190,30 @@ pub struct CertificateRow {
 /// Table `recovery`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RecoveryRow {
-    /// What is shown of it; its id is the key.
+    /// Its record; the id is the key.
     pub record: RecoveryRecord,
-    /// The engine's stable phase name; `done` when it is over.
+    /// The engine's stable phase name; `done` when the recovery is over.
     pub phase: String,
 }
 
 /// Table `morph`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MorphRow {
-    /// What is shown of it; its session is the key.
+    /// Its record; the session is the key.
     pub status: MorphRecord,
-    /// The engine's stable phase name; `done` when it is over.
+    /// The engine's stable phase name; `done` when the morph is over.
     pub phase: String,
-    /// The commit record: once true and durable, the target generation is the instance.
+    /// The commit record: once it is true and durable, the target generation is the instance.
     pub committed: bool,
-    /// The kernel that is gone to.
+    /// The target kernel.
     pub kernel: KernelChoice,
-    /// What was estimated for the part of the downtime that can be measured beforehand, microseconds.
+    /// Estimate of the measurable part of the downtime, microseconds.
     #[serde(default)]
     pub estimate_without_overhead_us: Option<u64>,
 }
 
 impl MorphRow {
-    /// The commit record, if an earlier daemon wrote it.
+    /// The commit record, if an earlier daemon wrote one.
     pub fn commit_record(&self) -> Option<CommitRecord> {
         let (source, target) = (self.status.from_generation, self.status.to_generation);
         self.committed

@@ -1,4 +1,4 @@
-//! What the configuration decides at run time.
+//! Settings from the configuration that are used at run time.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,32 +8,32 @@ use crate::model::Policy;
 use kmorph_vmcore::paced::Rate;
 use kmorph_vmcore::writer::Output;
 
-/// Settings that a reload may change, and the paths that it may not.
+/// Settings that a reload may change, and paths that it may not.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// Policy of an instance that was spawned without one.
+    /// Default policy of new instances.
     pub default_policy: Policy,
-    /// Memory of an instance that was spawned without one, bytes.
+    /// Default memory of new instances, bytes.
     pub default_memory_bytes: u64,
-    /// Time an instance has for its first healthy answer.
+    /// Maximum time until a new instance's first healthy answer.
     pub start_timeout: Duration,
-    /// Time an instance has to end by itself when it is terminated.
+    /// Maximum time for a clean shutdown when an instance is terminated.
     pub stop_timeout: Duration,
-    /// Time for which connections to the published ports of a failed instance wait for its successor.
+    /// How long connections to the published ports of a failed instance wait for the successor.
     pub port_hold: Duration,
-    /// Recoveries that may run at once.
+    /// Maximum number of concurrent recoveries.
     pub recoveries_max: usize,
-    /// What the pool has.
+    /// CPUs and memory of the pool.
     pub pool: Stock,
-    /// Users of this group may change things, besides root and the daemon's own user.
+    /// Group whose users may change things, in addition to root and the daemon's user.
     pub control_group: Option<String>,
-    /// Where `kmorph-kv` lies for instances that name it without a path.
+    /// Path of `kmorph-kv`, for instances that name the program without a path.
     pub kv_program: PathBuf,
-    /// Longest wait of a validated morph for its commit, and of a prepared one for its validation.
+    /// Maximum time that a validated morph waits for its commit, and a prepared morph for its validation.
     pub morph_expiry: Duration,
-    /// Budget for the downtime of a morph that is begun without one.
+    /// Default downtime budget of a morph.
     pub downtime_budget: Duration,
-    /// How the state of a morph moves.
+    /// How a morph transfers state.
     pub morph_mode: MorphMode,
     /// How the memory of a failed instance is captured.
     pub vmcore: VmcoreSettings,
@@ -45,55 +45,55 @@ pub struct Settings {
     pub config_path: Option<PathBuf>,
 }
 
-/// How the state of a morph moves.
+/// How a morph transfers state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MorphMode {
-    /// By reference where both sides can map the same memory, else in rounds.
+    /// By reference if both sides can map the same memory, otherwise in rounds.
     #[default]
     Auto,
-    /// Always in rounds; established connections do not move then.
+    /// Always in rounds; established connections do not move.
     Rounds,
 }
 
-/// What a pool has.
+/// CPUs and memory of a pool.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stock {
     /// Host CPUs.
     pub cpus: Vec<u16>,
-    /// Several generations may be given the same CPU, and the least loaded ones are given first.
+    /// Several generations may share a CPU; the least loaded CPUs are allocated first.
     pub cpus_shared: bool,
     /// Memory, bytes.
     pub memory_bytes: u64,
-    /// What each generation takes of the memory besides its own, bytes.
+    /// Memory that each generation uses in addition to its own, for bookkeeping, bytes.
     pub bookkeeping_bytes: u64,
 }
 
 /// How memory is captured.
 #[derive(Clone, Debug, PartialEq)]
 pub struct VmcoreSettings {
-    /// Where vmcores go: a directory for each instance below it.
+    /// Directory for vmcores, with a subdirectory for each instance.
     pub dir: PathBuf,
-    /// Kinds of pages that are left out, 0 to 31, as makedumpfile's `-d`.
+    /// Page types to leave out, 0 to 31, as makedumpfile's `-d`.
     pub level: u32,
-    /// The format.
+    /// The file format.
     pub output: Output,
-    /// Threads that read and pack.
+    /// Threads that read and compress.
     pub threads: usize,
-    /// How fast memory is read; as fast as it goes without.
+    /// Maximum read rate; unlimited if absent.
     pub rate: Option<Rate>,
-    /// How many survivors may help to read it, 0 to [`SURVIVORS_MAX`](crate::capture::SURVIVORS_MAX).
+    /// Maximum number of survivors that help to read memory, 0 to [`SURVIVORS_MAX`](crate::capture::SURVIVORS_MAX).
     pub survivors: usize,
-    /// Which older ones are kept.
+    /// Which older vmcores are kept.
     pub retention: Retention,
 }
 
-/// Which vmcores of an instance stay when there is a new one. The newest always does.
+/// Which vmcores of an instance are kept when a new one is written. The newest one always is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
-    /// How many, at least 1.
+    /// Maximum number of files, at least 1.
     pub count: usize,
-    /// How old, if that matters.
+    /// Maximum age; unlimited if absent.
     pub age: Option<Duration>,
-    /// How many bytes in all, if that matters.
+    /// Maximum total size, bytes; unlimited if absent.
     pub bytes: Option<u64>,
 }

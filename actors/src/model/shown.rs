@@ -1,4 +1,4 @@
-//! What the daemon shows of itself and of its instances.
+//! Views of the daemon and of its instances.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,14 +12,14 @@ use kmp_proto::message::HeartbeatRsp;
 use super::rows::KernelChoice;
 use super::{DoctorReport, Policy, Workload};
 
-/// What a published port does.
+/// The state of a published port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PortState {
     /// It accepts connections.
     Open,
-    /// It is bound and refuses connections: the instance does not serve, and none is on its way to.
+    /// It is bound and refuses connections: the instance does not serve, and no successor is starting.
     Refusing,
-    /// Another program has the port, for this reason; kmorphd keeps trying to get it.
+    /// Another program holds the port, with the reason; kmorphd keeps retrying.
     Missing(String),
 }
 
@@ -30,45 +30,45 @@ pub struct PortView {
     pub listen: SocketAddr,
     /// The workload's port.
     pub port: u16,
-    /// What it does.
+    /// Its state.
     pub state: PortState,
 }
 
-/// CPUs and memory that instances may be given, and what of it is given.
+/// CPUs and memory in the pool, and how much of them is allocated.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PoolUsage {
     /// Host CPUs in the pool.
     pub cpus: Vec<u16>,
-    /// Those not given to any instance.
+    /// CPUs that no instance holds.
     pub cpus_free: Vec<u16>,
-    /// True when several instances may be given the same CPU.
+    /// True if several instances may share a CPU.
     pub cpus_shared: bool,
     /// Memory in the pool, in bytes.
     pub memory_bytes: u64,
-    /// Of it not given to any instance, in bytes. What a kernel keeps for its bookkeeping counts as given.
+    /// Memory that no instance holds, in bytes. A kernel's bookkeeping memory counts as allocated.
     pub memory_free_bytes: u64,
-    /// CPUs in the pool that others than this daemon hold. They are not free.
+    /// CPUs in the pool that are held by others than this daemon. They are not free.
     pub cpus_besides: Vec<u16>,
-    /// Memory in the pool that others hold, in bytes.
+    /// Memory in the pool that is held by others, in bytes.
     pub memory_besides_bytes: u64,
 }
 
-/// A generation that has ended, and holds CPUs and memory still because they could not be given back.
+/// An ended generation that still holds CPUs and memory because they could not be released.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeptGeneration {
     /// The instance.
     pub instance: String,
-    /// Its number.
+    /// Its generation number.
     pub generation: u64,
     /// CPUs it holds.
     pub cpus: Vec<u16>,
     /// Memory it holds, in bytes.
     pub memory_bytes: u64,
-    /// Why the last try failed.
+    /// Why the last attempt failed.
     pub reason: String,
-    /// When the first try failed, as this daemon knows, RFC 3339.
+    /// When the first attempt failed, as far as this daemon knows, RFC 3339.
     pub since: String,
-    /// Tries that failed since then.
+    /// Failed attempts since then.
     pub tries: u32,
 }
 
@@ -79,15 +79,15 @@ pub struct InstanceSummary {
     pub name: String,
     /// Its state.
     pub condition: Condition,
-    /// Its incarnation.
+    /// Its generation.
     pub generation: u64,
-    /// Release of the kernel that runs, as its agent reports it; empty until it did.
+    /// Release of the running kernel, as the agent reports it; empty until then.
     pub kernel_release: String,
     /// Backend.
     pub backend: BackendKind,
-    /// CPUs given to it.
+    /// CPUs allocated to it.
     pub cpus: Vec<u16>,
-    /// Memory given to it, in bytes.
+    /// Memory allocated to it, in bytes.
     pub memory_bytes: u64,
     /// Time since the last heartbeat answer.
     pub since_answer: Option<Duration>,
@@ -97,28 +97,28 @@ pub struct InstanceSummary {
     pub recoveries: u64,
     /// Morphs committed so far.
     pub morphs: u64,
-    /// Failures of its program so far that its agents mended by starting it again.
+    /// Workload failures so far that an agent fixed by a restart of the workload.
     pub workload_failures: u64,
     /// Published ports.
     pub published: Vec<PortView>,
 }
 
-/// Everything about an instance.
+/// All details of an instance.
 #[derive(Clone, Debug, PartialEq)]
 pub struct InstanceView {
-    /// What a list shows.
+    /// Its entry in a list.
     pub summary: InstanceSummary,
     /// Why it is in its state, with the evidence.
     pub reason: Option<String>,
-    /// The kernel it was started with.
+    /// The kernel of its current generation.
     pub kernel: KernelChoice,
     /// Its vsock context id.
     pub cid: u32,
     /// Pids on the host, by role.
     pub processes: BTreeMap<String, i32>,
-    /// Its program, if any.
+    /// Its workload, if any.
     pub workload: Option<Workload>,
-    /// State of its program, as the agent reports it.
+    /// State of its workload, as the agent reports it.
     pub workload_state: &'static str,
     /// Its policy.
     pub policy: Policy,
@@ -128,7 +128,7 @@ pub struct InstanceView {
     pub operation: Option<String>,
     /// Its runtime directory.
     pub run_dir: PathBuf,
-    /// Its ended generations that could not give their CPUs and memory back yet.
+    /// Its ended generations that could not release their CPUs and memory yet.
     pub kept: Vec<KeptGeneration>,
 }
 
@@ -137,21 +137,21 @@ pub struct InstanceView {
 pub struct HeartbeatView {
     /// Its name.
     pub name: String,
-    /// False when it was spawned without monitoring.
+    /// False if it was spawned without monitoring.
     pub monitored: bool,
-    /// State of the detector.
+    /// State of the failure detector.
     pub detector: &'static str,
-    /// Timeout in force; zero when nothing watches.
+    /// Current timeout; zero if no watch runs.
     pub timeout: Duration,
-    /// Interval in force; zero when nothing watches.
+    /// Current interval; zero if no watch runs.
     pub interval: Duration,
     /// Heartbeats sent to this generation.
     pub sent: u64,
     /// Answers received.
     pub answered: u64,
-    /// Heartbeats not answered in a row, now.
+    /// Consecutive heartbeats without an answer.
     pub missed_in_a_row: u32,
-    /// Suspicions that went away by themselves.
+    /// Suspicions that cleared by themselves.
     pub transient_failures: u64,
     /// Time since the last answer.
     pub since_answer: Option<Duration>,
@@ -170,13 +170,13 @@ pub struct HealthView {
     pub condition: Condition,
     /// Time since the last answer.
     pub since_answer: Option<Duration>,
-    /// The last answer of its agent.
+    /// The last answer of the agent.
     pub last: Option<HeartbeatRsp>,
     /// Why it is not healthy.
     pub reason: Option<String>,
 }
 
-/// One heartbeat that was sent now.
+/// The answer to a single heartbeat.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PingView {
     /// The instance.
@@ -187,7 +187,7 @@ pub struct PingView {
     pub rtt: Duration,
 }
 
-/// What the daemon says of itself.
+/// The daemon's status.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DaemonView {
     /// Version of kmorphd.
@@ -200,7 +200,7 @@ pub struct DaemonView {
     pub uptime_s: u64,
     /// The backend.
     pub backend: BackendKind,
-    /// What the backend found on this machine.
+    /// The backend's findings on this machine.
     pub backend_detail: String,
     /// Its configuration file, if one was read.
     pub config_path: Option<PathBuf>,
@@ -214,18 +214,18 @@ pub struct DaemonView {
     pub operations_running: usize,
     /// The pool.
     pub pool: PoolUsage,
-    /// Ended generations, of all instances, that could not give their CPUs and memory back yet.
+    /// Ended generations, of all instances, that could not release their CPUs and memory yet.
     pub kept: Vec<KeptGeneration>,
-    /// Why the journal cannot be written, when it cannot.
+    /// Why the journal cannot be written; `None` if it can.
     pub journal_error: Option<String>,
-    /// Actors that panicked and were replaced since the start.
+    /// Actors that panicked and were replaced since the daemon started.
     pub actor_restarts: u64,
-    /// Longest time that the daemon was late in the last minute.
+    /// Maximum delay of the daemon's own timers in the last minute.
     pub self_lag: Duration,
-    /// True once it was asked to stop.
+    /// True once the daemon is stopping.
     pub stopping: bool,
-    /// Whether there is anything to test: its backend captures the memory of what fails.
+    /// Whether a self-test is possible: the backend captures the memory of failed instances.
     pub can_self_test: bool,
-    /// The last self-test.
+    /// The result of the last self-test.
     pub last_doctor: Option<DoctorReport>,
 }

@@ -1,4 +1,4 @@
-//! What is asked of a morph under way, by its users and by the daemon.
+//! Commands for a morph under way, from users and from the daemon.
 
 use crate::model::{Command, Failure, FailureKind, MorphRecord};
 use actix::prelude::*;
@@ -9,34 +9,34 @@ use super::MorphSession;
 use crate::platform::fleet::Abandon;
 use crate::platform::operations::Handle;
 
-/// What a user asks of a morph under way.
+/// A user's command for a morph under way.
 #[derive(Message)]
 #[rtype(result = "Result<(), Failure>")]
 pub enum MorphCommand {
-    /// Validate what was transferred.
+    /// Validate the transferred state.
     Validate(Handle),
-    /// Commit what was validated.
+    /// Commit the validated morph.
     Commit {
-        /// The downtime at which it is still wanted.
+        /// The maximum downtime that the user accepts.
         limit: CommitLimit,
-        /// Who waits.
+        /// The operation that waits for the result.
         operation: Handle,
     },
-    /// Go back.
+    /// Roll back to the source kernel.
     Rollback {
-        /// Why.
+        /// The reason.
         reason: String,
-        /// Who waits.
+        /// The operation that waits for the result, if any.
         operation: Option<Handle>,
     },
 }
 
-/// Asks where it is.
+/// Reads the record of the morph.
 #[derive(Debug, Message)]
 #[rtype(result = "MorphRecord")]
 pub struct GetMorph;
 
-/// The source generation failed, says its watch.
+/// The watch reports that the source generation failed.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct SourceFailed(pub String);
@@ -49,7 +49,7 @@ impl Handler<Abandon> for MorphSession {
     }
 }
 
-/// The instance is to end by force: neither side serves again, whatever the phase.
+/// A forced termination of the instance: neither side serves again, in any phase.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Terminated;
@@ -58,7 +58,7 @@ impl Handler<Terminated> for MorphSession {
     type Result = ();
 
     fn handle(&mut self, _: Terminated, ctx: &mut Self::Context) {
-        // Nobody waits any more for an answer of either. The side that has the state stays, and the instance fences it.
+        // The morph waits for neither side any more. The side that holds the state stays, and the instance fences it.
         for side in [Side::Source, Side::Target] {
             self.tell(Event::Died(side, "it is being terminated".to_owned()), ctx);
         }
@@ -121,7 +121,7 @@ impl Handler<MorphCommand> for MorphSession {
     }
 }
 
-/// Tells whoever asked at the wrong moment, and the operation that waits.
+/// Refuses a command at the wrong moment, and fails the operation that waits.
 fn refuse(
     operation: Option<Handle>,
     instance: String,

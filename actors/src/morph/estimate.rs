@@ -1,8 +1,8 @@
-//! What a commit takes on this machine, learned from the commits before.
+//! Estimates the overhead of a commit on this machine from earlier commits.
 //!
 //! The engine estimates the last round and the exchanges with both sides, which it has measured, and adds an overhead:
-//! the durable write of the commit record, and all that is not measured beforehand. The overhead of the next morph is
-//! the median of what the last ones took beyond their measured part.
+//! the durable write of the commit record, and everything else that it cannot measure beforehand. The overhead of the
+//! next morph is the median overhead of the latest ones.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -11,9 +11,9 @@ use kmp_proto::message::TransferMode;
 
 use crate::model::rows::MorphRow;
 
-/// Commits that are remembered of each mode.
+/// Number of commits kept for each mode.
 const REMEMBERED: usize = 9;
-/// The overhead before anything was learned.
+/// The overhead before the first commit.
 const UNKNOWN: Duration = Duration::from_millis(1);
 
 /// The overheads of the latest commits, by mode.
@@ -24,7 +24,7 @@ pub struct Downtimes {
 }
 
 impl Downtimes {
-    /// Learns from the morphs in the journal, oldest first.
+    /// Learns from the journal's morphs, oldest first.
     pub fn from_journal(morphs: &[MorphRow]) -> Self {
         let mut known = Self::default();
         for morph in morphs {
@@ -33,7 +33,7 @@ impl Downtimes {
         known
     }
 
-    /// Learns from a morph that has ended; one that was not committed says nothing.
+    /// Learns from a morph that has ended; ignores morphs without a commit.
     pub fn learn(&mut self, morph: &MorphRow) {
         let taken = morph.status.downtime.as_ref().map(|steps| steps.total_us);
         let (Some(taken), Some(measured)) = (taken, morph.estimate_without_overhead_us) else {
@@ -50,7 +50,7 @@ impl Downtimes {
         overheads.push_back(Duration::from_micros(taken.saturating_sub(measured)));
     }
 
-    /// The overhead to expect of the next commit.
+    /// The expected overhead of the next commit.
     pub fn overhead(&self, mode: TransferMode) -> Duration {
         let known = match mode {
             TransferMode::ByReference => &self.by_reference,
@@ -118,7 +118,7 @@ mod tests {
         for taken in [21_000, 400_000, 19_000, 20_000, 22_000] {
             known.learn(&morph("rounds", Some(5_000), Some(taken)));
         }
-        // One commit on a busy machine does not spoil it.
+        // A single slow commit does not change the median.
         assert_eq!(
             known.overhead(TransferMode::Rounds),
             Duration::from_millis(16)

@@ -47,21 +47,21 @@ pub use planning::{MorphPlan, Planned, plan, withdraw};
 use provider::{PREFERENCE, passed_over};
 use relay::Relay;
 
-/// Answer time of an agent that has only to think.
+/// Timeout for a request that needs no I/O from the agent.
 pub const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A morph that an earlier daemon left, and what is found of its sides.
+/// A morph that an earlier daemon left, and the observed state of its sides.
 #[derive(Clone, Debug)]
 pub struct LeftMorph {
-    /// What was planned, with the generations as the journal has them.
+    /// The plan, with the generations from the journal.
     pub plan: MorphPlan,
-    /// How far it was.
+    /// Its row, with the last recorded phase.
     pub row: MorphRow,
-    /// Which sides do not run any more.
+    /// The sides that no longer run.
     pub deaths: Deaths,
 }
 
-/// How the sides of a morph ended; none of a side that runs.
+/// How the sides of a morph ended; `None` for a side that runs.
 #[derive(Clone, Debug, Default)]
 pub struct Deaths {
     /// The source.
@@ -70,21 +70,21 @@ pub struct Deaths {
     pub target: Option<String>,
 }
 
-/// What the instance is told.
+/// Reports to the instance.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub enum MorphNews {
-    /// The source is about to be fenced: its end is no failure.
+    /// The source is about to be fenced: its end is not a failure.
     SourceLeft,
     /// The morph is over.
     Over(Box<MorphOver>),
-    /// The actor has ended: it said before how, or panicked.
+    /// The actor has ended. It reported the outcome before, or it panicked.
     Gone,
 }
 
 /// The end of a morph.
 pub struct MorphOver {
-    /// How.
+    /// The outcome.
     pub outcome: Outcome,
     /// Its last status.
     pub status: MorphRecord,
@@ -92,35 +92,35 @@ pub struct MorphOver {
     pub source: AnyGeneration,
     /// The target generation.
     pub target: AnyGeneration,
-    /// Its watch, when the target is the instance now.
+    /// The target's watch, if the target is now the instance.
     pub watch: Option<Addr<Watch>>,
 }
 
-/// The target's start.
+/// The start of the target.
 enum Start {
-    /// It is under way; the order to fence the target, if that came meanwhile.
+    /// Under way, with an order to fence the target if one arrived in the meantime.
     UnderWay(Option<FenceOrder>),
-    /// It is over.
+    /// Over.
     Over,
 }
 
-/// Whom a morph works for.
+/// The owner of a morph.
 #[derive(Clone)]
 pub struct Owner {
-    /// Hears of it.
+    /// Receives the reports.
     pub news: Recipient<MorphNews>,
     /// Writes the instance's row.
     pub rows: Recipient<Propose>,
 }
 
-/// What a morph uses.
+/// Services that a morph uses.
 #[derive(Clone)]
 pub struct Means {
     /// Journal, connections, events, configuration.
     pub platform: Platform,
     /// Spawns, fences and releases its sides.
     pub generations: Generations,
-    /// What commits take on this machine.
+    /// Learned overheads of commits on this machine.
     pub downtimes: Rc<RefCell<Downtimes>>,
 }
 
@@ -133,7 +133,7 @@ pub struct MorphSession {
     engine: Engine,
     status: MorphRecord,
     watch: Option<Addr<Watch>>,
-    /// The watch of the source generation, which is its instance's.
+    /// The watch of the source generation; it belongs to the instance.
     source_watch: Option<Addr<Watch>>,
     timer: Option<SpawnHandle>,
     start: Start,
@@ -141,7 +141,7 @@ pub struct MorphSession {
     mode: TransferMode,
     relay: Option<Relay>,
     times: Times,
-    /// Sides that are fenced and could not be released yet.
+    /// Fenced sides that could not be released yet.
     kept: Vec<Kept>,
 }
 
@@ -163,7 +163,7 @@ impl MorphSession {
         session.start()
     }
 
-    /// Takes up a morph that an earlier daemon left; `source_watch` watches its source generation if that runs.
+    /// Resumes a morph that an earlier daemon left; `source_watch` watches the source generation if it runs.
     pub fn resume(
         means: Means,
         owner: Owner,
@@ -176,7 +176,7 @@ impl MorphSession {
             Some(record) => Engine::resume_committed(record, clock::now()),
             None => Engine::resume_uncommitted(source, target),
         };
-        // Nobody waits for an answer of a side that is known to be dead.
+        // A side that is known to be dead needs no request.
         for (side, how) in [(Side::Source, deaths.source), (Side::Target, deaths.target)] {
             if let Some(how) = how {
                 engine.handle(Event::Died(side, how), clock::now());
@@ -238,7 +238,7 @@ impl MorphSession {
         self.run(ctx);
     }
 
-    /// Shows a step to the run of a test.
+    /// Reports a step to the test harness.
     fn show_step(&self, from: &'static str, event: &'static str) {
         witness::show(|| Step {
             machine: Machine::Morph,
@@ -250,8 +250,8 @@ impl MorphSession {
         });
     }
 
-    /// As [`Self::tell`], of what somebody asks who waits for its end. The engine decides whether the moment is right;
-    /// `operation` waits only when it is, and comes back otherwise.
+    /// As [`Self::tell`], for a command whose operation waits for its end. The engine decides whether the moment is
+    /// right: if so, `operation` waits; otherwise it is returned.
     fn request(
         &mut self,
         request: Event,
@@ -260,7 +260,7 @@ impl MorphSession {
     ) -> Result<(), (Option<Handle>, Stage)> {
         let under_way = self.operation.as_ref().and_then(Handle::snapshot);
         if under_way.is_some_and(|under_way| under_way.kind == OperationKind::MorphRollback) {
-            // It ends as that one does.
+            // It ends together with the operation under way.
             return Err((operation, self.engine.stage()));
         }
         let (from, name) = (self.engine.stage().as_str(), request.name());
@@ -291,7 +291,7 @@ impl MorphSession {
         }
     }
 
-    /// What an event means for the measured times and for who is served.
+    /// Updates the measured times and the serving side from an event.
     fn note(&mut self, event: &Event) {
         let now = Some(clock::now());
         match event {
@@ -432,8 +432,8 @@ impl MorphSession {
         }
     }
 
-    /// Writes the phase without waiting: what undoes a morph before its commit record is in the rows
-    /// of its generations.
+    /// Writes the phase without waiting: the rows of the generations contain everything that a rollback before the
+    /// commit record needs.
     fn save(&self) {
         let row = self.row();
         self.means
@@ -467,7 +467,7 @@ impl MorphSession {
     }
 }
 
-/// Whether both sides are on one kernel and may map the same memory.
+/// Whether both sides run on one kernel and may map the same memory.
 fn by_reference(means: &Means) -> bool {
     means.generations.machine.backend.passes_sockets()
         && means.platform.settings.borrow().morph_mode == MorphMode::Auto
@@ -492,7 +492,7 @@ fn config(means: &Means, plan: &MorphPlan) -> Config {
     }
 }
 
-/// How state moves in a morph of this daemon: the negotiation agrees on nothing else.
+/// The transfer mode of this daemon's morphs; the negotiation agrees on no other.
 fn mode_of(means: &Means) -> TransferMode {
     match by_reference(means) {
         true => TransferMode::ByReference,
@@ -500,7 +500,7 @@ fn mode_of(means: &Means) -> TransferMode {
     }
 }
 
-/// What is shown of a phase; how a morph has ended says its outcome.
+/// The phase to show. The outcome shows how a morph ended.
 fn phase_of(phase: Phase) -> Option<MorphPhase> {
     Some(match phase {
         Phase::Preparing => MorphPhase::Preparing,
@@ -543,7 +543,7 @@ impl Actor for MorphSession {
 }
 
 impl Drop for MorphSession {
-    /// Also reached by a panic: the owner sees whether the end was announced before.
+    /// Also runs after a panic: the owner knows whether the outcome was reported before.
     fn drop(&mut self) {
         if let Some(watch) = self.watch.take() {
             watch.do_send(EndWatch);
@@ -572,7 +572,7 @@ impl Handler<WatchEvent> for MorphSession {
             WatchKind::Failed(verdict) => {
                 self.tell(Event::Died(Side::Target, verdict.evidence.join("; ")), ctx);
             }
-            // Nobody judges the target kernel any more: it is not gone to.
+            // Without its watch, the target kernel is unmonitored: the morph does not switch to it.
             WatchKind::Gone => {
                 let text = "its watch ended by a fault in kmorphd".to_owned();
                 self.tell(Event::Died(Side::Target, text), ctx);

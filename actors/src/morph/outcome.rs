@@ -1,4 +1,4 @@
-//! How a morph ends, and what its downtime was made of.
+//! The outcome of a morph, and the parts of its downtime.
 
 use crate::model::{
     Command, DowntimeSteps, Failure, FailureKind, MorphPhase, OperationKind, OperationResult,
@@ -24,7 +24,7 @@ pub(super) struct Times {
     pub(super) activated: Option<Instant>,
     pub(super) recorded: Option<Instant>,
     pub(super) serving: Option<Instant>,
-    /// What was estimated for what can be measured beforehand.
+    /// Estimate of the measurable part of the downtime.
     pub(super) without_overhead_us: Option<u64>,
 }
 
@@ -121,12 +121,12 @@ impl MorphSession {
         if kept.is_empty() {
             return end(operation, result);
         }
-        // The instance is free for other work meanwhile.
+        // The instance can start other work in the meantime.
         actix::spawn(end_once_returned(kept, operation, end, result));
     }
 }
 
-/// What operators are shown of the end of a morph: its phase, and the error of the operation that waits for a commit.
+/// The result of a morph as operators see it: its phase, and the error for an operation that waits for a commit.
 fn shown(instance: &str, outcome: &Outcome) -> (MorphPhase, Option<Failure>) {
     let (phase, error) = match outcome {
         Outcome::Committed => return (MorphPhase::Committed, None),
@@ -168,7 +168,7 @@ fn shown(instance: &str, outcome: &Outcome) -> (MorphPhase, Option<Failure>) {
     (phase, Some(error))
 }
 
-/// Ends an operation when all that the morph's sides held is given back, or after [`RELEASE_PATIENCE`].
+/// Ends an operation once both sides' resources are released, or after [`RELEASE_PATIENCE`].
 async fn end_once_returned(
     kept: Vec<Kept>,
     operation: Handle,

@@ -1,5 +1,5 @@
-//! Before a morph begins: the target kernel's image is read, and the target generation written down together with the morph.
-//! Nothing of either runs yet.
+//! Plans a morph: reads the image of the target kernel, and records the target generation together with the morph.
+//! Neither runs yet.
 
 use std::time::Duration;
 
@@ -16,48 +16,48 @@ use crate::platform::journal::{Change, Record, record};
 use crate::platform::operations::Handle;
 use crate::platform::wall_clock;
 
-/// What is asked of a morph.
+/// The parameters of a morph.
 #[derive(Clone, Debug)]
 pub struct MorphPlan {
     /// The instance.
     pub instance: InstanceRow,
     /// Its active generation.
     pub source: AnyGeneration,
-    /// The target generation, written down and not yet spawned.
+    /// The target generation, recorded and not yet spawned.
     pub target: AnyGeneration,
     /// The session.
     pub session: u64,
-    /// The kernel gone to.
+    /// The target kernel.
     pub kernel: KernelChoice,
-    /// Go on to the validation by itself.
+    /// Validate as soon as the morph is prepared.
     pub auto_validate: bool,
-    /// Go on to the commit by itself.
+    /// Commit as soon as the morph is validated.
     pub auto_commit: bool,
-    /// Commit over the budget too.
+    /// Commit even over the budget.
     pub force: bool,
     /// The budget.
     pub budget: Duration,
-    /// Longest time for one phase.
+    /// Maximum time for one phase.
     pub phase_timeout: Duration,
-    /// Longest wait for the commit, or for the validation, when those are not done by itself.
+    /// Maximum wait for a commit, or for a validation, that is not automatic.
     pub expiry: Duration,
 }
 
-/// A morph that was planned and may begin.
+/// A planned morph that may begin.
 #[derive(Message)]
 #[rtype(result = "Result<(), Failure>")]
 pub struct Planned {
     /// The plan.
     pub plan: Box<MorphPlan>,
-    /// Who waits.
+    /// The operation that waits for the result.
     pub operation: Handle,
 }
 
-/// Plans what `request` asks for, from the generation `source` that is active now. What it writes down is taken back by
-/// [`withdraw`] where the morph does not begin.
+/// Plans the morph for `request`, from the active generation `source`. If the morph does not begin, call [`withdraw`]
+/// to remove its records.
 ///
 /// # Errors
-/// When the request cannot be carried out, or the plan not be written down. Nothing of it is left then.
+/// When the request cannot be carried out, or the plan cannot be recorded. No records remain.
 pub async fn plan(
     means: &Means,
     instance: InstanceRow,
@@ -96,7 +96,7 @@ pub async fn plan(
         force: request.force,
         budget: budget.unwrap_or_else(|| platform.settings.borrow().downtime_budget),
     };
-    // With its target generation: the next daemon knows which session that belongs to, and gives no number twice.
+    // In one transaction with the target generation: the next daemon knows its session, and reuses no session id.
     let mut begun = first_row(&plan, id);
     let write = |generation: GenerationRow| {
         begun.status.to_generation = generation.generation;
@@ -119,8 +119,8 @@ pub async fn plan(
     Ok(Planned { plan, operation })
 }
 
-/// Takes back what [`plan`] has written down for a morph that does not begin: something else was quicker. `operation` is
-/// the one that the plan was made for.
+/// Removes the records that [`plan`] wrote, because other work began first. `operation` is the operation that the plan
+/// was made for.
 pub async fn withdraw(means: &Means, plan: MorphPlan, operation: String, error: &Failure) {
     let mut refused = first_row(&plan, operation);
     refused.phase = Phase::Done.as_str().to_owned();
@@ -128,11 +128,11 @@ pub async fn withdraw(means: &Means, plan: MorphPlan, operation: String, error: 
     refused.status.reason = Some(error.message.clone());
     let ended = Record(vec![Change::Morph(Box::new(refused))]);
     means.platform.journal.do_send(ended);
-    // It was never started.
+    // It never started.
     means.generations.end_unowned(plan.target).await;
 }
 
-/// The row of a morph that has just been planned.
+/// The row of a morph that was just planned.
 fn first_row(plan: &MorphPlan, operation: String) -> MorphRow {
     MorphRow {
         status: first_status(plan, operation),

@@ -1,4 +1,4 @@
-//! Which state provider carries the morph: the order of preference, and what is shown of the choice.
+//! Selects the state provider of a morph: the order of preference, and the record of the choice.
 
 use kmp_proto::message::StateProvider;
 use kmp_proto::morph::{Choice, PassedOver};
@@ -6,11 +6,11 @@ use kmp_proto::morph::{Choice, PassedOver};
 use super::MorphSession;
 use crate::model::OtherProvider;
 
-/// The state providers that a morph may use, the preferred one first.
+/// The available state providers, in order of preference.
 pub(super) const PREFERENCE: &[StateProvider] = StateProvider::ALL;
 
 impl MorphSession {
-    /// The negotiation has found a provider.
+    /// Records the provider that the negotiation selected.
     pub(super) fn chosen(&mut self, choice: Choice) {
         let provider = choice.provider.to_string();
         self.say(format!("morph: state provider {provider}"));
@@ -20,7 +20,7 @@ impl MorphSession {
     }
 }
 
-/// The providers that do not carry a morph.
+/// The providers that the morph does not use.
 pub(super) fn passed_over(providers: &[PassedOver]) -> Vec<OtherProvider> {
     let providers = providers.iter();
     providers

@@ -1,11 +1,11 @@
-//! Rounds: state on its way from the source kernel to the target, chunk by chunk.
+//! Rounds: the relay copies state from the source kernel to the target, one chunk at a time.
 //!
 //! ```text
 //!  source ══ bulk ══▶ [one chunk] ══ bulk ══▶ target
 //! ```
 //!
-//! Invariant: at most one chunk is held here. What the target does not take is not read from the
-//! source, whose own socket then fills: back-pressure from end to end.
+//! Invariant: the relay holds at most one chunk. It reads no further chunk from the source until the target takes the
+//! last one; then the source's socket fills. This is back-pressure from end to end.
 
 use std::time::Duration;
 
@@ -28,25 +28,25 @@ use crate::platform::clock;
 pub(super) struct Relay {
     source: Connection,
     target: Connection,
-    /// Holds the source to what it announced.
+    /// Checks the source's messages against its announcement.
     state: IncomingState,
 }
 
-/// What one round moved.
+/// Counters of one round.
 struct Moved {
     sent_bytes: u64,
     dirty_bytes: u64,
     total_bytes: u64,
 }
 
-/// Whose fault it is that a round did not come through.
+/// A failed round, and the side that caused it.
 struct Broken {
     side: Side,
     why: String,
 }
 
 impl MorphSession {
-    /// Carries one round from the source to the target.
+    /// Transfers one round from the source to the target.
     pub(super) fn relay_round(
         &mut self,
         fixed: MorphTransferFixed,
@@ -154,7 +154,7 @@ impl Relay {
             let message = Kmp::MorphTransfer(transfer);
             let sequence = match self.target.writer.send(&message).await {
                 Ok(sequence) => sequence,
-                // It hung up; what it said before tells why.
+                // The target closed the channel; its last message says why.
                 Err(error) => return Err(self.refusal_of_target(error).await),
             };
             if op == TransferOp::EndOfRound {
@@ -168,7 +168,7 @@ impl Relay {
         }
     }
 
-    /// The next chunk or the end of the round.
+    /// Reads the next chunk or the end of the round.
     async fn next_of_source(&mut self, asked: MorphTransferFixed) -> Result<MorphTransfer, Broken> {
         let frame = next_on_bulk(&mut self.source, state)
             .await
@@ -190,7 +190,7 @@ impl Relay {
         Ok(transfer)
     }
 
-    /// The answer of the target to the end of a round, which had `sequence`.
+    /// Waits for the target's answer to the end of the round, which had `sequence`.
     async fn applied(&mut self, end: &Kmp, sequence: u32) -> Result<(), Broken> {
         let frame = next_on_bulk(&mut self.target, |_| false)
             .await
@@ -221,12 +221,12 @@ impl Relay {
     }
 }
 
-/// What the source sends by itself.
+/// Whether the source sends this message without a request.
 fn state(message: &Kmp) -> bool {
     matches!(message, Kmp::MorphTransfer(_))
 }
 
-/// How long a side that hung up is listened to.
+/// How long the relay reads on after a side has closed its channel.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
 fn at(side: Side) -> impl FnOnce(ConnectionError) -> Broken {

@@ -1,5 +1,5 @@
-//! Carrying out the engine's actions: each becomes a request, a journal entry or a backend call,
-//! whose result is the next event.
+//! Carries out the engine's actions: each action becomes a request, a journal entry or a backend call, and its result
+//! is the next event.
 
 use std::future::Future;
 use std::time::Duration;
@@ -26,7 +26,7 @@ use crate::platform::transport::{Request, RequestError};
 use crate::watch::{Ping, Watch, detector_config};
 
 impl MorphSession {
-    /// Runs `work` and tells the engine what came of it.
+    /// Runs `work` and passes the result to the engine.
     fn later(
         &mut self,
         ctx: &mut Context<Self>,
@@ -54,8 +54,8 @@ impl MorphSession {
         async move { transport.ask(request).await }
     }
 
-    /// Asks, waiting for the control channel to come up first: the target kernel's is connected only
-    /// after its first heartbeat may have been answered.
+    /// Waits until the control channel is up, then sends a request. The daemon may connect the target kernel's control
+    /// channel only after the first heartbeat answer.
     fn ask_patiently(
         &self,
         side: Side,
@@ -208,8 +208,8 @@ impl MorphSession {
         } else {
             self.plan.phase_timeout
         };
-        // First the source makes its state ready and names what the target is to map. In the last round nothing is left
-        // to move: with it the source learns that the commit record may exist from now on.
+        // First the source prepares its state and names the memory that the target is to map. In the last round no
+        // state is left to transfer: the request tells the source that the commit record may exist from now on.
         let source = self.ask(Side::Source, pull(fixed, Vec::new()), timeout);
         let (transport, target) = (
             self.means.platform.transport.clone(),
@@ -257,7 +257,7 @@ impl MorphSession {
         }));
     }
 
-    /// One step of the commit: `done` makes an event of a reply whose nonce came back.
+    /// Performs one step of the commit: `done` turns a reply with the right nonce into an event.
     fn step(
         &mut self,
         side: Side,
@@ -300,12 +300,12 @@ impl MorphSession {
         });
     }
 
-    /// SERVE, which only the commit record allows.
+    /// Sends SERVE; the caller must have the commit record.
     pub(super) fn serve(&mut self, _: &CommitRecord, ctx: &mut Context<Self>) {
         if self.times.freeze.is_some() {
             return self.step(Side::Target, CommitStep::Serve, ctx, |_| Event::Serving);
         }
-        // After a restart of the daemon the connections are not up yet.
+        // After a restart of the daemon, the connections are not up yet.
         let (session, nonce) = (self.plan.session, ambient::random().unwrap_or(1));
         let step = CommitStep::Serve;
         let message = Kmp::MorphCommit(MorphCommit {
@@ -329,7 +329,7 @@ impl MorphSession {
         self.step(Side::Source, CommitStep::Retire, ctx, |_| Event::Retired);
     }
 
-    /// The instance's row and the morph's own, in one transaction: the point of no return.
+    /// Writes the rows of the instance and of the morph in one transaction: the point of no return.
     pub(super) fn write_commit_record(&mut self, order: CommitOrder, ctx: &mut Context<Self>) {
         let mut row = self.row();
         row.committed = true;
@@ -349,8 +349,8 @@ impl MorphSession {
         });
     }
 
-    /// Fences a side. A target whose start is under way is fenced when that is over: what is not there yet cannot be
-    /// confirmed to have ended.
+    /// Fences a side. If the target is still starting, the fence waits for the start: the backend cannot confirm the
+    /// end of a target that does not exist yet.
     pub(super) fn fence(&mut self, side: Side, order: FenceOrder, ctx: &mut Context<Self>) {
         if let (Side::Target, Start::UnderWay(waiting)) = (side, &mut self.start) {
             *waiting = Some(order);
@@ -371,7 +371,7 @@ impl MorphSession {
         ctx.spawn(work.into_actor(self).map(move |done, act, ctx| {
             let event = match done {
                 Ok((certificate, released)) => {
-                    // It runs no more, so the morph goes on; its operation ends when all is given back.
+                    // The side is fenced, so the morph continues; its operation ends once the resources are released.
                     if let Release::Kept(kept) = released {
                         act.kept.push(kept);
                     }
@@ -383,7 +383,7 @@ impl MorphSession {
         }));
     }
 
-    /// The source serves again, which only the certificate of the target's fence allows.
+    /// The source serves again; the caller must have the certificate of the target's fence.
     pub(super) fn resume_source(&mut self, _: &FenceCertificate, ctx: &mut Context<Self>) {
         let message = Kmp::MorphRollback(MorphRollback {
             fixed: RollbackFixed {
@@ -401,7 +401,7 @@ impl MorphSession {
                 }
                 other => refused(Side::Source, other),
             };
-            // Whatever it makes of the session: a kernel that serves is left to serve.
+            // The side refused the session, but if its workload serves, it stays up.
             let refused = matches!(event, Event::Refused(..));
             let serves = refused && serves(watch).await;
             Some(if serves { Event::SourceRunning } else { event })
@@ -409,11 +409,10 @@ impl MorphSession {
     }
 }
 
-/// Pause between looks whether the control channel is up.
+/// Polling interval while the control channel is not up.
 const CONTROL_POLL: Duration = Duration::from_millis(5);
 
-/// What an answer means that is not the one asked for. Only what the side itself said is a refusal, by an answer or by
-/// the features that it lacks.
+/// The event for an unexpected answer. Only the side itself can refuse: by its answer, or by features that it lacks.
 fn refused(side: Side, reply: Result<Kmp, RequestError>) -> Event {
     match reply {
         Ok(message) => {
@@ -427,7 +426,7 @@ fn refused(side: Side, reply: Result<Kmp, RequestError>) -> Event {
     }
 }
 
-/// Whether the workload of a watched generation serves, as its agent says now.
+/// Whether the workload of a watched generation serves now, according to its agent.
 async fn serves(watch: Option<Addr<Watch>>) -> bool {
     let Some(watch) = watch else { return false };
     let answer = watch.send(Ping(FROZEN_STEP_TIMEOUT)).await;
@@ -439,7 +438,7 @@ async fn serves(watch: Option<Addr<Watch>>) -> bool {
     })
 }
 
-/// A pull by reference, with what the source has named.
+/// A pull by reference, with the references from the source.
 fn pull(fixed: MorphTransferFixed, references: Vec<Reference>) -> Kmp {
     Kmp::MorphTransfer(MorphTransfer {
         fixed,

@@ -1,4 +1,4 @@
-//! The end of a recovery that an earlier daemon began: its successor runs already, and was adopted.
+//! Ends a recovery of an earlier daemon whose successor already runs and was adopted.
 
 use kmp_proto::message::{RecoverCompleteFixed, RecoveryOutcome as WireOutcome};
 
@@ -8,14 +8,14 @@ use crate::platform::fleet::Recovered;
 use crate::platform::journal::Change;
 use crate::platform::wall_clock;
 
-/// A recovery that is over, by an instance that did not begin it.
+/// A recovery that ended after a restart of the daemon.
 pub(crate) struct EndedLater {
     record: RecoveryRecord,
     generation: u64,
 }
 
-/// Ends the recovery of `record`, whose successor is `generation`. How long it took is not known: the clock that
-/// measures it is that of the daemon that ended.
+/// Ends the recovery of `record`, whose successor is `generation`. Its duration is unknown: the
+/// earlier daemon measured its start with its own clock.
 pub(crate) fn ended_later(
     mut record: RecoveryRecord,
     outcome: RecoveryOutcome,
@@ -30,7 +30,7 @@ pub(crate) fn ended_later(
 }
 
 impl EndedLater {
-    /// For people.
+    /// The message for people.
     pub(crate) fn text(&self) -> String {
         match (&self.record.outcome, &self.record.reason) {
             (RecoveryOutcome::Recovered, _) => {
@@ -40,7 +40,7 @@ impl EndedLater {
         }
     }
 
-    /// For the survivors.
+    /// The message for the survivors.
     pub(crate) fn told(&self) -> Recovered {
         let (new_generation, outcome) = match self.record.outcome {
             RecoveryOutcome::Recovered => (self.generation, WireOutcome::Recovered),
@@ -59,7 +59,7 @@ impl EndedLater {
         }
     }
 
-    /// The entry, as it is shown and as it is written.
+    /// The record to show and the change to write.
     pub(crate) fn entry(self) -> (Box<RecoveryRecord>, Change) {
         let phase = "done".to_owned();
         let record = self.record;

@@ -34,13 +34,13 @@ use crate::platform::wall_clock;
 use crate::platform::witness::{self, Step};
 use crate::watch::CONSOLE_SAID;
 
-/// What a recovery is to do.
+/// The parameters of a recovery.
 pub struct Plan {
     /// The instance.
     pub instance: InstanceRow,
     /// The generation that failed.
     pub failed: AnyGeneration,
-    /// What follows the release.
+    /// The action after the release.
     pub afterwards: Afterwards,
     /// The verdict.
     pub cause: FailureCause,
@@ -50,14 +50,14 @@ pub struct Plan {
     pub verdict_at: Instant,
 }
 
-/// What a recovery uses.
+/// Services that a recovery uses.
 #[derive(Clone)]
 pub struct Means {
     /// Journal, connections, events, configuration.
     pub platform: Platform,
     /// Fences the failed generation and spawns its successor.
     pub generations: Generations,
-    /// Captures its memory.
+    /// Captures the failed generation's memory.
     pub captures: Captures,
 }
 
@@ -70,53 +70,53 @@ pub struct RecoveryJob {
     plan: Plan,
     engine: Engine,
     record: RecoveryRecord,
-    /// Fences that were tried and not confirmed.
+    /// Fences that could not be confirmed.
     unconfirmed: Repeated,
     timer: Option<SpawnHandle>,
-    /// A successor that did not start and may run.
+    /// A successor that did not start but may still run.
     left: Option<Box<AnyGeneration>>,
 }
 
-/// What the instance is told.
+/// Reports to the instance.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub enum RecoveryNews {
-    /// A successor was started, and is the instance's to watch.
+    /// A successor was started; the instance watches it from now on.
     Successor(Box<Generation<Placed>>),
-    /// It is over.
+    /// The recovery is over.
     Over {
-        /// How.
+        /// Its record.
         record: Box<RecoveryRecord>,
-        /// The generation that failed, as it is now: fenced, if that was confirmed.
+        /// The failed generation in its present phase: fenced, if the fence was confirmed.
         failed: Box<AnyGeneration>,
-        /// A successor that did not start and may run.
+        /// A successor that did not start but may still run.
         left: Option<Box<AnyGeneration>>,
     },
-    /// The actor has ended: it said before how, or panicked.
+    /// The actor has ended. It reported the outcome before, or it panicked.
     Gone,
 }
 
-/// Whom a recovery works for.
+/// The owner of a recovery.
 #[derive(Clone)]
 pub struct Owner {
-    /// Hears of it.
+    /// Receives the reports.
     pub news: Recipient<RecoveryNews>,
     /// Writes the instance's row.
     pub rows: Recipient<Propose>,
 }
 
-/// The instance says how the successor fares.
+/// The instance reports the state of the successor.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub enum SuccessorNews {
-    /// It is healthy.
+    /// The successor is healthy.
     Healthy(u64),
-    /// It failed before.
+    /// The successor failed before it was healthy.
     Failed(String),
 }
 
-/// What policy makes of this failure. Of a program that failed the kernel's memory says nothing, and what never
-/// ran, or ran before the host was rebooted, has left none.
+/// The capture policy for this failure. If only the program failed, the kernel's memory has no evidence. A generation
+/// that never ran, or that ran before the host rebooted, has no memory left.
 fn capture_policy(machine: &Machine, plan: &Plan) -> CapturePolicy {
     let placement = plan.failed.placement();
     let ran = placement.is_some_and(|placed| placed.host_boot_id == machine.host_boot_id);
@@ -188,7 +188,7 @@ impl RecoveryJob {
         self.run(ctx);
     }
 
-    /// Shows a step to the run of a test.
+    /// Reports a step to the test harness.
     fn show_step(&self, from: &'static str, event: &'static str) {
         witness::show(|| Step {
             machine: witness::Machine::Recovery,
@@ -249,7 +249,7 @@ impl RecoveryJob {
         self.means.platform.events.publish(draft);
     }
 
-    /// Writes down how far it is, for whoever looks at the history and for the next daemon.
+    /// Records the phase, for the history and for the next daemon.
     fn save(&self) {
         let change = self.row_change();
         self.means.platform.journal.do_send(Record(vec![change]));
@@ -279,7 +279,7 @@ impl RecoveryJob {
     }
 
     fn notice(&self) {
-        // What the instance printed is not for others to read.
+        // The instance's console output is private.
         let evidence = self.plan.evidence.iter();
         let told: Vec<&str> = evidence
             .map(String::as_str)
@@ -298,7 +298,7 @@ impl RecoveryJob {
         let wanted =
             capture_policy(&self.means.generations.machine, &self.plan) != CapturePolicy::Off;
         let work = async move {
-            // The recovery is in the journal before its first effect.
+            // The recovery is in the journal before its first side effect.
             let written = record(&generations.platform.journal, vec![change]).await;
             match written {
                 Ok(()) => {
@@ -364,7 +364,7 @@ impl RecoveryJob {
             log, mut dumping, ..
         } = capture;
         ctx.spawn(log.into_actor(self).map(|log, act, _| {
-            // No word: there was a complete vmcore already, or there will be none.
+            // No message: a complete vmcore exists already, or there will be none.
             if let Ok(log) = log {
                 act.log_read(log);
             }
@@ -434,7 +434,7 @@ impl RecoveryJob {
         }));
         let (generations, failed) = (self.means.generations.clone(), self.plan.failed.clone());
         let work = async move {
-            // It is fenced, so that this only finds the certificate.
+            // The generation is already fenced, so this call only returns the certificate.
             let order = FenceOrder::new(failed.generation);
             let fenced = generations.fence(failed, order).await;
             let fenced = fenced.map_err(|not_fenced| not_fenced.reason)?;
@@ -452,7 +452,8 @@ impl RecoveryJob {
         let (generations, instance) = (self.means.generations.clone(), self.plan.instance.clone());
         let failed = self.plan.failed.generation;
         let rows = self.owner.rows.clone();
-        // The next daemon may adopt the successor and end this entry: what is known by now is in the journal then.
+        // The next daemon may adopt the successor and end this entry, so the journal must contain everything known so
+        // far.
         let so_far = self.row_change();
         let work = async move {
             let spec = &instance.spec;
@@ -496,7 +497,7 @@ impl RecoveryJob {
                     .do_send(RecoveryNews::Successor(Box::new(row)));
                 act.tell(Event::SuccessorStarted, ctx);
             }
-            // What was started may run: another successor would be a second owner.
+            // The failed start may still run: another successor would be a second owner.
             Err((error, intended)) if error.kind == FailureKind::OperatorActionNeeded => {
                 act.left = intended;
                 act.tell(Event::SuccessorRemains(error.message), ctx);
@@ -505,7 +506,7 @@ impl RecoveryJob {
         }));
     }
 
-    /// Has the survivors told how it ended; `new_generation` is 0 when nothing took the failed one's place.
+    /// Reports the outcome to the survivors; `new_generation` is 0 if there is no successor.
     fn complete(&self, new_generation: u64) {
         let outcome = match new_generation {
             0 => WireOutcome::Reclaimed,
@@ -567,7 +568,7 @@ impl Actor for RecoveryJob {
     fn started(&mut self, ctx: &mut Self::Context) {
         self.show_step("–", "begun");
         self.show();
-        // The instance says why.
+        // The instance logs the reason.
         let (id, cause) = (self.record.id, &self.record.cause);
         self.say(format!("recovery {id} begins: {cause}"));
         self.run(ctx);
@@ -575,7 +576,7 @@ impl Actor for RecoveryJob {
 }
 
 impl Drop for RecoveryJob {
-    /// Also reached by a panic: the owner sees whether the end was announced before.
+    /// Also runs after a panic: the owner knows whether the outcome was reported before.
     fn drop(&mut self) {
         self.owner.news.do_send(RecoveryNews::Gone);
     }

@@ -1,4 +1,4 @@
-//! Published ports of instances that cannot be passed the listening socket: a forwarder on the host.
+//! Forwards published ports on the host, for instances that cannot inherit the listening socket.
 //!
 //! ```text
 //!  client ─▶ [listening socket] ─ target? ─▶ accept ─▶ connect to the active generation ─▶ copy
@@ -6,10 +6,9 @@
 //!                                   └ none: connections wait in the socket's backlog
 //! ```
 //!
-//! Invariants: a client's connection goes to one generation for its whole life, so no request
-//! reaches two kernels; while there is no target (an instance heals, a morph is in its downtime)
-//! nothing is accepted and nothing refused; a connection whose generation has been left is reset,
-//! so that its client knows.
+//! Invariants: a client's connection goes to one generation for its whole life, so no request reaches two kernels.
+//! While there is no target (an instance heals, or a morph is in its downtime), connections are neither accepted nor
+//! refused. When a generation is left, its connections are reset, so that the clients notice.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -24,17 +23,17 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
-/// Connections of one published port that are forwarded at a time; others wait in its backlog.
+/// Maximum number of concurrent connections of one published port; further ones wait in its backlog.
 pub const CONNECTIONS_MAX: usize = 1024;
-/// Pause after accept failed for lack of descriptors.
+/// Pause after accept failed because no descriptors were left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Where connections go.
+/// The destination of connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// The generation that serves.
     pub generation: u64,
-    /// Where it is.
+    /// Its address.
     pub endpoint: Endpoint,
 }
 
@@ -43,15 +42,14 @@ struct Forwarded {
     tasks: Vec<JoinHandle<()>>,
 }
 
-/// Every forwarded port, by instance.
+/// All forwarded ports, by instance.
 #[derive(Default)]
 pub struct Forwarder {
     instances: BTreeMap<String, Forwarded>,
 }
 
 impl Forwarder {
-    /// Begins to forward the `listeners` of `instance`, each to a port of its workload. Without a
-    /// target at first.
+    /// Forwards the `listeners` of `instance`, each to a port of its workload. There is no target at first.
     ///
     /// # Errors
     /// When a socket cannot be watched.
@@ -80,14 +78,14 @@ impl Forwarder {
         self.instances.contains_key(instance)
     }
 
-    /// Lets connections go to `target`, or wait when there is none.
+    /// Sets the target of new connections; without one they wait.
     pub fn aim(&self, instance: &str, target: Option<Target>) {
         if let Some(forwarded) = self.instances.get(instance) {
             forwarded.target.send_replace(target);
         }
     }
 
-    /// Ends the forwarding for `instance` and resets its connections.
+    /// Stops forwarding for `instance` and resets its connections.
     pub fn close(&mut self, instance: &str) {
         if let Some(forwarded) = self.instances.remove(instance) {
             for task in forwarded.tasks {
@@ -111,7 +109,7 @@ async fn serve(
         if target.wait_for(Option::is_some).await.is_err() {
             return;
         }
-        // The target may go away while nobody connects: then nothing more may be accepted.
+        // The target may go away while no client connects: the loop must not accept after that.
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             changed = target.changed() => match changed {
@@ -141,8 +139,8 @@ async fn serve(
     }
 }
 
-/// One connection, from its client to the generation that is the target now. Why it broke, and to which
-/// generation it led.
+/// Forwards one connection from its client to the current target. Returns why the connection broke, and its
+/// generation.
 async fn forward(
     mut client: TcpStream,
     port: u16,
@@ -177,7 +175,7 @@ async fn forward(
     }
 }
 
-/// Closes with a reset, so that the client sees an error and not an orderly end.
+/// Closes with a reset, so that the client sees an error.
 fn reset(
     client: TcpStream,
     generation: Option<u64>,
@@ -197,7 +195,7 @@ mod tests {
 
     const PORT: u16 = 6379;
 
-    /// A generation that answers each byte with its own number.
+    /// A generation that answers each byte with its number.
     fn generation(number: u8, dir: &std::path::Path) -> Target {
         let path: PathBuf = dir.join(format!("{number}.sock"));
         let bound = UnixVsockListener::bind(&path, u32::from(PORT)).unwrap();
@@ -238,7 +236,7 @@ mod tests {
         let (answer, mut early) = waiting.await.unwrap();
         assert_eq!(answer.unwrap(), 1);
         forwarder.aim("web", None);
-        // What is established stays while the switch is under way.
+        // Established connections stay during the switch.
         assert_eq!(ask(&mut early).await.unwrap(), 1);
         let mut late = TcpStream::connect(address).await.unwrap();
         forwarder.aim("web", Some(new));

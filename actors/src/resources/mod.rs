@@ -1,4 +1,4 @@
-//! What instances are given, and who holds it: CPUs, memory, ports, numbers.
+//! Resources of instances, and their holders: CPUs, memory, ports, numbers.
 
 pub mod forward;
 pub mod numbers;
@@ -8,12 +8,12 @@ pub mod ports;
 use std::cell::RefCell;
 use std::rc::Rc;
 
-/// What instances are given. Cheap to clone; stays on its thread.
+/// The resources that instances use. Cheap to clone; stays on its thread.
 #[derive(Clone)]
 pub struct Resources {
     /// CPUs and memory.
     pub pool: Rc<RefCell<pool::Pool>>,
-    /// Numbers that only grow, or must not be given twice.
+    /// Numbers that only grow or must be unique.
     pub numbers: Rc<RefCell<numbers::Numbers>>,
     /// Published ports.
     pub ports: ports::Ports,

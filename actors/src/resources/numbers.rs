@@ -1,13 +1,13 @@
-//! Numbers that only grow, or must not be given twice: generations, recoveries, morph sessions, context ids.
+//! Numbers that only grow or must be unique: generations, recoveries, morph sessions, context ids.
 
 use std::collections::BTreeMap;
 
 use crate::resources::pool::Holder;
 
-/// Lowest context id given to an instance: 0 to 2 are reserved (vsock(7)).
+/// Lowest context id of an instance: 0 to 2 are reserved (vsock(7)).
 pub const CID_FIRST: u32 = 3;
 
-/// Generations, recoveries, morph sessions, context ids.
+/// The allocator of these numbers.
 #[derive(Debug, Default)]
 pub struct Numbers {
     /// Last generation, by instance name.
@@ -16,7 +16,7 @@ pub struct Numbers {
     pub recovery: u64,
     /// Last morph session.
     pub session: u64,
-    /// Context ids in use, and by which generation.
+    /// Context ids in use, with their generations.
     pub cids: BTreeMap<u32, Holder>,
 }
 
@@ -40,7 +40,7 @@ impl Numbers {
         self.session
     }
 
-    /// A context id that no live generation has, for `holder`.
+    /// Allocates a context id that no live generation uses.
     pub fn take_cid(&mut self, holder: Holder) -> u32 {
         let mut cid = CID_FIRST;
         while self.cids.contains_key(&cid) {
@@ -50,7 +50,7 @@ impl Numbers {
         cid
     }
 
-    /// Gives a context id back, unless another generation has it by now: a generation can be released twice.
+    /// Frees a context id, unless another generation holds it by now: a generation can be released twice.
     pub fn give_cid_back(&mut self, cid: u32, holder: &Holder) {
         if self.cids.get(&cid) == Some(holder) {
             self.cids.remove(&cid);

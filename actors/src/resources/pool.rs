@@ -1,8 +1,8 @@
-//! The pool: the CPUs and memory that instances may be given.
+//! The pool: CPUs and memory that the daemon allocates to instances.
 //!
-//! Pure accounting, no I/O. A [`Lease`] says what one generation holds; it is given back with
-//! [`Pool::give_back`] only once that generation is fenced. After a restart of the daemon the
-//! leases of adopted generations are taken again with [`Pool::retake`].
+//! Pure accounting, no I/O. A [`Lease`] records the resources of one generation; [`Pool::give_back`] frees it only
+//! once that generation is fenced. After a restart, the daemon takes the leases of adopted generations again with
+//! [`Pool::retake`].
 
 use std::collections::BTreeMap;
 
@@ -15,20 +15,20 @@ use crate::model::settings::Stock;
 pub struct Lease {
     /// Host CPUs.
     pub cpus: Vec<u16>,
-    /// Bytes.
+    /// Memory, bytes.
     pub memory_bytes: u64,
 }
 
-/// Who holds a lease: instance and generation.
+/// The holder of a lease: instance and generation.
 pub type Holder = (String, u64);
 
-/// The pool cannot give what was asked for.
+/// The pool cannot satisfy a request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PoolExhausted {
     /// Not enough CPUs.
     #[error("{asked} CPUs were asked for, {free} of the pool's {total} are free")]
     Cpus {
-        /// Asked for.
+        /// Requested.
         asked: u16,
         /// Free.
         free: usize,
@@ -38,9 +38,9 @@ pub enum PoolExhausted {
     /// Not enough memory.
     #[error("{} of memory were asked for{}, {} of the pool's {} are free", size(*asked), besides(*bookkeeping), size(*free), size(*total))]
     Memory {
-        /// Asked for.
+        /// Requested.
         asked: u64,
-        /// What is taken besides.
+        /// Additional memory for bookkeeping.
         bookkeeping: u64,
         /// Free.
         free: u64,
@@ -49,7 +49,7 @@ pub enum PoolExhausted {
     },
 }
 
-/// A size in the largest binary unit that it reaches: whole, or with one decimal, rounded down.
+/// A size in its largest binary unit: whole, or with one decimal, rounded down.
 fn size(bytes: u64) -> String {
     let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
     let reached = units.into_iter().find(|(shift, _)| bytes >> shift > 0);
@@ -59,7 +59,7 @@ fn size(bytes: u64) -> String {
     let (whole, rest) = (bytes >> shift, bytes & ((1 << shift) - 1));
     match rest {
         0 => format!("{whole} {unit}"),
-        // Less than 10 for any rest below a unit of at most 2^40.
+        // Less than 10, because the rest is below a unit of at most 2^40.
         rest => format!("{whole}.{} {unit}", (rest * 10) >> shift),
     }
 }
@@ -82,7 +82,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A pool of which nothing is given.
+    /// A pool without leases.
     pub fn new(mut stock: Stock) -> Self {
         stock.cpus.sort_unstable();
         stock.cpus.dedup();
@@ -95,7 +95,7 @@ impl Pool {
     /// Takes `cpus` CPUs and `memory_bytes` for `holder`.
     ///
     /// # Errors
-    /// When the pool has not enough; nothing is taken then.
+    /// When the pool does not have enough. Nothing is taken then.
     pub fn take(
         &mut self,
         holder: Holder,
@@ -130,13 +130,13 @@ impl Pool {
         Ok(lease)
     }
 
-    /// Notes that `holder`, found running, holds `lease`, whether or not the pool still has it: a
-    /// pool made smaller by the configuration never takes from what runs.
+    /// Records that a running `holder` holds `lease`, even if the pool no longer contains it: a smaller pool in the
+    /// configuration takes nothing from a running instance.
     pub fn retake(&mut self, holder: Holder, lease: Lease) {
         self.leases.insert(holder, lease);
     }
 
-    /// Gives back what `holder` held. Returns it, or `None` when it held nothing.
+    /// Frees the lease of `holder`. Returns it, or `None` if there was none.
     pub fn give_back(&mut self, holder: &Holder) -> Option<Lease> {
         self.leases.remove(holder)
     }
@@ -150,12 +150,12 @@ impl Pool {
         };
     }
 
-    /// Who holds a lease.
+    /// All holders of leases.
     pub fn holders(&self) -> Vec<Holder> {
         self.leases.keys().cloned().collect()
     }
 
-    /// What is given and what is free.
+    /// Allocated and free resources.
     pub fn usage(&self) -> PoolUsage {
         let unused = self.stock.cpus.iter().filter(|c| self.load(**c) == 0);
         PoolUsage {
@@ -187,7 +187,7 @@ impl Pool {
         memory_bytes.saturating_add(self.stock.bookkeeping_bytes)
     }
 
-    /// CPUs that may be given now, the least loaded first.
+    /// CPUs that can be allocated now, the least loaded first.
     fn candidates(&self) -> Vec<u16> {
         let mut loaded: Vec<_> = self
             .stock

@@ -1,4 +1,4 @@
-//! The admission of recoveries: how many run at once, whose turn it is, what became of each.
+//! Admission of recoveries: their number at a time, their order, their records.
 
 use crate::model::{RecoveryOutcome, RecoveryRecord};
 use actix::prelude::*;
@@ -9,11 +9,11 @@ use crate::model::rows::RecoveryRow;
 use crate::platform::journal::{Change, Record};
 use crate::platform::wall_clock;
 
-/// Recoveries shown by the API, newest last.
+/// Maximum number of recoveries that the API shows, newest last.
 const RECOVERIES_SHOWN: usize = 1000;
 
 impl Supervisor {
-    /// A recovery whose actor is gone has failed; what is still to be done is done by another one.
+    /// Marks a recovery as failed because its actor is gone; another recovery does the remaining work.
     pub(super) fn give_up_recoveries(
         &mut self,
         whose: impl Fn(&RecoveryRecord) -> bool,
@@ -36,7 +36,7 @@ impl Supervisor {
         }
     }
 
-    /// Keeps those that the API shows; the journal has more.
+    /// Drops the oldest recoveries that the API no longer shows; the journal has more.
     pub(super) fn drop_oldest_recoveries(&mut self) {
         while self.recoveries.len() > RECOVERIES_SHOWN {
             self.recoveries.pop_first();
@@ -70,7 +70,7 @@ impl Supervisor {
         self.grant();
     }
 
-    /// A recovery to be shown.
+    /// Records a recovery for the API.
     pub(super) fn note_recovery(&mut self, record: RecoveryRecord) {
         self.recoveries.insert(record.id, record);
         self.drop_oldest_recoveries();

@@ -1,4 +1,4 @@
-//! The daemon itself: its status, its settings, its end.
+//! The daemon itself: status, settings, shutdown.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,10 +36,10 @@ impl Handler<GetDaemon> for Supervisor {
     }
 }
 
-/// Longest time that a status waits for what others hold of the pool; without an answer it says nothing of it.
+/// Maximum time that a status waits for other holders of the pool. After a timeout the status omits them.
 const BESIDES_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// What others hold is not free.
+/// Subtracts CPUs and memory held by others from the free ones.
 fn count_besides(pool: &mut PoolUsage, besides: HeldBesides) {
     pool.cpus_free.retain(|cpu| !besides.cpus.contains(cpu));
     pool.memory_free_bytes = pool.memory_free_bytes.saturating_sub(besides.memory_bytes);
@@ -48,7 +48,7 @@ fn count_besides(pool: &mut PoolUsage, besides: HeldBesides) {
 }
 
 impl Supervisor {
-    /// What others hold of the pool.
+    /// CPUs and memory of the pool that others hold.
     fn held_besides(&self) -> impl Future<Output = Option<HeldBesides>> + use<> {
         let backend = Arc::clone(self.services.backend());
         let run_dir = self
@@ -60,7 +60,7 @@ impl Supervisor {
             .join("instances");
         let counted = self.services.generations.resources.pool.borrow().holders();
         let turn = Arc::clone(&self.looks_besides);
-        // One look at a time: where the files stand still, whoever asks again starts no further thread.
+        // One query at a time: if the files block, further callers start no further thread.
         let look = async move {
             let turn = turn.lock_owned().await;
             let (tell, answer) = oneshot::channel();
@@ -77,7 +77,7 @@ impl Supervisor {
         }
     }
 
-    /// All but what the journal itself has to say.
+    /// The status, without the journal's own part.
     fn status(&self) -> DaemonView {
         let settings = self.services.platform.settings.borrow();
         DaemonView {

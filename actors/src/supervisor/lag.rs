@@ -1,18 +1,18 @@
-//! How late this daemon's own timers were lately: what is slow here must not be blamed on an instance.
+//! Measures the delay of the daemon's own timers, so that the daemon does not blame an instance for it.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use kmp_proto::time::Instant;
 
-/// How far back is looked.
+/// Length of the observed time window.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// The lateness of a timer that is due every `interval`.
+/// The delay of a timer that fires every `interval`.
 pub(super) struct Lag {
     interval: Duration,
     last: Option<Instant>,
-    /// Newest last, and each shorter than those before it: a longer one makes those moot.
+    /// Newest last, with falling delays: a longer delay replaces the shorter ones before it.
     recent: VecDeque<(Instant, Duration)>,
 }
 
@@ -25,7 +25,7 @@ impl Lag {
         }
     }
 
-    /// The timer has fired.
+    /// Records that the timer fired.
     pub(super) fn fired(&mut self, now: Instant) {
         let Some(last) = self.last.replace(now) else {
             return;
@@ -44,7 +44,7 @@ impl Lag {
         }
     }
 
-    /// Longest lateness in the last minute.
+    /// Maximum delay in the last minute.
     pub(super) fn longest(&self) -> Duration {
         self.recent
             .front()

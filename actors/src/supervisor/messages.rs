@@ -1,4 +1,4 @@
-//! What the supervisor is asked and told.
+//! Messages to the supervisor.
 
 use crate::model::requests::SpawnRequest;
 use crate::model::shown::{DaemonView, InstanceSummary};
@@ -8,36 +8,36 @@ use actix::prelude::*;
 use crate::instance::Instance;
 use crate::model::settings::Settings;
 
-/// An instance by its name.
+/// Finds an instance by name.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<Addr<Instance>, Failure>")]
 pub struct Find(pub String);
 
-/// An instance by its name, for work that a daemon about to stop would not finish: refused while it stops.
+/// Finds an instance by name, for new work; refused while the daemon stops, because the work would not finish.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<Addr<Instance>, Failure>")]
 pub struct FindForNewWork(pub String);
 
-/// Refuses a name of which nothing is known: no instance has it, and none ever had.
+/// Refuses an unknown name: no instance has it or had it.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<(), Failure>")]
 pub struct Know(pub String);
 
-/// All instances.
+/// Lists all instances.
 #[derive(Debug, Message)]
 #[rtype(result = "Vec<InstanceSummary>")]
 pub struct List;
 
-/// All instances' names and addresses.
+/// Lists the names and addresses of all instances.
 #[derive(Debug, Message)]
 #[rtype(result = "Vec<(String, Addr<Instance>)>")]
 pub struct Addresses;
 
-/// Spawn an instance; the operation's id.
+/// Spawns an instance. Returns the operation's id.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<String, Failure>")]
 pub struct Spawn {
-    /// What is asked for.
+    /// The request.
     pub request: SpawnRequest,
     /// The caller.
     pub uid: Option<u32>,
@@ -45,22 +45,22 @@ pub struct Spawn {
     pub throw_away: bool,
 }
 
-/// The daemon's status.
+/// Reads the daemon's status.
 #[derive(Debug, Message)]
 #[rtype(result = "DaemonView")]
 pub struct GetDaemon;
 
-/// The recoveries kept.
+/// Reads the stored recoveries.
 #[derive(Debug, Message)]
 #[rtype(result = "Vec<RecoveryRecord>")]
 pub struct GetRecoveries;
 
-/// New settings, already checked.
+/// Applies new settings that are already checked.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct ApplySettings(pub Box<Settings>);
 
-/// No new work from now on.
+/// Refuses new work from now on.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Stopping;

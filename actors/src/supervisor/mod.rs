@@ -1,8 +1,7 @@
 //! The Supervisor actor: the tree of instances, the admission of recoveries, spawning.
 //!
-//! An Instance actor that panics takes nothing with it but itself: its instance runs on. The
-//! supervisor sees its address close, counts it, and makes a new one from the journal, the same way a
-//! restarted daemon does.
+//! An Instance actor that panics takes down only itself: its instance continues to run. The supervisor sees that its
+//! address has closed, counts the panic, and creates a new actor from the journal, as a restarted daemon does.
 
 mod admission;
 mod daemon;
@@ -46,20 +45,20 @@ pub use spawning::{INSTANCES_MAX, MEMORY_MIN_BYTES};
 use telling::Untold;
 pub use telling::{TOPOLOGY_CALM, TOPOLOGY_DELAY_MAX};
 
-/// Requests that may wait for this actor before whoever sends one waits too. What instances and recoveries
-/// tell it (`do_send`) does not count, and is bounded by them: each has a handful of things to say in its
-/// life, and there are at most [`INSTANCES_MAX`].
+/// Maximum number of requests in this actor's mailbox before the senders wait. Messages from instances and recoveries
+/// (`do_send`) do not count. They are bounded: each instance sends a handful in its life, and there are at most
+/// [`INSTANCES_MAX`].
 const SUPERVISOR_MAILBOX: usize = 65_536;
-/// How often closed actors are looked for.
+/// Interval between checks for closed actors.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
-/// Pause before an instance that could not be restored is tried again.
+/// Pause before the restoration of an instance is retried.
 const RESTORE_RETRY: Duration = Duration::from_secs(1);
 
 /// The actor.
 pub struct Supervisor {
     services: Services,
     instances: BTreeMap<String, Entry>,
-    /// By their ids.
+    /// By id.
     recoveries: BTreeMap<u64, RecoveryRecord>,
     waiting: VecDeque<String>,
     recovering: Vec<String>,
@@ -69,15 +68,15 @@ pub struct Supervisor {
     backend_detail: String,
     actor_restarts: u64,
     stopping: bool,
-    /// A self-test is under way.
+    /// True while a self-test runs.
     doctor_runs: bool,
     last_doctor: Option<DoctorReport>,
     lag: Lag,
-    /// Generations that could not be released are tried again now.
+    /// True while the releases of kept generations are retried.
     releasing: bool,
-    /// Held by the look at what others hold of the pool.
+    /// Held while the daemon queries other holders of the pool.
     looks_besides: Arc<tokio::sync::Mutex<()>>,
-    /// Held by the change of policies that is under way.
+    /// Held while a change of policies is under way.
     policy_turn: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -87,7 +86,7 @@ struct Entry {
 }
 
 impl Supervisor {
-    /// An actor that first restores what `snapshot` holds.
+    /// An actor that first restores the contents of `snapshot`.
     pub fn new(services: Services, snapshot: Snapshot, backend_detail: String) -> Self {
         let recoveries = snapshot
             .recoveries
@@ -146,7 +145,7 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Replaces Instance actors that have panicked.
+    /// Replaces Instance actors that panicked.
     fn sweep(&mut self, ctx: &mut Context<Self>) {
         crate::platform::fault::point("supervisor");
         self.lag.fired(clock::now());
@@ -173,13 +172,13 @@ impl Supervisor {
         self.grant();
     }
 
-    /// The last number given to a generation of `name`: of an actor that is gone nobody else is known.
+    /// The last generation number of `name`: once the actor is gone, only the supervisor knows it.
     fn newest_generation(&self, name: &str) -> Option<u64> {
         let numbers = self.services.generations.resources.numbers.borrow();
         numbers.generations.get(name).copied()
     }
 
-    /// A Transport that panicked is replaced; the watches attach to the new one with their next probe.
+    /// Replaces a Transport that panicked; the watches attach to the new one with their next probe.
     fn replace_transport(&mut self) {
         if self
             .services
@@ -197,7 +196,7 @@ impl Supervisor {
         }
     }
 
-    /// Makes an actor for `name` from the journal, as soon as that can be read.
+    /// Creates an actor for `name` from the journal, as soon as the journal can be read.
     fn restore_one(&mut self, name: String, ctx: &mut Context<Self>) {
         self.instances.insert(name.clone(), Entry { address: None });
         let services = self.services.clone();
@@ -214,7 +213,7 @@ impl Supervisor {
                 Some(row) => Some(restore(&services, &snapshot, row).await),
                 None => None,
             };
-            // What a job left that ended with the instance's actor.
+            // Fence the leftovers of a job that ended with the instance's actor.
             sweep_leftovers(&services, &snapshot, restored.as_slice()).await;
             Ok(restored)
         };
@@ -224,7 +223,7 @@ impl Supervisor {
                     Ok(Some(restored)) => {
                         act.begin_restored(restored, "it ended by a fault in kmorphd", ctx);
                     }
-                    // It was terminated in the meantime.
+                    // The instance was terminated in the meantime.
                     Ok(None) => {
                         act.instances.remove(&name);
                         act.give_up_recoveries(|r| r.instance == name, "it was terminated");
@@ -240,7 +239,7 @@ impl Supervisor {
         ctx.spawn(work.into_actor(self).map(then));
     }
 
-    /// Tries again to give back what ended generations hold.
+    /// Retries the release of kept generations.
     fn release_kept(&mut self, ctx: &mut Context<Self>) {
         if std::mem::replace(&mut self.releasing, true) {
             return;
@@ -253,7 +252,7 @@ impl Supervisor {
         );
     }
 
-    /// Takes an instance into care; `why` recoveries of it that nobody goes on with are over.
+    /// Starts the actor of a restored instance; ends its abandoned recoveries with the reason `why`.
     fn begin_restored(&mut self, restored: Restored, why: &str, ctx: &mut Context<Self>) {
         let (name, goes_on) = (restored.row.name.clone(), restored.unfinished());
         let given_up = |r: &RecoveryRecord| r.instance == name && Some(r.id) != goes_on;
@@ -283,7 +282,7 @@ impl Actor for Supervisor {
             tidy(&services).await;
             restored
         };
-        // Nothing else is handled until everything is restored.
+        // Handle no messages until everything is restored.
         ctx.wait(work.into_actor(self).map(|all, act, ctx| {
             let count = all.len();
             for restored in all {
@@ -291,7 +290,7 @@ impl Actor for Supervisor {
                 act.begin_restored(restored, why, ctx);
             }
             act.services.platform.operations.fail_orphans();
-            // Of instances that are gone.
+            // Instances that no longer exist.
             let names: BTreeSet<String> = act.instances.keys().cloned().collect();
             act.give_up_recoveries(
                 |r| !names.contains(&r.instance),
@@ -366,7 +365,7 @@ impl Supervisor {
         }
     }
 
-    /// The instances that have an actor now: not those whose spawn is being prepared.
+    /// The instances that have an actor; a spawn that is still being prepared has none.
     fn running(&self) -> Vec<Addr<Instance>> {
         let entries = self.instances.values();
         entries.filter_map(|e| e.address.clone()).collect()

@@ -1,11 +1,11 @@
-//! Changes of policies: of one instance, or of many at once. All of them, or none.
+//! Changes the policies of one or several instances: either all changes take effect or none.
 //!
 //! ```text
 //! every name and value checked ─▶ one transaction in the journal ─▶ each instance told
 //!       └▶ refused                        └▶ refused: nothing has changed
 //! ```
 //!
-//! One change after the other, so that journal and instances agree on which was the last.
+//! Changes run one at a time, so that the journal and the instances agree on the last one.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ use crate::instance::{ApplyPolicy, GetPolicy, Instance};
 use crate::model::capability::check_policy;
 use crate::platform::journal::{Change, record};
 
-/// Changes the policies of these instances; the policies that are now in force.
+/// Changes the policies of these instances. Returns the policies that are now in force.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<BTreeMap<String, Policy>, Failure>")]
 pub struct ChangePolicies(pub BTreeMap<String, PolicyPatch>);
@@ -49,11 +49,11 @@ impl Handler<ChangePolicies> for Supervisor {
             written.map_err(|e| journal_failure(&e))?;
             Ok((planned, turn))
         };
-        // Spawned by the actor: it is finished also when whoever asked does not wait for it.
+        // The actor spawns this: the change completes even if the caller no longer waits.
         Box::pin(work.into_actor(self).map(|written, act, _| {
             let (planned, _turn) = written?;
             for (name, policy) in &planned {
-                // One that is gone meanwhile is made anew from the journal, if it is made anew.
+                // An instance whose actor is gone is restored from the journal, if at all.
                 if let Ok(instance) = act.find(name) {
                     instance.do_send(ApplyPolicy(policy.clone()));
                 }
@@ -63,7 +63,7 @@ impl Handler<ChangePolicies> for Supervisor {
     }
 }
 
-/// What each policy will be.
+/// Computes the new policies.
 async fn plan(
     kind: BackendKind,
     found: Vec<(String, Addr<Instance>, PolicyPatch)>,

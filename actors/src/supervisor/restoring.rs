@@ -1,4 +1,4 @@
-//! After a restart: what exists of each instance, and what is left over.
+//! Restores instances after a restart of the daemon, and cleans up leftovers.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ pub(super) struct Restored {
 }
 
 impl Restored {
-    /// The entry of a recovery that this one goes on with.
+    /// The unfinished recovery record that this instance continues.
     pub(super) fn unfinished(&self) -> Option<u64> {
         match &self.beginning {
             Beginning::Adopted { recovery, .. } => recovery.as_ref().map(|record| record.id),
@@ -31,7 +31,7 @@ impl Restored {
         }
     }
 
-    /// What became of the entries of recoveries that were under way.
+    /// The fate of recovery records that were under way.
     pub(super) fn fate(&self) -> &'static str {
         match &self.beginning {
             Beginning::NeedsRecovery { .. } => {
@@ -46,7 +46,7 @@ impl Restored {
         }
     }
 
-    /// Whether `row` is a generation of it that its beginning goes on with.
+    /// Whether the instance continues with the generation `row`.
     fn keeps(&self, row: &AnyGeneration) -> bool {
         let in_morph = match &self.beginning {
             Beginning::Morphing(left) => {
@@ -58,7 +58,7 @@ impl Restored {
     }
 }
 
-/// Finds out what exists of an instance: what was observed counts, not what was intended.
+/// Determines the state of an instance after a restart: observations count, not intentions.
 pub(super) async fn restore(
     services: &Services,
     snapshot: &Snapshot,
@@ -73,14 +73,14 @@ pub(super) async fn restore(
     };
     let in_journal = of(row.active_generation);
     let released = in_journal.is_none();
-    // Released before a successor was intended: nothing of it is left.
+    // The generation was released before a successor was intended: nothing of it is left.
     let mut generation =
         in_journal.unwrap_or_else(|| gone_generation(services, &row, row.active_generation));
     retake(services, &generation);
     let ended = observe(services, &mut generation).await;
     adopt_ports(services, snapshot, &row).await;
     let beginning = match (&row.desired, ended) {
-        // Whoever tested with it has ended.
+        // The self-test that used it has ended.
         _ if row.spec.throw_away => Beginning::Terminating,
         (Desired::Terminating, _) => Beginning::Terminating,
         (Desired::Recover, _) => left_recovery(snapshot, &row, ASKED_FOR.to_owned(), &generation),
@@ -112,7 +112,7 @@ pub(super) async fn restore(
     }
 }
 
-/// The recovery that started the generation which runs, if the last daemon ended before that was healthy.
+/// The recovery that started the running generation, if the last daemon ended before the generation was healthy.
 fn unfinished(snapshot: &Snapshot, row: &InstanceRow) -> Option<Box<RecoveryRecord>> {
     let mut records = snapshot.recoveries.iter().map(|r| &r.record);
     let record =
@@ -121,7 +121,7 @@ fn unfinished(snapshot: &Snapshot, row: &InstanceRow) -> Option<Box<RecoveryReco
     succeeded.then(|| Box::new(record.clone()))
 }
 
-/// Whether the spawn of an instance was under way when the last daemon ended: it was not healthy yet.
+/// Whether the instance's spawn was under way when the last daemon ended, so that it was not healthy yet.
 fn is_spawning(snapshot: &Snapshot, row: &InstanceRow) -> bool {
     snapshot.operations.iter().any(|operation| {
         let spawn = operation.kind == OperationKind::Spawn && operation.instance == row.name;
@@ -129,8 +129,8 @@ fn is_spawning(snapshot: &Snapshot, row: &InstanceRow) -> bool {
     })
 }
 
-/// The recovery that an instance needs: the rest of one that was under way when the last daemon ended, or a new one
-/// because of `how` it ended.
+/// The recovery that an instance needs: the remainder of one that was under way when the last daemon ended, or a new
+/// one with the cause `how`.
 fn left_recovery(
     snapshot: &Snapshot,
     row: &InstanceRow,
@@ -139,7 +139,7 @@ fn left_recovery(
 ) -> Beginning {
     let begun = snapshot.recoveries.iter().map(|r| &r.record).rfind(|r| {
         let same = r.instance == row.name && r.failed_generation == generation.generation;
-        // A generation whose agent restarted its workload is recorded as its own successor.
+        // After a workload restart by its agent, a generation is recorded as its own successor.
         same && r.new_generation.is_none()
     });
     let known = |name: &str| {
@@ -148,13 +148,13 @@ fn left_recovery(
             .find(|c| c.as_str() == name)
             .copied()
     };
-    // The memory of a kernel is captured for some causes and not for others.
+    // The policy captures a kernel's memory only for certain causes.
     let found = begun.and_then(|record| known(&record.cause));
     let never_ran = matches!(generation, AnyGeneration::Intended(_)) && !generation.ending;
     let (cause, decided) = match row.desired {
         Desired::Recover => (Some(FailureCause::Operator), Some(Successor::Asked)),
         Desired::Resting => (found, Some(Successor::None)),
-        // What never ran has not failed.
+        // A generation that never ran has not failed.
         _ if never_ran => (found, Some(Successor::ByPolicy)),
         _ => (found, None),
     };
@@ -164,7 +164,7 @@ fn left_recovery(
         .filter(|_| row.desired == Desired::Resting);
     Beginning::NeedsRecovery {
         failure: Failure {
-            // What was decided has its evidence, which grows with no restart.
+            // An earlier decision keeps its evidence: a restart adds none.
             evidence: vec![decided_before.unwrap_or(how)],
             cause: cause.unwrap_or(FailureCause::KernelDead),
         },
@@ -180,7 +180,7 @@ async fn left_morph(
     of: &impl Fn(u64) -> Option<AnyGeneration>,
 ) -> Option<LeftMorph> {
     let morph = snapshot.morphs.iter().rfind(|morph| {
-        // One whose end could not be written is over all the same when the instance is another generation by now.
+        // A morph without a written end is over anyway if the instance is another generation by now.
         let owner = match morph.committed {
             true => morph.status.to_generation,
             false => morph.status.from_generation,
@@ -188,8 +188,8 @@ async fn left_morph(
         let mine = morph.status.instance == row.name && owner == row.active_generation;
         mine && morph.phase != "done"
     })?;
-    // A side that is not in the journal any more was fenced and released: what is left of it is
-    // nothing, and fencing nothing is confirmed at once.
+    // A side that is no longer in the journal was fenced and released: nothing of it is left, and its fence is
+    // confirmed at once.
     let side = |number| of(number).unwrap_or_else(|| gone_generation(services, row, number));
     let mut source = side(morph.status.from_generation);
     let mut target = side(morph.status.to_generation);
@@ -219,7 +219,7 @@ async fn left_morph(
     })
 }
 
-/// A generation of which neither journal nor machine has anything left.
+/// A generation without any remainder in the journal or on the machine.
 fn gone_generation(services: &Services, row: &InstanceRow, generation: u64) -> AnyGeneration {
     let run_dir = services
         .platform
@@ -260,7 +260,7 @@ fn retake(services: &Services, generation: &Facts) {
         .retake(holder, lease);
 }
 
-/// Fills in the placement if the journal has none; `Some` says how it ended.
+/// Fills in the placement if the journal has none. `Some` says how the generation ended.
 async fn observe(services: &Services, generation: &mut AnyGeneration) -> Option<String> {
     if generation.ending || generation.certificate().is_some() {
         return Some("its end had been decided".to_owned());
@@ -276,8 +276,8 @@ async fn observe(services: &Services, generation: &mut AnyGeneration) -> Option<
         return Some("the host was rebooted".to_owned());
     }
     if generation.frozen {
-        // The last daemon ended in the middle of a capture of its memory.
-        // One that cannot be resumed is found standing still by its watch.
+        // The last daemon ended during a capture of its memory. If the resume fails, the watch finds the instance
+        // silent.
         let _ = services.generations.thaw(generation).await;
     }
     let observed = services.backend().observe(&placement);
@@ -292,7 +292,7 @@ async fn observe(services: &Services, generation: &mut AnyGeneration) -> Option<
     }
 }
 
-/// Whether something of a generation may run whose end was decided: its fence was not confirmed.
+/// Whether an ending generation may still run because its fence was not confirmed.
 async fn may_run(services: &Services, generation: &AnyGeneration) -> bool {
     let AnyGeneration::Placed(placed) = generation else {
         return false;
@@ -305,8 +305,8 @@ async fn may_run(services: &Services, generation: &AnyGeneration) -> bool {
     !matches!(observed, Ok(Observation::Ended(_)))
 }
 
-/// Gets the published sockets of an instance back: any generation of it that runs may hold them, also one that is about
-/// to be fenced. What cannot be had now, the instance goes on asking for.
+/// Takes the published sockets of an instance back. Any running generation may hold them, including one that is about
+/// to be fenced. The instance keeps retrying the missing ports.
 async fn adopt_ports(services: &Services, snapshot: &Snapshot, row: &InstanceRow) {
     services
         .ports()
@@ -318,15 +318,14 @@ async fn adopt_ports(services: &Services, snapshot: &Snapshot, row: &InstanceRow
         .filter(|g| g.instance == row.name)
         .cloned()
         .collect();
-    // What is missing was logged and told.
+    // Missing ports are already logged and reported.
     let _ = services
         .ports()
         .regain(&row.name, row.active_generation, &holders)
         .await;
 }
 
-/// Fences generations that belong to nothing any more: a spawn or a step that the last daemon did not
-/// finish.
+/// Fences orphaned generations: leftovers of a spawn or of a step that the last daemon did not finish.
 pub(super) async fn sweep_leftovers(
     services: &Services,
     snapshot: &Snapshot,
@@ -339,7 +338,7 @@ pub(super) async fn sweep_leftovers(
         }
         retake(services, generation);
         if let AnyGeneration::Fenced(fenced) = generation {
-            // Tried again at once, and the daemon does not wait for it to answer.
+            // Retry at once; the daemon answers requests in the meantime.
             let reason = "its release was not finished before the daemon ended";
             services.generations.keep(fenced.clone(), reason);
             continue;
@@ -348,7 +347,7 @@ pub(super) async fn sweep_leftovers(
     }
 }
 
-/// Removes what earlier daemons wrote down of generations of which nothing is left.
+/// Removes the records of generations of which nothing is left.
 pub(super) async fn tidy(services: &Services) {
     let run_dir = services.platform.settings.borrow().run_dir.clone();
     let backend = std::sync::Arc::clone(services.backend());

@@ -1,4 +1,4 @@
-//! Spawning: what is refused at once, what is written down, what is started.
+//! Spawns instances: checks the request, records the instance, starts it.
 
 use crate::model::requests::SpawnRequest;
 use crate::model::{Failure, FailureKind, OperationKind};
@@ -17,9 +17,9 @@ use crate::platform::operations::Handle;
 use crate::platform::wall_clock;
 use crate::services::Services;
 
-/// Instances of one daemon.
+/// Maximum number of instances of one daemon.
 pub const INSTANCES_MAX: usize = 2048;
-/// Smallest memory of an instance, bytes.
+/// Minimum memory of an instance, bytes.
 pub const MEMORY_MIN_BYTES: u64 = 16 << 20;
 
 impl Handler<Spawn> for Supervisor {
@@ -62,7 +62,7 @@ impl Handler<Spawn> for Supervisor {
 }
 
 impl Supervisor {
-    /// What can be refused at once; takes the name.
+    /// Performs the immediate checks and takes the name.
     fn begin_spawn(&mut self, spawn: &Spawn) -> Result<Handle, Failure> {
         self.refuse_while_stopping()?;
         let invalid = |text: String| Failure::new(FailureKind::InvalidRequest, text);
@@ -101,7 +101,7 @@ impl Supervisor {
         Ok(handle)
     }
 
-    /// Starts what was written down; the caller has its operation id already.
+    /// Starts a recorded instance; the caller already has the operation id.
     fn start_spawned(
         &mut self,
         row: InstanceRow,
@@ -139,7 +139,7 @@ impl Supervisor {
     }
 }
 
-/// Checks the kernel, binds the ports, takes the lease, and writes it all down.
+/// Checks the kernel, binds the ports, takes the lease, and records the instance.
 async fn prepare_spawn(
     services: &Services,
     request: &SpawnRequest,
@@ -155,7 +155,7 @@ async fn prepare_spawn(
         if request.initramfs.is_none() {
             check_program(workload).await?;
         }
-        // Read again at each start.
+        // The workload's environment file is read again at each start.
         complete(workload).await?;
     }
     operation.step("reading the kernel image");

@@ -1,4 +1,4 @@
-//! When survivors are told the topology: many recoveries that end together are told with one.
+//! Schedules topology reports to survivors: one report covers all recoveries that end together.
 
 use std::time::Duration;
 
@@ -15,19 +15,19 @@ use crate::platform::transport::Topology;
 
 /// Time without the end of a recovery after which survivors are told.
 pub const TOPOLOGY_CALM: Duration = Duration::from_millis(100);
-/// Longest time that the end of a recovery waits for others to be told with.
+/// Maximum delay of a report after the end of a recovery.
 pub const TOPOLOGY_DELAY_MAX: Duration = Duration::from_secs(2);
 
-/// What survivors were not told yet.
+/// Ends of recoveries that were not reported to survivors yet.
 pub(super) struct Untold {
     newest: Recovered,
-    /// End of the first recovery that they were not told.
+    /// End of the first unreported recovery.
     since: Instant,
     timer: SpawnHandle,
 }
 
 impl Supervisor {
-    /// A recovery has ended, and survivors are to be told the topology.
+    /// Schedules a topology report after the end of a recovery.
     pub(super) fn tell_later(&mut self, newest: Recovered, ctx: &mut Context<Self>) {
         let now = clock::now();
         let earlier = self.untold.take();

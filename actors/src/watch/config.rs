@@ -1,4 +1,4 @@
-//! How the detector of an instance's generations is configured.
+//! Configuration of the failure detector for an instance's generations.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use kmp_proto::detector::Config;
 use crate::model::rows::InstanceRow;
 use crate::model::settings::Settings;
 
-/// Timeout of an instance that was spawned with `--monitor=false`.
+/// Timeout of an instance spawned with `--monitor=false`.
 const UNMONITORED_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// The configuration for an instance: by its policy, and by whether it is monitored.
+/// The detector's configuration for an instance, from its policy and its monitor flag.
 pub fn detector_config(settings: &Settings, instance: &InstanceRow) -> Config {
     let policy = &instance.policy;
     let timeout =
@@ -19,7 +19,7 @@ pub fn detector_config(settings: &Settings, instance: &InstanceRow) -> Config {
     let mut config = Config::new(timeout, settings.start_timeout);
     config.stuck_cpu_fails = policy.stuck_cpu == StuckCpuPolicy::Failed;
     if !instance.spec.monitor {
-        // Exit events are still seen, and its start; silence is not judged for a year.
+        // The detector still sees the start and exit events, but tolerates a year of silence.
         config.timeout = UNMONITORED_TIMEOUT;
     }
     config

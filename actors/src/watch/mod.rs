@@ -1,7 +1,7 @@
 //! The Watch actor: the failure detector of one generation.
 //!
-//! It sends the probes, listens for exit events, measures how late the daemon itself is, and tells
-//! its owner what the detector finds. The owner changes once at most, when a morph commits.
+//! The watch sends probes, listens for exit events, measures the daemon's own delay, and reports the detector's
+//! findings to its owner. The owner changes at most once, when a morph commits.
 
 mod config;
 mod notices;
@@ -32,42 +32,42 @@ use crate::platform::clock;
 use crate::platform::transport::{Attach, AttachmentId, Detach, PeerKey, PeerUpdate, SendProbe};
 use crate::watch::patience::Patience;
 
-/// Probes whose sending time is remembered for the round trip.
+/// Number of probes whose send time is kept for the round trip.
 const ROUND_TRIPS_MAX: usize = 32;
-/// What the line of a verdict's evidence begins with that quotes the instance's console: for the operator, and not for
-/// other instances, whose notices leave it out.
+/// Prefix of the line in a verdict's evidence that quotes the instance's console. Only the operator may see that line;
+/// notices to other instances omit it.
 pub const CONSOLE_SAID: &str = "its console says: ";
 
-/// What the owner is told.
+/// Reports to the owner.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct WatchEvent {
     /// The generation.
     pub generation: u64,
-    /// What.
+    /// The kind of report.
     pub kind: WatchKind,
 }
 
 /// See [`WatchEvent`].
 #[derive(Debug)]
 pub enum WatchKind {
-    /// The first healthy answer; the release that its kernel says.
+    /// The first healthy answer, with the kernel's release.
     Healthy(String),
-    /// Its first HELLO: the boot id by which a kernel that starts anew is told.
+    /// Its first HELLO. The boot id reveals a kernel that restarted.
     Booted(BootId),
-    /// Silent for a while.
+    /// Silent for this time.
     Suspect(Duration),
-    /// Answered again.
+    /// Answered again after this time.
     Relieved(Duration),
-    /// The channel takes no probes.
+    /// The channel accepts no probes.
     Congested,
     /// It has failed.
     Failed(Verdict),
-    /// The watch panicked: nobody watches it any more.
+    /// The watch panicked: the generation is unmonitored.
     Gone,
-    /// The agent says something about its health.
+    /// The agent reports its health.
     Health(HealthStatus),
-    /// By its own figures it is overloaded, with the evidence; or it is not any more.
+    /// The agent's figures show an overload, with the evidence; `None` when it is over.
     Overload(Option<String>),
 }
 
@@ -94,35 +94,35 @@ pub struct Watch {
     smoothed_rtt: Option<Duration>,
     self_lag: Duration,
     kernel_release: String,
-    /// What the agent has said last of its health.
+    /// The last health that the agent reported.
     said: Option<HealthStatus>,
-    /// The CPUs that the owner was told are stuck.
+    /// The stuck CPUs that the owner knows about.
     stuck: Option<StuckCpus>,
     health: HealthNotices,
     load: LoadNotices,
-    /// Looks at what the backend sees of it that failed.
+    /// Failed queries to the backend.
     unseen: Repeated,
-    /// Why the heartbeat channel is not up, when the peer is to blame.
+    /// Why the peer has rejected the heartbeat channel.
     rejected: Option<String>,
-    /// Incarnation of the Transport that it is attached to, and the attachment.
+    /// Incarnation of the Transport that the watch is attached to, and the attachment.
     attached: (u64, Option<AttachmentId>),
-    /// The boot that this generation is, once it has said HELLO to this daemon or an earlier one.
+    /// The generation's boot id, once it has sent HELLO to this daemon or to an earlier one.
     boot: Option<BootId>,
-    /// It stands still by intent: a silence says nothing, an end says as much as ever.
+    /// The instance is frozen on purpose: its silence does not count, its exit still does.
     paused: bool,
-    /// It had answered before it stood still.
+    /// The instance had answered before the freeze.
     had_answered: bool,
-    /// Why it could not be connected, when nobody is.
+    /// Why the connection failed, if there is none.
     unreachable: Option<String>,
-    /// What showed last that its kernel runs, and when.
+    /// The last sign that the kernel runs, and its time.
     kernel_sign: Option<(Sign, Instant)>,
-    /// Its kernel is being asked.
+    /// A query to the kernel is under way.
     asking_kernel: bool,
-    /// It was told to end.
+    /// The instance was told to end.
     ended: bool,
 }
 
-/// First number of a ping's probes, out of the way of the detector's own.
+/// First number of a ping's probes; the detector's own numbers are lower.
 const PING_FIRST: u32 = 1 << 31;
 
 impl Watch {
@@ -221,7 +221,7 @@ impl Watch {
         self.tell_owner(kind);
     }
 
-    /// What is known besides, for a verdict.
+    /// Further evidence for a verdict.
     fn known(&mut self) -> Vec<String> {
         let sign = self.kernel_sign.take();
         let sign = sign.map(|(sign, at)| format!("{sign}, {:.1?} before", clock::now() - at));
@@ -237,7 +237,8 @@ impl Watch {
         known.into_iter().flatten().collect()
     }
 
-    /// Where silence begins, and before it is judged: time in which its host kept it from running does not count.
+    /// Extends the timeout when silence begins and before a verdict, by the time that the host kept the instance from
+    /// running.
     fn bear_with_it(&mut self) {
         if self.detector.phase() == "monitoring" {
             return;
@@ -249,7 +250,7 @@ impl Watch {
         }
     }
 
-    /// It answered: the next silence begins with the timeout that is configured, and with no sign of its kernel's.
+    /// Resets the patience and the signs of the kernel after an answer.
     fn settle(&mut self) {
         self.kernel_sign = None;
         if let Some(config) = self.patience.over() {
@@ -272,7 +273,7 @@ impl Watch {
 
     fn health_said(&mut self, status: HealthStatus, ctx: &mut Context<Self>) {
         self.said = Some(status.clone());
-        // It is newer than the last heartbeat, and the next one may be seconds away.
+        // The report is newer than the last heartbeat, and the next heartbeat may be seconds away.
         if let Some((_, last)) = &mut self.last_answer {
             (last.fixed.health, last.fixed.workload) = (status.fixed.health, status.fixed.workload);
         }
@@ -292,7 +293,7 @@ impl Watch {
         self.tell_owner(WatchKind::Health(status));
     }
 
-    /// An answer says which CPUs run nothing: a stuck one is told as a health that its agent would say.
+    /// Reads the stuck CPUs from an answer and reports them as health.
     fn heed_stall(&mut self, answer: &HeartbeatRsp, ctx: &mut Context<Self>) {
         self.tell(Event::Stall(answer.stall), ctx);
         let now = self.detector.stuck().copied();
@@ -306,7 +307,7 @@ impl Watch {
         self.health_said(said.unwrap_or_else(|| stuck::unsaid(answer)), ctx);
     }
 
-    /// An answer to a probe of the detector's says how loaded the instance is.
+    /// Reads the instance's load from an answer to one of the detector's probes.
     fn take_sample(&mut self, answer: &HeartbeatRsp, ctx: &mut Context<Self>) {
         let mut sample = Sample::from(&answer.fixed);
         if !self.placement.backend.boots_kernels() {
@@ -357,7 +358,7 @@ impl Watch {
         });
     }
 
-    /// What the backend sees of it, now that it is silent.
+    /// Queries the backend about a silent instance.
     fn look_closer(&mut self, ctx: &mut Context<Self>) {
         let (backend, placement) = (self.machine.backend.clone(), self.placement.clone());
         let look = async move { backend.observe(&placement).await };
@@ -382,14 +383,14 @@ impl Watch {
         }
     }
 
-    /// It is silent no more, or nobody watches it.
+    /// Stops the queries: the instance has answered, or the watch ends.
     fn look_no_closer(&mut self) {
         if let Some(over) = self.unseen.end(clock::now()) {
             warn!(self.log, "it was not observed while it was silent"; "failed" => %over);
         }
     }
 
-    /// Whether its kernel answers, although its agent does not.
+    /// Queries the kernel of an instance whose agent is silent.
     fn ask_kernel(&mut self, ctx: &mut Context<Self>) {
         self.asking_kernel = true;
         let address = Address::from(self.placement.endpoint.clone());
@@ -425,8 +426,8 @@ impl Watch {
         }));
     }
 
-    /// A kernel that starts anew under the number of its generation is not that generation (docs/kmp.md, "Identity
-    /// and fencing"): its state is lost, and it is to be recovered. Says so when that has happened.
+    /// Checks the boot id. A kernel that restarts within a generation is not that generation (docs/kmp.md, "Identity
+    /// and fencing"): its state is lost and it must be recovered. Returns the evidence if that has happened.
     fn booted(&mut self, boot: BootId) -> Option<String> {
         match self.boot {
             None => {
@@ -450,7 +451,7 @@ impl Watch {
         self.sent
             .retain(|probe, _| *probe > answer.fixed.probe || *probe >= PING_FIRST);
         self.rtt = Some(rtt);
-        // The smoothing of TCP's round-trip estimate (RFC 6298): seven parts old, one part new.
+        // Smoothing as in TCP's round-trip estimate (RFC 6298): seven parts old, one part new.
         self.smoothed_rtt = Some(self.smoothed_rtt.map_or(rtt, |old| (old * 7 + rtt) / 8));
         Some(rtt)
     }
@@ -498,7 +499,7 @@ impl Handler<PeerUpdate> for Watch {
                 self.tell(Event::ChannelUp, ctx);
             }
             PeerUpdate::Displaced => {
-                // Nothing is known here any more: the owner begins anew from what the journal says.
+                // The watch's state is lost: the owner starts over from the journal.
                 ctx.stop();
             }
             PeerUpdate::HeartbeatDown(why) => {

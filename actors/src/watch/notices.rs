@@ -1,28 +1,27 @@
-//! What the owner of a watch is told of health and load: bounded, however fast an agent changes its mind.
+//! Limits how often a watch reports health and load to its owner.
 
 use std::time::Duration;
 
 use kmp_proto::message::HealthStatus;
 use kmp_proto::time::Instant;
 
-/// Words of an agent about its health that its owner is told in a [`HEALTH_WINDOW`]; the last one is
-/// told at its end in any case. An agent that changes its mind at line rate fills no log.
+/// Maximum number of health reports to the owner per [`HEALTH_WINDOW`]; the last one always follows at the end of the
+/// window. An agent whose health flaps cannot flood the log.
 pub(super) const HEALTH_NOTICES_MAX: u32 = 10;
-/// Time in which they are counted.
+/// Length of the window.
 pub(super) const HEALTH_WINDOW: Duration = Duration::from_secs(10);
-/// Shortest time between two notices to the owner that the instance is, or is no longer, overloaded: an agent
-/// whose figures jump fills no log.
+/// Minimum time between two reports that an overload began or ended: an agent whose figures jump cannot flood the log.
 const OVERLOAD_NOTICE_MIN: Duration = Duration::from_secs(10);
-/// What the owner was told of the agent's health, see [`HEALTH_NOTICES_MAX`].
+/// Health reports to the owner, see [`HEALTH_NOTICES_MAX`].
 #[derive(Default)]
 pub(super) struct HealthNotices {
-    /// Notices in this window; none when there is no window under way.
+    /// Reports in this window; zero if there is no window.
     pub(super) told: u32,
-    /// The last word, for the end of the window.
+    /// The last report, held for the end of the window.
     pub(super) held: Option<HealthStatus>,
 }
 
-/// What the owner was told of the instance's load, see [`OVERLOAD_NOTICE_MIN`].
+/// Load reports to the owner, see [`OVERLOAD_NOTICE_MIN`].
 #[derive(Default)]
 pub(super) struct LoadNotices {
     overloaded: bool,
@@ -30,7 +29,7 @@ pub(super) struct LoadNotices {
 }
 
 impl LoadNotices {
-    /// Whether the owner is to be told, now that it is `overloaded` or not.
+    /// Whether to report the new state `overloaded` to the owner.
     pub(super) fn changed(&mut self, overloaded: bool, now: Instant) -> bool {
         let soon = self
             .told_at

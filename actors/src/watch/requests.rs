@@ -1,4 +1,4 @@
-//! What a watch is asked and told by its owner, and by whoever shows it.
+//! Requests to a watch, from its owner and from status queries.
 
 use std::time::Duration;
 
@@ -20,9 +20,9 @@ pub struct WatchFigures {
     pub config: Config,
     /// Its counters.
     pub counters: Counters,
-    /// Probes not answered in a row.
+    /// Consecutive probes without an answer.
     pub missed: usize,
-    /// Since the last answer.
+    /// Time since the last answer.
     pub since_answer: Option<Duration>,
     /// The last answer.
     pub last: Option<HeartbeatRsp>,
@@ -30,13 +30,13 @@ pub struct WatchFigures {
     pub rtt: Option<Duration>,
     /// Smoothed round trip.
     pub smoothed_rtt: Option<Duration>,
-    /// Longest own lateness seen.
+    /// Maximum delay of the daemon's own timers.
     pub self_lag: Duration,
-    /// Release of its kernel, as its agent says.
+    /// Release of the kernel, as the agent reports it.
     pub kernel_release: String,
 }
 
-/// Asks for the figures.
+/// Reads the figures.
 #[derive(Debug, Message)]
 #[rtype(result = "WatchFigures")]
 pub struct GetFigures;
@@ -46,20 +46,20 @@ pub struct GetFigures;
 #[rtype(result = "()")]
 pub struct Reconfigure(pub Config);
 
-/// Sends a heartbeat now; the round trip and the answer.
+/// Sends a heartbeat now. Returns the round trip and the answer.
 #[derive(Debug, Message)]
 #[rtype(result = "Option<(Duration, HeartbeatRsp)>")]
 pub struct Ping(pub Duration);
 
-/// Says that the generation stands still by intent from now on, or that it goes on.
+/// Tells the watch that the generation is frozen on purpose, or that it runs again.
 ///
-/// While it stands still nothing is sent and its silence is not judged. Its end is told at once, as ever. When it goes
-/// on, the detector begins anew.
+/// While the generation is frozen, the watch sends no probes and ignores its silence. It still reports an exit at
+/// once. Afterwards the detector restarts.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Pause(pub bool);
 
-/// Changes who is told.
+/// Changes the owner.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct SetOwner(pub Recipient<WatchEvent>);
@@ -136,7 +136,7 @@ impl Handler<SetOwner> for Watch {
 
     fn handle(&mut self, SetOwner(owner): SetOwner, _: &mut Self::Context) {
         self.owner = owner;
-        // It knows nothing of the load yet, and nothing of what the agent has said.
+        // The new owner knows nothing of the load or of the agent's reports yet.
         self.load = LoadNotices::default();
         if let Some(status) = self.said.clone() {
             let status = stuck::on_top(status, self.stuck.as_ref());

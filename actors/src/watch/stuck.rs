@@ -1,9 +1,9 @@
-//! A stuck CPU as a health of its instance: what the agent has said, with the CPU on top.
+//! Adds a stuck CPU to the health that the agent reports.
 
 use kmp_proto::detector::StuckCpus;
 use kmp_proto::message::{Health, HealthStatus, HealthStatusFixed, HeartbeatRsp};
 
-/// What is told when the agent has said `status`: at least that the instance is degraded by a stuck CPU.
+/// The health to report when the agent has reported `status`: a stuck CPU makes it at least degraded.
 pub(super) fn on_top(mut status: HealthStatus, stuck: Option<&StuckCpus>) -> HealthStatus {
     let Some(stuck) = stuck else {
         return status;
@@ -20,7 +20,7 @@ pub(super) fn on_top(mut status: HealthStatus, stuck: Option<&StuckCpus>) -> Hea
     status
 }
 
-/// The health of an instance whose agent has said nothing of it yet, from its answer.
+/// The health in an answer, for an agent that has not reported any yet.
 pub(super) fn unsaid(answer: &HeartbeatRsp) -> HealthStatus {
     HealthStatus {
         fixed: HealthStatusFixed {

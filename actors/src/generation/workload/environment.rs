@@ -1,7 +1,7 @@
-//! The file with the environment of a workload: read at each start of a generation, and kept nowhere.
+//! Reads the environment file of a workload at each start of a generation; the daemon stores its contents nowhere.
 //!
-//! A line is `NAME=VALUE`; the value is what follows the first `=`, to the end of the line, as it is. Lines that are
-//! blank or begin with `#` say nothing. Messages have names and the numbers of lines in them, never values.
+//! A line is `NAME=VALUE`; the value is the text after the first `=`, up to the end of the line, unchanged. Blank
+//! lines and lines that begin with `#` are ignored. Messages contain names and line numbers, never values.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -13,14 +13,14 @@ use kmorph_files::{Refusal, read_secret};
 use super::check_workload;
 use crate::platform::ambient;
 
-/// Largest such file, bytes: more than a program takes.
+/// Maximum size of the file, bytes: more than a program can receive.
 pub const ENV_FILE_MAX_BYTES: u64 = 256 * 1024;
 
-/// The workload with the variables of its file among its environment. One that the request has itself wins.
+/// Adds the variables of its file to the environment of a workload. Variables of the request take precedence.
 ///
 /// # Errors
-/// When the file is not for the daemon's user alone, cannot be read, or has something else in it; when no kernel would
-/// start a program with that environment.
+/// When the file is accessible to others than the daemon's user, cannot be read, or has an invalid line; when no
+/// kernel would start a program with this environment.
 pub(crate) async fn complete(request: &Workload) -> Result<Workload, Failure> {
     let mut whole = request.clone();
     let Some(path) = whole.env_file.take() else {

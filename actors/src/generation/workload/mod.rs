@@ -1,4 +1,4 @@
-//! What a workload may be: checked before anything is begun, so that the refusal says what is allowed.
+//! Checks a workload before any work begins, so that the refusal can name the limit.
 
 mod environment;
 
@@ -11,26 +11,26 @@ use nix::sys::resource::{Resource, getrlimit};
 pub use environment::ENV_FILE_MAX_BYTES;
 pub(crate) use environment::complete;
 
-/// The name that stands for the reference workload without a path.
+/// The name of the reference workload, without a path.
 pub const KV_NAME: &str = "kmorph-kv";
 
-/// Arguments of a workload.
+/// Maximum number of arguments of a workload.
 pub const ARGUMENTS_MAX: usize = 4096;
-/// Variables added to the environment of a workload.
+/// Maximum number of variables added to the environment of a workload.
 pub const VARIABLES_MAX: usize = 4096;
-/// Longest argument, and longest `NAME=VALUE`, in bytes: Linux' MAX_ARG_STRLEN without the final NUL.
+/// Maximum size of an argument, and of a `NAME=VALUE`, in bytes: Linux' MAX_ARG_STRLEN without the final NUL.
 pub const STRING_MAX_BYTES: usize = 32 * 4096 - 1;
-/// What the kernel grants the arguments and the environment of a program together, whatever the limit of its
-/// stack is: ARG_MAX, bytes.
+/// Space that the kernel always grants to a program's arguments and environment together, whatever its stack limit:
+/// ARG_MAX, bytes.
 const EXEC_MIN_BYTES: usize = 128 * 1024;
-/// The most that it grants: three quarters of _STK_LIM, bytes.
+/// Maximum space that the kernel grants: three quarters of _STK_LIM, bytes.
 const EXEC_MAX_BYTES: usize = 6 * 1024 * 1024;
-/// The most that they may take in the configuration of the agent, as JSON, bytes: the rest of it
-/// ([`AGENT_CONFIG_MAX_BYTES`]) is for everything else.
+/// Maximum size of arguments and environment in the agent's configuration, as JSON, bytes: the rest of the
+/// configuration ([`AGENT_CONFIG_MAX_BYTES`]) is for the other settings.
 const DESCRIPTION_MAX_BYTES: u64 = AGENT_CONFIG_MAX_BYTES / 4 * 3;
-/// Left for what the agent adds: its own environment and a few variables, bytes.
+/// Reserve for the agent's own environment and a few variables, bytes.
 const RESERVE_BYTES: usize = 32 * 1024;
-/// What the kernel counts for each string besides its bytes: the NUL and a pointer.
+/// Overhead that the kernel counts for each string: the NUL and a pointer.
 const STRING_OVERHEAD_BYTES: usize = 1 + 8;
 
 /// Refuses a workload that no kernel would start.
@@ -38,7 +38,7 @@ pub(crate) fn check_workload(workload: &Workload) -> Result<(), Failure> {
     check(workload, exec_bytes()).map_err(|text| Failure::new(FailureKind::InvalidRequest, text))
 }
 
-/// Refuses a program that is not on this machine: instances run it from here, or take a copy of it.
+/// Refuses a program that is not on this machine: instances run it from the host, or take a copy of it.
 pub(crate) async fn check_program(workload: &Workload) -> Result<(), Failure> {
     let program = workload.program.as_str();
     if program == KV_NAME {
@@ -57,8 +57,8 @@ pub(crate) async fn check_program(workload: &Workload) -> Result<(), Failure> {
     )))
 }
 
-/// What arguments and environment may take together, in bytes. A program is given a quarter of its stack's limit
-/// (execve(2)), and instances inherit the limit of this process; guests have a larger one.
+/// Maximum total size of arguments and environment, in bytes. A program may use a quarter of its stack limit
+/// (execve(2)). Instances inherit the limit of this process; guests have a larger one.
 fn exec_bytes() -> usize {
     let stack = getrlimit(Resource::RLIMIT_STACK).map_or(0, |(soft, _)| soft);
     let quarter = usize::try_from(stack / 4).unwrap_or(usize::MAX);
@@ -126,7 +126,7 @@ fn check(workload: &Workload, exec_bytes: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// What the kernel counts for a string of `length` bytes.
+/// The size that the kernel counts for a string of `length` bytes.
 fn string_bytes(what: &str, length: usize, text: &str) -> Result<usize, String> {
     if text.contains('\0') {
         return Err(format!("{what} has a NUL in it"));

@@ -1,4 +1,4 @@
-//! The daemon between two sides of a morph, one of which breaks a rule of `docs/kmp.md`. Each test names its rule.
+//! Tests a morph in which one side breaks a rule of `docs/kmp.md`. Each test names the rule.
 
 use kmp_proto::codec::encode;
 use kmp_proto::message::{
@@ -38,7 +38,7 @@ fn hello(role: PeerRole) -> Hello {
     }
 }
 
-/// The daemon's end of a bulk channel, and the instance's.
+/// The two ends of a bulk channel: the daemon's and the instance's.
 async fn channel() -> (Connection, Connection) {
     let (near, far) = memory();
     let instance = hello(PeerRole::Instance);
@@ -49,7 +49,7 @@ async fn channel() -> (Connection, Connection) {
     (ours.unwrap(), theirs.unwrap())
 }
 
-/// A relay under way: the source was pulled, and the target has got nothing.
+/// A relay under way: the source has received the pull, and the target has received nothing.
 struct Morph {
     source: Connection,
     target: Connection,
@@ -120,7 +120,7 @@ async fn send(connection: &mut Connection, message: Kmp) -> u32 {
     connection.writer.send(&message).await.unwrap()
 }
 
-/// Sends the end of the round from source, and takes it at target: the sequence to answer.
+/// Sends the end of the round from the source and receives it at the target. Returns the sequence to answer.
 async fn end_of_round(morph: &mut Morph) -> u32 {
     let end = bare(TransferOp::EndOfRound);
     send(&mut morph.source, Kmp::MorphTransfer(end)).await;
@@ -254,7 +254,7 @@ async fn a_request_on_a_daemons_bulk_channel_is_refused_and_the_round_goes_on() 
         (ErrorCode::UnexpectedInState, (0x0101, sequence))
     );
     let end = end_of_round(&mut morph).await;
-    // New has nothing to send up either.
+    // The target has no state to send either.
     for request in [probe, Kmp::MorphTransfer(chunk(1))] {
         send(&mut morph.target, request).await;
         let refused = next(&mut morph.target).await;
@@ -265,7 +265,7 @@ async fn a_request_on_a_daemons_bulk_channel_is_refused_and_the_round_goes_on() 
     assert!(morph.round.await.unwrap().is_ok());
 }
 
-/// A side that writes bytes: a frame of it is damaged.
+/// A side that sends a damaged frame.
 async fn damaged(side: Side) -> (BoxedLink, tokio::task::JoinHandle<Result<Moved, Broken>>) {
     let (near, mut far) = memory();
     let greeting = actix::spawn(greet(near, hello(PeerRole::Daemon)));
@@ -305,7 +305,7 @@ async fn a_daemon_tells_of_a_bad_frame_on_either_bulk_channel() {
         let (mut far, round) = damaged(side).await;
         let round = tokio::time::timeout(PATIENCE, round).await.unwrap();
         assert_eq!(round.unwrap().err().unwrap().side, side);
-        // The relay is gone, and with it both channels: all that was said comes now.
+        // The relay has ended and has closed both channels: all messages are readable now.
         let mut said = Vec::new();
         far.read_to_end(&mut said).await.unwrap();
         let (mut decoder, mut input) = (kmp_proto::codec::Decoder::new(), &said[..]);

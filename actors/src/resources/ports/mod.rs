@@ -5,10 +5,10 @@
 //!  [Missing] ────────────────────────────────▶ [Open] ⇄ [Refusing]
 //! ```
 //!
-//! The daemon binds a port once and keeps it for the instance's whole life. Every generation is given a duplicate, so
-//! connections made while one is being replaced wait in the backlog instead of being refused. A daemon that was
-//! restarted asks the running agents for their duplicates (see [`regain`]), since a second bind would fail while they
-//! are open. The port of an instance that will not serve stays bound, so that nobody else gets the port, and refuses.
+//! The daemon binds a port once and keeps it for the instance's whole life. Every generation receives a duplicate, so
+//! connections made during a replacement wait in the backlog instead of being refused. A restarted daemon asks the
+//! running agents for their duplicates (see [`regain`]), since a second bind would fail while they are open. If an
+//! instance will not serve, its port stays bound, so that no other program can take it, and refuses connections.
 
 mod regain;
 mod served;
@@ -31,10 +31,10 @@ use crate::model::rows::PublishedPortSpec;
 pub use regain::{PORT_RETRY, Regained};
 pub use served::Ports;
 
-/// Most published ports of one instance.
+/// Maximum number of published ports of one instance.
 pub const PORTS_MAX: usize = 16;
 
-/// Ports that are tried when the kernel is to choose one.
+/// Number of attempts when the kernel chooses a port.
 const CHOICES_MAX: u32 = 16;
 
 /// The sockets, by instance.
@@ -46,7 +46,7 @@ pub struct Publisher {
 #[derive(Debug, Default)]
 struct Published {
     ports: Vec<Port>,
-    /// A generation was given the sockets, and has not been given up since.
+    /// A generation has the sockets and was not abandoned since.
     given: bool,
 }
 
@@ -59,7 +59,7 @@ struct Port {
 #[derive(Debug)]
 enum Holding {
     Open(TcpListener),
-    /// Bound, and shut down: a connection is refused.
+    /// Bound and shut down: connections are refused.
     Refusing(TcpListener),
     /// Why the daemon does not have the socket.
     Missing(String),
@@ -70,7 +70,7 @@ impl Port {
         SocketAddr::new(self.spec.address, self.spec.host_port)
     }
 
-    /// Changes what the socket does; a missing one stays missing.
+    /// Changes the state of the socket; a missing socket stays missing.
     fn turn(&mut self, change: impl FnOnce(TcpListener) -> Holding) {
         let taken = std::mem::replace(&mut self.holding, Holding::Missing(String::new()));
         self.holding = match taken {
@@ -82,7 +82,7 @@ impl Port {
     fn listen(&mut self) {
         if let Holding::Refusing(_) = self.holding {
             self.turn(|socket| {
-                // Connections of earlier generations may linger at the port: std's own listeners allow for that too.
+                // Connections of earlier generations may linger at the port: std's listeners set this option too.
                 let listens = setsockopt(&socket, ReuseAddr, &true)
                     .and_then(|()| listen(&socket, Backlog::MAXCONN));
                 match listens {
@@ -96,9 +96,9 @@ impl Port {
     fn refuse(&mut self) {
         if let Holding::Open(_) = self.holding {
             self.turn(|socket| {
-                // On Linux this takes a listening socket back to the state before listen(2): what waits in its backlog
-                // is reset, the port stays bound (net/ipv4/af_inet.c, inet_shutdown). Without the option, no other
-                // socket can be bound to the port meanwhile (net/ipv4/inet_connection_sock.c, inet_csk_bind_conflict).
+                // On Linux this returns a listening socket to its state before listen(2): its backlog is reset and the
+                // port stays bound (net/ipv4/af_inet.c, inet_shutdown). Without the option, no other socket can bind
+                // the port meanwhile (net/ipv4/inet_connection_sock.c, inet_csk_bind_conflict).
                 let refuses = setsockopt(&socket, ReuseAddr, &false)
                     .and_then(|()| shutdown(socket.as_raw_fd(), Shutdown::Read));
                 match refuses {
@@ -110,8 +110,8 @@ impl Port {
     }
 }
 
-/// Binds `wanted` so that the socket keeps its port while it refuses connections. Linux gives a port that it chose
-/// itself back when the socket stops listening; one that was asked for by its number stays (SOCK_BINDPORT_LOCK).
+/// Binds `wanted` so that the socket keeps its port while it refuses connections. When a socket stops listening, Linux
+/// releases a port that the kernel chose and keeps a port that was bound by number (SOCK_BINDPORT_LOCK).
 fn bind_by_number(wanted: SocketAddr) -> io::Result<TcpListener> {
     if wanted.port() != 0 {
         return TcpListener::bind(wanted);
@@ -119,7 +119,7 @@ fn bind_by_number(wanted: SocketAddr) -> io::Result<TcpListener> {
     let mut tries = 1;
     loop {
         let chosen = TcpListener::bind(wanted)?.local_addr()?;
-        // Another program may be given the port in between.
+        // Another program may take the port in between.
         match TcpListener::bind(chosen) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries < CHOICES_MAX => {
                 tries += 1;
@@ -129,12 +129,12 @@ fn bind_by_number(wanted: SocketAddr) -> io::Result<TcpListener> {
     }
 }
 
-/// The name under which a workload finds the listener of `port`.
+/// The name by which a workload finds the listener of `port`.
 pub fn listener_name(port: u16) -> String {
     format!("port-{port}")
 }
 
-/// Why a port cannot be published, and what to do about it.
+/// Why a port cannot be published, with the next step.
 fn refused(wanted: SocketAddr, error: &io::Error) -> Failure {
     let text = format!("publishing {wanted}: {error}");
     match error.kind() {
@@ -149,7 +149,7 @@ fn refused(wanted: SocketAddr, error: &io::Error) -> Failure {
     }
 }
 
-/// Refuses a request that wants one port of the host for two of the workload's.
+/// Refuses a request that maps one host port to two workload ports.
 fn refuse_twice(requests: &[PortRequest]) -> Result<(), Failure> {
     let same = |a: &PortRequest, b: &PortRequest| {
         let anywhere = a.address.is_unspecified() || b.address.is_unspecified();
@@ -167,7 +167,7 @@ fn refuse_twice(requests: &[PortRequest]) -> Result<(), Failure> {
 }
 
 impl Publisher {
-    /// Binds what a spawn asks for.
+    /// Binds the ports of a spawn request.
     ///
     /// # Errors
     /// When a port cannot be bound; nothing stays bound then.
@@ -209,8 +209,8 @@ impl Publisher {
         Ok(specs)
     }
 
-    /// Notes the ports of an instance that an earlier daemon published. They are missing until they are regained.
-    /// Changes nothing when this daemon knows them.
+    /// Records the ports that an earlier daemon published for an instance. They are missing until they are regained.
+    /// Does nothing if this daemon already knows them.
     pub fn expect(&mut self, instance: &str, specs: &[PublishedPortSpec]) {
         if specs.is_empty() || self.instances.contains_key(instance) {
             return;
@@ -226,8 +226,8 @@ impl Publisher {
         self.instances.insert(instance.to_owned(), published);
     }
 
-    /// Takes sockets that a running agent holds; whether there was one. One that belongs to no missing port of the instance
-    /// is closed.
+    /// Takes over sockets from a running agent. Returns whether there was one. Closes a socket that matches no missing
+    /// port of the instance.
     fn give(&mut self, instance: &str, sockets: Vec<OwnedFd>) -> bool {
         let Some(published) = self.instances.get_mut(instance) else {
             return false;
@@ -248,7 +248,7 @@ impl Publisher {
         taken
     }
 
-    /// Binds what is missing, as far as that is possible.
+    /// Binds the missing ports, as far as possible.
     fn bind_missing(&mut self, instance: &str) {
         let published = self.instances.get_mut(instance);
         for port in published.into_iter().flat_map(|p| &mut p.ports) {
@@ -262,7 +262,7 @@ impl Publisher {
         }
     }
 
-    /// The ports that the daemon does not have, and why; `None` when there are none.
+    /// The missing ports, with the reasons; `None` if there are none.
     pub fn missing(&self, instance: &str) -> Option<String> {
         let ports = self.instances.get(instance).map(|p| &p.ports[..])?;
         let missing = ports.iter().filter_map(|port| match &port.holding {
@@ -273,10 +273,10 @@ impl Publisher {
         (!missing.is_empty()).then(|| missing.join(", "))
     }
 
-    /// Duplicates for a new generation, which listen.
+    /// Listening duplicates for a new generation.
     ///
     /// # Errors
-    /// When a port is missing, or descriptors run out: no generation is started without its sockets.
+    /// When a port is missing, or descriptors run out: a generation needs all its sockets.
     pub fn duplicates(&mut self, instance: &str) -> io::Result<Vec<HostListener>> {
         let Some(published) = self.instances.get_mut(instance) else {
             return Ok(Vec::new());
@@ -300,7 +300,7 @@ impl Publisher {
         published.ports.iter_mut().map(duplicate).collect()
     }
 
-    /// The generation that had the sockets is given up: unless another one is given them, nobody will answer.
+    /// Marks the sockets as abandoned: until another generation receives them, no program accepts connections.
     pub fn abandon(&mut self, instance: &str) {
         if let Some(published) = self.instances.get_mut(instance) {
             published.given = false;
@@ -312,7 +312,7 @@ impl Publisher {
         self.instances.get(instance).is_some_and(|p| !p.given)
     }
 
-    /// Has the ports of an instance refuse connections.
+    /// Makes the ports of an instance refuse connections.
     pub fn refuse(&mut self, instance: &str) {
         let published = self.instances.get_mut(instance);
         for port in published.into_iter().flat_map(|p| &mut p.ports) {
@@ -338,7 +338,7 @@ impl Publisher {
         ports.iter().map(show).collect()
     }
 
-    /// Closes the ports of an instance that is gone.
+    /// Closes the ports of an instance that has ended.
     pub fn close(&mut self, instance: &str) {
         self.instances.remove(instance);
     }
@@ -375,7 +375,7 @@ mod tests {
             let failure = publisher.bind("web", requests).unwrap_err();
             (failure.kind, format!("{failure}; {:?}", failure.next_step))
         };
-        // TEST-NET-1: no machine has it.
+        // TEST-NET-1: no machine has this address.
         let (kind, text) = refuse(&[request("192.0.2.1", 8080)]);
         assert_eq!(kind, FailureKind::InvalidRequest, "{text}");
         assert!(text.contains("does not have that address"), "{text}");

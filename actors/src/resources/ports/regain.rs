@@ -1,4 +1,4 @@
-//! Getting the sockets of published ports back: from whoever holds them, else by binding them anew.
+//! Regains the sockets of published ports: from the agents that hold them, otherwise by binding them again.
 
 use std::time::Duration;
 
@@ -11,26 +11,26 @@ use crate::model::generation::AnyGeneration;
 use crate::platform::ambient;
 use crate::platform::events::Draft;
 
-/// Pause between tries to get a missing port back.
+/// Pause between two attempts to regain a port.
 pub const PORT_RETRY: Duration = Duration::from_millis(500);
-/// Longest wait of a spawn for its ports.
+/// Maximum time that a spawn waits for its ports.
 const PORT_WAIT: Duration = Duration::from_secs(30);
 
 /// How the missing ports of an instance were regained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Regained {
-    /// None was missing, or an agent gave some of them back: it has them too.
+    /// None was missing, or an agent returned some of them and still has them too.
     Shared,
-    /// All that were missing were bound anew: nobody else had them any more.
+    /// All missing ports were bound again: no agent had them.
     Bound,
 }
 
 impl Ports {
-    /// Tries once to get the missing ports of `instance` back: from the agents of `holders`, generations that may run,
-    /// else by binding them. Changes are told as events of `generation`, the active one.
+    /// Tries once to regain the missing ports of `instance`: from the agents of `holders`, generations that may run,
+    /// otherwise by binding them. Publishes changes as events of `generation`, the active one.
     ///
     /// # Errors
-    /// The ports that are still missing, and why.
+    /// The ports that are still missing, with the reasons.
     pub async fn regain(
         &self,
         instance: &str,
@@ -95,7 +95,7 @@ impl Ports {
     /// Waits until the daemon holds every published port of `instance`, for [`PORT_WAIT`] at most.
     ///
     /// # Errors
-    /// The ports that another program has, and what to do.
+    /// The ports that another program holds, with the next step.
     pub async fn wait(&self, instance: &str, generation: u64) -> Result<(), String> {
         let deadline = tokio::time::Instant::now() + PORT_WAIT;
         loop {

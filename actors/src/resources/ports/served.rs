@@ -1,5 +1,5 @@
-//! The published ports of all instances: held here, and served on the host where a generation cannot be passed its
-//! sockets.
+//! The published ports of all instances. If a generation cannot inherit the sockets, the daemon forwards the ports on
+//! the host.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -19,16 +19,16 @@ use crate::resources::forward::{Forwarder, Target};
 pub struct Ports {
     /// The sockets.
     pub publisher: Rc<RefCell<Publisher>>,
-    /// Serves them on the host.
+    /// Forwards connections on the host.
     forwarder: Rc<RefCell<Forwarder>>,
-    /// Passes generations their sockets, or does not.
+    /// Determines whether generations inherit the sockets.
     pub(super) backend: Arc<dyn Backend>,
     pub(super) log: Logger,
     pub(super) events: EventLog,
 }
 
 impl Ports {
-    /// No port, of a machine with this backend.
+    /// No ports yet, on a machine with this backend.
     pub fn new(backend: Arc<dyn Backend>, log: Logger, events: EventLog) -> Self {
         Self {
             publisher: Rc::default(),
@@ -39,8 +39,8 @@ impl Ports {
         }
     }
 
-    /// Has the published ports of `instance` served on the host, where the backend cannot be passed
-    /// the sockets. To be called when the publisher holds them.
+    /// Forwards the published ports of `instance` on the host if the backend cannot pass the sockets. Call this once
+    /// the publisher holds them.
     ///
     /// # Errors
     /// When descriptors run out.
@@ -58,7 +58,7 @@ impl Ports {
             .open(instance, listeners, &self.log)
     }
 
-    /// Lets connections to the published ports of `instance` go to `generation`, or wait.
+    /// Directs connections to the published ports of `instance` to `generation`; without one they wait.
     pub fn aim(&self, instance: &str, generation: Option<&AnyGeneration>) {
         let target = generation.and_then(|row| {
             let placement = row.placement()?;
@@ -70,13 +70,13 @@ impl Ports {
         self.forwarder.borrow().aim(instance, target);
     }
 
-    /// Has the published ports of `instance` refuse connections, until a generation is given them again.
+    /// Makes the published ports of `instance` refuse connections until a generation receives them again.
     pub fn refuse(&self, instance: &str) {
         self.forwarder.borrow_mut().close(instance);
         self.publisher.borrow_mut().refuse(instance);
     }
 
-    /// Gives the published ports of `instance` up.
+    /// Closes the published ports of `instance`.
     pub fn unpublish(&self, instance: &str) {
         self.forwarder.borrow_mut().close(instance);
         self.publisher.borrow_mut().close(instance);

@@ -1,12 +1,12 @@
-//! The self-test of capturing: dump setups fail silently, this one shall not.
+//! The self-test of captures: it finds a broken dump setup before a real failure does.
 //!
 //! ```text
 //! spawn ─▶ healthy ─▶ policy `required` ─▶ panic ─▶ verdict, fence, capture, respawn ─▶ the vmcore is read ─▶ told
 //!   └──────────────────────── whatever fails ──────────────────────────────────────────────▶ terminated, vmcores removed
 //! ```
 //!
-//! The instance is like any other, so what happens to it is what happens to any other. Only it is thrown away: by
-//! this test, or by the next daemon when this one has ended meanwhile.
+//! The instance is an ordinary one and is treated like any other, except that it is thrown away: by this test, or by
+//! the next daemon if this one ends before.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,12 +27,12 @@ use crate::platform::{ambient, wall_clock};
 use crate::services::Services;
 use crate::supervisor::{ChangePolicies, Find, GetRecoveries, Spawn};
 
-/// The name of the throw-away instance.
+/// Name of the throw-away instance.
 pub(super) const DOCTOR_NAME: &str = "kmorph-doctor";
-/// Longest time for a step: a capture alone may take ten minutes.
+/// Maximum time for one step: a capture alone may take ten minutes.
 const STEP_TIMEOUT: Duration = Duration::from_secs(900);
 
-/// How the analysis begins to say that a kernel does not tell where its symbols are.
+/// Prefix of the analysis's message that a kernel does not say where its symbols are.
 const SYMBOLS_MISSING: &str = "the kernel's symbols: VMCOREINFO has no usable";
 
 /// One self-test.
@@ -40,12 +40,12 @@ pub(crate) struct Doctor {
     pub(crate) services: Services,
     pub(crate) fleet: Fleet,
     pub(crate) kernel: PathBuf,
-    /// What has the kernel panic when it is provoked.
+    /// Command-line option that makes the kernel panic when it is provoked.
     pub(crate) cmdline: &'static str,
     pub(crate) operation: Handle,
 }
 
-/// What a self-test asks of whoever keeps the instances.
+/// The supervisor's functions that a self-test uses.
 pub(crate) struct Fleet {
     pub(crate) spawn: Recipient<Spawn>,
     pub(crate) find: Recipient<Find>,
@@ -53,7 +53,7 @@ pub(crate) struct Fleet {
     pub(crate) recoveries: Recipient<GetRecoveries>,
 }
 
-/// What is known of the vmcore.
+/// The findings in the vmcore.
 struct Read {
     release: Option<String>,
     panic: Option<String>,
@@ -61,7 +61,7 @@ struct Read {
 }
 
 impl Doctor {
-    /// Does all of it, and ends the operation.
+    /// Runs the test and ends the operation.
     pub(crate) async fn run(self) -> DoctorReport {
         let mut report = DoctorReport {
             ended_at: String::new(),
@@ -178,7 +178,7 @@ impl Doctor {
             .map_err(gone)
     }
 
-    /// The recovery of the instance after the one numbered `last`, when it is over.
+    /// The first finished recovery of the instance after the recovery `last`.
     async fn recovered(&self, last: u64) -> Result<RecoveryRecord, String> {
         let mut news = self.services.platform.events.watch();
         let look = async {
@@ -200,7 +200,7 @@ impl Doctor {
         waited.unwrap_or_else(|_| Err(format!("its panic led to nothing within {STEP_TIMEOUT:?}")))
     }
 
-    /// Ends the instance and forgets what was captured of it. When the test failed, its vmcores and logs stay.
+    /// Terminates the instance and deletes its captures. If the test failed, its vmcores and logs stay.
     async fn throw_away(&self, passed: bool) -> Result<(), String> {
         let Ok(instance) = self.instance().await else {
             return Ok(());
@@ -226,7 +226,7 @@ impl Doctor {
         removed.unwrap_or_else(|gone| Err(gone.to_string()))
     }
 
-    /// Waits until an operation is over.
+    /// Waits for the end of an operation.
     async fn succeeded(&self, id: &str) -> Result<(), String> {
         let operations = &self.services.platform.operations;
         let mut news = operations.watch();
@@ -253,7 +253,7 @@ fn gone(error: MailboxError) -> String {
     format!("its actor is gone: {error}")
 }
 
-/// Reads a vmcore as an operator would. `level` is what was to be left out of it.
+/// Reads a vmcore as an operator would. `level` is the dump level of the capture.
 fn read(path: &Path, level: u32) -> Result<Read, String> {
     let opened = Dump::open(path).map_err(|error| format!("opening {path:?}: {error}"))?;
     let dump = opened.map_err(|error| format!("reading {path:?}: {error}"))?;
@@ -286,8 +286,8 @@ fn read(path: &Path, level: u32) -> Result<Read, String> {
     })
 }
 
-/// What a vmcore of a kernel that panicked should tell and this one does not: what was left out at `level`, what its
-/// pages are used for, and where its CPUs were.
+/// What is missing in a vmcore of a panicked kernel: the pages left out at `level`, the use of its pages, or the
+/// positions of its CPUs.
 fn unread(report: &Report, level: u32) -> Option<String> {
     let problems = || report.problems.join("; ");
     if report.memory.kinds.is_none() {
@@ -316,7 +316,7 @@ mod tests {
 
     use super::*;
 
-    /// The report on a real dump, which is too small to have descriptions of pages and symbols: those are added.
+    /// The report on a real dump. The dump is too small for page descriptions and symbols: this function adds them.
     fn golden() -> Report {
         let path = concat!(
             env!("CARGO_MANIFEST_DIR"),

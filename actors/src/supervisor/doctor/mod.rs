@@ -1,4 +1,4 @@
-//! Self-tests: what is refused at once, and what is remembered.
+//! Self-tests: immediate checks, and the last result.
 
 mod checks;
 
@@ -15,7 +15,7 @@ use crate::platform::events::Draft;
 use crate::platform::journal::{Change, Record};
 use checks::{DOCTOR_NAME, Doctor, Fleet};
 
-/// Begin a self-test of capturing; the operation's id.
+/// Begins a self-test of captures. Returns the operation's id.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<String, Failure>")]
 pub struct BeginDoctor {
@@ -42,7 +42,7 @@ impl Handler<BeginDoctor> for Supervisor {
                         .map_or_else(host_kernel, |status| Ok(status.kernel.path))?
                 }
             };
-            // A kernel that cannot be read is the caller's mistake, and says nothing about capturing.
+            // An unreadable kernel is the caller's mistake and says nothing about captures.
             choose_kernel(&kernel, cmdline.to_owned(), None).await?;
             Ok((cmdline, kernel))
         };
@@ -82,7 +82,7 @@ impl Handler<BeginDoctor> for Supervisor {
 }
 
 impl Supervisor {
-    /// What a kernel's command line needs for the test, unless it cannot be made now.
+    /// The command-line option that the test's kernel needs, or the reason why the test cannot run now.
     fn refuse_doctor(&self) -> Result<&'static str, Failure> {
         self.refuse_while_stopping()?;
         let backend = &self.services.backend();
@@ -108,7 +108,7 @@ impl Supervisor {
     }
 }
 
-/// The image of the kernel that the host runs, where distributions put it.
+/// The image of the host's kernel, at the usual path of distributions.
 fn host_kernel() -> Result<PathBuf, Failure> {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let path = PathBuf::from(format!("/boot/vmlinuz-{}", release.trim()));

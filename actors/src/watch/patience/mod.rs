@@ -1,15 +1,15 @@
-//! How long silence is borne: the configured timeouts, and what the host owes on top.
+//! Extends the configured timeouts by the CPU time that the host owes an instance.
 //!
 //! ```text
 //!  silent (or not healthy yet) ──┬── the time in which its threads waited for a CPU of the host ──┐
 //!                                └── the time that passed ───────────────── the lesser of both ───┴─▶ added to the timeout
 //! ```
 //!
-//! A timeout is about what an instance does with its time. On a host whose CPUs are busy with others it gets little of
-//! it: a guest that boots in 5 s takes a minute, and one that serves is late with its heartbeats. Failing it for that
-//! would end a kernel that serves, and its successor would start on the same busy host. So time in which it wanted to
-//! run and could not does not count, up to a bound: an instance that hangs and spins waits for CPUs too. Time in which
-//! a thread did not run at all has a bound of its own: a thread that does not run does not spin either.
+//! A timeout limits how an instance uses its time. A busy host gives it little: a guest that boots in 5 s takes a
+//! minute, and a guest that serves answers heartbeats late. A failure verdict would then end a kernel that serves, and
+//! its successor would start on the same busy host. So time in which the instance was ready to run but did not run
+//! does not count, up to a bound: an instance that hangs in a spin loop waits for CPUs too. Time in which a thread did
+//! not run at all has a separate bound: such a thread does not spin.
 
 mod owed;
 
@@ -21,24 +21,24 @@ use kmp_proto::time::Instant;
 
 use owed::{Owed, Readings};
 
-/// The most by which a timeout grows for waits between which its threads ran, in timeouts.
+/// Maximum extension for waits between which its threads ran, in timeouts.
 pub(super) const HELD_UP_MAX_TIMEOUTS: u32 = 4;
-/// The most by which a timeout grows for time in which one of its threads was ready and did not run at all. Linux 6.18
-/// has left the threads of a QEMU alone for 7 s on a machine with a load of seven.
+/// Maximum extension for time in which a thread was ready and did not run at all. Linux 6.18 left the threads of a
+/// QEMU waiting for 7 s on a machine with a load of seven.
 pub(super) const STARVED_MAX: Duration = Duration::from_secs(60);
 
-/// The patience with one generation.
+/// The extension of timeouts for one generation.
 #[derive(Debug)]
 pub(super) struct Patience {
     config: Config,
-    /// In this silence, or since the start.
+    /// Since this silence began, or since the start.
     readings: Readings,
-    /// How much of what is owed the detector knows.
+    /// The debt that the detector already knows.
     told: Owed,
 }
 
 impl Patience {
-    /// The patience that is configured.
+    /// Starts with the configured timeouts.
     pub(super) fn new(config: Config) -> Self {
         Self {
             config,
@@ -47,32 +47,32 @@ impl Patience {
         }
     }
 
-    /// What is configured, without what is owed.
+    /// The configuration without extensions.
     pub(super) fn config(&self) -> Config {
         self.config
     }
 
-    /// Changes what is configured; what the detector is to be told.
+    /// Changes the configuration. Returns the detector's new configuration.
     pub(super) fn reconfigure(&mut self, config: Config) -> Config {
         self.config = config;
         self.effective()
     }
 
-    /// It is silent, or not healthy yet, and these are the accounts of its threads. What the detector is to be told,
-    /// when that has changed by as much as matters: an interval between two probes.
+    /// Adds the accounts of the threads of an instance that is silent or not healthy yet. Returns the detector's new
+    /// configuration if it has changed by at least an interval between two probes.
     pub(super) fn waits(&mut self, threads: &[ThreadTime], now: Instant) -> Option<Config> {
         self.readings.take(threads, now);
         let owed = self.readings.owed().all();
         (owed >= self.told.all() + self.config.interval).then(|| self.effective())
     }
 
-    /// It answers: what it was owed is settled. What the detector is to be told, if anything.
+    /// Clears the debt after an answer. Returns the detector's new configuration, if it changes.
     pub(super) fn over(&mut self) -> Option<Config> {
         self.readings = Readings::default();
         (self.told != Owed::default()).then(|| self.effective())
     }
 
-    /// What a verdict says about it.
+    /// The evidence for a verdict.
     pub(super) fn evidence(&self) -> Option<String> {
         (self.told != Owed::default()).then(|| {
             format!(
@@ -117,7 +117,7 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    /// One thread, which has run too.
+    /// One thread that also ran.
     fn waited(waited: Duration, until: Instant) -> [ThreadTime; 1] {
         [ThreadTime {
             thread: 1,
@@ -137,7 +137,7 @@ mod tests {
         );
         let config = patience.waits(&waited(seconds(101), at(3)), at(3)).unwrap();
         assert_eq!(config.timeout, seconds(4), "it waited for one of two");
-        // Three threads at once.
+        // Three threads wait at the same time.
         let config = patience.waits(&waited(seconds(107), at(5)), at(5)).unwrap();
         assert_eq!(config.timeout, seconds(6));
         assert_eq!(config.start_timeout, seconds(33));
@@ -177,7 +177,7 @@ mod tests {
         assert_eq!(last.start_timeout, seconds(150));
     }
 
-    /// The kernel tells of a wait when it is over. Meanwhile nothing changes, and no verdict is given.
+    /// The kernel reports a wait when it ends. Until then nothing changes, and there is no verdict.
     #[test]
     fn one_that_gets_no_cpu_at_all_is_not_failed_until_it_has_had_its_time() {
         let silent_for = |starved: u64| {
@@ -215,9 +215,9 @@ mod tests {
         assert!((START.as_secs() + 59..=START.as_secs() + 62).contains(&silent_for(100_000)));
     }
 
-    /// A boot on a host that gives it a tenth of the time: not failed after 30 s, but after the bound. One that gets
-    /// all it wants, and does nothing with it, fails after 30 s. Read where a watch reads: at the beginning, and when the
-    /// detector is due, which before the first connection is when it judges.
+    /// A boot on a host that gives it a tenth of the time fails at the bound and not after 30 s. A boot that gets all
+    /// the CPU time and makes no progress fails after 30 s. The test reads the accounts when a watch does: at the
+    /// start, and when the detector is due.
     #[test]
     fn a_slow_boot_is_not_a_failed_one() {
         let failed_after = |waited_percent: u32| {

@@ -1,4 +1,4 @@
-//! What the host owes an instance, from readings of its scheduler.
+//! Computes the CPU time that the host owes an instance, from scheduler statistics.
 //!
 //! ```text
 //!   reading          reading          reading          reading
@@ -7,9 +7,9 @@
 //!             │  found later    │ seen: stuck      │ told by the kernel: all of it
 //! ```
 //!
-//! The kernel adds a wait to a thread's account when the wait ends (`run_delay` in kernel/sched/stats.h). A wait that goes
-//! on shows in what does not change: the thread is ready to run, and has neither run nor waited since the last
-//! reading. What was counted that way is left out when the kernel tells of it.
+//! The kernel adds a wait to a thread's account when the wait ends (`run_delay` in kernel/sched/stats.h). Before that,
+//! an ongoing wait shows as no change: the thread is ready, and has neither run nor waited since the last reading.
+//! When the kernel reports the wait, the time already counted is subtracted.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,12 +17,12 @@ use std::time::Duration;
 use kmorph_backends::contract::ThreadTime;
 use kmp_proto::time::Instant;
 
-/// What a host owes, since the first reading.
+/// The debt of the host since the first reading.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Owed {
-    /// Its threads waited and then ran.
+    /// Time in which threads waited and then ran.
     pub(super) waited: Duration,
-    /// A thread was ready and did not run from one reading to the next.
+    /// Time in which a thread was ready and did not run between two readings.
     pub(super) starved: Duration,
 }
 
@@ -44,7 +44,7 @@ struct Account {
     ran: Duration,
     waited: Duration,
     runnable: bool,
-    /// Counted of a wait that goes on.
+    /// Time already counted for ongoing waits.
     ahead: Duration,
 }
 
@@ -53,7 +53,7 @@ impl Readings {
         self.owed
     }
 
-    /// Takes the accounts of all its threads as of `now`. Never more is owed than has passed, however many wait at once.
+    /// Adds the accounts of all threads at `now`. The debt never exceeds the elapsed time, however many threads wait.
     pub(super) fn take(&mut self, threads: &[ThreadTime], now: Instant) {
         let Some((at, before)) = self.last.take() else {
             let accounts = threads.iter().map(|time| (time.thread, opened(time)));
@@ -64,7 +64,7 @@ impl Readings {
         let (mut waited, mut stuck) = (Duration::ZERO, false);
         let mut accounts = BTreeMap::new();
         for time in threads {
-            // A thread that was not there has done all of it since.
+            // A new thread has accumulated its whole account since the last reading.
             let before = before.get(&time.thread).copied().unwrap_or_default();
             let mut account = opened(time);
             if before.runnable && account.is_where(&before) {
@@ -132,7 +132,7 @@ mod tests {
             &[thread(1, 5, 9, true)],
             &[thread(1, 5, 9, true)],
             &[thread(1, 5, 9, true)],
-            // It ran at last: the kernel tells of all three seconds, one of which was not seen.
+            // The thread ran at last: the kernel reports all three seconds, and one of them was not seen.
             &[thread(1, 6, 12, false)],
         ]);
         assert_eq!(owed, (1, 2));
@@ -146,7 +146,7 @@ mod tests {
         );
         let sleeps = [thread(1, 5, 9, false)];
         assert_eq!(owed_after(&[&sleeps, &sleeps]), (0, 0));
-        // It waits since: how long, is known when that ends.
+        // The thread waits since then; the kernel reports the duration when the wait ends.
         let woken = [thread(1, 5, 9, true)];
         assert_eq!(owed_after(&[&sleeps, &woken]), (0, 0));
     }
