@@ -86,7 +86,7 @@ pub fn carries(option: i32) -> io::Result<()> {
     carried(tried, option)
 }
 
-/// Whether an attempt to connect reached a transport: every other answer came from one.
+/// Whether an attempt to connect found a transport: only ENODEV means that there is none.
 fn carried(tried: Result<(), Errno>, option: i32) -> io::Result<()> {
     match tried {
         Err(Errno::ENODEV) => {
