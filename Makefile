@@ -2,19 +2,19 @@
 
 CARGO ?= cargo
 BACKEND ?= embedded
-# What carries vsock to kernels in QEMU: virtio or kerf.
+# The vsock transport to kernels in QEMU: virtio or kerf.
 TRANSPORT ?= virtio
 # How long `make fuzz` runs each target.
 SECONDS ?= 10
 
-# Where libkerf's Python package is built; it is no part of the workspace.
+# Build directory of libkerf's Python package, which is not part of the workspace.
 PYTHON_BUILD = $(or $(CARGO_TARGET_DIR),target)/python/build
 
 DEMO_PACKAGES = -p kmorphd -p kmorphctl -p kmp-transport -p kmorph-agent -p kmorph-workload -p kmorph-tests -p kmorph-emulated-kernel -p kmorph-demo
-# Not through `cargo run`: for one package alone it would choose other features and build it all again.
+# Not through `cargo run`: for a single package cargo would choose other features and rebuild everything.
 DEMO = $(or $(CARGO_TARGET_DIR),target)/release/kmorph-demo
 
-# Who runs this; tests say who else.
+# The user that runs make; tests override it.
 USER_ID = $(shell id -u)
 
 .PHONY: build check sanitize test test-api test-kills test-runs test-flips test-crash test-drgn test-tasks demo demo-build demo-embedded demo-qemu demo-multikernel bench lint doc fuzz setup clean kmod kmod-test kmod-style kmod-test-24 kmod-debug-kernel test-vsock new-kernel wheel deb
@@ -22,8 +22,8 @@ USER_ID = $(shell id -u)
 build:
 	$(CARGO) build --release --workspace
 
-# Everything, on a machine where nothing was installed by hand. What fails keeps nothing else from running; the end
-# says what it was.
+# Runs all tests, on a freshly installed machine. A failed step does not stop the others; the summary lists the failed
+# steps.
 test:
 	scripts/setup
 	+CARGO="$(CARGO)" MAKE="$(MAKE)" scripts/test
@@ -39,11 +39,11 @@ check: lint doc
 	$(CARGO) test --quiet $(addprefix --package=,$(CHECKED_CRATES)) --test '*'
 	scripts/check-dependencies
 
-# The tests of the code that handles memory itself, under AddressSanitizer and ThreadSanitizer. Builds into target/sanitize.
+# The tests of the crates that manage memory, under AddressSanitizer and ThreadSanitizer. Builds into target/sanitize.
 sanitize:
 	scripts/sanitize
 
-# Schemathesis asks the control API what its description allows, and what it does not. It comes from PyPI, into target/api.
+# Schemathesis sends the control API valid and invalid requests. It is installed from PyPI into target/api.
 test-api:
 	$(CARGO) build --package kmorphd --package kmorph-agent --package kmorph-workload
 	scripts/test-api
@@ -62,8 +62,8 @@ test-kills: setup
 	$(CARGO) build --workspace --all-targets
 	KMORPH_KILL_MOMENTS=$(MOMENTS) $(CARGO) test --package kmorph-tests --test kill_moments
 
-# Runs the real actors over a simulated machine, once for each of SEEDS seeds, and says what the runs came by. What they
-# run is optimised in the dev profile too (Cargo.toml).
+# Runs the real actors over a simulated machine, once for each of SEEDS seeds, and prints the coverage of the runs. The
+# dev profile optimises this code too (Cargo.toml).
 SEEDS ?= 10000
 test-runs:
 	KMORPH_RUN_SEEDS=$(SEEDS) $(CARGO) test --package kmorph-actors --test runs whatever -- --nocapture
@@ -74,30 +74,29 @@ test-flips: setup
 	$(CARGO) build --package kmorph-tests
 	KMORPH_TEST_FLIPS=$(FLIPS) $(CARGO) test --package kmorph-tests --test vmcores_of_others
 
-# Has drgn read what is written from real kernels' memory. drgn comes from PyPI, into target/drgn.
+# drgn reads vmcores of real kernels. It is installed from PyPI into target/drgn.
 test-drgn: setup
 	$(CARGO) build --package kmorph-tests --package kmorphctl
 	test -x target/drgn/bin/drgn || { python3 -m venv target/drgn && target/drgn/bin/pip install --quiet drgn; }
 	KMORPH_DRGN_PYTHON=$(CURDIR)/target/drgn/bin/python $(CARGO) test --package kmorph-tests --test vmcore drgn -- --ignored
 
-# Has drgn tell tasks and stacks, for `kmorphctl vmcore analyze --vmlinux`. The same download as for test-crash.
+# drgn prints tasks and stacks, for `kmorphctl vmcore analyze --vmlinux`. The same download as for test-crash.
 test-tasks: setup
 	scripts/fetch-debug-symbols
 	$(CARGO) build --package kmorph-tests --package kmorphctl
 	test -x target/drgn/bin/drgn || { python3 -m venv target/drgn && target/drgn/bin/pip install --quiet drgn; }
 	PATH=$(CURDIR)/target/drgn/bin:$$PATH $(CARGO) test --package kmorph-tests --test vmcore tasks -- --ignored
 
-# Has crash read what is written from real kernels' memory, with Debian's debug symbols: a download of 600 MB.
+# crash reads vmcores of real kernels, with Debian's debug symbols: a download of 600 MB.
 test-crash: setup
 	scripts/fetch-debug-symbols
 	command -v crash >/dev/null || apt-get install --yes --quiet --no-install-recommends crash
 	$(CARGO) build --package kmorph-tests
 	$(CARGO) test --package kmorph-tests --test vmcore crash -- --ignored --nocapture
 
-# Tells and shows the story of the README. `make demo BACKEND=qemu` tells it with real kernels; those and
-# the vsock device are fetched into the cache, QEMU must be installed (scripts/setup, as root). With
-# TRANSPORT=kerf as well, over kerf-vsock.ko. `make demo BACKEND=multikernel` tells it beside an emulated
-# multikernel kernel, as root.
+# Runs the demo of the README. `make demo BACKEND=qemu` uses real kernels: it fetches the kernels and the vsock
+# device into the cache, and needs QEMU (scripts/setup, as root). With TRANSPORT=kerf as well, the demo uses
+# kerf-vsock.ko. `make demo BACKEND=multikernel`, as root, uses an emulated multikernel kernel.
 demo: demo-$(BACKEND)
 
 demo-embedded: demo-build
@@ -111,7 +110,7 @@ demo-qemu: demo-build
 	@[ $(TRANSPORT) != kerf ] || scripts/build-kmod >/dev/null
 	@$(DEMO) --backend=qemu --transport=$(TRANSPORT)
 
-# What the demo would refuse is refused before the build, whose minutes would be for nothing.
+# Check the demo's requirements before the build, which takes minutes.
 demo-multikernel:
 	@[ $(USER_ID) = 0 ] || { \
 	  echo "a multikernel kernel cannot be emulated here: its files are mounted, which takes root; as root, or after" >&2; \
@@ -170,8 +169,8 @@ kmod-debug-kernel: setup
 test-vsock: setup
 	scripts/test-vsock
 
-# All that tests do with a kernel, with the newest that SUITE of Debian has (or the newest of SERIES), and a table of what was
-# found: some ten minutes, and 0.6 GB in the cache.
+# Runs all tests that use a kernel on the newest kernel of Debian's SUITE (or the newest of SERIES), and prints a table of
+# results: about ten minutes, and 0.6 GB in the cache.
 SUITE ?= sid
 new-kernel: setup
 	scripts/new-kernel $(SUITE) $(SERIES)

@@ -92,7 +92,7 @@ pub async fn serve(
     }
 }
 
-/// What is to be read.
+/// The memory to read.
 struct Order {
     capture: u64,
     pci_port: String,
@@ -160,7 +160,7 @@ fn piece(range: MemoryRange, windows: &[MemoryWindow]) -> Option<Piece> {
     Some(Piece { range, offset })
 }
 
-/// What the thread says.
+/// A message of the thread.
 enum Told {
     /// It has the memory.
     Begun,

@@ -52,7 +52,7 @@ pub unsafe fn listeners(expected: usize) -> Result<Vec<OwnedFd>, InheritError> {
             numbers.len()
         )));
     }
-    // What else was left open is of no use here, and somebody may wait for its end.
+    // Close all other descriptors: they are useless here, and another process may wait for their end.
     // SAFETY: the caller promises that nothing in this process owns any of them.
     unsafe { close_all_but(&numbers) }.map_err(|e| bad(format!("closing the others: {e}")))?;
     // SAFETY: each is open, as just seen, named once, and the caller promises nobody else owns it.

@@ -65,7 +65,7 @@ mod tests {
 
     use super::*;
 
-    /// What a guest with a device of each driver shows: their interrupts, and one of a disk.
+    /// The interrupts of a guest with a device of each driver, and of one disk.
     fn guest() -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         let at = |path: &str| root.path().join(path);

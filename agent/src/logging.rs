@@ -74,7 +74,7 @@ pub fn start(out: OwnedFd, rotated: Option<PathBuf>) -> io::Result<(Log, Written
     Ok((log, written))
 }
 
-/// What waits for the log's thread. The permit bounds the queue.
+/// An entry in the queue of the log's thread. The permit bounds the queue.
 enum Item {
     Piece(Vec<u8>, OwnedSemaphorePermit),
     /// Write everything before this, then notify the sender.

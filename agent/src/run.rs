@@ -35,7 +35,7 @@ pub enum RunError {
     /// The system refused something.
     #[error("{what}: {source}")]
     System {
-        /// What was tried.
+        /// The failed step.
         what: String,
         /// The system's reason.
         source: io::Error,
@@ -115,7 +115,7 @@ pub fn run(config: AgentConfig, path: &Path, inherited: Vec<OwnedFd>) -> Result<
     runtime.block_on(serve(config, started))
 }
 
-/// What the start has made.
+/// The result of the start.
 struct Started {
     /// Directory of the configuration.
     dir: PathBuf,

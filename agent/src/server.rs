@@ -107,7 +107,7 @@ pub async fn serve(mut connections: mpsc::Receiver<Connection>, served: Served, 
                 debug!(served.log, "connection"; "channel" => channel.as_str());
                 let incarnation = connection.hello.fixed.incarnation;
                 if incarnation > daemon {
-                    // What an older daemon left open it cannot command with.
+                    // An older daemon can no longer command through its open connections.
                     daemon = incarnation;
                     let older = [heartbeat.take(), control.take()].into_iter().flatten();
                     older.chain(bulk.all()).for_each(|task| task.abort());
@@ -227,7 +227,7 @@ fn replace(
     task
 }
 
-/// What the tables of the protocol have against a frame on this channel, whatever it asks for.
+/// The protocol tables' objection to a frame on this channel, independent of its content.
 fn objection(frame: &Frame, agreed: &u64, channel: Channel) -> Option<Refusal> {
     let message = &frame.message;
     if !message.may_travel(PeerRole::Daemon, channel) {
@@ -243,7 +243,7 @@ fn objection(frame: &Frame, agreed: &u64, channel: Channel) -> Option<Refusal> {
     None
 }
 
-/// What is against a frame as the first of a bulk channel: it says neither a morph's nor a capture's.
+/// The objection to a frame as the first of a bulk channel: it belongs to neither a morph nor a capture.
 fn undecided(frame: &Frame) -> Option<Refusal> {
     let decides = matches!(
         frame.message,
@@ -329,7 +329,7 @@ fn heartbeat(
     }
 }
 
-/// What a workload's state says of the instance. One that is being started does not work yet: a
+/// The health of the instance by its workload's state. A starting workload does not work yet: a
 /// spawn is complete when its program runs.
 fn health(state: WorkloadState) -> Health {
     match state {

@@ -308,7 +308,7 @@ impl Backend for EmbeddedBackend {
             Err(error) => Err(error),
         };
         if let Err(error) = born {
-            // One that cannot be removed is empty, and removed at the next start of the daemon.
+            // If the removal fails, the cgroup is empty, and the daemon's next start removes it.
             let _ = finding::remove_cgroup(&placement.containment);
             return Err(error);
         }

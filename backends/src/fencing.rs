@@ -110,7 +110,7 @@ enum NotEnded {
     Unseen(#[from] io::Error),
 }
 
-/// What a look found that has not ended: never nothing.
+/// The remains of a generation that a look found; never empty.
 #[derive(Debug)]
 struct Remains {
     processes: Vec<Stat>,
@@ -200,7 +200,7 @@ async fn kill_all(placement: &Arc<Placement>, timeout: Duration) -> Result<Ended
     }
 }
 
-/// What has not ended, and what it rests on when that is nothing.
+/// The remains of the generation, if any, and the proof for their absence.
 async fn look(placement: &Arc<Placement>) -> io::Result<(Option<Remains>, Proof)> {
     let known = placement.containment.cgroup.as_ref().map(Cgroup::known);
     let proof = match known {
@@ -215,7 +215,7 @@ async fn look(placement: &Arc<Placement>) -> io::Result<(Option<Remains>, Proof)
     Ok((Remains::of(found, None), proof))
 }
 
-/// What lives in a cgroup. Its list can be empty while its last process is ending.
+/// The live processes of a cgroup. The list can be empty while the last process is ending.
 fn living(cgroup: Cgroup) -> Remains {
     let pids = cgroup.pids().into_iter();
     let processes = pids.filter_map(|pid| Stat::read(pid).ok().flatten());

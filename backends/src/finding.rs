@@ -15,7 +15,7 @@ use crate::fencing;
 /// The placement without its processes, in a run directory: written before anything is started.
 pub(crate) const PLACEMENT: &str = "placement.json";
 
-/// What holds the processes of a new generation.
+/// Creates the containment for the processes of a new generation.
 ///
 /// # Errors
 /// If something that no journal knows lives in its place.

@@ -42,7 +42,7 @@ pub enum BadImage {
     NotAKernel {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault of the image.
         reason: String,
     },
 }

@@ -19,7 +19,7 @@ use crate::contract::Placement;
 use crate::marks::{self, Known};
 use crate::process::Stat;
 
-/// What a look found of a generation.
+/// The processes of a generation that a look found.
 type Found = io::Result<Vec<Stat>>;
 
 /// Those who wait for a look of this process. `/proc` is the whole host's, so one is enough.

@@ -37,7 +37,7 @@ pub(crate) struct Seen {
     evidence: Evidence,
 }
 
-/// What a process carries by itself.
+/// Evidence that a process carries itself.
 #[derive(Clone, Default)]
 struct Evidence {
     tag: Option<u64>,
@@ -53,7 +53,7 @@ impl Evidence {
     }
 }
 
-/// What earlier looks have found of the processes that still run.
+/// Evidence that earlier looks found for processes that still run.
 #[derive(Default)]
 pub(crate) struct Known(HashMap<(i32, u64), Evidence>);
 
@@ -87,7 +87,7 @@ fn evidence(stat: &Stat, sought: &BTreeSet<Vec<u8>>) -> Evidence {
     }
 }
 
-/// Those of the processes that are of a generation. Its mark was sought.
+/// The processes of `seen` that belong to the generation; the look searched for its mark.
 ///
 /// # Errors
 /// If `/proc` cannot be read.
@@ -184,7 +184,7 @@ pub(crate) fn has_mark(pid: i32, entry: &[u8]) -> bool {
 }
 
 fn marks_in_file(environ: &Path, sought: &BTreeSet<Vec<u8>>) -> BTreeSet<Vec<u8>> {
-    // What cannot be read ended meanwhile, or is another user's.
+    // An unreadable process ended meanwhile, or belongs to another user.
     let read = File::open(environ).and_then(|file| marks_in(file, sought));
     read.unwrap_or_default()
 }

@@ -16,7 +16,7 @@ use crate::contract::{ExitCause, ProcessId};
 /// The flag of the kernel's own threads (include/linux/sched.h), in field 9 of `/proc/<pid>/stat`.
 const PF_KTHREAD: u64 = 0x0020_0000;
 
-/// What `/proc/<pid>/stat` says of a process (proc_pid_stat(5)).
+/// The fields of `/proc/<pid>/stat` (proc_pid_stat(5)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
     pub(crate) pid: i32,

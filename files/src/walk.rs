@@ -108,7 +108,7 @@ impl Way {
 
     fn step(&mut self, name: &OsStr, missing: Missing, wanted: &Path) -> Result<(), Refusal> {
         if name == ".." {
-            // What was walked so far has no symbolic links: its parent is the one above.
+            // The walked part has no symbolic links: its parent is the one above.
             self.above
                 .truncate(self.above.len().saturating_sub(1).max(1));
             return Ok(());

@@ -110,7 +110,7 @@ mod tests {
         }
     }
 
-    /// What is found when the device behind the socket does `answer` to whoever asks for a port.
+    /// The sign found if the device behind the socket answers each request for a port with `answer`.
     async fn found<F: Future<Output = ()>>(answer: impl FnOnce(UnixStream) -> F) -> Option<Sign> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("vsock.sock");

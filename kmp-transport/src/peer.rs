@@ -247,12 +247,12 @@ impl Runner {
             match self.open().await {
                 Ok(connection) => {
                     let begun = tokio::time::Instant::now();
-                    // What was queued for the last connection is not for this one.
+                    // Messages queued for the last connection do not belong to this one.
                     while self.queue.try_recv().is_ok() {}
                     (self.sink)(PeerEvent::Up(channel, Box::new(connection.hello.clone())));
                     let end = self.pump(connection).await;
                     (self.sink)(PeerEvent::Down(channel, end.to_string()));
-                    // One that says HELLO and breaks off, again and again, is not met ever faster.
+                    // Keep the back-off for a peer that repeatedly says HELLO and disconnects.
                     if begun.elapsed() >= RECONNECT_MAX {
                         wait = RECONNECT_FIRST;
                     }

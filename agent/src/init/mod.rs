@@ -88,7 +88,7 @@ fn system(error: io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or(0))
 }
 
-/// What a module is told. For most of them: nothing, their defaults hold.
+/// The parameters of a module; most modules get none and use their defaults.
 fn parameters(module: &Path, config: &AgentConfig) -> Result<CString, InitError> {
     if module.file_name() != Some(OsStr::new(KERF_VSOCK)) {
         return Ok(CString::default());

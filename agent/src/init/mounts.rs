@@ -9,7 +9,7 @@ use nix::mount::{MsFlags, mount};
 
 use super::{InitError, failed};
 
-/// What is mounted where, in this order.
+/// A mount, in this order.
 struct Mount {
     kind: &'static str,
     at: &'static str,

@@ -160,7 +160,7 @@ mod tests {
     impl Sysfs {
         fn empty() -> Self {
             let sysfs = Self(tempfile::tempdir().unwrap());
-            // What else hangs below a port.
+            // Other entries below a port.
             std::fs::create_dir_all(sysfs.port().join("0000:00:1e.0:pcie001")).unwrap();
             std::fs::create_dir(sysfs.port().join("power")).unwrap();
             sysfs

@@ -87,7 +87,7 @@ impl Morphs {
     /// Answers a request of a morph.
     ///
     /// # Errors
-    /// What to answer with ERROR instead.
+    /// The refusal, which the caller answers with ERROR.
     pub async fn answer(&self, message: &Message) -> Result<Message, Refusal> {
         match message {
             Message::MorphPrepare(prepare) => self.prepare(prepare),
@@ -179,7 +179,7 @@ impl Morphs {
         }))
     }
 
-    /// What the source names for the target; the target names nothing.
+    /// The references that the source hands to the target; the target hands over none.
     async fn hand_on(&self, transfer: &MorphTransfer) -> Result<Vec<Reference>, Refusal> {
         let MorphTransferFixed {
             session,

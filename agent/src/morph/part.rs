@@ -49,7 +49,7 @@ enum Part {
     },
 }
 
-/// What a rollback is to do.
+/// The task of a rollback.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Undo {
     /// Resume the workload if it is frozen, and report its state.
@@ -58,7 +58,7 @@ pub(super) enum Undo {
     Stop,
 }
 
-/// What a freeze is to do.
+/// The task of a freeze.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Freeze {
     /// Ask the workload.
@@ -148,7 +148,7 @@ impl Role {
         }
     }
 
-    /// What FREEZE is to do.
+    /// The task of FREEZE.
     pub(super) fn freeze(&self, session: u64) -> Result<Freeze, Misfit> {
         match self.source(session)? {
             Course::Serving => Ok(Freeze::Now),
@@ -259,7 +259,7 @@ impl Role {
         }
     }
 
-    /// What a rollback of `session` is to do here.
+    /// The task of a rollback of `session` on this side.
     pub(super) fn roll_back(&self, session: u64, side: Side) -> Result<Undo, Misfit> {
         match (side, self.part) {
             (Side::Target, Part::Target { session: now, .. }) if now == session => Ok(Undo::Stop),

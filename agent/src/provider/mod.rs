@@ -130,7 +130,7 @@ pub trait Provider: fmt::Debug + Send + Sync {
     /// Which one it is, in the protocol.
     fn id(&self) -> StateProvider;
 
-    /// What it can do here and now.
+    /// The provider's ability in this instance.
     ///
     /// # Errors
     /// Why it cannot be used, for people; never empty.

@@ -26,7 +26,7 @@ pub struct LaunchError {
 pub(super) struct Launched {
     pub(super) child: tokio::process::Child,
     pub(super) end: AgentEnd,
-    /// What it prints.
+    /// The program's output.
     pub(super) output: OwnedFd,
 }
 

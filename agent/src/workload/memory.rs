@@ -67,7 +67,7 @@ impl Memory {
         field(&std::fs::read_to_string(file).ok()?, "oom_kill")
     }
 
-    /// What a kill that [`Memory::oom_kills`] has counted means, to follow the program's exit status.
+    /// Explains a kill that [`Memory::oom_kills`] has counted, to follow the program's exit status.
     pub(super) fn oom_text(&self) -> String {
         match &self.held {
             Held::ByCgroup(_) => format!(

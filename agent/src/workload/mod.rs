@@ -202,7 +202,7 @@ impl Workload {
                 | WorkloadState::Frozen
         );
         if alive && !supervised {
-            // Nobody starts it, watches it or asks it any more: whatever it does, it is not known to run.
+            // Nothing supervises the workload any more: it may not be running.
             condition.state = WorkloadState::Failed;
             condition.text = "the workload is no longer supervised".to_owned();
         }

@@ -36,7 +36,7 @@ pub(super) struct Supervisor {
     oom_kills: Option<u64>,
 }
 
-/// What comes after a program's end.
+/// The step after a program's end.
 enum Next {
     Start,
     Rest,
@@ -198,7 +198,7 @@ impl Supervisor {
         self.tell(|c| c.state = state);
     }
 
-    /// What a reply says about where the program stands.
+    /// Records the program's state from a reply.
     fn note(&mut self, reply: &Reply) {
         let state = match reply {
             Reply::Frozen { .. } => WorkloadState::Frozen,

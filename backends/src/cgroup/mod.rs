@@ -134,7 +134,7 @@ impl Cgroups {
     fn sweep(&self) {
         for child in children(&self.base) {
             if let Ok(cgroup) = Cgroup::at(child) {
-                // One that something lives in stays: it is looked for by its placement.
+                // A cgroup with live processes stays; its placement leads to it.
                 let _ = cgroup.remove();
             }
         }
@@ -146,7 +146,7 @@ const IN_A_UNIT: &str = "systemd could not start kmorphd again beside running in
                          enabled in the cgroup of its unit; without Delegate= in the unit, kmorphd run by root uses the \
                          top of the hierarchy, and limits memory there";
 
-/// What a person is told of it.
+/// The result of the search, as text for people.
 pub(crate) fn told(found: &Result<Cgroups, NoCgroups>) -> String {
     match found {
         Ok(cgroups) => format!("a cgroup for each instance, in {}", cgroups.base.display()),
@@ -191,7 +191,7 @@ pub fn end_all_below(directory: &Path) {
     let _ = std::fs::remove_dir(top);
 }
 
-/// One that exists.
+/// An existing cgroup.
 #[derive(Clone, Debug)]
 pub(crate) struct Cgroup {
     id: CgroupId,
@@ -284,7 +284,7 @@ impl Cgroup {
                 _ => {}
             }
         }
-        // Those of other generations, or of other daemons, may be left.
+        // Parents with cgroups of other generations or daemons stay.
         for parent in self.id.path.ancestors().skip(1).take(2) {
             let _ = std::fs::remove_dir(parent);
         }

@@ -24,7 +24,7 @@ use super::{NoCgroups, OWN_NAME};
 /// Extended attributes with which systemd marks what it has delegated: the second for who may not read the first.
 const DELEGATED: [&str; 2] = ["trusted.delegate", "user.delegate"];
 
-/// What statfs(2) says of a cgroup2 file system (include/uapi/linux/magic.h).
+/// The type that statfs(2) returns for a cgroup2 file system (include/uapi/linux/magic.h).
 const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
 
 /// Where this process may make cgroups.

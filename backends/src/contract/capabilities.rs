@@ -29,7 +29,7 @@ const BUDGET_BY_REFERENCE: Duration = Duration::from_millis(10);
 /// workloads that are asked take ten times as long: a morph takes 15 to 60 ms there, with the machine.
 const BUDGET_OF_GUESTS: Duration = Duration::from_millis(100);
 
-/// What the line of a kernel's panic has in it, on its console and in its log (kernel/panic.c).
+/// Part of the line of a kernel panic, on the console and in the kernel log (kernel/panic.c).
 pub const PANIC_LINE: &str = "Kernel panic - not syncing";
 
 impl BackendKind {

@@ -83,7 +83,7 @@ pub struct HostListener {
     pub socket: OwnedFd,
 }
 
-/// What to start. The generation is durable in the journal before this is built.
+/// The order for a spawn. The generation is durable in the journal before this is built.
 #[derive(Debug)]
 pub struct SpawnSpec {
     /// The instance.
@@ -289,7 +289,7 @@ pub struct Fenced {
 pub struct FenceUnconfirmed {
     /// The order, still to be carried out.
     pub order: FenceOrder,
-    /// What was observed instead of the end.
+    /// The observation that contradicts the end.
     pub reason: String,
 }
 

@@ -20,7 +20,7 @@ pub(super) struct Archive<W: Write> {
     written: usize,
 }
 
-/// What follows the name in an entry's header.
+/// The fields of an entry's header.
 #[derive(Default)]
 struct Meta {
     mode: u32,

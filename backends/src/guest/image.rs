@@ -49,7 +49,7 @@ const DIRECTORIES: [&str; 8] = [
     "tmp",
 ];
 
-/// What goes into an image.
+/// The contents of an image.
 #[derive(Debug)]
 pub(crate) struct Recipe {
     /// The kernel's release.
@@ -118,7 +118,7 @@ impl Recipe {
     /// The image for this recipe, from the cache or built now. Blocking: about 50 ms when it is built.
     pub(crate) fn image(&self, cache: &Path) -> Result<GuestImage, ImageError> {
         let directory = cache.join("guest-images");
-        // What is in it is booted: nobody else may have put it there.
+        // Guests boot the images in this directory: no other user may write to it.
         let owned = OwnDir::make(&directory, PRIVATE_DIR);
         owned.map_err(|refusal| file("making", &directory)(refusal.into()))?;
         let mut files = BTreeSet::new();

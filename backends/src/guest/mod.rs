@@ -88,7 +88,7 @@ pub(crate) fn image_failed(error: ImageError) -> SpawnError {
     }
 }
 
-/// What the agent of a kernel is told; `modules` are loaded, and `vsock_option` chooses its vsock's transport.
+/// The agent's configuration in a guest kernel; `modules` are loaded, and `vsock_option` chooses its vsock's transport.
 pub(crate) fn agent_config(
     spec: &SpawnSpec,
     key: Secret,

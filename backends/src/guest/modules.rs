@@ -75,7 +75,7 @@ impl ModuleTree {
         })
     }
 
-    /// Those of `wanted`, and what they depend on, that are not built in: in the order in which they
+    /// The modules of `wanted` and their dependencies that are not built in, in the order in which they
     /// can be loaded.
     pub(super) fn closure(&self, wanted: &[&str]) -> Result<Vec<Module>, ModuleError> {
         let mut done = HashSet::new();
@@ -186,7 +186,7 @@ fn name_of(path: &str) -> Option<String> {
     Some(file.strip_suffix(".ko")?.replace('-', "_"))
 }
 
-/// What a module names in `depends=` of its `.modinfo` section: a list of NUL-ended `key=value`.
+/// The dependencies in `depends=` of a module's `.modinfo` section, a list of NUL-ended `key=value`.
 fn depends(object: &[u8]) -> Vec<String> {
     let text = object
         .split(|b| *b == 0)

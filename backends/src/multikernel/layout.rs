@@ -41,7 +41,7 @@ impl Layout {
     }
 }
 
-/// What is known already. The host's kernel is the same for as long as this process runs.
+/// Cached answers. The host's kernel stays the same while this process runs.
 #[derive(Debug, Default)]
 pub(super) struct Agreements {
     own: OnceLock<Own>,
@@ -49,7 +49,7 @@ pub(super) struct Agreements {
     images: Mutex<HashMap<String, Result<(), Disagreement>>>,
 }
 
-/// What the host's kernel says of itself.
+/// The host kernel's description of itself.
 #[derive(Debug)]
 struct Own {
     release: String,

@@ -69,7 +69,7 @@ pub const RECORDS: &str = libkerf::record::DIRECTORY;
 pub const XDP_PINS: &str = network::XDP_PINS;
 /// The module that carries vsock between kernels; loaded where it is not built in.
 const NEEDED: [&str; 1] = ["mk_transport"];
-/// What a generation boots.
+/// A generation's initramfs.
 const INITRAMFS: &str = "initramfs.img";
 
 /// Configuration of the backend.
@@ -446,7 +446,7 @@ impl Backend for MultikernelBackend {
             return std::future::pending().await;
         }
         loop {
-            // What cannot be looked at now may be at the next look; silence will tell otherwise.
+            // If this look fails, the next one may succeed; otherwise silence reveals the end.
             if let Ok(Observation::Ended(cause)) = self.observe(placement).await {
                 return cause;
             }

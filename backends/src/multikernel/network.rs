@@ -18,7 +18,7 @@ use crate::contract::SpawnError;
 pub(super) const XDP_PINS: &str = "/sys/fs/bpf/mk";
 /// Characters of a kernel instance's name in the name of a netdev.
 const NAME_CHARACTERS: usize = 9;
-/// What virtio calls a network card.
+/// Virtio's device type of a network card.
 const NET: u32 = 1;
 
 /// A kernel instance and its virtio devices.

@@ -31,7 +31,7 @@ pub(super) fn note_asked(run_dir: &Path) -> std::io::Result<()> {
 }
 
 impl Slots {
-    /// What can be seen of a generation now.
+    /// Observes a generation now.
     pub(super) fn observe(&self, placement: &Placement) -> Result<Observation, SlotError> {
         let asked = || placement.run_dir.join(ASKED).exists();
         let ended = |cause| Ok(Observation::Ended(cause));

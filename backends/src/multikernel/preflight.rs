@@ -14,7 +14,7 @@ use super::{MultikernelConfig, Vsock};
 /// `CAP_SYS_BOOT` (capabilities(7)).
 const CAP_SYS_BOOT: u32 = 22;
 const KEXEC_DISABLED: &str = "/proc/sys/kernel/kexec_load_disabled";
-/// What is left to somebody whose kernel has no vsock between its kernels: not every version's compiles.
+/// Advice if the kernel has no vsock between its kernels: some versions of it do not compile.
 const WITHOUT_VSOCK: &str = "Without it kmorph reaches no agent: it could neither watch nor morph an instance, and \
                              starts none. What works: kerf create, load, start and console; libkerf and its Python \
                              package; kmorphctl vmcore analyze; kmorphd with another backend";
@@ -108,7 +108,7 @@ fn enough(system: &System) -> Result<String, String> {
     ))
 }
 
-/// What keeps this process from loading and booting kernels.
+/// The missing rights to load and boot kernels.
 fn rights() -> Vec<String> {
     let mut missing = Vec::new();
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

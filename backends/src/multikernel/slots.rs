@@ -24,12 +24,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::contract::{KernelInstance, Placement};
 
-/// What is put behind a name for the second of its kernel instances.
+/// Suffix for the name of an instance's second kernel instance.
 const SECOND: &str = "+b";
 /// The key of our own in kerf's records.
 const KEY: &str = "kmorph";
 
-/// What we write into kerf's record of a kernel instance.
+/// kmorph's entry in kerf's record of a kernel instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Mark {
     /// The kmorph instance.
@@ -104,7 +104,7 @@ impl Mark {
     }
 }
 
-/// What is in a kernel instance.
+/// The content of a kernel instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Content {
     /// There is no such kernel instance.
@@ -131,7 +131,7 @@ pub(super) enum Holds {
     This(Mark, Status),
 }
 
-/// What became of something that was left behind.
+/// The result of tidying up a leftover.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Tidied {
     /// A lock of ours was removed.
@@ -211,7 +211,7 @@ impl Slots {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is in the kernel instance of this name.
+    /// The content of the kernel instance of this name.
     pub(super) fn content(&self, name: &str) -> Result<Content, SlotError> {
         let (mark, status) = match self.recorded(name)? {
             Content::Marked(mark, status) => (mark, status),
@@ -230,7 +230,7 @@ impl Slots {
         Ok(mark.origin.is(self.kernel.creation(name)?) == Some(true))
     }
 
-    /// What the record says is in the kernel instance of this name. To be looked at often: it does not ask whether the
+    /// The content according to the record of the kernel instance of this name. Cheap: it does not ask whether the
     /// record is of that kernel instance, which takes the kernel's transactions.
     fn recorded(&self, name: &str) -> Result<Content, SlotError> {
         let status = match self.kernel.status(name) {
@@ -252,7 +252,7 @@ impl Slots {
         )
     }
 
-    /// What has become of a placement's kernel instance.
+    /// Whether a placement's kernel instance still holds the generation.
     pub(super) fn holds(&self, placement: &Placement) -> Result<Holds, SlotError> {
         self.related(placement, &Self::content)
     }
@@ -373,7 +373,7 @@ impl Slots {
     /// is in the record.
     pub(super) fn begin(&self, name: &str, mark: &Mark) -> Result<(), RecordError> {
         let mut record = self.records.load(name)?.unwrap_or_default();
-        // What was loaded in an earlier boot, or for an earlier generation, is not loaded now.
+        // Images loaded in an earlier boot, or for an earlier generation, are not loaded now.
         (record.kernel, record.initrd) = (None, None);
         (record.rootfs, record.loaded_at) = (None, None);
         mark.put(&mut record);

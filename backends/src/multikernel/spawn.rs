@@ -29,7 +29,7 @@ const CMDLINE_MAX_BYTES: usize = 2048;
 /// How long others who change something are waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What is loaded.
+/// The loaded images.
 pub(super) struct Boot {
     pub(super) kernel: PathBuf,
     pub(super) initramfs: PathBuf,
@@ -251,7 +251,7 @@ impl Slots {
     fn try_undo(&self, name: &str, mark: &Mark) -> Result<(), String> {
         let text = |error: &dyn std::error::Error| error.to_string();
         match self.content(name).map_err(|error| text(&error))? {
-            // What somebody else has made meanwhile is theirs.
+            // A kernel instance that another program created meanwhile belongs to that program.
             Content::Absent | Content::Foreign(_) | Content::Outlived(..) => {
                 let forgotten = self.forget_of(name, mark.generation, &mark.run_dir);
                 forgotten.map_err(|error| text(&error))
@@ -265,7 +265,7 @@ impl Slots {
                 }
                 if status.has_kernel() {
                     self.unload(name).map_err(|error| text(&error))?;
-                    // Whoever finds the mark, if it stays, is to see that nothing is loaded.
+                    // If the mark stays, it must say that nothing is loaded.
                     self.begin(name, mark).map_err(|error| text(&error))?;
                 }
                 let taken = self.take_away(name, mark, None);
@@ -282,7 +282,7 @@ fn failed(action: &str, name: &str, error: &dyn std::error::Error) -> SpawnError
     }
 }
 
-/// What is lacking is the user's to change, or the operator's.
+/// The user or the operator can supply missing resources.
 fn not_made(name: &str, error: &TakeError) -> SpawnError {
     match error {
         TakeError::Shortage(shortage @ Shortage::Senseless(_)) => {

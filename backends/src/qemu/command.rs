@@ -8,7 +8,7 @@ use kmp_transport::kerf::VECTORS;
 use super::lending;
 use crate::guest::AGENT_CONFIG;
 
-/// What runs the guest's instructions.
+/// The accelerator that executes the guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Accelerator {
     /// The processor.
@@ -142,7 +142,7 @@ impl Machine<'_> {
         line
     }
 
-    /// What follows `--` is given to init: the agent's arguments.
+    /// The kernel passes the words after `--` to init: the agent's arguments.
     fn kernel_cmdline(&self) -> String {
         let own = self.cmdline.trim();
         format!("{KERNEL_CMDLINE} {own} -- --config {AGENT_CONFIG}")

@@ -21,7 +21,7 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_secs(5);
 const QUOTE_BYTES: u64 = 400;
 /// The end of a console that is searched for a panic, bytes: what a panicking kernel prints after it fits.
 const SEARCH_BYTES: u64 = 64 * 1024;
-/// What the agent's lines about its connections have in them.
+/// A mark in the agent's log lines about its connections.
 const OF_CONNECTIONS: &str = " DEBG ";
 
 /// Turns the log over if it is too large.

@@ -51,7 +51,7 @@ const PORT_SLOT: &str = "1e.0";
 const DEVICE: &str = "lent";
 /// QEMU's kind of a backend that maps a file.
 const BACKEND: &str = "memory-backend-file";
-/// What QEMU's name for the memory begins with.
+/// Prefix of QEMU's name for the memory.
 const MEMORY_PREFIX: &str = "lent-memory-";
 /// Where QEMU keeps the devices that have a name.
 const DEVICES: &str = "/machine/peripheral";
@@ -112,7 +112,7 @@ fn measured(file: &File) -> io::Result<u64> {
     Ok(file.metadata()?.len())
 }
 
-/// What is lent of a memory.
+/// A lent part of a memory.
 #[derive(Debug, PartialEq, Eq)]
 struct Piece {
     /// Its offset in the file; a multiple of [`LENT_MIN_BYTES`].

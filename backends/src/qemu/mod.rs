@@ -244,7 +244,7 @@ impl QemuBackend {
         }
     }
 
-    /// What the process alone shows; `None` when it runs, so that QEMU itself can be asked.
+    /// The state that the process alone shows; `None` if it runs, so that the caller can ask QEMU.
     async fn observe_process(&self, qemu: &ProcessId) -> io::Result<Option<Observation>> {
         let stat = Stat::read(qemu.pid)?;
         match stat.filter(|stat| stat.is(qemu)) {
@@ -433,7 +433,7 @@ impl Backend for QemuBackend {
         let sent = qmp::command(&socket, "send-key", Some(json!({ "keys": keys }))).await;
         match sent {
             Ok(_) => Ok(()),
-            // Nobody there to be asked: it has ended.
+            // QEMU has ended.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
             Err(error) => Err(failed(format!("asking {} to shut down", placement.name))(

@@ -31,7 +31,7 @@ const CACHE_DIR_MODE: u32 = 0o755;
 const ROM_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest time for a kernel to boot under KVM: it takes about one second.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(8);
-/// What the newest release of vhost-device-vsock says of itself; `scripts/vhost-device-vsock.patch` has its fault.
+/// Version line of the newest release of vhost-device-vsock; `scripts/vhost-device-vsock.patch` fixes its bug.
 const UNSOUND_DEVICE: &str = "vhost-device-vsock 0.3.0";
 /// Longest time for a program to say its version.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(5);
@@ -118,7 +118,7 @@ pub(super) async fn first_line(program: &Path) -> Result<String, String> {
         .collect())
 }
 
-/// What is said of a vhost-device-vsock with this version line.
+/// The verdict on a vhost-device-vsock with this version line.
 pub(super) fn judge_vsock_device(line: &str) -> String {
     if line.trim() != UNSOUND_DEVICE {
         return line.to_owned();
@@ -226,7 +226,7 @@ impl KvmProbe {
         }
     }
 
-    /// What runs `kernel`. Takes a boot of it, once.
+    /// The accelerator for `kernel`. The first call boots the kernel.
     pub(super) async fn accelerator(&self, version: &Version, kernel: &Path) -> Accelerator {
         self.first(version).await;
         let mut state = self.state.lock().await;

@@ -8,7 +8,7 @@ use kmorph_launch::handover::SOCKET_PATH_MAX_BYTES;
 use crate::contract::{REGISTERS, SpawnError, SpawnSpec};
 use crate::finding::PLACEMENT;
 
-/// What the guest boots.
+/// The guest's initramfs.
 pub(super) const INITRAMFS: &str = "initramfs.img";
 /// Where QEMU takes commands.
 pub(super) const COMMANDS: &str = "qmp.sock";
@@ -18,11 +18,11 @@ pub(super) const EVENTS: &str = "events.sock";
 pub(super) const VHOST: &str = "vhost.sock";
 /// Where the daemon connects to the guest (CONNECT 9000), with a vhost-user device.
 pub(super) const VSOCK: &str = "vsock.sock";
-/// What the guest prints.
+/// The guest's console output.
 pub(super) const CONSOLE: &str = "console.log";
-/// What QEMU prints.
+/// QEMU's output.
 pub(super) const QEMU_LOG: &str = "qemu.log";
-/// What the vhost-user device prints.
+/// Output of the vhost-user device.
 pub(super) const VHOST_LOG: &str = "vhost.log";
 /// The logs, which a release keeps.
 pub(super) const LOGS: [&str; 3] = [CONSOLE, QEMU_LOG, VHOST_LOG];

@@ -29,7 +29,7 @@ const RETRY_EVERY: Duration = Duration::from_millis(50);
 type Key = (i32, u64);
 type Seen = watch::Receiver<Option<ExitCause>>;
 
-/// Who is being watched.
+/// The watched generations.
 #[derive(Default)]
 pub(super) struct Watches {
     known: Mutex<HashMap<Key, (Seen, AbortHandle)>>,
@@ -118,7 +118,7 @@ async fn own_end(qemu: &ProcessId, exits: &Exits) -> ExitCause {
 /// The first event that is an end; `None` when the connection ends without one.
 async fn first_event(socket: &Path) -> Option<ExitCause> {
     let mut qmp = Qmp::connect(socket).await.ok()?;
-    // What happened before this connection is only in the status.
+    // Only the status shows events before this connection.
     if qmp.status().await.ok()? == "guest-panicked" {
         return Some(ExitCause::KernelPanicked);
     }

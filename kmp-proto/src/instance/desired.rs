@@ -1,6 +1,6 @@
-//! What is wanted of an instance.
+//! The desired state of an instance.
 
-/// What is wanted of an instance. Only this survives a restart of the daemon: the state is observed anew.
+/// The desired state of an instance. Only this survives a restart of the daemon: the state is observed anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Desired {
     /// It shall run.

@@ -1,4 +1,4 @@
-//! What the instance engine is told and asked, and what it wants done.
+//! Events and requests of the instance engine, and its actions.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::time::Instant;
 pub struct Failure {
     /// The verdict.
     pub cause: FailureCause,
-    /// What it rests on.
+    /// The evidence of the failure.
     pub evidence: Vec<String>,
 }
 
@@ -23,7 +23,7 @@ impl Failure {
     }
 }
 
-/// What the engine is told.
+/// An event for the engine.
 #[derive(Debug)]
 pub enum Event {
     /// The watched generation answers and is healthy.
@@ -67,7 +67,7 @@ pub enum Event {
     CaptureOver,
     /// A recovery or a morph has gone without a word: it panicked.
     JobGone,
-    /// What was ended holds something still.
+    /// An ended generation still holds resources.
     Unreturned(String),
     /// It is ended and forgotten.
     Ended,
@@ -75,7 +75,7 @@ pub enum Event {
     NotEnded(String),
 }
 
-/// What may be asked of an instance.
+/// A request about an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
     /// Fence it and start a successor, whatever its state.
@@ -91,7 +91,7 @@ pub enum Request {
     },
 }
 
-/// What keeps a request from being carried out.
+/// A job that prevents a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Doing {
     /// Its spawn is under way.
@@ -120,7 +120,7 @@ pub enum Answer {
     },
 }
 
-/// What is written before anything follows from it.
+/// A wish, written to the journal before the engine acts on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wish {
     /// That it be recovered.
@@ -130,7 +130,7 @@ pub enum Wish {
 }
 
 impl Wish {
-    /// What is wanted of the instance once the wish is in the journal.
+    /// The desired state of the instance once the wish is in the journal.
     pub const fn desired(self) -> Desired {
         match self {
             Self::Recover => Desired::Recover,
@@ -153,7 +153,7 @@ pub enum Successor {
 /// A recovery that is to begin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecoveryOrder {
-    /// What it recovers from.
+    /// The failure to recover from.
     pub failure: Failure,
     /// Whether it starts a successor.
     pub successor: Successor,
@@ -174,7 +174,7 @@ pub enum RecoveryEnd {
     OperatorActionNeeded(String),
 }
 
-/// What is to be done.
+/// An action for the shell.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action {
     /// About the watch of the active generation.
@@ -247,7 +247,7 @@ pub enum PortOrder {
     Close,
 }
 
-/// What a job under way is told.
+/// News for a job in progress.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JobNews {
     /// The recovery: its successor is healthy.

@@ -49,7 +49,7 @@ impl Stage {
     }
 }
 
-/// What people are shown of an instance.
+/// The condition of an instance that users see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {
     /// No healthy answer yet.

@@ -61,7 +61,7 @@ fn large() -> MorphTransfer {
     MorphTransfer::chunk(fixed, vec![0; 512 * 1024])
 }
 
-/// What is large and rare leaves nothing on a channel that then only sends what is small.
+/// A rare large message leaves no large buffer on a channel that then sends only small ones.
 #[tokio::test]
 async fn a_channel_keeps_no_large_buffer_unless_it_is_bulk() {
     for channel in [Channel::Heartbeat, Channel::Control, Channel::Bulk] {

@@ -82,7 +82,7 @@ impl Connection {
         }
     }
 
-    /// What a header says of this end; the rest of it is the caller's to fill in.
+    /// This end's fields of a header; the caller fills in the others.
     pub(super) fn tell(&mut self) -> (u32, u32) {
         self.told = self.read;
         (BUFFER_BYTES, self.read)
@@ -250,7 +250,7 @@ mod tests {
         assert_eq!(connection.receive(&packet(Op::Data, len, 0), &full), None);
         let over = connection.receive(&packet(Op::Data, 1, 0), b"x");
         assert_eq!(over, Some(Op::Reset));
-        // What had come can be read; then the reset is told.
+        // The received bytes remain readable; the reset follows them.
         let mut buffer = vec![0; len as usize + 1];
         assert_eq!(connection.read(&mut buffer).unwrap(), Some(len as usize));
         let error = connection.read(&mut buffer).unwrap_err();

@@ -69,7 +69,7 @@ struct Known {
     news: Option<mpsc::Sender<News>>,
 }
 
-/// What every guest is told of a peer that comes for the first time.
+/// The news of a new peer, for every guest.
 #[derive(Clone, Debug)]
 struct News(u32, Bells);
 
@@ -169,7 +169,7 @@ impl DoorbellServer {
 
 impl Shared {
     fn known(&self) -> MutexGuard<'_, BTreeMap<u32, Known>> {
-        // What it holds is whole at every moment.
+        // The state is consistent at every moment.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -180,7 +180,7 @@ impl Shared {
             if predecessor.present {
                 return Ok(None);
             }
-            // What was rung for the predecessor.
+            // Drop the predecessor's rings.
             for bell in predecessor.bells.iter() {
                 let _ = bell.read();
             }

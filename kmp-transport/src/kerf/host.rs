@@ -84,7 +84,7 @@ struct Guest {
     suspect: bool,
 }
 
-/// What a round of the pump found.
+/// The result of a round of the pump.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Round {
     Idle,
@@ -173,7 +173,7 @@ impl Drop for Host {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        // What it holds is whole at every moment.
+        // The state is consistent at every moment.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -5,7 +5,7 @@ pub(super) const HEADER_BYTES: usize = 44;
 /// A stream's packets.
 const STREAM: u16 = 1;
 
-/// What a packet is. Others are answered as unknown.
+/// The operation of a packet. The answer to others is "unknown".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Op {
     Request,

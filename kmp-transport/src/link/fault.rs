@@ -92,7 +92,7 @@ impl<L> FaultyLink<L> {
         struck.then(|| Box::pin(sleep(self.plan.delay)))
     }
 
-    /// What becomes of a piece that was read.
+    /// Applies faults to a piece that was read.
     fn strike(&mut self, piece: &mut [u8]) {
         self.closed = self.strikes(self.plan.close_permille);
         if self.closed || self.strikes(self.plan.loss_permille) {

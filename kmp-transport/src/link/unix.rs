@@ -27,7 +27,7 @@ static EXCHANGES: Semaphore = Semaphore::const_new(EXCHANGES_MAX);
 /// Once asked, the answer is waited for, also when the caller has given up: vhost-device-vsock 0.3, unless
 /// built by `scripts/fetch-vhost-vsock`, never serves a new connection again after one was closed while its
 /// guest had not answered yet.
-/// What waits longer than its caller ends with the answer, or with the device.
+/// An attempt that outlives its caller ends with the answer, or with the device.
 pub(super) async fn connect(path: &Path, port: u32) -> io::Result<UnixStream> {
     let permit = EXCHANGES.acquire().await.map_err(io::Error::other)?;
     let (answered, answer) = oneshot::channel();
@@ -126,7 +126,7 @@ impl UnixVsockListener {
     }
 }
 
-/// What is against a peer of the user `uid`, when there is something: only root and the user `own`, of this
+/// The objection to a peer of the user `uid`, if any: only root and the user `own`, of this
 /// process, may connect.
 fn stranger(uid: u32, own: u32) -> Option<String> {
     (uid != 0 && uid != own).then(|| format!("the connection comes from uid {uid}"))
@@ -176,7 +176,7 @@ mod tests {
         assert!(rest.is_empty());
     }
 
-    /// What a device does whose guest has not booted.
+    /// A device closes the connection like this if its guest has not booted.
     #[tokio::test]
     async fn a_connection_that_is_closed_unread_is_no_refusal_by_a_kernel() {
         let dir = tempfile::tempdir().unwrap();

@@ -19,7 +19,7 @@ use tokio_vsock::{VsockListener, VsockStream};
 /// multikernel machine, of the kernel that starts the others. No guest has either.
 const HOST_CIDS: [u32; 2] = [2, 0];
 
-/// What is against a peer with this context id, when there is something: only the host may connect.
+/// The objection to a peer with this context id, if any: only the host may connect.
 pub(super) fn stranger(cid: u32) -> Option<String> {
     (!HOST_CIDS.contains(&cid))
         .then(|| format!("the connection comes from context id {cid}, not from the host"))
@@ -86,7 +86,7 @@ pub fn carries(option: i32) -> io::Result<()> {
     carried(tried, option)
 }
 
-/// What an attempt to connect says of the transport: any other answer came from one.
+/// Whether an attempt to connect found a transport: only ENODEV means that there is none.
 fn carried(tried: Result<(), Errno>, option: i32) -> io::Result<()> {
     match tried {
         Err(Errno::ENODEV) => {

@@ -14,9 +14,9 @@ pub struct Finding {
     pub rule: Rule,
     /// Whether the tree is refused for it.
     pub severity: Severity,
-    /// What the kernel does about it.
+    /// The kernel's reaction.
     pub kernel: Stance,
-    /// What kerf does about it.
+    /// kerf's reaction.
     pub kerf: Stance,
     /// The node.
     pub path: NodePath,
@@ -24,7 +24,7 @@ pub struct Finding {
     pub property: Option<String>,
     /// What is wrong, with the values.
     pub problem: String,
-    /// What to do.
+    /// The suggested correction.
     pub suggestion: String,
 }
 

@@ -52,13 +52,13 @@ macro_rules! rules {
                 match self { $( Rule::$name => Severity::$severity, )* }
             }
 
-            /// What the kernel (generations D and E) does about it.
+            /// The reaction of the kernel (generations D and E).
             #[must_use]
             pub fn kernel(self) -> Stance {
                 match self { $( Rule::$name => Stance::$kernel, )* }
             }
 
-            /// What kerf 0.4.0 does about it.
+            /// The reaction of kerf 0.4.0.
             #[must_use]
             pub fn kerf(self) -> Stance {
                 match self { $( Rule::$name => Stance::$kerf, )* }

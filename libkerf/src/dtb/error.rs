@@ -9,11 +9,11 @@ use crate::tree::{MAX_DEPTH, MAX_NAME_BYTES};
 pub struct DtbError {
     /// Where in the blob.
     pub offset: usize,
-    /// What is wrong there.
+    /// The fault.
     pub fault: DtbFault,
 }
 
-/// What is wrong with a blob.
+/// A fault of a blob.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum DtbFault {
     /// There are fewer bytes than a header, or than the header says.

@@ -13,7 +13,7 @@ use crate::tree::{DeviceTree, Header, MAX_DEPTH, MAX_NAME_BYTES, Node, Property}
 ///
 /// # Errors
 ///
-/// What is wrong with the blob, and at which byte.
+/// The fault of the blob and its byte offset.
 pub fn read(bytes: &[u8]) -> Result<DeviceTree, DtbError> {
     let layout = Layout::read(bytes)?;
     let blob = &bytes[..layout.total];

@@ -41,11 +41,11 @@ impl fmt::Display for Position {
 pub struct DtsError {
     /// Where in the text.
     pub position: Position,
-    /// What is wrong there.
+    /// The fault.
     pub fault: DtsFault,
 }
 
-/// What is wrong with a source.
+/// A fault of a source.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum DtsFault {
     /// More than [`MAX_TEXT_BYTES`].

@@ -10,7 +10,7 @@ use crate::tree::{DeviceTree, Header, MAX_DEPTH};
 ///
 /// # Errors
 ///
-/// What is wrong with the text, and where.
+/// The fault of the text and its position.
 pub fn read(text: &str) -> Result<DeviceTree, DtsError> {
     read_while(text, &|| true)
 }
@@ -19,7 +19,7 @@ pub fn read(text: &str) -> Result<DeviceTree, DtsError> {
 ///
 /// # Errors
 ///
-/// What is wrong with the text, and where; [`DtsFault::Stopped`] when `go_on` said no.
+/// The fault of the text and its position; [`DtsFault::Stopped`] when `go_on` said no.
 pub fn read_while(text: &str, go_on: &dyn Fn() -> bool) -> Result<DeviceTree, DtsError> {
     let mut scan = Scanner::new(text, go_on);
     if text.len() > MAX_TEXT_BYTES {

@@ -78,7 +78,7 @@ pub enum HeaderError {
 ///
 /// # Errors
 ///
-/// What is wrong with the image.
+/// The fault of the image.
 pub fn release(head: &[u8], image_bytes: u64) -> Result<&str, HeaderError> {
     if u16_at(head, BOOT_FLAG).ok_or(HeaderError::Short)? != BOOT_FLAG_VALUE {
         return Err(HeaderError::NoBootFlag);

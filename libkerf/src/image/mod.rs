@@ -14,9 +14,9 @@ use header::{SetupHeader, VERSION_MAX_BYTES};
 /// The largest image that is read or unpacked, in bytes.
 pub const MAX_IMAGE_BYTES: u64 = 1 << 30;
 
-/// What an ELF file begins with.
+/// The magic bytes of an ELF file.
 const ELF: &[u8] = b"\x7fELF";
-/// What an ELF file of 64 bits, little-endian, begins with.
+/// The magic bytes of a 64-bit, little-endian ELF file.
 pub(crate) const ELF64: &[u8] = b"\x7fELF\x02\x01";
 /// What a kernel says first; its version follows.
 const BANNER: &[u8] = b"Linux version ";

@@ -17,7 +17,7 @@ use crate::provider::{Ability, Export, Exported, Import, Piece, Provider, Provid
 /// A provider that the protocol has no name for.
 const KEPT: StateProvider = StateProvider::Other(64);
 const SESSION: u64 = 1;
-/// What the workload at the source holds.
+/// The state of the workload at the source.
 const STATE: &[u8] = b"state that outlives its kernel";
 
 /// Memory that both kernels can map.
@@ -31,7 +31,7 @@ struct Kept {
     sent: Mutex<bool>,
     /// Every step that was asked for.
     steps: Mutex<Vec<&'static str>>,
-    /// What is against it; `never` when it does not even answer.
+    /// The objection to the provider; `never` makes no answer at all.
     why_not: Option<&'static str>,
 }
 
@@ -270,7 +270,7 @@ async fn sides(why_not: Option<&'static str>) -> (OneSide, OneSide) {
     )
 }
 
-/// What a daemon with this table would choose.
+/// The provider that a daemon with this table would choose.
 async fn chosen(
     preference: &'static [StateProvider],
     possible_modes: u32,
@@ -321,7 +321,7 @@ async fn by_reference(provider: StateProvider, source: &mut OneSide, target: &mu
         let Message::MorphTransferReply(applied) = answer else {
             panic!("{answer:?}");
         };
-        // What the source names, the target is told.
+        // The target receives the source's references.
         pull.references = applied.references;
     }
     assert!(pull.references.is_empty(), "a target names nothing");
@@ -476,7 +476,7 @@ async fn a_provider_that_was_not_offered_in_the_session_is_refused_and_nothing_i
         "only what was asked for"
     );
     target.offer().await;
-    // One that was not asked for, one that the side said it cannot use, one that it does not have.
+    // A provider that was not requested, one that the side refused, and one that it lacks.
     for (side, provider) in [
         (Side::Source, KEPT),
         (Side::Target, KEPT),

@@ -19,7 +19,7 @@ const DIGEST: StateDigest = StateDigest {
     used_bytes: 0,
 };
 
-/// What a workload says of itself that can be moved.
+/// The status of a movable workload.
 const STATUS: Reply = Reply::Status(Status {
     phase: Phase::Serving,
     state_bytes: TOTAL,

@@ -142,7 +142,7 @@ impl Engine {
     /// Whether a request can be carried out now.
     ///
     /// # Errors
-    /// What keeps it from that.
+    /// The job that prevents the request.
     pub fn may(&self, request: Request) -> Result<(), Doing> {
         self.check(&self.state, request)
     }

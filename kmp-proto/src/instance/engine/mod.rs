@@ -40,7 +40,7 @@ enum State {
     Gone,
 }
 
-/// What became of an event.
+/// The engine's reaction to an event.
 enum Taken {
     To(State),
     Not(State),
@@ -103,7 +103,7 @@ impl Engine {
         engine
     }
 
-    /// One that rests, by what is wanted of it and why.
+    /// An instance at rest, by its desired state and the reason.
     pub fn resting(auto_heal: bool, desired: Desired, reason: Option<String>) -> Self {
         let rest = Rest::from(desired);
         let mut engine = Self::with(State::Idle(Idle::Resting(rest)), auto_heal);
@@ -112,7 +112,7 @@ impl Engine {
         engine
     }
 
-    /// One that an earlier daemon was ending.
+    /// An instance that an earlier daemon was ending.
     pub fn ending(auto_heal: bool) -> Self {
         let mut engine = Self::with(State::Ending, auto_heal);
         engine.state = engine.end_now(true);
@@ -176,7 +176,7 @@ impl Engine {
         }
     }
 
-    /// What people are shown.
+    /// The condition that users see.
     pub fn condition(&self) -> Condition {
         self.condition
     }
@@ -186,7 +186,7 @@ impl Engine {
         self.reason.as_deref()
     }
 
-    /// What is wanted of the instance, wishes included that are in the journal.
+    /// The desired state of the instance, including wishes in the journal.
     pub fn desired(&self) -> Desired {
         if self.end.is_recorded() {
             return Desired::Terminating;
