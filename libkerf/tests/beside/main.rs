@@ -1,5 +1,5 @@
-//! Side by side with the real kerf: the same verdict on thousands of trees, or a rule that says why
-//! not. `scripts/fetch-kerf` installs kerf.
+//! Side by side with the real kerf and the real dtc, on thousands of generated trees. kerf and libkerf reach the same
+//! verdict, or a rule says why not; dtc and libkerf make the same bytes. `scripts/fetch-kerf` installs kerf.
 
 #![allow(
     clippy::unwrap_used,
@@ -8,6 +8,7 @@
     reason = "helpers of tests"
 )]
 
+mod dtc;
 mod generate;
 mod kerf;
 mod old;
@@ -93,6 +94,46 @@ fn kerf_and_libkerf_differ_only_where_a_rule_says_so() {
         "kerf takes {taken}"
     );
     assert!(same > TREES / 2, "the same verdict on {same}");
+}
+
+/// As source text and as bytes, each generated tree means the same to dtc and to libkerf, or both refuse the tree.
+#[test]
+fn dtc_and_libkerf_make_the_same_of_every_tree() {
+    let (mut same, mut refused, mut wrong) = (0, 0, Vec::new());
+    for seed in 0..TREES {
+        let tree = generate::case(seed).tree;
+        let blob = dtb::write(&tree).unwrap();
+        let difference = match dts::write(&tree) {
+            Ok(text) => {
+                same += 1;
+                let ours = dts::read(&text).map(|tree| dtb::write(&tree).unwrap());
+                let theirs = dtc::compiled("dts", text.as_bytes());
+                match (ours, theirs) {
+                    (Ok(ours), Some(theirs)) if ours == theirs && ours == blob => None,
+                    (ours, theirs) => Some(format!("{text}\nours {ours:x?}\ndtc {theirs:x?}")),
+                }
+            }
+            Err(why) => {
+                refused += 1;
+                let theirs = dtc::compiled("dtb", &blob);
+                theirs.map(|_| format!("not written, because {why}; dtc reads the bytes"))
+            }
+        };
+        wrong.extend(difference.map(|difference| format!("tree {seed}: {difference}")));
+    }
+    println!(
+        "{TREES} trees: dtc makes the same bytes of {same}, and refuses {refused} with libkerf"
+    );
+    assert!(
+        wrong.is_empty(),
+        "{} of {TREES}, the first: {}",
+        wrong.len(),
+        wrong[0]
+    );
+    assert!(
+        refused > TREES / 100 && same > TREES / 2,
+        "{same}, {refused}"
+    );
 }
 
 /// What kerf makes, by name.
