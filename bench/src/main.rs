@@ -73,6 +73,9 @@ struct Options {
     /// given more than once.
     #[arg(long, value_name = "N:KILLED:S", default_values = ["300:50:3", "2000:500:20"], value_parser = recoveries)]
     recoveries: Vec<recoveries::Plan>,
+    /// Memory of the instance that `capture` captures, in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 4096)]
+    capture_mib: u64,
     /// Morphs of `growth`.
     #[arg(long, value_name = "N", default_value_t = 5000)]
     growth_morphs: usize,
@@ -105,6 +108,7 @@ enum Group {
     Vsock,
     Qemu,
     Vmcore,
+    Capture,
     Survivors,
 }
 
@@ -162,6 +166,7 @@ fn measure(group: Group, options: &Options) -> Found {
         Group::Vsock => vsock::run(),
         Group::Qemu => qemu::run(),
         Group::Vmcore => vmcore::run(),
+        Group::Capture => capture::run(options.capture_mib),
         Group::Survivors => survivors::run(),
     }
 }

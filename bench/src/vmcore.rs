@@ -14,7 +14,6 @@ use kmorph_vmcore::writer::{self, Contents, Control, Options, Output};
 use kmorph_vmcore::{Dump, MemoryFile};
 
 use crate::Found;
-use crate::capture;
 use crate::figure::{Bar, Figure, Of, Unit};
 use crate::survivor;
 
@@ -36,10 +35,9 @@ pub(crate) fn run() -> Found {
         return Found { figures, remarks };
     }
     let mut found = dumps();
-    for more in [capture::run(), survivor::run()] {
-        found.figures.extend(more.figures);
-        found.remarks.extend(more.remarks);
-    }
+    let more = survivor::run();
+    found.figures.extend(more.figures);
+    found.remarks.extend(more.remarks);
     found
 }
 
