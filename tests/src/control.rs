@@ -86,9 +86,30 @@ impl Control {
         self.request("GET", path, None).ok()
     }
 
-    /// Starts an operation and waits for its end.
+    /// Starts an operation; `None` when the daemon cannot be reached or dies. An instance that a busy machine keeps from
+    /// answering for two heartbeat intervals is UNRESPONSIVE and takes no work until its next answer: then this waits
+    /// for the answer, and starts the operation.
+    pub fn try_begin(&self, method: &str, path: &str, body: Option<&Value>) -> Option<Reply> {
+        let body = body.map(Value::to_string);
+        self.wait("the instance to answer", || {
+            let Some(reply) = self.try_request(method, path, body.as_deref()) else {
+                return Some(None);
+            };
+            let unresponsive = reply.status == 409 && reply.body.contains("it is unresponsive");
+            (!unresponsive).then_some(Some(reply))
+        })
+    }
+
+    /// As [`Control::try_begin`], and the daemon takes the request.
+    pub fn begin(&self, method: &str, path: &str, body: Option<&Value>) -> Operation {
+        self.try_begin(method, path, body)
+            .unwrap_or_else(|| panic!("the daemon does not answer {method} {path}"))
+            .ok()
+    }
+
+    /// Starts an operation as [`Control::begin`] does, and waits for its end.
     pub fn operate(&self, method: &str, path: &str, body: Option<&Value>) -> Operation {
-        let begun: Operation = self.request(method, path, body).ok();
+        let begun = self.begin(method, path, body);
         self.finished(&begun.id)
     }
 

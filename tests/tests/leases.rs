@@ -21,11 +21,9 @@ fn die_before(host: &mut Host, step: &str) -> u16 {
     let body = json!({
         "kernel": host.kernel("6.12.0-b"), "auto_validate": true, "auto_commit": true, "force": true,
     });
-    let body = body.to_string();
     let died = host.die_before(step, DEADLINE, |host| {
-        let _ = host
-            .control()
-            .try_request("POST", "/v1/instances/web/morph", Some(&body));
+        let path = "/v1/instances/web/morph";
+        let _ = host.control().try_begin("POST", path, Some(&body));
     });
     assert!(died, "the morph did not come to {step}");
     port
