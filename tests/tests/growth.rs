@@ -8,6 +8,8 @@
     reason = "a test fails by panicking"
 )]
 
+use std::path::PathBuf;
+
 use kmorph_tests::Host;
 
 /// Morphs after which the daemon is looked at first: what is made once is there by then.
@@ -15,10 +17,14 @@ const BEFORE: usize = 3;
 /// Morphs after that.
 const MORPHS: usize = 20;
 
-/// Descriptors that the daemon has open: connections, pidfds, listeners, files.
-fn descriptors(host: &Host) -> usize {
+/// Targets of the descriptors that the daemon has open: connections, pidfds, listeners, files. A descriptor may be
+/// closed while this looks.
+fn descriptors(host: &Host) -> Vec<PathBuf> {
     let dir = format!("/proc/{}/fd", host.daemon_pid());
-    std::fs::read_dir(dir).unwrap().count()
+    let entries = std::fs::read_dir(dir).unwrap();
+    entries
+        .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
+        .collect()
 }
 
 #[test]
@@ -33,16 +39,21 @@ fn descriptors_are_as_many_after_many_morphs_as_after_a_few() {
         let ended = host.control().morph("web", &kernels[(n + 1) % 2]);
         assert!(ended.error.is_none(), "{ended:?}");
     };
-    // The old generation is on its way out, and this test's own connection is being closed.
-    let settled = |most: usize| {
-        host.control().wait("the daemon to be done", || {
-            let now = descriptors(&host);
-            (now <= most).then_some(now)
-        })
-    };
     (0..BEFORE).for_each(morph);
-    std::thread::sleep(std::time::Duration::from_millis(500));
-    let before = settled(usize::MAX);
+    // SQLite keeps one descriptor of the thread that copies the journal, and the source of the last morph has one until
+    // its process is gone.
+    host.control().wait("the copy of the journal", || {
+        host.log().contains("journal copied").then_some(())
+    });
+    let before = host.control().wait("the last source to be gone", || {
+        let now = descriptors(&host);
+        let processes = now.iter().filter(|to| to.ends_with("anon_inode:[pidfd]"));
+        (processes.count() == 1).then_some(now.len())
+    });
     (BEFORE..BEFORE + MORPHS).for_each(morph);
-    settled(before);
+    // The last source is on its way out, and this test's own connection is being closed.
+    host.control()
+        .wait("the daemon to close what it opened", || {
+            (descriptors(&host).len() <= before).then_some(())
+        });
 }
