@@ -1,5 +1,5 @@
-//! Nothing of a morph is left in the daemon when it is over: the short form of `make bench ONLY=growth`, which looks at
-//! its memory.
+//! A finished morph leaves nothing in the daemon: the short form of `make bench ONLY=growth`, which measures the
+//! daemon's memory.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,12 +10,12 @@
 
 use kmorph_tests::Host;
 
-/// Morphs after which the daemon is looked at first: what is made once is there by then.
+/// Number of morphs before the first measurement: one-time allocations exist by then.
 const BEFORE: usize = 3;
-/// Morphs after that.
+/// Number of morphs after the first measurement.
 const MORPHS: usize = 20;
 
-/// Descriptors that the daemon has open: connections, pidfds, listeners, files.
+/// Returns the number of the daemon's open descriptors: connections, pidfds, listeners, files.
 fn descriptors(host: &Host) -> usize {
     let dir = format!("/proc/{}/fd", host.daemon_pid());
     std::fs::read_dir(dir).unwrap().count()
@@ -33,7 +33,7 @@ fn descriptors_are_as_many_after_many_morphs_as_after_a_few() {
         let ended = host.control().morph("web", &kernels[(n + 1) % 2]);
         assert!(ended.error.is_none(), "{ended:?}");
     };
-    // The old generation is on its way out, and this test's own connection is being closed.
+    // The old generation may still be ending, and this test's own connection may still be closing.
     let settled = |most: usize| {
         host.control().wait("the daemon to be done", || {
             let now = descriptors(&host);
