@@ -43,7 +43,7 @@ struct Place {
 type Tree = BTreeMap<PathBuf, Vec<u8>>;
 
 impl Place {
-    /// Builds the package of the programs beside this test; `None` if this is impossible.
+    /// Builds the package of the programs beside this test; `None` without root.
     fn new() -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             eprintln!("not tested: dpkg installs as root alone");
@@ -94,7 +94,7 @@ fn write(root: &Path, file: &str) {
     fs::write(path, format!("upstream's {file}")).unwrap();
 }
 
-/// Runs dpkg on `root`. The package's scripts run outside of `root` and receive its path, because it has no shell.
+/// Runs dpkg on `root`. The package's scripts run outside of `root` and receive its path, because `root` has no shell.
 fn dpkg(root: &Path, words: &[&str], package: &Path) -> Output {
     Command::new("dpkg")
         .arg(format!("--root={}", root.display()))

@@ -130,7 +130,7 @@ fn a_kernel_that_panics_or_hangs_is_healed(transport: Transport) {
         let state = host.control().instance("web").summary.state;
         (state != InstanceState::Running).then_some(())
     });
-    // A connection made meanwhile waits for the successor.
+    // A connection made meanwhile waits, and the successor serves the client.
     ping(port);
     assert_eq!(host.successor_of("web", 1).summary.generation, 2);
     let record = recovered(&host);

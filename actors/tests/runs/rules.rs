@@ -150,7 +150,7 @@ impl World {
             return;
         }
         let recoveries = daemon.supervisor.send(GetRecoveries).await.unwrap();
-        // A recovery that outlives its daemon is followed by another recovery of the same generation.
+        // A recovery whose daemon died first is followed by another recovery of the same generation.
         let went_on = |recovery: &RecoveryRecord| match recovery.outcome {
             RecoveryOutcome::Recovered | RecoveryOutcome::Quarantined => true,
             RecoveryOutcome::Failed => recovery.new_generation.is_some(),

@@ -146,7 +146,7 @@ impl World {
         self.queue.insert((self.now_ms + ms, self.count), happening);
     }
 
-    /// Sends a message over the network: it may be lost, late, or duplicated.
+    /// Sends a message over the network, which may lose, delay or duplicate the message.
     fn send(&mut self, happening: &Happening) {
         let (loss, twice, delay) = match self.healed() {
             true => (0, 0, 5),

@@ -10,7 +10,7 @@ use super::{host, instances, kerf_does, kernel, ping, pool, run_kerf as kerf};
 #[test]
 fn what_kerf_made_under_a_name_that_kmorph_was_about_to_use_is_run_as_it_is_and_stays() {
     let Some(mut host) = host() else { return };
-    // The lock of a killed kerf, which blocks everyone.
+    // The lock of a killed kerf, which blocks all other users.
     let lock = host.emulated().beside("run/kerf.lock");
     std::fs::write(&lock, "").unwrap();
     let body = json!({ "name": "web", "kernel": host.kernel("6.1.0-a") });

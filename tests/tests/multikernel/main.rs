@@ -118,7 +118,7 @@ fn a_kernel_that_panics_or_hangs_is_healed() {
         let serves = [InstanceState::Running, InstanceState::Unresponsive];
         (!serves.contains(&state)).then_some(())
     });
-    // A connection made meanwhile waits for the successor.
+    // A connection made meanwhile waits, and the successor serves the client.
     ping(port);
     assert_eq!(host.successor_of("web", 1).summary.generation, 2);
     let record = recovered(&host, 1);

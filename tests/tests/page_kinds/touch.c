@@ -1,7 +1,8 @@
 /*
- * Touches a known amount of memory of each kind, marks each page, and stays. * * The mark is 16 bytes, "KMORPH-KIND-"
- * and the name of the kind, repeated through the page. It is assembled at run time, * so that this program's own image
- * does not contain it. Link statically: a guest has no libraries.
+ * Touches a known amount of memory of each kind, marks each page, and stays.
+ *
+ * The mark is 16 bytes, "KMORPH-KIND-" and the name of the kind, repeated through the page. The mark is assembled at run
+ * time, so that this program's own image does not contain it. Link statically: a guest has no libraries.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -113,8 +114,7 @@ static size_t pages(char **args, int number)
 	return strtoul(args[number], NULL, 10);
 }
 
-/* touch ANONYMOUS RAMFS SHMEM HUGETLB THP SLAB PERCPU: pages, huge pages for HUGETLB and THP, allocations for the
-/* last two. */
+/* touch ANONYMOUS RAMFS SHMEM HUGETLB THP SLAB PERCPU: pages; HUGETLB, THP: huge pages; last two: allocations. */
 int main(int count, char **args)
 {
 	if (count != 8)

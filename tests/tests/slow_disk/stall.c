@@ -1,6 +1,8 @@
-/* A disk that stalls, for kmorphd only: loaded with LD_PRELOAD. * * While the file KMORPH_STALL exists, these calls
-/* do not return: opening, creating, renaming and removing paths below * KMORPH_STALL_UNDER, writing to the log
-/* (standard error), and, if KMORPH_STALL_SYNC is set, fsync and fdatasync of any * file. */
+/* A disk that stalls, for kmorphd only: loaded with LD_PRELOAD.
+ *
+ * While the file KMORPH_STALL exists, these calls do not return: opening, creating, renaming and removing paths below
+ * KMORPH_STALL_UNDER, writing to the log (standard error), and, if KMORPH_STALL_SYNC is set, fsync and fdatasync of any
+ * file. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
