@@ -1,6 +1,6 @@
-//! The folders of `src` stand on each other in one order (docs/architecture.md): a file uses folders above its own in the
-//! list, and never one below it. So there is no circle among them, and none between files of different folders.
-//! Within a folder, what an actor starts holds `Recipient`s of it and does not name its type.
+//! The folders of `src` are layers in one fixed order (docs/architecture.md): a file uses folders above its own folder
+//! in the list, and never a folder below. So there are no cycles among folders, nor among files of different folders.
+//! Within a folder, a child actor holds `Recipient`s of its parent and does not name the parent's type.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,7 +10,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// Each layer with what it may not name in itself: two jobs, or two that watch, do not know each other.
+/// The layers. The folders of a layer must not name each other: two jobs, or two watchers, are independent.
 const LAYERS: &[&[&str]] = &[
     &["model"],
     &["platform"],
@@ -39,7 +39,7 @@ fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The folders that a line of code names, by `crate::`.
+/// Returns the folders that a line of code names with `crate::`.
 fn named(line: &str) -> impl Iterator<Item = &str> {
     let code = line.split("//").next().unwrap_or_default();
     code.split("crate::").skip(1).map(|rest| {
@@ -48,14 +48,14 @@ fn named(line: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Files that hold the address of an actor of their own folder, and why that is no child's.
+/// Files that hold the address of an actor of their own folder but are not children of that actor, with the reason.
 const NO_CHILDREN: [(&str, &str); 1] = [
-    // It starts the actor, and another one when that has panicked.
+    // This file starts the actor, and restarts the actor after a panic.
     ("platform/transport/handle.rs", "Transport"),
 ];
 
-/// The code of each file below `src`, by its path there. Unit tests are left out: they stand at the end of a file or in one of
-/// their own, and may use what they need.
+/// Returns the code of each file below `src`, with its path relative to `src`. Unit tests are left out: they are at the
+/// end of a file or in a file of their own, and may use any folder.
 fn code() -> Vec<(PathBuf, String)> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
@@ -72,7 +72,7 @@ fn code() -> Vec<(PathBuf, String)> {
         .collect()
 }
 
-/// The actors of this crate: each with the file that makes a type an actor.
+/// Returns the actors of this crate, each with the file that implements `Actor` for the type.
 fn actors(code: &[(PathBuf, String)]) -> Vec<(&Path, &str)> {
     let lines = code
         .iter()

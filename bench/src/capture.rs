@@ -1,5 +1,5 @@
-//! A large instance that fails under kmorphd: when its kernel's log and its dump are there, and how much memory
-//! the daemon needs for it.
+//! A large instance that fails under kmorphd: the times until its kernel's log and its dump exist, and the memory that
+//! the daemon needs for them.
 
 use kmorph_control_api::RecoveryRecord;
 use kmorph_tests::{Events, Host, kernels};
@@ -13,7 +13,7 @@ use crate::process::{forget_peak, peak_mib};
 const GROUP: &str = "vmcore";
 const NAME: &str = "large";
 const FAILURES: u64 = 3;
-/// Values in the instance: what its memory holds besides the kernel.
+/// Size of the values in the instance, MiB: the contents of its memory besides the kernel.
 const VALUES_MIB: usize = 256;
 const CONFIG: &str = "backend = \"qemu\"\n[defaults]\nheartbeat_timeout_s = 10.0\nmemory_mib = MIB\n\
                       vmcore = \"on\"\n[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n";

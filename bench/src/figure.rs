@@ -1,11 +1,11 @@
-//! One figure: what was measured, its distribution, and the bar it should keep.
+//! One figure: the quantity measured, its distribution, and its bar.
 
 use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
 
-/// What a figure is counted in.
+/// The unit of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(crate) enum Unit {
     #[serde(rename = "ns")]
@@ -18,7 +18,7 @@ pub(crate) enum Unit {
     Mebibytes,
     #[serde(rename = "MiB/s")]
     MebibytesPerSecond,
-    /// Of one core.
+    /// Percent of one core.
     #[serde(rename = "%")]
     Percent,
     #[serde(rename = "x")]
@@ -42,7 +42,7 @@ impl fmt::Display for Unit {
     }
 }
 
-/// Which value of a distribution is judged.
+/// The value of a distribution to which a bar applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Of {
@@ -52,7 +52,7 @@ pub(crate) enum Of {
     Max,
 }
 
-/// A bar: one value of the distribution stays on one side of a limit.
+/// A bar: one value of the distribution must stay on one side of a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Bar {
     of: Of,
@@ -94,7 +94,7 @@ impl fmt::Display for Bar {
     }
 }
 
-/// A distribution and what it should keep.
+/// A distribution and its bars.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Figure {
     group: &'static str,
@@ -110,7 +110,7 @@ pub(crate) struct Figure {
 }
 
 impl Figure {
-    /// The distribution of `values`, without a bar. No values at all is one that keeps no bar.
+    /// Creates the distribution of `values`, without a bar. The empty distribution keeps no bar.
     pub(crate) fn of(
         group: &'static str,
         name: impl Into<String>,
@@ -132,7 +132,7 @@ impl Figure {
         }
     }
 
-    /// As [`Figure::of`], of times in milliseconds.
+    /// Like [`Figure::of`], for times in milliseconds.
     pub(crate) fn times(
         group: &'static str,
         name: impl Into<String>,
@@ -142,7 +142,7 @@ impl Figure {
         Self::of(group, name, Unit::Milliseconds, values)
     }
 
-    /// As [`Figure::of`], of a single value.
+    /// Like [`Figure::of`], for a single value.
     pub(crate) fn single(
         group: &'static str,
         name: impl Into<String>,
@@ -152,7 +152,7 @@ impl Figure {
         Self::of(group, name, unit, vec![value])
     }
 
-    /// With one more bar.
+    /// Adds a bar.
     #[must_use]
     pub(crate) fn bar(mut self, bar: Bar) -> Self {
         let value = match bar.of {
@@ -161,7 +161,7 @@ impl Figure {
             Of::P99 => self.p99,
             Of::Max => self.max,
         };
-        // Comparisons with NaN, the quantile of nothing, are false.
+        // Comparisons with NaN, the quantile of no values, are false.
         let kept = match bar.limit {
             Limit::AtMost(limit) => value <= limit,
             Limit::AtLeast(limit) => value >= limit,
@@ -171,7 +171,7 @@ impl Figure {
         self
     }
 
-    /// Whether a bar is not kept.
+    /// Returns true if the figure misses a bar.
     pub(crate) fn failed(&self) -> bool {
         self.kept == Some(false)
     }
@@ -184,7 +184,7 @@ impl Figure {
         self.p99
     }
 
-    /// The cells of its row in a table.
+    /// Returns the cells of the figure's row in a table.
     pub(crate) fn cells(&self) -> [String; 10] {
         let bars: Vec<String> = self.bars.iter().map(Bar::to_string).collect();
         let kept = match self.kept {
@@ -221,19 +221,19 @@ pub(crate) fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// A quantile of values in any order.
+/// Returns a quantile of values in any order.
 pub(crate) fn quantile_of(values: &[f64], percent: usize) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     quantile(&sorted, percent)
 }
 
-/// The middle one of values in any order.
+/// Returns the median of values in any order.
 pub(crate) fn median(values: &[f64]) -> f64 {
     quantile_of(values, 50)
 }
 
-/// The smallest value that at least `percent` of all are not above (nearest rank).
+/// Returns the smallest value such that at least `percent` percent of all values do not exceed it (nearest rank).
 fn quantile(sorted: &[f64], percent: usize) -> f64 {
     let rank = (sorted.len() * percent).div_ceil(100).max(1);
     sorted.get(rank - 1).copied().unwrap_or(f64::NAN)

@@ -1,4 +1,4 @@
-//! The daemon's memory over many morphs: it grows until what is kept of the past is full, and then no more.
+//! The daemon's memory over many morphs: it grows until the bounded history is full, and then stays constant.
 
 use kmorph_tests::Host;
 
@@ -8,14 +8,14 @@ use crate::instances::{key_value, spawn};
 use crate::process::resident_mib;
 
 const GROUP: &str = "growth";
-/// One heartbeat a second.
+/// One heartbeat per second.
 const CONFIG: &str = "[defaults]\nheartbeat_timeout_s = 10.0\nmemory_mib = 64\n[pool]\n\
                       share_cpus = true\nshare_memory = true\nmemory_mib = 65536\n";
-/// Parts of the run after each of which the daemon is looked at.
+/// Number of parts of the run; the daemon's memory is sampled after each.
 const PARTS: usize = 10;
-/// Of them, those in which what is kept of the past may still fill up.
+/// Number of parts in which the bounded history may still fill up.
 const FILLING: usize = 4;
-/// Most that the daemon may have more at the end than after these, MiB.
+/// Maximum growth of the daemon's memory after these parts, MiB.
 const PLATEAU_MIB: f64 = 1.0;
 
 pub(crate) fn run(morphs: usize) -> Found {

@@ -1,4 +1,4 @@
-//! Instances to measure, and the events that say how they fare.
+//! Instances for measurements, and the events that report their state.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -8,13 +8,13 @@ use kmorph_tests::resp::Client;
 use kmorph_tests::{Arrived, Events, Host};
 use serde_json::{Value, json};
 
-/// Length of the kernel images that the embedded backend is given: what a real one has, because all
-/// of it is read and hashed.
+/// Size of the kernel images for the embedded backend, bytes: that of a real image, because the whole image is read and
+/// hashed.
 const IMAGE_BYTES: usize = 8 << 20;
-/// Length of the values that a key-value server is filled with.
+/// Size of the values in a key-value server, bytes.
 pub(crate) const VALUE_BYTES: usize = 4096;
 
-/// A kernel image of this release with the length of a real one.
+/// Creates a kernel image of this release with the size of a real image.
 pub(crate) fn image(host: &Host, release: &str) -> PathBuf {
     let path = host.path(&format!("vmlinuz-{release}"));
     let mut bytes = kmorph_backends::kernel_image::synthetic(release);
@@ -23,12 +23,12 @@ pub(crate) fn image(host: &Host, release: &str) -> PathBuf {
     path
 }
 
-/// A request for an instance without a program.
+/// Returns a request for an instance without a program.
 pub(crate) fn bare(name: &str, kernel: &std::path::Path) -> Value {
     json!({ "name": name, "kernel": kernel })
 }
 
-/// A request for an instance that runs the key-value server, published on a port the system chooses.
+/// Returns a request for an instance that runs the key-value server, published on a port that the system chooses.
 pub(crate) fn key_value(name: &str, kernel: &std::path::Path, args: &[&str]) -> Value {
     json!({
         "name": name,
@@ -38,7 +38,7 @@ pub(crate) fn key_value(name: &str, kernel: &std::path::Path, args: &[&str]) -> 
     })
 }
 
-/// Asks for an instance and waits for the event that it runs; when it was asked for, and that event.
+/// Spawns an instance; returns the time of the request, and the event that the instance runs.
 pub(crate) fn spawn(host: &Host, events: &Events, request: &Value) -> (Instant, Arrived) {
     let name = request["name"].as_str().expect("a name").to_owned();
     let asked = Instant::now();
@@ -57,20 +57,20 @@ pub(crate) fn fill(port: u16, bytes: usize) {
     filled.expect("the server takes the values");
 }
 
-/// The host port of the first published port of `name`.
+/// Returns the host port of the first published port of `name`.
 pub(crate) fn port(host: &Host, name: &str) -> u16 {
     let listen = &host.control().instance(name).summary.published[0].listen;
     let port = listen.rsplit_once(':').and_then(|(_, p)| p.parse().ok());
     port.expect("an address has a port")
 }
 
-/// Ends `name` for good.
+/// Terminates `name`.
 pub(crate) fn terminate(host: &Host, name: &str) {
     let path = format!("/v1/instances/{name}?force=true");
     host.control().succeed("DELETE", &path, None);
 }
 
-/// Whether `event` says that `name` runs, as this generation or a later one.
+/// Returns true if `event` reports that `name` runs, in this generation or a later one.
 pub(crate) fn runs(event: &Event, name: &str, generation: u64) -> bool {
     event.kind == EventKind::InstanceState
         && event.instance.as_deref() == Some(name)
@@ -78,7 +78,7 @@ pub(crate) fn runs(event: &Event, name: &str, generation: u64) -> bool {
         && event.detail["state"] == "running"
 }
 
-/// Whether `event` is the detector's verdict on `name`.
+/// Returns true if `event` is the detector's verdict on `name`.
 pub(crate) fn verdict(event: &Event, name: &str) -> bool {
     event.kind == EventKind::Detector
         && event.instance.as_deref() == Some(name)

@@ -1,6 +1,6 @@
 //! Spawn, death and hang of an instance of the embedded backend.
 //!
-//! Each is done to an instance of its own: one that failed before is started again later.
+//! Each measurement uses a new instance: an instance that has failed before is restarted later.
 
 use std::time::{Duration, Instant};
 
@@ -18,14 +18,14 @@ const GROUP: &str = "lifecycle";
 const SPAWNS: usize = 100;
 const KILLS: usize = 50;
 const HANGS: u32 = 20;
-/// Values in an instance that is killed.
+/// Size of the values in an instance that is killed, bytes.
 const KILLED_BYTES: usize = 48 << 20;
-/// Most that such an instance may have resident, for the bar to be the one that is meant.
+/// Maximum resident memory of such an instance for which the bar is valid, MiB.
 const KILLED_MIB_MAX: f64 = 64.0;
-/// Time between two probes with [`CONFIG`]: the stops are spread over it evenly, because silence
-/// counts from the first probe that is not answered.
+/// Interval between two probes with [`CONFIG`]. The stops are spread evenly over the interval, because silence counts
+/// from the first probe that is not answered.
 const INTERVAL: Duration = Duration::from_millis(100);
-/// The heartbeat timeout is a second.
+/// A heartbeat timeout of one second.
 const CONFIG: &str = "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\n\
                       share_memory = true\nmemory_mib = 65536\n";
 
@@ -75,7 +75,7 @@ fn kills(host: &Host, events: &Events) -> Vec<Figure> {
         let killed = signal(agent, Signal::SIGKILL);
         verdicts.push(events.wait("a verdict", |e| verdict(e, &name)).at - killed);
         healthy.push(events.wait("a successor", |e| runs(e, &name, 2)).at - killed);
-        // The published socket was listening all the time; now somebody answers.
+        // The published socket has listened all the time; now the server answers.
         let mut client = Client::connect(port).expect("the port is published");
         client.call(&["PING"]).expect("the successor answers");
         answers.push(killed.elapsed());
@@ -109,7 +109,7 @@ fn hangs(host: &Host, events: &Events) -> Figure {
         .bar(Bar::at_most(Of::Max, 1200.0))
 }
 
-/// Sends a signal; the moment right before.
+/// Sends a signal; returns the time immediately before.
 fn signal(pid: i32, signal: Signal) -> Instant {
     let before = Instant::now();
     kill(Pid::from_raw(pid), signal).expect("the agent lives");

@@ -1,21 +1,21 @@
-//! What was measured on: figures of one machine say nothing about another.
+//! The machine of a measurement: figures of one machine do not apply to another.
 
 use std::process::Command;
 
 use serde::Serialize;
 
-/// The machine, the moment, and the version measured.
+/// The machine, the time, and the version measured.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Machine {
-    /// When the run began, UTC.
+    /// Start of the run, UTC.
     pub(crate) date: String,
-    /// The version measured, as `git describe` gives it; `unknown` outside a checkout.
+    /// The version measured, from `git describe`; `unknown` outside a checkout.
     pub(crate) version: String,
     pub(crate) cpu: String,
     pub(crate) cpus: usize,
     pub(crate) memory_mib: u64,
     pub(crate) kernel: String,
-    /// Load average over a minute when the run began: above a fraction, the machine was not quiet.
+    /// Load average over one minute at the start of the run: if above a fraction, the machine was not quiet.
     pub(crate) load: String,
 }
 

@@ -1,5 +1,5 @@
-//! Measures kmorph and prints a table; exits with 1 when a bar is not kept. Run it in release, on a
-//! quiet machine: `make bench`. What each figure means is in `docs/benchmarks.md`.
+//! Measures kmorph and prints a table; exits with 1 when a bar is not kept. Run the program in release mode, on a quiet
+//! machine: `make bench`. `docs/benchmarks.md` explains each figure.
 
 #![allow(
     clippy::unwrap_used,
@@ -112,7 +112,7 @@ enum Group {
     Survivors,
 }
 
-/// What a group has found.
+/// The results of a group.
 #[derive(Debug, Default)]
 struct Found {
     figures: Vec<Figure>,

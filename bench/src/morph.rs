@@ -1,10 +1,9 @@
-//! Morphs of the embedded backend, seen by a client that asks once a millisecond.
+//! Morphs of the embedded backend, seen by a client that sends a request per millisecond.
 //!
-//! Windows of equal time take turns: one with a whole morph in it, one without. What counts of each
-//! is the longest gap between two answers that overlaps it. The gap of a window without a morph is
-//! the floor: what this machine does to that client anyway, its pace of 1 ms included. The bars are
-//! on quantile minus same quantile: p50 of the gaps with a morph minus p50 of those without, and
-//! likewise p99.
+//! Windows of equal time alternate: one with a whole morph, one without. The value of each window is the longest gap
+//! between two answers that overlaps the window. The gap of a window without a morph is the floor: the delay that this
+//! machine causes in any case, including the client's pace of 1 ms. The bars apply to differences of equal quantiles:
+//! p50 of the gaps with a morph minus p50 of the gaps without, and likewise p99.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -19,16 +18,17 @@ use crate::figure::{Bar, Figure, Of, Unit};
 use crate::instances::{fill, image, key_value, port, runs, spawn};
 
 const GROUP: &str = "morph";
-/// The instance that is morphed.
+/// Name of the instance that is morphed.
 pub(crate) const NAME: &str = "web";
-/// Time between two requests of the client.
+/// Interval between two requests of the client.
 const PACE: Duration = Duration::from_millis(1);
-/// First sessions of a daemon, in which it learns what this machine takes: their estimates are not judged.
+/// Number of a daemon's first sessions whose estimates are not judged, because the daemon still learns the machine's
+/// speed.
 const LEARNING: u64 = 5;
-/// What a server needs besides its values, in MiB: keys, and the pages it has not filled.
+/// Memory of a server besides its values, MiB: keys, and pages that are not full.
 const MARGIN_MIB: usize = 512;
 
-/// The times of a run.
+/// The times of the windows of a run.
 #[derive(Default)]
 struct Windows {
     morphs: Vec<(Instant, Instant)>,
@@ -59,7 +59,7 @@ fn measure(size_mib: usize, morphs: usize) -> (Windows, Seen) {
     let port = port(&host, NAME);
     fill(port, size_mib << 20);
     let client = Steady::start(port, PACE);
-    // Its first answers are late: the connection is new.
+    // The first answers are late, because the connection is new.
     std::thread::sleep(PACE * 100);
     let mut windows = Windows::default();
     for n in 0..morphs {
@@ -73,8 +73,8 @@ fn measure(size_mib: usize, morphs: usize) -> (Windows, Seen) {
     (windows, client.stop())
 }
 
-/// One morph, from when it is asked for until the instance runs as a later generation; and the id of
-/// its operation.
+/// Runs one morph, from its request until the instance runs in a later generation; also returns the ID of the
+/// operation.
 pub(crate) fn morph(
     host: &Host,
     events: &Events,
@@ -95,7 +95,7 @@ pub(crate) fn morph(
     (begin, end.at, begun.id)
 }
 
-/// The morph of `operation`, which was committed.
+/// Returns the morph of `operation`, which must be committed.
 pub(crate) fn committed(host: &Host, operation: &str) -> MorphStatus {
     let ended = host.control().finished(operation);
     let result = ended.result.expect("a morph has a result");
@@ -151,7 +151,7 @@ fn figures(size: usize, windows: &Windows, seen: &Seen) -> Vec<Figure> {
     figures
 }
 
-/// The downtime, its steps, and how far its estimate was from it.
+/// Returns the figures of the downtime, of its steps, and of the error of its estimate.
 pub(crate) fn downtime(
     group: &'static str,
     ended: &[MorphStatus],
@@ -183,7 +183,7 @@ pub(crate) fn downtime(
     ]
 }
 
-/// By what the estimate was off, either way.
+/// Returns the factor by which the estimate was too high or too low.
 #[allow(
     clippy::cast_precision_loss,
     reason = "microseconds of a morph, far below 2^52"

@@ -1,8 +1,8 @@
-//! What a process uses, from `/proc` (proc_pid_stat(5), proc_pid_status(5)).
+//! Resource usage of a process, from `/proc` (proc_pid_stat(5), proc_pid_status(5)).
 
 use std::time::Duration;
 
-/// CPU time of all threads of `pid` so far, user and system.
+/// Returns the CPU time of all threads of `pid` so far, user and system.
 pub(crate) fn cpu_time(pid: i32) -> Duration {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process runs");
     // The name may contain blanks and parentheses.
@@ -11,36 +11,36 @@ pub(crate) fn cpu_time(pid: i32) -> Duration {
     let ticks = |at: usize| fields[at].parse::<u64>().expect("a number");
     let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK);
     let per_second = u64::try_from(per_second.ok().flatten().unwrap_or(100)).unwrap_or(100);
-    // Fields 14 and 15; the first after the name is the third.
+    // Fields 14 and 15; the first field after the name is field 3.
     Duration::from_millis((ticks(11) + ticks(12)) * 1000 / per_second)
 }
 
-/// Resident memory of `pid` in MiB.
+/// Returns the resident memory of `pid`, MiB.
 pub(crate) fn resident_mib(pid: i32) -> f64 {
     kib(&format!("/proc/{pid}/status"), "VmRSS:") / 1024.0
 }
 
-/// The most resident memory that `pid` has had, in MiB, since its start or [`forget_peak`].
+/// Returns the peak resident memory of `pid` since its start or [`forget_peak`], MiB.
 pub(crate) fn peak_mib(pid: i32) -> f64 {
     kib(&format!("/proc/{pid}/status"), "VmHWM:") / 1024.0
 }
 
-/// Lets [`peak_mib`] begin anew, with what is resident now (proc(5), clear_refs).
+/// Resets [`peak_mib`] to the current resident memory (proc(5), clear_refs).
 pub(crate) fn forget_peak(pid: i32) {
     std::fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("it is a process of ours");
 }
 
-/// Proportional set size of `pid` in MiB: pages shared by several processes are divided among them.
+/// Returns the proportional set size of `pid`, MiB: shared pages are divided among their processes.
 pub(crate) fn proportional_mib(pid: i32) -> f64 {
     kib(&format!("/proc/{pid}/smaps_rollup"), "Pss:") / 1024.0
 }
 
-/// Memory that the system could still give, in MiB.
+/// Returns the memory that the system has available, MiB.
 pub(crate) fn available_mib() -> f64 {
     kib("/proc/meminfo", "MemAvailable:") / 1024.0
 }
 
-/// The processes that `pid` has started and that live.
+/// Returns the live child processes of `pid`.
 pub(crate) fn children(pid: i32) -> Vec<i32> {
     let path = format!("/proc/{pid}/task/{pid}/children");
     let text = std::fs::read_to_string(path).unwrap_or_default();

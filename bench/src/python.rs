@@ -1,4 +1,4 @@
-//! What it takes to import libkerf in Python: as Python sees it, and as whole processes.
+//! The cost of importing libkerf in Python: inside Python, and as whole processes.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,14 +7,14 @@ use std::time::Instant;
 use crate::Found;
 use crate::figure::{Bar, Figure, Of, Unit};
 
-/// Processes of each kind.
+/// Number of processes of each kind.
 const RUNS: usize = 50;
 
-/// Prints the milliseconds of the import. `time` is built in, and costs nothing.
+/// Python code that prints the milliseconds of the import. `time` is built in, so its import is free.
 const IMPORT: &str = "import time; begun = time.perf_counter(); import libkerf; \
                       print((time.perf_counter() - begun) * 1e3)";
 
-/// Measures in the environment that `scripts/build-python` makes: some seconds.
+/// Measures in the environment that `scripts/build-python` creates, in a few seconds.
 pub(crate) fn run(group: &'static str) -> Found {
     let python = environment().join("bin/python");
     match measure(&python, group) {
@@ -44,7 +44,7 @@ fn environment() -> PathBuf {
 }
 
 fn measure(python: &Path, group: &'static str) -> Result<Vec<Figure>, String> {
-    // The first run writes Python's bytecode, and brings files into memory.
+    // The first run writes Python's bytecode, and fills the page cache.
     timed(python, IMPORT)?;
     let (mut inside, mut with, mut without) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..RUNS {
@@ -65,12 +65,12 @@ fn measure(python: &Path, group: &'static str) -> Result<Vec<Figure>, String> {
     ])
 }
 
-/// Milliseconds of a whole process, and what it prints.
+/// Returns the milliseconds of a whole process, and its output.
 fn timed(python: &Path, code: &str) -> Result<(f64, String), String> {
     let begun = Instant::now();
     let output = Command::new(python)
         .args(["-c", code])
-        // Nothing that is not installed.
+        // A directory without packages, so that only installed ones can be imported.
         .current_dir("/")
         .output()
         .map_err(|error| error.to_string())?;

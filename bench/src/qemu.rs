@@ -1,5 +1,5 @@
-//! Real kernels in QEMU: spawn, panic, and morphs from 6.1 to 6.12. Needs what `scripts/setup-tests`
-//! installs; says so where it is missing.
+//! Real kernels in QEMU: spawn, panic, and morphs from 6.1 to 6.12. Requires the packages and kernels of
+//! `scripts/setup-tests`; a remark reports that they are missing.
 
 use std::time::{Duration, Instant};
 
@@ -18,11 +18,11 @@ const SERIES: [&str; 2] = ["6.1", "6.12"];
 const SPAWNS: usize = 5;
 const PANICS: usize = 5;
 const MORPHS: usize = 5;
-/// Values in the instance that is morphed: they are copied, in rounds.
+/// Size of the values in the morphed instance, MiB: they are copied by rounds.
 const VALUES_MIB: usize = 32;
-/// Time between two requests of the client: software emulation answers in less, but not much.
+/// Interval between two requests of the client: software emulation answers only slightly faster.
 const PACE: Duration = Duration::from_millis(5);
-/// Silence is no part of what is measured here; a guest without KVM on a busy machine is slow.
+/// Silence is not measured here; a guest without KVM on a busy machine is slow.
 const CONFIG: &str = "backend = \"qemu\"\n[defaults]\nheartbeat_timeout_s = 5.0\n\
                       memory_mib = 256\n[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n";
 
@@ -47,7 +47,7 @@ pub(crate) fn run() -> Found {
 
 fn spawns(host: &Host, events: &Events, series: &str) -> Figure {
     let kernel = kernels::debian(series);
-    // The first one builds the guest's image, which is kept.
+    // The first spawn builds the guest's image, which is cached.
     let times: Vec<_> = (0..=SPAWNS)
         .map(|n| {
             let name = format!("s{n}");
@@ -96,7 +96,7 @@ fn morphs(host: &Host, events: &Events, found: &mut Found) {
     let mut runs = Runs::default();
     for _ in 0..MORPHS {
         let client = Steady::start(port, PACE);
-        // Its first answers are late: the connection is new.
+        // The first answers are late, because the connection is new.
         std::thread::sleep(PACE * 20);
         let (begin, end, operation) = morph(host, events, &new, true);
         let quiet = Instant::now();
@@ -123,7 +123,7 @@ fn morphs(host: &Host, events: &Events, found: &mut Found) {
     ));
 }
 
-/// What the morphs from 6.1 to 6.12 showed.
+/// Measurements of the morphs from 6.1 to 6.12.
 #[derive(Default)]
 struct Runs {
     with: Vec<Duration>,

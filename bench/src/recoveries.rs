@@ -1,5 +1,5 @@
-//! Many recoveries at once: how long until all is well again, what the daemon answers meanwhile, and what memory
-//! it takes. Beside it the floor: what as many plain spawns take, with as many under way at a time.
+//! Many concurrent recoveries: the time until all instances run again, the latency of the daemon's answers meanwhile,
+//! and its memory. The floor is the time of as many plain spawns, with the same concurrency.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,27 +16,27 @@ use crate::instances::bare;
 use crate::process::{cpu_time, forget_peak, peak_mib, resident_mib};
 
 const GROUP: &str = "recoveries";
-/// One heartbeat a second. As many recoveries at once as there are spawns.
+/// One heartbeat per second. The number of concurrent recoveries is that of the spawns.
 const CONFIG: &str = "[defaults]\nheartbeat_timeout_s = 10.0\nmemory_mib = 64\n[pool]\n\
                       share_cpus = true\nshare_memory = true\nmemory_mib = 1048576\n[limits]\nstart_timeout_s = 300.0\n\
                       recoveries = 8\n";
-/// Spawns under way at a time.
+/// Number of concurrent spawns.
 const SPAWNS_AT_ONCE: usize = 8;
-/// Time between the last spawn and the first measurement.
+/// Delay between the last spawn and the first measurement.
 const SETTLE: Duration = Duration::from_secs(5);
-/// Pause between two requests for the list.
+/// Interval between two requests for the list.
 const LIST_PAUSE: Duration = Duration::from_millis(10);
-/// Longest wait until all is well.
+/// Timeout until all instances run again.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// What is to be measured.
+/// The parameters of a measurement.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
-    /// Instances that there are.
+    /// Number of instances.
     pub(crate) instances: usize,
-    /// Of them, those that are killed.
+    /// Number of instances that are killed.
     pub(crate) killed: usize,
-    /// Longest time until all of them run again.
+    /// Maximum time until all instances run again.
     pub(crate) bar: Duration,
 }
 
@@ -60,7 +60,7 @@ pub(crate) fn run(plan: &Plan) -> Found {
         kill(Pid::from_raw(agent), Signal::SIGKILL).expect("the agent runs");
     }
     let healed = lister.all_well(plan.killed).duration_since(began);
-    // Survivors are told the last of it a little later.
+    // Survivors receive the last notices a little later.
     std::thread::sleep(SETTLE);
     let lists = lister.stop();
     let growth = peak_mib(daemon) / resident;
@@ -121,7 +121,7 @@ fn spawn(host: &Host, kernel: &std::path::Path, numbers: std::ops::Range<usize>)
     }
 }
 
-/// Asks for the list again and again, on a thread of its own.
+/// Requests the list repeatedly, on a thread of its own.
 struct Lister {
     stop: Arc<AtomicBool>,
     lists: std::sync::mpsc::Receiver<(Instant, Vec<InstanceSummary>)>,
@@ -153,7 +153,7 @@ impl Lister {
         }
     }
 
-    /// When the list first said that so many have been recovered and all run.
+    /// Returns when the list first showed that this number has been recovered and all instances run.
     fn all_well(&self, recovered: usize) -> Instant {
         let deadline = Instant::now() + PATIENCE;
         loop {

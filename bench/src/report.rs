@@ -1,4 +1,4 @@
-//! A run as a table for people, as JSON for programs, and as the section of a document.
+//! A run as a table for people, as JSON for programs, and as a section of a document.
 
 use std::io;
 use std::path::Path;
@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::figure::{Figure, HEADINGS};
 use crate::machine::Machine;
 
-/// What begins and ends the section of a document that [`Report::write_into`] replaces.
+/// Marks of the beginning and the end of the section that [`Report::write_into`] replaces.
 const BEGIN: &str = "<!-- begin: written by kmorph-bench, not by hand -->\n";
 const END: &str = "<!-- end -->\n";
 
@@ -18,12 +18,12 @@ const END: &str = "<!-- end -->\n";
 pub(crate) struct Report {
     pub(crate) machine: Machine,
     pub(crate) figures: Vec<Figure>,
-    /// What could not be measured, and what was found besides the figures.
+    /// Reasons of missing measurements, and results besides the figures.
     pub(crate) remarks: Vec<String>,
 }
 
 impl Report {
-    /// Whether some bar is not kept.
+    /// Returns true if some bar is not kept.
     pub(crate) fn failed(&self) -> bool {
         self.figures.iter().any(Figure::failed)
     }
@@ -40,7 +40,7 @@ impl Report {
         table.to_string()
     }
 
-    /// The section of a document.
+    /// Returns the section of a document.
     pub(crate) fn markdown(&self) -> String {
         let mut text = format!("{}.\n\n{}\n", self.machine, self.table());
         if !self.remarks.is_empty() {
@@ -55,7 +55,7 @@ impl Report {
     /// Replaces the section between the marks in the document at `path`.
     ///
     /// # Errors
-    /// The system's; `InvalidData` without the marks. The document is not changed then.
+    /// Errors of the system; `InvalidData` without the marks. The document is not changed in that case.
     pub(crate) fn write_into(&self, path: &Path) -> io::Result<()> {
         let before = std::fs::read_to_string(path)?;
         let after = replaced(&before, &self.markdown()).ok_or_else(|| {

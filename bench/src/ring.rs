@@ -1,5 +1,5 @@
-//! The rings of kerf-vsock between two processes, beside the least that could carry the same: a flag with the
-//! bytes behind it, and a pair of eventfds.
+//! The rings of kerf-vsock between two processes, compared with minimal carriers: a flag followed by the bytes, and a
+//! pair of eventfds.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::Ordering::{Acquire, Release};
@@ -19,31 +19,31 @@ use crate::Found;
 use crate::figure::{Bar, Figure, Of, Unit, median};
 
 const GROUP: &str = "ring";
-/// What `kmorph-kerf-host` serves: two peers.
+/// The geometry of `kmorph-kerf-host`: two peers.
 const SLOTS: u32 = 256;
 const BYTES: u32 = 1024 * 1024;
-/// A heartbeat frame.
+/// Size of a heartbeat frame, bytes.
 const SMALL_BYTES: usize = 80;
-/// The share of a morph's state that is told in one piece, and how it is cut.
+/// Size of the share of a morph's state that is sent in one piece, and of its packets, bytes.
 const LARGE_BYTES: usize = 210_000;
 const PACKET_BYTES: usize = 32 * 1024 - 512;
-/// Times each arrangement is measured, taking turns, and round trips of each.
+/// Number of rounds, in which the arrangements take turns, and numbers of round trips in each.
 const ROUNDS: usize = 15;
 const TRIPS: usize = 2_000;
 const LARGE_TRIPS: usize = 200;
-/// What an end spins for before it sleeps, where it does both: longer than a message takes.
+/// Spin time before the sleep in [`Wait::SpinsThenSleeps`]: longer than a message takes.
 const BRIEFLY: Duration = Duration::from_micros(20);
-/// A message that ends the other process.
+/// A message that tells the other process to exit.
 const END: [u8; 1] = [0];
 
-/// How an end waits for the other.
+/// The way in which an end waits for the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wait {
-    /// It looks all the time.
+    /// Spins all the time.
     Spins,
-    /// It sleeps until it is rung.
+    /// Sleeps until the doorbell rings.
     Sleeps,
-    /// It looks for [`BRIEFLY`], then sleeps.
+    /// Spins for [`BRIEFLY`], then sleeps.
     SpinsThenSleeps,
 }
 
@@ -89,7 +89,7 @@ pub(crate) fn run() -> Found {
     }
 }
 
-/// The ring with doorbells, beside eventfds alone.
+/// Times of the ring with doorbells, of eventfds alone, and their ratios.
 #[derive(Default)]
 struct Beside {
     ring: Vec<f64>,
@@ -135,16 +135,16 @@ fn pin(cpu: usize) {
     sched_setaffinity(Pid::from_raw(0), &set).expect("the CPU is available");
 }
 
-/// Runs `there` in another process while `here` runs in this one, each on its CPU.
+/// Runs `there` in another process and `here` in this one, each on its own CPU.
 fn beside<T>(cpus: (usize, usize), there: impl FnOnce(), here: impl FnOnce() -> T) -> T {
     let before = sched_getaffinity(Pid::from_raw(0)).expect("a process has CPUs");
-    // SAFETY: the child uses memory and descriptors that it has, and ends without returning.
+    // SAFETY: the child only uses memory and descriptors that it owns, and exits without a return.
     match unsafe { fork() }.expect("a process can be started") {
         ForkResult::Child => {
             let _ = set_pdeathsig(Signal::SIGKILL);
             pin(cpus.1);
             there();
-            // SAFETY: it ends this process at once; nothing of the parent's is run down twice.
+            // SAFETY: ends this process at once, without running the parent's destructors a second time.
             unsafe { nix::libc::_exit(0) }
         }
         ForkResult::Parent { child } => {
@@ -162,9 +162,9 @@ fn nanoseconds(time: Duration) -> f64 {
     time.as_nanos() as f64
 }
 
-/// Half of the time of each of so many round trips.
+/// Returns half of the time of each of `count` round trips.
 fn halves(count: usize, mut trip: impl FnMut()) -> Vec<f64> {
-    // The first ones are slower: pages are touched, caches filled.
+    // The first trips are slower: they touch pages and fill caches.
     (0..count / 10).for_each(|_| trip());
     let timed = |_| {
         let begin = Instant::now();
@@ -198,7 +198,7 @@ impl End<'_> {
         loop {
             match self.link.put(self.region, &[bytes], Class::Data) {
                 Ok(()) => break,
-                // Only ever met where both ends spin.
+                // Only occurs if both ends spin.
                 Err(PutError::Full) => std::hint::spin_loop(),
                 Err(error) => panic!("{error}"),
             }
@@ -216,13 +216,13 @@ impl End<'_> {
         taken.expect("both ends keep the rules").is_some()
     }
 
-    /// The next packet.
+    /// Waits for the next packet.
     fn receive(&mut self) -> &[u8] {
         while !self.spins_until_received() && !self.sleeps_until_received() {}
         &self.packet
     }
 
-    /// Looks for as long as this end does before it sleeps: once at the least.
+    /// Polls for the spin time of this end, but at least once.
     fn spins_until_received(&mut self) -> bool {
         let begin = Instant::now();
         loop {
@@ -251,7 +251,7 @@ impl End<'_> {
     }
 }
 
-/// Both ends of a new ring, each with a process of its own.
+/// Creates a ring and runs each end in a process of its own.
 fn over_the_ring<T>(
     cpus: (usize, usize),
     wait: Wait,
@@ -303,7 +303,7 @@ fn trips(cpus: (usize, usize), wait: Wait) -> Vec<f64> {
     })
 }
 
-/// The whole of each round trip: 210 kB there, and a word that they have arrived.
+/// Returns the whole time of each round trip: 210 kB there, and an acknowledgement back.
 fn large_trips(cpus: (usize, usize)) -> Vec<f64> {
     let answer = |end: &mut End<'_>| {
         let mut all = Vec::with_capacity(LARGE_BYTES);
@@ -333,7 +333,7 @@ fn large_trips(cpus: (usize, usize)) -> Vec<f64> {
 fn eventfd_trips(cpus: (usize, usize)) -> Vec<f64> {
     let [here, there] = [(); 2]
         .map(|()| EventFd::from_flags(EfdFlags::EFD_CLOEXEC).expect("there are descriptors"));
-    /// What is added in place of 1 at the end.
+    /// Value added to the eventfd, in place of 1, to end the echo.
     const LAST: u64 = 2;
     let echo = || {
         while there.read().expect("it is rung") != LAST {
@@ -350,7 +350,7 @@ fn eventfd_trips(cpus: (usize, usize)) -> Vec<f64> {
     })
 }
 
-/// A flag and 80 bytes for each direction, each in cache lines of its own.
+/// Measures with a flag and 80 bytes for each direction, each in cache lines of its own.
 fn bare_trips(cpus: (usize, usize)) -> Vec<f64> {
     const PAGE: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
     const THERE: u64 = 0;
@@ -358,11 +358,11 @@ fn bare_trips(cpus: (usize, usize)) -> Vec<f64> {
     const BEHIND: u64 = 64;
     const LAST: u32 = u32::MAX;
     let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    // SAFETY: a new mapping at an address of the system's choice takes nothing from anybody. It is never
-    // unmapped: a page for each round.
+    // SAFETY: a new mapping at an address that the system chooses replaces no other mapping. The mapping is never
+    // unmapped: one page per round.
     let start = unsafe { mmap_anonymous(None, PAGE, access, MapFlags::MAP_SHARED) };
     let start = start.expect("there is memory");
-    // SAFETY: mapped just now, for good.
+    // SAFETY: mapped above, and never unmapped.
     let memory = unsafe { Mapped::new(start.as_ptr().cast(), PAGE.get() as u64) };
     let send = |at: u64, number: u32, message: &[u8]| {
         memory.write(at + BEHIND, message);

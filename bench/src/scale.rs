@@ -1,5 +1,5 @@
-//! Many instances in one daemon: what it costs to watch them, and whether it stays quiet when the
-//! machine is busy.
+//! Many instances in one daemon: the cost of watching them, and whether the detector raises no false alarm on a busy
+//! machine.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,16 +14,16 @@ use crate::instances::bare;
 use crate::process::{available_mib, cpu_time, proportional_mib, resident_mib};
 
 const GROUP: &str = "scale";
-/// Ten probes in the timeout: one heartbeat a second.
+/// Ten probes per timeout: one heartbeat per second.
 const CONFIG: &str = "[defaults]\nheartbeat_timeout_s = 10.0\nmemory_mib = 64\n[pool]\n\
                       share_cpus = true\nshare_memory = true\nmemory_mib = 1048576\n[limits]\nstart_timeout_s = 300.0\n";
 const MB_PER_MIB: f64 = 1.048_576;
-/// Spawns under way at a time.
+/// Number of concurrent spawns.
 const SPAWNS_AT_ONCE: usize = 8;
-/// Time between the last spawn and the first measurement.
+/// Delay between the last spawn and the first measurement.
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// What is to be measured.
+/// The parameters of a measurement.
 pub(crate) struct Plan {
     pub(crate) instances: usize,
     pub(crate) quiet: Duration,
@@ -122,8 +122,8 @@ fn spawn_all(host: &Host, instances: usize) {
     }
 }
 
-/// Watches for `time`: the daemon's share of one core in percent, and the heartbeats answered by an
-/// instance in a second.
+/// Watches for `time`; returns the daemon's share of one core, percent, and the heartbeats per second that one instance
+/// answers.
 fn watch(host: &Host, time: Duration) -> (f64, f64) {
     let answered = || -> u64 {
         let path = format!("/v1/instances/{}/heartbeat", name(0));
@@ -137,7 +137,7 @@ fn watch(host: &Host, time: Duration) -> (f64, f64) {
     (used / elapsed * 100.0, beats / elapsed)
 }
 
-/// The events since the last call that say of a healthy instance that it is not.
+/// Returns the events since the last call that report trouble of an instance, although all are healthy.
 fn alarms(events: &Events) -> Vec<Event> {
     let arrived = events.drain().into_iter().map(|arrived| arrived.event);
     arrived
@@ -154,7 +154,8 @@ fn alarms(events: &Events) -> Vec<Event> {
         .collect()
 }
 
-/// Instances that do not run as they were spawned: what the event stream did not say, the list would.
+/// Returns the instances that do not run as spawned, from the list: the list shows trouble that the events may have
+/// missed.
 fn disturbed(host: &Host, instances: usize) -> Vec<InstanceSummary> {
     let list: Vec<InstanceSummary> = host.control().get("/v1/instances");
     assert_eq!(list.len(), instances);
@@ -162,7 +163,7 @@ fn disturbed(host: &Host, instances: usize) -> Vec<InstanceSummary> {
     list.into_iter().filter(|one| !well(one)).collect()
 }
 
-/// Busy loops, one for each core, until it is dropped.
+/// Busy loops, one per core, that end on drop.
 struct Load {
     stop: Arc<AtomicBool>,
     threads: Vec<std::thread::JoinHandle<()>>,

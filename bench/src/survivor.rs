@@ -1,5 +1,5 @@
-//! What an instance that lives notices of the capture of another: its answers to a client that asks without a
-//! pause, before and meanwhile.
+//! The effect of a capture on another instance that lives: its answers to a client that sends requests without a pause,
+//! before and during the capture.
 
 use std::time::{Duration, Instant};
 
@@ -16,11 +16,11 @@ const GROUP: &str = "vmcore";
 const CAPTURED: &str = "large";
 const SURVIVOR: &str = "other";
 const ROUNDS: usize = 5;
-/// Values in the instance that is captured.
+/// Size of the values in the captured instance, MiB.
 const VALUES_MIB: usize = 256;
-/// The time before a capture with which it is compared; as long again passes before that.
+/// Time before a capture that is compared with the capture; an equal time passes before that.
 const BEFORE: Duration = Duration::from_secs(2);
-/// A limit that leaves most of the machine alone.
+/// A rate limit that leaves most of the machine to others.
 const RATE_MIB_S: u64 = 64;
 const CONFIG: &str = "backend = \"qemu\"\n[defaults]\nheartbeat_timeout_s = 10.0\nmemory_mib = 4096\n\
                       [pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n";

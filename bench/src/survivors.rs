@@ -1,5 +1,5 @@
-//! A large instance that fails under kmorphd, all of whose memory is kept: read by the daemon alone, and with the help of
-//! two survivors.
+//! A large instance that fails under kmorphd with a capture of all of its memory: read by the daemon alone, and with
+//! the help of two survivors.
 
 use kmorph_control_api::{RecoveryRecord, VmcoreRecord};
 use kmorph_tests::{Events, Host, kernels};
@@ -14,7 +14,7 @@ const GROUP: &str = "survivors";
 const FAILED: &str = "large";
 const SURVIVORS: [&str; 2] = ["first", "second"];
 const FAILURES: usize = 3;
-/// Values in the instance that fails.
+/// Size of the values in the failing instance, MiB.
 const VALUES_MIB: usize = 512;
 const CONFIG: &str = "backend = \"qemu\"\n[defaults]\nheartbeat_timeout_s = 10.0\nmemory_mib = 4096\n\
                       vmcore = \"on\"\n[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n[vmcore]\nlevel = 0\n";
@@ -34,7 +34,7 @@ pub(crate) fn run() -> Found {
     for (survivors, how) in [(0, "by the daemon alone"), (2, "with two survivors")] {
         host.configure(&format!("{CONFIG}survivors = {survivors}\n"));
         host.control().request("POST", "/v1/daemon/reload", None);
-        // A new one each time: one that fails too often is not started again.
+        // A new instance for each series: an instance that fails too often is not restarted.
         spawn(&host, &events, &request);
         let (mut dumps, mut shares, mut peaks) = (vec![], vec![], vec![]);
         for _ in 0..FAILURES {
@@ -68,7 +68,7 @@ pub(crate) fn run() -> Found {
     }
 }
 
-/// Has the instance fail: what was captured, and the daemon's most memory meanwhile.
+/// Makes the instance fail; returns the record of the capture, and the daemon's peak memory meanwhile, MiB.
 fn fail(host: &Host, events: &Events) -> (VmcoreRecord, f64) {
     fill(port(host, FAILED), VALUES_MIB << 20);
     forget_peak(host.daemon_pid());

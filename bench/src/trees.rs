@@ -1,5 +1,5 @@
-//! Device trees: reading, judging and changing a large one, and what kerf needs for the same; and the
-//! import of libkerf in Python.
+//! Device trees: reading, validating and changing a large tree, the time of kerf for the same tasks, and the import of
+//! libkerf in Python.
 
 use std::hint::black_box;
 use std::io::Write as _;
@@ -20,10 +20,10 @@ const GROUP: &str = "trees";
 
 const INSTANCES: u32 = 512;
 const CPUS: u64 = 1024;
-/// Times each figure is taken.
+/// Number of measurements of each figure.
 const RUNS: usize = 200;
 
-/// Runs all of them: a minute at most, most of it kerf's.
+/// Measures all figures: one minute at most, mostly for kerf.
 pub(crate) fn run() -> Found {
     let blob = blob();
     let read = || {
@@ -37,7 +37,7 @@ pub(crate) fn run() -> Found {
     });
     let state = State::new(system);
     let mut after = state.system.clone();
-    // One CPU of one instance goes to another.
+    // Moves one CPU from one instance to another.
     let cpu = after.instances[7].cpus.pop().expect("it has two");
     after.instances[300].cpus.push(cpu);
     let changing = milliseconds(|| {
@@ -79,7 +79,7 @@ pub(crate) fn run() -> Found {
     Found { figures, remarks }
 }
 
-/// A pool of 1,024 CPUs and 512 instances of two each, with a device for every fourth.
+/// Returns a pool of 1,024 CPUs and 512 instances of two CPUs each, with a device for every fourth instance.
 fn blob() -> Vec<u8> {
     const MIB: u64 = 1 << 20;
     let cpus: Vec<u64> = (1..=CPUS).map(|n| n * 2).collect();
@@ -134,7 +134,7 @@ fn milliseconds(mut work: impl FnMut()) -> Vec<f64> {
     timed.collect()
 }
 
-/// What kerf needs, in milliseconds: to parse and validate, and to make an overlay.
+/// Returns the time of kerf, milliseconds: to parse and validate, and to create an overlay.
 fn kerf(blob: &[u8]) -> Result<(f64, f64), String> {
     let python = kernels::cache().join("tools/kerf/bin/python");
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../libkerf/tests/beside/time.py");

@@ -1,5 +1,5 @@
-//! Dumps of a large guest that panicked: what the writer needs, beside QEMU's own dumps, cp and makedumpfile.
-//! All files go to memory, so that programs are compared and not disks.
+//! Dumps of a large guest that panicked: the resources of the writer, compared with QEMU's own dumps, cp and
+//! makedumpfile. All files are in memory, so that the comparison excludes disks.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -18,14 +18,14 @@ use crate::figure::{Bar, Figure, Of, Unit};
 use crate::survivor;
 
 const GROUP: &str = "vmcore";
-/// Memory of the guest, MiB, and how much of it is filled with text.
+/// Memory of the guest, and the part filled with text, MiB.
 const MEMORY_MIB: u64 = 4096;
 const FILES_MIB: u64 = 2048;
-/// Times each dump is made. Before those, once without a measurement.
+/// Number of measured dumps of each kind, after one dump without a measurement.
 const ROUNDS: usize = 5;
-/// Of the writer: the daemon's default.
+/// Number of threads of the writer: the daemon's default.
 const THREADS: usize = 1;
-/// What the daemon leaves out by default: all that can be.
+/// The daemon's default level, which excludes every kind of page that can be excluded.
 const LEVEL: u32 = 31;
 
 pub(crate) fn run() -> Found {
@@ -41,7 +41,7 @@ pub(crate) fn run() -> Found {
     found
 }
 
-/// Seconds and bytes of each kind of dump, a value for each round.
+/// Seconds and bytes of each kind of dump, one value per round.
 #[derive(Default)]
 struct Series {
     seconds: Vec<f64>,
@@ -66,7 +66,7 @@ impl Series {
     }
 }
 
-/// What one is of the other, round by round.
+/// Returns the figure of the ratio of `of` to `to`, round by round.
 fn ratio(what: &str, of: &[f64], to: &[f64]) -> Figure {
     let ratios = of.iter().zip(to).map(|(of, to)| of / to).collect();
     Figure::of(GROUP, what, Unit::Ratio, ratios)
@@ -216,7 +216,7 @@ fn ours(guest: &CrashedGuest, name: &str, output: Output, level: u32) -> (Durati
     measured
 }
 
-/// Writes it as kmorphd does: finds the kernel, writes, syncs, reads back.
+/// Writes the dump as kmorphd does: finds the kernel, writes, syncs, reads back.
 fn write(guest: &CrashedGuest, path: &Path, output: Output, level: u32) -> (Duration, u64) {
     let begin = Instant::now();
     let file = File::open(guest.memory()).expect("the guest has a memory");
@@ -245,7 +245,7 @@ fn length(path: &Path) -> u64 {
     std::fs::metadata(path).expect("it was written").len()
 }
 
-/// The length of a file that is needed no more.
+/// Returns the length of a file, and removes the file.
 fn done(path: &Path) -> u64 {
     let bytes = length(path);
     std::fs::remove_file(path).expect("it was written");

@@ -1,5 +1,5 @@
-//! vsock between a guest and the host, over kerf-vsock and over virtio-vsock: the same guest, program and
-//! client, taking turns.
+//! vsock between a guest and the host, over kerf-vsock and over virtio-vsock, alternating: the same guest, program and
+//! client.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -22,14 +22,14 @@ const NAME: &str = "measured";
 /// Port of the program in the guest.
 const PORT: u16 = 7007;
 const MESSAGE_BYTES: usize = 80;
-/// Turns of each transport, and what is done in each.
+/// Number of turns of each transport, and the measurements in each turn.
 const TURNS: usize = 7;
 const TRIPS: usize = 400;
 const STREAM_BYTES: usize = 32 << 20;
 const PINGS: usize = 200;
-/// Streams beside which small messages are measured.
+/// Number of streams beside which small messages are measured.
 const STREAMS: usize = 4;
-/// Longest wait for anything of a guest.
+/// Timeout of any operation on a guest.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn run() -> Found {
@@ -52,7 +52,7 @@ pub(crate) fn run() -> Found {
     found
 }
 
-/// A guest that is reached over one transport.
+/// A guest reached over one transport.
 struct Guest {
     host: Host,
     socket: PathBuf,
@@ -107,7 +107,7 @@ impl Guest {
             idle: Vec::new(),
             busy: Vec::new(),
         };
-        // Translated code and buffers are there from the second time on.
+        // From the second transfer on, code is translated and buffers are allocated.
         receive(&guest.socket, STREAM_BYTES);
         guest
     }
@@ -119,7 +119,7 @@ impl Guest {
         self.trips.extend(trips);
     }
 
-    /// While streams take all that the transport and the guest's CPU give.
+    /// Measures round trips while streams use all capacity of the transport and of the guest's CPU.
     fn round_trips_beside_streams(&mut self) {
         let socket = &self.socket;
         let trips = beside_streams(socket, STREAMS, || round_trips(socket));
@@ -132,7 +132,7 @@ impl Guest {
         self.seconds.push(begin.elapsed().as_secs_f64());
     }
 
-    /// While nothing else happens, and while a stream takes all that the transport gives.
+    /// Measures heartbeats on an idle guest, and while a stream uses all capacity of the transport.
     fn heartbeats(&mut self) {
         let host = &self.host;
         let ping = || {
@@ -156,7 +156,7 @@ fn connect(path: &Path) -> UnixStream {
     socket
         .set_write_timeout(Some(PATIENCE))
         .expect("it is not zero");
-    // In one write: vhost-device-vsock takes what it reads at once for the whole line.
+    // A single write: vhost-device-vsock takes the result of one read for the whole line.
     let line = format!("CONNECT {PORT}\n");
     let asked = socket.write_all(line.as_bytes());
     asked.expect("the transport takes it");
@@ -166,7 +166,7 @@ fn connect(path: &Path) -> UnixStream {
     socket
 }
 
-/// What `measure` finds while `streams` come from the guest without end.
+/// Runs `measure` while the guest sends `streams` endless streams.
 fn beside_streams<T>(path: &Path, streams: usize, measure: impl FnOnce() -> T) -> T {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -183,7 +183,7 @@ fn beside_streams<T>(path: &Path, streams: usize, measure: impl FnOnce() -> T) -
     })
 }
 
-/// Milliseconds that each message takes to a program of the guest and back, after some that are not counted.
+/// Returns the milliseconds of each message's round trip to a program of the guest, after some warm-up messages.
 fn round_trips(path: &Path) -> Vec<f64> {
     let mut socket = connect(path);
     socket.write_all(b"e").expect("the guest takes it");
@@ -200,7 +200,7 @@ fn round_trips(path: &Path) -> Vec<f64> {
     (0..TRIPS).map(|_| trip()).collect()
 }
 
-/// Has the guest send so many bytes, and takes them.
+/// Makes the guest send this number of bytes, and receives them.
 fn receive(path: &Path, bytes: usize) {
     let mut socket = connect(path);
     let mut request = vec![b's'];

@@ -1,4 +1,4 @@
-//! The wire format: what one frame costs, and what its checksum costs.
+//! The wire format: the cost of one frame, and of its checksum.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -12,18 +12,18 @@ use crate::figure::{Bar, Figure, Of, Unit};
 
 const GROUP: &str = "wire";
 
-/// How long one sample runs.
+/// Duration of one sample.
 const SAMPLE: Duration = Duration::from_millis(50);
-/// Samples taken.
+/// Number of samples.
 const SAMPLES: usize = 7;
-/// Length of the block that checksums are compared on.
+/// Size of the block on which checksums are compared, bytes.
 const BLOCK_BYTES: usize = 4096;
 
-/// Runs all of them: a few seconds.
+/// Measures all figures: a few seconds.
 pub(crate) fn run() -> Found {
     let message = heartbeat();
     let mut frame = Vec::new();
-    // The message keeps every limit: this cannot fail.
+    // The message obeys every limit, so encoding cannot fail.
     let _ = encode(&message, 1, 1, &mut frame);
 
     let mut out = Vec::with_capacity(frame.len());
@@ -48,7 +48,7 @@ pub(crate) fn run() -> Found {
     let rate = |times: &[f64]| times.iter().copied().map(mib_per_second).collect();
     let ratio = best(&one_table) / best(&ours);
     let of = |name: &str, unit, values| Figure::of(GROUP, name, unit, values);
-    // The best sample counts: everything else on the machine only adds time.
+    // The best sample counts: other work on the machine only adds time.
     let figures = vec![
         of(
             "encode a heartbeat frame (80 bytes)",
@@ -100,7 +100,7 @@ fn best(times: &[f64]) -> f64 {
     times.iter().copied().fold(f64::INFINITY, f64::min)
 }
 
-/// Nanoseconds for one call, in each sample.
+/// Returns the nanoseconds per call, for each sample.
 fn nanoseconds(mut call: impl FnMut()) -> Vec<f64> {
     const BATCH: u32 = 256;
     let sample = |_| {

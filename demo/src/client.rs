@@ -1,5 +1,5 @@
-//! The client: increments a counter at a steady pace over one connection, checks every answer, and
-//! connects again when the connection breaks.
+//! The client: increments a counter at a steady pace over one connection, checks every answer, and reconnects when the
+//! connection breaks.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,20 +10,20 @@ use kmorph_tests::resp::Client;
 /// The counter's key.
 const KEY: &str = "demo:counter";
 
-/// What the client saw since it was last asked.
+/// Observations of the client since the last [`Steady::take`].
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
-    /// Requests that were answered.
+    /// Number of answered requests.
     pub(crate) answered: u64,
-    /// Requests that were not, and connections that were refused.
+    /// Number of failed requests, including refused connections.
     pub(crate) failed: u64,
-    /// The reason of the first of them.
+    /// Reason of the first failure.
     pub(crate) first_failure: Option<String>,
-    /// How often the counter began anew: the server had lost its memory.
+    /// Number of restarts of the counter: the server had lost its memory.
     pub(crate) began_anew: u64,
-    /// Answers that no server can give that lost nothing and did nothing twice.
+    /// Answers that prove a lost or repeated request.
     pub(crate) wrong: Vec<String>,
-    /// Longest time between two answers.
+    /// Maximum time between two answers.
     pub(crate) longest_gap: Duration,
 }
 
@@ -33,13 +33,13 @@ struct Shared {
     stop: bool,
 }
 
-/// The client, on a thread of its own; dropped, it ends after the request under way.
+/// The client, on a thread of its own; on drop, it ends after the request in progress.
 pub(crate) struct Steady {
     shared: Arc<Mutex<Shared>>,
 }
 
 impl Steady {
-    /// One request each `pace` to the local `port`.
+    /// Starts a client that sends one request per `pace` to the local `port`.
     pub(crate) fn start(port: u16, pace: Duration) -> io::Result<Self> {
         let client = Client::connect(port)?;
         let shared = Arc::new(Mutex::new(Shared::default()));
@@ -48,12 +48,12 @@ impl Steady {
         Ok(Self { shared })
     }
 
-    /// What it saw since the last time.
+    /// Returns the observations since the last call.
     pub(crate) fn take(&self) -> Seen {
         std::mem::take(&mut lock(&self.shared).seen)
     }
 
-    /// Requests answered since the last [`Steady::take`].
+    /// Returns the number of requests answered since the last [`Steady::take`].
     pub(crate) fn answered(&self) -> u64 {
         lock(&self.shared).seen.answered
     }
@@ -113,12 +113,12 @@ fn run(client: Client, port: u16, pace: Duration, shared: &Mutex<Shared>) {
     }
 }
 
-/// What the counter must be.
+/// The expected value of the counter.
 #[derive(Default)]
 struct Counter {
     /// The last answer.
     value: u64,
-    /// Requests since then that may have been done although no answer came.
+    /// Number of requests since then without an answer, which the server may have executed.
     in_doubt: u64,
 }
 

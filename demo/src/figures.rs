@@ -1,4 +1,4 @@
-//! What was measured.
+//! The measured figures.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,32 +10,32 @@ use crate::client::Seen;
 /// One healing.
 #[derive(Debug)]
 pub(crate) struct Healing {
-    /// What had happened, in a word.
+    /// The failure, in a word.
     pub(crate) what: &'static str,
-    /// From then to the verdict. The daemon notes it in whole milliseconds.
+    /// Time from the failure to the verdict, which the daemon records in whole milliseconds.
     pub(crate) verdict: Duration,
-    /// From then to the first healthy heartbeat of the successor.
+    /// Time from the failure to the first healthy heartbeat of the successor.
     pub(crate) healthy: Duration,
-    /// What the client saw.
+    /// Observations of the client.
     pub(crate) seen: Seen,
 }
 
-/// The morph.
+/// A morph.
 #[derive(Debug)]
 pub(crate) struct Morph {
     /// The release of the target kernel.
     pub(crate) to: String,
-    /// From the freeze to the first request the target kernel could answer, as the daemon measured it.
+    /// Time from the freeze to the first request that the target kernel could answer, as measured by the daemon.
     pub(crate) downtime: Duration,
-    /// The time that was watched, with the morph in it.
+    /// Length of the window with the morph.
     pub(crate) watched: Duration,
-    /// What the client saw in it.
+    /// Observations of the client in that window.
     pub(crate) during: Seen,
-    /// What it saw in an equal time without a morph.
+    /// Observations of the client in a window of equal length without a morph.
     pub(crate) without: Seen,
 }
 
-/// All of them.
+/// All figures.
 #[derive(Debug)]
 pub(crate) struct Figures {
     pub(crate) healings: Vec<Healing>,
@@ -98,13 +98,13 @@ impl fmt::Display for Morph {
     }
 }
 
-/// A table of names and `figures` columns of figures.
+/// Creates a table with a column of names and `figures` columns of figures.
 fn table(figures: usize) -> Table {
     let mut table = Table::new();
     table
         .load_style(presets::ASCII_MARKDOWN)
         .set_content_arrangement(ContentArrangement::Disabled);
-    // Columns exist from the first row on.
+    // Columns exist only after the first row.
     table.set_header(vec![""; figures + 1]);
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
@@ -112,8 +112,8 @@ fn table(figures: usize) -> Table {
     table
 }
 
-/// The time to a verdict. The daemon writes down the millisecond it falls into, without its fraction:
-/// what looks shorter than one may have been up to two.
+/// Formats the time to a verdict. The daemon records the time in truncated milliseconds: a time that appears to be
+/// below 1 ms may have been up to 2 ms.
 fn verdict(time_to: Duration) -> String {
     match time_to < Duration::from_millis(1) {
         true => "< 2 ms".to_owned(),
@@ -121,7 +121,7 @@ fn verdict(time_to: Duration) -> String {
     }
 }
 
-/// A time in the unit that suits it.
+/// Formats a time in a suitable unit.
 pub(crate) fn time(time: Duration) -> String {
     let ms = time.as_secs_f64() * 1000.0;
     match ms {

@@ -1,16 +1,16 @@
 //! `make demo`: a daemon of its own, an instance that is killed, hangs and is morphed, and a client that
-//! keeps using it. Every command shown is run as shown.
+//! keeps using the instance. Every command shown runs exactly as shown.
 //!
 //! ```text
-//! story     what happens, step by step, and whether it happened as told
-//! setting   what differs between the backends: configuration, kernels, how to hurt an instance
+//! story     the steps, with a check of each step's result
+//! setting   the differences of the backends: configuration, kernels, ways to harm an instance
 //! client    the client of the key-value server
 //! shell     runs the commands
-//! figures   what was measured
-//! stage     what is printed
+//! figures   the measured figures
+//! stage     the output
 //! ```
 //!
-//! Whatever was started is gone afterwards: it all belongs to a [`kmorph_tests::Host`].
+//! At the end, everything that the demo started is gone, because all of it belongs to a [`kmorph_tests::Host`].
 
 #![forbid(unsafe_code)]
 
@@ -33,9 +33,9 @@ use crate::setting::{Backend, Setting};
 use crate::stage::Stage;
 use crate::trouble::Trouble;
 
-/// Exit status where the story cannot be told: the machine lacks something, as kmorphctl has it.
+/// Exit status when this machine lacks a requirement of the story; the same as kmorphctl's.
 const NOT_HERE: u8 = 9;
-/// Exit status after Ctrl-C, as shells have it.
+/// Exit status after Ctrl-C; the same as a shell's.
 const INTERRUPTED: i32 = 130;
 
 /// Shows kmorph at work: healing and morphing, with a client watching.
@@ -50,14 +50,14 @@ struct Arguments {
     transport: String,
 }
 
-/// Everything the demo starts, until somebody takes it down.
+/// Everything that the demo starts, until [`take_down`].
 type SharedHost = Arc<Mutex<Option<Host>>>;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let signals = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
     let signals: SigSet = signals.into_iter().collect();
-    // Before any thread is started: all of them leave these signals to the one that waits for them.
+    // Before the start of any thread, so that all threads leave these signals to the thread that waits for them.
     if let Err(error) = signals.thread_block() {
         eprintln!("kmorph-demo: signals cannot be blocked: {error}");
         return ExitCode::FAILURE;
@@ -92,7 +92,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Ends everything that was started, and waits until it is gone.
+/// Ends everything that was started, and waits for the end.
 fn take_down(host: &SharedHost) {
     let mut host = host.lock().unwrap_or_else(PoisonError::into_inner);
     drop(host.take());
@@ -103,7 +103,7 @@ fn end_on_signal(signals: SigSet, host: SharedHost) {
         if signals.wait().is_err() {
             return;
         }
-        // Held to the end: the story has nothing more to say.
+        // Held until exit: the story must not print any more.
         let _quiet = std::io::stdout().lock();
         eprintln!("\nInterrupted: everything that was started is ended.");
         take_down(&host);

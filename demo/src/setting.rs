@@ -1,4 +1,4 @@
-//! What differs between the backends: configuration, kernels, and how an instance comes to harm.
+//! The differences of the backends: configuration, kernels, and ways to harm an instance.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::shell::quoted;
 use crate::stage::Stage;
 use crate::trouble::Trouble;
 
-/// What instances are.
+/// The kind of the instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Backend {
     /// Processes of this machine: no root, no download
@@ -24,28 +24,28 @@ pub(crate) enum Backend {
     Multikernel,
 }
 
-/// The harm that comes to an instance.
+/// A kind of harm to an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Harm {
-    /// It dies at once.
+    /// The instance dies at once.
     Dies,
-    /// It executes nothing any more, but is there.
+    /// The instance still exists, but executes nothing.
     Hangs,
 }
 
-/// See the module.
+/// The setting of a backend; see the module.
 pub(crate) struct Setting {
     backend: Backend,
-    /// Image of the kernel the instance is started on.
+    /// Image of the kernel on which the instance starts.
     pub(crate) old_kernel: PathBuf,
-    /// Images of the kernels it is morphed to, one after the other.
+    /// Images of the kernels to which the instance is morphed, in order.
     pub(crate) newer_kernels: Vec<PathBuf>,
-    /// Where the host's kernel is emulated.
+    /// Directory of the emulated host kernel.
     emulated: PathBuf,
 }
 
 const EMBEDDED_CONFIG: &str = "[defaults]\nheartbeat_timeout_s = 1.0\n";
-/// Longer: a guest in software emulation on a busy machine may well be late.
+/// A longer timeout: a guest in software emulation on a busy machine may well be late.
 const QEMU_CONFIG: &str = "backend = \"qemu\"\n[defaults]\nheartbeat_timeout_s = 2.0\n\
                            [limits]\nstart_timeout_s = 120.0\n";
 
@@ -53,7 +53,7 @@ const MULTIKERNEL_CONFIG: &str =
     "[defaults]\nheartbeat_timeout_s = 1.0\n[limits]\nstop_timeout_s = 1.0\n";
 
 impl Backend {
-    /// Where it will happen, with the daemon's configuration; `transport` carries vsock to kernels in QEMU.
+    /// Prepares the host with the daemon's configuration; `transport` carries vsock to kernels in QEMU.
     pub(crate) fn host(self, transport: &str) -> Result<Host, Trouble> {
         match self {
             Self::Embedded => Ok(Host::prepare(EMBEDDED_CONFIG)),
@@ -75,7 +75,7 @@ impl Backend {
 }
 
 impl Setting {
-    /// The setting for `backend` on `host`.
+    /// Returns the setting for `backend` on `host`.
     pub(crate) fn of(backend: Backend, transport: &str, host: &Host) -> Result<Self, Trouble> {
         let (old_kernel, newer_kernels) = match backend {
             Backend::Embedded | Backend::Multikernel => {
@@ -91,7 +91,7 @@ impl Setting {
         })
     }
 
-    /// A sentence on what is shown.
+    /// Returns a sentence that introduces the story.
     pub(crate) fn introduction(&self) -> &'static str {
         match self.backend {
             Backend::Embedded => {
@@ -112,7 +112,8 @@ impl Setting {
         }
     }
 
-    /// What the daemon is started by: where the host's kernel is emulated, it answers the daemon's calls.
+    /// Returns the launcher of the daemon: if the host's kernel is emulated, the launcher makes it answer the daemon's
+    /// calls.
     pub(crate) fn launcher(&self) -> String {
         match self.backend {
             Backend::Embedded | Backend::Qemu => String::new(),
@@ -122,8 +123,8 @@ impl Setting {
         }
     }
 
-    /// Time between two requests of the client. An answer of an instance whose connections are
-    /// carried into a kernel takes a millisecond or more.
+    /// Returns the interval between two requests of the client. If connections are carried into a kernel, an answer
+    /// takes a millisecond or more.
     pub(crate) fn pace(&self) -> Duration {
         match self.backend {
             Backend::Embedded => Duration::from_millis(1),
@@ -131,7 +132,7 @@ impl Setting {
         }
     }
 
-    /// Values of 64 KiB that the server holds when it is morphed.
+    /// Returns the number of 64-KiB values that the server holds during the morph.
     pub(crate) fn values(&self) -> usize {
         match self.backend {
             Backend::Embedded => 512,
@@ -139,7 +140,7 @@ impl Setting {
         }
     }
 
-    /// Longest wait for the instance to be well again.
+    /// Returns the timeout for the instance to become healthy again.
     pub(crate) fn patience(&self) -> Duration {
         match self.backend {
             Backend::Embedded | Backend::Multikernel => Duration::from_secs(30),
@@ -147,7 +148,7 @@ impl Setting {
         }
     }
 
-    /// Further words for `spawn`.
+    /// Returns additional arguments of `spawn`.
     pub(crate) fn spawn_words(&self) -> String {
         match self.backend {
             Backend::Embedded | Backend::Multikernel => String::new(),
@@ -155,8 +156,8 @@ impl Setting {
         }
     }
 
-    /// Longest downtime allowed in the morph, in milliseconds. A busy machine cannot always keep the default; the story is
-    /// told on such machines too.
+    /// Returns the downtime budget of the morph, milliseconds. A busy machine cannot always keep the default; the story
+    /// must also work on such machines.
     pub(crate) fn downtime_budget_ms(&self) -> u32 {
         match self.backend {
             Backend::Embedded => 1_000,
@@ -164,7 +165,8 @@ impl Setting {
         }
     }
 
-    /// Requests that may fail in a morph: the one under way when an established connection breaks.
+    /// Returns the number of requests that may fail in a morph: the request in progress when an established connection
+    /// breaks.
     pub(crate) fn failures_allowed(&self) -> u64 {
         match self.backend {
             Backend::Embedded => 0,
@@ -172,7 +174,7 @@ impl Setting {
         }
     }
 
-    /// The heading of the step in which this happens.
+    /// Returns the heading of the step with this harm.
     pub(crate) fn heading(&self, harm: Harm) -> &'static str {
         match (self.backend, harm) {
             (Backend::Embedded, Harm::Dies) => "The instance is killed",
@@ -187,7 +189,7 @@ impl Setting {
         }
     }
 
-    /// What had happened, in a word.
+    /// Returns a word for this harm, in the past tense.
     pub(crate) fn word(&self, harm: Harm) -> &'static str {
         match (self.backend, harm) {
             (Backend::Embedded, Harm::Dies) => "killed",
@@ -196,8 +198,8 @@ impl Setting {
         }
     }
 
-    /// Does it, saying how. Commands that end in a signal are made as system calls, not by a shell:
-    /// what is measured from here on has no start of a shell in it.
+    /// Harms the instance, and prints how. Signals are sent with system calls, not by a shell, so that the times
+    /// measured from here on exclude the start of a shell.
     pub(crate) fn harm(
         &self,
         stage: &Stage,
@@ -250,7 +252,7 @@ impl Setting {
     }
 }
 
-/// How a kernel may be emulated all the same.
+/// Returns a hint how to make emulation of a kernel possible.
 fn hint() -> String {
     let own = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("kmorph-demo"));
     let own = quoted(&own);
@@ -260,8 +262,8 @@ fn hint() -> String {
     )
 }
 
-/// What it is morphed to in QEMU. Over kerf-vsock, the kernels for which the module was built: a newer kernel's takes
-/// tools that not every machine can have.
+/// Returns the target kernels of the morphs in QEMU. Over kerf-vsock, they are the kernels for which the module was
+/// built: the module for a newer kernel requires tools that some machines cannot provide.
 fn newer_kernels(transport: &str) -> Result<Vec<PathBuf>, Trouble> {
     let mut kernels = vec![fetched("6.12")?];
     let newest = fetched(&kernels::newest())?;
@@ -286,7 +288,7 @@ fn agent(instance: &InstanceStatus) -> Result<i32, Trouble> {
     found.ok_or_else(|| Trouble::NotAsTold("the instance has no process".to_owned()))
 }
 
-/// The processes that `pid` started and that are there.
+/// Returns the live child processes of `pid`.
 fn children(pid: i32) -> Vec<i32> {
     let path = format!("/proc/{pid}/task/{pid}/children");
     let text = std::fs::read_to_string(path).unwrap_or_default();

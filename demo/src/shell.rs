@@ -1,4 +1,4 @@
-//! Runs the commands: each line that is shown is what `sh` is given.
+//! Runs commands with `sh`, exactly as shown.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use crate::stage::Stage;
 use crate::trouble::Trouble;
 
-/// A shell as a user would have it: kmorphctl in PATH, the daemon's socket in the environment.
+/// The shell of a user: kmorphctl in PATH, the daemon's socket in the environment.
 pub(crate) struct Shell {
     programs: PathBuf,
     socket: PathBuf,
@@ -20,13 +20,13 @@ impl Shell {
         }
     }
 
-    /// What a user types first to get the same.
+    /// Shows the commands with which a user gets the same environment.
     pub(crate) fn show_environment(&self, stage: &Stage) -> Result<(), Trouble> {
         stage.command(&format!("export PATH={}:$PATH", quoted(&self.programs)))?;
         stage.command(&format!("export KMORPH_SOCKET={}", quoted(&self.socket)))
     }
 
-    /// Shows `line`, runs it and lets its output through. It must succeed.
+    /// Shows `line`, runs it and passes its output through. The command must succeed.
     pub(crate) fn run(&self, stage: &Stage, line: &str) -> Result<(), Trouble> {
         stage.command(line)?;
         let mut path = self.programs.clone().into_os_string();
@@ -53,7 +53,7 @@ impl Shell {
     }
 }
 
-/// A path as a word of a shell's line.
+/// Returns a path as a word of a shell line.
 pub(crate) fn quoted(path: &Path) -> String {
     let text = path.to_string_lossy();
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);

@@ -1,4 +1,4 @@
-//! What is printed: the same words on a terminal and in a log, bold only on a terminal.
+//! Output of the demo: the same text on a terminal and in a log, bold only on a terminal.
 
 use std::io::{IsTerminal, Write};
 
@@ -8,15 +8,15 @@ use crate::trouble::Trouble;
 const BOLD: &str = "\x1b[1m";
 const PLAIN: &str = "\x1b[0m";
 
-/// See the module.
+/// Output of the demo; see the module.
 pub(crate) struct Stage {
     styled: bool,
     steps: u32,
 }
 
 impl Stage {
-    /// A stage on standard output. Styled as kmorphctl does it: on a terminal that is not dumb, unless
-    /// `NO_COLOR` is set to something.
+    /// Creates a stage on standard output, styled like kmorphctl: on a terminal that is not dumb, unless `NO_COLOR` is
+    /// set to a non-empty value.
     pub(crate) fn new() -> Self {
         let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
         let dumb = set("TERM").is_none_or(|term| term == "dumb");
@@ -36,24 +36,24 @@ impl Stage {
         written.map_err(Trouble::Output)
     }
 
-    /// The heading of the next step.
+    /// Prints the heading of the next step.
     pub(crate) fn step(&mut self, text: &str) -> Result<(), Trouble> {
         self.steps += 1;
         self.line("", "")?;
         self.line(BOLD, &format!("{}. {text}", self.steps))
     }
 
-    /// A sentence.
+    /// Prints a sentence.
     pub(crate) fn say(&self, text: &str) -> Result<(), Trouble> {
         self.line("", text)
     }
 
-    /// A command, before it is run.
+    /// Prints a command, before it runs.
     pub(crate) fn command(&self, text: &str) -> Result<(), Trouble> {
         self.line(BOLD, &format!("$ {text}"))
     }
 
-    /// The end: what was measured.
+    /// Prints the closing: the measured figures.
     pub(crate) fn closing(&mut self, figures: &Figures) -> Result<(), Trouble> {
         self.line("", "")?;
         self.line(BOLD, "What was measured")?;

@@ -1,4 +1,4 @@
-//! What happens, step by step. Each step looks whether it happened as told.
+//! The steps of the story. Each step checks its result.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -20,18 +20,18 @@ use crate::trouble::{Trouble, expect};
 
 /// The instance's name.
 const NAME: &str = "web";
-/// Time for which the client is let alone between two steps.
+/// Undisturbed time of the client between two steps.
 const QUIET: Duration = Duration::from_secs(2);
-/// Shortest time watched for the gap of a morph, and without one.
+/// Minimum length of the windows with and without a morph.
 const WATCHED_MIN: Duration = Duration::from_secs(2);
-/// How often the daemon is asked for something that is waited for.
+/// Interval between requests to the daemon while waiting.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 /// Size of one value, bytes.
 const VALUE_BYTES: usize = 64 * 1024;
-/// Longest part of the daemon's log that is shown, in lines.
+/// Maximum number of lines of the daemon's log that are shown.
 const LOG_SHOWN_LINES: usize = 20;
 
-/// Where it all happens.
+/// The paths of the story.
 pub(crate) struct Ground {
     dir: PathBuf,
     control: Control,
@@ -39,7 +39,7 @@ pub(crate) struct Ground {
 }
 
 impl Ground {
-    /// The directories and the socket of `host`.
+    /// Returns the directories and the socket of `host`.
     pub(crate) fn of(host: &Host) -> Self {
         let programs = kmorph_tests::program("kmorphctl");
         let programs = programs.parent().unwrap_or(Path::new("."));
@@ -51,7 +51,7 @@ impl Ground {
         }
     }
 
-    /// The last lines of the daemon's log.
+    /// Returns the last lines of the daemon's log.
     pub(crate) fn daemon_log(&self) -> String {
         let log = std::fs::read_to_string(self.dir.join("state/kmorphd.log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
@@ -76,7 +76,7 @@ impl Ground {
     }
 }
 
-/// Tells the story and returns what was measured.
+/// Tells the story and returns the measured figures.
 pub(crate) fn tell(
     setting: &Setting,
     ground: &Ground,
@@ -121,7 +121,7 @@ fn start_daemon(setting: &Setting, ground: &Ground, stage: &mut Stage) -> Result
     )
 }
 
-/// Spawns the instance; the port at which its server is reached.
+/// Spawns the instance, and returns the port of its server.
 fn spawn(setting: &Setting, ground: &Ground, stage: &mut Stage) -> Result<u16, Trouble> {
     stage.step("An instance that runs kmorph-kv, a server that speaks Redis' protocol")?;
     let line = format!(
@@ -196,7 +196,7 @@ fn recovered(
     Ok(record)
 }
 
-/// Waits until the client is answered again.
+/// Waits until the client receives answers again.
 fn await_answers(setting: &Setting, client: &Steady) -> Result<(), Trouble> {
     let before = client.answered();
     wait("the client to be answered", setting.patience(), || {
@@ -264,7 +264,7 @@ fn morph(
     })
 }
 
-/// How the last morph went.
+/// Returns the last morph.
 fn last_morph(ground: &Ground) -> Result<MorphStatus, Trouble> {
     let all: Vec<Operation> = ground.get("/v1/operations")?;
     let mut morphs = all.into_iter().filter(|op| op.kind == OperationKind::Morph);
@@ -293,7 +293,7 @@ fn key(n: usize) -> String {
     format!("demo:value:{n}")
 }
 
-/// A value that tells which one it is.
+/// Returns a value that identifies its key.
 fn value(n: usize) -> String {
     format!("{n:08}").repeat(VALUE_BYTES / 8)
 }
@@ -318,7 +318,7 @@ fn tell_of(stage: &Stage, whose: &str, seen: &Seen) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// From `then` to the time the daemon wrote down, zero when that is the same millisecond.
+/// Returns the time from `then` to the time that the daemon recorded; zero within the same millisecond.
 fn since(then: jiff::Timestamp, written: &str) -> Result<Duration, Trouble> {
     let written: jiff::Timestamp = written
         .parse()
@@ -326,7 +326,7 @@ fn since(then: jiff::Timestamp, written: &str) -> Result<Duration, Trouble> {
     Ok(Duration::try_from(written.duration_since(then)).unwrap_or_default())
 }
 
-/// Looks until there is an answer.
+/// Calls `look` repeatedly until it returns a value.
 fn wait<T>(
     what: &str,
     limit: Duration,

@@ -1,13 +1,13 @@
-//! Why the story did not happen as told.
+//! Reasons why the story failed.
 
 use std::time::Duration;
 
-/// See the module.
+/// A reason why the story failed; see the module.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Trouble {
     #[error("{0}")]
     NotAsTold(String),
-    /// Nothing was begun.
+    /// The demo has started nothing.
     #[error("a multikernel kernel cannot be emulated here: {obstacle}\n  hint: {hint}")]
     NotHere { obstacle: String, hint: String },
     #[error("waited {} s in vain for {what}", .limit.as_secs())]
@@ -30,7 +30,7 @@ pub(crate) enum Trouble {
     },
 }
 
-/// Fails with what `text` says unless `told` is true.
+/// Fails with the text of `text` unless `told` is true.
 pub(crate) fn expect(told: bool, text: impl FnOnce() -> String) -> Result<(), Trouble> {
     if told {
         return Ok(());

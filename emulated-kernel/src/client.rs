@@ -14,10 +14,10 @@ use nix::unistd::Uid;
 use crate::control;
 use crate::machine::Generation;
 
-/// The device of file systems in user space.
+/// The FUSE device.
 const FUSE: &str = "/dev/fuse";
 
-/// An emulated kernel in a process, until it is dropped. It also ends when this process does.
+/// An emulated kernel in a process of its own. The process ends on drop, and also when this process ends.
 #[derive(Debug)]
 pub struct Process {
     directory: PathBuf,
@@ -25,7 +25,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Whether this machine lets a kernel be emulated, as a test asks: says that it is skipped when not.
+    /// Returns true if this machine can emulate a kernel; otherwise prints that the test is skipped.
     pub fn is_possible() -> bool {
         let obstacle = Self::obstacle();
         if let Some(obstacle) = &obstacle {
@@ -34,8 +34,8 @@ impl Process {
         obstacle.is_none()
     }
 
-    /// What keeps a kernel from being emulated on this machine. A container may have root and `/dev/fuse`, and mount
-    /// nothing: a mount is tried.
+    /// Returns the reason why this machine cannot emulate a kernel. The check includes a trial mount, because a
+    /// container may have root and `/dev/fuse`, but no right to mount.
     pub fn obstacle() -> Option<String> {
         if !Uid::effective().is_root() {
             return Some("its files are mounted, which takes root".to_owned());
@@ -59,7 +59,7 @@ impl Process {
         let fuse = Some("fuse");
         match mount(fuse, place.path(), fuse, flags, Some(options.as_str())) {
             Ok(()) => {
-                // Closed first: nobody would answer what an unmount asks.
+                // Closed first: no server would answer the requests of an unmount.
                 drop(device);
                 let _ = umount2(place.path(), MntFlags::MNT_DETACH);
                 None
@@ -68,7 +68,7 @@ impl Process {
         }
     }
 
-    /// Starts the program in `directory`, which is there and empty. Its instances run this agent.
+    /// Starts the program in `directory`, which exists and is empty. The instances run this agent.
     pub fn start(program: &Path, directory: &Path, agent: &Path, generation: Generation) -> Self {
         let mut command = Command::new(program);
         command.arg(directory).arg(agent);
@@ -90,51 +90,52 @@ impl Process {
         }
     }
 
-    /// Its process id.
+    /// Returns the process ID.
     pub fn pid(&self) -> i32 {
         i32::try_from(self.child.id()).unwrap()
     }
 
-    /// Where its files are.
+    /// Returns the directory of the kernel's files.
     pub fn root(&self) -> PathBuf {
         self.directory.join("multikernel")
     }
 
-    /// A file beside them: `run/kerf.lock`, `vsock`.
+    /// Returns the path of a file next to that directory: `run/kerf.lock`, `vsock`.
     pub fn beside(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
 
-    /// The command that runs a program whose loads, boots and halts it answers. `own` is the program of this crate.
+    /// Returns the command that runs `program` with its loads, boots and halts answered by the emulated kernel. `own`
+    /// is the program of this crate.
     pub fn under(&self, own: &Path, program: &Path) -> Command {
         let mut command = Command::new(own);
         command.arg("under").arg(&self.directory).arg(program);
         command
     }
 
-    /// Has it carry out a line of the control socket.
+    /// Executes a line of the control socket.
     ///
     /// # Errors
-    /// The error number with which it refuses.
+    /// The error number of a refusal.
     pub fn ask(&self, line: &str) -> Result<String, i32> {
         ask(&self.directory, line)
     }
 
-    /// Has something happen to an instance; what is said of it.
+    /// Injects an event into an instance; returns the answer.
     pub fn strike(&self, what: &str, name: &str) -> String {
         let line = format!("{what} {name}");
         self.ask(&line)
             .unwrap_or_else(|errno| panic!("{line}: error {errno}"))
     }
 
-    /// Has boots wait from now on, until they are not held any more.
+    /// Makes future boots wait, or lets them continue.
     pub fn hold_boots(&self, held: bool) {
         let line = format!("boots {}", if held { "wait" } else { "go" });
         self.ask(&line)
             .unwrap_or_else(|errno| panic!("{line}: error {errno}"));
     }
 
-    /// Lets the status of an instance lag so much behind what happens.
+    /// Delays changes of an instance's status by `lag`.
     pub fn lag(&self, name: &str, lag: Duration) {
         let line = format!("lag {name} {}", lag.as_millis());
         self.ask(&line)
@@ -149,10 +150,10 @@ impl Drop for Process {
     }
 }
 
-/// Has the emulated kernel in this directory carry out a line.
+/// Makes the emulated kernel in this directory execute a line.
 ///
 /// # Errors
-/// The error number with which it refuses.
+/// The error number of a refusal.
 pub fn ask(directory: &Path, line: &str) -> Result<String, i32> {
     let mut stream = UnixStream::connect(directory.join(control::SOCKET)).unwrap();
     writeln!(stream, "{line}").unwrap();

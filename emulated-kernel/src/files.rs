@@ -17,15 +17,15 @@ use crate::mk::Mk;
 
 const NOW: Duration = Duration::ZERO;
 const DIRECT_IO: u32 = 1;
-/// The kernel's file system hands on so much of a write.
+/// Maximum size of a write that the kernel's file system passes on, bytes.
 const PAGE: usize = 4096;
 
-/// A kernel whose files are mounted, until it is dropped.
+/// A kernel whose files are mounted until drop.
 pub struct Emulator {
     // Unmounted before the directory is removed.
     session: Option<BackgroundSession>,
     directory: PathBuf,
-    /// Its own directory, where it was given none.
+    /// Its own directory, if no directory was given.
     own: Option<tempfile::TempDir>,
     /// The kernel behind the files.
     pub mk: Arc<Mutex<Mk>>,
@@ -33,14 +33,14 @@ pub struct Emulator {
 
 impl Drop for Emulator {
     fn drop(&mut self) {
-        // Detached, and not waited for: a program may have a file open, and keeps the session as long.
+        // A lazy unmount: a program may have a file open, which keeps the session alive.
         let _ = umount2(&self.root(), MntFlags::MNT_DETACH);
         drop(self.session.take());
     }
 }
 
 impl Emulator {
-    /// Mounts a kernel's files in a directory of its own. Takes root.
+    /// Mounts a kernel's files in a directory of its own. Requires root.
     pub fn start() -> Self {
         let own = tempfile::tempdir().unwrap();
         let mut emulator = Self::at(own.path());
@@ -48,7 +48,7 @@ impl Emulator {
         emulator
     }
 
-    /// Mounts a kernel's files at `multikernel` in this directory, beside an empty directory `run`. Takes root.
+    /// Mounts a kernel's files at `multikernel` in this directory, next to an empty directory `run`. Requires root.
     pub fn at(directory: &Path) -> Self {
         let mk = Arc::new(Mutex::new(Mk::new()));
         let root = directory.join("multikernel");
@@ -69,12 +69,12 @@ impl Emulator {
         }
     }
 
-    /// Where the files are: what `/sys/fs/multikernel` is elsewhere.
+    /// Returns the mount point, the equivalent of `/sys/fs/multikernel`.
     pub fn root(&self) -> PathBuf {
         self.directory.join("multikernel")
     }
 
-    /// A file beside the mount.
+    /// Returns the path of a file next to the mount.
     pub fn beside(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
@@ -82,7 +82,7 @@ impl Emulator {
 
 struct Files {
     mk: Arc<Mutex<Mk>>,
-    /// By number, which is one more than the index.
+    /// Paths by inode number, which is the index plus one.
     paths: Vec<PathBuf>,
     numbers: HashMap<PathBuf, u64>,
 }
@@ -230,7 +230,7 @@ impl Filesystem for Files {
         }
     }
 
-    /// Writers open with truncation, which means nothing here.
+    /// Writers open with truncation, which has no effect here.
     fn setattr(
         &mut self,
         request: &Request<'_>,

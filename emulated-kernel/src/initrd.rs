@@ -1,18 +1,18 @@
 //! Reads the agent's configuration from an initramfs: a sequence of uncompressed "newc" cpio archives.
 
-/// Where it lies there.
+/// Path of the configuration in the initramfs.
 const AGENT_CONFIG: &[u8] = b"etc/kmorph/agent.json";
 const MAGIC: &[u8] = b"070701";
 const HEADER_BYTES: usize = 110;
-/// Number of the size's field in the header, and of the name's length.
+/// Indexes of the fields in the header: size of the file, and length of the name.
 const SIZE: usize = 6;
 const NAME_BYTES: usize = 11;
 
-/// The last file of that name, as the kernel would leave it; none where there is none, or the archive is broken.
+/// Returns the last file of that name, as the kernel would leave it; `None` if it is missing or the archive is invalid.
 pub(crate) fn agent_config(initrd: &[u8]) -> Option<Vec<u8>> {
     let (mut at, mut found) = (0, None);
     while at < initrd.len() {
-        // Between archives there may be zeros.
+        // Zeros are allowed between archives.
         if initrd[at] == 0 {
             at += 1;
             continue;

@@ -1,6 +1,6 @@
 //! Intercepts system calls of other programs: a filter (seccomp_unotify(2)) stops each kexec_file_load and reboot,
-//! and the emulated kernel reads the arguments and answers instead of the real one. All other calls pass. The program
-//! does not notice, and nothing reaches the machine that this runs on.
+//! and the emulated kernel reads the arguments and answers instead of the real kernel. All other calls pass. The
+//! interception is invisible to the program, and no intercepted call reaches the kernel of this machine.
 
 #![allow(
     clippy::cast_possible_truncation,
@@ -30,14 +30,14 @@ const NO_INITRAMFS: u64 = 4;
 const MULTIKERNEL: u64 = 0x10;
 const MAGIC_1: u32 = 0xfee1_dead;
 const MAGIC_2: u32 = 672_274_793;
-/// Longest command line, with its NUL.
+/// Maximum length of a command line, with its NUL, bytes.
 const CMDLINE_MAX_BYTES: u64 = 2048;
 
 const fn iowr<T>(number: libc::c_ulong) -> libc::c_ulong {
     (3 << 30) | ((size_of::<T>() as libc::c_ulong) << 16) | ((b'!' as libc::c_ulong) << 8) | number
 }
 
-/// Has the emulated kernel in this directory answer this process and what it becomes.
+/// Makes the emulated kernel in this directory answer the calls of this process and of the programs that it executes.
 pub fn intercept(directory: &Path) {
     let socket = UnixStream::connect(directory.join(SOCKET)).unwrap();
     let listener = filter().expect("the kernel has seccomp_unotify(2)");
@@ -45,12 +45,12 @@ pub fn intercept(directory: &Path) {
     let rights = [ControlMessage::ScmRights(&raw)];
     let io = [IoSlice::new(b"f")];
     sendmsg::<()>(socket.as_raw_fd(), &io, &rights, MsgFlags::empty(), None).unwrap();
-    // Answered once it is served.
+    // The emulated kernel answers once it serves the filter.
     let mut served = [0];
     std::io::Read::read_exact(&mut &socket, &mut served).unwrap();
 }
 
-/// Installs the filter on this thread; the descriptor on which its calls are told.
+/// Installs the filter on this thread; returns the descriptor that reports its calls.
 #[allow(unsafe_code, reason = "seccomp(2) has no wrapper")]
 fn filter() -> nix::Result<OwnedFd> {
     let statement = |code, k| libc::sock_filter {
@@ -66,7 +66,7 @@ fn filter() -> nix::Result<OwnedFd> {
         k: k as u32,
     };
     let give = (libc::BPF_RET | libc::BPF_K) as u16;
-    // The call's number is what a filter's data begins with.
+    // The data of a filter begins with the number of the call.
     let mut program = [
         statement((libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, 0),
         is(libc::SYS_kexec_file_load, 2),
@@ -78,7 +78,7 @@ fn filter() -> nix::Result<OwnedFd> {
         len: 5,
         filter: program.as_mut_ptr(),
     };
-    // SAFETY: the program has as many instructions as it says, and lives until the call returns.
+    // SAFETY: the program has the stated number of instructions, and lives until the call returns.
     let fd = unsafe {
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
         libc::syscall(
@@ -89,7 +89,7 @@ fn filter() -> nix::Result<OwnedFd> {
         )
     };
     let fd = i32::try_from(Errno::result(fd)?).unwrap();
-    // SAFETY: the kernel has just made it, and nobody else knows it.
+    // SAFETY: the kernel has just created this descriptor, and no other code knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -116,13 +116,13 @@ fn receive(stream: &UnixStream) -> Option<OwnedFd> {
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
     let got = recvmsg::<()>(stream.as_raw_fd(), &mut io, Some(&mut space), flags).ok()?;
     got.cmsgs().ok()?.find_map(|message| match message {
-        // SAFETY: the kernel has just installed it for this process, and nobody else knows it.
+        // SAFETY: the kernel has just installed this descriptor for this process, and no other code knows it.
         ControlMessageOwned::ScmRights(fds) => Some(unsafe { OwnedFd::from_raw_fd(fds[0]) }),
         _ => None,
     })
 }
 
-/// Until the last process with the filter has ended.
+/// Answers calls until the last process with the filter has ended.
 #[allow(unsafe_code, reason = "seccomp_unotify(2) is ioctls")]
 fn answer_all(machine: &Arc<Machine>, calls: &Arc<OwnedFd>) {
     loop {
@@ -131,12 +131,12 @@ fn answer_all(machine: &Arc<Machine>, calls: &Arc<OwnedFd>) {
             events: libc::POLLIN,
             revents: 0,
         };
-        // SAFETY: one structure, that lives until the call returns.
+        // SAFETY: one structure, which lives until the call returns.
         let ready = unsafe { libc::poll(&raw mut poll, 1, -1) };
         if ready < 0 || poll.revents & libc::POLLIN == 0 {
             return;
         }
-        // SAFETY: all zero is what the kernel wants to be given, and what it fills in is of this form.
+        // SAFETY: the kernel requires a zeroed structure, and fills in a structure of this type.
         let call = unsafe {
             let mut call: libc::seccomp_notif = std::mem::zeroed();
             let receive = iowr::<libc::seccomp_notif>(0);
@@ -160,7 +160,7 @@ fn answer(machine: &Arc<Machine>, calls: &OwnedFd, call: &libc::seccomp_notif) {
         flags: 0,
     };
     let send = iowr::<libc::seccomp_notif_resp>(1);
-    // SAFETY: the answer lives until the call returns. That nobody waits any more is no error.
+    // SAFETY: the answer lives until the call returns. If the caller no longer waits, the error is ignored.
     unsafe { libc::ioctl(calls.as_raw_fd(), send, &raw mut answer) };
 }
 

@@ -36,11 +36,11 @@ pub use intercept::intercept;
 pub use machine::Generation;
 pub use mk::{Instance, Mk, Trap};
 
-/// A machine that is switched on: its instances can be loaded, booted and halted, until it is dropped.
+/// A machine that is on: its instances can be loaded, booted and halted until drop.
 pub struct Powered(Arc<machine::Machine>);
 
 impl Powered {
-    /// Switches on the machine behind these files. `directory` gets its sockets, and `agent` is what instances run.
+    /// Switches on the machine behind these files. The sockets are created in `directory`, and instances run `agent`.
     pub fn on(emulator: &Emulator, generation: Generation, agent: &Path, directory: &Path) -> Self {
         let machine = machine::Machine::new(&emulator.mk, generation, agent, directory);
         let machine = Arc::new(machine);

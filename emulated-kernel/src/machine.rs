@@ -13,36 +13,36 @@ use crate::spawn::{Loaded, Spawn};
 
 type Done = Result<(), i32>;
 
-/// How long a request to halt waits. The kernel's own is 30 s; tests should not.
+/// Timeout of a request to halt. The kernel's own timeout is 30 s, which is too long for tests.
 const HALT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How often it is looked whether an instance has halted.
+/// Interval between checks whether an instance has halted.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
-/// What reboot(2) is asked for.
+/// The commands of reboot(2).
 const BOOT: u32 = 0x4D4B_4C49;
 const HALT: u32 = 0x4D4B_4C48;
 const HALT_FORCE: u32 = 0x4D4B_4C46;
 
-/// Whether a halt by force waits for the CPUs.
+/// Behavior of a forced halt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Generation {
-    /// It says `loaded` at once, and stops them if it can: generations D and E.
+    /// Reports `loaded` at once, and stops the CPUs if possible: generations D and E.
     Silent,
-    /// It waits until all have stopped: the fork.
+    /// Waits until all CPUs have stopped: the fork.
     #[default]
     Confirms,
 }
 
-/// What is wrong with an instance.
+/// Injected faults of an instance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Traps {
-    /// The next halt by force does not reach its CPUs.
+    /// The next forced halt does not reach the CPUs.
     deaf: bool,
-    /// What its status file shows comes so much later.
+    /// Delay of changes in the status file.
     lag: Duration,
 }
 
-/// The machine: the kernel's books, and what runs.
+/// The machine: the kernel's records, and the running instances.
 pub(crate) struct Machine {
     mk: Arc<Mutex<Mk>>,
     generation: Generation,
@@ -52,10 +52,10 @@ pub(crate) struct Machine {
     spawns: Mutex<HashMap<u32, Arc<Spawn>>>,
     traps: Mutex<HashMap<u32, Traps>>,
     boots: Mutex<u64>,
-    /// Whether boots wait.
+    /// True while boots must wait.
     holds: (Mutex<bool>, Condvar),
-    /// Whether it is switched on. Held while something is loaded or booted: what began before it was switched off
-    /// is there to be ended.
+    /// True if the machine is on. Loads and boots hold the lock, so that switching off finds and ends everything that
+    /// began before.
     power: RwLock<bool>,
 }
 
@@ -94,7 +94,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Also of an instance that runs: the kernel does not refuse that.
+    /// Unloads the image, also of a running instance: the kernel does not refuse that.
     pub(crate) fn unload(&self, id: u32) -> Done {
         let _power = self.power()?;
         self.with(id, |_| Ok(()))?;
@@ -112,7 +112,7 @@ impl Machine {
         match command {
             BOOT => self.boot(id),
             HALT => {
-                // It may wait for long, and holds nothing up.
+                // A halt may wait for a long time, so it must not hold the lock.
                 drop(self.power()?);
                 self.halt(id)
             }
@@ -121,7 +121,7 @@ impl Machine {
         }
     }
 
-    /// Has boots wait from now on, before they have changed anything, or go on.
+    /// Makes future boots wait before they change anything, or lets them continue.
     pub(crate) fn hold_boots(&self, held: bool) -> Done {
         let (holds, change) = &self.holds;
         *holds.lock().unwrap() = held;
@@ -167,7 +167,7 @@ impl Machine {
                 });
             }
             Err(error) => {
-                // There is no init that it could run.
+                // The initramfs has no init to run.
                 eprintln!("instance {id} panics: {error}");
                 if restarts {
                     self.enter(id, "loaded");
@@ -177,7 +177,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Its init has ended: it powers off, and tells the host.
+    /// Powers the instance off and informs the host, because its init has ended.
     fn ended(&self, id: u32, spawn: &Arc<Spawn>) {
         if spawn.line.is_cut() {
             return;
@@ -203,7 +203,7 @@ impl Machine {
             spawn.ask();
         }
         let asked = Instant::now();
-        // Halted by force meanwhile, it says nothing any more, and is waited for all the same.
+        // An instance under a concurrent forced halt sends no more messages, but the wait continues nevertheless.
         while !spawn.has_said_so.load(Ordering::SeqCst) {
             if asked.elapsed() > HALT_TIMEOUT {
                 return Err(ETIMEDOUT);
@@ -239,7 +239,7 @@ impl Machine {
         Ok(())
     }
 
-    /// What a test has happen to an instance.
+    /// Injects an event into an instance for a test.
     pub(crate) fn strike(&self, what: &str, name: &str) -> Result<String, i32> {
         let id = self.id_of(name)?;
         let spawn = || self.spawn_of(id).ok_or(EINVAL);
@@ -264,8 +264,7 @@ impl Machine {
         Ok(String::new())
     }
 
-    /// From now on the status of this instance is seen so much later than it changes; with none, what it is now is seen
-    /// at once.
+    /// Delays future changes of this instance's status by `lag`; with zero, the current status becomes visible at once.
     pub(crate) fn lag(&self, name: &str, lag: Duration) -> Done {
         let id = self.id_of(name)?;
         self.traps.lock().unwrap().entry(id).or_default().lag = lag;
@@ -275,7 +274,7 @@ impl Machine {
         })
     }
 
-    /// Ends all that runs, and lets nothing begin any more.
+    /// Ends everything that runs, and prevents any new start.
     pub(crate) fn off(&self) {
         *self.power.write().unwrap() = false;
         let _ = self.hold_boots(false);
@@ -328,7 +327,7 @@ impl Machine {
         });
     }
 
-    /// The lock that all loads, boots and halts take.
+    /// Takes the lock of all loads, boots and halts.
     fn kexec(&self) -> Result<Kexec, i32> {
         let mut mk = self.mk.lock().unwrap();
         if std::mem::replace(&mut mk.kexec, true) {

@@ -45,7 +45,7 @@ fn main() {
     }
 }
 
-/// Until whoever started this closes the pipe, or dies.
+/// Waits until the parent process closes the pipe or dies.
 fn wait() {
     let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
 }

@@ -23,16 +23,16 @@ use serde_json::{Value, json};
 
 use crate::vsock::Line;
 
-/// Marks the processes of one boot in their environment.
+/// Environment variable that marks the processes of one boot.
 const MARK: &str = "KMORPH_EMULATED_SPAWN";
-/// How often it is looked whether they are gone.
+/// Interval between checks whether the processes have ended.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
-/// Where a kernel shows what its programs wait for.
+/// Directory in which a kernel shows the pressure of its programs.
 const PRESSURE: &CStr = c"/proc/pressure";
-/// What a kernel says first; its release follows.
+/// First message of a kernel, before its release.
 const BANNER: &[u8] = b"Linux version ";
 
-/// What an image, an initial file system and a command line are to an instance.
+/// The data that an instance uses of a kernel image, an initramfs and a command line.
 #[derive(Clone, Debug)]
 pub(crate) struct Loaded {
     pub(crate) release: String,
@@ -41,7 +41,7 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
-    /// None when the image is not of the form that the kernel loads.
+    /// Returns `None` if the image has a format that the kernel does not load.
     pub(crate) fn new(image: &[u8], initrd: &[u8], cmdline: String) -> Option<Self> {
         if !image.starts_with(b"\x7fELF") {
             return None;
@@ -56,7 +56,7 @@ impl Loaded {
         })
     }
 
-    /// Whether a panic restarts the kernel, which tells the host; else it stands still.
+    /// Returns true if a panic restarts the kernel, which informs the host; otherwise a panic halts the CPUs silently.
     pub(crate) fn restarts_on_panic(&self) -> bool {
         let mut words = self.cmdline.split_whitespace();
         words.rfind(|word| word.starts_with("panic=")) == Some("panic=-1")
@@ -67,14 +67,14 @@ impl Loaded {
 pub(crate) struct Spawn {
     pub(crate) loaded: Loaded,
     pub(crate) line: Arc<Line>,
-    /// It has told the host that it has halted.
+    /// True if the instance has told the host that it has halted.
     pub(crate) has_said_so: AtomicBool,
     mark: String,
     agent: i32,
 }
 
 impl Spawn {
-    /// Starts the agent in `directory`, which is made; `vsock` is the socket of its ports.
+    /// Starts the agent in `directory`, which is created; `vsock` is the socket of its ports.
     pub(crate) fn start(
         loaded: Loaded,
         agent: &Path,
@@ -95,7 +95,7 @@ impl Spawn {
                 OwnedFd::from(UnixListener::bind(path)?),
             ));
         }
-        // What the kernel and a vsock of its own are to an agent in a guest.
+        // Replacements for the kernel and the vsock of an agent in a guest.
         config["role"] = json!("child");
         config["listen"] = json!({ "kind": "unix", "path": own, "port": 9000 });
         config["kernel_release"] = json!(loaded.release);
@@ -121,31 +121,31 @@ impl Spawn {
         ))
     }
 
-    /// Asks the agent to end.
+    /// Asks the agent to exit.
     pub(crate) fn ask(&self) {
         let _ = kill(Pid::from_raw(self.agent), Signal::SIGTERM);
     }
 
-    /// Nothing is said any more, and nothing answers: what a kernel looks like that has ended or hangs.
+    /// Stops all messages and answers, as if the kernel had ended or hung.
     pub(crate) fn hang(&self) {
         self.line.cut();
         send(&self.mark, Signal::SIGSTOP);
     }
 
-    /// Stops its CPUs, and waits until all have.
+    /// Stops the instance's CPUs, and waits until all have stopped.
     pub(crate) fn stop(&self) {
         self.line.cut();
         stop(&self.mark);
     }
 
-    /// As [`Spawn::stop`], later.
+    /// Like [`Spawn::stop`], but asynchronous.
     pub(crate) fn stop_later(&self) {
         self.line.cut();
         let mark = self.mark.clone();
         std::thread::spawn(move || stop(&mark));
     }
 
-    /// How many of its CPUs run.
+    /// Returns the number of running CPUs.
     pub(crate) fn running(&self) -> usize {
         members(&self.mark).len()
     }
@@ -175,8 +175,8 @@ fn start_agent(
         .stdout(File::try_clone(&log)?)
         .stderr(log)
         .current_dir("/");
-    // SAFETY: between fork and exec it only makes the system calls fcntl, unshare and mount, without allocating, on
-    // descriptors that are open in the child as they are here.
+    // SAFETY: between fork and exec, the child only makes the system calls fcntl, unshare and mount, without
+    // allocating, on descriptors that are open in both processes.
     unsafe {
         command.pre_exec(move || {
             hide_pressure()?;
@@ -190,16 +190,16 @@ fn start_agent(
     command.spawn()
 }
 
-/// Takes the host's pressure figures from this process: an emulated instance has none of its own, and with the host's
-/// it would be overloaded whenever the machine is.
+/// Hides the host's pressure figures from this process: an emulated instance has no figures of its own, and the host's
+/// figures would make it overloaded whenever the machine is.
 fn hide_pressure() -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     let none = None::<&CStr>;
-    // What is unmounted outside later is unmounted here too.
+    // An unmount outside propagates into this namespace.
     mount(none, c"/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
     let empty = Some(c"tmpfs");
     match mount(empty, PRESSURE, empty, MsFlags::MS_RDONLY, none) {
-        // A kernel that counts no pressure.
+        // ENOENT: a kernel without pressure accounting.
         Ok(()) | Err(Errno::ENOENT) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
@@ -219,7 +219,7 @@ fn stop(mark: &str) {
     }
 }
 
-/// How many were sent it.
+/// Sends a signal to the marked processes, and returns their number.
 fn send(mark: &str, signal: Signal) -> usize {
     let members = members(mark);
     for pid in &members {
@@ -228,7 +228,7 @@ fn send(mark: &str, signal: Signal) -> usize {
     members.len()
 }
 
-/// Processes that carry the mark and are no zombies.
+/// Returns the processes with the mark, except zombies.
 fn members(mark: &str) -> Vec<i32> {
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());

@@ -10,19 +10,19 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// Bytes that are passed on at a time.
+/// Size of a block that is forwarded, bytes.
 const BLOCK_BYTES: usize = 64 << 10;
-/// Longest line of the exchange, bytes.
+/// Maximum length of a line of the exchange, bytes.
 const LINE_MAX_BYTES: usize = 32;
 
-/// The line to one boot of an instance.
+/// The vsock connections to one boot of an instance.
 pub(crate) struct Line {
     path: PathBuf,
-    /// Where the listener of a port is.
+    /// Path of each port's listener.
     ways: HashMap<u64, PathBuf>,
     cut: AtomicBool,
     closed: AtomicBool,
-    /// The host's ends, by number.
+    /// The host's ends of connections, by number.
     held: Mutex<HashMap<u64, UnixStream>>,
     next: AtomicU64,
 }
@@ -52,7 +52,7 @@ impl Line {
         Ok(line)
     }
 
-    /// Nothing passes any more.
+    /// Stops all forwarding.
     pub(crate) fn cut(&self) {
         self.cut.store(true, Ordering::SeqCst);
     }
@@ -61,11 +61,11 @@ impl Line {
         self.cut.load(Ordering::SeqCst)
     }
 
-    /// Ends it, with all connections.
+    /// Closes the socket and all connections.
     pub(crate) fn close(&self) {
         self.cut();
         self.closed.store(true, Ordering::SeqCst);
-        // Wakes who accepts.
+        // Wakes the accepting thread.
         let _ = UnixStream::connect(&self.path);
         let _ = std::fs::remove_file(&self.path);
         for (_, stream) in self.held.lock().unwrap().drain() {
@@ -100,7 +100,7 @@ impl Line {
         });
     }
 
-    /// There is no half of a connection: it ends as a whole.
+    /// Forwards one direction. The end of one direction ends the whole connection.
     fn pass(&self, mut from: &UnixStream, mut to: &UnixStream) {
         let mut block = vec![0; BLOCK_BYTES];
         loop {
@@ -126,7 +126,7 @@ impl Line {
     }
 }
 
-/// The port that is asked for.
+/// Reads the requested port.
 fn read_line(stream: &mut UnixStream) -> Option<u64> {
     let (mut line, mut byte) = (Vec::new(), [0]);
     while line.len() < LINE_MAX_BYTES {
@@ -140,7 +140,7 @@ fn read_line(stream: &mut UnixStream) -> Option<u64> {
     None
 }
 
-/// Connects to a listener in the instance; the agent's takes the same line.
+/// Connects to a listener in the instance; the agent's listener takes the same line.
 fn reach(way: &Path, port: u64) -> io::Result<UnixStream> {
     let mut stream = UnixStream::connect(way)?;
     if way.ends_with("agent.sock") {

@@ -1,4 +1,4 @@
-//! The proofs of HELLO, against another implementation of HMAC-SHA-256 and against whoever has heard one.
+//! The proofs of HELLO, checked against another implementation of HMAC-SHA-256 and against a peer that replays a proof.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,7 +11,7 @@ mod samples;
 use kmp_proto::auth::Key;
 use kmp_proto::message::{Hello, Message, PeerRole};
 
-/// The golden HELLO and its reply.
+/// Returns the golden HELLO and its reply.
 fn exchange() -> (Hello, Hello) {
     let mut samples = samples::samples().into_iter().map(|sample| sample.3);
     let (Some(Message::Hello(hello)), Some(Message::HelloReply(reply))) =
@@ -50,7 +50,7 @@ fn a_proof_holds_for_its_key_side_and_connection_only() {
     assert!(holds(&key(), PeerRole::Daemon, &hello, &reply));
     assert!(!holds(&key(), PeerRole::Instance, &hello, &reply));
     assert!(!holds(&Key::new([7; 32]), PeerRole::Daemon, &hello, &reply));
-    // Heard on another connection: one nonce or the other is another.
+    // A proof replayed from another connection: one of the nonces differs.
     let changes: [fn(&mut Hello); 6] = [
         |h| h.nonce = Some([1; 32]),
         |h| h.fixed.incarnation += 1,

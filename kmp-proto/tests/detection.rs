@@ -16,8 +16,7 @@ use proptest::prelude::*;
 
 const MS: u64 = 1_000_000;
 
-/// What the network and the instance do with a probe sent at a time (ms): answer after a delay (ms),
-/// or never.
+/// Fate of a probe sent at a time, ms: the delay of its answer, ms, or `None` for no answer.
 type Fate = Box<dyn Fn(u64) -> Option<u64>>;
 
 struct World {
@@ -97,7 +96,8 @@ impl World {
     }
 }
 
-/// When an instance whose answers are healthy from `ready_ms` on is found to be, and the probes it took.
+/// Returns when the detector finds an instance healthy whose answers are healthy from `ready_ms` on, and the number of
+/// probes until then.
 fn found_healthy(ready_ms: u64) -> (u64, usize) {
     let never: Fate = Box::new(|_| None);
     let mut world = World::new(60_000, never);
@@ -267,7 +267,7 @@ fn a_probe_that_could_not_be_sent_is_not_a_missed_heartbeat() {
     assert!(world.count(|a| matches!(a, Action::TransportCongested)) > 0);
 }
 
-/// Channels that come and go make many probes in little time, more than the detector remembers.
+/// A flapping channel causes many probes in little time, more than the detector remembers.
 #[test]
 fn an_answer_to_a_probe_that_is_no_longer_remembered_is_a_sign_of_life() {
     let mut world = World::new(1000, Box::new(|at| (at < 1000).then_some(1)));
@@ -296,7 +296,7 @@ fn an_answer_to_a_probe_that_is_no_longer_remembered_is_a_sign_of_life() {
     assert!(failed_at <= 1800 + 1200, "{failed_at}");
 }
 
-/// When the probes of an instance that came to be at `began_ms` are sent, up to `end_ms`.
+/// Returns the times of the probes of an instance that started at `began_ms`, up to `end_ms`.
 fn probes_of(timeout_ms: u64, began_ms: u64, end_ms: u64) -> Vec<u64> {
     let mut world = World::from(began_ms, timeout_ms, Box::new(|_| Some(1)));
     world.run_until(end_ms);
@@ -344,7 +344,7 @@ proptest! {
     fn the_daemons_own_lateness_never_condemns(late in 1u64..5000) {
         let mut world = World::new(1000, Box::new(|_| Some(1)));
         world.run_until(2000);
-        // The daemon sleeps: probes were answered, nobody read the answers.
+        // The daemon sleeps: the instance answers probes, but the daemon does not read the answers.
         world.now_ms += late;
         world.tell(Event::SelfLag(Duration::from_millis(late)));
         world.tell(Event::Tick);
@@ -371,14 +371,14 @@ proptest! {
         let mut world = World::new(1000, Box::new(fate));
         world.run_until(20_000);
         let (at, verdict) = world.verdict().unwrap();
-        // Whenever it comes, a whole timeout of silence lies behind it.
+        // A whole timeout of silence precedes every verdict.
         prop_assert!(verdict.silence >= Duration::from_secs(1));
         prop_assert!(at <= death + 20 + 1000 + 200);
     }
 }
 
-/// What runs already has the rest of its time to start, and never less than its timeout and the time that a daemon
-/// needs which has just started.
+/// An instance that runs already has the rest of its start time, but at least its timeout and the time that a daemon
+/// needs after its own start.
 #[test]
 fn what_runs_already_has_only_the_rest_of_its_time_to_start() {
     let seconds = Duration::from_secs;
@@ -422,7 +422,8 @@ fn an_agent_that_answers_without_a_workload_is_not_called_dead() {
     );
 }
 
-/// A generation that was healthy under an earlier watch has started: that its workload fails now is not its start.
+/// A generation that was healthy under an earlier watch has started: a later failure of its workload is no failed
+/// start.
 #[test]
 fn what_was_healthy_before_its_watch_began_is_not_judged_by_its_start() {
     let began = |has_served| {

@@ -1,4 +1,4 @@
-//! Every engine under any sequence of events, and along the paths that the fuzzers have kept.
+//! Every engine under any sequence of events, and along the paths that the fuzzers' corpora hold.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 use proptest::prelude::*;
 
-/// Runs what the fuzzers' corpus holds for a target; it is never empty.
+/// Runs a target on its fuzzer's corpus, which must not be empty.
 fn replay(target: &str, run: fn(&[u8])) {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
     let files: Vec<_> = std::fs::read_dir(folder.join(target)).unwrap().collect();
@@ -35,7 +35,7 @@ fn the_corpus_breaks_no_rule() {
     replay("morph", operations::morph::run);
 }
 
-/// A row that no events reach says something that is not true, or tests nothing.
+/// A row that no events reach is wrong, or tests nothing.
 #[test]
 fn every_row_of_the_instances_table_is_reached() {
     let rows = kmp_proto::instance::TRANSITIONS.iter().copied().flatten();
@@ -52,7 +52,7 @@ fn every_row_of_the_instances_table_is_reached() {
     panic!("not reached: {missing:#?}");
 }
 
-/// SplitMix64's low byte.
+/// Returns the low byte of the next SplitMix64 number.
 fn pseudo_random(state: &mut u64) -> u8 {
     *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let mut mixed = *state;

@@ -1,4 +1,4 @@
-//! Rules of `docs/kmp.md` on single fields and records, held by every message that has one: reserved bytes,
+//! Rules of `docs/kmp.md` on single fields and records, checked for every message that has them: reserved bytes,
 //! flags, enumerations, bit sets, lengths and limits. Each test names its rule.
 
 #![allow(
@@ -15,14 +15,14 @@ use kmp_proto::codec::{Decoder, FrameFault};
 use kmp_proto::message::*;
 use kmp_proto::wire::{ErrorCode, HEADER_BYTES, HeaderError, MsgType, REPLY_BIT};
 
-/// Bytes of a record's header.
+/// Size of a record's header, bytes.
 const RECORD_HEADER: usize = 8;
 
 fn decoded(bytes: &[u8]) -> Message {
     all(&mut Decoder::new(), bytes).unwrap().remove(0).message
 }
 
-/// The payload's offset of the bytes of its first record of this kind.
+/// Returns the offset, in the payload, of the body of the first record of this kind.
 fn record_at(name: &str, fixed: usize, kind: u16) -> usize {
     let bytes = sample(name);
     let mut at = HEADER_BYTES + fixed;
@@ -36,7 +36,7 @@ fn record_at(name: &str, fixed: usize, kind: u16) -> usize {
     }
 }
 
-/// A golden frame with these bytes of its payload changed.
+/// Returns a golden frame with the bytes of its payload at `at` replaced by `with`.
 fn changed(name: &str, at: usize, with: &[u8]) -> Vec<u8> {
     let mut bytes = sample(name);
     forge(&mut bytes, HEADER_BYTES + at, with);
@@ -90,7 +90,7 @@ fn a_reserved_byte_that_is_not_zero_is_malformed_in_every_message() {
 #[test]
 fn unused_flags_are_ignored_wherever_they_are() {
     let claim = record_at("recover_reclaim", 24, 5);
-    // Defined bits stay as they are: bit 0 of RECOVER_COMPLETE and of MORPH_TRANSFER_STATE.
+    // Defined bits keep their values: bit 0 of RECOVER_COMPLETE and of MORPH_TRANSFER_STATE.
     for (name, at, unused) in [
         ("hello", 6, vec![0xff, 0xff]),
         ("hello_reply", 6, vec![0xff, 0xff]),
@@ -101,7 +101,7 @@ fn unused_flags_are_ignored_wherever_they_are() {
         ("morph_transfer_state", 36, vec![0xff; 4]),
         ("morph_validate", 12, vec![0xff; 4]),
         ("morph_commit", 18, vec![0xff; 2]),
-        // Those of a record: it stays what it is.
+        // The flags of a record: the record keeps its meaning.
         ("error", 16 + 2, vec![0xfe, 0xff]),
     ] {
         let found = decoded(&changed(name, at, &unused));
@@ -225,7 +225,7 @@ fn each_list_keeps_its_limit() {
         ("morph_validate_reply", 16, 10, check, 100),
         ("recover_complete", 32, 6, entry, 2048),
     ] {
-        // RECOVER_COMPLETE has a record that must be there.
+        // RECOVER_COMPLETE has a mandatory record.
         let first = if fixed == 32 {
             record(1, b"db")
         } else {
@@ -244,7 +244,7 @@ fn each_list_keeps_its_limit() {
     }
 }
 
-/// A PROVIDER record of this provider, with this text.
+/// Returns a PROVIDER record of this provider, with this reason.
 fn provider(number: u32, why_not: &[u8]) -> Vec<u8> {
     let fixed = [&[0; 16][..], &number.to_le_bytes(), &[0; 12]].concat();
     record(7, &[&fixed, why_not].concat())

@@ -1,6 +1,6 @@
-//! Golden frames: the exact bytes of one frame of every type and reply, readable by any other
-//! implementation. `UPDATE_GOLDEN=1 cargo test -p kmp-proto --test golden` writes them anew after a
-//! deliberate change of the protocol.
+//! Golden frames: the exact bytes of one frame of every type and reply, in a form that any other implementation can
+//! read. `UPDATE_GOLDEN=1 cargo test -p kmp-proto --test golden` rewrites the frames after a deliberate change of the
+//! protocol.
 
 #![allow(
     clippy::unwrap_used,
@@ -65,7 +65,7 @@ fn every_frame_has_exactly_the_golden_bytes() {
     }
 }
 
-/// Writes `bytes` to the fuzzers' corpus when golden frames are updated, and compares them else.
+/// With `UPDATE_GOLDEN`, writes `bytes` to the fuzzers' corpus; else compares `bytes` with the corpus.
 fn assert_seed(target: &str, name: &str, bytes: &[u8]) {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
     let path = folder.join(target).join(name);
@@ -81,7 +81,7 @@ fn every_golden_frame_is_a_seed_of_the_fuzzers() {
         let mut frame = Vec::new();
         encode(&message, sequence, timestamp, &mut frame).unwrap();
         assert_seed("frame_decoder", name, &frame);
-        // That target takes the message type, then the payload.
+        // The input of that target is the message type, then the payload.
         let payload = [&frame[6..8], &frame[HEADER_BYTES..]].concat();
         assert_seed("frame_payload", name, &payload);
     }

@@ -1,5 +1,5 @@
-//! The morph engine against a model of both kernels, the journal and the backend, on virtual time,
-//! with loss, failure and death at any moment, the daemon's included.
+//! The morph engine against a model of both kernels, the journal and the backend, on virtual time, with loss, failure
+//! and death at any moment, including death of the daemon.
 
 #![allow(
     clippy::unwrap_used,
@@ -29,7 +29,7 @@ enum Kernel {
     Dead,
 }
 
-/// What goes wrong, and at which step of the run.
+/// A fault, and the step of the run at which it occurs.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     Lose,
@@ -102,7 +102,7 @@ impl World {
         }
     }
 
-    /// Carries out an action on the model; the event that answers it, unless it is lost.
+    /// Applies an action to the model, and returns the event that answers the action, unless the answer is lost.
     fn act(&mut self, action: Action) -> Option<Event> {
         let certify = |order: kmp_proto::fence::FenceOrder| {
             order.confirm(FenceMethod::ProcessesKilled, Confirmation::ProcessesGone, 1)
@@ -199,7 +199,7 @@ impl World {
         self.engine.handle(event, self.now);
     }
 
-    /// Runs until the engine is done; `fault` strikes at the `at`-th action.
+    /// Runs until the engine is done; `fault` occurs at the `at`-th action.
     fn run(&mut self, fault: Fault, at: usize, lose_also: usize) {
         self.tell(Event::TargetHealthy);
         let mut step = 0;
@@ -252,7 +252,8 @@ impl World {
     }
 }
 
-/// From the last answer before the commit record to the record: whoever asks for the way back is told that it is late.
+/// From the last answer before the commit record until the record is durable, a request for rollback is refused as too
+/// late.
 #[test]
 fn while_the_commit_is_recorded_the_way_back_is_refused_and_before_and_after_the_answer_is_as_clear()
  {
@@ -398,7 +399,7 @@ proptest! {
             Outcome::RolledBack(_) => {
                 prop_assert!(!world.committed);
                 prop_assert_eq!(world.target, Kernel::Dead);
-                // It may be killed once more after it has resumed: that is no matter of the morph.
+                // A further kill after the resume is not part of the morph.
                 let killed = matches!(fault, Fault::KillSource) && world.source == Kernel::Dead;
                 prop_assert!(killed || world.source == Kernel::Serving);
             }

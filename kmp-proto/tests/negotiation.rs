@@ -12,7 +12,7 @@ use kmp_proto::message::{ProviderOffer, StateProvider, TransferMode, capability}
 use kmp_proto::morph::{Config, Offer, WhyNot, negotiate};
 use proptest::prelude::*;
 
-/// Providers that are offered in these tests. The daemon knows those of its preference alone.
+/// Providers offered in these tests. The daemon knows only the providers of its preference.
 const ALL: [StateProvider; 4] = [
     StateProvider::Cooperative,
     StateProvider::Other(2),
@@ -41,9 +41,9 @@ fn config(preference: &'static [StateProvider], kinds: u32, modes: u32) -> Confi
     }
 }
 
-/// What a side says of some of the providers, in any order, each once.
+/// An offer of one side, of some of the providers, each once, in any order.
 fn offer() -> impl Strategy<Value = Offer> {
-    // Most can do most: else two providers that are both possible hardly ever come about.
+    // Most offers have most capabilities: otherwise, two providers that are both possible would be too rare.
     let kinds = prop_oneof![5 => Just(15_u32), 1 => 0..16_u32];
     let modes = prop_oneof![5 => 1..8_u32, 1 => Just(0_u32)];
     let version = prop_oneof![5 => Just(1_u32), 1 => Just(2_u32)];
@@ -81,7 +81,7 @@ fn find(offer: &Offer, provider: StateProvider) -> Option<&ProviderOffer> {
     offer.providers.iter().find(|o| o.provider == provider)
 }
 
-/// The definition: whether both sides can use the provider for what is required, and how.
+/// The definition: returns the mode in which both sides can use the provider for the required kinds, or `None`.
 fn possible(
     config: &Config,
     provider: StateProvider,

@@ -1,5 +1,4 @@
-//! `docs/kmp.md` against the code: every type, limit, code, record kind, byte table, enumeration and
-//! transition table.
+//! `docs/kmp.md` against the code: every type, limit, code, record kind, byte table, enumeration and transition table.
 
 #![allow(
     clippy::unwrap_used,
@@ -24,7 +23,7 @@ fn page() -> String {
     std::fs::read_to_string(page_path()).unwrap()
 }
 
-/// The rows of `text` as cells without the blanks around them.
+/// Returns the table rows of `text` as trimmed cells.
 fn rows(text: &str) -> Vec<Vec<&str>> {
     text.lines()
         .filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |"))
@@ -32,7 +31,7 @@ fn rows(text: &str) -> Vec<Vec<&str>> {
         .collect()
 }
 
-/// What stands below a heading, up to the next heading of that level.
+/// Returns the text below a heading, up to the next heading of that level.
 fn section<'a>(page: &'a str, level: &str, name: &str) -> &'a str {
     let heading = format!("\n{level} {name}\n");
     let at = page
@@ -124,7 +123,7 @@ fn every_message_has_a_section_and_a_byte_table() {
     assert_eq!(HEADER_BYTES, 32);
 }
 
-/// Checks one enumeration: each value in its table, and no other row in it.
+/// Checks one enumeration: its table has a row for each value, and no other row.
 macro_rules! listed {
     ($page:ident: $($name:ident),*) => {$(
         let title = concat!("\n", stringify!($name), ":\n\n");
@@ -173,7 +172,7 @@ fn every_enumeration_lists_exactly_its_values() {
 const KMP: (&str, &str) = ("../docs/kmp.md", "###");
 const INSTANCES: (&str, &str) = ("../docs/instances.md", "##");
 
-/// Holds the last table of a section to a machine's rows, in their order. `UPDATE_PAGE=1` writes it anew.
+/// Compares the last table of a section with a machine's rows, in their order. `UPDATE_PAGE=1` rewrites the table.
 fn assert_machine((path, level): (&str, &str), heading: &str, machine: &[Transition]) {
     const HEAD: &str = "| state | event | guard | next | effects |\n|---|---|---|---|---|\n";
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path);

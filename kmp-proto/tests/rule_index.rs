@@ -1,5 +1,5 @@
-//! `docs/kmp-rules.md` against `docs/kmp.md` and the tests: each rule is quoted as it stands, each test that
-//! proves one is there, and no sentence that demands something is left out.
+//! `docs/kmp-rules.md` against `docs/kmp.md` and the tests: each rule quotes the page verbatim, each test that proves a
+//! rule exists, and no normative sentence is missing.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::PathBuf;
 
-/// A statement of `docs/kmp.md` with one of these words demands, forbids or bounds something.
+/// Words that make a statement of `docs/kmp.md` normative: the statement demands, forbids or bounds something.
 const NORMATIVE: &[&str] = &[
     "must",
     "never",
@@ -51,22 +51,22 @@ const NORMATIVE: &[&str] = &[
     "takes the place",
     "gives way",
 ];
-/// Longest quotation, in characters: one says where a rule stands, and does not repeat the page.
+/// Maximum length of a quotation, characters: a quotation locates a rule, and does not repeat the page.
 const QUOTATION_MAX: usize = 110;
-/// Sections of `docs/kmp.md` that only show what others demand.
+/// Sections of `docs/kmp.md` that only illustrate the rules of other sections.
 const WITHOUT_RULES: &[&str] = &["Examples"];
-/// Sections of `docs/kmp-rules.md` whose tables name the section that they quote, and a reason in place of tests.
+/// Sections of `docs/kmp-rules.md` whose tables name the section of each quotation, with a reason in place of tests.
 const REASONED: &[&str] = &["Not testable", "Explanations"];
 
 /// A sentence, a row of a table, or a block of code.
 struct Statement {
     at: Range<usize>,
-    /// A row of the table whose head is this statement.
+    /// For a row of a table, the index of the statement that is the head of the table.
     head: Option<usize>,
     code: bool,
 }
 
-/// A section of a page, its white space and the borders of its tables' cells made single blanks.
+/// A section of a page, with white space and the borders of table cells reduced to single blanks.
 #[derive(Default)]
 struct Section {
     name: String,
@@ -102,7 +102,7 @@ impl Section {
         paragraph.clear();
     }
 
-    /// Where a quotation stands; `None` unless exactly once.
+    /// Returns the place of a quotation; `None` unless the quotation occurs exactly once.
     fn find(&self, quotation: &str) -> Option<Range<usize>> {
         let quotation = normal(quotation);
         let mut found = self.text.match_indices(&quotation);
@@ -110,8 +110,8 @@ impl Section {
         found.next().is_none().then_some(at..at + quotation.len())
     }
 
-    /// What demands something, or stands in a table beside what is quoted, and is quoted at none of these places. Who
-    /// quotes the head of a table means all of its rows; a head alone names columns.
+    /// Returns the statements that none of these places quotes, although they are normative or belong to a table with a
+    /// quoted row. A quotation of the head of a table covers all of its rows; the head itself only names columns.
     fn left_out(&self, places: &[Range<usize>]) -> Vec<&str> {
         let overlaps =
             |at: &Range<usize>| places.iter().any(|p| p.start < at.end && at.start < p.end);
@@ -154,7 +154,7 @@ fn demands(text: &str) -> bool {
         .any(|word| text.contains(&format!(" {word} ")))
 }
 
-/// The sections of a page, each heading's text without those of other headings.
+/// Returns the sections of a page; the text of each heading excludes the text of its subheadings.
 fn sections(page: &str) -> Vec<Section> {
     let mut all = vec![Section::default()];
     let (mut paragraph, mut code, mut head) = (String::new(), None::<String>, None);
@@ -195,7 +195,7 @@ fn sections(page: &str) -> Vec<Section> {
     all
 }
 
-/// A row of `docs/kmp-rules.md`: what it quotes from which section, and the tests that prove it.
+/// A row of `docs/kmp-rules.md`: the quotation, its section, and the tests that prove the rule.
 struct Rule {
     section: String,
     quotation: String,
@@ -232,7 +232,7 @@ fn rules(page: &str) -> Vec<Rule> {
     rules
 }
 
-/// Whether `source` has a test of this name that is run.
+/// Returns true if `source` has a test of this name that runs.
 fn has_test(source: &str, name: &str) -> bool {
     let lines: Vec<_> = source.lines().map(str::trim_start).collect();
     let is_it = |line: &&str| {
@@ -252,7 +252,7 @@ fn has_test(source: &str, name: &str) -> bool {
     attributes.clone().any(of_test) && !attributes.clone().any(|line| line.starts_with("#[ignore"))
 }
 
-/// What is wrong with a row; `read` gives a source file.
+/// Returns the faults of a row; `read` returns the text of a source file.
 fn faults_of(
     rule: &Rule,
     sections: &[Section],
@@ -284,7 +284,7 @@ fn faults_of(
     faults
 }
 
-/// Everything that is wrong with `index`, which is `docs/kmp-rules.md`, for this page.
+/// Returns all faults of `index`, the text of `docs/kmp-rules.md`, for this page.
 fn faults(page: &str, index: &str, read: &dyn Fn(&str) -> Option<String>) -> Vec<String> {
     let (sections, rules) = (sections(page), rules(index));
     let mut faults: Vec<_> = rules
@@ -356,7 +356,7 @@ fn every_row_has_tests_but_those_with_a_reason() {
     }
 }
 
-/// What would go unnoticed if nobody looked after who looks after the rules.
+/// Each kind of fault makes this check itself fail.
 #[test]
 fn a_row_that_is_missing_a_quotation_that_is_wrong_and_a_test_that_is_gone_are_found() {
     let (page, index) = pages();

@@ -1,5 +1,5 @@
-//! Rules of `docs/kmp.md` on messages that are well-formed: what answers what, what may travel where,
-//! what was announced. Each test names its rule.
+//! Rules of `docs/kmp.md` on well-formed messages: the reply to each request, the channel of each message, and the
+//! limits that peers announce. Each test names its rule.
 
 #![allow(
     clippy::unwrap_used,
@@ -18,7 +18,7 @@ fn sample(name: &str) -> Message {
     samples.find(|sample| sample.0 == name).unwrap().3
 }
 
-/// What the golden request of this name expects of its reply.
+/// Returns the expectation of the golden request of this name for its reply.
 fn expected(name: &str) -> Expected {
     Expected::of(&sample(name)).unwrap()
 }
@@ -181,7 +181,7 @@ fn hellos() -> (Hello, Hello) {
     (daemon, instance)
 }
 
-/// Changes a HELLO.
+/// A change of a HELLO.
 type Change = fn(&mut Hello);
 
 #[test]
@@ -319,7 +319,7 @@ fn each_message_travels_from_its_side_on_its_channel_only() {
                 MsgType::VmcoreStart | MsgType::VmcoreData | MsgType::VmcoreComplete => {
                     channel == Channel::Bulk
                 }
-                // The golden chunk is of rounds, the golden reply by reference.
+                // The golden chunk belongs to a transfer by rounds, the golden reply to a transfer by reference.
                 MsgType::MorphTransferState if !message.is_reply() => channel == Channel::Bulk,
                 _ => channel == Channel::Control,
             };
@@ -433,7 +433,7 @@ fn a_chunk_keeps_its_limit_and_has_its_checksum() {
 #[test]
 fn a_side_sends_no_more_than_it_announced_and_announces_once() {
     let mut state = IncomingState::new(11, StateProvider::Cooperative);
-    // The state, and the chunk that reaches its number of bytes.
+    // The chunks of the announced state, and the tolerance of one chunk.
     let most = usize::try_from(TOTAL).unwrap() / STATE_CHUNK_MAX_BYTES + 1;
     for _ in 0..most {
         state.take(&chunk(1, STATE_CHUNK_MAX_BYTES)).unwrap();
@@ -532,7 +532,7 @@ fn parts_come_in_their_order_agree_and_are_bounded_in_sum() {
     assert_eq!(many.take(part), Err(PartError::Empty));
 }
 
-/// Every other list and text fits into one frame with all that may stand beside it.
+/// Every other list and text fits into one frame together with all records that may accompany it.
 #[test]
 fn every_message_at_its_documented_limits_fits_into_its_frame() {
     let text = "x".repeat(TEXT_MAX_BYTES);

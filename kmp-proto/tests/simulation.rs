@@ -1,9 +1,9 @@
-//! The engines together, as a daemon has them: a morph between two kernels, a failure detector for each,
-//! and a recovery of whatever fails, over a network with loss, delay and duplication, and with death of
-//! each part at any moment. First safety, while things go wrong; then everything is healed and must
-//! settle: one kernel serves, the right one.
+//! The engines together, as in a daemon: a morph between two kernels, a failure detector for each, and a recovery of
+//! whatever fails, over a network with loss, delay and duplication, and with death of each part at any moment. While
+//! faults occur, the runs check safety; then all faults end, and the world must settle: one kernel serves, the right
+//! one.
 //!
-//! Every run follows from its seed: `SIM_SEED=<seed>` repeats one, `SIM_RUNS=<count>` makes more.
+//! Every run follows from its seed: `SIM_SEED=<seed>` repeats one run, `SIM_RUNS=<count>` sets the number of runs.
 
 #![allow(
     clippy::unwrap_used,
@@ -27,10 +27,10 @@ use kernels::{NEW, OLD};
 use kmp_proto::morph::Outcome;
 use world::World;
 
-/// Seeds of a normal run.
+/// Default number of seeds.
 const RUNS: u64 = 3000;
 
-/// Runs one world; on failure it says how to see it again.
+/// Runs one world; a failure prints how to repeat the run.
 fn run(seed: u64, faults: Faults) -> World {
     let mut world = World::new(seed, faults);
     let ended = catch_unwind(AssertUnwindSafe(|| world.run()));
@@ -73,7 +73,7 @@ fn whatever_goes_wrong_one_kernel_serves_in_the_end_and_never_two() {
         let world = run(seed, Faults::from_seed(seed));
         *ends.entry(name(&world)).or_insert(0) += 1;
     }
-    // The faults are worth something only when every end comes about.
+    // The faults only test something if every end occurs.
     eprintln!("{ends:?}");
     assert_eq!(ends.len(), 4, "{ends:?}");
 }
@@ -89,7 +89,7 @@ fn the_daemon_may_die_at_every_step_and_once_more_at_every_later_one() {
                     ..Faults::none()
                 };
                 let world = run(seed, faults);
-                // No kernel has died, so the workload's state has not either.
+                // No kernel has died, so the workload's state has survived.
                 let expected = match name(&world) {
                     "committed" => NEW,
                     "rolled back" => OLD,

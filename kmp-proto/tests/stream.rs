@@ -45,7 +45,7 @@ proptest! {
         let mut bytes = frame(which.get(&samples));
         let bit = bit.index(bytes.len() * 8);
         bytes[bit / 8] ^= 1 << (bit % 8);
-        // A longer payload_len makes the frame incomplete: what follows completes it.
+        // A larger payload_len makes the frame incomplete: the bytes that follow complete the frame.
         bytes.extend(std::iter::repeat_n(0, 1 << 20));
         prop_assert!(all(&mut Decoder::new(), &bytes).is_err());
     }
@@ -345,7 +345,7 @@ fn the_error_names_type_and_sequence_of_the_frame_once_its_header_could_be_read(
         bytes[at] = to;
         bytes
     };
-    // Magic, version and reserved decide whether it is a header of this version at all.
+    // Magic, version and reserved decide whether the bytes are a header of this version at all.
     for at in [0, 4, 28] {
         assert_eq!(named(&changed(at, 9)), None, "byte {at}");
     }

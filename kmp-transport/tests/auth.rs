@@ -1,5 +1,5 @@
-//! Who speaks: both ends prove the key of the generation, and an older daemon is refused. Each test names its
-//! rule of `docs/kmp.md`.
+//! Authentication: both ends prove the key of the generation, and an older daemon is refused. Each test names its rule
+//! of `docs/kmp.md`.
 
 #![allow(
     clippy::unwrap_used,
@@ -66,7 +66,7 @@ async fn a_daemon_without_the_key_is_refused_and_so_is_an_instance() {
     assert_eq!(refused(&none.0), Some(ErrorCode::NotAuthentic));
     assert_eq!(refused(&none.1), Some(ErrorCode::NotAuthentic));
     let wrong = speaker(PeerRole::Daemon, WRONG, 5);
-    // It finds that the instance's proof is not of its key, before it could send its own.
+    // The daemon rejects the instance's proof before it sends its own.
     let (ours, _) = meet(wrong, instance()).await;
     assert_eq!(refused(&ours), Some(ErrorCode::NotAuthentic));
     for impostor in [
@@ -125,7 +125,7 @@ impl Raw {
     }
 }
 
-/// Connects with `proof`, made for what was said; the error that it is answered with.
+/// Connects with a `proof` computed from the reply; returns the error code of the answer, if any.
 async fn prove(
     instance: &Speaker,
     asked: &Hello,
@@ -161,10 +161,10 @@ async fn a_proof_that_was_overheard_proves_nothing_on_another_connection() {
         overheard
     });
     assert_eq!(first.await, None);
-    // The same HELLO, with the same nonce; but the instance's is another.
+    // The same HELLO with the same nonce, but with a new nonce of the instance.
     let again = prove(&instance, &asked, |_| overheard).await;
     assert_eq!(again, Some(ErrorCode::NotAuthentic));
-    // What the instance has proved is not the daemon's proof.
+    // The instance's proof is not valid as the daemon's proof.
     let mirrored = prove(&instance, &asked, |reply| reply.proof.unwrap()).await;
     assert_eq!(mirrored, Some(ErrorCode::NotAuthentic));
 }
@@ -213,7 +213,7 @@ async fn nothing_is_served_before_the_proof() {
     served.unwrap();
 }
 
-/// Connects, asks for the port, and prints what comes back.
+/// Connects, requests the port, and prints the answer.
 const STRANGER: &str = "
 import socket, sys
 s = socket.socket(socket.AF_UNIX)

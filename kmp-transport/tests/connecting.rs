@@ -1,5 +1,5 @@
-//! Rules of `docs/kmp.md` for how a connection comes about, and comes about again: the line of the Unix socket, how many
-//! may wait, and the waits after a loss. Each test names its rule. Time is virtual where it is waited for.
+//! Rules of `docs/kmp.md` for connecting and reconnecting: the line of the Unix socket, the limit of pending
+//! connections, and the waits after a loss. Each test names its rule. Waits use virtual time.
 
 #![allow(
     clippy::unwrap_used,
@@ -27,12 +27,12 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-/// Longest line, without its end.
+/// Maximum length of a line, without its end.
 const LINE_MAX: usize = 32;
-/// What a timer may be late by.
+/// Tolerance for a late timer.
 const TIMER: Duration = Duration::from_millis(2);
 
-/// An instance behind the socket at `path`.
+/// Starts an instance behind the socket at `path`.
 fn instance(path: &Path) -> mpsc::Receiver<Connection> {
     let listener = UnixVsockListener::bind(path, KMP_PORT).unwrap();
     serve(
@@ -42,12 +42,12 @@ fn instance(path: &Path) -> mpsc::Receiver<Connection> {
     )
 }
 
-/// What the instance says to whoever begins with these bytes, until it closes.
+/// Sends these bytes as the first of a connection, and returns the instance's answer up to its close.
 async fn answer_to(path: &Path, bytes: &[u8]) -> Vec<u8> {
     let mut stream = UnixStream::connect(path).await.unwrap();
     stream.write_all(bytes).await.unwrap();
     let mut answer = Vec::new();
-    // Closed with bytes unread: then a reset is its end.
+    // The instance may close with unread bytes, in which case the connection ends with a reset.
     let _ = stream.read_to_end(&mut answer).await;
     answer
 }
@@ -71,7 +71,7 @@ async fn what_is_no_connect_line_for_its_port_is_closed_without_an_answer() {
         let begun = Instant::now();
         let answer = answer_to(&path, line).await;
         assert!(answer.is_empty(), "{line:?}: {answer:?}");
-        // Not for the time that it has.
+        // The refusal does not wait for the timeout.
         assert!(begun.elapsed() < HELLO_TIMEOUT, "{line:?}");
     }
     let mut stream = UnixStream::connect(&path).await.unwrap();
@@ -112,7 +112,7 @@ async fn the_line_and_hello_have_two_seconds_together() {
     );
 }
 
-/// What comes of connecting to a device that answers the daemon's line with these bytes.
+/// Connects to a device that answers the daemon's line with these bytes, and returns the result.
 async fn answered(answer: &[u8]) -> Result<BoxedLink, ConnectError> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("vsock.sock");
@@ -139,7 +139,7 @@ async fn a_daemon_asks_for_port_9000_and_takes_any_number_for_an_answer() {
     answered(longest.as_bytes()).await.unwrap();
     let too_long = ["OK ", &"7".repeat(LINE_MAX - 2), "\n"].concat();
     for answer in [b"NO\n".as_slice(), b"OK\n", too_long.as_bytes()] {
-        // It says nothing about the kernel.
+        // The answer does not come from the kernel.
         let refused = answered(answer).await.err();
         assert!(
             matches!(refused, Some(ConnectError::Unreachable { .. })),
@@ -177,15 +177,15 @@ async fn of_65_connections_that_say_nothing_the_oldest_is_closed() {
     }
 }
 
-/// When a daemon connected, each time: both channels, which have the same waits. From the attempt `welcomed` on the
-/// instance answers HELLO and hangs up `after` that.
+/// Returns the times of a daemon's connection attempts, which are equal for both channels. From the attempt `welcomed`
+/// on, the instance answers HELLO and hangs up `after` that.
 async fn attempts(seed: u64, count: usize, welcomed: usize, after: Duration) -> Vec<Instant> {
     let (tell, mut told) = mpsc::unbounded_channel();
     let calls = Mutex::new(0);
     let connector = Arc::new(move || -> Connecting {
         let mut calls = calls.lock().unwrap();
         *calls += 1;
-        // Nobody listens any more at the end.
+        // At the end, the receiver has been dropped.
         let _ = tell.send(Instant::now());
         if (*calls - 1) / 2 < welcomed {
             let address = Address::Vsock(3);
@@ -290,7 +290,7 @@ async fn what_was_queued_for_a_lost_connection_is_dropped() {
         events.recv().await,
         Some(PeerEvent::Down(Channel::Control, _))
     ) {}
-    // It is not connected again yet: a wait is first.
+    // The channel is not reconnected yet, because a wait comes first.
     peer.send(Channel::Control, 7, notice(7)).unwrap();
     let mut second = control().await;
     while !matches!(

@@ -1,5 +1,5 @@
-//! The rules of `docs/kmp.md` for what goes over a connection, against a peer that breaks one of them.
-//! Each test names its rule. Time is virtual where it is waited for.
+//! The rules of `docs/kmp.md` for the frames on a connection, tested against a peer that breaks one of them.
+//! Each test names its rule. Waits use virtual time.
 
 #![allow(
     clippy::unwrap_used,
@@ -48,8 +48,8 @@ fn beat(number: u32) -> Message {
     }))
 }
 
-/// A daemon's greeting, which the instance answers with `reply` and the sequence of HELLO plus `ahead`.
-/// What came of it, and what the daemon said last.
+/// Runs a daemon's greeting, which the instance answers with `reply` and the sequence of HELLO plus `ahead`. Returns
+/// the result of the greeting, and the daemon's last frame.
 async fn greeted(reply: Message, ahead: u32) -> (Result<(), ConnectionError>, Option<Frame>) {
     let (near, far) = memory();
     let mut raw = Raw::new(far);
@@ -62,7 +62,7 @@ async fn greeted(reply: Message, ahead: u32) -> (Result<(), ConnectionError>, Op
     tokio::join!(daemon, instance)
 }
 
-/// Changes a HELLO.
+/// A change of a HELLO.
 type Change = fn(&mut HelloFixed);
 
 #[tokio::test(start_paused = true)]
@@ -187,7 +187,7 @@ async fn half_a_frame_has_a_deadline_that_nothing_beside_it_moves() {
         raw.link.write_all(&frame[..half]).await.unwrap();
         let begun = tokio::time::Instant::now();
         let end = loop {
-            // As in a loop that does other things beside it.
+            // Like a loop that handles other events as well.
             let next = instance.reader.next();
             match tokio::time::timeout(FRAME_TIMEOUT / 4, next).await {
                 Ok(end) => break end,
@@ -196,7 +196,7 @@ async fn half_a_frame_has_a_deadline_that_nothing_beside_it_moves() {
         };
         assert!(matches!(end, Err(ConnectionError::HalfFrame)), "{end:?}");
     }
-    // Silence between frames has none.
+    // Silence between frames has no timeout.
     let (mut raw, mut instance) = introduced().await;
     let silence = tokio::time::timeout(FRAME_TIMEOUT * 10, instance.reader.next());
     assert!(silence.await.is_err());
@@ -222,7 +222,7 @@ async fn an_answer_to_what_was_never_sent_ends_the_channel() {
     for answer in [reply(1), retry] {
         let mut daemon = Daemon::start();
         let mut raw = daemon.channel(Channel::Control).await;
-        // HELLO had 1.
+        // The sequence of HELLO was 1.
         raw.send(&answer, 99).await;
         let why = daemon.down(Channel::Control).await;
         assert!(why.contains("does not answer any request"), "{why}");
@@ -262,7 +262,7 @@ async fn so_many_probes_wait_at_most_and_each_answer_makes_room() {
             .peer
             .send(Channel::Heartbeat, 0, probe(number))
             .unwrap();
-        // Taken from the queue before the next is put there.
+        // Lets the daemon take the probe from the queue before the next one is queued.
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     for number in 1..=u32::try_from(PROBES_MAX).unwrap() {

@@ -1,4 +1,4 @@
-//! The doorbell server, as QEMU sees it.
+//! The doorbell server, as seen by QEMU.
 
 #![allow(
     clippy::unwrap_used,
@@ -23,7 +23,7 @@ use nix::sys::stat::fstat;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The client's side of the protocol, as QEMU's device is.
+/// The client side of the protocol, like QEMU's device.
 struct Client {
     stream: UnixStream,
     number: u32,
@@ -42,7 +42,7 @@ fn message(stream: &UnixStream) -> (i64, Option<OwnedFd>) {
         ControlMessageOwned::ScmRights(fds) => fds.first().copied(),
         _ => None,
     });
-    // SAFETY: it was just received, and is ours.
+    // SAFETY: the descriptor was just received, and this process owns it.
     let fd = fd.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     (i64::from_le_bytes(bytes), fd)
 }
@@ -61,9 +61,9 @@ impl Client {
         assert!(size.is_power_of_two());
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let length = NonZeroUsize::new(size).unwrap();
-        // SAFETY: a new mapping; it stays until the test's process ends.
+        // SAFETY: a new mapping, which lasts until the test's process ends.
         let mapped = unsafe { mmap(None, length, access, MapFlags::MAP_SHARED, &memory, 0) };
-        // SAFETY: as long as that.
+        // SAFETY: the mapping lasts until the test's process ends.
         let mapped = unsafe { Mapped::new(mapped.unwrap().as_ptr().cast(), size as u64) };
         let mut client = Self {
             stream,
@@ -77,7 +77,7 @@ impl Client {
         client
     }
 
-    /// The next news: a peer with its bells.
+    /// Receives the next announcement: a peer with its bells.
     fn hear(&mut self, peer: u32, bells: usize) {
         for _ in 0..bells {
             let (number, bell) = message(&self.stream);
@@ -88,7 +88,7 @@ impl Client {
         }
     }
 
-    /// Whether one of the own bells was rung, and which.
+    /// Returns the vector of the first own bell that was rung, or `None` after [`PATIENCE`].
     fn rung(&self) -> Option<usize> {
         let start = Instant::now();
         while start.elapsed() < PATIENCE {
@@ -128,7 +128,7 @@ fn guests_get_the_memory_and_everybodys_doorbells() {
     assert_eq!((first.number, second.number), (1, 2));
     first.hear(2, 4);
 
-    // One memory: the host and the guests see the same.
+    // The host and the guests share one memory.
     let host = server.region();
     let mut a = Link::new(HOST, 1, host.attach(HOST, 1));
     let mut b = Link::new(1, HOST, first.region.attach(1, 4));
@@ -140,7 +140,7 @@ fn guests_get_the_memory_and_everybodys_doorbells() {
     let mut got = Vec::new();
     assert_eq!(a.take(host, &mut got).unwrap(), Some(5));
 
-    // Everybody rings everybody, and the vector says who.
+    // Any peer can ring any other, and the vector identifies the sender.
     server.ring(1, HOST);
     assert_eq!(first.rung(), Some(0));
     second.bells[&1][2].write(1).unwrap();
@@ -162,7 +162,7 @@ fn a_dead_guest_is_buried_and_the_others_are_rung() {
     ];
     let mut first = Client::connect(&one, &[(HOST, 1), (1, 4)]);
     let mut second = Client::connect(&two, &[(HOST, 1), (1, 4), (2, 4)]);
-    // What QEMU never does is no reason to give it up.
+    // Input that QEMU never sends does not make the server drop the client.
     first.stream.write_all(b"noise").unwrap();
     let generation = first.region.attach(1, 4);
     assert_eq!(server.region().peer(1).state, PeerState::Ready);
@@ -174,11 +174,11 @@ fn a_dead_guest_is_buried_and_the_others_are_rung() {
         (PeerState::Left, generation)
     );
 
-    // Its successor has the same number and socket.
+    // The successor has the same number and socket.
     let again = Client::connect(&one, &[(HOST, 1), (2, 4), (1, 4)]);
     assert_eq!(again.region.attach(1, 4), generation + 1);
-    // The bells that the second one has are those of the successor, and nothing was said to it meanwhile: QEMU frees
-    // what it keeps of a peer that it is told has gone, and uses it when the peer comes back.
+    // The bells that the second peer has are also the successor's, without any message in between: when QEMU learns
+    // that a peer has gone, it frees the peer's data, and uses the freed data when the peer comes back.
     second.bells[&1][2].write(1).unwrap();
     assert_eq!(again.rung(), Some(2));
     let three = directory.path().join("3");
@@ -187,7 +187,7 @@ fn a_dead_guest_is_buried_and_the_others_are_rung() {
     second.hear(3, 4);
 }
 
-/// QEMU is told of every number once, also of one that nobody has at the moment.
+/// QEMU learns of every number once, even of a number that is unused at the moment.
 #[test]
 fn a_guest_that_comes_while_another_is_dead_can_ring_its_successor() {
     let (runtime, server, directory) = server();
@@ -199,7 +199,7 @@ fn a_guest_that_comes_while_another_is_dead_can_ring_its_successor() {
     ];
     drop(Client::connect(&one, &[(HOST, 1), (1, 4)]));
     let second = Client::connect(&two, &[(HOST, 1), (1, 4), (2, 4)]);
-    // It was rung while nobody had the number: that was for nobody.
+    // A ring while the number was unused must not reach the successor.
     second.bells[&1][3].write(1).unwrap();
     let again = Client::connect(&one, &[(HOST, 1), (2, 4), (1, 4)]);
     second.bells[&1][2].write(1).unwrap();

@@ -1,5 +1,5 @@
-//! Rules of `docs/kmp.md` for the HELLO exchange: the order of its checks, its time, what is new in each, and what
-//! ends a connection afterwards. Each test names its rule. Time is virtual where it is waited for.
+//! Rules of `docs/kmp.md` for the HELLO exchange: the order of its checks, its timeout, the fields that change in each
+//! exchange, and the violations that later end a connection. Each test names its rule. Waits use virtual time.
 
 #![allow(
     clippy::unwrap_used,
@@ -34,7 +34,7 @@ fn speaker(role: PeerRole, incarnation: u64) -> Speaker {
     Speaker::with_key(hello, Key::new(KEY))
 }
 
-/// The HELLO of a daemon, as it is on the wire.
+/// Returns the HELLO of a daemon, as on the wire.
 fn asked(incarnation: u64) -> Hello {
     let mut asked = hello(PeerRole::Daemon);
     asked.fixed.incarnation = incarnation;
@@ -42,7 +42,7 @@ fn asked(incarnation: u64) -> Hello {
     asked
 }
 
-/// What an instance that has the key replies to `asked`.
+/// Returns the reply to `asked` from an instance that has the key.
 fn reply_to(asked: &Hello) -> Hello {
     let mut reply = hello(PeerRole::Instance);
     reply.nonce = Some([2; 32]);
@@ -57,10 +57,10 @@ async fn next_hello(raw: &mut Raw) -> Hello {
     }
 }
 
-/// A change that one check finds, the code that is answered, and words of its text.
+/// A change that one check finds, the error code of the answer, and words of its text.
 type Broken = (fn(&mut Hello), ErrorCode, &'static str);
 
-/// With all changes from one on, the check of that one is the first that fails.
+/// Applies all changes from `first` on, so that the check of `first` is the first to fail.
 fn broken_from(good: &Hello, cases: &[Broken], first: usize) -> Hello {
     let mut hello = good.clone();
     for (change, _, _) in &cases[first..] {
@@ -162,7 +162,7 @@ async fn the_checks_of_a_hello_reply_come_in_their_order() {
         let dialogue = async {
             let asked = next_hello(&mut raw).await;
             let mut broken = broken_from(&reply_to(&asked), &cases, n);
-            // A proof is over what is said, also when that is wrong.
+            // A proof covers the message as sent, even if the message is invalid.
             let proof = Key::new(KEY).proof(PeerRole::Instance, &asked, &broken);
             broken.proof = broken.proof.map(|_| proof);
             raw.send(&Message::HelloReply(broken), 1).await;
@@ -281,7 +281,7 @@ fn damaged(message: &Message, sequence: u32) -> Vec<u8> {
     bytes
 }
 
-/// The first two answers that a daemon waits for: the reply to HELLO, and the one to AUTHENTICATE.
+/// The first two answers to a daemon: the reply to HELLO, and the reply to AUTHENTICATE.
 #[tokio::test(start_paused = true)]
 async fn a_daemon_tells_of_a_bad_frame_in_place_of_either_answer() {
     for spoiled in [1, 2] {

@@ -1,5 +1,5 @@
-//! Connections, and the multiplexer over them, on links in memory that lose, hold up, bend and repeat what
-//! they carry, or die: the same way for the same seed. Time is virtual.
+//! Connections, and the multiplexer over them, on links in memory that lose, delay, corrupt and repeat data, or die.
+//! The same seed gives the same faults. Waits use virtual time.
 
 #![allow(
     clippy::unwrap_used,
@@ -24,13 +24,13 @@ use kmp_transport::link::{BoxedLink, FaultPlan, FaultyLink, memory};
 use kmp_transport::peer::{Connecting, Peer, PeerEvent};
 use tokio::sync::mpsc;
 
-/// Seeds tried; a failure names its own.
+/// Number of seeds; a failure names its seed.
 const SEEDS: u64 = 100;
-/// Messages sent over one link.
+/// Number of messages sent over one link.
 const MESSAGES: u32 = 50;
-/// Answers on each channel after which a peer has proved that it goes on.
+/// Number of answers on each channel that prove the progress of a peer.
 const ANSWERS: u32 = 100;
-/// Of virtual time.
+/// Maximum wait, in virtual time.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
 fn probe(number: u32) -> Message {
@@ -58,14 +58,14 @@ fn answer(number: u32) -> Message {
     }))
 }
 
-/// The daemon's end misbehaves, in both directions.
+/// Returns a link whose daemon end is faulty in both directions.
 fn faulty(plan: FaultPlan, seed: u64) -> (BoxedLink, BoxedLink) {
     let (daemon, instance) = memory();
     let daemon = FaultyLink::new(daemon, plan, seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
     (Box::new(daemon), instance)
 }
 
-/// Both ends say HELLO; `None` when the link does not let them.
+/// Exchanges HELLO; returns `None` if the link's faults prevent the exchange.
 async fn introduced(plan: FaultPlan, seed: u64) -> Option<(Connection, Connection)> {
     let (daemon, instance) = faulty(plan, seed);
     let own = hello(PeerRole::Instance);
@@ -74,23 +74,23 @@ async fn introduced(plan: FaultPlan, seed: u64) -> Option<(Connection, Connectio
     Some((daemon.ok()?, instance.ok()?))
 }
 
-/// As [`try_arrived`], within [`PATIENCE`].
+/// Like [`try_arrived`], within [`PATIENCE`].
 async fn arrived(plan: FaultPlan, seed: u64) -> Option<Vec<u32>> {
     let arrived = tokio::time::timeout(PATIENCE, try_arrived(plan, seed)).await;
     arrived.unwrap_or_else(|_| panic!("seed {seed}: it does not end"))
 }
 
-/// Sends probes to the daemon and hangs up; the numbers of those that arrived.
+/// Sends probes to the daemon and hangs up; returns the numbers of the probes that arrived.
 async fn try_arrived(plan: FaultPlan, seed: u64) -> Option<Vec<u32>> {
     let (mut daemon, instance) = introduced(plan, seed).await?;
     let sending = tokio::spawn(async move {
-        // Both halves of it end here.
+        // Both halves of the connection end in this task.
         let mut instance = instance;
         for number in 0..MESSAGES {
             if instance.writer.send(&probe(number)).await.is_err() {
                 return;
             }
-            // Each its own piece: what a fault strikes is a frame, or part of one.
+            // A pause after each frame, so that a fault hits one frame or part of one.
             tokio::time::sleep(Duration::from_micros(1)).await;
         }
     });
@@ -152,7 +152,7 @@ async fn what_is_lost_or_repeated_invents_nothing() {
         let Some(numbers) = arrived(plan, seed).await else {
             continue;
         };
-        // Whole frames may be missing or come twice; none comes that was not sent, or too late.
+        // Whole frames may be missing or duplicated; no frame is invented or out of order.
         assert!(numbers.is_sorted(), "seed {seed}: {numbers:?}");
         assert!(numbers.iter().all(|n| *n < MESSAGES), "seed {seed}");
         lost += u32::from(numbers.windows(2).any(|pair| pair[1] > pair[0] + 1));
@@ -161,7 +161,7 @@ async fn what_is_lost_or_repeated_invents_nothing() {
     assert!(lost > 5 && repeated > 5, "lost {lost}, repeated {repeated}");
 }
 
-/// The instance's end of one link: answers whatever it is asked.
+/// Runs the instance's end of one link: answers every request.
 async fn live(link: BoxedLink) {
     let Ok(mut connection) = welcome(link, &hello(PeerRole::Instance)).await else {
         return;
@@ -195,7 +195,7 @@ fn notice(recovery: u64) -> Message {
     })
 }
 
-/// Asks on both channels until each has so many answers; how often a channel went down meanwhile.
+/// Sends requests on both channels until each has [`ANSWERS`] answers; returns how often a channel went down.
 async fn goes_on(plan: FaultPlan, seed: u64) -> u32 {
     let links = AtomicU64::new(seed << 32);
     let connector = Arc::new(move || -> Connecting {
@@ -214,7 +214,7 @@ async fn goes_on(plan: FaultPlan, seed: u64) -> u32 {
             event = events.recv() => event.unwrap(),
             _ = tick.tick() => {
                 asked += 1;
-                // Refused when the channel is down and its queue full.
+                // Refused if the channel is down and its queue is full.
                 let _ = peer.send(Channel::Heartbeat, 0, probe(asked));
                 let _ = peer.send(Channel::Control, u64::from(asked), notice(asked.into()));
                 continue;
@@ -230,7 +230,7 @@ async fn goes_on(plan: FaultPlan, seed: u64) -> u32 {
                     assert!(reply.recovery <= u64::from(asked), "seed {seed}");
                     replies += 1;
                 }
-                // How the instance's end says that it met a bad frame.
+                // The instance's end reports a bad frame in this way.
                 (_, Message::Error(_)) => {}
                 (channel, other) => panic!("seed {seed}: {other:?} on {channel:?}"),
             },

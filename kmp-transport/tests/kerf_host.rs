@@ -1,4 +1,4 @@
-//! The host's end of connections, against a guest that this test plays packet by packet.
+//! The host's end of connections, against a guest that this test simulates packet by packet.
 
 #![allow(
     clippy::unwrap_used,
@@ -24,7 +24,7 @@ const DATA: u16 = 5;
 const CREDIT_UPDATE: u16 = 6;
 const CREDIT_REQUEST: u16 = 7;
 
-/// A packet as it is seen on the wire.
+/// A packet as on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Packet {
     src_port: u32,
@@ -36,7 +36,7 @@ struct Packet {
     payload: Vec<u8>,
 }
 
-/// Peer 1, CID 3.
+/// The guest: peer 1, CID 3.
 struct Guest {
     server: DoorbellServer,
     link: Link,
@@ -86,7 +86,7 @@ impl Guest {
         self.raw(3, packet);
     }
 
-    /// Sends `op` on the connection that `of` came on.
+    /// Sends `op` on the connection of the packet `of`.
     fn answer(&mut self, of: &Packet, op: u16, flags: u32, payload: &[u8]) {
         self.send(&Packet {
             src_port: of.dst_port,
@@ -125,7 +125,7 @@ impl Guest {
         }
     }
 
-    /// Whether nothing comes for a while.
+    /// Returns true if no packet arrives within 150 ms.
     async fn silent(&mut self) -> bool {
         tokio::time::sleep(Duration::from_millis(150)).await;
         let mut bytes = Vec::new();
@@ -148,7 +148,7 @@ async fn start() -> (Host, Guest) {
     (host, guest)
 }
 
-/// Connects, and has the guest accept.
+/// Connects, and makes the guest accept.
 async fn connected(host: &Host, guest: &mut Guest) -> (HostStream, Packet) {
     let accept = async {
         let request = guest.next().await;
@@ -175,7 +175,7 @@ async fn bytes_go_both_ways() {
     guest.answer(&data, CREDIT_REQUEST, 0, b"");
     let told = guest.next().await;
     assert_eq!((told.op, told.read), (CREDIT_UPDATE, 5));
-    // Half closed, the other way goes on.
+    // After a half-close, the other direction continues.
     stream.shutdown().await.unwrap();
     let shut = guest.next().await;
     assert_eq!((shut.op, shut.flags), (SHUTDOWN, 2));
@@ -186,7 +186,8 @@ async fn bytes_go_both_ways() {
     assert_eq!(guest.next().await.op, RESET);
 }
 
-/// Packets come at once: bulk of two connections, then a small message of a third. Who waits for the message goes first.
+/// Packets arrive together: bulk on two connections, then a small message on a third. The reader of the small message
+/// runs first.
 #[tokio::test]
 async fn a_small_message_is_handed_on_before_bulk() {
     let (host, mut guest) = start().await;
@@ -202,7 +203,7 @@ async fn a_small_message_is_handed_on_before_bulk() {
             stream
         }));
     }
-    // Each reader waits by the time that the guest sends.
+    // Each reader waits before the guest sends.
     tokio::time::sleep(Duration::from_millis(10)).await;
     for (request, len) in requests.iter().zip([20_000, 10_000, 80]) {
         guest.answer(request, DATA, 0, &vec![1; len]);
@@ -238,7 +239,7 @@ async fn a_writer_waits_for_credit() {
         payload: Vec::new(),
     });
     assert_eq!(guest.next().await.payload.len(), 500);
-    // Dropped, it says so.
+    // A dropped stream sends a shutdown.
     drop(writing.await.unwrap());
     let shut = guest.next().await;
     assert_eq!((shut.op, shut.flags), (SHUTDOWN, 3));
@@ -292,7 +293,7 @@ async fn strangers_are_refused_and_forgeries_dropped() {
     let mut back = [0; 16];
     assert_eq!(stream.read(&mut back).await.unwrap(), 4);
     assert_eq!(&back[..4], b"real");
-    // Nothing listens here, and nobody has these ports.
+    // No listener exists here, and these ports are not in use.
     for (op, payload) in [(REQUEST, &b""[..]), (DATA, b"stray")] {
         let stranger = Packet {
             src_port: 77,
@@ -320,7 +321,7 @@ async fn strangers_are_refused_and_forgeries_dropped() {
 
 #[tokio::test]
 async fn a_guest_that_writes_garbage_loses_its_connections_and_may_come_back() {
-    // Where the ring from 1 to 0 begins, and the one from 0 to 1: see the layout.
+    // Offsets of the ring from 1 to 0, and of the ring from 0 to 1: see the layout.
     const STRIDE: u64 = 77824;
     const FROM_GUEST: u64 = 8192 + 2 * STRIDE;
     const TO_GUEST: u64 = 8192 + STRIDE;
@@ -330,7 +331,7 @@ async fn a_guest_that_writes_garbage_loses_its_connections_and_may_come_back() {
         let memory = guest.server.region().memory();
         memory.store32(garbage, 0x7777, Relaxed);
         guest.server.ring(HOST, 1);
-        // A sender finds one of them, the pump the other.
+        // A sender finds one kind of garbage, the pump the other.
         let ended = async {
             loop {
                 if let Err(error) = stream.write(b"x").await {
@@ -359,8 +360,8 @@ async fn a_host_that_ends_says_so() {
     assert_eq!(event, kmorph_kerf_ring::LinkEvent::Lost);
 }
 
-/// Another guest writes over a word of the pair, or over this side's entry. The connections end, and then host and guest come
-/// together again, with the generations that they have.
+/// Another guest overwrites a word of the pair, or this side's entry. The connections end, and then host and guest link
+/// up again with the same generations.
 #[tokio::test]
 async fn a_pair_that_another_guest_spoiled_recovers() {
     const STRIDE: u64 = 77824;
@@ -373,7 +374,7 @@ async fn a_pair_that_another_guest_spoiled_recovers() {
         let region = region.region();
         let generations = [0, 1].map(|peer| region.peer(peer).generation);
         region.memory().store32(spoiled, 0x7777, Relaxed);
-        // This side may state again that it is there before the guest has looked.
+        // This side may publish its entry again before the guest has looked.
         while spoiled == ENTRY && guest.link.is_up() {
             region.memory().store32(spoiled, 0x7777, Relaxed);
             guest.link.poll(region, guest.started.elapsed());
@@ -383,7 +384,7 @@ async fn a_pair_that_another_guest_spoiled_recovers() {
         let error = ended.unwrap().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
         drop(stream);
-        // The guest sees it too, and both wait before they begin anew.
+        // The guest sees the loss too, and both sides wait before they start again.
         let start = Instant::now();
         while guest.link.is_up() || host.is_linked(1) {
             assert!(start.elapsed() < PATIENCE);

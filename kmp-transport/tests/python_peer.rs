@@ -1,4 +1,4 @@
-//! A peer that shares no code with this one: `tests/peers/python_peer.py`, written from `docs/kmp.md`.
+//! A peer that shares no code with this implementation: `tests/peers/python_peer.py`, written from `docs/kmp.md`.
 
 #![allow(
     clippy::unwrap_used,
@@ -24,7 +24,7 @@ use kmp_transport::speaker::Speaker;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
-/// Longest wait for anything that must happen.
+/// Maximum wait for any required event.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 fn root() -> PathBuf {
@@ -38,13 +38,13 @@ fn python(arguments: &[&str]) -> Command {
     command
 }
 
-/// The instance `web`, generation 7, in Python. It ends with its standard input.
+/// The instance `web`, generation 7, in Python. The process exits at the end of its standard input.
 struct Instance {
     process: Child,
     dir: tempfile::TempDir,
 }
 
-/// Its key, as on its command line.
+/// Key of the instance, as on its command line.
 const KEY: &str = "0707070707070707070707070707070707070707070707070707070707070707";
 
 impl Instance {
@@ -118,7 +118,7 @@ fn it_reads_and_writes_every_golden_frame_and_misses_no_flipped_bit() {
     assert!(said.contains("morph_commit_reply: MORPH_COMMIT reply 44\n"));
 }
 
-/// The next frame that comes in on a channel.
+/// Returns the next frame on a channel.
 async fn frame_on(events: &mut mpsc::UnboundedReceiver<PeerEvent>, wanted: Channel) -> Frame {
     let next = async {
         loop {
@@ -151,7 +151,7 @@ async fn it_is_an_instance_to_the_daemons_end() {
         let _ = sender.send(event);
     });
     let peer = Peer::start(instance.address(), hello("web", 7), 1, sink);
-    // The control channel begins with the instance's own word on its health.
+    // On the control channel, the instance first reports its health.
     let status = frame_on(&mut events, Channel::Control).await;
     let Message::HealthStatus(status) = status.message else {
         panic!("{status:?}");
@@ -210,7 +210,7 @@ async fn it_is_an_instance_to_the_daemons_end() {
     };
     let parts = topology.into_parts();
     assert_eq!(parts.len(), 3);
-    // The second alone is none; then all of them, in their order.
+    // The second part alone is invalid; then all parts, in order.
     for (n, refused) in [(1, true), (0, false), (1, false), (2, false), (2, true)] {
         ask(Channel::Control, Message::RecoverComplete(parts[n].clone()));
         let answer = frame_on(&mut events, Channel::Control).await.message;
@@ -218,7 +218,7 @@ async fn it_is_an_instance_to_the_daemons_end() {
         let reply = matches!(answer, Message::RecoverCompleteReply(_));
         assert_eq!((error, reply), (refused, !refused), "part {n}");
     }
-    // What it cannot do it refuses, and the connection goes on.
+    // The peer refuses a request that it does not support, and the connection continues.
     let request = MorphPrepare {
         session: 1,
         from_generation: 7,
@@ -278,7 +278,7 @@ async fn it_refuses_who_has_not_its_key_and_who_is_older_than_one_before() {
         let link = connect(&instance.address(), 9000).await.unwrap();
         match greet(link, speaker).await {
             Err(ConnectionError::Refused { code, .. }) => Some(code),
-            // Who has another key does not believe the instance either.
+            // A daemon with another key rejects the instance's proof as well.
             Err(ConnectionError::Hello(error)) => Some(error.code()),
             Err(other) => panic!("{other}"),
             Ok(_) => None,
@@ -308,7 +308,7 @@ async fn it_refuses_who_has_not_its_key_and_who_is_older_than_one_before() {
     );
 }
 
-/// Sends raw bytes as the first of a connection, and returns the ERROR that ends it.
+/// Sends raw bytes as the first of a connection, and returns the ERROR that ends the connection.
 async fn refused(path: &Path, bytes: &[u8]) -> ErrorInfo {
     let mut stream = tokio::net::UnixStream::connect(path).await.unwrap();
     stream.write_all(b"CONNECT 9000\n").await.unwrap();
@@ -318,7 +318,7 @@ async fn refused(path: &Path, bytes: &[u8]) -> ErrorInfo {
     stream.write_all(bytes).await.unwrap();
     let mut answer = Vec::new();
     let read = stream.read_to_end(&mut answer);
-    // Closing with the payload unread resets the connection: that is an end as well.
+    // A close with an unread payload resets the connection, which is an end as well.
     if let Err(error) = tokio::time::timeout(DEADLINE, read).await.unwrap() {
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     }

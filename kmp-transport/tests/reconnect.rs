@@ -1,4 +1,4 @@
-//! How a lost channel is connected again.
+//! Reconnection of a lost channel.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn a_peer_that_breaks_off_after_every_hello_is_met_ever_more_slowly() {
-    // Two channels, each 8 times: the waits between are at least half of 5, 10, 20 … 320 ms.
+    // Two channels, 8 connections each: the waits in between are at least half of 5, 10, 20 … 320 ms.
     const CONNECTIONS: usize = 16;
     const LEAST: Duration = Duration::from_millis(300);
     let dir = tempfile::tempdir().unwrap();
@@ -43,7 +43,7 @@ async fn a_peer_that_breaks_off_after_every_hello_is_met_ever_more_slowly() {
     drop(peer);
 }
 
-/// A RECOVER_COMPLETE with so many instances.
+/// Returns a RECOVER_COMPLETE with this number of instances.
 fn complete(instances: usize) -> Message {
     let entry = TopologyEntry {
         name: "db".to_owned(),

@@ -1,4 +1,4 @@
-//! What is refused is told, but an answer is never answered: two peers would refuse each other for ever.
+//! A refused request is answered, but an answer never is: otherwise, two peers would refuse each other forever.
 
 #![allow(
     clippy::unwrap_used,
@@ -14,7 +14,7 @@ use kmp_proto::message::*;
 use kmp_proto::wire::ErrorCode;
 use kmp_transport::connection::{Connection, greet, welcome};
 
-/// The daemon's end and the instance's, connected.
+/// Returns the connected ends of the daemon and of the instance.
 async fn pair() -> (Connection, Connection) {
     let (near, far) = tokio::io::duplex(4096);
     let (daemon, instance) = (hello(PeerRole::Daemon), hello(PeerRole::Instance));
@@ -25,7 +25,7 @@ async fn pair() -> (Connection, Connection) {
     (ours.unwrap(), theirs.unwrap())
 }
 
-/// Sends `message`, has it refused, and returns the first frame that comes back, before which nothing did.
+/// Sends `message`, makes the instance refuse it, and returns the first frame that comes back.
 async fn refuse(message: Message) -> Frame {
     let (mut daemon, mut instance) = pair().await;
     daemon.writer.send(&message).await.unwrap();

@@ -1,4 +1,5 @@
-//! Blobs: what was read is written back as it was, and what is broken is refused at its place.
+//! Blobs: writing a blob after reading reproduces its bytes, and an invalid blob is refused with the place of the
+//! fault.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 
@@ -21,7 +22,7 @@ fn pool() -> Vec<u8> {
     blob_of("pool.dts")
 }
 
-/// The blob with one cell of its header replaced.
+/// Returns the blob with one cell of its header replaced.
 fn with_header(field: usize, value: u32) -> Vec<u8> {
     let mut blob = pool();
     blob[field * 4..field * 4 + 4].copy_from_slice(&value.to_be_bytes());
@@ -32,7 +33,7 @@ fn first_token(blob: &[u8]) -> usize {
     u32::from_be_bytes(blob[8..12].try_into().unwrap()) as usize
 }
 
-/// Puts bytes into the structure, and corrects the header.
+/// Inserts bytes into the structure block, and corrects the header.
 fn insert(blob: &mut Vec<u8>, at: usize, bytes: &[u8]) {
     blob.splice(at..at, bytes.iter().copied());
     for field in [1, 3, 9] {
@@ -49,7 +50,7 @@ fn fault_of(blob: &[u8]) -> DtbFault {
 
 #[test]
 fn an_unchanged_tree_is_written_back_byte_for_byte() {
-    // A token that means nothing before the first property, and unused space behind the blocks.
+    // A no-op token before the first property, and unused space after the blocks.
     let mut blob = pool();
     let at = first_token(&blob) + 8;
     insert(&mut blob, at, &4_u32.to_be_bytes());
@@ -175,7 +176,7 @@ fn depth_is_bounded_both_ways() {
     assert_eq!(dtb::read(&deepest).unwrap().root().depth(), MAX_DEPTH);
     let error = dtb::write(&with_root(nested(MAX_DEPTH + 1))).unwrap_err();
     assert_eq!(error.fault, DtbFault::Depth);
-    // One more node, written into the deepest blob by hand.
+    // One more node, inserted into the deepest blob by hand.
     let at = deepest.windows(4).rposition(|w| w == b"n\0\0\0").unwrap() + 4;
     let mut blob = deepest.clone();
     let node = [&1_u32.to_be_bytes()[..], b"n\0\0\0", &2_u32.to_be_bytes()].concat();
@@ -268,7 +269,7 @@ proptest! {
             prop_assert_eq!(dtb::write(&tree).unwrap(), &blob[..]);
             let mut changed = tree.clone();
             changed.root_mut();
-            // What was read can be written by structure too, and says the same then.
+            // Writing from the structure also works, and gives the same tree.
             if let Ok(written) = dtb::write(&changed) {
                 prop_assert_eq!(dtb::read(&written).unwrap(), tree);
             }

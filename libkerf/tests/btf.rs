@@ -1,4 +1,4 @@
-//! Types of kernels: of made-up ones, of the running one, and of Debian's where they are fetched.
+//! Types of kernels: of synthetic ones, of the running one, and of Debian's kernels if present.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,7 +10,7 @@
 use libkerf::btf::{BtfError, Disagreement, Host, RUNNING, Types, agree};
 use proptest::prelude::*;
 
-/// Builds types: numbers are given in the order of the calls, from 1.
+/// Builds types, which are numbered in the order of the calls, from 1.
 #[derive(Clone, Default)]
 struct Builder {
     types: Vec<u8>,
@@ -83,7 +83,8 @@ impl Builder {
     }
 }
 
-/// The rings of a kernel whose messages have room for so many bytes, and may say who sent them.
+/// Returns the types of a kernel whose ring messages have room for this number of bytes and, optionally, a sender
+/// field.
 fn kernel(message_bytes: u32, sender: bool) -> Vec<u8> {
     let mut types = Builder::new();
     let (byte, word, long) = (
@@ -121,7 +122,7 @@ fn kernel(message_bytes: u32, sender: bool) -> Vec<u8> {
     types.bytes()
 }
 
-/// A kernel that is not packed, with these types.
+/// Returns an uncompressed kernel with these types.
 fn vmlinux(types: &[u8]) -> Vec<u8> {
     let names = b"\0.BTF\0.shstrtab\0";
     let (start, after) = (64, 64 + types.len());
@@ -161,7 +162,7 @@ fn host(types: &[u8]) -> Host<'_> {
 fn kernels_with_the_same_layout_agree() {
     let own = kernel(4096, false);
     agree(host(&own), &vmlinux(&own)).unwrap();
-    // Names of types do not count.
+    // Names of types are not compared.
     let mut renamed = own.clone();
     let at = renamed.windows(4).position(|part| part == b"phys").unwrap();
     renamed[at] = b'P';
@@ -215,7 +216,7 @@ fn who_does_not_say_is_named() {
 
 #[test]
 fn the_running_build_needs_no_types() {
-    // A bzImage with nothing but what its header says.
+    // A bzImage with nothing but its header.
     let image = libkerf::image::synthetic("7.0.0-mk2 (maker@host) #1 SMP Mon Nov 30", b"");
     let mut own = Host {
         types: None,
@@ -231,7 +232,7 @@ fn the_running_build_needs_no_types() {
 #[test]
 fn circles_and_cuts_are_no_layout() {
     let mut types = Builder::new();
-    // A type that is another's name, and that one its.
+    // A cycle: each of the two types is a typedef of the other.
     types.add("a", 8, 0, 2, &[]);
     types.add("b", 8, 0, 1, &[]);
     types.structure("mk_shared_data", 8, &[("x", 1, 0)]);
@@ -239,7 +240,7 @@ fn circles_and_cuts_are_no_layout() {
     assert_eq!(Types::read(&types).unwrap().layout("mk_shared_data"), None);
     let own = kernel(4096, false);
     for cut in 0..own.len() {
-        // What is cut off its end are names; a type is never without its own bytes.
+        // A cut at the end removes names; a type without its own bytes is always an error.
         assert!(Types::read(&own[..cut]).is_err(), "{cut}");
     }
     let mut later = own.clone();
@@ -248,7 +249,7 @@ fn circles_and_cuts_are_no_layout() {
 }
 
 proptest! {
-    /// Whatever a file has in it, it is read within its bounds.
+    /// Reading any file stays within the bounds of the file.
     #[test]
     fn damage_does_no_harm(at in 0_usize..2000, byte: u8) {
         let mut own = kernel(256, true);
@@ -276,12 +277,12 @@ fn the_running_kernels_types_are_read() {
     assert_eq!(said, wanted);
 }
 
-/// Debian's kernels, where scripts/fetch-kernels has put them.
+/// Debian's kernels, if scripts/fetch-kernels has fetched them.
 #[test]
 fn types_of_real_images_are_read() {
     let cache =
         std::env::var("KMORPH_CACHE_DIR").unwrap_or_else(|_| "/var/cache/kmorph".to_owned());
-    // Other kernels may lie there, such as one that a debug target has built without BTF.
+    // Other kernels may be present, for example one that a debug target has built without BTF.
     let releases = ["6.1", "6.12", "7.3"]
         .map(|series| std::fs::read_to_string(format!("{cache}/kernels/{series}")));
     for release in releases.into_iter().flatten() {

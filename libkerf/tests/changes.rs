@@ -1,4 +1,4 @@
-//! What overlays that are judged valid make of a state: it holds together afterwards too.
+//! The state after a valid overlay is valid as well.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -8,7 +8,7 @@ use libkerf::overlay::{State, Status};
 
 const GIB: u64 = 1 << 30;
 
-/// The state of `system.dts`: web does not run, db runs; both have 256 MiB of the pool's 3 GiB.
+/// Returns the state of `system.dts`: web does not run, db runs; each has 256 MiB of the pool's 3 GiB.
 fn state() -> State {
     let tree = dts::read(include_str!("trees/system.dts")).unwrap();
     let (system, report) = check::system(&tree, Context::default());
@@ -31,7 +31,7 @@ fn pool_gets(bytes: u64) -> String {
     )
 }
 
-/// An instance that does not run gets memory wherever the kernel finds it: its base is not looked at.
+/// Adds memory to an instance. If the instance does not run, the kernel chooses the place and ignores the base.
 fn instance_gets(name: &str, base: u64, bytes: u64) -> String {
     format!(
         "fragment@1 {{ target-path = \"/instances/{name}\"; __overlay__ {{ memory-add {{ memory@0 {{ reg = /bits/ 64 <{base:#x} {bytes:#x}>; }}; }}; }}; }};"
@@ -51,7 +51,7 @@ fn memory_that_the_pool_is_to_get_can_be_given_on_in_the_same_overlay() {
 
 #[test]
 fn memory_that_an_instance_gets_elsewhere_is_not_taken_for_more_of_its_first() {
-    // The chunk that web's memory starts in ends before 2 GiB more; the kernel takes them where they are.
+    // The chunk of web's memory has no room for 2 GiB more; the kernel allocates them elsewhere.
     let grown = after(&instance_gets("web", 0, 2 * GIB));
     let report = grown.check();
     assert!(report.is_valid(), "{report}");

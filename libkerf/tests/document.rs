@@ -1,5 +1,5 @@
-//! The rules in `docs/libkerf.md` are those of the crate. After a change of them,
-//! `UPDATE=1 cargo test -p libkerf --test document` writes the table anew.
+//! The rules in `docs/libkerf.md` are the rules of the crate. After a change of the rules,
+//! `UPDATE=1 cargo test -p libkerf --test document` rewrites the table.
 
 #![allow(
     clippy::unwrap_used,

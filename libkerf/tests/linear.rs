@@ -1,7 +1,8 @@
-//! Four times as much takes about four times as long to read and write, whatever it is: nothing is quadratic.
+//! Reading and writing four times as much input takes about four times as long, for every kind of input: nothing is
+//! quadratic.
 //!
-//! Time is that of the CPU in this thread, so that other work on the machine does not count. What is quadratic takes
-//! sixteen times as long; the bound lies between.
+//! Times are CPU times of this thread, so that other work on the machine does not count. Quadratic code takes sixteen
+//! times as long; the bound is in between.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -11,11 +12,11 @@ use libkerf::tree::{DeviceTree, Node};
 use libkerf::{check, dtb, dts, kerf_text};
 use nix::time::{ClockId, clock_gettime};
 
-/// The most that four times as much may take, in times.
+/// Maximum factor of time for four times as much input.
 const MOST: u32 = 10;
-/// Below this, in one run, a measurement says nothing.
+/// Minimum time of one run that gives a meaningful measurement.
 const LEAST: Duration = Duration::from_millis(2);
-/// How often each is run; the fastest counts.
+/// Number of runs of each measurement; the fastest counts.
 const RUNS: usize = 3;
 
 fn cpu_time() -> Duration {
@@ -33,7 +34,7 @@ fn fastest(work: &dyn Fn()) -> Duration {
     (0..RUNS).map(run).min().unwrap()
 }
 
-/// Compares the time that `work` takes for `count` and for four times as many.
+/// Compares the time of `work` for `count` with the time for four times as many.
 fn is_linear(what: &str, count: usize, work: impl Fn(usize) -> Box<dyn Fn()>) {
     let (few, many) = (fastest(&work(count)), fastest(&work(4 * count)));
     println!("{what}: {few:?} for {count}, {many:?} for {}", 4 * count);
@@ -44,7 +45,7 @@ fn is_linear(what: &str, count: usize, work: impl Fn(usize) -> Box<dyn Fn()>) {
     );
 }
 
-/// A source that is read, whether it is right or not.
+/// Measures reading a source, valid or not.
 fn source(what: &str, count: usize, text: impl Fn(usize) -> String) {
     is_linear(what, count, |count| {
         let text = format!("/dts-v1/;\n{}\n", text(count));

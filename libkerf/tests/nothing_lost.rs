@@ -1,4 +1,4 @@
-//! What an overlay's tree says is written back, or refused by its name: nothing is lost without a word.
+//! The whole contents of an overlay's tree are written back, or refused by name: nothing is lost silently.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -57,7 +57,7 @@ fn an_overlay_is_no_way_to_change_virtio_devices() {
     assert!(error.to_string().contains("virtio"), "{error}");
 }
 
-/// Every node of a tree, by the way to it.
+/// Collects the paths of all nodes of a tree.
 fn places(node: &Node, way: &mut Vec<usize>, found: &mut Vec<Vec<usize>>) {
     found.push(way.clone());
     for (number, child) in node.children().iter().enumerate() {
@@ -181,8 +181,8 @@ fn devices_that_are_described_in_full_are_kept() {
     );
 }
 
-/// `instance-create` says `cpus` twice: the kernel finds the first. The second was kept, and became another's value when
-/// the overlay was written.
+/// `instance-create` has `cpus` twice: the kernel uses the first. A past version kept the second, which became the
+/// value of another property when the overlay was written.
 #[test]
 fn what_is_said_twice_is_refused_by_name_and_written_once() {
     let blob = include_bytes!("../../fuzz/corpus/overlay/twice");

@@ -1,4 +1,4 @@
-//! Each rule is broken once, and found where it is broken. A tree that breaks none has no finding.
+//! Each rule is broken once, and the finding names the place. A tree that breaks no rule has no finding.
 
 #![allow(
     clippy::unwrap_used,
@@ -25,7 +25,7 @@ fn text(name: &str) -> String {
 }
 
 fn machine() -> Machine {
-    // The host has CPUs 0 to 30, each a core of its own.
+    // The host has CPUs 0 to 30, each on a core of its own.
     let cpu = |n: u32| Cpu {
         id: u64::from(n) * 2,
         logical: Some(n),
@@ -39,7 +39,7 @@ fn machine() -> Machine {
     })
 }
 
-/// What the tree of this name is judged as.
+/// Checks the tree as the kind of document that its name implies.
 fn judge(name: &str, tree: &DeviceTree) -> Report {
     let machine = machine();
     let context = Context {
@@ -60,7 +60,7 @@ fn judge(name: &str, tree: &DeviceTree) -> Report {
     }
 }
 
-/// A rule, the tree that is changed to break it, the change, and where it is to be found.
+/// A rule, the tree to change, the change that breaks the rule, and the place of the finding.
 type Case = (
     Rule,
     &'static str,
@@ -179,8 +179,8 @@ const CASES: &[Case] = &[
     (Rule::KerfCannotRead, "change.dts", "memory-base = /bits/ 64 <0>;", "", NEW_RES, "memory-base"),
 ];
 
-/// Rules that no source text can break: two nodes or values of one kind that dtc would refuse, or
-/// numbers that only a blob has. They have tests of their own below.
+/// Rules that no source text can break, because dtc would refuse the two nodes or values of one kind, or because only a
+/// blob can have such numbers. They have tests of their own below.
 const ELSEWHERE: &[Rule] = &[Rule::MemoryOverflow];
 
 fn broken(case: &Case) -> DeviceTree {

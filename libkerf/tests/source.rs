@@ -1,4 +1,4 @@
-//! Source text: the bytes that dtc makes of it, and errors that name line and column.
+//! Source text: the same bytes as from dtc, and errors with line and column.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 
@@ -70,7 +70,7 @@ fn refused(text: &str) -> (usize, usize, DtsFault) {
     (error.position.line, error.position.column, error.fault)
 }
 
-/// What dtc makes of a text; nothing when it refuses it.
+/// Returns the bytes that dtc makes of a text; `None` if dtc refuses the text.
 fn dtc_reads(text: &str) -> Option<Vec<u8>> {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("text.dts");
@@ -83,9 +83,9 @@ fn dtc_reads(text: &str) -> Option<Vec<u8>> {
     output.status.success().then_some(output.stdout)
 }
 
-/// Texts without their first line, `/dts-v1/;`.
+/// Sources without their first line, `/dts-v1/;`.
 const CORNERS: &[&str] = &[
-    // Deletions: dtc takes a new node as it stands, and lays another over what is there.
+    // Deletions: dtc takes a new node as written, and merges another one into an existing node.
     "/ { a; /delete-property/ a; };",
     "/ { }; / { a; /delete-property/ a; };",
     "/ { /delete-property/ a; a = <1>; };",
@@ -101,7 +101,7 @@ const CORNERS: &[&str] = &[
     "/ { l: n { }; }; /delete-node/ &l; / { a = &l; };",
     "/ { l: n { }; }; / { l: o { }; }; /delete-node/ &{/n}; &l { x; };",
     "/ { n { l: k { }; }; }; /delete-node/ &{/n}; &l { x; };",
-    // What is laid over may repeat itself.
+    // A merge allows repetitions.
     "/ { a; a; };",
     "/ { }; / { a = <1>; a = <2>; n { x; }; n { y; }; };",
     "/ { n { }; n { }; };",
@@ -117,7 +117,7 @@ const CORNERS: &[&str] = &[
     "/ { n { phandle = <(-1)>; }; };",
     "/ { n { phandle = <1 2>; }; };",
     "/ { n { phandle = <1>; }; m { linux,phandle = <1>; }; };",
-    // The CPU that boots.
+    // The boot CPU.
     "/ { cpus { cpu@900 { reg = <0x900>; }; cpu@1 { reg = <1>; }; }; };",
     "/ { cpus { cpu@900 { reg = <0x0 0x900>; }; }; };",
     "/ { l: cpus { cpu@9 { reg = <&l>; }; }; };",
@@ -133,7 +133,7 @@ const CORNERS: &[&str] = &[
     "/ { n#1 { }; };",
     "/ { n@1@2 { }; };",
     "/ { a#b?c*d+e = <1>; };",
-    // Nodes that go when nothing points at them.
+    // Nodes that are omitted without a reference.
     "/ { /omit-if-no-ref/ l: n { }; };",
     "/ { l: /omit-if-no-ref/ n { }; a = <&l>; };",
     "/ { /omit-if-no-ref/ l: n { k { }; a = &l; }; };",
@@ -142,7 +142,7 @@ const CORNERS: &[&str] = &[
     "/ { n { }; }; / { /omit-if-no-ref/ n { }; };",
     "/ { /omit-if-no-ref/ a; };",
     "/ { n { }; }; /omit-if-no-ref/ &m;",
-    // Markers of lines, and comments.
+    // Line markers, and comments.
     "# 1 \"x.dtsi\"\n/ { };",
     "#line 7 \"a \\\" b\" 1 2\n/ { # 2 \"y\"\n };",
     "/ {\n# 2 \"y\"\n#size-cells = <1>;\n};",
@@ -191,7 +191,7 @@ fn corners_of_the_language_are_as_in_dtc() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// A tree that is written as text is read back the same, or it is not written.
+/// Returns true if the tree was written as text; the text must read back as the same tree.
 fn is_written_right(tree: &DeviceTree) -> bool {
     match dts::write(tree) {
         Ok(text) => {
@@ -217,7 +217,7 @@ fn what_cannot_be_read_is_not_written() {
                 .with_child(child().with_flag("x")),
         )
     };
-    // A node with a property twice, as only a blob can have it.
+    // A node with a duplicate property, which only a blob can have.
     let blob = dtb::write(&of(Node::new("n").with_u32("a", 1).with_u32("b", 2))).unwrap();
     let at = blob.windows(4).rposition(|w| w == b"a\0b\0").unwrap();
     let mut twice = blob.clone();

@@ -1,6 +1,6 @@
-//! dtc's own test suite: each source gives the bytes that dtc makes of it, or is refused where dtc refuses it.
+//! dtc's own test suite: libkerf compiles each source to the same bytes as dtc, or refuses the source like dtc.
 //!
-//! The suite is not part of this repository. `DTC_SUITE` names the directory `tests` of dtc's source:
+//! The suite is not part of this repository. `DTC_SUITE` is the directory `tests` of dtc's source:
 //! `DTC_SUITE=… cargo test -p libkerf --test suite -- --ignored --nocapture`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
@@ -11,12 +11,12 @@ use std::process::Command;
 use libkerf::dtb;
 use libkerf::dts::{self, DtsFault};
 
-/// What became of one source.
+/// Result of one source.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
     SameBytes,
     RefusedByBoth,
-    /// It uses a part of the language that libkerf says it does not read.
+    /// The source uses a part of the language that libkerf documents as unsupported.
     Outside(String),
     Differs(String),
 }

@@ -1,4 +1,4 @@
-//! A client of the control API, small enough to show that any language can be one.
+//! A client of the control API, small enough to show that any language can be used for a client.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -11,13 +11,13 @@ use serde_json::{Value, json};
 
 use crate::DEADLINE;
 
-/// Where the daemon answers.
+/// A client of the daemon at a socket.
 #[derive(Clone, Debug)]
 pub struct Control {
     socket: PathBuf,
 }
 
-/// What it answered.
+/// The reply of the daemon.
 #[derive(Clone, Debug)]
 pub struct Reply {
     /// The HTTP status.
@@ -27,13 +27,13 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// The body, when the request was done.
+    /// Returns the body of a successful request.
     pub fn ok<T: DeserializeOwned>(&self) -> T {
         assert!(self.status < 300, "refused: {} {}", self.status, self.body);
         serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.body))
     }
 
-    /// The refusal, when it was not.
+    /// Returns the error of a refused request.
     pub fn refusal(&self) -> ApiError {
         assert!(self.status >= 400, "not refused: {}", self.body);
         serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.body))
@@ -41,7 +41,7 @@ impl Reply {
 }
 
 impl Control {
-    /// A client of the daemon at `socket`.
+    /// Creates a client of the daemon at `socket`.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
         Self {
             socket: socket.into(),
@@ -52,7 +52,7 @@ impl Control {
         &self.socket
     }
 
-    /// One request; `None` when the daemon cannot be reached or hangs up.
+    /// Sends one request; returns `None` if the daemon is unreachable or hangs up.
     pub fn try_request(&self, method: &str, path: &str, body: Option<&str>) -> Option<Reply> {
         let mut stream = UnixStream::connect(&self.socket).ok()?;
         stream.set_read_timeout(Some(DEADLINE)).ok()?;
@@ -74,21 +74,21 @@ impl Control {
         })
     }
 
-    /// One request.
+    /// Sends one request.
     pub fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Reply {
         let body = body.map(Value::to_string);
         self.try_request(method, path, body.as_deref())
             .unwrap_or_else(|| panic!("the daemon does not answer {method} {path}"))
     }
 
-    /// What `path` shows.
+    /// Returns the resource at `path`.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> T {
         self.request("GET", path, None).ok()
     }
 
-    /// Starts an operation; `None` when the daemon cannot be reached or dies. An instance that a busy machine keeps from
-    /// answering for two heartbeat intervals is UNRESPONSIVE and takes no work until its next answer: then this waits
-    /// for the answer, and starts the operation.
+    /// Starts an operation; returns `None` if the daemon is unreachable or dies. On a busy machine, an instance that
+    /// misses two heartbeat intervals is UNRESPONSIVE and accepts no operation until its next answer; in that case,
+    /// this method waits for the answer and then starts the operation.
     pub fn try_begin(&self, method: &str, path: &str, body: Option<&Value>) -> Option<Reply> {
         let body = body.map(Value::to_string);
         self.wait("the instance to answer", || {
@@ -100,20 +100,20 @@ impl Control {
         })
     }
 
-    /// As [`Control::try_begin`], and the daemon takes the request.
+    /// Like [`Control::try_begin`], but the daemon must accept the request.
     pub fn begin(&self, method: &str, path: &str, body: Option<&Value>) -> Operation {
         self.try_begin(method, path, body)
             .unwrap_or_else(|| panic!("the daemon does not answer {method} {path}"))
             .ok()
     }
 
-    /// Starts an operation as [`Control::begin`] does, and waits for its end.
+    /// Starts an operation like [`Control::begin`], and waits for its end.
     pub fn operate(&self, method: &str, path: &str, body: Option<&Value>) -> Operation {
         let begun = self.begin(method, path, body);
         self.finished(&begun.id)
     }
 
-    /// The operation `id`, when it has ended.
+    /// Waits for the end of the operation `id`.
     pub fn finished(&self, id: &str) -> Operation {
         self.wait(&format!("{id} to end"), || {
             let now: Operation = self.get(&format!("/v1/operations/{id}"));
@@ -121,14 +121,14 @@ impl Control {
         })
     }
 
-    /// As [`Control::operate`], and it must succeed.
+    /// Like [`Control::operate`], but the operation must succeed.
     pub fn succeed(&self, method: &str, path: &str, body: Option<&Value>) -> Operation {
         let ended = self.operate(method, path, body);
         assert_eq!(ended.state, OperationState::Succeeded, "{ended:?}");
         ended
     }
 
-    /// The instance `name`.
+    /// Returns the instance `name`.
     pub fn instance(&self, name: &str) -> InstanceStatus {
         self.get(&format!("/v1/instances/{name}"))
     }
@@ -139,14 +139,14 @@ impl Control {
         let _: Value = self.request("PATCH", &path, Some(patch)).ok();
     }
 
-    /// A whole morph of `name` to `kernel`. By force: how long it takes on a busy machine is for benchmarks.
+    /// Runs a whole morph of `name` to `kernel`, by force: its duration on a busy machine is a subject for benchmarks.
     pub fn morph(&self, name: &str, kernel: &std::path::Path) -> Operation {
         let body =
             json!({ "kernel": kernel, "auto_validate": true, "auto_commit": true, "force": true });
         self.operate("POST", &format!("/v1/instances/{name}/morph"), Some(&body))
     }
 
-    /// Looks until there is an answer. A panic after [`DEADLINE`].
+    /// Calls `look` repeatedly until it returns a value. Panics after [`DEADLINE`].
     pub fn wait<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         let begun = Instant::now();
         loop {

@@ -1,4 +1,4 @@
-//! A guest whose kernel failed: QEMU holds it still, and its memory is a file.
+//! A guest whose kernel failed: QEMU keeps the guest paused, with its memory in a file.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -13,54 +13,54 @@ use tempfile::TempDir;
 
 use crate::{kernels, program};
 
-/// Longest time from QEMU's start to the end: a small guest takes 4 seconds on an idle machine.
+/// Maximum time from QEMU's start to the end of the kernel: a small guest takes 4 seconds on an idle machine.
 const END_DEADLINE: Duration = Duration::from_secs(240);
-/// Where the guest's memory below 4 GiB ends at the latest; the rest is above 4 GiB.
+/// Maximum end of the guest's memory below 4 GiB; the rest of its memory is above 4 GiB.
 pub const LOW_MEMORY_BYTES: u64 = 2 << 30;
-/// What a guest says when it hangs.
+/// Message of the guest when it hangs.
 const HANGS: &str = "failing: no CPU goes on from here";
-/// What the guest says last. The second message has two lines and bytes that are no text.
+/// Last messages of the guest. The second message has two lines and bytes that are not text.
 pub const LAST_WORDS: [&str; 2] = ["guest: about to crash", "guest: two"];
 
-/// How a kernel ends.
+/// The way in which a kernel ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// By `/proc/sysrq-trigger`.
     Sysrq,
     /// A module reads address 8.
     NullDereference,
-    /// Every CPU spins with interrupts off. Nothing tells; QEMU is stopped by its monitor.
+    /// Every CPU spins with interrupts off. The guest reports nothing; QEMU is stopped by its monitor.
     Hang,
 }
 
-/// What guest it is, and how its kernel ends.
+/// The kind of the guest, and the way in which its kernel ends.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan<'a> {
-    /// Debian's kernel of this series: see [`kernels::debian`].
+    /// The series of Debian's kernel; see [`kernels::debian`].
     pub series: &'a str,
-    /// See [`End`].
+    /// The end of the kernel.
     pub end: End,
-    /// Memory of the guest, MiB: at least 192, for the kernel, its modules and busybox, and something free.
+    /// Memory of the guest, MiB: at least 192, for the kernel, its modules and busybox, with some free memory.
     pub memory_mib: u64,
-    /// CPUs of the guest.
+    /// Number of CPUs of the guest.
     pub cpus: u32,
-    /// What the guest writes into files in its memory, MiB.
+    /// Size of the files that the guest writes into its memory, MiB.
     pub files_mib: u64,
-    /// A program that the guest has as `/program`. Linked statically: the guest has no libraries.
+    /// A program that becomes `/program` in the guest. It must be linked statically: the guest has no libraries.
     pub program: Option<&'a Path>,
-    /// Lines that the guest's shell runs before its kernel ends.
+    /// Lines that the guest's shell runs before the kernel ends.
     pub lines: &'a str,
-    /// What the kernel's command line ends with.
+    /// Options at the end of the kernel's command line.
     pub options: &'a str,
-    /// The CPU's model, as QEMU calls it.
+    /// QEMU's name of the CPU model.
     pub cpu_model: &'a str,
 }
 
-/// A CPU with all that QEMU can emulate. Debian's kernels use five levels of page tables on it.
+/// A CPU with every feature that QEMU emulates. Debian's kernels use five levels of page tables on this CPU.
 pub const FIVE_LEVELS: &str = "max";
 
 impl<'a> Plan<'a> {
-    /// A small guest that is ended by sysrq.
+    /// Returns a small guest that ends by sysrq.
     #[must_use]
     pub fn small(series: &'a str) -> Self {
         Self {
@@ -92,7 +92,7 @@ impl<'a> Plan<'a> {
         )
     }
 
-    /// The kernel's command line.
+    /// Returns the kernel's command line.
     #[must_use]
     pub fn command_line(&self) -> String {
         let end = match self.end {
@@ -105,7 +105,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// How much text is made; more is copies of it. `seq` is slow when it is emulated.
+/// Maximum size of the generated text; the rest consists of copies. `seq` is slow under emulation.
 const MAX_PART_MIB: u64 = 16;
 const INIT: &str = r#"#!/bin/sh
 mount -t proc proc /proc
@@ -121,14 +121,14 @@ echo "<0>BUG: unable to handle a fake" > /dev/kmsg
 echo "guest: about to crash" > /dev/kmsg
 printf 'guest: two\nlines \001\377\n' > /dev/kmsg
 "#;
-/// What tells QEMU of the panic and of VMCOREINFO, below `kernel/drivers/`, in the order of loading.
+/// Modules that report the panic and VMCOREINFO to QEMU, relative to `kernel/drivers/`, in the order of loading.
 const MODULES: [&str; 3] = [
     "firmware/qemu_fw_cfg.ko",
     "misc/pvpanic/pvpanic.ko",
     "misc/pvpanic/pvpanic-pci.ko",
 ];
 
-/// See the module.
+/// A guest whose kernel failed; see the module.
 #[derive(Debug)]
 pub struct CrashedGuest {
     dir: TempDir,
@@ -137,9 +137,9 @@ pub struct CrashedGuest {
 }
 
 impl CrashedGuest {
-    /// Boots it, and waits until its kernel has ended.
+    /// Boots the guest, and waits until its kernel has ended.
     pub fn new(plan: &Plan<'_>) -> Self {
-        // In memory, as the backend's guests are.
+        // In memory, like the guests of the backend.
         let place = ["/dev/shm", "/tmp"]
             .into_iter()
             .find(|p| Path::new(p).is_dir());
@@ -160,17 +160,17 @@ impl CrashedGuest {
         guest
     }
 
-    /// A path in a directory that goes with the guest.
+    /// Returns a path in a directory that is removed together with the guest.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// The guest's memory.
+    /// Returns the path of the guest's memory.
     pub fn memory(&self) -> PathBuf {
         self.path("memory")
     }
 
-    /// Has QEMU dump the guest in one of its formats; returns the file.
+    /// Makes QEMU dump the guest in one of QEMU's formats; returns the path of the dump.
     pub fn dump(&self, format: &str) -> PathBuf {
         let path = self.path(format);
         let arguments = json!({
@@ -229,7 +229,7 @@ impl Drop for CrashedGuest {
     fn drop(&mut self) {
         let _ = self.qemu.kill();
         let _ = self.qemu.wait();
-        // It sees its pipe close and removes what is left.
+        // The guard sees its pipe close and removes the rest.
         drop(self.guard.stdin.take());
         let _ = self.guard.wait();
     }
@@ -262,7 +262,7 @@ fn start(dir: &Path, kernel: &Path, initramfs: &Path, plan: &Plan<'_>) -> Child 
     qemu.stdin(Stdio::null()).spawn().expect("QEMU starts")
 }
 
-/// Builds the guest's initramfs: busybox, modules, and an init that ends the kernel.
+/// Builds the guest's initramfs from busybox, modules, and an init that ends the kernel.
 fn build(dir: &Path, kernel: &Path, plan: &Plan<'_>) -> PathBuf {
     let root = dir.join("root");
     for name in ["bin", "dev", "modules", "proc", "sys", "tmp"] {
@@ -302,7 +302,7 @@ fn build(dir: &Path, kernel: &Path, plan: &Plan<'_>) -> PathBuf {
     image
 }
 
-/// A module, packed with xz or not.
+/// Copies a module, and decompresses it if it is packed with xz.
 pub(crate) fn unpack(module: &Path, to: &Path) {
     if module.exists() {
         fs::copy(module, to).expect("a module can be copied");

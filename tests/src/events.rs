@@ -1,4 +1,4 @@
-//! A follower of the event stream that notes when each event arrived.
+//! A follower of the event stream that records when each event arrived.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::Shutdown;
@@ -11,16 +11,16 @@ use kmorph_control_api::Event;
 
 use crate::{Control, DEADLINE};
 
-/// An event and when it arrived here: a little later than it happened, never earlier.
+/// An event and the time of its arrival: slightly later than the event, never earlier.
 #[derive(Clone, Debug)]
 pub struct Arrived {
-    /// When.
+    /// The time of arrival.
     pub at: Instant,
     /// The event.
     pub event: Event,
 }
 
-/// Events, from the moment it was made on or from an earlier one.
+/// Follower of the events, from its creation or from an earlier event.
 #[derive(Debug)]
 pub struct Events {
     arrived: Receiver<Arrived>,
@@ -29,12 +29,12 @@ pub struct Events {
 }
 
 impl Events {
-    /// Follows the events of the daemon behind `control`. Events are missed only before this returns.
+    /// Follows the events of the daemon behind `control`. No event after the return is missed.
     pub fn follow(control: &Control) -> Self {
         Self::begin(control, "")
     }
 
-    /// As [`Events::follow`], from the event after `last` on.
+    /// Like [`Events::follow`], starting with the event after `last`.
     pub fn resume(control: &Control, last: u64) -> Self {
         Self::begin(control, &format!("Last-Event-ID: {last}\r\n"))
     }
@@ -69,7 +69,7 @@ impl Events {
         }
     }
 
-    /// Takes events until one that is `wanted`. A panic after [`DEADLINE`].
+    /// Takes events until the first `wanted` one. Panics after [`DEADLINE`].
     pub fn wait(&self, what: &str, mut wanted: impl FnMut(&Event) -> bool) -> Arrived {
         let deadline = Instant::now() + DEADLINE;
         loop {
@@ -83,7 +83,7 @@ impl Events {
         }
     }
 
-    /// The events that have arrived and were not taken yet.
+    /// Takes all events that have arrived.
     pub fn drain(&self) -> Vec<Arrived> {
         self.arrived.try_iter().collect()
     }
@@ -91,7 +91,7 @@ impl Events {
 
 impl Drop for Events {
     fn drop(&mut self) {
-        // It fails when the daemon has closed it already; the thread ends in both cases.
+        // Fails if the daemon has closed the stream already; the thread ends in both cases.
         let _ = self.stream.shutdown(Shutdown::Both);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();

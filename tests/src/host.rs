@@ -1,5 +1,5 @@
-//! One daemon with directories, processes and ports of its own, all gone when it is dropped, also
-//! when the test itself is killed: a guard process sees its pipe close.
+//! One daemon with directories, processes and ports of its own. All of them are removed on drop, and also when the test
+//! itself is killed: a guard process sees its pipe close.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -13,14 +13,14 @@ use tempfile::TempDir;
 
 use crate::{Control, kernels};
 
-/// Longest wait for anything. Only a test that fails waits so long; a guest in software emulation on a busy machine takes
-/// a minute to boot, and as long again to be captured.
+/// Maximum wait for any condition. Only a failing test waits so long; a guest in software emulation on a busy machine
+/// takes a minute to boot, and another minute for a capture.
 pub const DEADLINE: Duration = Duration::from_secs(300);
 
-/// A heartbeat timeout of a second and a pool that is not scarce.
+/// A heartbeat timeout of one second, and a pool with ample resources.
 const DEFAULT_CONFIG: &str = "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n";
 
-/// A program of this workspace, beside the one that runs.
+/// Returns the path of a program of this workspace, next to the running program.
 pub fn program(name: &str) -> PathBuf {
     let own = std::env::current_exe().expect("the own program has a path");
     let dirs = own.ancestors().skip(1).take(2);
@@ -28,37 +28,37 @@ pub fn program(name: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("{name} is not built: cargo build --workspace"))
 }
 
-/// See the module.
+/// One daemon; see the module.
 #[derive(Debug)]
 pub struct Host {
     dir: TempDir,
     guard: Option<Child>,
     daemon: Option<Child>,
     control: Control,
-    /// The kernel beside which instances run, where it is emulated.
+    /// The emulated kernel beside which instances run, if any.
     kernel: Option<Process>,
-    /// Environment of the daemon besides the test's own.
+    /// Additional environment of the daemon.
     env: Vec<(&'static str, PathBuf)>,
 }
 
 impl Host {
-    /// As [`Host::new`], with morphs in rounds.
+    /// Like [`Host::new`], with morphs by rounds.
     pub fn in_rounds() -> Self {
         Self::with(&format!("{DEFAULT_CONFIG}[morph]\nmode = \"rounds\"\n"))
     }
 
-    /// A running daemon with a heartbeat timeout of a second and a pool that is not scarce.
+    /// Starts a daemon with a heartbeat timeout of one second and a pool with ample resources.
     pub fn new() -> Self {
         Self::with(DEFAULT_CONFIG)
     }
 
-    /// A running daemon whose instances are real kernels in QEMU. Needs what `scripts/setup-tests`
-    /// installs.
+    /// Starts a daemon whose instances are real kernels in QEMU. Requires the packages and kernels of
+    /// `scripts/setup-tests`.
     pub fn qemu() -> Self {
         Self::qemu_over(kernels::Transport::Virtio)
     }
 
-    /// As [`Host::qemu`], with this carrying vsock.
+    /// Like [`Host::qemu`], with this transport for vsock.
     pub fn qemu_over(transport: kernels::Transport) -> Self {
         let transport = transport.as_str();
         Self::with(&format!(
@@ -66,8 +66,8 @@ impl Host {
         ))
     }
 
-    /// A running daemon whose instances are kernels beside an emulated one of this generation; `None` where that
-    /// cannot be emulated.
+    /// Starts a daemon whose instances are kernels beside an emulated kernel of this generation; `None` if this machine
+    /// cannot emulate that kernel.
     pub fn multikernel(generation: Generation) -> Option<Self> {
         let config = "[defaults]\nheartbeat_timeout_s = 1.0\n[limits]\nstop_timeout_s = 0.5\n";
         let mut host = Self::prepare_multikernel(generation, config)?;
@@ -75,7 +75,8 @@ impl Host {
         Some(host)
     }
 
-    /// As [`Host::multikernel`], not started, with `config` besides what the emulated kernel needs.
+    /// Like [`Host::multikernel`], but does not start the daemon. `config` is added to the settings for the emulated
+    /// kernel.
     pub fn prepare_multikernel(generation: Generation, config: &str) -> Option<Self> {
         if !Process::is_possible() {
             return None;
@@ -105,19 +106,19 @@ impl Host {
         Some(host)
     }
 
-    /// The emulated kernel.
+    /// Returns the process of the emulated kernel.
     pub fn emulated(&self) -> &Process {
         self.kernel.as_ref().expect("the kernel is emulated")
     }
 
-    /// A running daemon with this configuration; `[paths]` is added.
+    /// Starts a daemon with this configuration; `[paths]` is added.
     pub fn with(config: &str) -> Self {
         let mut host = Self::prepare(config);
         host.start();
         host
     }
 
-    /// As [`Host::with`], and the agents are those of `kmorph-test-hostile-agent`.
+    /// Like [`Host::with`], with `kmorph-test-hostile-agent` as the agent.
     pub fn with_hostile_agents(config: &str) -> Self {
         let mut host = Self::prepare("");
         let text = std::fs::read_to_string(host.config_path()).expect("it was just written");
@@ -128,7 +129,7 @@ impl Host {
         host
     }
 
-    /// As [`Host::with`], not started.
+    /// Like [`Host::with`], but does not start the daemon.
     pub fn prepare(config: &str) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("kmorph-")
@@ -155,7 +156,7 @@ impl Host {
     /// Replaces the configuration file.
     pub fn configure(&self, config: &str) {
         let dir = self.dir.path().display();
-        // The shared one keeps few guest images, and needs them for kernels that are really booted.
+        // The shared cache keeps few guest images, and needs its space for kernels that really boot.
         let cache = match self.kernel {
             Some(_) => self.path("cache"),
             None => kernels::cache(),
@@ -168,17 +169,17 @@ impl Host {
         std::fs::write(self.config_path(), text).expect("the configuration can be written");
     }
 
-    /// The configuration file.
+    /// Returns the path of the configuration file.
     pub fn config_path(&self) -> PathBuf {
         self.path("kmorphd.conf")
     }
 
-    /// A place in the temporary directory.
+    /// Returns a path in the temporary directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// The command that starts the daemon.
+    /// Returns the command that starts the daemon.
     pub fn command(&self) -> Command {
         let log = std::fs::OpenOptions::new()
             .create(true)
@@ -201,7 +202,7 @@ impl Host {
         command
     }
 
-    /// Adds to the environment that the daemon is started with.
+    /// Adds a variable to the daemon's environment at its start.
     pub fn set_env(&mut self, name: &'static str, value: impl Into<PathBuf>) {
         self.env.push((name, value.into()));
     }
@@ -224,13 +225,13 @@ impl Host {
         self.daemon = Some(daemon);
     }
 
-    /// The daemon's process id.
+    /// Returns the process ID of the daemon.
     pub fn daemon_pid(&self) -> i32 {
         let daemon = self.daemon.as_ref().expect("the daemon runs");
         i32::try_from(daemon.id()).expect("a pid fits")
     }
 
-    /// Kills the daemon with SIGKILL, at once.
+    /// Kills the daemon with SIGKILL.
     pub fn kill_daemon(&mut self) {
         if let Some(mut daemon) = self.daemon.take() {
             daemon.kill().expect("the daemon can be killed");
@@ -238,7 +239,7 @@ impl Host {
         }
     }
 
-    /// Starts the daemon, which must refuse to run; what it says.
+    /// Starts the daemon, which must refuse to run, and returns its output.
     pub fn refused_start(&self, args: &[&std::ffi::OsStr]) -> String {
         let mut command = self.command();
         let spawned = command.args(args).stderr(Stdio::piped()).spawn();
@@ -253,7 +254,7 @@ impl Host {
         text
     }
 
-    /// Waits until the daemon ends by itself.
+    /// Waits until the daemon exits on its own, and returns its exit status.
     pub fn daemon_ended(&mut self) -> std::process::ExitStatus {
         let mut daemon = self.daemon.take().expect("the daemon runs");
         self.control.wait("the daemon to end", || {
@@ -261,8 +262,8 @@ impl Host {
         })
     }
 
-    /// Has the actor that next passes the point `name` panic, and waits until it has. See the `fault`
-    /// module of the actors; `provoke` makes one pass.
+    /// Makes the next actor that passes the point `name` panic, and waits for the panic. See the `fault` module of the
+    /// actors; `provoke` makes an actor pass the point.
     pub fn panic_at(&self, name: &str, provoke: impl FnOnce()) {
         let file = self.path("faults").join(name);
         std::fs::create_dir_all(self.path("faults")).expect("a directory can be made");
@@ -272,8 +273,9 @@ impl Host {
             .wait("the panic", || (!file.exists()).then_some(()));
     }
 
-    /// Has the daemon be killed when it is about to take the step `name`, and waits until it is. See the `fault` module
-    /// of the actors; `provoke` makes it take the step. False when it has not come to that step `within` that time.
+    /// Kills the daemon immediately before the step `name`, and waits for its death. See the `fault` module of the
+    /// actors; `provoke` makes the daemon take the step. Returns false if the daemon does not reach the step `within`
+    /// that time.
     pub fn die_before(
         &mut self,
         name: &str,
@@ -295,13 +297,13 @@ impl Host {
         died
     }
 
-    /// Kills the daemon and starts another one.
+    /// Kills the daemon and starts a new one.
     pub fn restart_by_kill(&mut self) {
         self.kill_daemon();
         self.start();
     }
 
-    /// Asks the daemon to end, and starts another one: what it had to write, it has written.
+    /// Asks the daemon to exit and starts a new one; the old daemon writes its pending state first.
     pub fn restart(&mut self) {
         let pid = nix::unistd::Pid::from_raw(self.daemon_pid());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)
@@ -311,17 +313,17 @@ impl Host {
         self.start();
     }
 
-    /// The control API.
+    /// Returns the client of the control API.
     pub fn control(&self) -> &Control {
         &self.control
     }
 
-    /// What the daemon logged.
+    /// Returns the daemon's log.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.path("kmorphd.log")).unwrap_or_default()
     }
 
-    /// What every generation logged.
+    /// Returns the logs of every generation.
     fn instance_logs(&self) -> String {
         let below = |dir: PathBuf| std::fs::read_dir(dir).into_iter().flatten().flatten();
         let generations = below(self.path("run/instances")).flat_map(|name| below(name.path()));
@@ -339,7 +341,7 @@ impl Host {
         text
     }
 
-    /// A kernel image with this release.
+    /// Creates a kernel image with this release.
     pub fn kernel(&self, release: &str) -> PathBuf {
         let path = self.path(&format!("vmlinuz-{release}"));
         std::fs::write(&path, kmorph_backends::kernel_image::synthetic(release))
@@ -352,7 +354,7 @@ impl Host {
         self.spawn_kv_with(name, &[])
     }
 
-    /// As [`Host::spawn_kv`], with arguments for the server.
+    /// Like [`Host::spawn_kv`], with arguments for the server.
     pub fn spawn_kv_with(&self, name: &str, args: &[&str]) -> u16 {
         let body = json!({
             "name": name,
@@ -364,7 +366,7 @@ impl Host {
         published(&self.control.instance(name))
     }
 
-    /// As [`Host::spawn_kv`], on this kernel.
+    /// Like [`Host::spawn_kv`], on this kernel.
     pub fn spawn_kv_on(&self, name: &str, kernel: &Path, cmdline: &str) -> u16 {
         let body = json!({
             "name": name,
@@ -383,12 +385,12 @@ impl Host {
         self.control.succeed("POST", "/v1/instances", Some(&body))
     }
 
-    /// The agent's process of the active generation of `name`.
+    /// Returns the process ID of the agent of the active generation of `name`.
     pub fn agent(&self, name: &str) -> i32 {
         self.control.instance(name).processes["agent"]
     }
 
-    /// Waits until `name` runs: on a busy machine it may just be suspected, which is no failure.
+    /// Waits until `name` runs; on a busy machine, the detector may briefly suspect the instance without a failure.
     pub fn running(&self, name: &str) -> InstanceStatus {
         self.control.wait("it to run", || {
             let now = self.control.instance(name);
@@ -397,7 +399,7 @@ impl Host {
         })
     }
 
-    /// Waits until `name` runs as a later generation than `generation`.
+    /// Waits until `name` runs in a later generation than `generation`.
     pub fn successor_of(&self, name: &str, generation: u64) -> InstanceStatus {
         self.control.wait("a successor", || {
             let now = self.control.instance(name);
@@ -413,13 +415,13 @@ impl Default for Host {
     }
 }
 
-/// A workload that serves in generation 1, and ends with status 1 in every later one.
+/// Returns a workload that serves in generation 1, and exits with status 1 in every later one.
 pub fn starts_once() -> Value {
     let script = "[ \"$KMORPH_GENERATION\" = 1 ] && exec sleep 100000; exit 1";
     json!({ "program": "/bin/sh", "args": ["-c", script] })
 }
 
-/// The host port under which the first published port is reached.
+/// Returns the host port of the first published port.
 pub fn published(instance: &InstanceStatus) -> u16 {
     let listen = &instance.summary.published[0].listen;
     let (_, port) = listen.rsplit_once(':').expect("an address has a port");
@@ -436,8 +438,8 @@ impl Drop for Host {
             let _ = daemon.kill();
             let _ = daemon.wait();
         }
-        // It ends the emulated kernel too, once nothing that uses it is left: a daemon may be there that was not
-        // started here.
+        // The guard also ends the emulated kernel, once its last user has ended: a daemon that this host did not start
+        // may still be running.
         if let Some(mut guard) = self.guard.take() {
             drop(guard.stdin.take());
             let _ = guard.wait();

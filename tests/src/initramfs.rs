@@ -1,23 +1,23 @@
-//! Initramfs images for guests of tests: a tree of files, packed.
+//! Initramfs images for test guests, packed from a tree of files.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Directories that are mounted on, or that programs expect.
+/// Mount points, and directories that programs expect.
 const DIRECTORIES: [&str; 9] = [
     "bin", "dev", "etc", "modules", "proc", "run", "sys", "tmp", "usr/bin",
 ];
 
-/// What an image is made of.
+/// The tree of files of an image.
 #[derive(Debug)]
 pub struct Initramfs {
     root: PathBuf,
 }
 
 impl Initramfs {
-    /// A tree in `root`, with busybox under the names of these applets.
+    /// Creates a tree in `root`, with busybox under the names of these applets.
     pub fn new(root: PathBuf, applets: &[&str]) -> Self {
         let tree = Self { root };
         for name in DIRECTORIES {
@@ -30,13 +30,13 @@ impl Initramfs {
         tree
     }
 
-    /// Copies the file `from` of this machine.
+    /// Copies the file `from` of the host.
     pub fn add(&self, from: &Path, to: impl AsRef<Path>) {
         let to = self.place(to);
         fs::copy(from, &to).unwrap_or_else(|error| panic!("copying {from:?}: {error}"));
     }
 
-    /// Copies a program of this workspace into `/usr/bin`, without its symbols, and the libraries that it needs.
+    /// Copies a program of this workspace into `/usr/bin`, stripped of its symbols, and the libraries that it needs.
     pub fn add_program(&self, path: &Path) {
         for library in libraries(path) {
             let place = library.strip_prefix("/");
@@ -49,7 +49,7 @@ impl Initramfs {
         assert!(stripped.expect("strip runs").success(), "{path:?}");
     }
 
-    /// The program that the kernel starts, a script.
+    /// Sets the script that the kernel starts as init.
     pub fn set_init(&self, script: &str) {
         let init = self.place("init");
         fs::write(&init, script).expect("a file can be written");

@@ -1,4 +1,4 @@
-//! Real kernels for the qemu backend: those that `scripts/fetch-kernels` fetches.
+//! Real kernels for the qemu backend, from `scripts/fetch-kernels`.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use kmorph_control_api::paths::DefaultPaths;
 use serde_json::{Value, json};
 
-/// With this on its command line a kernel panics when it is sent a non-maskable interrupt.
+/// Option that makes a kernel panic on a non-maskable interrupt.
 pub const PANICS_ON_NMI: &str = "unknown_nmi_panic=1";
 
-/// What carries vsock to a guest: `qemu.transport`.
+/// Transport of vsock to a guest: `qemu.transport`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// virtio-vsock.
@@ -20,7 +20,7 @@ pub enum Transport {
 }
 
 impl Transport {
-    /// Its name in the configuration.
+    /// Returns the transport's name in the configuration.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Virtio => "virtio",
@@ -29,7 +29,7 @@ impl Transport {
     }
 }
 
-/// Where the scripts leave kernels and tools, and the daemon keeps guest images.
+/// Returns the directory in which the scripts store kernels and tools, and the daemon stores guest images.
 pub fn cache() -> PathBuf {
     let uid = nix::unistd::Uid::effective().as_raw();
     let default = || DefaultPaths::of(uid, |name| std::env::var_os(name)).cache_dir;
@@ -37,14 +37,15 @@ pub fn cache() -> PathBuf {
     set.map_or_else(default, Into::into)
 }
 
-/// The series of the newest kernel: `7.3`, or what `KMORPH_NEWEST_SERIES` names, as `make new-kernel` does.
+/// Returns the series of the newest kernel: `7.3`, or the value of `KMORPH_NEWEST_SERIES`, which `make new-kernel`
+/// sets.
 pub fn newest() -> String {
     let set = std::env::var("KMORPH_NEWEST_SERIES").ok();
     set.filter(|series| !series.is_empty())
         .unwrap_or_else(|| "7.3".to_owned())
 }
 
-/// The image of Debian's kernel of this series: `6.1`, `6.12`, or [`newest`].
+/// Returns the image of Debian's kernel of this series: `6.1`, `6.12`, or [`newest`].
 pub fn debian(series: &str) -> PathBuf {
     let kernels = cache().join("kernels");
     let release = std::fs::read_to_string(kernels.join(series)).unwrap_or_else(|error| {
@@ -53,31 +54,31 @@ pub fn debian(series: &str) -> PathBuf {
     kernels.join(release.trim()).join("vmlinuz")
 }
 
-/// The directory of the modules that `scripts/build-kmod` has built for the kernel whose image is `vmlinuz`.
+/// Returns the directory of the modules that `scripts/build-kmod` has built for the kernel image `vmlinuz`.
 pub fn built_modules(vmlinuz: &Path) -> PathBuf {
     let home = vmlinuz.parent().expect("an image lies in a directory");
     let release = home.file_name().expect("it is named after its release");
     cache().join("kmod").join(release)
 }
 
-/// Whether `scripts/build-kmod` has built this module for the kernel whose image is `vmlinuz`.
+/// Returns true if `scripts/build-kmod` has built this module for the kernel image `vmlinuz`.
 pub fn has_module(vmlinuz: &Path, module: &str) -> bool {
     built_modules(vmlinuz).join(module).is_file()
 }
 
-/// Asks the QEMU of the generation in `run_dir` to do something.
+/// Sends a command to the QEMU process of the generation in `run_dir`.
 pub fn qmp(run_dir: &Path, command: &str) {
     execute(run_dir, &json!({ "execute": command }));
 }
 
-/// What the QEMU of the generation in `run_dir` says that its guest does: `running`, `paused`, …
+/// Returns the state of the guest according to the QEMU of the generation in `run_dir`: `running`, `paused`, …
 pub fn guest_status(run_dir: &Path) -> String {
     let answer = execute(run_dir, &json!({ "execute": "query-status" }));
     let status = answer["return"]["status"].as_str();
     status.expect("QEMU knows its guest's status").to_owned()
 }
 
-/// Whether the guest in `run_dir` has memory of another that it was lent.
+/// Returns true if the guest in `run_dir` has borrowed memory of another guest.
 pub fn has_borrowed(run_dir: &Path) -> bool {
     let arguments = json!({ "path": "/machine/peripheral" });
     let list = json!({ "execute": "qom-list", "arguments": arguments });

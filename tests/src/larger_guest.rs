@@ -1,6 +1,6 @@
-//! An initramfs of the user's own, for `--initramfs`: a guest with an init of its own (busybox) in
-//! which the agent is a service. The backend adds the agent's configuration to it. On Ctrl-Alt-Del its
-//! init does what the test has chosen, and nothing else.
+//! A user's initramfs for `--initramfs`: a guest with an init of its own (busybox) and the agent as a service. The
+//! backend adds the agent's configuration to the initramfs. On Ctrl-Alt-Del, the init runs only the command that the
+//! test has chosen.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use crate::initramfs::Initramfs;
 use crate::kernels::{Transport, built_modules};
 use crate::program;
 
-/// What the guest's init does: mounts, modules, the agent in the background. It stays PID 1.
+/// The guest's init: mounts, loads modules, starts the agent in the background, and stays PID 1.
 const INIT: &str = "#!/bin/sh
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -26,7 +26,7 @@ echo 0 >/proc/sys/kernel/ctrl-alt-del
 agent=$!
 while true; do sleep 3600 & wait $!; done
 ";
-/// What a guest needs to have virtio-vsock, in the order of loading, below `kernel/`.
+/// Modules of virtio-vsock, relative to `kernel/`, in the order of loading.
 const VIRTIO: [&str; 8] = [
     "drivers/virtio/virtio_ring.ko",
     "drivers/virtio/virtio.ko",
@@ -37,19 +37,19 @@ const VIRTIO: [&str; 8] = [
     "net/vmw_vsock/vmw_vsock_virtio_transport_common.ko",
     "net/vmw_vsock/vmw_vsock_virtio_transport.ko",
 ];
-/// What `kerf-vsock.ko` needs, in the order of loading.
+/// Dependencies of `kerf-vsock.ko`, in the order of loading.
 const KERF: [&str; 2] = [
     "net/vmw_vsock/vsock.ko",
     "net/vmw_vsock/vmw_vsock_virtio_transport_common.ko",
 ];
-/// On Ctrl-Alt-Del the guest stops its agent.
+/// Command that stops the agent.
 pub const STOPS_ITS_AGENT: &str = "kill -STOP $agent";
-/// On its first Ctrl-Alt-Del CPU 1 of the guest spins with interrupts off; on others nothing happens.
+/// Command that makes CPU 1 spin with interrupts off, on the first Ctrl-Alt-Del; later ones have no effect.
 pub const HANGS_CPU_1: &str = "[ -e /tmp/hung ] || { : >/tmp/hung; insmod /failing.ko how=cpu1; }";
-/// Where the guest has the key-value server.
+/// Path of the key-value server in the guest.
 pub const KV_IN_GUEST: &str = "/usr/bin/kmorph-kv";
 
-/// Builds it in `dir` for the Debian kernel `vmlinuz`. On Ctrl-Alt-Del it does `then`, a line of its shell.
+/// Builds the initramfs in `dir` for the Debian kernel `vmlinuz`. On Ctrl-Alt-Del, its shell runs the line `then`.
 pub fn build(dir: &Path, vmlinuz: &Path, transport: Transport, then: &str) -> PathBuf {
     let tree = Initramfs::new(
         dir.join("larger-guest"),
@@ -60,7 +60,7 @@ pub fn build(dir: &Path, vmlinuz: &Path, transport: Transport, then: &str) -> Pa
     }
     for (order, module) in modules(vmlinuz, transport).iter().enumerate() {
         let name = module.file_name().expect("a file").to_string_lossy();
-        // What is not there is built in.
+        // A missing module is built into the kernel.
         if module.exists() || module.with_extension("ko.xz").exists() {
             let plain = dir.join(format!("{order}-{name}"));
             unpack(module, &plain);
@@ -77,7 +77,7 @@ pub fn build(dir: &Path, vmlinuz: &Path, transport: Transport, then: &str) -> Pa
     image
 }
 
-/// The modules that this transport takes, in the order of loading.
+/// Returns the modules for this transport, in the order of loading.
 fn modules(vmlinuz: &Path, transport: Transport) -> Vec<PathBuf> {
     let kernel = vmlinuz.parent().expect("an image lies in a directory");
     let release = kernel.file_name().expect("it is named after its release");

@@ -1,7 +1,7 @@
-//! What system tests, benchmarks and the demo share: a daemon with everything of its own, driven over its
-//! control socket, and a client of its workloads.
+//! Shared code of system tests, benchmarks and the demo: a daemon with resources of its own, driven over its control
+//! socket, and a client of its workloads.
 //!
-//! Panics are how a test fails; this crate is used by nothing else.
+//! A failure is a panic, which fails the test; no other code uses this crate.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,4 @@
-//! A client of the key-value server, with the time of every answer.
+//! A client of the key-value server that records the time of every answer.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::DEADLINE;
 
-/// One connection.
+/// A connection to the server.
 #[derive(Debug)]
 pub struct Client {
     stream: BufReader<TcpStream>,
@@ -18,7 +18,7 @@ impl Client {
     /// Connects to the local `port`.
     ///
     /// # Errors
-    /// The system's.
+    /// Errors of the system.
     pub fn connect(port: u16) -> io::Result<Self> {
         let stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_read_timeout(Some(DEADLINE))?;
@@ -31,7 +31,7 @@ impl Client {
     /// Sends one command and returns its answer: a simple string, an integer or a bulk string.
     ///
     /// # Errors
-    /// When the connection breaks or the server answers with an error.
+    /// If the connection breaks or the server answers with an error.
     pub fn call(&mut self, words: &[&str]) -> io::Result<String> {
         let mut request = format!("*{}\r\n", words.len());
         for word in words {
@@ -48,10 +48,10 @@ impl Client {
         }
     }
 
-    /// Sets `count` keys to values of `value_bytes`, many at a time.
+    /// Sets `count` keys to values of `value_bytes`, in pipelined batches.
     ///
     /// # Errors
-    /// When the connection breaks or the server answers with an error.
+    /// If the connection breaks or the server answers with an error.
     pub fn fill(&mut self, count: usize, value_bytes: usize) -> io::Result<()> {
         const AT_ONCE: usize = 32;
         let value = "v".repeat(value_bytes);
@@ -82,25 +82,26 @@ impl Client {
     }
 }
 
-/// What a client saw.
+/// Observations of a client.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
-    /// Requests that were answered.
+    /// Number of answered requests.
     pub answered: u64,
-    /// Requests that were not, with the reason of the first.
+    /// Number of failed requests.
     pub failed: u64,
     /// The first failure.
     pub first_failure: Option<String>,
-    /// Longest time between two answers.
+    /// Maximum time between two answers.
     pub longest_gap: Duration,
-    /// Answers that were not what was asked for.
+    /// Number of answers that do not match the request.
     pub wrong: u64,
-    /// When the answers came, in order: 16 bytes for each.
+    /// Times of the answers, in order: 16 bytes each.
     pub answers: Vec<Instant>,
 }
 
 impl Seen {
-    /// Longest time between two answers that overlaps the time from `from` to `to`; zero without one.
+    /// Returns the maximum time between two answers that overlaps the time from `from` to `to`; zero if there is no
+    /// overlap.
     pub fn longest_gap_between(&self, from: Instant, to: Instant) -> Duration {
         let pairs = self.answers.windows(2).map(|pair| (pair[0], pair[1]));
         pairs
@@ -111,14 +112,14 @@ impl Seen {
     }
 }
 
-/// A client at a steady pace on a thread of its own: increments a counter and checks each answer.
+/// A client with a steady pace on a thread of its own: increments a counter and checks each answer.
 pub struct Steady {
     stop: Arc<AtomicBool>,
     thread: std::thread::JoinHandle<Seen>,
 }
 
 impl Steady {
-    /// One request each `pace` on one connection to `port`.
+    /// Starts a client that sends one request per `pace` on one connection to `port`.
     pub fn start(port: u16, pace: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let told = stop.clone();
@@ -126,7 +127,7 @@ impl Steady {
         Self { stop, thread }
     }
 
-    /// Ends it.
+    /// Ends the client and returns its observations.
     pub fn stop(self) -> Seen {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("the client does not panic")

@@ -1,5 +1,5 @@
-//! Who may do what: files of the daemon's are its own, planted ones are refused, a caller's descriptors stay his, and
-//! nobody locks root out.
+//! Access rights: the daemon's files belong to its owner, planted files are refused, a caller's descriptors stay with
+//! the caller, and no user can lock root out.
 
 #![allow(
     clippy::unwrap_used,
@@ -27,7 +27,7 @@ use nix::unistd::{Pid, Uid};
 use serde_json::json;
 
 const SECRET: &str = "correct-horse-battery-staple";
-/// A user who may look.
+/// A user with read access only.
 const NOBODY: u32 = 65_534;
 const SOUND: &str = "[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n";
 
@@ -35,7 +35,7 @@ fn mode(path: &Path) -> u32 {
     fs::symlink_metadata(path).unwrap().mode() & 0o7777
 }
 
-/// All that lies below, without what lies there no more.
+/// Returns everything below a directory, without entries that vanish meanwhile.
 fn below(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -47,7 +47,7 @@ fn below(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// `kmorphctl daemon start`, which `host` does not know of.
+/// Returns `kmorphctl daemon start`; `host` does not track that daemon.
 fn start_by_kmorphctl(host: &Host) -> Command {
     let mut command = Command::new(program("kmorphctl"));
     command
@@ -58,7 +58,7 @@ fn start_by_kmorphctl(host: &Host) -> Command {
     command
 }
 
-/// Ends a daemon that `host` does not know of.
+/// Ends a daemon that `host` does not track.
 fn end_daemon(host: &Host) {
     let daemon: kmorph_control_api::DaemonStatus = host.control().get("/v1/daemon");
     let pid = i32::try_from(daemon.pid).unwrap();
@@ -144,7 +144,7 @@ fn a_planted_configuration_of_an_agent_is_not_written_through() {
     let error = ended.error.unwrap();
     assert!(error.message.contains("symbolic link"), "{error}");
     assert_eq!(fs::read(&precious).unwrap(), b"precious");
-    // Its log is not appended to, either.
+    // The daemon does not append its log to such a file, either.
     let host = Host::prepare(SOUND);
     fs::create_dir(host.path("state")).unwrap();
     fs::set_permissions(host.path("state"), fs::Permissions::from_mode(0o755)).unwrap();
@@ -157,7 +157,7 @@ fn a_planted_configuration_of_an_agent_is_not_written_through() {
     );
 }
 
-/// What the descriptors of a process are.
+/// Returns the targets of a process's descriptors.
 fn descriptors(pid: i32) -> Vec<String> {
     let links = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
     let target = |entry: fs::DirEntry| fs::read_link(entry.path()).ok();
@@ -168,7 +168,7 @@ fn descriptors(pid: i32) -> Vec<String> {
     all
 }
 
-/// The only child of a process.
+/// Returns the first child of a process.
 fn child_of(pid: i32) -> Option<i32> {
     let path = format!("/proc/{pid}/task/{pid}/children");
     let text = fs::read_to_string(path).unwrap();
@@ -193,7 +193,7 @@ fn a_callers_descriptors_reach_neither_daemon_nor_agent_nor_workload() {
         } else {
             host.start();
         }
-        // Close-on-exec again, before another test's process inherits them.
+        // Closed before another test's process inherits them.
         drop(numbers);
         let daemon: kmorph_control_api::DaemonStatus = host.control().get("/v1/daemon");
         let daemon = i32::try_from(daemon.pid).unwrap();
@@ -213,7 +213,7 @@ fn a_callers_descriptors_reach_neither_daemon_nor_agent_nor_workload() {
             let inherited = open.iter().filter(|d| **d == *lock.to_str().unwrap());
             assert_eq!(inherited.count(), 0, "{pid}: {open:?}");
         }
-        // Its standard streams, and the socket to its agent.
+        // The standard streams of the workload, and the socket to its agent.
         let open = descriptors(workload);
         assert_eq!(open.len(), 4, "{open:?}");
         let kinds: BTreeSet<_> = open.iter().map(|d| d.split(':').next().unwrap()).collect();
@@ -225,18 +225,18 @@ fn a_callers_descriptors_reach_neither_daemon_nor_agent_nor_workload() {
     }
 }
 
-/// Moments of a start at which it is sent a signal.
+/// Number of moments of a start at which a signal is sent.
 const MOMENTS: u64 = 40;
-/// Longer than a start takes.
+/// Spread of the moments: longer than a start takes.
 const SPREAD: Duration = Duration::from_millis(80);
 
-/// Starts the daemon the way kmorphctl does, with `signal` blocked until it can take it, and sends it that at one of
-/// the [`MOMENTS`].
+/// Starts the daemon like kmorphctl, with `signal` blocked until the daemon can handle it, and sends the signal at one
+/// of the [`MOMENTS`].
 fn started_and_sent(host: &Host, signal: Signal, moment: u64) -> (std::process::Child, Pid) {
     let mut command = host.command();
     let mut blocked = SigSet::empty();
     blocked.add(signal);
-    // Before `main`, a signal waits.
+    // Before `main`, a signal stays pending.
     let block = move || {
         Ok(pthread_sigmask(
             SigmaskHow::SIG_BLOCK,
@@ -289,7 +289,7 @@ fn an_end_at_any_moment_of_the_start_is_a_clean_one_and_disturbs_nothing() {
     let agent = host.agent("web");
     end_daemon(&host);
     host.daemon_ended();
-    // Twice each: how far a start is at a moment varies.
+    // Twice each, because the progress of a start at a given moment varies.
     for round in 0..4 * MOMENTS {
         let (signal, moment) = match round % 2 {
             0 => (Signal::SIGTERM, round / 2 % MOMENTS),
@@ -313,7 +313,7 @@ fn an_end_at_any_moment_of_the_start_is_a_clean_one_and_disturbs_nothing() {
     assert_eq!(host.running("web").processes["agent"], agent);
 }
 
-/// Does `work` on a thread whose user is `NOBODY`.
+/// Runs `work` on a thread whose user is `NOBODY`.
 fn as_nobody<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
@@ -335,7 +335,7 @@ fn as_nobody<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 fn connected(host: &Host, text: &str) -> UnixStream {
     let mut stream = UnixStream::connect(host.path("run/kmorphd.sock")).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    // One that is refused may be closed already.
+    // A refused connection may be closed already.
     let _ = stream.write_all(text.as_bytes());
     stream
 }
@@ -348,7 +348,7 @@ fn answer(stream: &mut UnixStream) -> String {
 
 #[test]
 fn a_user_who_takes_all_connections_he_can_does_not_lock_root_out() {
-    /// Far below the daemon's deadlines, far above what an answer takes.
+    /// Far below the daemon's deadlines, and far above the time of an answer.
     const AT_ONCE: Duration = Duration::from_secs(5);
     const TRIED: usize = 100;
     if !Uid::effective().is_root() {
@@ -373,7 +373,7 @@ fn a_user_who_takes_all_connections_he_can_does_not_lock_root_out() {
         assert!(seen.is_empty());
         assert!(begun.elapsed() < AT_ONCE, "{way:?}: {:?}", begun.elapsed());
     }
-    // He is told why, and has his own share again once he lets go.
+    // The user gets the reason, and the user's share again after closing the connections.
     let last = taken.iter_mut().rev().flatten().next().unwrap();
     let text = answer(last);
     assert!(
@@ -400,7 +400,7 @@ fn a_connection_carries_one_request_and_waits_for_no_second_one() {
         assert_eq!(text.matches("HTTP/1.1").count(), 1, "{text}");
         assert!(text.to_lowercase().contains("connection: close"), "{text}");
     }
-    // Half a head has its own deadline.
+    // An incomplete head has its own deadline.
     let mut half = connected(&host, "GET /v1/inst");
     let text = answer(&mut half);
     assert!(text.is_empty() || text.contains(" 408 "), "{text}");
@@ -408,7 +408,7 @@ fn a_connection_carries_one_request_and_waits_for_no_second_one() {
 
 #[test]
 fn a_user_has_few_event_streams_and_leaves_some_to_root() {
-    /// More than a user gets, fewer than all.
+    /// More than a user's share, fewer than all.
     const TRIED: usize = 20;
     if !Uid::effective().is_root() {
         eprintln!("SKIPPED: only root can call as another user");
@@ -429,7 +429,7 @@ fn a_user_has_few_event_streams_and_leaves_some_to_root() {
     drop(theirs);
 }
 
-/// Makes a FIFO, and a file of a gigabyte that takes no room.
+/// Creates a FIFO and a sparse file of a gigabyte, and returns paths that cannot be read as a file.
 fn unreadable(host: &Host) -> [(PathBuf, &'static str); 4] {
     let fifo = host.path("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
@@ -514,7 +514,7 @@ fn kmorphctl_says_nothing_to_another_users_daemon_in_the_place_of_its_own() {
         fs::create_dir(&run_dir).unwrap();
         std::os::unix::net::UnixListener::bind(run_dir.join("kmorphd.sock")).unwrap()
     });
-    // Where that user can execute it, wherever it was built.
+    // A place where that user can execute the program, wherever it was built.
     let kmorphctl = dir.path().join("kmorphctl");
     fs::copy(program("kmorphctl"), &kmorphctl).unwrap();
     let ask = |named: bool| {
@@ -524,7 +524,7 @@ fn kmorphctl_says_nothing_to_another_users_daemon_in_the_place_of_its_own() {
             .env("XDG_RUNTIME_DIR", dir.path())
             .env_remove("KMORPH_SOCKET")
             .env("HOME", dir.path())
-            // Of a user who is neither root nor the one who listens.
+            // A user other than root and the listening user.
             .uid(65_533)
             .stdin(Stdio::null());
         if named {

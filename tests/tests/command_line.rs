@@ -1,4 +1,4 @@
-//! kmorphctl against a real daemon: each of its commands, as a user types it.
+//! kmorphctl against a real daemon: each of its commands, as typed by a user.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,7 +26,7 @@ fn kmorphctl(host: &Host, words: &[&str]) -> Output {
         .unwrap()
 }
 
-/// Runs it, and returns what it printed; its errors when it must fail.
+/// Runs a command, and returns its output; its errors if it must fail.
 fn ends_with(host: &Host, code: i32, words: &[&str]) -> String {
     let output = kmorphctl(host, words);
     let [out, err] =
@@ -35,7 +35,7 @@ fn ends_with(host: &Host, code: i32, words: &[&str]) -> String {
     if code == DONE { out } else { err }
 }
 
-/// It is done, and says all of that.
+/// Runs a command that must succeed and print every wanted text.
 fn says(host: &Host, words: &[&str], wanted: &[&str]) {
     let out = ends_with(host, DONE, words);
     for text in wanted {

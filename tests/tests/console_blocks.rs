@@ -1,6 +1,6 @@
-//! The console blocks of README and docs are run as they stand, against a daemon in a directory of its own, and their
-//! output is compared where a block shows some. Figures differ from run to run: a word with a digit in it stands for
-//! any such word.
+//! Runs the console blocks of README and docs verbatim, against a daemon in a directory of its own, and compares the
+//! output where a block shows output. Figures differ from run to run: a word with a digit matches any other word with a
+//! digit.
 
 #![allow(
     clippy::unwrap_used,
@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 
 use kmorph_tests::{Host, program};
 
-/// Blocks that are not run, by page and first command, and why.
+/// Blocks that are not run: page, first command, and reason.
 const NOT_RUN: [(&str, &str, &str); 10] = [
     (
         "cli.md",
@@ -82,7 +82,7 @@ fn root() -> PathBuf {
         .unwrap()
 }
 
-/// The blocks of a page.
+/// Returns the blocks of a page.
 fn blocks(page: &Path) -> Vec<Vec<Step>> {
     let text = std::fs::read_to_string(page).unwrap();
     let mut blocks = Vec::new();
@@ -108,7 +108,7 @@ fn blocks(page: &Path) -> Vec<Vec<Step>> {
     blocks
 }
 
-/// The blocks of a page that are run.
+/// Returns the blocks of a page that are run.
 fn runnable(name: &str) -> Vec<Vec<Step>> {
     let page = match name {
         "README.md" => root().join(name),
@@ -126,10 +126,10 @@ fn runnable(name: &str) -> Vec<Vec<Step>> {
         .collect()
 }
 
-/// What a page's commands are run in.
+/// Environment in which a page's commands run.
 struct Scene {
     host: Host,
-    /// What stands for a port of the page.
+    /// Port in place of the page's port.
     port: u16,
 }
 
@@ -160,7 +160,7 @@ impl Scene {
         Self { host, port }
     }
 
-    /// The page's places and port are this scene's.
+    /// Replaces the page's paths and port by those of this scene.
     fn here(&self, text: &str) -> String {
         let place = self.host.path("place");
         text.replace("/srv/", &format!("{}/", place.display()))
@@ -172,7 +172,7 @@ impl Scene {
             )
     }
 
-    /// And back, with the places of a daemon that runs as root.
+    /// Replaces this scene's paths and port by the page's, which are those of a daemon that runs as root.
     fn there(&self, text: &str) -> String {
         let dir = self.host.path("").display().to_string();
         let dir = dir.trim_end_matches('/');
@@ -183,7 +183,7 @@ impl Scene {
             .replace(&self.port.to_string(), "6379")
     }
 
-    /// Runs the steps in one shell; what each wrote, and how it ended.
+    /// Runs the steps in one shell; returns the output and exit status of each.
     fn run(&self, steps: &[&Step]) -> Vec<(String, i32)> {
         let mark = "@@ended";
         let mut script = format!(
@@ -237,12 +237,12 @@ impl Scene {
     }
 }
 
-/// The words of a line, of which those with a digit are all alike; the units that follow them are left out.
+/// Returns the words of a line, with every word that has a digit replaced by `N`, and without the units that follow.
 fn shape(line: &str) -> Vec<&str> {
     const UNITS: [&str; 8] = ["s", "ms", "µs", "B", "KiB", "MiB", "GiB", "bytes"];
     let mut words = Vec::new();
     for word in line.split_whitespace() {
-        // redis-cli quotes on a terminal alone.
+        // redis-cli prints quotes only on a terminal.
         let bare = word.trim_matches(|c: char| ",;()\"".contains(c));
         let number = bare.contains(|c: char| c.is_ascii_digit()) && !bare.starts_with('/');
         let unit = words.last() == Some(&"N") && UNITS.contains(&bare);
@@ -255,7 +255,7 @@ fn shape(line: &str) -> Vec<&str> {
     words
 }
 
-/// Whether `written` is what the page shows. A line `…` stands for any lines.
+/// Returns true if `written` matches the page. A line `…` matches any number of lines.
 fn agrees(shown: &[String], written: &str) -> bool {
     let written: Vec<_> = written.lines().filter(|l| !l.trim().is_empty()).collect();
     let mut rest = written.as_slice();
@@ -283,7 +283,7 @@ fn check(name: &str, prepare: impl FnOnce(&Scene)) {
     let steps: Vec<&Step> = blocks.iter().flatten().collect();
     assert!(!steps.is_empty(), "{name} has nothing that is run");
     for step in &steps {
-        // What `cat` shows is there.
+        // Creates the file that `cat` shows.
         if let Some(file) = step.command.strip_prefix("cat ") {
             let text = scene.here(&step.shown.join("\n"));
             std::fs::write(scene.host.path("place").join(file), text + "\n").unwrap();

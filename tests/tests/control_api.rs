@@ -1,4 +1,4 @@
-//! The description of the control API says what is served, in both directions.
+//! The description of the control API matches the served API, in both directions.
 
 #![allow(
     clippy::unwrap_used,
@@ -16,8 +16,8 @@ use serde_json::Value;
 
 const METHODS: [&str; 5] = ["get", "post", "put", "patch", "delete"];
 
-/// What the daemon answers to `method path`, with a body that is no JSON: whatever changes something
-/// refuses it, or what it names does not exist. Of a stream, its head.
+/// Returns the daemon's answer to `method path` with a body that is invalid JSON: every change is refused, or the named
+/// resource does not exist. For a stream, returns the head.
 fn ask(host: &Host, method: &str, path: &str) -> String {
     let mut stream = UnixStream::connect(host.path("run/kmorphd.sock")).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -46,7 +46,7 @@ fn served(host: &Host, method: &str, path: &str) -> bool {
     !answer.contains(&none) && !answer.starts_with("HTTP/1.0 405 ")
 }
 
-/// Paths and methods of the document, with what each says of itself.
+/// Returns the paths and methods of the document, with their descriptions.
 fn described(host: &Host) -> BTreeMap<(String, String), Value> {
     let document: Value = host.control().get("/v1/openapi.json");
     let paths = document["paths"].as_object().unwrap();
@@ -95,7 +95,7 @@ fn query_parameters_are_described_as_they_are_taken() {
         let in_path: Vec<_> = path.split('/').filter(|p| p.starts_with('{')).collect();
         assert_eq!(parameters(operation, "path").len(), in_path.len(), "{path}");
         for name in &names {
-            // The value need not be one of the parameter's: what is not known is refused for its name.
+            // The value may be invalid, because an unknown parameter is refused by its name.
             let path = format!("{}?{name}=1", example(path));
             let answer = ask(&host, method, &path);
             assert!(!answer.contains("unknown field"), "{path}: {answer}");
@@ -104,7 +104,7 @@ fn query_parameters_are_described_as_they_are_taken() {
         if !names.is_empty() {
             let answer = ask(&host, method, &format!("{}?sinse=1", example(path)));
             assert!(answer.contains("unknown field `sinse`"), "{answer}");
-            // The refusal lists what is taken.
+            // The refusal lists the known parameters.
             for name in &names {
                 assert!(answer.contains(&format!("`{name}`")), "{name}: {answer}");
             }

@@ -1,5 +1,5 @@
-//! The daemon may be killed at any moment: what runs goes on, what was under way is finished or
-//! undone.
+//! The daemon may be killed at any moment: instances keep running, and operations in progress are finished or rolled
+//! back.
 
 #![allow(
     clippy::unwrap_used,
@@ -37,7 +37,7 @@ fn a_killed_daemon_disturbs_nothing_and_its_successor_adopts() {
     assert_eq!((now.summary.generation, now.processes["agent"]), (1, agent));
     let seen = steady.stop();
     assert_eq!((seen.failed, seen.wrong), (0, 0), "{seen:?}");
-    // The successor heals and holds the port like the first one.
+    // The next daemon heals and holds the port like the first one.
     kill(Pid::from_raw(agent), Signal::SIGKILL).unwrap();
     host.successor_of("web", 1);
     assert_eq!(
@@ -61,7 +61,8 @@ fn an_instance_that_died_meanwhile_is_found_and_healed() {
     );
 }
 
-/// Its time to start is long over: what it has is the heartbeat timeout, as if it had been silent all the while.
+/// The start time of the instance is long over, so the heartbeat timeout applies, as if the instance had been silent
+/// all the time.
 #[test]
 fn an_instance_that_hangs_when_it_is_adopted_is_healed_after_the_heartbeat_timeout() {
     let mut host = Host::with("[limits]\nstart_timeout_s = 120.0\n");
@@ -69,7 +70,7 @@ fn an_instance_that_hangs_when_it_is_adopted_is_healed_after_the_heartbeat_timeo
     let agent = host.agent("web");
     host.kill_daemon();
     kill(Pid::from_raw(agent), Signal::SIGSTOP).unwrap();
-    // Its spawn was long ago, as the journal tells it.
+    // According to the journal, the spawn was long ago.
     let journal = rusqlite::Connection::open(host.path("state/journal.sqlite")).unwrap();
     let older =
         "UPDATE generation SET row = json_set(row, '$.spawned_at', '2020-01-01T00:00:00.000Z')";
@@ -110,7 +111,7 @@ fn a_prepared_morph_is_undone() {
     );
 }
 
-/// Kills the daemon after `micros` of a whole morph, whatever it is doing then.
+/// Kills the daemon after `micros` of a whole morph, at whatever step.
 fn killed_in_the_middle(micros: u64) {
     let mut host = Host::new();
     let port = host.spawn_kv("web");
@@ -121,7 +122,7 @@ fn killed_in_the_middle(micros: u64) {
     let body =
         json!({ "kernel": host.kernel("6.12.0-b"), "auto_validate": true, "auto_commit": true });
     host.control().begin("POST", MORPH, Some(&body));
-    // Not a wait for an event: the moment of the blow is what is varied.
+    // Not a wait for an event: the test varies the moment of the kill.
     std::thread::sleep(Duration::from_micros(micros));
     host.restart_by_kill();
     let now = settled(&host);
@@ -131,7 +132,7 @@ fn killed_in_the_middle(micros: u64) {
         Client::connect(port).unwrap().call(&["GET", "k"]).unwrap(),
         "v"
     );
-    // Exactly one generation is left that could run.
+    // Exactly one runnable generation is left.
     let dirs = std::fs::read_dir(host.path("run/instances/web")).unwrap();
     let left: Vec<_> = dirs
         .flatten()
@@ -153,7 +154,7 @@ fn a_termination_under_way_is_finished() {
     let mut host = Host::new();
     host.spawn_bare("web");
     let agent = host.agent("web");
-    // It cannot end by itself, so the daemon waits for it.
+    // The agent cannot exit on its own, so the daemon waits.
     kill(Pid::from_raw(agent), Signal::SIGSTOP).unwrap();
     let begun: Operation = host
         .control()
@@ -218,11 +219,11 @@ fn a_recovery_that_died_with_the_daemon_is_not_told_to_run() {
         first[0].reason.as_deref().unwrap().contains("daemon ended"),
         "{first:?}"
     );
-    // What was left to do.
+    // The next recovery handles the successor's death.
     assert_eq!(first[1].failed_generation, 2, "{first:?}");
 }
 
-/// What the running daemon leaves alone, a restarted one leaves alone too.
+/// A restarted daemon leaves the same instances alone as a running one.
 #[test]
 fn a_workload_that_its_agent_has_given_up_is_adopted_as_it_is() {
     let mut host = Host::new();
@@ -298,11 +299,11 @@ fn a_damaged_journal_is_named_and_its_copy_is_put_back() {
     host.kill_daemon();
     let journal = host.path("state/journal.sqlite");
     std::fs::write(&journal, "not what it was".repeat(1000)).unwrap();
-    // All pages may be in its log too.
+    // All pages may be in the write-ahead log as well.
     let _ = std::fs::remove_file(host.path("state/journal.sqlite-wal"));
     let said = host.refused_start(&[]);
     assert!(said.contains("is damaged"), "{said}");
-    // The command as it stands in the message, but for where the program is.
+    // The command of the message, with only the path of the program replaced.
     let command = said.split('`').nth(1).unwrap();
     let words: Vec<_> = command.split(' ').skip(1).collect();
     let restored = std::process::Command::new(kmorph_tests::program("kmorphd"))
@@ -317,7 +318,7 @@ fn a_damaged_journal_is_named_and_its_copy_is_put_back() {
     assert!(kept.any(|name| name.starts_with("journal.sqlite.damaged-")));
 }
 
-/// The soft limit of descriptors of a process.
+/// Returns the soft limit of a process's descriptors.
 fn soft_limit(pid: i32) -> u64 {
     let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
     let line = limits
@@ -332,7 +333,7 @@ fn the_daemon_has_all_descriptors_it_may_have_and_what_it_starts_has_no_more_tha
     use std::os::unix::process::CommandExt;
     let host = Host::prepare("");
     let mut command = host.command();
-    // SAFETY: between fork and exec one system call is made, and nothing is allocated.
+    // SAFETY: between fork and exec, one system call is made, and no memory is allocated.
     unsafe {
         command.pre_exec(|| {
             use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -362,7 +363,8 @@ fn the_daemon_has_all_descriptors_it_may_have_and_what_it_starts_has_no_more_tha
     assert!(!String::from_utf8_lossy(&environment).contains("DESCRIPTORS"));
 }
 
-/// A daemon with another backend sees nothing of what runs: it would call that ended, fence it and respawn it.
+/// A daemon with another backend cannot see the running generations: it would consider them ended, and fence and
+/// respawn them.
 #[test]
 fn a_start_with_another_backend_is_refused_before_anything_is_touched() {
     let mut host = Host::new();
@@ -379,7 +381,7 @@ fn a_start_with_another_backend_is_refused_before_anything_is_touched() {
         assert!(said.contains(wanted), "{wanted}: {said}");
     }
     assert_eq!(client.call(&["GET", "k"]).unwrap(), "v");
-    // The instance that a journal of the other backend has is refused the same way, the other way round.
+    // Conversely, an instance that a journal records for the other backend is refused in the same way.
     std::fs::write(host.config_path(), sound).unwrap();
     let journal = rusqlite::Connection::open(host.path("state/journal.sqlite")).unwrap();
     let moved = |backend: &str| {

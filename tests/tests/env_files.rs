@@ -1,4 +1,5 @@
-//! `--env-file`: read at each start of a generation, in the workload's environment, and nowhere in the journal.
+//! `--env-file`: read at each start of a generation, present in the workload's environment, and absent from the
+//! journal.
 
 #![allow(
     clippy::unwrap_used,
@@ -20,11 +21,11 @@ use serde_json::{Value, json};
 const FIRST: &str = "correct horse battery staple";
 const SECOND: &str = "another value, = and all";
 
-/// What a host and a test of it need.
+/// The host, and the files of a test.
 struct Ground {
     host: Host,
     file: PathBuf,
-    /// Where the workload writes the value that it was given.
+    /// File into which the workload writes its value.
     told: PathBuf,
     spawn: Value,
 }
@@ -113,7 +114,7 @@ fn a_start_without_a_good_file_fails_and_says_why() {
     ground.wait_until_told(FIRST);
     fs::remove_file(&ground.file).unwrap();
     ground.kill();
-    // It fails until it is quarantined: then the file is there again, and an operator has it started.
+    // Recoveries fail until the quarantine; then the file exists again, and an operator starts the instance.
     let status = control.wait("a quarantine", || {
         let now = control.instance("web");
         (now.summary.state == InstanceState::Quarantined).then_some(now)
@@ -125,7 +126,7 @@ fn a_start_without_a_good_file_fails_and_says_why() {
     ground.wait_until_told(SECOND);
 }
 
-/// The files below a directory that have this text anywhere.
+/// Returns the files below a directory that contain this text.
 fn files_with(dir: &Path, text: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).unwrap().flatten() {

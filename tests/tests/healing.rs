@@ -1,4 +1,4 @@
-//! Instances that die or hang are healed; those that cannot be are left alone.
+//! Instances that die or hang are healed; instances that cannot be healed are left alone.
 
 #![allow(
     clippy::unwrap_used,
@@ -51,7 +51,7 @@ fn a_killed_instance_comes_back_on_the_same_port() {
     );
 }
 
-/// Memory of a process that is locked, KiB.
+/// Returns the locked memory of a process, KiB.
 fn locked_kib(pid: i32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = text.lines().find(|l| l.starts_with("VmLck:")).unwrap();
@@ -82,10 +82,10 @@ fn a_connection_made_while_it_heals_is_not_refused() {
     let host = Host::new();
     let port = host.spawn_kv("web");
     signal(host.agent("web"), Signal::SIGKILL);
-    // Whatever moment this hits: the daemon holds the socket.
+    // At whatever moment the connection arrives, the daemon holds the socket.
     let mut client = Client::connect(port).unwrap();
     let answer = client.call(&["PING"]);
-    // It may have reached the instance that died; then it is told so, and the next one works.
+    // The connection may have reached the instance that died; then it fails, and the next one works.
     if answer.is_err() {
         host.successor_of("web", 1);
         assert_eq!(
@@ -137,7 +137,7 @@ fn an_instance_that_keeps_crashing_is_quarantined_and_recovers_when_asked() {
         match now.summary.state {
             InstanceState::Quarantined => return Some(now),
             InstanceState::Running => {
-                // It may be gone by now.
+                // The agent may be gone already.
                 let _ = kill(Pid::from_raw(now.processes["agent"]), Signal::SIGKILL);
             }
             _ => {}
@@ -145,7 +145,7 @@ fn an_instance_that_keeps_crashing_is_quarantined_and_recovers_when_asked() {
         None
     });
     assert!(detail.reason.unwrap().contains("in a row"));
-    // The survivors are told that nothing takes its place.
+    // The survivors learn that no successor follows.
     host.control().wait("the last topology", || {
         let text = std::fs::read(survivor.join("topology.json")).ok()?;
         let told: serde_json::Value = serde_json::from_slice(&text).unwrap();
@@ -167,7 +167,8 @@ fn without_auto_heal_a_failed_instance_waits_for_its_operator() {
     host.control().wait("it to fail", || {
         (host.control().instance("web").summary.state == InstanceState::Failed).then_some(())
     });
-    // What is shown is on its way to the journal. Once this change is there, so is what was decided before it.
+    // The state shown is still on its way to the journal. Once this change is written, every earlier decision is as
+    // well.
     host.control()
         .set_policy("web", &json!({ "auto_heal": false }));
     let before = host.control().instance("web");
@@ -202,13 +203,13 @@ fn a_fence_ends_what_the_workload_left_behind() {
     });
     signal(host.agent("web"), Signal::SIGKILL);
     host.successor_of("web", 1);
-    // What rests on the kernel's cgroup where it can be had, and on scans elsewhere, is in the certificate.
+    // The certificate states the proof: the kernel's cgroup if available, otherwise scans.
     let log = host.log();
     assert!(
         log.contains("proof: cgroup_empty") || log.contains("proof: scans_empty"),
         "{log}"
     );
-    // Gone, or a zombie that nobody has reaped yet; either way it runs no more.
+    // Gone, or an unreaped zombie; in either case, the process does not run any more.
     let stat = std::fs::read_to_string(format!("/proc/{escaped}/stat")).unwrap_or_default();
     assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
 }
@@ -253,7 +254,7 @@ fn a_workload_that_ends_is_started_again_by_its_agent() {
         "PONG"
     );
     assert_eq!(host.agent("web"), agent);
-    // The kernel went on, the data did not: that is recorded and counted, with its cause.
+    // The kernel continued, but the data is lost: the failure is recorded and counted, with its cause.
     let recorded = host.control().wait("the failure to be recorded", || {
         let all: Vec<RecoveryRecord> = host.control().get("/v1/recoveries?instance=web");
         all.into_iter().next()
@@ -273,8 +274,8 @@ fn a_workload_that_ends_is_started_again_by_its_agent() {
 #[test]
 fn one_that_is_being_recovered_can_be_terminated() {
     let host = Host::new();
-    // A program that starts only once: the successor never becomes healthy, and its recovery takes as long as a
-    // start may take.
+    // A program that starts only once: the successor never becomes healthy, and its recovery lasts for the whole start
+    // timeout.
     let body = json!({
         "name": "web", "kernel": host.kernel("6.1.0-a"), "workload": kmorph_tests::starts_once(),
     });
@@ -291,7 +292,7 @@ fn one_that_is_being_recovered_can_be_terminated() {
     assert!(!host.path("run/instances/web").exists());
 }
 
-/// The pressure that an agent of `embedded` reports is that of the whole machine.
+/// An agent of `embedded` reports the pressure of the whole machine.
 #[test]
 fn what_the_whole_machine_suffers_makes_no_instance_degraded() {
     let host = Host::with_hostile_agents(
@@ -327,18 +328,18 @@ fn without_monitoring_silence_is_not_judged_and_an_end_still_is() {
     };
     assert!(!shown("web").monitored && shown("eye").monitored);
     let agent = host.agent("web");
-    // A policy that is changed begins no watch either.
+    // A policy change does not start a watch either.
     host.control()
         .set_policy("web", &json!({ "heartbeat_timeout_s": 0.3 }));
     signal(agent, Signal::SIGSTOP);
-    // Once the one that is watched has been healed twice, the other would have been as well.
+    // After two recoveries of the watched instance, the other one would have been healed as well.
     for generation in 1..=2 {
         signal(host.running("eye").processes["agent"], Signal::SIGSTOP);
         host.successor_of("eye", generation);
     }
     let web = host.control().instance("web");
     assert_eq!((web.processes["agent"], web.summary.generation), (agent, 1));
-    // That it is silent is shown; nothing follows from it.
+    // The silence is shown, but has no consequence.
     assert_eq!(web.summary.state, InstanceState::Unresponsive, "{web:?}");
     signal(agent, Signal::SIGKILL);
     host.successor_of("web", 1);

@@ -1,5 +1,5 @@
-//! Peers that mean harm: agents that break the protocol, strangers who connect to everything. The
-//! daemon says what is wrong with them, and the other instances do not notice.
+//! Hostile peers: agents that break the protocol, and strangers that connect to every socket. The daemon names the
+//! fault, and the other instances are not disturbed.
 
 #![allow(
     clippy::unwrap_used,
@@ -20,15 +20,15 @@ use kmorph_tests::{Events, Host};
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::json;
 
-/// Connections made to each socket.
+/// Number of connections made to each socket.
 const CONNECTIONS: usize = 100_000;
-/// Connections held open at once by the stranger.
+/// Number of connections that the stranger holds open at once.
 const HELD: usize = 500;
 
-/// Longest time for the daemon to answer in a crowd: it is slow on a busy machine, and never stuck.
+/// Maximum time for an answer of the daemon in a crowd: slow on a busy machine, but never stuck.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
-/// A daemon whose agents are the hostile ones, where the workload says so.
+/// Starts a daemon whose agents are hostile if the workload says so.
 fn host() -> Host {
     Host::with_hostile_agents(
         "[defaults]\nheartbeat_timeout_s = 1.0\nauto_heal = false\n\
@@ -72,7 +72,7 @@ fn an_agent_that_breaks_the_protocol_is_named_and_disturbs_nobody() {
     }
 }
 
-/// It writes what would forge a line of the log, clear a terminal and turn the direction of reading.
+/// The agent's texts would forge a log line, clear a terminal and reverse the reading direction.
 #[test]
 fn what_an_agent_writes_reaches_log_events_and_api_escaped() {
     let host = host();
@@ -94,7 +94,7 @@ fn what_an_agent_writes_reaches_log_events_and_api_escaped() {
             let harmful = raw.is_control() || matches!(raw, '\u{202a}'..='\u{202e}' | '\u{2066}');
             assert!(!harmful, "{what}: {raw:?} in {text:?}");
         }
-        // As JSON writes a character that is not harmless itself.
+        // The JSON escapes of control characters.
         assert!(
             !text.contains("\\u001b") && !text.contains("\\u0007"),
             "{what}: {text}"
@@ -117,7 +117,7 @@ fn what_an_agent_writes_reaches_log_events_and_api_escaped() {
     harmless("kmorphd.log", &host.log());
 }
 
-/// It was well, served, and was trusted; from one heartbeat to the next it is an enemy.
+/// The agent was healthy, served and was trusted; from one heartbeat to the next, it turns hostile.
 #[test]
 fn an_agent_that_turns_hostile_is_named_and_disturbs_nobody() {
     let host = host();
@@ -157,7 +157,7 @@ fn an_agent_that_turns_hostile_is_named_and_disturbs_nobody() {
     }
 }
 
-/// A later version of the protocol may have more words for it.
+/// A later version of the protocol may define more health values.
 #[test]
 fn an_agent_of_unknown_health_is_taken_for_degraded() {
     let host = host();
@@ -176,7 +176,7 @@ fn an_agent_of_unknown_health_is_taken_for_degraded() {
     assert_eq!(shown.summary.recoveries, 0);
 }
 
-/// What it says before its first heartbeat holds as long as it says nothing else.
+/// A status before the first heartbeat holds until the agent sends another one.
 #[test]
 fn an_agent_that_is_unwell_from_the_beginning_is_shown_degraded() {
     let host = Host::with_hostile_agents("[pool]\nshare_cpus = true\n");
@@ -193,7 +193,7 @@ fn an_agent_that_is_unwell_from_the_beginning_is_shown_degraded() {
         let now = host
             .control()
             .request("GET", "/v1/instances/bad/health", None);
-        // Not there while its spawn is being prepared.
+        // The instance is missing while the daemon prepares its spawn.
         let said = (now.status < 300).then(|| now.ok::<HealthReport>().reason)?;
         (said.as_deref() == Some("a fever")).then_some(())
     });
@@ -217,16 +217,16 @@ fn an_agent_of_many_moods_fills_no_log() {
     let mut changes = 0;
     let failed = events.wait("its end", |event| {
         let change = event.kind == EventKind::InstanceState;
-        // Its moods; that it is silent now and then is the machine's doing.
+        // Counts the agent's changes; occasional silence is an effect of the machine.
         changes += u64::from(change && event.detail["state"] == "degraded");
         change && event.detail["state"] == "failed"
     });
-    // Ten in ten seconds, and its beginning and its end.
+    // Ten per ten seconds, plus the start and the end.
     let most = 10 * ((failed.at - begun).as_secs() / 10 + 1) + 4;
     assert!(changes <= most, "{changes} changes of state");
 }
 
-/// What a process has open, and how large it is, in bytes.
+/// Returns the number of open descriptors of a process, and its resident memory in bytes.
 fn size(pid: i32) -> (usize, u64) {
     let open = std::fs::read_dir(format!("/proc/{pid}/fd"))
         .unwrap()
@@ -237,8 +237,8 @@ fn size(pid: i32) -> (usize, u64) {
     (open, kib * 1024)
 }
 
-/// Connects [`CONNECTIONS`] times, says `line`, and holds the last [`HELD`] open; the most
-/// descriptors that `pid` had.
+/// Connects [`CONNECTIONS`] times, sends `line`, and holds the last [`HELD`] connections open. Returns the maximum
+/// number of descriptors that `pid` had.
 fn flood(socket: &Path, line: &[u8], pid: i32) -> usize {
     let mut held = std::collections::VecDeque::with_capacity(HELD);
     let mut most = 0;
@@ -250,7 +250,7 @@ fn flood(socket: &Path, line: &[u8], pid: i32) -> usize {
             most = most.max(size(pid).0);
         }
         let mut stream = UnixStream::connect(socket).unwrap();
-        // Hung up on already: that is one way to be refused.
+        // A write may fail, because a hang-up is one form of refusal.
         let _ = stream.write_all(line);
         held.push_back(stream);
     }
@@ -260,7 +260,7 @@ fn flood(socket: &Path, line: &[u8], pid: i32) -> usize {
 #[test]
 fn a_hundred_thousand_connections_to_an_agent_are_bounded_and_not_noticed() {
     const GROWTH_MAX_BYTES: u64 = 8 << 20;
-    /// 64 that may be pending, and what one turn of the runtime accepts before the oldest close.
+    /// The 64 pending connections, plus those that one turn of the runtime accepts before the oldest ones are closed.
     const OPEN_MAX: usize = 256;
     let host = Host::new();
     host.spawn_bare("web");
@@ -308,7 +308,7 @@ fn a_hundred_thousand_connections_to_the_control_socket_are_bounded() {
     );
 }
 
-/// The port's socket is the workload's too: the daemon holds it, and has no part in what comes over it.
+/// The port's socket also belongs to the workload: the daemon holds the socket, but does not handle its connections.
 #[test]
 fn a_hundred_thousand_connections_to_a_published_port_are_none_of_the_daemons() {
     const GROWTH_MAX_BYTES: u64 = 8 << 20;
@@ -324,7 +324,7 @@ fn a_hundred_thousand_connections_to_a_published_port_are_none_of_the_daemons() 
             crowd.pop_front();
         }
         let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        // Ends with a reset: the system keeps nothing of it, and does not run out of ports.
+        // Closes with a reset, so that the system keeps no state of the connection and does not run out of ports.
         let at_once = nix::libc::linger {
             l_onoff: 1,
             l_linger: 0,
@@ -361,7 +361,7 @@ fn clients_that_say_nothing_are_hung_up_on_and_keep_nobody_out() {
     let host = Host::new();
     host.spawn_bare("web");
     let socket = host.path("run/kmorphd.sock");
-    // More than the daemon serves at once.
+    // More connections than the daemon serves at once.
     let mut silent: Vec<_> = (0..300)
         .map(|_| UnixStream::connect(&socket).unwrap())
         .collect();

@@ -1,6 +1,7 @@
-//! A recovery that the death of the daemon interrupts: the next daemon finishes it by itself, whoever began it.
+//! A recovery interrupted by the death of the daemon: the next daemon finishes the recovery on its own, even if an
+//! operator requested it.
 //!
-//! Needs a debug build of the daemon: a release cannot be made to die at an exact step.
+//! Requires a debug build of the daemon: a release build cannot be made to die at an exact step.
 
 #![cfg(debug_assertions)]
 #![allow(
@@ -50,7 +51,7 @@ fn last_recovery(host: &Host) -> RecoveryRecord {
 fn a_recovery_that_an_operator_asked_for_goes_on_from_every_step() {
     let mut host = Host::new();
     host.spawn_bare("web");
-    // By itself, the daemon would leave a failed instance alone.
+    // Without a request, the daemon leaves a failed instance alone.
     let patch = json!({ "auto_heal": false });
     host.control().set_policy("web", &patch);
     for step in ["Fence", "Reclaim", "Respawn"] {
@@ -62,7 +63,7 @@ fn a_recovery_that_an_operator_asked_for_goes_on_from_every_step() {
         host.successor_of("web", failed);
         assert_eq!(last_recovery(&host).cause, "operator", "{step}");
     }
-    // One that runs is replaced too.
+    // A running instance is replaced as well.
     let before = host.running("web").summary.generation;
     assert!(host.die_before("Fence", DEADLINE, ask_to_recover));
     host.start();
@@ -74,7 +75,7 @@ fn a_recovery_that_waits_for_its_turn_is_not_forgotten() {
     let config = "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\n\
                   share_memory = true\nmemory_mib = 65536\n[limits]\nrecoveries = 1\n";
     let mut host = Host::with(config);
-    // Its successor never becomes healthy, so its recovery holds the only turn.
+    // The successor of `slow` never becomes healthy, so its recovery occupies the only slot.
     let body = json!({
         "name": "slow", "kernel": host.kernel("6.1.0-a"), "workload": kmorph_tests::starts_once(),
     });
@@ -97,7 +98,7 @@ fn a_recovery_that_waits_for_its_turn_is_not_forgotten() {
     host.successor_of("web", 1);
 }
 
-/// The successor runs when the daemon dies, and is healthy only for the next one.
+/// The successor runs when the daemon dies, but only becomes healthy under the next daemon.
 #[test]
 fn a_recovery_whose_successor_is_adopted_is_told_as_recovered() {
     let mut host = Host::with_hostile_agents(
@@ -128,7 +129,7 @@ fn a_recovery_whose_successor_is_adopted_is_told_as_recovered() {
     assert_eq!((last.failed_generation, last.new_generation), (1, Some(2)));
     assert!(last.ended_at.is_some() && last.reason.is_none(), "{last:?}");
     assert_eq!(log().len(), 1);
-    // It is told so by the next daemon, too.
+    // A further daemon reports the same.
     host.restart();
     host.running("web");
     let all: Vec<RecoveryRecord> = host.control().get("/v1/recoveries?instance=web");
@@ -152,24 +153,24 @@ fn a_quarantine_that_was_decided_is_kept() {
     assert!(now.reason.unwrap().contains("in a row"));
 }
 
-/// The `.partial` of a capture under way.
+/// Returns the `.partial` file of a capture in progress.
 fn partial(dir: &Path) -> Option<PathBuf> {
     let entries = std::fs::read_dir(dir).ok()?.flatten();
     let mut paths = entries.map(|entry| entry.path());
     paths.find(|path| path.to_string_lossy().ends_with(".vmcore.partial"))
 }
 
-/// Needs what `scripts/setup-tests` installs.
+/// Requires the packages and kernels of `scripts/setup-tests`.
 #[test]
 fn a_memory_that_was_kept_is_captured_by_a_later_daemon() {
-    // So slow that the daemon can be killed while it captures.
+    // A rate limit low enough that the daemon can be killed during the capture.
     let slow =
         "backend = \"qemu\"\n[pool]\nshare_cpus = true\n[vmcore]\nrate_mib_s = 8\nlevel = 0\n";
     let mut host = Host::with(slow);
     host.spawn_kv_on("web", &kernels::debian("6.1"), kernels::PANICS_ON_NMI);
     let required = json!({ "vmcore": "required" });
     host.control().set_policy("web", &required);
-    // There is a file where the directory should be.
+    // A file blocks the path of the directory.
     let obstacle = host.path("state/vmcore");
     std::fs::write(&obstacle, "").unwrap();
     let run_dir = PathBuf::from(host.control().instance("web").run_dir);
@@ -184,7 +185,7 @@ fn a_memory_that_was_kept_is_captured_by_a_later_daemon() {
     host.kill_daemon();
     assert!(partial(&dir).is_some());
 
-    // The second daemon captures it, and dies before it has said so; the third one finishes.
+    // The second daemon captures the memory, and dies before it reports the capture; the third one finishes.
     host.configure("backend = \"qemu\"\n[pool]\nshare_cpus = true\n");
     std::fs::create_dir_all(host.path("faults")).unwrap();
     std::fs::write(host.path("faults/die before Reclaim"), "").unwrap();

@@ -1,4 +1,4 @@
-//! The key of a generation: new at each spawn, in two files that their owner alone reads, and nowhere else.
+//! The key of a generation: new at each spawn, in two files that only their owner can read, and nowhere else.
 
 #![allow(
     clippy::unwrap_used,
@@ -14,7 +14,7 @@ use kmorph_control_api::OperationState;
 use kmorph_tests::Host;
 use kmorph_tests::resp::Client;
 
-/// The key in a run directory, after a look at who may read it.
+/// Returns the key in a run directory, after a check of its permissions.
 fn key(run_dir: &str) -> String {
     for name in ["agent.key", "agent.json"] {
         let path = Path::new(run_dir).join(name);

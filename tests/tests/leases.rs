@@ -1,4 +1,4 @@
-//! A workload that its daemon froze and left.
+//! A workload that its daemon froze before it died.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,7 +11,8 @@ use kmorph_tests::resp::Client;
 use kmorph_tests::{DEADLINE, Host};
 use serde_json::json;
 
-/// Has the daemon of a host with a key-value server die right before `step` of a morph. Its port.
+/// Makes the daemon of a host with a key-value server die immediately before `step` of a morph. Returns the server's
+/// port.
 fn die_before(host: &mut Host, step: &str) -> u16 {
     let port = host.spawn_kv("web");
     Client::connect(port)
@@ -37,7 +38,7 @@ fn get(port: u16) -> std::io::Result<String> {
 fn a_source_serves_again_by_itself_when_no_record_can_exist() {
     let mut host = Host::new();
     let port = die_before(&mut host, "Round(last)");
-    // No daemon runs. The client waits for its lease, and no longer.
+    // No daemon runs. The client waits for the end of the lease, and no longer.
     assert_eq!(get(port).unwrap(), "v");
     host.start();
     let now = host.running("web");

@@ -1,5 +1,5 @@
-//! What machines read of the log: each line that concerns an instance says which, and which generation of
-//! it; those of a morph say of which session.
+//! The machine-readable log: each line about an instance names the instance and its generation; each line about a morph
+//! names the session.
 
 #![allow(
     clippy::unwrap_used,
@@ -20,7 +20,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
 use serde_json::{Value, json};
 
-/// Beginnings of lines that concern the daemon and no instance.
+/// Beginnings of lines about the daemon itself.
 const DAEMONS_OWN: [&str; 6] = [
     "ready",
     "restored",
@@ -29,7 +29,7 @@ const DAEMONS_OWN: [&str; 6] = [
     "reloaded",
     "the transport actor panicked",
 ];
-/// Words of lines that are written in morphs alone.
+/// Words of lines that only morphs write.
 const MORPHS: [&str; 3] = ["morph: from", "committed", "rolled back"];
 
 fn config(format: &str) -> String {
@@ -39,8 +39,8 @@ fn config(format: &str) -> String {
     )
 }
 
-/// What gives every part of the daemon something to say: a spawn, a failure, two morphs, a restart in one
-/// more, an end.
+/// Exercises every part of the daemon that logs: a spawn, a failure, two morphs, a restart during another morph, and a
+/// termination.
 fn eventful_life(host: &mut Host) {
     host.spawn_kv("web");
     kill(Pid::from_raw(host.agent("web")), Signal::SIGKILL).unwrap();
@@ -59,7 +59,7 @@ fn eventful_life(host: &mut Host) {
     host.control().succeed("DELETE", "/v1/instances/web", None);
 }
 
-/// Lines as pairs of key and value, the message under `msg`.
+/// Checks lines given as key-value pairs, with the message under `msg`.
 fn check(lines: &[BTreeMap<String, String>], keys: [&str; 3]) {
     let [instance, generation, session] = keys;
     let mut of_morphs = [0; MORPHS.len()];
@@ -87,7 +87,7 @@ fn check(lines: &[BTreeMap<String, String>], keys: [&str; 3]) {
     }
     assert!(of_instances > 20, "{lines:?}");
     assert!(of_morphs.iter().all(|count| *count > 0), "{of_morphs:?}");
-    // Both sides of the committed morph: the new one is started in it, the old one ended.
+    // Both sides of the committed morph: the new generation starts in it, and the old one ends.
     let in_session = |words: &str| {
         let of =
             |l: &&BTreeMap<String, String>| l["msg"].as_str() == words && l.contains_key(session);
@@ -111,7 +111,7 @@ fn a_line_of_json_says_which_instance_generation_and_session_it_concerns() {
     check(&lines, ["instance", "generation", "session"]);
 }
 
-/// A datagram of journald's native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL).
+/// Parses a datagram of journald's native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL).
 fn entry(datagram: &[u8]) -> BTreeMap<String, String> {
     let mut pairs = BTreeMap::new();
     let mut rest = datagram;
@@ -122,7 +122,7 @@ fn entry(datagram: &[u8]) -> BTreeMap<String, String> {
         match line.split_once('=') {
             Some((key, value)) => drop(pairs.insert(key.to_owned(), value.to_owned())),
             None => {
-                // The value may hold line ends: its length comes first.
+                // The value may contain newlines, so its length comes first.
                 let (length, after) = rest.split_at(8);
                 let length = usize::try_from(u64::from_le_bytes(length.try_into().unwrap()));
                 let (value, after) = after.split_at(length.unwrap());

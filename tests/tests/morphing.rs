@@ -1,4 +1,4 @@
-//! Morphs of a live instance, and everything that may go wrong with one.
+//! Morphs of a live instance, and the failures that may occur in a morph.
 
 #![allow(
     clippy::unwrap_used,
@@ -91,7 +91,7 @@ fn new_connections_are_never_refused_while_it_is_morphed() {
     assert!(answered.load(Relaxed) > 0);
 }
 
-/// The process of this name in the generation that runs from `run_dir`.
+/// Returns the process of this name in the generation that runs from `run_dir`.
 fn process_of(run_dir: &Path, name: &str) -> Pid {
     let wanted = run_dir.as_os_str().as_encoded_bytes();
     let found = std::fs::read_dir("/proc").unwrap().flatten().find(|entry| {
@@ -147,7 +147,7 @@ fn in_rounds_the_data_is_copied_while_it_changes() {
         result.sent_bytes >= 10_000_000 && result.rounds >= 2,
         "{result:?}"
     );
-    // Its connection breaks, once, and is told so.
+    // The client's connection breaks once, with an error.
     host.control().wait("the client to go on", || {
         let connected = Client::connect(port).unwrap().call(&["PING"]).is_ok();
         connected.then_some(())
@@ -260,7 +260,7 @@ fn a_morph_that_nobody_decides_about_is_rolled_back_when_it_is_over_its_budget()
     assert!(error.message.contains("rolled back"), "{error:?}");
     assert_eq!(host.running("web").summary.generation, 1);
     serves(port, "k", "v");
-    // Step by step an operator decides, and may change the budget.
+    // An operator decides step by step, and may change the budget.
     let body = json!({
         "kernel": host.kernel("6.12.0-b"), "auto_validate": true, "downtime_budget_us": 1,
     });
@@ -334,7 +334,7 @@ fn a_rollback_leaves_the_old_kernel_serving() {
     );
     assert_eq!(now.summary.kernel_release, "6.1.0-a");
     serves(port, "k", "v");
-    // Nothing of the new one is left, and another morph may follow.
+    // The target leaves nothing behind, and another morph may follow.
     let ended = host.control().morph("web", &host.kernel("6.12.0-b"));
     assert_eq!(ended.state, OperationState::Succeeded, "{ended:?}");
     serves(port, "k", "v");
@@ -443,7 +443,7 @@ fn a_workload_that_takes_no_part_keeps_its_kernel_and_the_reason_is_told() {
     );
 }
 
-/// The agent that was started with the configuration in `run_dir`.
+/// Returns the agent that was started with the configuration in `run_dir`.
 fn agent_below(run_dir: &std::path::Path) -> i32 {
     let config = run_dir.join("agent.json");
     let wanted = config.as_os_str().as_encoded_bytes();

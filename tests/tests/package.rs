@@ -1,4 +1,4 @@
-//! The Debian package: it is built, installed in a root of its own beside the C project of the same name, used, and
+//! The Debian package: built, installed in a root of its own and against the C project of the same name, used, and
 //! removed.
 
 #![allow(
@@ -16,7 +16,7 @@ use std::process::{Command, Output};
 
 use kmorph_tests::{Host, program};
 
-/// What `make install PREFIX=/usr` of multikernel/kmorph puts on a machine, and what it makes there itself.
+/// Files that `make install PREFIX=/usr` of multikernel/kmorph installs, and a file that it creates at run time.
 const UPSTREAM: [&str; 13] = [
     "usr/bin/kmorph",
     "usr/bin/kmorphd",
@@ -33,17 +33,17 @@ const UPSTREAM: [&str; 13] = [
     "var/lib/kmorph/successor.img",
 ];
 
-/// The place where packages and their roots are; nothing of it is left after the test.
+/// The directory of packages and their roots, which is removed after the test.
 struct Place {
     host: Host,
     package: PathBuf,
 }
 
-/// Everything below `root` but dpkg's own, each with its content; of a directory its mode.
+/// Everything below `root` except dpkg's own files: the content of a file, or the mode of a directory.
 type Tree = BTreeMap<PathBuf, Vec<u8>>;
 
 impl Place {
-    /// Builds the package of the programs beside this test; `None` where that cannot be done.
+    /// Builds the package of the programs beside this test; `None` without root.
     fn new() -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             eprintln!("not tested: dpkg installs as root alone");
@@ -63,7 +63,7 @@ impl Place {
         Some(Self { host, package })
     }
 
-    /// A root in which dpkg has nothing installed.
+    /// Creates a root without any package.
     fn root(&self, name: &str) -> PathBuf {
         let root = self.host.path(name);
         fs::create_dir_all(root.join("var/lib/dpkg/updates")).unwrap();
@@ -72,7 +72,7 @@ impl Place {
         root
     }
 
-    /// A package that is called `kmorph` and has some of upstream's files.
+    /// Returns a package named `kmorph` with some of upstream's files.
     fn upstreams(&self) -> PathBuf {
         let root = self.host.path("upstream");
         for file in UPSTREAM.iter().filter(|file| file.starts_with("usr")) {
@@ -94,7 +94,7 @@ fn write(root: &Path, file: &str) {
     fs::write(path, format!("upstream's {file}")).unwrap();
 }
 
-/// Runs dpkg on `root`. The package's scripts run outside of it, and are told where it is: it has no shell.
+/// Runs dpkg on `root`. The package's scripts run outside of `root` and receive its path, because `root` has no shell.
 fn dpkg(root: &Path, words: &[&str], package: &Path) -> Output {
     Command::new("dpkg")
         .arg(format!("--root={}", root.display()))
@@ -109,7 +109,7 @@ fn dpkg(root: &Path, words: &[&str], package: &Path) -> Output {
         .unwrap()
 }
 
-/// What a command that must succeed prints.
+/// Returns the output of a command that must succeed.
 fn done(command: &mut Command) -> String {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}: {output:?}");
@@ -146,8 +146,8 @@ fn tree(root: &Path) -> Tree {
     found
 }
 
-/// Uses what is installed in `root` as its operator would: kmorphctl finds the daemon, the daemon its agent and the
-/// reference workload. Ends with an instance that runs.
+/// Uses the installation in `root` like its operator: kmorphctl finds the daemon, and the daemon finds its agent and
+/// the reference workload. Ends with a running instance.
 fn use_it(place: &Place, root: &Path) -> impl Fn(&[&str]) -> Output {
     let config = place.host.path("package.conf");
     let text = format!(
@@ -214,7 +214,7 @@ fn it_is_installed_used_and_removed_beside_the_c_project() {
         let ended = ctl(words);
         assert!(ended.status.success(), "{ended:?}");
     }
-    // As upstream's kernel hook does, once our state directory is there.
+    // Like upstream's kernel hook, once our state directory exists.
     write(&root, "var/lib/kmorph/successor.img");
     let purged = dpkg(&root, &["--purge"], Path::new("kmorph-runtime"));
     assert!(purged.status.success(), "{}", said(&purged));
@@ -232,14 +232,14 @@ fn it_is_installed_used_and_removed_beside_the_c_project() {
     assert_eq!(shown(tree(&root)), shown(wanted));
 }
 
-/// What systemd says of the unit, where there is a systemd.
+/// Checks the unit with systemd, if systemd is installed.
 fn unit_is_sound(root: &Path) {
     let mut verify = Command::new("systemd-analyze");
     verify.arg(format!("--root={}", root.display()));
     verify.args(["--man=no", "verify", "kmorphd.service"]);
     let Ok(output) = verify.output() else { return };
     let text = said(&output);
-    // The targets that every unit needs are not in this root.
+    // The targets that every unit needs are missing in this root.
     let ours: Vec<_> = text
         .lines()
         .filter(|line| line.contains("kmorphd.service:") && !line.ends_with(".target not found."))

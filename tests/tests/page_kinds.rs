@@ -1,5 +1,5 @@
-//! What pages are used for, held to what is known: a guest's program touches so many pages of each kind and marks them,
-//! and every marked page in the guest's memory has to be told by its kind.
+//! The kinds of pages against a known use: a program in the guest touches a number of pages of each kind and marks
+//! them, and kmorph must report the right kind for every marked page in the guest's memory.
 
 #![allow(
     clippy::unwrap_used,
@@ -23,17 +23,16 @@ use kmorph_vmcore::writer::{self, Contents, Control, Options, Output};
 use kmorph_vmcore::{Dump, MemoryFile, PhysicalMemory};
 
 const PAGE: u64 = 4096;
-/// Pages of a huge page.
+/// Number of pages in a huge page.
 const HUGE: u64 = 512;
-/// What each mark begins with; the name of the kind follows.
+/// Prefix of each mark, followed by the name of the kind.
 const MARK: &[u8] = b"KMORPH-KIND-";
-/// Marks of 16 bytes in a page that is taken for a marked one: an allocation of slab or per-CPU memory may begin within
-/// a page.
+/// Minimum number of 16-byte marks in a marked page: an allocation of slab or per-CPU memory may begin within a page.
 const MARKS_MIN: usize = 16;
-/// What the guest runs. The numbers are those of [`TOUCHED`].
+/// Lines that the guest runs. The numbers are those of [`TOUCHED`].
 const LINES: &str = "echo 20 > /proc/sys/vm/nr_hugepages\n\
      /program 2000 1000 1100 20 8 200 40 || echo \"guest: not touched\" > /dev/kmsg";
-/// The name in a mark, how many pages at least, and what they have to be told as.
+/// Name in the mark, minimum number of pages, and expected kind.
 const TOUCHED: [(&str, u64, PageKind); 7] = [
     ("anon", 2000, PageKind::User),
     ("huge", 20 * HUGE, PageKind::User),
@@ -41,17 +40,17 @@ const TOUCHED: [(&str, u64, PageKind); 7] = [
     ("file", 1000, PageKind::Cache),
     ("shm.", 1100, PageKind::Cache),
     ("slab", 200, PageKind::Slab),
-    // Two pages for each, and one where the allocation does not begin with a page.
+    // Two pages for each, and a third one if the allocation does not begin at a page boundary.
     ("pcpu", 2 * 40, PageKind::Kernel),
 ];
 
-/// Marked pages by the name in their marks: physical addresses.
+/// Physical addresses of marked pages, by the name in their marks.
 type Marked = BTreeMap<String, Vec<u64>>;
 
 #[test]
 fn pages_of_6_1_are_told_by_what_was_done_with_them() {
     let (ours, theirs) = left_out("6.1");
-    // It agrees about this kernel.
+    // makedumpfile agrees about this kernel.
     assert_eq!(ours, theirs);
 }
 
@@ -69,7 +68,7 @@ fn pages_of_the_newest_kernel_are_told_by_what_was_done_with_them() {
     eprintln!("{series}: left out by kmorph: {ours:?}, by makedumpfile: {theirs:?}");
 }
 
-/// Of the marked pages, how many of each kind kmorph and makedumpfile leave out as memory of users.
+/// Returns how many marked pages of each kind kmorph and makedumpfile exclude as memory of users.
 fn left_out(series: &str) -> (BTreeMap<String, u64>, BTreeMap<String, u64>) {
     let dir = tempfile::tempdir().unwrap();
     let guest = CrashedGuest::new(&Plan {
@@ -116,7 +115,7 @@ fn built(dir: &Path) -> PathBuf {
     program
 }
 
-/// The name in the marks of a page, when it has enough of them.
+/// Returns the name in the marks of a page if the page has enough of them.
 fn name_in(page: &[u8]) -> Option<String> {
     let marks = page.chunks_exact(8).zip(page.chunks_exact(8).skip(1));
     let mut names = marks.filter_map(|(first, second)| {
@@ -142,8 +141,8 @@ fn marked(memory: &MemoryFile) -> Marked {
     marked
 }
 
-/// Pages of one CPU that are on their way to the lists of pages in use (`FOLIO_BATCH_SIZE` of the newest kernel). They have
-/// no mark of those lists yet and count as the kernel's, in makedumpfile too.
+/// Maximum number of pages of one CPU that wait for the lists of pages in use (`FOLIO_BATCH_SIZE` of the newest
+/// kernel). They do not have the flags of those lists yet and count as kernel pages, in makedumpfile too.
 const ON_THEIR_WAY_MAX: u64 = 31;
 
 fn assert_told(kernel: &Kernel<'_>, marked: &Marked) {
@@ -177,7 +176,7 @@ fn assert_told(kernel: &Kernel<'_>, marked: &Marked) {
             "{name}: {right} {kind:?}, {told:?}"
         );
         if name == "pcpu" {
-            // The system call's own copy, which the kernel has given back.
+            // The system call's own copy, which the kernel has freed.
             told.retain(|kind, _| !["Free", "Slab"].contains(&kind.as_str()));
         }
         assert!(told.is_empty(), "{name}: {right} {kind:?}, {told:?}");
@@ -201,7 +200,7 @@ fn write(memory: &MemoryFile, kernel: &Kernel<'_>, level: u32, path: &Path) {
     assert_eq!(written.not_filtered, None);
 }
 
-/// Marked pages that are not in a dump, by name.
+/// Returns the number of marked pages that a dump lacks, by name.
 fn missing(path: &Path, marked: &Marked) -> BTreeMap<String, u64> {
     let dump = Dump::open(path).unwrap().unwrap();
     let absent = |phys: &&u64| dump.next_present(**phys, **phys + PAGE) != **phys;

@@ -1,5 +1,5 @@
-//! An actor that panics is replaced and counted, or the daemon ends and its successor adopts: in no
-//! case does an instance notice. Needs a debug build of the daemon: a release has no such fault.
+//! An actor that panics is replaced and counted, or the daemon exits and its successor adopts the instances: in either
+//! case, the instances are undisturbed. Requires a debug build of the daemon: a release build has no such fault.
 
 #![cfg(debug_assertions)]
 #![allow(
@@ -24,27 +24,27 @@ fn restarts(host: &Host) -> u64 {
     now.actor_restarts
 }
 
-/// `name`, when an actor has been replaced and it runs.
+/// Returns `name` once an actor has been replaced and the instance runs.
 fn running_again(host: &Host, name: &str) -> InstanceStatus {
     host.control()
         .wait("the replacement", || (restarts(host) > 0).then_some(()));
     let path = format!("/v1/instances/{name}");
     host.control().wait("it to run", || {
         let reply = host.control().request("GET", &path, None);
-        // Its actor may be on its way.
+        // The instance's actor may not be back yet.
         let now: InstanceStatus = (reply.status < 300).then(|| reply.ok())?;
         (now.summary.state == InstanceState::Running).then_some(now)
     })
 }
 
-/// One actor has been replaced, and `name` runs as before.
+/// Asserts that one actor has been replaced, and that `name` runs as before.
 fn replaced(host: &Host, name: &str, agent: i32) {
     let now = running_again(host, name);
     assert_eq!(restarts(host), 1);
     assert_eq!((now.processes["agent"], now.summary.recoveries), (agent, 0));
 }
 
-/// Its heartbeats are judged: a hang is seen, and healed.
+/// Asserts that the detector still judges the instance: a hang is detected and healed.
 fn still_watched(host: &Host, name: &str) {
     let before = host.control().instance(name);
     kill(Pid::from_raw(before.processes["agent"]), Signal::SIGSTOP).unwrap();
@@ -78,7 +78,7 @@ fn a_request_that_panics_ends_its_connection_and_no_other() {
     });
     assert_eq!(restarts(&host), 0);
     assert_eq!(host.agent("web"), agent);
-    // The stream that was open before goes on.
+    // The stream that was open before continues.
     host.control()
         .set_policy("web", &json!({ "auto_heal": true }));
     events.wait("the change", |event| event.kind == EventKind::Policy);
@@ -166,13 +166,13 @@ fn a_morph_whose_session_panics_is_undone_and_can_be_begun_again() {
     assert_eq!(client.call(&["GET", "k"]).unwrap(), "v");
 }
 
-/// The daemon ends with a failure that names `actor`, and its successor adopts.
+/// Makes `actor` panic: the daemon exits with a failure that names the actor, and its successor adopts.
 fn ends_and_is_followed(actor: &str) {
     let mut host = Host::new();
     host.spawn_bare("web");
     let agent = host.agent("web");
     host.panic_at(actor, || {
-        // Something to write, where that is what it takes; it may not be answered any more.
+        // A write to the journal, for actors that panic only then; the request may stay unanswered.
         let body = json!({ "auto_heal": true }).to_string();
         let path = "/v1/instances/web/policy";
         host.control().try_request("PATCH", path, Some(&body));

@@ -1,4 +1,4 @@
-//! Policies of many instances: all of them, or none.
+//! Policies of several instances: a change applies to all of them, or to none.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,8 +26,8 @@ fn import(host: &Host, morph_timeout_s: f64) -> kmorph_tests::Reply {
     host.control().request("PUT", "/v1/policies", Some(&body))
 }
 
-/// From now on, or not any more, the journal takes no row of `db`: as a disk that fills up behind the
-/// row of the first instance.
+/// Makes the journal refuse rows of `db`, or accept them again: like a disk that fills up after the row of the first
+/// instance.
 fn refuse_db(host: &Host, refuse: bool) {
     let journal = rusqlite::Connection::open(host.path("state/journal.sqlite")).unwrap();
     for what in ["INSERT", "UPDATE"] {
@@ -70,7 +70,7 @@ fn a_journal_that_fails_behind_the_first_policy_keeps_none() {
 fn a_policy_that_is_changed_while_its_instance_is_recovered_stays_changed() {
     let mut host = Host::new();
     host.spawn_bare("web");
-    // Its back-off after a second failure is time enough for a change.
+    // The back-off after a second failure leaves enough time for a change.
     for generation in 1..=2 {
         let agent = host.running("web").processes["agent"];
         kill(Pid::from_raw(agent), Signal::SIGKILL).unwrap();

@@ -1,4 +1,4 @@
-//! Published ports when their daemon, their agents or other programs do not play along.
+//! Published ports when their daemon, their agents or other programs interfere.
 
 #![allow(
     clippy::unwrap_used,
@@ -55,7 +55,7 @@ fn an_agent_that_stands_still_during_a_restart_gives_its_sockets_back_later() {
         let now = host.control().instance("web");
         (port_state(&now) == PortState::Open).then_some(())
     });
-    // The daemon holds the port: the next generation has it too.
+    // The daemon holds the port, so the next generation has the port too.
     signal(agent, Signal::SIGKILL);
     host.successor_of("web", 1);
     assert!(answers(port));
@@ -134,7 +134,7 @@ fn connections_wait_for_a_successor_and_not_for_ever() {
          [pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n",
     );
     let port = host.spawn_kv("web");
-    // Its kernel image has changed: no successor can be started, and the recovery is tried again with back-off.
+    // The kernel image has changed: no successor can start, and the recovery is retried with back-off.
     std::fs::write(host.path("vmlinuz-6.1.0-a"), "another").unwrap();
     signal(host.agent("web"), Signal::SIGKILL);
     let failed = Instant::now();

@@ -1,6 +1,6 @@
 //! Linux 6.1, 6.12 and 7.3 in QEMU: watched, healed, morphed, adopted.
 //!
-//! Needs what `scripts/setup-tests` installs.
+//! Requires the packages and kernels of `scripts/setup-tests`.
 
 #![allow(
     clippy::unwrap_used,
@@ -25,11 +25,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-/// Time between two presses of Ctrl-Alt-Del.
+/// Interval between two presses of Ctrl-Alt-Del.
 const PRESSED_AGAIN: Duration = Duration::from_secs(5);
 const MORPH: &str = "/v1/instances/web/morph";
 
-/// Each test over each transport.
+/// Defines each test for each transport.
 macro_rules! over_each_transport {
     ($($test:ident),* $(,)?) => {
         mod virtio {
@@ -54,7 +54,7 @@ over_each_transport!(
     the_agent_is_a_service_in_a_guest_with_an_init_of_its_own,
 );
 
-/// More than a guest of 256 MiB has is written to a server that was told no limit.
+/// Writes more data than a guest of 256 MiB has to a server without a configured limit.
 #[test]
 fn a_workload_fits_its_guest() {
     let host = Host::qemu();
@@ -68,7 +68,7 @@ fn a_workload_fits_its_guest() {
     assert_eq!((now.workload_failures, now.recoveries), (0, 0));
 }
 
-/// The same, to a server that was told that it may use more than there is.
+/// Like the previous test, with a server whose limit exceeds the memory.
 #[test]
 fn a_workload_that_its_kernel_kills_for_want_of_memory_is_recorded() {
     let host = Host::qemu();
@@ -130,7 +130,7 @@ fn a_kernel_that_panics_or_hangs_is_healed(transport: Transport) {
         let state = host.control().instance("web").summary.state;
         (state != InstanceState::Running).then_some(())
     });
-    // A connection made meanwhile waits and is served by the successor.
+    // A connection made meanwhile waits, and the successor serves the client.
     ping(port);
     assert_eq!(host.successor_of("web", 1).summary.generation, 2);
     let record = recovered(&host);
@@ -161,7 +161,7 @@ fn a_kernel_that_panics_or_hangs_is_healed(transport: Transport) {
     ping(port);
 }
 
-/// Its image lies among its modules, as newer packages install it.
+/// The kernel image is in its module directory, as newer packages install it.
 #[test]
 fn the_newest_kernel_panics_and_is_captured_and_healed() {
     let host = Host::qemu();
@@ -187,12 +187,12 @@ fn the_newest_kernel_panics_and_is_captured_and_healed() {
     assert!(report.memory.kinds.is_some(), "{:?}", report.problems);
 }
 
-/// What was captured of a kernel of the 6.1 series: see [`captured_of`].
+/// Returns the vmcore of a kernel of the 6.1 series; see [`captured_of`].
 fn captured(record: RecoveryRecord, cpus: usize) -> VmcoreRecord {
     captured_of(record, cpus, "6.1")
 }
 
-/// What was captured: a vmcore that its own reader finds complete, of this series, with the registers of so many CPUs.
+/// Returns the vmcore of a recovery, which must be complete, of this series, and with the registers of `cpus` CPUs.
 fn captured_of(record: RecoveryRecord, cpus: usize, series: &str) -> VmcoreRecord {
     let vmcore = record.vmcore.unwrap();
     assert_eq!(vmcore.error, None);
@@ -213,10 +213,10 @@ fn a_memory_that_must_be_captured_is_kept_until_it_is() {
     let port = host.spawn_kv_on("web", &kernels::debian("6.1"), "");
     let required = json!({ "vmcore": "required" });
     host.control().set_policy("web", &required);
-    // There is a file where the directory should be.
+    // A file blocks the path of the directory.
     let obstacle = host.path("state/vmcore");
     std::fs::write(&obstacle, "").unwrap();
-    // Not even QEMU is left; the daemon has its memory.
+    // Not even QEMU is left; the daemon holds the memory.
     kill(Pid::from_raw(qemu_of(&run_dir(&host))), Signal::SIGKILL).unwrap();
     let kept = host.control().wait("an operator to be asked", || {
         let now = host.control().instance("web");
@@ -230,7 +230,7 @@ fn a_memory_that_must_be_captured_is_kept_until_it_is() {
         .succeed("POST", "/v1/instances/web/recover", None);
     let record = recovered(&host);
     assert_eq!(record.failed_generation, 1);
-    // Nobody is left who knows the registers.
+    // No process that knows the registers is left.
     captured(record, 0);
     ping(port);
 }
@@ -238,7 +238,8 @@ fn a_memory_that_must_be_captured_is_kept_until_it_is() {
 fn a_workload_moves_from_6_1_to_the_newest_kernel_and_back(transport: Transport) {
     let newest = kernels::newest();
     let mut others = vec!["6.12", &newest, "6.1"];
-    // Over kerf-vsock only `make new-kernel` goes to the newest: its module takes tools that not every machine can have.
+    // Over kerf-vsock, only `make new-kernel` uses the newest kernel: its module requires tools that some machines
+    // cannot have.
     if transport == Transport::Kerf && std::env::var_os("KMORPH_NEWEST_SERIES").is_none() {
         others = vec!["6.12", "6.1"];
     }
@@ -265,7 +266,7 @@ fn a_workload_moves_from_6_1_to_the_newest_kernel_and_back(transport: Transport)
         assert_eq!(proof, "a vmcore of its new kernel could be read whole");
         ping(port);
         let seen = steady.stop();
-        // Its one connection breaks, and is told so; no answer is wrong.
+        // The client's one connection may break, with an error; no answer is wrong.
         assert!(seen.failed <= 1 && seen.wrong == 0, "{seen:?}");
         for key in 0..50 {
             assert_eq!(get(port, &format!("k{key}")), value);
@@ -274,7 +275,7 @@ fn a_workload_moves_from_6_1_to_the_newest_kernel_and_back(transport: Transport)
 }
 
 fn morph(host: &Host, series: &str) -> kmorph_control_api::Operation {
-    // Software emulation: the budget is not what is tested here.
+    // Under software emulation, the budget is not under test.
     let body = json!({
         "kernel": kernels::debian(series), "auto_validate": true, "auto_commit": true,
         "force": true,
@@ -330,7 +331,7 @@ fn a_new_kernel_that_dies_in_a_morph_is_rolled_back_from() {
     assert_eq!(get(port, "k"), "v");
 }
 
-/// The QEMU that runs from `run_dir`.
+/// Returns the QEMU process that runs from `run_dir`.
 fn qemu_of(run_dir: &std::path::Path) -> i32 {
     let wanted = run_dir.as_os_str().as_encoded_bytes();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
@@ -354,7 +355,7 @@ fn a_guest_that_stood_still_for_a_while_is_reached_again() {
         .set_policy("web", &json!({ "heartbeat_timeout_s": 60.0 }));
     let qemu = Pid::from_raw(host.control().instance("web").processes["qemu"]);
     kill(qemu, Signal::SIGSTOP).unwrap();
-    // The daemon's connection to the guest is given up, and the client told so.
+    // The daemon gives up its connection to the guest, and the client receives an error.
     let mut client = Client::connect(port).unwrap();
     assert!(client.call(&["PING"]).is_err());
     kill(qemu, Signal::SIGCONT).unwrap();
@@ -376,7 +377,7 @@ fn the_agent_is_a_service_in_a_guest_with_an_init_of_its_own(transport: Transpor
     let now = host.control().instance("web");
     assert!(now.summary.kernel_release.starts_with("6.1."), "{now:?}");
     ping(published(&now));
-    // Its kernel goes on without it, and says so.
+    // The guest's kernel keeps running without the agent, and reports that.
     kernels::press_ctrl_alt_del(&run_dir(&host));
     let record = host.control().wait("the silence to be judged", || {
         let all: Vec<RecoveryRecord> = host.control().get("/v1/recoveries?instance=web");
@@ -402,7 +403,7 @@ fn a_cpu_that_hangs_is_named_and_a_failure_where_policy_says_so_on_the_newest() 
     a_cpu_that_hangs_is_noticed(&kernels::newest());
 }
 
-/// CPU 1 of two spins with interrupts off; the other answers.
+/// CPU 1 of two spins with interrupts off; the other CPU answers.
 fn a_cpu_that_hangs_is_noticed(series: &str) {
     let host = Host::qemu();
     let kernel = kernels::debian(series);
@@ -410,7 +411,7 @@ fn a_cpu_that_hangs_is_noticed(series: &str) {
     let body = json!({
         "name": "web",
         "kernel": kernel,
-        // An emulated machine with two CPUs is often late with the timer that 6.1 checks at its boot.
+        // An emulated machine with two CPUs often misses the timer check of 6.1 at boot.
         "kernel_cmdline": "no_timer_check",
         "cpus": 2,
         "initramfs": larger_guest::build(&dir, &kernel, Transport::Virtio, then),
@@ -419,10 +420,10 @@ fn a_cpu_that_hangs_is_noticed(series: &str) {
     });
     host.control().succeed("POST", "/v1/instances", Some(&body));
     let port = published(&host.running("web"));
-    // Two CPUs that are emulated on a busy machine can be late by more than a second, each on its own.
+    // On a busy machine, each of two emulated CPUs can be late by more than a second.
     host.control()
         .set_policy("web", &json!({ "heartbeat_timeout_s": 3.0 }));
-    // The driver of the keyboard may begin later than the agent: what is pressed before is lost.
+    // The keyboard driver may start later than the agent: earlier key presses are lost.
     let mut pressed: Option<Instant> = None;
     let now = host.control().wait("it to be noticed", || {
         let now = host.control().instance("web");
@@ -512,7 +513,7 @@ fn a_guest_with_too_much_to_do_is_shown_as_overloaded_and_left_alone() {
     let health: HealthReport = host.control().get("/v1/instances/web/health");
     assert_eq!(health.reason, Some(evidence));
     assert!(health.metrics.unwrap().cpu_pressure_percent.unwrap() >= 90.0);
-    // Nothing is left to do.
+    // The load ends.
     let _stop = std::net::TcpStream::connect(("127.0.0.1", published(&now))).unwrap();
     said("not overloaded any more");
     let now = host.running("web");

@@ -1,4 +1,4 @@
-//! Bad input is met with a clear error, and nothing is changed by it.
+//! Invalid input is refused with a clear error, and changes nothing.
 
 #![allow(
     clippy::unwrap_used,
@@ -23,7 +23,7 @@ use nix::unistd::Uid;
 use serde_json::json;
 
 const SOUND: &str = "[defaults]\nheartbeat_timeout_s = 1.0\n";
-/// A user who is neither root nor the daemon's.
+/// A user who is neither root nor the daemon's user.
 const NOBODY: u32 = 65_534;
 const SECRET: &str = "hunter2";
 
@@ -32,7 +32,7 @@ fn names(host: &Host) -> Vec<String> {
     all.into_iter().map(|i| i.name).collect()
 }
 
-/// `name` is what it was: same process, same generation, running.
+/// Asserts that `name` is unchanged: same process, same generation, running.
 fn undisturbed(host: &Host, name: &str, agent: i32) {
     let now = host.running(name);
     assert_eq!((now.processes["agent"], now.summary.recoveries), (agent, 0));
@@ -96,7 +96,7 @@ fn what_only_a_booted_kernel_takes_is_refused_where_none_is_booted() {
     assert_eq!(names(&host), ["web"]);
     assert!(!host.path("run/instances/db").exists());
     undisturbed(&host, "web", agent);
-    // Nothing at all may be said of it.
+    // An empty command line is valid.
     let body = json!({ "name": "db", "kernel": kernel, "kernel_cmdline": "" });
     host.control().succeed("POST", "/v1/instances", Some(&body));
 }
@@ -170,7 +170,7 @@ fn an_unknown_instance_is_refused_by_everything_that_names_one() {
         let error = host.control().request("GET", path, None).refusal();
         assert_eq!(error.code, ErrorCode::NotFound, "{path}: {error}");
     }
-    // What there is to read of one that is gone, can be read.
+    // The logs of a terminated instance can be read.
     host.spawn_bare("ghost");
     host.control()
         .succeed("DELETE", "/v1/instances/ghost", None);
@@ -180,7 +180,7 @@ fn an_unknown_instance_is_refused_by_everything_that_names_one() {
     }
 }
 
-/// It says in which state an instance is that nobody can ask, and when that was last heard of.
+/// The error states the condition of an instance that cannot be asked, and the time of its last heartbeat.
 #[test]
 fn an_instance_that_does_not_run_is_not_pinged() {
     let host = Host::new();
@@ -234,7 +234,7 @@ fn a_commit_before_the_validation_is_refused_and_the_morph_goes_on() {
     let body = json!({ "kernel": host.kernel("6.12.0-b"), "auto_validate": false });
     host.control().succeed("POST", MORPH, Some(&body));
     let path = format!("{MORPH}/commit");
-    // By force: the budget is not what is tested.
+    // By force: the budget is not under test.
     let body = json!({ "force": true });
     let error = host.control().request("POST", &path, Some(&body)).refusal();
     assert_eq!(error.code, ErrorCode::WrongState);
@@ -246,7 +246,7 @@ fn a_commit_before_the_validation_is_refused_and_the_morph_goes_on() {
         .control()
         .request("POST", &format!("{MORPH}/validate"), None);
     assert_eq!(again.refusal().code, ErrorCode::WrongState);
-    // The target's end rolls the morph back, and a commit that comes too late is told why.
+    // The target's end rolls the morph back, and a commit that comes too late receives the reason.
     let instances = std::fs::read_to_string(host.path("run/instances/web/2/agent.birth")).unwrap();
     let target = instances.split(' ').next().unwrap().parse().unwrap();
     let target = nix::unistd::Pid::from_raw(target);
@@ -301,7 +301,7 @@ fn one_bad_policy_of_many_changes_none() {
     }
 }
 
-/// Does `work` on a thread whose user is `NOBODY`.
+/// Runs `work` on a thread whose user is `NOBODY`.
 fn as_nobody<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
@@ -369,7 +369,7 @@ fn who_has_no_permission_may_look_and_change_nothing() {
     assert_eq!(web.workload.unwrap().env["TOKEN"], SECRET);
 }
 
-/// Largest resident memory of the daemon so far, bytes.
+/// Returns the peak resident memory of the daemon, bytes.
 fn peak_bytes(host: &Host) -> u64 {
     let path = format!("/proc/{}/status", host.daemon_pid());
     let text = std::fs::read_to_string(path).unwrap();
@@ -378,21 +378,21 @@ fn peak_bytes(host: &Host) -> u64 {
     kib * 1024
 }
 
-/// Sends a request whose body has `total` bytes, as `length` announces it, until the daemon hangs up
-/// or answers; its answer.
+/// Sends a request with a body of `total` bytes, announced by `length`, until the daemon hangs up or answers; returns
+/// the answer.
 fn oversized(host: &Host, length: &str, total: u64) -> String {
     let mut stream = UnixStream::connect(host.path("run/kmorphd.sock")).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     stream.set_write_timeout(Some(DEADLINE)).unwrap();
     let head = format!("POST /v1/instances HTTP/1.1\r\nHost: kmorph\r\n{length}\r\n\r\n");
     stream.write_all(head.as_bytes()).unwrap();
-    // One chunk of the chunked coding; with a length it is as good as any other text.
+    // One chunk of the chunked coding; with a Content-Length, the same bytes serve as arbitrary text.
     let chunk = [b"10000\r\n".as_slice(), &[b'['; 0x10000], b"\r\n"].concat();
     let mut sent = 0;
     while sent < total {
         match stream.write(&chunk) {
             Ok(count) => sent += count as u64,
-            // It has hung up: what it said before is still to be read.
+            // The daemon has hung up; its answer can still be read.
             Err(_) => break,
         }
     }
@@ -404,7 +404,7 @@ fn oversized(host: &Host, length: &str, total: u64) -> String {
 #[test]
 fn a_request_of_a_gigabyte_is_refused_and_not_held() {
     const GIGABYTE: u64 = 1 << 30;
-    /// Far below what is sent, well above what reading it may take.
+    /// Far below the size of the request, well above the memory that its handling may take.
     const GROWTH_MAX_BYTES: u64 = 16 << 20;
     let host = Host::new();
     host.spawn_bare("web");
@@ -443,7 +443,7 @@ fn a_second_daemon_on_the_same_state_is_refused() {
         ],
     );
     undisturbed(&host, "web", agent);
-    // One with other directories, but on the same control socket.
+    // A daemon with other directories, but the same control socket.
     let other = Host::prepare(SOUND);
     let socket = host.path("run/kmorphd.sock");
     let text = other.refused_start(&["--socket".as_ref(), socket.as_os_str()]);
@@ -464,7 +464,7 @@ fn half_a_request_does_not_keep_a_connection_for_ever() {
         stream.write_all(head).unwrap();
         stream
     };
-    // As many as the daemon serves at once, and then some.
+    // More connections than the daemon serves at once.
     let mut half: Vec<_> = (0..300).map(|_| connect()).collect();
     let now: Vec<InstanceSummary> = host.control().get("/v1/instances");
     assert!(now.is_empty());
@@ -497,7 +497,7 @@ fn a_capture_that_cannot_be_is_refused_before_it_begins() {
             ErrorCode::InvalidRequest,
             "not a directory",
         ),
-        // Its kernel is the host's.
+        // The kernel of that instance is the host's.
         (
             host.path("core"),
             ErrorCode::WrongState,

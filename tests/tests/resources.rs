@@ -1,4 +1,4 @@
-//! What the pool gives, gets back and refuses, and that instances run on what they were given.
+//! The pool assigns, takes back and refuses resources, and instances run on the resources assigned to them.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-/// Memory of one instance; the pool has that of two and a bit.
+/// Memory of one instance, bytes; the pool has slightly more than twice as much.
 const INSTANCE_BYTES: u64 = 64 << 20;
 const POOL: &str =
     "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nmemory_mib = 150\n";
@@ -30,7 +30,7 @@ fn spawn(host: &Host, name: &str) {
     host.control().succeed("POST", "/v1/instances", Some(&body));
 }
 
-/// The pool has no more for what is asked.
+/// Asserts that the pool lacks the resources for a request.
 fn refused(host: &Host, path: &str, body: &Value) {
     let error = host.control().request("POST", path, Some(body)).refusal();
     assert_eq!(error.code, ErrorCode::InsufficientResources, "{error:?}");
@@ -45,7 +45,7 @@ fn a_spawn_and_a_morph_that_the_pool_cannot_give_are_refused() {
     let morph = json!({ "kernel": host.kernel("6.12.0-b"), "auto_validate": true });
     refused(&host, "/v1/instances/a/morph", &morph);
     assert_eq!(host.running("a").summary.generation, 1);
-    // What one gives back another one gets.
+    // Another instance can use the resources of a terminated one.
     host.control()
         .succeed("DELETE", "/v1/instances/b?force=true", None);
     spawn(&host, "c");
@@ -119,7 +119,7 @@ fn so_many_recoveries_run_at_once_and_no_more() {
         let ended = |r: &RecoveryRecord| r.outcome == RecoveryOutcome::Recovered;
         (all.len() == INSTANCES && all.iter().all(ended)).then_some(all)
     });
-    // Times of day in one form: what is later is greater.
+    // Timestamps in one format, whose text order is the order of time.
     let mut spans: Vec<_> = records
         .iter()
         .map(|r| (r.started_at.clone(), r.ended_at.clone().unwrap()))

@@ -1,5 +1,5 @@
-//! A disk that stands still for a while. What has to be durable waits for it; nothing else does, and nothing is
-//! done twice because of it.
+//! A disk that stalls for a while. Only operations that must be durable wait for the disk, and nothing is done twice
+//! because of the stall.
 
 #![allow(
     clippy::unwrap_used,
@@ -20,14 +20,15 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-/// A heartbeat timeout that is over several times while the disk stands still.
+/// A heartbeat timeout that expires several times during the stall.
 const CONFIG: &str = "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n";
-/// How long the disk stands still; `KMORPH_TEST_STALL_S` says otherwise.
+/// Default duration of the stall (`KMORPH_TEST_STALL_S`).
 const STALL: Duration = Duration::from_secs(6);
-/// Longest wait for the list meanwhile, also on a machine that is busy: well below that.
+/// Maximum time of a request for the list during the stall, even on a busy machine: well below the duration of the
+/// stall.
 const LIST_MAX: Duration = Duration::from_secs(3);
 
-/// A running daemon whose disk can stand still: what lies under `under`, and with `sync` each fsync.
+/// Starts a daemon whose disk can stall: paths below `under`, and with `sync` each fsync.
 fn host(under: &str, sync: bool) -> Host {
     let mut host = Host::prepare(CONFIG);
     let library = host.path("stall.so");
@@ -61,7 +62,7 @@ fn list(host: &Host) -> Vec<InstanceSummary> {
     list
 }
 
-/// Kills `web` while the disk stands still. `meanwhile` looks at the list, again and again.
+/// Kills `web` while the disk stalls. `meanwhile` checks the list repeatedly.
 fn dies_while_the_disk_stands_still(host: &Host, meanwhile: impl Fn(&[InstanceSummary])) {
     host.spawn_bare("web");
     host.spawn_bare("db");
@@ -103,7 +104,7 @@ fn while_the_journal_waits_for_the_disk_nothing_is_fenced_or_started_and_the_lis
     let host = host("state", true);
     dies_while_the_disk_stands_still(&host, |list| {
         let web = list.iter().find(|one| one.name == "web").unwrap();
-        // Nothing is begun that is not written down.
+        // Nothing begins before its journal entry is written.
         assert_eq!((web.generation, web.recoveries), (1, 0), "{web:?}");
         assert_ne!(web.state, InstanceState::Running);
     });
@@ -120,8 +121,8 @@ fn while_a_successor_waits_for_its_directory_the_list_answers() {
     });
 }
 
-/// Nobody knows whether a record is on a disk that stands still: the morph cannot be undone any more, and is not called
-/// undone.
+/// While the disk stalls, the durability of the record is unknown: the morph cannot be rolled back any more, and is not
+/// reported as rolled back.
 #[test]
 fn a_rollback_is_refused_while_the_commit_record_waits_for_the_disk() {
     let host = host("state", true);

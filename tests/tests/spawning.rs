@@ -1,4 +1,4 @@
-//! A spawn that fails says why at once, and leaves nothing behind.
+//! A failed spawn reports the reason at once, and leaves nothing behind.
 
 #![allow(
     clippy::unwrap_used,
@@ -13,7 +13,7 @@ use kmorph_control_api::{ErrorCode, Operation, OperationState, RecoveryRecord};
 use kmorph_tests::Host;
 use serde_json::{Value, json};
 
-/// Far below the 30 s that an instance has for its first healthy answer.
+/// Far below the 30 s that an instance has until its first healthy answer.
 const AT_ONCE: Duration = Duration::from_secs(15);
 
 fn spawn(host: &Host, workload: &Value) -> Operation {
@@ -24,7 +24,7 @@ fn spawn(host: &Host, workload: &Value) -> Operation {
     host.control().operate("POST", "/v1/instances", Some(&body))
 }
 
-/// No directory, no row, no history of a recovery; and the name and the whole pool are free again.
+/// Asserts that no directory, row or recovery record is left, and that the name and the whole pool are free again.
 fn nothing_is_left(host: &Host) {
     let all: Vec<Value> = host.control().get("/v1/instances");
     assert!(all.is_empty(), "{all:?}");
@@ -107,7 +107,7 @@ fn a_spawn_that_fails_while_the_daemon_dies_leaves_nothing_either() {
 #[test]
 fn what_was_written_for_a_generation_that_does_not_start_is_removed() {
     let host = Host::prepare("[pool]\nshare_cpus = true\n");
-    // An agent that is not there by the time it is wanted: the backend has written its configuration by then.
+    // The agent will be missing when it is needed; by then, the backend has written its configuration.
     let agent = host.path("agent");
     std::fs::copy(kmorph_tests::program("kmorph-agent"), &agent).unwrap();
     let config = std::fs::read_to_string(host.config_path()).unwrap();
@@ -147,7 +147,7 @@ fn what_no_kernel_would_start_is_refused_with_what_is_allowed() {
     assert_eq!(error.code, ErrorCode::NotFound);
     assert!(error.message.contains("\"/no/such/program\""), "{error}");
     nothing_is_left(&host);
-    // And what is allowed is started.
+    // A valid request starts the instance.
     let env = json!({ "A": half });
     let ended = spawn(
         &host,

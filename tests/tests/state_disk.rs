@@ -1,5 +1,5 @@
-//! The disk under the journal: full, nothing may change, everything that runs runs on, and when there
-//! is space again the daemon goes on by itself; read-only, the daemon does not start.
+//! The disk of the journal. Full: no change is possible, everything that runs keeps running, and when space is
+//! available again, the daemon continues on its own. Read-only: the daemon does not start.
 
 #![allow(
     clippy::unwrap_used,
@@ -63,7 +63,7 @@ fn own_mounts() {
     mount(none, Path::new("/"), none, private, none).unwrap();
 }
 
-/// A running daemon whose state is on a small disk. Bound in this order the disk goes first.
+/// Starts a daemon whose state is on a small disk. In this order of the bindings, the disk is dropped first.
 fn on_a_small_disk() -> (Host, Disk) {
     own_mounts();
     let mut host = Host::prepare(
@@ -90,7 +90,7 @@ fn a_full_disk_refuses_changes_and_stops_nothing() {
     assert!(daemon(&host).journal_ok);
     disk.fill();
     let patch = json!({ "morph_timeout_s": 7.0 });
-    // The journal has a little room of its own left, in the pages of its log.
+    // The journal has a little room left in the pages of its log.
     let error = host.control().wait("the disk to be full", || {
         let path = "/v1/instances/web/policy";
         let reply = host.control().request("PATCH", path, Some(&patch));
@@ -103,7 +103,7 @@ fn a_full_disk_refuses_changes_and_stops_nothing() {
     assert_eq!(spawn.refusal().code, ErrorCode::JournalUnavailable);
     let end = host.control().request("DELETE", "/v1/instances/web", None);
     assert_eq!(end.refusal().code, ErrorCode::JournalUnavailable);
-    // Another daemon could not finish it.
+    // Another daemon could not finish the recovery.
     let recover = host
         .control()
         .request("POST", "/v1/instances/web/recover", None);
@@ -114,7 +114,7 @@ fn a_full_disk_refuses_changes_and_stops_nothing() {
     assert!(!now.journal_ok);
     assert!(now.journal_error.unwrap().contains("disk is full"));
     assert_eq!(host.running("web").processes["agent"], agent);
-    // Space again: all is well with the next write.
+    // With space available again, the next write succeeds.
     std::fs::remove_file(disk.filler()).unwrap();
     let path = "/v1/instances/web/policy";
     let reply = host.control().request("PATCH", path, Some(&patch));
@@ -165,7 +165,7 @@ fn a_disk_that_is_full_at_the_start_is_said() {
 fn a_read_only_state_directory_is_refused_at_the_start() {
     let host = Host::prepare("");
     let state = host.path("state");
-    // Root writes wherever permissions say that it may not: for root the file system is read-only.
+    // Root can write regardless of permissions, so for root the file system is read-only.
     let _disk = Uid::effective().is_root().then(|| {
         own_mounts();
         let disk = Disk::mount(state.clone());
@@ -185,7 +185,7 @@ fn a_read_only_state_directory_is_refused_at_the_start() {
     assert!(!host.path("run/kmorphd.sock").exists());
 }
 
-/// Needs a debug build of the daemon: a release has no such fault.
+/// Requires a debug build of the daemon: a release build has no such fault.
 #[cfg(debug_assertions)]
 #[test]
 fn an_instance_whose_actor_panics_while_the_disk_is_full_is_watched_again_when_there_is_space() {

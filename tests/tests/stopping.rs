@@ -1,4 +1,4 @@
-//! The end of the daemon: at once, or once what is under way has ended.
+//! The stop of the daemon: at once, or after the operations in progress.
 
 #![allow(
     clippy::unwrap_used,
@@ -14,7 +14,7 @@ use kmorph_control_api::{DaemonStatus, ErrorCode, InstanceState, Operation, Oper
 use kmorph_tests::{Host, program};
 use serde_json::json;
 
-/// A daemon with a spawn under way: its agent answers once the file that is returned is there.
+/// Starts a daemon with a spawn in progress: its agent answers once the returned file exists.
 fn spawning() -> (Host, Operation, PathBuf) {
     let host = Host::with_hostile_agents(
         "[defaults]\nheartbeat_timeout_s = 1.0\n[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n",

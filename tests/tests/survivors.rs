@@ -1,5 +1,5 @@
-//! What survivors are told of a failure: in which order, with what in it, and what one who could not be
-//! reached is told later.
+//! The failure notices to survivors: their order, their contents, and the notices sent later to a survivor that was
+//! unreachable.
 
 #![allow(
     clippy::unwrap_used,
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 const CONFIG: &str = "[defaults]\nheartbeat_timeout_s = 5.0\n[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n";
 
-/// A survivor `name` that writes down what it is told in the directory that is returned.
+/// Spawns a survivor `name` that records its notices in the returned directory.
 fn survivor(host: &Host, name: &str) -> PathBuf {
     let dir = host.path(name);
     std::fs::create_dir(&dir).unwrap();
@@ -29,7 +29,7 @@ fn survivor(host: &Host, name: &str) -> PathBuf {
     dir
 }
 
-/// A daemon with the survivor `app`.
+/// Starts a daemon with the survivor `app`.
 fn host() -> (Host, PathBuf) {
     let host = Host::with_hostile_agents(CONFIG);
     let dir = survivor(&host, "app");
@@ -43,7 +43,7 @@ fn told(dir: &std::path::Path) -> Vec<Value> {
     whole.lines().map(parse).collect()
 }
 
-/// What it was told, once that ends with the end of this many recoveries.
+/// Waits until the survivor has received the ends of this many recoveries, and returns all its notices.
 fn told_all(host: &Host, dir: &std::path::Path, completed: usize) -> Vec<Value> {
     host.control().wait("the survivor to be told", || {
         let all = told(dir);
@@ -99,7 +99,7 @@ fn one_who_could_not_be_reached_is_told_the_newest_topology_when_it_can() {
     assert!(told(&dir).is_empty());
     std::fs::remove_file(dir.join("deaf")).unwrap();
     let all = told_all(&host, &dir, 1);
-    // Nothing of what was under way then, and nothing of the older recovery.
+    // No notice of steps that were in progress then, and none of the older recovery.
     assert_eq!(all.len(), 1, "{all:?}");
     assert_eq!(all[0]["type"], "RECOVER_COMPLETE");
     assert_eq!(all[0]["recovery"], 2);

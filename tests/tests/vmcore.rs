@@ -1,5 +1,5 @@
-//! Vmcores of real kernels that failed: what QEMU dumps is read, what is written from the guest's memory
-//! is read by makedumpfile (and by drgn, in `make test-drgn`, by crash, in `make test-crash`), and all agree.
+//! Vmcores of real kernels that failed: kmorph reads QEMU's dumps; makedumpfile (and drgn in `make test-drgn`, crash in
+//! `make test-crash`) reads kmorph's dumps of the guest's memory; and all agree.
 
 #![allow(
     clippy::unwrap_used,
@@ -25,10 +25,10 @@ use kmorph_vmcore::writer::{self, Contents, Control, Options, Output, Written};
 use kmorph_vmcore::{Dump, MemoryFile, PhysicalMemory};
 use serde_json::Value;
 
-/// A guest whose memory lies on both sides of the hole below 4 GiB.
+/// Memory of a guest on both sides of the hole below 4 GiB, MiB.
 const LARGE_MIB: u64 = 5 << 10;
 
-/// The last blocks are movable memory, and what is in them is moved away.
+/// The last blocks are movable memory, and the kernel moves their contents away.
 const OFFLINE_AND_BACK: &str = r#"
 for state in offline online; do
     for block in 4 3; do
@@ -63,7 +63,7 @@ fn the_newest_kernel_ended_by_sysrq_is_dumped_and_read() {
     assert_eq!(kernel.info().number("pgtable_l5_enabled"), Ok(1));
 }
 
-/// Two blocks of memory go offline and come back before the kernel ends, and are told like any other.
+/// Two blocks of memory go offline and come back before the kernel ends, and are reported like any other block.
 #[test]
 #[ignore = "the kernel may find a block busy and keep it: run it until it gives both away"]
 fn memory_that_was_offline_and_came_back_is_dumped_and_read() {
@@ -82,7 +82,7 @@ fn memory_that_was_offline_and_came_back_is_dumped_and_read() {
     }
 }
 
-/// `make new-kernel` runs it.
+/// Run by `make new-kernel`.
 #[test]
 #[ignore = "half a minute more than make test has time for: make new-kernel"]
 fn the_newest_kernel_that_read_nothing_is_dumped_and_read() {
@@ -94,7 +94,7 @@ fn the_newest_kernel_that_read_nothing_is_dumped_and_read() {
     });
 }
 
-/// `make new-kernel` runs it.
+/// Run by `make new-kernel`.
 #[test]
 #[ignore = "half a minute more than make test has time for: make new-kernel"]
 fn the_newest_kernel_that_hangs_is_dumped_and_read() {
@@ -146,7 +146,7 @@ fn a_6_12_kernel_that_hangs_is_dumped_and_read() {
     });
 }
 
-/// QEMU's dumps and ours are read by us, and ours by makedumpfile; all have the same log.
+/// kmorph reads QEMU's dumps and its own, and makedumpfile reads kmorph's; all have the same log.
 fn dumped_and_read(plan: &Plan<'_>) -> CrashedGuest {
     let guest = CrashedGuest::new(plan);
     let mut logs = Vec::new();
@@ -179,7 +179,7 @@ fn dumped_and_read(plan: &Plan<'_>) -> CrashedGuest {
         logs.push(report.log.unwrap().text);
         assert_makedumpfile_agrees(&path, &logs[0], None);
     }
-    // Of a dump that has all but zeros makedumpfile leaves out what is left out here.
+    // From a dump with everything except zero pages, makedumpfile excludes the same pages as kmorph.
     let (whole, _) = self::written(&guest, "core-all", Output::Kdump(Compression::None), 1);
     let (filtered, note) = self::written(&guest, "core-zstd", Output::Kdump(Compression::Zstd), 31);
     assert_makedumpfile_agrees(&whole, &logs[0], Some(&note));
@@ -230,7 +230,7 @@ fn assert_tells_the_end(report: &Report, plan: &Plan<'_>) {
             assert_called(report, "insmod", "do_one_initcall+");
         }
         End::Hang => {
-            // Programs of the guest told of a panic and a fault.
+            // The guest's programs logged a fake panic and a fake fault.
             assert_eq!((&report.crash.panic, &report.crash.cause), (&None, &None));
             assert!(log.text.contains("failing: no CPU goes on"), "{}", log.text);
         }
@@ -258,7 +258,7 @@ fn assert_tells_the_kernel(report: &Report, plan: &Plan<'_>) {
         "{kernel:?}"
     );
     assert_eq!(kernel.command_line, Some(plan.command_line()));
-    // An oops taints, and a module that is not the kernel's own.
+    // An oops taints the kernel, and so does an out-of-tree module.
     let letters = match plan.end {
         End::Sysrq => "",
         End::NullDereference => "DOE",
@@ -274,7 +274,7 @@ fn assert_tells_the_kernel(report: &Report, plan: &Plan<'_>) {
     }
 }
 
-/// The program that failed was this one, and in its call trace is this function.
+/// Asserts that `program` failed, with `function` in its call trace.
 fn assert_called(report: &Report, program: &str, function: &str) {
     let failed = report.crash.events.iter();
     let mut failed = failed.filter(|event| event.comm.as_deref() == Some(program));
@@ -288,12 +288,12 @@ fn assert_called(report: &Report, program: &str, function: &str) {
     );
 }
 
-/// Of every CPU, as QEMU knows them.
+/// Checks the registers of every CPU, as dumped by QEMU.
 fn assert_tells_the_registers(report: &Report, plan: &Plan<'_>) {
     assert_eq!(report.cpus.len(), plan.cpus as usize);
     for cpu in &report.cpus {
         assert_eq!(cpu.mode, "kernel", "{cpu:?}");
-        // What hangs is a module, of which no symbol is looked up.
+        // The code that hangs is in a module, whose symbols are not looked up.
         let named = cpu.at.as_deref().is_some_and(|at| at.contains('+'));
         assert!(named || plan.end == End::Hang, "{cpu:?}");
     }
@@ -330,8 +330,8 @@ fn written(guest: &CrashedGuest, name: &str, output: Output, level: u32) -> (Pat
     (path, written)
 }
 
-/// makedumpfile finds the same log, filters the file again, and leaves out as many pages of each kind as
-/// were left out in `expected`.
+/// makedumpfile finds the same log, can filter the file again, and excludes as many pages of each kind as `expected`
+/// states.
 fn assert_makedumpfile_agrees(path: &Path, log: &str, expected: Option<&Written>) {
     let (dmesg, again) = (path.with_extension("dmesg"), path.with_extension("again"));
     makedumpfile(&["--dump-dmesg".as_ref(), path, &dmesg]);
@@ -356,8 +356,8 @@ fn assert_makedumpfile_agrees(path: &Path, log: &str, expected: Option<&Written>
         let theirs = theirs.and_then(|l| l.trim().strip_prefix(": 0x"));
         let theirs = theirs.map(|digits| u64::from_str_radix(digits.trim(), 16).unwrap());
         let theirs = theirs.unwrap_or_else(|| panic!("no {line} in\n{report}"));
-        // makedumpfile 1.7.2 does not know how Linux 6.10 and newer mark slab pages: it takes some of them
-        // for user pages.
+        // makedumpfile 1.7.2 does not know how Linux 6.10 and newer mark slab pages, and takes some of them for user
+        // pages.
         let more_is_right = knows_no_slab && line.starts_with("User");
         let agrees = theirs == ours.get() || (more_is_right && theirs > ours.get());
         assert!(agrees, "{line}: {ours} in\n{report}");
@@ -419,7 +419,7 @@ fn assert_the_command_tells_it(path: &Path, plan: &Plan<'_>) {
     }
 }
 
-/// `make test-drgn` runs it, with a Python that has drgn.
+/// Run by `make test-drgn`, with a Python that has drgn.
 #[test]
 #[ignore = "needs drgn: make test-drgn"]
 fn drgn_reads_every_page_of_what_is_written() {
@@ -447,7 +447,7 @@ fn drgn_reads_every_page_of_what_is_written() {
                     .unwrap();
                 let said = String::from_utf8_lossy(&ran.stdout).into_owned();
                 assert!(ran.status.success(), "{path:?}: {ran:?}");
-                // An ELF core reads as zeros where pages were left out.
+                // In an ELF core, excluded pages read as zeros.
                 let expected = match output {
                     Output::Elf => format!("release {series}."),
                     Output::Kdump(_) => format!("missing {left_out} release {series}."),
@@ -458,7 +458,7 @@ fn drgn_reads_every_page_of_what_is_written() {
     }
 }
 
-/// `make test-tasks` runs it, with drgn in `PATH`.
+/// Run by `make test-tasks`, with drgn in `PATH`.
 #[test]
 #[ignore = "needs drgn and Debian's debug symbols: make test-tasks"]
 fn tasks_and_their_stacks_are_told_with_debug_symbols() {
@@ -484,7 +484,7 @@ fn tasks_and_their_stacks_are_told_with_debug_symbols() {
         };
         calls(1, "init", "sysrq_handle_crash+0x");
         calls(2, "kthreadd", "kthreadd+0x");
-        // The second line of a message is indented by the kernel and makedumpfile, and not by drgn.
+        // The kernel and makedumpfile indent the second line of a message, drgn does not.
         let (theirs, ours) = (drgn_log(&core, series), &report["log"]["text"]);
         let (mut theirs, mut ours) = (theirs.lines(), ours.as_str().unwrap().lines());
         assert!(
@@ -496,8 +496,8 @@ fn tasks_and_their_stacks_are_told_with_debug_symbols() {
     }
 }
 
-/// The log as drgn tells it. It prints what is no text as it is; here it is escaped as makedumpfile does, to
-/// which a byte is a number with a sign.
+/// Returns the log from drgn. drgn prints bytes that are not text unchanged; this function escapes them like
+/// makedumpfile, which treats a byte as a signed number.
 fn drgn_log(core: &Path, series: &str) -> String {
     let script = "import sys; from drgn.helpers.linux.printk import get_dmesg; \
                   sys.stdout.buffer.write(get_dmesg(prog))";
@@ -523,8 +523,8 @@ fn vmlinux(series: &str) -> PathBuf {
     symbols.join(release).join("vmlinux")
 }
 
-/// `make test-crash` runs it. crash is given no options. Debian 12's is older than Linux 6.4 and reads nothing
-/// newer, QEMU's own dumps neither.
+/// Run by `make test-crash`, without options for crash. The crash of Debian 12 is too old for Linux 6.4 and newer, and
+/// reads not even QEMU's own dumps of them.
 #[test]
 #[ignore = "needs crash and Debian's debug symbols: make test-crash"]
 fn crash_reads_what_is_written() {
@@ -545,7 +545,7 @@ fn crash_reads_what_is_written() {
         let guest = CrashedGuest::new(&plan);
         let log = analysed(&guest.dump("elf")).log.unwrap().text;
         let stacks = crash(&guest, &plan, &guest.path("elf"), &["bt -a"]);
-        // Of a hung CPU's stack it finds nothing, in QEMU's dump neither.
+        // crash cannot unwind the stack of a hung CPU, even in QEMU's dump.
         let expected = match plan.end {
             End::Sysrq => "] sysrq_handle_crash at ",
             End::NullDereference => "] do_one_initcall at ",
@@ -569,7 +569,7 @@ fn crash_reads_what_is_written() {
     }
 }
 
-/// crash warns before it prints, and prints a dot for a byte that is no text.
+/// crash prints warnings first, and a dot for each byte that is not text.
 fn assert_crash_prints_the_log(said: &str, log: &str) {
     let begin = said.find("[    0.000000] Linux version").unwrap();
     let log = log.replace("\\x01\\xffffffff", "..");
@@ -592,7 +592,7 @@ fn crash(guest: &CrashedGuest, plan: &Plan<'_>, path: &Path, commands: &[&str]) 
     said
 }
 
-/// Pages that the file has.
+/// Returns the number of pages in the file.
 fn in_file(path: &Path, written: &Written) -> u64 {
     let dump = Dump::open(path).unwrap().unwrap();
     dump.pages_in_file().unwrap_or(written.note.pages.get())

@@ -1,5 +1,5 @@
-//! VMCOREINFO that is damaged: the kernel's copy in memory takes the place of the note, and what cannot be told is not
-//! made up.
+//! Damaged VMCOREINFO: kmorph uses the kernel's copy in memory instead of the note, and reports nothing that it cannot
+//! determine.
 
 #![allow(
     clippy::unwrap_used,
@@ -16,17 +16,17 @@ use kmorph_tests::program;
 use kmorph_vmcore::Dump;
 use kmorph_vmcore::analysis::{AnalysisOptions, Report, analyse};
 
-/// Pages behind the first section, of 128 MiB, of a guest of 192 MiB.
+/// Number of pages after the first section, of 128 MiB, in a guest of 192 MiB.
 const BEHIND_FIRST_SECTION: u64 = (64 << 20) / 4096;
 
-/// Where VMCOREINFO is damaged.
+/// The damaged copies of VMCOREINFO.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Damaged {
     Note,
     NoteAndMemory,
 }
 
-/// A dump of QEMU's, and where VMCOREINFO begins in it.
+/// A dump from QEMU, and the offsets of VMCOREINFO in the dump.
 struct Noted {
     bytes: Vec<u8>,
     infos: Vec<usize>,
@@ -43,7 +43,7 @@ impl Noted {
         Self { bytes, infos }
     }
 
-    /// Writes a copy of it in which the byte behind `text` is another one.
+    /// Writes a copy of the dump with another byte after `text`.
     fn damaged(&self, guest: &CrashedGuest, text: &str, byte: u8, damaged: Damaged) -> PathBuf {
         let mut bytes = self.bytes.clone();
         let infos = match damaged {
@@ -53,7 +53,7 @@ impl Noted {
         for info in infos {
             let page = &mut bytes[*info..*info + 4000];
             let at = page.windows(text.len()).position(|w| w == text.as_bytes());
-            // Other programs' texts begin so as well.
+            // Texts of other programs begin in the same way.
             if let Some(at) = at {
                 assert_ne!(page[at + text.len()], byte);
                 page[at + text.len()] = byte;
@@ -71,7 +71,7 @@ fn analysed(path: &Path) -> Report {
     analyse(&dump, AnalysisOptions::default()).unwrap()
 }
 
-/// What the command prints of the memory.
+/// Returns the command's output about the memory.
 fn shown(path: &Path) -> String {
     let mut command = Command::new(program("kmorphctl"));
     let ran = command.args(["vmcore", "analyze"]).arg(path).output();
@@ -111,7 +111,7 @@ fn what_a_damaged_vmcoreinfo_does_not_tell_is_not_made_up() {
     let shown_of_none = shown(&path);
     assert!(!shown_of_none.contains("\nKIND"), "{shown_of_none}");
 
-    // The first section is described where it always is.
+    // The place of the first section's description is fixed.
     let text = "\nSIZE(mem_section)=";
     let path = noted.damaged(&guest, text, b'9', Damaged::NoteAndMemory);
     let told = analysed(&path).memory.kinds.unwrap();

@@ -1,5 +1,5 @@
-//! Vmcores that other tools make: makedumpfile's of ours, and QEMU's. They are whole, and no cut of them is; what
-//! kmorph wrote of the first is not held against the second.
+//! Vmcores from other tools: makedumpfile's, filtered from kmorph's, and QEMU's. They are complete, and no truncated
+//! copy is; the note that kmorph wrote into the original does not apply to makedumpfile's copy.
 
 #![allow(
     clippy::unwrap_used,
@@ -22,19 +22,18 @@ use kmorph_vmcore::kernel::Kernel;
 use kmorph_vmcore::writer::{self, Contents, Control, Options, Output};
 use kmorph_vmcore::{ChecksumState, Completeness, Dump, MemoryFile, PhysicalMemory};
 
-/// Places at which each file is cut.
+/// Number of places at which each file is truncated.
 const CUTS: u64 = 30;
 const PAGE: u64 = 4096;
-/// Bits that are changed in each file, one at a time, unless `KMORPH_TEST_FLIPS` gives another number
-/// (`make test-flips`).
+/// Default number of single-bit changes tried in each file (`KMORPH_TEST_FLIPS`; see `make test-flips`).
 const FLIPS: u64 = 40;
-/// Pages that are read of a file with a changed bit, spread over all.
+/// Number of pages read from a file with a changed bit, spread over the file.
 const PAGES_READ: usize = 40;
 
 #[test]
 fn what_makedumpfile_and_qemu_write_is_whole_and_no_cut_of_it_is() {
     let guest = CrashedGuest::new(&Plan::small("6.1"));
-    // Debian's QEMU packs with nothing else.
+    // Debian's QEMU supports no other compression.
     for format in ["elf", "kdump-zlib", "kdump-raw-zlib"] {
         let dump = guest.dump(format);
         assert_no_cut_is_whole(&dump);
@@ -64,7 +63,7 @@ fn what_makedumpfile_and_qemu_write_is_whole_and_no_cut_of_it_is() {
             if name == "elf" && source != Output::Elf {
                 continue;
             }
-            // What a kdump-compressed source lacks is in makedumpfile's header too.
+            // makedumpfile's header also records the pages that a kdump-compressed source lacks.
             let lacks = if source == Output::Elf { 0 } else { level };
             let said = said.map(|said| said | lacks);
             let theirs = guest.path(&format!("{level}-{name}"));
@@ -80,7 +79,7 @@ fn what_makedumpfile_and_qemu_write_is_whole_and_no_cut_of_it_is() {
     }
 }
 
-/// `-F` writes to its standard output, `-R` reads its standard input; `--split` makes parts, `--reassemble` joins them.
+/// `-F` writes to standard output, `-R` reads standard input; `--split` makes parts, `--reassemble` joins them.
 fn assert_flattened_and_split_are_whole(guest: &CrashedGuest, ours: &Path) {
     let flat = guest.path("flat");
     let ran = Command::new("makedumpfile")
@@ -146,7 +145,7 @@ fn assert_the_command_says(path: &Path, level: Option<u32>) {
     }
 }
 
-/// The beginning of a file.
+/// A file truncated to a length.
 struct Cut(Arc<Vec<u8>>, u64);
 
 impl Bytes for Cut {
@@ -162,7 +161,7 @@ impl Bytes for Cut {
     }
 }
 
-/// A file in which one bit is another.
+/// A file with one bit changed.
 struct Changed {
     whole: Arc<Vec<u8>>,
     at: u64,
@@ -184,7 +183,7 @@ impl Bytes for Changed {
     }
 }
 
-/// The pages that a dump has.
+/// Returns the pages in a dump.
 fn pages_in(dump: &Dump) -> Vec<u64> {
     let mut pages = Vec::new();
     for range in dump.ranges() {
@@ -197,8 +196,8 @@ fn pages_in(dump: &Dump) -> Vec<u64> {
     pages
 }
 
-/// With any one bit changed, a file is not called complete when it lacks a page, or has a page at another address. The
-/// bytes of a page itself have no checksum: so one page, or those of zeros, may be others.
+/// With any single bit changed, a file that lacks a page or has a page at another address is not reported as complete.
+/// The bytes of a page have no checksum, so one page, or the zero pages, may differ.
 fn assert_no_change_moves_or_loses_pages(path: &Path) {
     let whole = Arc::new(std::fs::read(path).unwrap());
     let sound = Dump::from_bytes(Box::new(Cut(whole.clone(), whole.len() as u64))).unwrap();
@@ -216,7 +215,7 @@ fn assert_no_change_moves_or_loses_pages(path: &Path) {
         random = random.wrapping_mul(6_364_136_223_846_793_005) + 1;
         (random >> 20) % end
     };
-    // Headers, notes and bitmaps; the list of pages, 24 bytes each; and places anywhere.
+    // Headers, notes and bitmaps; the list of pages, 24 bytes each; and the whole file.
     let list = 64 * 1024 + 24 * pages.len() as u64;
     let flips = std::env::var("KMORPH_TEST_FLIPS").ok();
     let flips = flips.and_then(|flips| flips.parse().ok()).unwrap_or(FLIPS);
@@ -238,7 +237,7 @@ fn assert_no_change_moves_or_loses_pages(path: &Path) {
         if dump.completeness() != Completeness::Complete {
             continue;
         }
-        // The bitmap of a kdump-compressed file is the same then.
+        // An unchanged bitmap of a kdump-compressed file.
         let count = dump
             .pages_in_file()
             .filter(|_| dump.ranges() == sound.ranges());

@@ -1,4 +1,4 @@
-//! The agent of a simulated kernel: what docs/kmp.md says that an instance answers.
+//! The agent of a simulated kernel: the answers that docs/kmp.md requires of an instance.
 
 use kmp_proto::message::{
     Channel, Check, CheckResult, CommitReply, CommitStep, ErrorInfo, Health, HealthStatus,
@@ -17,9 +17,9 @@ use crate::machine::{Complaint, Kernel, Machine, Part};
 
 type Key = (String, u64);
 
-/// Bytes of a kernel's whole state.
+/// Size of a kernel's whole state, bytes.
 const STATE_BYTES: u64 = 8;
-/// How often one that stands still is looked at.
+/// Polling interval while a kernel is stopped.
 const STANDSTILL: std::time::Duration = std::time::Duration::from_millis(50);
 
 fn hello(key: &Key) -> Hello {
@@ -35,7 +35,7 @@ fn hello(key: &Key) -> Hello {
             flags: 0,
             generation: key.1,
             boot_id,
-            // One of nine agents is of a version that knows no morphs.
+            // One of nine agents runs a version without support for morphs.
             features: if key.1 % 9 == 8 {
                 0
             } else {
@@ -52,7 +52,7 @@ fn hello(key: &Key) -> Hello {
     }
 }
 
-/// Answers on one link until it is cut.
+/// Answers on one link until the link is cut.
 pub(crate) async fn serve(
     machine: Machine,
     key: Key,
@@ -80,7 +80,7 @@ async fn answer_all(machine: &Machine, key: &Key, connection: Connection) {
         hello,
         ..
     } = connection;
-    // What an agent says by itself goes over its control channel.
+    // The agent sends its unsolicited messages over the control channel.
     let mut says = match hello.fixed.channel {
         Channel::Control => machine.says(key),
         _ => None,
@@ -140,7 +140,7 @@ async fn answer_all(machine: &Machine, key: &Key, connection: Connection) {
     }
 }
 
-/// The next complaint, or the end of one; never, where none is told.
+/// Waits for the next complaint, or for the end of a complaint. Never returns if the link carries no complaints.
 async fn news(says: &mut Option<watch::Receiver<Complaint>>) -> Complaint {
     if let Some(says) = says
         && says.changed().await.is_ok()
@@ -162,7 +162,7 @@ fn is_of_a_morph(message: &Message) -> bool {
     )
 }
 
-/// What an agent says by itself when its program's state changes.
+/// Returns the message that an agent sends unsolicited when its program's state changes.
 fn status(complaint: Complaint) -> Message {
     let (health, workload, text) = match complaint {
         Complaint::None | Complaint::Load => (Health::Healthy, WorkloadState::Running, ""),
@@ -181,7 +181,8 @@ fn status(complaint: Complaint) -> Message {
     })
 }
 
-/// State by rounds: the source sends what it is asked for, the target takes what comes. `None` once the channel is over.
+/// Transfers state by rounds: the source sends the state requested, the target takes the state received. Returns `None`
+/// once the channel has ended.
 async fn carry(
     machine: &Machine,
     key: &Key,
@@ -289,7 +290,7 @@ fn answer(machine: &Machine, key: &Key, message: Message) -> Result<Message, Str
             let other = StateProvider::Other(64);
             Ok(Message::MorphNegotiateReply(NegotiateReply {
                 session: ask.session,
-                // One that the daemon does not know comes first.
+                // The first offer is a provider that the daemon does not know.
                 offers: vec![offer(other), offer(StateProvider::Cooperative)],
             }))
         }
@@ -335,8 +336,8 @@ fn offer(provider: StateProvider) -> ProviderOffer {
     }
 }
 
-/// A pull by reference: the source names its memory, and the target is told what the source has named. Also what the
-/// daemon did wrong, if anything.
+/// Answers a pull by reference: the source names its memory, and the target receives the names that the source sent.
+/// Also returns the mistake that the daemon made, if any.
 fn take_state(
     kernel: &mut Kernel,
     mut transfer: MorphTransfer,
@@ -386,7 +387,7 @@ fn commit_step(machine: &Machine, key: &Key, commit: MorphCommit) -> Result<Mess
                 let text = "is activated, and its source was not told which round is the last";
                 machine.breaks(format!("{} {} {text}", key.0, key.1));
             }
-            // By rounds it has no source that it can reach.
+            // In a transfer by rounds, the target has no source within reach.
             state = match source {
                 Some(source) => machine
                     .with(&(key.0.clone(), source), |k| k.state)

@@ -1,4 +1,4 @@
-//! How a daemon reaches the machine of a run: a backend, and a network of links in memory.
+//! The daemon's access to the machine of a run: a backend, and a network of links in memory.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -18,9 +18,9 @@ use tokio::sync::watch;
 use crate::agent;
 use crate::machine::{Complaint, HOST_BOOT, Inner, Kernel, Machine, Part};
 
-/// Memory of a kernel, bytes.
+/// Size of a kernel's memory, bytes.
 const MEMORY_BYTES: usize = 2 * 4096;
-/// Fences of a stubborn kernel that are not confirmed: more than any engine tries.
+/// Number of fences of a stubborn kernel that are not confirmed: more than any engine tries.
 const STUBBORN: u32 = 12;
 
 fn key(placement: &Placement) -> (String, u64) {
@@ -34,14 +34,14 @@ fn failed(what: &str) -> BackendError {
     }
 }
 
-/// The file that a kernel's memory lies in.
+/// Returns the path of the file that holds a kernel's memory.
 fn memory_of(inner: &Inner, (name, generation): &(String, u64)) -> PathBuf {
     inner.dir.join(format!("{name}-{generation}"))
 }
 
 #[async_trait]
 impl Backend for Machine {
-    /// What can be captured is a guest's.
+    /// Only a guest's memory can be captured.
     fn kind(&self) -> BackendKind {
         match self.inner().make.captures {
             true => BackendKind::Qemu,
@@ -116,7 +116,7 @@ impl Backend for Machine {
             source: spec.predecessor.map(|placement| placement.generation),
             alive: true,
             hangs: false,
-            // The spawn of a program that ends is given up.
+            // The daemon gives up a spawn whose program ends.
             hurt: complains == Complaint::Ended,
             stopped: false,
             incoming: 0,
@@ -278,7 +278,7 @@ impl Backend for Machine {
         let Some(kernel) = kernel.filter(|k| k.alive && !k.stopped) else {
             return Ok(false);
         };
-        // What fails may have been done all the same.
+        // An operation that fails may have taken effect nevertheless.
         kernel.stopped = true;
         inner.told.push(text);
         match fails {
@@ -297,7 +297,7 @@ impl Backend for Machine {
             return Ok(());
         };
         if fails {
-            // It stands still, and may be healed as one that hangs.
+            // The kernel stays stopped, and the daemon may heal it as a kernel that hangs.
             kernel.hurt = true;
             return Err(failed("resuming"));
         }

@@ -1,4 +1,4 @@
-//! What operators ask of a daemon, as the API would ask its actors.
+//! Commands of operators: the requests that the API would send to the actors.
 
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -26,18 +26,18 @@ pub(crate) struct Operator {
     pub(crate) daemon: Daemon,
     pub(crate) machine: Machine,
     pub(crate) watcher: Rc<RefCell<Watcher>>,
-    /// Path of the kernel's image; programs are no better.
+    /// Path of the kernel image, which also stands in for the program.
     pub(crate) kernel: String,
-    /// Where captures go.
+    /// Directory for captures.
     pub(crate) dir: PathBuf,
-    /// How long an operation has been entered before its request is made.
+    /// Delay between the journal entry of an operation and its request.
     pub(crate) settles: Duration,
-    /// The instance whose policy for vmcores stays as it is.
+    /// The instance whose vmcore policy does not change.
     pub(crate) steady: &'static str,
 }
 
 impl Operator {
-    /// Gives a command, and waits until the instance has it.
+    /// Gives a command, and waits until the instance has received it.
     pub(crate) async fn give(&self, command: Command, name: &str, dice: &mut Dice) {
         match command {
             Command::Spawn => self.spawn(name, dice),
@@ -124,7 +124,7 @@ impl Operator {
             command,
             Command::Terminate | Command::TerminateByForce | Command::Recover
         ) {
-            // What serves may end from here on.
+            // From here on, the serving generation may end.
             self.machine.ending(name, true);
         }
         self.given(command, name);
@@ -175,7 +175,7 @@ impl Operator {
         self.begin_morph(name, auto, validate).await;
     }
 
-    /// A morph that goes on to its commit, or to its validation, by itself.
+    /// Starts a morph that proceeds automatically to its commit, or to its validation.
     pub(crate) async fn begin_morph(&self, name: &str, auto: bool, validate: bool) {
         let request = MorphRequest {
             kernel: self.kernel.clone().into(),
@@ -193,7 +193,7 @@ impl Operator {
         }
     }
 
-    /// Has an instance not be healed, and waits until that is in force.
+    /// Disables auto-heal for an instance, and waits until the change is in force.
     pub(crate) async fn auto_heal_off(&self, name: &str) {
         let patch = PolicyPatch {
             auto_heal: Some(false),
@@ -203,7 +203,7 @@ impl Operator {
         let _ = self.daemon.supervisor.send(ChangePolicies(changes)).await;
     }
 
-    /// Has the actor of an instance panic, where the run lets it.
+    /// Makes the actor of an instance panic, if the run allows that.
     pub(crate) async fn panic(&self, name: &str) {
         if let Some(instance) = self.find(name).await {
             instance.do_send(GetPolicy);

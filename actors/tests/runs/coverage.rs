@@ -1,4 +1,4 @@
-//! What runs come by: the rows of the instance's transition table, and which command was given at which moment of a morph
+//! Coverage of the runs: the rows of the instance's transition table, and the commands given at each moment of a morph
 //! or a recovery.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +14,7 @@ use crate::dice::Dice;
 use crate::run::NAMES;
 use crate::scripts::{Deed, Followed};
 
-/// What an operator can ask of an instance.
+/// A command that an operator can give to an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Command {
     Spawn,
@@ -43,7 +43,7 @@ pub(crate) const COMMANDS: [Command; 10] = [
     Command::ChangePolicy,
 ];
 
-/// The moments of a morph, as its transition table has them, and of a recovery: its instance's that come before, and its
+/// The moments of a morph, as in its transition table, and of a recovery: the earlier moments, of its instance, and its
 /// own.
 pub(crate) const MOMENTS: [&str; 21] = [
     "preparing",
@@ -69,11 +69,11 @@ pub(crate) const MOMENTS: [&str; 21] = [
     "respawning",
 ];
 
-/// Rows that no run comes by: the end of a job and the record of a termination would have to cross, the end being on its way to
-/// the instance when it is told of the record. But the instance tells the job at once, and actors take what is in their
-/// mailboxes before what they wait for: a job that is told of the termination has not ended, and ends as one that was
-/// terminated. A recovery would have to be told of its successor's first healthy answer in the turn of the instance's actor
-/// in which the journal answers. `kmp-proto` tests these rows with the engine alone.
+/// Rows that no run reaches: the end of a job and the record of a termination would have to cross, with the end on its
+/// way to the instance when the instance learns of the record. But the instance tells the job at once, and actors take
+/// the messages in their mailboxes before the futures that they wait for: a job that learns of the termination has not
+/// ended, and ends as terminated. A recovery would have to learn of its successor's first healthy answer in the same
+/// turn of the instance's actor in which the journal answers. `kmp-proto` tests these rows with the engine alone.
 const NOT_TAKEN: [(&str, &str); 4] = [
     ("recovering", "RecoveryOver(Recovered)"),
     ("recovering", "RecoveryOver(Quarantined)"),
@@ -81,7 +81,7 @@ const NOT_TAKEN: [(&str, &str); 4] = [
     ("morphing", "MorphOver(RolledBack)"),
 ];
 
-/// Chances, of a hundred, that something is done at a moment that comes often, and at one that comes seldom.
+/// Chances, in percent, of a deed at a frequent moment and at a rare moment.
 const SELDOM: u32 = 6;
 const OFTEN: u32 = 25;
 
@@ -89,18 +89,18 @@ fn rows() -> impl Iterator<Item = &'static Transition> {
     TRANSITIONS.iter().copied().flatten()
 }
 
-/// How often runs came by what.
+/// How often the runs reached each row and each moment.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Coverage {
-    /// By the place of the row in the table.
+    /// Counts by the index of the row in the table.
     rows: BTreeMap<usize, u64>,
     commands: BTreeMap<(&'static str, Command), u64>,
-    /// Steps that no row allows.
+    /// Steps that match no row of the table.
     unknown: BTreeSet<String>,
 }
 
 impl Coverage {
-    /// Adds what other runs came by.
+    /// Adds the coverage of other runs.
     pub(crate) fn add(&mut self, other: Self) {
         for (row, times) in other.rows {
             *self.rows.entry(row).or_default() += times;
@@ -111,9 +111,10 @@ impl Coverage {
         self.unknown.extend(other.unknown);
     }
 
-    /// A row names the effects that it may have, in order; of several that fit the one with the fewest others is taken.
+    /// Counts the row of a step. A row names the effects that it may have, in order; among several matching rows, the
+    /// row with the fewest additional effects counts.
     fn take(&mut self, step: &Step) {
-        // Two rows of the same event that have the same effects at a daemon's start.
+        // Two rows of the same event have the same effects at the start of a daemon.
         let (event, decided) = match step.event.strip_suffix(", and decided") {
             Some(event) => (event, true),
             None => (step.event, false),
@@ -144,7 +145,7 @@ impl Coverage {
         }
     }
 
-    /// What no run came by, and what none may come by.
+    /// Returns the rows and commands that no run reached, and the steps that match no row.
     pub(crate) fn missing(&self) -> Vec<String> {
         let not_taken =
             |row: &Transition| row.next == "ending" && NOT_TAKEN.contains(&(row.state, row.event));
@@ -163,7 +164,7 @@ impl Coverage {
     }
 }
 
-/// The counts, for people: rows by how rare they are, then a line for each moment.
+/// Prints the counts for people: the rows, rarest first, then a line for each moment.
 impl std::fmt::Display for Coverage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let count = |at: &usize| self.rows.get(at).copied().unwrap_or(0);
@@ -197,24 +198,24 @@ impl std::fmt::Display for Coverage {
     }
 }
 
-/// Sees the engines of one run.
+/// Observes the engines of one run.
 pub(crate) struct Watcher {
     pub(crate) coverage: Coverage,
     moments: BTreeMap<String, &'static str>,
     dice: Dice,
-    /// Something is done at new moments.
+    /// True if prompts are sent at new moments.
     prompting: bool,
-    /// Where an operator is told of which instance a moment has come.
+    /// Channel of prompts: tells an operator which instance has reached a moment.
     prompts: Option<UnboundedSender<Prompt>>,
-    /// The opening of the run, with the disk that it spoils.
+    /// The opening of the run, with the disk on which it makes writes fail.
     script: Option<(Followed, DiskHandle)>,
 }
 
-/// What an operator is told.
+/// A prompt to an operator.
 pub(crate) enum Prompt {
-    /// A moment of this instance has come.
+    /// This instance has reached a moment.
     Moment(String),
-    /// Something that a script does to this instance.
+    /// Deeds of a script for this instance.
     Deeds(String, &'static [Deed]),
 }
 
@@ -230,24 +231,24 @@ impl Watcher {
         }
     }
 
-    /// A daemon begins: nothing is known of what is under way.
+    /// Resets the watcher for a new daemon, which has no operation under way yet.
     pub(crate) fn begin(&mut self, prompts: UnboundedSender<Prompt>) {
         self.moments.clear();
         self.prompting = false;
         self.prompts = Some(prompts);
     }
 
-    /// Whether something is done at new moments from now on.
+    /// Turns prompts at new moments on or off.
     pub(crate) fn prompt(&mut self, prompting: bool) {
         self.prompting = prompting;
     }
 
-    /// Follows a script with the first instance from now on, or none.
+    /// Follows a script with the first instance from now on, or no script.
     pub(crate) fn follow(&mut self, script: Option<(Followed, DiskHandle)>) {
         self.script = script;
     }
 
-    /// Whether there is a script of which something is waited for.
+    /// Returns true if a script has scenes left.
     pub(crate) fn follows(&self) -> bool {
         let script = self.script.as_ref();
         script.is_some_and(|(script, _)| !script.is_over())
@@ -277,7 +278,7 @@ impl Watcher {
                 }
                 match step.to {
                     "backing_off" | "queued" => Some(step.to),
-                    // Their engines say it.
+                    // The engine of the recovery or morph reports its own moments.
                     "recovering" | "morphing" => return,
                     _ => None,
                 }
@@ -306,7 +307,7 @@ impl Watcher {
         }
     }
 
-    /// A command is about to be given to `instance`.
+    /// Records that a command is about to be given to `instance`.
     pub(crate) fn given(&mut self, command: Command, instance: &str) {
         if let Some(moment) = self.moments.get(instance) {
             *self

@@ -1,4 +1,4 @@
-//! One daemon of a run: the real actors, with the machine of the run below them.
+//! One daemon of a run: the real actors on the machine of the run.
 
 use std::cell::RefCell;
 use std::fmt::Write;
@@ -33,39 +33,39 @@ use slog::{Drain, KV, Logger, OwnedKVList, Record, Serializer};
 use crate::dice::Dice;
 use crate::machine::{HOST_BOOT, Machine};
 
-/// CPUs of the pool. They are shared, so that no spawn fails for want of one.
+/// Number of CPUs of the pool. They are shared, so that no spawn fails for lack of a CPU.
 const CPUS: u16 = 4;
-/// Memory of the pool.
+/// Size of the pool's memory, bytes.
 const POOL_BYTES: u64 = 8 << 30;
 
-/// Longest time of a write, milliseconds: mostly, where the disk stalls, and where a script wants it. Where it stalls at
-/// each step of a fence, the fence is still tried as often as it may be before published ports are held no longer.
+/// Maximum durations of a write, milliseconds: the usual one, of a stall, and of a slow disk in a script. With a stall
+/// at each step of a fence, the fence still reaches its maximum of tries before the hold of published ports ends.
 const WRITE_MAX_MS: u64 = 3;
 const STALL_MAX_MS: u64 = 200;
 const SLOW_MAX_MS: u64 = 5_000;
-/// How long a write takes that a script has fail: long enough for a kernel to be seen to end.
+/// Duration of a write that a script makes fail: long enough for the daemon to see a kernel end.
 const SPOILED: Duration = Duration::from_millis(400);
 
-/// How the disk of a daemon behaves.
+/// Behavior of the disk of a daemon.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Disk {
-    /// Writes that stall, of a hundred.
+    /// Share of writes that stall, percent.
     pub(crate) stalls: u32,
-    /// Writes that fail, of a hundred.
+    /// Share of writes that fail, percent.
     pub(crate) fails: u32,
     /// Each write takes up to [`SLOW_MAX_MS`].
     pub(crate) slow: bool,
-    /// The next writes, which take [`SPOILED`] and fail.
+    /// Number of next writes that take [`SPOILED`] and fail.
     pub(crate) spoiled: u32,
 }
 
-/// How the disk behaves from now on.
+/// A handle to change the behavior of the disk.
 pub(crate) type DiskHandle = Rc<RefCell<Disk>>;
 
 struct DicedDisk {
     dice: Dice,
     disk: DiskHandle,
-    /// The write that is under way fails.
+    /// True if the write that is under way fails.
     failing: bool,
 }
 
@@ -96,7 +96,7 @@ impl Pace for DicedDisk {
     }
 }
 
-/// What the actors have logged, a line each; nothing where nobody will read it.
+/// The log of the actors, a string per line; `None` if no reader wants the log.
 #[derive(Clone)]
 pub(crate) struct Lines(Option<Arc<Mutex<Vec<String>>>>);
 
@@ -142,23 +142,23 @@ impl Drain for Lines {
     }
 }
 
-/// How a daemon is set up, for a whole run.
+/// Setup of the daemons, for a whole run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Setup {
-    /// State moves by rounds, also where it could be handed over.
+    /// State moves by rounds, even if it could be handed over.
     pub(crate) rounds: bool,
-    /// What instances begin with.
+    /// Initial vmcore policy of instances.
     pub(crate) vmcore: VmcorePolicy,
 }
 
-/// What runs.
+/// A running daemon.
 #[derive(Clone)]
 pub(crate) struct Daemon {
     pub(crate) supervisor: Addr<Supervisor>,
     pub(crate) services: Services,
 }
 
-/// Starts a daemon on what earlier ones left in `dir`, which is answered once all is restored.
+/// Starts a daemon on the state that earlier ones left in `dir`, and returns once the daemon has restored everything.
 pub(crate) async fn start(
     dir: &Path,
     machine: &Machine,

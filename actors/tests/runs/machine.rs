@@ -1,5 +1,5 @@
-//! The machine of a run: kernels that start, serve, hang and die as the seed has it. It outlives the daemon. How the
-//! daemon reaches them is in `backend`.
+//! The machine of a run: kernels that start, serve, hang and die as the seed determines. The machine outlives the
+//! daemon. `backend` connects the daemon to the kernels.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,19 +14,19 @@ use tokio::sync::watch;
 use crate::dice::Dice;
 use crate::ports;
 
-/// The boot of the host in every run.
+/// Boot ID of the host in every run.
 pub(crate) const HOST_BOOT: &str = "00000000-0000-4000-8000-000000000001";
 
-/// Where a kernel stands in its life and in a morph.
+/// The part of a kernel in its life and in a morph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
-    /// It answers its clients.
+    /// Answers its clients.
     Serving,
-    /// It was frozen; the last round has, or has not, been answered.
+    /// Frozen; `holding` if it has answered the last round.
     Frozen { holding: bool },
-    /// The target of a morph, which has, or has not, taken over the state.
+    /// Target of a morph; `activated` if it has taken over the state.
     Waiting { activated: bool },
-    /// The source of a committed morph.
+    /// Source of a committed morph.
     Retired,
 }
 
@@ -34,68 +34,68 @@ pub(crate) enum Part {
 #[derive(Clone, Debug)]
 pub(crate) struct Kernel {
     pub(crate) part: Part,
-    /// What its clients have written, as far as it holds that.
+    /// The writes of its clients, as far as this kernel holds them.
     pub(crate) state: u64,
-    /// The session of its part.
+    /// Session of its morph.
     pub(crate) session: u64,
-    /// The generation whose state it takes over.
+    /// Generation whose state this kernel takes over.
     pub(crate) source: Option<u64>,
     pub(crate) alive: bool,
-    /// It answers nothing.
+    /// Answers nothing.
     pub(crate) hangs: bool,
-    /// Something was done to it that a daemon may fence it for.
+    /// A fault has hit the kernel that entitles a daemon to fence it.
     pub(crate) hurt: bool,
-    /// It executes nothing, because its memory is read.
+    /// Executes nothing, because a capture reads its memory.
     pub(crate) stopped: bool,
-    /// State that came in by rounds and is not taken over yet.
+    /// State received by rounds and not taken over yet.
     pub(crate) incoming: u64,
-    /// What it says of itself.
+    /// The complaint that its agent reports.
     pub(crate) complains: Complaint,
-    /// Fences that will not be confirmed.
+    /// Number of next fences that are not confirmed.
     pub(crate) stubborn: u32,
-    /// What it held is given back.
+    /// Its resources are released.
     pub(crate) released: bool,
-    /// The listening sockets that it was passed.
+    /// Listening sockets passed to the kernel.
     pub(crate) sockets: Arc<Vec<OwnedFd>>,
     pub(crate) placement: Placement,
 }
 
-/// What a kernel's agent complains of.
+/// A complaint of a kernel's agent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Complaint {
     #[default]
     None,
-    /// Its program is not well.
+    /// Its program is unhealthy.
     Degraded,
     /// Its program has ended.
     Ended,
-    /// There is more to do than its CPUs can.
+    /// The load exceeds the capacity of its CPUs.
     Load,
 }
 
-/// What one daemon's machine is like, for a whole run.
+/// Properties of the machine, for a whole run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Make {
-    /// Its kernels' memory can be captured.
+    /// Memory of the kernels can be captured.
     pub(crate) captures: bool,
 }
 
-/// What goes wrong besides what the schedule does.
+/// Chances of faults besides those of the schedule.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Odds {
-    /// Spawns that fail, of a hundred.
+    /// Share of spawns that fail, percent.
     pub(crate) spawns: u32,
-    /// Fences that are not confirmed, of a hundred.
+    /// Share of fences that are not confirmed, percent.
     pub(crate) fences: u32,
-    /// Releases that fail, of a hundred.
+    /// Share of releases that fail, percent.
     pub(crate) releases: u32,
-    /// Memories that cannot be read, freezes and resumes that fail, of a hundred.
+    /// Share of failed memory reads, freezes and resumes, percent.
     pub(crate) memories: u32,
-    /// Steps of a morph that an agent refuses, or does not answer in time, of a hundred.
+    /// Share of steps of a morph that an agent refuses, or does not answer in time, percent.
     pub(crate) refusals: u32,
-    /// Kernels whose fence is not confirmed for a long time, of a hundred.
+    /// Share of kernels whose fence stays unconfirmed for a long time, percent.
     pub(crate) stubborn: u32,
-    /// Kernels that begin with a complaint, of a hundred.
+    /// Share of kernels that start with a complaint, percent.
     pub(crate) complaints: u32,
 }
 
@@ -105,31 +105,31 @@ pub(crate) struct Inner {
     pub(crate) dice: Dice,
     pub(crate) odds: Odds,
     pub(crate) make: Make,
-    /// Where the memories are.
+    /// Directory of the memory files.
     pub(crate) dir: PathBuf,
-    /// Links to a kernel, which a flap cuts.
+    /// Links to each kernel, which a flap cuts.
     pub(crate) cuts: BTreeMap<(String, u64), watch::Sender<u64>>,
     pub(crate) ends: BTreeMap<(String, u64), watch::Sender<bool>>,
-    /// What agents say by themselves.
+    /// Complaints that the agents report unsolicited.
     pub(crate) says: BTreeMap<(String, u64), watch::Sender<Complaint>>,
     /// Published ports, by instance.
     ports: BTreeMap<String, SocketAddr>,
-    /// Kernels of an instance that will die soon after their start.
+    /// Number of next kernels that die soon after their start, by instance.
     crashes: BTreeMap<String, u32>,
-    /// What clients were told is written, by instance.
+    /// The last write acknowledged to clients, by instance.
     acknowledged: BTreeMap<String, u64>,
-    /// Instances of which an operator wants the serving generation to end.
+    /// Whether an operator wants the serving generation to end, by instance.
     pub(crate) ending: BTreeMap<String, bool>,
     pub(crate) broken: Vec<String>,
     pub(crate) told: Vec<String>,
 }
 
-/// See the module.
+/// The machine of a run; see the module.
 #[derive(Clone, Debug)]
 pub(crate) struct Machine(Arc<Mutex<Inner>>);
 
 impl Machine {
-    /// A machine in which nothing runs. `dir` is for its kernels' memories.
+    /// Creates a machine without kernels. `dir` is for the memory of its kernels.
     pub(crate) fn new(seed: u64, make: Make, dir: &Path) -> Self {
         std::fs::create_dir(dir).unwrap();
         Self(Arc::new(Mutex::new(Inner {
@@ -158,22 +158,22 @@ impl Machine {
         self.inner().odds = odds;
     }
 
-    /// Rules that were broken so far.
+    /// Returns the rule violations so far.
     pub(crate) fn broken(&self) -> Vec<String> {
         self.inner().broken.clone()
     }
 
-    /// Notes a rule that was broken.
+    /// Records a rule violation.
     pub(crate) fn breaks(&self, text: String) {
         self.inner().broken.push(text);
     }
 
-    /// What happened to the kernels since it was asked last.
+    /// Returns the events of the kernels since the last call.
     pub(crate) fn told(&self) -> Vec<String> {
         std::mem::take(&mut self.inner().told)
     }
 
-    /// The kernel of a generation, to look at or to change.
+    /// Gives `look` the kernel of a generation, to read or to change.
     pub(crate) fn with<T>(
         &self,
         key: &(String, u64),
@@ -182,25 +182,25 @@ impl Machine {
         self.inner().kernels.get_mut(key).map(look)
     }
 
-    /// Generations that live.
+    /// Returns the live generations.
     pub(crate) fn living(&self) -> Vec<(String, u64)> {
         let inner = self.inner();
         let living = inner.kernels.iter().filter(|(_, k)| k.alive);
         living.map(|(key, _)| key.clone()).collect()
     }
 
-    /// A port that an instance publishes.
+    /// Sets the port that an instance publishes.
     pub(crate) fn publish(&self, instance: &str, port: SocketAddr) {
         self.inner().ports.insert(instance.to_owned(), port);
     }
 
-    /// The port of an instance, if it publishes one.
+    /// Returns the port of an instance, if the instance publishes one.
     pub(crate) fn port_of(&self, instance: &str) -> Option<SocketAddr> {
         self.inner().ports.get(instance).copied()
     }
 
-    /// A client writes to an instance; whoever serves acknowledges that. What serves is reached by the instance's port,
-    /// whether a daemon lives or not.
+    /// Writes to an instance as a client; the serving kernel acknowledges the write. Clients reach a serving kernel by
+    /// the instance's port, with or without a daemon.
     pub(crate) fn write(&self, instance: &str) {
         let mut inner = self.inner();
         let port = inner.ports.get(instance).copied();
@@ -219,7 +219,7 @@ impl Machine {
         }
     }
 
-    /// The next kernels of an instance die soon after their start.
+    /// Makes the next kernels of an instance die soon after their start.
     pub(crate) fn crash(&self, instance: &str, times: u32) {
         let mut inner = self.inner();
         inner
@@ -228,12 +228,12 @@ impl Machine {
         inner.crashes.insert(instance.to_owned(), times);
     }
 
-    /// No kernel dies by itself any more.
+    /// Stops the crashes of new kernels.
     pub(crate) fn calm(&self) {
         self.inner().crashes.clear();
     }
 
-    /// What the agent of a kernel says by itself; a complaint that it begins with is news.
+    /// Returns the unsolicited complaints of a kernel's agent; an initial complaint counts as a change.
     pub(crate) fn says(&self, key: &(String, u64)) -> Option<watch::Receiver<Complaint>> {
         let inner = self.inner();
         let mut says = inner.says.get(key)?.subscribe();
@@ -243,7 +243,7 @@ impl Machine {
         Some(says)
     }
 
-    /// A kernel executes nothing for a moment, shorter than a verdict takes.
+    /// Stalls a kernel for a moment that is shorter than a verdict takes.
     pub(crate) fn stall(&self, key: &(String, u64)) {
         let mut inner = self.inner();
         let wait = Duration::from_millis(300 + inner.dice.below(1_000));
@@ -260,13 +260,13 @@ impl Machine {
         });
     }
 
-    /// The next fences of a kernel are not confirmed.
+    /// Leaves the next fences of a kernel unconfirmed.
     pub(crate) fn stubborn(&self, key: &(String, u64), fences: u32) {
         self.with(key, |kernel| kernel.stubborn = fences);
     }
 
-    /// Whether the frozen source of a target would go on by itself when its lease runs out: it does not know that the
-    /// commit may be in the journal.
+    /// Returns true if the frozen source of a target would resume serving at the end of its lease: the source does not
+    /// know that the commit may be in the journal.
     pub(crate) fn source_may_go_on(&self, target: &(String, u64), session: u64) -> bool {
         let inner = self.inner();
         inner.kernels.iter().any(|((name, generation), kernel)| {
@@ -276,19 +276,19 @@ impl Machine {
         })
     }
 
-    /// The oldest kernel of an instance that lives.
+    /// Returns the oldest live kernel of an instance.
     pub(crate) fn oldest(&self, instance: &str) -> Option<(String, u64)> {
         let living = self.living();
         living.into_iter().find(|(name, _)| name == instance)
     }
 
-    /// The newest kernel of an instance.
+    /// Returns the newest live kernel of an instance.
     pub(crate) fn newest(&self, instance: &str) -> Option<(String, u64)> {
         let living = self.living();
         living.into_iter().rfind(|(name, _)| name == instance)
     }
 
-    /// The time after which a kernel that starts now dies, if it does.
+    /// Returns the time after which a kernel that starts now dies, if it is to die.
     pub(crate) fn dies_after(&self, instance: &str) -> Option<Duration> {
         let mut inner = self.inner();
         let left = inner.crashes.get_mut(instance).filter(|left| **left > 0)?;
@@ -296,7 +296,7 @@ impl Machine {
         Some(Duration::from_millis(inner.dice.below(1_200)))
     }
 
-    /// A kernel's agent begins to complain, or ceases to.
+    /// Makes a kernel's agent start or end a complaint.
     pub(crate) fn complain(&self, key: &(String, u64)) {
         let mut inner = self.inner();
         let choice = inner.dice.below(4);
@@ -318,12 +318,12 @@ impl Machine {
         }
     }
 
-    /// An operator wants what serves to end, or has what they wanted.
+    /// Records that an operator wants the serving generation to end, or that the command is done.
     pub(crate) fn ending(&self, instance: &str, ending: bool) {
         self.inner().ending.insert(instance.to_owned(), ending);
     }
 
-    /// Whether what clients were told is written is there.
+    /// Returns true if a kernel still holds every write acknowledged to clients.
     pub(crate) fn state_is_kept(&self, instance: &str) -> bool {
         let inner = self.inner();
         let acknowledged = inner.acknowledged.get(instance).copied().unwrap_or(0);
@@ -355,7 +355,7 @@ impl Machine {
         inner.cut(key);
     }
 
-    /// Whatever is done to a kernel from here on, its state changes by one place only.
+    /// Makes a kernel serve. From here on, its state changes in one place only.
     pub(crate) fn serve(&self, key: &(String, u64)) {
         let mut inner = self.inner();
         let state = inner.kernels.get(key).map_or(0, |kernel| kernel.state);
@@ -379,7 +379,7 @@ impl Machine {
         inner.acknowledged.insert(key.0.clone(), state);
     }
 
-    /// How long an agent thinks about a step of a morph, and whether it refuses.
+    /// Returns how long an agent takes for a step of a morph, and whether it refuses the step.
     pub(crate) fn thinks(&self) -> (Duration, bool) {
         let mut inner = self.inner();
         let odds = inner.odds.refusals;

@@ -1,7 +1,7 @@
-//! Runs of the real actors in one process: a simulated machine below them, a clock that the test moves, and everything
-//! else from a seed. The same seed gives the same run, line by line.
+//! Runs of the real actors in one process, with a simulated machine, a clock that the test moves, and a seed for
+//! everything else. The same seed gives the same run, line by line.
 //!
-//! A seed that breaks a rule is run again, with its log, by
+//! To run a seed that breaks a rule again, with its log:
 //! `KMORPH_RUN_SEED=<seed> cargo test -p kmorph-actors --test runs one -- --nocapture`.
 
 #![allow(
@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use coverage::Coverage;
 use tempfile::TempDir;
 
-/// Seeds, unless `KMORPH_RUN_SEEDS` says another number. With as many, nothing that `coverage` counts may be missing.
+/// Default number of seeds (`KMORPH_RUN_SEEDS`). So many seeds must reach everything that `coverage` counts.
 const SEEDS: u64 = 10_000;
 
 fn run_in(dir: &Path, seed: u64, logs: bool) -> run::Outcome {
@@ -41,7 +41,7 @@ fn run_in(dir: &Path, seed: u64, logs: bool) -> run::Outcome {
     outcome
 }
 
-/// In memory where that can be had: a run writes its journal a thousand times.
+/// Creates a directory, in memory if possible: a run writes its journal a thousand times.
 fn directory() -> TempDir {
     let in_memory = tempfile::tempdir_in("/dev/shm");
     in_memory.or_else(|_| tempfile::tempdir()).unwrap()
@@ -51,7 +51,7 @@ fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
-/// What a panic says.
+/// Returns the message of a panic.
 fn said(payload: &dyn std::any::Any) -> &str {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
@@ -105,7 +105,7 @@ fn whatever_happens_nothing_acknowledged_is_lost_and_everything_comes_to_rest() 
     );
 }
 
-/// Other panics are told as ever.
+/// Silences only the panics that runs ask for.
 fn be_quiet_about_panics_that_were_asked_for() {
     let tell = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -116,7 +116,7 @@ fn be_quiet_about_panics_that_were_asked_for() {
     }));
 }
 
-/// Seeds that showed a fault when it was there, and what.
+/// Seeds that once showed a fault, with the fault.
 const FOUND: [(u64, &str); 4] = [
     (
         178,

@@ -1,4 +1,4 @@
-//! What is done at the moments that a run's watcher sees: by an operator, by faults, and by a script.
+//! Deeds at the moments that a run's watcher sees: by an operator, by faults, and by a script.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -14,26 +14,26 @@ use crate::ports;
 use crate::run::NAMES;
 use crate::scripts::Deed;
 
-/// Fences of the other kernels that are not confirmed while a script has them fail.
+/// Number of unconfirmed fences of each other kernel when a script makes them fail.
 const OTHERS_STUBBORN: u32 = 3;
-/// Longest time from the entry of an operation to its request, in a script: the entry is written by then.
+/// Maximum time from the entry of an operation to its request, in a script: by then, the entry is written.
 const SETTLED: Duration = Duration::from_millis(10);
 
-/// Does what prompts ask for.
+/// Executes prompts.
 pub(crate) struct Prompted {
     pub(crate) operator: Operator,
     pub(crate) disk: DiskHandle,
-    /// Is told when the daemon is to die.
+    /// Notified when the daemon is to die.
     pub(crate) dies: Rc<Notify>,
-    /// Actors of instances that are to panic.
+    /// Number of actors of instances that are to panic.
     pub(crate) to_panic: Rc<Cell<u32>>,
-    /// Kernels that are killed at a moment, of a hundred.
+    /// Share of moments at which a kernel is killed, percent.
     pub(crate) kills: u32,
     pub(crate) dice: Dice,
 }
 
 impl Prompted {
-    /// Answers until the run is over.
+    /// Executes prompts until the run is over.
     pub(crate) async fn answer(mut self, mut prompts: mpsc::UnboundedReceiver<Prompt>) {
         while let Some(prompt) = prompts.recv().await {
             match prompt {

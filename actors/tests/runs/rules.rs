@@ -1,5 +1,5 @@
-//! What must hold once everything has come to rest, whatever a run did. What must hold at every moment is checked where it
-//! happens, in `machine` and `backend`.
+//! Rules that must hold once everything is idle, whatever the run did. `machine` and `backend` check the rules that
+//! must hold at every moment.
 
 use std::path::Path;
 
@@ -63,7 +63,7 @@ impl World {
         }
     }
 
-    /// What lives belongs to an instance, and the pool is held by what lives or rests.
+    /// Each live generation belongs to an instance, and only generations that live or rest hold resources of the pool.
     fn nothing_is_left(&mut self, daemon: &Daemon, names: &[&str]) {
         for (name, generation) in self.machine.living() {
             if !names.contains(&name.as_str()) {
@@ -86,8 +86,8 @@ impl World {
         }
     }
 
-    /// A daemon holds the ports of its instances, and no others. Where something serves, connections are taken; where
-    /// nothing is left that could, they are refused, unless the daemon could not make sure of that.
+    /// A daemon holds the ports of its instances, and no others. A port accepts connections if a generation serves, and
+    /// refuses them if no live generation is left, unless the daemon could not make sure of that.
     async fn ports_are_kept(&mut self, daemon: &Daemon, all: &[InstanceSummary]) {
         let hold = daemon.services.platform.settings.borrow().port_hold;
         let rest = all.iter().any(|i| i.condition != Condition::Running);
@@ -134,7 +134,7 @@ impl World {
         }
     }
 
-    /// What is called a vmcore is one; and where policy required it, no recovery went on without.
+    /// Each file named as a vmcore is valid; and where the policy required a vmcore, no recovery proceeded without one.
     async fn memories_are_captured(&mut self, daemon: &Daemon, dir: &Path) {
         let kept = NAMES.map(|name| dir.join("vmcore").join(name));
         for dir in kept.into_iter().chain([dir.join("by-hand")]) {
@@ -150,7 +150,7 @@ impl World {
             return;
         }
         let recoveries = daemon.supervisor.send(GetRecoveries).await.unwrap();
-        // One that its daemon did not live to end is followed by another of the same generation.
+        // A recovery whose daemon died first is followed by another recovery of the same generation.
         let went_on = |recovery: &RecoveryRecord| match recovery.outcome {
             RecoveryOutcome::Recovered | RecoveryOutcome::Quarantined => true,
             RecoveryOutcome::Failed => recovery.new_generation.is_some(),
@@ -160,13 +160,13 @@ impl World {
         for recovery in of_steady().filter(|r| went_on(r) && r.cause != "workload_failed") {
             let failed = recovery.failed_generation;
             let key = (recovery.instance.clone(), failed);
-            // What this or an earlier recovery of it found to be gone had been released before, by one that did not live to
-            // say that it had captured the memory.
+            // If this or an earlier recovery found no generation, an even earlier recovery had released it, and ended
+            // before it could report the captured memory.
             let found = !of_steady()
                 .filter(|r| r.failed_generation == failed)
                 .any(|r| r.fence.as_deref() == Some("nothing_found"));
             let ran = found && self.machine.with(&key, |_| ()).is_some();
-            // One whose daemon or actor did not live to end it may have captured it before.
+            // An earlier recovery whose daemon or actor ended too soon may have captured the memory.
             let captured = of_steady()
                 .filter(|r| r.failed_generation == failed)
                 .any(|r| r.vmcore.as_ref().is_some_and(|v| v.path.is_some()));

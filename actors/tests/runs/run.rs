@@ -1,4 +1,4 @@
-//! One run: what a seed has operators and faults do to a daemon and its instances.
+//! One run: the deeds of operators and the faults that a seed inflicts on a daemon and its instances.
 
 use std::cell::{Cell, RefCell};
 use std::path::Path;
@@ -21,13 +21,13 @@ use crate::ports::{self, Loopback};
 use crate::prompts::Prompted;
 use crate::scripts::{Followed, SCRIPTS, Script};
 
-/// Instances of a run.
+/// Names of the instances of a run.
 pub(crate) const NAMES: [&str; 3] = ["web", "db", "cache"];
-/// The one whose policy for vmcores stays as it is.
+/// The instance whose vmcore policy does not change.
 pub(crate) const STEADY: &str = "db";
-/// Steps of the schedule.
+/// Number of steps of the schedule.
 const STEPS: u64 = 32;
-/// How the disk behaves while operators and faults are at work, and when it is worse.
+/// Behavior of the disk while operators and faults are active, and in worse runs.
 const DISK: Disk = Disk {
     stalls: 2,
     fails: 2,
@@ -40,38 +40,38 @@ const BAD_DISK: Disk = Disk {
     slow: false,
     spoiled: 0,
 };
-/// Crashes of a row, of which one more leads to quarantine.
+/// Number of crashes in a row after which one more leads to quarantine.
 const WEARY: u32 = 5;
 /// Chances, of a hundred thousand, that an actor panics at a place where it can.
 const PANICS: u64 = 80;
-/// Runs that begin with a script, of a hundred.
+/// Share of runs that begin with a script, percent.
 const SCRIPTED: u32 = 6;
-/// Longest time for a script. Its last deeds have their effect within the time after it.
+/// Maximum time for a script, and the time after it in which its last deeds take effect.
 const OPENING_MAX: Duration = Duration::from_secs(15);
 const AFTER_OPENING: Duration = Duration::from_secs(12);
-/// How often it is looked whether a script is over.
+/// Interval between checks whether a script is over.
 const OPENING_LOOK: Duration = Duration::from_millis(100);
-/// Time in which everything comes to rest once nothing goes wrong any more: longer than a forgotten morph takes to expire.
+/// Time in which everything becomes idle after the last fault: longer than a forgotten morph takes to expire.
 const REST_SECONDS: u64 = 180;
 
-/// What came of a run.
+/// Outcome of a run.
 pub(crate) struct Outcome {
-    /// Everything that was logged, in its order.
+    /// The whole log, in order.
     pub(crate) lines: Vec<String>,
-    /// Rules that were broken.
+    /// Rule violations.
     pub(crate) broken: Vec<String>,
-    /// What it came by.
+    /// Rows and moments that the run reached.
     pub(crate) coverage: Coverage,
 }
 
-/// Runs what `seed` says, in the directory `dir`, which is empty. `logs`: whether the lines are wanted.
+/// Runs `seed` in the empty directory `dir`. `logs`: keep the log lines.
 pub(crate) fn run(seed: u64, dir: &Path, logs: bool) -> Outcome {
     let image = dir.join("vmlinuz");
     let synthetic = kmorph_backends::kernel_image::synthetic("6.1.0-simulated");
     std::fs::write(&image, synthetic).unwrap();
     std::fs::create_dir(dir.join("by-hand")).unwrap();
     let mut dice = Dice::new(seed);
-    // Of their own, so that runs without a script are as they were before there were any.
+    // A separate generator, so that runs without a script stay as they were before scripts existed.
     let mut opening = Dice::new(seed ^ 0x6F70_656E_696E_6700);
     let scripted = opening.percent(SCRIPTED);
     let script = scripted.then(|| opening.one_of(&SCRIPTS)).flatten();
@@ -122,7 +122,7 @@ pub(crate) fn run(seed: u64, dir: &Path, logs: bool) -> Outcome {
     }
 }
 
-/// Whether nothing is under way with an instance in this state.
+/// Returns true if an instance in this state is idle.
 pub(crate) fn rests(state: Condition) -> bool {
     matches!(
         state,
@@ -138,11 +138,11 @@ pub(crate) struct World {
     pub(crate) dice: Dice,
     pub(crate) machine: Machine,
     pub(crate) setup: Setup,
-    /// How the first daemon's life begins, if not at once with the schedule.
+    /// Script with which the first daemon's life begins, before the schedule.
     script: Option<&'static Script>,
-    /// Most happens to one instance, which has failed nearly too often, and the disk is bad.
+    /// Most deeds hit one instance, which is one failure short of quarantine, and the disk is bad.
     weary: bool,
-    /// Daemons so far.
+    /// Number of daemons so far.
     pub(crate) lives: u32,
     pub(crate) lines: Lines,
     pub(crate) watcher: Rc<RefCell<Watcher>>,
@@ -151,7 +151,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// One daemon after the other; the last one has time to bring everything to rest.
+    /// Runs one daemon after the other; the last one has time to bring everything to rest.
     fn live_and_die(&mut self, dir: &Path) {
         let mut steps = STEPS;
         if self.weary {
@@ -175,25 +175,25 @@ impl World {
             });
             let seed = self.dice.next();
             let lived = system.block_on(self.live(dir, seed, these, rest));
-            // The daemon dies with all it holds.
+            // The daemon dies with all that it holds.
             drop(system);
             if rest && lived {
                 break;
             }
             if !lived {
-                // The next one goes on with the schedule, as the script has left everything.
+                // The next daemon starts the schedule, from the state that the script has left.
                 steps += these;
                 continue;
             }
             while self.dice.percent(25) {
-                // Nobody watches.
+                // No daemon watches.
                 self.hurt(Machine::kill);
             }
         }
     }
 
-    /// What is not an actor's own follows from the seed as well. Counts the panics.
-    /// Actors of instances panic as often as `to_panic` says.
+    /// Derives the ambient time, faults and panics from the seed. Actors of instances panic as often as `to_panic`
+    /// states. Returns the counter of panics.
     fn begin(&self, seed: u64, to_panic: &Rc<Cell<u32>>) -> Rc<Cell<u64>> {
         let mut dice = Dice::new(seed ^ 0x0074_6872_6561_6473);
         ambient::begin(seed, move |_| {
@@ -221,7 +221,7 @@ impl World {
         panics
     }
 
-    /// One daemon's life; whether it lived as long as it was to.
+    /// Runs one daemon; returns true if it lived as long as intended.
     async fn live(&mut self, dir: &Path, seed: u64, steps: u64, rest: bool) -> bool {
         let (to_panic, dies) = (Rc::new(Cell::new(0)), Rc::new(Notify::new()));
         let panics = self.begin(seed, &to_panic);
@@ -292,7 +292,7 @@ impl World {
         true
     }
 
-    /// Follows a script, in which nothing goes wrong but what it does.
+    /// Follows a script, in which no fault occurs but those of the script.
     async fn open(&mut self, script: &'static Script, operator: &Operator, disk: &DiskHandle) {
         let followed = (Followed::new(script), disk.clone());
         self.watcher.borrow_mut().prompt(false);
@@ -315,7 +315,7 @@ impl World {
         self.watcher.borrow_mut().prompt(true);
     }
 
-    /// Mostly short, so that much happens at the same time; sometimes long enough for a verdict.
+    /// Returns a pause: mostly short, so that many things happen at the same time; sometimes long enough for a verdict.
     fn pause(&mut self) -> u64 {
         let most = match self.dice.below(10) {
             0..6 => 50,
@@ -389,7 +389,7 @@ impl World {
         }
     }
 
-    /// Nothing goes wrong any more: whatever was begun ends.
+    /// Waits, without further faults, until all operations end.
     async fn come_to_rest(&mut self, daemon: &Daemon) {
         let mut rested = 0;
         for _ in 0..REST_SECONDS {
@@ -412,7 +412,7 @@ impl World {
                 true => rested += 1,
                 false => rested = 0,
             }
-            // One look may meet a failure that is about to be healed.
+            // A single check may meet a failure that is about to be healed.
             if rested == 2 {
                 break;
             }

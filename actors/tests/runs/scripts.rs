@@ -1,20 +1,20 @@
-//! Openings that lead an instance to what chance seldom meets: to a row of its transition table where two things have to
-//! come within a moment, mostly a write that fails and a failure meanwhile, or the sixth failure and something else; or to
-//! the death of the daemon, or the end of a timer, at one moment. A script waits for steps of the engines, one after the
-//! other, and does something at each.
+//! Openings that lead an instance to rare situations: to a row of its transition table that requires two events within
+//! a moment, mostly a write that fails and a failure meanwhile, or the sixth failure and something else; or to the
+//! death of the daemon, or the end of a timer, at one moment. A script waits for steps of the engines, one after the
+//! other, and executes deeds at each.
 
 use kmorph_actors::platform::witness::{Machine, Step};
 
 use crate::coverage::Command;
 
-/// Failures in a row that are healed; with one more an instance is quarantined.
+/// Number of failures in a row that are healed; one more quarantines the instance.
 const HEALED: u32 = 5;
 
-/// Something that a script does.
+/// A deed of a script.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Deed {
     Give(Command),
-    /// A morph that goes on to its commit by itself.
+    /// A morph that proceeds to its commit automatically.
     Morph,
     AutoHealOff,
     /// The newest kernel of the instance dies.
@@ -23,32 +23,32 @@ pub(crate) enum Deed {
     KillSource,
     /// The newest kernel of the instance hangs.
     Hang,
-    /// So many of the next fences of the newest kernel are not confirmed.
+    /// This number of next fences of the newest kernel is not confirmed.
     Stubborn(u32),
-    /// The kernels of all other instances die, and their fences are not confirmed at once.
+    /// The kernels of all other instances die, and their first fences are not confirmed.
     KillOthers,
     /// The actor of the instance panics.
     Panic,
-    /// Each write of the journal takes up to seconds from now on.
+    /// From now on, each write of the journal takes up to several seconds.
     SlowDisk,
-    /// Connections to the instance's port must be taken, or wait.
+    /// Connections to the instance's port must be accepted or queued.
     ExpectOpen,
-    /// A client writes to the instance; its port must take that where the instance serves.
+    /// A client writes to the instance; the port must accept the connection if the instance serves.
     Write,
     /// The daemon dies.
     Die,
     /// Waits this many milliseconds.
     Wait(u64),
-    /// Waits up to this many milliseconds, as the seed has it.
+    /// Waits up to this many milliseconds, determined by the seed.
     WaitUpTo(u64),
 }
 
-/// A step that is waited for, and what is done then.
+/// A step to wait for, and the deeds at that step.
 struct Scene {
     machine: Machine,
-    /// The event, or the state that it leads to.
+    /// The event, or the state to which it leads.
     at: &'static str,
-    /// The journal's next transaction takes a while, and fails.
+    /// The journal's next transaction is slow and fails.
     spoils: bool,
     deeds: &'static [Deed],
 }
@@ -57,7 +57,7 @@ struct Scene {
 pub(crate) struct Script {
     /// Memory can be captured.
     pub(crate) captures: bool,
-    /// The instance has failed as often as it is healed when the scenes begin.
+    /// When the scenes begin, one more failure quarantines the instance.
     weary: bool,
     scenes: &'static [Scene],
 }
@@ -78,7 +78,7 @@ const fn in_morph(at: &'static str, deeds: &'static [Deed]) -> Scene {
     }
 }
 
-/// The wish that has been asked for cannot be written.
+/// A scene in which the journal cannot write the wish just requested.
 const fn unwritten(at: &'static str, deeds: &'static [Deed]) -> Scene {
     Scene {
         spoils: true,
@@ -101,12 +101,12 @@ const fn weary(scenes: &'static [Scene]) -> Script {
     }
 }
 
-/// What was under way is written by then.
+/// A delay after which pending writes are done.
 const SOON: Deed = Deed::Wait(30);
 const RECOVER: Deed = Deed::Give(Command::Recover);
 const TERMINATE: Deed = Deed::Give(Command::TerminateByForce);
 
-/// All openings. Each is named by the row that it leads to, or by what is tested.
+/// All openings. Each is named after the row to which it leads, or after its subject.
 pub(crate) const SCRIPTS: [Script; 14] = [
     // asked --NotRecorded(recover)--> resting: auto-heal is off
     script(&[
@@ -174,7 +174,7 @@ pub(crate) const SCRIPTS: [Script; 14] = [
             scene("capturing", &[Deed::Kill]),
         ])
     },
-    // What the last daemon has frozen for a capture, and did not live to resume, is resumed and not fenced.
+    // After a restart, the daemon resumes, and does not fence, a kernel that its predecessor froze for a capture.
     Script {
         captures: true,
         ..script(&[
@@ -182,7 +182,7 @@ pub(crate) const SCRIPTS: [Script; 14] = [
             scene("capturing", &[Deed::Wait(45), Deed::Die]),
         ])
     },
-    // Ports are held anew after each failure: the hold that an earlier one began does not end this one.
+    // Each failure starts the hold of the ports anew: the hold of an earlier failure does not end the new one.
     script(&[
         scene("serving", &[SOON, Deed::Kill]),
         scene(
@@ -196,8 +196,8 @@ pub(crate) const SCRIPTS: [Script; 14] = [
             ],
         ),
     ]),
-    // What may still serve, because its fence is not confirmed, is not cut off when the hold is over, nor by the next
-    // daemon.
+    // A kernel that may still serve, because its fence is not confirmed, is not cut off at the end of the hold, nor by
+    // the next daemon.
     script(&[
         scene("serving", &[SOON, Deed::Stubborn(12), RECOVER]),
         scene(
@@ -208,19 +208,19 @@ pub(crate) const SCRIPTS: [Script; 14] = [
     ]),
 ];
 
-/// A script that is followed.
+/// A script in progress.
 pub(crate) struct Followed {
     script: &'static Script,
     failed: u32,
     next: usize,
 }
 
-/// What a step asks for.
+/// The deeds that a step triggers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cue {
     /// The journal's next transaction fails.
     pub(crate) spoils: bool,
-    /// What is done.
+    /// The deeds.
     pub(crate) deeds: &'static [Deed],
 }
 
@@ -233,12 +233,12 @@ impl Followed {
         }
     }
 
-    /// Whether nothing is waited for any more.
+    /// Returns true if the script is over.
     pub(crate) fn is_over(&self) -> bool {
         self.next == self.script.scenes.len()
     }
 
-    /// A step of the instance that the script is about.
+    /// Advances the script by a step of its instance.
     pub(crate) fn see(&mut self, step: &Step) -> Option<Cue> {
         let begins_to_serve = step.to == "serving" && step.from != "serving";
         if self.script.weary && self.failed < HEALED {

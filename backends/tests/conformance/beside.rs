@@ -1,4 +1,4 @@
-//! What is special of kernels beside the host's: the traps of the kernel's interface, slots, and kerf's part.
+//! Properties of kernels beside the host's: pitfalls of the kernel's interface, slots, and kerf's part.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -46,7 +46,7 @@ fn nic() -> PciAddress {
     PciAddress::parse("0000:09:00.0").unwrap()
 }
 
-/// As kerf does it: made, and not loaded.
+/// Creates a kernel instance like kerf, without a loaded kernel.
 pub(super) fn configure(ground: &Ground, name: &str, cpus: &[u64], devices: bool) {
     let instance = libkerf::model::Instance {
         name: name.to_owned(),
@@ -68,7 +68,7 @@ pub(super) fn configure(ground: &Ground, name: &str, cpus: &[u64], devices: bool
         .unwrap();
 }
 
-/// The target of a morph.
+/// Returns a spec for the target of a morph.
 fn successor(ground: &Ground) -> SpawnSpec {
     SpawnSpec {
         start: StartMode::AwaitState { session: 1 },
@@ -96,7 +96,7 @@ async fn a_kernel_gets_cpus_and_memory_beside_the_others_and_gives_them_back() {
         (2, placement.memory_bytes)
     );
     assert_eq!(placement.cpus.len(), 2);
-    // kerf's record says what runs, and for whom.
+    // kerf's record shows the running kernel and its owner.
     let record = records(&ground).load("web").unwrap().unwrap();
     assert!(
         record
@@ -141,7 +141,7 @@ async fn memory_that_no_piece_of_the_pool_holds_comes_in_several() {
 async fn what_the_kernels_bookkeeping_needs_is_left_before_anything_is_written() {
     let Some(ground) = ground() else { return };
     let kernel = kernel(&ground);
-    // So many that what the kernel takes for them, which no file shows, is more than is left for one.
+    // Enough instances that the kernel's own memory for them, which no file shows, exceeds the rest for one instance.
     let others = 10;
     let create = |n: u32| {
         let instance = libkerf::model::Instance {
@@ -184,7 +184,7 @@ async fn both_generations_of_a_morph_run_and_the_later_one_is_not_taken_for_the_
     ground.answers(&old).await;
     ground.answers(&new).await;
     end(&ground, &old).await;
-    // The freed kernel instance gets the next one, with the same id: the old placement is nobody's.
+    // The next spawn gets the freed kernel instance, with the same ID: the old placement owns nothing.
     let next = ground.spawn(successor(&ground)).await;
     assert_eq!(next.kernel_instance, old.kernel_instance);
     let seen = ground.backend.observe(&old).await.unwrap();
@@ -195,7 +195,7 @@ async fn both_generations_of_a_morph_run_and_the_later_one_is_not_taken_for_the_
     ground.backend.request_shutdown(&old).await.unwrap();
     assert!(ground.lives(&next), "a stranger was stopped");
     assert!(ground.lives(&new));
-    // There is no third.
+    // A third kernel instance does not exist.
     let error = ground.backend.spawn(ground.spec()).await.unwrap_err();
     assert!(
         error.to_string().contains("both kernel instances"),
@@ -212,7 +212,7 @@ async fn what_kerf_made_is_run_as_it_is_and_stays() {
     assert_eq!(placement.cpus, [10, 12, 14]);
     assert_eq!(placement.memory_bytes, 512 * MIB);
 
-    // A morph's target is as large; after it, it has the devices.
+    // A morph's target has the same size, and takes over the devices after the morph.
     let new = ground.spawn(successor(&ground)).await;
     assert_eq!((new.cpus.len(), new.memory_bytes), (3, 512 * MIB));
     end(&ground, &placement).await;
@@ -224,7 +224,7 @@ async fn what_kerf_made_is_run_as_it_is_and_stays() {
         [nic().node_name()]
     );
     assert!(records(&ground).load("web").unwrap().is_none());
-    // And back: what we made goes, in the overlay that hands its devices over.
+    // And back: the overlay that hands over the devices also removes the kernel instance that the backend created.
     let back = ground.spawn(successor(&ground)).await;
     let before = kernel.transactions().unwrap().len();
     end(&ground, &new).await;
@@ -248,7 +248,7 @@ async fn a_kernel_that_does_not_say_whether_cpus_stopped_confirms_no_fence() {
         "{}",
         refused.reason
     );
-    // Again, now that the status says `loaded`.
+    // A repeated fence, now that the status is `loaded`.
     let refused = ground
         .backend
         .fence(&placement, refused.order)
@@ -256,14 +256,14 @@ async fn a_kernel_that_does_not_say_whether_cpus_stopped_confirms_no_fence() {
         .unwrap_err();
     assert!(refused.reason.contains("kerf kill"), "{}", refused.reason);
     assert_eq!(kernel(&ground).status("web").unwrap(), Status::Loaded);
-    // What is not fenced is found again, and its kernel instance is not given to another.
+    // The unfenced generation can be found again, and its kernel instance is not given to another one.
     let (other_daemon, run_dir) = (ground.another_daemon(), &placement.run_dir);
     let found = other_daemon.find(&placement.name, placement.generation, run_dir);
     assert_eq!(found.await.unwrap(), Some(placement.clone()));
     let other = ground.spawn(ground.spec()).await;
     assert_eq!(kernel_instance(&other), "web+b");
 
-    // A person takes it away.
+    // An operator removes the kernel instance.
     let emulated = ground.emulated.as_ref().unwrap();
     emulated.ask("unload 1").unwrap();
     let remove = vec![Operation::Remove("web".to_owned())];
@@ -321,7 +321,7 @@ async fn a_status_that_lags_is_waited_for() {
     let Some(ground) = ground() else { return };
     let placement = ground.spawn(ground.spec()).await;
     ground.answers(&placement).await;
-    // Until it is taken away: so that it lags for sure, however busy the machine is.
+    // An hour, until the lag is removed, so that the status lags however busy the machine is.
     let emulated = ground.emulated.as_ref().unwrap();
     emulated.lag("web", Duration::from_secs(3600));
     let cause = ground.kill(&placement);
@@ -355,11 +355,11 @@ async fn a_panic_that_stands_still_looks_as_if_it_ran_and_can_be_fenced() {
 async fn memory_that_cannot_be_read_is_said_to_be_so_and_gone_after_the_release() {
     let Some(ground) = ground() else { return };
     let placement = ground.spawn(ground.spec()).await;
-    // The machine that this runs on has no such regions.
+    // The machine that runs this test has no such regions.
     let error = ground.backend.memory_map(&placement).await.unwrap_err();
     assert!(error.source.to_string().contains("/proc/iomem"), "{error}");
     assert!(error.what.contains("web"), "{error}");
-    // One that has them.
+    // A host with such regions.
     let (iomem, file) = (
         ground.run_dir().join("iomem"),
         ground.run_dir().join("kcore"),
@@ -397,7 +397,7 @@ async fn a_spawn_without_vsock_between_kernels_says_so_at_once_and_what_works() 
     let none = ground.backend_with(|config| {
         config.vsock = Vsock::Kernel {
             cid_offset: 0,
-            // No kernel has so high an option.
+            // A socket option that no kernel has.
             option: Some(9999),
         };
     });
@@ -425,7 +425,7 @@ async fn a_kernel_that_does_not_say_how_it_shares_memory_is_refused_before_anyth
     assert!(!run_dir.exists());
 }
 
-/// As `kerf create NAME --virtio=net` makes it.
+/// Creates a kernel instance like `kerf create NAME --virtio=net`.
 fn configure_with_network(ground: &Ground, name: &str, cpus: &[u64]) {
     let instance = libkerf::model::Instance {
         name: name.to_owned(),
@@ -465,7 +465,7 @@ async fn a_morph_never_takes_a_guests_netdev_or_its_route() {
     );
     assert_eq!(kernel(&ground).instance_names().unwrap(), ["web"]);
 
-    // kerf has routed the one netdev, and not the other.
+    // kerf has routed the netdev of `web`, but not that of `web+b`.
     configure_with_network(&ground, "web+b", &[10]);
     let pins = ground.emulated.as_ref().unwrap().beside("xdp/vnet");
     std::fs::create_dir_all(pins.join("mk-web-0/enp9s0")).unwrap();
@@ -490,7 +490,7 @@ async fn a_spawn_that_fails_half_way_leaves_nothing() {
         assert!(kernel.instance_names().unwrap().is_empty());
         assert!(records(&ground).load("web").unwrap().is_none());
     };
-    // More than the pool has.
+    // More CPUs than the pool has.
     let spec = SpawnSpec {
         cpus: (0..7).collect(),
         ..ground.spec()
@@ -499,7 +499,7 @@ async fn a_spawn_that_fails_half_way_leaves_nothing() {
     assert!(error.to_string().contains("7 CPUs are wanted"), "{error}");
     assert!(matches!(error, SpawnError::Unavailable(_)));
     nothing();
-    // No agent in what it boots: its kernel panics before it is seen to run.
+    // An initramfs without an agent: the kernel panics before the backend sees it run.
     let initramfs = ground.run_dir().join("own.img");
     std::fs::write(&initramfs, b"no archive").unwrap();
     let spec = SpawnSpec {
@@ -511,7 +511,7 @@ async fn a_spawn_that_fails_half_way_leaves_nothing() {
     assert!(said.contains("ended while it booted"), "{said}");
     assert!(said.contains("kerf start --console"), "{said}");
     nothing();
-    // An image that is no kernel any more.
+    // An image that is not a kernel any more.
     let spec = ground.spec();
     let run_dir = spec.run_dir.clone();
     std::fs::write(spec.kernel.path(), b"no kernel").unwrap();
@@ -526,7 +526,7 @@ async fn what_another_loaded_there_is_not_ours_to_stop() {
     let Some(ground) = ground() else { return };
     let placement = ground.spawn(ground.spec()).await;
     ground.answers(&placement).await;
-    // As `kerf load` writes it.
+    // The record as written by `kerf load`.
     let records = records(&ground);
     let mut record = records.load("web").unwrap().unwrap();
     record.other.clear();

@@ -1,5 +1,5 @@
-//! What the processes of an embedded instance start ends with it, whatever it does to be forgotten: in a cgroup, and
-//! where none can be had.
+//! All descendants of an embedded instance's processes end with the instance, however they detach: in a cgroup, and
+//! without one.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,14 +12,14 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::ground::Ground;
 
-/// Pause between two looks.
+/// Interval between two checks.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
-/// A process whose pid is in this file.
+/// A process whose PID is in this file.
 struct Descendant(PathBuf);
 
 impl Descendant {
-    /// Whether it runs: not the zombie that nobody has reaped yet.
+    /// Returns true if the process runs, and false for an unreaped zombie.
     fn runs(&self) -> bool {
         let pid = std::fs::read_to_string(&self.0).unwrap();
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
@@ -27,9 +27,9 @@ impl Descendant {
     }
 }
 
-/// An instance with a descendant that has a session of its own, an empty environment, and no parent of its own. It
-/// writes its pid into a file, and names that in its command line, by which the ground ends it when nothing else did.
-/// Its output is nobody's: `tail` ends with the one who reads it.
+/// Spawns an instance with a descendant that has a session of its own, an empty environment, and no parent in the
+/// instance. The descendant writes its PID into a file, whose path is in its command line, so that the ground can kill
+/// it as a last resort. Its output goes to /dev/null: `tail` exits when the reader of its output does.
 async fn with_a_descendant(ground: &Ground) -> (Placement, Descendant) {
     let mut spec = ground.spec();
     let marker = ground.run_dir().join(format!("{}.pid", spec.generation));
@@ -62,7 +62,7 @@ async fn kill_the_agent(ground: &Ground, placement: &Placement) {
     assert_eq!(seen, ExitCause::Signal { signal: 9 });
 }
 
-/// Where the machine has no cgroups to give, the proof is what it is without.
+/// Returns the expected proof. On a machine without usable cgroups, it is the proof of an uncontained instance.
 fn expected(ground: &Ground, contained: bool) -> Proof {
     match Cgroups::find(&ground.run_dir().join("asked")) {
         Ok(_) if contained => Proof::CgroupEmpty,
@@ -95,7 +95,7 @@ async fn ends_when_the_agent_has_died(ground: &Ground) {
     assert!(!descendant.runs(), "it runs behind a certificate");
 }
 
-/// Rule 3: of a spawn that was never recorded, also what outlives its agent is found.
+/// Rule 3: a backend also finds a process that outlives its agent in a spawn that was never recorded.
 async fn is_found_when_nothing_was_recorded(ground: &Ground) {
     let (placement, descendant) = with_a_descendant(ground).await;
     kill_the_agent(ground, &placement).await;
@@ -116,7 +116,7 @@ async fn is_found_when_nothing_was_recorded(ground: &Ground) {
     other.release(&found, &fenced.certificate).await.unwrap();
 }
 
-/// Another generation's cgroup at the same path is not touched: its inode tells.
+/// The fence does not touch another generation's cgroup at the same path: the inode differs.
 #[tokio::test]
 async fn a_cgroup_that_took_the_place_of_another_is_left_alone() {
     let ground = Ground::embedded();

@@ -1,5 +1,5 @@
-//! A place where a backend is tried: directories, kernels and processes of its own, all gone when it
-//! is dropped, also when the test is killed.
+//! A ground for a backend's tests: directories, kernels and processes of its own, all removed on drop, and also when
+//! the test is killed.
 
 use std::ffi::CStr;
 use std::future::Future;
@@ -37,20 +37,20 @@ use libkerf::check::Context;
 use libkerf::kernel::{Calls, Kernel};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Longest wait for anything.
+/// Maximum wait for any condition.
 const DEADLINE: Duration = Duration::from_secs(90);
-/// Pause between two looks.
+/// Interval between two checks.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
-/// Memory of an instance: enough for a kernel.
+/// Memory of an instance, bytes: enough for a kernel.
 const MEMORY_BYTES: u64 = 192 << 20;
 
-/// See the module.
+/// A ground; see the module.
 pub(crate) struct Ground {
     pub(crate) backend: Arc<dyn Backend>,
     make: Box<dyn Fn() -> Arc<dyn Backend>>,
-    /// The kernel that runs the instances, where it is emulated.
+    /// The emulated kernel that runs the instances, if any.
     pub(crate) emulated: Option<Process>,
-    /// How those are reached.
+    /// Configuration and calls for backends on the emulated kernel.
     beside: Option<(MultikernelConfig, Emulated)>,
     kernel: PathBuf,
     dir: tempfile::TempDir,
@@ -59,12 +59,12 @@ pub(crate) struct Ground {
 }
 
 impl Ground {
-    /// Processes in cgroups, where those can be had.
+    /// Processes in cgroups, if cgroups are usable.
     pub(crate) fn embedded() -> Self {
         Self::processes(Cgroups::find_limiting_memory)
     }
 
-    /// Processes that no cgroup holds: what is left where none can be had.
+    /// Processes without cgroups, as on a machine without usable cgroups.
     pub(crate) fn embedded_uncontained() -> Self {
         Self::processes(|_| Err(NoCgroups::because("this test does without")))
     }
@@ -88,7 +88,7 @@ impl Ground {
         Self::guests("6.1", |_| None)
     }
 
-    /// A kernel beside the host's, emulated; `None` where it cannot be.
+    /// An emulated kernel beside the host's; `None` if this machine cannot emulate a kernel.
     pub(crate) fn multikernel(generation: Generation) -> Option<Self> {
         if !Process::is_possible() {
             return None;
@@ -106,7 +106,7 @@ impl Ground {
         Some(ground)
     }
 
-    /// As [`Ground::multikernel`], where it can be, before `kerf init`.
+    /// Like [`Ground::multikernel`] on a machine that can emulate a kernel, but before `kerf init`.
     pub(crate) fn without_pool(generation: Generation) -> Self {
         let dir = temporary();
         let place = dir.path().join("kernel");
@@ -123,7 +123,7 @@ impl Ground {
             vsock: Vsock::Sockets {
                 directory: place.join("vsock"),
             },
-            // Kernels that are emulated share no memory.
+            // Emulated kernels share no memory.
             layout: Layout::Assumed,
             memory: HostMemory::default(),
             xdp_pins: place.join("xdp"),
@@ -135,7 +135,7 @@ impl Ground {
             let calls = Box::new(calls.clone());
             Arc::new(MultikernelBackend::with_calls(own.clone(), calls).unwrap())
         };
-        // The guard comes first: it is what ends an emulator whose test was killed.
+        // The guard starts first, because it ends the emulator if the test is killed.
         let mut ground = Self::with(dir, kernel, Box::new(make));
         let emulator = program("kmorph-emulated-kernel");
         let emulated = Process::start(&emulator, &place, &config.agent, generation);
@@ -144,14 +144,14 @@ impl Ground {
         ground
     }
 
-    /// Another backend on the same emulated kernel, configured as `change` leaves it.
+    /// Returns another backend on the same emulated kernel, with the configuration changed by `change`.
     pub(crate) fn backend_with(&self, change: impl FnOnce(&mut MultikernelConfig)) -> impl Backend {
         let (mut config, calls) = self.beside.clone().unwrap();
         change(&mut config);
         MultikernelBackend::with_calls(config, Box::new(calls)).unwrap()
     }
 
-    /// The same over kerf-vsock, with Debian's kernel of this series.
+    /// QEMU guests over kerf-vsock, with Debian's kernel of this series.
     pub(crate) fn kerf(series: &str) -> Self {
         Self::guests(series, |cache| {
             Some(KerfConfig {
@@ -206,12 +206,12 @@ impl Ground {
         }
     }
 
-    /// A place for files.
+    /// Returns a directory for files.
     pub(crate) fn run_dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// Kills an instance, and says how its end is seen.
+    /// Kills an instance, and returns the expected cause of its end.
     pub(crate) fn kill(&self, placement: &Placement) -> ExitCause {
         if let Some(emulated) = &self.emulated {
             emulated.strike("panic", kernel_instance(placement));
@@ -221,18 +221,18 @@ impl Ground {
         ExitCause::Signal { signal: 9 }
     }
 
-    /// Stops an instance from executing anything, and says how that is seen.
+    /// Stops all execution of an instance, and returns the expected observation.
     pub(crate) fn stop(&self, placement: &Placement) -> Observation {
         if let Some(emulated) = &self.emulated {
             emulated.strike("hang", kernel_instance(placement));
-            // The status of a kernel that hangs is that of one that runs.
+            // A kernel that hangs has the status of a kernel that runs.
             return Observation::Running;
         }
         signal(placement, Signal::STOP);
         Observation::Stopped
     }
 
-    /// Whether anything of a generation can still run.
+    /// Returns true if any part of a generation can still run.
     pub(crate) fn lives(&self, placement: &Placement) -> bool {
         match &self.emulated {
             Some(emulated) => emulated.strike("running", kernel_instance(placement)) != "0",
@@ -240,7 +240,7 @@ impl Ground {
         }
     }
 
-    /// How a generation that runs is stopped.
+    /// Returns the fence method for a generation that runs.
     pub(crate) fn stops_by(&self) -> FenceMethod {
         match self.emulated {
             Some(_) => FenceMethod::HaltedByForce,
@@ -248,7 +248,7 @@ impl Ground {
         }
     }
 
-    /// How its end is confirmed.
+    /// Returns the confirmation of its end.
     pub(crate) fn confirms_by(&self) -> Confirmation {
         match self.emulated {
             Some(_) => Confirmation::CpusParked,
@@ -256,12 +256,12 @@ impl Ground {
         }
     }
 
-    /// What another daemon process would use.
+    /// Returns the backend of another daemon process.
     pub(crate) fn another_daemon(&self) -> Arc<dyn Backend> {
         (self.make)()
     }
 
-    /// An instance without a workload.
+    /// Returns a spec for an instance without a workload.
     pub(crate) fn spec(&self) -> SpawnSpec {
         let generation = self.generation.fetch_add(1, Ordering::Relaxed);
         SpawnSpec {
@@ -282,12 +282,12 @@ impl Ground {
         }
     }
 
-    /// The key-value server as a workload.
+    /// Returns the key-value server as a workload.
     pub(crate) fn kv(&self) -> WorkloadSpec {
         self.workload("kmorph-kv")
     }
 
-    /// A program of this workspace as a workload.
+    /// Returns a program of this workspace as a workload.
     pub(crate) fn workload(&self, name: &str) -> WorkloadSpec {
         WorkloadSpec {
             program: program(name),
@@ -344,7 +344,7 @@ impl Ground {
         self.in_time(answered, "an answer of the agent").await;
     }
 
-    /// A connection to a port of the instance, as soon as there is one.
+    /// Connects to a port of the instance, as soon as the port accepts.
     pub(crate) async fn port(&self, placement: &Placement, port: u32) -> BoxedLink {
         let connected = async {
             loop {
@@ -380,7 +380,7 @@ impl Ground {
         text
     }
 
-    /// Processes that carry a generation's directory in their command line or environment.
+    /// Returns the processes with a generation's directory in their command line or environment.
     pub(crate) fn processes_of(&self, run_dir: &Path) -> Vec<u32> {
         let wanted = run_dir.as_os_str().as_encoded_bytes();
         let names = |pid: u32, file: &str| {
@@ -412,12 +412,12 @@ fn signal(placement: &Placement, signal: Signal) {
     kill_process(pid, signal).unwrap();
 }
 
-/// The kernel instance's name.
+/// Returns the name of the kernel instance.
 pub(crate) fn kernel_instance(placement: &Placement) -> &str {
     &placement.kernel_instance.as_ref().unwrap().name
 }
 
-/// The calls, answered by the emulated kernel in this directory instead of the one that the test runs on.
+/// The system calls, answered by the emulated kernel in this directory instead of the kernel that runs the test.
 #[derive(Clone)]
 struct Emulated(PathBuf);
 
@@ -462,7 +462,7 @@ fn temporary() -> tempfile::TempDir {
     builder.prefix("kmorph-").tempdir().unwrap()
 }
 
-/// Where `scripts/setup-tests` leaves kernels and the vsock device.
+/// Returns the directory in which `scripts/setup-tests` stores kernels and the vsock device.
 fn cache() -> PathBuf {
     let uid = rustix::process::geteuid().as_raw();
     let default = || DefaultPaths::of(uid, |name| std::env::var_os(name)).cache_dir;
@@ -470,7 +470,7 @@ fn cache() -> PathBuf {
     set.map_or_else(default, Into::into)
 }
 
-/// A program of this workspace, beside the directory of this test.
+/// Returns the path of a program of this workspace, in the parent of this test's directory.
 fn program(name: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap();
     let path = own.ancestors().nth(2).unwrap().join(name);
@@ -481,7 +481,7 @@ fn program(name: &str) -> PathBuf {
     path
 }
 
-/// Sends the guest a non-maskable interrupt: with `unknown_nmi_panic=1` its kernel panics.
+/// Sends a non-maskable interrupt to the guest: with `unknown_nmi_panic=1`, its kernel panics.
 pub(crate) fn inject_nmi(placement: &Placement) {
     let mut qmp = UnixStream::connect(placement.run_dir.join("qmp.sock")).unwrap();
     let mut said = BufReader::new(qmp.try_clone().unwrap()).lines();
@@ -492,7 +492,7 @@ pub(crate) fn inject_nmi(placement: &Placement) {
     }
 }
 
-/// Whether the memory holds these bytes.
+/// Returns true if the memory contains these bytes.
 pub(crate) fn holds(ranges: &[MemoryRange], bytes: &[u8]) -> bool {
     const BLOCK: usize = 4 << 20;
     let mut block = vec![0; BLOCK];

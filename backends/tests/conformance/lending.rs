@@ -1,4 +1,4 @@
-//! Memory of a dead guest, lent to one that survives and read there.
+//! Memory of a dead guest, lent to a survivor and read there.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -14,18 +14,18 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use super::ground::Ground;
 
 const PORT: u16 = 7000;
-/// The dead guest's: below the hole and above it, and no size that a BAR can have.
+/// Size of the dead guest's memory, bytes: below and above the PCI hole, and not a valid size of a BAR.
 const DEAD_BYTES: u64 = 3 << 30;
-/// What is compared at a time.
+/// Size of a block that is compared, bytes.
 const BLOCK: usize = 256 * 1024;
-/// A generous bound for a backend to take back what a guest does not let go.
+/// A generous time bound for a backend's attempt to take back memory that a guest does not release.
 const BOUND: Duration = Duration::from_secs(15);
 
-/// The program in the survivor that reads what it was lent.
+/// Connection to the program in the survivor that reads the lent memory.
 struct Reader(BufReader<BoxedLink>);
 
 impl Reader {
-    /// Asks, and returns the number it answers and as many bytes as `with_bytes` says follow.
+    /// Sends a command; returns the number in the answer and, if `with_bytes`, as many bytes.
     async fn ask(&mut self, command: &str, with_bytes: bool) -> Result<(u64, Vec<u8>), String> {
         let line = format!("{command}\n");
         self.0.get_mut().write_all(line.as_bytes()).await.unwrap();
@@ -52,13 +52,13 @@ impl Reader {
         read.map(|(_, bytes)| bytes)
     }
 
-    /// Sees for itself that what was lent is the dead guest's memory, where the loan says.
+    /// Compares the lent memory with the dead guest's memory at the addresses of the loan.
     async fn compare(&mut self, loan: &Loan, dead: &Memory) {
         let end = loan.windows.iter().map(|w| w.offset + w.length).max();
         assert_eq!(self.open(loan).await, end.unwrap());
         for window in &loan.windows {
             let last = window.length - BLOCK as u64;
-            // Its beginning, its end, and what of it is in use.
+            // The beginning, the end, and a block in use.
             let used = (0..=last).rev().step_by(BLOCK).find(|at| {
                 let block = dead.block(window.guest_address + at);
                 block.iter().filter(|byte| **byte != 0).count() > BLOCK / 2
@@ -72,7 +72,7 @@ impl Reader {
     }
 }
 
-/// Memory that is lent.
+/// Lent memory.
 struct Memory {
     ranges: Vec<MemoryRange>,
     file: File,
@@ -114,7 +114,7 @@ async fn survivor(ground: &Ground) -> (Placement, Reader) {
     (placement, Reader(BufReader::new(link)))
 }
 
-/// A guest that was fenced, and its memory.
+/// Spawns and fences a guest; returns its placement and memory.
 async fn dead(ground: &Ground, memory_bytes: u64) -> (Placement, Memory) {
     let mut spec = ground.spec();
     spec.name = "dead".parse().unwrap();
@@ -131,7 +131,7 @@ async fn lend(ground: &Ground, survivor: &Placement, dead: &Memory) -> Loan {
     lent.expect("a place for it")
 }
 
-/// Whether a process has the dead guest's memory mapped.
+/// Returns true if a process of the survivor maps the dead guest's memory.
 fn maps(survivor: &Placement, dead: &Memory) -> bool {
     let pid = survivor.processes[0].pid;
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
@@ -152,14 +152,14 @@ async fn a_survivor_reads_what_it_was_lent(ground: &Ground) {
     };
     assert_eq!(of(&loan), [(1 << 30, 1 << 30), (4 << 30, 1 << 30)]);
 
-    // It cannot be written, though the survivor's kernel has tried.
+    // The memory is read-only, although the survivor's kernel has tried to write.
     let before = dead.block(loan.windows[0].guest_address);
     let write = format!("write {}", port(&loan));
     reader.ask(&write, false).await.unwrap();
     assert!(dead.block(loan.windows[0].guest_address) == before);
     assert!(reader.read(0).await.unwrap() == before);
 
-    // Another daemon takes it back, also from who has it open; and it can be called again.
+    // Another daemon takes the memory back, although a program has it open; the call can be repeated.
     assert!(maps(&survivor, &dead));
     let other = ground.another_daemon();
     other.take_back(&survivor).await.unwrap();
@@ -173,7 +173,7 @@ async fn a_survivor_reads_what_it_was_lent(ground: &Ground) {
     let error = reader.read(0).await.unwrap_err();
     assert!(error.contains("reading"), "{error}");
 
-    // Again, at once, and in place of what it has.
+    // Lends again immediately, in place of the present loan.
     for _ in 0..5 {
         let loan = lend(ground, &survivor, &dead).await;
         reader.compare(&loan, &dead).await;
@@ -188,7 +188,7 @@ async fn a_guest_of_linux_6_1_reads_what_it_was_lent() {
     a_survivor_reads_what_it_was_lent(&Ground::qemu()).await;
 }
 
-/// Its module for kerf-vsock, which drives devices of the same kind, leaves what is lent alone.
+/// Its module for kerf-vsock, which drives devices of the same kind, ignores lent memory.
 #[tokio::test]
 async fn a_guest_of_linux_6_12_with_kerf_vsock_reads_what_it_was_lent() {
     a_survivor_reads_what_it_was_lent(&Ground::kerf("6.12")).await;
@@ -232,7 +232,7 @@ async fn a_release_gives_memory_back_that_a_survivor_still_has() {
     ground.fence(&survivor).await;
 }
 
-/// What is kept for the most that can be lent is enough, wherever the firmware puts it beside the guest's devices.
+/// The address space reserved for the largest loan suffices wherever the firmware places it beside the guest's devices.
 #[tokio::test]
 async fn the_end_of_a_large_memory_is_lent() {
     const BYTES: u64 = 40 << 30;

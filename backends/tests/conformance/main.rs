@@ -1,11 +1,9 @@
-//! The conformance suite: what the contract promises, asked of every backend with real processes and
-//! real kernels.
+//! The conformance suite: tests the promises of the contract on every backend with real processes and real kernels.
 //!
-//! Each rule is one function in [`rules`]; each backend is one [`Ground`] on which it is tried. What
-//! only kernels can do (panic, have memory to map) is asked of those that have one, below; what only kernels
-//! beside the host's can, in [`beside`] and [`ownership`].
+//! Each rule is one function in [`rules`]; each backend has a [`Ground`] on which the rules run. The tests for kernels
+//! only (panic, memory to map) are below, and the tests for kernels beside the host's in [`beside`] and [`ownership`].
 //!
-//! The qemu backend needs what `scripts/setup-tests` installs.
+//! The qemu backend requires the packages and kernels of `scripts/setup-tests`.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,17 +24,17 @@ use kmorph_backends::contract::{ExitCause, Observation, REGISTERS};
 use ground::Ground;
 use kmorph_emulated_kernel::Generation;
 
-/// One test for each rule and ground. Behind the semicolon are rules about processes, for those whose instances
-/// are some.
+/// Defines one test for each rule and ground. After the semicolon are rules about processes, for backends whose
+/// instances are processes.
 macro_rules! conformance {
     ($($rule:ident),* $(,)?; $($of_processes:ident),* $(,)?) => {
         conformance! { @on embedded = Ground::embedded(); $($rule)* $($of_processes)* }
         conformance! { @on embedded_uncontained = Ground::embedded_uncontained(); $($rule)* $($of_processes)* }
         conformance! { @on qemu = Ground::qemu(); $($rule)* $($of_processes)* }
-        // Real kernels that are reached over `kerf-vsock.ko`.
+        // Real kernels, reached over `kerf-vsock.ko`.
         conformance! { @on kerf_6_1 = Ground::kerf("6.1"); $($rule)* $($of_processes)* }
         conformance! { @on kerf_6_12 = Ground::kerf("6.12"); $($rule)* $($of_processes)* }
-        // Kernels beside an emulated one; skipped where that takes what a test has not.
+        // Kernels beside an emulated one; skipped if this machine cannot emulate a kernel.
         conformance! { @maybe multikernel = Ground::multikernel(Generation::Confirms); $($rule)* }
     };
     (@maybe $name:ident = $ground:expr; $($rule:ident)*) => {
@@ -101,7 +99,7 @@ async fn a_panic_is_told_as_one_and_leaves_the_memory_to_be_read() {
     assert!(ground.backend.save_registers(&placement).await.unwrap());
     assert!(std::fs::metadata(&registers).unwrap().len() > 4096);
     let proof = ground.fence(&placement).await;
-    // What knew them has ended.
+    // The process that held the registers has ended.
     assert!(!ground.backend.save_registers(&placement).await.unwrap());
     let ranges = ground.backend.memory_map(&placement).await.unwrap();
     assert!(ground::holds(&ranges, b"Linux version 6."), "{ranges:?}");

@@ -1,4 +1,4 @@
-//! Whose a kernel instance is: its record does not say so by itself.
+//! Ownership of a kernel instance: its record alone does not prove it.
 
 use std::path::PathBuf;
 
@@ -17,7 +17,8 @@ fn boot_id() -> String {
     text.trim().to_owned()
 }
 
-/// The record of a generation that a daemon was about to make a kernel instance for; its run directory.
+/// Saves the record of a generation for which a daemon was about to create a kernel instance; returns its run
+/// directory.
 fn about_to_be_made(ground: &Ground, generation: u64) -> PathBuf {
     let run_dir = ground.run_dir().join(generation.to_string());
     let record = json!({ "kmorph": {
@@ -29,7 +30,7 @@ fn about_to_be_made(ground: &Ground, generation: u64) -> PathBuf {
     run_dir
 }
 
-/// What a daemon leaves behind that was killed before it had loaded anything; its run directory.
+/// Leaves the state of a daemon that was killed before it loaded a kernel; returns the run directory.
 fn half_begun(ground: &Ground, generation: u64) -> PathBuf {
     let run_dir = about_to_be_made(ground, generation);
     let instance = libkerf::model::Instance {
@@ -53,7 +54,7 @@ fn half_begun(ground: &Ground, generation: u64) -> PathBuf {
 async fn what_kerf_made_is_not_taken_for_ours_by_a_record_that_outlived_its_kernel_instance() {
     let Some(ground) = ground() else { return };
     let kernel = kernel(&ground);
-    // Each with the name, and with the id, that ours would have had.
+    // Each with the name and with the ID that our kernel instance would have had.
     let of_an_earlier_version = || {
         let record = include_str!("../data/record-of-a-kernel-instance-not-made.json");
         let record = record.replace("BOOT", &boot_id());
@@ -98,7 +99,7 @@ async fn a_generation_whose_kernel_instance_kerf_has_made_anew_is_gone_and_nothi
     ground.answers(&placement).await;
     let record = records(&ground).load("web").unwrap().unwrap();
     end(&ground, &placement).await;
-    // Somebody who keeps no records loads it too.
+    // A program that keeps no records also loads a kernel there.
     configure(&ground, "web", &[12], false);
     records(&ground).save("web", &record).unwrap();
     let image = ground.spec().kernel.path().with_file_name("vmlinux");
@@ -135,7 +136,7 @@ async fn records_that_outlived_their_kernel_instances_are_removed_and_no_others(
     for (name, record) in [
         ("gone", record(own.clone(), &boot)),
         ("earlier-boot", record(another.clone(), "earlier")),
-        // That daemon may be about to make it.
+        // That daemon may be about to create the kernel instance.
         ("another-daemons", record(another, &boot)),
         ("kerfs", Default::default()),
     ] {
@@ -171,7 +172,7 @@ async fn what_was_begun_and_not_loaded_is_found_and_taken_away() {
     ground.backend.release(&placement, &proof).await.unwrap();
     assert!(kernel(&ground).instance_names().unwrap().is_empty());
     assert!(records(&ground).load("web").unwrap().is_none());
-    // Also by the next spawn, where nobody has looked for it.
+    // The next spawn cleans up as well, without an earlier search.
     half_begun(&ground, 8);
     let next = ground.spawn(ground.spec()).await;
     assert_eq!(kernel_instance(&next), "web");
@@ -196,7 +197,7 @@ async fn a_mark_of_an_earlier_boot_or_of_another_daemon_is_not_ours() {
     assert!(ground.lives(&placement), "another daemon's was stopped");
     end(&ground, &placement).await;
 
-    // The host was booted anew, kerf has made the instance again, and its record is as it was.
+    // The host was rebooted, kerf has created the instance again, and its record is unchanged.
     configure(&ground, "web", &[10], false);
     let stale = json!({
         "kernel": null, "loaded_at": "2026-01-02T03:04:05+00:00",

@@ -1,4 +1,4 @@
-//! The rules of the contract, one function each. Its text is in `contract/mod.rs`.
+//! The rules of the contract, one function each. `contract/mod.rs` has the text of the rules.
 
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
@@ -18,15 +18,15 @@ use tokio::net::UnixStream;
 use super::ground::Ground;
 
 const PORT: u16 = 6379;
-/// Answers of an agent among which others give up theirs.
+/// Number of answers of an agent while other connections are given up.
 const ANSWERS: usize = 20;
-/// How long the end of what another backend runs is watched for.
+/// Time for which `ended` on another backend's placement must not return.
 const FOREIGN_WATCHED: Duration = Duration::from_millis(200);
-/// How often one does so: a boot in software emulation keeps a CPU busy by itself.
+/// Interval between given-up connections: a boot in software emulation keeps a CPU busy by itself.
 const GIVEN_UP_EVERY: Duration = Duration::from_micros(500);
 
-/// The session that a process belongs to; 0 when its leader is outside this pid namespace, which `getsid` of rustix
-/// cannot state. See proc_pid_stat(5).
+/// Returns the session of a process; 0 if its leader is outside this PID namespace, which `getsid` of rustix cannot
+/// represent. See proc_pid_stat(5).
 fn session_of(pid: impl std::fmt::Display) -> i32 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let (_, after_name) = stat.rsplit_once(") ").unwrap();
@@ -40,7 +40,7 @@ async fn ended(ground: &Ground, placement: &Placement) -> ExitCause {
         .await
 }
 
-/// Rule 1: the placement is complete, and what was started has sessions of its own.
+/// Rule 1: the placement is complete, and the instance's processes have sessions of their own.
 pub(crate) async fn a_spawned_instance_is_reached_and_outlives_its_daemon(ground: &Ground) {
     let placement = ground.spawn(ground.spec()).await;
     ground.answers(&placement).await;
@@ -54,7 +54,7 @@ pub(crate) async fn a_spawned_instance_is_reached_and_outlives_its_daemon(ground
     ground.fence(&placement).await;
 }
 
-/// Rules 2 and 3: as plain data, and found again when it was never written.
+/// Rules 2 and 3: a placement is plain data, and `find` returns it again if it was never recorded.
 pub(crate) async fn a_placement_is_all_that_another_daemon_needs(ground: &Ground) {
     let placement = ground.spawn(ground.spec()).await;
     ground.answers(&placement).await;
@@ -76,7 +76,7 @@ pub(crate) async fn a_placement_is_all_that_another_daemon_needs(ground: &Ground
     let proof = other.fence(&read, order).await.unwrap().certificate;
     assert_eq!(proof.method(), ground.stops_by());
     let found = find("web", placement.generation).await;
-    // Of a kernel beside the host's, what it holds is there until its release.
+    // A kernel beside the host's holds its resources until the release.
     assert_eq!(found.is_some(), ground.emulated.is_some(), "{found:?}");
     other.release(&read, &proof).await.unwrap();
     assert_eq!(find("web", placement.generation).await, None);
@@ -89,7 +89,7 @@ pub(crate) async fn an_end_is_seen_with_its_cause(ground: &Ground) {
     assert_eq!(ended(ground, &placement).await, killed);
     let seen = ground.backend.observe(&placement).await.unwrap();
     assert_eq!(seen, Observation::Ended(killed));
-    // Rule 4: what has ended already is confirmed the same way.
+    // Rule 4: the fence of an ended generation is confirmed in the same way.
     let proof = ground.fence(&placement).await;
     assert_eq!(proof.confirmation(), ground.confirms_by());
 }
@@ -104,14 +104,14 @@ pub(crate) async fn a_stopped_instance_is_seen_and_can_be_fenced(ground: &Ground
         }
     };
     ground.in_time(stopped, "the stop").await;
-    // What does not run is not waited for.
+    // A stopped instance is not waited for.
     assert!(!ground.backend.save_registers(&placement).await.unwrap());
     let proof = ground.fence(&placement).await;
     assert_eq!(proof.method(), ground.stops_by());
     assert!(!ground.lives(&placement));
 }
 
-/// Rule 7. A backend that cannot freeze says so, and its instance runs on.
+/// Rule 7. A backend that cannot freeze returns an error, and its instance runs on.
 pub(crate) async fn a_frozen_instance_stands_still_until_it_is_resumed(ground: &Ground) {
     let placement = ground.spawn(ground.spec()).await;
     ground.answers(&placement).await;
@@ -121,7 +121,7 @@ pub(crate) async fn a_frozen_instance_stands_still_until_it_is_resumed(ground: &
         Ok(frozen) => {
             assert!(frozen);
             assert_eq!(observed().await, Observation::Stopped);
-            // What stands still is not frozen once more; another daemon can resume it, and again.
+            // A frozen instance is not frozen again; another daemon can resume it, also repeatedly.
             assert!(!ground.backend.freeze(&placement).await.unwrap());
             let other = ground.another_daemon();
             other.resume(&placement).await.unwrap();
@@ -131,7 +131,7 @@ pub(crate) async fn a_frozen_instance_stands_still_until_it_is_resumed(ground: &
     assert_eq!(observed().await, Observation::Running);
     ground.answers(&placement).await;
     ground.fence(&placement).await;
-    // An end is not undone.
+    // A resume does not undo an end.
     let _ = ground.backend.resume(&placement).await;
     assert!(matches!(observed().await, Observation::Ended(_)));
 }
@@ -148,7 +148,7 @@ pub(crate) async fn it_ends_by_itself_when_it_is_asked_to(ground: &Ground) {
         }
     );
     assert!(orderly, "{cause:?}");
-    // Asking what has ended is no error.
+    // A shutdown request to an ended instance is not an error.
     ground.fence(&placement).await;
     ground.backend.request_shutdown(&placement).await.unwrap();
 }
@@ -166,7 +166,7 @@ pub(crate) async fn a_fence_is_confirmed_and_can_be_repeated(ground: &Ground) {
     let another = ground.backend.fence(&placement, order).await.unwrap_err();
     assert_eq!(another.order.generation(), placement.generation + 1);
 
-    // By it others know that the directory is in use.
+    // The key file shows others that the directory is in use.
     let key = placement.run_dir.join(KEY_FILE);
     assert!(key.exists(), "its key is gone before the release");
     let order = FenceOrder::new(placement.generation + 1);
@@ -182,7 +182,7 @@ pub(crate) async fn a_fence_is_confirmed_and_can_be_repeated(ground: &Ground) {
     assert!(placement.run_dir.exists(), "its logs are gone");
 }
 
-/// Rule 2: a pid with another start time is somebody else's process, also when it leads a session.
+/// Rule 2: a PID with another start time belongs to a foreign process, even if the process leads a session.
 pub(crate) async fn a_reused_pid_is_never_mistaken_for_the_instance(ground: &Ground) {
     let mut placement = ground.spawn(ground.spec()).await;
     ground.fence(&placement).await;
@@ -200,7 +200,7 @@ pub(crate) async fn a_reused_pid_is_never_mistaken_for_the_instance(ground: &Gro
     ground.in_time(leads, "the stranger's session").await;
     for process in &mut placement.processes {
         process.pid = pid;
-        // A tick is 10 ms: both may have started in the same one, which a reused pid cannot.
+        // A tick is 10 ms: both may have started in the same tick, which is impossible for a reused PID.
         process.start_ticks -= 1;
     }
     let other = ground.another_daemon();
@@ -263,8 +263,8 @@ pub(crate) async fn a_published_port_reaches_the_workload(ground: &Ground) {
     ground.fence(&placement).await;
 }
 
-/// Rule 4: a process whose first thread has ended, while others run, has not ended. Its entry in
-/// `/proc` says zombie all the same.
+/// Rule 4: a process whose first thread has ended while others run has not ended, although its entry in `/proc` shows a
+/// zombie.
 pub(crate) async fn threads_that_outlive_their_first_one_are_fenced(ground: &Ground) {
     let placement = ground.spawn(ground.spec()).await;
     ground.fence(&placement).await;
@@ -293,13 +293,13 @@ pub(crate) async fn threads_that_outlive_their_first_one_are_fenced(ground: &Gro
     assert!(!matches!(ended, Ok(None)), "it runs behind a certificate");
 }
 
-/// Rule 4: where the mark stands in an environment makes no difference.
+/// Rule 4: the position of the mark in an environment does not matter.
 pub(crate) async fn a_mark_behind_a_large_environment_is_found(ground: &Ground) {
     let placement = ground.spawn(ground.spec()).await;
     ground.fence(&placement).await;
     let mut marked = Command::new("sleep");
     marked.arg("600").stdin(Stdio::null()).env_clear();
-    // They are passed in the order of their names, none longer than the kernel takes.
+    // Variables are passed in the order of their names, each within the kernel's limit.
     for before in ["A1", "A2", "A3", "A4"] {
         marked.env(before, "x".repeat(100_000));
     }
@@ -313,11 +313,11 @@ pub(crate) async fn a_mark_behind_a_large_environment_is_found(ground: &Ground) 
     assert!(!matches!(ended, Ok(None)), "it runs behind a certificate");
 }
 
-/// Rule 2: what a daemon had begun when it was killed is in nobody's way, at no moment of a boot.
+/// Rule 2: connections of a killed daemon do not disturb the next one, at any moment of a boot.
 pub(crate) async fn connections_that_are_given_up_do_no_harm(ground: &Ground) {
     let placement = ground.spawn(ground.spec()).await;
     let Endpoint::Unix { path } = placement.endpoint.clone() else {
-        // An address of the host's own kernel, whose sockets are its own business.
+        // An address of the host's own kernel, which manages its sockets itself.
         return;
     };
     let killed = tokio::spawn(async move {
@@ -329,7 +329,7 @@ pub(crate) async fn connections_that_are_given_up_do_no_harm(ground: &Ground) {
         }
     });
     ground.answers(&placement).await;
-    // While it serves as well.
+    // Also while the instance serves.
     for _ in 0..ANSWERS {
         ground.answers(&placement).await;
     }
@@ -348,7 +348,7 @@ pub(crate) async fn nothing_that_was_lent_is_nothing_to_take_back(ground: &Groun
     ground.backend.take_back(&placement).await.unwrap();
 }
 
-/// Rule 9: what this backend sees of another's generation is no statement about it.
+/// Rule 9: a backend makes no statement about a generation of another backend.
 pub(crate) async fn a_placement_of_another_backend_is_refused_and_left_alone(ground: &Ground) {
     let placement = ground.spawn(ground.spec()).await;
     ground.answers(&placement).await;
@@ -357,7 +357,7 @@ pub(crate) async fn a_placement_of_another_backend_is_refused_and_left_alone(gro
         BackendKind::Embedded => BackendKind::Qemu,
         BackendKind::Qemu | BackendKind::Multikernel => BackendKind::Embedded,
     };
-    // What the other backend would find of it: no process by the names that it knows.
+    // The other backend would find no process by the names that it knows.
     foreign.processes.clear();
     let backend = &ground.backend;
     let observed = backend.observe(&foreign).await.unwrap_err();

@@ -1,9 +1,9 @@
-//! Runs in a guest whose vsock is measured, as its workload. It serves the listening socket that it was given.
-//! The first byte of a connection says what is done with it:
+//! The workload of a guest whose vsock is measured. It serves the listening socket that it inherits. The first byte of
+//! a connection selects the mode:
 //!
 //! ```text
-//! e   every 80 bytes that come go back
-//! s   a count of bytes follows (u64, little-endian); so many are sent
+//! e   echoes every 80 bytes
+//! s   a count of bytes follows (u64, little-endian); the program sends that number of bytes
 //! ```
 
 #![allow(
@@ -18,24 +18,24 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use kmorph_workload::activation::take_listeners;
 use nix::sys::socket::{SockFlag, accept4};
 
-/// Bytes of a message that goes back.
+/// Size of an echoed message, bytes.
 const MESSAGE_BYTES: usize = 80;
-/// Bytes of one write of a stream.
+/// Size of one write of a stream, bytes.
 const WRITE_BYTES: usize = 64 * 1024;
 
 fn main() {
-    // SAFETY: called once, first of all.
+    // SAFETY: called once, before any other code.
     let listeners = unsafe { take_listeners() }.unwrap();
     let (_, listener) = listeners.into_iter().next().unwrap();
     loop {
         let accepted = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC).unwrap();
-        // SAFETY: the kernel has just made it for us.
+        // SAFETY: the kernel has just created this descriptor for this call.
         let socket = unsafe { OwnedFd::from_raw_fd(accepted) };
         std::thread::spawn(move || serve(File::from(socket)));
     }
 }
 
-/// Ends with the connection.
+/// Serves a connection until it ends.
 fn serve(mut socket: File) -> Option<()> {
     let mut what = [0];
     socket.read_exact(&mut what).ok()?;

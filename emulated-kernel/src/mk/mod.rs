@@ -14,29 +14,29 @@ mod show;
 type Done = Result<(), i32>;
 
 const PAGE: u64 = 4096;
-/// What the kernel itself takes of the pool for each instance.
+/// Memory that the kernel itself takes from the pool for each instance, bytes.
 const OWN_BYTES: u64 = 65 * PAGE;
 
-/// One instance, as the kernel's books have it.
+/// An instance in the kernel's records.
 #[derive(Clone, Debug, Default)]
 pub struct Instance {
     /// Its name.
     pub name: String,
-    /// Its id.
+    /// Its ID.
     pub id: u32,
-    /// Physical ids of its CPUs.
+    /// Physical IDs of its CPUs.
     pub cpus: Vec<u64>,
     pub(crate) regions: Vec<(u64, u64)>,
     pub(crate) pci: Vec<String>,
-    /// What it does, in the kernel's word for it.
+    /// Its state, in the kernel's words.
     pub state: &'static str,
-    /// The state that its file shows still, and until when.
+    /// The old state that its status file still shows, and until when.
     pub(crate) late: Option<(&'static str, Instant)>,
     own: (u64, u64),
 }
 
 impl Instance {
-    /// What its status file says now.
+    /// Returns the state that the status file shows now.
     pub(crate) fn shown(&self) -> &'static str {
         match self.late {
             Some((before, until)) if Instant::now() < until => before,
@@ -52,7 +52,7 @@ struct Pool {
     pci: Vec<String>,
 }
 
-/// A transaction that is there.
+/// A transaction.
 #[derive(Debug)]
 pub(crate) struct Transaction {
     pub(crate) status: &'static str,
@@ -60,23 +60,23 @@ pub(crate) struct Transaction {
     pub(crate) blob: Vec<u8>,
 }
 
-/// What is to go wrong, for tests.
+/// A fault to inject, for tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Trap {
-    /// Nothing.
+    /// No fault.
     #[default]
     None,
-    /// The next operation on devices fails: the kexec lock is taken.
+    /// The next operation on devices fails, because the kexec lock is taken.
     DevicesBusy,
-    /// The next overlay is said to be applied, and nothing is done.
+    /// The next overlay is reported as applied, without any effect.
     Lie,
-    /// Somebody else's transaction comes right after the next overlay.
+    /// Another program's transaction follows immediately after the next overlay.
     Other,
-    /// As `DevicesBusy`, and undoing fails too.
+    /// Like `DevicesBusy`, and the undo fails too.
     NoUndo,
 }
 
-/// The kernel.
+/// The emulated kernel.
 #[derive(Debug, Default)]
 pub struct Mk {
     /// The host's CPUs; the first is its logical CPU 0.
@@ -87,9 +87,9 @@ pub struct Mk {
     pub(crate) transactions: BTreeMap<u64, Transaction>,
     last: u64,
     next_chunk: u64,
-    /// What goes wrong next.
+    /// The next fault.
     pub trap: Trap,
-    /// A load, boot or halt is under way: the kernel's kexec lock.
+    /// True during a load, boot or halt: the kernel's kexec lock.
     pub(crate) kexec: bool,
 }
 

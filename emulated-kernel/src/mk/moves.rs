@@ -6,7 +6,7 @@ use super::{Done, Mk, PAGE, size_of};
 use crate::fdt::Fdt;
 
 impl Mk {
-    /// The first place where it fits in one piece, on a NUMA node or on any.
+    /// Finds the first free range of `bytes` in one piece, on the NUMA node or, without `node`, on any.
     pub(super) fn allocate(
         &self,
         bytes: u64,
@@ -40,8 +40,8 @@ impl Mk {
         Err(ENOMEM)
     }
 
-    /// Memory of a new instance: in one piece, or else half of it, and half of that, until a piece fits; then what is
-    /// left, in the same way (`multikernel_create_instance_pool` in `kernel/multikernel/mem.c`).
+    /// Allocates memory of a new instance: in one piece if possible, else half of the size, repeatedly, until a piece
+    /// fits; then the rest in the same way (`multikernel_create_instance_pool` in `kernel/multikernel/mem.c`).
     pub(super) fn allocate_pieces(
         &self,
         bytes: u64,
@@ -132,7 +132,7 @@ impl Mk {
                 self.grow(size, item.get_u32("numa-node-id").unwrap_or(0));
                 return Ok(());
             }
-            // What the pool grew by cannot be found again: only a warning in the kernel's log.
+            // The kernel cannot find a chunk by which the pool grew, and only logs a warning.
             let Ok((base, size)) = range_of(item) else {
                 return Ok(());
             };
@@ -154,7 +154,7 @@ impl Mk {
             return Ok(());
         };
         let (base, size) = range_of(item)?;
-        // The base counts only for a kernel that runs; the books take any memory of that size.
+        // The base only matters for a kernel that runs; the records accept any memory of that size.
         let region = if give {
             Some(self.allocate(size, None, &[])?)
         } else {

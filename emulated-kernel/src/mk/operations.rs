@@ -35,7 +35,7 @@ impl Mk {
             ("/resources", _) if self.pool.is_none() => return Err(EPERM),
             ("/resources" | "/instances", _) => {}
             (_, Some(name)) if self.instances.iter().any(|i| i.name == name) => {}
-            // What is to be undone may never have been there.
+            // An undo may meet an instance that never existed.
             (_, Some(_)) if undo => return Ok(()),
             (_, Some(_)) => return Err(ENOENT),
             _ => return Err(EINVAL),
@@ -118,7 +118,7 @@ impl Mk {
                 }
                 _ => Ok(()),
             };
-            // Undoing a failed transaction: what did not run is not there to be taken back.
+            // The undo of a failed transaction ignores operations that never ran.
             match moved {
                 Err(_) if undo => {}
                 other => other?,
@@ -165,7 +165,7 @@ impl Mk {
         if cpus.iter().any(|cpu| !pool.free.contains(cpu)) {
             return Err(EBUSY);
         }
-        // The first of them counts.
+        // Only the first node counts.
         let node = resources.get("numa-nodes").and_then(|v| v.first_chunk());
         let node = node.map(|cell| u32::from_be_bytes(*cell));
         let own = self.allocate(OWN_BYTES, None, &[])?;

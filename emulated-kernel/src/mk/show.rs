@@ -4,7 +4,7 @@ use super::Mk;
 use crate::fdt::Fdt;
 
 impl Mk {
-    /// What the root file shows.
+    /// Returns the tree in the root file.
     pub(crate) fn pool_tree(&self) -> Vec<u8> {
         let root = Fdt::new("")
             .text("compatible", "multikernel-v1")
@@ -29,7 +29,7 @@ impl Mk {
         with_kids(root, [resources].into_iter().chain(buses).collect()).blob()
     }
 
-    /// What an instance's file shows.
+    /// Returns the tree in an instance's file.
     pub(crate) fn instance_tree(&self, name: &str) -> Option<Vec<u8>> {
         let instance = self.instances.iter().find(|i| i.name == name)?;
         let root = Fdt::new("")
@@ -56,7 +56,7 @@ fn with_kids(mut fdt: Fdt, kids: Vec<Fdt>) -> Fdt {
     fdt
 }
 
-/// A host bridge with one device.
+/// Returns a host bridge with one device.
 fn bus(id: &str) -> Fdt {
     let hex = |text: &str| u32::from_str_radix(text, 16).unwrap();
     let (domain, bus, rest) = (hex(&id[..4]), hex(&id[5..7]), &id[8..]);

@@ -1,4 +1,4 @@
-//! A morph whose state is still being checked cannot commit.
+//! A morph that still validates its state cannot commit.
 use kmp_proto::morph::{CommitLimit, Morph, Validating};
 
 fn commit(morph: Morph<Validating>) {

@@ -1,4 +1,4 @@
-//! A commit record cannot be made by hand.
+//! Code outside the crate cannot create a commit record.
 use kmp_proto::morph::CommitRecord;
 
 fn main() {

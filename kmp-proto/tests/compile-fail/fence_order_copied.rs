@@ -1,4 +1,4 @@
-//! A fence order cannot be copied, so it cannot be confirmed once more.
+//! A fence order cannot be copied, so it cannot be confirmed twice.
 use kmp_proto::fence::FenceOrder;
 
 fn copy(order: &FenceOrder) -> FenceOrder {

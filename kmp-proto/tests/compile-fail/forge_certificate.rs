@@ -1,4 +1,4 @@
-//! A fence certificate cannot be made by hand.
+//! Code outside the crate cannot create a fence certificate.
 use kmp_proto::fence::{Confirmation, FenceCertificate, FenceMethod};
 
 fn main() {

@@ -1,4 +1,4 @@
-//! A phase cannot be entered but by its transition.
+//! A phase can only be entered by its transition.
 use kmp_proto::recovery::{Reclaiming, Recovery};
 
 fn reclaiming(phase: Reclaiming) -> Recovery<Reclaiming> {

@@ -1,4 +1,4 @@
-//! The order to fence is no proof that it was carried out, nor is what survivors are told of it.
+//! Neither the order to fence nor the fence notice for survivors proves that the fence was executed.
 use kmp_proto::fence::FenceOrder;
 use kmp_proto::message::FenceClaim;
 use kmp_proto::recovery::{Preparing, Recovery};

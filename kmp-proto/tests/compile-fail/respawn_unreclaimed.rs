@@ -1,4 +1,4 @@
-//! A successor is started with the certificate of a recovery that has given everything back.
+//! A successor requires the certificate of a recovery that has returned all resources.
 use kmp_proto::fence::FenceCertificate;
 use kmp_proto::recovery::{Preparing, Reclaiming, Recovery, Respawning};
 

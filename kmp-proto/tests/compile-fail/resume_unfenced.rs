@@ -1,4 +1,4 @@
-//! The source is asked to resume with the certificate of the target's fence: the order to fence is not enough.
+//! The source may only resume with the certificate of the target's fence: the order to fence is not enough.
 use kmp_proto::fence::FenceOrder;
 use kmp_proto::morph::{Action, FencingTarget, Morph};
 

@@ -1,4 +1,4 @@
-//! The order to write a commit record does not allow SERVE, nor does the note that one should be there.
+//! Neither the order to write a commit record nor the note that a record should exist allows SERVE.
 use kmp_proto::morph::{Action, CommitOrder, Engine, Event, Morph, Serving};
 use kmp_proto::time::Instant;
 

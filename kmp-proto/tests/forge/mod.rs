@@ -1,4 +1,4 @@
-//! Frames that are made wrong on purpose, and what the decoder says of them.
+//! Frames that are deliberately invalid, and the verdict of the decoder.
 
 use kmp_proto::codec::{Decoder, Frame, FrameError, FrameFault, encode};
 use kmp_proto::message::LayoutError;
@@ -21,7 +21,7 @@ pub(crate) fn all(decoder: &mut Decoder, mut input: &[u8]) -> Result<Vec<Frame>,
     Ok(frames)
 }
 
-/// Sets bytes of a frame and makes the checksum hold again.
+/// Sets bytes of a frame and fixes the checksum.
 pub(crate) fn forge(bytes: &mut [u8], at: usize, with: &[u8]) {
     bytes[at..at + with.len()].copy_from_slice(with);
     bytes[24..28].fill(0);
@@ -46,7 +46,7 @@ pub(crate) fn refused(bytes: &[u8]) -> FrameFault {
     broken(bytes).fault
 }
 
-/// A frame of `name` whose fixed part is kept and whose records are `records`.
+/// Returns a frame of `name` with its fixed part unchanged and its records replaced by `records`.
 pub(crate) fn with_records(name: &str, fixed: usize, records: &[u8]) -> Vec<u8> {
     let mut bytes = sample(name)[..HEADER_BYTES + fixed].to_vec();
     bytes.extend_from_slice(records);

@@ -1,4 +1,4 @@
-//! The failure detector under any events and any time.
+//! The failure detector under any events and at any time.
 
 use std::time::Duration;
 
@@ -10,28 +10,28 @@ use kmp_proto::time::Instant;
 
 use super::{Choices, assert_row};
 
-/// Most actions that one event causes.
+/// Maximum number of actions that one event causes.
 const ACTIONS_MAX: usize = 4;
-/// Probes that are remembered as unanswered.
+/// Maximum number of unanswered probes that the detector remembers.
 const MISSED_MAX: usize = 16;
-/// Ticks at one moment after which nothing is due any more.
+/// Maximum number of ticks at one moment until no timer is due.
 const TICKS_MAX: usize = 3;
 
 struct World {
     detector: Detector,
     now: Instant,
-    /// Probes that can still be answered, and when they were sent.
+    /// Probes that can still be answered, with the times of their sending.
     under_way: Vec<(u32, Instant)>,
     last_probe: u32,
-    /// When the last probe that was answered had been sent: the instance lived then.
+    /// Time of sending of the last answered probe: the instance was alive then.
     alive_at: Option<Instant>,
     failed: bool,
 }
 
-/// Drives a detector through what `bytes` say.
+/// Drives a detector through the events that `bytes` encode.
 ///
 /// # Panics
-/// When a rule is broken.
+/// If a rule is broken.
 pub fn run(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let now = Instant::from_nanos(1_000_000_000);
@@ -63,7 +63,7 @@ fn config(choice: u8) -> Config {
 impl World {
     fn advance(&mut self, choice: u8, ms: u8) {
         self.now = self.now + Duration::from_millis(u64::from(ms) << (choice % 6));
-        // Most time is kept: what is due is told. The rest of the time the daemon is late.
+        // Mostly, the daemon is on time and delivers each tick when it is due. Otherwise, the daemon is late.
         for tick in 0.. {
             let due = self.detector.poll_timeout();
             if choice.is_multiple_of(8) || due.is_none_or(|due| due > self.now) {
@@ -149,7 +149,7 @@ impl World {
         }
     }
 
-    /// An answer says that the instance lived when the probe was sent.
+    /// An answer proves that the instance was alive when the probe was sent.
     fn note(&mut self, event: &Event) {
         match event {
             Event::Answer { probe, .. } => {
@@ -162,7 +162,7 @@ impl World {
         }
     }
 
-    /// A verdict of silence never comes early.
+    /// A verdict of silence must not be early.
     fn judged(&self, before: &str, verdict: &Verdict) {
         let config = self.detector.config();
         assert!(!verdict.evidence.is_empty());

@@ -14,10 +14,10 @@ use kmp_proto::transition::Transition;
 
 use super::{Choices, assert_row};
 
-/// Most actions that one event causes.
+/// Maximum number of actions that one event causes.
 const ACTIONS_MAX: usize = 8;
 
-/// What is under way outside of the engine.
+/// A job under way outside of the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Job {
     Recovery,
@@ -26,23 +26,23 @@ enum Job {
     End,
 }
 
-/// What has happened so far, by the events told and the actions taken.
+/// Facts so far, derived from the events and the actions.
 #[derive(Debug, Default)]
 struct Facts {
     job: Option<Job>,
     watched: bool,
     queued: bool,
     backing_off: bool,
-    /// Wishes that the journal has not answered, in their order.
+    /// Wishes that the journal has not answered yet, in order.
     writing: VecDeque<Wish>,
-    /// A termination is in the journal.
+    /// True if a termination is in the journal.
     terminating: bool,
-    /// A person has to act first: nothing is healed before that.
+    /// True if an operator must act before any heal.
     resting: bool,
     stopped: bool,
-    /// The recovery that an earlier daemon began may be ended.
+    /// True if the recovery that an earlier daemon began may be ended.
     unfinished: bool,
-    /// What the journal says is wanted.
+    /// The desired state in the journal.
     journal: Option<Desired>,
 }
 
@@ -57,18 +57,18 @@ struct World {
 /// A step of an engine: state, event, next state.
 pub type Step = (&'static str, &'static str, &'static str);
 
-/// Drives an engine through what `bytes` say.
+/// Drives an engine through the events that `bytes` encode.
 ///
 /// # Panics
-/// When a rule is broken.
+/// If a rule is broken.
 pub fn run(bytes: &[u8]) {
     steps(bytes);
 }
 
-/// As [`run`]; the steps that the engine took.
+/// Like [`run`], but returns the steps that the engine took.
 ///
 /// # Panics
-/// When a rule is broken.
+/// If a rule is broken.
 pub fn steps(bytes: &[u8]) -> BTreeSet<Step> {
     let mut choices = Choices::new(bytes);
     let now = Instant::default();
@@ -225,7 +225,7 @@ fn any_event(choices: &mut Choices<'_>) -> Event {
 }
 
 impl World {
-    /// What the world would do next: the journal answers, a job ends, a grant comes.
+    /// Makes the next event that the engine expects: an answer of the journal, the end of a job, or a grant.
     fn go_on(&mut self, choices: &mut Choices<'_>) {
         if let Some(wish) = self.facts.writing.front().copied() {
             let event = match choices.bit() {
@@ -250,7 +250,7 @@ impl World {
         }
     }
 
-    /// Nobody answers what was not asked, and nothing is heard of what is not watched.
+    /// Returns true if `event` may occur: answers require a request, and reports require a watch.
     fn may_happen(&self, event: &Event) -> bool {
         let facts = &self.facts;
         match event {
@@ -304,7 +304,7 @@ impl World {
         self.check(name);
     }
 
-    /// What an event proves.
+    /// Updates the facts with an event.
     fn note(&mut self, event: &Event) {
         let facts = &mut self.facts;
         match event {
@@ -320,9 +320,9 @@ impl World {
             Event::RecoveryOver(_) | Event::MorphOver(_) | Event::CaptureOver | Event::Ended => {
                 facts.job = None;
             }
-            // The journal wants its end still: it is asked for again.
+            // The journal still holds the wish to terminate, so the end is requested again.
             Event::NotEnded(_) => (facts.job, facts.terminating) = (None, false),
-            // With the successor's number its row is written.
+            // The journal row is written together with the successor's number.
             Event::SuccessorStarted if !facts.terminating => {
                 facts.journal = Some(Desired::Running);
             }
@@ -330,7 +330,7 @@ impl World {
         }
     }
 
-    /// What holds whatever happens.
+    /// Checks the invariants.
     fn check(&mut self, event: &str) {
         let (engine, facts) = (&self.engine, &self.facts);
         let stage = engine.stage();
@@ -351,7 +351,7 @@ impl World {
         if stage == Stage::Serving {
             assert!(facts.watched, "{event}: it serves unwatched");
         }
-        // Nobody judges the silence of what is frozen: it is not the reason that is shown.
+        // A frozen generation's silence is not judged, so it must not be the reason shown.
         if stage == Stage::Capturing && engine.condition() == Condition::Unresponsive {
             assert_eq!(
                 engine.reason(),
@@ -362,14 +362,14 @@ impl World {
         if facts.terminating {
             assert_eq!(engine.desired(), Desired::Terminating, "{event}");
         }
-        // What rests is in the journal, so that it rests after a restart too.
+        // The journal holds every rest, so that it survives a restart.
         if stage == Stage::Resting && facts.writing.is_empty() {
             let noted = facts.journal == Some(engine.desired());
             assert!(noted, "{event}: {:?} {:?}", facts.journal, engine.desired());
         }
     }
 
-    /// Takes all actions, holds each to the rules, and returns their names.
+    /// Takes all actions, checks each against the rules, and returns their names.
     fn collect(&mut self) -> Vec<&'static str> {
         let mut names = Vec::new();
         while let Some(action) = self.engine.poll_action() {
@@ -420,7 +420,7 @@ impl World {
             Action::Capture => self.begin_job(Job::Capture),
             Action::End(order) => {
                 self.facts.terminating |= matches!(order, EndOrder::Asked { .. });
-                // Whoever ends a spawn that failed writes that first.
+                // The end of a failed spawn is written to the journal first.
                 self.facts.journal = Some(Desired::Terminating);
                 self.begin_job(Job::End);
             }

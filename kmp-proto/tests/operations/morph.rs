@@ -15,18 +15,18 @@ use super::{Choices, assert_row, assert_taken, certify};
 
 const SOURCE: u64 = 7;
 const TARGET: u64 = 8;
-/// A provider that this version has no name for, and that this daemon prefers.
+/// A provider without a name in this version, which this daemon prefers.
 const OTHER: StateProvider = StateProvider::Other(64);
-/// Most actions that one event causes.
+/// Maximum number of actions that one event causes.
 const ACTIONS_MAX: usize = 4;
-/// States in which the journal or a backend is waited for: those bound their own work.
+/// States that wait for the journal or a backend, which bound their own work.
 const WITHOUT_DEADLINE: [Stage; 3] = [Stage::Recording, Stage::FencingSource, Stage::FencingTarget];
 
-/// What has happened so far, by the events told and the actions taken.
+/// Facts so far, derived from the events and the actions.
 #[derive(Debug, Default)]
 struct Facts {
     target_healthy: bool,
-    /// What each side can use, by its last word in the negotiation.
+    /// Providers that each side can use, by its last offer in the negotiation.
     source_offers: Vec<StateProvider>,
     target_offers: Vec<StateProvider>,
     chosen: Option<StateProvider>,
@@ -44,7 +44,7 @@ struct Facts {
 struct World {
     engine: Engine,
     now: Instant,
-    /// Actions that nobody has answered yet.
+    /// Actions that are not answered yet.
     open: VecDeque<Action>,
     facts: Facts,
 }
@@ -62,10 +62,10 @@ fn config(validate_on_request: bool) -> Config {
     }
 }
 
-/// Drives an engine through what `bytes` say.
+/// Drives an engine through the events that `bytes` encode.
 ///
 /// # Panics
-/// When a rule is broken.
+/// If a rule is broken.
 pub fn run(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let now = Instant::default();
@@ -97,8 +97,8 @@ fn side(choices: &mut Choices<'_>) -> Side {
     }
 }
 
-/// Bits 0 and 1 are the modes; of the others, 2 adds a provider that the side cannot use if 3 is set, and 4 takes the
-/// workload's own away.
+/// Returns an offer. Bits 0 and 1 are the modes, bit 2 adds another provider, which the side cannot use if bit 3 is
+/// set, and bit 4 removes the workload's own provider.
 fn offer(bits: u8) -> Offer {
     let of = |provider, why_not: &str| ProviderOffer {
         provider,
@@ -186,7 +186,7 @@ fn any_event(choices: &mut Choices<'_>) -> Event {
 }
 
 impl World {
-    /// Answers the oldest open action as a sound world does; without one, time goes on.
+    /// Answers the oldest open action as a fault-free world would; without an open action, time advances.
     fn answer(&mut self, choices: &mut Choices<'_>) {
         let Some(action) = self.open.pop_front() else {
             let due = self.engine.poll_timeout();
@@ -227,7 +227,7 @@ impl World {
         }
     }
 
-    /// The daemon dies and comes back; a record that was being written became durable or did not.
+    /// The daemon dies and restarts; `written` states whether a record in progress became durable.
     fn restart(&mut self, written: bool) {
         if self.facts.finished.is_some() {
             return;
@@ -280,7 +280,7 @@ impl World {
         }
     }
 
-    /// What an event proves, when the engine is where it counts.
+    /// Updates the facts with an event, if the engine is in a state in which the event counts.
     fn note(&mut self, event: &Event) {
         let facts = &mut self.facts;
         let stage = self.engine.stage();
@@ -312,7 +312,7 @@ impl World {
         }
     }
 
-    /// Takes all actions, holds each to the rules, and returns their names.
+    /// Takes all actions, checks each against the rules, and returns their names.
     fn collect(&mut self) -> Vec<&'static str> {
         let mut names = Vec::new();
         while let Some(action) = self.engine.poll_action() {

@@ -12,10 +12,10 @@ use kmp_proto::time::Instant;
 use super::{Choices, assert_row, certify};
 
 const FAILED: u64 = 7;
-/// Most actions that one event causes.
+/// Maximum number of actions that one event causes.
 const ACTIONS_MAX: usize = 2;
 
-/// What has happened so far.
+/// Facts so far.
 #[derive(Debug, Default)]
 struct Facts {
     certificate: Option<FenceCertificate>,
@@ -40,10 +40,10 @@ struct World {
     facts: Facts,
 }
 
-/// Drives an engine through what `bytes` say.
+/// Drives an engine through the events that `bytes` encode.
 ///
 /// # Panics
-/// When a rule is broken.
+/// If a rule is broken.
 pub fn run(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let policy = policy(choices.byte());
@@ -104,7 +104,7 @@ fn any_event(choice: u8, choices: &mut Choices<'_>) -> Event {
 }
 
 impl World {
-    /// The daemon dies and comes back: with the certificate when one was recorded.
+    /// The daemon dies and restarts, with the certificate if one was recorded.
     fn restart(&mut self) {
         if self.facts.finished {
             return;
@@ -228,7 +228,7 @@ impl World {
     }
 }
 
-/// One step of the restart policy, against the failures of the window counted by hand.
+/// Makes one step of the restart policy, and checks it against the failures of the window, counted separately.
 fn restart(policy: &mut RestartPolicy, choice: u8, now: Instant, failures: &mut Vec<Instant>) {
     match choice % 8 {
         0 => {

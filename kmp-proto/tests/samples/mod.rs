@@ -1,4 +1,4 @@
-//! One message of every kind, with every field set to something that can be recognised.
+//! One message of every kind, with a recognizable value in every field.
 
 use kmp_proto::message::*;
 use kmp_proto::wire::ErrorCode;

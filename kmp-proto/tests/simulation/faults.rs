@@ -1,4 +1,4 @@
-//! What goes wrong in a run, all of it derived from the seed.
+//! The faults of a run, all derived from the seed.
 
 /// A seeded source of choices (SplitMix64).
 #[derive(Clone, Debug)]
@@ -17,18 +17,18 @@ impl Dice {
         x ^ (x >> 31)
     }
 
-    /// A number from 0 to `end`, without it.
+    /// Returns a number from 0 to `end`, exclusive.
     pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.next() % end.max(1)
     }
 
-    /// True in so many of 100 cases.
+    /// Returns true with a chance of `chance` percent.
     pub(crate) fn percent(&mut self, chance: u64) -> bool {
         self.below(100) < chance
     }
 }
 
-/// What strikes at a step.
+/// A fault at a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Strike {
     KillSource,
@@ -41,19 +41,19 @@ pub(crate) enum Strike {
 /// The faults of one run.
 #[derive(Clone, Debug)]
 pub(crate) struct Faults {
-    /// Messages lost, of 100.
+    /// Share of messages lost, percent.
     pub(crate) loss: u64,
-    /// Messages that arrive twice, of 100.
+    /// Share of messages duplicated, percent.
     pub(crate) duplication: u64,
-    /// Longest time a message takes, ms.
+    /// Maximum delay of a message, ms.
     pub(crate) delay_ms: u64,
-    /// What strikes before the n-th action that the daemon takes.
+    /// Faults that occur before the n-th action that the daemon takes.
     pub(crate) strikes: Vec<(usize, Strike)>,
-    /// From here on nothing goes wrong any more, ms.
+    /// Time of the end of all faults, ms.
     pub(crate) heal_ms: u64,
 }
 
-/// Actions in a quiet morph, and some: later strikes meet what follows it.
+/// Number of actions in a quiet morph, with a margin: later strikes hit the time after the morph.
 pub(crate) const STEPS: u64 = 40;
 
 impl Faults {

@@ -1,4 +1,4 @@
-//! The kernels of one instance, as far as a morph and a recovery see them.
+//! The kernels of one instance, as a morph and a recovery see them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,14 +14,14 @@ const DIGEST: u64 = 5;
 pub(crate) enum Kernel {
     /// Its workload answers clients.
     Serving,
-    /// The source, standing still.
+    /// The frozen source.
     Frozen,
     /// The target, without the workload's state or not yet serving.
     Waiting,
     Dead,
 }
 
-/// What a kernel is asked in a morph.
+/// A request to a kernel in a morph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Request {
     Prepare(Side),
@@ -44,7 +44,7 @@ impl Request {
         }
     }
 
-    /// How long the daemon waits for the answer, ms.
+    /// Returns the timeout of the answer, ms.
     pub(crate) fn patience_ms(self) -> u64 {
         match self {
             Self::Freeze | Self::Activate | Self::Retire => 1000,
@@ -63,7 +63,7 @@ pub(crate) fn generation(side: Side) -> u64 {
 #[derive(Debug)]
 pub(crate) struct Kernels {
     all: BTreeMap<u64, Kernel>,
-    /// The source was told to go back: the session is over for it.
+    /// True if the source was asked to resume, which ends its session.
     session_over: bool,
 }
 
@@ -94,14 +94,14 @@ impl Kernels {
         self.state(generation) != Kernel::Dead
     }
 
-    /// The successor of every generation so far.
+    /// Starts the next generation.
     pub(crate) fn spawn(&mut self) -> u64 {
         let next = self.all.keys().max().unwrap() + 1;
         self.set(next, Kernel::Serving);
         next
     }
 
-    /// What a kernel does when it is asked, once or again; a dead one does not answer.
+    /// Executes a request or its repetition; a dead kernel does not answer.
     pub(crate) fn ask(&mut self, request: Request, committed: bool) -> Option<Event> {
         let side = request.side();
         let state = self.state(generation(side));

@@ -1,4 +1,4 @@
-//! What the engines order, carried out: requests to kernels, records in the journal, work of the backend.
+//! Execution of the orders of the engines: requests to kernels, records in the journal, work of the backend.
 
 use kmp_proto::detector::{self, Detector};
 use kmp_proto::message::Side;

@@ -1,5 +1,5 @@
-//! A daemon with its engines, the kernels, and the network, journal and backend between them, on virtual
-//! time. What the daemon holds in memory dies with it; what its journal holds does not.
+//! A daemon with its engines, the kernels, and the network, journal and backend between them, on virtual time. The
+//! memory of the daemon dies with it; its journal survives.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,28 +16,28 @@ mod orders;
 use crate::faults::{Dice, Faults, Strike};
 use crate::kernels::{Kernel, Kernels, NEW, OLD, Request};
 
-/// Time after the healing in which everything must be settled, ms.
+/// Maximum time from the end of the faults until everything must be settled, ms.
 const SETTLE_MS: u64 = 120_000;
-/// Most happenings in one run: more are a timer that is always due.
+/// Maximum number of events in one run; more mean a timer that is always due.
 const TURNS_MAX: u64 = 100_000;
-/// Time that the daemon is away when it dies, ms.
+/// Downtime of the daemon when it dies, ms.
 const RESTART_MS: u64 = 200;
-/// Memory is captured where it can be.
+/// Capture policy: memory is captured where possible.
 const CAPTURE: CapturePolicy = CapturePolicy::On;
-/// Time that the journal and the backend take, ms.
+/// Latency of the journal and the backend, ms.
 const LOCAL_MS: u64 = 3;
 
-/// What happens at some time.
+/// An event at some time.
 #[derive(Clone, Debug)]
 enum Happening {
     /// A request reaches its kernel.
     Asked(u64, Request),
     /// A probe reaches a generation.
     Probed(u64, u32),
-    /// An answer reaches the daemon, if it is still the one that asked.
+    /// An answer reaches the daemon, if the life of the daemon that sent the request still lasts.
     Answered(u32, u64, Box<Answer>),
     ProbeAnswered(u32, u64, u32),
-    /// Nobody waits for the answer to a request any longer.
+    /// The timeout of a request expires.
     Overdue(u32, u64),
     /// The journal or the backend is done.
     Done(u32, Local),
@@ -46,7 +46,7 @@ enum Happening {
     DaemonStarts,
 }
 
-/// A kernel's answer; its event is made when it arrives, since events cannot be copied.
+/// A kernel's answer; its event is created on arrival, since events cannot be copied.
 #[derive(Clone, Debug)]
 struct Answer {
     request: Request,
@@ -62,17 +62,17 @@ enum Local {
     Spawned,
 }
 
-/// What outlives the daemon.
+/// The state that outlives the daemon.
 #[derive(Debug, Default)]
 struct Journal {
     committed: bool,
     outcome: Option<Outcome>,
-    /// The generation that is the instance, once the morph is over.
+    /// The current generation of the instance, once the morph is over.
     current: Option<u64>,
     recovering: Option<(u64, Option<FenceCertificate>)>,
 }
 
-/// What dies with the daemon.
+/// The state that dies with the daemon.
 #[derive(Default)]
 struct Daemon {
     morph: Option<morph::Engine>,
@@ -88,7 +88,7 @@ pub(crate) struct World {
     now_ms: u64,
     queue: BTreeMap<(u64, u64), Happening>,
     count: u64,
-    /// Which life of the daemon this is.
+    /// Number of the daemon's current life.
     life: u32,
     daemon: Option<Daemon>,
     journal: Journal,
@@ -146,7 +146,7 @@ impl World {
         self.queue.insert((self.now_ms + ms, self.count), happening);
     }
 
-    /// Sends something over the network: lost, late, twice.
+    /// Sends a message over the network, which may lose, delay or duplicate the message.
     fn send(&mut self, happening: &Happening) {
         let (loss, twice, delay) = match self.healed() {
             true => (0, 0, 5),
@@ -165,7 +165,7 @@ impl World {
         }
     }
 
-    /// Runs until everything is settled: one kernel serves, and nothing is under way.
+    /// Runs until everything is settled: one kernel serves, and no operation is under way.
     pub(crate) fn run(&mut self) {
         self.pump();
         let mut turns = 0;
@@ -199,7 +199,7 @@ impl World {
         self.check_end();
     }
 
-    /// Never both.
+    /// Checks that at most one kernel serves.
     fn check(&self) {
         let serving = self.kernels.serving();
         assert!(serving.len() <= 1, "these serve at once: {serving:?}");
@@ -216,7 +216,8 @@ impl World {
             && current.is_some_and(|generation| self.kernels.serving() == [generation])
     }
 
-    /// After the commit record the target kernel or a successor of it, before it the old one or a successor.
+    /// After the commit record, the target kernel or a successor of the target serves; before, the source or a
+    /// successor.
     fn check_end(&self) {
         let outcome = self.journal.outcome.as_ref().expect("it is over");
         let (current, committed) = (self.journal.current, self.journal.committed);
@@ -279,11 +280,11 @@ impl World {
     }
 
     fn answered(&mut self, id: u64, answer: &Answer) {
-        // A second answer to the same request finds nobody who waits.
+        // A second answer to the same request is ignored.
         if self.daemon.as_mut().unwrap().waiting.remove(&id).is_none() {
             return;
         }
-        // What it says was true when it was said: the same event again, from a copy of that kernel.
+        // The answer was true when it was sent: a copy of that kernel produces the same event.
         let mut then = Kernels::new();
         if answer.request == Request::Resume {
             then.set(NEW, Kernel::Dead);
@@ -293,7 +294,7 @@ impl World {
         }
     }
 
-    /// The journal or the backend has done something; the daemon learns of it at the same moment.
+    /// The journal or the backend has finished; the daemon learns of the result at the same moment.
     fn done(&mut self, local: Local) {
         let under_way = &mut self.daemon.as_mut().unwrap().under_way;
         let Some(at) = under_way.iter().position(|one| *one == local) else {
@@ -327,7 +328,7 @@ impl World {
             Local::Record => self.journal.committed = true,
             Local::FenceOf(generation) => self.kernels.set(generation, Kernel::Dead),
             Local::Spawned => {
-                // A spawn is in the journal before it is made: a restart finds it.
+                // The journal holds a spawn before the backend makes it, so that a restart finds it.
                 self.journal.current = Some(self.kernels.spawn());
                 self.journal.recovering = None;
             }
@@ -413,7 +414,7 @@ impl World {
         }
     }
 
-    /// Carries out what the engines want, until they want nothing; faults strike in between.
+    /// Executes the orders of the engines until none is left; faults occur in between.
     fn pump(&mut self) {
         loop {
             let Some(daemon) = &mut self.daemon else {
@@ -446,7 +447,7 @@ impl World {
         }
     }
 
-    /// What strikes before this action. True when the daemon is gone, and the action with it.
+    /// Applies the faults before this action. Returns true if the daemon has died, and the action with it.
     fn struck(&mut self) -> bool {
         let step = self.steps;
         self.steps += 1;
@@ -478,14 +479,14 @@ impl World {
     fn kill(&mut self, generation: u64) {
         if self.kernels.alive(generation) {
             self.kernels.set(generation, Kernel::Dead);
-            // Half of the time the backend sees it; else only its silence tells.
+            // Half of the deaths are visible to the backend; the others only cause silence.
             if self.dice.percent(50) {
                 self.at(1, Happening::Ended(self.life, generation));
             }
         }
     }
 
-    /// What was under way has happened, or not: nobody was told.
+    /// Kills the daemon. Work under way has taken effect or not; no report arrives.
     fn kill_daemon(&mut self) {
         let Some(daemon) = self.daemon.take() else {
             return;
@@ -499,7 +500,7 @@ impl World {
         self.at(RESTART_MS, Happening::DaemonStarts);
     }
 
-    /// Finishes or undoes what the journal says was under way.
+    /// Finishes or rolls back the operations that the journal holds.
     fn start_daemon(&mut self) {
         let mut daemon = Daemon::default();
         let mut watched = Vec::new();
@@ -535,7 +536,7 @@ impl World {
 }
 
 impl Daemon {
-    /// When the next timer of an engine is due, in whole milliseconds.
+    /// Returns when the next timer of an engine is due, in whole milliseconds.
     fn due_ms(&self) -> Option<u64> {
         let watches = self.watches.values().filter_map(Detector::poll_timeout);
         let morph = self.morph.as_ref().and_then(morph::Engine::poll_timeout);

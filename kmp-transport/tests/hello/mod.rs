@@ -1,4 +1,4 @@
-//! The HELLO of both ends, for tests to which what is in it does not matter.
+//! The HELLO of both ends, for tests that do not depend on its contents.
 
 use kmp_proto::message::{Channel, Hello, HelloFixed, PeerRole};
 use kmp_proto::wire::VERSION;

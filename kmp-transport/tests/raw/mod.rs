@@ -1,4 +1,4 @@
-//! One end of a connection, byte by byte, and a daemon whose connections end in one.
+//! One end of a connection, byte by byte, and a daemon whose connections lead to such an end.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::hello::hello;
 
-/// Longest wait for anything, of virtual time.
+/// Maximum wait for any event, in virtual time.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// One end of a link, byte by byte.
@@ -33,7 +33,7 @@ impl Raw {
         self.link.write_all(&bytes).await.unwrap();
     }
 
-    /// The next frame; `None` at the end of the link.
+    /// Returns the next frame; `None` at the end of the link.
     pub(crate) async fn next(&mut self) -> Option<Frame> {
         let mut byte = [0];
         loop {
@@ -81,7 +81,7 @@ impl Daemon {
         }
     }
 
-    /// The next connection of a channel; those of the other one are let go.
+    /// Waits for the next connection of a channel, and drops connections of the other channel.
     pub(crate) async fn channel(&mut self, wanted: Channel) -> Raw {
         loop {
             let link = tokio::time::timeout(PATIENCE, self.links.recv());
@@ -107,7 +107,7 @@ impl Daemon {
         event.await.unwrap().unwrap()
     }
 
-    /// Why a channel went down.
+    /// Waits until a channel goes down, and returns the reason.
     pub(crate) async fn down(&mut self, wanted: Channel) -> String {
         loop {
             match self.event().await {

@@ -1,4 +1,4 @@
-//! The overlay that makes one system of another.
+//! The overlay that changes one system into another.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use crate::ground::{BLOCK, build, ground, plain_ground};
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
-    /// CPUs change hands among pool and instances in any way: the overlay makes what was wanted.
+    /// CPUs move between pool and instances in any way, and the overlay produces exactly the wanted system.
     #[test]
     fn the_overlay_of_a_change_makes_it(ground in ground(), turns in prop::collection::vec((any::<prop::sample::Index>(), 0..4_usize), 0..6)) {
         let mut after = ground.state.system.clone();

@@ -1,4 +1,4 @@
-//! CPUs and memory for a new instance.
+//! CPUs and memory of a new instance.
 
 use std::collections::BTreeSet;
 
@@ -85,7 +85,7 @@ fn check_choice(
             "memory is where the CPUs are"
         );
     }
-    // The kernel would take it, and what it makes of it breaks no rule.
+    // The kernel would accept the overlay, and the resulting state breaks no rule.
     let (read, report) = check::overlay(&overlay.to_tree(), Some(&ground.state));
     prop_assert!(report.is_valid(), "{}", report);
     prop_assert_eq!(&read, overlay);
@@ -188,7 +188,7 @@ fn siblings_stay_together_unless_asked() {
     };
     let overlay = allocate::instance(&ground.state, &ground.machine, &apart).unwrap();
     assert_eq!(created(&overlay).cpus.len(), 7);
-    // Two CPUs are one whole core, of the node that has fewer.
+    // Two CPUs are one whole core, of the node with fewer free CPUs.
     let overlay = allocate::instance(&ground.state, &ground.machine, &wanted(2, MIB)).unwrap();
     assert_eq!(
         (created(&overlay).cpus, created(&overlay).numa_nodes),

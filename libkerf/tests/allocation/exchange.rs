@@ -1,4 +1,4 @@
-//! What changes hands after a morph.
+//! The resources that move after a morph.
 
 use libkerf::allocate::{self, Exchange, Handover, NoExchange};
 use libkerf::check::Rule;
@@ -65,7 +65,7 @@ proptest! {
                 let returned = if everything { giver.memory_bytes } else { 0 };
                 let free = count(&ground).free_memory + returned;
                 prop_assert_eq!(block, if running { BLOCK } else { 4096 });
-                // The last block of each chunk is not whole.
+                // The last block of each chunk is incomplete.
                 let chunks = ground.state.system.resources.chunks.len() as u64;
                 let in_blocks = free - chunks * (BLOCK - RINGS);
                 let can_be_had = if running { in_blocks } else { free };
@@ -73,7 +73,7 @@ proptest! {
                 prop_assert!(wanted > can_be_had || !is_whole, "{} of {}", wanted, can_be_had);
             }
             Err(NoExchange::Refused(report)) => {
-                // Nothing would be left for the kernel's own use.
+                // No memory would be left for the kernel's own use.
                 let returned = if everything { giver.memory_bytes } else { 0 };
                 prop_assert!(report.breaks(Rule::MemoryFillsPool), "{}", report);
                 prop_assert_eq!(exchange.memory, count(&ground).free_memory + returned);

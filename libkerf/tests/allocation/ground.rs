@@ -1,4 +1,4 @@
-//! Machines, pools and instances to choose from.
+//! Machines, pools and instances for allocations.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,14 +12,14 @@ pub(crate) const MIB: u64 = 1 << 20;
 pub(crate) const BLOCK: u64 = 128 * MIB;
 pub(crate) const RINGS: u64 = 65 * 4096;
 
-/// A machine, a pool and instances. CPU ids have gaps, as APIC ids do.
+/// A machine, a pool and instances. CPU IDs have gaps, like APIC IDs.
 #[derive(Debug, Clone)]
 pub(crate) struct Ground {
     pub(crate) machine: Machine,
     pub(crate) state: State,
 }
 
-/// Of each CPU: whether it is the host's (0), free in the pool (1), or which instance has it (2…).
+/// Returns a strategy that assigns each CPU to the host (0), the pool (1, free) or an instance (2…).
 pub(crate) fn ground() -> impl Strategy<Value = Ground> {
     let shape = (1_u32..4, 1_u32..5, 1_u32..4);
     shape.prop_flat_map(|(nodes, cores, threads)| {
@@ -81,7 +81,7 @@ pub(crate) fn build(
             .map(|c| (c.base + c.size - RINGS, RINGS, "mk-rings".to_owned()))
             .collect(),
     };
-    // Instances' memory fills the chunks from below, a block at a time, but for the last one.
+    // Memory of instances fills the chunks from below, block by block, except the last block.
     let mut blocks = chunks
         .iter()
         .flat_map(|c| (0..c.size / BLOCK - 1).map(move |n| c.base + n * BLOCK));
@@ -121,14 +121,14 @@ pub(crate) fn build(
 }
 
 pub(crate) fn plain_ground() -> Ground {
-    // Two NUMA nodes, each of two cores with two threads; the first instance has half a core.
+    // Two NUMA nodes, each with two cores of two threads; the first instance has half a core.
     build(2, 2, &[2, 1, 1, 1, 1, 1, 1, 1], &[1, 0, 0], &[8, 8])
 }
 
-/// What can be had, counted from what the test put there and not as the allocator counts.
+/// The available resources, counted from the test's own assignment and not as the allocator counts.
 pub(crate) struct Count {
     pub(crate) free: usize,
-    /// By NUMA node: free CPUs on cores that no instance has a part of, and all free ones.
+    /// By NUMA node: the free CPUs on cores without any CPU of an instance, and all free CPUs.
     pub(crate) by_node: BTreeMap<u32, (usize, usize)>,
     pub(crate) free_memory: u64,
     pub(crate) memory_by_node: BTreeMap<u32, u64>,

@@ -1,4 +1,4 @@
-//! What is chosen is free and as much as was asked for; a reason why not is true.
+//! Chosen resources are free and as many as requested; the reason of a refusal is true.
 
 #![allow(
     clippy::unwrap_used,

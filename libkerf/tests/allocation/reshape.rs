@@ -1,4 +1,4 @@
-//! A live pool becomes what a baseline asks for, and keeps what is in use.
+//! Reshapes a live pool to a baseline, and keeps the resources in use.
 
 use libkerf::check::{self, Context};
 use libkerf::dts;
@@ -7,13 +7,13 @@ use libkerf::overlay::{NoChange, Operation, State};
 
 const GIB: u64 = 1 << 30;
 
-/// The pool of `system.dts`: 2 GiB on node 0, where both instances are, and 1 GiB on node 1.
+/// Returns the state of `system.dts`: 2 GiB on node 0, with both instances, and 1 GiB on node 1.
 fn state() -> State {
     let tree = dts::read(include_str!("../trees/system.dts")).unwrap();
     State::new(check::system(&tree, Context::default()).0)
 }
 
-/// The pool as it is, but for the memory that is asked for.
+/// Returns the pool's resources with only the memory replaced.
 fn wanted(memory: &str) -> Resources {
     let state = state();
     Resources {
@@ -52,7 +52,7 @@ fn each_node_gets_what_it_lacks() {
         added(&operations(&wanted("2GB@0,1GB@1,1GB@2"))),
         [(GIB, Some(2))]
     );
-    // What node 1 has counts, where no node is named.
+    // If no node is named, the memory of node 1 counts as well.
     assert_eq!(added(&operations(&wanted("5GB"))), [(2 * GIB, None)]);
 }
 
@@ -75,7 +75,7 @@ fn chunks_go_back_whole_and_those_in_use_stay() {
         (items[0].base, items[0].size),
         (Some(of_node(1).base), of_node(1).size)
     );
-    // Half a chunk does not go, nor one that instances are in.
+    // A part of a chunk cannot be removed, nor a chunk in use by instances.
     assert_eq!(operations(&wanted("2GB@0,512MB@1")), []);
     assert_eq!(operations(&wanted("1GB@0,1GB@1")), []);
 }

@@ -1,4 +1,4 @@
-//! What the kernel would cut goes in parts, which make the same.
+//! An overlay that the kernel would truncate is split into parts, which together have the same effect.
 
 use libkerf::allocate::{self, Exchange, Handover};
 use libkerf::model::{Instance, PciAddress};
@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 use crate::ground::{MIB, build};
 
-/// All operations as the kernel runs them, one for each thing.
+/// Returns all operations in the kernel's order, one for each item.
 fn run_order(overlays: &[Overlay]) -> Vec<(Target, &'static str, String)> {
     let mut steps = Vec::new();
     for fragment in overlays.iter().flat_map(|o| &o.fragments) {
@@ -101,7 +101,7 @@ proptest! {
             prop_assert!(!part.is_empty());
         }
         prop_assert_eq!(run_order(&parts), run_order(std::slice::from_ref(&whole)));
-        // No more than are needed: what is left of one part and the next is too large for one.
+        // The number of parts is minimal: two adjacent parts together are too large for one.
         for pair in parts.windows(2) {
             let both = pair[0].to_blob().unwrap().len() + pair[1].to_blob().unwrap().len();
             prop_assert!(both > MAX_OVERLAY_BYTES);
@@ -156,7 +156,7 @@ fn an_instance_of_many_cpus_is_made_with_some_and_given_the_others() {
         state.apply(part).unwrap()
     });
     assert_eq!(made.system.instance("large").unwrap().cpus, instance.cpus);
-    // The host's tree is one thing.
+    // The host's tree is indivisible.
     let host = Node::new("host-tree").with_property(libkerf::tree::Property::new("x", [7; 5000]));
     assert!(matches!(
         create(instance, Some(host)).split(),

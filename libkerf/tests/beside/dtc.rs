@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-/// The bytes that dtc makes of an input in this format (`dts` or `dtb`); `None` if dtc refuses the input.
+/// Returns the bytes that dtc makes of an input in this format (`dts` or `dtb`); `None` if dtc refuses the input.
 pub(crate) fn compiled(format: &str, input: &[u8]) -> Option<Vec<u8>> {
     let mut dtc = Command::new("dtc")
         .args(["-q", "-q", "-I", format, "-O", "dtb"])

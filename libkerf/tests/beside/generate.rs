@@ -1,10 +1,10 @@
-//! Trees, valid and broken, from a seed.
+//! Valid and invalid trees, generated from a seed.
 
 use libkerf::tree::{DeviceTree, Node, Property};
 
 use crate::kerf::As;
 
-/// A small generator of numbers: the same seed gives the same trees everywhere.
+/// A small pseudo-random generator: the same seed gives the same trees on every machine.
 pub(crate) struct Random(u64);
 
 impl Random {
@@ -31,7 +31,7 @@ impl Random {
 pub(crate) struct Case {
     pub(crate) kind: As,
     pub(crate) tree: DeviceTree,
-    /// What /proc/iomem has of the pool.
+    /// Chunks of the pool in /proc/iomem.
     pub(crate) iomem: Vec<(u64, u64)>,
 }
 
@@ -58,7 +58,7 @@ pub(crate) fn case(seed: u64) -> Case {
         As::Instance => own_instance(random),
         As::Overlay => overlay(random),
     };
-    // Half of the trees stay as they are: mostly valid.
+    // Half of the trees stay unchanged, and are mostly valid.
     if random.chance(50) {
         for _ in 0..=random.below(2) {
             breakage(random, &mut root);
@@ -278,7 +278,7 @@ fn overlay(random: &mut Random) -> Node {
     root
 }
 
-/// Breaks something, somewhere.
+/// Breaks the tree at a random place.
 fn breakage(random: &mut Random, root: &mut Node) {
     match random.below(10) {
         0..=2 => {
@@ -339,7 +339,7 @@ fn nth(skip: usize, node: &mut Node) -> Option<&mut Node> {
     None
 }
 
-/// Gives a property bytes of another form.
+/// Gives a property a value of another form.
 fn reshape(random: &mut Random, node: &mut Node) {
     if node.properties().is_empty() {
         return;
@@ -356,7 +356,7 @@ fn reshape(random: &mut Random, node: &mut Node) {
     node.set(Property::new(property.name(), bytes));
 }
 
-/// Gives a property of a known meaning another value.
+/// Gives another value to a property of known meaning.
 fn revalue(random: &mut Random, root: &mut Node) {
     let instances = root.child("instances").map_or(0, |i| i.children().len());
     let values = [

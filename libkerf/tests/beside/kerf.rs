@@ -1,10 +1,10 @@
-//! The real kerf, as a judge: one Python process that has imported it.
+//! The real kerf as a judge: one Python process that has imported kerf.
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-/// What a tree is to be.
+/// The kind of document as which a tree is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum As {
     Baseline,
@@ -19,14 +19,14 @@ pub(crate) struct Kerf {
     answers: ChildStdout,
 }
 
-/// Where `scripts/fetch-kerf` has put it.
+/// Returns the directory in which `scripts/fetch-kerf` installs kerf.
 pub(crate) fn home() -> PathBuf {
     let set = std::env::var_os("KMORPH_CACHE_DIR").filter(|dir| !dir.is_empty());
     let cache = set.map(PathBuf::from).unwrap_or_else(|| {
         let shared = PathBuf::from("/var/cache/kmorph");
         let own = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
         let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache");
-        // As the script: root has the shared one.
+        // Like the script: root uses the shared directory.
         match std::fs::metadata("/proc/self").map(|own| std::os::unix::fs::MetadataExt::uid(&own)) {
             Ok(0) => shared,
             _ => own.unwrap_or_else(home).join("kmorph"),
@@ -35,7 +35,7 @@ pub(crate) fn home() -> PathBuf {
     cache.join("tools/kerf")
 }
 
-/// A script beside this file, run by the Python that has kerf.
+/// Returns the command that runs a script beside this file, with the Python in which kerf is installed.
 pub(crate) fn python(script: &str) -> Command {
     let python = home().join("bin/python");
     assert!(
@@ -44,7 +44,7 @@ pub(crate) fn python(script: &str) -> Command {
         python.display()
     );
     let mut command = Command::new(python);
-    // kerf must not write where it is installed.
+    // kerf must not write into its installation directory.
     command.arg("-B").arg(
         Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("tests/beside")
@@ -67,7 +67,7 @@ impl Kerf {
         }
     }
 
-    /// Why kerf refuses the tree; none when it takes it.
+    /// Returns the reason why kerf refuses the tree; `None` if kerf accepts the tree.
     pub(crate) fn refuses(
         &mut self,
         kind: As,
@@ -93,7 +93,7 @@ impl Kerf {
 
 impl Drop for Kerf {
     fn drop(&mut self) {
-        // It ends when nothing more can come; killing it also ends one that hangs.
+        // The process ends at the end of its input; the kill also ends a process that hangs.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

@@ -23,7 +23,7 @@ use libkerf::model::Instance;
 use libkerf::tree::Node;
 use libkerf::{dtb, dts};
 
-/// How many trees are generated.
+/// Number of generated trees.
 const TREES: u64 = 6000;
 
 fn judge(case: &Case) -> Report {
@@ -41,7 +41,7 @@ fn judge(case: &Case) -> Report {
     let context = Context {
         machine: Some(&machine),
     };
-    // What libkerf sees of the bytes that kerf sees.
+    // libkerf reads the same bytes as kerf.
     let tree = dtb::read(&dtb::write(&case.tree).unwrap()).unwrap();
     match case.kind {
         As::Baseline => check::baseline(&tree, context).1,
@@ -88,7 +88,7 @@ fn kerf_and_libkerf_differ_only_where_a_rule_says_so() {
     );
     println!("{TREES} trees: kerf takes {taken}; the same verdict on {same}");
     println!("rules on which they differ: {differences:?}");
-    // Neither all good nor all bad: both would prove little.
+    // Neither all valid nor all invalid: either would prove little.
     assert!(
         taken > TREES / 4 && taken < TREES * 3 / 4,
         "kerf takes {taken}"
@@ -136,7 +136,7 @@ fn dtc_and_libkerf_make_the_same_of_every_tree() {
     );
 }
 
-/// What kerf makes, by name.
+/// Returns the overlays and trees that kerf creates, by name.
 fn made_by_kerf() -> BTreeMap<String, Vec<u8>> {
     let output = kerf::python("make.py").output().unwrap();
     assert!(
@@ -156,8 +156,8 @@ fn made_by_kerf() -> BTreeMap<String, Vec<u8>> {
     made
 }
 
-/// The tree without what its nodes are called after the `@`, which nobody reads, and with operations in
-/// one order: the kernel has its own.
+/// Returns the tree without unit addresses (after the `@`), which are never read, and with operations in a fixed order:
+/// the kernel has its own order.
 fn without_units(node: &Node) -> Node {
     let name = node.name().split('@').next().unwrap_or_default();
     let mut plain = Node::new(name);
@@ -212,7 +212,7 @@ fn what_libkerf_makes_kerf_takes() {
         cpus: vec![8, 10],
         memory_base: Some(1 << 32),
         memory_bytes: 1 << 28,
-        // More than one: kerf reads no list of them.
+        // Two devices, because kerf does not read a list of them.
         devices: vec!["nic0".to_owned(), "nic1".to_owned()],
         ..Instance::default()
     };

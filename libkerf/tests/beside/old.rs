@@ -1,4 +1,4 @@
-//! The text form of kerf 0.1, side by side with kerf 0.1.
+//! The text format of kerf 0.1, side by side with kerf 0.1.
 
 use std::fmt::Display;
 use std::io::{Read, Write};
@@ -98,7 +98,7 @@ const TEXT: &str = r#"/multikernel-v1/;
 };
 "#;
 
-/// The text with a few places changed.
+/// Returns the text with a few places changed.
 fn variant(random: &mut Random) -> String {
     const PIECES: &[&str] = &[
         "{",
@@ -182,7 +182,7 @@ fn the_text_form_is_read_as_kerf_0_1_read_it() {
             Ok(ours) => describe(ours) == theirs,
             Err(_) => theirs.starts_with("refused: "),
         };
-        // Python's numbers have no end; an address above 2^64 is one of no machine.
+        // Python's integers are unbounded; an address of 2^64 or more exists on no machine.
         let words = theirs.split_whitespace();
         if words
             .filter_map(|word| word.parse::<u128>().ok())
@@ -225,7 +225,7 @@ fn an_example_becomes_a_baseline_of_today() {
         "{:?}",
         read.remarks
     );
-    // Its devices have no vendor and device ids, and no names: they are left to the user.
+    // Its devices have no vendor and device IDs, and no names: the user must supply them.
     let mut resources = read.system.resources;
     resources.devices.clear();
     let tree = resources.to_baseline();

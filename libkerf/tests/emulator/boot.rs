@@ -1,4 +1,4 @@
-//! Loading, booting and halting, with what the kernel's status does not say.
+//! Load, boot and halt, including facts that the kernel's status does not show.
 
 use std::ffi::CStr;
 use std::io::{self, Read as _};
@@ -13,21 +13,21 @@ use nix::libc::{EBUSY, EINVAL, ENOENT, ENOEXEC, ETIMEDOUT};
 
 use crate::{create, ground};
 
-/// The emulated kernel's end of the calls.
+/// The emulated kernel's end of the system calls.
 pub(crate) struct Spawns {
     mk: Arc<Mutex<Mk>>,
-    /// The kernel waits until CPUs have stopped, as the fork does; generations D and E do not.
+    /// True if the kernel waits until CPUs have stopped, like the fork; generations D and E do not.
     waits: bool,
-    /// The spawn answers a request to halt.
+    /// True if the spawn answers a request to halt.
     answers: bool,
-    /// What is booted panics at once.
+    /// True if a booted kernel panics at once.
     panics: bool,
-    /// CPUs have stopped. Generations D and E say `loaded` before.
+    /// True if the CPUs have stopped. Generations D and E report `loaded` earlier.
     parked: Mutex<bool>,
-    /// The status shows a change so much later.
+    /// Delay until the status shows a change.
     lag: Duration,
     unloads: Mutex<u32>,
-    /// What the image that was loaded last begins with.
+    /// First bytes of the image that was loaded last.
     pub(crate) loaded: Mutex<Vec<u8>>,
 }
 
@@ -86,7 +86,7 @@ impl Spawns {
             (Command::Halt, _) => return Err(EINVAL),
             (Command::HaltForce, "loaded") if self.waits => return Err(EINVAL),
             (Command::HaltForce, "active" | "loaded") => {
-                // The first reaches all where the kernel waits, and the second elsewhere.
+                // The first stop reaches all CPUs if the kernel waits; otherwise only the second one does.
                 let mut parked = self.parked.lock().unwrap();
                 *parked = self.waits || self.state(id)? == "loaded";
                 self.set(id, "loaded");
@@ -195,7 +195,7 @@ fn a_kernel_is_loaded_booted_halted_and_unloaded() {
         Status::Active,
         "the lag was waited for"
     );
-    // The kernel itself would unload it now.
+    // The kernel itself would allow the unload now.
     let refused = kernel.unload(&spawns, "web").unwrap_err();
     assert!(
         matches!(
@@ -230,7 +230,7 @@ fn a_kernel_that_hangs_is_stopped_and_it_is_said_whether_that_is_sure() {
         "{refused}"
     );
     assert_eq!(kernel.status("web").unwrap(), Status::Active);
-    // Generations D and E: it says `loaded`, and nobody knows.
+    // Generations D and E: the status is `loaded`, but the stop is unconfirmed.
     assert_eq!(
         kernel.halt_by_force(&spawns, "web").unwrap(),
         Parked::Unconfirmed

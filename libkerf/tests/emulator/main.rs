@@ -1,5 +1,5 @@
-//! The kernel's files, emulated: a file system that does what the kernel does with what is written,
-//! and shares no code with libkerf. It takes root and /dev/fuse.
+//! The kernel's files, emulated: a file system that reacts to writes like the kernel and shares no code with libkerf.
+//! The tests require root and /dev/fuse.
 
 #![allow(
     clippy::unwrap_used,
@@ -35,8 +35,7 @@ struct Ground {
     kernel: Kernel,
 }
 
-/// A kernel whose pool has six CPUs, 3 GiB and a network card.
-/// `None` where it cannot be emulated.
+/// Returns a kernel whose pool has six CPUs, 3 GiB and a network card; `None` if this machine cannot emulate a kernel.
 fn ground() -> Option<Ground> {
     if !nix::unistd::Uid::effective().is_root() || !Path::new("/dev/fuse").exists() {
         eprintln!(
@@ -291,7 +290,7 @@ fn what_breaks_rules_is_never_written() {
     );
 }
 
-/// An overlay that the kernel would cut: instances with long names, and a device for the last of them.
+/// Returns an overlay that the kernel would truncate: instances with long names, and a device for the last of them.
 fn large() -> Overlay {
     let names: Vec<String> = (0..20).map(|n| format!("{n:0200}")).collect();
     let creates = names
@@ -316,7 +315,7 @@ fn what_the_kernel_would_cut_goes_in_several_transactions() {
     };
     let blob = large().to_blob().unwrap();
     assert!(blob.len() > 4096);
-    // Written at once it is cut, as nobody notices but for what is not there.
+    // A single write is truncated, and the only symptom is the missing part.
     std::fs::write(emulator.root().join("overlays/new"), &blob).unwrap_err();
     assert!(kernel.instance_names().unwrap().is_empty());
 
@@ -398,8 +397,8 @@ fn a_state_is_waited_for() {
     );
 }
 
-/// Runs the real kerf, in a mount namespace where the emulated files are the kernel's, and its lock is
-/// the one of the test.
+/// Runs the real kerf in a mount namespace in which the emulated files replace the kernel's, and the lock of the test
+/// replaces kerf's.
 fn run_kerf(emulator: &Emulator, arguments: &str) -> Output {
     let program = kerf::home().join("bin/kerf");
     let script = format!(
@@ -429,7 +428,7 @@ fn kerf_and_libkerf_work_on_one_kernel() {
     let Some(Ground { emulator, kernel }) = ground() else {
         return;
     };
-    // What kerf creates, libkerf reads and changes.
+    // kerf creates an instance, libkerf reads and changes it.
     kerf_does(
         &emulator,
         "create db --cpus=8,10 --memory=512MB --devices=0000:09:00.0 --id=7",
@@ -446,7 +445,7 @@ fn kerf_and_libkerf_work_on_one_kernel() {
             None,
         )
         .unwrap();
-    // What libkerf makes, kerf shows, updates and deletes.
+    // libkerf creates an instance, kerf shows, updates and deletes it.
     kernel.apply(&create("web", &[14, 16]), None).unwrap();
     let shown = kerf_does(&emulator, "show web");
     assert!(
@@ -460,7 +459,7 @@ fn kerf_and_libkerf_work_on_one_kernel() {
     let state = kernel.state(None).unwrap();
     assert!(state.system.instances.is_empty());
     assert_eq!(state.system.free_cpus().len(), 6);
-    // What libkerf writes to a file, kerf creates.
+    // libkerf writes a file, and kerf creates the instance in the file.
     let web = libkerf::model::Instance {
         name: "web".to_owned(),
         id: Some(9),
@@ -478,7 +477,7 @@ fn kerf_and_libkerf_work_on_one_kernel() {
         (web.id, web.cpus, web.memory_bytes)
     );
     kerf_does(&emulator, "delete web");
-    // Each waits for the other.
+    // Each waits for the other's lock.
     let lock = Lock::take(&emulator.beside("run/kerf.lock"), Duration::from_secs(5)).unwrap();
     let waited = run_kerf(&emulator, "create web --cpus=8 --memory=64MB");
     let said = String::from_utf8_lossy(&waited.stderr).into_owned();
@@ -487,7 +486,7 @@ fn kerf_and_libkerf_work_on_one_kernel() {
     kerf_does(&emulator, "create web --cpus=8 --memory=64MB");
     assert_eq!(kernel.instance_names().unwrap(), ["web"]);
     assert!(!emulator.beside("run/kerf.lock").exists());
-    // Both refuse the same.
+    // Both refuse the same request.
     let refused = run_kerf(&emulator, "create bad --cpus=9 --memory=64MB");
     assert!(!refused.status.success());
     assert!(kernel.apply(&create("bad", &[9]), None).is_err());
@@ -514,17 +513,17 @@ fn the_transaction_that_made_an_instance_is_told_from_those_that_made_others_of_
     let made = kernel.creation("web").unwrap().unwrap();
     assert_eq!(made.transaction, first.transaction);
     assert_eq!(made_as().as_deref(), Some("ours"));
-    // As kerf does it: a creation that fails, because there is one, stays as a transaction.
+    // Like kerf: a creation that fails, because the instance exists, stays as a transaction.
     let new = ground.emulator.root().join("overlays/new");
     std::fs::write(&new, noted("late").to_blob().unwrap()).unwrap();
     assert_eq!(made_as().as_deref(), Some("ours"));
-    // Removed and made again, under the same name and with the same id.
+    // Removed and created again, with the same name and ID.
     let id = kernel.id("web").unwrap();
     remove();
     kernel.apply(&create("web", &[8]), None).unwrap();
     assert_eq!(kernel.id("web").unwrap(), id);
     assert_eq!(made_as(), None);
-    // Made by a transaction that failed after that, and that nobody has undone.
+    // Created by a transaction that failed later and was not undone.
     remove();
     ground.emulator.mk.lock().unwrap().trap = Trap::DevicesBusy;
     let mut half = noted("half");

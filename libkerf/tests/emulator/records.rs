@@ -1,4 +1,4 @@
-//! Records of what is loaded: kerf's and libkerf's are the same.
+//! Records of loaded kernels: those of kerf and of libkerf are identical.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::boot::Spawns;
 use crate::{create, ground, kerf};
 
-/// Runs kerf's own code, with its records in `directory`, and gives what it prints.
+/// Runs kerf's own code, with its records in `directory`, and returns its output.
 fn python(directory: &Path, code: &str) -> String {
     let setup =
         "import json, sys; from kerf import metadata; metadata.KERF_INSTANCES_DIR = sys.argv[1]; ";
@@ -74,7 +74,7 @@ fn each_reads_the_records_of_the_other() {
     );
 }
 
-/// Debian's kernels, where the tests' setup has put them.
+/// Returns Debian's kernels from the tests' setup.
 fn kernels() -> Vec<PathBuf> {
     let cache = kerf::home();
     let cache = cache.ancestors().nth(2).unwrap().join("kernels");
@@ -118,7 +118,7 @@ fn an_image_is_described_as_kerf_describes_it() {
             let kerfs: Value = serde_json::from_str(&python(directory.path(), &code)).unwrap();
             let mut own = serde_json::to_value(own).unwrap();
             if kind == "kernel" && own.get("version").is_none() {
-                // kerf writes null, and takes its absence for it.
+                // kerf writes null, and treats a missing field as null.
                 own["version"] = Value::Null;
             }
             assert_eq!(own, kerfs, "{kind} {}", image.display());
@@ -139,7 +139,7 @@ fn an_image_is_unpacked_as_kerf_unpacks_it() {
         let own = Image::of_kernel(unpacked.path()).unwrap();
         let kerfs = python(Path::new("/"), &code);
         assert_eq!(own.sha256, kerfs.trim(), "{}", image.display());
-        // It says the version that its wrapping does.
+        // The unpacked kernel has the same version as its wrapper.
         let outside = Image::of_kernel(&image).unwrap().version.unwrap();
         let release = outside.split(' ').next().unwrap();
         assert!(own.version.unwrap().starts_with(release));
@@ -148,7 +148,7 @@ fn an_image_is_unpacked_as_kerf_unpacks_it() {
 
 #[test]
 fn an_image_is_unpacked_however_it_is_packed() {
-    // As the kernel's build packs it, with the size behind it. Of some only Python has the means.
+    // Packed like in the kernel's build, with the size appended. For some formats, only Python has the compressor.
     let code = "if True:
         import bz2, gzip, lzma, random, struct, subprocess, os
         from kerf import vmlinuz
@@ -255,7 +255,7 @@ fn what_is_loaded_is_recorded_and_forgotten_when_it_is_unloaded() {
     kernel.unload_recorded(&spawns, "web", &records).unwrap();
     assert_eq!(kernel.status("web").unwrap(), Status::Ready);
     assert!(records.load("web").unwrap().is_none());
-    // Nothing is recorded of what is not loaded.
+    // A kernel that is not loaded gets no record.
     files.kernel = directory.path().join("packed");
     std::fs::copy(&kernels()[0], &files.kernel).unwrap();
     let file = std::fs::OpenOptions::new()

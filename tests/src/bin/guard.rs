@@ -1,6 +1,6 @@
-//! Ends what a test leaves behind: `kmorph-test-guard <directory>` waits until its standard input
-//! closes, kills every process that names the directory in its command line or environment or is in a cgroup of
-//! a daemon below it, takes away what is mounted below it, and removes it.
+//! Cleans up after a test: `kmorph-test-guard <directory>` waits until its standard input closes, kills every process
+//! that names the directory in its command line or environment or is in a cgroup of a daemon below the directory,
+//! unmounts every mount below the directory, and removes the directory.
 
 use std::io::Read;
 use std::path::Path;
@@ -15,7 +15,7 @@ fn main() {
         return;
     };
     let dir = Path::new(&dir);
-    // Ctrl-C reaches the whole group; this process is what cleans up after it.
+    // Ctrl-C reaches the whole process group; this process must survive to clean up.
     let _ = nix::unistd::setsid();
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
     while kill_all(dir) > 0 {
@@ -26,7 +26,8 @@ fn main() {
     let _ = std::fs::remove_dir_all(dir);
 }
 
-/// What a killed keeper of files left mounted. Field 5 of a line is where (proc_pid_mountinfo(5)).
+/// Unmounts the mounts that a killed keeper of files left. Field 5 of a line is the mount point
+/// (proc_pid_mountinfo(5)).
 fn unmount_all(dir: &Path) {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let places = mounts.lines().filter_map(|line| line.split(' ').nth(4));

@@ -1,10 +1,10 @@
-//! A workload that reads memory which its kernel was lent, with the agent's own code, and tries to write it. Each
-//! line that it gets is a command, answered with a line, `ok N` or why not, and N bytes:
+//! A workload that reads memory lent to its kernel, with the agent's own code, and tries to write it. Each line of
+//! input is a command. The answer is a line, `ok N` or the error, and N bytes:
 //!
 //! ```text
-//! open PORT              ok, bytes that were lent
-//! read OFFSET LENGTH     ok, LENGTH, and so many bytes; of what was opened last
-//! write PORT             ok 0: the whole first page was overwritten, as far as this kernel can tell
+//! open PORT              ok, number of bytes lent
+//! read OFFSET LENGTH     ok, LENGTH, and that many bytes of the memory opened last
+//! write PORT             ok 0: from this kernel's view, the whole first page was overwritten
 //! ```
 
 #![allow(
@@ -22,19 +22,19 @@ use kmorph_agent::lent::{Lent, PciAddress};
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
-/// The first socket that an agent passes on (`LISTEN_FDS`, docs/workloads.md).
+/// The first socket passed by the agent (`LISTEN_FDS`, docs/workloads.md).
 const LISTENER: i32 = 3;
 const SYSFS: &str = "/sys";
 const PAGE: usize = 4096;
 
 fn main() -> io::Result<()> {
-    // As the agent, whose every mapping is locked in memory then.
+    // Like the agent, this process locks every mapping in memory.
     assert!(kmorph_launch::stay_resident()?);
     loop {
         let client = nix::sys::socket::accept(LISTENER)?;
-        // SAFETY: accept has just made this descriptor and nothing else knows its number.
+        // SAFETY: accept has just created this descriptor, and no other code knows its number.
         let client = File::from(unsafe { OwnedFd::from_raw_fd(client) });
-        // A client that hangs up is followed by the next.
+        // When a client hangs up, the next one is served.
         let _ = serve(client);
     }
 }
@@ -76,7 +76,7 @@ fn answer(line: &str, lent: &mut Option<Lent>) -> Answer {
     }
 }
 
-/// The memory of the device below the port.
+/// Returns the path of the memory of the device below the port.
 fn memory_below(port: &PciAddress) -> io::Result<PathBuf> {
     let port = format!("{SYSFS}/bus/pci/devices/{port}");
     let entries = std::fs::read_dir(port)?.flatten();
@@ -85,12 +85,12 @@ fn memory_below(port: &PciAddress) -> io::Result<PathBuf> {
     found.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-/// Writes over its first page.
+/// Overwrites the first page of the memory.
 fn overwrite(memory: &Path) -> io::Result<()> {
     let file = File::options().read(true).write(true).open(memory)?;
     let length = NonZeroUsize::new(PAGE).unwrap();
     let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    // SAFETY: a new mapping at an address of the system's choice takes nothing from anybody.
+    // SAFETY: a new mapping at an address that the system chooses replaces no other mapping.
     let start = unsafe { mmap(None, length, access, MapFlags::MAP_SHARED, &file, 0) }?;
     let pattern = File::open("/dev/urandom")?;
     // SAFETY: the page is mapped until after the call, and only the kernel writes to it.

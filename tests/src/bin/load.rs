@@ -1,9 +1,9 @@
-//! A workload that has more to do than one CPU can: two threads that never wait. Once someone connects to
-//! its published port both end, and it goes on without anything to do.
+//! A workload that overloads one CPU: two threads that never block. On a connection to its published port, both threads
+//! end, and the process stays idle.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The first socket that an agent passes on (`LISTEN_FDS`, docs/workloads.md).
+/// The first socket passed by the agent (`LISTEN_FDS`, docs/workloads.md).
 const LISTENER: i32 = 3;
 
 static DONE: AtomicBool = AtomicBool::new(false);

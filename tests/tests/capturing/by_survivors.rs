@@ -1,4 +1,4 @@
-//! A failed kernel's memory that is read by the kernels which survive: whatever becomes of them, or of the daemon.
+//! Survivors read a failed kernel's memory, and the capture succeeds even if a survivor or the daemon dies.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -13,12 +13,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-/// What ends here is killed or panics, which is seen at once: nothing waits for the heartbeat timeout.
-/// All of the memory, no faster than so that survivors have the time to take part in it.
+/// Every failure here is a kill or a panic, which the daemon sees at once, so the heartbeat timeout can be long. The
+/// capture covers all of the memory, with a rate limit, so that survivors have time to take part.
 const CONFIG: &str = "backend = \"qemu\"\n[defaults]\nheartbeat_timeout_s = 10.0\nvmcore = \"on\"\n\
                       [pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n\
                       [vmcore]\nsurvivors = 2\nlevel = 0\nrate_mib_s = 16\n";
-/// Where memory above 4 GiB would begin in the file; the guests have less.
+/// Offset in the file at which memory above 4 GiB would begin; the guests have less memory.
 const LOW_BYTES: u64 = 2 << 30;
 const SURVIVORS: [&str; 2] = ["cache", "db"];
 
@@ -30,7 +30,7 @@ fn qemu(host: &Host, name: &str) -> Pid {
     Pid::from_raw(host.control().instance(name).processes["qemu"])
 }
 
-/// The recovery of web's `generation`, once it is over, and what was captured: whole, and verified.
+/// Waits for the recovery of web's `generation`, and returns its vmcore, which must be complete and verified.
 fn captured(host: &Host, generation: u64) -> (VmcoreRecord, Dump) {
     let record = host.control().wait("the recovery to end", || {
         let all: Vec<RecoveryRecord> = host.control().get("/v1/recoveries?instance=web");
@@ -70,11 +70,11 @@ fn survivors_read_the_memory_and_nothing_depends_on_them() {
     another_daemon_takes_back_what_was_lent(&mut host);
 }
 
-/// By hand, of a memory that is kept: so that there is something to compare the vmcore with.
+/// Captures a kept memory by hand, so that the vmcore can be compared with the memory.
 fn they_read_what_is_in_the_memory(host: &mut Host) {
     let inode = memory_of(qemu(host, "web").as_raw(), |_| true);
     let inode = std::fs::metadata(inode).unwrap().ino();
-    // What must be captured is kept when it cannot be: there is a file where the directory should be.
+    // A required memory that cannot be captured is kept: a file blocks the path of the directory.
     host.control()
         .set_policy("web", &json!({ "vmcore": "required" }));
     let obstacle = host.path("state/vmcore");
@@ -84,7 +84,7 @@ fn they_read_what_is_in_the_memory(host: &mut Host) {
         let now = host.control().instance("web").summary.state;
         (now == InstanceState::OperatorActionNeeded).then_some(())
     });
-    // It is kept for as long as it takes, whatever becomes of the daemon.
+    // The memory is kept as long as needed, even across restarts of the daemon.
     host.restart_by_kill();
     for name in SURVIVORS {
         host.running(name);
@@ -125,7 +125,7 @@ fn assert_same(dump: &Dump, memory: File) {
     }
 }
 
-/// A guest's memory that the process has open, if it is the right one.
+/// Returns a guest's memory that the process has open and that satisfies `right`.
 fn memory_of(pid: i32, right: impl Fn(&Path) -> bool) -> PathBuf {
     let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
     let mut open = open.flatten().map(|entry| entry.path());
@@ -157,11 +157,11 @@ fn another_daemon_takes_back_what_was_lent(host: &mut Host) {
     wait_for_loan(host, &dirs[0], true);
     host.kill_daemon();
     assert!(kernels::has_borrowed(&dirs[0]));
-    // This one asks nobody to help: what is taken back is what the one before it has lent.
+    // This daemon uses no survivors, so any take-back concerns memory that the previous daemon lent.
     let config = CONFIG.replace("survivors = 2", "survivors = 0");
     host.configure(&config);
     host.start();
-    // The guest's QEMU was ended, and so was the daemon: its memory was kept by a process of its own.
+    // The guest's QEMU and the daemon have ended, but a separate process kept the memory.
     let (vmcore, _) = captured(host, 3);
     assert!(vmcore.read_by.is_empty(), "{vmcore:?}");
     for dir in &dirs {

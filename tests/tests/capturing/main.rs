@@ -1,7 +1,7 @@
-//! `vmcore capture`: the memory of real kernels that live, that failed, and that are frozen when something ends. And
-//! `doctor`, which tests that those that fail are captured.
+//! `vmcore capture`: the memory of real kernels that live, that have failed, and that are frozen when the capture or
+//! the daemon ends. And `doctor`, which tests that a failed kernel would be captured.
 //!
-//! Needs what `scripts/setup-tests` installs.
+//! Requires the packages and kernels of `scripts/setup-tests`.
 
 #![allow(
     clippy::unwrap_used,
@@ -28,7 +28,7 @@ use nix::unistd::Uid;
 use serde_json::{Value, json};
 
 const CAPTURE: &str = "/v1/instances/web/vmcore";
-/// So slow that the guest is still frozen when a test has done something meanwhile.
+/// A rate limit low enough that the guest is still frozen during the steps of a test.
 const SLOW: &str = "backend = \"qemu\"\n[vmcore]\nrate_mib_s = 8\nlevel = 0\n";
 
 fn report(ended: Operation) -> CaptureReport {
@@ -40,7 +40,7 @@ fn output(path: &Path) -> Value {
     json!({ "output": path })
 }
 
-/// What its own reader finds in it: complete, with the registers of its one CPU.
+/// Checks with kmorph's own reader that the vmcore is complete and has the registers of its one CPU.
 fn assert_whole(path: &Path) {
     let dump = Dump::open(path).unwrap().unwrap();
     assert_eq!(dump.completeness(), Completeness::Complete);
@@ -68,7 +68,7 @@ fn a_kernel_that_lives_is_frozen_and_goes_on(transport: Transport) {
         assert_eq!((report.panic, report.log_error), (None, None));
         assert_eq!(Path::new(&report.path), path);
         assert_whole(&path);
-        // The connection that was there before is there still.
+        // The connection from before the capture still works.
         assert_eq!(client.call(&["GET", "k"]).unwrap(), "v");
     }
     let log = events.wait("its log", |event| event.kind == EventKind::Vmcore);
@@ -79,7 +79,7 @@ fn a_kernel_that_lives_is_frozen_and_goes_on(transport: Transport) {
     let now = host.running("web");
     assert_eq!(now.processes, before.processes);
     assert_eq!(now.summary.recoveries, 0);
-    // A connection that was not: the forwarder was aimed at it again.
+    // A new connection: the forwarder points at the instance again.
     assert_eq!(
         Client::connect(port).unwrap().call(&["GET", "k"]).unwrap(),
         "v"
@@ -100,7 +100,7 @@ mod over_kerf {
     }
 }
 
-/// Begins a capture and waits until the memory is being read.
+/// Begins a capture and waits until its reader makes progress.
 fn begin(host: &Host, path: &Path) -> Operation {
     let reply = host.control().request("POST", CAPTURE, Some(&output(path)));
     let begun: Operation = reply.ok();
@@ -182,7 +182,7 @@ fn whatever_ends_a_capture_its_kernel_goes_on() {
     assert!(!path.exists() && !partial.exists());
     host.running("web");
 
-    // A daemon that is killed cannot resume it: the next one does.
+    // A killed daemon cannot resume the guest, so the next daemon does.
     begin(&host, &path);
     host.kill_daemon();
     assert_eq!(kernels::guest_status(&run_dir), "paused");
@@ -194,7 +194,7 @@ fn whatever_ends_a_capture_its_kernel_goes_on() {
     );
     assert!(!path.exists() && partial.exists());
 
-    // One that is told to stop resumes it first.
+    // A daemon that is told to stop resumes the guest first.
     begin(&host, &path);
     let _: Value = host
         .control()
@@ -239,7 +239,7 @@ fn what_has_failed_and_is_not_healed_is_captured_as_it_is() {
     assert_eq!(host.running("web").summary.generation, 2);
 }
 
-/// A small file system, for this thread and its children.
+/// A small file system, visible to this thread and its children.
 struct Disk(std::path::PathBuf);
 
 impl Drop for Disk {
@@ -315,7 +315,7 @@ fn the_self_test_passes_leaves_nothing_and_is_remembered() {
     assert!(report.vmcore_bytes.unwrap() > 1 << 20);
     nothing_is_left(&host);
     assert!(!host.path("state/vmcore/kmorph-doctor").exists());
-    // A kernel that is mistyped is refused before a test begins, and the last result stays.
+    // A mistyped kernel is refused before a test begins, and the last result stays.
     let mistyped = json!({ "kernel": "/nope" });
     let refused = host
         .control()
@@ -335,7 +335,7 @@ fn the_self_test_passes_leaves_nothing_and_is_remembered() {
 #[test]
 fn the_self_test_fails_where_nothing_can_be_captured() {
     let host = Host::qemu();
-    // There is a file where the directory should be.
+    // A file blocks the path of the directory.
     std::fs::write(host.path("state/vmcore"), "").unwrap();
     let ended = host
         .control()

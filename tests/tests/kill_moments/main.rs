@@ -1,10 +1,10 @@
-//! Daemon, source and target are killed, alone and in pairs, at moments spread over a whole morph and over a whole
-//! recovery; then the daemon is started, killed and started again.
+//! Kills daemon, source and target, alone and in pairs, at moments spread over a whole morph and over a whole recovery;
+//! then starts, kills and restarts the daemon.
 //!
-//! Whatever the moment: no acknowledged write is lost other than by the death of the kernel that held it, no kernel is
-//! recovered that was not killed, and the published port answers.
+//! At every moment: an acknowledged write is only lost by the death of the kernel that held it, no kernel is recovered
+//! that was not killed, and the published port answers.
 //!
-//! `KMORPH_KILL_MOMENTS` says how many moments are tried (default: 100), `make test-kills` tries 1,000.
+//! `KMORPH_KILL_MOMENTS` sets the number of moments (default: 100); `make test-kills` tries 1,000.
 
 #![allow(
     clippy::unwrap_used,
@@ -20,14 +20,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use trial::{Blow, Course, Trial, Victim};
 
-/// Moments tried in CI.
+/// Number of moments in CI.
 const MOMENTS: usize = 100;
-/// Hosts that are tried on at a time: most of a trial is waiting.
+/// Number of concurrent hosts: most of a trial is waiting.
 const HOSTS: usize = 6;
-/// Trials on one host before a fresh one takes its place.
+/// Number of trials on one host before a fresh host replaces it.
 const TRIALS_OF_A_HOST: usize = 8;
 
-/// Who is killed, by turns. The daemon's death is the one that leaves most behind.
+/// The victims, in turns. The daemon's death leaves the most work behind.
 const VICTIMS: [&[Victim]; 7] = [
     &[Victim::Daemon],
     &[Victim::Daemon, Victim::Source],
@@ -45,8 +45,8 @@ fn moments() -> usize {
     })
 }
 
-/// The `number`-th of `count` blows. Four of five fall into a morph, the fifth into a recovery. Moments are spread over
-/// 1.25 times the length of what they fall into, by the golden ratio, so that any few of them are spread too.
+/// Returns blow `number`. Four of five hit a morph, the fifth hits a recovery. The golden ratio spreads the moments
+/// over 1.25 times the length of the morph or recovery, so that any few consecutive moments are spread as well.
 fn blow(number: usize) -> Blow {
     const GOLDEN: f64 = 0.618_033_988_749_895;
     let part = (number as f64 * GOLDEN).fract() * 1.25;
@@ -91,7 +91,7 @@ fn whoever_is_killed_whenever_nothing_acknowledged_is_lost() {
     });
 }
 
-/// The steps of a morph that commits, by the names of its transition table.
+/// The steps of a morph that commits, named as in its transition table.
 const STEPS: [&str; 16] = [
     "Prepare(source)",
     "Prepare(target)",

@@ -1,4 +1,4 @@
-//! One blow, and what is found afterwards.
+//! One blow, and the checks of its outcome.
 
 use std::time::{Duration, Instant};
 
@@ -13,43 +13,43 @@ use serde_json::json;
 
 use crate::writer::{KEY, Writer};
 
-/// Answered heartbeats after which an instance is known to be watched: they take longer than its heartbeat timeout.
+/// Number of answered heartbeats that prove the watch of an instance: they take longer than its heartbeat timeout.
 const WATCHED: u64 = 14;
-/// A heartbeat timeout that a busy machine keeps, and a pool that is not scarce.
+/// A heartbeat timeout that a busy machine meets, and a pool with ample resources.
 const CONFIG: &str = "[defaults]\nheartbeat_timeout_s = 3.0\n[pool]\nshare_cpus = true\nshare_memory = true\nmemory_mib = 65536\n";
 
-/// What is killed.
+/// A process to kill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Victim {
     /// `kmorphd`.
     Daemon,
-    /// The agent of the generation that serves.
+    /// The agent of the serving generation.
     Source,
-    /// The agent of the generation that is to take over, if there is one yet.
+    /// The agent of the generation that is to take over, if it exists yet.
     Target,
 }
 
-/// What is under way.
+/// The operation in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Course {
-    /// A morph with everything by itself.
+    /// A morph that proceeds automatically to its commit.
     Morph,
-    /// The recovery of an agent that was killed.
+    /// The recovery after the death of an agent.
     Recovery,
 }
 
-/// See the module.
+/// A blow; see the module.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Blow {
-    /// What is under way.
+    /// The operation in progress.
     pub(crate) course: Course,
-    /// Who is killed.
+    /// The processes to kill.
     pub(crate) victims: &'static [Victim],
-    /// When: a part of the time that the course takes undisturbed.
+    /// The moment, as a fraction of the undisturbed duration of the course.
     pub(crate) part: f64,
 }
 
-/// A host with one instance, on which one blow after the other is dealt.
+/// A host with one instance, which receives one blow after the other.
 pub(crate) struct Trial {
     host: Host,
     port: u16,
@@ -59,7 +59,7 @@ pub(crate) struct Trial {
 }
 
 impl Trial {
-    /// A host on which a morph and a recovery have been timed.
+    /// Prepares a host, and measures the durations of a morph and a recovery.
     pub(crate) fn prepare() -> Self {
         let host = Host::with(CONFIG);
         let port = host.spawn_kv("web");
@@ -80,7 +80,7 @@ impl Trial {
         }
     }
 
-    /// Deals `blow`, restarts the daemon twice, and holds what is found to the rules.
+    /// Deals `blow`, restarts the daemon twice, and checks the rules.
     pub(crate) fn run(&mut self, number: usize, blow: Blow) {
         let scene = Scene::set(self);
         let wait = match blow.course {
@@ -93,7 +93,7 @@ impl Trial {
                 self.recovery_takes.mul_f64(blow.part)
             }
         };
-        // Not a wait for an event: the moment of the blow is what is varied.
+        // Not a wait for an event: the test varies the moment of the blow.
         std::thread::sleep(wait);
         let mut killed = self.strike(&scene, blow.victims);
         if blow.course == Course::Recovery {
@@ -104,7 +104,7 @@ impl Trial {
         self.check(scene, &killed, &what);
     }
 
-    /// Has the daemon die right before `step` of a morph.
+    /// Makes the daemon die immediately before `step` of a morph.
     pub(crate) fn run_at_step(&mut self, step: &str) {
         let scene = Scene::set(self);
         let kernel = self.host.kernel("6.12.0-b");
@@ -117,7 +117,7 @@ impl Trial {
         self.check(scene, &[], &format!("killed before {step}"));
     }
 
-    /// Kills them all at once; the generations among them.
+    /// Kills all victims at once; returns the killed generations.
     fn strike(&mut self, scene: &Scene, victims: &[Victim]) -> Vec<u64> {
         let mut killed = Vec::new();
         for victim in victims {
@@ -138,7 +138,7 @@ impl Trial {
         killed
     }
 
-    /// The agent's process of a generation that may not be the instance.
+    /// Returns the agent's process ID of a generation that may not be the active one.
     fn agent_of(&self, generation: u64) -> Option<i32> {
         let config = self
             .host
@@ -155,7 +155,7 @@ impl Trial {
     fn restart_twice(&mut self, number: usize) {
         self.host.kill_daemon();
         self.host.start();
-        // How far the first successor comes is varied too.
+        // The progress of the first restarted daemon varies as well.
         std::thread::sleep(Duration::from_millis(number as u64 * 37 % 400));
         self.host.restart_by_kill();
     }
@@ -168,8 +168,8 @@ impl Trial {
             .into_iter()
             .filter(|r| r.id > scene.last_recovery)
             .collect();
-        // A recovery that the daemon's death cut short before its successor was started goes on with that one; the next
-        // death can cut that short too.
+        // If the daemon dies before a recovery starts its successor, the next recovery is of that successor; the next
+        // death can interrupt that recovery too.
         let never_started =
             |recovery: &RecoveryRecord| recovery.evidence == ["it was never started"];
         let unborn: Vec<_> = recovered.iter().filter(|r| never_started(r)).collect();
@@ -206,7 +206,7 @@ impl Trial {
         self.host.control().get("/v1/recoveries?instance=web")
     }
 
-    /// Waits until it runs and answers heartbeats for longer than its timeout.
+    /// Waits until the instance runs and has answered heartbeats for longer than its timeout.
     fn settled(&self) -> InstanceStatus {
         let control = self.host.control();
         let mut since = None;
@@ -228,7 +228,7 @@ impl Trial {
     }
 }
 
-/// What was there before the blow.
+/// The state before the blow.
 struct Scene {
     before: InstanceStatus,
     source: i32,
@@ -254,8 +254,8 @@ impl Scene {
     }
 }
 
-/// Begins a morph that does everything by itself. The daemon may die before it answers. An instance that a busy machine
-/// keeps from answering for a moment is not morphed, and asked again.
+/// Begins a morph that proceeds automatically to its commit. The daemon may die before it answers. If a busy machine
+/// keeps the instance from answering for a moment, the morph is refused and requested again.
 fn begin_morph(host: &Host, kernel: &std::path::Path) {
     let body = json!({
         "kernel": kernel, "auto_validate": true, "auto_commit": true, "force": true,
@@ -268,7 +268,7 @@ fn begin_morph(host: &Host, kernel: &std::path::Path) {
     });
 }
 
-/// Kills a process; whether it was there.
+/// Kills a process; returns true if the process existed.
 fn end(pid: i32) -> bool {
     kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok()
 }

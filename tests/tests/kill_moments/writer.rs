@@ -1,4 +1,4 @@
-//! A client that writes numbers that grow, one after the other, and remembers the last one acknowledged.
+//! A client that writes increasing numbers, one after the other, and remembers the last acknowledged one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use kmorph_tests::resp::Client;
 
-/// Pause before a broken connection is made again.
+/// Pause before the reconnect of a broken connection.
 const RECONNECT: Duration = Duration::from_millis(2);
 
-/// The key that is written.
+/// The key of the numbers.
 pub(crate) const KEY: &str = "number";
 
-/// See the module.
+/// A writer; see the module.
 pub(crate) struct Writer {
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicU64>,
@@ -21,7 +21,7 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Begins to write to the local `port`, from `first` on.
+    /// Starts writing to the local `port`, beginning with `first`.
     pub(crate) fn start(port: u16, first: u64) -> Self {
         let (stop, acknowledged) = (Arc::<AtomicBool>::default(), Arc::new(AtomicU64::new(0)));
         let (ending, done) = (stop.clone(), acknowledged.clone());
@@ -50,7 +50,7 @@ impl Writer {
         }
     }
 
-    /// Ends it; the last number that was acknowledged, 0 for none.
+    /// Ends the writer; returns the last acknowledged number, or 0.
     pub(crate) fn stop(mut self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {

@@ -1,4 +1,4 @@
-//! The guest, and what it finds out.
+//! The guest, and its results.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -18,12 +18,12 @@ const APPLETS: [&str; 28] = [
     "pidof", "poweroff", "printf", "rm", "sed", "seq", "sh", "sleep", "sort", "tail", "touch",
     "tr", "true", "uniq", "wc", "[", "find",
 ];
-/// Begins what is found out about something.
+/// Prefix of the line that begins the results of a name.
 const FOUND: &str = "== ";
-/// The last of it.
+/// Name of the last results.
 const END: &str = "end";
 
-/// What a guest found out, by name.
+/// Results of a guest, by name.
 pub(crate) struct Found(BTreeMap<String, Vec<String>>);
 
 impl Found {
@@ -54,20 +54,20 @@ impl Found {
         Self(found)
     }
 
-    /// The lines that were found about `name`.
+    /// Returns the lines of the results `name`.
     pub(crate) fn lines(&self, name: &str) -> &[String] {
         let found = self.0.get(name);
         found.unwrap_or_else(|| panic!("nothing was found out about {name}"))
     }
 
-    /// Some line about `name` has this text.
+    /// Asserts that some line of `name` contains this text.
     pub(crate) fn has(&self, name: &str, text: &str) {
         let lines = self.lines(name);
         let has = lines.iter().any(|line| line.contains(text));
         assert!(has, "{text:?} is not in {lines:#?}");
     }
 
-    /// The JSON that ends what was found about `name`.
+    /// Returns the JSON at the end of the results `name`.
     pub(crate) fn json<T: DeserializeOwned>(&self, name: &str) -> T {
         let lines = self.lines(name);
         let begin = lines.iter().position(|line| line.starts_with(['{', '[']));
@@ -76,7 +76,7 @@ impl Found {
         values.next().expect("it is not empty").unwrap()
     }
 
-    /// The number after `name` in what was found about `about`.
+    /// Returns the number after `name` in the results `about`.
     pub(crate) fn number(&self, about: &str, name: &str) -> u64 {
         let lines = self.lines(about).iter();
         let words = lines.filter_map(|line| line.split_once(' '));
@@ -106,7 +106,7 @@ fn pack(dir: &Path, image: &Path) {
     tree.pack(image);
 }
 
-/// Removes the directory, and ends a QEMU that names it, also when this test is killed.
+/// Removes the directory and kills a QEMU that names it, even if this test is killed.
 struct Guard(Child);
 
 impl Guard {
@@ -163,7 +163,7 @@ impl Guest {
         Self { qemu, said }
     }
 
-    /// Everything that it says until it ends.
+    /// Returns the guest's whole output.
     fn lines(&mut self) -> Vec<String> {
         let begun = Instant::now();
         let mut lines = Vec::new();

@@ -1,7 +1,7 @@
 #!/bin/sh
-# The guest's init. What it prints goes to the test: "== NAME" begins what is found out about NAME.
+# The guest's init. The test reads its output: "== NAME" begins the results of NAME.
 if [ "$1" != piped ]; then
-    # Where its output is no terminal, kmorphctl shows no progress.
+    # kmorphctl shows no progress if its output is not a terminal.
     sh /init piped 2>&1 | cat
     poweroff -f
 fi
@@ -16,9 +16,9 @@ top=$cg/kmorph/run-kmorph
 instances=/run/kmorph/instances
 
 found() { echo "== $1"; }
-# Tells where it got stuck: the test has a deadline and prints all of this.
+# Shows where the guest is stuck: the test has a deadline and prints this output.
 step() { found "step: $*"; }
-# Enters cgroups, one after the other, and becomes a program.
+# Enters cgroups, one after the other, and executes a program.
 in_cgroups() {
     (
         while [ "$1" != -- ]; do
@@ -35,7 +35,7 @@ recoveries() { kmorphctl --output-format json recovery-log --instance $1; }
 say() { printf "$1\r\nQUIT\r\n" | nc 127.0.0.1 6379 | tr -d '\r'; }
 agent() { sed 's/ .*//' $instances/$1/agent.birth; }
 
-# Takes private memory without end, once it is told to.
+# Allocates private memory without end, after a signal by a file.
 cat >/hog <<'HOG'
 #!/bin/sh
 until [ -e /tmp/go ]; do sleep 0.1; done

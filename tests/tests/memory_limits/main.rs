@@ -1,7 +1,7 @@
-//! An embedded instance is held to its memory by a cgroup: tried with Debian's kernels, in a guest that runs daemon,
-//! agents and workloads, since the machine of a test may have the memory controller in cgroups of version 1.
+//! A cgroup limits the memory of an embedded instance. The tests run Debian's kernels in a guest with daemon, agents
+//! and workloads, because the machine of a test may have the memory controller in cgroups of version 1.
 //!
-//! Needs what `scripts/setup-tests` installs.
+//! Requires the packages and kernels of `scripts/setup-tests`.
 
 #![allow(
     clippy::unwrap_used,
@@ -87,7 +87,7 @@ fn a_restart_and_a_morph_keep_the_limit(found: &Found) {
     assert_eq!(recorded.iter().filter(by_limit).count(), 2, "{recorded:?}");
     let morphed = found.lines("morphed");
     assert_eq!(morphed[..2], ["$1", "v"]);
-    // What was written before belongs to the generation that wrote it, which is gone: docs/operations.md.
+    // Earlier writes belong to the generation that wrote them, which is gone: docs/operations.md.
     let bytes = |name: &str| found.number("morphed", name);
     assert!(bytes("own") < 12 << 20, "{morphed:?}");
     assert!(bytes("daemon") > 24 << 20, "{morphed:?}");
@@ -113,7 +113,7 @@ fn what_systemd_delegated_has_no_controller(found: &Found) {
     );
     let hog: InstanceStatus = found.json("delegated-again");
     assert_eq!(hog.summary.state, InstanceState::Running, "adopted");
-    // With it, systemd's way to a process of the unit would be closed.
+    // With the controller, systemd could not move a process into the unit.
     found.has("why", "Device or resource busy");
 }
 

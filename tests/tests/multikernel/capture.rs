@@ -1,5 +1,5 @@
-//! Vmcores of kernels beside an emulated one. The memory is a real kernel's, which panicked in QEMU: the emulated host
-//! shows it as the instance's, as a multikernel host would in `/proc/iomem` and `/proc/kcore`.
+//! Vmcores of kernels beside an emulated one. The memory is that of a real kernel, which panicked in QEMU: the emulated
+//! host shows it as the instance's memory, like a multikernel host in `/proc/iomem` and `/proc/kcore`.
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
@@ -19,12 +19,12 @@ use super::{kernel, recovered};
 
 const CONFIG: &str = "[defaults]\nheartbeat_timeout_s = 1.0\n[limits]\nstop_timeout_s = 0.5\n";
 const CAPTURE: &str = "/v1/instances/web/vmcore";
-/// Has the guest say how its own kernel shows its memory, in lines that begin with a mark.
+/// Lines that make the guest print how its own kernel shows its memory; each output line begins with a mark.
 const SHOWS: &str = "/bin/busybox grep 'System RAM' /proc/iomem | /bin/busybox sed 's/^/iomem: /'\n\
     dd if=/proc/kcore bs=4096 count=1 2>/dev/null | /bin/busybox od -An -v -tx1 | \
     /bin/busybox sed 's/^/kcore:/'\n";
 
-/// Puts the guest's memory behind the emulated kernel, as that of the kernel instance `name`.
+/// Shows the guest's memory on the emulated host, as the memory of the kernel instance `name`.
 fn show(host: &Host, name: &str, memory: &Path) {
     let id = kernel(host).id(name).unwrap();
     let bytes = memory.metadata().unwrap().len();
@@ -39,7 +39,7 @@ fn show(host: &Host, name: &str, memory: &Path) {
     std::io::copy(&mut File::open(memory).unwrap(), &mut file).unwrap();
 }
 
-/// What is in a vmcore of the guest: all of it, and why its kernel ended.
+/// Checks that a vmcore of the guest is complete and shows why the kernel ended.
 fn assert_whole(path: &Path) {
     let dump = Dump::open(path).unwrap().unwrap();
     assert_eq!(dump.completeness(), Completeness::Complete);
@@ -67,7 +67,7 @@ fn the_memory_of_a_kernel_that_failed_is_captured_before_it_is_given_back() {
     host.control().set_policy("web", &required);
     show(&host, "web", &guest.memory());
 
-    // What runs is not frozen, and says so.
+    // A running kernel cannot be frozen, and the error says so.
     let output = json!({ "output": host.path("live") });
     let ended = host.control().operate("POST", CAPTURE, Some(&output));
     assert_eq!(ended.state, OperationState::Failed, "{ended:?}");
@@ -84,7 +84,7 @@ fn the_memory_of_a_kernel_that_failed_is_captured_before_it_is_given_back() {
     assert_whole(Path::new(&vmcore.path.unwrap()));
     assert_eq!(host.running("web").summary.generation, 2);
 
-    // One that is not healed is captured by hand.
+    // A failed instance without auto-heal is captured by hand.
     let alone = json!({ "auto_heal": false, "vmcore": "off" });
     host.control().set_policy("web", &alone);
     show(&host, "web", &guest.memory());
@@ -99,7 +99,8 @@ fn the_memory_of_a_kernel_that_failed_is_captured_before_it_is_given_back() {
     assert_whole(&host.path("core"));
 }
 
-/// The guest's kernel shows all of its memory in /proc/kcore, by physical address: what is read there of an instance.
+/// Checks that the guest's kernel shows all of its memory in /proc/kcore by physical address, as needed to read an
+/// instance's memory.
 fn a_real_kernel_shows_its_memory_so(guest: &CrashedGuest) {
     let console = std::fs::read(guest.path("console")).unwrap();
     let console = String::from_utf8_lossy(&console);
@@ -128,7 +129,7 @@ fn a_real_kernel_shows_its_memory_so(guest: &CrashedGuest) {
         let (start, rest) = range.split_once('-').unwrap();
         let (end, _) = rest.split_once(' ').unwrap();
         let [start, end] = [start, end].map(|hex| u64::from_str_radix(hex, 16).unwrap());
-        // Whole pages are shown; the end of /proc/iomem's ranges is their last byte.
+        // Only whole pages are shown; a range in /proc/iomem ends with its last byte.
         let start = start.next_multiple_of(4096);
         let length = ((end + 1) & !4095) - start;
         let parts = kcore::parts(&shown, start, length);
@@ -136,7 +137,7 @@ fn a_real_kernel_shows_its_memory_so(guest: &CrashedGuest) {
     }
 }
 
-/// Host kernels of multikernel Linux are 7.0 and later.
+/// Host kernels of multikernel Linux are 7.0 or later.
 #[test]
 fn newer_kernels_too_show_all_their_memory_by_physical_address() {
     for series in ["6.12", "7.3"] {

@@ -1,4 +1,5 @@
-//! kmorph and the real kerf on one kernel: neither takes what the other made, nor waits for what is gone.
+//! kmorph and the real kerf on one kernel: neither takes the other's kernel instances, nor waits for a dead owner's
+//! lock.
 
 use kmorph_control_api::{Operation, PoolUsage};
 use kmorph_tests::Host;
@@ -9,7 +10,7 @@ use super::{host, instances, kerf_does, kernel, ping, pool, run_kerf as kerf};
 #[test]
 fn what_kerf_made_under_a_name_that_kmorph_was_about_to_use_is_run_as_it_is_and_stays() {
     let Some(mut host) = host() else { return };
-    // As a kerf that was killed leaves it; nobody gets on while it is there.
+    // The lock of a killed kerf, which blocks all other users.
     let lock = host.emulated().beside("run/kerf.lock");
     std::fs::write(&lock, "").unwrap();
     let body = json!({ "name": "web", "kernel": host.kernel("6.1.0-a") });
@@ -75,13 +76,13 @@ fn the_daemon_counts_what_kerf_holds() {
     kerf_does(&host, "create db --cpus=14,16 --memory=256MB");
     let left = pool_beside(&host, &[14, 16]);
     assert_eq!(left.cpus_free, [8, 10, 12, 18]);
-    // With 2 MiB that are left to the kernel.
+    // Includes 2 MiB for the kernel.
     assert_eq!(left.memory_besides_bytes, 258 << 20);
     assert_eq!(
         whole.memory_free_bytes - left.memory_free_bytes,
         left.memory_besides_bytes
     );
-    // What kerf made and kmorph runs is kmorph's, once.
+    // A kernel instance that kerf created and kmorph runs counts as kmorph's, and only once.
     kerf_does(&host, "create web --cpus=10 --memory=512MB");
     let port = host.spawn_kv("web");
     ping(port);
@@ -91,8 +92,8 @@ fn the_daemon_counts_what_kerf_holds() {
     pool_beside(&host, &[]);
 }
 
-/// The pool, once the daemon says that others hold these CPUs of it. On a slow machine a status says nothing of that:
-/// it waits 0.5 s for it.
+/// Waits until the daemon reports these CPUs of the pool as held by others, and returns the pool. On a slow machine, a
+/// status omits them: the daemon waits at most 0.5 s for the data.
 fn pool_beside(host: &Host, cpus: &[u16]) -> PoolUsage {
     host.control().wait("what kerf holds to be counted", || {
         let pool = pool(host);

@@ -1,4 +1,4 @@
-//! A busy machine is no overloaded instance: what is emulated has no pressure of its own.
+//! A busy machine does not overload an instance: an emulated instance has no pressure figures of its own.
 
 use kmorph_control_api::{HealthReport, InstanceState};
 

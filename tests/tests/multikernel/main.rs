@@ -1,6 +1,6 @@
 //! Kernels beside an emulated one: watched, healed, morphed, adopted, and shared with the real kerf.
 //!
-//! Takes root and `/dev/fuse`, and for kerf what `scripts/setup-tests` installs; skipped without the former.
+//! Requires root and `/dev/fuse`, and for kerf the setup of `scripts/setup-tests`; skipped without the former.
 
 #![allow(
     clippy::unwrap_used,
@@ -66,8 +66,8 @@ fn recovered(host: &Host, generation: u64) -> RecoveryRecord {
     })
 }
 
-/// Runs the real kerf where the emulated files are the kernel's, and the lock and the records are the test's; what
-/// it says, when it succeeds.
+/// Runs the real kerf in a namespace where the emulated files replace the kernel's, with the lock and the records of
+/// the test; returns its output on success.
 fn run_kerf(host: &Host, arguments: &str) -> Result<String, String> {
     let emulated = host.emulated();
     let records = emulated.beside("records");
@@ -110,15 +110,15 @@ fn a_kernel_that_panics_or_hangs_is_healed() {
     assert_eq!(first.summary.kernel_release, "6.1.0-a");
     assert!(first.processes.is_empty(), "{first:?}");
 
-    // It shows as `loaded`, which is all that tells of it.
+    // The only sign of the panic is the status `loaded`.
     host.emulated().strike("panic", "web");
     host.control().wait("the panic to be noticed", || {
-        // Until its end is seen it is one that is silent, and connections go to it.
+        // Until the daemon sees the end, the instance is only silent, and still receives connections.
         let state = host.control().instance("web").summary.state;
         let serves = [InstanceState::Running, InstanceState::Unresponsive];
         (!serves.contains(&state)).then_some(())
     });
-    // A connection made meanwhile waits and is served by the successor.
+    // A connection made meanwhile waits, and the successor serves the client.
     ping(port);
     assert_eq!(host.successor_of("web", 1).summary.generation, 2);
     let record = recovered(&host, 1);
@@ -127,7 +127,7 @@ fn a_kernel_that_panics_or_hangs_is_healed() {
     assert!(says(&record, "panicked"), "{record:?}");
     assert_eq!(record.fence.as_deref(), Some("cpus_parked"));
 
-    // It shows as `active` for ever: silence is all that tells.
+    // The status stays `active`: the only sign of the hang is silence.
     host.emulated().strike("hang", "web");
     assert_eq!(host.successor_of("web", 2).summary.generation, 3);
     let record = recovered(&host, 2);
@@ -161,7 +161,7 @@ fn a_kernel_that_ends_while_it_boots_is_said_to_and_where_its_console_is() {
     assert!(said.contains("ended while it booted"), "{said}");
     assert!(said.contains("kerf start --console"), "{said}");
     assert!(instances(&host).is_empty());
-    // One that stands still instead: nothing but its silence tells.
+    // This kernel halts instead: the only sign is its silence.
     let error = spawn("panic=0");
     let hint = error.next_step.unwrap();
     assert!(error.message.contains("healthy"), "{}", error.message);
@@ -173,7 +173,7 @@ fn a_machine_without_vsock_between_kernels_is_told_at_the_start_what_works_witho
     let Some(host) = Host::prepare_multikernel(Generation::Confirms, "") else {
         return;
     };
-    // The machine that this runs on has no such transport.
+    // The machine that runs this test has no such transport.
     host.configure(&format!(
         "backend = \"multikernel\"\n[multikernel]\nroot = \"{0}/multikernel\"\n\
          lock = \"{0}/run/kerf.lock\"\nrecords = \"{0}/records\"\n",
@@ -199,12 +199,12 @@ fn a_workload_moves_to_another_kernel_and_back() {
         let now = host.running("web");
         assert_eq!(now.summary.kernel_release, release);
         assert_eq!(host.emulated().strike("release", kernel_instance), release);
-        // The old one is fenced and its kernel instance given back.
+        // The old generation is fenced, and its kernel instance is released.
         host.control().wait("the old one to be gone", || {
             (instances(&host) == [kernel_instance]).then_some(())
         });
         let seen = steady.stop();
-        // Its one connection breaks, and is told so; no answer is wrong.
+        // The client's one connection may break, with an error; no answer is wrong.
         assert!(seen.failed <= 1 && seen.wrong == 0, "{seen:?}");
         assert_eq!(get(port, "k49"), "value");
     }
@@ -225,7 +225,7 @@ fn what_a_killed_emulator_leaves_mounted_is_taken_away() {
     assert!(!mounted() && !place.exists());
 }
 
-/// Hides the kernel's files behind others, which are none, until it is dropped.
+/// Hides the kernel's files behind other files, which are invalid, until drop.
 struct Hidden(std::path::PathBuf);
 
 impl Hidden {
@@ -256,7 +256,7 @@ fn files_that_fail_are_said_to_once_and_how_often_they_did() {
         let now = host.control().instance("web");
         (now.summary.state == InstanceState::OperatorActionNeeded).then_some(())
     });
-    // The log is written beside the answers.
+    // The log is written concurrently with the answers.
     let line = |part: &str| {
         let lines = host.control().wait("it to be in the log", || {
             let log = std::fs::read_to_string(host.path("kmorphd.log")).unwrap();
@@ -331,7 +331,7 @@ fn what_is_terminated_leaves_nothing_and_the_pool_is_the_kernels() {
         .request("POST", "/v1/instances", Some(&body))
         .refusal();
     assert!(refused.message.contains("5 of the pool's 6"), "{refused:?}");
-    // [pool] counts for nothing here.
+    // [pool] has no effect here.
     assert!(refused.next_step.unwrap().contains("kerf init"));
     let daemon: Value = host.control().get("/v1/daemon");
     assert_eq!(daemon["can_self_test"], false);
@@ -350,7 +350,8 @@ fn what_is_terminated_leaves_nothing_and_the_pool_is_the_kernels() {
             host.spawn_kv("web");
         }
     }
-    // One that does not answer a request to halt: the kernel waits for it, and lets nobody change anything meanwhile.
+    // This instance does not answer a request to halt: the kernel waits for the answer, and blocks all changes
+    // meanwhile.
     host.spawn_kv("web");
     host.emulated().strike("hang", "web");
     host.control().succeed("DELETE", "/v1/instances/web", None);
@@ -367,7 +368,7 @@ fn a_morph_that_lacks_only_the_kernels_bookkeeping_is_refused_before_it_begins()
         host.control().succeed("POST", "/v1/instances", Some(&body));
     };
     let morph = json!({ "kernel": host.kernel("6.12.9-b"), "auto_validate": true });
-    // Both fit, and not what the kernel takes for them.
+    // Both instances fit, but without the memory that the kernel takes for them.
     spawn(half - (1 << 20));
     let taken = pool(&host);
     let refused = host.control().request("POST", MORPH, Some(&morph));
@@ -377,7 +378,8 @@ fn a_morph_that_lacks_only_the_kernels_bookkeeping_is_refused_before_it_begins()
     assert_eq!(pool(&host), taken);
     assert_eq!(instances(&host), ["web"]);
     host.control().succeed("DELETE", "/v1/instances/web", None);
-    // As much as fits. None of the pool's pieces has room for both, so the second one's is in several.
+    // The maximum that fits. No single piece of the pool has room for both, so the second one's memory consists of
+    // several pieces.
     spawn(half - (2 << 20));
     host.control().succeed("POST", MORPH, Some(&morph));
     assert_eq!(instances(&host), ["web", "web+b"]);
@@ -409,7 +411,7 @@ fn a_killed_daemon_adopts_its_kernels_and_undoes_its_morph() {
         (instances(&host) == ["web"]).then_some(())
     });
 
-    // It panics while nobody watches.
+    // The kernel panics while no daemon watches.
     host.kill_daemon();
     host.emulated().strike("panic", "web");
     host.start();
@@ -436,7 +438,8 @@ fn without_the_kernels_word_that_cpus_stopped_a_person_is_asked() {
     assert_eq!(kept.summary.generation, 1);
     assert_eq!(instances(&host), ["web"], "it keeps its resources");
 
-    // Who knows that it has stopped takes it away, as the reason says, with the real kerf.
+    // An operator who knows that the CPUs have stopped removes the kernel instance with the real kerf, as the reason
+    // says.
     kerf_does(&host, "kill web --force");
     kerf_does(&host, "unload web");
     kerf_does(&host, "delete web");
@@ -462,19 +465,19 @@ fn what_kerf_configures_kmorph_runs_and_what_kmorph_makes_kerf_shows() {
     );
     let holds = kernel(&host).instance("web").unwrap();
     assert_eq!(holds.cpus, [10, 12]);
-    // What it has counts, not what was asked for.
+    // The pool counts the actual resources, not the requested ones.
     let left = pool(&host);
     assert_eq!(left.cpus_free, [8, 14, 16, 18]);
-    // With 2 MiB that are left to the kernel.
+    // Includes 2 MiB for the kernel.
     assert_eq!(left.memory_bytes - left.memory_free_bytes, 514 << 20);
-    // kerf takes away nothing that runs.
+    // kerf does not delete a running kernel instance.
     let refused = run_kerf(&host, "delete web").unwrap_err();
     assert!(refused.contains("active"), "{refused}");
 
     let ended = host.control().morph("web", &host.kernel("6.12.9-b"));
     assert_eq!(ended.state, OperationState::Succeeded, "{ended:?}");
     ping(port);
-    // What kerf configured stays; the devices are where the workload is.
+    // The kernel instance that kerf configured stays; the devices follow the workload.
     let second = host.control().wait("the devices to follow", || {
         let second = kernel(&host).instance("web+b").unwrap();
         (!second.devices.is_empty()).then_some(second)
@@ -486,7 +489,7 @@ fn what_kerf_configures_kmorph_runs_and_what_kmorph_makes_kerf_shows() {
     let shown = kerf_does(&host, "show web+b -v");
     assert!(shown.contains("6.12.9-b"), "{shown}");
 
-    // kerf halts it: that is an end like any other, and it is healed, where kerf had configured it.
+    // A halt by kerf is an end like any other: the instance is healed, in the kernel instance that kerf had configured.
     kerf_does(&host, "kill web+b");
     assert_eq!(host.successor_of("web", 2).summary.generation, 3);
     ping(port);

@@ -1,4 +1,4 @@
-//! What ended generations hold is given back, whatever is in the way of it at first.
+//! The resources of ended generations are released, even if something blocks the release at first.
 
 use kmorph_control_api::{
     DaemonStatus, ErrorCode, InstanceState, KeptGeneration, Operation, OperationState,
@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{MORPH, get, instances, pool};
 
-/// One whose instances have failed when their kernels end, and not when a busy machine keeps their agents from running.
+/// Starts a daemon whose instances fail when their kernels end, but not when a busy machine delays their agents.
 fn host() -> Option<Host> {
     let config = "[defaults]\nheartbeat_timeout_s = 60.0\n[limits]\nstop_timeout_s = 0.5\n";
     let mut host = Host::prepare_multikernel(Generation::Confirms, config)?;
@@ -18,7 +18,7 @@ fn host() -> Option<Host> {
     Some(host)
 }
 
-/// kerf's lock as a kerf that was killed leaves it, until it is dropped.
+/// kerf's lock, as left by a killed kerf, until drop.
 struct KerfsLock(std::path::PathBuf);
 
 impl KerfsLock {
@@ -26,7 +26,7 @@ impl KerfsLock {
         Self::try_take(host).unwrap()
     }
 
-    /// None while somebody has it.
+    /// Returns `None` if another process holds the lock.
     fn try_take(host: &Host) -> Option<Self> {
         let path = host.emulated().beside("run/kerf.lock");
         std::fs::File::create_new(&path).ok()?;
@@ -45,7 +45,7 @@ fn kept(host: &Host) -> Vec<KeptGeneration> {
     daemon.kept
 }
 
-/// Waits until a generation is known to hold something still.
+/// Waits until the daemon reports a generation that still holds resources.
 fn kept_generation(host: &Host) -> KeptGeneration {
     host.control()
         .wait("a generation to hold something still", || {
@@ -66,7 +66,7 @@ fn what_is_terminated_is_gone_only_when_all_is_given_back_and_the_next_daemon_go
     assert_eq!((holds.instance.as_str(), holds.generation), ("web", 1));
     assert_eq!((holds.cpus.len(), holds.memory_bytes > 0), (1, true));
     assert!(holds.reason.contains("kerf.lock"), "{holds:?}");
-    // Nothing says that it is done.
+    // The operation is not reported as done.
     let running: Operation = host.control().get(&format!("/v1/operations/{}", begun.id));
     assert_eq!(running.state, OperationState::Running, "{running:?}");
     let shown = host.control().wait("the reason to be shown", || {
@@ -117,7 +117,7 @@ fn a_morph_is_done_only_when_the_old_kernel_has_given_all_back_and_its_successor
     let begun: Operation = begun.ok();
     let holds = kept_generation(&host);
     assert_eq!(holds.generation, 1);
-    // The successor is the instance, and can be healed.
+    // The successor is the active generation, and can be healed.
     assert_eq!(host.running("web").summary.generation, 2);
     assert_eq!(host.control().instance("web").kept.len(), 1);
     assert_eq!(get(port, "k"), "v");
@@ -151,7 +151,7 @@ fn what_a_failed_spawn_could_not_take_back_is_given_back_later() {
     let initramfs = host.path("broken.img");
     std::fs::write(&initramfs, "no archive").unwrap();
     let body = json!({ "name": "web", "kernel": host.kernel("6.1.0-a"), "initramfs": initramfs });
-    // Its kernel ends as it boots.
+    // The kernel ends during its boot.
     host.emulated().hold_boots(true);
     let begun = host.control().request("POST", "/v1/instances", Some(&body));
     let begun: Operation = begun.ok();
@@ -186,7 +186,7 @@ fn a_recovery_goes_on_and_what_failed_is_given_back_later() {
     let lock = KerfsLock::take(&host);
     host.emulated().strike("panic", "web");
     assert_eq!(kept_generation(&host).generation, 1);
-    // A successor needs the lock too.
+    // A successor needs the lock as well.
     drop(lock);
     assert_eq!(host.successor_of("web", 1).summary.generation, 2);
     super::ping(port);

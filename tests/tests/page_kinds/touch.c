@@ -1,8 +1,8 @@
 /*
- * Touches a known amount of memory of each kind, marks each page of it, and stays.
+ * Touches a known amount of memory of each kind, marks each page, and stays.
  *
- * The mark is 16 bytes, "KMORPH-KIND-" and the name of the kind, repeated through the page. It is made from parts, so
- * that this program's own image does not hold it. Static: a guest has no libraries.
+ * The mark is 16 bytes, "KMORPH-KIND-" and the name of the kind, repeated through the page. The mark is assembled at run
+ * time, so that this program's own image does not contain it. Link statically: a guest has no libraries.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -58,7 +58,7 @@ static void in_file(const char *path, size_t pages, const char *kind)
 
 static void transparent_huge(size_t count)
 {
-	/* Aligned by hand: the kernel maps no huge page elsewhere. */
+	/* Aligned by hand: the kernel maps huge pages only at aligned addresses. */
 	char *at = map((count + 1) * HUGE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 
 	at = (char *)(((uintptr_t)at + HUGE - 1) & ~(HUGE - 1));
@@ -74,7 +74,7 @@ static void slab(size_t count)
 	int queue = -1;
 
 	for (size_t i = 0; i < count; i++) {
-		/* A queue takes 16 KiB. */
+		/* A queue holds at most 16 KiB. */
 		if (i % 4 == 0)
 			queue = msgget(IPC_PRIVATE, IPC_CREAT | 0600);
 		mark(message.text, sizeof(message.text), "slab");
@@ -84,7 +84,7 @@ static void slab(size_t count)
 	}
 }
 
-/* Values of BPF arrays for each CPU. */
+/* Values of per-CPU BPF arrays. */
 static void per_cpu(size_t count)
 {
 	int cpus = sysconf(_SC_NPROCESSORS_CONF);
@@ -114,7 +114,7 @@ static size_t pages(char **args, int number)
 	return strtoul(args[number], NULL, 10);
 }
 
-/* touch ANONYMOUS RAMFS SHMEM HUGETLB THP SLAB PERCPU: pages, huge ones of HUGETLB and THP, allocations of the last. */
+/* touch ANONYMOUS RAMFS SHMEM HUGETLB THP SLAB PERCPU: pages; HUGETLB, THP: huge pages; last two: allocations. */
 int main(int count, char **args)
 {
 	if (count != 8)
@@ -124,7 +124,7 @@ int main(int count, char **args)
 	mark(map(pages(args, 4) * HUGE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1),
 	     pages(args, 4) * HUGE, "huge");
 	transparent_huge(pages(args, 5));
-	/* Small pages, also where all memory may be huge. */
+	/* Small pages, even if transparent huge pages are enabled for all memory. */
 	char *anonymous = map(pages(args, 1) * PAGE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 
 	if (madvise(anonymous, pages(args, 1) * PAGE, MADV_NOHUGEPAGE))
@@ -134,14 +134,14 @@ int main(int count, char **args)
 	in_file("/tmp/file", pages(args, 3), "shm.");
 	slab(pages(args, 6));
 	per_cpu(pages(args, 7));
-	/* What went through the standard library's buffers is not left behind. */
+	/* Data in the standard library's buffers must not stay behind. */
 	int child = fork();
 
 	if (child < 0)
 		die("fork");
 	if (child > 0)
 		return 0;
-	/* The child has the memory from now on: nothing of it was written since, so nothing was copied. */
+	/* The child owns the memory from now on: neither process wrote to it after the fork, so no page was copied. */
 	for (;;)
 		pause();
 }

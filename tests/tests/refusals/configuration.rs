@@ -1,4 +1,4 @@
-//! A wrong configuration file: the start, `--check` and a reload refuse the same, and change nothing.
+//! An invalid configuration file: the start, `--check` and a reload refuse the same files, and change nothing.
 
 use kmorph_control_api::{ErrorCode, Policy};
 use kmorph_tests::Host;
@@ -28,7 +28,7 @@ fn a_wrong_configuration_is_refused_whole_at_a_reload() {
     let host = Host::with(SOUND);
     host.spawn_bare("web");
     let agent = host.agent("web");
-    // The first key is sound and would be applied, the second is not.
+    // The first key is valid and would be applied, the second is invalid.
     host.configure("[defaults]\nmorph_timeout_s = 7.0\n[limits]\nrecoverys = 1\n");
     let refused = host.control().request("POST", "/v1/daemon/reload", None);
     let error = refused.refusal();
@@ -70,7 +70,7 @@ fn a_reload_names_what_changed_and_nothing_else() {
     assert_eq!(reload(SOUND), (json!(["defaults.auto_heal"]), json!([])));
 }
 
-/// What the start refuses, the check refuses too, and makes nothing.
+/// The check refuses whatever the start refuses, and creates nothing.
 #[test]
 fn places_that_the_start_refuses_are_refused_by_the_check() {
     let host = Host::prepare(SOUND);

@@ -1,8 +1,8 @@
-/* A disk that stands still, for kmorphd alone: loaded into it with LD_PRELOAD.
+/* A disk that stalls, for kmorphd only: loaded with LD_PRELOAD.
  *
- * While the file KMORPH_STALL exists, these do not return: opening, making, renaming and removing of what lies under
- * KMORPH_STALL_UNDER, writing to the log (standard error), and, if KMORPH_STALL_SYNC is set, fsync and fdatasync of
- * anything. */
+ * While the file KMORPH_STALL exists, these calls do not return: opening, creating, renaming and removing paths below
+ * KMORPH_STALL_UNDER, writing to the log (standard error), and, if KMORPH_STALL_SYNC is set, fsync and fdatasync of any
+ * file. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>

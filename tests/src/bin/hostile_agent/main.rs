@@ -1,7 +1,7 @@
-//! An agent that means harm: stands in for `kmorph-agent` and does to its daemon what the first
-//! argument of its workload says. `turns-` before such a word: once the file that is the second argument is
-//! there, and until then it is well. One that is `late` says nothing until that file is there, one that is `unwell` answers
-//! no heartbeat until then. Without a word it becomes the real agent beside it.
+//! A hostile agent: stands in for `kmorph-agent` and attacks its daemon in the way that the first argument of its
+//! workload names. With the prefix `turns-`, the agent is well behaved until the file in the second argument exists. An
+//! agent `late` sends nothing until that file exists, and an agent `unwell` answers no heartbeat until then. Without an
+//! argument, this program executes the real agent in its directory.
 
 mod survivor;
 mod wire;
@@ -25,9 +25,9 @@ use kmp_proto::wire::ErrorCode;
 
 use crate::wire::{agree, beat, believe, bytes, connect, hello, next};
 
-/// Offset of the payload's length in a header.
+/// Offset of the payload length in a header.
 const LENGTH_AT: usize = 12;
-/// Changes of its mind of an agent that is moody; it ends with the last.
+/// Number of health changes of a `moody` agent, which exits after the last.
 const MOODS: usize = 200_000;
 
 fn main() -> io::Result<()> {
@@ -61,7 +61,7 @@ fn harm(words: Vec<String>, path: &Path, config: &AgentConfig) -> io::Result<()>
     let listener = UnixListener::bind(path)?;
     for stream in listener.incoming() {
         let (words, config, stream) = (words.clone(), config.clone(), stream?);
-        // The daemon hangs up when it has had enough: that is no failure of this program.
+        // An error is expected: the daemon hangs up on a misbehaving agent.
         std::thread::spawn(move || meet(&words, stream, &config));
     }
     Ok(())
@@ -76,7 +76,7 @@ fn meet(words: &[String], mut stream: UnixStream, config: &AgentConfig) -> io::R
         None => Some(word),
     };
     if word == "late" {
-        // The daemon gives up a connection on which nothing comes, and comes again.
+        // The daemon gives up a connection without answers, and connects again.
         wait_for(second);
     }
     if turned == Some("silent") {
@@ -125,7 +125,7 @@ fn meet(words: &[String], mut stream: UnixStream, config: &AgentConfig) -> io::R
     io::copy(&mut stream, &mut io::sink()).map(drop)
 }
 
-/// Makes of an answer what the word says.
+/// Corrupts an answer as the word names.
 fn spoil(word: &str, stream: &mut UnixStream, answer: &mut [u8]) -> io::Result<()> {
     match word {
         "garbage" => loop {
@@ -138,10 +138,10 @@ fn spoil(word: &str, stream: &mut UnixStream, answer: &mut [u8]) -> io::Result<(
     Ok(())
 }
 
-/// Text that would forge a line of a log, clear a terminal and turn the direction of reading, and a lot of it.
+/// Text that would forge a log line, clear a terminal and reverse the reading direction; sent in quantity.
 const SPITE: &str = "\x1b[2J\x1b]0;owned\x07\nERRO forged\r\u{9b}31m\u{202e}txet\u{2066}";
 
-/// Says that it is not well, in words that harm whoever shows them; then that it refuses whatever it is asked.
+/// Reports bad health, with a text that harms programs that print it; then refuses every request.
 fn revile(stream: &mut UnixStream) -> io::Result<()> {
     let fixed = HealthStatusFixed {
         health: Health::Degraded,
@@ -168,7 +168,7 @@ fn revile(stream: &mut UnixStream) -> io::Result<()> {
     }
 }
 
-/// Says that it is well and not well by turns, as fast as it can, and ends.
+/// Reports good and bad health alternately, as fast as possible, and exits.
 fn sulk(stream: &mut UnixStream) -> io::Result<()> {
     let mut frames = Vec::new();
     for turn in 0..MOODS {
@@ -188,10 +188,10 @@ fn sulk(stream: &mut UnixStream) -> io::Result<()> {
     std::process::exit(0)
 }
 
-/// How an agent is that only a later version of the protocol has a word for.
+/// A health value that only a later version of the protocol defines.
 const STRANGE: Health = Health::Other(77);
 
-/// Says how it is, and nothing more.
+/// Reports this health, and nothing more.
 fn say(stream: &mut UnixStream, health: Health, text: &str) -> io::Result<()> {
     let fixed = HealthStatusFixed {
         health,
@@ -212,7 +212,7 @@ fn wait_for(file: &Path) {
     }
 }
 
-/// Answers heartbeats, for as long as the file that turns it is not there.
+/// Answers heartbeats; for a word with `turns-`, misbehaves once the file `turn` exists.
 fn live(stream: &mut UnixStream, word: &str, turn: &Path) -> io::Result<()> {
     if word == "unwell" {
         wait_for(turn);
@@ -235,7 +235,7 @@ fn live(stream: &mut UnixStream, word: &str, turn: &Path) -> io::Result<()> {
         let mut answer = beat(asked, frame.header.sequence, health, pressure)?;
         match later.filter(|_| turn.exists()) {
             Some("silent") => continue,
-            // It hangs up, and is another one when it is met again.
+            // Hangs up; on the next connection, the agent presents a different generation or boot.
             Some("stale" | "reborn") => return Ok(()),
             Some(word) => spoil(word, stream, &mut answer)?,
             None => {}

@@ -1,7 +1,6 @@
-//! An agent that means no harm: it writes down what it is told about others that have failed, a line of
-//! JSON each, into `told` in the directory that is its second word. Where there is a file `deaf` it
-//! hangs up its control channel when it is told something, and takes no other until that is gone; where
-//! there is a file `refuse` it answers ERROR.
+//! A benign agent: appends each notice of another instance's failure, as a line of JSON, to `told` in the directory of
+//! its second argument. While a file `deaf` exists there, the agent closes its control channel on a notice, and accepts
+//! no other channel until the file is removed. While a file `refuse` exists, the agent answers ERROR.
 
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;

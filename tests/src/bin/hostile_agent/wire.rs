@@ -1,4 +1,4 @@
-//! KMP as these agents speak it: blocking, one frame at a time.
+//! KMP for these agents: blocking, one frame at a time.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -12,7 +12,7 @@ use kmp_proto::message::{
 };
 use kmp_proto::wire::HEADER_BYTES;
 
-/// Reads the line `CONNECT <port>` and answers it.
+/// Reads the line `CONNECT <port>` and answers the line.
 pub(crate) fn connect(stream: &mut UnixStream) -> io::Result<()> {
     let mut byte = [0];
     while byte != *b"\n" {
@@ -24,7 +24,7 @@ pub(crate) fn connect(stream: &mut UnixStream) -> io::Result<()> {
 pub(crate) fn next(stream: &mut UnixStream, decoder: &mut Decoder) -> io::Result<Frame> {
     let mut byte = [0];
     loop {
-        // One byte at a time: what follows a frame is for whoever reads next.
+        // One byte at a time, so that the bytes after the frame remain for the next reader.
         stream.read_exact(&mut byte)?;
         let frame = decoder
             .feed(&mut &byte[..])
@@ -35,7 +35,7 @@ pub(crate) fn next(stream: &mut UnixStream, decoder: &mut Decoder) -> io::Result
     }
 }
 
-/// The daemon's HELLO, and its sequence number.
+/// Returns the daemon's HELLO and its sequence number.
 pub(crate) fn hello(stream: &mut UnixStream) -> io::Result<(Hello, u32)> {
     let frame = next(stream, &mut Decoder::new())?;
     match frame.message {
@@ -44,7 +44,7 @@ pub(crate) fn hello(stream: &mut UnixStream) -> io::Result<(Hello, u32)> {
     }
 }
 
-/// The reply to a HELLO, from a generation that is `behind` by so many, or `reborn`: of another boot.
+/// Returns the reply to a HELLO. Its generation is `behind` by this number, or `reborn`: of another boot.
 pub(crate) fn agree(
     asked: Hello,
     sequence: u32,
@@ -67,14 +67,14 @@ pub(crate) fn agree(
     bytes(&Message::HelloReply(reply), sequence)
 }
 
-/// Takes the daemon's proof, whatever it is.
+/// Accepts the daemon's proof without a check.
 pub(crate) fn believe(stream: &mut UnixStream) -> io::Result<()> {
     let frame = next(stream, &mut Decoder::new())?;
     let reply = Message::AuthenticateReply(Authenticated { incarnation: 0 });
     stream.write_all(&bytes(&reply, frame.header.sequence)?)
 }
 
-/// The answer to a heartbeat of an instance of this health, with this pressure on its CPUs.
+/// Returns the answer to a heartbeat, with this health and this CPU pressure.
 pub(crate) fn beat(
     asked: HeartbeatReq,
     sequence: u32,
