@@ -17,7 +17,7 @@ DEMO = $(or $(CARGO_TARGET_DIR),target)/release/kmorph-demo
 # The user that runs make; tests override it.
 USER_ID = $(shell id -u)
 
-.PHONY: build check sanitize test test-api test-kills test-runs test-flips test-crash test-drgn test-tasks demo demo-build demo-embedded demo-qemu demo-multikernel bench lint doc fuzz setup clean kmod kmod-test kmod-style kmod-test-24 kmod-debug-kernel test-vsock new-kernel wheel deb
+.PHONY: build check sanitize test test-api test-kills test-runs test-flips test-crash test-drgn test-tasks test-failures demo demo-build demo-embedded demo-qemu demo-multikernel bench lint doc fuzz setup clean kmod kmod-test kmod-style kmod-test-24 kmod-debug-kernel test-vsock new-kernel wheel deb
 
 build:
 	$(CARGO) build --release --workspace
@@ -93,6 +93,16 @@ test-crash: setup
 	command -v crash >/dev/null || apt-get install --yes --quiet --no-install-recommends crash
 	$(CARGO) build --package kmorph-tests
 	$(CARGO) test --package kmorph-tests --test vmcore crash -- --ignored --nocapture
+
+# Makes kernels fail in many ways, compares what analyze, drgn and crash report, and writes the table in docs/vmcore.md.
+# KMORPH_TEST_FAILURES=NULL runs only the kinds whose name contains NULL, and writes no table. Downloads the same symbols as
+# test-crash.
+test-failures: setup
+	scripts/fetch-debug-symbols
+	command -v crash >/dev/null || apt-get install --yes --quiet --no-install-recommends crash
+	$(CARGO) build --package kmorph-tests --package kmorphctl
+	test -x target/drgn/bin/drgn || { python3 -m venv target/drgn && target/drgn/bin/pip install --quiet drgn; }
+	KMORPH_DRGN_PYTHON=$(CURDIR)/target/drgn/bin/python $(CARGO) test --package kmorph-tests --test failures -- --ignored --nocapture
 
 # Runs the demo of the README. `make demo BACKEND=qemu` uses real kernels: it fetches the kernels and the vsock
 # device into the cache, and needs QEMU (scripts/setup, as root). With TRANSPORT=kerf as well, the demo uses

@@ -19,6 +19,8 @@ const END_DEADLINE: Duration = Duration::from_secs(240);
 pub const LOW_MEMORY_BYTES: u64 = 2 << 30;
 /// Message of the guest when it hangs.
 const HANGS: &str = "failing: no CPU goes on from here";
+/// Printed by a guest that waits for an NMI from QEMU.
+const WAITS: &str = "guest: waits for its end";
 /// Last messages of the guest. The second message has two lines and bytes that are not text.
 pub const LAST_WORDS: [&str; 2] = ["guest: about to crash", "guest: two"];
 
@@ -31,6 +33,12 @@ pub enum End {
     NullDereference,
     /// Every CPU spins with interrupts off. The guest reports nothing; QEMU is stopped by its monitor.
     Hang,
+    /// One of the ways in `tests/kmod/failing.c`.
+    Failing(&'static str),
+    /// A line of the guest's init script, which is process 1.
+    Line(&'static str),
+    /// QEMU injects an NMI. The kernel's options make the kernel panic.
+    Nmi,
 }
 
 /// The kind of the guest, and the way in which its kernel ends.
@@ -46,6 +54,8 @@ pub struct Plan<'a> {
     pub cpus: u32,
     /// Size of the files that the guest writes into its memory, MiB.
     pub files_mib: u64,
+    /// Whether a program in the guest writes a fake panic and a fake fault to `/dev/kmsg`.
+    pub fakes: bool,
     /// A program that becomes `/program` in the guest. It must be linked statically: the guest has no libraries.
     pub program: Option<&'a Path>,
     /// Lines that the guest's shell runs before the kernel ends.
@@ -69,6 +79,7 @@ impl<'a> Plan<'a> {
             memory_mib: 192,
             cpus: 1,
             files_mib: 4,
+            fakes: true,
             program: None,
             lines: "",
             options: "",
@@ -77,14 +88,19 @@ impl<'a> Plan<'a> {
     }
 
     fn init(&self) -> String {
+        let failing = |how| format!("insmod /failing.ko how={how}");
         let end = match self.end {
-            End::Sysrq => "echo c > /proc/sysrq-trigger",
-            End::NullDereference => "insmod /failing.ko how=null",
-            End::Hang => "insmod /failing.ko how=hang",
+            End::Sysrq => "echo c > /proc/sysrq-trigger".to_owned(),
+            End::NullDereference => failing("null"),
+            End::Hang => failing("hang"),
+            End::Failing(how) => failing(how),
+            End::Line(line) => line.to_owned(),
+            End::Nmi => format!("echo '{WAITS}' > /dev/kmsg; sleep 3600"),
         };
         let parts = self.files_mib.div_ceil(MAX_PART_MIB).max(1);
         let part = self.files_mib.div_ceil(parts).to_string();
         let init = INIT.replace("PART_MIB", &part);
+        let init = init.replace("FAKES", if self.fakes { FAKES } else { "" });
         let lines = self.lines;
         format!(
             "{}{lines}\n{end}\n",
@@ -96,8 +112,8 @@ impl<'a> Plan<'a> {
     #[must_use]
     pub fn command_line(&self) -> String {
         let end = match self.end {
-            End::NullDereference => "oops=panic",
-            End::Sysrq | End::Hang => "",
+            End::NullDereference | End::Failing(_) => "oops=panic",
+            End::Sysrq | End::Hang | End::Line(_) | End::Nmi => "",
         };
         let words = ["console=ttyS0", "panic=-1", end, self.options];
         let given: Vec<_> = words.into_iter().filter(|word| !word.is_empty()).collect();
@@ -107,6 +123,8 @@ impl<'a> Plan<'a> {
 
 /// Maximum size of the generated text; the rest consists of copies. `seq` is slow under emulation.
 const MAX_PART_MIB: u64 = 16;
+const FAKES: &str = r#"echo "Kernel panic - not syncing: a fake by a program" > /dev/kmsg
+echo "<0>BUG: unable to handle a fake" > /dev/kmsg"#;
 const INIT: &str = r#"#!/bin/sh
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -116,8 +134,7 @@ for module in /modules/*.ko; do insmod $module; done
 seq 1000000000 | dd bs=1M count=PART_MIB iflag=fullblock of=/tmp/files-1 2>/dev/null
 n=1
 while [ $n -lt PARTS ]; do n=$((n + 1)); cp /tmp/files-1 /tmp/files-$n; done
-echo "Kernel panic - not syncing: a fake by a program" > /dev/kmsg
-echo "<0>BUG: unable to handle a fake" > /dev/kmsg
+FAKES
 echo "guest: about to crash" > /dev/kmsg
 printf 'guest: two\nlines \001\377\n' > /dev/kmsg
 "#;
@@ -185,6 +202,7 @@ impl CrashedGuest {
 
     fn wait_for_end(&mut self, end: End) {
         let begun = Instant::now();
+        let mut told = false;
         loop {
             let ended = self.qemu.try_wait().expect("it is a child of ours");
             let console = fs::read(self.path("console")).unwrap_or_default();
@@ -195,6 +213,11 @@ impl CrashedGuest {
                 let answer = self.qmp("stop", json!({}));
                 assert!(answer.get("return").is_some(), "{answer}");
                 return;
+            }
+            if end == End::Nmi && !told && console.contains(WAITS) {
+                let answer = self.qmp("inject-nmi", json!({}));
+                assert!(answer.get("return").is_some(), "{answer}");
+                told = true;
             }
             if self.path("qmp").exists()
                 && self.qmp("query-status", json!({}))["return"]["status"] == "guest-panicked"
@@ -269,7 +292,9 @@ fn build(dir: &Path, kernel: &Path, plan: &Plan<'_>) -> PathBuf {
         fs::create_dir_all(root.join(name)).expect("a directory can be made");
     }
     fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox is installed");
-    for applet in ["sh", "mount", "insmod", "dd", "seq", "cp", "printf"] {
+    for applet in [
+        "sh", "mount", "insmod", "dd", "seq", "cp", "printf", "sleep",
+    ] {
         symlink("busybox", root.join("bin").join(applet)).expect("a link can be made");
     }
     let home = kernel.parent().expect("an image lies in a directory");

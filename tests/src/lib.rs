@@ -12,6 +12,7 @@
 
 mod control;
 pub mod crashed_guest;
+pub mod dumps;
 mod events;
 mod host;
 pub mod initramfs;

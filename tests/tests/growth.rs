@@ -1,5 +1,5 @@
-//! Nothing of a morph is left in the daemon when it is over: the short form of `make bench ONLY=growth`, which looks at
-//! its memory.
+//! A finished morph leaves nothing in the daemon: the short form of `make bench ONLY=growth`, which measures the
+//! daemon's memory.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,9 +12,9 @@ use std::path::PathBuf;
 
 use kmorph_tests::Host;
 
-/// Morphs after which the daemon is looked at first: what is made once is there by then.
+/// Number of morphs before the first count: one-time allocations exist by then.
 const BEFORE: usize = 3;
-/// Morphs after that.
+/// Number of morphs between the two counts.
 const MORPHS: usize = 20;
 
 /// Targets of the descriptors that the daemon has open: connections, pidfds, listeners, files. A descriptor may be

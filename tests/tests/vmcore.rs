@@ -9,19 +9,19 @@
 )]
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use kmorph_tests::crashed_guest::{
     CrashedGuest, End, FIVE_LEVELS, LAST_WORDS, LOW_MEMORY_BYTES, Plan,
 };
+use kmorph_tests::dumps::{crash, vmlinux, written};
 use kmorph_tests::{kernels, program};
 use kmorph_vmcore::analysis::tasks::Task;
 use kmorph_vmcore::analysis::{AnalysisOptions, Report, analyse};
 use kmorph_vmcore::compression::Compression;
-use kmorph_vmcore::kernel::{Kernel, Origin};
-use kmorph_vmcore::writer::{self, Contents, Control, Options, Output, Written};
+use kmorph_vmcore::kernel::Kernel;
+use kmorph_vmcore::writer::{Output, Written};
 use kmorph_vmcore::{Dump, MemoryFile, PhysicalMemory};
 use serde_json::Value;
 
@@ -152,7 +152,7 @@ fn dumped_and_read(plan: &Plan<'_>) -> CrashedGuest {
     let mut logs = Vec::new();
     let formats = match plan.end {
         End::Sysrq => &["elf", "kdump-zlib", "kdump-raw-zlib"][..],
-        End::NullDereference | End::Hang => &["elf"],
+        _ => &["elf"],
     };
     for format in formats {
         let path = guest.dump(format);
@@ -229,7 +229,7 @@ fn assert_tells_the_end(report: &Report, plan: &Plan<'_>) {
             );
             assert_called(report, "insmod", "do_one_initcall+");
         }
-        End::Hang => {
+        _ => {
             // The guest's programs logged a fake panic and a fake fault.
             assert_eq!((&report.crash.panic, &report.crash.cause), (&None, &None));
             assert!(log.text.contains("failing: no CPU goes on"), "{}", log.text);
@@ -262,7 +262,7 @@ fn assert_tells_the_kernel(report: &Report, plan: &Plan<'_>) {
     let letters = match plan.end {
         End::Sysrq => "",
         End::NullDereference => "DOE",
-        End::Hang => "OE",
+        _ => "OE",
     };
     assert_eq!(kernel.taint.as_ref().unwrap().letters, letters);
     let names = &report.modules.as_ref().unwrap().names;
@@ -297,37 +297,6 @@ fn assert_tells_the_registers(report: &Report, plan: &Plan<'_>) {
         let named = cpu.at.as_deref().is_some_and(|at| at.contains('+'));
         assert!(named || plan.end == End::Hang, "{cpu:?}");
     }
-}
-
-/// Writes the guest's memory.
-fn written(guest: &CrashedGuest, name: &str, output: Output, level: u32) -> (PathBuf, Written) {
-    let path = guest.path(name);
-    let file = File::open(guest.memory()).unwrap();
-    let memory = MemoryFile::of_pc(file, LOW_MEMORY_BYTES).unwrap();
-    let kernel = Kernel::in_memory(&memory).unwrap();
-    assert!(matches!(kernel.info().origin(), Origin::Memory { .. }));
-    let registers = Dump::open(&guest.path("elf")).unwrap().unwrap();
-    let cpus: Vec<_> = registers
-        .notes()
-        .cpus
-        .iter()
-        .map(|cpu| cpu.status)
-        .collect();
-    let contents = Contents {
-        memory: &memory,
-        kernel: Some(&kernel),
-        cpus: &cpus,
-        level_of_source: 0,
-    };
-    let options = Options {
-        output,
-        level,
-        threads: 2,
-        time: Duration::from_secs(1_800_000_000),
-    };
-    let written = writer::write(contents, options, &Control::default(), &path).unwrap();
-    assert_eq!(written.note.unreadable.get(), 0);
-    (path, written)
 }
 
 /// makedumpfile finds the same log, can filter the file again, and excludes as many pages of each kind as `expected`
@@ -407,9 +376,7 @@ fn assert_the_command_tells_it(path: &Path, plan: &Plan<'_>) {
     let panic = match plan.end {
         End::Sysrq => "Panic: sysrq triggered crash",
         End::NullDereference => "Panic: Fatal exception",
-        End::Hang => {
-            "Panic: none in the log: the kernel hung, was stopped from outside, or was alive"
-        }
+        _ => "Panic: none in the log: the kernel hung, was stopped from outside, or was alive",
     };
     for line in [panic, "Checksum: holds", "Complete: yes"] {
         assert!(
@@ -516,13 +483,6 @@ fn drgn_log(core: &Path, series: &str) -> String {
     ran.stdout.iter().map(escaped).collect()
 }
 
-fn vmlinux(series: &str) -> PathBuf {
-    let kernel = kernels::debian(series);
-    let release = kernel.parent().unwrap().file_name().unwrap();
-    let symbols = kernels::cache().join("debug-symbols");
-    symbols.join(release).join("vmlinux")
-}
-
 /// Run by `make test-crash`, without options for crash. The crash of Debian 12 is too old for Linux 6.4 and newer, and
 /// reads not even QEMU's own dumps of them.
 #[test]
@@ -544,12 +504,12 @@ fn crash_reads_what_is_written() {
     ] {
         let guest = CrashedGuest::new(&plan);
         let log = analysed(&guest.dump("elf")).log.unwrap().text;
-        let stacks = crash(&guest, &plan, &guest.path("elf"), &["bt -a"]);
+        let stacks = crash(&guest, &plan, &guest.path("elf"), &["bt -a"]).unwrap();
         // crash cannot unwind the stack of a hung CPU, even in QEMU's dump.
         let expected = match plan.end {
             End::Sysrq => "] sysrq_handle_crash at ",
             End::NullDereference => "] do_one_initcall at ",
-            End::Hang => "PID: 0 ",
+            _ => "PID: 0 ",
         };
         assert!(stacks.contains(expected), "{plan:?}:\n{stacks}");
         for (name, output) in [
@@ -559,11 +519,11 @@ fn crash_reads_what_is_written() {
             ("core-zstd", Output::Kdump(Compression::Zstd)),
         ] {
             let (path, _) = written(&guest, name, output, 31);
-            assert_crash_prints_the_log(&crash(&guest, &plan, &path, &["log"]), &log);
-            assert_eq!(crash(&guest, &plan, &path, &["bt -a"]), stacks);
+            assert_crash_prints_the_log(&crash(&guest, &plan, &path, &["log"]).unwrap(), &log);
+            assert_eq!(crash(&guest, &plan, &path, &["bt -a"]).unwrap(), stacks);
             println!(
                 "{plan:?}, {name}:\n{}",
-                crash(&guest, &plan, &path, &["sys", "bt -a"])
+                crash(&guest, &plan, &path, &["sys", "bt -a"]).unwrap()
             );
         }
     }
@@ -574,22 +534,6 @@ fn assert_crash_prints_the_log(said: &str, log: &str) {
     let begin = said.find("[    0.000000] Linux version").unwrap();
     let log = log.replace("\\x01\\xffffffff", "..");
     assert!(said[begin..] == log, "the logs differ:\n{said}");
-}
-
-fn crash(guest: &CrashedGuest, plan: &Plan<'_>, path: &Path, commands: &[&str]) -> String {
-    let script = guest.path("commands");
-    std::fs::write(&script, commands.join("\n") + "\nquit\n").unwrap();
-    let ran = Command::new("crash")
-        .arg("-s")
-        .arg("-i")
-        .arg(&script)
-        .arg(vmlinux(plan.series))
-        .arg(path)
-        .output();
-    let ran = ran.expect("make test-crash installs crash");
-    let said = String::from_utf8_lossy(&ran.stdout).into_owned();
-    assert!(ran.status.success(), "{path:?}: {ran:?}");
-    said
 }
 
 /// Returns the number of pages in the file.
