@@ -52,7 +52,7 @@ impl Instance {
         }
         let kept = match &over.outcome {
             Outcome::OperatorActionNeeded { side, why, .. } => {
-                // The instance ends it too, when it is ended.
+                // The instance fences it too, when the instance is terminated.
                 self.left.push(match side {
                     Side::Source => over.source,
                     Side::Target => over.target.clone(),

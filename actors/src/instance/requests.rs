@@ -233,7 +233,7 @@ impl Handler<PingInstance> for Instance {
         let name = self.row.name.clone();
         let generation = self.generation.generation;
         let Some(watch) = self.watch.clone() else {
-            // Nothing of it is watched, so nobody is asked.
+            // The generation has no watch, so no heartbeat can be sent.
             let refused = self.busy("pinged", Doing::NotRunning);
             return Box::pin(async { Err(refused) });
         };
