@@ -27,7 +27,7 @@ pub struct FencingSource {
 }
 
 impl Morph<Serving> {
-    /// Goes on from a durable record, of this daemon or of an earlier one.
+    /// Continues from a durable record, written by this daemon or by an earlier one.
     pub fn committed(record: CommitRecord) -> Self {
         let pair = Pair {
             source: record.source(),
@@ -61,7 +61,7 @@ impl Morph<Retiring> {
         self.phase.target_failure = Some(TargetFailure::Died(how));
     }
 
-    /// The source's workload has ended, or nothing more is heard of it.
+    /// The source's workload has ended, or the source no longer answers.
     pub(in crate::morph) fn retired(self) -> Morph<FencingSource> {
         let target_failure = self.phase.target_failure;
         let attempts = 0;
@@ -87,7 +87,8 @@ impl Morph<FencingSource> {
     /// The source is fenced: the morph is over.
     ///
     /// # Errors
-    /// The morph as it was, when the certificate is another generation's.
+    ///
+    /// The unchanged morph, if the certificate belongs to another generation.
     pub(in crate::morph) fn fenced(self, certificate: &FenceCertificate) -> Result<Outcome, Self> {
         if certificate.generation() != self.pair.source {
             return Err(self);

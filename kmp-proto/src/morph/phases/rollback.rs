@@ -25,7 +25,7 @@ pub struct Resuming {
 pub(in crate::morph) enum Undone {
     /// The source serves next.
     Resume(Morph<Resuming>),
-    /// The source has failed as well.
+    /// The source has failed too.
     Over(Outcome),
 }
 
@@ -51,7 +51,8 @@ impl Morph<FencingTarget> {
     /// The target is fenced. The only origin of a [`Resuming`].
     ///
     /// # Errors
-    /// The morph as it was, when the certificate is another generation's.
+    ///
+    /// The unchanged morph, if the certificate belongs to another generation.
     pub(in crate::morph) fn fenced(self, certificate: FenceCertificate) -> Result<Undone, Self> {
         if certificate.generation() != self.pair.target {
             return Err(self);
