@@ -98,8 +98,8 @@ impl fmt::Display for PciAddress {
     }
 }
 
-/// Whether the kernel's `sscanf("%x:%x:%x.%x")` takes a text that [`PciAddress::parse`] refuses: it
-/// ignores what follows, and cuts numbers that are too large.
+/// Whether the kernel's `sscanf("%x:%x:%x.%x")` accepts a text that [`PciAddress::parse`] refuses:
+/// it ignores trailing text, and truncates numbers that are too large.
 pub(crate) fn is_taken_by_kernel(text: &str) -> bool {
     let mut rest = text;
     for separator in [Some(':'), Some(':'), Some('.'), None] {

@@ -1,4 +1,4 @@
-//! The overlay that turns one system into another.
+//! Computes the overlay that turns one system into another.
 
 use std::collections::{HashMap, HashSet};
 

@@ -1,11 +1,11 @@
-//! Interpreting the bytes of a property. A property has no type: the reader says which [`Shape`] it expects, and gets
-//! that shape as the error otherwise.
+//! Interprets the bytes of a property. A property has no type: the reader specifies the expected [`Shape`], and
+//! receives that shape as the error otherwise.
 
 use std::fmt;
 
 use super::{Node, Property};
 
-/// The form that a reader expected of a property's bytes.
+/// The expected format of a property's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Shape {
     /// One cell: 4 bytes.
@@ -20,7 +20,7 @@ pub enum Shape {
     Range,
     /// One string: UTF-8, terminated by its only NUL.
     Text,
-    /// Strings: UTF-8, each ended by a NUL, at least one.
+    /// Strings: UTF-8, each terminated by a NUL, at least one.
     TextList,
 }
 
@@ -43,7 +43,7 @@ impl Property {
     ///
     /// # Errors
     ///
-    /// The shape, when there are not 4 bytes.
+    /// The shape, if the property does not have 4 bytes.
     pub fn u32(&self) -> Result<u32, Shape> {
         let bytes = self.value.as_slice().try_into().map_err(|_| Shape::U32)?;
         Ok(u32::from_be_bytes(bytes))
@@ -53,7 +53,7 @@ impl Property {
     ///
     /// # Errors
     ///
-    /// The shape, when there are not 8 bytes.
+    /// The shape, if the property does not have 8 bytes.
     pub fn u64(&self) -> Result<u64, Shape> {
         let bytes = self.value.as_slice().try_into().map_err(|_| Shape::U64)?;
         Ok(u64::from_be_bytes(bytes))
@@ -89,7 +89,7 @@ impl Property {
     ///
     /// # Errors
     ///
-    /// The shape, when there are not 16 bytes.
+    /// The shape, if the property does not have 16 bytes.
     pub fn range(&self) -> Result<(u64, u64), Shape> {
         match self.u64_list().as_deref() {
             Ok([base, size]) => Ok((*base, *size)),
@@ -172,7 +172,7 @@ impl Node {
         self.with_property(Property::new(name, bytes))
     }
 
-    /// Adds a property that has no bytes: being there is its value.
+    /// Adds a property without bytes: its presence is its value.
     #[must_use]
     pub fn with_flag(self, name: &str) -> Self {
         self.with_property(Property::new(name, []))
