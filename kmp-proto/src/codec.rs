@@ -149,7 +149,6 @@ impl Decoder {
     /// incomplete.
     ///
     /// # Errors
-    ///
     /// If the stream is broken; every later call then fails too.
     pub fn feed(&mut self, input: &mut &[u8]) -> Result<Option<Frame>, FrameError> {
         if let Some(error) = self.poison {

@@ -86,7 +86,6 @@ impl Handle {
 /// Serves `api` to the clients of `listener`, on a separate thread.
 ///
 /// # Errors
-///
 /// When the socket cannot be watched.
 pub(super) fn serve(listener: StdListener, api: Api) -> std::io::Result<Handle> {
     listener.set_nonblocking(true)?;

@@ -222,7 +222,6 @@ fn application(
 /// determines the permissions.
 ///
 /// # Errors
-///
 /// When the socket cannot be created.
 pub fn serve(path: &Path, api: Api) -> std::io::Result<Handle> {
     let listener = std::os::unix::net::UnixListener::bind(path)?;

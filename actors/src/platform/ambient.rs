@@ -72,7 +72,6 @@ fn split_mix(state: &mut u64) -> u64 {
 /// Runs work that may block on another thread; in a test run, runs it at once.
 ///
 /// # Errors
-///
 /// When that thread has ended: the work panicked, or the daemon stops.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
@@ -86,7 +85,6 @@ pub(crate) async fn blocking<T: Send + 'static>(
 /// As [`blocking`], for work that can fail.
 ///
 /// # Errors
-///
 /// The error of `work`, or the end of its thread.
 pub(crate) async fn io<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
@@ -116,7 +114,6 @@ impl Thread {
 /// value. In a test run, runs `work` at once, after the time that the run specifies.
 ///
 /// # Errors
-///
 /// When the system cannot create a thread.
 pub(crate) fn thread(
     name: &'static str,

@@ -17,7 +17,6 @@ pub fn begin(panics: impl FnMut(&str) -> bool + 'static) {
 /// A point where a test may make the calling actor panic.
 ///
 /// # Panics
-///
 /// In a debug build, when the file exists.
 #[inline]
 pub(crate) fn point(name: &str) {

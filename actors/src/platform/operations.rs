@@ -182,7 +182,6 @@ impl Operations {
     /// Returns one operation.
     ///
     /// # Errors
-    ///
     /// When the id is unknown.
     pub fn get(&self, id: &str) -> Result<Operation, Failure> {
         let table = self.table();
@@ -223,7 +222,6 @@ impl Operations {
     /// Requests the cancellation of an operation. The worker decides when to cancel.
     ///
     /// # Errors
-    ///
     /// When the id is unknown, the operation is over, or its kind cannot be cancelled.
     pub fn cancel(&self, id: &str) -> Result<Operation, Failure> {
         let table = self.table();

@@ -280,7 +280,6 @@ impl Hello {
     /// key, if a proof is required.
     ///
     /// # Errors
-    ///
     /// The first check that fails.
     pub fn accept_reply(&self, reply: &Self, authentic: bool) -> Result<(), HelloError> {
         reply.is(PeerRole::Instance, self)?;

@@ -96,7 +96,6 @@ impl IncomingState {
     /// that reaches its number of bytes.
     ///
     /// # Errors
-    ///
     /// The first rule that the frame violates; the frame must not be used.
     pub fn take(&mut self, transfer: &MorphTransfer) -> Result<(), StateError> {
         let fixed = &transfer.fixed;

@@ -89,7 +89,6 @@ impl Expected {
     /// Checks `reply` against the expected contents.
     ///
     /// # Errors
-    ///
     /// The first violated rule.
     pub fn check(&self, reply: &Message) -> Result<(), ReplyError> {
         let found = reply.msg_type();

@@ -74,7 +74,6 @@ impl TopologyParts {
     /// Handles the next part. Returns the whole topology if the part was the last one. Part 0 starts a new topology.
     ///
     /// # Errors
-    ///
     /// If the part does not follow those before it.
     pub fn take(&mut self, part: RecoverComplete) -> Result<Option<RecoverComplete>, PartError> {
         let before = self.so_far.take();

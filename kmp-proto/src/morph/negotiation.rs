@@ -89,7 +89,6 @@ const KINDS: [(u32, &str); 4] = [
 /// providers that are not in that list.
 ///
 /// # Errors
-///
 /// If no provider is possible: the offers of both sides, and the reason for each provider.
 pub fn negotiate(config: &Config, source: &Offer, target: &Offer) -> Result<Choice, Incompatible> {
     let mut chosen = None;

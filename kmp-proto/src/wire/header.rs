@@ -117,7 +117,6 @@ impl Header {
     /// Performs all checks that need only the header, in the fixed order.
     ///
     /// # Errors
-    ///
     /// The first check that fails.
     #[inline]
     pub fn parse(raw: &RawHeader) -> Result<Self, HeaderError> {

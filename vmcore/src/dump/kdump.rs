@@ -84,7 +84,7 @@ impl Kdump {
         self.before.last().copied().unwrap_or(0)
     }
 
-    /// The compression methods of at most this many descriptors, spread over all. Fails if one of them is not in the file.
+    /// The compression methods of up to `count` descriptors, spread over all. Fails if one of them is not in the file.
     pub(crate) fn sample(&self, count: u64) -> Result<Vec<Compression>, DumpError> {
         let pages = self.pages_in_file();
         let mut seen = Vec::new();

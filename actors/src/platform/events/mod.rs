@@ -78,7 +78,6 @@ impl Encoded {
     /// Decodes the event.
     ///
     /// # Errors
-    ///
     /// When another version of kmorphd wrote an event that this version cannot decode.
     pub fn decode(&self) -> Result<Event, serde_json::Error> {
         serde_json::from_str(&self.json)
@@ -144,7 +143,6 @@ impl EventLog {
     /// `mark`, together with the host's boot id `boot_id`.
     ///
     /// # Errors
-    ///
     /// When the file cannot be opened.
     pub fn new(
         stored: Vec<Event>,

@@ -110,7 +110,6 @@ pub(super) fn is_due(state_dir: &Path) -> bool {
 /// Makes a copy of the journal in `state_dir`, checks it, and removes the oldest copies.
 ///
 /// # Errors
-///
 /// When the copy cannot be made or is damaged; the other copies then stay.
 pub(super) fn make(state_dir: &Path) -> Result<PathBuf, BackupError> {
     let directory = state_dir.join(DIRECTORY);
@@ -167,7 +166,6 @@ fn write(journal: &Path, copy: &Path) -> Result<(), BackupError> {
 /// one.
 ///
 /// # Errors
-///
 /// The first failure; the remaining copies are still processed.
 pub(super) fn scrub(state_dir: &Path) -> Result<(), BackupError> {
     let journal = state_dir.join(JOURNAL_NAME);
@@ -252,7 +250,6 @@ fn sync(path: &Path) -> Result<(), BackupError> {
 /// No daemon may run on this directory.
 ///
 /// # Errors
-///
 /// When `copy` is damaged, or the system fails; the journal is then unchanged, or exists under the other name.
 pub(super) fn restore(state_dir: &Path, copy: &Path) -> Result<Option<PathBuf>, BackupError> {
     check(copy)?;

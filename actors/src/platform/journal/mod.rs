@@ -147,7 +147,6 @@ impl Journal {
     /// arbiter.
     ///
     /// # Errors
-    ///
     /// When another daemon holds it, or it cannot be opened, read and written.
     pub fn open(dir: &Path) -> Result<(Addr<Self>, Snapshot, Arbiter), JournalError> {
         let store = Store::open(dir)?;
@@ -179,7 +178,6 @@ impl Journal {
     /// As [`Journal::open`], but on the caller's thread, for a test run with one thread and its own clock.
     ///
     /// # Errors
-    ///
     /// As [`Journal::open`].
     pub fn open_here(
         dir: &Path,
@@ -197,7 +195,6 @@ impl Journal {
     /// Replaces the journal in `dir` with the copy `copy`. Returns the path of the old journal, which is kept.
     ///
     /// # Errors
-    ///
     /// When a daemon runs there, the copy is damaged, or the system fails.
     pub fn restore(dir: &Path, copy: &Path) -> Result<Option<PathBuf>, JournalError> {
         Store::restore(dir, copy)
@@ -207,7 +204,6 @@ impl Journal {
     /// the disk must not fail the others.
     ///
     /// # Errors
-    ///
     /// When the single transaction failed.
     fn write(&mut self) -> Result<(), JournalError> {
         let queue = std::mem::take(&mut self.queue);
@@ -394,7 +390,6 @@ impl Handler<Load> for Journal {
 /// Writes `changes` and waits until they are durable.
 ///
 /// # Errors
-///
 /// The errors of the journal; [`JournalError::Gone`] when its thread has ended.
 pub async fn record(journal: &Addr<Journal>, changes: Vec<Change>) -> Result<(), JournalError> {
     journal

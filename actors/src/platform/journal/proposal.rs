@@ -64,7 +64,6 @@ pub struct Propose {
 /// [`MorphRow::commit_record`](crate::model::rows::MorphRow::commit_record) are the only sources of a commit record.
 ///
 /// # Errors
-///
 /// The errors of the journal; [`JournalError::Gone`] when the instance's actor has ended.
 pub async fn record_commit(
     instance: &Recipient<Propose>,

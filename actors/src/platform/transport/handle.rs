@@ -64,7 +64,6 @@ impl TransportHandle {
     /// Sends a request, and repeats it while the answer is RETRY, until its timeout.
     ///
     /// # Errors
-    ///
     /// See [`RequestError`].
     pub async fn ask(&self, request: Request) -> Result<Kmp, RequestError> {
         let Request {

@@ -76,7 +76,6 @@ impl Morph<Activating> {
     /// The target has taken over; `digest` is the digest of its state. The only origin of a [`CommitOrder`].
     ///
     /// # Errors
-    ///
     /// If the digests differ.
     pub(in crate::morph) fn activated(
         self,
@@ -105,7 +104,6 @@ impl Morph<Recording> {
     /// The record is durable.
     ///
     /// # Errors
-    ///
     /// The unchanged morph, if the record belongs to another morph.
     pub(in crate::morph) fn recorded(self, record: CommitRecord) -> Result<Recorded, Self> {
         if (record.source(), record.target()) != (self.pair.source, self.pair.target) {

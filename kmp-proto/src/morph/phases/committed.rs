@@ -87,7 +87,6 @@ impl Morph<FencingSource> {
     /// The source is fenced: the morph is over.
     ///
     /// # Errors
-    ///
     /// The unchanged morph, if the certificate belongs to another generation.
     pub(in crate::morph) fn fenced(self, certificate: &FenceCertificate) -> Result<Outcome, Self> {
         if certificate.generation() != self.pair.source {

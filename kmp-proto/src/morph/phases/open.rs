@@ -217,7 +217,6 @@ impl Morph<Validating> {
     /// Handles the validation report. The only origin of a [`Committable`].
     ///
     /// # Errors
-    ///
     /// The failed checks; an empty list if the report has no checks.
     pub fn on_report(self, checks: &[Check]) -> Result<Morph<Committable>, Invalid> {
         let failed = checks.iter().filter(|c| c.result == CheckResult::Failed);
@@ -248,7 +247,6 @@ impl Morph<Committable> {
     /// Decides to commit.
     ///
     /// # Errors
-    ///
     /// The unchanged morph, if the estimate is above the limit.
     #[expect(
         clippy::result_large_err,

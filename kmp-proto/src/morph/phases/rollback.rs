@@ -51,7 +51,6 @@ impl Morph<FencingTarget> {
     /// The target is fenced. The only origin of a [`Resuming`].
     ///
     /// # Errors
-    ///
     /// The unchanged morph, if the certificate belongs to another generation.
     pub(in crate::morph) fn fenced(self, certificate: FenceCertificate) -> Result<Undone, Self> {
         if certificate.generation() != self.pair.target {
