@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// Shortest heartbeat timeout, seconds.
+/// Minimum heartbeat timeout, seconds.
 pub const POLICY_MIN_HEARTBEAT_S: f64 = 0.1;
-/// Longest timeout of any kind, seconds.
+/// Maximum of every timeout, seconds.
 pub const POLICY_MAX_TIMEOUT_S: f64 = 3600.0;
 
 /// Whether the memory of a failed instance is captured before it is released.
@@ -34,7 +34,7 @@ impl VmcorePolicy {
     }
 }
 
-/// How an instance is treated that answers while one of its CPUs executes nothing for the heartbeat timeout.
+/// The state of an instance that answers while one of its CPUs executes nothing for the heartbeat timeout.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StuckCpuPolicy {
