@@ -8,33 +8,33 @@ use kmorph_control_api::ErrorCode;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// Done.
-    Ok = 0,
     /// Success.
-    Internal = 1,
+    Ok = 0,
     /// Internal error of kmorph.
+    Internal = 1,
+    /// Invalid command line.
     Usage = 2,
     /// No daemon answers.
     Unreachable = 3,
-    /// No such instance, operation or morph.
+    /// The instance, operation or morph does not exist.
     NotFound = 4,
-    /// The present state does not allow it.
+    /// The present state does not permit the request.
     Refused = 5,
-    /// The caller may not do it.
+    /// Permission denied.
     Forbidden = 6,
     /// A file or value was refused.
     InvalidInput = 7,
-    /// The operation started and did not succeed.
+    /// The operation started and failed.
     OperationFailed = 8,
-    /// Something needed is not there, for now.
+    /// A required resource is not available at this time.
     Resources = 9,
-    /// No answer in time.
+    /// Timeout.
     TimedOut = 10,
     /// Not built yet.
     NotImplemented = 11,
-    /// A person must look.
+    /// An operator must act.
     OperatorNeeded = 12,
-    /// Ctrl-C.
+    /// Interrupted by Ctrl-C.
     Interrupted = 130,
 }
 
@@ -51,8 +51,8 @@ const fn row(exit: Exit, meaning: &'static str) -> ExitCodeRow {
     ExitCodeRow { exit, meaning }
 }
 
-/// Every exit code, in order. The help text and the man page are made from it, and a test holds
-/// docs/cli.md to it.
+/// All exit codes, in order. The help text and the man page are generated from this table, and a
+/// test compares docs/cli.md with it.
 pub const EXIT_CODES: [ExitCodeRow; 14] = [
     row(Exit::Ok, "done"),
     row(

@@ -11,7 +11,7 @@ pub(crate) fn age_ms(ms: u64) -> String {
     age_s(ms / 1000)
 }
 
-/// An age in seconds. Up to two minutes it stays in seconds, because timeouts are.
+/// An age in seconds. Up to two minutes it is in seconds, like the timeouts.
 pub(crate) fn age_s(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     match seconds {
@@ -40,7 +40,7 @@ pub(crate) fn millis(ms: f64) -> String {
     }
 }
 
-/// Seconds of a policy: no fraction where there is none.
+/// Seconds of a policy: without a fraction if it is zero.
 pub(crate) fn seconds(s: f64) -> String {
     format!("{s}s")
 }
@@ -62,7 +62,7 @@ pub(crate) fn bytes(bytes: u64) -> String {
     }
 }
 
-/// CPUs as the kernel writes them: `0-3,8`; `-` for none.
+/// CPUs in the kernel's list format: `0-3,8`; `-` for none.
 pub(crate) fn cpu_list(cpus: &[u16]) -> String {
     let mut sorted = cpus.to_vec();
     sorted.sort_unstable();
@@ -87,7 +87,7 @@ pub(crate) fn cpu_list(cpus: &[u16]) -> String {
     ranges.iter().map(show).collect::<Vec<_>>().join(",")
 }
 
-/// An RFC 3339 time in the zone of the reader; as it came when it is none.
+/// An RFC 3339 time in the local time zone; unchanged if it does not parse.
 pub(crate) fn local_time(rfc3339: &str) -> String {
     match rfc3339.parse::<Timestamp>() {
         Ok(time) => time
