@@ -2,9 +2,9 @@
 //! made before it started.
 //!
 //! ```text
-//! ask ──▶ waiting ──▶ a look begins ──▶ answered
+//! ask ──▶ waiting ──▶ a scan begins ──▶ answered
 //!            ▲               │
-//!            └── asked during a look: the next one answers
+//!            └── asked during a scan: the next one answers
 //! ```
 //!
 //! A scan that started before a request proves nothing about the time after it, so it answers only earlier requests.

@@ -2,10 +2,10 @@
 //!
 //! | evidence | lost |
 //! |---|---|
-//! | it is a recorded process: pid and exact start time | never |
+//! | a recorded process: pid and exact start time | never |
 //! | its tag: the limit `RLIMIT_RTTIME` that it inherited | when it sets that limit itself |
-//! | its mark: [`FENCE_ENV`] in the environment it was started with | when it is started with another environment |
-//! | it is a descendant of a live recorded process, or in its session | when that process ends |
+//! | its mark: [`FENCE_ENV`] in its initial environment | when it is started with another environment |
+//! | a descendant of a live recorded process, or a process in its session | when that process ends |
 //!
 //! Processes with a tag are remembered between scans: reading the tag again for each of many fences would be most of
 //! the cost of a scan.

@@ -1,4 +1,4 @@
-//! Access control: who may change things.
+//! Access control for changes.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

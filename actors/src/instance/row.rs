@@ -1,11 +1,11 @@
-//! The row of the instance in the journal. This actor alone changes it, one write after the other, so that no write is made
-//! of what an earlier one has not confirmed yet. What recoveries and morphs want changed, they propose. (The supervisor
-//! inserts the row, and changes its policy, which no other write touches; the end of the instance deletes it.)
+//! The row of the instance in the journal. Only this actor changes it, one write at a time, so that no write depends on
+//! an unconfirmed earlier one. Recoveries and morphs propose their changes. (The supervisor inserts the row and changes
+//! its policy, which no other write touches; the end of the instance deletes the row.)
 //!
 //! ```text
 //! wanted (Save) ──┐
-//! wish ───────────┤▶ [queue] ─▶ row as it is now, changed ─▶ one transaction ─▶ durable: the row is that
-//! proposal ───────┘                with what the proposer writes                └ refused: the row stays
+//! wish ───────────┤▶ [queue] ─▶ current row, changed ─▶ one transaction ─▶ durable: becomes the current row
+//! proposal ───────┘             with the proposer's own changes           └ refused: the row stays
 //! ```
 
 use std::collections::VecDeque;

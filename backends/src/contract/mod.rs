@@ -8,8 +8,8 @@
 //! 2. A [`Placement`] is plain data. Written to the journal and read by another daemon process, it is sufficient to
 //!    observe, reach, fence or terminate the instance. It identifies processes by pid, exact start time *and* boot
 //!    id, and the cgroup by path and inode, so that nothing reused is ever mistaken for the instance.
-//! 3. [`Backend::find`] recovers the placement of a spawn whose outcome was never recorded because the daemon died
-//!    meanwhile. It reads what exists, not what was intended.
+//! 3. [`Backend::find`] recovers the placement of a spawn whose outcome was never recorded because the daemon died.
+//!    It reads the actual state, not the intended one.
 //! 4. [`Backend::fence`] returns a certificate only after *observing* that nothing of the generation can run or do
 //!    I/O any more. If it cannot confirm that, it returns an error and keeps everything; a timeout is never a
 //!    confirmation. A fence of a generation that has already ended is confirmed the same way.

@@ -3,7 +3,7 @@
 //! ```text
 //! /init                        the agent            \
 //! /lib/…, /lib64/…             its shared libraries  | built once for a kernel and kept in the
-//! /lib/modules/<name>.ko       what the kernel needs | cache: <cache>/guest-images/<key>.cpio
+//! /lib/modules/<name>.ko       required modules      | cache: <cache>/guest-images/<key>.cpio
 //! <the workload's own path>    its program          /
 //! /etc/kmorph/agent.json       the agent's configuration: a separate archive after the other
 //! ```

@@ -7,7 +7,7 @@
 //! ```text
 //! first byte     meaning
 //! 18 to 255      at the very start only: followed by this number minus 17 of literals
-//! 0000 LLLL      after S = 0: L + 3 literals; L = 0: 18 more than what the next bytes add up to
+//! 0000 LLLL      after S = 0: L + 3 literals; L = 0: 18 more than the sum of the next bytes
 //! 0000 DDSS H    after S > 0: copy 2 bytes from distance (H << 2) + D + 1
 //!                after a row of literals: copy 3 bytes from distance (H << 2) + D + 2049
 //! 0001 HLLL      L + 2 bytes (L = 0: 9 + …) from distance (H << 14) + D + 16384, with D and S from the

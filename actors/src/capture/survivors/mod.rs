@@ -5,11 +5,11 @@
 //!  connect ─▶ lend ─▶ VMCORE_START ─▶ VMCORE_DATA … ─▶ VMCORE_COMPLETE
 //!     │         │            └── fails: others read the share ──┐ nothing is left
 //!     ▼         ▼                                               ▼
-//!  others read all                             VMCORE_COMPLETE ─▶ what was lent is taken back
+//!  others read all                             VMCORE_COMPLETE ─▶ the loan is taken back
 //! ```
 //!
-//! Invariants: no capture waits for a survivor that others can do without. What it was lent is taken back, however it
-//! ends.
+//! Invariants: a capture waits for no survivor if others can read its share. The daemon takes lent memory back,
+//! however the capture ends.
 
 mod channel;
 

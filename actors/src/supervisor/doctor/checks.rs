@@ -1,8 +1,8 @@
 //! The self-test of captures: it finds a broken dump setup before a real failure does.
 //!
 //! ```text
-//! spawn ─▶ healthy ─▶ policy `required` ─▶ panic ─▶ verdict, fence, capture, respawn ─▶ the vmcore is read ─▶ told
-//!   └──────────────────────── whatever fails ──────────────────────────────────────────────▶ terminated, vmcores removed
+//! spawn ─▶ healthy ─▶ policy `required` ─▶ panic ─▶ verdict, fence, capture, respawn ─▶ the vmcore is read ─▶ reported
+//!   └──────────────────────── on any failure ──────────────────────────────────────────────▶ terminated, vmcores removed
 //! ```
 //!
 //! The instance is an ordinary one and is treated like any other, except that it is thrown away: by this test, or by
