@@ -21,7 +21,7 @@ const TAG_MIN: u64 = 1 << 62;
 /// run directories stalls.
 const BIRTH_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// A number that marks the processes of one generation, as `RLIMIT_RTTIME` in microseconds.
+/// Returns a number that marks the processes of one generation, as `RLIMIT_RTTIME` in microseconds.
 ///
 /// # Errors
 /// If the system has no random numbers.
@@ -31,7 +31,7 @@ pub(crate) fn new_tag() -> io::Result<u64> {
     Ok(TAG_MIN | u64::from_ne_bytes(random) >> 2)
 }
 
-/// The tag in the text of `/proc/<pid>/limits`, if any.
+/// Returns the tag in the text of `/proc/<pid>/limits`, if any.
 pub(crate) fn tag_in(limits: &str) -> Option<u64> {
     let line = limits
         .lines()
@@ -153,7 +153,7 @@ pub(crate) fn close(run_dir: &Path) -> io::Result<()> {
         .map(drop)
 }
 
-/// The process with this role, which may have ended since.
+/// Returns the process with this role, which may have ended since.
 ///
 /// # Errors
 /// If its record cannot be read.

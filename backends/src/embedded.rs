@@ -69,7 +69,7 @@ pub struct EmbeddedBackend {
 }
 
 impl EmbeddedBackend {
-    /// A backend that starts the agent named in `config`.
+    /// Creates a backend that starts the agent named in `config`.
     ///
     /// # Errors
     /// If the host's boot id cannot be read.
@@ -146,7 +146,7 @@ impl EmbeddedBackend {
         Ok(unborn)
     }
 
-    /// The placement of a spawn, before its process is started.
+    /// Returns the placement of a spawn, before its process is started.
     fn placement(&self, spec: &SpawnSpec) -> Placement {
         Placement {
             backend: BackendKind::Embedded,
@@ -166,7 +166,7 @@ impl EmbeddedBackend {
         }
     }
 
-    /// The agent's process; `None` if it was never started, or in another boot of the host.
+    /// Returns the agent's process; `None` if it was never started, or in another boot of the host.
     fn main_process<'a>(&self, placement: &'a Placement) -> Option<&'a ProcessId> {
         let now = placement.host_boot_id == self.host_boot_id;
         placement.processes.first().filter(|_| now)

@@ -200,7 +200,7 @@ async fn kill_all(placement: &Arc<Placement>, timeout: Duration) -> Result<Ended
     }
 }
 
-/// The remains of the generation, if any, and the proof of their absence.
+/// Returns the remains of the generation, if any, and the proof of their absence.
 async fn look(placement: &Arc<Placement>) -> io::Result<(Option<Remains>, Proof)> {
     let known = placement.containment.cgroup.as_ref().map(Cgroup::known);
     let proof = match known {
@@ -215,7 +215,7 @@ async fn look(placement: &Arc<Placement>) -> io::Result<(Option<Remains>, Proof)
     Ok((Remains::of(found, None), proof))
 }
 
-/// The live processes of a cgroup. The list can be empty while the last process is ending.
+/// Returns the live processes of a cgroup. The list can be empty while the last process is ending.
 fn living(cgroup: Cgroup) -> Remains {
     let pids = cgroup.pids().into_iter();
     let processes = pids.filter_map(|pid| Stat::read(pid).ok().flatten());
@@ -225,7 +225,7 @@ fn living(cgroup: Cgroup) -> Remains {
     }
 }
 
-/// Whether any part of a generation can still run.
+/// Returns whether any part of a generation can still run.
 ///
 /// # Errors
 /// If that cannot be determined.

@@ -141,8 +141,8 @@ impl KernelImage {
     }
 }
 
-/// A minimal valid image for tests and the embedded demo: a header, and a compressed ELF file with its release
-/// and without code.
+/// Creates a minimal valid image for tests and the embedded demo: a header, and a compressed ELF file with its
+/// release and without code.
 pub fn synthetic(release: &str) -> Vec<u8> {
     const KERNEL_BYTES: u16 = 512;
     let text = format!("{release} (kmorph test image)");

@@ -44,7 +44,7 @@ struct Asked {
     answer: oneshot::Sender<Found>,
 }
 
-/// The processes of a generation that can still run, without the daemon's own. The scan begins after this call.
+/// Returns the processes of a generation that can still run, without the daemon's own. The scan begins after this call.
 ///
 /// # Errors
 /// If `/proc` cannot be read, or no thread can be created.

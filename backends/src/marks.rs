@@ -46,9 +46,9 @@ struct Evidence {
 }
 
 impl Evidence {
-    /// Whether the evidence is valid as long as the process lives. A process with a tag was born into a generation and
-    /// belongs to it for life, whatever it does to its limits and its environment later. A process without a tag may be
-    /// about to get one.
+    /// Returns whether the evidence is valid as long as the process lives. A process with a tag was born into a
+    /// generation and belongs to it for life, whatever it does to its limits and its environment later. A process
+    /// without a tag may be about to get one.
     fn is_lasting(&self) -> bool {
         self.tag.is_some() && self.marks.len() <= MARKS_KEPT
     }
@@ -88,7 +88,7 @@ fn evidence(stat: &Stat, sought: &BTreeSet<Vec<u8>>) -> Evidence {
     }
 }
 
-/// The processes of `seen` that belong to the generation; the scan included its mark.
+/// Returns the processes of `seen` that belong to the generation; the scan included its mark.
 ///
 /// # Errors
 /// If `/proc` cannot be read.
@@ -105,7 +105,7 @@ pub(crate) fn members(placement: &Placement, seen: &[Seen]) -> io::Result<Vec<St
     Ok(seen.iter().filter(belongs).map(|seen| seen.stat).collect())
 }
 
-/// The live recorded processes, their descendants, and the processes in their sessions.
+/// Returns the live recorded processes, their descendants, and the processes in their sessions.
 fn kin(all: &[Stat], placement: &Placement) -> io::Result<BTreeMap<i32, Stat>> {
     let recorded = |stat: &&Stat| placement.processes.iter().any(|known| stat.is(known));
     let mut kin: BTreeMap<i32, Stat> = all
@@ -152,7 +152,7 @@ fn admit(
     Ok(())
 }
 
-/// The environment entry that marks the generation with this run directory.
+/// Returns the environment entry that marks the generation with this run directory.
 pub(crate) fn mark_of(run_dir: &Path) -> Vec<u8> {
     let mut mark = format!("{FENCE_ENV}=").into_bytes();
     mark.extend_from_slice(run_dir.as_os_str().as_encoded_bytes());
@@ -164,8 +164,8 @@ fn tag(pid: i32) -> Option<u64> {
     limits.ok().and_then(|limits| birth::tag_in(&limits))
 }
 
-/// The marks of a process. If its first thread has ended, and with it that thread's view of the memory, all
-/// remaining threads are read.
+/// Returns the marks of a process. If its first thread has ended, and with it that thread's view of the
+/// memory, all remaining threads are read.
 fn marks(stat: &Stat, sought: &BTreeSet<Vec<u8>>) -> BTreeSet<Vec<u8>> {
     let process = PathBuf::from(format!("/proc/{}", stat.pid));
     if !stat.is_headless() {
@@ -178,7 +178,7 @@ fn marks(stat: &Stat, sought: &BTreeSet<Vec<u8>>) -> BTreeSet<Vec<u8>> {
         .collect()
 }
 
-/// Whether a process was started with this entry in its environment.
+/// Returns whether a process was started with this entry in its environment.
 pub(crate) fn has_mark(pid: i32, entry: &[u8]) -> bool {
     let environ = PathBuf::from(format!("/proc/{pid}/environ"));
     marks_in_file(&environ, &BTreeSet::from([entry.to_vec()])).contains(entry)
@@ -190,8 +190,8 @@ fn marks_in_file(environ: &Path, sought: &BTreeSet<Vec<u8>>) -> BTreeSet<Vec<u8>
     read.unwrap_or_default()
 }
 
-/// The marks in a list of NUL-terminated entries of any length: all marks in `sought`, and the first others, at most
-/// [`MARKS_KEPT`] plus one. Entries longer than [`MARK_MAX_BYTES`] are kept only if they are in `sought`.
+/// Returns the marks in a list of NUL-terminated entries of any length: all marks in `sought`, and the first others,
+/// at most [`MARKS_KEPT`] plus one. Entries longer than [`MARK_MAX_BYTES`] are kept only if they are in `sought`.
 fn marks_in(mut environ: impl Read, sought: &BTreeSet<Vec<u8>>) -> io::Result<BTreeSet<Vec<u8>>> {
     let longest = sought.iter().map(Vec::len).max().unwrap_or_default();
     let longest = longest.max(MARK_MAX_BYTES);
@@ -224,7 +224,7 @@ fn marks_in(mut environ: impl Read, sought: &BTreeSet<Vec<u8>>) -> io::Result<BT
     }
 }
 
-/// Whether an environment entry sets [`FENCE_ENV`].
+/// Returns whether an environment entry sets [`FENCE_ENV`].
 fn is_mark(entry: &[u8]) -> bool {
     let value = entry.strip_prefix(FENCE_ENV.as_bytes());
     entry.len() <= MARK_MAX_BYTES && value.is_some_and(|value| value.first() == Some(&b'='))

@@ -58,18 +58,18 @@ impl Stat {
         })
     }
 
-    /// Whether this is the process `known`, and not another one with its pid.
+    /// Returns whether this is the process `known`, and not another one with its pid.
     pub(crate) fn is(&self, known: &ProcessId) -> bool {
         self.pid == known.pid && self.start_ticks == known.start_ticks
     }
 
-    /// Whether its first thread has ended and others still run.
+    /// Returns whether its first thread has ended and others still run.
     pub(crate) fn is_headless(&self) -> bool {
         self.state == b'Z' && self.threads > 1
     }
 
-    /// Whether it has ended and only waits to be reaped. The state is that of its first thread: while
-    /// other threads remain, the first one is a zombie of a process that still runs.
+    /// Returns whether it has ended and only waits to be reaped. The state is that of its first
+    /// thread: while other threads remain, the first one is a zombie of a process that still runs.
     pub(crate) fn is_over(&self) -> bool {
         matches!(self.state, b'Z' | b'X' | b'x') && self.threads <= 1
     }
@@ -81,7 +81,7 @@ fn gone(error: &io::Error) -> bool {
         || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
 }
 
-/// All current processes.
+/// Returns all current processes.
 pub(crate) fn all() -> io::Result<Vec<Stat>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
@@ -99,7 +99,7 @@ pub(crate) fn all() -> io::Result<Vec<Stat>> {
     Ok(found)
 }
 
-/// A pidfd for exactly this process; `None` if it is gone.
+/// Returns a pidfd for exactly this process; `None` if it is gone.
 pub(crate) fn open(process: &ProcessId) -> io::Result<Option<OwnedFd>> {
     let Some(pid) = Pid::from_raw(process.pid) else {
         return Ok(None);

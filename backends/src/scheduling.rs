@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::contract::{ProcessId, ThreadTime};
 use crate::process::Stat;
 
-/// The accounts of all threads of these processes.
+/// Returns the accounts of all threads of these processes.
 pub(crate) fn accounts(processes: &[ProcessId]) -> Vec<ThreadTime> {
     let lives =
         |known: &&ProcessId| matches!(Stat::read(known.pid), Ok(Some(now)) if now.is(known));

@@ -54,7 +54,7 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
-    /// The HTTP status of this error.
+    /// Returns the HTTP status of this error.
     pub fn http_status(self) -> u16 {
         match self {
             Self::InvalidRequest => 400,
@@ -93,7 +93,7 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    /// An error without a hint.
+    /// Creates an error without a hint.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self {
             code,

@@ -122,7 +122,7 @@ pub struct PolicySet {
 }
 
 impl Policy {
-    /// The key of the first value that is out of range, and the reason.
+    /// Returns the key of the first value that is out of range, and the reason.
     pub fn fault(&self) -> Option<(&'static str, String)> {
         let within = |v: f64, low: f64| v.is_finite() && (low..=POLICY_MAX_TIMEOUT_S).contains(&v);
         let say = |v: f64, low: f64| {

@@ -19,7 +19,7 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// A new receiver of the ring `from` → `to`, awake, with its shared words zeroed.
+    /// Creates a new receiver of the ring `from` → `to`, awake, with its shared words zeroed.
     pub(crate) fn new<M: Memory>(memory: &M, geometry: Geometry, from: u32, to: u32) -> Self {
         let ring = geometry.ring(from, to);
         for at in [ring::TAIL, ring::FREED, ring::WAKE] {
@@ -74,7 +74,7 @@ impl Consumer {
         self.locate(descriptor).map(Some)
     }
 
-    /// The location of the next descriptor's packet. All of the descriptor except the length is predictable.
+    /// Returns the location of the next descriptor's packet. All of the descriptor except the length is predictable.
     fn locate(&self, descriptor: u64) -> Result<(Span, u32), Corrupt> {
         let (geometry, ring) = (self.geometry, self.ring);
         let position = descriptor >> 32;
@@ -102,7 +102,7 @@ impl Consumer {
         memory.store32(self.ring + ring::TAIL, self.tail, Release);
     }
 
-    /// Whether the sender waits for space and has not been rung since.
+    /// Returns whether the sender waits for space and has not been rung since.
     pub fn must_ring<M: Memory>(&mut self, memory: &M) -> bool {
         // Pairs with Producer::want_room.
         memory.barrier();

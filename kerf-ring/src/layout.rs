@@ -124,28 +124,28 @@ impl Geometry {
         })
     }
 
-    /// Number of peers for which the region has space; they are numbered from 0.
+    /// Returns the number of peers for which the region has space; they are numbered from 0.
     pub fn peers(self) -> u32 {
         self.peers
     }
 
-    /// Number of slots of each ring.
+    /// Returns the number of slots of each ring.
     pub fn slots(self) -> u32 {
         self.slots
     }
 
-    /// Size of each byte ring, bytes.
+    /// Returns the size of each byte ring, bytes.
     pub fn bytes(self) -> u32 {
         self.bytes
     }
 
-    /// Size of the whole region, bytes.
+    /// Returns the size of the whole region, bytes.
     pub fn region_size(self) -> u64 {
         let peers = u64::from(self.peers);
         self.rings() + peers * peers * self.stride()
     }
 
-    /// Offset of the entry of `peer`.
+    /// Returns the offset of the entry of `peer`.
     ///
     /// # Panics
     /// When the peer does not exist: the number is the caller's own, never read from shared memory.
@@ -154,7 +154,7 @@ impl Geometry {
         peer::OFFSET + u64::from(peer) * peer::STRIDE
     }
 
-    /// Offset of the ring from `from` to `to`.
+    /// Returns the offset of the ring from `from` to `to`.
     ///
     /// # Panics
     /// As [`Self::entry`].
@@ -164,13 +164,13 @@ impl Geometry {
         self.rings() + index * self.stride()
     }
 
-    /// Offset of an inline slot in a ring; every `index` gives a slot.
+    /// Returns the offset of an inline slot in a ring; every `index` gives a slot.
     pub(crate) fn slot(self, index: u32) -> u64 {
         let first = ring::DESCRIPTORS + u64::from(self.slots) * 8;
         first + u64::from(index & (self.slots - 1)) * u64::from(SLOT_SIZE)
     }
 
-    /// Offset of a descriptor in a ring; every `index` gives a descriptor.
+    /// Returns the offset of a descriptor in a ring; every `index` gives a descriptor.
     pub(crate) fn descriptor(self, index: u32) -> u64 {
         ring::DESCRIPTORS + u64::from(index & (self.slots - 1)) * 8
     }
@@ -192,7 +192,7 @@ impl Geometry {
     }
 }
 
-/// Size of a packet of `len` bytes in the byte ring.
+/// Returns the size of a packet of `len` bytes in the byte ring.
 pub(crate) fn bulk_size(len: u32) -> u32 {
     len.next_multiple_of(BYTES_ALIGN)
 }

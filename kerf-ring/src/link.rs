@@ -48,7 +48,7 @@ pub(crate) struct Name {
 }
 
 impl Name {
-    /// The first name of a generation.
+    /// Returns the first name of a generation.
     pub(crate) fn first(generation: u32) -> Self {
         Self {
             generation,
@@ -109,7 +109,7 @@ struct Lost {
 }
 
 impl Link {
-    /// The end of the peer `me`, attached with `generation`, of the link to `peer`.
+    /// Creates the end of the peer `me`, attached with `generation`, of the link to `peer`.
     pub fn new(me: u32, peer: u32, generation: u32) -> Self {
         Self {
             me,
@@ -123,22 +123,22 @@ impl Link {
         }
     }
 
-    /// The peer's number.
+    /// Returns the peer's number.
     pub fn peer(&self) -> u32 {
         self.peer
     }
 
-    /// Whether the rings may be used.
+    /// Returns whether the rings may be used.
     pub fn is_up(&self) -> bool {
         self.accepted.as_ref().is_some_and(|a| a.up.is_some())
     }
 
-    /// Whether the link was lost and, at the last poll, it was too early to start again.
+    /// Returns whether the link was lost and, at the last poll, it was too early to start again.
     pub fn is_waiting(&self) -> bool {
         self.waiting
     }
 
-    /// Whether to ring the peer because this end has changed its words; returns true only once per change.
+    /// Returns whether to ring the peer because this end has changed its words; returns true only once per change.
     pub fn must_tell(&mut self) -> bool {
         core::mem::take(&mut self.tell)
     }
@@ -210,7 +210,7 @@ impl Link {
         }
     }
 
-    /// Both rings while the link is up.
+    /// Returns both rings while the link is up.
     pub fn rings(&mut self) -> Option<(&mut Producer, &mut Consumer)> {
         let accepted = self.accepted.as_mut().filter(|a| a.up.is_some())?;
         Some((&mut accepted.tx, &mut accepted.rx))
@@ -235,7 +235,7 @@ impl Link {
         }
     }
 
-    /// The peer's current name, if the peer is ready.
+    /// Returns the peer's current name, if the peer is ready.
     fn peer_name<M: Memory>(&self, region: &Region<M>) -> Option<Name> {
         let generation = region.peer(self.peer).ready()?;
         let from = region.geometry().ring(self.peer, self.me);

@@ -40,7 +40,7 @@ unsafe impl Send for Mapped {}
 unsafe impl Sync for Mapped {}
 
 impl Mapped {
-    /// The memory at `start`.
+    /// Uses the memory at `start`.
     ///
     /// # Safety
     /// `size` bytes at `start` are mapped for reading and writing for the lifetime of this value, and no Rust reference
@@ -53,7 +53,7 @@ impl Mapped {
         Self { start, size }
     }
 
-    /// The address at offset `at`; checks that `len` bytes are within bounds.
+    /// Returns the address at offset `at`; checks that `len` bytes are within bounds.
     fn at(&self, at: u64, len: usize) -> *mut u8 {
         let end = at.checked_add(len as u64);
         assert!(end.is_some_and(|end| end <= self.size), "out of bounds");

@@ -45,7 +45,7 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// A new sender of the ring `from` → `to`, with its shared words zeroed.
+    /// Creates a new sender of the ring `from` → `to`, with its shared words zeroed.
     pub(crate) fn new<M: Memory>(memory: &M, geometry: Geometry, from: u32, to: u32) -> Self {
         let ring = geometry.ring(from, to);
         memory.store32(ring + ring::HEAD, 0, Relaxed);
@@ -121,7 +121,7 @@ impl Producer {
         memory.store32(self.ring + ring::HEAD, self.head, Release);
     }
 
-    /// Whether the receiver sleeps and has not been rung since.
+    /// Returns whether the receiver sleeps and has not been rung since.
     pub fn must_ring<M: Memory>(&mut self, memory: &M) -> bool {
         // Pairs with Consumer::sleep: either this end sees its ticket, or it sees this end's head.
         memory.barrier();

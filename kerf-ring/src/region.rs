@@ -159,7 +159,7 @@ impl<M: Memory> Region<M> {
         &self.memory
     }
 
-    /// The word of `peer`.
+    /// Returns the word of `peer`.
     ///
     /// # Panics
     /// When the region has no such peer; likewise below.
@@ -167,13 +167,13 @@ impl<M: Memory> Region<M> {
         PeerWord::unpack(self.memory.load64(self.word_at(peer), Ordering::Acquire))
     }
 
-    /// The interrupt of `peer` for doorbells from `me`: the value that follows the peer number in a doorbell.
+    /// Returns the interrupt of `peer` for doorbells from `me`: the value that follows the peer number in a doorbell.
     pub fn vector(&self, peer: u32, me: u32) -> u32 {
         let at = self.geometry.entry(peer) + peer::VECTORS;
         me % self.memory.load32(at, Ordering::Relaxed).max(1)
     }
 
-    /// The reason why `peer` panicked, as far as it could report it. May contain any bytes.
+    /// Returns the reason why `peer` panicked, as far as it could report it. May contain any bytes.
     pub fn reason(&self, peer: u32) -> Vec<u8> {
         let entry = self.geometry.entry(peer);
         let len = self

@@ -47,8 +47,8 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// A client for the daemon at `socket`, with `timeout` for each answer. With `own_only`, the client refuses a
-    /// daemon that belongs neither to this user nor to root: under `/tmp`, another user can create the socket first.
+    /// Creates a client for the daemon at `socket`, with `timeout` for each answer. With `own_only`, the client refuses
+    /// a daemon that belongs neither to this user nor to root: under `/tmp`, another user can create the socket first.
     pub(crate) fn new(socket: PathBuf, timeout: Duration, own_only: bool) -> Self {
         Self {
             socket,
@@ -57,7 +57,7 @@ impl Client {
         }
     }
 
-    /// The daemon's socket.
+    /// Returns the daemon's socket.
     pub(crate) fn socket(&self) -> &Path {
         &self.socket
     }
@@ -123,7 +123,7 @@ impl Client {
         Err(refusal(self.socket(), status, &body))
     }
 
-    /// The failure when the connection breaks during an answer.
+    /// Returns the failure when the connection breaks during an answer.
     pub(crate) fn broken(&self, why: impl std::fmt::Display) -> Failure {
         let socket = self.socket.display();
         let text = format!("the daemon at {socket} closed the connection: {why}");
@@ -288,7 +288,7 @@ impl Client {
     }
 }
 
-/// A refusal. If a newer daemon sends an unknown code, the message is kept.
+/// Returns a refusal. If a newer daemon sends an unknown code, the message is kept.
 fn refusal(socket: &Path, status: StatusCode, body: &[u8]) -> Failure {
     #[derive(serde::Deserialize)]
     struct Said {
@@ -314,7 +314,7 @@ fn refusal(socket: &Path, status: StatusCode, body: &[u8]) -> Failure {
     Failure::internal(text).hint("check that the socket belongs to kmorphd")
 }
 
-/// Whether the path is a socket, or is not visible enough to be ruled out.
+/// Returns whether the path is a socket, or is not visible enough to be ruled out.
 fn is_socket(path: &Path) -> bool {
     std::fs::metadata(path).map_or(true, |there| there.file_type().is_socket())
 }

@@ -95,12 +95,12 @@ pub const EXIT_CODES: [ExitCodeRow; 14] = [
 ];
 
 impl Exit {
-    /// The number.
+    /// Returns the number.
     pub fn code(self) -> u8 {
         self as u8
     }
 
-    /// The exit code of a request that the daemon refused.
+    /// Returns the exit code of a request that the daemon refused.
     pub fn of_refusal(code: ErrorCode) -> Self {
         match code {
             ErrorCode::InvalidRequest
@@ -126,7 +126,7 @@ impl Exit {
         }
     }
 
-    /// The exit code of an operation that was begun and failed. A cause that says more than
+    /// Returns the exit code of an operation that was begun and failed. A cause that says more than
     /// "failed" keeps its own code.
     pub fn of_failed_operation(code: ErrorCode) -> Self {
         match Self::of_refusal(code) {
@@ -145,7 +145,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// The list as text, for the help and the man page.
+/// Returns the list as text, for the help and the man page.
 pub(crate) fn help_text() -> String {
     let mut text = String::from("Exit codes:\n");
     for ExitCodeRow { exit, meaning } in EXIT_CODES {

@@ -48,12 +48,12 @@ impl Failure {
         self
     }
 
-    /// A refusal by the daemon.
+    /// Returns a refusal by the daemon.
     pub(crate) fn refused(error: ApiError) -> Self {
         Self::from_api(Exit::of_refusal(error.code), error)
     }
 
-    /// A failed operation of the daemon.
+    /// Returns a failed operation of the daemon.
     pub(crate) fn operation(error: ApiError) -> Self {
         Self::from_api(Exit::of_failed_operation(error.code), error)
     }

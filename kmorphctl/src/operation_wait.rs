@@ -20,7 +20,7 @@ const SPINNER_TICK: Duration = Duration::from_millis(100);
 /// Minimum wait requested from the daemon: a shorter one would mean constant requests.
 const WAIT_MIN_MS: u64 = 10;
 
-/// An operation's kind, for people.
+/// Returns an operation's kind, for people.
 pub(crate) fn kind_name(kind: OperationKind) -> &'static str {
     match kind {
         OperationKind::Spawn => "spawn",
@@ -36,7 +36,7 @@ pub(crate) fn kind_name(kind: OperationKind) -> &'static str {
     }
 }
 
-/// An operation's state, for people.
+/// Returns an operation's state, for people.
 pub(crate) fn state_name(state: OperationState) -> &'static str {
     match state {
         OperationState::Running => "running",

@@ -86,12 +86,12 @@ impl Output {
         }
     }
 
-    /// True if the output is JSON for programs.
+    /// Returns true if the output is JSON for programs.
     pub(crate) fn is_json(&self) -> bool {
         self.format == OutputFormat::Json
     }
 
-    /// True if progress may be shown on standard error.
+    /// Returns true if progress may be shown on standard error.
     pub(crate) fn shows_progress(&self) -> bool {
         self.progress
     }
@@ -126,7 +126,7 @@ impl Output {
             .map_err(|error| Failure::output(&error))
     }
 
-    /// A text with its tone, as part of a line.
+    /// Returns a text with its tone, as part of a line.
     pub(crate) fn paint(&self, word: &Word) -> String {
         let text = printable(&word.text);
         match colour_code(word.tone) {
@@ -271,7 +271,7 @@ fn set_and_not_empty(variable: &str) -> bool {
     std::env::var_os(variable).is_some_and(|value| !value.is_empty())
 }
 
-/// The text without characters that control a terminal.
+/// Returns the text without characters that control a terminal.
 pub(crate) fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for character in text.chars() {

@@ -20,8 +20,8 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    /// The places of this user's daemon. `socket` and `config` (the configuration file) are from
-    /// the command line.
+    /// Returns the places of this user's daemon. `socket` and `config` (the configuration file) are
+    /// from the command line.
     pub(crate) fn find(socket: Option<PathBuf>, config: Option<&Path>) -> Self {
         let uid = nix::unistd::geteuid().as_raw();
         let var = |name: &str| std::env::var_os(name);
@@ -57,7 +57,7 @@ impl Places {
     }
 }
 
-/// The paths in a configuration file; empty if it cannot be read or parsed.
+/// Returns the paths in a configuration file; empty if it cannot be read or parsed.
 fn read(path: &Path) -> ConfiguredPaths {
     let bytes = kmorph_files::read_named(path, CONFIG_MAX_BYTES).unwrap_or_default();
     let text = String::from_utf8(bytes).unwrap_or_default();

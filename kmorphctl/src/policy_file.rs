@@ -129,7 +129,7 @@ impl PolicyFile {
     }
 }
 
-/// The set in the format of [`PolicyFile::parse`].
+/// Returns the set in the format of [`PolicyFile::parse`].
 pub(crate) fn render(set: &PolicySet) -> Result<String, Failure> {
     let body = toml::to_string(set)
         .map_err(|error| Failure::internal(format!("cannot write the policies: {error}")))?;

@@ -71,7 +71,7 @@ impl FrameError {
         }
     }
 
-    /// The ERROR that precedes the close.
+    /// Returns the ERROR that precedes the close.
     pub fn answer(self) -> ErrorInfo {
         ErrorInfo {
             code: self.code(),
@@ -140,7 +140,7 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// A decoder at the beginning of a stream.
+    /// Creates a decoder at the beginning of a stream.
     pub fn new() -> Self {
         Self::default()
     }
@@ -162,7 +162,7 @@ impl Decoder {
         result
     }
 
-    /// Number of buffered bytes of an incomplete frame.
+    /// Returns the number of buffered bytes of an incomplete frame.
     pub fn buffered(&self) -> usize {
         self.buffer.len()
             + if self.accepted.is_some() {

@@ -63,7 +63,7 @@ impl FenceOrder {
         Self { generation }
     }
 
-    /// The generation to stop.
+    /// Returns the generation to stop.
     pub fn generation(&self) -> u64 {
         self.generation
     }
@@ -109,27 +109,27 @@ impl FenceCertificate {
         })
     }
 
-    /// The generation that has ended.
+    /// Returns the generation that has ended.
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// The method.
+    /// Returns the method.
     pub fn method(&self) -> FenceMethod {
         self.method
     }
 
-    /// The observation that confirms it.
+    /// Returns the observation that confirms it.
     pub fn confirmation(&self) -> Confirmation {
         self.confirmation
     }
 
-    /// Time of the fence, nanoseconds since the Unix epoch.
+    /// Returns the time of the fence, nanoseconds since the Unix epoch.
     pub fn fenced_at_unix_ns(&self) -> u64 {
         self.fenced_at_unix_ns
     }
 
-    /// The claim sent to survivors.
+    /// Returns the claim sent to survivors.
     pub fn claim(&self) -> FenceClaim {
         FenceClaim {
             method: self.method.value(),

@@ -45,7 +45,7 @@ pub const DEFAULT_MEMORY_BLOCK: u64 = 128 << 20;
 const POOL: &str = "Multikernel Memory Pool";
 
 impl Machine {
-    /// A machine with these CPUs.
+    /// Creates a machine with these CPUs.
     #[must_use]
     pub fn new(cpus: impl IntoIterator<Item = Cpu>) -> Self {
         Self {
@@ -87,13 +87,13 @@ impl Machine {
         })
     }
 
-    /// The CPU with this physical id.
+    /// Returns the CPU with this physical id.
     #[must_use]
     pub fn cpu(&self, id: u64) -> Option<&Cpu> {
         self.cpus.get(&id)
     }
 
-    /// All CPUs, by physical id.
+    /// Returns all CPUs, by physical id.
     pub fn cpus(&self) -> impl Iterator<Item = &Cpu> {
         self.cpus.values()
     }
@@ -106,13 +106,13 @@ impl Machine {
         (!chunks.is_empty()).then_some(chunks)
     }
 
-    /// The contents of `/proc/iomem`, if it was readable.
+    /// Returns the contents of `/proc/iomem`, if it was readable.
     #[must_use]
     pub fn iomem(&self) -> Option<&Iomem> {
         self.iomem.as_ref()
     }
 
-    /// The unit, in bytes, in which memory moves to and from a running kernel.
+    /// Returns the unit, in bytes, in which memory moves to and from a running kernel.
     #[must_use]
     pub fn memory_block(&self) -> u64 {
         self.memory_block.unwrap_or(DEFAULT_MEMORY_BLOCK)
@@ -150,7 +150,7 @@ impl Iomem {
         iomem
     }
 
-    /// The memory of an instance, oldest first: base and size in bytes.
+    /// Returns the memory of an instance, oldest first: base and size in bytes.
     #[must_use]
     pub fn instance(&self, id: u32, name: &str) -> Vec<(u64, u64)> {
         let prefix = format!("mk-instance-{id}-{name}-region-");
@@ -189,7 +189,7 @@ fn parse_cpuinfo(text: &str) -> Vec<Cpu> {
         .collect()
 }
 
-/// The NUMA node of each logical CPU.
+/// Returns the NUMA node of each logical CPU.
 fn nodes(directory: &Path) -> BTreeMap<u32, u32> {
     let mut nodes = BTreeMap::new();
     let Ok(entries) = std::fs::read_dir(directory) else {

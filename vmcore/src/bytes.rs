@@ -13,7 +13,7 @@ use crate::error::DumpError;
 
 /// Bytes with random access, for several threads at once.
 pub trait Bytes: Send + Sync {
-    /// Number of bytes.
+    /// Returns the number of bytes.
     fn len(&self) -> u64;
 
     /// Fills `buf` with the bytes at `offset`.
@@ -23,20 +23,20 @@ pub trait Bytes: Send + Sync {
     /// I/O errors; [`io::ErrorKind::UnexpectedEof`] if the bytes end earlier.
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
 
-    /// The next offset from `offset` on that may contain other bytes than zero: everything before it is a hole.
+    /// Returns the next offset from `offset` on that may contain other bytes than zero: everything before it is a hole.
     fn next_data(&self, offset: u64) -> u64 {
         offset
     }
 
-    /// True if `length` bytes from `offset` on were written: false beyond the end, and where a flattened file
-    /// has no record.
+    /// Returns true if `length` bytes from `offset` on were written: false beyond the end, and where a
+    /// flattened file has no record.
     fn holds(&self, offset: u64, length: u64) -> bool {
         offset
             .checked_add(length)
             .is_some_and(|end| end <= self.len())
     }
 
-    /// True if it has no bytes.
+    /// Returns true if it has no bytes.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -87,8 +87,8 @@ impl Bytes for FileBytes {
     }
 }
 
-/// Offset of the next data in a file from `offset` on: `u64::MAX` if there is only a hole, `offset` if the system
-/// does not know.
+/// Returns the offset of the next data in a file from `offset` on: `u64::MAX` if there is only a hole, `offset`
+/// if the system does not know.
 pub(crate) fn seek_data(file: &File, offset: u64) -> u64 {
     let Ok(wanted) = i64::try_from(offset) else {
         return offset;

@@ -41,12 +41,12 @@ impl Running {
         self.len = 0;
     }
 
-    /// Number of bytes so far.
+    /// Returns the number of bytes so far.
     pub(crate) fn len(&self) -> u64 {
         self.len
     }
 
-    /// The checksum.
+    /// Returns the checksum.
     pub(crate) fn value(&self) -> u32 {
         self.crc.clone().finalize()
     }
@@ -71,7 +71,7 @@ impl Pieces {
         }
     }
 
-    /// All pieces, once all have arrived.
+    /// Returns all pieces, once all have arrived.
     pub(crate) fn all(&self) -> &Running {
         &self.all
     }
@@ -111,7 +111,7 @@ impl Zeros {
     }
 }
 
-/// The checksum of a file, with the contents of kmorph's note at `note` taken as zeros.
+/// Returns the checksum of a file, with the contents of kmorph's note at `note` taken as zeros.
 pub(crate) fn of_file(file: &dyn Bytes, note: u64) -> Result<u32, DumpError> {
     let mut running = Running::default();
     let mut buf = vec![0; BUFFER_BYTES];

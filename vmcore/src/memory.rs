@@ -29,12 +29,12 @@ impl PhysRange {
         self.end - self.start
     }
 
-    /// True if the range is empty.
+    /// Returns true if the range is empty.
     pub fn is_empty(&self) -> bool {
         self.start == self.end
     }
 
-    /// True if the range contains the address.
+    /// Returns true if the range contains the address.
     pub fn contains(&self, phys: u64) -> bool {
         (self.start..self.end).contains(&phys)
     }
@@ -44,7 +44,7 @@ impl PhysRange {
 ///
 /// Several threads may read at once.
 pub trait PhysicalMemory: Send + Sync {
-    /// The machine's memory: sorted, disjoint ranges of whole pages.
+    /// Returns the machine's memory: sorted, disjoint ranges of whole pages.
     fn ranges(&self) -> &[PhysRange];
 
     /// Fills `buf` with the contents of `phys`, completely or not at all.
@@ -54,15 +54,15 @@ pub trait PhysicalMemory: Send + Sync {
     /// The first page that cannot be read, and why.
     fn read(&self, phys: u64, buf: &mut [u8]) -> Result<(), MemoryError>;
 
-    /// The next address from `phys` on, at most `end`, that may be nonzero: everything before it is
-    /// known to be zero without a read. Whole pages.
+    /// Returns the next address from `phys` on, at most `end`, that may be nonzero: everything
+    /// before it is known to be zero without a read. Whole pages.
     fn next_data(&self, phys: u64, end: u64) -> u64 {
         let _ = end;
         phys
     }
 
-    /// The next address from `phys` on, at most `end`, of an available page: everything before it was
-    /// omitted or is unknown. Whole pages.
+    /// Returns the next address from `phys` on, at most `end`, of an available page: everything
+    /// before it was omitted or is unknown. Whole pages.
     fn next_present(&self, phys: u64, end: u64) -> u64 {
         let _ = end;
         phys
@@ -110,7 +110,7 @@ pub struct MemoryFile {
 }
 
 impl MemoryFile {
-    /// A guest's memory in `file`; `parts` gives the location of each part.
+    /// Opens a guest's memory in `file`; `parts` gives the location of each part.
     ///
     /// # Errors
     ///
@@ -143,7 +143,7 @@ impl MemoryFile {
         })
     }
 
-    /// The memory of QEMU's PC machines: the first `low_bytes` from address 0 on, the rest above 4 GiB.
+    /// Returns the memory of QEMU's PC machines: the first `low_bytes` from address 0 on, the rest above 4 GiB.
     ///
     /// # Errors
     ///

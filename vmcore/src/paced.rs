@@ -25,7 +25,7 @@ impl Rate {
         within.then_some(Self { mib_s })
     }
 
-    /// The time for this number of bytes.
+    /// Returns the time for this number of bytes.
     fn time_for(self, bytes: usize) -> Duration {
         let nanos = bytes as u128 * 1_000_000_000 / (u128::from(self.mib_s) << 20);
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
@@ -72,7 +72,7 @@ pub struct Paced<'a> {
 }
 
 impl<'a> Paced<'a> {
-    /// The memory with this rate limit.
+    /// Applies this rate limit to the memory.
     pub fn new(memory: &'a dyn PhysicalMemory, pace: &'a Pace) -> Self {
         Self { memory, pace }
     }

@@ -160,7 +160,7 @@ pub struct ProviderError {
 }
 
 impl ProviderError {
-    /// An error of the given kind.
+    /// Creates an error of the given kind.
     pub fn new(code: FailureCode, text: impl Into<String>) -> Self {
         Self {
             code,
@@ -185,7 +185,7 @@ pub type Result<T> = std::result::Result<T, ProviderError>;
 
 /// A movable workload. The module's diagram shows the order of calls.
 pub trait Provider {
-    /// The description that the workload registers with.
+    /// Returns the description that the workload registers with.
     fn describe(&self) -> Description;
 
     /// Current figures. Called in every phase; cheap.

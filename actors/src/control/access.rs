@@ -38,12 +38,12 @@ impl Access {
         group.clone()
     }
 
-    /// Whether `caller` is root or the user this daemon runs as.
+    /// Returns whether `caller` is root or the user this daemon runs as.
     pub(super) fn is_owner(&self, caller: &Caller) -> bool {
         caller.uid == 0 || caller.uid == self.own_uid
     }
 
-    /// Whether `caller` may change things.
+    /// Checks whether `caller` may change things. Returns its uid.
     pub(super) fn check(&self, caller: Option<&Caller>) -> Result<u32, ApiError> {
         let Some(caller) = caller else {
             let text = "the kernel does not say who is calling";
@@ -59,8 +59,8 @@ impl Access {
             .hint(format!("call as root, or as a member of the group {group}")))
     }
 
-    /// Whether `caller` is in the group. Reads the group each time, because membership may change while the daemon
-    /// runs.
+    /// Returns whether `caller` is in the group. Reads the group each time, because membership may change while
+    /// the daemon runs.
     pub(super) fn is_member(&self, caller: &Caller) -> bool {
         let Some(name) = self.group() else {
             return false;

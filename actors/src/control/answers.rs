@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use super::ANSWER_TIMEOUT;
 
-/// A refusal as a response.
+/// Returns a refusal as a response.
 pub(super) fn response(error: &ApiError) -> HttpResponse {
     let status =
         StatusCode::from_u16(error.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -73,7 +73,7 @@ impl<T: Serialize> Responder for Listing<T> {
     }
 }
 
-/// The error for an actor that did not answer.
+/// Returns the error for an actor that did not answer.
 pub(super) fn actor_gone(_: MailboxError) -> ApiError {
     ApiError::new(ErrorCode::Busy, "the actor asked is being replaced")
         .hint("try again in a moment")
@@ -94,7 +94,7 @@ pub(super) fn bad_body(error: Error) -> Error {
     refuse(ApiError::new(code, text))
 }
 
-/// The refusal of a method that a path does not support; `allowed` lists the supported methods.
+/// Returns the refusal of a method that a path does not support; `allowed` lists the supported methods.
 pub(super) fn no_such_method(request: &HttpRequest, allowed: &str) -> HttpResponse {
     let path: String = request.path().chars().take(200).collect();
     let text = format!("{path} is not asked with {}", request.method());

@@ -39,7 +39,8 @@ fn parse<T: DeserializeOwned + Serialize>(bytes: &[u8]) -> Result<T, Error> {
     }
 }
 
-/// Whether `asked` has objects wherever `shape` has objects: serde accepts an array for a structure, field by field.
+/// Returns whether `asked` has objects wherever `shape` has objects: serde accepts an array for a structure, field by
+/// field.
 fn has_shape(asked: &Value, shape: &Value) -> bool {
     match (asked, shape) {
         (Value::Array(_), Value::Object(_)) => false,

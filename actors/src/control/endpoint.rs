@@ -89,13 +89,13 @@ macro_rules! methods {
 
 methods!(get post put patch delete);
 
-/// The handler's name. A test finds duplicates.
+/// Returns the handler's name. A test finds duplicates.
 fn operation_id<F>() -> &'static str {
     let name = std::any::type_name::<F>();
     name.rsplit("::").next().unwrap_or(name)
 }
 
-/// The tag of an endpoint in the document: the first of [`TAGS`] that is a part of its path.
+/// Returns the tag of an endpoint in the document: the first of [`TAGS`] that is a part of its path.
 fn tag(path: &str) -> &'static str {
     let about = |tag: &&(&'static str, &str)| path.split('/').any(|part| part == tag.0);
     TAGS.iter().find(about).map_or("daemon", |(tag, _)| tag)
@@ -186,7 +186,7 @@ fn path_parameters(path: &str) -> Vec<Value> {
     names.map(describe).collect()
 }
 
-/// A reference to `T`; adds `T` and all types that it contains to `schemas`.
+/// Returns a reference to `T`; adds `T` and all types that it contains to `schemas`.
 pub(super) fn reference<T: ToSchema>(schemas: &mut Schemas) -> Value {
     let name = T::name();
     let place = json!({ "$ref": format!("#/components/schemas/{name}") });
@@ -275,7 +275,7 @@ pub(super) trait Gives {
     /// The status on success, and its description.
     const DONE: (&'static str, &'static str) = ("200", "done");
 
-    /// The response's additional headers.
+    /// Returns the response's additional headers.
     fn headers() -> Value {
         json!({})
     }

@@ -161,7 +161,7 @@ async fn stream_events(
     Stream(stream)
 }
 
-/// An event in the API's format.
+/// Returns an event in the API's format.
 fn shown(event: &Encoded) -> Option<String> {
     let event = Event::from(event.decode().ok()?);
     serde_json::to_string(&event).ok()

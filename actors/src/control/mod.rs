@@ -90,7 +90,7 @@ pub struct Api {
 }
 
 impl Api {
-    /// The API of one daemon.
+    /// Creates the API of one daemon.
     pub fn new(
         supervisor: Addr<Supervisor>,
         operations: Operations,
@@ -152,7 +152,7 @@ impl Api {
     }
 }
 
-/// All endpoints.
+/// Returns all endpoints.
 fn endpoints() -> Vec<endpoint::Endpoint> {
     let modules = [
         reads::endpoints(),
@@ -188,7 +188,7 @@ fn routes(config: &mut web::ServiceConfig) {
     }
 }
 
-/// The application for one connection.
+/// Returns the application for one connection.
 fn application(
     api: Api,
 ) -> App<

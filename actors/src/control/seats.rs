@@ -101,7 +101,7 @@ impl Seats {
         }
     }
 
-    /// Number of taken seats.
+    /// Returns the number of taken seats.
     pub(super) fn in_use(&self) -> usize {
         self.taken().total
     }

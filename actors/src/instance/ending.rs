@@ -96,7 +96,7 @@ impl Instance {
         self.tell(Event::NotEnded(reason), ctx);
     }
 
-    /// The parts of the instance to end now.
+    /// Returns the parts of the instance to end now.
     pub(super) fn ending(&self, force: bool, ctx: &Context<Self>) -> Ending {
         Ending {
             row: (*self.row).clone(),

@@ -16,13 +16,13 @@ pub(super) trait Job {
     /// Passes the engine's news to the job; `generation` is the instance's active one.
     fn tell(&self, news: JobNews, generation: u64);
 
-    /// Whether its actor has ended.
+    /// Returns whether its actor has ended.
     fn has_ended(&self) -> bool;
 
     /// Stops the job: another one does the remaining work.
     fn abandon(&self);
 
-    /// The session that takes commands for a morph.
+    /// Returns the session that takes commands for a morph.
     fn session(&self) -> Option<&Addr<MorphSession>> {
         None
     }

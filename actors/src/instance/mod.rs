@@ -91,7 +91,7 @@ pub enum Beginning {
 }
 
 impl Beginning {
-    /// The name in the transition table.
+    /// Returns the name in the transition table.
     const fn name(&self) -> &'static str {
         match self {
             Self::Spawned(_) => "spawned",

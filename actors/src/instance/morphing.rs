@@ -165,12 +165,12 @@ impl Handler<MorphControl> for Instance {
 }
 
 impl Instance {
-    /// The morph under way.
+    /// Returns the morph under way.
     pub(super) fn session(&self) -> Option<Addr<MorphSession>> {
         self.job.as_ref()?.session().cloned()
     }
 
-    /// The message that no morph is under way, with the result of the last one.
+    /// Returns the message that no morph is under way, with the result of the last one.
     pub(super) fn no_morph(&self) -> String {
         let name = &self.row.name;
         match &self.last_morph {

@@ -73,7 +73,7 @@ impl Instance {
         }
     }
 
-    /// Whether the generation is known not to run: fenced, never started, or seen to exit.
+    /// Returns whether the generation is known not to run: fenced, never started, or seen to exit.
     pub(super) fn is_gone(&self) -> bool {
         self.gone || !matches!(self.generation, AnyGeneration::Placed(_))
     }

@@ -116,7 +116,7 @@ pub(super) struct Answered {
 }
 
 impl Answered {
-    /// An operation without a waiting caller.
+    /// Returns an operation without a waiting caller.
     pub(super) fn unasked(operation: Handle) -> Self {
         let answer = None;
         Self { operation, answer }

@@ -130,7 +130,7 @@ impl Instance {
     }
 }
 
-/// The evidence of a failure without the console line, which is the last one.
+/// Returns the evidence of a failure without the console line, which is the last one.
 fn without_console(mut reason: String) -> String {
     if let Some(at) = reason.find(&format!("; {CONSOLE_SAID}")) {
         reason.truncate(at);
@@ -138,12 +138,12 @@ fn without_console(mut reason: String) -> String {
     reason
 }
 
-/// Whether the program has ended at least once.
+/// Returns whether the program has ended at least once.
 fn has_ended(said: &HealthStatusFixed) -> bool {
     matches!(said.workload, WorkloadState::Failed | WorkloadState::Exited) || said.restarts > 0
 }
 
-/// The hint for a failed spawn: the end of the instance's log, which is removed with the instance.
+/// Returns the hint for a failed spawn: the end of the instance's log, which is removed with the instance.
 async fn last_words(kind: BackendKind, run_dir: std::path::PathBuf) -> String {
     let log = match kind.start_log() {
         Ok(log) => log,
@@ -156,7 +156,7 @@ async fn last_words(kind: BackendKind, run_dir: std::path::PathBuf) -> String {
     }
 }
 
-/// The last lines of a log, without control characters.
+/// Returns the last lines of a log, without control characters.
 fn tail(log: &Path) -> std::io::Result<Vec<String>> {
     let mut file = std::fs::File::options()
         .read(true)

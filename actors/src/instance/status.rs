@@ -20,8 +20,8 @@ impl Instance {
         async move { watch?.send(GetFigures).await.ok() }
     }
 
-    /// Time since the last answer. For an instance that has failed and is no longer watched: time since it last was
-    /// known to answer.
+    /// Returns the time since the last answer. For an instance that has failed and is no longer watched: time since
+    /// it last was known to answer.
     fn since_answer(&self, figures: Option<&WatchFigures>) -> Option<Duration> {
         let now = figures.and_then(|f| f.since_answer);
         let before = || {

@@ -62,7 +62,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure without a next step.
+    /// Creates a failure without a next step.
     pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
         Self {
             kind,

@@ -135,7 +135,7 @@ impl DerefMut for AnyGeneration {
 }
 
 impl Generation<Intended> {
-    /// A new generation: its number is taken, nothing is started.
+    /// Returns a new generation: its number is taken, nothing is started.
     pub fn intended(facts: Facts) -> Self {
         Self {
             facts,
@@ -165,12 +165,12 @@ impl Generation<Fenced> {
         self.phase.placement.as_ref()
     }
 
-    /// The proof of its end.
+    /// Returns the proof of its end.
     pub fn certificate(&self) -> &FenceCertificate {
         &self.phase.certificate
     }
 
-    /// The evidence of the fence; `None` if the generation never started, so that no query was needed.
+    /// Returns the evidence of the fence; `None` if the generation never started, so that no query was needed.
     pub fn proof(&self) -> Option<&str> {
         self.phase.proof.as_deref()
     }
@@ -186,7 +186,7 @@ impl AnyGeneration {
         }
     }
 
-    /// The proof of its end, once that is confirmed.
+    /// Returns the proof of its end, once that is confirmed.
     pub fn certificate(&self) -> Option<&FenceCertificate> {
         match self {
             Self::Intended(_) | Self::Placed(_) => None,

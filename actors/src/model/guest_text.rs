@@ -50,8 +50,8 @@ fn escaped(text: &str, max_chars: usize, kept: &[char]) -> String {
     shown
 }
 
-/// Whether a character controls the display instead of being visible: control characters, line and paragraph
-/// separators, bidirectional controls, zero-width characters and tags.
+/// Returns whether a character controls the display instead of being visible: control characters, line and
+/// paragraph separators, bidirectional controls, zero-width characters and tags.
 fn misleads(character: char) -> bool {
     character.is_control()
         || matches!(

@@ -87,12 +87,12 @@ pub struct PolicyPatch {
 }
 
 impl Policy {
-    /// The maximum time for one phase of a morph; one minute if the policy's value is not a valid duration.
+    /// Returns the maximum time for one phase of a morph; one minute if the policy's value is not a valid duration.
     pub fn morph_timeout(&self) -> Duration {
         Duration::try_from_secs_f64(self.morph_timeout_s).unwrap_or(Duration::from_secs(60))
     }
 
-    /// The key of the first value that is out of range, and the reason.
+    /// Returns the key of the first value that is out of range, and the reason.
     pub fn fault(&self) -> Option<(&'static str, String)> {
         let within = |v: f64, low: f64| v.is_finite() && (low..=POLICY_MAX_TIMEOUT_S).contains(&v);
         let say = |v: f64, low: f64| {

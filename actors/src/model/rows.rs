@@ -213,7 +213,7 @@ pub struct MorphRow {
 }
 
 impl MorphRow {
-    /// The commit record, if an earlier daemon wrote one.
+    /// Returns the commit record, if an earlier daemon wrote one.
     pub fn commit_record(&self) -> Option<CommitRecord> {
         let (source, target) = (self.status.from_generation, self.status.to_generation);
         self.committed

@@ -132,7 +132,7 @@ pub async fn withdraw(means: &Means, plan: MorphPlan, operation: String, error: 
     means.generations.end_unowned(plan.target).await;
 }
 
-/// The row of a morph that was just planned.
+/// Returns the row of a morph that was just planned.
 fn first_row(plan: &MorphPlan, operation: String) -> MorphRow {
     MorphRow {
         status: first_status(plan, operation),

@@ -39,12 +39,12 @@ pub fn begin(seed: u64, threads: impl FnMut(&'static str) -> Duration + 'static)
     RUN.with_borrow_mut(|current| *current = Some(run));
 }
 
-/// The origin of this thread's run; `None` in the daemon.
+/// Returns the origin of this thread's run; `None` in the daemon.
 pub(crate) fn origin() -> Option<Instant> {
     RUN.with_borrow(|run| run.as_ref().map(|run| run.origin))
 }
 
-/// The current calendar time.
+/// Returns the current calendar time.
 pub(crate) fn calendar() -> jiff::Timestamp {
     let Some(origin) = origin() else {
         return jiff::Timestamp::now();
@@ -54,7 +54,7 @@ pub(crate) fn calendar() -> jiff::Timestamp {
     jiff::Timestamp::from_nanosecond(now).unwrap_or(jiff::Timestamp::MAX)
 }
 
-/// A random number; `None` if the system has none.
+/// Returns a random number; `None` if the system has none.
 pub(crate) fn random() -> Option<u64> {
     let seeded = RUN.with_borrow_mut(|run| run.as_mut().map(|run| split_mix(&mut run.random)));
     seeded.or_else(|| getrandom::u64().ok())
@@ -101,7 +101,7 @@ pub(crate) enum Thread {
 }
 
 impl Thread {
-    /// Whether the work is finished.
+    /// Returns whether the work is finished.
     pub(crate) fn is_finished(&self) -> bool {
         match self {
             Self::System(thread) => thread.is_finished(),

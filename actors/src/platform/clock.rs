@@ -6,7 +6,7 @@ use kmp_proto::time::Instant;
 
 static ORIGIN: OnceLock<tokio::time::Instant> = OnceLock::new();
 
-/// The current time on tokio's clock, which a test may pause.
+/// Returns the current time on tokio's clock, which a test may pause.
 pub fn now() -> Instant {
     let now = tokio::time::Instant::now();
     let origin = crate::platform::ambient::origin().unwrap_or_else(|| *ORIGIN.get_or_init(|| now));

@@ -38,7 +38,7 @@ pub struct Platform {
 }
 
 impl Platform {
-    /// A clone for a morph: its log lines name the session.
+    /// Returns a clone for a morph: its log lines name the session.
     #[must_use]
     pub fn within(&self, session: u64) -> Self {
         Self {

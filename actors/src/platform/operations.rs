@@ -189,12 +189,12 @@ impl Operations {
         found.ok_or_else(|| unknown(id))?.read()
     }
 
-    /// All stored operations, oldest first.
+    /// Returns all stored operations, oldest first.
     pub fn list(&self) -> Vec<Operation> {
         self.table().by_id.values().flat_map(Entry::read).collect()
     }
 
-    /// Number of operations under way.
+    /// Returns the number of operations under way.
     pub fn running(&self) -> usize {
         self.table().by_id.values().filter(|e| !e.is_over()).count()
     }
@@ -297,12 +297,12 @@ impl Table {
 }
 
 impl Handle {
-    /// The operation's id, as clients use it.
+    /// Returns the operation's id, as clients use it.
     pub fn id(&self) -> String {
         format!("op-{}", self.id)
     }
 
-    /// The current state of the operation.
+    /// Returns the current state of the operation.
     pub fn snapshot(&self) -> Option<Operation> {
         self.operations.get(&self.id()).ok()
     }
@@ -323,7 +323,7 @@ impl Handle {
         self.operations.change(self.id, |o| o.progress = progress);
     }
 
-    /// True once a cancellation was requested.
+    /// Returns true once a cancellation was requested.
     pub fn cancel_requested(&self) -> bool {
         *self.cancel.borrow()
     }
@@ -400,7 +400,7 @@ fn unknown(id: &str) -> Failure {
     .hint(Command::ListOperations)
 }
 
-/// The command to use instead of a cancellation, if the operation cannot be cancelled.
+/// Returns the command to use instead of a cancellation, if the operation cannot be cancelled.
 fn instead_of_cancelling(operation: &Operation) -> Option<Command> {
     let instance = operation.instance.clone();
     match operation.kind {

@@ -77,7 +77,7 @@ impl Supervisor {
         }
     }
 
-    /// The status, without the journal's own part.
+    /// Returns the status, without the journal's own part.
     fn status(&self) -> DaemonView {
         let settings = self.services.platform.settings.borrow();
         DaemonView {

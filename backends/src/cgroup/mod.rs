@@ -51,7 +51,7 @@ pub struct Cgroups {
 pub struct NoCgroups(String);
 
 impl NoCgroups {
-    /// A reason from the caller.
+    /// Returns a reason from the caller.
     pub fn because(reason: &str) -> Self {
         Self(reason.to_owned())
     }
@@ -95,7 +95,7 @@ impl Cgroups {
         Ok(own)
     }
 
-    /// Whether the memory of their processes can be limited, or why not.
+    /// Checks whether the memory of their processes can be limited, or why not.
     pub(crate) fn memory(&self) -> Result<(), &NoCgroups> {
         self.memory.as_ref().copied()
     }
@@ -147,7 +147,7 @@ const IN_A_UNIT: &str = "systemd could not start kmorphd again beside running in
                          enabled in the cgroup of its unit; without Delegate= in the unit, kmorphd run by root uses the \
                          top of the hierarchy, and limits memory there";
 
-/// The result of the search, as text for people.
+/// Returns the result of the search, as text for people.
 pub(crate) fn told(found: &Result<Cgroups, NoCgroups>) -> String {
     match found {
         Ok(cgroups) => format!("a cgroup for each instance, in {}", cgroups.base.display()),
@@ -206,7 +206,7 @@ impl Cgroup {
         })
     }
 
-    /// The cgroup with this identity; `None` if it was removed, so that none of its processes lives.
+    /// Returns the cgroup with this identity; `None` if it was removed, so that none of its processes lives.
     ///
     /// # Errors
     /// If it is not visible from here.
@@ -251,7 +251,7 @@ impl Cgroup {
         }
     }
 
-    /// Whether a process in it or below it has not ended.
+    /// Returns whether a process in it or below it has not ended.
     pub(crate) fn is_populated(&self) -> io::Result<bool> {
         match std::fs::read_to_string(self.id.path.join("cgroup.events")) {
             Ok(events) => Ok(!events.lines().any(|line| line == "populated 0")),
@@ -260,7 +260,7 @@ impl Cgroup {
         }
     }
 
-    /// The processes in it and below it, as far as visible.
+    /// Returns the processes in it and below it, as far as visible.
     pub(crate) fn pids(&self) -> Vec<i32> {
         let mut pids = Vec::new();
         for directory in tree(&self.id.path) {
@@ -305,7 +305,7 @@ fn children(directory: &Path) -> Vec<PathBuf> {
     directories.map(|entry| entry.path()).collect()
 }
 
-/// The directory and all directories below it, children first.
+/// Returns the directory and all directories below it, children first.
 fn tree(root: &Path) -> Vec<PathBuf> {
     let mut all = vec![root.to_owned()];
     let mut level = all.clone();
@@ -319,8 +319,8 @@ fn tree(root: &Path) -> Vec<PathBuf> {
     all
 }
 
-/// A path as one name: `/` becomes `-`, and characters other than letters, digits and `_` become their code, as in
-/// `systemd-escape --path`.
+/// Returns a path as one name: `/` becomes `-`, and characters other than letters, digits and `_` become their
+/// code, as in `systemd-escape --path`.
 fn escaped(path: &Path) -> String {
     let bytes = path.as_os_str().as_encoded_bytes();
     let mut name = String::new();

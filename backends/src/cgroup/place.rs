@@ -73,7 +73,7 @@ fn choose(own: &Path, top: &Path, is_delegated: impl Fn(&Path) -> bool) -> Place
     }
 }
 
-/// The path of this process in the version 2 hierarchy (cgroups(7), /proc/pid/cgroup).
+/// Returns the path of this process in the version 2 hierarchy (cgroups(7), /proc/pid/cgroup).
 fn own_path(list: &str) -> Option<PathBuf> {
     let path = list.lines().find_map(|line| line.strip_prefix("0::"))?;
     Some(PathBuf::from(
@@ -112,7 +112,7 @@ fn is_delegated(directory: &Path) -> bool {
         .any(|name| attribute(directory, name).is_some_and(|value| value == *b"1"))
 }
 
-/// The value of an extended attribute, if it is one byte long.
+/// Returns the value of an extended attribute, if it is one byte long.
 fn attribute(path: &Path, name: &str) -> Option<[u8; 1]> {
     let mut value = [0; 1];
     let length = getxattr(path, name, &mut value).ok()?;

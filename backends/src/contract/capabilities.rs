@@ -33,12 +33,12 @@ const BUDGET_OF_GUESTS: Duration = Duration::from_millis(100);
 pub const PANIC_LINE: &str = "Kernel panic - not syncing";
 
 impl BackendKind {
-    /// Whether each instance has its own kernel, which can answer when its agent does not.
+    /// Returns whether each instance has its own kernel, which can answer when its agent does not.
     pub fn boots_kernels(self) -> bool {
         matches!(self, Self::Qemu | Self::Multikernel)
     }
 
-    /// Whether the memory of a failed instance can be captured.
+    /// Returns whether the memory of a failed instance can be captured.
     pub fn captures_memory(self) -> bool {
         self.uncaptured().is_none()
     }
@@ -68,12 +68,12 @@ impl BackendKind {
         }
     }
 
-    /// Whether the memory of a failed instance can be lent to survivors for reading.
+    /// Returns whether the memory of a failed instance can be lent to survivors for reading.
     pub fn lends_memory(self) -> bool {
         matches!(self, Self::Qemu)
     }
 
-    /// The file in an instance's run directory that records its start.
+    /// Returns the file in an instance's run directory that records its start.
     ///
     /// # Errors
     /// If there is no such file: another place to look at.
@@ -95,7 +95,7 @@ impl BackendKind {
         }
     }
 
-    /// The default downtime budget of a morph.
+    /// Returns the default downtime budget of a morph.
     pub fn downtime_budget(self) -> Duration {
         match self {
             Self::Qemu => BUDGET_OF_GUESTS,

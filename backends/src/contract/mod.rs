@@ -64,7 +64,7 @@ pub enum BackendKind {
 }
 
 impl BackendKind {
-    /// The name used in configuration, journal, API and logs.
+    /// Returns the name used in configuration, journal, API and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Embedded => "embedded",
@@ -263,7 +263,7 @@ pub enum Proof {
 }
 
 impl Proof {
-    /// The name used in the journal and in logs.
+    /// Returns the name used in the journal and in logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::CgroupEmpty => "cgroup_empty",
@@ -306,7 +306,7 @@ pub struct BackendError {
 /// A way to run instances. The module's documentation contains the rules.
 #[async_trait]
 pub trait Backend: Send + Sync {
-    /// The kind of this backend.
+    /// Returns the kind of this backend.
     fn kind(&self) -> BackendKind;
 
     /// Refuses a placement that another backend created.
@@ -328,11 +328,12 @@ pub trait Backend: Send + Sync {
         })
     }
 
-    /// True if the backend passes the listening sockets of published ports to the workload; false
-    /// if the daemon's forwarder carries the bytes to the workload over vsock.
+    /// Returns true if the backend passes the listening sockets of published ports to the workload;
+    /// false if the daemon's forwarder carries the bytes to the workload over vsock.
     fn passes_sockets(&self) -> bool;
 
-    /// Duplicates of the listening sockets that a running generation has, if the backend passes sockets. Blocking.
+    /// Returns duplicates of the listening sockets that a running generation has, if the backend passes sockets.
+    /// Blocking.
     ///
     /// # Errors
     /// If the generation does not answer, or not with sockets.
@@ -426,23 +427,23 @@ pub trait Backend: Send + Sync {
         proof: &FenceCertificate,
     ) -> Result<(), BackendError>;
 
-    /// The instance's memory as the host can map it; empty if it cannot be mapped. The memory stays until the
-    /// generation is released, also after its fence.
+    /// Returns the instance's memory as the host can map it; empty if it cannot be mapped. The memory stays
+    /// until the generation is released, also after its fence.
     ///
     /// # Errors
     /// If a query of the system failed.
     async fn memory_map(&self, placement: &Placement) -> Result<Vec<MemoryRange>, BackendError>;
 
-    /// The current scheduler accounts of its processes' threads; empty if the host has none. Reads a few files of
-    /// `/proc` and does not wait.
+    /// Returns the current scheduler accounts of its processes' threads; empty if the host has none. Reads a few
+    /// files of `/proc` and does not wait.
     fn scheduled(&self, placement: &Placement) -> Vec<ThreadTime> {
         let _ = placement;
         Vec::new()
     }
 
-    /// The panic message on the instance's console, otherwise the last lines printed there, as one line of
-    /// printable characters; `None` if the backend keeps no console, or nothing was printed. Reads at most 64 KiB
-    /// and does not wait.
+    /// Returns the panic message on the instance's console, otherwise the last lines printed there, as one line
+    /// of printable characters; `None` if the backend keeps no console, or nothing was printed. Reads at most 64
+    /// KiB and does not wait.
     fn console_tail(&self, placement: &Placement) -> Option<String> {
         let _ = placement;
         None

@@ -77,7 +77,7 @@ pub(crate) struct GuestImage {
 }
 
 impl GuestImage {
-    /// A user's own image, which loads its modules itself.
+    /// Returns a user's own image, which loads its modules itself.
     pub(crate) fn own(path: &Path) -> Result<Self, ImageError> {
         let archive = open_named(path, OWN_IMAGE_MAX_BYTES);
         let archive = archive.map_err(|error| file("opening", path)(error.into()))?;
@@ -115,7 +115,7 @@ pub(crate) enum ImageError {
 }
 
 impl Recipe {
-    /// The image for this recipe, from the cache or built now. Blocking: a build takes about 50 ms.
+    /// Returns the image for this recipe, from the cache or built now. Blocking: a build takes about 50 ms.
     pub(crate) fn image(&self, cache: &Path) -> Result<GuestImage, ImageError> {
         let directory = cache.join("guest-images");
         // Guests boot the images in this directory: no other user may write to it.
@@ -145,7 +145,7 @@ impl Recipe {
         Ok(GuestImage { archive, modules })
     }
 
-    /// The name of the image, derived from its inputs: a file's identity, size and time represent its contents.
+    /// Returns the name of the image, derived from its inputs: a file's identity, size and time represent its contents.
     fn key(&self, files: &BTreeSet<PathBuf>) -> Result<String, ImageError> {
         let mut hash = Sha256::new();
         hash.update(LAYOUT);
@@ -290,7 +290,7 @@ pub(crate) fn with_configuration(
     Ok(())
 }
 
-/// The shared libraries of a program, from ldd(1); none for a static program.
+/// Returns the shared libraries of a program, from ldd(1); none for a static program.
 fn shared_libraries(program: &Path) -> Result<Vec<PathBuf>, ImageError> {
     let output = Command::new("ldd")
         .arg(program)

@@ -17,8 +17,8 @@ use crate::contract::{SpawnError, SpawnSpec};
 /// Minimum memory of a kernel, MiB: Debian's kernels do not boot with less.
 pub const MEMORY_MIN_MIB: u64 = 128;
 
-/// The module directory of a kernel: below `configured`, the image's own directory, `lib/modules` next to the image,
-/// or the host's own.
+/// Returns the module directory of a kernel: below `configured`, the image's own directory, `lib/modules` next to
+/// the image, or the host's own.
 pub(crate) fn modules_of(spec: &SpawnSpec, configured: Option<&Path>) -> Option<PathBuf> {
     modules_near(spec.kernel.path(), spec.kernel.release(), configured)
 }
@@ -34,8 +34,8 @@ fn modules_near(image: &Path, release: &str, configured: Option<&Path>) -> Optio
         .or_else(|| host.and_then(below))
 }
 
-/// The directory of `image`, if it is `modules/<release>`: newer packages install the image among its modules. A
-/// link to the image counts as the image.
+/// Returns the directory of `image`, if it is `modules/<release>`: newer packages install the image among its
+/// modules. A link to the image counts as the image.
 fn with_modules(image: &Path, release: &str) -> Option<PathBuf> {
     let image = image.canonicalize().ok()?;
     let own = image.parent().filter(|own| own.ends_with(release))?;
@@ -77,7 +77,7 @@ pub(crate) fn check_memory(bytes: u64) -> Result<(), SpawnError> {
     Ok(())
 }
 
-/// The spawn error for an image that was not built.
+/// Returns the spawn error for an image that was not built.
 pub(crate) fn image_failed(error: ImageError) -> SpawnError {
     match error {
         ImageError::File { what, path, source } => SpawnError::System {
@@ -88,8 +88,8 @@ pub(crate) fn image_failed(error: ImageError) -> SpawnError {
     }
 }
 
-/// The agent's configuration in a guest kernel; `modules` are loaded, and `vsock_option` selects the transport of its
-/// vsock.
+/// Returns the agent's configuration in a guest kernel; `modules` are loaded, and `vsock_option` selects the
+/// transport of its vsock.
 pub(crate) fn agent_config(
     spec: &SpawnSpec,
     key: Secret,

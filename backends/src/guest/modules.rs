@@ -59,7 +59,7 @@ pub(super) struct ModuleTree {
 }
 
 impl ModuleTree {
-    /// The tree at `root`, a `lib/modules/<release>`.
+    /// Returns the tree at `root`, a `lib/modules/<release>`.
     pub(super) fn open(root: &Path) -> Result<Self, ModuleError> {
         let mut files = HashMap::new();
         for line in list(&root.join("modules.order"))?.lines() {
@@ -75,8 +75,8 @@ impl ModuleTree {
         })
     }
 
-    /// The modules in `wanted` and their dependencies, except built-in ones, in an order in which they
-    /// can be loaded.
+    /// Returns the modules in `wanted` and their dependencies, except built-in ones, in an order in
+    /// which they can be loaded.
     pub(super) fn closure(&self, wanted: &[&str]) -> Result<Vec<Module>, ModuleError> {
         let mut done = HashSet::new();
         let mut order = Vec::new();
@@ -86,7 +86,7 @@ impl ModuleTree {
         Ok(order)
     }
 
-    /// Whether the kernel has the module, built in or loadable.
+    /// Returns whether the kernel has the module, built in or loadable.
     pub(super) fn has(&self, name: &str) -> bool {
         self.builtin.contains(name) || self.files.contains_key(name)
     }
@@ -171,7 +171,7 @@ fn unpack(path: &Path, program: &'static [&'static str]) -> Result<Vec<u8>, Modu
     }
 }
 
-/// The path without a compression suffix.
+/// Returns the path without a compression suffix.
 fn unpacked(path: &str) -> &str {
     let endings = PACKINGS.iter().map(|(ending, _)| *ending);
     endings
@@ -180,13 +180,13 @@ fn unpacked(path: &str) -> &str {
         .unwrap_or(path)
 }
 
-/// A module's name: its file name with underscores.
+/// Returns a module's name: its file name with underscores.
 fn name_of(path: &str) -> Option<String> {
     let file = unpacked(path.trim()).rsplit('/').next()?;
     Some(file.strip_suffix(".ko")?.replace('-', "_"))
 }
 
-/// The dependencies in `depends=` of a module's `.modinfo` section, a list of NUL-terminated `key=value`.
+/// Returns the dependencies in `depends=` of a module's `.modinfo` section, a list of NUL-terminated `key=value`.
 fn depends(object: &[u8]) -> Vec<String> {
     let text = object
         .split(|b| *b == 0)

@@ -108,7 +108,7 @@ impl Slots {
         Ok(seen)
     }
 
-    /// Whether a kernel was ever loaded for the generation in this kernel instance.
+    /// Returns whether a kernel was ever loaded for the generation in this kernel instance.
     fn was_loaded(&self, name: &str) -> Result<bool, String> {
         let record = self.records.load(name).map_err(|error| error.to_string())?;
         Ok(record.is_some_and(|record| record.loaded_at.is_some()))

@@ -33,7 +33,7 @@ pub struct Shown {
     pub offset: u64,
 }
 
-/// The memory in the file, in file order.
+/// Returns the memory in the file, in file order.
 ///
 /// # Errors
 /// If the file cannot be read, or is not in the kernel's format.
@@ -65,8 +65,8 @@ pub fn shown(file: &File) -> io::Result<Vec<Shown>> {
         .collect())
 }
 
-/// The parts of `shown` with the addresses from `base` on, in ascending order; `None` if one of the addresses is
-/// missing.
+/// Returns the parts of `shown` with the addresses from `base` on, in ascending order; `None` if one of the
+/// addresses is missing.
 pub fn parts(shown: &[Shown], base: u64, length: u64) -> Option<Vec<Shown>> {
     let end = base.checked_add(length)?;
     let mut parts = Vec::new();
@@ -107,8 +107,8 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
         .map_or(0, |chunk| u64::from_le_bytes(*chunk))
 }
 
-/// The beginning of such a file, up to [`SYNTHETIC_OFFSET`], with `memory_bytes` from physical address `base` on. For
-/// tests.
+/// Creates the beginning of such a file, up to [`SYNTHETIC_OFFSET`], with `memory_bytes` from physical address `base`
+/// on. For tests.
 #[must_use]
 pub fn synthetic(base: u64, memory_bytes: u64) -> Vec<u8> {
     let mut file = IDENT.to_vec();

@@ -36,7 +36,7 @@ impl Default for HostMemory {
 }
 
 impl Slots {
-    /// The ranges of a generation's memory; none after its release.
+    /// Returns the ranges of a generation's memory; none after its release.
     pub(super) fn memory_map(
         &self,
         host: &HostMemory,
@@ -75,7 +75,7 @@ fn regions(iomem: &Path, id: u32, name: &str) -> io::Result<Vec<(u64, u64)>> {
     Ok(regions)
 }
 
-/// The readable location of each region.
+/// Returns the readable location of each region.
 fn ranges(kcore: &Path, regions: &[(u64, u64)]) -> io::Result<Vec<MemoryRange>> {
     let explained = |error: io::Error| {
         let text = format!(

@@ -173,7 +173,7 @@ pub struct MultikernelBackend {
 }
 
 impl MultikernelBackend {
-    /// A backend for the running kernel.
+    /// Creates a backend for the running kernel.
     ///
     /// # Errors
     /// If the host's boot id cannot be read.
@@ -200,7 +200,7 @@ impl MultikernelBackend {
         })
     }
 
-    /// The kernel's current pool: instances get resources of this pool, not of the host.
+    /// Returns the kernel's current pool: instances get resources of this pool, not of the host.
     ///
     /// # Errors
     /// If it cannot be read, or does not exist.
@@ -224,7 +224,7 @@ impl MultikernelBackend {
         done.map_err(io::Error::other)
     }
 
-    /// The image for the kernel, without its configuration. Blocking.
+    /// Returns the image for the kernel, without its configuration. Blocking.
     fn image(config: &MultikernelConfig, spec: &SpawnSpec) -> Result<GuestImage, SpawnError> {
         if let Some(own) = &spec.initramfs {
             return GuestImage::own(own).map_err(guest::image_failed);

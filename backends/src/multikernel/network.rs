@@ -55,7 +55,8 @@ impl Slots {
         takes_over(&own, &other, pins).map_err(SpawnError::Refused)
     }
 
-    /// A kernel instance with the virtio devices with which it was created; without devices if it does not exist.
+    /// Returns a kernel instance with the virtio devices with which it was created; without devices if it does not
+    /// exist.
     fn served(&self, name: &str) -> Result<Served, SlotError> {
         let devices = match self.kernel.status(name) {
             Err(error) if is_absent(&error) => Vec::new(),
@@ -123,13 +124,13 @@ fn takes_over(own: &Served, other: &Served, pins: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// The name of the netdev for the device at this index in an instance's list.
+/// Returns the name of the netdev for the device at this index in an instance's list.
 fn netdev(kernel_instance: &str, index: usize) -> String {
     let name: String = kernel_instance.chars().take(NAME_CHARACTERS).collect();
     format!("mk-{name}-{index}")
 }
 
-/// The NIC to which a netdev is routed: the only directory in the directory of its pins.
+/// Returns the NIC to which a netdev is routed: the only directory in the directory of its pins.
 fn routed(pins: &Path, netdev: &str) -> Option<String> {
     let entries = fs::read_dir(pins.join("vnet").join(netdev)).ok()?;
     let mut nics = entries.flatten().filter(|entry| entry.path().is_dir());

@@ -108,7 +108,7 @@ fn enough(system: &System) -> Result<String, String> {
     ))
 }
 
-/// The missing rights to load and boot kernels.
+/// Returns the missing rights to load and boot kernels.
 fn rights() -> Vec<String> {
     let mut missing = Vec::new();
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -129,14 +129,14 @@ fn rights() -> Vec<String> {
     missing
 }
 
-/// Whether the text of `/proc/<pid>/status` contains the effective capability.
+/// Returns whether the text of `/proc/<pid>/status` contains the effective capability.
 fn has_capability(status: &str, capability: u32) -> bool {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let mask = line.and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
     mask.is_some_and(|mask| mask >> capability & 1 == 1)
 }
 
-/// Whether the selected one of `none [integrity] confidentiality` differs from none.
+/// Returns whether the selected one of `none [integrity] confidentiality` differs from none.
 fn is_locked(text: &str) -> bool {
     !text.contains("[none]")
 }

@@ -47,7 +47,7 @@ impl Slots {
         }
     }
 
-    /// The other kernel instance, if it runs a generation of the same kmorph instance.
+    /// Returns the other kernel instance, if it runs a generation of the same kmorph instance.
     fn successor(&self, placement: &Placement, name: &str) -> Option<String> {
         let names = Self::names(&placement.name);
         let other = names.into_iter().find(|other| other != name)?;

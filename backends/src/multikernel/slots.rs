@@ -63,7 +63,7 @@ pub(super) enum Origin {
 }
 
 impl Origin {
-    /// A unique origin for a kernel instance that is created now, for this generation.
+    /// Creates a unique origin for a kernel instance that is created now, for this generation.
     pub(super) fn new(instance: &InstanceName, generation: u64) -> std::io::Result<Self> {
         let nonce = getrandom::u64().map_err(|error| std::io::Error::other(error.to_string()))?;
         Ok(Self::Ours(format!(
@@ -71,7 +71,7 @@ impl Origin {
         )))
     }
 
-    /// Whether the kernel instance with this creation has this origin; `None` if the kernel does not tell.
+    /// Returns whether the kernel instance with this creation has this origin; `None` if the kernel does not tell.
     fn is(&self, creation: Option<Creation>) -> Option<bool> {
         match self {
             Self::Unknown | Self::Theirs(None) => Some(true),
@@ -86,12 +86,12 @@ impl Origin {
 }
 
 impl Mark {
-    /// The mark in a record; `None` if it is missing or not understood.
+    /// Returns the mark in a record; `None` if it is missing or not understood.
     pub(super) fn of(record: &Record) -> Option<Self> {
         serde_json::from_value(record.other.get(KEY)?.clone()).ok()
     }
 
-    /// Whether the mark names this generation with this run directory.
+    /// Returns whether the mark names this generation with this run directory.
     pub(super) fn is_of(&self, generation: u64, run_dir: &Path) -> bool {
         self.generation == generation && self.run_dir == run_dir
     }
@@ -203,7 +203,7 @@ impl Slots {
         }
     }
 
-    /// The kernel instances of a kmorph instance.
+    /// Returns the kernel instances of a kmorph instance.
     pub(super) fn names(name: &InstanceName) -> [String; 2] {
         [name.to_string(), format!("{name}{SECOND}")]
     }
@@ -212,7 +212,7 @@ impl Slots {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The content of the kernel instance with this name.
+    /// Returns the content of the kernel instance with this name.
     pub(super) fn content(&self, name: &str) -> Result<Content, SlotError> {
         let (mark, status) = match self.recorded(name)? {
             Content::Marked(mark, status) => (mark, status),
@@ -226,13 +226,13 @@ impl Slots {
         }
     }
 
-    /// Whether the mark was made for the kernel instance that has this name now.
+    /// Returns whether the mark was made for the kernel instance that has this name now.
     pub(super) fn is_of(&self, name: &str, mark: &Mark) -> Result<bool, KernelError> {
         Ok(mark.origin.is(self.kernel.creation(name)?) == Some(true))
     }
 
-    /// The content according to the record of the kernel instance with this name. Cheap: does not check whether
-    /// the record belongs to that kernel instance, which would require the kernel's transactions.
+    /// Returns the content according to the record of the kernel instance with this name. Cheap: does not check
+    /// whether the record belongs to that kernel instance, which would require the kernel's transactions.
     fn recorded(&self, name: &str) -> Result<Content, SlotError> {
         let status = match self.kernel.status(name) {
             Ok(status) => status,
@@ -254,7 +254,7 @@ impl Slots {
         )
     }
 
-    /// Whether a placement's kernel instance still holds the generation.
+    /// Returns whether a placement's kernel instance still holds the generation.
     pub(super) fn holds(&self, placement: &Placement) -> Result<Holds, SlotError> {
         self.related(placement, &Self::content)
     }
@@ -334,8 +334,8 @@ impl Slots {
         Ok(done)
     }
 
-    /// The kernel instances other than those of these generations (instance and number) below `run_dir`: those of
-    /// kerf, of other daemons, and unknown leftovers of kmorph.
+    /// Returns the kernel instances other than those of these generations (instance and number) below `run_dir`:
+    /// those of kerf, of other daemons, and unknown leftovers of kmorph.
     pub(super) fn held_besides(
         &self,
         run_dir: &Path,

@@ -36,7 +36,7 @@ pub(super) struct Boot {
     pub(super) cmdline: String,
 }
 
-/// The command line of a kernel; the part after `--` goes to init: the agent's arguments.
+/// Returns the command line of a kernel; the part after `--` goes to init: the agent's arguments.
 pub(super) fn cmdline(own: &str) -> Result<String, SpawnError> {
     let own = own.trim();
     let text = format!("{KERNEL_CMDLINE} {own} -- --config {}", guest::AGENT_CONFIG);
@@ -98,7 +98,7 @@ impl Slots {
         }
     }
 
-    /// The origin of the kernel instance, or of the one about to be created.
+    /// Returns the origin of the kernel instance, or of the one about to be created.
     fn origin(&self, spec: &SpawnSpec, chosen: &Chosen) -> Result<Origin, SpawnError> {
         let name = &chosen.name;
         if !chosen.there {
@@ -110,7 +110,7 @@ impl Slots {
         Ok(Origin::Theirs(creation.map(|made| made.transaction)))
     }
 
-    /// The first of the two kernel instances that is free, or was prepared with kerf.
+    /// Returns the first of the two kernel instances that is free, or was prepared with kerf.
     fn choose(&self, spec: &SpawnSpec) -> Result<Chosen, SpawnError> {
         let mut taken = Vec::new();
         for name in Self::names(&spec.name) {
@@ -151,7 +151,7 @@ impl Slots {
         )))
     }
 
-    /// Whether no kernel was ever loaded for the marked generation.
+    /// Returns whether no kernel was ever loaded for the marked generation.
     fn is_empty(&self, name: &str) -> Result<bool, SpawnError> {
         let record = self.records.load(name);
         let record = record.map_err(|error| failed("reading the record of", name, &error))?;

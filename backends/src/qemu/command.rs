@@ -64,7 +64,7 @@ const TRANSLATED_MIB: u32 = 128;
 /// kernels ignore it.
 const KERNEL_CMDLINE: &str = "console=ttyS0 quiet panic=-1 oops=panic psi=1";
 
-/// The arguments that select the accelerator, with its options.
+/// Returns the arguments that select the accelerator, with its options.
 pub(super) fn accelerator(accelerator: Accelerator) -> Vec<OsString> {
     match accelerator {
         Accelerator::Kvm => ["-accel", "kvm", "-cpu", "host"].map(Into::into).to_vec(),
@@ -75,7 +75,7 @@ pub(super) fn accelerator(accelerator: Accelerator) -> Vec<OsString> {
     }
 }
 
-/// A path as the value of an option: QEMU ends a value at `,` unless it is doubled.
+/// Returns a path as the value of an option: QEMU ends a value at `,` unless it is doubled.
 fn quoted(prefix: &str, path: &Path, suffix: &str) -> OsString {
     let mut text = OsString::from(prefix);
     text.push(path.to_string_lossy().replace(',', ",,"));
@@ -84,7 +84,7 @@ fn quoted(prefix: &str, path: &Path, suffix: &str) -> OsString {
 }
 
 impl Machine<'_> {
-    /// The command line, beginning with the program.
+    /// Returns the command line, beginning with the program.
     pub(super) fn command_line(&self) -> Vec<OsString> {
         let mib = self.memory_mib;
         let machine = "q35,memory-backend=ram,max-ram-below-4g=2G,usb=off,vmport=off,sata=off,\
@@ -150,7 +150,7 @@ impl Machine<'_> {
     }
 }
 
-/// The command line of the vhost-user device: QEMU connects to `listen`, the daemon to `host`.
+/// Returns the command line of the vhost-user device: QEMU connects to `listen`, the daemon to `host`.
 pub(super) fn vhost_vsock(program: &Path, cid: u32, listen: &Path, host: &Path) -> Vec<OsString> {
     vec![
         program.into(),
@@ -165,7 +165,7 @@ pub(super) fn vhost_vsock(program: &Path, cid: u32, listen: &Path, host: &Path) 
     ]
 }
 
-/// The command line of kerf-vsock's host side: `listen` and `host` as above.
+/// Returns the command line of kerf-vsock's host side: `listen` and `host` as above.
 pub(super) fn kerf_host(program: &Path, listen: &Path, host: &Path) -> Vec<OsString> {
     vec![
         program.into(),

@@ -43,7 +43,7 @@ pub(super) fn bound(log: &Path) -> io::Result<()> {
     log.set_len(0)
 }
 
-/// The end of a log for a message, as one line of printable characters.
+/// Returns the end of a log for a message, as one line of printable characters.
 pub(super) fn tail(log: &Path) -> String {
     let Ok(bytes) = end_of(log) else {
         return String::new();
@@ -51,8 +51,8 @@ pub(super) fn tail(log: &Path) -> String {
     printable(&String::from_utf8_lossy(&bytes))
 }
 
-/// The guest's last output, as evidence: the line of its panic, otherwise the last complete lines except the agent's
-/// lines about connections. One line of printable characters.
+/// Returns the guest's last output, as evidence: the line of its panic, otherwise the last complete lines except the
+/// agent's lines about connections. One line of printable characters.
 pub(super) fn last_words(log: &Path) -> String {
     let Ok((bytes, cut)) = end_within(log, SEARCH_BYTES) else {
         return String::new();
@@ -84,12 +84,12 @@ pub(super) fn last_words(log: &Path) -> String {
     printable(&quoted.join("\n"))
 }
 
-/// The last [`QUOTE_BYTES`] of a log, or all of a shorter one.
+/// Returns the last [`QUOTE_BYTES`] of a log, or all of a shorter one.
 fn end_of(log: &Path) -> io::Result<Vec<u8>> {
     end_within(log, QUOTE_BYTES).map(|(bytes, _)| bytes)
 }
 
-/// The last `most` bytes of a log, and whether the log is longer.
+/// Returns the last `most` bytes of a log, and whether the log is longer.
 fn end_within(log: &Path, most: u64) -> io::Result<(Vec<u8>, bool)> {
     let mut file = File::open(log)?;
     let from = file.metadata()?.len().saturating_sub(most);
@@ -99,7 +99,7 @@ fn end_within(log: &Path, most: u64) -> io::Result<(Vec<u8>, bool)> {
     Ok((bytes, from > 0))
 }
 
-/// The lines of `text`, joined with ` | ` and without terminal control characters.
+/// Returns the lines of `text`, joined with ` | ` and without terminal control characters.
 fn printable(text: &str) -> String {
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let lines: Vec<String> = lines

@@ -44,7 +44,7 @@ pub(super) fn start(memory: &File, run_dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The helper processes for the generation with this run directory.
+/// Returns the helper processes for the generation with this run directory.
 pub(super) fn find(run_dir: &Path) -> io::Result<Vec<ProcessId>> {
     let mut mark = format!("{KEEPS_ENV}=").into_bytes();
     mark.extend_from_slice(run_dir.as_os_str().as_bytes());
@@ -59,7 +59,7 @@ pub(super) fn find(run_dir: &Path) -> io::Result<Vec<ProcessId>> {
         .collect())
 }
 
-/// The kept memory of the generation with this run directory.
+/// Returns the kept memory of the generation with this run directory.
 pub(super) fn memory(run_dir: &Path) -> io::Result<Option<File>> {
     for keeper in find(run_dir)? {
         match File::open(format!("/proc/{}/fd/{DESCRIPTOR}", keeper.pid)) {

@@ -58,7 +58,7 @@ const DEVICES: &str = "/machine/peripheral";
 /// Path of backends in QEMU's object tree.
 const OBJECTS: &str = "/objects";
 
-/// The port, as an argument of QEMU's `-device`.
+/// Returns the port, as an argument of QEMU's `-device`.
 pub(super) fn port() -> String {
     format!(
         "pcie-root-port,id={PORT},bus=pcie.0,addr={PORT_SLOT},chassis=1,pref64-reserve={RESERVED_BYTES}"
@@ -100,7 +100,7 @@ pub(super) async fn take_back(run_dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Length of a file, which must be suitable for lending.
+/// Returns the length of a file, which must be suitable for lending.
 fn measured(file: &File) -> io::Result<u64> {
     // Only a memfd has seals, so this is not another file that has reused the descriptor.
     if !fcntl_get_seals(file)?.contains(SealFlags::SHRINK) {
@@ -123,7 +123,7 @@ struct Piece {
 }
 
 impl Piece {
-    /// The end of a file of this length, with the memory in it.
+    /// Returns the end of a file of this length, with the memory in it.
     fn of(memory: &[MemoryRange], file_bytes: u64) -> io::Result<Self> {
         if file_bytes < LENT_MIN_BYTES || !file_bytes.is_multiple_of(LENT_MIN_BYTES) {
             return Err(invalid(format!(
@@ -215,12 +215,12 @@ async fn unplug(commands: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Names of the objects at this path in QEMU.
+/// Returns the names of the objects at this path in QEMU.
 async fn children(commands: &Path, place: &str) -> io::Result<Vec<String>> {
     names(commands, "qom-list", Some(json!({ "path": place }))).await
 }
 
-/// The names in the answer to a command.
+/// Returns the names in the answer to a command.
 async fn names(
     commands: &Path,
     command: &str,

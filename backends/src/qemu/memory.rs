@@ -63,7 +63,7 @@ impl Held {
         self.all().remove(qemu)
     }
 
-    /// The ranges of a guest of this size; none if its memory is gone.
+    /// Returns the ranges of a guest of this size; none if its memory is gone.
     pub(super) fn ranges(
         &self,
         qemu: &ProcessId,
@@ -122,7 +122,7 @@ fn of_qemu(qemu: &ProcessId) -> io::Result<Option<File>> {
     Ok(same.then_some(opened))
 }
 
-/// The path of QEMU's descriptor of its memory.
+/// Returns the path of QEMU's descriptor of its memory.
 fn memfd(pid: i32) -> io::Result<Option<PathBuf>> {
     let descriptors = match std::fs::read_dir(format!("/proc/{pid}/fd")) {
         Ok(descriptors) => descriptors,
@@ -138,8 +138,8 @@ fn memfd(pid: i32) -> io::Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// Whether the descriptor is the guest's own memory. A loan is the memory of another guest and open only for
-/// reading, which the permissions of its name in `/proc` show (proc_pid_fd(5)).
+/// Returns whether the descriptor is the guest's own memory. A loan is the memory of another guest and open
+/// only for reading, which the permissions of its name in `/proc` show (proc_pid_fd(5)).
 fn is_own_memory(descriptor: &Path) -> bool {
     let target = std::fs::read_link(descriptor).unwrap_or_default();
     let named = target.as_os_str().as_encoded_bytes();

@@ -244,7 +244,7 @@ impl QemuBackend {
         }
     }
 
-    /// The state that the process alone shows; `None` if it runs, so that the caller must query QEMU.
+    /// Returns the state that the process alone shows; `None` if it runs, so that the caller must query QEMU.
     async fn observe_process(&self, qemu: &ProcessId) -> io::Result<Option<Observation>> {
         let stat = Stat::read(qemu.pid)?;
         match stat.filter(|stat| stat.is(qemu)) {

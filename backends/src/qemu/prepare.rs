@@ -36,7 +36,7 @@ impl QemuBackend {
         guest::check(spec)
     }
 
-    /// The guest's image, without its configuration.
+    /// Returns the guest's image, without its configuration.
     async fn image(&self, spec: &SpawnSpec) -> Result<GuestImage, SpawnError> {
         if let Some(own) = &spec.initramfs {
             let own = own.clone();

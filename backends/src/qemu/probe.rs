@@ -95,7 +95,7 @@ impl Version {
     }
 }
 
-/// The first line of the output of `program --version`, or why there is none.
+/// Returns the first line of the output of `program --version`, or why there is none.
 pub(super) async fn first_line(program: &Path) -> Result<String, String> {
     let output = Command::new(program)
         .arg("--version")
@@ -119,7 +119,7 @@ pub(super) async fn first_line(program: &Path) -> Result<String, String> {
         .collect())
 }
 
-/// The verdict on a vhost-device-vsock with this version line.
+/// Returns the verdict on a vhost-device-vsock with this version line.
 pub(super) fn judge_vsock_device(line: &str) -> String {
     if line.trim() != UNSOUND_DEVICE {
         return line.to_owned();
@@ -227,7 +227,7 @@ impl KvmProbe {
         }
     }
 
-    /// The accelerator for `kernel`. The first call boots the kernel.
+    /// Returns the accelerator for `kernel`. The first call boots the kernel.
     pub(super) async fn accelerator(&self, version: &Version, kernel: &Path) -> Accelerator {
         self.first(version).await;
         let mut state = self.state.lock().await;
@@ -377,7 +377,7 @@ mod tests {
         assert_eq!(Version::parse("bash 5"), None);
     }
 
-    /// A program in place of QEMU that runs `script`.
+    /// Returns a program in place of QEMU that runs `script`.
     fn pretend(dir: &Path, script: &str) -> PathBuf {
         use std::os::unix::fs::PermissionsExt;
         let path = dir.join("qemu");

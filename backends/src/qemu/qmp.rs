@@ -105,8 +105,8 @@ impl Qmp {
         }
     }
 
-    /// The next event. The future is cancel-safe only between lines, so a caller that selects over
-    /// it must not call it again after a cancellation.
+    /// Returns the next event. The future is cancel-safe only between lines, so a caller that
+    /// selects over it must not call it again after a cancellation.
     pub(super) async fn event(&mut self) -> io::Result<Event> {
         loop {
             if let Some(event) = self.events.pop_front() {
@@ -167,7 +167,7 @@ pub(super) async fn command_within(
     bounded(timeout, work).await
 }
 
-/// The guest's status, within [`ANSWER_TIMEOUT`].
+/// Returns the guest's status, within [`ANSWER_TIMEOUT`].
 pub(super) async fn status(path: &Path) -> io::Result<String> {
     let work = async { Qmp::connect(path).await?.status().await };
     bounded(ANSWER_TIMEOUT, work).await

@@ -51,7 +51,7 @@ impl Watches {
         }
     }
 
-    /// The cause, if the end was observed.
+    /// Returns the cause, if the end was observed.
     pub(super) fn seen(&self, qemu: &ProcessId) -> Option<ExitCause> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let (seen, _) = known.get(&key(qemu))?;
@@ -129,7 +129,7 @@ async fn first_event(socket: &Path) -> Option<ExitCause> {
     }
 }
 
-/// The end that an event reports, if any.
+/// Returns the end that an event reports, if any.
 fn cause_of(event: &Event) -> Option<ExitCause> {
     match event.name.as_str() {
         "GUEST_PANICKED" | "GUEST_CRASHLOADED" => Some(ExitCause::KernelPanicked),

@@ -52,7 +52,7 @@ pub(super) async fn run(
     }
 }
 
-/// The command that runs the daemon: next to this program, otherwise from PATH.
+/// Returns the command that runs the daemon: next to this program, otherwise from PATH.
 async fn program(args: &StartArgs, places: &Places) -> Result<(PathBuf, Command), Failure> {
     let beside = std::env::current_exe()
         .ok()
@@ -231,7 +231,7 @@ async fn end(child: &mut Child) {
     let _ = child.wait();
 }
 
-/// A backend by name, with its findings on the machine, which usually begin with the name.
+/// Returns a backend by name, with its findings on the machine, which usually begin with the name.
 fn backend(name: &str, detail: &str) -> String {
     match detail.starts_with(name) {
         true => detail.to_owned(),
@@ -248,7 +248,7 @@ fn did_not_start(why: &str, log: &Path, began_at: u64) -> Failure {
     Failure::new(Exit::Unreachable, text).hint(format!("see its log, {}", log.display()))
 }
 
-/// The last lines written to the log since it had `began_at` bytes.
+/// Returns the last lines written to the log since it had `began_at` bytes.
 fn last_lines(log: &Path, began_at: u64) -> Vec<String> {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = File::open(log)?;
@@ -321,8 +321,8 @@ async fn wait_until_gone(socket: &Path, pid: u32, started: Option<u64>) {
     }
 }
 
-/// Start time of the process with this pid, in clock ticks since boot; `None` if there is no such process, or it is a
-/// zombie.
+/// Returns the start time of the process with this pid, in clock ticks since boot; `None` if there is no such
+/// process, or it is a zombie.
 fn started_at(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     started_in(&stat)

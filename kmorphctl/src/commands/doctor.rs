@@ -55,7 +55,7 @@ async fn last(client: &Client, out: &mut Output) -> Result<Exit, Failure> {
     })
 }
 
-/// The outcome and its time, in one line.
+/// Returns the outcome and its time, in one line.
 pub(super) fn outcome(report: &DoctorReport) -> Word {
     let at = local_time(&report.ended_at);
     match &report.reason {

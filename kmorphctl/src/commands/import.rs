@@ -36,7 +36,7 @@ pub(super) fn run(out: &mut Output, args: &ImportUpstreamArgs) -> Result<Exit, F
     Ok(Exit::Ok)
 }
 
-/// All faults of the file, one line each.
+/// Returns all faults of the file, one line each.
 fn refused(name: &str, faults: &[Fault]) -> Failure {
     let mut lines: Vec<_> = faults
         .iter()

@@ -217,7 +217,7 @@ async fn import(client: &Client, out: &mut Output, file: &Path) -> Result<Exit, 
     table(out, &answer.value)
 }
 
-/// The name and the text of a policy file; `-` is standard input.
+/// Returns the name and the text of a policy file; `-` is standard input.
 fn read(file: &Path) -> Result<(String, String), Failure> {
     let (name, bytes) = input::read(file, REQUEST_BODY_MAX_BYTES as u64, "policy file")?;
     let text = String::from_utf8(bytes).map_err(|error| {

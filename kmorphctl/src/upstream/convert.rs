@@ -232,7 +232,7 @@ impl Import {
         self.leave("console_login", said.console_login.as_ref(), console);
     }
 
-    /// The configuration of kmorphd. `source` is the name of the converted file.
+    /// Returns the configuration of kmorphd. `source` is the name of the converted file.
     pub(crate) fn toml(&self, source: &str) -> String {
         let mut text = String::new();
         let mut comment = |line: &str| {

@@ -5,7 +5,7 @@ const CPUS_MAX: usize = 65_536;
 /// Maximum amount of memory, in bytes: physical addresses of x86 have at most 52 bits.
 const MEMORY_MAX_BYTES: u64 = 1 << 52;
 
-/// The number at the start of `text`, and the text after it.
+/// Returns the number at the start of `text`, and the text after it.
 fn number(text: &str) -> Result<(u64, &str), String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, rest) = text.split_at(digits);
@@ -16,7 +16,7 @@ fn number(text: &str) -> Result<(u64, &str), String> {
     }
 }
 
-/// A size in bytes: a plain number, or one with K, M, G or T and an optional B.
+/// Returns a size in bytes: a plain number, or one with K, M, G or T and an optional B.
 pub(super) fn size(text: &str) -> Result<u64, String> {
     let (number, unit) = number(text)?;
     let shift = match unit.to_ascii_uppercase().as_str() {
@@ -37,7 +37,7 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("{text} exceeds what a machine can address"))
 }
 
-/// A time in milliseconds: a plain number, or one with ms, s or m.
+/// Returns a time in milliseconds: a plain number, or one with ms, s or m.
 pub(super) fn milliseconds(text: &str) -> Result<u64, String> {
     let (number, unit) = number(text)?;
     let scale = match unit {
@@ -50,7 +50,7 @@ pub(super) fn milliseconds(text: &str) -> Result<u64, String> {
     time.ok_or_else(|| format!("{text} is too large"))
 }
 
-/// A whole number from `least` to 2^32 - 1.
+/// Returns a whole number from `least` to 2^32 - 1.
 pub(super) fn whole(text: &str, least: u64) -> Result<u64, String> {
     let (number, rest) = number(text)?;
     if !rest.is_empty() {

@@ -46,7 +46,7 @@ pub enum Event {
 }
 
 impl Event {
-    /// The name in the transition table.
+    /// Returns the name in the transition table.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::ChannelUp => "ChannelUp",
@@ -94,7 +94,7 @@ pub enum Action {
 }
 
 impl Action {
-    /// The name in the transition table.
+    /// Returns the name in the transition table.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::SendProbe { .. } => "SendProbe",
@@ -120,7 +120,7 @@ pub enum Level {
 }
 
 impl Level {
-    /// The name in journal, API and logs.
+    /// Returns the name in journal, API and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::KernelDead => "kernel_dead",

@@ -88,7 +88,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// The configuration for a timeout: ten probes per timeout, within [`INTERVAL_MIN`] and
+    /// Creates the configuration for a timeout: ten probes per timeout, within [`INTERVAL_MIN`] and
     /// [`INTERVAL_MAX`].
     pub fn new(timeout: Duration, start_timeout: Duration) -> Self {
         let interval = (timeout / 10).clamp(INTERVAL_MIN, INTERVAL_MAX);
@@ -101,8 +101,9 @@ impl Config {
         }
     }
 
-    /// The configuration for a detector that starts again when its generation has already run for `age`: the start
-    /// timeout counts from the generation's start. The remaining time is at least the timeout and [`FIRST_ANSWER_MIN`].
+    /// Returns the configuration for a detector that starts again when its generation has already run for `age`: the
+    /// start timeout counts from the generation's start. The remaining time is at least the timeout and
+    /// [`FIRST_ANSWER_MIN`].
     #[must_use]
     pub fn already_runs_for(self, age: Duration) -> Self {
         let least = self.timeout.max(FIRST_ANSWER_MIN).min(self.start_timeout);
@@ -218,7 +219,7 @@ impl Detector {
         }
     }
 
-    /// The phase's name in API and logs.
+    /// Returns the phase's name in API and logs.
     pub fn phase(&self) -> &'static str {
         match self.phase {
             Phase::Starting(_) => "starting",
@@ -228,37 +229,37 @@ impl Detector {
         }
     }
 
-    /// The configuration in force.
+    /// Returns the configuration in force.
     pub fn config(&self) -> Config {
         self.config
     }
 
-    /// The counters.
+    /// Returns the counters.
     pub fn counters(&self) -> Counters {
         self.counters
     }
 
-    /// Number of consecutive unanswered probes.
+    /// Returns the number of consecutive unanswered probes.
     pub fn missed(&self) -> usize {
         self.outstanding.len()
     }
 
-    /// The overload according to the instance's own figures, with the evidence; `None` without one.
+    /// Returns the overload according to the instance's own figures, with the evidence; `None` without one.
     pub fn overload(&self) -> Option<&Overload> {
         self.load.overload()
     }
 
-    /// The CPUs that have executed nothing for the timeout, according to the last answer.
+    /// Returns the CPUs that have executed nothing for the timeout, according to the last answer.
     pub fn stuck(&self) -> Option<&StuckCpus> {
         self.stuck.as_ref()
     }
 
-    /// The next action, in order.
+    /// Returns the next action, in order.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// The time at which [`Event::Tick`] is due.
+    /// Returns the time at which [`Event::Tick`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         if matches!(self.phase, Phase::Failed) {
             return None;
@@ -349,7 +350,7 @@ impl Detector {
         self.judge(now);
     }
 
-    /// The start of the current silence, if any.
+    /// Returns the start of the current silence, if any.
     fn silence(&self) -> Option<Mark> {
         let oldest = self.outstanding.front().map(|(_, sent)| *sent);
         [oldest, self.lost]
@@ -362,18 +363,18 @@ impl Detector {
         self.silence().map_or(Duration::ZERO, |mark| now - mark.at)
     }
 
-    /// The daemon's delay since `mark`, up to the maximum.
+    /// Returns the daemon's delay since `mark`, up to the maximum.
     fn lag_since(&self, mark: Mark) -> Duration {
         let most = self.config.timeout.saturating_mul(LAG_MAX_TIMEOUTS);
         self.lag.saturating_sub(mark.lag).min(most)
     }
 
-    /// The time at which the silence since `mark` has lasted for `patience`, extended by the daemon's delay.
+    /// Returns the time at which the silence since `mark` has lasted for `patience`, extended by the daemon's delay.
     fn due(&self, mark: Mark, patience: Duration) -> Instant {
         mark.at + patience.saturating_add(self.lag_since(mark))
     }
 
-    /// The current silence: its start and its limit.
+    /// Returns the current silence: its start and its limit.
     fn at_issue(&self) -> Option<(Mark, Duration)> {
         match &self.phase {
             Phase::Starting(starting) => Some((starting.began, self.config.start_timeout)),
@@ -489,8 +490,8 @@ impl Detector {
         self.actions.push_back(Action::Failed(verdict));
     }
 
-    /// Number of remembered probes that had been sent when `probe` was sent; zero if `probe` was already answered or
-    /// never sent. A late answer counts even if newer probes have displaced its probe.
+    /// Returns the number of remembered probes that had been sent when `probe` was sent; zero if `probe` was already
+    /// answered or never sent. A late answer counts even if newer probes have displaced its probe.
     fn sent_with(&self, probe: u32) -> usize {
         let back = self.next_probe.wrapping_sub(1).wrapping_sub(probe);
         let sent = match self.refused.checked_shr(back) {

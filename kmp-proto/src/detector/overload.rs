@@ -43,8 +43,8 @@ impl From<&HeartbeatRspFixed> for Sample {
 }
 
 impl Sample {
-    /// The sample without pressure figures, for an instance that is a process: the figures describe the whole
-    /// machine.
+    /// Returns the sample without pressure figures, for an instance that is a process: the figures describe
+    /// the whole machine.
     #[must_use]
     pub fn without_pressure(self) -> Self {
         Self {
@@ -55,7 +55,7 @@ impl Sample {
         }
     }
 
-    /// The figures above their limits.
+    /// Returns the figures above their limits.
     fn excess(self) -> Option<Excess> {
         let above = |value: u16, limit: u16| value != PRESSURE_ABSENT && value >= limit;
         if self.workload_down {
@@ -89,7 +89,7 @@ pub struct Overload {
 }
 
 impl Overload {
-    /// Whether a load is part of the evidence; the end of the program is evidence, but not a load.
+    /// Returns whether a load is part of the evidence; the end of the program is evidence, but not a load.
     pub fn is_load(&self) -> bool {
         self.excess != Excess::WorkloadDown
     }

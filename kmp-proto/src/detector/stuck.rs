@@ -17,7 +17,7 @@ pub struct StuckCpus {
 }
 
 impl StuckCpus {
-    /// The stuck CPUs that the instance reports, once the stall has lasted for `timeout`.
+    /// Returns the stuck CPUs that the instance reports, once the stall has lasted for `timeout`.
     pub(super) fn of(stall: CpuStall, timeout: Duration) -> Option<Self> {
         let stalled = Duration::from_millis(stall.stalled_ms.into());
         (stalled >= timeout).then_some(Self {

@@ -30,7 +30,7 @@ impl Desired {
         Self::Terminating,
     ];
 
-    /// The name in the journal.
+    /// Returns the name in the journal.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Running => "running",
@@ -42,7 +42,7 @@ impl Desired {
         }
     }
 
-    /// The state with this name in the journal.
+    /// Returns the state with this name in the journal.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|one| one.as_str() == name)
     }

@@ -17,7 +17,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// All evidence in one line.
+    /// Returns all evidence in one line.
     pub fn text(&self) -> String {
         self.evidence.join("; ")
     }
@@ -130,7 +130,7 @@ pub enum Wish {
 }
 
 impl Wish {
-    /// The desired state of the instance once the wish is in the journal.
+    /// Returns the desired state of the instance once the wish is in the journal.
     pub const fn desired(self) -> Desired {
         match self {
             Self::Recover => Desired::Recover,
@@ -273,7 +273,7 @@ pub enum EndOrder {
 }
 
 impl Event {
-    /// The name in the transition table.
+    /// Returns the name in the transition table.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Healthy => "Healthy",
@@ -319,7 +319,7 @@ impl Event {
 }
 
 impl Action {
-    /// The name in the transition table.
+    /// Returns the name in the transition table.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Watch(WatchOrder::Begin) => "Watch(begin)",

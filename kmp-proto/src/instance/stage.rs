@@ -30,7 +30,7 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// The name in the transition table.
+    /// Returns the name in the transition table.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Starting => "starting",
@@ -75,7 +75,7 @@ pub enum Condition {
 }
 
 impl Condition {
-    /// The name in events and logs.
+    /// Returns the name in events and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Starting => "starting",

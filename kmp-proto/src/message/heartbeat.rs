@@ -111,7 +111,7 @@ pub struct HeartbeatRsp {
 }
 
 impl From<HeartbeatRspFixed> for HeartbeatRsp {
-    /// An answer of an instance without stalled CPUs.
+    /// Returns an answer of an instance without stalled CPUs.
     fn from(fixed: HeartbeatRspFixed) -> Self {
         Self { fixed, stall: None }
     }
@@ -180,7 +180,7 @@ impl Payload for HealthStatus {
     }
 }
 
-/// The single TEXT record of a payload; empty if there is none.
+/// Returns the single TEXT record of a payload; empty if there is none.
 pub(super) fn text_record(rest: &[u8]) -> Result<String, LayoutError> {
     let mut text = None;
     for record in records(rest) {

@@ -108,7 +108,7 @@ fixed! {
 
 fixed_only!(Authenticate, Authenticated);
 
-/// A record of exactly 32 bytes.
+/// Returns a record of exactly 32 bytes.
 fn bytes32(kind: u16, record: &[u8]) -> Result<[u8; 32], LayoutError> {
     record
         .try_into()
@@ -190,7 +190,7 @@ impl HelloFixed {
         }
     }
 
-    /// Whether the range of versions contains this side's version.
+    /// Returns whether the range of versions contains this side's version.
     fn speaks_our_version(&self) -> bool {
         (self.version_min..=self.version_max).contains(&VERSION)
     }
@@ -268,7 +268,7 @@ impl HelloError {
 }
 
 impl Hello {
-    /// The instance's checks of the daemon's HELLO, in their order; `self` is the instance.
+    /// Performs the instance's checks of the daemon's HELLO, in their order; `self` is the instance.
     ///
     /// # Errors
     /// The first check that fails.
@@ -276,8 +276,8 @@ impl Hello {
         daemon.is(PeerRole::Daemon, self)
     }
 
-    /// The daemon's checks of the reply to its own HELLO, in their order. `authentic` says whether the reply proves the
-    /// key, if a proof is required.
+    /// Performs the daemon's checks of the reply to its own HELLO, in their order. `authentic` says whether the reply
+    /// proves the key, if a proof is required.
     ///
     /// # Errors
     /// The first check that fails.

@@ -53,7 +53,7 @@ pub const TEXT_MAX_BYTES: usize = 512;
 /// Maximum length of an instance id, in bytes.
 pub const INSTANCE_ID_MAX_BYTES: usize = 63;
 
-/// All byte tables of `docs/kmp.md`, each with its heading.
+/// Returns all byte tables of `docs/kmp.md`, each with its heading.
 pub fn layouts() -> impl Iterator<Item = (&'static str, Layout)> {
     let parts = [
         hello::LAYOUTS,
@@ -177,15 +177,15 @@ macro_rules! messages {
                 }
             }
 
-            /// Whether it is a reply.
+            /// Returns whether it is a reply.
             pub const fn is_reply(&self) -> bool {
                 match self {
                     $(Self::$name(_) => $reply,)*
                 }
             }
 
-            /// Whether the message answers another one. Nothing answers an answer: two peers would
-            /// refuse each other forever.
+            /// Returns whether the message answers another one. Nothing answers an answer: two
+            /// peers would refuse each other forever.
             pub const fn is_answer(&self) -> bool {
                 self.is_reply()
                     || matches!(

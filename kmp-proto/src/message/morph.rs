@@ -133,7 +133,7 @@ pub struct MorphTransfer {
 }
 
 impl MorphTransfer {
-    /// A chunk with its checksum.
+    /// Returns a chunk with its checksum.
     pub fn chunk(fixed: MorphTransferFixed, data: Vec<u8>) -> Self {
         let chunk_crc32 = crate::checksum::crc32(&[&data]);
         let fixed = MorphTransferFixed {
@@ -148,8 +148,8 @@ impl MorphTransfer {
         }
     }
 
-    /// Whether the chunk's checksum matches: it protects the bytes from kernel to kernel, over all
-    /// hops.
+    /// Returns whether the chunk's checksum matches: it protects the bytes from kernel to kernel,
+    /// over all hops.
     pub fn chunk_holds(&self) -> bool {
         crate::checksum::crc32(&[&self.data]) == self.fixed.chunk_crc32
     }

@@ -20,12 +20,12 @@ open_enum! {
 }
 
 impl StateProvider {
-    /// The set of these providers, as in MORPH_NEGOTIATE.
+    /// Returns the set of these providers, as in MORPH_NEGOTIATE.
     pub fn set(of: &[Self]) -> u32 {
         of.iter().fold(0, |set, provider| set | provider.value())
     }
 
-    /// Whether `set` contains this provider.
+    /// Returns whether `set` contains this provider.
     pub const fn is_in(self, set: u32) -> bool {
         let bit = self.value();
         bit != 0 && set & bit == bit
@@ -93,7 +93,7 @@ pub struct ProviderOffer {
 }
 
 impl ProviderOffer {
-    /// Whether the side can use the provider.
+    /// Returns whether the side can use the provider.
     pub fn is_possible(&self) -> bool {
         self.why_not.is_empty()
     }

@@ -326,7 +326,7 @@ impl TopologyEntry {
         })
     }
 
-    /// Size of the entry in a payload, bytes.
+    /// Returns the size of the entry in a payload, bytes.
     pub(super) fn record_bytes(&self) -> usize {
         let bytes = TopologyFixed::BYTES + self.cpus.len() * 2 + self.name.len();
         RECORD_HEADER_BYTES + bytes.next_multiple_of(8)

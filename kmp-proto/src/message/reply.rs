@@ -60,7 +60,7 @@ enum Detail {
 }
 
 impl Expected {
-    /// The expected reply to `request`; `None` for a message without a reply.
+    /// Returns the expected reply to `request`; `None` for a message without a reply.
     pub fn of(request: &Message) -> Option<Self> {
         let msg_type = request.msg_type();
         if request.is_answer() || !msg_type.has_reply() {
@@ -142,7 +142,7 @@ impl Expected {
 }
 
 impl Message {
-    /// The subject of a request, which its reply repeats: the field's name and value.
+    /// Returns the subject of a request, which its reply repeats: the field's name and value.
     fn subject(&self) -> Option<(&'static str, u64)> {
         Some(match self {
             Self::RecoverPrepare(m) => ("recovery", m.fixed.recovery),

@@ -4,7 +4,7 @@ use super::{Channel, Message, PeerRole, TransferMode, TransferOp, features};
 use crate::wire::MsgType;
 
 impl Message {
-    /// Whether `sender` may send this message on `channel`, according to the tables of `docs/kmp.md`.
+    /// Returns whether `sender` may send this message on `channel`, according to the tables of `docs/kmp.md`.
     pub fn may_travel(&self, sender: PeerRole, channel: Channel) -> bool {
         let by_daemon = match self.msg_type() {
             MsgType::Error | MsgType::Retry => return true,

@@ -95,7 +95,7 @@ pub enum CommitLimit {
 }
 
 impl Event {
-    /// The name in the transition table.
+    /// Returns the name in the transition table.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::TargetHealthy => "TargetHealthy",
@@ -178,7 +178,7 @@ pub enum Action {
 }
 
 impl Action {
-    /// The name in the transition table.
+    /// Returns the name in the transition table.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Prepare(Side::Source) => "Prepare(source)",
@@ -240,7 +240,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// The side that is the instance now.
+    /// Returns the side that is the instance now.
     pub const fn owner(&self) -> Side {
         match self {
             Self::Committed | Self::CommittedButFailed(_) => Side::Target,
@@ -263,7 +263,7 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// The sum.
+    /// Returns the sum.
     pub fn total(self) -> Duration {
         self.measured.saturating_add(self.overhead)
     }

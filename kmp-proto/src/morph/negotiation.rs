@@ -65,12 +65,12 @@ impl fmt::Display for WhyNot {
 }
 
 impl Offer {
-    /// The side's offer for `provider`; `None` if it has none.
+    /// Returns the side's offer for `provider`; `None` if it has none.
     fn of(&self, provider: StateProvider) -> Option<&ProviderOffer> {
         self.providers.iter().find(|o| o.provider == provider)
     }
 
-    /// The providers that the side can use.
+    /// Returns the providers that the side can use.
     fn possible(&self) -> Vec<StateProvider> {
         let possible = self.providers.iter().filter(|o| o.is_possible());
         possible.map(|offer| offer.provider).collect()
@@ -147,7 +147,7 @@ fn judge(
     Ok((mode, source.memory_bytes))
 }
 
-/// The requirements for a provider that one side does not meet.
+/// Returns the requirements for a provider that one side does not meet.
 fn lacking(required_kinds: u32, side: Side, offer: Option<&ProviderOffer>) -> Vec<Missing> {
     let Some(offer) = offer else {
         return vec![Missing::NotOffered(side)];
@@ -162,8 +162,8 @@ fn lacking(required_kinds: u32, side: Side, offer: Option<&ProviderOffer>) -> Ve
         .collect()
 }
 
-/// The expected duration of a commit's exchanges while the workload is frozen, based on the time both sides took to
-/// negotiate: FREEZE with the source, ACTIVATE and SERVE with the target.
+/// Returns the expected duration of a commit's exchanges while the workload is frozen, based on the time both sides
+/// took to negotiate: FREEZE with the source, ACTIVATE and SERVE with the target.
 pub(super) fn exchanges(source: &Offer, target: &Offer) -> Duration {
     let target = target.round_trip.saturating_mul(2);
     source.round_trip.saturating_add(target)
@@ -178,7 +178,7 @@ mod tests {
     /// A provider that has no name in this version.
     const OTHER: StateProvider = StateProvider::Other(64);
 
-    /// The same offer with another provider.
+    /// Returns the same offer with another provider.
     fn of(provider: StateProvider, offer: &Offer) -> ProviderOffer {
         ProviderOffer {
             provider,

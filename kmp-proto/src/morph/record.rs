@@ -42,12 +42,12 @@ impl CommitRecord {
         Self { source, target }
     }
 
-    /// The source generation.
+    /// Returns the source generation.
     pub fn source(&self) -> u64 {
         self.source
     }
 
-    /// The generation that owns the instance.
+    /// Returns the generation that owns the instance.
     pub fn target(&self) -> u64 {
         self.target
     }

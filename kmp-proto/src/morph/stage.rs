@@ -22,7 +22,7 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// The name in journal, API and logs.
+    /// Returns the name in journal, API and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Preparing => "preparing",
@@ -75,7 +75,7 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// The name in the transition table.
+    /// Returns the name in the transition table.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Held => "transferring.held",
@@ -97,7 +97,7 @@ impl Stage {
         }
     }
 
-    /// The phase of this state.
+    /// Returns the phase of this state.
     pub const fn phase(self) -> Phase {
         match self {
             Self::Preparing => Phase::Preparing,

@@ -113,7 +113,7 @@ impl Recovery<Preparing> {
         )
     }
 
-    /// The fence is confirmed.
+    /// Records that the fence is confirmed.
     ///
     /// # Errors
     /// If the certificate is for another generation; the recovery comes back unchanged.
@@ -131,7 +131,7 @@ impl Recovery<Preparing> {
         })
     }
 
-    /// The fence was not confirmed. Returns `None` after [`FENCE_ATTEMPTS`] attempts.
+    /// Records that the fence was not confirmed. Returns `None` after [`FENCE_ATTEMPTS`] attempts.
     pub fn fence_again(mut self) -> Option<Self> {
         self.phase.attempts += 1;
         (self.phase.attempts <= FENCE_ATTEMPTS).then_some(self)
@@ -139,12 +139,12 @@ impl Recovery<Preparing> {
 }
 
 impl Recovery<Capturing> {
-    /// The proof that nothing changes this memory any more.
+    /// Returns the proof that nothing changes this memory any more.
     pub fn certificate(&self) -> &FenceCertificate {
         &self.phase.certificate
     }
 
-    /// The memory was captured, or the policy allows continuing without it.
+    /// Records that the memory was captured, or the policy allows continuing without it.
     pub fn dumped(self) -> Recovery<Reclaiming> {
         let Capturing { certificate } = self.phase;
         Recovery {
@@ -155,7 +155,7 @@ impl Recovery<Capturing> {
 }
 
 impl Recovery<Reclaiming> {
-    /// The proof that the reclaimed resources are not in use.
+    /// Returns the proof that the reclaimed resources are not in use.
     pub fn certificate(&self) -> &FenceCertificate {
         &self.phase.certificate
     }
@@ -175,7 +175,7 @@ impl Recovery<Reclaiming> {
 }
 
 impl Recovery<Respawning> {
-    /// The proof that no predecessor runs.
+    /// Returns the proof that no predecessor runs.
     pub fn certificate(&self) -> &FenceCertificate {
         &self.phase.certificate
     }
@@ -212,7 +212,7 @@ pub enum Event {
 }
 
 impl Event {
-    /// The name in the transition table.
+    /// Returns the name in the transition table.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Fenced(_) => "Fenced",
@@ -253,7 +253,7 @@ pub enum Action {
 }
 
 impl Action {
-    /// The name in the transition table.
+    /// Returns the name in the transition table.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::NoticeSurvivors => "NoticeSurvivors",
@@ -347,7 +347,7 @@ impl Engine {
         engine
     }
 
-    /// The phase's name in journal and API.
+    /// Returns the phase's name in journal and API.
     pub fn phase(&self) -> &'static str {
         match self.state {
             State::Preparing(_) => "preparing_recovery",
@@ -358,12 +358,12 @@ impl Engine {
         }
     }
 
-    /// The next action, in order.
+    /// Returns the next action, in order.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// The time at which [`Event::Tick`] is due.
+    /// Returns the time at which [`Event::Tick`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.retry_at
     }

@@ -37,7 +37,7 @@ pub struct RestartPolicy {
 }
 
 impl RestartPolicy {
-    /// An instance without a history.
+    /// Creates an instance without a history.
     pub fn new() -> Self {
         Self::default()
     }
@@ -47,7 +47,7 @@ impl RestartPolicy {
         self.healthy_since.get_or_insert(now);
     }
 
-    /// The instance failed.
+    /// Records that the instance failed.
     pub fn failed(&mut self, now: Instant) -> Decision {
         let stable = self
             .healthy_since

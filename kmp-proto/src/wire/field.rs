@@ -68,14 +68,14 @@ macro_rules! code_enum {
             /// All values.
             pub const ALL: &[Self] = &[$(Self::$variant,)*];
 
-            /// The number on the wire.
+            /// Returns the number on the wire.
             pub const fn value(self) -> $repr {
                 match self {
                     $(Self::$variant => $value,)*
                 }
             }
 
-            /// The word in logs, journal and API.
+            /// Returns the word in logs, journal and API.
             pub const fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$variant => $text,)*
@@ -121,7 +121,7 @@ macro_rules! open_enum {
             /// All named values.
             pub const ALL: &[Self] = &[$(Self::$variant,)*];
 
-            /// The value with this number.
+            /// Returns the value with this number.
             pub const fn from_value(value: $repr) -> Self {
                 match value {
                     $($value => Self::$variant,)*
@@ -129,7 +129,7 @@ macro_rules! open_enum {
                 }
             }
 
-            /// The number on the wire.
+            /// Returns the number on the wire.
             pub const fn value(self) -> $repr {
                 match self {
                     $(Self::$variant => $value,)*
@@ -137,7 +137,7 @@ macro_rules! open_enum {
                 }
             }
 
-            /// The word in logs, journal and API; `unknown` for a number without a name.
+            /// Returns the word in logs, journal and API; `unknown` for a number without a name.
             pub const fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$variant => $text,)*

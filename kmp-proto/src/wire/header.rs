@@ -107,7 +107,7 @@ impl HeaderError {
 }
 
 impl HeaderError {
-    /// Whether the header has this version, so that its type and sequence are at their known offsets.
+    /// Returns whether the header has this version, so that its type and sequence are at their known offsets.
     pub(crate) const fn is_of_a_readable_header(self) -> bool {
         matches!(self, Self::UnknownType(_) | Self::TooLarge { .. })
     }
@@ -150,7 +150,7 @@ impl Header {
         })
     }
 
-    /// The header for `payload`, including its checksum.
+    /// Returns the header for `payload`, including its checksum.
     #[inline]
     pub(crate) fn seal(
         msg_type: MsgType,
@@ -175,7 +175,7 @@ impl Header {
         raw
     }
 
-    /// Whether the checksum of `raw` matches `payload`.
+    /// Returns whether the checksum of `raw` matches `payload`.
     #[inline]
     pub(crate) fn checksum_holds(raw: &RawHeader, payload: &[u8]) -> bool {
         let mut zeroed = *raw;

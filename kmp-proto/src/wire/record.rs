@@ -67,7 +67,7 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// The record as text of at most `limit` bytes.
+    /// Returns the record as text of at most `limit` bytes.
     pub(crate) fn text(&self, limit: usize) -> Result<String, LayoutError> {
         if self.bytes.len() > limit {
             return Err(LayoutError::TextTooLong {

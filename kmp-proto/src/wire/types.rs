@@ -21,7 +21,7 @@ macro_rules! msg_types {
             /// All types, by value.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
-            /// The type with this value.
+            /// Returns the type with this value.
             pub const fn from_value(value: u16) -> Option<Self> {
                 match value {
                     $($value => Some(Self::$name),)*
@@ -29,7 +29,7 @@ macro_rules! msg_types {
                 }
             }
 
-            /// The name used in documents and logs.
+            /// Returns the name used in documents and logs.
             pub const fn name(self) -> &'static str {
                 match self {
                     $(Self::$name => $spec,)*
@@ -43,7 +43,7 @@ macro_rules! msg_types {
                 }
             }
 
-            /// Whether a reply with this type and [`REPLY_BIT`] exists.
+            /// Returns whether a reply with this type and [`REPLY_BIT`] exists.
             pub const fn has_reply(self) -> bool {
                 match self {
                     $(Self::$name => $reply,)*
@@ -137,13 +137,13 @@ open_enum! {
 }
 
 impl ErrorCode {
-    /// The words in documents and logs.
+    /// Returns the words in documents and logs.
     pub const fn text(self) -> &'static str {
         self.as_str()
     }
 
-    /// Whether an ERROR with this code ends the connection it is sent on. On a bulk channel, every error except
-    /// [`ErrorCode::UnexpectedInState`] does: incomplete state is useless.
+    /// Returns whether an ERROR with this code ends the connection it is sent on. On a bulk channel, every
+    /// error except [`ErrorCode::UnexpectedInState`] does: incomplete state is useless.
     pub const fn ends(self, channel: Channel) -> bool {
         match self {
             Self::Malformed

@@ -61,7 +61,7 @@ impl Free {
         Self { cores }
     }
 
-    /// Whether the pool has enough free CPUs on any node.
+    /// Checks whether the pool has enough free CPUs on any node.
     pub(super) fn check(&self, request: &Request) -> Result<(), Shortage> {
         let free: usize = self.cores.values().map(|core| core.free.len()).sum();
         if request.cpus > free {
@@ -81,13 +81,13 @@ impl Free {
         Ok(())
     }
 
-    /// Number of CPUs that may be chosen, on one NUMA node or on all.
+    /// Returns the number of CPUs that may be chosen, on one NUMA node or on all.
     pub(super) fn usable(&self, siblings: Siblings, node: Option<u32>) -> usize {
         let cores = self.of_node(siblings, node);
         cores.map(|(_, core)| core.free.len()).sum()
     }
 
-    /// The NUMA nodes that have free CPUs.
+    /// Returns the NUMA nodes that have free CPUs.
     pub(super) fn nodes(&self) -> Vec<u32> {
         let mut nodes: Vec<u32> = self
             .cores

@@ -180,8 +180,8 @@ pub fn instance(state: &State, machine: &Machine, request: &Request) -> Result<O
     Ok(Overlay::new([(Target::Instances, vec![operation])]))
 }
 
-/// Whether the pool has the memory on any nodes: the kernel assembles it from pieces. No tree shows the kernel's
-/// bookkeeping memory, so it is estimated per existing instance.
+/// Checks whether the pool has the memory on any nodes: the kernel assembles it from pieces. No tree shows the
+/// kernel's bookkeeping memory, so it is estimated per existing instance.
 fn check_memory(state: &State, request: &Request) -> Result<(), Shortage> {
     let slack = u128::from(SLACK_BYTES);
     let kept = slack * state.system.instances.len() as u128;
@@ -221,8 +221,8 @@ fn check_request(state: &State, request: &Request) -> Result<(), Shortage> {
     }
 }
 
-/// Whether the pool is known to have memory of a node. If the nodes of the pool's memory are
-/// unknown, an instance is not bound to a node.
+/// Returns whether the pool is known to have memory of a node. If the nodes of the pool's memory
+/// are unknown, an instance is not bound to a node.
 fn has_node(state: &State, node: u32) -> bool {
     let resources = &state.system.resources;
     let chunks = resources.chunks.iter().map(|chunk| chunk.node);

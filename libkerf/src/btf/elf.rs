@@ -11,7 +11,7 @@ const SECTION_NAMES: usize = 62;
 /// Size of a section header of 64-bit ELF, bytes.
 const ENTRY: usize = 64;
 
-/// The bytes of the section `name` of a 64-bit ELF file.
+/// Returns the bytes of the section `name` of a 64-bit ELF file.
 pub(super) fn section<'f>(file: &'f [u8], name: &str) -> Result<&'f [u8], BtfError> {
     if file.len() < HEADER_BYTES || !file.starts_with(ELF64) {
         return Err(BtfError::NotElf);

@@ -33,8 +33,8 @@ impl fmt::Display for Member {
 }
 
 impl Types<'_> {
-    /// The members of the structure with this name, in source order, and its end. `None` if the structure does not
-    /// exist or is invalid.
+    /// Returns the members of the structure with this name, in source order, and its end. `None` if the structure
+    /// does not exist or is invalid.
     #[must_use]
     pub fn layout(&self, structure: &str) -> Option<Vec<Member>> {
         let found = self.get(self.structure(structure)?)?;
@@ -48,7 +48,7 @@ impl Types<'_> {
         Some(members)
     }
 
-    /// The members of a structure or union that begins at `bit`.
+    /// Returns the members of a structure or union that begins at `bit`.
     fn inside(
         &self,
         of: &Type<'_>,
@@ -82,7 +82,7 @@ impl Types<'_> {
         Some(())
     }
 
-    /// The members of a value of the type `number` that starts at `bit`.
+    /// Returns the members of a value of the type `number` that starts at `bit`.
     fn value(
         &self,
         number: u32,

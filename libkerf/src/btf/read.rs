@@ -139,18 +139,18 @@ impl<'b> Types<'b> {
         }
     }
 
-    /// The type with this number; `None` for `void` and for unused numbers.
+    /// Returns the type with this number; `None` for `void` and for unused numbers.
     pub(super) fn get(&self, number: u32) -> Option<Type<'b>> {
         let index = usize::try_from(number).ok()?.checked_sub(1)?;
         type_at(self.types, *self.starts.get(index)?)
     }
 
-    /// The number of the structure with this name.
+    /// Returns the number of the structure with this name.
     pub(super) fn structure(&self, name: &str) -> Option<u32> {
         self.structures.get(name).copied()
     }
 
-    /// The name at this offset; `None` for a type without a name.
+    /// Returns the name at this offset; `None` for a type without a name.
     pub(super) fn name(&self, at: u32) -> Option<&'b str> {
         let text = self.strings.get(usize::try_from(at).ok()?..)?;
         let end = text.iter().position(|byte| *byte == 0)?;
@@ -172,7 +172,7 @@ fn type_at(types: &[u8], at: usize) -> Option<Type<'_>> {
     })
 }
 
-/// Size of the data that follows a type, bytes.
+/// Returns the size of the data that follows a type, bytes.
 fn following(found: &Type<'_>) -> Result<usize, BtfError> {
     Ok(match found.kind {
         // An integer's encoding, a variable's linkage, a tag's member.

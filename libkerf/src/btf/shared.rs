@@ -120,7 +120,7 @@ fn has_needed(types: Types<'_>) -> Result<Types<'_>, String> {
     }
 }
 
-/// Whether the image is the running build: a bzImage's header contains release, builder and version.
+/// Returns whether the image is the running build: a bzImage's header contains release, builder and version.
 fn is_build(host: Host<'_>, image: &[u8]) -> bool {
     let Some(said) = image::version(image) else {
         return false;

@@ -17,7 +17,7 @@ pub const MAX_KERF_ID: u32 = 511;
 /// Maximum length of a name, in bytes: the name becomes a directory.
 const MAX_NAME_BYTES: usize = 255;
 
-/// The path of an instance in a tree with all instances.
+/// Returns the path of an instance in a tree with all instances.
 fn path_of(instance: &Instance) -> NodePath {
     NodePath::from("/instances").child(&instance.name)
 }
@@ -42,7 +42,7 @@ pub(super) fn check(system: &System, pool_bytes: u128, report: &mut Report) {
     usage::check_references(&system.references, &pool, report);
 }
 
-/// The instances, except those that a later one with the same name hides, as in kerf.
+/// Returns the instances, except those that a later one with the same name hides, as in kerf.
 fn distinct<'a>(system: &'a System, report: &mut Report) -> Vec<&'a Instance> {
     let indexed = || system.instances.iter().enumerate();
     let last: HashMap<&str, usize> = indexed().map(|(n, i)| (i.name.as_str(), n)).collect();

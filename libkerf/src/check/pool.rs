@@ -39,7 +39,7 @@ impl<'a> Pool<'a> {
         }
     }
 
-    /// The device with this reference of an instance: its node's name, its alias or its address.
+    /// Returns the device with this reference of an instance: its node's name, its alias or its address.
     pub(super) fn device(&self, reference: &str) -> Option<&'a Device> {
         let by_address = || self.addresses.get(&PciAddress::parse(reference)?);
         let by_name = self

@@ -29,7 +29,7 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// A finding with the defaults from the rule's table.
+    /// Creates a finding with the defaults from the rule's table.
     #[must_use]
     pub fn new(
         rule: Rule,
@@ -104,30 +104,30 @@ impl Report {
         }
     }
 
-    /// Whether the report contains no error.
+    /// Returns whether the report contains no error.
     #[must_use]
     pub fn is_valid(&self) -> bool {
         self.dropped_errors == 0 && self.errors().next().is_none()
     }
 
-    /// The findings, up to [`MAX_FINDINGS`].
+    /// Returns the findings, up to [`MAX_FINDINGS`].
     #[must_use]
     pub fn findings(&self) -> &[Finding] {
         &self.findings
     }
 
-    /// Number of findings beyond [`MAX_FINDINGS`].
+    /// Returns the number of findings beyond [`MAX_FINDINGS`].
     #[must_use]
     pub fn dropped(&self) -> usize {
         self.dropped
     }
 
-    /// The findings that forbid the tree.
+    /// Returns the findings that forbid the tree.
     pub fn errors(&self) -> impl Iterator<Item = &Finding> {
         self.of(Severity::Error)
     }
 
-    /// The findings that do not forbid the tree: it is unusual, or kerf refuses it without a good reason.
+    /// Returns the findings that do not forbid the tree: it is unusual, or kerf refuses it without a good reason.
     pub fn warnings(&self) -> impl Iterator<Item = &Finding> {
         self.of(Severity::Warning)
     }
@@ -136,19 +136,19 @@ impl Report {
         self.findings.iter().filter(move |f| f.severity == severity)
     }
 
-    /// Whether this rule is violated.
+    /// Returns whether this rule is violated.
     #[must_use]
     pub fn breaks(&self, rule: Rule) -> bool {
         self.findings.iter().any(|f| f.rule == rule)
     }
 
-    /// Whether kerf refuses the tree, as far as its behaviour is known.
+    /// Returns whether kerf refuses the tree, as far as its behaviour is known.
     #[must_use]
     pub fn kerf_refuses(&self) -> bool {
         self.findings.iter().any(|f| f.kerf == Stance::Refuses)
     }
 
-    /// Whether the kernel refuses the tree, as far as its behaviour is known.
+    /// Returns whether the kernel refuses the tree, as far as its behaviour is known.
     #[must_use]
     pub fn kernel_refuses(&self) -> bool {
         self.findings.iter().any(|f| f.kernel == Stance::Refuses)

@@ -34,7 +34,7 @@ pub(super) fn of_baseline(
     cache_ways(resources.llc_ways, NodePath::from(RESOURCES), report);
 }
 
-/// Whether a property is missing or readable. False for one that was reported as malformed.
+/// Returns whether a property is missing or readable. False for one that was reported as malformed.
 fn is_readable(at: &At<'_>, name: &str) -> bool {
     at.node
         .property(name)

@@ -34,31 +34,31 @@ macro_rules! rules {
             /// All rules, in the order of `docs/libkerf.md`.
             pub const ALL: &'static [Rule] = &[ $( Rule::$name, )* ];
 
-            /// The name in messages and documents.
+            /// Returns the name in messages and documents.
             #[must_use]
             pub fn id(self) -> &'static str {
                 match self { $( Rule::$name => $id, )* }
             }
 
-            /// The violation.
+            /// Returns the violation.
             #[must_use]
             pub fn what(self) -> &'static str {
                 match self { $( Rule::$name => $what, )* }
             }
 
-            /// Whether this crate refuses a tree that violates the rule.
+            /// Returns whether this crate refuses a tree that violates the rule.
             #[must_use]
             pub fn severity(self) -> Severity {
                 match self { $( Rule::$name => Severity::$severity, )* }
             }
 
-            /// The reaction of the kernel (generations D and E).
+            /// Returns the reaction of the kernel (generations D and E).
             #[must_use]
             pub fn kernel(self) -> Stance {
                 match self { $( Rule::$name => Stance::$kernel, )* }
             }
 
-            /// The reaction of kerf 0.4.0.
+            /// Returns the reaction of kerf 0.4.0.
             #[must_use]
             pub fn kerf(self) -> Stance {
                 match self { $( Rule::$name => Stance::$kerf, )* }

@@ -13,7 +13,7 @@ fn end(base: u64, bytes: u64) -> u128 {
     u128::from(base) + u128::from(bytes)
 }
 
-/// The location of an instance's memory: its regions if known, otherwise all of it from its base.
+/// Returns the location of an instance's memory: its regions if known, otherwise all of it from its base.
 fn regions(instance: &Instance) -> Vec<(u64, u64)> {
     match (instance.regions.as_slice(), instance.memory_base) {
         ([], Some(base)) => vec![(base, instance.memory_bytes)],
@@ -144,7 +144,7 @@ fn part(reference: &str) -> Part<'_> {
     }
 }
 
-/// A unique name for each device, virtual function or namespace, for all ways in which an instance may name it.
+/// Returns a unique name for each device, virtual function or namespace, for all ways in which an instance may name it.
 pub(super) fn canonical(reference: &str, pool: &Pool<'_>) -> String {
     let name = |device: &str| {
         let known = pool.device(device);

@@ -51,8 +51,8 @@ impl Ends {
         }
     }
 
-    /// The first offset of a name. A name whose hash collides with another tail's is not found, and is then written
-    /// again.
+    /// Returns the first offset of a name. A name whose hash collides with another tail's is not found, and is then
+    /// written again.
     pub(super) fn find(&self, strings: &[u8], name: &str) -> Option<usize> {
         let bytes = name.bytes().rev();
         let number = bytes.fold(0, |number, byte| self.next(number, byte));
@@ -68,7 +68,7 @@ impl Ends {
     }
 }
 
-/// Whether this string is at this offset.
+/// Returns whether this string is at this offset.
 fn is_at(strings: &[u8], offset: usize, string: &[u8]) -> bool {
     let rest = strings.get(offset..).unwrap_or_default();
     rest.starts_with(string) && rest.get(string.len()) == Some(&0)

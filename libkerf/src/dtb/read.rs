@@ -180,7 +180,7 @@ impl<'a> Structure<'a> {
         }
     }
 
-    /// The next token other than a NOP.
+    /// Returns the next token other than a NOP.
     fn token(&mut self) -> Result<u32, DtbError> {
         loop {
             let Some(token) = u32_at(self.bytes, self.at) else {
@@ -242,7 +242,7 @@ impl<'a> Structure<'a> {
     }
 }
 
-/// The string that starts here, if it ends within the maximum length.
+/// Returns the string that starts here, if it ends within the maximum length.
 fn name_at(bytes: &[u8], at: usize) -> Option<&str> {
     let rest = bytes.get(at..)?;
     let near = &rest[..rest.len().min(MAX_NAME_BYTES + 1)];
@@ -250,7 +250,7 @@ fn name_at(bytes: &[u8], at: usize) -> Option<&str> {
     std::str::from_utf8(&near[..end]).ok()
 }
 
-/// The next multiple of 4. Checks against the block's end happen before each read.
+/// Returns the next multiple of 4. Checks against the block's end happen before each read.
 fn align(at: usize) -> usize {
     at.saturating_add(3) & !3
 }

@@ -7,8 +7,8 @@ use super::{
 };
 use crate::tree::{DeviceTree, MAX_DEPTH, MAX_NAME_BYTES, Node};
 
-/// The blob of a tree: the original bytes of an unchanged tree, otherwise version 17 without gaps
-/// between or after the blocks.
+/// Returns the blob of a tree: the original bytes of an unchanged tree, otherwise version 17
+/// without gaps between or after the blocks.
 ///
 /// # Errors
 ///
@@ -55,8 +55,8 @@ fn assemble(tree: &DeviceTree, structure: &[u8], strings: &[u8]) -> Result<Vec<u
     Ok(blob)
 }
 
-/// A size as a cell. Sizes here are parts of a blob; a blob that is too large is refused by its
-/// total size before the cell is used.
+/// Returns a size as a cell. Sizes here are parts of a blob; a blob that is too large is refused by
+/// its total size before the cell is used.
 fn cell_of(size: usize) -> [u8; 4] {
     u32::try_from(size).unwrap_or(u32::MAX).to_be_bytes()
 }
@@ -149,7 +149,7 @@ impl Writer {
     }
 }
 
-/// Whether a name is valid in a blob and in a path.
+/// Returns whether a name is valid in a blob and in a path.
 fn writable(name: &str) -> bool {
     !name.is_empty() && name.len() <= MAX_NAME_BYTES && !name.contains(['\0', '/'])
 }

@@ -56,7 +56,7 @@ pub(super) struct DraftProperty<'a> {
 }
 
 impl<'a> DraftProperty<'a> {
-    /// A property without a value, not yet in a node.
+    /// Creates a property without a value, not yet in a node.
     pub(super) fn new(name: &'a str, at: usize, labels: Vec<Label<'a>>) -> Self {
         Self {
             name,
@@ -94,26 +94,26 @@ impl<'a> Drafts<'a> {
         &self.nodes[id]
     }
 
-    /// The child with this name, if any.
+    /// Returns the child with this name, if any.
     pub(super) fn child(&self, parent: NodeId, name: &str) -> Option<NodeId> {
         let child = *self.children.get(&(parent, name))?;
         (self.nodes[child].within == self.nodes[parent].life).then_some(child)
     }
 
-    /// The children, in order.
+    /// Returns the children, in order.
     pub(super) fn children(&self, parent: NodeId) -> impl Iterator<Item = NodeId> + '_ {
         let Draft { life, children, .. } = &self.nodes[parent];
         let is_there = |child: &NodeId| self.nodes[*child].within == *life;
         children.iter().copied().filter(is_there)
     }
 
-    /// The first child ever added, if it still exists.
+    /// Returns the first child ever added, if it still exists.
     pub(super) fn first_child(&self, parent: NodeId) -> Option<NodeId> {
         let first = *self.nodes[parent].children.first()?;
         (self.nodes[first].within == self.nodes[parent].life).then_some(first)
     }
 
-    /// The properties of a node, in order.
+    /// Returns the properties of a node, in order.
     pub(super) fn properties(&self, id: NodeId) -> impl Iterator<Item = &DraftProperty<'a>> {
         let Draft {
             life, properties, ..
@@ -121,14 +121,14 @@ impl<'a> Drafts<'a> {
         properties.iter().filter(|property| property.life == *life)
     }
 
-    /// The property with this name, if any.
+    /// Returns the property with this name, if any.
     pub(super) fn property(&self, id: NodeId, name: &str) -> Option<&DraftProperty<'a>> {
         let place = *self.properties.get(&(id, name))?;
         let property = &self.nodes[id].properties[place];
         (property.life == self.nodes[id].life).then_some(property)
     }
 
-    /// The labels of a node.
+    /// Returns the labels of a node.
     pub(super) fn labels(&self, id: NodeId) -> impl Iterator<Item = &Label<'a>> {
         let Draft { life, labels, .. } = &self.nodes[id];
         let own = labels.iter().filter(move |(of, _)| of == life);
@@ -207,7 +207,7 @@ impl<'a> Drafts<'a> {
         draft.within = NONE;
     }
 
-    /// The node to which a reference points at this moment.
+    /// Returns the node to which a reference points at this moment.
     pub(super) fn find(&mut self, reference: Reference<'a>) -> Option<NodeId> {
         let label = match reference {
             Reference::Path(path) => return self.at_path(path),
@@ -223,13 +223,13 @@ impl<'a> Drafts<'a> {
         }
     }
 
-    /// The node at an absolute path.
+    /// Returns the node at an absolute path.
     pub(super) fn at_path(&self, path: &str) -> Option<NodeId> {
         let mut parts = path.split('/').filter(|part| !part.is_empty());
         parts.try_fold(ROOT, |node, part| self.child(node, part))
     }
 
-    /// Whether neither the node nor one of its ancestors was deleted.
+    /// Returns whether neither the node nor one of its ancestors was deleted.
     fn is_there(&self, mut id: NodeId) -> bool {
         while id != ROOT {
             let draft = &self.nodes[id];

@@ -61,7 +61,7 @@ fn binary(scan: &mut Scanner<'_>, level: usize, depth: usize) -> Result<u64, Dts
     }
 }
 
-/// Whether this operator follows, and not a longer one with this prefix.
+/// Returns whether this operator follows, and not a longer one with this prefix.
 fn follows(rest: &str, operator: &str) -> bool {
     let Some(after) = rest.strip_prefix(operator) else {
         return false;
@@ -96,7 +96,7 @@ fn apply(operator: &str, left: u64, right: u64) -> Option<u64> {
     })
 }
 
-/// The result of a shift; zero for shifts by 64 bits or more.
+/// Returns the result of a shift; zero for shifts by 64 bits or more.
 fn shifted(by: u64, shift: impl Fn(u32) -> Option<u64>) -> u64 {
     u32::try_from(by).ok().and_then(shift).unwrap_or(0)
 }

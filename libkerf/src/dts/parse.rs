@@ -50,8 +50,8 @@ pub fn read_while(text: &str, go_on: &dyn Fn() -> bool) -> Result<DeviceTree, Dt
     Ok(DeviceTree::from_text(root, header, text))
 }
 
-/// The boot CPU, as dtc guesses it: the `reg` of the first node in `/cpus`, if it is one cell. A deleted first node
-/// counts too, and gives no value.
+/// Returns the boot CPU, as dtc guesses it: the `reg` of the first node in `/cpus`, if it is one cell. A deleted
+/// first node counts too, and gives no value.
 fn boot_cpu(drafts: &Drafts<'_>) -> u32 {
     let first = drafts
         .child(ROOT, "cpus")

@@ -18,8 +18,8 @@ pub struct Unprintable {
     pub why: String,
 }
 
-/// The source of a tree: the original text of an unchanged tree, otherwise a text that results in the same tree.
-/// The format of each value is guessed from its bytes, since a tree has no types.
+/// Returns the source of a tree: the original text of an unchanged tree, otherwise a text that results in the
+/// same tree. The format of each value is guessed from its bytes, since a tree has no types.
 ///
 /// The result is read back first: [`read`](super::read) accepts it and returns the same nodes. The blob's boot
 /// CPU is in a comment, as in dtc's output: source text can express it only in `/cpus`.
@@ -120,7 +120,7 @@ fn value(property: &Property) -> String {
     format!(" = [{}]", bytes.join(" "))
 }
 
-/// The strings of a property whose bytes look like strings.
+/// Returns the strings of a property whose bytes look like strings.
 fn texts(property: &Property) -> Option<Vec<&str>> {
     let texts = property.text_list().ok()?;
     let printable = |text: &&str| {

@@ -146,7 +146,7 @@ impl<'s, 'a> Resolver<'s, 'a> {
         }
     }
 
-    /// The phandle in a property; `None` if the property refers to its own node, which then gets a free one.
+    /// Returns the phandle in a property; `None` if the property refers to its own node, which then gets a free one.
     fn handle_of(&self, id: NodeId, property: &DraftProperty<'a>) -> Result<Option<u32>, DtsError> {
         let fail = |text: String, why| {
             let fault = DtsFault::Handle(text, why);
@@ -226,7 +226,7 @@ impl<'s, 'a> Resolver<'s, 'a> {
         }
     }
 
-    /// The phandle of a node; assigns the lowest free one if it has none.
+    /// Returns the phandle of a node; assigns the lowest free one if it has none.
     fn handle(&mut self, node: NodeId) -> u32 {
         if let Some(handle) = self.handles.get(&node) {
             return *handle;

@@ -120,7 +120,7 @@ impl<'a> Scanner<'a> {
         Some(next)
     }
 
-    /// The name of a node or property, after space. Empty if none follows.
+    /// Returns the name of a node or property, after space. Empty if none follows.
     pub(super) fn name(&mut self) -> Result<&'a str, DtsError> {
         self.space()?;
         let start = self.at;
@@ -185,7 +185,8 @@ impl Reference<'_> {
     }
 }
 
-/// The length of a line marker at the start of the text: `#` or `#line`, a number, a file name, and optional flags.
+/// Returns the length of a line marker at the start of the text: `#` or `#line`, a number, a file name, and optional
+/// flags.
 fn marker(text: &str) -> Option<usize> {
     let blanks = |text: &str| -> Option<usize> {
         let count = text
@@ -216,18 +217,18 @@ fn marker(text: &str) -> Option<usize> {
     Some(text.len() - rest.len())
 }
 
-/// Whether this character is valid in the name of a node or property.
+/// Returns whether this character is valid in the name of a node or property.
 fn is_name(c: char) -> bool {
     c.is_ascii_alphanumeric() || ",._+*#?@-".contains(c)
 }
 
-/// Whether the name of a node is valid.
+/// Returns whether the name of a node is valid.
 pub(super) fn is_node_name(name: &str) -> bool {
     let is_part = |c: char| c.is_ascii_alphanumeric() || ",._+-@".contains(c);
     is_short(name) && name.chars().all(is_part) && name.matches('@').count() < 2
 }
 
-/// Whether the name of a property is valid.
+/// Returns whether the name of a property is valid.
 pub(super) fn is_property_name(name: &str) -> bool {
     let is_part = |c: char| c.is_ascii_alphanumeric() || ",._+*#?-".contains(c);
     is_short(name) && name.chars().all(is_part)

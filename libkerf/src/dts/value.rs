@@ -14,7 +14,7 @@ pub(super) enum Part<'a> {
     Handle(usize, Reference<'a>),
 }
 
-/// The value if it is one cell, before references are resolved: a reference has all bits set.
+/// Returns the value if it is one cell, before references are resolved: a reference has all bits set.
 pub(super) fn cell(parts: &[Part<'_>]) -> Option<u32> {
     let mut cell = Vec::new();
     for part in parts {
@@ -27,7 +27,7 @@ pub(super) fn cell(parts: &[Part<'_>]) -> Option<u32> {
     Some(u32::from_be_bytes(cell.try_into().ok()?))
 }
 
-/// Whether the parts contain a phandle.
+/// Returns whether the parts contain a phandle.
 pub(super) fn has_handle(parts: &[Part<'_>]) -> bool {
     parts.iter().any(|part| matches!(part, Part::Handle(..)))
 }

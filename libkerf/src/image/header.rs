@@ -72,9 +72,9 @@ pub enum HeaderError {
     NotLinux,
 }
 
-/// The release in the header of a bzImage, such as `6.12.9-amd64`: at most 255 printable ASCII characters, of which
-/// the first is a digit. `head` is the beginning of the image, [`HEAD_MAX_BYTES`] or the whole image; `image_bytes` is
-/// the size of the whole image.
+/// Returns the release in the header of a bzImage, such as `6.12.9-amd64`: at most 255 printable ASCII characters, of
+/// which the first is a digit. `head` is the beginning of the image, [`HEAD_MAX_BYTES`] or the whole image;
+/// `image_bytes` is the size of the whole image.
 ///
 /// # Errors
 ///
@@ -113,7 +113,7 @@ pub(super) struct SetupHeader<'i> {
 }
 
 impl<'i> SetupHeader<'i> {
-    /// The header of an image, or of its beginning; `None` if it has none.
+    /// Returns the header of an image, or of its beginning; `None` if it has none.
     pub(super) fn of(image: &'i [u8]) -> Option<Self> {
         let rest = image.get(MAGIC..)?;
         rest.starts_with(MAGIC_VALUE).then_some(Self { image })
@@ -123,7 +123,7 @@ impl<'i> SetupHeader<'i> {
         u16_at(self.image, PROTOCOL)
     }
 
-    /// Size of the part before the protected-mode code, bytes.
+    /// Returns the size of the part before the protected-mode code, bytes.
     fn setup_bytes(self) -> Option<usize> {
         let sectors = match *self.image.get(SETUP_SECTORS)? {
             0 => SETUP_SECTORS_DEFAULT,
@@ -138,7 +138,7 @@ impl<'i> SetupHeader<'i> {
         Some(self.setup_bytes()? as u64 + u64::from(paragraphs) * 16)
     }
 
-    /// The compressed kernel, if the header states its location and it is complete.
+    /// Returns the compressed kernel, if the header states its location and it is complete.
     pub(super) fn payload(self) -> Option<&'i [u8]> {
         if self.protocol()? < PROTOCOL_WITH_PAYLOAD {
             return None;
@@ -149,7 +149,7 @@ impl<'i> SetupHeader<'i> {
         self.image.get(start..)?.get(..bytes)
     }
 
-    /// The version, without its terminating NUL. It may be empty.
+    /// Returns the version, without its terminating NUL. It may be empty.
     pub(super) fn version(self) -> Result<&'i [u8], HeaderError> {
         let pointer = u16_at(self.image, VERSION).ok_or(HeaderError::Short)?;
         let text = self.image.get(VERSION_BASE + usize::from(pointer)..);
@@ -162,7 +162,7 @@ impl<'i> SetupHeader<'i> {
     }
 }
 
-/// A minimal bzImage with this version and payload, for tests. The version is truncated at 255 bytes.
+/// Creates a minimal bzImage with this version and payload, for tests. The version is truncated at 255 bytes.
 #[must_use]
 pub fn synthetic(version: &str, payload: &[u8]) -> Vec<u8> {
     const SECTORS: u8 = 1;

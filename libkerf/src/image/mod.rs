@@ -53,7 +53,7 @@ impl Compression {
         (b"\x89LZO", Compression::Lzo),
     ];
 
-    /// The compression format of these bytes, from their magic.
+    /// Returns the compression format of these bytes, from their magic.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Option<Self> {
         let mut known = Self::MAGICS.iter();
@@ -62,7 +62,7 @@ impl Compression {
             .map(|(_, compression)| *compression)
     }
 
-    /// The name in kerf's format.
+    /// Returns the name in kerf's format.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -91,7 +91,7 @@ pub enum Kind<'i> {
     Unknown,
 }
 
-/// The kind of an image, as kerf reports it.
+/// Returns the kind of an image, as kerf reports it.
 #[must_use]
 pub fn kind(image: &[u8]) -> Kind<'_> {
     match SetupHeader::of(image) {
@@ -103,7 +103,7 @@ pub fn kind(image: &[u8]) -> Kind<'_> {
     }
 }
 
-/// The version of an image, from its header or its banner.
+/// Returns the version of an image, from its header or its banner.
 #[must_use]
 pub fn version(image: &[u8]) -> Option<String> {
     let version = match SetupHeader::of(image) {

@@ -38,8 +38,8 @@ pub enum UnpackError {
     NotElf,
 }
 
-/// The image in the form that a multikernel kernel loads: the kernel in a bzImage, or any other
-/// image unchanged. Whether that is a kernel is checked by its loader.
+/// Returns the image in the form that a multikernel kernel loads: the kernel in a bzImage, or any
+/// other image unchanged. Whether that is a kernel is checked by its loader.
 ///
 /// # Errors
 ///
@@ -113,7 +113,7 @@ fn lz4_blocks(payload: &[u8]) -> Result<Vec<u8>, UnpackError> {
     Ok(unpacked)
 }
 
-/// The length of an ELF file, without appended data.
+/// Returns the length of an ELF file, without appended data.
 fn elf_bytes(file: &[u8]) -> Option<usize> {
     if !file.starts_with(ELF64) {
         return None;
@@ -142,7 +142,7 @@ mod tests {
     use super::super::pack;
     use super::*;
 
-    /// An ELF file with one program header, followed by other data.
+    /// Returns an ELF file with one program header, followed by other data.
     fn kernel() -> (Vec<u8>, Vec<u8>) {
         let mut file = vec![0_u8; 64 + 56];
         file[..6].copy_from_slice(b"\x7fELF\x02\x01");

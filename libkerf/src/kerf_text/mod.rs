@@ -246,7 +246,7 @@ fn read_instances(text: &str, remarks: &mut Vec<String>) -> Vec<Instance> {
     instances.into_vec()
 }
 
-/// Number of lines of a node, including the closing one.
+/// Returns the number of lines of a node, including the closing one.
 fn node_lines(lines: &[&str]) -> Option<usize> {
     let mut depth = 0_i64;
     for (number, line) in lines.iter().enumerate() {
@@ -341,7 +341,7 @@ fn read_references(text: &str) -> Vec<DeviceReference> {
     references.into_vec()
 }
 
-/// A decimal number between angle brackets, without any other text.
+/// Returns a decimal number between angle brackets, without any other text.
 fn after_number(text: &str, key: &str) -> Option<u32> {
     scan::all_after(text, key, '<', '>').find_map(|inner| {
         let is_number = !inner.is_empty() && inner.bytes().all(|b| b.is_ascii_digit());

@@ -88,7 +88,7 @@ pub enum BootError {
     },
 }
 
-/// The meaning of a kernel error here.
+/// Returns the meaning of a kernel error here.
 fn advice(action: &str, error: &io::Error) -> &'static str {
     match (action, error.raw_os_error().map(Errno::from_raw)) {
         (_, Some(Errno::EPERM)) => {
@@ -240,7 +240,7 @@ impl Kernel {
         open().map_err(|source| refused("open the console of", name, source))
     }
 
-    /// The id of an instance whose status must be one of these.
+    /// Returns the id of an instance whose status must be one of these.
     fn expect(
         &self,
         name: &str,

@@ -73,7 +73,7 @@ const NO_FD: libc::c_long = -1;
 const MAGIC_1: u32 = 0xfee1_dead;
 const MAGIC_2: u32 = 672_274_793;
 
-/// The flags of a load for this instance.
+/// Returns the flags of a load for this instance.
 fn flags(id: u32, others: libc::c_ulong) -> libc::c_ulong {
     (libc::c_ulong::from(id) << ID_SHIFT) & 0xffe0 | MULTIKERNEL | others
 }

@@ -30,8 +30,8 @@ enum Done {
 }
 
 impl Kernel {
-    /// The transaction that created the instance which has this name now; `None` if the existing transactions do
-    /// not tell. Reads transactions from the newest back, as far as needed.
+    /// Returns the transaction that created the instance which has this name now; `None` if the existing
+    /// transactions do not tell. Reads transactions from the newest back, as far as needed.
     ///
     /// # Errors
     ///
@@ -55,8 +55,8 @@ impl Kernel {
         Ok(perhaps)
     }
 
-    /// The effect of a transaction on the instance with this name, with the details of its creation if the transaction
-    /// created it.
+    /// Returns the effect of a transaction on the instance with this name, with the details of its creation if the
+    /// transaction created it.
     fn done_to(
         &self,
         name: &str,
@@ -94,7 +94,7 @@ impl Kernel {
     }
 }
 
-/// The value read; `None` if its transaction was rolled back meanwhile.
+/// Returns the value read; `None` if its transaction was rolled back meanwhile.
 fn still_there<T>(read: Result<T, KernelError>) -> Result<Option<T>, KernelError> {
     match read {
         Err(KernelError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -108,7 +108,7 @@ enum About {
     Removal,
 }
 
-/// The last operation of an overlay that creates or removes the instance.
+/// Returns the last operation of an overlay that creates or removes the instance.
 fn is_about(overlay: &Overlay, name: &str) -> Option<About> {
     let operations = overlay.fragments.iter().flat_map(|f| &f.operations);
     operations.rev().find_map(|operation| match operation {

@@ -115,7 +115,7 @@ impl Kernel {
         Lock::remove_left(&self.lock)
     }
 
-    /// The pool's current tree.
+    /// Returns the pool's current tree.
     ///
     /// # Errors
     ///
@@ -129,7 +129,7 @@ impl Kernel {
         }
     }
 
-    /// The names of all instances, sorted.
+    /// Returns the names of all instances, sorted.
     ///
     /// # Errors
     ///
@@ -146,7 +146,7 @@ impl Kernel {
         Ok(names)
     }
 
-    /// The tree that the kernel serves for one instance.
+    /// Returns the tree that the kernel serves for one instance.
     ///
     /// # Errors
     ///
@@ -155,7 +155,7 @@ impl Kernel {
         read_tree(&self.instance_path(name).join("device_tree"))
     }
 
-    /// The resources of one instance.
+    /// Returns the resources of one instance.
     ///
     /// # Errors
     ///
@@ -167,7 +167,7 @@ impl Kernel {
         }
     }
 
-    /// The status of one instance.
+    /// Returns the status of one instance.
     ///
     /// # Errors
     ///

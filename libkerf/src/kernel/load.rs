@@ -114,7 +114,7 @@ impl Kernel {
     }
 }
 
-/// A file that exists only in memory, until it is closed.
+/// Returns a file that exists only in memory, until it is closed.
 fn in_memory(bytes: &[u8]) -> io::Result<File> {
     let mut file = File::from(memfd_create(c"kernel", MFdFlags::MFD_CLOEXEC)?);
     file.write_all(bytes)?;

@@ -216,7 +216,7 @@ fn held(path: &Path, holder: String) -> LockError {
     }
 }
 
-/// Whether the path still names this file.
+/// Returns whether the path still names this file.
 fn is_in_place(file: &File, path: &Path) -> bool {
     let of = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
     match (file.metadata(), std::fs::metadata(path)) {

@@ -258,7 +258,7 @@ impl Kernel {
         }
     }
 
-    /// The numbers of all existing transactions.
+    /// Returns the numbers of all existing transactions.
     ///
     /// # Errors
     ///
@@ -277,7 +277,7 @@ impl Kernel {
         Ok(numbers)
     }
 
-    /// The kernel's status of a transaction.
+    /// Returns the kernel's status of a transaction.
     ///
     /// # Errors
     ///
@@ -313,8 +313,8 @@ impl Kernel {
         }
     }
 
-    /// The new transaction with this blob. Its number alone does not identify it: processes without
-    /// a lock may write at the same time.
+    /// Returns the new transaction with this blob. Its number alone does not identify it: processes
+    /// without a lock may write at the same time.
     fn find(&self, known: &BTreeSet<u64>, blob: &[u8]) -> Result<u64, ApplyError> {
         for number in self.transactions()?.difference(known) {
             if read_bytes(&self.transaction_path(*number).join("dtbo"))? == blob {
@@ -337,7 +337,8 @@ impl Kernel {
     }
 }
 
-/// The difference from the plan. The kernel may choose the location of memory, and an id that the plan left open.
+/// Returns the difference from the plan. The kernel may choose the location of memory, and an id that the plan left
+/// open.
 fn difference(planned: &State, is: &State) -> Option<String> {
     let cpus = |cpus: &[u64]| cpus.iter().copied().collect::<BTreeSet<u64>>();
     if cpus(&planned.system.resources.cpus) != cpus(&is.system.resources.cpus) {

@@ -31,7 +31,7 @@ pub enum DeviceKind {
 }
 
 impl Device {
-    /// The PCI address.
+    /// Returns the PCI address.
     #[must_use]
     pub fn pci(&self) -> Option<PciAddress> {
         match self.kind {
@@ -40,7 +40,7 @@ impl Device {
         }
     }
 
-    /// Whether an instance's `reference` means this device: its node's name, its alias or its address.
+    /// Returns whether an instance's `reference` means this device: its node's name, its alias or its address.
     #[must_use]
     pub fn is_called(&self, reference: &str) -> bool {
         self.name == reference
@@ -173,7 +173,7 @@ fn check_forms(at: &At<'_>, read: &mut Reader<'_>) {
     }
 }
 
-/// The PCI address in a property; reports an invalid one.
+/// Returns the PCI address in a property; reports an invalid one.
 pub(crate) fn pci_address(at: &At<'_>, text: &str, read: &mut Reader<'_>) -> Option<PciAddress> {
     let address = PciAddress::parse(text);
     if address.is_none() {

@@ -48,7 +48,7 @@ pub struct Uring {
 }
 
 impl Instance {
-    /// Number of bytes of its memory that [`regions`](Self::regions) does not contain.
+    /// Returns the number of bytes of its memory that [`regions`](Self::regions) does not contain.
     #[must_use]
     pub fn unplaced_bytes(&self) -> u64 {
         let placed = self.regions.iter().map(|(_, bytes)| *bytes);

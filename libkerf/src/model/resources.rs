@@ -35,7 +35,7 @@ pub struct Chunk {
 }
 
 impl Chunk {
-    /// The first address after the chunk; it may exceed the highest address by one.
+    /// Returns the first address after the chunk; it may exceed the highest address by one.
     #[must_use]
     pub fn end(self) -> u128 {
         u128::from(self.base) + u128::from(self.size)
@@ -65,7 +65,7 @@ pub struct NumaNode {
 }
 
 impl Resources {
-    /// Size of the memory, as kerf adds it up in a tree: the actual memory, otherwise the requested memory.
+    /// Returns the size of the memory, as kerf adds it up in a tree: the actual memory, otherwise the requested memory.
     #[must_use]
     pub fn memory_bytes(&self) -> u128 {
         match self.chunks.as_slice() {
@@ -74,7 +74,7 @@ impl Resources {
         }
     }
 
-    /// Size of the actual and the requested memory together, in bytes.
+    /// Returns the size of the actual and the requested memory together, in bytes.
     #[must_use]
     pub fn expected_bytes(&self) -> u128 {
         let chunks = self.chunks.iter().map(|c| c.size);
@@ -82,7 +82,7 @@ impl Resources {
         chunks.chain(requests).map(u128::from).sum()
     }
 
-    /// The device that an instance means by `reference`.
+    /// Returns the device that an instance means by `reference`.
     #[must_use]
     pub fn device(&self, reference: &str) -> Option<&Device> {
         let named = |device: &&Device| device.name == reference;
@@ -249,7 +249,7 @@ impl Resources {
 /// Maximum length of an alias in the kernel.
 const MAX_ALIAS_BYTES: usize = 31;
 
-/// The reference name of the device at a path.
+/// Returns the reference name of the device at a path.
 fn alias_target(root: &At<'_>, path: &str) -> Option<String> {
     let mut node = root.node;
     let mut bridge = None;
@@ -271,7 +271,7 @@ fn alias_target(root: &At<'_>, path: &str) -> Option<String> {
     Some(PciAddress::from_cell(domain, cell).node_name())
 }
 
-/// A node's `numa-node-id`, if present and valid.
+/// Returns a node's `numa-node-id`, if present and valid.
 pub(crate) fn numa_node_id(at: &At<'_>, read: &mut Reader<'_>) -> Option<u32> {
     let id = read.u32(at, "numa-node-id", By::Both)?;
     check_numa(at, "numa-node-id", id, read);

@@ -17,7 +17,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The kind of a tree, determined in the same way as in the kernel and kerf.
+    /// Returns the kind of a tree, determined in the same way as in the kernel and kerf.
     #[must_use]
     pub fn of(tree: &DeviceTree) -> Kind {
         let root = tree.root();
@@ -82,7 +82,7 @@ impl System {
         }
     }
 
-    /// The instance with this name.
+    /// Returns the instance with this name.
     #[must_use]
     pub fn instance(&self, name: &str) -> Option<&Instance> {
         self.instances.iter().find(|instance| instance.name == name)

@@ -5,9 +5,9 @@ use crate::check;
 use crate::tree::{DeviceTree, Node, Property};
 
 impl Resources {
-    /// The baseline that requests these resources: CPUs, and memory by size. Existing memory of the
-    /// pool counts as requested. Devices get their known properties; the kernel also requires the
-    /// vendor and device ids of a PCI device, which the caller must add.
+    /// Returns the baseline that requests these resources: CPUs, and memory by size. Existing
+    /// memory of the pool counts as requested. Devices get their known properties; the kernel also
+    /// requires the vendor and device ids of a PCI device, which the caller must add.
     #[must_use]
     pub fn to_baseline(&self) -> DeviceTree {
         let mut resources = Node::new("resources").with_u64_list("cpus", &self.cpus);
@@ -66,7 +66,7 @@ impl Resources {
 }
 
 impl System {
-    /// The baseline with the instances in it: kerf's global tree, for files and for
+    /// Returns the baseline with the instances in it: kerf's global tree, for files and for
     /// [`check::system`]. The kernel accepts instances only in overlays.
     #[must_use]
     pub fn to_tree(&self) -> DeviceTree {
@@ -85,7 +85,7 @@ impl System {
 }
 
 impl Instance {
-    /// The instance's own tree, as [`check::instance`] reads it.
+    /// Returns the instance's own tree, as [`check::instance`] reads it.
     #[must_use]
     pub fn to_tree(&self) -> DeviceTree {
         let root = Node::new("").with_text("compatible", "multikernel-v1");

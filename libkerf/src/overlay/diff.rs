@@ -61,8 +61,8 @@ struct Sides {
 }
 
 impl State {
-    /// The overlay that turns this system into `after`, and takes the given resources first. Empty if nothing
-    /// changes. The order of an instance's CPUs is not a change, because no overlay can affect it.
+    /// Returns the overlay that turns this system into `after`, and takes the given resources first. Empty if
+    /// nothing changes. The order of an instance's CPUs is not a change, because no overlay can affect it.
     ///
     /// # Errors
     ///

@@ -56,7 +56,7 @@ pub enum Target {
 }
 
 impl Target {
-    /// The target's path.
+    /// Returns the target's path.
     #[must_use]
     pub fn path(&self) -> String {
         match self {
@@ -157,7 +157,7 @@ impl From<PciAddress> for DeviceMove {
 }
 
 impl Operation {
-    /// The node's name.
+    /// Returns the node's name.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -172,7 +172,7 @@ impl Operation {
         }
     }
 
-    /// The order in which the kernel executes operations on this target.
+    /// Returns the order in which the kernel executes operations on this target.
     #[must_use]
     pub fn order(target: &Target) -> [&'static str; 8] {
         match target {
@@ -202,7 +202,7 @@ impl Operation {
 }
 
 impl Overlay {
-    /// An overlay with these operations: one fragment for each target, in this order.
+    /// Creates an overlay with these operations: one fragment for each target, in this order.
     #[must_use]
     pub fn new(fragments: impl IntoIterator<Item = (Target, Vec<Operation>)>) -> Self {
         let fragments = fragments.into_iter();
@@ -214,7 +214,7 @@ impl Overlay {
         }
     }
 
-    /// Whether the overlay changes nothing.
+    /// Returns whether the overlay changes nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.fragments.iter().all(|f| f.operations.is_empty())

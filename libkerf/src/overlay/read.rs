@@ -357,7 +357,7 @@ impl MemoryMove {
     }
 }
 
-/// The NUMA node of an item; kerf reads no items.
+/// Returns the NUMA node of an item; kerf reads no items.
 fn numa(at: &At<'_>, read: &mut Reader<'_>) -> Option<u32> {
     match at.node.property("numa-node-id")?.u32() {
         Ok(_) => numa_node_id(at, read),
@@ -369,7 +369,7 @@ fn numa(at: &At<'_>, read: &mut Reader<'_>) -> Option<u32> {
     }
 }
 
-/// A cell that is 0 for the kernel if it is missing or malformed.
+/// Returns a cell that is 0 for the kernel if it is missing or malformed.
 fn loose_u32(node: &Node, name: &str) -> u32 {
     node.property(name).and_then(|p| p.u32().ok()).unwrap_or(0)
 }

@@ -6,8 +6,8 @@ use super::{DeviceMove, MemoryMove, NoChange, Operation, Overlay, State, Target}
 use crate::model::{Chunk, PciAddress, Resources};
 
 impl State {
-    /// The overlay that makes the pool match `wanted`: its CPUs, its devices, and the requested memory of each NUMA
-    /// node. Empty if the pool already matches.
+    /// Returns the overlay that makes the pool match `wanted`: its CPUs, its devices, and the requested memory of each
+    /// NUMA node. Empty if the pool already matches.
     ///
     /// Memory returns to the host in whole chunks, the largest first, and at least the requested memory stays. A chunk
     /// that is in use stays, and all chunks stay while the location of an instance's memory is unknown. A request
@@ -90,7 +90,7 @@ impl State {
         operations
     }
 
-    /// The memory to add to the pool, and the chunks to return.
+    /// Returns the memory to add to the pool, and the chunks to return.
     fn pool_memory(&self, wanted: &Resources) -> (Vec<MemoryMove>, Vec<Chunk>) {
         let mut requests: BTreeMap<Option<u32>, u64> = BTreeMap::new();
         for request in &wanted.requests {
@@ -128,7 +128,7 @@ impl State {
         (takes, gives)
     }
 
-    /// The unused chunks, the largest first.
+    /// Returns the unused chunks, the largest first.
     fn free_chunks(&self) -> Vec<Chunk> {
         let mut used: Vec<u64> = self.other_uses().map(|(base, _)| base).collect();
         for instance in &self.system.instances {

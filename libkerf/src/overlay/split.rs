@@ -66,8 +66,8 @@ impl Overlay {
         Ok(parts)
     }
 
-    /// Whether the kernel can undo all of it. It cannot undo the removal of an instance, nor the addition of memory to
-    /// the pool.
+    /// Returns whether the kernel can undo all of it. It cannot undo the removal of an instance, nor the addition of
+    /// memory to the pool.
     #[must_use]
     pub fn can_be_undone(&self) -> bool {
         self.fragments.iter().all(|fragment| {
@@ -87,7 +87,7 @@ impl Overlay {
         }
     }
 
-    /// All units in the order in which the kernel executes them, each small enough.
+    /// Returns all units in the order in which the kernel executes them, each small enough.
     fn units(&self) -> Result<Vec<Unit>, Unsplittable> {
         let mut units = Vec::new();
         for (number, fragment) in self.fragments.iter().enumerate() {
@@ -162,7 +162,8 @@ impl Overlay {
     }
 }
 
-/// The instance without enough of its CPUs to save `excess` bytes, and the removed CPUs; at least the boot CPU stays.
+/// Returns the instance without enough of its CPUs to save `excess` bytes, and the removed CPUs; at least the boot CPU
+/// stays.
 fn later_cpus(create: &Create, excess: usize) -> Option<(Create, Vec<u64>)> {
     let fewer = excess.div_ceil(size_of::<u64>());
     let kept = create.instance.cpus.len().checked_sub(fewer)?;

@@ -36,7 +36,7 @@ impl Status {
         })
     }
 
-    /// The kernel's name for it.
+    /// Returns the kernel's name for it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -48,7 +48,7 @@ impl Status {
         }
     }
 
-    /// Whether the kernel refuses to remove an instance with this status.
+    /// Returns whether the kernel refuses to remove an instance with this status.
     #[must_use]
     pub fn has_kernel(self) -> bool {
         matches!(self, Status::Loaded | Status::Active)
@@ -69,7 +69,7 @@ pub struct State {
 }
 
 impl State {
-    /// A pool and its instances, all without a kernel.
+    /// Creates a pool and its instances, all without a kernel.
     #[must_use]
     pub fn new(system: System) -> Self {
         Self {
@@ -102,13 +102,13 @@ impl State {
         self
     }
 
-    /// The status of an instance.
+    /// Returns the status of an instance.
     #[must_use]
     pub fn status_of(&self, name: &str) -> Status {
         self.status.get(name).copied().unwrap_or_default()
     }
 
-    /// The effect of an overlay on this state.
+    /// Returns the effect of an overlay on this state.
     ///
     /// # Errors
     ///
@@ -125,7 +125,7 @@ impl State {
         }
     }
 
-    /// All errors in this state itself.
+    /// Returns all errors in this state itself.
     #[must_use]
     pub fn check(&self) -> Report {
         check::assembled(&self.system)
@@ -136,14 +136,14 @@ impl State {
         instances.find(|instance| instance.name == name)
     }
 
-    /// The instance that has a CPU.
+    /// Returns the instance that has a CPU.
     pub(super) fn holder_of_cpu(&self, cpu: u64) -> Option<&str> {
         let mut instances = self.system.instances.iter();
         let holder = instances.find(|instance| instance.cpus.contains(&cpu))?;
         Some(&holder.name)
     }
 
-    /// The instance that has a device.
+    /// Returns the instance that has a device.
     pub(super) fn holder_of_device(&self, address: PciAddress) -> Option<&str> {
         let has = |instance: &&Instance| self.holds_device(instance, address);
         self.system
@@ -160,7 +160,7 @@ impl State {
             .any(|name| self.address_of(name) == Some(address))
     }
 
-    /// The PCI address of the device to which an instance refers by this name.
+    /// Returns the PCI address of the device to which an instance refers by this name.
     #[must_use]
     pub fn address_of(&self, name: &str) -> Option<PciAddress> {
         let known = self
@@ -171,7 +171,7 @@ impl State {
         known.or_else(|| PciAddress::parse(name))
     }
 
-    /// Size of the pool's memory that no instance has, on one NUMA node or on all, in bytes.
+    /// Returns the size of the pool's memory that no instance has, on one NUMA node or on all, in bytes.
     #[must_use]
     pub fn free_bytes(&self, node: Option<u32>) -> u128 {
         let resources = &self.system.resources;
@@ -214,8 +214,8 @@ impl State {
             .is_none_or(|there| there == node)
     }
 
-    /// Size of an instance's memory on a NUMA node. If its memory is not placed, all of it counts for
-    /// its preferred node.
+    /// Returns the size of an instance's memory on a NUMA node. If its memory is not placed, all of
+    /// it counts for its preferred node.
     fn used_of(&self, instance: &Instance, node: Option<u32>) -> u128 {
         let Some(node) = node else {
             return u128::from(instance.memory_bytes);

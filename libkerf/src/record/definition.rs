@@ -12,7 +12,7 @@ use crate::tree::DeviceTree;
 const EXTENSION: &str = "dts";
 
 impl Records {
-    /// Path of an instance's definition.
+    /// Returns the path of an instance's definition.
     ///
     /// # Errors
     ///
@@ -21,7 +21,7 @@ impl Records {
         self.path(name, EXTENSION)
     }
 
-    /// An instance's definition; `None` if it does not exist.
+    /// Returns an instance's definition; `None` if it does not exist.
     ///
     /// # Errors
     ///

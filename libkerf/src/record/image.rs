@@ -15,7 +15,7 @@ use crate::image::{self, Compression, Kind, MAX_IMAGE_BYTES};
 const CPIO: [&[u8]; 3] = [b"070701", b"070702", b"070707"];
 
 impl Image {
-    /// The record of a kernel image. Blocking: reads the whole file.
+    /// Returns the record of a kernel image. Blocking: reads the whole file.
     ///
     /// # Errors
     ///
@@ -50,7 +50,7 @@ impl Image {
         }
     }
 
-    /// The record of an initramfs. Blocking: reads the whole file.
+    /// Returns the record of an initramfs. Blocking: reads the whole file.
     ///
     /// # Errors
     ///

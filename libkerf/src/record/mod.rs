@@ -140,7 +140,7 @@ impl Default for Records {
 }
 
 impl Records {
-    /// The records in this directory.
+    /// Returns the records in this directory.
     #[must_use]
     pub fn in_directory(directory: impl Into<PathBuf>) -> Self {
         Self {
@@ -148,7 +148,7 @@ impl Records {
         }
     }
 
-    /// An instance's record; `None` if nothing was loaded.
+    /// Returns an instance's record; `None` if nothing was loaded.
     ///
     /// # Errors
     ///
@@ -207,7 +207,7 @@ impl Records {
         })
     }
 
-    /// The names of all instances that have a record, sorted.
+    /// Returns the names of all instances that have a record, sorted.
     ///
     /// # Errors
     ///

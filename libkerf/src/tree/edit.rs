@@ -77,7 +77,7 @@ impl Node {
         &mut self.children[at]
     }
 
-    /// The children, mutable.
+    /// Returns the children, mutable.
     pub fn children_mut(&mut self) -> &mut Vec<Node> {
         &mut self.children
     }

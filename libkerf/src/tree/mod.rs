@@ -65,7 +65,7 @@ pub struct Property {
 }
 
 impl DeviceTree {
-    /// A tree with this root, without an original blob or text.
+    /// Creates a tree with this root, without an original blob or text.
     #[must_use]
     pub fn new(root: Node) -> Self {
         Self {
@@ -90,25 +90,25 @@ impl DeviceTree {
         }
     }
 
-    /// The root node.
+    /// Returns the root node.
     #[must_use]
     pub fn root(&self) -> &Node {
         &self.root
     }
 
-    /// The root node, mutable. From then on the tree is encoded again, not copied from its source.
+    /// Returns the root node, mutable. From then on the tree is encoded again, not copied from its source.
     pub fn root_mut(&mut self) -> &mut Node {
         self.origin = Origin::Made;
         &mut self.root
     }
 
-    /// The contents of the blob apart from its nodes.
+    /// Returns the contents of the blob apart from its nodes.
     #[must_use]
     pub fn header(&self) -> &Header {
         &self.header
     }
 
-    /// The original blob of an unchanged tree.
+    /// Returns the original blob of an unchanged tree.
     #[must_use]
     pub fn unchanged_blob(&self) -> Option<&[u8]> {
         match &self.origin {
@@ -117,7 +117,7 @@ impl DeviceTree {
         }
     }
 
-    /// The original source text of an unchanged tree.
+    /// Returns the original source text of an unchanged tree.
     #[must_use]
     pub fn unchanged_text(&self) -> Option<&str> {
         match &self.origin {
@@ -126,7 +126,7 @@ impl DeviceTree {
         }
     }
 
-    /// The node at an absolute path; each part is looked up as by [`Node::child`].
+    /// Returns the node at an absolute path; each part is looked up as by [`Node::child`].
     #[must_use]
     pub fn node(&self, path: &str) -> Option<&Node> {
         let mut node = &self.root;
@@ -149,7 +149,7 @@ impl PartialEq for DeviceTree {
 impl Eq for DeviceTree {}
 
 impl Node {
-    /// A node without properties or children. The root's name is empty.
+    /// Creates a node without properties or children. The root's name is empty.
     #[must_use]
     pub fn new(name: impl Into<String>) -> Self {
         Self {
@@ -159,31 +159,31 @@ impl Node {
         }
     }
 
-    /// The name, with its unit address.
+    /// Returns the name, with its unit address.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The part of the name after `@`.
+    /// Returns the part of the name after `@`.
     #[must_use]
     pub fn unit_address(&self) -> Option<&str> {
         self.name.split_once('@').map(|(_, unit)| unit)
     }
 
-    /// The properties, in order.
+    /// Returns the properties, in order.
     #[must_use]
     pub fn properties(&self) -> &[Property] {
         &self.properties
     }
 
-    /// The children, in order.
+    /// Returns the children, in order.
     #[must_use]
     pub fn children(&self) -> &[Node] {
         &self.children
     }
 
-    /// The children whose name starts with `prefix`, in order.
+    /// Returns the children whose name starts with `prefix`, in order.
     pub fn children_with_prefix<'a>(
         &'a self,
         prefix: &'a str,
@@ -193,8 +193,8 @@ impl Node {
             .filter(move |child| child.name.starts_with(prefix))
     }
 
-    /// The first child with this name, by the rules of libfdt, kerf and the kernel: a name without
-    /// a unit address also finds a node that has one.
+    /// Returns the first child with this name, by the rules of libfdt, kerf and the kernel: a name
+    /// without a unit address also finds a node that has one.
     #[must_use]
     pub fn child(&self, name: &str) -> Option<&Node> {
         self.children
@@ -202,7 +202,7 @@ impl Node {
             .find(|child| path::is_found_by(&child.name, name))
     }
 
-    /// The first property with this name.
+    /// Returns the first property with this name.
     #[must_use]
     pub fn property(&self, name: &str) -> Option<&Property> {
         self.properties
@@ -210,7 +210,7 @@ impl Node {
             .find(|property| &*property.name == name)
     }
 
-    /// Number of levels of nodes, including this one.
+    /// Returns the number of levels of nodes, including this one.
     #[must_use]
     pub fn depth(&self) -> usize {
         1 + self.children.iter().map(Node::depth).max().unwrap_or(0)
@@ -218,7 +218,7 @@ impl Node {
 }
 
 impl Property {
-    /// A property with these bytes; an empty value for a flag.
+    /// Creates a property with these bytes; an empty value for a flag.
     #[must_use]
     pub fn new(name: impl Into<Arc<str>>, value: impl Into<Vec<u8>>) -> Self {
         Self {
@@ -227,13 +227,13 @@ impl Property {
         }
     }
 
-    /// The name.
+    /// Returns the name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The bytes.
+    /// Returns the bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.value

@@ -39,7 +39,7 @@ impl fmt::Display for Shape {
 }
 
 impl Property {
-    /// The value of one cell.
+    /// Returns the value of one cell.
     ///
     /// # Errors
     ///
@@ -49,7 +49,7 @@ impl Property {
         Ok(u32::from_be_bytes(bytes))
     }
 
-    /// The value of two cells, the high one first.
+    /// Returns the value of two cells, the high one first.
     ///
     /// # Errors
     ///
@@ -59,7 +59,7 @@ impl Property {
         Ok(u64::from_be_bytes(bytes))
     }
 
-    /// The values of all cells.
+    /// Returns the values of all cells.
     ///
     /// # Errors
     ///
@@ -72,7 +72,7 @@ impl Property {
         Ok(cells.iter().map(|cell| u32::from_be_bytes(*cell)).collect())
     }
 
-    /// The values of all pairs of cells.
+    /// Returns the values of all pairs of cells.
     ///
     /// # Errors
     ///
@@ -85,7 +85,7 @@ impl Property {
         Ok(cells.iter().map(|cell| u64::from_be_bytes(*cell)).collect())
     }
 
-    /// A base and a size, in bytes.
+    /// Returns a base and a size, in bytes.
     ///
     /// # Errors
     ///
@@ -111,7 +111,7 @@ impl Property {
         }
     }
 
-    /// All strings, without their NULs.
+    /// Returns all strings, without their NULs.
     ///
     /// # Errors
     ///

@@ -12,7 +12,8 @@ use crate::error::DumpError;
 /// Maximum size of a section or segment of notes, bytes: a kernel has less than 1 KiB.
 const NOTES_MAX_BYTES: u64 = 64 << 10;
 
-/// The build id of the ELF file at `path`, in hexadecimal; `None` if the file has none or is not a 64-bit ELF file.
+/// Returns the build id of the ELF file at `path`, in hexadecimal; `None` if the file has none or is not a 64-bit ELF
+/// file.
 ///
 /// # Errors
 ///
@@ -72,7 +73,7 @@ mod tests {
     use super::*;
     use crate::dump::notes::put_note;
 
-    /// An ELF file with one section or one segment of notes.
+    /// Returns an ELF file with one section or one segment of notes.
     fn elf(in_a_section: bool) -> Vec<u8> {
         let mut notes = Vec::new();
         put_note(b"Xen\0", 6, b"linux", &mut notes);

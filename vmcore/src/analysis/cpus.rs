@@ -80,7 +80,7 @@ pub(super) fn report(
     }
 }
 
-/// Possible return addresses on the stack: addresses within a function of the kernel.
+/// Returns possible return addresses on the stack: addresses within a function of the kernel.
 fn stack(kernel: &Kernel<'_>, symbols: &Symbols, code: (u64, u64), rsp: u64) -> Vec<String> {
     let mut found = Vec::new();
     let start = rsp & !7;

@@ -92,8 +92,8 @@ impl Event {
     }
 }
 
-/// The events of a log. Messages from programs are ignored, whatever they contain, and only the first line of a
-/// message can start an event.
+/// Returns the events of a log. Messages from programs are ignored, whatever they contain, and only the first
+/// line of a message can start an event.
 pub fn events(log: &Log) -> Vec<Event> {
     let mut reader = Reader::default();
     for record in log.records.iter().filter(|record| record.is_of_kernel()) {
@@ -175,8 +175,9 @@ impl Open {
         }
     }
 
-    /// Whether the line continues the event. The line from `die()` is the second line of a fault whose first line has
-    /// the better name: "BUG: unable to handle page fault", or "kernel BUG at", which is an invalid opcode for the CPU.
+    /// Returns whether the line continues the event. The line from `die()` is the second line of a fault whose first
+    /// line has the better name: "BUG: unable to handle page fault", or "kernel BUG at", which is an invalid opcode for
+    /// the CPU.
     fn goes_on_with(&self, line: &str, kind: EventKind) -> bool {
         let same = kind == EventKind::Oops && self.event.kind == EventKind::Oops;
         same && is_die(line) && self.event.rip.is_none()
@@ -259,7 +260,7 @@ fn detail(event: &mut Event, line: &str, registers_over: bool) {
     }
 }
 
-/// The task's name: the text before its taint.
+/// Returns the task's name: the text before its taint.
 fn comm(line: &str) -> Option<String> {
     let (_, rest) = line.split_once("Comm: ")?;
     let end = [" Not tainted", " Tainted: "]

@@ -84,7 +84,7 @@ pub fn analyse(dump: &Dump, options: AnalysisOptions) -> Result<Report, DumpErro
     Ok(report)
 }
 
-/// The kernel's release, if nothing else is known about the kernel.
+/// Returns the kernel's release, if nothing else is known about the kernel.
 fn release_alone(dump: &Dump) -> Option<String> {
     let text = dump.notes().vmcoreinfo.as_deref();
     let info = text.map(|text| VmcoreInfo::parse(text, Origin::Note));
@@ -224,18 +224,18 @@ fn describe(
     }
 }
 
-/// The machine, from the log's line `DMI: `. In newer kernels it follows the version of the firmware's tables.
+/// Returns the machine, from the log's line `DMI: `. In newer kernels it follows the version of the firmware's tables.
 fn machine(log: &Log) -> Option<String> {
     let is_version = |text: &String| text.starts_with("SMBIOS ") || text.starts_with("Legacy DMI ");
     lines_behind(log, "DMI: ").find(|text| !is_version(text))
 }
 
-/// The first text behind `prefix` in the log.
+/// Returns the first text behind `prefix` in the log.
 fn line_behind(log: &Log, prefix: &str) -> Option<String> {
     lines_behind(log, prefix).next()
 }
 
-/// All texts behind `prefix` in the kernel's messages.
+/// Returns all texts behind `prefix` in the kernel's messages.
 fn lines_behind<'l>(log: &'l Log, prefix: &'l str) -> impl Iterator<Item = String> + 'l {
     let records = log.records.iter().filter(|record| record.is_of_kernel());
     records.filter_map(move |record| {
@@ -328,7 +328,7 @@ fn memory(
     }
 }
 
-/// The pages among `kinds` that a level leaves out.
+/// Returns the pages among `kinds` that a level leaves out.
 fn left_out(kinds: PageCounts, level: u32) -> PageCounts {
     let when = |kind: PageKind, count| if kind.left_out_at(level) { count } else { 0 };
     PageCounts {

@@ -4,9 +4,9 @@ use crate::kernel::pages::Pages;
 use crate::kernel::{Kernel, KernelError};
 use crate::memory::PhysicalMemory;
 
-/// The gaps in the information about the kernel in `memory`, with the reasons: page tables, the log, symbols, and the
-/// use of pages. Empty if all of it is available. The kernel may run in the meantime. Reads the descriptions of all
-/// pages: about a second for 16 GiB.
+/// Returns the gaps in the information about the kernel in `memory`, with the reasons: page tables, the log, symbols,
+/// and the use of pages. Empty if all of it is available. The kernel may run in the meantime. Reads the descriptions
+/// of all pages: about a second for 16 GiB.
 ///
 /// A kernel before Linux 6.0 does not describe the location of its symbols; this does not count as a gap.
 pub fn shortfalls(memory: &dyn PhysicalMemory) -> Vec<String> {
@@ -33,7 +33,7 @@ pub fn shortfalls(memory: &dyn PhysicalMemory) -> Vec<String> {
     found
 }
 
-/// Whether a symbol begins at the start of the kernel's code according to VMCOREINFO.
+/// Returns whether a symbol begins at the start of the kernel's code according to VMCOREINFO.
 fn names_its_own_code(kernel: &Kernel<'_>) -> Result<bool, KernelError> {
     let code = kernel.info().symbol("_stext")?;
     let place = kernel.symbols()?.place(code);

@@ -24,7 +24,7 @@ const TITLES: [(&str, EventKind); 14] = [
     ("WARNING: ", EventKind::Warning),
 ];
 
-/// The event that starts at this line, if any.
+/// Returns the event that starts at this line, if any.
 pub(super) fn title(line: &str) -> Option<EventKind> {
     let title = TITLES.iter().find(|(start, _)| line.starts_with(start));
     title
@@ -32,8 +32,8 @@ pub(super) fn title(line: &str) -> Option<EventKind> {
         .or_else(|| is_die(line).then_some(EventKind::Oops))
 }
 
-/// Whether `die()` wrote the line, with any message: `double fault: 0000 [#1] PREEMPT SMP`, and from Linux 6.10 on
-/// `Oops: double fault: 0000 [#1] SMP`. The line has an error code of four or more digits, and a counter.
+/// Returns whether `die()` wrote the line, with any message: `double fault: 0000 [#1] PREEMPT SMP`, and from Linux
+/// 6.10 on `Oops: double fault: 0000 [#1] SMP`. The line has an error code of four or more digits, and a counter.
 pub(super) fn is_die(line: &str) -> bool {
     let Some((before, behind)) = line.split_once(" [#") else {
         return false;

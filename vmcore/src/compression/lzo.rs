@@ -137,7 +137,7 @@ impl Decoder<'_> {
         Ok(byte)
     }
 
-    /// A length: `low` itself or, if that is 0, `base` plus the sum of the next bytes.
+    /// Returns a length: `low` itself or, if that is 0, `base` plus the sum of the next bytes.
     fn length(&mut self, low: u8, base: usize) -> Result<usize, LzoError> {
         if low != 0 {
             return Ok(usize::from(low));
@@ -256,7 +256,7 @@ fn hash(word: u32) -> usize {
     (word.wrapping_mul(0x9e37_79b1) >> (32 - TABLE_BITS)) as usize
 }
 
-/// Length of the common prefix of `a` and `b`.
+/// Returns the length of the common prefix of `a` and `b`.
 fn equal_bytes(a: &[u8], b: &[u8]) -> usize {
     let mut equal = 0;
     while let (Some(x), Some(y)) = (

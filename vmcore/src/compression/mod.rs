@@ -39,7 +39,7 @@ impl Compression {
     /// All bits that name a method.
     pub(crate) const FLAGS: u32 = 1 | 2 | 4 | 0x20;
 
-    /// The method in a page's descriptor; `None` if it names several.
+    /// Returns the method in a page's descriptor; `None` if it names several.
     pub(crate) fn of_flags(flags: u32) -> Option<Self> {
         [Self::None, Self::Zlib, Self::Lzo, Self::Snappy, Self::Zstd]
             .into_iter()

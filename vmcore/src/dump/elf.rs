@@ -117,7 +117,7 @@ impl Elf {
         Ok((elf, notes))
     }
 
-    /// The underlying file.
+    /// Returns the underlying file.
     pub(crate) fn file(&self) -> &dyn Bytes {
         &*self.file
     }
@@ -146,8 +146,8 @@ fn sections_are_there(file: &dyn Bytes, header: &ElfHeader) -> Result<bool, Dump
     Ok(true)
 }
 
-/// Whether the core is that of a process, which has only virtual addresses: all physical ones are 0. A kernel has at
-/// most one segment at 0.
+/// Returns whether the core is that of a process, which has only virtual addresses: all physical ones are 0. A
+/// kernel has at most one segment at 0.
 fn is_of_a_process(loaded: &[(u64, u64)]) -> bool {
     loaded.len() > 1
         && loaded.iter().all(|(_, paddr)| *paddr == 0)
@@ -175,7 +175,7 @@ fn check(header: &ElfHeader) -> Result<(), DumpError> {
     Ok(())
 }
 
-/// The program headers, each with its offset in the file.
+/// Returns the program headers, each with its offset in the file.
 fn segments(file: &dyn Bytes, header: &ElfHeader) -> Result<Vec<(u64, ProgramHeader)>, DumpError> {
     let count = match header.phnum.get() {
         // An unfinished file may have none yet.

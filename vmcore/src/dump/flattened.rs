@@ -32,7 +32,7 @@ pub(crate) struct Unflattened {
     last: Mutex<usize>,
 }
 
-/// True if the bytes begin like a flattened file.
+/// Returns true if the bytes begin like a flattened file.
 pub(crate) fn is_flattened(first: &[u8]) -> bool {
     first.starts_with(&FLATTENED_MAGIC)
 }
@@ -101,7 +101,7 @@ impl Unflattened {
         Ok((unflattened, unfinished))
     }
 
-    /// Index of the first piece whose end is after `offset`.
+    /// Returns the index of the first piece whose end is after `offset`.
     fn find(&self, offset: u64) -> usize {
         let last = self.last.lock().map_or(0, |last| *last);
         let ends_behind = |index: usize| self.pieces.get(index).is_none_or(|p| p.end > offset);
@@ -184,7 +184,7 @@ impl Bytes for Unflattened {
         true
     }
 
-    /// The next record, if no record covers this offset.
+    /// Returns the next record, if no record covers this offset.
     fn next_data(&self, offset: u64) -> u64 {
         let piece = self.pieces.get(self.find(offset));
         piece.map_or(self.len.max(offset), |piece| piece.start.max(offset))

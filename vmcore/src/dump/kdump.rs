@@ -69,22 +69,23 @@ impl Kdump {
         Ok((kdump, notes))
     }
 
-    /// The underlying file.
+    /// Returns the underlying file.
     pub(crate) fn file(&self) -> &dyn Bytes {
         &*self.file
     }
 
-    /// The part that is missing in the file; `None` if it is complete. Reads 24 bytes per page.
+    /// Returns the part that is missing in the file; `None` if it is complete. Reads 24 bytes per page.
     pub(crate) fn missing(&self) -> Option<&'static str> {
         whole::missing(self)
     }
 
-    /// Number of pages in the file.
+    /// Returns the number of pages in the file.
     pub(crate) fn pages_in_file(&self) -> u64 {
         self.before.last().copied().unwrap_or(0)
     }
 
-    /// The compression methods of up to `count` descriptors, spread over all. Fails if one of them is not in the file.
+    /// Returns the compression methods of up to `count` descriptors, spread over all. Fails if one of them is not in
+    /// the file.
     pub(crate) fn sample(&self, count: u64) -> Result<Vec<Compression>, DumpError> {
         let pages = self.pages_in_file();
         let mut seen = Vec::new();
@@ -99,7 +100,7 @@ impl Kdump {
         Ok(seen)
     }
 
-    /// Number of pages in the file before this one; `None` if the page is not in the file.
+    /// Returns the number of pages in the file before this one; `None` if the page is not in the file.
     fn rank(&self, pfn: u64) -> Result<Option<u64>, DumpError> {
         if pfn >= self.places.pages_end {
             return Ok(None);
@@ -319,7 +320,7 @@ pub(super) fn is_within(block: u64, bits: &[u8; PAGE_BYTES], ranges: &[PhysRange
     })
 }
 
-/// The memory of the machine, from the first bitmap.
+/// Returns the memory of the machine, from the first bitmap.
 fn memory_ranges(file: &dyn Bytes, places: &Places) -> Result<Vec<PhysRange>, DumpError> {
     let mut ranges: Vec<PhysRange> = Vec::new();
     for_each_block(file, places.first, places.blocks, |block, bits| {

@@ -186,18 +186,18 @@ impl Dump {
         self.format
     }
 
-    /// The contents of its notes.
+    /// Returns the contents of its notes.
     pub fn notes(&self) -> &Notes {
         &self.notes
     }
 
-    /// Length of the file in bytes; for a flattened file, the length of the file that it describes.
+    /// Returns the length of the file in bytes; for a flattened file, the length of the file that it describes.
     pub fn file_bytes(&self) -> u64 {
         self.file().len()
     }
 
-    /// Whether the dump is complete. For a kdump-compressed file this reads every descriptor, 24 bytes per page, and
-    /// checks that every page is within the file; only a read of a page shows whether it can be unpacked.
+    /// Returns whether the dump is complete. For a kdump-compressed file this reads every descriptor, 24 bytes per
+    /// page, and checks that every page is within the file; only a read of a page shows whether it can be unpacked.
     pub fn completeness(&self) -> Completeness {
         let missing = match &self.inner {
             _ if self.is_marked() => Some("its writer marked it as incomplete"),
@@ -208,7 +208,7 @@ impl Dump {
         missing.map_or(Completeness::Complete, Completeness::Incomplete)
     }
 
-    /// The writer marked the dump as unfinished.
+    /// Returns whether the writer marked the dump as unfinished.
     fn is_marked(&self) -> bool {
         match &self.inner {
             Inner::Elf(elf) => elf.marked,
@@ -231,8 +231,8 @@ impl Dump {
         (!flattened && here).then_some(own)
     }
 
-    /// The types of omitted pages, as makedumpfile's `-d`. ELF cores do not record them, except kmorph's;
-    /// neither does a kdump-compressed file that kmorph did not finish.
+    /// Returns the types of omitted pages, as makedumpfile's `-d`. ELF cores do not record them, except
+    /// kmorph's; neither does a kdump-compressed file that kmorph did not finish.
     pub fn level(&self) -> Option<u32> {
         match (&self.inner, self.own()) {
             (Inner::Kdump(kdump), _) if kdump.marked && kdump.level == 0 => None,
@@ -241,7 +241,7 @@ impl Dump {
         }
     }
 
-    /// The compression methods of the pages, from a sample; none for ELF cores.
+    /// Returns the compression methods of the pages, from a sample; none for ELF cores.
     ///
     /// # Errors
     ///
@@ -257,7 +257,7 @@ impl Dump {
         }
     }
 
-    /// Number of pages in the file, if the file records it.
+    /// Returns the number of pages in the file, if the file records it.
     pub fn pages_in_file(&self) -> Option<u64> {
         match &self.inner {
             Inner::Elf(_) => None,
@@ -265,7 +265,7 @@ impl Dump {
         }
     }
 
-    /// The kernel's release in the file header, if present.
+    /// Returns the kernel's release in the file header, if present.
     pub fn header_release(&self) -> Option<String> {
         let Inner::Kdump(kdump) = &self.inner else {
             return None;
@@ -276,7 +276,7 @@ impl Dump {
         (!name.is_empty()).then(|| name.into_owned())
     }
 
-    /// The physical base of the kernel in the file header; only kdump-compressed files have it.
+    /// Returns the physical base of the kernel in the file header; only kdump-compressed files have it.
     pub fn header_phys_base(&self) -> Option<u64> {
         match &self.inner {
             Inner::Elf(_) => None,

@@ -139,19 +139,19 @@ pub struct OwnNote {
 }
 
 impl OwnNote {
-    /// Whether this version wrote the note. False for zeros, which a file contains until it is finished, and for a
-    /// newer version.
+    /// Returns whether this version wrote the note. False for zeros, which a file contains until it is finished,
+    /// and for a newer version.
     fn is_ours(&self) -> bool {
         let written = self.as_bytes().iter().any(|byte| *byte != 0);
         written && (self.version.get() == OWN_NOTE_VERSION || !self.holds())
     }
 
-    /// True if the note itself is unchanged.
+    /// Returns true if the note itself is unchanged.
     pub(crate) fn holds(&self) -> bool {
         self.own_crc32() == self.note_crc32.get()
     }
 
-    /// The expected value of [`OwnNote::note_crc32`].
+    /// Returns the expected value of [`OwnNote::note_crc32`].
     pub(crate) fn own_crc32(&self) -> u32 {
         let unsigned = Self {
             note_crc32: 0.into(),
@@ -320,7 +320,7 @@ impl<'a> Note<'a> {
     }
 }
 
-/// The build id in these notes, if any.
+/// Returns the build id in these notes, if any.
 pub(crate) fn gnu_build_id(mut notes: &[u8]) -> Option<&[u8]> {
     while let Some((note, behind)) = Note::split(notes) {
         if note.name == GNU && note.kind == NT_GNU_BUILD_ID {

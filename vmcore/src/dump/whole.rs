@@ -23,7 +23,7 @@ const ASTRAY: &str = "two pages overlap, or something lies between them";
 const MORE_THAN_MEMORY: &str = "it has pages where the machine has no memory";
 const UNREADABLE: &str = "a part of the file cannot be read";
 
-/// The part that is missing in the file; `None` if it is complete. Reads every descriptor: 24 bytes per page.
+/// Returns the part that is missing in the file; `None` if it is complete. Reads every descriptor: 24 bytes per page.
 pub(super) fn missing(kdump: &Kdump) -> Option<&'static str> {
     match bitmaps(kdump).and_then(|()| pages(kdump)) {
         Ok(()) => None,
@@ -118,8 +118,8 @@ fn pages(kdump: &Kdump) -> Result<(), Missing> {
     }
 }
 
-/// Whether the pages start at `first`, at the end of their descriptors. The shared zero page precedes the others; it
-/// exists even if no descriptor refers to it.
+/// Returns whether the pages start at `first`, at the end of their descriptors. The shared zero page precedes the
+/// others; it exists even if no descriptor refers to it.
 fn begins_at(file: &dyn Bytes, first: u64, lowest: u64) -> Result<bool, Missing> {
     let between = lowest.saturating_sub(first);
     if between == 0 || between > u64::from(PACKED_MAX_BYTES) {

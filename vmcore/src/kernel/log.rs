@@ -50,7 +50,7 @@ pub struct Log {
 }
 
 impl Log {
-    /// The text, byte for byte as written by `makedumpfile --dump-dmesg`.
+    /// Returns the text, byte for byte as written by `makedumpfile --dump-dmesg`.
     pub fn text(&self) -> Vec<u8> {
         let mut text = Vec::new();
         for record in &self.records {
@@ -61,7 +61,7 @@ impl Log {
 }
 
 impl Record {
-    /// True if the kernel wrote the message, not a program.
+    /// Returns true if the kernel wrote the message, not a program.
     pub fn is_of_kernel(&self) -> bool {
         self.facility == 0
     }
@@ -128,7 +128,7 @@ impl Kernel<'_> {
         Ok(self.walk(&ring, *ids.start(), *ids.end()))
     }
 
-    /// True if one of the newest messages can be read.
+    /// Returns true if one of the newest messages can be read.
     pub(super) fn has_log(&self) -> bool {
         self.ring().is_ok_and(|(ring, ids)| {
             let newest = (0..RECORDS_TRIED).map(|back| ids.end().wrapping_sub(back) & ID_MASK);
@@ -137,7 +137,7 @@ impl Kernel<'_> {
         })
     }
 
-    /// The ring, and the ids from its tail to its head.
+    /// Returns the ring, and the ids from its tail to its head.
     fn ring(&self) -> Result<(Ring, RangeInclusive<u64>), KernelError> {
         let info = self.info();
         let buffer = self.u64_at(info.symbol("prb")?, "the address of the log")?;
@@ -214,7 +214,7 @@ impl Kernel<'_> {
         log
     }
 
-    /// The message with this id; `None` if it was not written, or has no text.
+    /// Returns the message with this id; `None` if it was not written, or has no text.
     fn record(&self, ring: &Ring, id: u64) -> Result<Option<Record>, KernelError> {
         let layout = &ring.layout;
         let slot = id & ring.desc_mask;

@@ -65,8 +65,8 @@ pub struct Kernel<'a> {
 }
 
 impl<'a> Kernel<'a> {
-    /// The kernel in a dump. If the VMCOREINFO in the dump's notes does not lead to everything, this searches the
-    /// memory for the kernel's own copy, and uses the copy if it leads to more.
+    /// Returns the kernel in a dump. If the VMCOREINFO in the dump's notes does not lead to everything, this
+    /// searches the memory for the kernel's own copy, and uses the copy if it leads to more.
     ///
     /// # Errors
     ///
@@ -98,7 +98,7 @@ impl<'a> Kernel<'a> {
         best
     }
 
-    /// The kernel in memory, found by its VMCOREINFO.
+    /// Returns the kernel in memory, found by its VMCOREINFO.
     ///
     /// # Errors
     ///
@@ -107,8 +107,8 @@ impl<'a> Kernel<'a> {
         Self::searched(memory, None)
     }
 
-    /// The kernel of the first VMCOREINFO in memory whose page tables exist; otherwise the kernel of the first
-    /// VMCOREINFO.
+    /// Returns the kernel of the first VMCOREINFO in memory whose page tables exist; otherwise the kernel of
+    /// the first VMCOREINFO.
     fn searched(
         memory: &'a dyn PhysicalMemory,
         phys_base: Option<u64>,
@@ -127,7 +127,7 @@ impl<'a> Kernel<'a> {
         found.or(first).unwrap_or(Err(KernelError::NoVmcoreInfo))
     }
 
-    /// True if the page tables map their own top table.
+    /// Returns true if the page tables map their own top table.
     fn maps_itself(&self) -> bool {
         self.translate(self.table)
             .is_ok_and(|phys| phys == self.root)
@@ -147,7 +147,7 @@ impl<'a> Kernel<'a> {
         1 + u32::from(self.has_log()) + pages
     }
 
-    /// The kernel that `info` describes. `phys_base` is used if `info` does not contain the kernel's location.
+    /// Opens the kernel that `info` describes. `phys_base` is used if `info` does not contain the kernel's location.
     ///
     /// # Errors
     ///
@@ -189,7 +189,7 @@ impl<'a> Kernel<'a> {
         &self.info
     }
 
-    /// The underlying memory.
+    /// Returns the underlying memory.
     pub fn memory(&self) -> &'a dyn PhysicalMemory {
         self.memory
     }

@@ -68,12 +68,12 @@ impl<'k, 'm> Pages<'k, 'm> {
         })
     }
 
-    /// Number of pages in a section: a call of [`Pages::kinds`] covers that many.
+    /// Returns the number of pages in a section: a call of [`Pages::kinds`] covers that many.
     pub fn section_pages(&self) -> u64 {
         1 << self.section_order
     }
 
-    /// The types of the pages of one section. `first` is the number of its first page; `kinds` has
+    /// Returns the types of the pages of one section. `first` is the number of its first page; `kinds` has
     /// [`Pages::section_pages`] entries; `buffer` is memory that can be reused for the next section.
     ///
     /// # Errors
@@ -182,7 +182,7 @@ impl<'k, 'm> Pages<'k, 'm> {
         })
     }
 
-    /// Address of the section's page structures, minus the number of its first page times their size.
+    /// Returns the address of the section's page structures, minus the number of its first page times their size.
     fn section_map(&self, section: u64) -> Result<u64, KernelError> {
         let what = "the table of memory sections";
         let per_root = PAGE / self.section_struct_bytes;
@@ -208,7 +208,7 @@ impl<'k, 'm> Pages<'k, 'm> {
         Ok(address)
     }
 
-    /// The type of the page whose structure is at this address.
+    /// Returns the type of the page whose structure is at this address.
     fn kind_at(&self, virt: u64) -> PageKind {
         let length = usize::try_from(self.layout.bytes).unwrap_or(0);
         let mut bytes = vec![0; 2 * length];

@@ -60,10 +60,10 @@ impl Kernel<'_> {
         Err(MemoryError::NotMapped { virt, level: 0 })
     }
 
-    /// The start of the direct map of all physical memory: the virtual address of physical address 0.
+    /// Returns the start of the direct map of all physical memory: the virtual address of physical address 0.
     ///
-    /// The address differs with every boot. The direct map is the first mapping in the kernel half whose
-    /// physical addresses fit a linear mapping from its start.
+    /// The address differs with every boot. The direct map is the first mapping in the kernel half whose physical
+    /// addresses fit a linear mapping from its start.
     pub fn direct_map(&self) -> Option<u64> {
         let top_shift = 12 + LEVEL_BITS * u32::from(self.levels - 1);
         // The kernel uses the upper half of the top table. The direct map comes first.
@@ -77,7 +77,7 @@ impl Kernel<'_> {
         None
     }
 
-    /// The gigabyte below the entry at `base` that maps an early page to its own physical address.
+    /// Returns the gigabyte below the entry at `base` that maps an early page to its own physical address.
     fn first_gigabyte_with_zero(&self, base: u64, top_shift: u32) -> Option<u64> {
         const GIGABYTE: u64 = 1 << 30;
         let mut empty = [0; 8];
@@ -99,7 +99,7 @@ impl Kernel<'_> {
             })
     }
 
-    /// The range of the kernel's image: from its code to the last page mapped as part of it.
+    /// Returns the range of the kernel's image: from its code to the last page mapped as part of it.
     pub fn image(&self) -> Option<PhysRange> {
         const STEP: u64 = 2 << 20;
         let start = self.info().symbol("_stext").ok()? & !(STEP - 1);

@@ -95,7 +95,7 @@ impl Kernel<'_> {
             .collect())
     }
 
-    /// The packed names, and the offset of every 256th one.
+    /// Returns the packed names, and the offset of every 256th one.
     fn names(&self, at: u64, count: u32) -> Result<(Vec<u8>, Vec<usize>), KernelError> {
         let mut names = Vec::new();
         let mut markers = Vec::new();
@@ -151,7 +151,7 @@ impl Base {
         }
     }
 
-    /// The address of the symbol with this number.
+    /// Returns the address of the symbol with this number.
     fn address(self, number: u64, offset: i32) -> u64 {
         let signed = i64::from(offset).cast_unsigned();
         match self {
@@ -174,7 +174,7 @@ fn packed_name(names: &[u8], place: usize) -> Option<(usize, usize)> {
 }
 
 impl Symbols {
-    /// The symbol that contains an address; `None` outside the kernel's image.
+    /// Returns the symbol that contains an address; `None` outside the kernel's image.
     pub fn place(&self, address: u64) -> Option<Place> {
         let behind = self.addresses.partition_point(|start| *start <= address);
         let mut index = behind.checked_sub(1)?;

@@ -115,37 +115,38 @@ impl VmcoreInfo {
         })
     }
 
-    /// The place where it was found.
+    /// Returns the place where it was found.
     pub fn origin(&self) -> Origin {
         self.origin
     }
 
-    /// The original text.
+    /// Returns the original text.
     pub fn text(&self) -> &[u8] {
         &self.text
     }
 
-    /// The kernel's release.
+    /// Returns the kernel's release.
     pub fn release(&self) -> Option<&str> {
         self.get("OSRELEASE")
     }
 
-    /// The kernel's build id, in hexadecimal digits.
+    /// Returns the kernel's build id, in hexadecimal digits.
     pub fn build_id(&self) -> Option<&str> {
         self.get("BUILD-ID")
     }
 
-    /// Time when a crash kernel was started with kexec, in seconds since 1970; only in dumps of a kdump kernel.
+    /// Returns the time when a crash kernel was started with kexec, in seconds since 1970; only in dumps of a kdump
+    /// kernel.
     pub fn crash_time(&self) -> Option<u64> {
         self.get("CRASHTIME")?.parse().ok()
     }
 
-    /// The raw value of a key.
+    /// Returns the raw value of a key.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.values.get(key).map(|value| value.trim())
     }
 
-    /// The address of a symbol.
+    /// Returns the address of a symbol.
     ///
     /// # Errors
     ///
@@ -156,22 +157,22 @@ impl VmcoreInfo {
         })
     }
 
-    /// The offset of a member in its structure, bytes.
+    /// Returns the offset of a member in its structure, bytes.
     pub fn offset(&self, member: &str) -> Result<u64, Missing> {
         self.small(format!("OFFSET({member})"))
     }
 
-    /// The size of a structure, bytes.
+    /// Returns the size of a structure, bytes.
     pub fn size(&self, structure: &str) -> Result<u64, Missing> {
         self.small(format!("SIZE({structure})"))
     }
 
-    /// The number of elements of an array.
+    /// Returns the number of elements of an array.
     pub fn length(&self, array: &str) -> Result<u64, Missing> {
         self.small(format!("LENGTH({array})"))
     }
 
-    /// A number; some are hexadecimal, some negative.
+    /// Returns a number; some are hexadecimal, some negative.
     pub fn number(&self, name: &str) -> Result<i64, Missing> {
         self.parsed(&format!("NUMBER({name})"), |text| {
             match text.strip_prefix("0x") {
@@ -181,7 +182,7 @@ impl VmcoreInfo {
         })
     }
 
-    /// An offset or size: a value larger than any structure is an error.
+    /// Returns an offset or size: a value larger than any structure is an error.
     fn small(&self, key: String) -> Result<u64, Missing> {
         self.parsed(&key, |text| {
             text.parse().ok().filter(|value: &u64| *value < 1 << 32)
@@ -212,12 +213,13 @@ fn take_high(range: &mut PhysRange) -> PhysRange {
     }
 }
 
-/// Start of the first readable page in the range that may have contents; the end of the range if there is none.
+/// Returns the start of the first readable page in the range that may have contents; the end of the range if there is
+/// none.
 fn next(memory: &dyn PhysicalMemory, range: PhysRange) -> u64 {
     memory.next_present(memory.next_data(range.start, range.end), range.end)
 }
 
-/// The text in a page that begins with the note.
+/// Returns the text in a page that begins with the note.
 fn note_in(page: &[u8]) -> Option<&[u8]> {
     let (header, rest) = NoteHeader::read_from_prefix(page).ok()?;
     let length = u64::from(header.content_bytes.get());

@@ -49,12 +49,12 @@ impl Chunk<'_> {
         runs
     }
 
-    /// True if the page goes into the file.
+    /// Returns true if the page goes into the file.
     pub(super) fn goes(&self, page: usize) -> bool {
         self.bits[page / 8] & 1 << (page % 8) != 0
     }
 
-    /// True if no page goes into the file.
+    /// Returns true if no page goes into the file.
     pub(super) fn is_empty(&self) -> bool {
         self.bits.iter().all(|byte| *byte == 0)
     }
@@ -166,7 +166,7 @@ pub(super) enum Halt {
 
 /// The processing of chunks; each thread has its own worker.
 pub(super) trait Worker<S>: Send {
-    /// The buffer for the chunk's memory.
+    /// Returns the buffer for the chunk's memory.
     fn read(&mut self) -> &mut Read;
     /// Prepares the chunk that was read.
     fn prepare(&mut self, chunk: &Chunk<'_>) -> io::Result<()>;
@@ -182,7 +182,7 @@ struct Turn<S> {
     shared: S,
 }
 
-/// Number of workers for this many reading threads: one more if there may be helpers.
+/// Returns the number of workers for this many reading threads: one more if there may be helpers.
 pub(super) fn workers(threads: usize, control: &Control) -> usize {
     threads + usize::from(control.shares.is_some())
 }

@@ -39,9 +39,9 @@ struct Segment {
 }
 
 impl Segment {
-    /// The memory in the file with its offset, and the omitted memory after it. Omitted memory gets
-    /// separate headers, with an offset after all other contents: makedumpfile 1.7 assumes that a segment
-    /// has the same size in the file and in memory, and otherwise reads other pages, or beyond the file.
+    /// Returns the memory in the file with its offset, and the omitted memory after it. Omitted memory gets separate
+    /// headers, with an offset after all other contents: makedumpfile 1.7 assumes that a segment has the same size in
+    /// the file and in memory, and otherwise reads other pages, or beyond the file.
     fn stretches(&self) -> impl Iterator<Item = (PhysRange, Option<u64>)> {
         let range = |from: u64, upto: u64| PhysRange {
             start: (self.start + from) * PAGE,
@@ -149,7 +149,7 @@ impl Head {
     }
 }
 
-/// The contiguous parts of the file; splits only as far as the limit on segments permits.
+/// Returns the contiguous parts of the file; splits only as far as the limit on segments permits.
 fn segments(contents: &Contents<'_>, map: &PageMap<'_>) -> io::Result<Vec<Segment>> {
     let mut split = SPLIT_PAGES;
     loop {
@@ -218,7 +218,7 @@ fn segments_with(
     Ok(Some(segments))
 }
 
-/// The headers of all segments; assigns an offset in the file to each.
+/// Returns the headers of all segments; assigns an offset in the file to each.
 fn program_headers(
     contents: &Contents<'_>,
     segments: &mut [Segment],
@@ -303,7 +303,7 @@ impl<'a> Ready<'a> {
         }
     }
 
-    /// The parts of the file that the chunk fills: pages of the chunk, and their offset.
+    /// Returns the parts of the file that the chunk fills: pages of the chunk, and their offset.
     fn parts(&self) -> impl Iterator<Item = (std::ops::Range<usize>, u64)> {
         let (start, end) = (self.start, self.start + CHUNK_PAGES as u64);
         let first = self

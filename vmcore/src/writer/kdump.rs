@@ -189,7 +189,7 @@ impl Head {
     }
 }
 
-/// The kernel's names: from its memory, or only the release from VMCOREINFO.
+/// Returns the kernel's names: from its memory, or only the release from VMCOREINFO.
 fn utsname(contents: &Contents<'_>) -> [[u8; 65]; 6] {
     let mut names = [[0; 65]; 6];
     let Some(kernel) = contents.kernel else {

@@ -93,8 +93,8 @@ pub struct Control {
 }
 
 impl Control {
-    /// A control that calls `told`, on the writing thread, as soon as the memory is no longer read. The file is
-    /// not complete then; the sync and the verification that follow can take long.
+    /// Returns a control that calls `told`, on the writing thread, as soon as the memory is no longer read. The
+    /// file is not complete then; the sync and the verification that follow can take long.
     pub fn telling_when_read(told: impl Fn() + Send + Sync + 'static) -> Self {
         Self {
             memory_read: Some(Box::new(told)),
@@ -276,7 +276,7 @@ impl Tally {
     }
 }
 
-/// The note about a finished file.
+/// Returns the note about a finished file.
 fn own_note(
     options: &Options,
     filtered: &Filtered,
@@ -313,7 +313,7 @@ fn own_note(
     }
 }
 
-/// The error of a failed pass 1.
+/// Returns the error of a failed pass 1.
 fn map_error(error: std::io::Error, partial: &Partial) -> WriteError {
     match error.kind() {
         std::io::ErrorKind::Interrupted => stopped(partial),
@@ -327,7 +327,7 @@ fn stopped(partial: &Partial) -> WriteError {
     }
 }
 
-/// The error of a failed pass 2.
+/// Returns the error of a failed pass 2.
 fn halted(halt: Halt, partial: &Partial) -> WriteError {
     match halt {
         // Another thread's error is reported instead, if there is one.

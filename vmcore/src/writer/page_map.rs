@@ -41,7 +41,7 @@ pub(super) struct Filtered {
     pub(super) sections_kept: u64,
 }
 
-/// Number of blocks of one bitmap.
+/// Returns the number of blocks of one bitmap.
 pub(super) fn blocks(contents: &Contents<'_>) -> u64 {
     let end = contents.memory.ranges().last().map_or(0, |range| range.end);
     (end / PAGE).div_ceil(WINDOW_PAGES)
@@ -103,12 +103,12 @@ impl<'a> PageMap<'a> {
         Ok((map, filtered))
     }
 
-    /// Number of pages in the file.
+    /// Returns the number of pages in the file.
     pub(super) fn pages_in_file(&self) -> u64 {
         self.before.last().copied().unwrap_or(0)
     }
 
-    /// The pages of a window that go into the file.
+    /// Returns the pages of a window that go into the file.
     pub(super) fn block(&self, window: u64) -> io::Result<Block> {
         let mut block = [0; PAGE_BYTES];
         self.file
@@ -181,7 +181,7 @@ struct Part {
     sums: Vec<(usize, u64)>,
 }
 
-/// The source of page types, if something is to be omitted; otherwise why there is none.
+/// Returns the source of page types, if something is to be omitted; otherwise why there is none.
 fn pages<'k>(contents: &Contents<'k>, level: u32) -> Result<Option<Pages<'k, 'k>>, String> {
     if level & !1 == 0 {
         return Ok(None);
@@ -208,7 +208,7 @@ fn windows(contents: &Contents<'_>) -> Vec<u64> {
     windows
 }
 
-/// The machine's memory in the window that begins with page `start`.
+/// Returns the machine's memory in the window that begins with page `start`.
 pub(super) fn stretches(contents: &Contents<'_>, start: u64) -> Vec<(u64, u64)> {
     let end = start + WINDOW_PAGES;
     let ranges = contents.memory.ranges();
@@ -227,7 +227,7 @@ fn set(block: &mut Block, bit: u64) {
     block[bit / 8] |= 1 << (bit % 8);
 }
 
-/// The result of a thread; propagates its panic.
+/// Returns the result of a thread; propagates its panic.
 pub(super) fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
     thread
         .join()

@@ -10,7 +10,7 @@ use super::WriteError;
 /// Mode of a dump: only the owner may read it, because it contains all of the machine's data.
 const MODE: u32 = 0o600;
 
-/// The name of the file `path` until it is complete.
+/// Returns the name of the file `path` until it is complete.
 pub fn partial_path(path: &Path) -> PathBuf {
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
@@ -55,7 +55,7 @@ impl Partial {
         &self.file
     }
 
-    /// An unnamed file in the same directory.
+    /// Returns an unnamed file in the same directory.
     pub(super) fn scratch(&self) -> Result<File, WriteError> {
         let directory = self.path.parent().filter(|p| !p.as_os_str().is_empty());
         let directory = directory.unwrap_or(Path::new("."));

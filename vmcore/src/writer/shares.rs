@@ -93,7 +93,7 @@ pub(super) enum Task {
 }
 
 impl Share {
-    /// A chunk that begins with page `start`.
+    /// Creates a chunk that begins with page `start`.
     pub(super) fn new(chunk: u64, start: u64, ranges: Vec<PhysRange>) -> Self {
         Self {
             chunk,
@@ -103,17 +103,17 @@ impl Share {
         }
     }
 
-    /// The ranges to read: sorted, disjoint, in whole pages.
+    /// Returns the ranges to read: sorted, disjoint, in whole pages.
     pub fn ranges(&self) -> &[PhysRange] {
         &self.ranges
     }
 
-    /// Number of bytes to read.
+    /// Returns the number of bytes to read.
     pub fn bytes(&self) -> u64 {
         self.ranges.iter().map(PhysRange::len).sum()
     }
 
-    /// The buffer for the memory at `range`; `None` if that is not within one of [`Share::ranges`].
+    /// Returns the buffer for the memory at `range`; `None` if that is not within one of [`Share::ranges`].
     pub fn memory_at(&mut self, range: PhysRange) -> Option<&mut [u8]> {
         let within = |whole: &PhysRange| whole.start <= range.start && range.end <= whole.end;
         if range.end < range.start || !self.ranges.iter().any(within) {
@@ -132,7 +132,7 @@ impl Share {
         self.ranges.iter().all(within)
     }
 
-    /// All bytes of the chunk; zeros outside the ranges to read.
+    /// Returns all bytes of the chunk; zeros outside the ranges to read.
     pub(super) fn memory(&self) -> &[u8] {
         &self.memory
     }
@@ -167,8 +167,8 @@ impl Shares {
         self.changed.notify_all();
     }
 
-    /// The next chunk for one of the writer's threads; `None` if nothing is left, `Err` if the
-    /// writer was stopped or another thread failed.
+    /// Returns the next chunk for one of the writer's threads; `None` if nothing is left, `Err` if
+    /// the writer was stopped or another thread failed.
     pub(super) fn take(&self, stop: &AtomicBool) -> Result<Option<Taken>, ()> {
         let mut state = self.lock();
         loop {
@@ -213,7 +213,7 @@ impl Shares {
         self.changed.notify_all();
     }
 
-    /// The next task for helpers; `None` if there will be no more.
+    /// Returns the next task for helpers; `None` if there will be no more.
     pub(super) fn task(&self, stop: &AtomicBool) -> Option<Task> {
         let mut state = self.lock();
         loop {
@@ -245,7 +245,7 @@ impl Shares {
 }
 
 impl State {
-    /// Whether all chunks have been written, or have an owner that will write them.
+    /// Returns whether all chunks have been written, or have an owner that will write them.
     fn used_up(&self) -> bool {
         self.free.is_empty()
             && self.in_hand.is_empty()
@@ -256,7 +256,7 @@ impl State {
             && self.delivered.is_empty()
     }
 
-    /// The next chunk for a writer's thread, and whether no helper can read it.
+    /// Returns the next chunk for a writer's thread, and whether no helper can read it.
     fn next_chunk(&mut self) -> Option<(u64, bool)> {
         if let Some(chunk) = self.free.next().or_else(|| self.returned.pop()) {
             return Some((chunk, false));
@@ -351,7 +351,8 @@ impl Helper {
         self.shares.changed.notify_all();
     }
 
-    /// The next chunk to read. Waits for one, even before the memory to read is known; `None` if there are no more.
+    /// Returns the next chunk to read. Waits for one, even before the memory to read is known; `None` if there are no
+    /// more.
     pub fn take(&self) -> Option<Share> {
         let mut state = self.shares.lock();
         loop {
@@ -366,12 +367,12 @@ impl Helper {
         }
     }
 
-    /// True once there is nothing more to read.
+    /// Returns true once there is nothing more to read.
     pub fn is_over(&self) -> bool {
         self.shares.lock().over
     }
 
-    /// The next chunk, if one is available now.
+    /// Returns the next chunk, if one is available now.
     pub fn take_now(&self) -> Option<Share> {
         let mut state = self.shares.lock();
         (!state.over)

@@ -28,7 +28,7 @@ struct Class {
 }
 
 impl Class {
-    /// The class of blocks with `size` bytes.
+    /// Returns the class of blocks with `size` bytes.
     fn of(size: u64) -> Self {
         if size < LINEAR_LIMIT {
             return Self {
@@ -43,7 +43,7 @@ impl Class {
         }
     }
 
-    /// The lowest class whose blocks all have at least `size` bytes.
+    /// Returns the lowest class whose blocks all have at least `size` bytes.
     fn fitting(size: u64) -> Self {
         if size < LINEAR_LIMIT {
             return Self::of(size);
@@ -144,7 +144,7 @@ impl Mapping {
         self.set_previous_of(block + size, block)
     }
 
-    /// The block of `payload` and its size, if it is allocated.
+    /// Returns the block of `payload` and its size, if it is allocated.
     fn allocated(&self, payload: u64) -> Result<(u64, u64)> {
         let block = payload
             .checked_sub(HEADER)

@@ -60,14 +60,14 @@ const _: () = assert!(word::SECOND_BITMAPS + FIRST_LEVELS * 8 <= word::FREE_HEAD
 const _: () = assert!(word::FREE_HEADS + FIRST_LEVELS * SECOND_LEVELS * 8 <= DIRECTORY);
 const _: () = assert!(1 << FIRST_TABLE_LEVEL == SEGMENT_BUCKETS);
 
-/// Number of directory slots for an arena of `capacity` bytes: one bucket for each 64 bytes, so
-/// that the table can grow as long as there is space for keys.
+/// Returns the number of directory slots for an arena of `capacity` bytes: one bucket for each 64
+/// bytes, so that the table can grow as long as there is space for keys.
 #[must_use]
 pub const fn directory_slots(capacity: u64) -> u64 {
     capacity / (64 * SEGMENT_BUCKETS) + 1
 }
 
-/// Offset of the heap in an arena of `capacity` bytes.
+/// Returns the offset of the heap in an arena of `capacity` bytes.
 #[must_use]
 pub const fn heap_start(capacity: u64) -> u64 {
     (DIRECTORY + directory_slots(capacity) * 8).next_multiple_of(64)

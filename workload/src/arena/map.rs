@@ -104,7 +104,7 @@ impl Mapping {
         self.len == 0
     }
 
-    /// The memfd, to pass to another process.
+    /// Returns the memfd, to pass to another process.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
@@ -136,7 +136,7 @@ impl Mapping {
         Ok(())
     }
 
-    /// The word at `offset`, as an atomic.
+    /// Returns the word at `offset`, as an atomic.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`] when the offset is unaligned or out of bounds.
@@ -249,7 +249,7 @@ impl Mapping {
         }
     }
 
-    /// Number of bytes written through this mapping so far.
+    /// Returns the number of bytes written through this mapping so far.
     #[must_use]
     pub fn written_bytes(&self) -> u64 {
         self.written_bytes
@@ -267,7 +267,7 @@ impl Mapping {
         self.dirty = None;
     }
 
-    /// Number of bytes written and not yet taken; 0 without tracking.
+    /// Returns the number of bytes written and not yet taken; 0 without tracking.
     #[must_use]
     pub fn dirty_bytes(&self) -> u64 {
         self.dirty.as_ref().map_or(0, DirtyPages::bytes)
@@ -362,7 +362,7 @@ mod tests {
         ]
     }
 
-    /// The range as indices of the model, if it is within bounds.
+    /// Returns the range as indices of the model, if it is within bounds.
     fn within(at: u64, len: u64) -> Option<std::ops::Range<usize>> {
         let end = at.checked_add(len).filter(|end| *end <= MIN_CAPACITY)?;
         Some(index(at)..index(end))

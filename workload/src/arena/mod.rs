@@ -55,7 +55,7 @@ pub enum ArenaError {
 /// Result of an arena operation.
 pub type Result<T> = std::result::Result<T, ArenaError>;
 
-/// An index into memory. Every offset fits: the crate builds for 64-bit targets only.
+/// Returns an index into memory. Every offset fits: the crate builds for 64-bit targets only.
 #[allow(clippy::cast_possible_truncation)]
 pub(crate) const fn index(offset: u64) -> usize {
     offset as usize

@@ -65,7 +65,7 @@ impl Ownership {
 }
 
 impl Mapping {
-    /// The current ownership.
+    /// Returns the current ownership.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`] if the word is invalid.
@@ -73,7 +73,7 @@ impl Mapping {
         Ownership::from_word(self.word(word::OWNERSHIP)?.load(Ordering::Acquire))
     }
 
-    /// Whether the owner of `epoch` may write.
+    /// Returns whether the owner of `epoch` may write.
     pub(crate) fn is_serving(&self, epoch: u64) -> bool {
         let phase = OwnershipPhase::Serving;
         let mine = Ownership { epoch, phase }.to_word();

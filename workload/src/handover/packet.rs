@@ -57,7 +57,7 @@ pub enum HandoverError {
 }
 
 impl HandoverError {
-    /// Whether the socket was only not ready: retry once it is.
+    /// Returns whether the socket was only not ready: retry once it is.
     #[must_use]
     pub fn would_block(&self) -> bool {
         matches!(self, Self::System { source, .. } if source.kind() == io::ErrorKind::WouldBlock)
@@ -119,7 +119,7 @@ impl PacketSocket {
         })
     }
 
-    /// A connected pair of sockets, both close-on-exec.
+    /// Creates a connected pair of sockets, both close-on-exec.
     ///
     /// # Errors
     /// The system's error, if no descriptors are left.

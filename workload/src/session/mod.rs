@@ -93,7 +93,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// The session of a process that an agent has started; `None` without an agent.
+    /// Returns the session of a process that an agent has started; `None` without an agent.
     ///
     /// # Safety
     /// Call this at most once, before any other code takes the descriptor by its number.
@@ -124,7 +124,7 @@ impl Session {
         ))
     }
 
-    /// A session over a connected socket.
+    /// Creates a session over a connected socket.
     ///
     /// # Errors
     /// The system's error.
@@ -180,26 +180,26 @@ impl Session {
         }
     }
 
-    /// The socket to the agent: call [`Session::on_agent`] when it is readable.
+    /// Returns the socket to the agent: call [`Session::on_agent`] when it is readable.
     #[must_use]
     pub fn agent_fd(&self) -> BorrowedFd<'_> {
         self.agent.as_fd()
     }
 
-    /// The peer channel, if there is one: call [`Session::on_peer`] when it is readable.
+    /// Returns the peer channel, if there is one: call [`Session::on_peer`] when it is readable.
     /// [`Session::on_agent`] and [`Session::on_peer`] may open and close it.
     #[must_use]
     pub fn peer_fd(&self) -> Option<BorrowedFd<'_>> {
         self.peer.as_ref().map(AsFd::as_fd)
     }
 
-    /// The current phase of the workload.
+    /// Returns the current phase of the workload.
     #[must_use]
     pub fn phase(&self) -> Phase {
         self.phase
     }
 
-    /// Whether clients may be answered now.
+    /// Returns whether clients may be answered now.
     #[must_use]
     pub fn may_serve(&self) -> bool {
         matches!(self.phase, Phase::Serving | Phase::Exporting)

@@ -48,7 +48,7 @@ impl Entry {
         self.expires != 0 && self.expires <= now
     }
 
-    /// The entry's part of the content digest.
+    /// Returns the entry's part of the content digest.
     pub(super) fn fingerprint(&self) -> u64 {
         let mut mixed = self.hash;
         for part in [
@@ -138,13 +138,13 @@ impl Store {
         Ok(())
     }
 
-    /// The live entry of a key. An expired one stays for [`Store::expire_some`].
+    /// Returns the live entry of a key. An expired one stays for [`Store::expire_some`].
     fn live(&self, key: &[u8], now: UnixMillis) -> Result<Option<Found>> {
         let found = self.find(self.hash(key)?, key)?;
         Ok(found.filter(|found| !found.entry.is_expired(now)))
     }
 
-    /// The value of a key.
+    /// Returns the value of a key.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`].
@@ -157,7 +157,7 @@ impl Store {
         }
     }
 
-    /// Whether the key exists.
+    /// Returns whether the key exists.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`].
@@ -165,7 +165,7 @@ impl Store {
         Ok(self.live(key, now)?.is_some())
     }
 
-    /// Length of a value in bytes.
+    /// Returns the length of a value in bytes.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`].
@@ -173,7 +173,7 @@ impl Store {
         Ok(self.live(key, now)?.map(|found| found.entry.value_len))
     }
 
-    /// The remaining time to live of a key.
+    /// Returns the remaining time to live of a key.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`].

@@ -57,7 +57,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// An empty store in a new arena, owned by this process.
+    /// Creates an empty store in a new arena, owned by this process.
     ///
     /// # Errors
     /// [`ArenaError::Incompatible`] for a capacity out of range; else the system's error.
@@ -152,31 +152,31 @@ impl Store {
         Ok(())
     }
 
-    /// Whether this process may write and answer.
+    /// Returns whether this process may write and answer.
     #[must_use]
     pub fn is_owner(&self) -> bool {
         self.map.is_serving(self.epoch)
     }
 
-    /// Number of owners so far, including this one; 0 before [`Store::claim`].
+    /// Returns the number of owners so far, including this one; 0 before [`Store::claim`].
     #[must_use]
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// The memfd, to pass to another process.
+    /// Returns the memfd, to pass to another process.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.map.fd()
     }
 
-    /// Size of the arena in bytes.
+    /// Returns the size of the arena in bytes.
     #[must_use]
     pub fn capacity(&self) -> u64 {
         self.map.len()
     }
 
-    /// Size of the memory that was ever in use, in bytes; all memory beyond it is zero.
+    /// Returns the size of the memory that was ever in use, in bytes; all memory beyond it is zero.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`].
@@ -184,7 +184,7 @@ impl Store {
         Ok(self.map.get(word::TOUCHED_END)?.min(self.map.len()))
     }
 
-    /// Number of keys, including expired keys that were not removed yet.
+    /// Returns the number of keys, including expired keys that were not removed yet.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`].
@@ -192,7 +192,7 @@ impl Store {
         self.map.get(word::KEYS)
     }
 
-    /// Number of keys with an expiry time.
+    /// Returns the number of keys with an expiry time.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`].
@@ -200,7 +200,7 @@ impl Store {
         self.map.get(word::KEYS_WITH_EXPIRY)
     }
 
-    /// The current ownership of the arena.
+    /// Returns the current ownership of the arena.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`].
@@ -208,7 +208,7 @@ impl Store {
         self.map.ownership()
     }
 
-    /// The digest of the contents.
+    /// Returns the digest of the contents.
     ///
     /// # Errors
     /// [`ArenaError::Corrupt`].
@@ -243,7 +243,7 @@ impl Store {
         self.map.stop_tracking();
     }
 
-    /// Number of bytes to copy, see [`Store::read_dirty`].
+    /// Returns the number of bytes to copy, see [`Store::read_dirty`].
     #[must_use]
     pub fn dirty_bytes(&self) -> u64 {
         self.map.dirty_bytes()
@@ -270,7 +270,7 @@ impl Store {
         self.map.write(offset, bytes)
     }
 
-    /// Number of bytes written by this process.
+    /// Returns the number of bytes written by this process.
     #[must_use]
     pub fn written_bytes(&self) -> u64 {
         self.map.written_bytes()

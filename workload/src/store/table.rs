@@ -25,13 +25,13 @@ impl Store {
         Ok((level, split))
     }
 
-    /// Number of buckets.
+    /// Returns the number of buckets.
     pub(super) fn buckets(&self) -> Result<u64> {
         let (level, split) = self.level_and_split()?;
         Ok((1 << level) + split)
     }
 
-    /// The offset of the head word of a hash's bucket.
+    /// Returns the offset of the head word of a hash's bucket.
     pub(super) fn bucket(&self, hash: u64) -> Result<u64> {
         self.bucket_word(self.bucket_index(hash)?)
     }

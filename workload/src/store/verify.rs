@@ -23,7 +23,7 @@ pub struct Verified {
 }
 
 impl Verified {
-    /// Whether all keys were checked, and so the digest.
+    /// Returns whether all keys were checked, and so the digest.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.keys == self.of

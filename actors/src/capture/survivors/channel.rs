@@ -62,7 +62,7 @@ impl Lent<'_> {
         }
     }
 
-    /// The ranges of the memory that the survivor can read through its loan.
+    /// Returns the ranges of the memory that the survivor can read through its loan.
     fn reach(&self) -> Vec<PhysRange> {
         let windows = self.loan.windows.iter().take(WINDOWS_MAX);
         let range = windows.map(|window| PhysRange {
@@ -163,7 +163,7 @@ impl Lent<'_> {
     }
 }
 
-/// True for messages that a survivor sends without a request.
+/// Returns true for messages that a survivor sends without a request.
 fn memory(message: &Kmp) -> bool {
     matches!(message, Kmp::VmcoreData(_) | Kmp::VmcoreComplete(_))
 }

@@ -110,7 +110,7 @@ pub(super) struct Job {
 }
 
 impl Job {
-    /// A job for the memory of `generation`, which is in one file.
+    /// Creates a job for the memory of `generation`, which is in one file.
     pub(super) fn new(
         capture: u64,
         generation: u64,

@@ -49,7 +49,7 @@ impl From<Progress> for api::Progress {
     }
 }
 
-/// A result in the API's format. Serialization of these types does not fail.
+/// Returns a result in the API's format. Serialization of these types does not fail.
 fn json<T: Serialize>(shown: T) -> serde_json::Value {
     serde_json::to_value(shown).unwrap_or_default()
 }

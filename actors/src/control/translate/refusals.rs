@@ -39,7 +39,7 @@ impl From<Failure> for ApiError {
     }
 }
 
-/// The next step as text, for users of `kmorphctl`.
+/// Returns the next step as text, for users of `kmorphctl`.
 fn said(step: NextStep) -> String {
     match step {
         NextStep::Text(text) => text,
@@ -226,7 +226,7 @@ mod tests {
         all
     }
 
-    /// The command lines that a hint quotes.
+    /// Returns the command lines that a hint quotes.
     fn quoted(hint: &str) -> Vec<String> {
         let quoted = hint.split('`').skip(1).step_by(2).map(str::to_owned);
         quoted.collect()

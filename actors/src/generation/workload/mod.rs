@@ -126,7 +126,7 @@ fn check(workload: &Workload, exec_bytes: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// The size that the kernel counts for a string of `length` bytes.
+/// Returns the size that the kernel counts for a string of `length` bytes.
 fn string_bytes(what: &str, length: usize, text: &str) -> Result<usize, String> {
     if text.contains('\0') {
         return Err(format!("{what} has a NUL in it"));

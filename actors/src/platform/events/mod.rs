@@ -100,7 +100,7 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// An event of the daemon itself.
+    /// Returns an event of the daemon itself.
     pub fn daemon(message: impl Into<String>) -> Self {
         let (instance, generation) = (None, None);
         let message = message.into();
@@ -113,7 +113,7 @@ impl Draft {
         }
     }
 
-    /// An event of one instance.
+    /// Returns an event of one instance.
     pub fn of(
         kind: EventKind,
         instance: &str,
@@ -139,8 +139,8 @@ impl Draft {
 }
 
 impl EventLog {
-    /// A log that continues after `stored`, the newest events in the journal. It stores its newest id in the file
-    /// `mark`, together with the host's boot id `boot_id`.
+    /// Creates a log that continues after `stored`, the newest events in the journal. It stores its newest id in
+    /// the file `mark`, together with the host's boot id `boot_id`.
     ///
     /// # Errors
     /// When the file cannot be opened.
@@ -211,12 +211,12 @@ impl EventLog {
         }
     }
 
-    /// Number of events that did not reach the journal because it was slow or had ended.
+    /// Returns the number of events that did not reach the journal because it was slow or had ended.
     pub fn not_stored(&self) -> u64 {
         self.kept().not_stored
     }
 
-    /// The id of the newest event, and a receiver that wakes for a newer one.
+    /// Returns the id of the newest event, and a receiver that wakes for a newer one.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.inner.newest.subscribe()
     }
@@ -241,7 +241,7 @@ impl EventLog {
         }
     }
 
-    /// The events in memory after `after`, and whether they are complete.
+    /// Returns the events in memory after `after`, and whether they are complete.
     fn in_memory(&self, after: u64, limit: usize) -> (Vec<Encoded>, bool) {
         let kept = self.kept();
         let start = kept.events.partition_point(|e| e.id <= after);

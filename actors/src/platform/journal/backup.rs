@@ -69,7 +69,7 @@ fn database(what: &'static str, path: &Path) -> impl FnOnce(rusqlite::Error) -> 
     move |source| BackupError::Database { what, path, source }
 }
 
-/// The copies of the journal in `state_dir` with their times, newest first.
+/// Returns the copies of the journal in `state_dir` with their times, newest first.
 fn all(state_dir: &Path) -> Vec<(SystemTime, PathBuf)> {
     let entries = std::fs::read_dir(state_dir.join(DIRECTORY));
     let mut found: Vec<_> = entries
@@ -88,7 +88,7 @@ fn all(state_dir: &Path) -> Vec<(SystemTime, PathBuf)> {
     found
 }
 
-/// The newest undamaged copy.
+/// Returns the newest undamaged copy.
 pub(super) fn newest_good(state_dir: &Path) -> Option<PathBuf> {
     let mut copies = all(state_dir).into_iter();
     copies
@@ -202,7 +202,7 @@ fn scrub_one(journal: &Path, copy: &Path) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// An unused name: timestamps have a limited resolution, and clocks are set back.
+/// Returns an unused name: timestamps have a limited resolution, and clocks are set back.
 fn free_name(directory: &Path) -> PathBuf {
     let mut number = ambient::calendar().as_millisecond().max(0);
     loop {
@@ -233,7 +233,7 @@ fn check(path: &Path) -> Result<(), BackupError> {
     }
 }
 
-/// The damage of a database, as SQLite reports it; `None` for an undamaged one.
+/// Returns the damage of a database, as SQLite reports it; `None` for an undamaged one.
 pub(super) fn damage(db: &Connection) -> rusqlite::Result<Option<String>> {
     let found: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     Ok((found != "ok").then_some(found))
@@ -289,7 +289,7 @@ mod tests {
     use super::*;
     use crate::platform::journal::store::Store;
 
-    /// A state directory with a journal.
+    /// Returns a state directory with a journal.
     fn state() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         drop(Store::open(dir.path()).unwrap());

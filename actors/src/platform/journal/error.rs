@@ -93,7 +93,7 @@ pub enum JournalError {
     Gone,
 }
 
-/// The next step for a damaged journal.
+/// Returns the next step for a damaged journal.
 fn what_to_do(path: &Path, backup: Option<&Path>) -> String {
     let directory = path.parent().unwrap_or(Path::new("/")).display();
     match backup {

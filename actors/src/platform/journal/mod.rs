@@ -61,9 +61,9 @@ pub struct Journal {
 pub trait Pace {
     /// Duration of the next transaction.
     fn delay(&mut self) -> Duration;
-    /// Whether the next transaction fails; then nothing of it is written.
+    /// Returns whether the next transaction fails; then nothing of it is written.
     fn fails(&mut self) -> bool;
-    /// Whether queued changes are written when the daemon dies.
+    /// Returns whether queued changes are written when the daemon dies.
     fn outlives(&mut self) -> bool;
 }
 

@@ -68,7 +68,7 @@ pub(super) enum Readers {
 }
 
 impl Readers {
-    /// The name of SQLite's VFS for this mode (SQLite, "The SQLite OS Interface or VFS").
+    /// Returns the name of SQLite's VFS for this mode (SQLite, "The SQLite OS Interface or VFS").
     const fn vfs(self) -> &'static std::ffi::CStr {
         match self {
             Self::All => c"unix",
@@ -311,7 +311,7 @@ fn lock_alone(file: std::fs::File, mut pause: impl FnMut()) -> Option<Flock<std:
     None
 }
 
-/// Whether a change deletes a row that can contain an environment, and with it passwords.
+/// Returns whether a change deletes a row that can contain an environment, and with it passwords.
 pub(super) fn deletes_secrets(change: &Change) -> bool {
     matches!(change, Change::InstanceGone(_))
 }

@@ -130,7 +130,7 @@ fn instance(morphs: u64) -> InstanceRow {
 
 const SECRET: &str = "correct-horse-battery-staple";
 
-/// The files in `dir` that contain the secret anywhere, in use or not.
+/// Returns the files in `dir` that contain the secret anywhere, in use or not.
 fn files_with_the_secret(dir: &Path) -> Vec<std::path::PathBuf> {
     let paths = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
     let holds = |path: &std::path::PathBuf| {

@@ -40,23 +40,23 @@ impl TransportHandle {
         }
     }
 
-    /// The network, for channels that do not use the actor.
+    /// Returns the network, for channels that do not use the actor.
     pub fn network(&self) -> &dyn Network {
         &*self.network
     }
 
-    /// A new, unique id of an attachment.
+    /// Returns a new, unique id of an attachment.
     pub fn new_attachment(&self) -> AttachmentId {
         self.attachments.set(self.attachments.get() + 1);
         AttachmentId(self.attachments.get())
     }
 
-    /// Number of the current actor: a replaced actor loses its peers.
+    /// Returns the number of the current actor: a replaced actor loses its peers.
     pub fn incarnation(&self) -> u64 {
         self.current.borrow().0
     }
 
-    /// The current actor.
+    /// Returns the current actor.
     pub fn address(&self) -> Addr<Transport> {
         self.current.borrow().1.clone()
     }
@@ -105,8 +105,8 @@ impl TransportHandle {
     }
 }
 
-/// The wait after the `retries`-th consecutive RETRY (docs/kmp.md): the requested time, plus a random part of
-/// it that doubles each time, at most [`RETRY_MAX`].
+/// Returns the wait after the `retries`-th consecutive RETRY (docs/kmp.md): the requested time, plus a random
+/// part of it that doubles each time, at most [`RETRY_MAX`].
 pub(super) fn retry_wait(after: Duration, retries: u32, random: u64) -> Duration {
     let most = after.saturating_mul(1u32.checked_shl(retries - 1).unwrap_or(u32::MAX));
     let part = u32::try_from(random % 1024).unwrap_or(0);

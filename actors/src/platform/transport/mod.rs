@@ -183,7 +183,7 @@ pub struct Transport {
 struct FromPeer(PeerKey, PeerEvent);
 
 impl Transport {
-    /// An actor without connections.
+    /// Creates an actor without connections.
     pub fn new(log: Logger, network: Arc<dyn Network>) -> Self {
         Self {
             log,

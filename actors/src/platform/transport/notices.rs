@@ -147,7 +147,7 @@ impl Allowance {
         left.is_some()
     }
 
-    /// Whether to log a refusal.
+    /// Returns whether to log a refusal.
     fn say(&mut self, now: Instant) -> bool {
         let soon = self.said.is_some_and(|said| now - said < EARLY_SAID_MIN);
         self.said = if soon { self.said } else { Some(now) };

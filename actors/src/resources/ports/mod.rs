@@ -129,7 +129,7 @@ fn bind_by_number(wanted: SocketAddr) -> io::Result<TcpListener> {
     }
 }
 
-/// The name by which a workload finds the listener of `port`.
+/// Returns the name by which a workload finds the listener of `port`.
 pub fn listener_name(port: u16) -> String {
     format!("port-{port}")
 }
@@ -262,7 +262,7 @@ impl Publisher {
         }
     }
 
-    /// The missing ports, with the reasons; `None` if there are none.
+    /// Returns the missing ports, with the reasons; `None` if there are none.
     pub fn missing(&self, instance: &str) -> Option<String> {
         let ports = self.instances.get(instance).map(|p| &p.ports[..])?;
         let missing = ports.iter().filter_map(|port| match &port.holding {
@@ -307,7 +307,7 @@ impl Publisher {
         }
     }
 
-    /// Whether no generation has the sockets, or will have them before the next [`Publisher::duplicates`].
+    /// Returns whether no generation has the sockets, or will have them before the next [`Publisher::duplicates`].
     pub fn is_abandoned(&self, instance: &str) -> bool {
         self.instances.get(instance).is_some_and(|p| !p.given)
     }
@@ -320,7 +320,7 @@ impl Publisher {
         }
     }
 
-    /// The ports of an instance, for its status.
+    /// Returns the ports of an instance, for its status.
     pub fn shown(&self, instance: &str) -> Vec<PortView> {
         let ports = self.instances.get(instance).map_or(&[][..], |p| &p.ports);
         let show = |port: &Port| {

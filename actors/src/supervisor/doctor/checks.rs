@@ -178,7 +178,7 @@ impl Doctor {
             .map_err(gone)
     }
 
-    /// The first finished recovery of the instance after the recovery `last`.
+    /// Returns the first finished recovery of the instance after the recovery `last`.
     async fn recovered(&self, last: u64) -> Result<RecoveryRecord, String> {
         let mut news = self.services.platform.events.watch();
         let look = async {
@@ -316,7 +316,8 @@ mod tests {
 
     use super::*;
 
-    /// The report on a real dump. The dump is too small for page descriptions and symbols: this function adds them.
+    /// Returns the report on a real dump. The dump is too small for page descriptions and symbols: this function adds
+    /// them.
     fn golden() -> Report {
         let path = concat!(
             env!("CARGO_MANIFEST_DIR"),

@@ -79,7 +79,7 @@ impl Engine {
         }
     }
 
-    /// The termination is in the journal.
+    /// Records that the termination is in the journal.
     pub(super) fn end_recorded(&mut self, state: State) -> Taken {
         let End::Recording { force } = self.end else {
             return Taken::Not(state);
@@ -103,7 +103,7 @@ impl Engine {
         Taken::To(self.end_now(force))
     }
 
-    /// The termination could not be written: handles the events that it had postponed.
+    /// Records that the termination could not be written: handles the events that it had postponed.
     pub(super) fn end_not_recorded(&mut self, state: State, now: Instant) -> Taken {
         let End::Recording { .. } = self.end else {
             return Taken::Not(state);

@@ -140,7 +140,7 @@ impl Engine {
         State::Ending
     }
 
-    /// Whether a request can be carried out now.
+    /// Checks whether a request can be carried out now.
     ///
     /// # Errors
     /// The job that prevents the request.

@@ -73,7 +73,7 @@ struct Unwell {
 }
 
 impl Engine {
-    /// An instance whose first generation was just spawned; an operation waits for it to serve.
+    /// Returns an instance whose first generation was just spawned; an operation waits for it to serve.
     pub fn spawned(auto_heal: bool) -> Self {
         let spawning = true;
         let mut engine = Self::with(State::Idle(Idle::Starting { spawning }), auto_heal);
@@ -81,8 +81,8 @@ impl Engine {
         engine
     }
 
-    /// An instance that an earlier daemon left running. `succeeds`: that daemon has not finished the recovery that
-    /// started the generation; the generation's first healthy answer, or its earlier end, ends that recovery.
+    /// Returns an instance that an earlier daemon left running. `succeeds`: that daemon has not finished the recovery
+    /// that started the generation; the generation's first healthy answer, or its earlier end, ends that recovery.
     pub fn adopted(auto_heal: bool, succeeds: bool) -> Self {
         let spawning = false;
         let mut engine = Self::with(State::Idle(Idle::Starting { spawning }), auto_heal);
@@ -91,8 +91,8 @@ impl Engine {
         engine
     }
 
-    /// An instance that an earlier daemon left in a morph. `watched`: the instance, not the morph, watches the active
-    /// generation.
+    /// Returns an instance that an earlier daemon left in a morph. `watched`: the instance, not the morph, watches
+    /// the active generation.
     pub fn morphing(auto_heal: bool, watched: bool) -> Self {
         let mut engine = Self::with(State::Morphing, auto_heal);
         if watched {
@@ -103,7 +103,7 @@ impl Engine {
         engine
     }
 
-    /// A resting instance, with its desired state and the reason.
+    /// Returns a resting instance, with its desired state and the reason.
     pub fn resting(auto_heal: bool, desired: Desired, reason: Option<String>) -> Self {
         let rest = Rest::from(desired);
         let mut engine = Self::with(State::Idle(Idle::Resting(rest)), auto_heal);
@@ -112,15 +112,15 @@ impl Engine {
         engine
     }
 
-    /// An instance whose termination an earlier daemon began.
+    /// Returns an instance whose termination an earlier daemon began.
     pub fn ending(auto_heal: bool) -> Self {
         let mut engine = Self::with(State::Ending, auto_heal);
         engine.state = engine.end_now(true);
         engine
     }
 
-    /// An instance that failed while no daemon watched, or whose recovery an earlier daemon has not finished.
-    /// `decided`: that daemon's decision; without one, the policy decides.
+    /// Returns an instance that failed while no daemon watched, or whose recovery an earlier daemon has not
+    /// finished. `decided`: that daemon's decision; without one, the policy decides.
     pub fn failed(
         auto_heal: bool,
         failure: Failure,
@@ -158,7 +158,7 @@ impl Engine {
         }
     }
 
-    /// The state in the transition table.
+    /// Returns the state in the transition table.
     pub fn stage(&self) -> Stage {
         match &self.state {
             State::Idle(Idle::Starting { .. }) => Stage::Starting,
@@ -176,17 +176,17 @@ impl Engine {
         }
     }
 
-    /// The condition that users see.
+    /// Returns the condition that users see.
     pub fn condition(&self) -> Condition {
         self.condition
     }
 
-    /// The reason for the condition; `None` if it needs none.
+    /// Returns the reason for the condition; `None` if it needs none.
     pub fn reason(&self) -> Option<&str> {
         self.reason.as_deref()
     }
 
-    /// The desired state of the instance, including wishes in the journal.
+    /// Returns the desired state of the instance, including wishes in the journal.
     pub fn desired(&self) -> Desired {
         if self.end.is_recorded() {
             return Desired::Terminating;
@@ -212,7 +212,7 @@ impl Engine {
         }
     }
 
-    /// Whether the watched generation was healthy once: only then do failures of its program count.
+    /// Returns whether the watched generation was healthy once: only then do failures of its program count.
     pub fn has_served(&self) -> bool {
         match &self.state {
             State::Idle(idle) => *idle == Idle::Serving,
@@ -228,23 +228,23 @@ impl Engine {
         }
     }
 
-    /// Whether the spawn is under way and may fail.
+    /// Returns whether the spawn is under way and may fail.
     pub fn is_spawning(&self) -> bool {
         matches!(self.state, State::Idle(Idle::Starting { spawning: true }))
             && matches!(self.end, End::NotAsked)
     }
 
-    /// Whether the instance serves, is well, and has no work under way: it can then help others.
+    /// Returns whether the instance serves, is well, and has no work under way: it can then help others.
     pub fn is_well(&self) -> bool {
         matches!(self.state, State::Idle(Idle::Serving)) && self.condition == Condition::Running
     }
 
-    /// The pending actions, in order.
+    /// Returns the pending actions, in order.
     pub fn actions(&self) -> impl ExactSizeIterator<Item = &Action> {
         self.actions.iter()
     }
 
-    /// The next action, in order.
+    /// Returns the next action, in order.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }

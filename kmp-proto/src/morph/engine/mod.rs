@@ -112,12 +112,12 @@ impl Engine {
         }
     }
 
-    /// The phase.
+    /// Returns the phase.
     pub fn phase(&self) -> Phase {
         self.stage().phase()
     }
 
-    /// The state in the transition table.
+    /// Returns the state in the transition table.
     pub fn stage(&self) -> Stage {
         match &self.state {
             State::Open(open) => open.stage(),
@@ -128,7 +128,7 @@ impl Engine {
         }
     }
 
-    /// The side that is the instance: the source until the commit record is known to be durable.
+    /// Returns the side that is the instance: the source until the commit record is known to be durable.
     pub fn owner(&self) -> Side {
         match &self.state {
             State::Open(_) | State::Recording(_) | State::RollingBack(_) => Side::Source,
@@ -137,7 +137,7 @@ impl Engine {
         }
     }
 
-    /// The reason for the rollback, during a rollback.
+    /// Returns the reason for the rollback, during a rollback.
     pub fn rollback_reason(&self) -> Option<&RollbackReason> {
         match &self.state {
             State::RollingBack(rolling_back) => Some(rolling_back.reason()),
@@ -145,12 +145,12 @@ impl Engine {
         }
     }
 
-    /// The next action, in order.
+    /// Returns the next action, in order.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// The time at which [`Event::Tick`] is due.
+    /// Returns the time at which [`Event::Tick`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let Timers { deadline, retry_at } = self.timers;
         [deadline, retry_at].into_iter().flatten().min()
@@ -217,7 +217,7 @@ impl Engine {
         self.actions.push_back(request);
     }
 
-    /// Whether such a request is due again: its answer was a refusal or did not arrive.
+    /// Returns whether such a request is due again: its answer was a refusal or did not arrive.
     fn ask_is_due(&self, now: Instant) -> bool {
         self.timers.retry_is_due(now) || self.timers.is_overdue(now)
     }

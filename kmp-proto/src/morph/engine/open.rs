@@ -61,7 +61,7 @@ impl From<Open> for Taken {
     }
 }
 
-/// The reason for a rollback, if the event causes one in all of these states; else the event.
+/// Returns the reason for a rollback, if the event causes one in all of these states; else the event.
 fn undoing(event: Event) -> Result<RollbackReason, Event> {
     Ok(match event {
         Event::RollbackRequested(words) => RollbackReason::Requested(words),

@@ -47,7 +47,7 @@ pub(in crate::morph) enum Recorded {
 }
 
 impl Morph<Freezing> {
-    /// The source is frozen; `digest` is the digest of its state.
+    /// Records that the source is frozen; `digest` is the digest of its state.
     pub(in crate::morph) fn frozen(self, digest: u64) -> Morph<LastRound> {
         let Freezing {
             provider,
@@ -65,7 +65,7 @@ impl Morph<Freezing> {
 }
 
 impl Morph<LastRound> {
-    /// The last round is in place.
+    /// Records that the last round is in place.
     pub(in crate::morph) fn applied(self) -> Morph<Activating> {
         let digest = self.phase.digest;
         Self::with(self.pair, Activating { digest })
@@ -73,7 +73,8 @@ impl Morph<LastRound> {
 }
 
 impl Morph<Activating> {
-    /// The target has taken over; `digest` is the digest of its state. The only origin of a [`CommitOrder`].
+    /// Records that the target has taken over; `digest` is the digest of its state. The only origin of a
+    /// [`CommitOrder`].
     ///
     /// # Errors
     /// If the digests differ.
@@ -101,7 +102,7 @@ impl Morph<Recording> {
         }
     }
 
-    /// The record is durable.
+    /// Records that the commit record is durable.
     ///
     /// # Errors
     /// The unchanged morph, if the record belongs to another morph.
@@ -116,7 +117,7 @@ impl Morph<Recording> {
         })
     }
 
-    /// The record could not be written. Also returns the failure of the source in the meantime, if any.
+    /// Records that the commit record could not be written. Also returns the failure of the source in the meantime, if any.
     pub(in crate::morph) fn not_recorded(self) -> (Pair, Option<SourceFailure>) {
         (self.pair, self.phase.source_died.map(SourceFailure::Died))
     }

@@ -230,7 +230,7 @@ impl Morph<Validating> {
 }
 
 impl Morph<Committable> {
-    /// The expected downtime.
+    /// Returns the expected downtime.
     pub fn estimate(&self) -> Estimate {
         let transfer = &self.phase.transfer;
         let last_round = match transfer.mode {

@@ -48,7 +48,7 @@ impl Morph<FencingTarget> {
         self.phase.source_failure = Some(SourceFailure::Died(how));
     }
 
-    /// The target is fenced. The only origin of a [`Resuming`].
+    /// Records that the target is fenced. The only origin of a [`Resuming`].
     ///
     /// # Errors
     /// The unchanged morph, if the certificate belongs to another generation.
@@ -70,12 +70,12 @@ impl Morph<FencingTarget> {
 }
 
 impl Morph<Resuming> {
-    /// The source serves again.
+    /// Records that the source serves again.
     pub(in crate::morph) fn resumed(self) -> Outcome {
         Outcome::RolledBack(self.phase.reason)
     }
 
-    /// The source will never serve again.
+    /// Records that the source will never serve again.
     pub(in crate::morph) fn source_failed(self, failure: SourceFailure) -> Outcome {
         let reason = self.phase.reason;
         Outcome::SourceFailed { reason, failure }

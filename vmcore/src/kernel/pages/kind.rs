@@ -22,7 +22,7 @@ pub enum PageKind {
 }
 
 impl PageKind {
-    /// True if makedumpfile's `-d level` omits the page. The level's bits: 1 zero (not a type), 2 cache, 4
+    /// Returns true if makedumpfile's `-d level` omits the page. The level's bits: 1 zero (not a type), 2 cache, 4
     /// cache with or without private data, 8 user, 16 free. Unusable pages are omitted at any level but 0.
     pub fn left_out_at(self, level: u32) -> bool {
         match self {
@@ -72,7 +72,7 @@ impl PageCounts {
         } += 1;
     }
 
-    /// The sum of both.
+    /// Returns the sum of both.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
         Self {

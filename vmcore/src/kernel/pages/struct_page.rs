@@ -38,7 +38,7 @@ impl TypeMark {
     }
 }
 
-/// A map count from VMCOREINFO, as the word in a page.
+/// Returns a map count from VMCOREINFO, as the word in a page.
 fn word_of(info: &VmcoreInfo, name: &str) -> Option<u32> {
     let value = info.number(name).ok()?;
     i32::try_from(value).ok().map(i32::cast_unsigned)
@@ -72,7 +72,7 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// The layout that VMCOREINFO describes.
+    /// Returns the layout that VMCOREINFO describes.
     pub(super) fn of(info: &VmcoreInfo) -> Result<Self, KernelError> {
         let bytes = info.size("page")?;
         let place = |member: &str, width: u64| {
@@ -151,9 +151,9 @@ impl StructPage<'_> {
         bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes))
     }
 
-    /// The address of its block's first `struct page`, if the page is not the first. A newer kernel (7.2) that
-    /// frees the descriptions of huge pages writes a mask in place of the address, so that all pages of a block can
-    /// share their descriptions: no `struct page` has an address as high as the lowest mask.
+    /// Returns the address of its block's first `struct page`, if the page is not the first. A newer kernel (7.2)
+    /// that frees the descriptions of huge pages writes a mask in place of the address, so that all pages of a
+    /// block can share their descriptions: no `struct page` has an address as high as the lowest mask.
     pub(super) fn head_of_tail(&self) -> Option<u64> {
         let info = self.long(self.layout.compound);
         let lowest_mask = (self.layout.bytes << ORDER_MAX).wrapping_neg();
@@ -189,7 +189,7 @@ impl StructPage<'_> {
         self.flags() & self.layout.head != 0
     }
 
-    /// The type of the page.
+    /// Returns the type of the page.
     pub(super) fn kind(&self) -> PageKind {
         let layout = self.layout;
         let flags = self.flags();
@@ -213,7 +213,7 @@ impl StructPage<'_> {
         }
     }
 
-    /// Number of pages to which its type applies, as a power of two.
+    /// Returns the number of pages to which its type applies, as a power of two.
     pub(super) fn order(&self, pfn: u64) -> u64 {
         let layout = self.layout;
         let order = if !self.is_slab() && self.map_count() == layout.buddy {
@@ -247,7 +247,7 @@ mod tests {
         Layout::of(&VmcoreInfo::parse(text.as_bytes(), Origin::Note)).unwrap()
     }
 
-    /// A page with these flags, mapping and map count.
+    /// Returns a page with these flags, mapping and map count.
     fn kind(layout: &Layout, flags: u64, mapping: u64, map_count: i32) -> PageKind {
         let mut bytes = [0; 64];
         bytes[..8].copy_from_slice(&flags.to_le_bytes());
@@ -262,7 +262,7 @@ mod tests {
         page.kind()
     }
 
-    /// The first page according to a block's third page, if that page contains `compound`.
+    /// Returns the first page according to a block's third page, if that page contains `compound`.
     fn head(layout: &Layout, compound: u64) -> Option<u64> {
         let mut bytes = [0; 64];
         bytes[8..16].copy_from_slice(&compound.to_le_bytes());

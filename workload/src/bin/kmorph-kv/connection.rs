@@ -124,17 +124,17 @@ impl Connection {
         self.socket.as_fd()
     }
 
-    /// Number of buffered bytes: input that was not executed, and output that was not written.
+    /// Returns the number of buffered bytes: input that was not executed, and output that was not written.
     pub(crate) fn buffered(&self) -> usize {
         self.input.len() + self.output.len()
     }
 
-    /// Whether the connection waits to write.
+    /// Returns whether the connection waits to write.
     pub(crate) fn wants_write(&self) -> bool {
         self.written < self.output.len()
     }
 
-    /// Whether the connection waits to read.
+    /// Returns whether the connection waits to read.
     pub(crate) fn wants_read(&self) -> bool {
         !self.client.closing && !self.ended && !self.is_paused()
     }

@@ -1,7 +1,7 @@
 //! Patterns of KEYS and SCAN: `*`, `?`, `[abc]`, `[^a-c]`, `\x`.
 
-/// Whether `text` matches `pattern` as a whole. The worst-case time is proportional to the product
-/// of their lengths.
+/// Returns whether `text` matches `pattern` as a whole. The worst-case time is proportional to the
+/// product of their lengths.
 pub(crate) fn matches(pattern: &[u8], text: &[u8]) -> bool {
     let (mut p, mut t) = (0, 0);
     // Where to continue if the last star must match one more byte.
@@ -30,7 +30,7 @@ pub(crate) fn matches(pattern: &[u8], text: &[u8]) -> bool {
     }
 }
 
-/// Length of the pattern's prefix that matches this one byte, if it does.
+/// Returns the length of the pattern's prefix that matches this one byte, if it does.
 fn one(pattern: &[u8], byte: u8) -> Option<usize> {
     match pattern {
         [] => None,

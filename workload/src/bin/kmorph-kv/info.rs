@@ -45,7 +45,7 @@ impl Facts {
     }
 }
 
-/// The text of INFO.
+/// Returns the text of INFO.
 pub(crate) fn text(facts: &Facts, store: &Store) -> Result<String> {
     let state = store.state()?;
     let keys = store.keys()?;

@@ -51,7 +51,7 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// The limits on the size of commands.
+    /// Returns the limits on the size of commands.
     pub(crate) fn limits(&self) -> Limits {
         Limits {
             bulk: self.max_bulk,
@@ -68,7 +68,8 @@ pub(crate) enum Parsed {
     Version,
 }
 
-/// The size of the arena without `--max-memory`. `allowed` is the value in the environment; 0 or absent for no limit.
+/// Returns the size of the arena without `--max-memory`. `allowed` is the value in the environment; 0 or absent for no
+/// limit.
 fn default_memory(allowed: Option<&str>) -> u64 {
     let allowed = allowed.and_then(|text| text.parse::<u64>().ok());
     let share =

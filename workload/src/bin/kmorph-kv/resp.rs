@@ -55,12 +55,12 @@ pub(crate) struct Limits {
 }
 
 impl Parser {
-    /// Start of the current command.
+    /// Returns the start of the current command.
     pub(crate) fn start(&self) -> usize {
         self.start
     }
 
-    /// Whether the current command is being skipped.
+    /// Returns whether the current command is being skipped.
     pub(crate) fn is_skipping(&self) -> bool {
         self.too_large
     }
@@ -195,7 +195,7 @@ impl Parser {
         true
     }
 
-    /// The next line without its end.
+    /// Returns the next line without its end.
     fn line(&mut self, input: &[u8]) -> Result<Option<Range<usize>>, String> {
         let rest = &input[self.at..];
         let searched = &rest[..rest.len().min(MAX_LINE_BYTES)];

@@ -404,7 +404,7 @@ fn interest(connection: &Connection) -> EpollFlags {
     flags
 }
 
-/// Milliseconds since the Unix epoch.
+/// Returns milliseconds since the Unix epoch.
 pub(crate) fn unix_millis() -> UnixMillis {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
