@@ -125,17 +125,17 @@ impl KernelImage {
         })
     }
 
-    /// Its path.
+    /// Returns its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Its release, such as `6.12.9-amd64`, from its own header.
+    /// Returns its release, such as `6.12.9-amd64`, from its own header.
     pub fn release(&self) -> &str {
         &self.release
     }
 
-    /// SHA-256 of the whole file, hexadecimal.
+    /// Returns the SHA-256 of the whole file, hexadecimal.
     pub fn sha256(&self) -> &str {
         &self.sha256
     }

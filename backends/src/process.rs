@@ -42,8 +42,8 @@ impl Stat {
         }
     }
 
-    /// The command's name may contain any characters, including blanks and parentheses: fields are
-    /// counted from the last parenthesis.
+    /// Parses the file. The command's name may contain any characters, including blanks and
+    /// parentheses: fields are counted from the last parenthesis.
     pub(crate) fn parse(pid: i32, text: &str) -> Option<Self> {
         let (_, rest) = text.rsplit_once(')')?;
         let fields: Vec<&str> = rest.split_whitespace().collect();

@@ -102,7 +102,7 @@ impl ApiError {
         }
     }
 
-    /// This error with a next step.
+    /// Returns this error with a next step.
     #[must_use]
     pub fn hint(mut self, next_step: impl Into<String>) -> Self {
         self.next_step = Some(next_step.into());

@@ -24,7 +24,7 @@ pub enum VmcorePolicy {
 }
 
 impl VmcorePolicy {
-    /// Its name in the API, in files and on the command line.
+    /// Returns its name in the API, in files and on the command line.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Off => "off",
@@ -46,7 +46,7 @@ pub enum StuckCpuPolicy {
 }
 
 impl StuckCpuPolicy {
-    /// Its name in the API, in files and on the command line.
+    /// Returns its name in the API, in files and on the command line.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Degraded => "degraded",

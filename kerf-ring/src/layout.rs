@@ -175,7 +175,7 @@ impl Geometry {
         ring::DESCRIPTORS + u64::from(index & (self.slots - 1)) * 8
     }
 
-    /// Offset in a ring of a position of the byte ring, and the distance to the end of the byte ring.
+    /// Returns the offset in a ring of a position of the byte ring, and the distance to the end of the byte ring.
     pub(crate) fn byte(self, position: u32) -> (u64, u32) {
         let at = position & (self.bytes - 1);
         let first = self.slot(0) + u64::from(self.slots) * u64::from(SLOT_SIZE);
@@ -205,14 +205,14 @@ pub(crate) struct Span {
 }
 
 impl Span {
-    /// In the slot `index`.
+    /// Returns the location in the slot `index`.
     pub(crate) fn inline(geometry: Geometry, ring: u64, index: u32, len: u32) -> Self {
         Self {
             parts: [(ring + geometry.slot(index), len as usize), (0, 0)],
         }
     }
 
-    /// In the byte ring from `position` on.
+    /// Returns the location in the byte ring from `position` on.
     pub(crate) fn bulk(geometry: Geometry, ring: u64, position: u32, len: u32) -> Self {
         let (at, room) = geometry.byte(position);
         let first = len.min(room);

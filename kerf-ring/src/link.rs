@@ -249,7 +249,7 @@ impl Link {
         lost.is_some_and(|lost| lost.generation == name.generation && now < lost.until)
     }
 
-    /// The link has ended, or never came up. Returns whether it was up; then it stays down for a while.
+    /// Gives up a link that has ended or never came up. Returns whether it was up; then it stays down for a while.
     fn give_up<M: Memory>(&mut self, region: &Region<M>, now: Duration) -> bool {
         let ended = self.accepted.as_ref().map(|a| (a.name, a.up));
         self.down(region);

@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 /// # Panics
 /// Every method may panic when an offset is out of bounds or not aligned: offsets are the caller's own.
 pub trait Memory {
-    /// Its size, bytes.
+    /// Returns its size, bytes.
     fn size(&self) -> u64;
     /// Reads a word once.
     fn load32(&self, at: u64, order: Ordering) -> u32;

@@ -73,7 +73,7 @@ pub struct PeerWord {
 }
 
 impl PeerWord {
-    /// Its generation, if it is ready.
+    /// Returns its generation, if it is ready.
     pub(crate) fn ready(self) -> Option<u32> {
         (self.state == PeerState::Ready && self.generation != 0).then_some(self.generation)
     }
@@ -149,12 +149,12 @@ impl<M: Memory> Region<M> {
         Ok(Self { memory, geometry })
     }
 
-    /// Its dimensions.
+    /// Returns its dimensions.
     pub fn geometry(&self) -> Geometry {
         self.geometry
     }
 
-    /// Its memory.
+    /// Returns its memory.
     pub fn memory(&self) -> &M {
         &self.memory
     }

@@ -41,7 +41,7 @@ impl Failure {
         Self::new(Exit::InvalidInput, message)
     }
 
-    /// This failure with a next step.
+    /// Returns this failure with a next step.
     #[must_use]
     pub(crate) fn hint(mut self, next_step: impl Into<String>) -> Self {
         self.next_step = Some(next_step.into());
@@ -68,7 +68,7 @@ impl Failure {
         }
     }
 
-    /// A file named by the user cannot be used.
+    /// Creates the failure for an unusable file that the user named.
     pub(crate) fn file(verb: &str, path: &Path, error: &std::io::Error) -> Self {
         let inner = error.get_ref();
         match inner.is_some_and(|inner| inner.is::<kmorph_files::NamedFileError>()) {
@@ -78,7 +78,7 @@ impl Failure {
         }
     }
 
-    /// The output cannot be written. A reader that exits early (`| head`) is not an error.
+    /// Creates the failure for output that cannot be written. A reader that exits early (`| head`) is not an error.
     pub(crate) fn output(error: &std::io::Error) -> Self {
         let silent = error.kind() == std::io::ErrorKind::BrokenPipe;
         Self {

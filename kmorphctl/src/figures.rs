@@ -62,7 +62,7 @@ pub(crate) fn bytes(bytes: u64) -> String {
     }
 }
 
-/// CPUs in the kernel's list format: `0-3,8`; `-` for none.
+/// Formats CPUs in the kernel's list format: `0-3,8`; `-` for none.
 pub(crate) fn cpu_list(cpus: &[u16]) -> String {
     let mut sorted = cpus.to_vec();
     sorted.sort_unstable();

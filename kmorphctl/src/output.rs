@@ -287,7 +287,7 @@ pub(crate) fn printable(text: &str) -> String {
     shown
 }
 
-/// Bidirectional controls, which change the visible order of a line.
+/// Returns true for bidirectional controls, which change the visible order of a line.
 fn steers_direction(character: char) -> bool {
     matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

@@ -60,7 +60,7 @@ struct WrittenPolicy {
 }
 
 impl Source {
-    /// `file:line:column`, both from 1, the column in characters.
+    /// Returns `file:line:column`, both from 1, the column in characters.
     fn place(&self, at: usize) -> String {
         let before = self.text.get(..at).unwrap_or(&self.text);
         let line = before.matches('\n').count() + 1;

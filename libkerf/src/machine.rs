@@ -54,7 +54,7 @@ impl Machine {
         }
     }
 
-    /// This machine with these contents of `/proc/iomem`.
+    /// Returns this machine with these contents of `/proc/iomem`.
     #[must_use]
     pub fn with_iomem(mut self, iomem: Iomem) -> Self {
         self.iomem = Some(iomem);
@@ -98,8 +98,8 @@ impl Machine {
         self.cpus.values()
     }
 
-    /// Chunks of the pool in `/proc/iomem`, base and size in bytes; `None` if there are none, or
-    /// the file was unreadable. Without root's rights all addresses there are zero.
+    /// Returns the chunks of the pool in `/proc/iomem`, base and size in bytes; `None` if there are
+    /// none, or the file was unreadable. Without root's rights all addresses there are zero.
     #[must_use]
     pub fn pool_chunks(&self) -> Option<&[(u64, u64)]> {
         let chunks = self.iomem.as_ref()?.chunks.as_slice();

@@ -24,7 +24,7 @@ pub struct PhysRange {
 }
 
 impl PhysRange {
-    /// Size in bytes.
+    /// Returns the size in bytes.
     pub fn len(&self) -> u64 {
         self.end - self.start
     }

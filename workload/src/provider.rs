@@ -188,7 +188,7 @@ pub trait Provider {
     /// Returns the description that the workload registers with.
     fn describe(&self) -> Description;
 
-    /// Current figures. Called in every phase; cheap.
+    /// Returns the current figures. Called in every phase; cheap.
     fn figures(&self) -> Figures;
 
     /// Source: prepares the export. In [`Mode::Rounds`] all memory in use counts as written from
@@ -198,17 +198,17 @@ pub trait Provider {
     /// Any; then nothing has changed.
     fn prepare_export(&mut self, mode: Mode) -> Result<ExportSize>;
 
-    /// Source, [`Mode::ByReference`]: the items that move before the freeze.
+    /// Source, [`Mode::ByReference`]: returns the items that move before the freeze.
     fn items(&self) -> Vec<OutgoingItem<'_>>;
 
-    /// Source, [`Mode::Rounds`]: the next written bytes, at most `max_bytes`; `None` if none are
-    /// left.
+    /// Source, [`Mode::Rounds`]: returns the next written bytes, at most `max_bytes`; `None` if
+    /// none are left.
     ///
     /// # Errors
     /// Any; then the export is abandoned.
     fn read_dirty(&mut self, max_bytes: usize) -> Result<Option<DirtyChunk<'_>>>;
 
-    /// Source, [`Mode::Rounds`]: number of bytes that [`Provider::read_dirty`] has not returned yet.
+    /// Source, [`Mode::Rounds`]: returns the number of bytes that [`Provider::read_dirty`] has not returned yet.
     fn dirty_bytes(&self) -> u64;
 
     /// Source: stops answering and writing, at once. Must not copy state or compute a digest of all
@@ -218,7 +218,7 @@ pub trait Provider {
     /// Any; then the provider continues to serve.
     fn freeze(&mut self) -> Result<StateDigest>;
 
-    /// Source, [`Mode::ByReference`], frozen: the established connections.
+    /// Source, [`Mode::ByReference`], frozen: returns the established connections.
     fn connections(&self) -> Vec<OutgoingConnection<'_>>;
 
     /// Source: continues to serve, whether frozen or not, and drops the export.

@@ -237,7 +237,7 @@ impl Dumping {
         }
     }
 
-    /// Bytes of memory written or left out, and the total.
+    /// Returns the number of bytes of memory written or left out, and the total.
     pub fn progress(&self) -> (u64, u64) {
         let pages = self.stop.0.pages_done.load(Ordering::Relaxed);
         (
@@ -484,7 +484,7 @@ fn registers(path: &Path) -> Vec<PrStatus> {
     cpus.map(|cpu| cpu.status).collect()
 }
 
-/// How the kernel ended, as its log says: the panic, and the fault that led to it.
+/// Returns how the kernel ended, as its log says: the panic, and the fault that led to it.
 fn end_in(log: &Log) -> Option<String> {
     let told = events(log);
     let Ending { panic, cause } = ending(&told);

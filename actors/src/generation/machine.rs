@@ -39,8 +39,8 @@ impl Machine {
         bits
     }
 
-    /// This daemon as a peer of a placed generation. Without the key from the spawn, the agent refuses the daemon and
-    /// says so.
+    /// Returns this daemon as a peer of a placed generation. Without the key from the spawn, the agent refuses the
+    /// daemon and reports that.
     pub fn speaker(&self, placement: &Placement) -> Speaker {
         let hello = self.hello(placement.name.as_str(), placement.generation);
         match kmorph_backends::key::of(placement) {

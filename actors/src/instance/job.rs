@@ -10,7 +10,7 @@ use crate::recovery::{RecoveryJob, SuccessorNews};
 
 /// A job that has begun and has not reported its end.
 pub(super) trait Job {
-    /// Its name, for people.
+    /// Returns its name, for people.
     fn name(&self) -> &'static str;
 
     /// Passes the engine's news to the job; `generation` is the instance's active one.

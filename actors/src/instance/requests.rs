@@ -138,7 +138,7 @@ impl Answered {
 }
 
 impl Instance {
-    /// Why a request is refused now; `wanted` is the refused action.
+    /// Returns why a request is refused now; `wanted` is the refused action.
     pub(super) fn busy(&self, wanted: &str, doing: Doing) -> Failure {
         let instance = self.row.name.clone();
         let (doing, hint) = match doing {

@@ -71,7 +71,7 @@ impl Failure {
         }
     }
 
-    /// This failure with a next step.
+    /// Returns this failure with a next step.
     #[must_use]
     pub fn hint(mut self, next_step: impl Into<NextStep>) -> Self {
         self.next_step = Some(next_step.into());

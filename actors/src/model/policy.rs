@@ -23,7 +23,7 @@ pub enum VmcorePolicy {
 }
 
 impl VmcorePolicy {
-    /// Its name in configuration, messages and logs.
+    /// Returns its name in configuration, messages and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Off => "off",
@@ -45,7 +45,7 @@ pub enum StuckCpuPolicy {
 }
 
 impl StuckCpuPolicy {
-    /// Its name in configuration, messages and logs.
+    /// Returns its name in configuration, messages and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Degraded => "degraded",
@@ -108,7 +108,7 @@ impl Policy {
         None
     }
 
-    /// This policy with a patch applied.
+    /// Returns this policy with a patch applied.
     #[must_use]
     pub fn patched(&self, patch: &PolicyPatch) -> Self {
         Self {

@@ -383,7 +383,7 @@ impl MorphSession {
         }));
     }
 
-    /// The source serves again; the caller must have the certificate of the target's fence.
+    /// Resumes the source; the caller must have the certificate of the target's fence.
     pub(super) fn resume_source(&mut self, _: &FenceCertificate, ctx: &mut Context<Self>) {
         let message = Kmp::MorphRollback(MorphRollback {
             fixed: RollbackFixed {

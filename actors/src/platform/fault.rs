@@ -14,7 +14,7 @@ pub fn begin(panics: impl FnMut(&str) -> bool + 'static) {
     drop(panics);
 }
 
-/// A point where a test may make the calling actor panic.
+/// Marks a point where a test may make the calling actor panic.
 ///
 /// # Panics
 /// In a debug build, when the file exists.
@@ -26,7 +26,7 @@ pub(crate) fn point(name: &str) {
     let _ = name;
 }
 
-/// A step before which a test may kill the daemon, as by SIGKILL from outside.
+/// Marks a step before which a test may kill the daemon, as by SIGKILL from outside.
 #[inline]
 pub(crate) fn step(name: &str) {
     #[cfg(debug_assertions)]

@@ -155,7 +155,7 @@ impl Pool {
         self.leases.keys().cloned().collect()
     }
 
-    /// Allocated and free resources.
+    /// Returns the allocated and free resources.
     pub fn usage(&self) -> PoolUsage {
         let unused = self.stock.cpus.iter().filter(|c| self.load(**c) == 0);
         PoolUsage {
@@ -187,7 +187,7 @@ impl Pool {
         memory_bytes.saturating_add(self.stock.bookkeeping_bytes)
     }
 
-    /// CPUs that can be allocated now, the least loaded first.
+    /// Returns the CPUs that can be allocated now, the least loaded first.
     fn candidates(&self) -> Vec<u16> {
         let mut loaded: Vec<_> = self
             .stock

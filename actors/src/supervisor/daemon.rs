@@ -48,7 +48,7 @@ fn count_besides(pool: &mut PoolUsage, besides: HeldBesides) {
 }
 
 impl Supervisor {
-    /// CPUs and memory of the pool that others hold.
+    /// Returns the CPUs and memory of the pool that others hold.
     fn held_besides(&self) -> impl Future<Output = Option<HeldBesides>> + use<> {
         let backend = Arc::clone(self.services.backend());
         let run_dir = self

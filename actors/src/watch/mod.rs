@@ -221,7 +221,7 @@ impl Watch {
         self.tell_owner(kind);
     }
 
-    /// Further evidence for a verdict.
+    /// Returns further evidence for a verdict.
     fn known(&mut self) -> Vec<String> {
         let sign = self.kernel_sign.take();
         let sign = sign.map(|(sign, at)| format!("{sign}, {:.1?} before", clock::now() - at));

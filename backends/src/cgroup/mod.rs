@@ -100,7 +100,7 @@ impl Cgroups {
         self.memory.as_ref().copied()
     }
 
-    /// Their parent directory.
+    /// Returns their parent directory.
     pub fn base(&self) -> &Path {
         &self.base
     }

@@ -81,7 +81,7 @@ fn own_path(list: &str) -> Option<PathBuf> {
     ))
 }
 
-/// Root and mount point of a cgroup2 file system (proc_pid_mountinfo(5)).
+/// Returns the root and mount point of a cgroup2 file system (proc_pid_mountinfo(5)).
 fn mount(line: &str) -> Option<(PathBuf, PathBuf)> {
     let (fields, source) = line.split_once(" - ")?;
     if source.split(' ').next()? != "cgroup2" {

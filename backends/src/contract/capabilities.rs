@@ -43,7 +43,7 @@ impl BackendKind {
         self.uncaptured().is_none()
     }
 
-    /// Why the memory of an instance cannot be captured; `None` if it can.
+    /// Returns why the memory of an instance cannot be captured; `None` if it can.
     pub fn uncaptured(self) -> Option<Uncaptured> {
         match self {
             Self::Qemu | Self::Multikernel => None,
@@ -54,7 +54,7 @@ impl BackendKind {
         }
     }
 
-    /// Why a backend whose kernels do not panic on request has no self-test.
+    /// Returns why a backend whose kernels do not panic on request has no self-test.
     pub fn untested(self) -> Untested {
         match self {
             Self::Multikernel => Untested {
@@ -87,7 +87,7 @@ impl BackendKind {
         }
     }
 
-    /// How to add CPUs and memory to the pool.
+    /// Returns how to add CPUs and memory to the pool.
     pub fn enlarging_the_pool(self) -> &'static str {
         match self {
             Self::Embedded | Self::Qemu => "enlarge [pool] and reload",

@@ -476,8 +476,8 @@ pub trait Backend: Send + Sync {
         Err(cannot("resuming", self.kind(), placement))
     }
 
-    /// Options for the kernel command line with which [`Backend::provoke_panic`] makes the kernel panic; `None` if
-    /// the backend cannot do that, or captures no memory.
+    /// Returns options for the kernel command line with which [`Backend::provoke_panic`] makes the kernel panic;
+    /// `None` if the backend cannot do that, or captures no memory.
     fn panic_cmdline(&self) -> Option<&'static str> {
         None
     }

@@ -60,7 +60,7 @@ impl Slots {
     }
 }
 
-/// Base and length of each region that the host's kernel shows of an instance.
+/// Returns base and length of each region of an instance, from the host's kernel.
 fn regions(iomem: &Path, id: u32, name: &str) -> io::Result<Vec<(u64, u64)>> {
     let text = std::fs::read_to_string(iomem)
         .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", iomem.display())))?;

@@ -298,8 +298,8 @@ impl MultikernelBackend {
     }
 }
 
-/// Physical ids in the daemon's 16-bit form. Larger ids, which some machines have, are left out: the kernel's own
-/// tree has the complete list.
+/// Returns physical ids in the daemon's 16-bit form. Larger ids, which some machines have, are left out: the
+/// kernel's own tree has the complete list.
 fn short(cpus: &[u64]) -> Vec<u16> {
     let mut cpus: Vec<u16> = cpus
         .iter()

@@ -196,7 +196,7 @@ impl Slots {
         Ok(instance)
     }
 
-    /// CPUs and memory of a new kernel instance: the requested ones, or in a morph those of its predecessor.
+    /// Returns CPUs and memory of a new kernel instance: the requested ones, or in a morph those of its predecessor.
     fn size(&self, spec: &SpawnSpec, name: &str) -> Result<(usize, u64), SpawnError> {
         if matches!(spec.start, StartMode::AwaitState { .. }) {
             for other in Self::names(&spec.name)
@@ -282,7 +282,7 @@ fn failed(action: &str, name: &str, error: &dyn std::error::Error) -> SpawnError
     }
 }
 
-/// The user or the operator can supply missing resources.
+/// Converts an error: missing resources are for the user or the operator to supply.
 fn not_made(name: &str, error: &TakeError) -> SpawnError {
     match error {
         TakeError::Shortage(shortage @ Shortage::Senseless(_)) => {

@@ -143,7 +143,7 @@ impl Machine<'_> {
         line
     }
 
-    /// The kernel passes the words after `--` to init: the agent's arguments.
+    /// Returns the kernel's command line. The kernel passes the words after `--` to init: the agent's arguments.
     fn kernel_cmdline(&self) -> String {
         let own = self.cmdline.trim();
         format!("{KERNEL_CMDLINE} {own} -- --config {AGENT_CONFIG}")

@@ -331,7 +331,7 @@ mod tests {
     const NONE: (&str, &str) = ("qom-list", r#""return": []"#);
     const DONE: &str = r#""return": {}"#;
 
-    /// A QEMU that follows a script: expects each command on a new connection, and sends its answer.
+    /// Runs a QEMU that follows a script: expects each command on a new connection, and sends its answer.
     async fn qemu(listener: UnixListener, script: &[(&str, &str)]) {
         for (command, answer) in script {
             let (stream, _) = listener.accept().await.unwrap();

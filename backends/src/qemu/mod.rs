@@ -275,7 +275,7 @@ impl QemuBackend {
         }
     }
 
-    /// QEMU's own process; `None` if it was never started, or in another boot of the host.
+    /// Returns QEMU's own process; `None` if it was never started, or in another boot of the host.
     fn qemu_of<'a>(&self, placement: &'a Placement) -> Option<&'a ProcessId> {
         let now = placement.host_boot_id == self.host_boot_id;
         let first = placement.processes.first();

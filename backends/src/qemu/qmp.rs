@@ -117,7 +117,7 @@ impl Qmp {
         }
     }
 
-    /// QEMU's status of the guest: `running`, `paused`, `guest-panicked`, `shutdown` …
+    /// Returns QEMU's status of the guest: `running`, `paused`, `guest-panicked`, `shutdown` …
     pub(super) async fn status(&mut self) -> io::Result<String> {
         let answer = self.execute("query-status", None).await?;
         let status = answer["status"].as_str().map(str::to_owned);

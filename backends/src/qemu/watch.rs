@@ -105,7 +105,7 @@ async fn end_of(qemu: &ProcessId, directory: &Path, exits: &Exits) -> ExitCause 
     }
 }
 
-/// QEMU's own end. Exit status 0 is the guest's power-off whose event was missed.
+/// Waits for QEMU's own end. Exit status 0 is the guest's power-off whose event was missed.
 async fn own_end(qemu: &ProcessId, exits: &Exits) -> ExitCause {
     match exits.wait(qemu).await {
         Ok(ExitCause::Exited { status: Some(0) }) => ExitCause::Exited { status: None },

@@ -40,7 +40,7 @@ fn or_dash(text: String) -> String {
     }
 }
 
-/// Uptime of the generation; a dash if nothing of it runs.
+/// Returns the uptime of the generation; a dash if nothing of it runs.
 fn uptime(summary: &InstanceSummary) -> String {
     or_dash(summary.uptime_s.map(age_s).unwrap_or_default())
 }

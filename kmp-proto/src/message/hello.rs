@@ -179,7 +179,7 @@ impl Payload for Hello {
 }
 
 impl HelloFixed {
-    /// Only a bulk channel has a session.
+    /// Checks that only a bulk channel has a session.
     fn session_fits(&self) -> Result<(), LayoutError> {
         match (self.channel, self.session) {
             (Channel::Bulk, 0) => Err(LayoutError::Contradiction("a bulk channel of session 0")),
@@ -253,7 +253,7 @@ pub enum HelloError {
 }
 
 impl HelloError {
-    /// Error code of the answer.
+    /// Returns the error code of the answer.
     pub const fn code(&self) -> ErrorCode {
         match self {
             Self::Version { .. } => ErrorCode::UnsupportedVersion,

@@ -60,7 +60,7 @@ pub enum StateError {
 }
 
 impl StateError {
-    /// Error code of the answer.
+    /// Returns the error code of the answer.
     pub const fn code(self) -> ErrorCode {
         match self {
             Self::ChunkTooLarge(_) | Self::OverTotal { .. } => ErrorCode::TooLarge,

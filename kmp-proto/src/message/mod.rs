@@ -122,7 +122,7 @@ pub enum LayoutError {
 }
 
 impl LayoutError {
-    /// Error code of the answer.
+    /// Returns the error code of the answer.
     pub fn code(self) -> ErrorCode {
         ErrorCode::Malformed
     }
@@ -170,7 +170,7 @@ macro_rules! messages {
         }
 
         impl Message {
-            /// Its type.
+            /// Returns its type.
             pub const fn msg_type(&self) -> MsgType {
                 match self {
                     $(Self::$name(_) => MsgType::$ty,)*

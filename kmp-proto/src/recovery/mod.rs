@@ -160,7 +160,7 @@ impl Recovery<Reclaiming> {
         &self.phase.certificate
     }
 
-    /// Everything was released.
+    /// Records that everything was released.
     pub fn released(self) -> Recovery<Respawning> {
         let Reclaiming { certificate } = self.phase;
         Recovery {

@@ -42,7 +42,7 @@ impl RestartPolicy {
         Self::default()
     }
 
-    /// The instance became healthy.
+    /// Records that the instance became healthy.
     pub fn healthy(&mut self, now: Instant) {
         self.healthy_since.get_or_insert(now);
     }

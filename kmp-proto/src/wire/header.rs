@@ -95,7 +95,7 @@ pub enum HeaderError {
 }
 
 impl HeaderError {
-    /// Error code of the answer.
+    /// Returns the error code of the answer.
     pub fn code(self) -> ErrorCode {
         match self {
             Self::BadMagic(_) | Self::ReservedNotZero(_) => ErrorCode::Malformed,

@@ -36,7 +36,7 @@ macro_rules! msg_types {
                 }
             }
 
-            /// Maximum payload of this type, in bytes; its reply has the same limit.
+            /// Returns the maximum payload of this type, in bytes; its reply has the same limit.
             pub const fn payload_limit(self) -> u32 {
                 match self {
                     $(Self::$name => $limit,)*

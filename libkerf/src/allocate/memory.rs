@@ -1,7 +1,7 @@
 use crate::overlay::State;
 
-/// Unused memory of the pool, by address: base and bytes. `None` if the location of an instance's
-/// memory is unknown; `/proc/iomem` shows it to root.
+/// Returns the unused memory of the pool, by address: base and bytes. `None` if the location of an
+/// instance's memory is unknown; `/proc/iomem` shows it to root.
 #[must_use]
 pub fn free_ranges(state: &State) -> Option<Vec<(u64, u64)>> {
     let mut used: Vec<(u64, u64)> = Vec::new();

@@ -138,7 +138,7 @@ fn check_cpus(instance: &Instance, pool: &Pool<'_>, path: &NodePath, report: &mu
     }
 }
 
-/// The kernel takes memory only from the first NUMA node in the list.
+/// Checks the NUMA nodes: the kernel takes memory only from the first NUMA node in the list.
 fn check_nodes(instance: &Instance, pool: &Pool<'_>, path: &NodePath, report: &mut Report) {
     let nodes = &pool.nodes;
     // A pool that does not state the nodes of its memory can have memory from any node.

@@ -49,14 +49,14 @@ impl Finding {
         }
     }
 
-    /// This finding, about a property.
+    /// Returns this finding, about a property.
     #[must_use]
     pub fn of(mut self, property: impl Into<String>) -> Self {
         self.property = Some(property.into());
         self
     }
 
-    /// This finding, with reactions of kernel and kerf that differ from the rule's table.
+    /// Returns this finding, with reactions of kernel and kerf that differ from the rule's table.
     #[must_use]
     pub fn judged(mut self, kernel: Stance, kerf: Stance) -> Self {
         self.kernel = kernel;

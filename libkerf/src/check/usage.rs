@@ -157,7 +157,7 @@ pub(super) fn canonical(reference: &str, pool: &Pool<'_>) -> String {
     }
 }
 
-/// The rules for an instance's devices.
+/// Applies the rules for an instance's devices.
 pub(super) fn check_devices(
     instance: &Instance,
     pool: &Pool<'_>,
@@ -224,7 +224,7 @@ fn is_available(device: &Device, what: &str, number: u32) -> bool {
     available(device, what).is_none_or(|there| there.contains(&number))
 }
 
-/// The names that kerf 0.1 gave to functions and namespaces must mean some.
+/// Checks that the names from kerf 0.1 refer to existing functions and namespaces.
 pub(super) fn check_references(
     references: &[DeviceReference],
     pool: &Pool<'_>,

@@ -7,7 +7,7 @@ use std::hash::BuildHasher as _;
 
 use crate::tree::MAX_NAME_BYTES;
 
-/// The tails of all strings of a block, each with a hash computed from its last byte forwards, so that all tails of a
+/// The tails of all strings of a block, each with a hash computed from its last byte backwards, so that all tails of a
 /// string take one pass. The hash has a random factor, so no input can be constructed with many equal hashes.
 pub(super) struct Ends {
     factor: u64,

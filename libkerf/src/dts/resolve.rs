@@ -64,7 +64,7 @@ impl<'s, 'a> Resolver<'s, 'a> {
         }
     }
 
-    /// A label must be unique: it names a node, a property, or a position in a value.
+    /// Reads the labels. A label must be unique: it names a node, a property, or a position in a value.
     fn read_labels(&mut self, all: &[NodeId]) -> Result<(), DtsError> {
         let mut seen = HashSet::new();
         let mut check = |(at, label): &Label<'a>| match seen.insert(*label) {
@@ -124,7 +124,7 @@ impl<'s, 'a> Resolver<'s, 'a> {
         Ok(())
     }
 
-    /// A property `name` must equal the name of its node, without the unit address.
+    /// Checks that a property `name` equals the name of its node, without the unit address.
     fn check_name(&self, id: NodeId) -> Result<(), DtsError> {
         let Some(property) = self.drafts.property(id, "name") else {
             return Ok(());

@@ -132,7 +132,7 @@ impl<'i> SetupHeader<'i> {
         Some((usize::from(sectors) + 1) * SECTOR_BYTES)
     }
 
-    /// Minimum size of the image, bytes.
+    /// Returns the minimum size of the image, bytes.
     fn image_bytes(self) -> Option<u64> {
         let paragraphs = u32_at(self.image, PARAGRAPHS)?;
         Some(self.setup_bytes()? as u64 + u64::from(paragraphs) * 16)

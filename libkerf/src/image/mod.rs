@@ -136,7 +136,7 @@ pub(crate) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-/// A bzImage with this payload.
+/// Returns a bzImage with this payload.
 #[cfg(test)]
 pub(crate) fn pack(payload: &[u8]) -> Vec<u8> {
     synthetic("6.12.9 (x@y)", payload)

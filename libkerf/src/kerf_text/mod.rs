@@ -302,7 +302,7 @@ fn read_instance(name: &str, text: &str) -> Option<Instance> {
     })
 }
 
-/// Names for virtual functions and namespaces: `eth0_vf1: net-vf@1 { parent = <&eth0>; vf-id = <1>; };`
+/// Reads the names for virtual functions and namespaces: `eth0_vf1: net-vf@1 { parent = <&eth0>; vf-id = <1>; };`
 fn read_references(text: &str) -> Vec<DeviceReference> {
     let mut references = ByName::new();
     // The end of the last reference: text within it is not another reference.
@@ -370,7 +370,7 @@ fn narrow(name: &str, text: &str) -> Result<Vec<u32>, KerfTextError> {
         .collect()
 }
 
-/// One or two hexadecimal cells. The low one may have more than 32 bits.
+/// Parses one or two hexadecimal cells. The low one may have more than 32 bits.
 fn hexadecimal(name: &str, text: &str) -> Result<u64, KerfTextError> {
     let cells: Option<Vec<u128>> = text
         .split_whitespace()

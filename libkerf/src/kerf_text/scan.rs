@@ -103,7 +103,7 @@ pub(super) fn reference_body(text: &str) -> Option<(&str, &str)> {
     (end > 0).then(|| (&inner[..end], &inner[end + 1..]))
 }
 
-/// Decimal numbers separated by white space; otherwise the first invalid one.
+/// Parses decimal numbers separated by white space; the error is the first invalid one.
 pub(super) fn number_list(text: &str) -> Result<Vec<u64>, &str> {
     let words = text.split_whitespace();
     words

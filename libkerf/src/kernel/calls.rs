@@ -18,7 +18,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// Its number.
+    /// Returns its number.
     #[must_use]
     pub fn code(self) -> u32 {
         match self {

@@ -207,7 +207,7 @@ impl Kernel {
         }
     }
 
-    /// Pool, instances and their status. An instance that disappears in the meantime is left out.
+    /// Returns pool, instances and their status. An instance that disappears in the meantime is left out.
     ///
     /// # Errors
     ///

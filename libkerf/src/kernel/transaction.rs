@@ -326,7 +326,7 @@ impl Kernel {
         })
     }
 
-    /// Why a transaction failed; only later kernels report it.
+    /// Returns why a transaction failed; only later kernels report it.
     fn reason(&self, transaction: u64) -> Option<String> {
         let text = read_text(&self.transaction_path(transaction).join("reason")).ok()?;
         (!text.is_empty()).then_some(text)

@@ -118,7 +118,7 @@ impl Reader<'_> {
         self.push(finding.of(property.name()).judged(kernel, kerf));
     }
 
-    /// Physical CPU ids: 64-bit cells, or the 32-bit cells of older formats, as kerf reads them.
+    /// Reads physical CPU ids: 64-bit cells, or the 32-bit cells of older formats, as kerf reads them.
     pub(crate) fn cpus(&mut self, at: &At<'_>, name: &str) -> Option<Vec<u64>> {
         let property = at.node.property(name)?;
         if let Ok(cpus) = property.u64_list() {

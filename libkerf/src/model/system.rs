@@ -88,7 +88,7 @@ impl System {
         self.instances.iter().find(|instance| instance.name == name)
     }
 
-    /// CPUs of the pool that no instance has, in the pool's order.
+    /// Returns the CPUs of the pool that no instance has, in the pool's order.
     #[must_use]
     pub fn free_cpus(&self) -> Vec<u64> {
         let held: std::collections::HashSet<u64> = self

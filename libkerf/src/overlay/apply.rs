@@ -450,7 +450,7 @@ impl State {
         }
     }
 
-    /// A running kernel takes exactly the given range.
+    /// Checks that a range is free: a running kernel takes exactly the given range.
     fn check_free_range(&self, base: u64, size: u64, spot: &mut Spot<'_>) {
         let end = u128::from(base) + u128::from(size);
         let mut chunks = self.system.resources.chunks.iter();

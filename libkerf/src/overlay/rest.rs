@@ -80,8 +80,8 @@ pub(super) fn check_item(at: &At<'_>, read: &mut Reader<'_>) {
     }
 }
 
-/// For each property and child, whether it is the first one with its name: readers do not find a second one, and
-/// writing the node would change its meaning.
+/// Returns for each property and child whether it is the first one with its name: readers do not find a second
+/// one, and writing the node would change its meaning.
 fn firsts(node: &Node) -> (Vec<bool>, Vec<bool>) {
     let mut names = HashSet::new();
     let properties = node.properties().iter();

@@ -79,7 +79,7 @@ impl State {
         }
     }
 
-    /// This state on this machine, whose `/proc/iomem` gives the location of the instances' memory.
+    /// Returns this state on this machine, whose `/proc/iomem` gives the location of the instances' memory.
     #[must_use]
     pub fn on(mut self, machine: &Machine) -> Self {
         if self.system.resources.granule.is_none() {
@@ -95,7 +95,7 @@ impl State {
         self
     }
 
-    /// This state with the status of an instance.
+    /// Returns this state with the status of an instance.
     #[must_use]
     pub fn with_status(mut self, name: &str, status: Status) -> Self {
         self.status.insert(name.to_owned(), status);
@@ -196,8 +196,8 @@ impl State {
         pool.saturating_sub(used).saturating_sub(others)
     }
 
-    /// Memory of the pool that is used but belongs to no instance, from `/proc/iomem`: the kernel's
-    /// rings, file systems.
+    /// Returns the memory of the pool that is used but belongs to no instance, from `/proc/iomem`:
+    /// the kernel's rings, file systems.
     pub(crate) fn other_uses(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         let iomem = self.machine.as_ref().and_then(Machine::iomem);
         let used = iomem.into_iter().flat_map(|iomem| &iomem.used);
@@ -237,7 +237,7 @@ impl State {
         placed + u128::from(unplaced)
     }
 
-    /// CPUs of the pool that no instance has.
+    /// Returns the CPUs of the pool that no instance has.
     pub(super) fn free_cpus(&self) -> HashSet<u64> {
         self.system.free_cpus().into_iter().collect()
     }

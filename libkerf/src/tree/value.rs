@@ -97,7 +97,7 @@ impl Property {
         }
     }
 
-    /// One string, without its NUL.
+    /// Returns one string, without its NUL.
     ///
     /// # Errors
     ///

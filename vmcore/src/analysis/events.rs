@@ -209,7 +209,7 @@ const FOLLOWS: [(&str, &[EventKind]); 11] = [
     ("RCU Stall", &[EventKind::Lockup]),
 ];
 
-/// How a kernel ended. `events` are in the order of their occurrence.
+/// Returns how a kernel ended. `events` are in the order of their occurrence.
 pub fn ending(events: &[Event]) -> Ending<'_> {
     let is_panic = |event: &Event| event.kind == EventKind::Panic;
     let Some(at) = events.iter().rposition(is_panic) else {
@@ -274,7 +274,7 @@ fn word_after<'a>(line: &'a str, mark: &str) -> Option<&'a str> {
     line.split_once(mark)?.1.split_whitespace().next()
 }
 
-/// Registers of one line, which repeats `NAME: digits`. Of `RSP: 0018:digits`, the last digits count.
+/// Parses the registers of one line, which repeats `NAME: digits`. Of `RSP: 0018:digits`, the last digits count.
 fn registers(line: &str) -> Vec<(String, String)> {
     let mut words = line.split_whitespace().peekable();
     let mut found = Vec::new();

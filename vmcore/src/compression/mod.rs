@@ -25,7 +25,7 @@ impl Compression {
     /// All methods.
     pub(crate) const ALL: [Self; 5] = [Self::None, Self::Zlib, Self::Lzo, Self::Snappy, Self::Zstd];
 
-    /// Its bit in a page's descriptor and in the file's status.
+    /// Returns its bit in a page's descriptor and in the file's status.
     pub(crate) const fn flag(self) -> u32 {
         match self {
             Self::None => 0,
@@ -46,7 +46,7 @@ impl Compression {
             .find(|packing| packing.flag() == flags & Self::FLAGS)
     }
 
-    /// Its name in reports.
+    /// Returns its name in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::None => "none",

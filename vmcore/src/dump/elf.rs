@@ -123,8 +123,8 @@ impl Elf {
     }
 }
 
-/// False if a section is beyond the end of the file. Sections do not describe memory, but QEMU places them after
-/// it.
+/// Returns false if a section is beyond the end of the file. Sections do not describe memory, but QEMU places
+/// them after it.
 fn sections_are_there(file: &dyn Bytes, header: &ElfHeader) -> Result<bool, DumpError> {
     let start = header.shoff.get();
     if start == 0 || usize::from(header.shentsize.get()) != size_of::<SectionHeader>() {
@@ -223,8 +223,8 @@ fn segments(file: &dyn Bytes, header: &ElfHeader) -> Result<Vec<(u64, ProgramHea
     Ok(segments)
 }
 
-/// Sorted extents without overlap. If two overlap (the kernel's text is in two segments of /proc/vmcore), both hold
-/// the same memory, and the one that starts first is used.
+/// Returns sorted extents without overlap. If two overlap (the kernel's text is in two segments of /proc/vmcore),
+/// both hold the same memory, and the one that starts first is used.
 fn disjoint(mut extents: Vec<Extent>) -> Vec<Extent> {
     extents.retain(|extent| !extent.phys.is_empty());
     extents.sort_unstable_by_key(|e| (e.phys.start, core::cmp::Reverse(e.phys.end)));

@@ -115,7 +115,7 @@ impl Unflattened {
     }
 }
 
-/// Disjoint, sorted pieces; where records overlap, the later one counts.
+/// Returns disjoint, sorted pieces; where records overlap, the later one counts.
 fn later_wins(records: Vec<Piece>) -> Vec<Piece> {
     let sorted = |pieces: &[Piece]| pieces.windows(2).all(|two| two[0].end <= two[1].start);
     if sorted(&records) {

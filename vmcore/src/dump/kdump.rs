@@ -291,7 +291,7 @@ pub(super) fn for_each_block(
     Ok(())
 }
 
-/// The memory that the bits of one block represent, in runs within 64-bit words.
+/// Returns the memory that the bits of one block represent, in runs within 64-bit words.
 fn runs(block: u64, bits: &[u8; PAGE_BYTES]) -> impl Iterator<Item = PhysRange> {
     let (words, _) = bits.as_chunks::<8>();
     let numbered = (block * PAGES_PER_BLOCK / 64..).zip(words);
@@ -311,7 +311,7 @@ fn runs(block: u64, bits: &[u8; PAGE_BYTES]) -> impl Iterator<Item = PhysRange> 
     })
 }
 
-/// Whether `ranges`, which are sorted and disjoint, contain the memory that the bits of one block represent.
+/// Returns whether `ranges`, which are sorted and disjoint, contain the memory that the bits of one block represent.
 pub(super) fn is_within(block: u64, bits: &[u8; PAGE_BYTES], ranges: &[PhysRange]) -> bool {
     runs(block, bits).all(|run| {
         let next = ranges.partition_point(|range| range.end <= run.start);

@@ -44,7 +44,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// Its name in reports.
+    /// Returns its name in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Elf => "ELF core",
@@ -181,7 +181,7 @@ impl Dump {
         Ok(Self { notes, ..dump })
     }
 
-    /// Its format.
+    /// Returns its format.
     pub fn format(&self) -> Format {
         self.format
     }
@@ -216,8 +216,8 @@ impl Dump {
         }
     }
 
-    /// kmorph's note about this dump. Tools that derive a dump from another one copy its notes; a note about
-    /// another file is ignored here (`None`).
+    /// Returns kmorph's note about this dump. Tools that derive a dump from another one copy its notes; a
+    /// note about another file is ignored here (`None`).
     ///
     /// A note belongs to this file if the file has the length in the note, or ends early: kmorph's files end
     /// with a page, so a truncated one is incomplete. A damaged note counts as belonging to this file.

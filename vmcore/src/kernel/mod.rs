@@ -133,8 +133,8 @@ impl<'a> Kernel<'a> {
             .is_ok_and(|phys| phys == self.root)
     }
 
-    /// Score of the information that VMCOREINFO leads to, from 0 to [`TOLD_MAX`]: one point each for page tables,
-    /// the log, the use of some pages, and the use of all.
+    /// Returns a score of the information that VMCOREINFO leads to, from 0 to [`TOLD_MAX`]: one point each for
+    /// page tables, the log, the use of some pages, and the use of all.
     fn told(&self) -> u32 {
         if !self.maps_itself() {
             return 0;
@@ -184,7 +184,7 @@ impl<'a> Kernel<'a> {
         })
     }
 
-    /// VMCOREINFO.
+    /// Returns VMCOREINFO.
     pub fn info(&self) -> &VmcoreInfo {
         &self.info
     }
@@ -194,7 +194,7 @@ impl<'a> Kernel<'a> {
         self.memory
     }
 
-    /// Offset from an address in the kernel's image, minus [`START_KERNEL_MAP`], to the physical address.
+    /// Returns the offset from an address in the kernel's image, minus [`START_KERNEL_MAP`], to the physical address.
     pub fn phys_base(&self) -> u64 {
         self.phys_base
     }
@@ -216,7 +216,7 @@ impl<'a> Kernel<'a> {
         Ok(())
     }
 
-    /// Bytes at a virtual address; `what` names them in the error.
+    /// Reads bytes at a virtual address; `what` names them in the error.
     ///
     /// # Errors
     ///

@@ -169,7 +169,8 @@ impl<'k, 'm> Pages<'k, 'm> {
         }
     }
 
-    /// Of the first sections of memory that the kernel should describe: their number, and the number of described ones.
+    /// Returns the number of the first sections of memory that the kernel should describe, and the number of those that
+    /// it describes.
     pub(super) fn described(&self, ranges: &[PhysRange]) -> (u64, u64) {
         let large = ranges.iter().filter(|r| r.len() >= DESCRIBED_MIN_BYTES);
         let sections = large.flat_map(|range| {

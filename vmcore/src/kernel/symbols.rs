@@ -143,7 +143,8 @@ enum Base {
 }
 
 impl Base {
-    /// The kernel's image is smaller than 2 GiB: unsigned offsets are never negative as signed numbers.
+    /// Determines the base. The kernel's image is smaller than 2 GiB: unsigned offsets are never negative as signed
+    /// numbers.
     fn of(offsets: &[i32], base: u64) -> Self {
         match offsets.iter().any(|offset| *offset < 0) {
             true => Self::Negative(base),
@@ -163,7 +164,7 @@ impl Base {
     }
 }
 
-/// Start (after its length) and end of the name at `place`.
+/// Returns start (after its length) and end of the name at `place`.
 fn packed_name(names: &[u8], place: usize) -> Option<(usize, usize)> {
     let low = usize::from(*names.get(place)?);
     if low & 0x80 == 0 {
@@ -193,7 +194,7 @@ impl Symbols {
         })
     }
 
-    /// The addresses of these symbols, in the given order.
+    /// Returns the addresses of these symbols, in the given order.
     pub fn find<const N: usize>(&self, wanted: [&str; N]) -> [Option<u64>; N] {
         let mut found = [None; N];
         let mut place = 0;

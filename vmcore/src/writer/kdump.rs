@@ -168,7 +168,7 @@ impl Head {
         Self { header, sub, notes }
     }
 
-    /// Its size in blocks.
+    /// Returns its size in blocks.
     fn blocks(&self) -> u64 {
         1 + u64::from(self.header.sub_header_blocks.get())
     }

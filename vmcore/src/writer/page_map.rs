@@ -196,7 +196,7 @@ fn pages<'k>(contents: &Contents<'k>, level: u32) -> Result<Option<Pages<'k, 'k>
     }
 }
 
-/// Blocks that contain memory of the machine.
+/// Returns the blocks that contain memory of the machine.
 fn windows(contents: &Contents<'_>) -> Vec<u64> {
     let mut windows: Vec<u64> = Vec::new();
     for range in contents.memory.ranges() {

@@ -105,7 +105,7 @@ impl Mapping {
         Ok(block + HEADER)
     }
 
-    /// Payload size of the allocated block at `payload`, bytes.
+    /// Returns the payload size of the allocated block at `payload`, bytes.
     pub(crate) fn usable(&self, payload: u64) -> Result<u64> {
         let (_, size) = self.allocated(payload)?;
         Ok(size - HEADER)

@@ -92,13 +92,13 @@ impl Mapping {
         })
     }
 
-    /// Size in bytes.
+    /// Returns the size in bytes.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Never true: an arena has at least [`MIN_CAPACITY`] bytes.
+    /// Always returns false: an arena has at least [`MIN_CAPACITY`] bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0

@@ -376,7 +376,7 @@ impl Store {
     }
 }
 
-/// CRC-32 of a value in parts.
+/// Computes the CRC-32 of a value in parts.
 pub(super) fn crc(parts: &[&[u8]]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     for part in parts {

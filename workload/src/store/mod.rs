@@ -82,8 +82,8 @@ impl Store {
         Ok(store)
     }
 
-    /// Space for the copy of an arena of `capacity` bytes. The copy is not a store yet: fill it
-    /// with [`Store::apply`], check it with [`Store::check_header`], then [`Store::claim`] it.
+    /// Creates space for the copy of an arena of `capacity` bytes. The copy is not a store yet: fill it with
+    /// [`Store::apply`], check it with [`Store::check_header`], then [`Store::claim`] it.
     ///
     /// # Errors
     /// As [`Store::create`].

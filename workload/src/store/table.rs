@@ -94,7 +94,7 @@ impl Store {
         }
     }
 
-    /// Maximum number of entries in a valid chain; a longer chain is circular.
+    /// Returns the maximum number of entries in a valid chain; a longer chain is circular.
     pub(super) fn chain_limit(&self) -> Result<u64> {
         Ok(self.keys()?.saturating_add(1))
     }

@@ -89,7 +89,7 @@ impl Read {
         *all.entry(survivor.to_owned()).or_default() += bytes;
     }
 
-    /// Bytes read, by survivor name; survivors that have read nothing are absent.
+    /// Returns the bytes read, by survivor name; survivors that have read nothing are absent.
     pub(super) fn all(&self) -> BTreeMap<String, u64> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.clone()

@@ -148,7 +148,7 @@ mod tests {
 
     use super::*;
 
-    /// One of each command. A new command must be added here, or this code does not compile.
+    /// Returns one of each command. A new command must be added here, or this code does not compile.
     fn all() -> Vec<Command> {
         let instance = || "web".to_owned();
         let wanted = "morphed".to_owned();

@@ -130,7 +130,7 @@ impl Draft {
         }
     }
 
-    /// This event with details.
+    /// Returns this event with details.
     #[must_use]
     pub fn with(mut self, detail: serde_json::Value) -> Self {
         self.detail = detail;

@@ -59,7 +59,7 @@ pub struct Journal {
 
 /// A test's model of the disk.
 pub trait Pace {
-    /// Duration of the next transaction.
+    /// Returns the duration of the next transaction.
     fn delay(&mut self) -> Duration;
     /// Returns whether the next transaction fails; then nothing of it is written.
     fn fails(&mut self) -> bool;
@@ -133,7 +133,7 @@ pub struct GetFailure;
 /// Maximum wait for the answer to [`GetFailure`]: the journal's thread may wait for the disk.
 const STATUS_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Why the journal cannot be written, as far as known; `None` if it can.
+/// Returns why the journal cannot be written, as far as known; `None` if it can.
 pub async fn failure(journal: &Addr<Journal>) -> Option<String> {
     match tokio::time::timeout(STATUS_TIMEOUT, journal.send(GetFailure)).await {
         Ok(Ok(failure)) => failure.map(|error| error.to_string()),

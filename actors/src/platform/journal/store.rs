@@ -280,7 +280,7 @@ impl Store {
     }
 }
 
-/// Why the state directory `dir` is unusable.
+/// Returns why the state directory `dir` is unusable.
 fn not_usable(dir: &Path, refusal: Refusal) -> JournalError {
     match refusal {
         Refusal::System { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
@@ -434,7 +434,7 @@ fn json<T: Serialize>(row: &T) -> Result<String, JournalError> {
     })
 }
 
-/// SQLite's integers are signed; the ids are counters that start at 1.
+/// Converts an id to SQLite's signed integers; the ids are counters that start at 1.
 fn signed(id: u64) -> i64 {
     i64::try_from(id).unwrap_or(i64::MAX)
 }

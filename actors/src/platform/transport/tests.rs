@@ -102,7 +102,7 @@ fn listen(path: &Path) -> mpsc::Receiver<Connection> {
     kmp_transport::server::serve(listener, hello(PeerRole::Instance), |_: &str| ())
 }
 
-/// An instance that defers each request `put_offs` times before it answers.
+/// Runs an instance that defers each request `put_offs` times before it answers.
 fn serve(path: &Path, put_offs: usize) {
     let mut connections = listen(path);
     actix::spawn(async move {
@@ -124,8 +124,8 @@ fn serve(path: &Path, put_offs: usize) {
     });
 }
 
-/// A survivor that defers the first message, and hangs up on demand. Sends the recovery of each
-/// message and the number of its connection to the test.
+/// Runs a survivor that defers the first message, and hangs up on demand. Sends the recovery of
+/// each message and the number of its connection to the test.
 async fn survive(
     path: std::path::PathBuf,
     heard: mpsc::UnboundedSender<(usize, u64)>,
@@ -263,7 +263,7 @@ async fn a_survivor_is_owed_the_newest_topology_until_it_has_answered_it() {
     }
 }
 
-/// A survivor that passes each message to the test, and answers when the test allows it.
+/// Runs a survivor that passes each message to the test, and answers when the test allows it.
 async fn listen_slowly(
     path: std::path::PathBuf,
     heard: mpsc::UnboundedSender<u64>,
@@ -369,7 +369,7 @@ fn each_wait_is_what_was_asked_for_and_a_part_that_doubles() {
     assert_eq!(retry_wait(Duration::MAX, 1, 1023), RETRY_MAX);
 }
 
-/// An instance that gives this answer to each request on its control channel.
+/// Runs an instance that gives this answer to each request on its control channel.
 fn answer_all(path: &Path, answer: Kmp) {
     let mut connections = listen(path);
     actix::spawn(async move {

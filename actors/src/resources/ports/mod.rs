@@ -134,7 +134,7 @@ pub fn listener_name(port: u16) -> String {
     format!("port-{port}")
 }
 
-/// Why a port cannot be published, with the next step.
+/// Returns why a port cannot be published, with the next step.
 fn refused(wanted: SocketAddr, error: &io::Error) -> Failure {
     let text = format!("publishing {wanted}: {error}");
     match error.kind() {
@@ -273,7 +273,7 @@ impl Publisher {
         (!missing.is_empty()).then(|| missing.join(", "))
     }
 
-    /// Listening duplicates for a new generation.
+    /// Returns listening duplicates for a new generation.
     ///
     /// # Errors
     /// When a port is missing, or descriptors run out: a generation needs all its sockets.

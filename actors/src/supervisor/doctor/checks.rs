@@ -286,8 +286,8 @@ fn read(path: &Path, level: u32) -> Result<Read, String> {
     })
 }
 
-/// What is missing in a vmcore of a panicked kernel: the pages left out at `level`, the use of its pages, or the
-/// positions of its CPUs.
+/// Returns the first gap in the vmcore of a panicked kernel: the pages left out at `level`, the use of its
+/// pages, or the positions of its CPUs.
 fn unread(report: &Report, level: u32) -> Option<String> {
     let problems = || report.problems.join("; ");
     if report.memory.kinds.is_none() {

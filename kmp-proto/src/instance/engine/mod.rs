@@ -202,7 +202,7 @@ impl Engine {
         }
     }
 
-    /// Why the instance rests, or is about to rest.
+    /// Returns why the instance rests, or is about to rest.
     pub fn rests_because(&self) -> Option<String> {
         match &self.state {
             State::Idle(Idle::Resting(_)) => self.reason.clone(),

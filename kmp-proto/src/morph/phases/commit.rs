@@ -117,7 +117,7 @@ impl Morph<Recording> {
         })
     }
 
-    /// Records that the commit record could not be written. Also returns the failure of the source in the meantime, if any.
+    /// Records that the commit record could not be written. Also returns a failure of the source in the meantime.
     pub(in crate::morph) fn not_recorded(self) -> (Pair, Option<SourceFailure>) {
         (self.pair, self.phase.source_died.map(SourceFailure::Died))
     }

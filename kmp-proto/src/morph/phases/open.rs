@@ -278,7 +278,7 @@ impl Morph<Committable> {
 }
 
 impl Transfer {
-    /// Expected duration of the last round at this time.
+    /// Returns the expected duration of the last round at this time.
     fn last_round(&self) -> Duration {
         if self.dirty_bytes == 0 {
             return Duration::ZERO;

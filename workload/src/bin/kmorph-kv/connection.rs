@@ -33,7 +33,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// `id: u64 | closing: u8 | name`, the form for the handover.
+    /// Returns `id: u64 | closing: u8 | name`, the form for the handover.
     fn encode(&self) -> Vec<u8> {
         let mut bytes = self.id.to_le_bytes().to_vec();
         bytes.push(u8::from(self.closing));

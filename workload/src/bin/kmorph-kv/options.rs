@@ -80,7 +80,7 @@ fn default_memory(allowed: Option<&str>) -> u64 {
     bytes / 4096 * 4096
 }
 
-/// Memory for one command, in bytes; unlimited if the environment sets no limit.
+/// Returns the memory for one command, in bytes; unlimited if the environment sets no limit.
 fn room(allowed: Option<&str>) -> usize {
     let allowed = allowed.and_then(|text| text.parse::<u64>().ok());
     let share = allowed.filter(|bytes| *bytes > 0);
