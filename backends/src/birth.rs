@@ -15,7 +15,7 @@ use tokio::net::unix::pipe::Receiver;
 use crate::contract::{Containment, ProcessId};
 use crate::process::Stat;
 
-/// The lowest tag: a run time in microseconds that no process reaches (146,000 years).
+/// Minimum tag: a run time in microseconds that no process reaches (146,000 years).
 const TAG_MIN: u64 = 1 << 62;
 /// Maximum time from the start of a process to its birth, which takes milliseconds unless the disk with the
 /// run directories stalls.

@@ -37,7 +37,7 @@ fn number(value: &Bound<'_, PyAny>, bits: u32) -> PyResult<u64> {
 
 impl Item for u32 {
     fn read(value: &Bound<'_, PyAny>) -> PyResult<Self> {
-        // It is below 2^32, as checked above.
+        // The number is below 2^32, as checked above.
         Ok(u32::try_from(number(value, 32)?).unwrap_or(u32::MAX))
     }
 }

@@ -305,7 +305,7 @@ async fn begin_into(
     let gone = || CaptureError::Memory("nothing of it is left".to_owned());
     let placement = row.placement().ok_or_else(gone)?;
     let memory = match target.is_complete().await {
-        // It was captured before its memory was released.
+        // The generation was captured already, before its memory was released.
         true => Vec::new(),
         false => {
             let map = captures

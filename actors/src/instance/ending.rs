@@ -70,7 +70,7 @@ impl Instance {
         let work = async move {
             let (operation, ended) = end(&services, ending, operation).await;
             match (&ended, operation) {
-                // It has waited long enough and has its result.
+                // The operation has timed out and has its result.
                 (_, None) => {}
                 (Ok(()), Some(operation)) => operation.succeed(None),
                 (Err(reason), Some(operation)) => {

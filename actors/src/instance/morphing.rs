@@ -108,7 +108,7 @@ impl Handler<Planned> for Instance {
     fn handle(&mut self, planned: Planned, ctx: &mut Self::Context) -> Self::Result {
         let refused = match self.engine.may(Request::Morph) {
             Err(doing) => Some(self.busy("morphed", doing)),
-            // It was another generation when the morph was planned.
+            // The morph was planned for another generation.
             Ok(()) if planned.plan.source.generation != self.generation.generation => {
                 Some(self.busy("morphed", Doing::Recovering))
             }

@@ -21,7 +21,7 @@ impl Handler<RecoveryGranted> for Instance {
 
     fn handle(&mut self, _: RecoveryGranted, ctx: &mut Self::Context) {
         if let Answer::Refused { .. } = self.tell(Event::Granted, ctx) {
-            // Other work has taken its place.
+            // The instance no longer needs the recovery: other work has begun.
             self.return_grant();
         }
     }

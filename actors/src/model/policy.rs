@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Shortest heartbeat timeout, seconds.
+/// Minimum heartbeat timeout, seconds.
 pub const POLICY_MIN_HEARTBEAT_S: f64 = 0.1;
 /// Maximum of every timeout, seconds.
 pub const POLICY_MAX_TIMEOUT_S: f64 = 3600.0;

@@ -260,7 +260,7 @@ impl MorphSession {
     ) -> Result<(), (Option<Handle>, Stage)> {
         let under_way = self.operation.as_ref().and_then(Handle::snapshot);
         if under_way.is_some_and(|under_way| under_way.kind == OperationKind::MorphRollback) {
-            // It ends together with the operation under way.
+            // The morph ends with the operation under way.
             return Err((operation, self.engine.stage()));
         }
         let (from, name) = (self.engine.stage().as_str(), request.name());

@@ -128,7 +128,7 @@ pub async fn withdraw(means: &Means, plan: MorphPlan, operation: String, error: 
     refused.status.reason = Some(error.message.clone());
     let ended = Record(vec![Change::Morph(Box::new(refused))]);
     means.platform.journal.do_send(ended);
-    // It never started.
+    // The target never started.
     means.generations.end_unowned(plan.target).await;
 }
 

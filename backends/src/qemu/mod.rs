@@ -233,7 +233,7 @@ impl QemuBackend {
         match start::pin_vcpus(&directory, &cpus).await {
             Ok(()) => Ok(()),
             Err(source) => {
-                // It may have ended instead: then its output is the reason.
+                // QEMU may have ended instead: then its output is the reason.
                 qemu.wait_for(&process, run_dir::COMMANDS).await?;
                 let said = console::tail(&directory.join(run_dir::QEMU_LOG));
                 Err(SpawnError::System {

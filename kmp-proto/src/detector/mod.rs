@@ -63,7 +63,7 @@ const LAG_MAX_TIMEOUTS: u32 = 10;
 pub const LAG_MIN: Duration = Duration::from_millis(5);
 /// Maximum number of consecutive verdicts that are postponed because their tick was late.
 const LATE_TICKS_MAX: u32 = 8;
-/// Number of consecutive reconnections without an answer to a probe that still count as signs of
+/// Maximum number of consecutive reconnections without an answer to a probe that still count as signs of
 /// life.
 const FLAPS_MAX: u32 = 3;
 /// Number of silent intervals that make a suspicion.

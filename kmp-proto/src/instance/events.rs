@@ -104,7 +104,7 @@ pub enum Doing {
     Morphing,
     /// A capture is under way.
     Capturing,
-    /// It is being terminated.
+    /// A termination is under way.
     Terminating,
 }
 

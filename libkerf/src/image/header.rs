@@ -32,7 +32,7 @@ pub(super) const VERSION_MAX_BYTES: usize = 1024;
 /// Maximum length of a release, in bytes. Linux itself has at most 64 (`__NEW_UTS_LEN`).
 const RELEASE_MAX_BYTES: usize = 255;
 
-/// Number of bytes of an image that [`release`] reads: the header, and the version at its farthest position.
+/// Maximum number of bytes of an image that [`release`] reads: the header, and the version at its farthest position.
 pub const HEAD_MAX_BYTES: usize = VERSION_BASE + u16::MAX as usize + VERSION_MAX_BYTES;
 
 /// Why an image is not a bootable bzImage.

@@ -168,7 +168,7 @@ fn take_over(file: File, path: &Path) -> Result<Flock<File>, LockError> {
         Err((_, error)) => return Err(io(error.into())),
     };
     if !is_in_place(&file, path) {
-        // It was released between opening and locking.
+        // The lock was released between the open and the lock.
         return Err(held(path, String::new()));
     }
     if !text_of(&mut file).starts_with(MARK) {

@@ -5,7 +5,7 @@ use crate::dump::Cpu;
 use crate::kernel::symbols::Symbols;
 use crate::kernel::{Kernel, START_KERNEL_MAP};
 
-/// Number of bytes of a stack to search: the kernel's stacks have 16 KiB.
+/// Maximum number of bytes of a stack to search: the kernel's stacks have 16 KiB.
 const STACK_MAX_BYTES: usize = 16 << 10;
 /// Maximum number of CPUs whose stack is searched: hostile notes have thousands.
 const STACKS_MAX: usize = 512;

@@ -24,9 +24,9 @@ use std::time::Duration;
 use super::chunks::CHUNK_PAGES;
 use crate::memory::{PAGE, PAGE_BYTES, PhysRange};
 
-/// Number of chunks that are ready for helpers.
+/// Maximum number of chunks that are ready for helpers.
 pub(super) const OFFERED_MAX: usize = 4;
-/// Number of helpers that may fail to read a chunk before it is given up.
+/// Maximum number of helpers that may fail to read a chunk before the writer gives it up.
 const TRIES_MAX: u32 = 2;
 /// Interval at which a waiting thread checks for a stop.
 const STOP_INTERVAL: Duration = Duration::from_millis(100);

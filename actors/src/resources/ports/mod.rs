@@ -34,7 +34,7 @@ pub use served::Ports;
 /// Maximum number of published ports of one instance.
 pub const PORTS_MAX: usize = 16;
 
-/// Number of attempts when the kernel chooses a port.
+/// Maximum number of attempts when the kernel chooses a port.
 const CHOICES_MAX: u32 = 16;
 
 /// The sockets, by instance.
