@@ -310,7 +310,7 @@ impl Events {
 
 impl Drop for Events {
     fn drop(&mut self) {
-        // This fails if the daemon has ended the stream already.
+        // The call fails if the daemon has ended the stream already.
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 }

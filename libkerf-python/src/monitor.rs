@@ -155,7 +155,7 @@ impl Monitor {
     /// Closes the monitor. A thread that waits for an event sees the end.
     fn close(&self) {
         self.closed.store(true, Ordering::Release);
-        // This fails if the daemon has ended the stream already.
+        // The call fails if the daemon has ended the stream already.
         let _ = self.handle.shutdown(Shutdown::Both);
     }
 

@@ -103,7 +103,7 @@ pub(super) fn serve(listener: StdListener, api: Api) -> std::io::Result<Handle> 
         arbiter,
     };
     handle.arbiter.spawn_fn(move || {
-        // This fails only outside of a runtime.
+        // The conversion fails only outside of a runtime.
         if let Ok(listener) = UnixListener::from_std(listener) {
             actix::spawn(run(listener, seats, api, stopped));
         }

@@ -61,7 +61,7 @@ impl Instance {
     /// Makes the ports refuse connections, because the instance rests and no successor will answer. If a process of
     /// the instance may still serve and has the sockets itself, it keeps them.
     pub(super) fn close_unserved_ports(&mut self, ctx: &mut Context<Self>) {
-        // Its fence was not confirmed: the end of the hold must not cut off a process that may still serve.
+        // The fence was not confirmed: the end of the hold must not cut off a process that may still serve.
         if self.engine.condition() == Condition::OperatorActionNeeded
             && let Some(hold) = self.port_hold.take()
         {

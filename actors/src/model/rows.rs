@@ -166,7 +166,8 @@ pub struct GenerationRow {
     /// A capture of its memory froze it, or was about to. The next daemon resumes it.
     #[serde(default)]
     pub frozen: bool,
-    /// The boot id of its first HELLO. The journal keeps what [`Change::Booted`](crate::platform::journal::Change::Booted) wrote: no other change of the row
+    /// The boot id of its first HELLO. The journal keeps the value that
+    /// [`Change::Booted`](crate::platform::journal::Change::Booted) wrote: no other change of the row touches it.
     /// touches it.
     #[serde(default)]
     pub boot_id: Option<[u8; 16]>,

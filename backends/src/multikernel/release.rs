@@ -67,7 +67,7 @@ impl Slots {
         let _one = self.changing();
         let handed = match successor.map(|successor| self.hand_over(name, mark, successor)) {
             None => Ok(false),
-            // It no longer exists, and another program has created one with its name.
+            // The kernel instance no longer exists, and another program has created one with its name.
             Some(Err(TakeError::NotOurs)) => Ok(true),
             // The devices can be handed over later.
             Some(Err(error @ TakeError::Apply(ApplyError::Locked(_)))) => return Err(error),

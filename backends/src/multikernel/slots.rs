@@ -98,7 +98,7 @@ impl Mark {
 
     /// Adds the mark to a record.
     pub(super) fn put(&self, record: &mut Record) {
-        // Its fields are text and numbers, which always serialize.
+        // The mark's fields are text and numbers, which always serialize.
         if let Ok(value) = serde_json::to_value(self) {
             record.other.insert(KEY.to_owned(), value);
         }

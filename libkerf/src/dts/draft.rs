@@ -142,7 +142,7 @@ impl<'a> Drafts<'a> {
         if let Some(child) = self.children.get(&(parent, name)).copied() {
             let draft = &mut self.nodes[child];
             if draft.within != within {
-                // Its contents were deleted with it.
+                // The deletion included the node's contents.
                 draft.life += 1;
                 draft.within = within;
             }

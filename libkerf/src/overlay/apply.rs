@@ -90,7 +90,7 @@ impl State {
         }
         let node = instance.numa_nodes.first().copied();
         self.check_free_memory(u128::from(instance.memory_bytes), node, spot);
-        // Its location is unknown until the kernel has placed it.
+        // The location of the memory is unknown until the kernel has placed it.
         instance.memory_base = None;
         instance.regions.clear();
         self.system.instances.push(instance);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! spawn ─▶ healthy ─▶ policy `required` ─▶ panic ─▶ verdict, fence, capture, respawn ─▶ the vmcore is read ─▶ reported
-//!   └──────────────────────── on any failure ──────────────────────────────────────────────▶ terminated, vmcores removed
+//!   └──────────────────────── on any failure ──────────────────────────────────────────▶ terminated, vmcores removed
 //! ```
 //!
 //! The instance is an ordinary one and is treated like any other, except that it is thrown away: by this test, or by
