@@ -129,7 +129,7 @@ pub(crate) fn of_file(file: &dyn Bytes, note: u64) -> Result<u32, DumpError> {
         bytes::read(file, at, part, "the file")?;
         let end = at + part.len() as u64;
         if note < end && note_end > at {
-            // Both offsets are within the part.
+            // `from` and `upto` are within the part.
             let from = usize::try_from(note.saturating_sub(at)).unwrap_or(0);
             let upto = usize::try_from(note_end.min(end) - at).unwrap_or(0);
             part[from..upto].fill(0);

@@ -168,7 +168,6 @@ pub struct GenerationRow {
     pub frozen: bool,
     /// The boot id of its first HELLO. The journal keeps the value that
     /// [`Change::Booted`](crate::platform::journal::Change::Booted) wrote: no other change of the row touches it.
-    /// touches it.
     #[serde(default)]
     pub boot_id: Option<[u8; 16]>,
 }
